@@ -1,0 +1,278 @@
+"""The project's exceptions, finding codes and exit codes.
+
+A *problem* is what a decoder sees in the bytes it was given: it knows neither file nor recording. A *finding* is
+a problem with its place. Every code stands once, in `CODES`, with its severity, its meaning and its remedy;
+``docs/findings.md`` is held against this table by a test.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = [
+    "CODES",
+    "CodeInfo",
+    "DataError",
+    "EnvironmentFault",
+    "ExitCode",
+    "Finding",
+    "OmnigesError",
+    "Problem",
+    "RecordingFault",
+    "UsageFault",
+]
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of every command; they are a contract (docs/commands.md)."""
+
+    OK = 0
+    FINDINGS = 1
+    USAGE = 2
+    ENVIRONMENT = 3
+    STOPPED = 75
+    INTERRUPTED = 130
+
+
+class OmnigesError(Exception):
+    """Base of the errors a user can cause; its text is one line: what, where, expected, found, what to do."""
+
+    exit_code = ExitCode.FINDINGS
+
+
+class DataError(OmnigesError):
+    """Input or shard data is not what the contract says (exit 1)."""
+
+    exit_code = ExitCode.FINDINGS
+
+
+class UsageFault(OmnigesError):
+    """The command's words cannot be carried out as given (exit 2)."""
+
+    exit_code = ExitCode.USAGE
+
+
+class EnvironmentFault(OmnigesError):
+    """The machine is in the way: disk full, no permission, a package missing (exit 3)."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+Severity = Literal["rejected", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeInfo:
+    """What a finding code means and what a person does about it."""
+
+    severity: Severity
+    meaning: str
+    remedy: str
+
+
+def _rejected(meaning: str, remedy: str) -> CodeInfo:
+    return CodeInfo("rejected", meaning, remedy)
+
+
+def _note(meaning: str, remedy: str) -> CodeInfo:
+    return CodeInfo("note", meaning, remedy)
+
+
+CODES: dict[str, CodeInfo] = {
+    # --- pairing and paths
+    "missing-audio": _rejected(
+        "no WAV file has this stem", "add the WAV, or leave the recording out with --include"
+    ),
+    "missing-gesture": _rejected(
+        "no NPZ file has this stem", "add the NPZ, or leave the recording out with --include"
+    ),
+    "missing-text": _rejected(
+        "no TextGrid has this stem", "add the TextGrid, or leave the recording out with --include"
+    ),
+    "duplicate-stem": _rejected(
+        "several files of one modality have this stem, so none can be trusted", "keep one copy under --root"
+    ),
+    "path-outside-root": _rejected(
+        "a link leads out of the root folder, where nothing is read",
+        "copy the file in, or name its folder with --allow-root",
+    ),
+    "file-too-large": _rejected("the file is larger than any recording", "check where the file comes from"),
+    "file-unreadable": _rejected(
+        "the operating system refused to read the file", "check permissions and the disk"
+    ),
+    "stem-too-long": _rejected(
+        "the stem does not fit into a tar member name", "shorten the file names of the recording"
+    ),
+    "stem-not-utf8": _rejected("the file name is not valid UTF-8", "rename the file"),
+    "stem-outside-grammar": _note(
+        "the stem is not <speaker>_<name>_<rec>_<start>_<end>, so speaker, language, scenario and emotion are null",
+        "rename the files if those fields matter",
+    ),
+    "speaker-folder-mismatch": _note(
+        "the folder names another speaker than the stem; the stem was believed", "move or rename the file"
+    ),
+    # --- splits
+    "split-conflict": _rejected("the split list gives this id two different splits", "keep one row per id"),
+    "split-unknown": _rejected(
+        "the split list gives this id a split that is not train, val, test or additional", "correct the row"
+    ),
+    "split-inferred": _note(
+        "no split list names this recording, so a hash of its stem chose between train and val",
+        "name it in a split list",
+    ),
+    "split-id-invalid": _note(
+        "the split list holds an id that is no file stem; the row was ignored", "correct the row"
+    ),
+    "split-id-not-on-disk": _note(
+        "the split list names recordings that are not on disk", "add them, or ignore this"
+    ),
+    "no-train-samples": _note(
+        "no recording of the train split was converted: statistics and tokenizer are empty",
+        "put recordings into the train split with --split-csv before training",
+    ),
+    # --- audio
+    "wav-empty": _rejected("the file holds no audio samples", "export the recording again"),
+    "wav-not-riff": _rejected("the file is not a RIFF WAVE file", "convert it to 16 kHz mono PCM WAV"),
+    "wav-damaged-header": _rejected("the WAV header contradicts itself", "export the recording again"),
+    "wav-truncated": _rejected("the header promises more audio than the file holds", "copy the file again"),
+    "wav-unsupported-encoding": _rejected(
+        "only PCM of 16, 24 or 32 bits and float of 32 or 64 bits are read",
+        "convert it to 16 kHz mono PCM WAV",
+    ),
+    "wav-not-finite": _rejected("the audio holds NaN or infinite samples", "export the recording again"),
+    "wav-silent": _rejected("every audio sample has the same value", "export the recording again"),
+    "wav-streamed-header": _note(
+        "the header was written to a pipe and gives no length; all bytes to the end of the file were taken as audio",
+        "nothing, if the audio length is right",
+    ),
+    "audio-resampled": _note("the audio was resampled to 16 kHz", "nothing"),
+    "audio-mixed-down": _note("the audio channels were averaged to mono", "nothing"),
+    # --- motion
+    "npz-not-zip": _rejected("the file is not a complete NPZ archive", "copy or export the file again"),
+    "npz-damaged": _rejected("a member of the NPZ is damaged", "copy or export the file again"),
+    "npz-too-large": _rejected(
+        "the NPZ claims more data than any recording holds", "check where the file comes from"
+    ),
+    "npz-missing-key": _rejected("a needed array is not in the NPZ", "export the recording in BEAT2 form"),
+    "npz-object-array": _rejected(
+        "a needed array holds pickled Python objects, which are never loaded", "save plain numeric arrays"
+    ),
+    "npz-wrong-dtype": _rejected(
+        "a needed array does not hold real numbers", "save float32 or float64 arrays"
+    ),
+    "npz-wrong-shape": _rejected(
+        "a needed array has another shape than BEAT2 gives it", "export full SMPL-X motion"
+    ),
+    "npz-unequal-lengths": _rejected(
+        "the motion arrays differ in their number of frames", "export the recording again"
+    ),
+    "npz-no-frames": _rejected("the motion has no frames", "export the recording again"),
+    "npz-not-finite": _rejected(
+        "the motion holds NaN or infinite values", "repair or leave out the recording"
+    ),
+    "npz-out-of-range": _rejected(
+        "the motion holds values no recording has", "check units: radians and metres"
+    ),
+    "npz-frame-rate": _rejected(
+        "the frame rate is not a whole multiple of 30 per second", "resample the motion to 30 fps"
+    ),
+    "npz-not-y-up": _rejected("the body does not stand along +y", "rotate the world so that y points up"),
+    "motion-decimated": _note("frames were dropped to come down to 30 per second", "nothing"),
+    "betas-extended": _note("fewer than 300 shape coefficients were given; zeros were appended", "nothing"),
+    # --- text
+    "textgrid-empty": _rejected("the TextGrid file is empty", "run the aligner again"),
+    "textgrid-too-large": _rejected(
+        "the TextGrid is larger than any alignment", "check where the file comes from"
+    ),
+    "textgrid-encoding": _rejected("the TextGrid is neither UTF-8 nor UTF-16", "save it as UTF-8 in Praat"),
+    "textgrid-syntax": _rejected(
+        "the text is not a TextGrid that praatio can parse", "open and save it in Praat"
+    ),
+    "textgrid-no-word-tier": _rejected("there is no tier of words", "name the tier with --word-tier"),
+    "textgrid-no-words": _rejected(
+        "the word tier holds no words inside the recording", "run the aligner again"
+    ),
+    "textgrid-bad-interval": _rejected(
+        "an interval starts before zero or ends before it starts", "correct it in Praat"
+    ),
+    "textgrid-overlap": _rejected("two intervals of the word tier overlap", "correct it in Praat"),
+    "textgrid-length-mismatch": _note(
+        "the TextGrid is much longer or shorter than the clip", "check that it belongs here"
+    ),
+    "words-clipped": _note("words that ran past the end of the clip were shortened or dropped", "nothing"),
+    "words-zero-length": _note("words without duration were dropped", "nothing"),
+    "sem-invalid": _note("the semantic annotation could not be read and was left out", "correct the file"),
+    # --- the recording as a whole
+    "length-mismatch": _rejected(
+        "audio and motion differ in length by more than --max-length-mismatch",
+        "check the pair, or raise the limit",
+    ),
+    "clip-too-short": _rejected("the common length is below one tick of 0.1 s", "leave the recording out"),
+    "length-cut": _note("audio or motion was cut by over 0.1 s to the common length", "nothing"),
+    "internal-error": _rejected(
+        "the converter failed on this recording in a way it should not", "report it with the file"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong or remarkable in some bytes: a code of `CODES`, what was found, what was expected."""
+
+    code: str
+    found: str
+    expected: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a code that the table does not explain."""
+        if self.code not in CODES:
+            raise KeyError(self.code)
+
+    @property
+    def severity(self) -> Severity:
+        """``rejected`` or ``note``."""
+        return CODES[self.code].severity
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem with its place: recording (None for the data set as a whole) and file relative to the root."""
+
+    problem: Problem
+    stem: str | None = None
+    file: str | None = None
+
+    @property
+    def sort_key(self) -> tuple[str, ...]:
+        """Total order of a report: by recording, severity, code, file, text."""
+        p = self.problem
+        return (self.stem or "", p.severity, p.code, self.file or "", p.found, p.expected)
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of report.jsonl."""
+        info = CODES[self.problem.code]
+        return {
+            "code": self.problem.code,
+            "severity": info.severity,
+            "stem": self.stem,
+            "file": self.file,
+            "found": self.problem.found,
+            "expected": self.problem.expected,
+            "meaning": info.meaning,
+            "remedy": info.remedy,
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Finding:
+        """The inverse of `as_json`."""
+        return cls(Problem(row["code"], row["found"], row["expected"]), row["stem"], row["file"])
+
+
+class RecordingFault(Exception):
+    """A recording cannot be used; raised by decoders and features, turned into a finding by the pipeline."""
+
+    def __init__(self, code: str, found: str, expected: str = "") -> None:
+        super().__init__(f"{code}: {found}" + (f" (expected {expected})" if expected else ""))
+        self.problem = Problem(code, found, expected)

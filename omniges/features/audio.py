@@ -1,0 +1,196 @@
+"""Waveform to the log-mel of AudioLDM2, with librosa's filters.
+
+16 kHz mono, n_fft = win = 1024, hop 160, periodic Hann, centred with reflect padding, magnitude (power 1), 64 Slaney
+bands of 0–8000 Hz with Slaney normalisation, natural log of max(x, 1e-5). Shape letters: F mel frames, 64 bands.
+
+The transform runs in float32 and is repeated in float64 for the frames whose quietest band lies so far below the
+loudest that rounding could show. The logarithm is correctly rounded, because the C library's differs in its last
+bit between CPUs and shards must not.
+"""
+
+from __future__ import annotations
+
+import decimal
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+
+__all__ = [
+    "LOG_FLOOR",
+    "MEL_BANDS",
+    "N_FFT",
+    "Loudness",
+    "log_correctly_rounded",
+    "log_mel",
+    "loudness_gain",
+    "mel_filterbank",
+    "mix_down",
+    "resample",
+]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Loudness = Literal["none", "peak"]
+
+N_FFT: Final = 1024
+MEL_BANDS: Final = 64
+FMAX_HZ: Final = 8000.0
+LOG_FLOOR: Final = 1e-5
+PEAK_LEVEL: Final = 0.5
+
+_BLOCK_FRAMES = 160  # frames a transform: its temporaries stay in the second-level cache
+_SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 has no room for
+_HALFWAY = 2**28
+_LOG_ULPS = 16  # more than any C library's float64 logarithm is off by
+_FLOAT32_RANGE = (
+    2e-5  # below this ratio of quietest to loudest band, float32 rounding reaches 1e-4 in the log
+)
+
+
+def _hz_from_mel(mel: float) -> float:
+    """Slaney's scale (Auditory Toolbox, 1998): linear to 1 kHz at 200/3 Hz a mel, then 27 mels a factor of 6.4."""
+    if mel < 15.0:
+        return 200.0 / 3.0 * mel
+    return 1000.0 * math.exp(math.log(6.4) / 27.0 * (mel - 15.0))
+
+
+@functools.cache
+def mel_filterbank() -> F64:
+    """Triangular Slaney filters of unit area, (64, 513) float64; equal to ``librosa.filters.mel``.
+
+    Written out because importing librosa's costs two to three seconds in every worker process; a test holds it
+    against librosa.
+    """
+    top_mel = 15.0 + math.log(FMAX_HZ / 1000.0) * 27.0 / math.log(6.4)
+    edges = np.array([_hz_from_mel(top_mel * k / (MEL_BANDS + 1)) for k in range(MEL_BANDS + 2)])
+    bins = np.arange(N_FFT // 2 + 1) * (SAMPLE_RATE_HZ / N_FFT)
+    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising = (bins - lower) / (centre - lower)
+    falling = (upper - bins) / (upper - centre)
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return np.asarray(triangles * (2.0 / (upper - lower)))
+
+
+@functools.cache
+def _analysis(dtype: type[np.floating]) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]]:
+    """Window, sparse filters and transform of one precision."""
+    import scipy.fft  # noqa: PLC0415 - half a second that --help must not pay
+    import scipy.sparse  # noqa: PLC0415
+
+    # Periodic Hann; the cosine is taken once in float64 and rounds to float32 the same on every CPU.
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
+    return window.astype(dtype), scipy.sparse.csr_matrix(mel_filterbank().astype(dtype)), scipy.fft.rfft
+
+
+def _centred_frames(samples: F32, first: int, count: int) -> F32:
+    """Frames centred on samples 160·first, …: a strided view (count, 1024), reflected only where an edge is near."""
+    start = first * HOP_SAMPLES - N_FFT // 2
+    stop = (first + count - 1) * HOP_SAMPLES + N_FFT // 2
+    inside = samples[max(start, 0) : min(stop, len(samples))]
+    if start < 0 or stop > len(samples):
+        # Reflection needs N_FFT / 2 samples behind the edge, so a block near an edge takes them along.
+        reach = samples[max(start - N_FFT, 0) : min(stop + N_FFT, len(samples))]
+        padded = np.pad(reach, N_FFT // 2, mode="reflect")
+        offset = start + N_FFT // 2 - max(start - N_FFT, 0)
+        inside = padded[offset : offset + stop - start]
+    return np.lib.stride_tricks.sliding_window_view(inside, N_FFT)[::HOP_SAMPLES]
+
+
+def _mel_block(frames: npt.NDArray[Any], dtype: type[np.floating]) -> npt.NDArray[Any]:
+    """Mel magnitudes of windowed frames: (n, 1024) to (64, n)."""
+    window, filters, rfft = _analysis(dtype)
+    windowed = np.multiply(frames, window, dtype=dtype)
+    spectrum = rfft(windowed.T, axis=0, overwrite_x=True)
+    parts = spectrum.view(dtype).reshape(*spectrum.shape, 2)
+    np.multiply(parts, parts, out=parts)
+    magnitude = parts[..., 0] + parts[..., 1]
+    np.sqrt(magnitude, out=magnitude)
+    return np.asarray(filters @ magnitude)
+
+
+def log_mel(samples: F32, frames: int) -> F32:
+    """Log-mel of 16 kHz mono audio: (N,) float32 in [−1, 1] to (frames, 64) float32, natural log, floor 1e-5.
+
+    The mel is that of the whole audio; `frames` of it are computed. Raises ValueError if the audio is shorter than
+    half a window, which reflection cannot pad, or than the frames asked for.
+    """
+    if len(samples) <= N_FFT // 2 or frames > 1 + len(samples) // HOP_SAMPLES:
+        raise ValueError(f"{frames} mel frames need more than {len(samples)} samples")
+    mel = np.empty((frames, MEL_BANDS), dtype=np.float32)
+    for start in range(0, frames, _BLOCK_FRAMES):
+        count = min(_BLOCK_FRAMES, frames - start)
+        framed = _centred_frames(samples, start, count)
+        block = _mel_block(framed, np.float32)
+        quietest = np.maximum(block.min(axis=0), LOG_FLOOR)
+        wide = np.flatnonzero(quietest < _FLOAT32_RANGE * block.max(axis=0))
+        if len(wide):
+            block[:, wide] = _mel_block(framed[wide], np.float64)
+        mel[start : start + count] = log_correctly_rounded(np.maximum(block, np.float32(LOG_FLOOR))).T
+    return mel
+
+
+def log_correctly_rounded(values: F32) -> F32:
+    """Natural logarithm of positive float32 values, correctly rounded to float32.
+
+    A float64 logarithm is right to a few of its own last places. Only where those few straddle a rounding boundary
+    of float32 (about once in 10^7) exact decimal arithmetic decides (Ziv 1991).
+    """
+    log = np.log(values, dtype=np.float64)
+    rounded = log.astype(np.float32)
+    # A float64 lies half-way between two float32 when its 29 surplus bits read 1000…0.
+    surplus = log.view(np.int64)
+    surplus -= _HALFWAY - _LOG_ULPS
+    surplus &= _SURPLUS_BITS
+    doubtful = surplus < 2 * _LOG_ULPS
+    if doubtful.any():
+        for index in np.argwhere(doubtful):
+            place = tuple(index)
+            rounded[place] = _log_decimal(float(values[place]))
+    return rounded
+
+
+def _log_decimal(value: float) -> np.float32:
+    """Correctly rounded float32 logarithm of one value, through 60 decimal digits."""
+    with decimal.localcontext() as context:
+        context.prec = 60
+        exact = decimal.Decimal(value).ln()
+        near = np.float32(float(exact))
+        candidates = (np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf)))
+        return min(candidates, key=lambda c: abs(decimal.Decimal(float(c)) - exact))
+
+
+def mix_down(samples: npt.NDArray[np.floating]) -> F32:
+    """Average of the channels: (N, C) to (N,) float32; mono audio passes through."""
+    if samples.ndim == 1:
+        return np.asarray(samples, dtype=np.float32)
+    total = samples[:, 0].astype(np.float64)
+    for channel in range(1, samples.shape[1]):
+        total += samples[:, channel]
+    return np.asarray(total / samples.shape[1], dtype=np.float32)
+
+
+def resample(samples: F32, rate_hz: int) -> F32:
+    """Mono audio of any rate to 16 kHz with soxr's high quality, through librosa; 16 kHz passes through."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return samples
+    import librosa  # noqa: PLC0415 - three seconds that only other rates pay
+
+    converted = librosa.resample(samples, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
+    return np.ascontiguousarray(converted, dtype=np.float32)
+
+
+def loudness_gain(samples: F32, rule: Loudness) -> float:
+    """Factor applied before the mel: 1 for ``none``; for ``peak`` what brings the largest sample to 0.5.
+
+    0.5 is the level AudioLDM2 was trained at. The factor is kept in the sample's metadata, so it can be undone.
+    """
+    if rule == "none":
+        return 1.0
+    peak = float(max(samples.max(), -samples.min()))
+    return PEAK_LEVEL / peak

@@ -1,0 +1,270 @@
+"""SMPL-X motion to the 415 gesture channels and back.
+
+Shape letters: T frames, J joints, D = 415 channels. Angles are radians, lengths metres, time 1/30 s a frame.
+
+Everything is computed in float64 and rounded once to float32. Sine and cosine come from polynomials made of IEEE
+additions and multiplications alone: the C library's own differ in their last bit between CPUs with and without
+fused multiply-add, and shards must not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "BETAS",
+    "EXPRESSIONS",
+    "JAW_EYES_COLUMNS",
+    "JOINT_NAMES",
+    "LAYOUT",
+    "POSE_COLUMNS",
+    "GestureClip",
+    "GestureLayout",
+    "MotionArrays",
+    "gesture_from_motion",
+    "matrix_from_six_d",
+    "motion_from_gesture",
+    "rotvec_from_matrix",
+    "six_d_from_rotvec",
+]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_FINGERS = ("index", "middle", "pinky", "ring", "thumb")
+JOINT_NAMES: Final[tuple[str, ...]] = (
+    *("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle"),
+    *("right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head"),
+    *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+    *("jaw", "left_eye", "right_eye"),
+    *(f"left_{finger}{k}" for finger in _FINGERS for k in (1, 2, 3)),
+    *(f"right_{finger}{k}" for finger in _FINGERS for k in (1, 2, 3)),
+)
+POSE_COLUMNS: Final = 3 * len(JOINT_NAMES)
+EXPRESSIONS: Final = 100
+BETAS: Final = 300
+JAW_EYES_COLUMNS: Final = slice(66, 75)  # of the 165 pose columns: jaw, left eye, right eye
+
+
+class GestureLayout:
+    """The one table of the 415 channels: which columns hold what, and from which SMPL-X joints."""
+
+    upper_joints: ClassVar[tuple[int, ...]] = (3, 6, 9, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
+    hand_joints: ClassVar[tuple[int, ...]] = tuple(range(25, 55))
+    lower_joints: ClassVar[tuple[int, ...]] = (0, 1, 2, 4, 5, 7, 8, 10, 11)
+    upper: ClassVar[slice] = slice(0, 78)
+    hands: ClassVar[slice] = slice(78, 258)
+    lower: ClassVar[slice] = slice(258, 312)
+    rotations: ClassVar[slice] = slice(0, 312)
+    root: ClassVar[slice] = slice(312, 315)
+    face: ClassVar[slice] = slice(315, 415)
+    channels: ClassVar[int] = 415
+
+    @property
+    def joints(self) -> tuple[int, ...]:
+        """The 52 joints in channel order; joint k of them owns channels 6k to 6k+5."""
+        return self.upper_joints + self.hand_joints + self.lower_joints
+
+    def channel_names(self) -> list[str]:
+        """A readable name for each of the 415 channels, such as ``left_wrist.r01`` or ``expression42``."""
+        six = [f"r{row}{col}" for row in (0, 1) for col in (0, 1, 2)]
+        names = [f"{JOINT_NAMES[j]}.{entry}" for j in self.joints for entry in six]
+        return [*names, "root.dx", "root.y", "root.dz", *(f"expression{k}" for k in range(EXPRESSIONS))]
+
+
+LAYOUT: Final = GestureLayout()
+_BLOCK_FRAMES = 128  # a block's float64 temporaries stay inside a 512 KiB cache
+
+
+@dataclass(frozen=True, slots=True)
+class GestureClip:
+    """Gesture arrays of one clip as shards hold them, all float32."""
+
+    gesture: F32  # (T, 415), not normalised
+    jaw_eyes: F32  # (T, 9), axis-angle of jaw, left eye, right eye
+    start_xz: F64  # (2,), x and z of the first frame in metres
+
+
+@dataclass(frozen=True, slots=True)
+class MotionArrays:
+    """SMPL-X motion of one clip in BEAT2's own form."""
+
+    poses: F64  # (T, 165), axis-angle, every angle at most pi
+    expressions: F64  # (T, 100)
+    trans: F64  # (T, 3)
+
+
+def _series(first_factorial: int, terms: int) -> tuple[float, ...]:
+    """Coefficients (−1)^k / (2k + first_factorial)! of an even power series, highest power first."""
+    return tuple((-1) ** k / math.factorial(2 * k + first_factorial) for k in reversed(range(terms)))
+
+
+# With h = angle/2 <= pi/2 and v = h², eleven and twelve terms leave less than 1e-17.
+_SINC = _series(1, 11)
+_COS = _series(0, 12)
+
+
+def _horner(coefficients: tuple[float, ...], v: F64) -> F64:
+    result = v * coefficients[0]
+    result += coefficients[1]
+    for c in coefficients[2:]:
+        result *= v
+        result += c
+    return result
+
+
+def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
+    """Bring rotation vectors longer than pi to the same rotation's vector of at most pi, in place."""
+    far = squared > np.pi**2
+    if not far.any():
+        return squared
+    angle = np.sqrt(squared[far])
+    scale = (angle - 2 * np.pi * np.rint(angle / (2 * np.pi))) / angle
+    for component in (x, y, z):
+        component[far] *= scale
+    return np.asarray(x * x + y * y + z * z)
+
+
+def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
+    """The six entries of rows 0 and 1 of R = I + a K + b K² (Rodrigues), each shaped like x.
+
+    a = sin t / t and b = (1 − cos t)/t², from the half angle: a = s c and b = s²/2 with s = sin h / h, c = cos h.
+    There is no division, so the angle 0 needs no special case.
+    """
+    squared = _wrap_angles(x, y, z, np.asarray(x * x + y * y + z * z))
+    v = squared * 0.25
+    s = _horner(_SINC, v)
+    a = s * _horner(_COS, v)
+    b = s * s
+    b *= 0.5
+    ax, ay, az = a * x, a * y, a * z
+    bx, by, bz = b * x, b * y, b * z
+    xy, xz, yz = bx * y, bx * z, by * z
+    return (
+        1 - (by * y + bz * z),
+        xy - az,
+        xz + ay,
+        xy + az,
+        1 - (bx * x + bz * z),
+        yz - ax,
+    )
+
+
+def six_d_from_rotvec(rotvec: npt.NDArray[np.floating]) -> F64:
+    """Rows 0 and 1 of the rotation matrix, row-major: (..., 3) radians to (..., 6) float64.
+
+    The layout of pytorch3d (Zhou et al. 2019 use two columns instead). Vectors longer than pi are wrapped.
+    """
+    vectors = np.asarray(rotvec, dtype=np.float64)
+    x, y, z = (np.ascontiguousarray(vectors[..., k]) for k in range(3))
+    return np.stack(_six_d_planes(x, y, z), axis=-1)
+
+
+def matrix_from_six_d(six_d: npt.NDArray[np.floating]) -> F64:
+    """Gram–Schmidt on the two rows: (..., 6) to rotation matrices (..., 3, 3) float64.
+
+    Raises ValueError where a row vanishes or both are parallel, for no rotation is meant there.
+    """
+    rows = np.asarray(six_d, dtype=np.float64)
+    first, second = rows[..., :3], rows[..., 3:]
+    length = np.linalg.norm(first, axis=-1, keepdims=True)
+    if not (length > 1e-8).all():
+        raise ValueError("a 6D rotation has a first row of length zero, or is not finite")
+    e0 = first / length
+    rest = second - (e0 * second).sum(axis=-1, keepdims=True) * e0
+    length = np.linalg.norm(rest, axis=-1, keepdims=True)
+    if not (length > 1e-8).all():
+        raise ValueError("a 6D rotation has parallel rows")
+    e1 = rest / length
+    return np.stack([e0, e1, np.cross(e0, e1)], axis=-2)
+
+
+def rotvec_from_matrix(matrix: F64) -> F64:
+    """Axis-angle of rotation matrices: (..., 3, 3) to (..., 3) radians, angle at most pi.
+
+    Through the quaternion whose largest component is found first (Shepperd 1978), so it holds near pi too.
+    """
+    m = np.asarray(matrix, dtype=np.float64)
+    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
+    # Four times the outer product q qᵀ, component order (w, x, y, z): its row with the largest diagonal is exact.
+    outer = np.empty((*m.shape[:-2], 4, 4))
+    outer[..., 0, 0] = 1 + trace
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        outer[..., i + 1, i + 1] = 1 + 2 * m[..., i, i] - trace
+        outer[..., 0, i + 1] = outer[..., i + 1, 0] = m[..., k, j] - m[..., j, k]
+        outer[..., i + 1, j + 1] = outer[..., j + 1, i + 1] = m[..., j, i] + m[..., i, j]
+    best = np.diagonal(outer, axis1=-2, axis2=-1).argmax(axis=-1)
+    quaternion = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
+    quaternion /= np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    quaternion *= np.where(quaternion[..., :1] < 0, -1.0, 1.0)  # the shorter way round
+    sine = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
+    angle = 2 * np.arctan2(sine, quaternion[..., :1])
+    # angle / sine tends to 2 as both go to zero.
+    ratio = np.divide(angle, sine, out=np.full_like(sine, 2.0), where=sine > 1e-12)
+    return np.asarray(quaternion[..., 1:] * ratio)
+
+
+def _root_channels(trans: F64) -> F64:
+    """(dx, y, dz): x and z in metres per frame along world axes, y absolute; the first step is repeated."""
+    root = np.empty_like(trans)
+    root[1:] = trans[1:] - trans[:-1]
+    root[0] = root[1]
+    root[:, 1] = trans[:, 1]
+    return root
+
+
+def gesture_from_motion(
+    poses: npt.NDArray[np.floating], expressions: npt.NDArray[np.floating], trans: npt.NDArray[np.floating]
+) -> GestureClip:
+    """SMPL-X motion to gesture channels: (T, 165), (T, 100), (T, 3) to a `GestureClip` of T frames.
+
+    Needs T >= 2, for the first step of the root is the second one's. Raises ValueError on other shapes.
+    """
+    frames = len(poses)
+    shapes = (poses.shape, expressions.shape, trans.shape)
+    if frames < 2 or shapes != ((frames, POSE_COLUMNS), (frames, EXPRESSIONS), (frames, 3)):
+        raise ValueError(
+            f"motion of T >= 2 frames with 165, 100 and 3 columns expected, found shapes {shapes}"
+        )
+    gesture = np.empty((frames, LAYOUT.channels), dtype=np.float32)
+    joints = np.array(LAYOUT.joints)
+    for start in range(0, frames, _BLOCK_FRAMES):
+        stop = min(start + _BLOCK_FRAMES, frames)
+        columns = np.ascontiguousarray(poses[start:stop].T, dtype=np.float64)
+        planes = _six_d_planes(columns[3 * joints], columns[3 * joints + 1], columns[3 * joints + 2])
+        for entry, plane in enumerate(planes):
+            gesture[start:stop, entry : LAYOUT.rotations.stop : 6] = plane.T
+    positions = np.asarray(trans, dtype=np.float64)
+    gesture[:, LAYOUT.root] = _root_channels(positions)
+    gesture[:, LAYOUT.face] = expressions
+    return GestureClip(
+        gesture=gesture,
+        jaw_eyes=np.ascontiguousarray(poses[:, JAW_EYES_COLUMNS], dtype=np.float32),
+        start_xz=positions[0, [0, 2]],
+    )
+
+
+def motion_from_gesture(clip: GestureClip) -> MotionArrays:
+    """The inverse of `gesture_from_motion`; angles beyond pi come back as the same rotation's shorter vector."""
+    frames = len(clip.gesture)
+    poses = np.zeros((frames, POSE_COLUMNS))
+    six_d = clip.gesture[:, LAYOUT.rotations].reshape(frames, -1, 6)
+    joints = np.array(LAYOUT.joints)
+    for start in range(0, frames, 1024):
+        rotvec = rotvec_from_matrix(matrix_from_six_d(six_d[start : start + 1024]))
+        for k in range(3):
+            poses[start : start + 1024, 3 * joints + k] = rotvec[..., k]
+    poses[:, JAW_EYES_COLUMNS] = clip.jaw_eyes
+    root = clip.gesture[:, LAYOUT.root].astype(np.float64)
+    trans = root.copy()
+    for column, start_m in ((0, clip.start_xz[0]), (2, clip.start_xz[1])):
+        steps = root[:, column]
+        steps[0] = start_m  # the repeated first step is not one
+        trans[:, column] = np.cumsum(steps)
+    return MotionArrays(poses, clip.gesture[:, LAYOUT.face].astype(np.float64), trans)

@@ -1,0 +1,353 @@
+"""One recording to one sample: read, decode, compute features, lay out the tar members.
+
+A pure function of the files' bytes and the settings. Faults of all three files are gathered before the recording is
+rejected, so that a person sees them at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import Finding, Problem, RecordingFault
+from omniges.features import timebase
+from omniges.features.audio import N_FFT, Loudness, log_mel, loudness_gain, mix_down, resample
+from omniges.features.gesture import GestureClip, gesture_from_motion
+from omniges.pipeline.discover import Modality, Recording
+from omniges.recordings.npz import Motion, decode_motion
+from omniges.recordings.semantic import decode_semantic
+from omniges.recordings.textgrid import WordTier, decode_words
+from omniges.recordings.wav import Wav, decode_wav
+from omniges.shards.manifest import ManifestRow, MemberPlace
+from omniges.shards.schema import canonical_json, sha256_hex
+from omniges.shards.statistics import Partial, partial_of
+from omniges.shards.tar import Segment, build_segment, npy_parts
+
+__all__ = ["Cut", "ConvertSettings", "Converted", "Rejected", "convert"]
+
+MAX_FILE_BYTES: Final = 1 << 30
+_CUT_NOTE_S: Final = 0.1
+_TEXTGRID_NOTE_S: Final = 1.0
+
+T = TypeVar("T")
+Pieces = tuple[bytes | memoryview, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertSettings:
+    """What decides the content of a sample; part of the settings hash."""
+
+    loudness: Loudness = "none"
+    keep_audio: bool = False
+    max_length_mismatch_s: float = 5.0
+    word_tier: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Seconds cut from the end of each modality to reach the common length, and words lost or shortened by it."""
+
+    audio_s: float
+    motion_s: float
+    words_dropped: int
+    words_clipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A sample ready for a shard: its row has no shard yet, its offsets count from the segment's start."""
+
+    row: ManifestRow
+    segment: Segment
+    notes: tuple[Finding, ...]
+    partials: tuple[Partial, Partial] | None  # gesture and mel, of train samples
+    words: Counter[str]
+    cut: Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A recording that cannot be used, and every reason found; with the digests of the files that were read."""
+
+    findings: tuple[Finding, ...]
+    sources: dict[str, tuple[str, str]]
+
+
+class _Inputs:
+    """Reads and decodes the files of a recording, keeping digests, notes and faults."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.sources: dict[str, tuple[str, str]] = {}
+        self.faults: list[Finding] = []
+        self.notes: list[Finding] = list(recording.notes)
+
+    def load(self, modality: Modality, decode: Callable[[bytes], T]) -> T | None:
+        """Decode one file, or remember why not."""
+        source = self.recording.files[modality]
+        try:
+            data = _read(Path(source.path))
+            self.sources[modality] = (source.relative, sha256_hex(data))
+            return decode(data)
+        except RecordingFault as fault:
+            self.add(fault.problem, modality)
+            return None
+
+    def add(self, problem: Problem, modality: Modality | None = None) -> None:
+        """File a note or a fault, with its place."""
+        file = self.recording.files[modality].relative if modality else None
+        finding = Finding(problem, self.recording.stem, file)
+        (self.notes if problem.severity == "note" else self.faults).append(finding)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise RecordingFault("file-too-large", f"{size} bytes", f"at most {MAX_FILE_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "error")
+        raise RecordingFault("file-unreadable", f"{error.strerror} ({name})", "a readable file") from error
+
+
+def convert(recording: Recording, settings: ConvertSettings) -> Converted | Rejected:
+    """Convert one recording; what cannot be used comes back as `Rejected`, never as a guess."""
+    inputs = _Inputs(recording)
+    try:
+        return _convert(inputs, settings)
+    except RecordingFault as fault:
+        inputs.add(fault.problem)
+    return Rejected(tuple(inputs.faults), inputs.sources)
+
+
+def _convert(inputs: _Inputs, settings: ConvertSettings) -> Converted | Rejected:
+    motion = inputs.load("npz", decode_motion)
+    wav = inputs.load("wav", decode_wav)
+    tier = inputs.load("textgrid", lambda data: decode_words(data, settings.word_tier))
+    if motion is None or wav is None or tier is None:
+        return Rejected(tuple(inputs.faults), inputs.sources)
+    for modality, decoded in (("npz", motion), ("wav", wav), ("textgrid", tier)):
+        for note in decoded.notes:
+            inputs.add(note, modality)  # type: ignore[arg-type]
+    frames = _common_length(motion, wav, settings)
+    words, words_cut = _clip_words(tier, timebase.seconds_of_frames(frames))
+    cut = Cut(
+        audio_s=round(max(0.0, len(wav.samples) / wav.rate_hz - frames / timebase.FRAME_RATE_HZ), 6),
+        motion_s=round((len(motion.poses) - frames) / timebase.FRAME_RATE_HZ, 6),
+        words_dropped=words_cut[0],
+        words_clipped=words_cut[1],
+    )
+    _note_cuts(inputs, cut, tier, frames)
+    gesture = gesture_from_motion(motion.poses[:frames], motion.expressions[:frames], motion.trans[:frames])
+    audio, samples = _audio_16k(wav, inputs)
+    gain = loudness_gain(samples, settings.loudness)
+    mel = log_mel(samples if gain == 1.0 else samples * np.float32(gain), timebase.mel_frames_for(frames))
+    members = _array_members(gesture, mel, motion)
+    members["words.json"] = (canonical_json(words),)
+    _add_semantic(inputs, members)
+    if settings.keep_audio:
+        member, data = _audio_member(wav, samples)
+        members[member] = data
+    metadata = _metadata(inputs, motion, wav, cut, frames, len(mel), audio | {"gain": gain})
+    return _assemble(inputs, members, metadata, words, gesture, mel, cut)
+
+
+def _common_length(motion: Motion, wav: Wav, settings: ConvertSettings) -> int:
+    """The common number of gesture frames; raises RecordingFault where the lengths do not belong together."""
+    motion_s = len(motion.poses) / timebase.FRAME_RATE_HZ
+    audio_s = len(wav.samples) / wav.rate_hz
+    if abs(motion_s - audio_s) > settings.max_length_mismatch_s:
+        found = f"audio {audio_s:.3f} s, motion {motion_s:.3f} s"
+        raise RecordingFault("length-mismatch", found, f"at most {settings.max_length_mismatch_s:g} s apart")
+    frames = timebase.common_frames(len(motion.poses), len(wav.samples), wav.rate_hz)
+    if frames < timebase.FRAMES_PER_TICK:
+        raise RecordingFault("clip-too-short", f"{frames} frames in common", "at least 3")
+    return frames
+
+
+def _clip_words(tier: WordTier, clip_s: float) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+    """Words inside the clip as words.json holds them, and how many were dropped and shortened."""
+    inside = [word for word in tier.words if word.start < clip_s]
+    clipped = sum(word.end > clip_s for word in inside)
+    if not inside:
+        raise RecordingFault(
+            "textgrid-no-words", f"{len(tier.words)} words, all beyond {clip_s:.3f} s", "words"
+        )
+    rows = [{"word": word.word, "start": word.start, "end": min(word.end, clip_s)} for word in inside]
+    return rows, (len(tier.words) - len(inside), clipped)
+
+
+def _note_cuts(inputs: _Inputs, cut: Cut, tier: WordTier, frames: int) -> None:
+    longer = max(cut.audio_s, cut.motion_s)
+    if longer > _CUT_NOTE_S:
+        which = "audio" if cut.audio_s >= cut.motion_s else "motion"
+        inputs.add(Problem("length-cut", f"{longer:.3f} s of {which} cut"))
+    if cut.words_dropped or cut.words_clipped:
+        found = f"{cut.words_dropped} dropped, {cut.words_clipped} shortened"
+        inputs.add(Problem("words-clipped", found), "textgrid")
+    clip_s = timebase.seconds_of_frames(frames)
+    if abs(tier.xmax_s - clip_s - cut.audio_s) > _TEXTGRID_NOTE_S:
+        found = f"TextGrid {tier.xmax_s:.3f} s, audio {clip_s + cut.audio_s:.3f} s"
+        inputs.add(Problem("textgrid-length-mismatch", found), "textgrid")
+
+
+def _audio_16k(wav: Wav, inputs: _Inputs) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+    """Mono audio at 16 kHz, with what was done to it."""
+    if wav.channels > 1:
+        inputs.add(Problem("audio-mixed-down", f"{wav.channels} channels", "1"), "wav")
+    if wav.rate_hz != timebase.SAMPLE_RATE_HZ:
+        inputs.add(Problem("audio-resampled", f"{wav.rate_hz} Hz", "16000 Hz"), "wav")
+    samples = resample(mix_down(wav.samples), wav.rate_hz)
+    if len(samples) <= N_FFT // 2:
+        raise RecordingFault("clip-too-short", f"{len(samples)} samples at 16 kHz", f"over {N_FFT // 2}")
+    facts = {
+        "encoding": wav.encoding,
+        "rate_hz": wav.rate_hz,
+        "channels": wav.channels,
+        "samples": len(wav.samples),
+        "samples_16k": len(samples),
+    }
+    return facts, samples
+
+
+def _array_members(clip: GestureClip, mel: npt.NDArray[np.float32], motion: Motion) -> dict[str, Pieces]:
+    """The array members; json and words.json hold their places in the contract's order."""
+    return {
+        "json": (),
+        "gesture.npy": npy_parts(clip.gesture),
+        "mel.npy": npy_parts(mel),
+        "words.json": (),
+        "jaw_eyes.npy": npy_parts(clip.jaw_eyes),
+        "betas.npy": npy_parts(np.ascontiguousarray(motion.betas)),
+        "start_xz.npy": npy_parts(clip.start_xz),
+    }
+
+
+def _add_semantic(inputs: _Inputs, members: dict[str, Pieces]) -> None:
+    """Add the semantic annotation where there is one; one that cannot be read is a note."""
+    if "sem" not in inputs.recording.files:
+        return
+    spans = inputs.load("sem", decode_semantic)
+    if spans is not None:
+        rows = [
+            {"name": s.name, "start": s.start, "end": s.end, "score": s.score, "keywords": s.keywords}
+            for s in spans
+        ]
+        members["sem.json"] = (canonical_json(rows),)
+
+
+def _audio_member(wav: Wav, samples: npt.NDArray[np.float32]) -> tuple[str, Pieces]:
+    """The waveform bit-exactly: FLAC for 16 and 24 bit mono sources at 16 kHz, float32 samples for all others."""
+    if wav.pcm is None or wav.rate_hz != timebase.SAMPLE_RATE_HZ:
+        return "audio.npy", npy_parts(np.ascontiguousarray(samples))
+    from omniges.recordings.flac import encode_flac  # noqa: PLC0415 - libsndfile, 0.2 s that most runs do without
+
+    return "flac", (encode_flac(wav.pcm, bits=16 if wav.encoding == "pcm16" else 24),)
+
+
+def _metadata(
+    inputs: _Inputs, motion: Motion, wav: Wav, cut: Cut, frames: int, mel_frames: int, audio: dict[str, Any]
+) -> dict[str, Any]:
+    """What KEY.json says about the sample: identity, provenance, lengths, what was done."""
+    recording = inputs.recording
+    fields = recording.fields
+    return {
+        "key": recording.key,
+        "stem": recording.stem,
+        "split": recording.split,
+        "speaker_id": fields.speaker_id,
+        "speaker": fields.speaker,
+        "language": fields.language,
+        "scenario": fields.scenario,
+        "emotion": fields.emotion,
+        "frames": frames,
+        "mel_frames": mel_frames,
+        "ticks": timebase.ticks_of_frames(frames),
+        "seconds": timebase.seconds_of_frames(frames),
+        "audio": audio,
+        "motion": {
+            "frame_rate_hz": motion.frame_rate_hz,
+            "frame_stride": motion.frame_stride,
+            "frames": motion.source_frames,
+            "key_style": motion.key_style,
+            "betas": motion.betas_columns,
+            "gender": motion.gender,
+            "model": motion.model,
+        },
+        "cut": {
+            "audio_s": cut.audio_s,
+            "motion_s": cut.motion_s,
+            "words_dropped": cut.words_dropped,
+            "words_clipped": cut.words_clipped,
+        },
+        "sources": {
+            name: {"path": path, "sha256": digest} for name, (path, digest) in inputs.sources.items()
+        },
+        "notes": [{"code": n.problem.code, "found": n.problem.found} for n in _sorted(inputs.notes)],
+    }
+
+
+def _sorted(findings: list[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: finding.sort_key)
+
+
+def _assemble(
+    inputs: _Inputs,
+    members: dict[str, Pieces],
+    metadata: dict[str, Any],
+    words: list[dict[str, Any]],
+    gesture: GestureClip,
+    mel: npt.NDArray[np.float32],
+    cut: Cut,
+) -> Converted:
+    members["json"] = (canonical_json(metadata),)
+    recording = inputs.recording
+    segment = build_segment(recording.key, members)
+    places = {
+        member: MemberPlace(segment.data_offsets[member], segment.data_sizes[member], _digest(pieces))
+        for member, pieces in members.items()
+    }
+    row = ManifestRow(
+        key=recording.key,
+        stem=recording.stem,
+        split=recording.split,
+        shard="",
+        frames=metadata["frames"],
+        mel_frames=metadata["mel_frames"],
+        ticks=metadata["ticks"],
+        words=len(words),
+        seconds=metadata["seconds"],
+        speaker_id=metadata["speaker_id"],
+        speaker=metadata["speaker"],
+        language=metadata["language"],
+        scenario=metadata["scenario"],
+        emotion=metadata["emotion"],
+        sources=inputs.sources,
+        notes=tuple(sorted({note.problem.code for note in inputs.notes})),
+        members=places,
+    )
+    train = recording.split == "train"
+    return Converted(
+        row=row,
+        segment=segment,
+        notes=tuple(_sorted(inputs.notes)),
+        partials=(partial_of(gesture.gesture), partial_of(mel)) if train else None,
+        words=Counter(word["word"] for word in words) if train else Counter(),
+        cut=cut,
+    )
+
+
+def _digest(pieces: Pieces) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,397 @@
+"""Find the recordings under a root folder and pair their files by stem.
+
+Layouts: BEAT2's own (``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, one or several under the root
+or one of them as the root) and the older ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``; files flat or
+in folders, extensions in any case. Nothing outside the root is read.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from omniges.errors import Finding, Problem, UsageFault
+from omniges.pipeline.splits import SplitList, parse_split_list, split_by_rule
+from omniges.pipeline.stems import StemFields, parse_stem, speaker_of_folder
+from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem, sha256_hex
+
+__all__ = ["Discovery", "Recording", "Selection", "SourceFile", "discover"]
+
+Modality = Literal["wav", "npz", "textgrid", "sem"]
+NEEDED: Final[tuple[Modality, ...]] = ("wav", "npz", "textgrid")
+SPLIT_LIST: Final = "train_test_split.csv"
+
+_FOLDERS: Final[dict[Modality, tuple[str, ...]]] = {
+    "wav": ("wave16k",),
+    "npz": ("speakers_1234_smplx_neutral_npz", "smplxflame_30"),
+    "textgrid": ("word", "textgrid"),
+    "sem": ("sem",),
+}
+_EXTENSIONS: Final[dict[Modality, str]] = {
+    "wav": ".wav",
+    "npz": ".npz",
+    "textgrid": ".textgrid",
+    "sem": ".txt",
+}
+_MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid": "missing-text"}
+_FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text-dir"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which recordings are wanted and where their files lie; part of the settings hash."""
+
+    wav_dir: str | None = None
+    gesture_dir: str | None = None
+    text_dir: str | None = None
+    speakers: tuple[str, ...] = ()  # ids or names; empty means all
+    languages: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()  # shell patterns of stems
+    splits: tuple[Split, ...] = ()
+
+    def folder_names(self, modality: Modality) -> tuple[str, ...]:
+        """Folder names to try for a modality, a flag's before all."""
+        given = {"wav": self.wav_dir, "npz": self.gesture_dir, "textgrid": self.text_dir}.get(modality)
+        return (given,) if given else _FOLDERS[modality]
+
+    def wants(self, stem: str, fields: StemFields) -> bool:
+        """Whether a stem passes the filters on speaker, language and name."""
+        speaker = {str(fields.speaker_id), fields.speaker}
+        return (
+            (not self.speakers or bool(speaker & set(self.speakers)))
+            and (not self.languages or fields.language in self.languages)
+            and (not self.include or any(fnmatch.fnmatchcase(stem, pattern) for pattern in self.include))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One input file: where it is, and its path relative to the root as reports and provenance give it."""
+
+    path: str
+    relative: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The files of one stem, ready to be converted."""
+
+    stem: str
+    key: str
+    split: Split
+    fields: StemFields
+    files: dict[Modality, SourceFile]
+    notes: tuple[Finding, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of input."""
+        return sum(source.size for source in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What lies under the root: recordings to convert, stems rejected already, and findings about the data set."""
+
+    recordings: tuple[Recording, ...]
+    rejected: Mapping[str, tuple[Finding, ...]]  # stem -> why
+    findings: tuple[Finding, ...]
+    split_source: str  # "split list" or "rule"
+    split_lists: Mapping[str, str]  # relative path -> sha256
+    parts: tuple[str, ...]
+
+    @property
+    def stems(self) -> int:
+        """All discovered stems, the ones without a partner included."""
+        return len(self.recordings) + len(self.rejected)
+
+
+@dataclass(slots=True)
+class _Stem:
+    """All files found under one stem, and what is wrong with it so far."""
+
+    part: _Part
+    files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
+    faults: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One data-set folder: the root itself or a ``beat_*`` folder in it."""
+
+    folder: Path
+    relative: str
+    folders: Mapping[Modality, str]  # the modality folders that exist
+    split_list: SplitList | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """The folders that may be read: the root and those allowed by name, all resolved."""
+
+    allowed: tuple[str, ...]
+
+    def contains(self, resolved: str) -> bool:
+        return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in self.allowed)
+
+
+def discover(
+    root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
+) -> Discovery:
+    """Find and pair all recordings under `root`.
+
+    Raises UsageFault if the root holds no data set or the flags select nothing, DataError for a broken split list.
+    """
+    if not root.is_dir():
+        raise UsageFault(
+            f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there"
+        )
+    bounds = _Bounds(tuple(os.path.realpath(base) for base in (root, *allow_roots)))
+    override = _read_split_list(split_csv, str(split_csv.name)) if split_csv else None
+    parts, hashes = _find_parts(root, selection, bounds, override)
+    stems: dict[str, _Stem] = {}
+    findings: list[Finding] = []
+    for part in parts:
+        _collect(part, root, bounds, stems, findings)
+    if override:
+        findings += override[0].findings
+        hashes = {str(split_csv.name if split_csv else ""): override[1]}
+    findings += _absent_ids(parts, stems, override is not None)
+    recordings, rejected = _judge(stems, selection)
+    if not recordings and not rejected:
+        raise UsageFault(f"--root {root}: {len(stems)} stems found, but none passes the filters given")
+    recordings.sort(key=lambda recording: recording.key)
+    return Discovery(
+        recordings=tuple(recordings),
+        rejected=rejected,
+        findings=tuple(findings),
+        split_source="split list" if hashes else "rule",
+        split_lists=hashes,
+        parts=tuple(part.relative for part in parts),
+    )
+
+
+def _read_split_list(path: Path, name: str) -> tuple[SplitList, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
+    return parse_split_list(data, name), sha256_hex(data)
+
+
+def _find_parts(
+    root: Path, selection: Selection, bounds: _Bounds, override: tuple[SplitList, str] | None
+) -> tuple[list[_Part], dict[str, str]]:
+    candidates = [
+        root,
+        *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir()),
+    ]
+    parts, hashes = [], {}
+    for folder in candidates:
+        folders = {}
+        for modality in _FOLDERS:
+            for name in selection.folder_names(modality):
+                if (folder / name).is_dir():
+                    folders[modality] = name
+                    break
+        if not folders.keys() & set(NEEDED):
+            continue
+        relative = "" if folder == root else folder.name
+        split_list = override[0] if override else None
+        csv_path = folder / SPLIT_LIST
+        if not override and csv_path.is_file() and bounds.contains(os.path.realpath(csv_path)):
+            name = _join(relative, SPLIT_LIST)
+            split_list, hashes[name] = _read_split_list(csv_path, name)
+        parts.append(_Part(folder, relative, folders, split_list))
+    _check_folders(root, selection, parts)
+    return parts, hashes
+
+
+def _check_folders(root: Path, selection: Selection, parts: list[_Part]) -> None:
+    """Refuse a root in which a modality has no folder at all: that is a wrong path, not a thousand bad recordings."""
+    for modality in NEEDED:
+        if not any(modality in part.folders for part in parts):
+            names = " or ".join(selection.folder_names(modality))
+            seen = (
+                ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8])
+                or "no folders"
+            )
+            raise UsageFault(
+                f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
+                f"Name it with {_FLAGS[modality]}"
+            )
+
+
+def _join(*names: str) -> str:
+    return "/".join(name for name in names if name)
+
+
+def _collect(
+    part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], findings: list[Finding]
+) -> None:
+    """Add one part's files to the stems."""
+    for modality, name in part.folders.items():
+        base = _join(part.relative, name)
+        for relative, entry_path in _walk(root, base, bounds, findings):
+            stem, extension = os.path.splitext(os.path.basename(relative))
+            if extension.lower() != _EXTENSIONS[modality] or stem.startswith("."):
+                continue
+            readable = stem.encode("utf-8", "backslashreplace").decode()
+            if modality == "sem" and readable not in stems:
+                continue  # an annotation alone makes no recording
+            entry = stems.setdefault(readable, _Stem(part))
+            shown = relative.encode("utf-8", "backslashreplace").decode()
+            source, problem = _inspect(entry_path, shown, bounds)
+            if problem:
+                entry.faults.append(Finding(problem, readable, shown))
+            if source:
+                entry.files[modality].append(source)
+            if readable != stem:
+                entry.faults.append(Finding(Problem("stem-not-utf8", repr(stem), "UTF-8"), readable, shown))
+            entry.notes += _folder_mismatch(readable, shown, base)
+
+
+def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
+    """All file entries below a folder as (path relative to the root, path), links to folders followed inside bounds."""
+    pending, visited = [base], set()
+    while pending:
+        relative = pending.pop()
+        folder = os.path.join(root, relative)
+        resolved = os.path.realpath(folder)
+        if not bounds.contains(resolved):
+            problem = Problem("path-outside-root", "a link to another folder", "a folder under the root")
+            findings.append(Finding(problem, None, relative))
+            continue
+        if resolved in visited:
+            continue  # a link back up: its files are known already
+        visited.add(resolved)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            findings.append(
+                Finding(Problem("file-unreadable", str(error.strerror), "a folder"), None, relative)
+            )
+            continue
+        for entry in entries:
+            path = _join(relative, entry.name)
+            if entry.is_dir():
+                if not entry.name.startswith("."):
+                    pending.append(path)
+            else:
+                yield path, entry.path
+
+
+def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | None, Problem | None]:
+    """A file's place and size, or why it cannot be used."""
+    resolved = os.path.realpath(path)
+    if not bounds.contains(resolved):
+        return None, Problem("path-outside-root", "a link to a file elsewhere", "a file under the root")
+    try:
+        status = os.stat(resolved)
+    except OSError as error:
+        return None, Problem("file-unreadable", str(error.strerror), "a regular file")
+    if not stat.S_ISREG(status.st_mode):
+        return None, Problem("file-unreadable", "a device, pipe or socket", "a regular file")
+    return SourceFile(resolved, relative, status.st_size), None
+
+
+def _folder_mismatch(stem: str, relative: str, base: str) -> Iterable[Finding]:
+    """A note if the speaker folder a file lies in names another speaker than the stem."""
+    fields = parse_stem(stem)
+    folder = os.path.basename(os.path.dirname(relative))
+    if not fields.known or os.path.dirname(relative) == base:
+        return
+    speaker_id, name = speaker_of_folder(folder)
+    differs_id = speaker_id is not None and speaker_id != fields.speaker_id
+    differs_name = name is not None and name != fields.speaker
+    if differs_id or (speaker_id is None and differs_name):
+        yield Finding(
+            Problem("speaker-folder-mismatch", f"folder {folder}", stem.rsplit("_", 3)[0]), stem, relative
+        )
+
+
+def _absent_ids(parts: list[_Part], stems: dict[str, _Stem], shared: bool) -> Iterator[Finding]:
+    """One note per split list that names recordings which are not on disk, and the notes of the lists themselves."""
+    for part in parts[:1] if shared else parts:
+        if part.split_list is None:
+            continue
+        if not shared:
+            yield from part.split_list.findings
+        absent = sorted((part.split_list.splits.keys() | part.split_list.faulty.keys()) - stems.keys())
+        if absent:
+            some = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
+            name = None if shared else _join(part.relative, SPLIT_LIST)
+            yield Finding(Problem("split-id-not-on-disk", f"{len(absent)} ids: {some}"), None, name)
+
+
+def _judge(
+    stems: dict[str, _Stem], selection: Selection
+) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
+    """Sort the selected stems into recordings and rejections."""
+    recordings = []
+    rejected = {}
+    by_case: dict[str, list[str]] = defaultdict(list)
+    for stem in stems:
+        by_case[stem.casefold()].append(stem)
+    for stem, entry in stems.items():
+        fields = parse_stem(stem)
+        if not selection.wants(stem, fields):
+            continue
+        split, split_findings = _split_of(stem, fields, entry.part)
+        if split and selection.splits and split not in selection.splits:
+            continue
+        namesakes = [other for other in by_case[stem.casefold()] if other != stem]
+        faults = [*entry.faults, *_pairing_faults(stem, entry, namesakes)]
+        faults += [finding for finding in split_findings if finding.problem.severity == "rejected"]
+        key = key_from_stem(stem)
+        if len(key.encode("utf-8")) > MAX_KEY_BYTES:
+            problem = Problem("stem-too-long", f"{len(key)} bytes once escaped", f"at most {MAX_KEY_BYTES}")
+            faults.append(Finding(problem, stem))
+        if faults or split is None:
+            rejected[stem] = tuple(faults)
+            continue
+        notes = [*entry.notes, *split_findings]
+        if not fields.known:
+            notes.append(Finding(Problem("stem-outside-grammar", stem, "such as 2_scott_0_1_1"), stem))
+        files = {modality: sources[0] for modality, sources in entry.files.items()}
+        recordings.append(Recording(stem, key, split, fields, files, tuple(notes)))
+    return recordings, rejected
+
+
+def _split_of(stem: str, fields: StemFields, part: _Part) -> tuple[Split | None, list[Finding]]:
+    if part.split_list:
+        if stem in part.split_list.faulty:
+            return None, [Finding(part.split_list.faulty[stem], stem)]
+        if stem in part.split_list.splits:
+            return part.split_list.splits[stem], []
+    split, inferred = split_by_rule(stem, fields)
+    if not inferred:
+        return split, []
+    listed = "not in the split list" if part.split_list else "no split list"
+    return split, [Finding(Problem("split-inferred", f"{listed}: put into {split}"), stem)]
+
+
+def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[Finding]:
+    """Findings for modalities with no file or several."""
+    blocked = any(
+        finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults
+    )
+    for modality in NEEDED:
+        sources = entry.files.get(modality, [])
+        if not sources and not blocked:
+            folder = entry.part.folders.get(modality, _FOLDERS[modality][-1])
+            expected = _join(entry.part.relative, folder, stem + _EXTENSIONS[modality])
+            found = "no such file" + (f"; only the case differs from {namesakes[0]}" if namesakes else "")
+            yield Finding(Problem(_MISSING[modality], found, expected), stem)
+    for modality, sources in entry.files.items():
+        if len(sources) > 1:
+            places = ", ".join(sorted(source.relative for source in sources))
+            yield Finding(Problem("duplicate-stem", places, f"one {modality} file"), stem)

@@ -1,0 +1,110 @@
+"""Shards back to BEAT2 files: SMPL-X NPZ, TextGrid, and WAV where the shards kept the audio."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.features.gesture import motion_from_gesture
+from omniges.features.timebase import SAMPLE_RATE_HZ
+from omniges.publish import make_folder, publish_bytes
+from omniges.recordings.npz import encode_motion
+from omniges.recordings.textgrid import WordInterval, encode_words
+from omniges.recordings.wav import encode_pcm_wav, encode_wav
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import SampleArrays, ShardFolder
+
+__all__ = ["ExportSummary", "export"]
+
+_FOLDERS: Final = {"npz": "smplxflame_30", "textgrid": "textgrid", "wav": "wave16k"}
+_UNSAFE: Final = re.compile(r"[/\\\0]|^\.{1,2}$")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSummary:
+    """What was written."""
+
+    folder: Path
+    samples: int
+    with_audio: int
+    split_list: Path
+
+
+def export(
+    shards: Path, out: Path, keys: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
+) -> ExportSummary:
+    """Write samples (all, or those named by key or stem) in BEAT2's official layout, with their split list.
+
+    Rotations come back within 1e-5 rad as rotations, positions within 1e-5 m. Raises UsageFault where `out` holds
+    files already, DataError where a shard is damaged.
+    """
+    source = ShardFolder(shards)
+    rows = [source.row(key) for key in keys] if keys else list(source.rows)
+    if out.exists() and any(out.iterdir()):
+        raise UsageFault(f"-o {out}: an empty or new folder expected, found files in it. Choose another")
+    for name in _FOLDERS.values():
+        make_folder(out / name)
+    with_audio = 0
+    for done, row in enumerate(rows, 1):
+        with_audio += _export_sample(source, row, out)
+        if progress:
+            progress(done, len(rows))
+    split_list = out / "train_test_split.csv"
+    lines = ["id,type", *(f"{row.stem},{row.split}" for row in sorted(rows, key=lambda row: row.key))]
+    publish_bytes(split_list, ("\n".join(lines) + "\n").encode())
+    return ExportSummary(out, len(rows), with_audio, split_list)
+
+
+def _export_sample(source: ShardFolder, row: ManifestRow, out: Path) -> bool:
+    """Write one sample's files; returns whether there was audio."""
+    if _UNSAFE.search(row.stem):
+        raise DataError(f"{source.folder / row.shard}: stem {row.stem!r} is no file name; refused")
+    sample = source.sample(row)
+    publish_bytes(out / _FOLDERS["npz"] / f"{row.stem}.npz", motion_file(sample))
+    publish_bytes(out / _FOLDERS["textgrid"] / f"{row.stem}.TextGrid", text_file(sample))
+    wav = audio_file(sample)
+    if wav is not None:
+        publish_bytes(out / _FOLDERS["wav"] / f"{row.stem}.wav", wav)
+    return wav is not None
+
+
+def motion_file(sample: SampleArrays) -> bytes:
+    """The sample's motion as a BEAT2 NPZ; betas at the length they came in."""
+    try:
+        motion = motion_from_gesture(sample.gesture)
+    except ValueError as error:
+        raise DataError(f"{sample.row.shard}: {sample.row.key}.gesture.npy: {error}") from error
+    facts = sample.metadata["motion"]
+    return encode_motion(
+        motion.poses,
+        motion.expressions,
+        motion.trans,
+        np.asarray(sample.betas[: facts["betas"]]),
+        gender=facts["gender"],
+        model=facts["model"],
+    )
+
+
+def text_file(sample: SampleArrays) -> bytes:
+    """The sample's words as a TextGrid of the clip's length."""
+    words = [WordInterval(word["word"], word["start"], word["end"]) for word in sample.words]
+    return encode_words(words, sample.row.seconds)
+
+
+def audio_file(sample: SampleArrays) -> bytes | None:
+    """The sample's waveform as 16 kHz WAV, bit for bit, or None where the shards have none."""
+    if sample.flac is not None:
+        from omniges.recordings.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where needed
+
+        try:
+            pcm, bits = decode_flac(sample.flac)
+        except RecordingFault as fault:
+            raise DataError(f"{sample.row.shard}: {sample.row.key}.flac: {fault}") from fault
+        return encode_pcm_wav(pcm, SAMPLE_RATE_HZ, bits=bits)
+    return None if sample.audio is None else encode_wav(sample.audio, SAMPLE_RATE_HZ)

@@ -1,0 +1,162 @@
+"""`omniges inspect`: what a shard folder and one of its samples hold, as tables."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from omniges.features.gesture import LAYOUT
+from omniges.pipeline.pictures import draw_sample
+from omniges.pipeline.summary import duration_text, size_text
+from omniges.pipeline.summary import simple_table as _table
+from omniges.publish import publish_bytes
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import SampleArrays, ShardFolder
+
+__all__ = ["draw", "folder_facts", "print_folder", "print_sample", "sample_facts"]
+
+
+def folder_facts(source: ShardFolder) -> dict[str, Any]:
+    """The data set in numbers, for ``--json``."""
+    rows = source.rows
+    return {
+        "folder": str(source.folder),
+        "manifest_hash": source.dataset["manifest_hash"],
+        "tool": source.dataset["tool"],
+        "settings": source.dataset["settings"],
+        "totals": source.dataset["totals"],
+        "splits": source.dataset["splits"],
+        "shards": source.dataset["shards"],
+        "speakers": {
+            name: {"samples": len(own), "seconds": sum(row.seconds for row in own)}
+            for name, own in _by_speaker(rows).items()
+        },
+        "notes": dict(Counter(note for row in rows for note in row.notes)),
+        "keys": [row.key for row in rows],
+    }
+
+
+def _by_speaker(rows: list[ManifestRow] | Any) -> dict[str, list[ManifestRow]]:
+    speakers: dict[str, list[ManifestRow]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row.speaker_id or 0, row.key)):
+        speakers[row.speaker or "unknown"].append(row)
+    return speakers
+
+
+def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None:
+    """Splits, speakers, notes and the first samples of a shard folder."""
+    splits = _table("split", "shards", "samples", "length", "words", right=(1, 2, 3, 4))
+    shards = Counter(shard["split"] for shard in source.dataset["shards"].values())
+    for split, totals in source.dataset["splits"].items():
+        length = duration_text(totals["seconds"])
+        splits.add_row(split, str(shards[split]), str(totals["samples"]), length, str(totals["words"]))
+    console.print(splits)
+    speakers = _table("speaker", "samples", "length", "languages", "emotions", right=(1, 2))
+    for name, own in _by_speaker(source.rows).items():
+        languages = ", ".join(sorted({row.language or "unknown" for row in own}))
+        emotions = ", ".join(sorted({row.emotion or "unknown" for row in own}))
+        speakers.add_row(name, str(len(own)), duration_text(sum(r.seconds for r in own)), languages, emotions)
+    console.print(speakers)
+    samples = _table(
+        "sample", "split", "frames", "mel frames", "words", "length", "shard", "notes", right=(2, 3, 4, 5)
+    )
+    for row in source.rows[:shown]:
+        numbers = (str(row.frames), str(row.mel_frames), str(row.words), duration_text(row.seconds))
+        samples.add_row(row.key, row.split, *numbers, row.shard, ", ".join(row.notes) or "–")
+    console.print(samples)
+    if len(source.rows) > shown:
+        console.print(f"… and {len(source.rows) - shown} more (--json lists all)")
+    total = sum(shard["bytes"] for shard in source.dataset["shards"].values())
+    console.print(f"{size_text(total)}, manifest hash {source.dataset['manifest_hash'][:16]}…", markup=False)
+
+
+def sample_facts(sample: SampleArrays) -> dict[str, Any]:
+    """One sample in numbers, for ``--json``."""
+    arrays = {
+        "gesture.npy": sample.gesture.gesture,
+        "mel.npy": sample.mel,
+        "jaw_eyes.npy": sample.gesture.jaw_eyes,
+        "betas.npy": sample.betas,
+        "start_xz.npy": sample.gesture.start_xz,
+    }
+    return {
+        "metadata": sample.metadata,
+        "shard": sample.row.shard,
+        "members": {
+            name: {"offset": place.offset, "bytes": place.size, "sha256": place.sha256}
+            for name, place in sample.row.members.items()
+        },
+        "arrays": {
+            name: {
+                "shape": list(array.shape),
+                "dtype": str(array.dtype),
+                "min": float(array.min()),
+                "mean": float(array.mean(dtype=np.float64)),
+                "max": float(array.max()),
+            }
+            for name, array in arrays.items()
+        },
+        "words": sample.words,
+    }
+
+
+def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) -> None:
+    """Identity, provenance, members and first words of one sample."""
+    facts = sample_facts(sample)
+    metadata = facts["metadata"]
+    identity = _table("field", "value")
+    for name in (
+        "key",
+        "split",
+        "speaker",
+        "language",
+        "scenario",
+        "emotion",
+        "frames",
+        "mel_frames",
+        "ticks",
+    ):
+        identity.add_row(name, str(metadata[name]))
+    identity.add_row("length", f"{metadata['seconds']:.3f} s")
+    identity.add_row("cut", ", ".join(f"{name} {value:g}" for name, value in metadata["cut"].items()))
+    for name, source in metadata["sources"].items():
+        identity.add_row(name, f"{source['path']} ({source['sha256'][:12]}…)")
+    for note in metadata["notes"]:
+        identity.add_row("note", f"{note['code']}: {note['found']}")
+    console.print(identity)
+    members = _table("member", "shape", "bytes", "min", "mean", "max", right=(1, 2, 3, 4, 5))
+    for name, place in facts["members"].items():
+        array = facts["arrays"].get(name)
+        shape = " × ".join(map(str, array["shape"])) if array else "–"
+        numbers = [f"{array[k]:.4g}" for k in ("min", "mean", "max")] if array else ["–"] * 3
+        members.add_row(name, shape, str(place["bytes"]), *numbers)
+    console.print(members)
+    blocks = _table("gesture block", "channels", "std", right=(2,))
+    for name in ("upper", "hands", "lower", "root", "face"):
+        columns: slice = getattr(LAYOUT, name)
+        spread = sample.gesture.gesture[:, columns].std(axis=0, dtype=np.float64).mean()
+        blocks.add_row(name, f"{columns.start}:{columns.stop}", f"{spread:.4f}")
+    console.print(blocks)
+    text = "  ".join(f"{w['start']:.2f} {w['word']}" for w in sample.words[:shown_words])
+    more = f"  … {len(sample.words)} in all" if len(sample.words) > shown_words else ""
+    console.print(f"words: {text}{more}", markup=False)
+
+
+def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
+    """Draw a sample to a PNG file: mel, words, motion energy, stick figures."""
+    metadata = sample.metadata
+    facts = [str(metadata[name]) for name in ("speaker", "emotion", "split") if metadata[name]]
+    picture = draw_sample(
+        title=f"{metadata['stem']}  ({', '.join(facts)})",
+        gesture=sample.gesture.gesture,
+        jaw_eyes=sample.gesture.jaw_eyes,
+        start_xz=sample.gesture.start_xz,
+        mel=sample.mel,
+        words=sample.words,
+        start_s=start_s,
+    )
+    publish_bytes(path, picture)

@@ -1,0 +1,80 @@
+"""`preprocess --plan`: what would be done, how large it gets and how long it takes, from converting a few recordings."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from omniges.pipeline.convert import Converted, convert
+from omniges.pipeline.discover import Discovery, Recording, discover
+from omniges.pipeline.run import PreprocessSettings
+from omniges.shards.schema import SPLITS
+
+__all__ = ["Plan", "make_plan"]
+
+_SAMPLED: Final = 3  # recordings converted to learn the speed; the first is converted twice, to warm up
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do; the estimates are None where no recording could be converted to learn from."""
+
+    parts: tuple[str, ...]
+    stems: int
+    rejected_already: dict[str, int]  # code -> recordings
+    splits: dict[str, int]
+    speakers: dict[str, int]
+    split_source: str
+    input_bytes: int
+    sampled: int
+    seconds: float | None  # of recordings
+    output_bytes: float | None
+    wall_s: float | None
+
+
+def make_plan(settings: PreprocessSettings) -> Plan:
+    """Discover, convert a few recordings of middling size in this process, and scale up by input bytes."""
+    discovery = discover(
+        settings.root, settings.selection, split_csv=settings.split_csv, allow_roots=settings.allow_roots
+    )
+    recordings = discovery.recordings
+    input_bytes = sum(recording.size for recording in recordings)
+    chosen = _typical(recordings)
+    seconds = output = wall = read = 0.0
+    for place, recording in enumerate(chosen):
+        if place == 0:
+            convert(recording, settings.convert)  # imports and first calls
+        start = time.perf_counter()
+        outcome = convert(recording, settings.convert)
+        if isinstance(outcome, Converted):
+            wall += time.perf_counter() - start
+            seconds += outcome.row.seconds
+            output += outcome.segment.size
+            read += recording.size
+    scale = input_bytes / read if read else None
+    return Plan(
+        parts=discovery.parts,
+        stems=discovery.stems,
+        rejected_already=_rejected(discovery),
+        splits={split: sum(r.split == split for r in recordings) for split in SPLITS},
+        speakers=dict(sorted(Counter(r.fields.speaker or "unknown" for r in recordings).items())),
+        split_source=discovery.split_source,
+        input_bytes=input_bytes,
+        sampled=len(chosen),
+        seconds=seconds * scale if scale else None,
+        output_bytes=output * scale if scale else None,
+        wall_s=1.0 + wall * scale / min(settings.workers, max(len(recordings), 1)) if scale else None,
+    )
+
+
+def _typical(recordings: tuple[Recording, ...]) -> list[Recording]:
+    by_size = sorted(recordings, key=lambda recording: recording.size)
+    middle = len(by_size) // 2
+    return by_size[max(0, middle - _SAMPLED // 2) :][:_SAMPLED]
+
+
+def _rejected(discovery: Discovery) -> dict[str, int]:
+    codes = Counter(code for found in discovery.rejected.values() for code in {f.problem.code for f in found})
+    return dict(sorted(codes.items()))

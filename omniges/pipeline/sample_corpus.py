@@ -1,0 +1,636 @@
+"""A small synthetic corpus in BEAT2's file layout, for trying, testing and showing that a model learns.
+
+**Nothing in it is a recording of anybody.** A clip is a random sequence of words from a small vocabulary.
+Each word has a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face.
+Whatever carries a word (text, sound, motion) tells the others, and the timing is the word's. Everything else
+(idle motion, sway, breathing, noise, who speaks) is drawn independently of the words, so it tells nothing.
+
+The bytes follow from the settings alone, on any CPU: random numbers are uniform draws, curves are polynomials
+of IEEE additions and multiplications, and the one sine table is rounded before use.
+
+Letters: T frames of 1/30 s, V words of the vocabulary. Angles are radians, lengths metres, times whole
+centiseconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import UsageFault
+from omniges.features.gesture import BETAS, EXPRESSIONS, JOINT_NAMES, POSE_COLUMNS
+from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from omniges.publish import make_folder, publish_bytes
+from omniges.recordings.npz import encode_motion
+from omniges.recordings.textgrid import WordInterval, encode_words
+from omniges.recordings.wav import encode_wav
+
+__all__ = [
+    "MAX_WORDS",
+    "Audio",
+    "CorpusSettings",
+    "CorpusSummary",
+    "Layout",
+    "WordSignature",
+    "word_signature",
+    "write_sample_corpus",
+]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+Layout = Literal["official", "seed"]
+Audio = Literal["pcm16", "float32"]
+
+_README: Final = """\
+SYNTHETIC sample corpus, written by `omniges sample-corpus`. Nobody was recorded.
+
+It has the file layout of BEAT2 (WAV, SMPL-X NPZ, TextGrid, split list), so that tools for BEAT2 can be tried
+on it. Each word of a small vocabulary has its own tones, its own pose and its own face; idle motion and noise
+are random. Do not publish figures computed on it as if they were about people.
+
+"""
+
+# --- vocabulary -----------------------------------------------------------------------------------
+
+_REAL_WORDS: Final = (
+    *(
+        "river",
+        "stone",
+        "light",
+        "garden",
+        "winter",
+        "music",
+        "open",
+        "seven",
+        "bread",
+        "cloud",
+        "tiger",
+        "paper",
+    ),
+    *(
+        "green",
+        "ocean",
+        "north",
+        "silver",
+        "window",
+        "honey",
+        "bridge",
+        "field",
+        "copper",
+        "early",
+        "thunder",
+        "quiet",
+    ),
+)
+_SYLLABLES: Final = tuple(consonant + vowel for consonant in "bdlmnrsvz" for vowel in "aeio")
+
+# Three registers of seven tones in hertz, 1.6 Slaney mels apart, which is over two of the 64 mel bands.
+_TONES_HZ: Final = (
+    (167, 273, 380, 487, 593, 700, 807),
+    (913, 1021, 1139, 1272, 1419, 1584, 1768),
+    (1973, 2202, 2458, 2743, 3061, 3416, 3813),
+)
+_LEVELS: Final = 7
+MAX_WORDS: Final = _LEVELS**3
+"""Largest vocabulary: as many words as there are ways to take one tone from each register."""
+
+# Purposes of a random stream: the first part of its key, so that no two purposes share numbers.
+_CLIP, _SPEAKER, _TONE_ORDER, _CODE = range(4)
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _columns(*names: str) -> list[int]:
+    return [3 * JOINT_NAMES.index(name) for name in names]
+
+
+def _freedoms() -> tuple[F64, int]:
+    """Ways in which a word moves the body, (28, 165) rad, and how many of them are not fingers.
+
+    A right joint is the left one's mirror image: its turns about y and z have the other sign.
+    """
+    rows: list[dict[int, float]] = [
+        {c + 1: 0.11 for c in _columns("spine1", "spine2", "spine3")},  # turn
+        {c + 2: 0.11 for c in _columns("spine1", "spine2", "spine3")},  # lean
+        {c + 1: 0.35 for c in _columns("neck")},
+        dict.fromkeys(_columns("head"), 0.30),
+    ]
+    sides = (("left", 1.0), ("right", -1.0))
+    for side, sign in sides:
+        (shoulder,), (elbow,), (wrist,) = (_columns(f"{side}_{j}") for j in ("shoulder", "elbow", "wrist"))
+        rows += [{shoulder: 0.35}, {shoulder + 1: 0.45 * sign}, {shoulder + 2: 0.50 * sign}]
+        rows += [{elbow: 0.35}, {elbow + 1: 0.65 * sign}]
+        rows += [{wrist + 1: 0.35 * sign}, {wrist + 2: 0.45 * sign}]
+    body = len(rows)
+    for side, sign in sides:
+        for finger in ("index", "middle", "pinky", "ring", "thumb"):
+            axis = 1 if finger == "thumb" else 2
+            rows.append(
+                {c + axis: 0.30 * sign for c in _columns(*(f"{side}_{finger}{k}" for k in (1, 2, 3)))}
+            )
+    table = np.zeros((len(rows), POSE_COLUMNS))
+    for row, entries in zip(table, rows, strict=True):
+        row[list(entries)] = list(entries.values())
+    return table, body
+
+
+_FREEDOMS, _BODY_FREEDOMS = _freedoms()
+_EXPRESSIONS_PER_WORD: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class WordSignature:
+    """What a word sounds and looks like; arrays are read-only."""
+
+    word: str
+    tones_hz: I64  # (3,), sounding together, before the speaker's pitch
+    rotations: F64  # (165,) rad, added to the pose; zero for pelvis, legs, collars, jaw and eyes
+    expression: F64  # (100,), added to the expression coefficients; 24 of them are not zero
+
+
+def word_signature(index: int, seed: int) -> WordSignature:
+    """Signature of word `index`, 0 to `MAX_WORDS` − 1, in every corpus of this seed.
+
+    The word itself depends on the index alone. Raises ValueError for another index.
+    """
+    if not 0 <= index < MAX_WORDS:
+        raise ValueError(f"word index 0 to {MAX_WORDS - 1} expected, found {index}")
+    return _vocabulary(seed, index + 1)[index]
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(seed: int, size: int) -> tuple[WordSignature, ...]:
+    codes = _motion_codes(seed, size)
+    order = [_generator(seed, _TONE_ORDER, register).permutation(_LEVELS) for register in range(3)]
+    return tuple(_signature(index, seed, codes[index], order) for index in range(size))
+
+
+def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignature:
+    rng = _generator(seed, _CODE, index, 1)
+    rotations = np.zeros(POSE_COLUMNS)
+    for sign, freedom in zip(code, _FREEDOMS, strict=True):
+        rotations += sign * rng.uniform(0.85, 1.15) * freedom
+    expression = np.zeros(EXPRESSIONS)
+    chosen = rng.permutation(EXPRESSIONS)[:_EXPRESSIONS_PER_WORD]
+    expression[chosen] = rng.uniform(1.0, 2.0, len(chosen)) * rng.choice((-1.0, 1.0), len(chosen))
+    # Two words of the first 49 share at most one tone and words 7k to 7k + 6 share none, as 1, 2 and 2 − 1
+    # are invertible modulo 7 (an orthogonal array of strength two). Any two words differ in some tone.
+    a, b, c = index % _LEVELS, index // _LEVELS % _LEVELS, index // _LEVELS**2
+    levels = (a, (a + b) % _LEVELS, (a + 2 * b + c) % _LEVELS)
+    tones = np.array([_TONES_HZ[r][order[r][level]] for r, level in enumerate(levels)])
+    for array in (tones, rotations, expression):
+        array.setflags(write=False)
+    return WordSignature(_word(index), tones, rotations, expression)
+
+
+def _word(index: int) -> str:
+    """Real words first, then two made-up syllables; all distinct."""
+    if index < len(_REAL_WORDS):
+        return _REAL_WORDS[index]
+    count = len(
+        _SYLLABLES
+    )  # 36: 5 and 7 are coprime to it, so words that agree in one syllable differ in the other
+    return _SYLLABLES[5 * index % count] + _SYLLABLES[(7 * index + index // count) % count]
+
+
+def _motion_codes(seed: int, size: int) -> I64:
+    """Signs (V, 28) of the freedoms: each word takes the one of 64 random codes farthest from all before.
+
+    So a vocabulary is the beginning of every larger one of the same seed.
+    """
+    codes = np.zeros((size, len(_FREEDOMS)), dtype=np.int64)
+    for index in range(size):
+        candidates = 2 * _generator(seed, _CODE, index, 0).integers(0, 2, (64, len(_FREEDOMS))) - 1
+        differs = candidates[:, None] != codes[None, :index]
+        body = differs[..., :_BODY_FREEDOMS].sum(axis=2).min(axis=1, initial=_BODY_FREEDOMS)
+        every = differs.sum(axis=2).min(axis=1, initial=len(_FREEDOMS))
+        codes[index] = candidates[np.argmax(100 * body + every)]  # what is seen from afar counts first
+    return codes
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+_MAX_CLIPS_PER_SPEAKER: Final = 9999
+_MAX_SPEAKERS: Final = 26  # one letter each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusSettings:
+    """What to write; values that cannot be carried out raise UsageFault, naming the option."""
+
+    clips: int = 12
+    """Recordings in all speakers together."""
+    seconds: float = 12.0
+    """Length of each clip's motion; rounded to whole frames of 1/30 s."""
+    words: int = 12
+    """Size of the vocabulary."""
+    speakers: int = 2
+    seed: int = 0
+    layout: Layout = "official"
+    """``official``: a folder beat_synthetic_v2.0.0, as in BEAT2 itself; ``seed``: folders per speaker."""
+    audio: Audio = "pcm16"
+    """Sample encoding of the WAV files."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written."""
+        _check_range("--speakers", self.speakers, 1, _MAX_SPEAKERS)
+        _check_range("--clips", self.clips, self.speakers, _MAX_CLIPS_PER_SPEAKER * self.speakers)
+        _check_range("--seconds", self.seconds, 2, 1200)
+        _check_range("--words", self.words, 2, MAX_WORDS)
+        _check_range("--seed", self.seed, 0, 2**63 - 1)
+        _check_choice("--layout", self.layout, get_args(Layout))
+        _check_choice("--audio", self.audio, get_args(Audio))
+
+    @property
+    def frames(self) -> int:
+        """Motion frames of a clip."""
+        return round(self.seconds * FRAME_RATE_HZ)
+
+
+def _check_range(option: str, value: float, low: int, high: int) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise UsageFault(f"{option}: a number from {low} to {high} expected, found {value}")
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageFault(f"{option}: {' or '.join(choices)} expected, found {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSummary:
+    """What was written."""
+
+    clips: int
+    seconds: float  # of motion, all clips together
+    speakers: int
+    words: int  # spoken word intervals, all clips together
+    root: Path
+
+
+# --- one clip -------------------------------------------------------------------------------------
+
+_SAMPLES_PER_CENTISECOND: Final = SAMPLE_RATE_HZ // 100
+_TONE_AMPLITUDE: Final = 0.2
+_NOISE_PEAK: Final = 0.0031  # uniform noise of −55 dB below full scale: the floor of an ordinary microphone
+_AUDIO_RAMP: Final = 320  # samples, 20 ms
+_MOTION_RAMP_S: Final = 0.1
+_WORD_CS: Final = (25, 70)
+_PAUSE_CS: Final = (5, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class _Speaker:
+    """Traits of a speaker; they change no word's meaning."""
+
+    identity: int  # 1, 2, …
+    pitch: float  # factor on every tone
+    liveliness: float  # factor on idle motion
+    posture: F64  # (165,) rad
+    face: F64  # (100,)
+    height: float  # of trans, metres
+    betas: F32  # (300,)
+
+    @property
+    def folder(self) -> str:
+        return f"{self.identity}_synthetic{chr(ord('a') + self.identity - 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Script:
+    """Who says what when: parallel arrays of the spoken words, times in centiseconds."""
+
+    words: I64
+    starts: I64
+    ends: I64
+
+
+def _sine_table() -> F64:
+    """One period in as many steps as a second has samples: tones of whole hertz are look-ups in it."""
+    table = np.sin(2 * np.pi * np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ)
+    # The C library's sine differs in its last bit between CPUs.
+    return np.asarray(np.round(table, 9), dtype=np.float64)
+
+
+_SINE: Final = _sine_table()
+_RAMP: Final = (
+    0.5 - 0.5 * _SINE[(np.arange(_AUDIO_RAMP) * 25 + SAMPLE_RATE_HZ // 4) % SAMPLE_RATE_HZ]
+).astype(np.float32)
+
+
+def _speaker(seed: int, number: int) -> _Speaker:
+    rng = _generator(seed, _SPEAKER, number)
+    posture = _resting_pose()
+    moved = np.flatnonzero(posture)
+    posture[moved] += rng.uniform(-0.05, 0.05, len(moved))
+    return _Speaker(
+        identity=number + 1,
+        pitch=rng.uniform(0.97, 1.03),
+        liveliness=rng.uniform(0.75, 1.25),
+        posture=posture,
+        face=rng.uniform(-0.3, 0.3, EXPRESSIONS),
+        height=rng.uniform(1.28, 1.33),
+        betas=(rng.choice((-1.0, 1.0), BETAS) * rng.uniform(0.01, 1.6, BETAS)).astype(np.float32),
+    )
+
+
+def _resting_pose() -> F64:
+    """Standing with lowered arms and bent elbows, (165,) rad."""
+    pose = np.zeros(POSE_COLUMNS)
+    for side, sign in (("left", 1.0), ("right", -1.0)):
+        for name, vector in (
+            ("hip", (-0.05, 0.0, 0.05 * sign)),
+            ("knee", (0.10, 0.0, 0.0)),
+            ("ankle", (-0.05, 0.0, 0.0)),
+            ("shoulder", (0.15, -0.30 * sign, -1.0 * sign)),
+            ("elbow", (0.0, -0.95 * sign, 0.0)),
+            ("thumb1", (0.0, 0.15 * sign, 0.0)),
+        ):
+            (column,) = _columns(f"{side}_{name}")
+            pose[column : column + 3] = vector
+        for finger in ("index", "middle", "pinky", "ring"):
+            for column in _columns(*(f"{side}_{finger}{k}" for k in (1, 2, 3))):
+                pose[column + 2] = -0.36 * sign
+    return pose
+
+
+def _idle_amplitudes() -> F64:
+    """How far each of the 165 pose columns strays when nothing is said, rad."""
+    by_part = {"pelvis": 0.04, "hip": 0.03, "knee": 0.03, "ankle": 0.03, "foot": 0.02, "spine": 0.06}
+    by_part |= {"neck": 0.12, "head": 0.12, "collar": 0.05, "shoulder": 0.16, "elbow": 0.16, "wrist": 0.14}
+    by_part |= {"jaw": 0.03, "eye": 0.08}
+    amplitudes = []
+    for name in JOINT_NAMES:
+        part = name.removeprefix("left_").removeprefix("right_").rstrip("123")
+        amplitudes += [by_part.get(part, 0.07)] * 3  # what is left are fingers
+    return np.array(amplitudes)
+
+
+def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -> F64:
+    """Smooth noise in (−1, 1), (frames, channels): a cubic B-spline with a knot every `spacing` frames."""
+    segments = -(-frames // spacing)
+    knots = rng.uniform(-1.0, 1.0, (segments + 3, 1, channels))
+    t = (np.arange(spacing) / spacing)[:, None]
+    weights = (
+        (1 - t) * (1 - t) * (1 - t) / 6,
+        (t * t * (3 * t - 6) + 4) / 6,
+        (((3 - 3 * t) * t + 3) * t + 1) / 6,
+        t * t * t / 6,
+    )
+    curve = weights[0] * knots[:segments]
+    for k, weight in enumerate(weights[1:], 1):
+        curve += weight * knots[k : k + segments]
+    return curve.reshape(-1, channels)[:frames]
+
+
+def _script(rng: np.random.Generator, settings: CorpusSettings) -> _Script:
+    """Words at random, never one twice in a row, each 0.25–0.7 s after a pause of 0.05–0.5 s."""
+    last_end = 100 * settings.frames // FRAME_RATE_HZ - _PAUSE_CS[0]
+    most = last_end // (_WORD_CS[0] + _PAUSE_CS[0]) + 1
+    durations = rng.integers(_WORD_CS[0], _WORD_CS[1] + 1, most)
+    pauses = rng.integers(_PAUSE_CS[0], _PAUSE_CS[1] + 1, most)
+    steps = rng.integers(1, settings.words, most)
+    steps[0] = rng.integers(settings.words)
+    ends = np.cumsum(pauses + durations)
+    spoken = ends <= last_end
+    return _Script(
+        words=np.cumsum(steps)[spoken] % settings.words,
+        starts=(ends - durations)[spoken],
+        ends=ends[spoken],
+    )
+
+
+def _smooth_step(x: F64) -> F64:
+    """0 below 0, 1 above 1, between them a quintic with two continuous derivatives."""
+    x = np.clip(x, 0.0, 1.0)
+    return np.asarray(x * x * x * (x * (6 * x - 15) + 10))
+
+
+def _motion(
+    rng: np.random.Generator,
+    frames: int,
+    script: _Script,
+    speaker: _Speaker,
+    vocabulary: tuple[WordSignature, ...],
+) -> tuple[F64, F64, F64]:
+    """Poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
+    poses = _drift(rng, frames, POSE_COLUMNS, 24)
+    poses *= speaker.liveliness * _idle_amplitudes()
+    poses += speaker.posture
+    expressions = 0.5 * _drift(rng, frames, EXPRESSIONS, 18) + speaker.face
+    slow = _drift(rng, frames, 3, 75)
+    poses[:, 1] += 0.4 * slow[:, 1]  # turning on the spot
+    trans = np.stack([0.2 * slow[:, 0], np.full(frames, speaker.height), 0.2 * slow[:, 2]], axis=1)
+    trans[:, [0, 2]] += rng.uniform(-0.3, 0.3, 2)
+    breath = _SINE[
+        (rng.integers(SAMPLE_RATE_HZ) + 133 * np.arange(frames)) % SAMPLE_RATE_HZ
+    ]  # every four seconds
+    trans[:, 1] += 0.004 * breath
+    poses[:, _columns("spine3")[0]] += 0.02 * breath
+    jaw = _columns("jaw")[0]
+    for word, start, end in zip(script.words, script.starts / 100, script.ends / 100, strict=True):
+        span = slice(math.ceil(start * FRAME_RATE_HZ), math.floor(end * FRAME_RATE_HZ) + 1)
+        times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
+        onset, offset = (times - start) / _MOTION_RAMP_S, (end - times) / _MOTION_RAMP_S
+        envelope = (_smooth_step(onset) * _smooth_step(offset))[:, None]
+        poses[span] += envelope * vocabulary[word].rotations
+        poses[span, jaw] += 0.05 * envelope[:, 0]
+        expressions[span] += envelope * vocabulary[word].expression
+    return poses, expressions, trans
+
+
+@functools.lru_cache(maxsize=256)
+def _chord(tones_hz: tuple[int, ...]) -> F32:
+    """Tones sounding together for 1.7 s, so that a word of 0.7 s can be cut out at any phase."""
+    steps = np.arange(SAMPLE_RATE_HZ + _WORD_CS[1] * _SAMPLES_PER_CENTISECOND)
+    total = np.zeros(len(steps))
+    for tone in tones_hz:
+        total += _SINE[tone * steps % SAMPLE_RATE_HZ]
+    return (_TONE_AMPLITUDE * total).astype(np.float32)
+
+
+def _sound(
+    rng: np.random.Generator,
+    frames: int,
+    script: _Script,
+    speaker: _Speaker,
+    vocabulary: tuple[WordSignature, ...],
+) -> F32:
+    """Mono audio at 16 kHz, peak below 0.7; in some clips up to 0.5 s longer than the motion, as in BEAT2."""
+    surplus_cs = int(rng.integers(1, 51)) if rng.random() < 1 / 3 else 0
+    length = _SAMPLES_PER_CENTISECOND * (-(-100 * frames // FRAME_RATE_HZ) + surplus_cs)
+    samples = rng.random(length, dtype=np.float32)
+    samples -= np.float32(0.5)
+    samples *= np.float32(2 * _NOISE_PEAK)
+    phases = rng.integers(SAMPLE_RATE_HZ, size=len(script.words))
+    chords = [_chord(tuple(int(np.rint(t * speaker.pitch)) for t in word.tones_hz)) for word in vocabulary]
+    for word, start, end, phase in zip(script.words, script.starts, script.ends, phases, strict=True):
+        first, stop = start * _SAMPLES_PER_CENTISECOND, end * _SAMPLES_PER_CENTISECOND
+        tones = chords[word][phase : phase + stop - first].copy()
+        tones[:_AUDIO_RAMP] *= _RAMP
+        tones[-_AUDIO_RAMP:] *= _RAMP[::-1]
+        samples[first:stop] += tones
+    return samples
+
+
+def _text(script: _Script, xmax_s: float, vocabulary: tuple[WordSignature, ...]) -> bytes:
+    """TextGrid with the words, and as phones two to four pieces of each word's spelling."""
+    words, phones = [], []
+    for index, start, end in zip(
+        script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True
+    ):
+        word = vocabulary[index].word
+        words.append(WordInterval(word, start / 100, end / 100))
+        pieces = 2 + index % 3
+        times = [start + (end - start) * k // pieces for k in range(pieces + 1)]
+        letters = [len(word) * k // pieces for k in range(pieces + 1)]
+        for k in range(pieces):
+            spelling = word[letters[k] : letters[k + 1]].upper()
+            phones.append(WordInterval(spelling, times[k] / 100, times[k + 1] / 100))
+    return encode_words(words, xmax_s, phones)
+
+
+def _semantic(script: _Script, vocabulary: tuple[WordSignature, ...]) -> bytes:
+    """BEAT2's sem file: a quarter each of the words are beat, deictic, iconic and metaphoric gestures."""
+    classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
+    rows = []
+    for index, start, end in zip(
+        script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True
+    ):
+        name, score = classes[index % len(classes)]
+        times = f"{start / 100:.2f}\t{end / 100:.2f}\t{(end - start) / 100:.2f}"
+        rows.append(f"{name}\t{times}\t{score}\t{vocabulary[index].word}\n")
+    return "".join(rows).encode()
+
+
+# --- the corpus -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Folders:
+    """Where the files of a layout go; `by_speaker` adds a folder per speaker."""
+
+    base: Path
+    wav: Path
+    npz: Path
+    textgrid: Path
+    sem: Path | None
+    by_speaker: bool
+
+    @classmethod
+    def of(cls, root: Path, layout: Layout) -> _Folders:
+        if layout == "seed":
+            npz = root / "speakers_1234_smplx_neutral_npz"
+            return cls(root, root / "wave16k", npz, root / "word", None, by_speaker=True)
+        base = root / "beat_synthetic_v2.0.0"
+        return cls(
+            base, base / "wave16k", base / "smplxflame_30", base / "textgrid", base / "sem", by_speaker=False
+        )
+
+    def place(self, folder: Path, speaker: str, name: str) -> Path:
+        return (folder / speaker if self.by_speaker else folder) / name
+
+    def make(self, speakers: list[_Speaker]) -> None:
+        for folder in (self.wav, self.npz, self.textgrid, self.sem):
+            for speaker in speakers:
+                if folder is not None:
+                    make_folder(self.place(folder, speaker.folder, "file").parent)
+
+
+def _splits(settings: CorpusSettings) -> list[str]:
+    """Split of each clip: a tenth each is test and val (at least one of three clips), the rest train.
+
+    Clip k is speaker k modulo the number of speakers, so each stretch of that many clips has every speaker;
+    test and val are widened to one such stretch where that leaves two thirds to train.
+    """
+    clips, speakers = settings.clips, settings.speakers
+    held_out = 0 if clips < 3 else max(1, round(clips / 10))
+    if held_out and 6 * speakers <= clips:
+        held_out = max(held_out, speakers)
+    return ["test"] * held_out + ["val"] * held_out + ["train"] * (clips - 2 * held_out)
+
+
+def _readme(settings: CorpusSettings) -> str:
+    rows = (
+        ("clips", settings.clips),
+        ("seconds", f"{settings.frames / FRAME_RATE_HZ:.3f}"),
+        ("words", settings.words),
+        ("speakers", settings.speakers),
+        ("seed", settings.seed),
+        ("layout", settings.layout),
+        ("audio", settings.audio),
+    )
+    return _README + "".join(f"{name}: {value}\n" for name, value in rows)
+
+
+def _clip_files(
+    settings: CorpusSettings, clip: int, speaker: _Speaker, vocabulary: tuple[WordSignature, ...]
+) -> tuple[int, Iterator[tuple[str, bytes]]]:
+    """Spoken words of a clip, and its files as (kind, bytes)."""
+    rng = _generator(settings.seed, _CLIP, clip)
+    script = _script(rng, settings)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary)
+        # SMPL-X tools look at these two strings; that it is synthetic stands in every file name.
+        yield (
+            "npz",
+            encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020"),
+        )
+        samples = _sound(rng, settings.frames, script, speaker, vocabulary)
+        yield "wav", encode_wav(samples, SAMPLE_RATE_HZ, encoding=settings.audio)
+        yield "textgrid", _text(script, len(samples) / SAMPLE_RATE_HZ, vocabulary)
+        yield "sem", _semantic(script, vocabulary)
+
+    return len(script.words), files()
+
+
+_SUFFIXES: Final = {"npz": ".npz", "wav": ".wav", "textgrid": ".TextGrid", "sem": ".txt"}
+
+
+def write_sample_corpus(
+    folder: Path, settings: CorpusSettings, progress: Callable[[int, int], None] | None = None
+) -> CorpusSummary:
+    """Write the corpus into a new or empty folder; `progress` is called with clips done and clips in all.
+
+    Equal settings give equal bytes. Raises UsageFault if the folder holds something, EnvironmentFault if it
+    cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageFault(
+            f"{folder}: a new or empty folder expected, found it in use. Name another one, or empty it"
+        )
+    speakers = [_speaker(settings.seed, number) for number in range(settings.speakers)]
+    vocabulary = _vocabulary(settings.seed, settings.words)
+    folders = _Folders.of(folder, settings.layout)
+    folders.make(speakers)
+    publish_bytes(folder / "README.txt", _readme(settings).encode())
+    spoken = 0
+    rows = ["id,type\n"]
+    for clip, split in enumerate(_splits(settings)):
+        speaker = speakers[clip % settings.speakers]
+        number = clip // settings.speakers + 1
+        stem = f"{speaker.folder}_0_{number}_{number}"
+        words, files = _clip_files(settings, clip, speaker, vocabulary)
+        targets = {"npz": folders.npz, "wav": folders.wav, "textgrid": folders.textgrid, "sem": folders.sem}
+        for kind, data in files:
+            target = targets[kind]
+            if target is not None:
+                publish_bytes(folders.place(target, speaker.folder, stem + _SUFFIXES[kind]), data)
+        spoken += words
+        rows.append(f"{stem},{split}\n")
+        if progress is not None:
+            progress(clip + 1, settings.clips)
+    publish_bytes(folders.base / "train_test_split.csv", "".join(rows).encode())
+    seconds = settings.clips * settings.frames / FRAME_RATE_HZ
+    return CorpusSummary(settings.clips, seconds, settings.speakers, spoken, folder)

@@ -1,0 +1,137 @@
+"""The one way a final file comes to be: temporary sibling, write, fsync, rename, fsync of the folder.
+
+A reader never sees half a file under its final name, whatever kills the writer. An exception inside the `with`
+block throws the temporary file away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from omniges.errors import EnvironmentFault
+
+__all__ = ["PendingFile", "is_temporary_name", "make_folder", "os_errors", "publish_bytes", "sync_folder"]
+
+_TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
+_REASONS: Final = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EACCES: "permission denied: choose another folder or change its permissions",
+    errno.EPERM: "permission denied: choose another folder or change its permissions",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOENT: "the folder is not there (any more): create it and run the same command again",
+    errno.ENOTDIR: "part of the path is a file, not a folder: choose another folder",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+}
+
+
+@contextlib.contextmanager
+def os_errors(path: Path, action: str = "write") -> Iterator[None]:
+    """Turn an OSError at `path` into one clear line (`EnvironmentFault`, exit 3)."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the disk")
+        raise EnvironmentFault(f"cannot {action} {path}: {reason}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, with an error a person can act on."""
+    with os_errors(path, "create the folder"):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def is_temporary_name(name: str) -> bool:
+    """Whether a file name is one that `PendingFile` gives before publishing."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class PendingFile:
+    """A file being written: `write` and `append`, then `publish` or `abort`; as a context manager one of the two."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        self.size = 0
+        self._published = False
+        self._hash = hashlib.sha256()
+        with os_errors(path):
+            # 0o666 less the umask, as open() does, and never through a link someone left at the temporary name.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self.temporary, flags, 0o666)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self.size += len(view)
+        with os_errors(self.path):
+            while len(view):
+                view = view[os.write(self._descriptor, view) :]
+
+    def flush_to_disk(self) -> None:
+        """Start and await the transfer of what was written, so that `publish` has less left to wait for."""
+        with os_errors(self.path):
+            os.fdatasync(self._descriptor)
+
+    def publish(self) -> None:
+        """Make the file durable and give it its final name."""
+        with os_errors(self.path):
+            os.fsync(self._descriptor)
+            self._close()
+            self.temporary.rename(self.path)
+            self._published = True
+            sync_folder(self.path.parent)
+
+    def abort(self) -> None:
+        """Throw the temporary file away; a published file stays."""
+        if self._published:
+            return
+        self._close()
+        self.temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> PendingFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.publish()
+        else:
+            self.abort()
+
+
+def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:
+    """Publish a whole file at once; returns the sha256 of its content."""
+    with PendingFile(path) as pending:
+        for part in (parts,) if isinstance(parts, bytes) else parts:
+            pending.write(part)
+        return pending.sha256

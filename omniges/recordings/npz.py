@@ -1,0 +1,433 @@
+"""SMPL-X motion of an NPZ file: bytes to arrays and back, without ever unpickling.
+
+``zipfile`` reads the directory only. Member data is cut out here, checked (npy header against claimed size,
+CRC, bounded inflation) and only for the keys that are needed; no array is allocated before its claim has been
+checked. Columns of ``poses`` (radians, axis-angle): root 0:3, body 3:66, jaw 66:69, eyes 69:75, left hand
+75:120, right hand 120:165.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import Problem, RecordingFault
+
+__all__ = ["Motion", "decode_motion", "encode_motion"]
+
+Array = npt.NDArray[Any]
+
+FRAME_RATE_HZ = 30
+POSE_COLUMNS = 165
+EXPRESSION_COLUMNS = 100
+BETAS_COLUMNS = 300
+BETAS_LENGTHS = (10, 16, 300)
+SPLIT_COLUMNS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
+
+MAX_TOTAL_BYTES = 1 << 30
+MAX_RATE_HZ = 3000
+# No recording of a person in radians, metres or model coefficients comes near these.
+LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 1e3}
+
+_MAX_HEADER = 4096
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_DESCR = re.compile(r"'descr'\s*:\s*'([^']{1,32})'")
+_FORTRAN = re.compile(r"'fortran_order'\s*:\s*(True|False)")
+_SHAPE = re.compile(r"'shape'\s*:\s*\(((?:\s*+[0-9]{1,15}+L?\s*+,?){0,4}+)\s*\)")
+_SIMPLE = re.compile(r"([<>|=]?)([a-zA-Z?])([0-9]{0,9})")
+# Everything that reading the directory of a hostile archive can raise.
+_ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Motion of one clip at 30 frames per second, y up, T frames, all arrays C-contiguous and finite.
+
+    ``poses`` (T, 165) axis-angle radians; ``expressions`` (T, 100); ``trans`` (T, 3) metres; ``betas``
+    (300,), of which the first ``betas_columns`` were in the file; each float32 or float64 as stored.
+    ``frame_rate_hz`` and ``source_frames`` are the file's, of which every ``frame_stride``-th frame was kept.
+    ``gender`` and ``model`` are "" where the file has no plain string. ``key_style``: "beat2" or "split".
+    """
+
+    poses: Array
+    expressions: Array
+    trans: Array
+    betas: Array
+    betas_columns: int
+    frame_rate_hz: int
+    frame_stride: int
+    source_frames: int
+    gender: str
+    model: str
+    key_style: str
+    notes: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One checked npy member; ``dtype`` is numpy's text for it, such as ``<f4``."""
+
+    key: str
+    info: zipfile.ZipInfo
+    kind: str
+    itemsize: int
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
+    header_bytes: int
+
+
+def decode_motion(data: bytes | memoryview) -> Motion:
+    """Read an NPZ in BEAT2 form or in the older split key style.
+
+    Raises RecordingFault with one of the ``npz-`` codes; notes ``motion-decimated`` and ``betas-extended``.
+    """
+    archive = _Archive(data)
+    style, keys = _needed(archive)
+    archive.check_total([*keys.values()])
+    members = {name: archive.header(key) for name, key in keys.items()}
+    rate_hz = _frame_rate(archive, members.pop("rate"))
+    _check_members(members)
+    arrays = {name: archive.array(member) for name, member in members.items()}
+    poses = (
+        arrays["poses"] if style == "beat2" else np.concatenate([arrays[k] for k in SPLIT_COLUMNS], axis=1)
+    )
+    motion = {"poses": poses, "expressions": arrays["expressions"], "trans": arrays["trans"]}
+    for name, array in motion.items():
+        _check_values(name, array)
+    betas = _one_vector(arrays["betas"])
+    _check_values("betas", betas)
+    stride = rate_hz // FRAME_RATE_HZ
+    notes: list[Problem] = []
+    if stride > 1:
+        motion = {name: np.ascontiguousarray(array[::stride]) for name, array in motion.items()}
+        found = f"{len(poses)} frames at {rate_hz} per second, {len(motion['poses'])} kept"
+        notes.append(Problem("motion-decimated", found, "30 per second"))
+    _check_upright(motion["poses"][:, :3])
+    columns = len(betas)
+    if columns < BETAS_COLUMNS:
+        notes.append(Problem("betas-extended", f"{columns} shape coefficients", f"{BETAS_COLUMNS}"))
+        betas = np.concatenate([betas, np.zeros(BETAS_COLUMNS - columns, betas.dtype)])
+    return Motion(
+        **motion,
+        betas=betas,
+        betas_columns=columns,
+        frame_rate_hz=rate_hz,
+        frame_stride=stride,
+        source_frames=len(poses),
+        gender=archive.text("gender"),
+        model=archive.text("model"),
+        key_style=style,
+        notes=tuple(notes),
+    )
+
+
+def encode_motion(
+    poses: Array,
+    expressions: Array,
+    trans: Array,
+    betas: Array,
+    *,
+    frame_rate_hz: int = FRAME_RATE_HZ,
+    gender: str,
+    model: str,
+) -> bytes:
+    """Write the BEAT2 form: stored members, no pickles; equal input gives equal bytes.
+
+    ``poses`` (T, 165) becomes float32, ``expressions`` (T, 100) and ``trans`` (T, 3) float64; ``betas`` (n,)
+    is kept as given. Raises ValueError for other shapes.
+    """
+    frames = len(poses)
+    for name, array, columns in (
+        ("poses", poses, POSE_COLUMNS),
+        ("expressions", expressions, EXPRESSION_COLUMNS),
+        ("trans", trans, 3),
+    ):
+        if array.shape != (frames, columns):
+            raise ValueError(f"{name} has shape {array.shape}, expected ({frames}, {columns})")
+    if betas.ndim != 1 or betas.dtype.kind != "f":
+        raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")
+    members = {
+        "betas": betas,
+        "poses": poses.astype(np.float32),
+        "expressions": expressions.astype(np.float64),
+        "trans": trans.astype(np.float64),
+        "model": np.array(model),
+        "gender": np.array(gender),
+        "mocap_frame_rate": np.array(frame_rate_hz, np.int32),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in members.items():
+            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            info.create_system = 3  # else the byte depends on the machine
+            body = io.BytesIO()
+            np.lib.format.write_array(
+                body, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False
+            )
+            archive.writestr(info, body.getbuffer())
+    return buffer.getvalue()
+
+
+class _Archive:
+    """The members of a ZIP file in memory, read with every length checked before it is believed."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        if not len(self._data):
+            raise RecordingFault("npz-not-zip", "a file of 0 bytes", "an NPZ archive")
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                infos = archive.infolist()
+        except _ZIP_FAULTS as fault:
+            found = f"{len(self._data)} bytes starting with {bytes(self._data[:4])!r}: {str(fault)[:80]}"
+            raise RecordingFault("npz-not-zip", found, "a complete NPZ archive") from None
+        names = Counter(info.filename for info in infos)
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            raise RecordingFault(
+                "npz-damaged", f"{twice[0][:80]!r} {names[twice[0]]} times", "each member once"
+            )
+        self._infos = {info.filename: info for info in infos}
+
+    def __contains__(self, key: str) -> bool:
+        return f"{key}.npy" in self._infos
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the arrays, in order."""
+        return sorted(name.removesuffix(".npy") for name in self._infos)
+
+    def check_total(self, keys: list[str]) -> None:
+        """Refuse claims that no recording makes, before anything is read."""
+        total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
+        if total > MAX_TOTAL_BYTES:
+            raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")
+
+    def header(self, key: str) -> _Member:
+        """Check one member's zip entry and npy header against each other; reads at most 4 KiB of it."""
+        info = self._infos[f"{key}.npy"]
+        start = self._inflate(info, min(_MAX_HEADER, info.file_size))
+        wide = start[6:7] in {b"\2", b"\3"}
+        first = 12 if wide else 10
+        end = first + int.from_bytes(start[8:first], "little")
+        if start[:6] != b"\x93NUMPY" or start[6:7] not in {b"\1", b"\2", b"\3"} or end > len(start):
+            raise RecordingFault(
+                "npz-damaged", f"{key} starts with {start[:8]!r}", "an npy header below 4 KiB"
+            )
+        text = bytes(start[first:end]).decode("latin-1")
+        descr, fortran, shape = _DESCR.search(text), _FORTRAN.search(text), _SHAPE.search(text)
+        simple = _SIMPLE.fullmatch(descr[1]) if descr else None
+        if simple is None and "'descr'" in text:
+            raise RecordingFault("npz-wrong-dtype", f"{key} holds {text[:80].strip()}", "float32 or float64")
+        if simple is None or fortran is None or shape is None:
+            raise RecordingFault(
+                "npz-damaged", f"{key} has the npy header {text[:80].strip()!r}", "a numpy header"
+            )
+        order, kind, size = simple.groups()
+        if kind == "O":
+            raise RecordingFault("npz-object-array", f"{key} holds pickled objects", "plain numbers")
+        itemsize = int(size or 1) * (4 if kind == "U" else 1)
+        dims = tuple(int(part.strip(" \tL")) for part in shape[1].split(",") if part.strip())
+        claim = math.prod(dims) * itemsize
+        if claim != info.file_size - end:
+            found = f"{key} of shape {dims} needs {claim} bytes, the member has {info.file_size - end}"
+            raise RecordingFault("npz-damaged", found, "equal sizes")
+        return _Member(key, info, kind, itemsize, f"{order}{kind}{size}", dims, fortran[1] == "True", end)
+
+    def array(self, member: _Member) -> Array:
+        """Read the whole member with its CRC; give a fresh native C-ordered array."""
+        body = self._inflate(member.info, member.info.file_size + 1)
+        if len(body) != member.info.file_size:
+            found = (
+                f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
+            )
+            raise RecordingFault("npz-damaged", found, f"{member.info.file_size}")
+        if zlib.crc32(body) != member.info.CRC:
+            raise RecordingFault(
+                "npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}"
+            )
+        flat = np.frombuffer(body, member.dtype, offset=member.header_bytes)
+        shaped = flat.reshape(member.shape, order="F" if member.fortran else "C")
+        return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
+
+    def text(self, key: str) -> str:
+        """Read a plain string member; "" for anything else, as these fields are never a reason to refuse."""
+        info = self._infos.get(f"{key}.npy")
+        if info is None or info.file_size > _MAX_HEADER:
+            return ""
+        try:
+            member = self.header(key)
+            value = self.array(member).reshape(-1) if member.kind in "US" and member.itemsize else None
+            if value is None or value.size != 1:
+                return ""
+            item = value[0]
+            text = item.decode("utf-8") if isinstance(item, bytes) else str(item)
+            text.encode("utf-8")
+        except (RecordingFault, ValueError):
+            return ""
+        return text if text.isprintable() else ""
+
+    def _inflate(self, info: zipfile.ZipInfo, limit: int) -> bytes | memoryview:
+        """At most ``limit`` bytes of a member's content."""
+        body = self._packed(info)
+        if info.compress_type == zipfile.ZIP_STORED:
+            if info.compress_size != info.file_size:
+                found = f"{info.filename[:80]} is stored in {info.compress_size} bytes"
+                raise RecordingFault("npz-damaged", found, f"{info.file_size}")
+            return bytes(body[:limit]) if limit <= _MAX_HEADER else body[:limit]
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, limit) if limit else b""
+        except zlib.error as fault:
+            raise RecordingFault("npz-damaged", f"{info.filename[:80]}: {fault}", "deflated data") from None
+
+    def _packed(self, info: zipfile.ZipInfo) -> memoryview:
+        """Cut out the bytes of a member as they stand in the file."""
+        name = info.filename[:80]
+        if info.flag_bits & 0x1:
+            raise RecordingFault("npz-damaged", f"{name} is encrypted", "plain members")
+        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise RecordingFault(
+                "npz-damaged", f"{name} has compression {info.compress_type}", "stored or deflated"
+            )
+        start = info.header_offset
+        head = self._data[start : start + _LOCAL_HEADER.size] if start >= 0 else b""
+        if len(head) < _LOCAL_HEADER.size or bytes(head[:4]) != b"PK\x03\x04":
+            raise RecordingFault("npz-damaged", f"no member header at byte {start} for {name}", "PK34")
+        _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(head)
+        start += _LOCAL_HEADER.size
+        if bytes(self._data[start : start + name_bytes]) != info.filename.encode():
+            found = f"the directory says {name!r}, the member itself has another name"
+            raise RecordingFault("npz-damaged", found, "one name")
+        start += name_bytes + extra_bytes
+        body = self._data[start : start + info.compress_size]
+        if len(body) != info.compress_size:
+            found = f"{len(body)} of {info.compress_size} bytes of {name}"
+            raise RecordingFault("npz-damaged", found, "all of them")
+        return body
+
+
+def _needed(archive: _Archive) -> tuple[str, dict[str, str]]:
+    """Key style, and the archive's name of every needed array."""
+    style = "split" if "poses" not in archive and "root_orient" in archive else "beat2"
+    wanted: dict[str, tuple[str, ...]] = {"poses": ("poses",)}
+    if style == "split":
+        wanted = {key: (key,) for key in SPLIT_COLUMNS}
+    wanted["expressions"] = ("expressions", "expression")
+    wanted["trans"] = ("trans",)
+    wanted["betas"] = ("betas",)
+    wanted["rate"] = ("mocap_frame_rate", "mocap_framerate")
+    keys: dict[str, str] = {}
+    for name, choices in wanted.items():
+        key = next((choice for choice in choices if choice in archive), None)
+        if key is None:
+            found = ", ".join(key[:40] for key in archive.keys[:20]) or "no arrays"
+            raise RecordingFault("npz-missing-key", f"no {choices[0]} among: {found}", choices[0])
+        keys[name] = key
+    return style, keys
+
+
+def _frame_rate(archive: _Archive, member: _Member) -> int:
+    """Frames per second of the file, a whole multiple of 30."""
+    if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
+        found = f"{member.key} of dtype {member.dtype} and shape {member.shape}"
+        raise RecordingFault("npz-wrong-dtype", found, "one number")
+    rate = float(archive.array(member).reshape(-1)[0])
+    if not (FRAME_RATE_HZ <= rate <= MAX_RATE_HZ and rate % FRAME_RATE_HZ == 0):
+        raise RecordingFault("npz-frame-rate", f"{member.key} {rate:g}", "30, 60, 90, 120, ...")
+    return int(rate)
+
+
+def _check_members(members: dict[str, _Member]) -> None:
+    """Dtypes, shapes and lengths, from the headers alone."""
+    frames: dict[str, int] = {}
+    for name, member in members.items():
+        if member.kind != "f" or member.itemsize not in {4, 8}:
+            raise RecordingFault(
+                "npz-wrong-dtype", f"{member.key} of dtype {member.dtype}", "float32 or float64"
+            )
+        if name == "betas":
+            continue
+        columns = {"poses": POSE_COLUMNS, "expressions": EXPRESSION_COLUMNS, "trans": 3, **SPLIT_COLUMNS}[
+            name
+        ]
+        if len(member.shape) != 2 or member.shape[1] != columns:
+            raise RecordingFault("npz-wrong-shape", _shape_text(member), f"(frames, {columns})")
+        frames[member.key] = member.shape[0]
+    count = next(iter(frames.values()))
+    if any(length != count for length in frames.values()):
+        found = ", ".join(f"{key} {length}" for key, length in frames.items())
+        raise RecordingFault("npz-unequal-lengths", found, "one number of frames")
+    if count == 0:
+        raise RecordingFault("npz-no-frames", ", ".join(f"{key} 0" for key in frames), "frames")
+    betas = members["betas"]
+    if betas.shape not in {(n,) for n in BETAS_LENGTHS} | {(k, n) for n in BETAS_LENGTHS for k in (1, count)}:
+        raise RecordingFault(
+            "npz-wrong-shape", _shape_text(betas), "(10,), (16,) or (300,), or equal rows of them"
+        )
+
+
+def _shape_text(member: _Member) -> str:
+    hint = {
+        ("poses", 156): ": SMPL-H without face?",
+        ("poses", 72): ": SMPL without hands and face?",
+        ("poses", 66): ": body without hands and face?",
+        ("pose_hand", 12): ": PCA hands?",
+        ("pose_hand", 24): ": PCA hands?",
+    }.get((member.key, member.shape[-1] if member.shape else 0), "")
+    return f"{member.key} of shape {member.shape}{hint}"
+
+
+def _one_vector(betas: Array) -> Array:
+    rows = betas.reshape(-1, betas.shape[-1])
+    if (rows != rows[0]).any() and not np.isnan(rows[0]).any():
+        row = int(np.argmax((rows != rows[0]).any(axis=1)))
+        found = f"betas of shape {betas.shape} whose row {row} differs from row 0"
+        raise RecordingFault("npz-wrong-shape", found, "one shape per recording")
+    first: Array = rows[0].copy()
+    return first
+
+
+def _check_values(name: str, array: Array) -> None:
+    """Refuse NaN, infinity and values beyond `LIMITS`."""
+    limit = LIMITS[name]
+    if array.min() >= -limit and array.max() <= limit:  # false for NaN too
+        return
+    finite = np.isfinite(array)
+    bad, code, expected = (
+        (~finite, "npz-not-finite", "finite numbers")
+        if not finite.all()
+        else (np.abs(array) > limit, "npz-out-of-range", f"magnitudes up to {limit:g}")
+    )
+    where = tuple(int(i) for i in np.argwhere(bad)[0])
+    place = f"frame {where[0]}, column {where[1]}" if len(where) == 2 else f"column {where[0]}"
+    found = f"{name}: {array[where]:g} at {place}, {int(bad.sum())} such values"
+    raise RecordingFault(code, found, expected)
+
+
+def _check_upright(root: Array) -> None:
+    """Refuse a world in which the body's own up axis, (0, 1, 0), does not mostly point along +y."""
+    w = root.astype(np.float64)
+    angle = np.sqrt(np.einsum("ti,ti->t", w, w))
+    x, y, z = (w / np.maximum(angle, 1e-12)[:, None]).T
+    sin, cos = np.sin(angle), np.cos(angle)
+    up = np.median(
+        np.stack([(1 - cos) * x * y - sin * z, cos + (1 - cos) * y * y, (1 - cos) * z * y + sin * x]), axis=1
+    )
+    if up[1] > 0.5:
+        return
+    axis = int(np.argmax(np.abs(up)))
+    found = (
+        f"it stands along {'-' if up[axis] < 0 else '+'}{'xyz'[axis]} (median {up[axis]:.2f}, y {up[1]:.2f})"
+    )
+    raise RecordingFault("npz-not-y-up", found, "+y above 0.5")

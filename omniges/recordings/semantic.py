@@ -1,0 +1,55 @@
+"""BEAT2's ``sem/*.txt``: spans of time with the kind of gesture and how much it means."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omniges.errors import RecordingFault
+
+__all__ = ["SemanticSpan", "decode_semantic"]
+
+MAX_BYTES = 4 << 20
+_COLUMNS = "name, start, end, duration, score and perhaps keywords, separated by tabs"
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticSpan:
+    """One span: gesture class ``name``, times in seconds, ``score`` in 0..1, ``keywords`` or ""."""
+
+    name: str
+    start: float
+    end: float
+    duration: float
+    score: float
+    keywords: str = ""
+
+
+def decode_semantic(data: bytes) -> tuple[SemanticSpan, ...]:
+    """Read the spans in file order; blank lines are skipped, an empty file has none.
+
+    Raises RecordingFault ``sem-invalid`` with the line number.
+    """
+    if len(data) > MAX_BYTES:
+        raise RecordingFault("sem-invalid", f"{len(data)} bytes", f"at most {MAX_BYTES}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise RecordingFault("sem-invalid", f"byte offset {fault.start} is not UTF-8", "UTF-8 text") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return tuple(_span(line, number) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _span(line: str, number: int) -> SemanticSpan:
+    fields = [field.strip() for field in line.split("\t")]
+    if not 5 <= len(fields) <= 6 or not fields[0] or "\0" in line:
+        raise RecordingFault("sem-invalid", f"line {number} has {len(fields)} columns", _COLUMNS)
+    try:
+        start, end, duration, score = (float(field) for field in fields[1:5])
+    except ValueError:
+        found = f"line {number}: {', '.join(fields[1:5])[:80]}"
+        raise RecordingFault("sem-invalid", found, "four numbers: start, end, duration, score") from None
+    if not (all(map(math.isfinite, (start, end, duration))) and 0.0 <= start <= end and 0.0 <= score <= 1.0):
+        found = f"line {number}: start {start}, end {end}, duration {duration}, score {score}"
+        raise RecordingFault("sem-invalid", found, "0 <= start <= end and a score in 0..1")
+    return SemanticSpan(fields[0], start, end, duration, score, fields[5] if len(fields) == 6 else "")

@@ -1,0 +1,374 @@
+"""Words of a Praat TextGrid: bytes to intervals and back.
+
+The bytes are decoded and the tokens (quoted strings, free-standing numbers) are read here; praatio parses the
+structure. It sees each token's index in place of the token, because on the text itself it takes ``item [`` or
+``"IntervalTier"`` inside a label for structure, drops the sign of a start time, knows no exponents, takes
+quadratic time on hostile text, and stops silently at the first damaged row of a short file. What it found is
+held against the counts that the file gives.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from praatio.utilities import errors as praatio_errors
+from praatio.utilities import textgrid_io
+
+from omniges.errors import Problem, RecordingFault
+
+__all__ = ["SILENCE_LABELS", "WordInterval", "WordTier", "decode_words", "encode_words"]
+
+SILENCE_LABELS = frozenset({"", "sil", "sp", "<sil>", "<sp>", "<eps>"})
+"""Labels, case folded, that mean nobody speaks; such intervals are dropped."""
+
+WORD_TIERS = frozenset({"words", "word"})
+MAX_BYTES = 8 << 20  # an hour of words and phones takes 4 MB in the long form
+OVERLAP_TOLERANCE_S = 1e-4
+NEGATIVE_TOLERANCE_S = 1e-9
+
+_HEADER = re.compile(r'\s*File type\s*=\s*"ooTextFile(?: short)?"\s*(?:Object class\s*=\s*)?"TextGrid"')
+_TOKEN = re.compile(
+    r"""
+    ["\d.+\-nNiI]                                       # the engine skips to one of these
+    (?:
+        (?<=")
+        (?: (?P<cls> (?:IntervalTier|TextTier)" )       # a tier's class is followed by a string and a number
+            (?= \s*+ (?:name\s*+=\s*+)? "(?:[^"]++|"")*+" \s*+ (?:xmin\s*+=\s*+)? [-+.\dnNiI] )
+        |   (?P<str> (?:[^"]++|"")*+ ) "
+        |   (?P<open>)
+        )
+    |   (?<!")(?<![^\s=].)                              # a free-standing number, not the 1 of [1]
+        (?P<num>
+            (?: (?<=\d) | (?<=\.)\d | (?<=[-+])\.?\d ) [^\s"]*+
+        |   (?: (?<=[nN])[aA][nN] | (?<=[iI])[nN][fF] | (?<=[-+])(?:[nN][aA][nN]|[iI][nN][fF]) ) (?![^\s"])
+        )
+    )
+    """,
+    re.VERBOSE,
+)
+_NUMBER = re.compile(
+    r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?(?:[nN][aA][nN]|[iI][nN][fF])"
+)
+_LABEL = re.compile(r"S([0-9]{1,8})")
+# All that praatio raises on text that is no TextGrid. On JSON it raises more, but the header keeps JSON away.
+_PARSE_FAULTS = (praatio_errors.ParsingError, ValueError, IndexError)
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class WordInterval:
+    """A label and its times in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class WordTier:
+    """The words of a recording in order of time, without silences; ``xmax_s``: end of the file."""
+
+    tier_name: str
+    words: tuple[WordInterval, ...]
+    xmax_s: float
+    notes: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    """A TextGrid whose strings and numbers are replaced by their index, and those strings and numbers."""
+
+    text: str
+    body: str
+    strings: list[str]
+    numbers: list[str]
+
+    def number(self, index: int) -> float:
+        """Read the value of one number token."""
+        token = self.numbers[index]
+        if len(token) > 512 or not _NUMBER.fullmatch(token):
+            found = f"line {self.line(index)}: {_short(token)}"
+            raise RecordingFault("textgrid-syntax", found, "a number")
+        return float(token)
+
+    def count(self, index: int) -> int:
+        """Read a number token that counts something."""
+        value = self.number(index)
+        if not (0 <= value < 1e9 and value == int(value)):
+            found = f"line {self.line(index)}: {_short(self.numbers[index])}"
+            raise RecordingFault("textgrid-syntax", found, "a count")
+        return int(value)
+
+    def line(self, index: int) -> int:
+        """1-based line of a number token; only errors ask."""
+        seen = -1
+        for match in _TOKEN.finditer(self.text, _header_end(self.text)):
+            seen += match.lastgroup == "num"
+            if seen == index:
+                return self.text.count("\n", 0, match.start()) + 1
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tier:
+    name: str
+    is_interval: bool
+    entries: list[Any]
+
+
+def decode_words(data: bytes, tier: str | None = None) -> WordTier:
+    """Read the word tier of a TextGrid in long or short text form, UTF-8 or UTF-16.
+
+    The tier is the first interval tier called ``words`` or ``word`` (any case, stray quotes ignored), or
+    ``tier``. Labels keep their letters; surrounding white space goes, a line break becomes one space,
+    silences are dropped. Times are in seconds; a word that overlaps the one before by at most 0.1 ms is made
+    to start at its end.
+
+    Raises RecordingFault with one of the ``textgrid-`` codes; notes ``words-zero-length``.
+    """
+    if len(data) > MAX_BYTES:
+        raise RecordingFault("textgrid-too-large", f"{len(data)} bytes", f"at most {MAX_BYTES}")
+    if not data.strip():
+        raise RecordingFault("textgrid-empty", f"{len(data)} bytes, none of them text", "a TextGrid")
+    masked = _mask(_text(data))
+    chosen = _choose(_tiers(masked), tier)
+    intervals = _intervals(masked, chosen)
+    words, dropped = _words(intervals)
+    if not words:
+        found = f"tier {_short(chosen.name)} with {len(intervals)} intervals, none of them a word"
+        raise RecordingFault("textgrid-no-words", found, "words")
+    notes = (Problem("words-zero-length", f"{dropped} words", "duration"),) if dropped else ()
+    return WordTier(chosen.name, tuple(words), masked.number(1), notes)
+
+
+def encode_words(
+    words: Sequence[WordInterval], xmax_s: float, phones: Sequence[WordInterval] | None = None
+) -> bytes:
+    """Write a long-form TextGrid in UTF-8 with the tiers ``words`` and, if given, ``phones``.
+
+    Gaps become intervals with empty text; `decode_words` gives back equal floats. Raises ValueError where
+    intervals are not in order within 0..xmax_s or a label cannot be written (NUL, lone surrogate).
+    """
+    tiers = [("words", words)] + ([("phones", phones)] if phones is not None else [])
+    head = (
+        f'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0 \nxmax = {_time(xmax_s)} \n'
+        f"tiers? <exists> \nsize = {len(tiers)} \nitem []: \n"
+    )
+    out = [head]
+    for number, (name, intervals) in enumerate(tiers, 1):
+        filled = _filled(intervals, xmax_s)
+        out.append(
+            f'    item [{number}]:\n        class = "IntervalTier" \n        name = "{name}" \n'
+            f"        xmin = 0 \n        xmax = {_time(xmax_s)} \n        intervals: size = {len(filled)} \n"
+        )
+        for index, item in enumerate(filled, 1):
+            label = item.word.replace('"', '""')
+            out.append(
+                f"        intervals [{index}]:\n            xmin = {_time(item.start)} \n"
+                f'            xmax = {_time(item.end)} \n            text = "{label}" \n'
+            )
+    text = "".join(out)
+    if "\0" in text:
+        raise ValueError("a label holds NUL")
+    return text.encode("utf-8")
+
+
+def _time(seconds: float) -> str:
+    """Shortest decimal text that reads back as the same float, never with an exponent."""
+    text = repr(float(seconds))
+    return format(Decimal(text), "f") if "e" in text else text
+
+
+def _filled(intervals: Sequence[WordInterval], xmax_s: float) -> list[WordInterval]:
+    out: list[WordInterval] = []
+    now = 0.0
+    for item in intervals:
+        if not now <= item.start < item.end <= xmax_s < math.inf:
+            raise ValueError(f"{item} does not follow {now} within 0..{xmax_s}")
+        if item.start > now:
+            out.append(WordInterval("", now, item.start))
+        out.append(item)
+        now = item.end
+    if now < xmax_s:
+        out.append(WordInterval("", now, xmax_s))
+    return out
+
+
+def _text(data: bytes) -> str:
+    """Decode UTF-8 or UTF-16; line ends become LF."""
+    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        codec, body = ("utf-16-le" if data[:1] == b"\xff" else "utf-16-be"), 2
+    elif data.startswith("File type".encode("utf-16-le")):
+        codec, body = "utf-16-le", 0
+    elif data.startswith("File type".encode("utf-16-be")):
+        codec, body = "utf-16-be", 0
+    else:
+        codec, body = "utf-8", 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    try:
+        text = data[body:].decode(codec)
+    except UnicodeDecodeError as fault:
+        place = body + fault.start
+        found = f"byte {data[place]:#04x} at offset {place} is not {codec.upper()}"
+        raise RecordingFault("textgrid-encoding", found, "UTF-8 or UTF-16") from None
+    if "\0" in text:
+        place = body + len(text[: text.index("\0")].encode(codec))
+        raise RecordingFault(
+            "textgrid-encoding", f"NUL at byte offset {place}, read as {codec.upper()}", "text"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _header_end(text: str) -> int:
+    match = _HEADER.match(text)
+    if match is None:
+        found = f"line 1 begins with {_short(text.lstrip())}"
+        raise RecordingFault("textgrid-syntax", found, 'File type = "ooTextFile" and class "TextGrid"')
+    return match.end()
+
+
+def _mask(text: str) -> _Masked:
+    strings: list[str] = []
+    numbers: list[str] = []
+
+    def replace(match: re.Match[str]) -> str:
+        kind = match.lastgroup
+        if kind == "num":
+            numbers.append(match[0])
+            return f"{len(numbers) - 1}\n"
+        if kind == "str":
+            strings.append(match["str"])
+            return f'"S{len(strings) - 1}"\n'
+        if kind == "open":
+            line = text.count("\n", 0, match.start() + offset) + 1
+            raise RecordingFault(
+                "textgrid-syntax", f"the quote in line {line} is never closed", "a closing quote"
+            )
+        return f"{match[0]}\n"
+
+    offset = _header_end(text)
+    # Every token ends its line and no line is blank or indented: praatio's short form needs that, and its
+    # patterns for the end of a line then have nothing to search through.
+    body = re.sub(r"\n\s+", "\n", _TOKEN.sub(replace, text[offset:])).lstrip()
+    return _Masked(
+        text, 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n' + body + "\n", strings, numbers
+    )
+
+
+def _tiers(masked: _Masked) -> list[_Tier]:
+    """Let praatio parse, then hold its tiers against the counts in the file."""
+    try:
+        parsed = textgrid_io.parseTextgridStr(masked.body, includeEmptyIntervals=True)
+        tiers = [
+            _Tier(_string(masked, tier["name"]), tier["class"] == textgrid_io.INTERVAL_TIER, tier["entries"])
+            for tier in parsed["tiers"]
+        ]
+        starts = [int(tier["xmin"]) for tier in parsed["tiers"]]
+    except _PARSE_FAULTS as fault:
+        detail = "heading or tiers are missing" if isinstance(fault, IndexError) else str(fault)[:80]
+        raise RecordingFault("textgrid-syntax", f"praatio cannot parse it: {detail}", "a TextGrid") from None
+    if len(masked.numbers) < 3 or any(start + 2 >= len(masked.numbers) for start in starts):
+        raise RecordingFault("textgrid-syntax", "the file ends inside a tier's heading", "a complete file")
+    promised = masked.count(2)
+    if promised != len(tiers):
+        found = f"{len(tiers)} of {promised} tiers"
+        raise RecordingFault("textgrid-syntax", found, "as many tiers as the file announces")
+    for tier, start in zip(tiers, starts, strict=True):
+        promised = masked.count(start + 2)  # tier start, tier end, number of entries
+        if promised != len(tier.entries):
+            found = f"{len(tier.entries)} readable of {promised} entries in tier {_short(tier.name)}"
+            raise RecordingFault("textgrid-syntax", found, "as many as the tier announces")
+    if not 0.0 <= masked.number(1) < math.inf:
+        raise RecordingFault(
+            "textgrid-syntax", f"line {masked.line(1)}: xmax {masked.numbers[1]}", "a length in seconds"
+        )
+    return tiers
+
+
+def _string(masked: _Masked, label: str) -> str:
+    """Give the string behind a masked label, doubled quotes undone; ValueError where there is none."""
+    match = _LABEL.fullmatch(label)
+    if match is None:
+        raise ValueError(f"no single string at {_short(label)}")
+    return masked.strings[int(match[1])].replace('""', '"')
+
+
+def _choose(tiers: list[_Tier], wanted: str | None) -> _Tier:
+    for tier in tiers:
+        name = _plain(tier.name)
+        matches = name.casefold() in WORD_TIERS if wanted is None else name == _plain(wanted)
+        if matches and tier.is_interval:
+            return tier
+    listed = [f"{_short(t.name)} ({'intervals' if t.is_interval else 'points'})" for t in tiers[:20]]
+    more = f" and {len(tiers) - 20} more" if len(tiers) > 20 else ""
+    expected = (
+        "an interval tier called words or word"
+        if wanted is None
+        else f"an interval tier called {_short(wanted)}"
+    )
+    found = f"the tiers {', '.join(listed)}{more}" if tiers else "no tiers at all"
+    raise RecordingFault("textgrid-no-word-tier", found, expected)
+
+
+def _plain(name: str) -> str:
+    return name.strip().strip("\"'").strip()
+
+
+def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
+    """Read the tier's intervals in file order, silences too, each checked by itself."""
+    out: list[WordInterval] = []
+    for entry in tier.entries:
+        try:
+            label = _string(masked, entry.label)
+            first, last = int(entry.start), int(entry.end)
+            start, end = masked.number(first), masked.number(last)
+        except _PARSE_FAULTS as fault:
+            found = f"interval {len(out) + 1} of tier {_short(tier.name)}: {_short(str(fault))}"
+            raise RecordingFault("textgrid-syntax", found, "two times and a label") from None
+        word = " ".join(part.strip() for part in label.splitlines() if part.strip())
+        if not (math.isfinite(start) and math.isfinite(end) and -NEGATIVE_TOLERANCE_S <= start <= end):
+            found = f"{_short(word)} from {start!r} to {end!r} s, line {masked.line(first)}"
+            raise RecordingFault("textgrid-bad-interval", found, "0 <= start <= end")
+        # max would keep -0.0
+        out.append(WordInterval(word, start if start > 0 else 0.0, end if end > 0 else 0.0))
+    return out
+
+
+def _words(intervals: list[WordInterval]) -> tuple[list[WordInterval], int]:
+    """Words in order of time, and how many had no duration."""
+    words: list[WordInterval] = []
+    dropped = 0
+    last: WordInterval | None = None
+    for item in intervals:
+        is_word = item.word.casefold() not in SILENCE_LABELS
+        start = item.start
+        if item.end > item.start:
+            if last is not None:
+                _check_order(last, item)
+            if last is None or item.end > last.end:
+                last = item
+            if words and start < words[-1].end:
+                start = words[-1].end  # by less than the tolerance
+        if is_word and item.end > start:
+            words.append(WordInterval(item.word, start, item.end))
+        else:
+            dropped += is_word
+    return words, dropped
+
+
+def _check_order(last: WordInterval, item: WordInterval) -> None:
+    if last.end - item.start <= OVERLAP_TOLERANCE_S:
+        return
+    names = f"{_short(item.word)} {item.start!r} to {item.end!r} s"
+    times = f"{names} and {_short(last.word)} {last.start!r} to {last.end!r} s"
+    if item.end <= last.start:
+        raise RecordingFault("textgrid-bad-interval", f"{times} before it", "intervals in order of time")
+    raise RecordingFault("textgrid-overlap", times, f"overlaps up to {OVERLAP_TOLERANCE_S:g} s")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

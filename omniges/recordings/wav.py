@@ -1,0 +1,290 @@
+"""WAV bytes to samples and back.
+
+The RIFF chunks are walked here, so that nothing of a hostile header reaches a C parser and so that every
+refusal names its reason. Read: PCM of 16, 24 and 32 bits, IEEE float of 32 and 64 bits, plain or extensible.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import Problem, RecordingFault
+
+__all__ = ["Wav", "decode_wav", "encode_wav"]
+
+Array = npt.NDArray[Any]
+
+MIN_RATE_HZ = 1_000
+MAX_RATE_HZ = 768_000
+MAX_CHANNELS = 32
+
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_ENCODINGS = {
+    (_PCM, 16): "pcm16",
+    (_PCM, 24): "pcm24",
+    (_PCM, 32): "pcm32",
+    (_FLOAT, 32): "float32",
+    (_FLOAT, 64): "float64",
+}
+_TAG_NAMES = {
+    2: "MS ADPCM",
+    6: "A-law",
+    7: "mu-law",
+    0x11: "IMA ADPCM",
+    0x31: "GSM 6.10",
+    0x50: "MPEG",
+    0x55: "MP3",
+    0x161: "WMA",
+}
+_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
+_READ = "PCM of 16, 24 or 32 bits or float of 32 or 64 bits"
+
+_UNKNOWN_SIZE = 0xFFFFFFFF
+# What sox writes to a pipe in place of the two lengths.
+_SOX_DATA_SIZE, _SOX_RIFF_SIZE = 0x7FFFF000, 0x7FFFF024
+
+_LOOKS_LIKE = (
+    (b"ID3", "an MP3 file (ID3 tag)"),
+    (b"fLaC", "a FLAC file"),
+    (b"OggS", "an Ogg file"),
+    (b"FORM", "an AIFF file"),
+    (b"caff", "a Core Audio file"),
+    (b".snd", "a Sun audio file"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (b"<", "a web page or XML"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wav:
+    """Audio of one WAV file.
+
+    ``samples``: float32, (n,) when mono, else (n, channels); integers scaled to [-1, 1), floats as stored.
+    May be a read-only view of the input. ``rate_hz``: samples per second. ``encoding``: pcm16, pcm24, pcm32,
+    float32 or float64. ``pcm``: the integer samples (n,) of mono pcm16 (int16) and pcm24 (int32), else None.
+    """
+
+    samples: npt.NDArray[np.float32]
+    rate_hz: int
+    channels: int
+    encoding: str
+    pcm: npt.NDArray[np.int16] | npt.NDArray[np.int32] | None
+    notes: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    encoding: str
+    channels: int
+    rate_hz: int
+    frame_bytes: int
+
+
+def decode_wav(data: bytes | memoryview) -> Wav:
+    """Read a WAV file given as bytes.
+
+    Raises RecordingFault with one of the ``wav-`` codes; notes ``wav-streamed-header``.
+    """
+    view = memoryview(data).cast("B")
+    riff_size = _check_riff(view)
+    fmt, start, size = _find_data(view)
+    notes: tuple[Problem, ...] = ()
+    available = len(view) - start
+    if _is_streamed(riff_size, size):
+        claim, size = size, available - available % fmt.frame_bytes
+        found = (
+            f"data size {claim:#x} and RIFF size {riff_size:#x}; "
+            f"{size} bytes of audio and {available - size} left over to the end of the file"
+        )
+        notes = (Problem("wav-streamed-header", found, "a data chunk with its length"),)
+    if size == 0:
+        raise RecordingFault("wav-empty", "the data chunk holds 0 samples", "audio")
+    if size > available:
+        have, claimed = available // fmt.frame_bytes, size // fmt.frame_bytes
+        found = f"{have} of {claimed} samples ({available} of {size} bytes)"
+        raise RecordingFault("wav-truncated", found, "all of them")
+    if size % fmt.frame_bytes:
+        found = f"data size {size} with {fmt.frame_bytes} bytes per sample of all channels"
+        raise RecordingFault("wav-damaged-header", found, "a whole number of samples")
+    samples, pcm = _convert(view[start : start + size], fmt)
+    return Wav(samples, fmt.rate_hz, fmt.channels, fmt.encoding, pcm, notes)
+
+
+def encode_wav(
+    samples: npt.NDArray[np.float32], rate_hz: int, encoding: Literal["float32", "pcm16"] = "float32"
+) -> bytes:
+    """Write mono samples (n,), nominally in [-1, 1), as a WAV file; equal input gives equal bytes.
+
+    ``pcm16`` rounds to the nearest step (ties to even) and saturates. Raises ValueError for another shape,
+    values that are not finite, or more than 4 GiB.
+    """
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise ValueError(f"samples must be (n,) and finite, found shape {samples.shape}")
+    if encoding == "pcm16":
+        steps = np.clip(np.rint(samples.astype(np.float64) * 32768.0), -32768, 32767)
+        tag, bits, body = _PCM, 16, steps.astype("<i2").tobytes()
+    elif encoding == "float32":
+        tag, bits, body = _FLOAT, 32, samples.astype("<f4").tobytes()
+    else:
+        raise ValueError(f"encoding {encoding!r} is not float32 or pcm16")
+    if len(body) + 36 > _UNKNOWN_SIZE - 1:
+        raise ValueError(f"{len(body)} bytes of audio do not fit into a WAV file")
+    # 16 bytes of format and no fact chunk also for float: the form of the BEAT2 files.
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, 1, rate_hz, rate_hz * bits // 8, bits // 8, bits)
+    return b"".join(
+        (
+            struct.pack("<4sI4s", b"RIFF", 36 + len(body), b"WAVE"),
+            fmt,
+            struct.pack("<4sI", b"data", len(body)),
+            body,
+        )
+    )
+
+
+def _check_riff(view: memoryview) -> int:
+    """Refuse what is no RIFF WAVE file; give the RIFF size field."""
+    head = bytes(view[:64])
+    if not head:
+        raise RecordingFault("wav-empty", "a file of 0 bytes", "audio")
+    if head[:4] in {b"RF64", b"BW64", b"RIFX"}:
+        raise RecordingFault(
+            "wav-unsupported-encoding", f"the {head[:4].decode()} form of WAVE", "RIFF " + _READ
+        )
+    if head[:4] != b"RIFF":
+        raise RecordingFault("wav-not-riff", f"it looks like {_guess(head)}", "RIFF ... WAVE")
+    if len(head) < 12:
+        raise RecordingFault("wav-truncated", f"{len(head)} bytes in all", "a RIFF header of 12 bytes")
+    if head[8:12] != b"WAVE":
+        raise RecordingFault("wav-not-riff", f"a RIFF file of kind {head[8:12]!r}", "kind b'WAVE'")
+    return int.from_bytes(head[4:8], "little")
+
+
+def _guess(head: bytes) -> str:
+    for magic, name in _LOOKS_LIKE:
+        if head.startswith(magic):
+            return name
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+        return "an MP3 stream"
+    if head[4:8] == b"ftyp":
+        return "an MP4 file"
+    if not head.strip(b"\0"):
+        return "a file of zeros"
+    return f"unknown data starting with {head[:4]!r}"
+
+
+def _find_data(view: memoryview) -> tuple[_Format, int, int]:
+    """Walk the chunks up to the first data chunk: (format, offset of the data, size field)."""
+    fmt: _Format | None = None
+    pos = 12
+    while pos + 8 <= len(view):
+        name = bytes(view[pos : pos + 4])
+        size = int.from_bytes(view[pos + 4 : pos + 8], "little")
+        pos += 8
+        if name == b"data":
+            if fmt is None:
+                raise RecordingFault(
+                    "wav-damaged-header", "the data chunk comes before a fmt chunk", "fmt first"
+                )
+            return fmt, pos, size
+        if pos + size > len(view):
+            found = f"{len(view) - pos} of {size} bytes of the chunk {name!r}"
+            raise RecordingFault("wav-truncated", found, "a data chunk after it")
+        if name == b"fmt ":
+            if fmt is not None:
+                raise RecordingFault("wav-damaged-header", "two fmt chunks", "one")
+            fmt = _parse_format(bytes(view[pos : pos + min(size, 40)]))
+        pos += size + size % 2
+    if pos < len(view) or fmt is None:
+        found = f"the file ends at byte {len(view)}, {'after' if fmt else 'before'} its format"
+        raise RecordingFault("wav-truncated", found, "a fmt and a data chunk")
+    raise RecordingFault("wav-damaged-header", f"no data chunk in {len(view)} bytes", "a data chunk")
+
+
+def _parse_format(body: bytes) -> _Format:
+    if len(body) < 16:
+        raise RecordingFault("wav-damaged-header", f"a fmt chunk of {len(body)} bytes", "16 or more")
+    tag, channels, rate_hz, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", body)
+    name = ""
+    if tag == _EXTENSIBLE:
+        if len(body) < 40:
+            found = f"an extensible fmt chunk of {len(body)} bytes"
+            raise RecordingFault("wav-damaged-header", found, "40")
+        tag = int.from_bytes(body[24:26], "little")
+        if body[26:40] != _GUID_TAIL:
+            name = f"extensible sub-format {body[24:40].hex()}"
+    name = name or _TAG_NAMES.get(tag, "")
+    encoding = None if name else _ENCODINGS.get((tag, bits))
+    if encoding is None:
+        kind = {_PCM: f"{bits}-bit PCM", _FLOAT: f"{bits}-bit float"}.get(tag, f"format tag {tag:#06x}")
+        raise RecordingFault("wav-unsupported-encoding", name or kind, _READ)
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise RecordingFault("wav-damaged-header", f"{channels} channels", f"1 to {MAX_CHANNELS}")
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise RecordingFault(
+            "wav-damaged-header", f"{rate_hz} samples per second", f"{MIN_RATE_HZ} to {MAX_RATE_HZ}"
+        )
+    if frame_bytes != channels * bits // 8:
+        found = f"block align {frame_bytes} for {channels} channels of {bits} bits"
+        raise RecordingFault("wav-damaged-header", found, str(channels * bits // 8))
+    return _Format(encoding, channels, rate_hz, frame_bytes)
+
+
+def _is_streamed(riff_size: int, data_size: int) -> bool:
+    """Whether the sizes are the place holders of a writer that could not seek back."""
+    if data_size == 0:
+        return riff_size in {0, _UNKNOWN_SIZE}
+    return data_size == _UNKNOWN_SIZE or (data_size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE)
+
+
+def _convert(
+    body: memoryview, fmt: _Format
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | npt.NDArray[np.int32] | None]:
+    raw = _integers24(body) if fmt.encoding == "pcm24" else _aligned(body, _DTYPES[fmt.encoding])
+    if fmt.channels > 1:
+        raw = raw.reshape(-1, fmt.channels)
+    _check_values(raw)
+    scale = _SCALES.get(fmt.encoding)
+    if scale is None:
+        return np.asarray(raw, np.float32), None
+    # int16 and 24-bit values are exact in float32, int32 is rounded once; the power of two rounds nothing.
+    samples: npt.NDArray[np.float32] = np.multiply(raw, scale, dtype=np.float32, casting="same_kind")
+    return samples, raw if fmt.channels == 1 and fmt.encoding != "pcm32" else None
+
+
+_DTYPES = {"pcm16": "<i2", "pcm32": "<i4", "float32": "<f4", "float64": "<f8"}
+_SCALES = {"pcm16": np.float32(2.0**-15), "pcm24": np.float32(2.0**-23), "pcm32": np.float32(2.0**-31)}
+
+
+def _aligned(body: memoryview, dtype: str) -> Array:
+    """View the bytes as native numbers; copy only where alignment or byte order forces it."""
+    view = np.frombuffer(body, dtype)
+    return np.require(view, dtype=view.dtype.newbyteorder("="), requirements="A")
+
+
+def _integers24(body: memoryview) -> npt.NDArray[np.int32]:
+    wide = np.zeros((len(body) // 3, 4), np.uint8)
+    wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
+    values: npt.NDArray[np.int32] = np.right_shift(wide.view("<i4").reshape(-1), 8, dtype=np.int32)
+    return values
+
+
+def _check_values(raw: Array) -> None:
+    """Refuse NaN, infinity, values beyond float32, and channels that never change."""
+    low, high = raw.min(axis=0), raw.max(axis=0)  # NaN in, NaN out
+    if raw.dtype.kind == "f":
+        limit = float(np.finfo(np.float32).max)
+        if not (np.all(low >= -limit) and np.all(high <= limit)):
+            bad = ~(np.abs(raw) <= limit)
+            where = np.argwhere(bad)[0]
+            channel = f" of channel {where[1]}" if raw.ndim == 2 else ""
+            found = f"{raw[tuple(where)]} at sample {where[0]}{channel}, {int(bad.sum())} such in {raw.size}"
+            raise RecordingFault("wav-not-finite", found, "finite float32 values")
+    if np.all(low == high):
+        found = f"{len(raw)} samples, all of them {np.ravel(low)[0]}"
+        raise RecordingFault("wav-silent", found, "sound")

@@ -1,0 +1,1 @@
+"""The shard contract: schema, tar members, writer, manifest, statistics, tokenizer, reader (docs/shards.md)."""

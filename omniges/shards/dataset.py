@@ -1,0 +1,170 @@
+"""dataset.json: the file that says what a shard set is, written last, so that its presence means complete."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from omniges import __version__
+from omniges.errors import DataError, UsageFault
+from omniges.features import audio, timebase
+from omniges.features.gesture import LAYOUT
+from omniges.shards.manifest import ManifestRow, manifest_hash
+from omniges.shards.schema import (
+    DATASET_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    SPLITS,
+    canonical_json,
+    json_document,
+    sha256_hex,
+)
+from omniges.shards.statistics import SMALLEST_STD, Partial, combine
+from omniges.shards.writer import ShardFile
+
+__all__ = ["FEATURES", "dataset_document", "read_dataset", "seal", "sealed_correctly", "statistics_document"]
+
+_PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
+
+FEATURES: Final[dict[str, Any]] = {
+    "tick_s": 0.1,
+    "gesture": {"frame_rate_hz": timebase.FRAME_RATE_HZ, "channels": LAYOUT.channels, "rotation": "6d-rows"},
+    "mel": {
+        "sample_rate_hz": timebase.SAMPLE_RATE_HZ,
+        "n_fft": audio.N_FFT,
+        "win_samples": audio.N_FFT,
+        "hop_samples": timebase.HOP_SAMPLES,
+        "window": "hann-periodic",
+        "padding": "centred-reflect",
+        "power": 1,
+        "bands": audio.MEL_BANDS,
+        "fmin_hz": 0,
+        "fmax_hz": audio.FMAX_HZ,
+        "scale": "slaney",
+        "norm": "slaney",
+        "log": "natural",
+        "floor": audio.LOG_FLOOR,
+    },
+}
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """The bytes of dataset.json: the document with a checksum of its own canonical form."""
+    return json_document(document | {"checksum": sha256_hex(canonical_json(document))})
+
+
+def sealed_correctly(document: dict[str, Any]) -> bool:
+    """Whether a document's checksum fits its content."""
+    rest = {name: value for name, value in document.items() if name != "checksum"}
+    return document.get("checksum") == sha256_hex(canonical_json(rest))
+
+
+def read_dataset(folder: Path) -> dict[str, Any]:
+    """Read and check dataset.json.
+
+    Raises UsageFault where there is no such folder, DataError where the set is incomplete, damaged or of another
+    version.
+    """
+    path = folder / DATASET_FILE
+    if not folder.is_dir():
+        raise UsageFault(
+            f"{folder}: a folder of shards expected, found nothing there. Run omniges preprocess first"
+        )
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: no {DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON document ({error}). Run omniges preprocess again") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f"{path}: format {FORMAT!r} expected. This is not a folder of omniges shards")
+    if document.get("version") != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: shard contract version {FORMAT_VERSION} expected, found {document.get('version')!r}. "
+            "Use the omniges that wrote it"
+        )
+    if not sealed_correctly(document):
+        raise DataError(
+            f"{path}: the checksum does not fit the content. It was edited or damaged: preprocess again"
+        )
+    return document
+
+
+def statistics_document(
+    rows: Sequence[ManifestRow], partials: Sequence[tuple[Partial, Partial]], words: Counter[str]
+) -> dict[str, Any]:
+    """stats.json over the train rows; without any, only ``samples: 0``."""
+    train = [row for row in rows if row.split == "train"]
+    gesture = combine([pair[0] for pair in partials])
+    mel = combine([pair[1] for pair in partials])
+    if gesture is None or mel is None:
+        return {"samples": 0}
+    speakers: dict[str, list[ManifestRow]] = defaultdict(list)
+    for row in train:
+        speakers[row.speaker or "unknown"].append(row)
+    return {
+        "samples": len(train),
+        "smallest_std": SMALLEST_STD,
+        "gesture": gesture.as_json() | {"channels": LAYOUT.channel_names()},
+        "mel": mel.as_json(),
+        "seconds": {
+            "total": math.fsum(row.seconds for row in train),
+            "min": min(row.seconds for row in train),
+            "max": max(row.seconds for row in train),
+        },
+        "words": {"total": words.total(), "distinct": len(words)},
+        "speakers": {
+            name: {"samples": len(own), "seconds": math.fsum(row.seconds for row in own)}
+            for name, own in speakers.items()
+        },
+    }
+
+
+def dataset_document(
+    rows: Sequence[ManifestRow],
+    shards: Sequence[ShardFile],
+    files: dict[str, tuple[int, str]],
+    settings: dict[str, Any],
+    plan: dict[str, Any],
+) -> dict[str, Any]:
+    """dataset.json before it is sealed; `files` are the others beside the shards as (bytes, sha256)."""
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "tool": {"omniges": __version__} | {name: metadata.version(name) for name in _PACKAGES},
+        "features": FEATURES,
+        "settings": settings,
+        "plan": plan,
+        "manifest_hash": manifest_hash(rows),
+        "totals": _totals(rows),
+        "splits": {split: _totals(row for row in rows if row.split == split) for split in SPLITS},
+        "shards": {
+            shard.name: {
+                "split": shard.split,
+                "samples": shard.samples,
+                "bytes": shard.size,
+                "sha256": shard.sha256,
+            }
+            for shard in shards
+        },
+        "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
+    }
+
+
+def _totals(rows: Iterable[ManifestRow]) -> dict[str, Any]:
+    chosen = list(rows)
+    return {
+        "samples": len(chosen),
+        "seconds": math.fsum(row.seconds for row in chosen),
+        "frames": sum(row.frames for row in chosen),
+        "mel_frames": sum(row.mel_frames for row in chosen),
+        "ticks": sum(row.ticks for row in chosen),
+        "words": sum(row.words for row in chosen),
+    }

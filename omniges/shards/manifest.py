@@ -1,0 +1,148 @@
+"""The manifest: one row per sample, as parquet, and the hash that names the content of a shard set."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, canonical_json, sha256_hex
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["SOURCES", "ManifestRow", "MemberPlace", "manifest_hash", "parse_manifest", "serialize_manifest"]
+
+SOURCES: Final = ("wav", "npz", "textgrid", "sem")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPlace:
+    """Where a member's data lies in its shard, and the sha256 of that data."""
+
+    offset: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One sample: what a loader, a verifier or a person needs without opening a shard."""
+
+    key: str
+    stem: str
+    split: str
+    shard: str
+    frames: int  # gesture frames at 30 per second
+    mel_frames: int  # mel frames at 100 per second
+    ticks: int  # whole ticks of 0.1 s
+    words: int
+    seconds: float
+    speaker_id: int | None
+    speaker: str | None
+    language: str | None
+    scenario: str | None
+    emotion: str | None
+    sources: dict[str, tuple[str, str]]  # source -> (path relative to the root, sha256)
+    notes: tuple[str, ...]  # codes, sorted
+    members: dict[str, MemberPlace]
+
+
+def manifest_hash(rows: Sequence[ManifestRow]) -> str:
+    """Sha256 of the content: key, split, frames and member digests of the sorted rows.
+
+    Shard names, offsets and parquet bytes are not in it, so repacking the same samples keeps the hash.
+    """
+    content = [
+        {
+            "key": row.key,
+            "split": row.split,
+            "frames": row.frames,
+            "members": {member: place.sha256 for member, place in row.members.items()},
+        }
+        for row in sorted(rows, key=lambda row: row.key)
+    ]
+    return sha256_hex(canonical_json(content))
+
+
+def _column(member: str) -> str:
+    return member.replace(".", "_")
+
+
+def _arrow_schema() -> pa.Schema:
+    import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
+
+    text, count, nullable = pa.string(), pa.int64(), True
+    fields = [pa.field(name, text, nullable=False) for name in ("key", "stem", "split", "shard")]
+    fields += [pa.field(name, count, nullable=False) for name in ("frames", "mel_frames", "ticks", "words")]
+    fields += [pa.field("seconds", pa.float64(), nullable=False), pa.field("speaker_id", pa.int32())]
+    fields += [pa.field(name, text) for name in ("speaker", "language", "scenario", "emotion")]
+    for source in SOURCES:
+        fields += [pa.field(f"{source}_path", text, nullable), pa.field(f"{source}_sha256", text, nullable)]
+    fields.append(pa.field("notes", pa.list_(text), nullable=False))
+    for member in (*MEMBERS, *OPTIONAL_MEMBERS):
+        optional = member in OPTIONAL_MEMBERS
+        fields += [
+            pa.field(f"{_column(member)}_offset", count, optional),
+            pa.field(f"{_column(member)}_size", count, optional),
+            pa.field(f"{_column(member)}_sha256", text, optional),
+        ]
+    return pa.schema(fields)
+
+
+def _flatten(row: ManifestRow) -> dict[str, Any]:
+    flat = asdict(row)
+    sources, members = flat.pop("sources"), flat.pop("members")
+    flat["notes"] = list(row.notes)
+    for source in SOURCES:
+        flat[f"{source}_path"], flat[f"{source}_sha256"] = sources.get(source, (None, None))
+    for member in (*MEMBERS, *OPTIONAL_MEMBERS):
+        place = members.get(member, {"offset": None, "size": None, "sha256": None})
+        for name, value in place.items():
+            flat[f"{_column(member)}_{name}"] = value
+    return flat
+
+
+def _unflatten(flat: dict[str, Any]) -> ManifestRow:
+    sources = {
+        source: (path, digest)
+        for source in SOURCES
+        for path, digest in [(flat.pop(f"{source}_path"), flat.pop(f"{source}_sha256"))]
+        if path is not None
+    }
+    members = {}
+    for member in (*MEMBERS, *OPTIONAL_MEMBERS):
+        offset, size, digest = (
+            flat.pop(f"{_column(member)}_{name}") for name in ("offset", "size", "sha256")
+        )
+        if offset is not None:
+            members[member] = MemberPlace(offset, size, digest)
+    flat["notes"] = tuple(flat["notes"])
+    return ManifestRow(**flat, sources=sources, members=members)
+
+
+def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
+    """Rows, sorted by shard and offset, as parquet; the bytes follow from the rows and pyarrow's version."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    ordered = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
+    table = pa.Table.from_pylist([_flatten(row) for row in ordered], schema=_arrow_schema())
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def parse_manifest(data: bytes) -> list[ManifestRow]:
+    """The inverse of `serialize_manifest`.
+
+    Raises ValueError (pyarrow.ArrowInvalid is one) if the bytes are no parquet file of this schema.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    table = pq.read_table(pa.BufferReader(data))
+    if not table.schema.equals(_arrow_schema()):
+        raise ValueError("the manifest's columns are not those of shard contract version 1")
+    return [_unflatten(flat) for flat in table.to_pylist()]

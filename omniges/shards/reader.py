@@ -1,0 +1,108 @@
+"""Read samples back from a shard folder by byte range, each member checked against the manifest's digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import GestureClip
+from omniges.shards.dataset import read_dataset
+from omniges.shards.manifest import ManifestRow, parse_manifest
+from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+
+__all__ = ["SampleArrays", "ShardFolder"]
+
+_VERIFY: str = "Run omniges verify-shards, then preprocess again"
+
+
+@dataclass(frozen=True, slots=True)
+class SampleArrays:
+    """One sample's content."""
+
+    row: ManifestRow
+    metadata: dict[str, Any]
+    gesture: GestureClip
+    betas: npt.NDArray[np.floating]  # (300,)
+    mel: npt.NDArray[np.float32]  # (M, 64)
+    words: list[dict[str, Any]]
+    semantic: list[dict[str, Any]] | None
+    flac: bytes | None
+    audio: npt.NDArray[np.float32] | None  # (N,)
+
+
+class ShardFolder:
+    """A complete shard set in a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read dataset.json; raises UsageFault or DataError where it is absent, damaged or of another version."""
+        self.folder = folder
+        self.dataset = read_dataset(folder)
+
+    @cached_property
+    def rows(self) -> Sequence[ManifestRow]:
+        """The manifest, checked against dataset.json."""
+        path = self.folder / MANIFEST_FILE
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}. {_VERIFY}") from error
+        if sha256_hex(data) != self.dataset["files"].get(MANIFEST_FILE, {}).get("sha256"):
+            raise DataError(f"{path}: the checksum differs from dataset.json. {_VERIFY}")
+        return parse_manifest(data)
+
+    def row(self, name: str) -> ManifestRow:
+        """The row of a key or stem; raises UsageFault with near names where there is none."""
+        for row in self.rows:
+            if name in (row.key, row.stem):
+                return row
+        import difflib  # noqa: PLC0415
+
+        near = difflib.get_close_matches(name, [row.key for row in self.rows], n=3)
+        hint = f"Did you mean {', '.join(near)}?" if near else "omniges inspect DIR lists them"
+        raise UsageFault(f"{self.folder}: no sample {name!r}. {hint}")
+
+    def member(self, row: ManifestRow, member: str) -> bytes:
+        """A member's bytes; raises DataError with shard, key and offset where they are not what the manifest says."""
+        place = row.members[member]
+        path = self.folder / row.shard
+        try:
+            with path.open("rb") as stream:
+                stream.seek(place.offset)
+                data = stream.read(place.size)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror} ({row.key}.{member}). {_VERIFY}") from error
+        if sha256_hex(data) != place.sha256:
+            raise DataError(f"{path}: {row.key}.{member} at byte {place.offset} is damaged. {_VERIFY}")
+        return data
+
+    def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
+        """An array member; read-only."""
+        loaded: npt.NDArray[Any] = np.load(BytesIO(self.member(row, member)), allow_pickle=False)
+        return loaded
+
+    def sample(self, row: ManifestRow) -> SampleArrays:
+        """All of a sample."""
+        return SampleArrays(
+            row=row,
+            metadata=json.loads(self.member(row, "json")),
+            gesture=GestureClip(
+                self.array(row, "gesture.npy"),
+                self.array(row, "jaw_eyes.npy"),
+                self.array(row, "start_xz.npy"),
+            ),
+            betas=self.array(row, "betas.npy"),
+            mel=self.array(row, "mel.npy"),
+            words=json.loads(self.member(row, "words.json")),
+            semantic=json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None,
+            flac=self.member(row, "flac") if "flac" in row.members else None,
+            audio=self.array(row, "audio.npy") if "audio.npy" in row.members else None,
+        )

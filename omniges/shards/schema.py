@@ -1,0 +1,103 @@
+"""Names and shapes of the shard contract, version 1: members, keys, splits, files beside the shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Final, Literal, cast, get_args
+
+__all__ = [
+    "DATASET_FILE",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST_FILE",
+    "MAX_KEY_BYTES",
+    "MEMBERS",
+    "OPTIONAL_MEMBERS",
+    "REPORT_FILE",
+    "SPLITS",
+    "STATS_FILE",
+    "TOKENIZER_FILE",
+    "Split",
+    "as_split",
+    "canonical_json",
+    "json_document",
+    "key_from_stem",
+    "sha256_hex",
+    "shard_name",
+    "stem_from_key",
+]
+
+FORMAT: Final = "omniges-shards"
+FORMAT_VERSION: Final = 1
+
+DATASET_FILE: Final = "dataset.json"
+MANIFEST_FILE: Final = "manifest.parquet"
+STATS_FILE: Final = "stats.json"
+TOKENIZER_FILE: Final = "tokenizer.json"
+REPORT_FILE: Final = "report.jsonl"
+
+Split = Literal["train", "val", "test", "additional"]
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+
+# Members of a sample in the order they stand in the shard: KEY.<member>.
+MEMBERS: Final = ("json", "gesture.npy", "mel.npy", "words.json", "jaw_eyes.npy", "betas.npy", "start_xz.npy")
+OPTIONAL_MEMBERS: Final = ("sem.json", "flac", "audio.npy")
+
+# The longest suffix is ".jaw_eyes.npy" (13); a ustar name holds 100 bytes.
+MAX_KEY_BYTES: Final = 86
+
+_ESCAPE: Final = "_x"
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
+
+
+def shard_name(split: Split, index: int) -> str:
+    """File name of a shard, such as ``train-000003.tar``."""
+    return f"{split}-{index:06d}.tar"
+
+
+def key_from_stem(stem: str) -> str:
+    """The sample key: the stem itself where it is plain, else its reversible escape without dots.
+
+    Every character outside ``[A-Za-z0-9_-]`` becomes ``_x<hex code point>_``. An underscore that would itself begin
+    such an escape is escaped too, so that `stem_from_key` always gives the stem back and no two stems share a key.
+    """
+    if _PLAIN.fullmatch(stem) and not _ESCAPED.search(stem):
+        return stem
+    pieces = []
+    for position, character in enumerate(stem):
+        starts_escape = character == "_" and _ESCAPED.match(stem, position)
+        if _PLAIN.fullmatch(character) and not starts_escape:
+            pieces.append(character)
+        else:
+            pieces.append(f"{_ESCAPE}{ord(character):x}_")
+    return "".join(pieces)
+
+
+def stem_from_key(key: str) -> str:
+    """The inverse of `key_from_stem`."""
+    return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), key)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte form of a JSON value that hashes are taken of: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def json_document(value: Any) -> bytes:
+    """A JSON file for people: sorted keys, indented, UTF-8, with a final line break."""
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def as_split(text: str) -> Split | None:
+    """The split named by a text, or None."""
+    return cast("Split", text) if text in SPLITS else None

@@ -1,0 +1,71 @@
+"""Tar members, byte by byte: plain ustar headers with nothing in them that depends on when or where.
+
+The writer needs no more than this, and `tarfile` would let in what the contract forbids: times, owners, pax headers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BLOCK_BYTES", "END_OF_ARCHIVE", "Segment", "build_segment", "member_header", "npy_parts"]
+
+BLOCK_BYTES: Final = 512
+END_OF_ARCHIVE: Final = bytes(2 * BLOCK_BYTES)
+_MAX_MEMBER_BYTES: Final = 8**11 - 1
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The 512-byte ustar header (POSIX.1-1988) of a regular file, mode 0644, owner 0, time 0.
+
+    Raises ValueError for names over 100 bytes or sizes over 8 GiB, which would need an extension header.
+    """
+    encoded = name.encode("ascii")
+    if not 0 < len(encoded) <= 100 or not 0 <= size <= _MAX_MEMBER_BYTES:
+        raise ValueError(f"member {name!r} of {size} bytes does not fit a ustar header")
+    head = encoded.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" + b"0000000\0"
+    head += b"%011o\0" % size + b"%011o\0" % 0
+    tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(32) + bytes(32) + b"0000000\0" + b"0000000\0"
+    tail = tail.ljust(BLOCK_BYTES - len(head) - 8, b"\0")
+    checksum = sum(head) + sum(tail) + 8 * ord(" ")
+    return head + b"%06o\0 " % checksum + tail
+
+
+def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
+    """An array as `.npy` version 1.0: its header, padded to a multiple of 64 bytes, and a view of its data."""
+    if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
+        raise ValueError(f"a C-contiguous little-endian array expected, found {array.dtype} {array.flags}")
+    description = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {array.shape}, }}"
+    prefix = 10
+    length = -(-(prefix + len(description) + 1) // 64) * 64
+    header = description.ljust(length - prefix - 1).encode("ascii") + b"\n"
+    data = memoryview(array.reshape(-1).view(np.uint8)).cast("B") if array.size else memoryview(b"")
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header, data
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A sample as consecutive tar members: the buffers to write, and where each member's data starts."""
+
+    buffers: tuple[bytes | memoryview, ...]
+    size: int
+    data_offsets: dict[str, int]  # member -> first data byte, counted from the segment's start
+    data_sizes: dict[str, int]
+
+
+def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) -> Segment:
+    """Lay out a sample's members in the order given; each value is the member's content in pieces."""
+    buffers: list[bytes | memoryview] = []
+    offsets: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    position = 0
+    for member, pieces in members.items():
+        size = sum(len(piece) for piece in pieces)
+        padding = -size % BLOCK_BYTES
+        offsets[member], sizes[member] = position + BLOCK_BYTES, size
+        buffers += [member_header(f"{key}.{member}", size), *pieces, bytes(padding)]
+        position += BLOCK_BYTES + size + padding
+    return Segment(tuple(b for b in buffers if len(b)), position, offsets, sizes)
