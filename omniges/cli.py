@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -77,7 +77,7 @@ def _listed(values: list[str]) -> tuple[str, ...]:
 
 
 def _console() -> Console:
-    from rich.console import Console  # noqa: PLC0415 - not on the path of --help
+    from rich.console import Console
 
     # A file or pipe gets whole lines: cut or folded rows are of no use to grep.
     return Console() if sys.stdout.isatty() else Console(width=240)
@@ -99,26 +99,20 @@ def _root(
 
 
 @app.command()
-def preprocess(  # noqa: PLR0913 - one parameter a flag
+def preprocess(
     root: Annotated[Path, typer.Option(help="Folder of the data set.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the shards.")] = Path("shards"),
     workers: Annotated[int, typer.Option(help="Worker processes; 0 takes all cores.")] = 0,
-    shard_size: Annotated[
-        str, typer.Option(help="Target size of a shard, such as 256MB or 1GiB.")
-    ] = "256MiB",
-    keep_audio: Annotated[
-        bool, typer.Option(help="Keep the 16 kHz waveform in the shards, bit-exactly.")
-    ] = False,
+    shard_size: Annotated[str, typer.Option(help="Target size of a shard, such as 256MB or 1GiB.")] = "256MiB",
+    keep_audio: Annotated[bool, typer.Option(help="Keep the 16 kHz waveform in the shards, bit-exactly.")] = False,
     loudness: Annotated[
-        str, typer.Option(help="Level before the mel: none, or peak (largest sample 0.5).")
+        Literal["none", "peak"], typer.Option(help="Level before the mel; peak: largest sample 0.5.")
     ] = "none",
-    split_csv: Annotated[
-        Path | None, typer.Option(help="Split list (id,type) that overrides the data set's.")
-    ] = None,
-    speakers: Annotated[list[str], typer.Option(help="Only these speakers (ids or names).")] = [],  # noqa: B006
-    languages: Annotated[list[str], typer.Option(help="Only these languages.")] = [],  # noqa: B006
-    include: Annotated[list[str], typer.Option(help="Only stems that match these shell patterns.")] = [],  # noqa: B006
-    splits: Annotated[list[str], typer.Option(help="Only these splits.")] = [],  # noqa: B006
+    split_csv: Annotated[Path | None, typer.Option(help="Split list (id,type) that overrides the data set's.")] = None,
+    speakers: Annotated[list[str], typer.Option(help="Only these speakers (ids or names).")] = [],
+    languages: Annotated[list[str], typer.Option(help="Only these languages.")] = [],
+    include: Annotated[list[str], typer.Option(help="Only stems that match these shell patterns.")] = [],
+    splits: Annotated[list[str], typer.Option(help="Only these splits.")] = [],
     wav_dir: Annotated[str | None, typer.Option(help="Name of the WAV folder.")] = None,
     gesture_dir: Annotated[str | None, typer.Option(help="Name of the NPZ folder.")] = None,
     text_dir: Annotated[str | None, typer.Option(help="Name of the TextGrid folder.")] = None,
@@ -129,33 +123,25 @@ def preprocess(  # noqa: PLR0913 - one parameter a flag
     max_rejected: Annotated[
         float, typer.Option(help="Share of rejected recordings above which the exit code is 1.")
     ] = 0.05,
-    allow_root: Annotated[
-        list[Path], typer.Option(help="Another folder that links under the root may lead to.")
-    ] = [],  # noqa: B006
+    allow_root: Annotated[list[Path], typer.Option(help="Another folder that links under the root may lead to.")] = [],
     deadline: Annotated[float, typer.Option(help="Seconds a worker may spend on one recording.")] = 120.0,
     force: Annotated[bool, typer.Option(help="Start anew in a folder made with other settings.")] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Show what would be done and how long it takes.")
-    ] = False,
-    run_log: Annotated[
-        Path | None, typer.Option(help="Log of times and retries [default: OUT.run.jsonl].")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="JSON lines on standard output, for machines.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be done and how long it takes.")] = False,
+    run_log: Annotated[Path | None, typer.Option(help="Log of times and retries [default: OUT.run.jsonl].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for machines.")] = False,
 ) -> None:
     """Convert BEAT2 recordings to tar shards.
 
     Exit codes: 0 done, 1 too many rejected or a recording lost, 2 usage, 3 environment, 75 stopped by a signal,
     130 Ctrl-C.
     """
-    from omniges.pipeline.convert import ConvertSettings  # noqa: PLC0415
-    from omniges.pipeline.discover import Selection  # noqa: PLC0415
-    from omniges.pipeline.plan import make_plan  # noqa: PLC0415
-    from omniges.pipeline.progress import make_reporter  # noqa: PLC0415
-    from omniges.pipeline.run import PreprocessSettings  # noqa: PLC0415
-    from omniges.pipeline.run import preprocess as run  # noqa: PLC0415
-    from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json  # noqa: PLC0415
+    from omniges.pipeline.convert import ConvertSettings
+    from omniges.pipeline.discover import Selection
+    from omniges.pipeline.plan import make_plan
+    from omniges.pipeline.progress import make_reporter
+    from omniges.pipeline.run import PreprocessSettings
+    from omniges.pipeline.run import preprocess as run
+    from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json
 
     settings = PreprocessSettings(
         root=root,
@@ -170,7 +156,7 @@ def preprocess(  # noqa: PLR0913 - one parameter a flag
             splits=_splits(splits),
         ),
         convert=ConvertSettings(
-            loudness=_loudness(loudness),
+            loudness=loudness,
             keep_audio=keep_audio,
             max_length_mismatch_s=max_length_mismatch,
             word_tier=word_tier,
@@ -201,7 +187,7 @@ def preprocess(  # noqa: PLR0913 - one parameter a flag
 
 
 def _splits(values: list[str]) -> Any:
-    from omniges.shards.schema import SPLITS  # noqa: PLC0415
+    from omniges.shards.schema import SPLITS
 
     names = _listed(values)
     unknown = [name for name in names if name not in SPLITS]
@@ -210,53 +196,41 @@ def _splits(values: list[str]) -> Any:
     return names
 
 
-def _loudness(text: str) -> Any:
-    if text not in {"none", "peak"}:
-        raise UsageFault(f"--loudness {text}: none or peak expected")
-    return text
-
-
 @app.command()
 def export(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="New or empty folder for the files.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.", show_default=False)],
     shards: Annotated[Path, typer.Option(help="Folder of shards.")] = Path("shards"),
-    keys: Annotated[list[str], typer.Option("--key", help="Only these samples.")] = [],  # noqa: B006
+    keys: Annotated[list[str], typer.Option("--key", help="Only these samples.")] = [],
 ) -> None:
     """Write shards back as BEAT2 files: NPZ, TextGrid, and WAV where the audio was kept."""
-    from omniges.pipeline.export import export as run  # noqa: PLC0415
-    from omniges.pipeline.progress import counter  # noqa: PLC0415
+    from omniges.pipeline.export import export as run
+    from omniges.pipeline.progress import counter
 
     with counter("samples") as count:
         summary = run(shards, out, _listed(keys), count)
     audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
-    typer.echo(
-        f"{summary.samples} samples written to {summary.folder} ({audio}); splits in {summary.split_list}"
-    )
+    typer.echo(f"{summary.samples} samples written to {summary.folder} ({audio}); splits in {summary.split_list}")
 
 
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of shards.")] = Path("shards"),
-    key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="One sample.", show_default=False)
-    ] = None,
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="One sample.", show_default=False)] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the sample to this PNG file.")] = None,
     start_s: Annotated[float, typer.Option("--start", help="Second at which the picture begins.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Show what a shard folder, or one of its samples, holds."""
-    import json  # noqa: PLC0415
+    import json
 
-    from omniges.pipeline.inspect import (  # noqa: PLC0415
+    from omniges.pipeline.inspect import (
         draw,
         folder_facts,
         print_folder,
         print_sample,
         sample_facts,
     )
-    from omniges.shards.reader import ShardFolder  # noqa: PLC0415
+    from omniges.shards.reader import ShardFolder
 
     source = ShardFolder(folder)
     if key is None:
@@ -278,19 +252,19 @@ def inspect(
 
 
 @app.command("sample-corpus")
-def sample_corpus(  # noqa: PLR0913 - one parameter a flag
+def sample_corpus(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.", show_default=False)],
     clips: Annotated[int, typer.Option(help="Recordings.")] = 12,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 12.0,
     words: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 12,
     speakers: Annotated[int, typer.Option(help="Speakers.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 0,
-    layout: Annotated[str, typer.Option(help="official or seed.")] = "official",
-    audio: Annotated[str, typer.Option(help="WAV encoding: pcm16 or float32.")] = "pcm16",
+    layout: Annotated[Literal["official", "seed"], typer.Option(help="official or seed.")] = "official",
+    audio: Annotated[Literal["pcm16", "float32"], typer.Option(help="WAV encoding: pcm16 or float32.")] = "pcm16",
 ) -> None:
     """Write a small synthetic corpus in BEAT2 layout, for trying and testing."""
-    from omniges.pipeline.progress import counter  # noqa: PLC0415
-    from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus  # noqa: PLC0415
+    from omniges.pipeline.progress import counter
+    from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 
     settings = CorpusSettings(
         clips=clips,
@@ -298,8 +272,8 @@ def sample_corpus(  # noqa: PLR0913 - one parameter a flag
         words=words,
         speakers=speakers,
         seed=seed,
-        layout=layout,  # type: ignore[arg-type] - checked by CorpusSettings
-        audio=audio,  # type: ignore[arg-type]
+        layout=layout,
+        audio=audio,
     )
     with counter("recordings") as count:
         summary = write_sample_corpus(folder, settings, count)

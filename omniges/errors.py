@@ -82,12 +82,8 @@ def _note(meaning: str, remedy: str) -> CodeInfo:
 
 CODES: dict[str, CodeInfo] = {
     # --- pairing and paths
-    "missing-audio": _rejected(
-        "no WAV file has this stem", "add the WAV, or leave the recording out with --include"
-    ),
-    "missing-gesture": _rejected(
-        "no NPZ file has this stem", "add the NPZ, or leave the recording out with --include"
-    ),
+    "missing-audio": _rejected("no WAV file has this stem", "add the WAV, or leave the recording out with --include"),
+    "missing-gesture": _rejected("no NPZ file has this stem", "add the NPZ, or leave the recording out with --include"),
     "missing-text": _rejected(
         "no TextGrid has this stem", "add the TextGrid, or leave the recording out with --include"
     ),
@@ -99,9 +95,7 @@ CODES: dict[str, CodeInfo] = {
         "copy the file in, or name its folder with --allow-root",
     ),
     "file-too-large": _rejected("the file is larger than any recording", "check where the file comes from"),
-    "file-unreadable": _rejected(
-        "the operating system refused to read the file", "check permissions and the disk"
-    ),
+    "file-unreadable": _rejected("the operating system refused to read the file", "check permissions and the disk"),
     "stem-too-long": _rejected(
         "the stem does not fit into a tar member name", "shorten the file names of the recording"
     ),
@@ -125,9 +119,7 @@ CODES: dict[str, CodeInfo] = {
     "split-id-invalid": _note(
         "the split list holds an id that is no file stem; the row was ignored", "correct the row"
     ),
-    "split-id-not-on-disk": _note(
-        "the split list names recordings that are not on disk", "add them, or ignore this"
-    ),
+    "split-id-not-on-disk": _note("the split list names recordings that are not on disk", "add them, or ignore this"),
     "no-train-samples": _note(
         "no recording of the train split was converted: statistics and tokenizer are empty",
         "put recordings into the train split with --split-csv before training",
@@ -152,29 +144,19 @@ CODES: dict[str, CodeInfo] = {
     # --- motion
     "npz-not-zip": _rejected("the file is not a complete NPZ archive", "copy or export the file again"),
     "npz-damaged": _rejected("a member of the NPZ is damaged", "copy or export the file again"),
-    "npz-too-large": _rejected(
-        "the NPZ claims more data than any recording holds", "check where the file comes from"
-    ),
+    "npz-too-large": _rejected("the NPZ claims more data than any recording holds", "check where the file comes from"),
     "npz-missing-key": _rejected("a needed array is not in the NPZ", "export the recording in BEAT2 form"),
     "npz-object-array": _rejected(
         "a needed array holds pickled Python objects, which are never loaded", "save plain numeric arrays"
     ),
-    "npz-wrong-dtype": _rejected(
-        "a needed array does not hold real numbers", "save float32 or float64 arrays"
-    ),
-    "npz-wrong-shape": _rejected(
-        "a needed array has another shape than BEAT2 gives it", "export full SMPL-X motion"
-    ),
+    "npz-wrong-dtype": _rejected("a needed array does not hold real numbers", "save float32 or float64 arrays"),
+    "npz-wrong-shape": _rejected("a needed array has another shape than BEAT2 gives it", "export full SMPL-X motion"),
     "npz-unequal-lengths": _rejected(
         "the motion arrays differ in their number of frames", "export the recording again"
     ),
     "npz-no-frames": _rejected("the motion has no frames", "export the recording again"),
-    "npz-not-finite": _rejected(
-        "the motion holds NaN or infinite values", "repair or leave out the recording"
-    ),
-    "npz-out-of-range": _rejected(
-        "the motion holds values no recording has", "check units: radians and metres"
-    ),
+    "npz-not-finite": _rejected("the motion holds NaN or infinite values", "repair or leave out the recording"),
+    "npz-out-of-range": _rejected("the motion holds values no recording has", "check units: radians and metres"),
     "npz-frame-rate": _rejected(
         "the frame rate is not a whole multiple of 30 per second", "resample the motion to 30 fps"
     ),
@@ -183,17 +165,11 @@ CODES: dict[str, CodeInfo] = {
     "betas-extended": _note("fewer than 300 shape coefficients were given; zeros were appended", "nothing"),
     # --- text
     "textgrid-empty": _rejected("the TextGrid file is empty", "run the aligner again"),
-    "textgrid-too-large": _rejected(
-        "the TextGrid is larger than any alignment", "check where the file comes from"
-    ),
+    "textgrid-too-large": _rejected("the TextGrid is larger than any alignment", "check where the file comes from"),
     "textgrid-encoding": _rejected("the TextGrid is neither UTF-8 nor UTF-16", "save it as UTF-8 in Praat"),
-    "textgrid-syntax": _rejected(
-        "the text is not a TextGrid that praatio can parse", "open and save it in Praat"
-    ),
+    "textgrid-syntax": _rejected("the text is not a TextGrid that praatio can parse", "open and save it in Praat"),
     "textgrid-no-word-tier": _rejected("there is no tier of words", "name the tier with --word-tier"),
-    "textgrid-no-words": _rejected(
-        "the word tier holds no words inside the recording", "run the aligner again"
-    ),
+    "textgrid-no-words": _rejected("the word tier holds no words inside the recording", "run the aligner again"),
     "textgrid-bad-interval": _rejected(
         "an interval starts before zero or ends before it starts", "correct it in Praat"
     ),

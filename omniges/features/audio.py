@@ -48,9 +48,7 @@ _BLOCK_FRAMES = 160  # frames a transform: its temporaries stay in the second-le
 _SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 has no room for
 _HALFWAY = 2**28
 _LOG_ULPS = 16  # more than any C library's float64 logarithm is off by
-_FLOAT32_RANGE = (
-    2e-5  # below this ratio of quietest to loudest band, float32 rounding reaches 1e-4 in the log
-)
+_FLOAT32_RANGE = 2e-5  # below this ratio of quietest to loudest band, float32 rounding reaches 1e-4 in the log
 
 
 def _hz_from_mel(mel: float) -> float:
@@ -78,14 +76,14 @@ def mel_filterbank() -> F64:
 
 
 @functools.cache
-def _analysis(dtype: type[np.floating]) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]]:
+def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]]:
     """Window, sparse filters and transform of one precision."""
     import scipy.fft  # noqa: PLC0415 - half a second that --help must not pay
     import scipy.sparse  # noqa: PLC0415
 
     # Periodic Hann; the cosine is taken once in float64 and rounds to float32 the same on every CPU.
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
-    return window.astype(dtype), scipy.sparse.csr_matrix(mel_filterbank().astype(dtype)), scipy.fft.rfft
+    return window.astype(precision), scipy.sparse.csr_matrix(mel_filterbank().astype(precision)), scipy.fft.rfft
 
 
 def _centred_frames(samples: F32, first: int, count: int) -> F32:
@@ -102,12 +100,12 @@ def _centred_frames(samples: F32, first: int, count: int) -> F32:
     return np.lib.stride_tricks.sliding_window_view(inside, N_FFT)[::HOP_SAMPLES]
 
 
-def _mel_block(frames: npt.NDArray[Any], dtype: type[np.floating]) -> npt.NDArray[Any]:
+def _mel_block(frames: npt.NDArray[Any], precision: Literal["float32", "float64"]) -> npt.NDArray[Any]:
     """Mel magnitudes of windowed frames: (n, 1024) to (64, n)."""
-    window, filters, rfft = _analysis(dtype)
-    windowed = np.multiply(frames, window, dtype=dtype)
+    window, filters, rfft = _analysis(precision)
+    windowed = np.multiply(frames, window, dtype=precision)
     spectrum = rfft(windowed.T, axis=0, overwrite_x=True)
-    parts = spectrum.view(dtype).reshape(*spectrum.shape, 2)
+    parts = spectrum.view(precision).reshape(*spectrum.shape, 2)
     np.multiply(parts, parts, out=parts)
     magnitude = parts[..., 0] + parts[..., 1]
     np.sqrt(magnitude, out=magnitude)
@@ -126,11 +124,11 @@ def log_mel(samples: F32, frames: int) -> F32:
     for start in range(0, frames, _BLOCK_FRAMES):
         count = min(_BLOCK_FRAMES, frames - start)
         framed = _centred_frames(samples, start, count)
-        block = _mel_block(framed, np.float32)
+        block = _mel_block(framed, "float32")
         quietest = np.maximum(block.min(axis=0), LOG_FLOOR)
         wide = np.flatnonzero(quietest < _FLOAT32_RANGE * block.max(axis=0))
         if len(wide):
-            block[:, wide] = _mel_block(framed[wide], np.float64)
+            block[:, wide] = _mel_block(framed[wide], "float64")
         mel[start : start + count] = log_correctly_rounded(np.maximum(block, np.float32(LOG_FLOOR))).T
     return mel
 

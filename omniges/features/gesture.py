@@ -161,7 +161,7 @@ def six_d_from_rotvec(rotvec: npt.NDArray[np.floating]) -> F64:
     The layout of pytorch3d (Zhou et al. 2019 use two columns instead). Vectors longer than pi are wrapped.
     """
     vectors = np.asarray(rotvec, dtype=np.float64)
-    x, y, z = (np.ascontiguousarray(vectors[..., k]) for k in range(3))
+    x, y, z = (np.array(vectors[..., k], order="C") for k in range(3))
     return np.stack(_six_d_planes(x, y, z), axis=-1)
 
 
@@ -229,9 +229,7 @@ def gesture_from_motion(
     frames = len(poses)
     shapes = (poses.shape, expressions.shape, trans.shape)
     if frames < 2 or shapes != ((frames, POSE_COLUMNS), (frames, EXPRESSIONS), (frames, 3)):
-        raise ValueError(
-            f"motion of T >= 2 frames with 165, 100 and 3 columns expected, found shapes {shapes}"
-        )
+        raise ValueError(f"motion of T >= 2 frames with 165, 100 and 3 columns expected, found shapes {shapes}")
     gesture = np.empty((frames, LAYOUT.channels), dtype=np.float32)
     joints = np.array(LAYOUT.joints)
     for start in range(0, frames, _BLOCK_FRAMES):

@@ -96,9 +96,7 @@ def joint_positions(poses: npt.NDArray[np.floating], trans: npt.NDArray[np.float
     """
     frames, joints = len(poses), len(PARENTS)
     if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
-        raise ValueError(
-            f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}"
-        )
+        raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
     local = matrix_from_six_d(six_d_from_rotvec(poses.reshape(frames, joints, 3)))
     world = np.empty_like(local)
     positions = np.empty((frames, joints, 3))

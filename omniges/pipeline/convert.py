@@ -31,7 +31,7 @@ from omniges.shards.schema import canonical_json, sha256_hex
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import Segment, build_segment, npy_parts
 
-__all__ = ["Cut", "ConvertSettings", "Converted", "Rejected", "convert"]
+__all__ = ["ConvertSettings", "Converted", "Cut", "Rejected", "convert"]
 
 MAX_FILE_BYTES: Final = 1 << 30
 _CUT_NOTE_S: Final = 0.1
@@ -179,9 +179,7 @@ def _clip_words(tier: WordTier, clip_s: float) -> tuple[list[dict[str, Any]], tu
     inside = [word for word in tier.words if word.start < clip_s]
     clipped = sum(word.end > clip_s for word in inside)
     if not inside:
-        raise RecordingFault(
-            "textgrid-no-words", f"{len(tier.words)} words, all beyond {clip_s:.3f} s", "words"
-        )
+        raise RecordingFault("textgrid-no-words", f"{len(tier.words)} words, all beyond {clip_s:.3f} s", "words")
     rows = [{"word": word.word, "start": word.start, "end": min(word.end, clip_s)} for word in inside]
     return rows, (len(tier.words) - len(inside), clipped)
 
@@ -239,8 +237,7 @@ def _add_semantic(inputs: _Inputs, members: dict[str, Pieces]) -> None:
     spans = inputs.load("sem", decode_semantic)
     if spans is not None:
         rows = [
-            {"name": s.name, "start": s.start, "end": s.end, "score": s.score, "keywords": s.keywords}
-            for s in spans
+            {"name": s.name, "start": s.start, "end": s.end, "score": s.score, "keywords": s.keywords} for s in spans
         ]
         members["sem.json"] = (canonical_json(rows),)
 
@@ -289,9 +286,7 @@ def _metadata(
             "words_dropped": cut.words_dropped,
             "words_clipped": cut.words_clipped,
         },
-        "sources": {
-            name: {"path": path, "sha256": digest} for name, (path, digest) in inputs.sources.items()
-        },
+        "sources": {name: {"path": path, "sha256": digest} for name, (path, digest) in inputs.sources.items()},
         "notes": [{"code": n.problem.code, "found": n.problem.found} for n in _sorted(inputs.notes)],
     }
 

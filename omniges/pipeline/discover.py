@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from omniges.errors import Finding, Problem, UsageFault
 from omniges.pipeline.splits import SplitList, parse_split_list, split_by_rule
@@ -36,7 +36,7 @@ _FOLDERS: Final[dict[Modality, tuple[str, ...]]] = {
 _EXTENSIONS: Final[dict[Modality, str]] = {
     "wav": ".wav",
     "npz": ".npz",
-    "textgrid": ".textgrid",
+    "textgrid": ".TextGrid",
     "sem": ".txt",
 }
 _MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid": "missing-text"}
@@ -151,9 +151,7 @@ def discover(
     Raises UsageFault if the root holds no data set or the flags select nothing, DataError for a broken split list.
     """
     if not root.is_dir():
-        raise UsageFault(
-            f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there"
-        )
+        raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
     bounds = _Bounds(tuple(os.path.realpath(base) for base in (root, *allow_roots)))
     override = _read_split_list(split_csv, str(split_csv.name)) if split_csv else None
     parts, hashes = _find_parts(root, selection, bounds, override)
@@ -220,10 +218,7 @@ def _check_folders(root: Path, selection: Selection, parts: list[_Part]) -> None
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
             names = " or ".join(selection.folder_names(modality))
-            seen = (
-                ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8])
-                or "no folders"
-            )
+            seen = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8]) or "no folders"
             raise UsageFault(
                 f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
                 f"Name it with {_FLAGS[modality]}"
@@ -234,15 +229,13 @@ def _join(*names: str) -> str:
     return "/".join(name for name in names if name)
 
 
-def _collect(
-    part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], findings: list[Finding]
-) -> None:
+def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], findings: list[Finding]) -> None:
     """Add one part's files to the stems."""
     for modality, name in part.folders.items():
         base = _join(part.relative, name)
         for relative, entry_path in _walk(root, base, bounds, findings):
             stem, extension = os.path.splitext(os.path.basename(relative))
-            if extension.lower() != _EXTENSIONS[modality] or stem.startswith("."):
+            if extension.lower() != _EXTENSIONS[modality].lower() or stem.startswith("."):
                 continue
             readable = stem.encode("utf-8", "backslashreplace").decode()
             if modality == "sem" and readable not in stems:
@@ -276,9 +269,7 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            findings.append(
-                Finding(Problem("file-unreadable", str(error.strerror), "a folder"), None, relative)
-            )
+            findings.append(Finding(Problem("file-unreadable", str(error.strerror), "a folder"), None, relative))
             continue
         for entry in entries:
             path = _join(relative, entry.name)
@@ -313,9 +304,7 @@ def _folder_mismatch(stem: str, relative: str, base: str) -> Iterable[Finding]:
     differs_id = speaker_id is not None and speaker_id != fields.speaker_id
     differs_name = name is not None and name != fields.speaker
     if differs_id or (speaker_id is None and differs_name):
-        yield Finding(
-            Problem("speaker-folder-mismatch", f"folder {folder}", stem.rsplit("_", 3)[0]), stem, relative
-        )
+        yield Finding(Problem("speaker-folder-mismatch", f"folder {folder}", stem.rsplit("_", 3)[0]), stem, relative)
 
 
 def _absent_ids(parts: list[_Part], stems: dict[str, _Stem], shared: bool) -> Iterator[Finding]:
@@ -332,9 +321,7 @@ def _absent_ids(parts: list[_Part], stems: dict[str, _Stem], shared: bool) -> It
             yield Finding(Problem("split-id-not-on-disk", f"{len(absent)} ids: {some}"), None, name)
 
 
-def _judge(
-    stems: dict[str, _Stem], selection: Selection
-) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
+def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
     """Sort the selected stems into recordings and rejections."""
     recordings = []
     rejected = {}
@@ -381,9 +368,7 @@ def _split_of(stem: str, fields: StemFields, part: _Part) -> tuple[Split | None,
 
 def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[Finding]:
     """Findings for modalities with no file or several."""
-    blocked = any(
-        finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults
-    )
+    blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
         sources = entry.files.get(modality, [])
         if not sources and not blocked:

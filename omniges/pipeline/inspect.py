@@ -61,9 +61,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
         emotions = ", ".join(sorted({row.emotion or "unknown" for row in own}))
         speakers.add_row(name, str(len(own)), duration_text(sum(r.seconds for r in own)), languages, emotions)
     console.print(speakers)
-    samples = _table(
-        "sample", "split", "frames", "mel frames", "words", "length", "shard", "notes", right=(2, 3, 4, 5)
-    )
+    samples = _table("sample", "split", "frames", "mel frames", "words", "length", "shard", "notes", right=(2, 3, 4, 5))
     for row in source.rows[:shown]:
         numbers = (str(row.frames), str(row.mel_frames), str(row.words), duration_text(row.seconds))
         samples.add_row(row.key, row.split, *numbers, row.shard, ", ".join(row.notes) or "–")

@@ -1,4 +1,4 @@
-"""`preprocess --plan`: what would be done, how large it gets and how long it takes, from converting a few recordings."""
+"""`preprocess --plan`: what would be done, its size and its time, from converting a few recordings."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def make_reporter(mode: Mode) -> Reporter:
 
 @contextmanager
 def counter(noun: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total) that shows a count: one moving line on a terminal, now and then a plain one elsewhere."""
+    """A function (done, total) that shows a count: a moving line on a terminal, now and then a plain one elsewhere."""
     stream, live = sys.stderr, sys.stderr.isatty()
     last = time.monotonic()
 

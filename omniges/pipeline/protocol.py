@@ -128,7 +128,7 @@ def receive(read: Read) -> Sample | Rejected:
 
 def _fill(read: Read, size: int) -> memoryview:
     # np.empty leaves the pages untouched until they are read into; bytearray would clear them first.
-    view = memoryview(np.empty(size, dtype=np.uint8)).cast("B")
+    view = memoryview(np.empty(size, dtype=np.uint8).data)
     read(view)
     return view
 

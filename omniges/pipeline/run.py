@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,6 @@ from omniges.shards.schema import (
     SPLITS,
     STATS_FILE,
     TOKENIZER_FILE,
-    Split,
     canonical_json,
     json_document,
     sha256_hex,
@@ -45,7 +44,8 @@ from omniges.shards.writer import ShardFile, ShardWriter
 __all__ = ["PreprocessSettings", "Summary", "preprocess"]
 
 _OWN_NAMES: Final = re.compile(
-    rf"(?:{'|'.join(SPLITS)})-\d{{6}}\.tar|{'|'.join(map(re.escape, (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)))}"
+    rf"(?:{'|'.join(SPLITS)})-\d{{6}}\.tar|"
+    + "|".join(map(re.escape, (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)))
 )
 # Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
@@ -79,9 +79,7 @@ class PreprocessSettings:
         if self.deadline_s <= 0:
             raise UsageFault(f"--deadline {self.deadline_s}: more than 0 seconds expected")
         if self.convert.max_length_mismatch_s < 0:
-            raise UsageFault(
-                f"--max-length-mismatch {self.convert.max_length_mismatch_s}: at least 0 expected"
-            )
+            raise UsageFault(f"--max-length-mismatch {self.convert.max_length_mismatch_s}: at least 0 expected")
 
     @property
     def log_path(self) -> Path:
@@ -143,9 +141,7 @@ class _Tally:
     findings: list[Finding] = field(default_factory=list)
     partials: list[tuple[Partial, Partial]] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
-    inputs: dict[str, dict[str, str | None]] = field(
-        default_factory=dict
-    )  # path -> sha256, None if never read
+    inputs: dict[str, dict[str, str | None]] = field(default_factory=dict)  # path -> sha256, None if never read
     cuts: list[Cut] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     rejected: int = 0
@@ -158,8 +154,7 @@ class _Tally:
             return
         sources = outcome.sources if isinstance(outcome, Rejected) else outcome.row.sources
         self.inputs[recording.stem] = {
-            source.relative: sources.get(modality, ("", None))[1]
-            for modality, source in recording.files.items()
+            source.relative: sources.get(modality, ("", None))[1] for modality, source in recording.files.items()
         }
         if isinstance(outcome, Rejected):
             self.rejected += 1
@@ -176,8 +171,6 @@ class _Tally:
 
 
 def _placed(sample: Sample, shard: str, offset: int) -> ManifestRow:
-    from dataclasses import replace  # noqa: PLC0415
-
     members = {
         member: MemberPlace(place.offset + offset, place.size, place.sha256)
         for member, place in sample.row.members.items()
@@ -212,7 +205,7 @@ def _warm_imports() -> None:
     """Load what the end of the run needs while the workers start; they are native and cost half a second."""
 
     def load() -> None:
-        import pyarrow.parquet  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: F401, PLC0415
         import tokenizers  # noqa: F401, PLC0415
 
     threading.Thread(target=load, name="warm-imports", daemon=True).start()
@@ -255,9 +248,7 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise EnvironmentFault(
-                f"{out}: another omniges run is writing here. Wait for it, or stop it"
-            ) from error
+            raise EnvironmentFault(f"{out}: another omniges run is writing here. Wait for it, or stop it") from error
         yield
     finally:
         os.close(descriptor)
@@ -337,9 +328,7 @@ def _convert_all(
     return tally, writer.shards
 
 
-def _progress(
-    discovery: Discovery, tally: _Tally, supervisor: Supervisor, elapsed_s: float, share: float
-) -> Progress:
+def _progress(discovery: Discovery, tally: _Tally, supervisor: Supervisor, elapsed_s: float, share: float) -> Progress:
     slowest = supervisor.slowest()
     return Progress(
         done=len(tally.rows) + tally.rejected + len(tally.lost),
@@ -356,9 +345,7 @@ def _progress(
     )
 
 
-def _finish(
-    settings: PreprocessSettings, discovery: Discovery, tally: _Tally, shards: list[ShardFile]
-) -> str:
+def _finish(settings: PreprocessSettings, discovery: Discovery, tally: _Tally, shards: list[ShardFile]) -> str:
     """Write what lies beside the shards, dataset.json last; returns the manifest hash."""
     if not tally.partials:
         tally.findings.append(Finding(Problem("no-train-samples", "0 samples in train", "at least 1")))
@@ -371,8 +358,10 @@ def _finish(
     }
     files = {name: (len(data), publish_bytes(settings.out / name, data)) for name, data in contents.items()}
     document = settings.document()
-    inputs = {"recordings": tally.inputs, "split_lists": dict(discovery.split_lists)}
-    inputs["recordings"] |= {stem: {} for stem in discovery.rejected}
+    inputs = {
+        "recordings": tally.inputs | {stem: {} for stem in discovery.rejected},
+        "split_lists": dict(discovery.split_lists),
+    }
     plan = {
         "settings_sha256": sha256_hex(canonical_json(document)),
         "inputs_sha256": sha256_hex(canonical_json(inputs)),
@@ -396,7 +385,7 @@ def _summarize(
     for finding in tally.findings:
         place = finding.stem or finding.file or "data set"
         examples.setdefault(finding.problem.code, f"{place}: {finding.problem.found}")
-    splits: dict[Split, tuple[int, float]] = {}
+    splits: dict[str, tuple[int, float]] = {}
     for split in SPLITS:
         own = [row.seconds for row in tally.rows if row.split == split]
         splits[split] = (len(own), sum(own))
@@ -409,7 +398,7 @@ def _summarize(
         lost=tally.lost,
         finding_counts=dict(Counter(finding.problem.code for finding in tally.findings)),
         examples=examples,
-        splits=dict(splits),
+        splits=splits,
         cut_audio_s=sum(cut.audio_s for cut in tally.cuts),
         cut_motion_s=sum(cut.motion_s for cut in tally.cuts),
         words_dropped=sum(cut.words_dropped for cut in tally.cuts),

@@ -135,9 +135,7 @@ def _freedoms() -> tuple[F64, int]:
     for side, sign in sides:
         for finger in ("index", "middle", "pinky", "ring", "thumb"):
             axis = 1 if finger == "thumb" else 2
-            rows.append(
-                {c + axis: 0.30 * sign for c in _columns(*(f"{side}_{finger}{k}" for k in (1, 2, 3)))}
-            )
+            rows.append({c + axis: 0.30 * sign for c in _columns(*(f"{side}_{finger}{k}" for k in (1, 2, 3)))})
     table = np.zeros((len(rows), POSE_COLUMNS))
     for row, entries in zip(table, rows, strict=True):
         row[list(entries)] = list(entries.values())
@@ -165,10 +163,11 @@ def word_signature(index: int, seed: int) -> WordSignature:
     """
     if not 0 <= index < MAX_WORDS:
         raise ValueError(f"word index 0 to {MAX_WORDS - 1} expected, found {index}")
-    return _vocabulary(seed, index + 1)[index]
+    # Sizes are powers of two, so that asking word by word computes few vocabularies.
+    return _vocabulary(seed, min(MAX_WORDS, 1 << max(4, index.bit_length())))[index]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _vocabulary(seed: int, size: int) -> tuple[WordSignature, ...]:
     codes = _motion_codes(seed, size)
     order = [_generator(seed, _TONE_ORDER, register).permutation(_LEVELS) for register in range(3)]
@@ -197,9 +196,7 @@ def _word(index: int) -> str:
     """Real words first, then two made-up syllables; all distinct."""
     if index < len(_REAL_WORDS):
         return _REAL_WORDS[index]
-    count = len(
-        _SYLLABLES
-    )  # 36: 5 and 7 are coprime to it, so words that agree in one syllable differ in the other
+    count = len(_SYLLABLES)  # 36: 5 and 7 are coprime to it, so words that agree in one syllable differ in the other
     return _SYLLABLES[5 * index % count] + _SYLLABLES[(7 * index + index // count) % count]
 
 
@@ -284,7 +281,7 @@ _SAMPLES_PER_CENTISECOND: Final = SAMPLE_RATE_HZ // 100
 _TONE_AMPLITUDE: Final = 0.2
 _NOISE_PEAK: Final = 0.0031  # uniform noise of −55 dB below full scale: the floor of an ordinary microphone
 _AUDIO_RAMP: Final = 320  # samples, 20 ms
-_MOTION_RAMP_S: Final = 0.1
+_MOTION_RAMP_S: Final = 0.12  # under half of the shortest word: at mid-word its pose is complete
 _WORD_CS: Final = (25, 70)
 _PAUSE_CS: Final = (5, 50)
 
@@ -323,9 +320,9 @@ def _sine_table() -> F64:
 
 
 _SINE: Final = _sine_table()
-_RAMP: Final = (
-    0.5 - 0.5 * _SINE[(np.arange(_AUDIO_RAMP) * 25 + SAMPLE_RATE_HZ // 4) % SAMPLE_RATE_HZ]
-).astype(np.float32)
+_RAMP: Final = (0.5 - 0.5 * _SINE[(np.arange(_AUDIO_RAMP) * 25 + SAMPLE_RATE_HZ // 4) % SAMPLE_RATE_HZ]).astype(
+    np.float32
+)
 
 
 def _speaker(seed: int, number: int) -> _Speaker:
@@ -366,7 +363,7 @@ def _resting_pose() -> F64:
 
 def _idle_amplitudes() -> F64:
     """How far each of the 165 pose columns strays when nothing is said, rad."""
-    by_part = {"pelvis": 0.04, "hip": 0.03, "knee": 0.03, "ankle": 0.03, "foot": 0.02, "spine": 0.06}
+    by_part = {"pelvis": 0.04, "hip": 0.05, "knee": 0.05, "ankle": 0.05, "foot": 0.03, "spine": 0.06}
     by_part |= {"neck": 0.12, "head": 0.12, "collar": 0.05, "shoulder": 0.16, "elbow": 0.16, "wrist": 0.14}
     by_part |= {"jaw": 0.03, "eye": 0.08}
     amplitudes = []
@@ -424,7 +421,7 @@ def _motion(
     vocabulary: tuple[WordSignature, ...],
 ) -> tuple[F64, F64, F64]:
     """Poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
-    poses = _drift(rng, frames, POSE_COLUMNS, 24)
+    poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
     poses *= speaker.liveliness * _idle_amplitudes()
     poses += speaker.posture
     expressions = 0.5 * _drift(rng, frames, EXPRESSIONS, 18) + speaker.face
@@ -432,9 +429,7 @@ def _motion(
     poses[:, 1] += 0.4 * slow[:, 1]  # turning on the spot
     trans = np.stack([0.2 * slow[:, 0], np.full(frames, speaker.height), 0.2 * slow[:, 2]], axis=1)
     trans[:, [0, 2]] += rng.uniform(-0.3, 0.3, 2)
-    breath = _SINE[
-        (rng.integers(SAMPLE_RATE_HZ) + 133 * np.arange(frames)) % SAMPLE_RATE_HZ
-    ]  # every four seconds
+    breath = _SINE[(rng.integers(SAMPLE_RATE_HZ) + 133 * np.arange(frames)) % SAMPLE_RATE_HZ]  # every four seconds
     trans[:, 1] += 0.004 * breath
     poses[:, _columns("spine3")[0]] += 0.02 * breath
     jaw = _columns("jaw")[0]
@@ -486,9 +481,7 @@ def _sound(
 def _text(script: _Script, xmax_s: float, vocabulary: tuple[WordSignature, ...]) -> bytes:
     """TextGrid with the words, and as phones two to four pieces of each word's spelling."""
     words, phones = [], []
-    for index, start, end in zip(
-        script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True
-    ):
+    for index, start, end in zip(script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True):
         word = vocabulary[index].word
         words.append(WordInterval(word, start / 100, end / 100))
         pieces = 2 + index % 3
@@ -504,9 +497,7 @@ def _semantic(script: _Script, vocabulary: tuple[WordSignature, ...]) -> bytes:
     """BEAT2's sem file: a quarter each of the words are beat, deictic, iconic and metaphoric gestures."""
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []
-    for index, start, end in zip(
-        script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True
-    ):
+    for index, start, end in zip(script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True):
         name, score = classes[index % len(classes)]
         times = f"{start / 100:.2f}\t{end / 100:.2f}\t{(end - start) / 100:.2f}"
         rows.append(f"{name}\t{times}\t{score}\t{vocabulary[index].word}\n")
@@ -533,9 +524,7 @@ class _Folders:
             npz = root / "speakers_1234_smplx_neutral_npz"
             return cls(root, root / "wave16k", npz, root / "word", None, by_speaker=True)
         base = root / "beat_synthetic_v2.0.0"
-        return cls(
-            base, base / "wave16k", base / "smplxflame_30", base / "textgrid", base / "sem", by_speaker=False
-        )
+        return cls(base, base / "wave16k", base / "smplxflame_30", base / "textgrid", base / "sem", by_speaker=False)
 
     def place(self, folder: Path, speaker: str, name: str) -> Path:
         return (folder / speaker if self.by_speaker else folder) / name
@@ -607,9 +596,7 @@ def write_sample_corpus(
     cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageFault(
-            f"{folder}: a new or empty folder expected, found it in use. Name another one, or empty it"
-        )
+        raise UsageFault(f"{folder}: a new or empty folder expected, found it in use. Name another one, or empty it")
     speakers = [_speaker(settings.seed, number) for number in range(settings.speakers)]
     vocabulary = _vocabulary(settings.seed, settings.words)
     folders = _Folders.of(folder, settings.layout)

@@ -43,14 +43,10 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
         text = data.decode("utf-8-sig")
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{name}: a CSV file in UTF-8 expected, found: {error}. Save it as UTF-8 CSV"
-        ) from error
+        raise DataError(f"{name}: a CSV file in UTF-8 expected, found: {error}. Save it as UTF-8 CSV") from error
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "id" not in header or "type" not in header:
-        raise DataError(
-            f"{name}: a header with the columns id and type expected, found {header or 'an empty file'}"
-        )
+        raise DataError(f"{name}: a header with the columns id and type expected, found {header or 'an empty file'}")
     id_column, type_column = header.index("id"), header.index("type")
     splits: dict[str, Split] = {}
     faulty: dict[str, Problem] = {}

@@ -54,9 +54,7 @@ def _findings_table(summary: Summary, severity: str) -> Table | None:
     codes = [code for code in sorted(summary.finding_counts) if CODES[code].severity == severity]
     if not codes:
         return None
-    table = simple_table(
-        "rejected" if severity == "rejected" else "note", "count", "example", "what to do", right=(1,)
-    )
+    table = simple_table("rejected" if severity == "rejected" else "note", "count", "example", "what to do", right=(1,))
     for code in sorted(codes, key=lambda code: -summary.finding_counts[code]):
         table.add_row(code, str(summary.finding_counts[code]), summary.examples[code], CODES[code].remedy)
     return table
@@ -74,9 +72,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print()
             console.print(table)
     for stem, reason in summary.lost.items():
-        console.print(
-            f"\nlost: {stem}: its worker died twice ({reason}). The next run tries it again", markup=False
-        )
+        console.print(f"\nlost: {stem}: its worker died twice ({reason}). The next run tries it again", markup=False)
     console.print(
         f"\n{summary.converted} of {summary.stems} recordings converted ({duration_text(summary.converted_s)}) in "
         f"{duration_text(summary.elapsed_s)}, {summary.converted_s / summary.elapsed_s:,.0f} × real time: "

@@ -269,9 +269,7 @@ class Supervisor:
             self._failure = error
             self._condition.notify_all()
 
-    def _convert(
-        self, worker: _Worker | None, recording: Recording, index: int
-    ) -> tuple[Outcome, _Worker | None]:
+    def _convert(self, worker: _Worker | None, recording: Recording, index: int) -> tuple[Outcome, _Worker | None]:
         """Convert, and after a death once more alone."""
         with self._gate.shared():
             outcome, worker = self._attempt(worker, recording, index, 1)

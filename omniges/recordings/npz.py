@@ -43,7 +43,7 @@ _MAX_HEADER = 4096
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _DESCR = re.compile(r"'descr'\s*:\s*'([^']{1,32})'")
 _FORTRAN = re.compile(r"'fortran_order'\s*:\s*(True|False)")
-_SHAPE = re.compile(r"'shape'\s*:\s*\(((?:\s*+[0-9]{1,15}+L?\s*+,?){0,4}+)\s*\)")
+_SHAPE = re.compile(r"'shape'\s*:\s*\(\s*+((?:[0-9]{1,15}+L?\s*+(?:,\s*+|(?=\)))){0,4}+)\)")
 _SIMPLE = re.compile(r"([<>|=]?)([a-zA-Z?])([0-9]{0,9})")
 # Everything that reading the directory of a hostile archive can raise.
 _ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, IndexError)
@@ -99,9 +99,7 @@ def decode_motion(data: bytes | memoryview) -> Motion:
     rate_hz = _frame_rate(archive, members.pop("rate"))
     _check_members(members)
     arrays = {name: archive.array(member) for name, member in members.items()}
-    poses = (
-        arrays["poses"] if style == "beat2" else np.concatenate([arrays[k] for k in SPLIT_COLUMNS], axis=1)
-    )
+    poses = arrays["poses"] if style == "beat2" else np.concatenate([arrays[k] for k in SPLIT_COLUMNS], axis=1)
     motion = {"poses": poses, "expressions": arrays["expressions"], "trans": arrays["trans"]}
     for name, array in motion.items():
         _check_values(name, array)
@@ -172,9 +170,7 @@ def encode_motion(
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             info.create_system = 3  # else the byte depends on the machine
             body = io.BytesIO()
-            np.lib.format.write_array(
-                body, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False
-            )
+            np.lib.format.write_array(body, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
             archive.writestr(info, body.getbuffer())
     return buffer.getvalue()
 
@@ -195,9 +191,7 @@ class _Archive:
         names = Counter(info.filename for info in infos)
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
-            raise RecordingFault(
-                "npz-damaged", f"{twice[0][:80]!r} {names[twice[0]]} times", "each member once"
-            )
+            raise RecordingFault("npz-damaged", f"{twice[0][:80]!r} {names[twice[0]]} times", "each member once")
         self._infos = {info.filename: info for info in infos}
 
     def __contains__(self, key: str) -> bool:
@@ -222,23 +216,19 @@ class _Archive:
         first = 12 if wide else 10
         end = first + int.from_bytes(start[8:first], "little")
         if start[:6] != b"\x93NUMPY" or start[6:7] not in {b"\1", b"\2", b"\3"} or end > len(start):
-            raise RecordingFault(
-                "npz-damaged", f"{key} starts with {start[:8]!r}", "an npy header below 4 KiB"
-            )
+            raise RecordingFault("npz-damaged", f"{key} starts with {start[:8]!r}", "an npy header below 4 KiB")
         text = bytes(start[first:end]).decode("latin-1")
         descr, fortran, shape = _DESCR.search(text), _FORTRAN.search(text), _SHAPE.search(text)
         simple = _SIMPLE.fullmatch(descr[1]) if descr else None
         if simple is None and "'descr'" in text:
             raise RecordingFault("npz-wrong-dtype", f"{key} holds {text[:80].strip()}", "float32 or float64")
         if simple is None or fortran is None or shape is None:
-            raise RecordingFault(
-                "npz-damaged", f"{key} has the npy header {text[:80].strip()!r}", "a numpy header"
-            )
+            raise RecordingFault("npz-damaged", f"{key} has the npy header {text[:80].strip()!r}", "a numpy header")
         order, kind, size = simple.groups()
         if kind == "O":
             raise RecordingFault("npz-object-array", f"{key} holds pickled objects", "plain numbers")
         itemsize = int(size or 1) * (4 if kind == "U" else 1)
-        dims = tuple(int(part.strip(" \tL")) for part in shape[1].split(",") if part.strip())
+        dims = tuple(int(digits) for digits in re.findall("[0-9]+", shape[1]))
         claim = math.prod(dims) * itemsize
         if claim != info.file_size - end:
             found = f"{key} of shape {dims} needs {claim} bytes, the member has {info.file_size - end}"
@@ -249,14 +239,10 @@ class _Archive:
         """Read the whole member with its CRC; give a fresh native C-ordered array."""
         body = self._inflate(member.info, member.info.file_size + 1)
         if len(body) != member.info.file_size:
-            found = (
-                f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
-            )
+            found = f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
             raise RecordingFault("npz-damaged", found, f"{member.info.file_size}")
         if zlib.crc32(body) != member.info.CRC:
-            raise RecordingFault(
-                "npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}"
-            )
+            raise RecordingFault("npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}")
         flat = np.frombuffer(body, member.dtype, offset=member.header_bytes)
         shaped = flat.reshape(member.shape, order="F" if member.fortran else "C")
         return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
@@ -297,9 +283,7 @@ class _Archive:
         if info.flag_bits & 0x1:
             raise RecordingFault("npz-damaged", f"{name} is encrypted", "plain members")
         if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise RecordingFault(
-                "npz-damaged", f"{name} has compression {info.compress_type}", "stored or deflated"
-            )
+            raise RecordingFault("npz-damaged", f"{name} has compression {info.compress_type}", "stored or deflated")
         start = info.header_offset
         head = self._data[start : start + _LOCAL_HEADER.size] if start >= 0 else b""
         if len(head) < _LOCAL_HEADER.size or bytes(head[:4]) != b"PK\x03\x04":
@@ -353,14 +337,10 @@ def _check_members(members: dict[str, _Member]) -> None:
     frames: dict[str, int] = {}
     for name, member in members.items():
         if member.kind != "f" or member.itemsize not in {4, 8}:
-            raise RecordingFault(
-                "npz-wrong-dtype", f"{member.key} of dtype {member.dtype}", "float32 or float64"
-            )
+            raise RecordingFault("npz-wrong-dtype", f"{member.key} of dtype {member.dtype}", "float32 or float64")
         if name == "betas":
             continue
-        columns = {"poses": POSE_COLUMNS, "expressions": EXPRESSION_COLUMNS, "trans": 3, **SPLIT_COLUMNS}[
-            name
-        ]
+        columns = {"poses": POSE_COLUMNS, "expressions": EXPRESSION_COLUMNS, "trans": 3, **SPLIT_COLUMNS}[name]
         if len(member.shape) != 2 or member.shape[1] != columns:
             raise RecordingFault("npz-wrong-shape", _shape_text(member), f"(frames, {columns})")
         frames[member.key] = member.shape[0]
@@ -372,9 +352,7 @@ def _check_members(members: dict[str, _Member]) -> None:
         raise RecordingFault("npz-no-frames", ", ".join(f"{key} 0" for key in frames), "frames")
     betas = members["betas"]
     if betas.shape not in {(n,) for n in BETAS_LENGTHS} | {(k, n) for n in BETAS_LENGTHS for k in (1, count)}:
-        raise RecordingFault(
-            "npz-wrong-shape", _shape_text(betas), "(10,), (16,) or (300,), or equal rows of them"
-        )
+        raise RecordingFault("npz-wrong-shape", _shape_text(betas), "(10,), (16,) or (300,), or equal rows of them")
 
 
 def _shape_text(member: _Member) -> str:
@@ -427,7 +405,5 @@ def _check_upright(root: Array) -> None:
     if up[1] > 0.5:
         return
     axis = int(np.argmax(np.abs(up)))
-    found = (
-        f"it stands along {'-' if up[axis] < 0 else '+'}{'xyz'[axis]} (median {up[axis]:.2f}, y {up[1]:.2f})"
-    )
+    found = f"it stands along {'-' if up[axis] < 0 else '+'}{'xyz'[axis]} (median {up[axis]:.2f}, y {up[1]:.2f})"
     raise RecordingFault("npz-not-y-up", found, "+y above 0.5")

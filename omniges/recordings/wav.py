@@ -153,9 +153,7 @@ def _check_riff(view: memoryview) -> int:
     if not head:
         raise RecordingFault("wav-empty", "a file of 0 bytes", "audio")
     if head[:4] in {b"RF64", b"BW64", b"RIFX"}:
-        raise RecordingFault(
-            "wav-unsupported-encoding", f"the {head[:4].decode()} form of WAVE", "RIFF " + _READ
-        )
+        raise RecordingFault("wav-unsupported-encoding", f"the {head[:4].decode()} form of WAVE", "RIFF " + _READ)
     if head[:4] != b"RIFF":
         raise RecordingFault("wav-not-riff", f"it looks like {_guess(head)}", "RIFF ... WAVE")
     if len(head) < 12:
@@ -188,9 +186,7 @@ def _find_data(view: memoryview) -> tuple[_Format, int, int]:
         pos += 8
         if name == b"data":
             if fmt is None:
-                raise RecordingFault(
-                    "wav-damaged-header", "the data chunk comes before a fmt chunk", "fmt first"
-                )
+                raise RecordingFault("wav-damaged-header", "the data chunk comes before a fmt chunk", "fmt first")
             return fmt, pos, size
         if pos + size > len(view):
             found = f"{len(view) - pos} of {size} bytes of the chunk {name!r}"
@@ -226,9 +222,7 @@ def _parse_format(body: bytes) -> _Format:
     if not 1 <= channels <= MAX_CHANNELS:
         raise RecordingFault("wav-damaged-header", f"{channels} channels", f"1 to {MAX_CHANNELS}")
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        raise RecordingFault(
-            "wav-damaged-header", f"{rate_hz} samples per second", f"{MIN_RATE_HZ} to {MAX_RATE_HZ}"
-        )
+        raise RecordingFault("wav-damaged-header", f"{rate_hz} samples per second", f"{MIN_RATE_HZ} to {MAX_RATE_HZ}")
     if frame_bytes != channels * bits // 8:
         found = f"block align {frame_bytes} for {channels} channels of {bits} bits"
         raise RecordingFault("wav-damaged-header", found, str(channels * bits // 8))

@@ -72,9 +72,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     """
     path = folder / DATASET_FILE
     if not folder.is_dir():
-        raise UsageFault(
-            f"{folder}: a folder of shards expected, found nothing there. Run omniges preprocess first"
-        )
+        raise UsageFault(f"{folder}: a folder of shards expected, found nothing there. Run omniges preprocess first")
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -91,9 +89,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
             "Use the omniges that wrote it"
         )
     if not sealed_correctly(document):
-        raise DataError(
-            f"{path}: the checksum does not fit the content. It was edited or damaged: preprocess again"
-        )
+        raise DataError(f"{path}: the checksum does not fit the content. It was edited or damaged: preprocess again")
     return document
 
 

@@ -113,9 +113,7 @@ def _unflatten(flat: dict[str, Any]) -> ManifestRow:
     }
     members = {}
     for member in (*MEMBERS, *OPTIONAL_MEMBERS):
-        offset, size, digest = (
-            flat.pop(f"{_column(member)}_{name}") for name in ("offset", "size", "sha256")
-        )
+        offset, size, digest = (flat.pop(f"{_column(member)}_{name}") for name in ("offset", "size", "sha256"))
         if offset is not None:
             members[member] = MemberPlace(offset, size, digest)
     flat["notes"] = tuple(flat["notes"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 __all__ = [
     "DATASET_FILE",
@@ -100,4 +100,4 @@ def sha256_hex(data: bytes | memoryview) -> str:
 
 def as_split(text: str) -> Split | None:
     """The split named by a text, or None."""
-    return cast("Split", text) if text in SPLITS else None
+    return text if text in SPLITS else None

@@ -42,7 +42,7 @@ def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
     prefix = 10
     length = -(-(prefix + len(description) + 1) // 64) * 64
     header = description.ljust(length - prefix - 1).encode("ascii") + b"\n"
-    data = memoryview(array.reshape(-1).view(np.uint8)).cast("B") if array.size else memoryview(b"")
+    data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header, data
 
 

@@ -120,9 +120,7 @@ class ShardWriter:
         if pending is None or self._split is None:
             return
         pending.write(END_OF_ARCHIVE)
-        self.shards.append(
-            ShardFile(pending.path.name, self._split, self._samples, pending.size, pending.sha256)
-        )
+        self.shards.append(ShardFile(pending.path.name, self._split, self._samples, pending.size, pending.sha256))
         self._publisher.submit(pending.publish)
         self._index += 1
         self._samples = self._unflushed = 0

@@ -28,10 +28,7 @@ def _rest_positions():
 def test_the_tree_is_that_of_smplx():
     body = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 15, 15, 15)
     hands = [
-        p
-        for wrist, first in ((20, 25), (21, 40))
-        for k in range(5)
-        for p in (wrist, first + 3 * k, first + 3 * k + 1)
+        p for wrist, first in ((20, 25), (21, 40)) for k in range(5) for p in (wrist, first + 3 * k, first + 3 * k + 1)
     ]
     assert (*body, *hands) == PARENTS
 

@@ -272,9 +272,7 @@ def peak_of(data: bytes) -> tuple[str, int]:
 def test_a_zip_bomb_is_refused_in_little_memory():
     head = npy_header("(3000000, 165)")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = (
-        packer.compress(head) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
-    )
+    packed = packer.compress(head) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
     size = len(head) + 3_000_000 * 165 * 4
     bomb = one_member_archive(b"poses.npy", packed, size, MEMBERS)
     code, peak = peak_of(bomb)
@@ -286,31 +284,35 @@ def test_a_zip_bomb_is_refused_in_little_memory():
 def test_a_member_that_unpacks_to_more_than_it_claims_is_refused_in_little_memory():
     head = npy_header("(2, 165)")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = (
-        packer.compress(head) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
-    )
+    packed = packer.compress(head) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
     code, peak = peak_of(one_member_archive(b"poses.npy", packed, len(head) + 2 * 165 * 4, MEMBERS))
     assert code == "npz-damaged"
     assert peak < 4 << 20
 
 
-def one_member_archive(name: bytes, packed: bytes, size: int, others: dict[str, bytes]) -> bytes:
+@pytest.mark.parametrize("extra", [-4, 1, 4])
+def test_a_member_of_another_length_than_claimed_is_refused_even_with_a_matching_check_sum(extra):
+    honest = MEMBERS["poses"]
+    content = honest[:extra] if extra < 0 else honest + bytes(extra)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(content) + packer.flush()
+    seen = zlib.crc32(content[: len(honest) + 1])
+    problem = fault_of(one_member_archive(b"poses.npy", packed, len(honest), MEMBERS, seen)).problem
+    assert problem.code == "npz-damaged"
+    assert "unpacks to" in problem.found
+
+
+def one_member_archive(name: bytes, packed: bytes, size: int, others: dict[str, bytes], crc: int = 0) -> bytes:
     """`others` as an archive, with one member replaced by raw deflated data that claims ``size`` bytes."""
     rest = npz_raw({key: body for key, body in others.items() if f"{key}.npy".encode() != name})
     with zipfile.ZipFile(io.BytesIO(rest)) as archive:
         start, count = archive.start_dir, len(archive.infolist())
-    local = (
-        struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 8, 0, 33, 0, len(packed), size, len(name), 0)
-        + name
-        + packed
-    )
+    local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 8, 0, 33, crc, len(packed), size, len(name), 0) + name + packed
     entry = struct.pack(
-        "<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 8, 0, 33, 0, len(packed), size, len(name), 0, 0, 0, 0, 0, start
+        "<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 8, 0, 33, crc, len(packed), size, len(name), 0, 0, 0, 0, 0, start
     )
     directory = rest[start : rest.rindex(b"PK\5\6")] + entry + name
-    tail = struct.pack(
-        "<4s4H2IH", b"PK\5\6", 0, 0, count + 1, count + 1, len(directory), start + len(local), 0
-    )
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count + 1, count + 1, len(directory), start + len(local), 0)
     return rest[:start] + local + directory + tail
 
 
@@ -333,6 +335,9 @@ def test_a_header_that_lies_about_its_shape_is_refused_before_allocation(shape):
         b"\x93NUMPY\t\x00\x10\x00" + bytes(16),
         npy_header("(2, 165)", order="Maybe"),
         npy_header("__import__"),
+        npy_header("(2 165)") + bytes(1320),
+        npy_header("(2\x1d, 165 1)") + bytes(1320),
+        npy_header("(+2, 165)") + bytes(1320),
         npy_header("(" * 900),
     ],
 )
@@ -380,9 +385,7 @@ def test_other_files_are_no_archives():
 
 def test_truncation_is_a_finding():
     places = {m for m in range(len(GOOD)) if GOOD[m : m + 2] == b"PK"}
-    for length in sorted(
-        {0, *(m + k for m in places for k in (0, 1, 4, 30)), len(GOOD) - 1, *range(0, len(GOOD), 97)}
-    ):
+    for length in sorted({0, *(m + k for m in places for k in (0, 1, 4, 30)), len(GOOD) - 1, *range(0, len(GOOD), 97)}):
         if length < len(GOOD):
             assert code_of(GOOD[:length]) == "npz-not-zip", length
 

@@ -42,9 +42,7 @@ def rows_of(data: bytes | str, tier: str | None = None) -> list[tuple[float, flo
 
 def independent_reading(data: bytes) -> list[tuple[str, str, list[tuple[float, ...]], list[str]]]:
     """Read a TextGrid as Praat defines it: free-standing numbers and quoted strings, the rest is comment."""
-    text = data.decode("utf-16" if data[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig").replace(
-        "\r\n", "\n"
-    )
+    text = data.decode("utf-16" if data[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig").replace("\r\n", "\n")
     tokens = re.findall(r'"(?:[^"]|"")*"|(?:(?<=\s)|(?<==))-?\d+(?:\.\d*)?(?=\s)', text)[2:]
     queue = [t[1:-1].replace('""', '"') if t[0] == '"' else float(t) for t in tokens]
     tiers = []
@@ -127,9 +125,7 @@ def test_one_content_in_two_forms_reads_alike():
     assert words("mary", "word") == words("mary_longfile", "word")
     for tier in ("bob", "mary", "sarah"):
         assert words("textgrid_to_merge", tier) == words("textgrid_to_merge_longfile", tier)
-    assert words("bobby_words_with_newlines", "word") == words(
-        "bobby_words_with_newlines_longfile_elan", "word"
-    )
+    assert words("bobby_words_with_newlines", "word") == words("bobby_words_with_newlines_longfile_elan", "word")
 
 
 @needs_sample
@@ -144,12 +140,8 @@ def test_the_sample():
 
 WORDS = (
     st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1)
-    | st.sampled_from(
-        ['"', '""', "item [1]:", "intervals [2]:", '"IntervalTier"', "IntervalTier", 'text = "x"']
-    )
-    | st.sampled_from(
-        ["ooTextFile short", "xmin = 3", "-5", "1e5", "nan", "!", "<exists>", "item[", "size = 0"]
-    )
+    | st.sampled_from(['"', '""', "item [1]:", "intervals [2]:", '"IntervalTier"', "IntervalTier", 'text = "x"'])
+    | st.sampled_from(["ooTextFile short", "xmin = 3", "-5", "1e5", "nan", "!", "<exists>", "item[", "size = 0"])
 ).map(lambda text: text.strip() or "x")
 
 
@@ -275,9 +267,7 @@ def test_overlap_is_refused_naming_both_and_silences_count():
     assert "'first'" in problem.found
     assert "'second'" in problem.found
     assert code_of(textgrid(("words", [("0", "1", ""), ("0.5", "2", "a")]))) == "textgrid-overlap"
-    assert (
-        code_of(textgrid(("words", [("0", "9", "a"), ("1", "2", ""), ("3", "4", "b")]))) == "textgrid-overlap"
-    )
+    assert code_of(textgrid(("words", [("0", "9", "a"), ("1", "2", ""), ("3", "4", "b")]))) == "textgrid-overlap"
 
 
 def test_a_tiny_overlap_moves_the_later_start_only():
@@ -285,13 +275,18 @@ def test_a_tiny_overlap_moves_the_later_start_only():
     assert rows_of(textgrid(("words", rows))) == [(0.0, 1.0, "a"), (1.0, 2.0, "b"), (2.99995, 4.0, "c")]
 
 
+def test_tiny_overlaps_do_not_add_up():
+    rows = [("0", "1", "a"), ("0.99991", "0.99992", ""), ("0.99983", "2", "b")]
+    problem = fault_of(textgrid(("words", rows))).problem
+    assert problem.code == "textgrid-overlap"
+    assert "'a'" in problem.found
+
+
 def test_intervals_out_of_order_are_refused():
     assert code_of(textgrid(("words", [("5", "6", "a"), ("1", "2", "b")]))) == "textgrid-bad-interval"
 
 
-@pytest.mark.parametrize(
-    "rows", [[], [("0", "1", "")], [("0", "1", "sil"), ("1", "2", "sp")], [("1", "1", "a")]]
-)
+@pytest.mark.parametrize("rows", [[], [("0", "1", "")], [("0", "1", "sil"), ("1", "2", "sp")], [("1", "1", "a")]])
 def test_no_words(rows):
     for short in (False, True):
         assert code_of(textgrid(("words", rows), short=short)) == "textgrid-no-words"
@@ -363,9 +358,7 @@ def test_a_damaged_number_names_its_line():
 def test_counts_are_believed_only_if_they_hold(count):
     for short in (False, True):
         text = textgrid(("words", TWO), short=short)
-        changed = (
-            text.replace("\n2\n", f"\n{count}\n", 1) if short else text.replace("size = 2", f"size = {count}")
-        )
+        changed = text.replace("\n2\n", f"\n{count}\n", 1) if short else text.replace("size = 2", f"size = {count}")
         assert changed != text
         assert code_of(changed) == "textgrid-syntax"
 
@@ -378,10 +371,7 @@ def test_the_size_limit():
     "unit", ['"', '"a', " ", "\n", "1 ", 'text = "a"x ', "xmin = 1x ", '"IntervalTier" ', "item [ ", "."]
 )
 def test_time_grows_no_faster_than_the_file(unit):
-    frame = (
-        HEADER
-        + 'xmin = 0\nxmax = 1\nitem []:\nitem [1]:\nclass = "IntervalTier"\nname = "w"\nxmin = 0\nxmax = 1\n'
-    )
+    frame = HEADER + 'xmin = 0\nxmax = 1\nitem []:\nitem [1]:\nclass = "IntervalTier"\nname = "w"\nxmin = 0\nxmax = 1\n'
     text = frame + "intervals [1]:\n" + unit * (200_000 // len(unit))
     start = time.perf_counter()
     assert code_of(text) == "textgrid-syntax"
@@ -445,9 +435,7 @@ PIECES = st.sampled_from(
 
 
 @given(
-    st.lists(PIECES, max_size=40).map(" \n".join)
-    | st.lists(PIECES, max_size=40).map("".join)
-    | st.text(max_size=50)
+    st.lists(PIECES, max_size=40).map(" \n".join) | st.lists(PIECES, max_size=40).map("".join) | st.text(max_size=50)
 )
 @settings(deadline=None, max_examples=300)
 def test_random_text_raises_only_findings(text):

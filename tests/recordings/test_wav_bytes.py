@@ -122,17 +122,16 @@ def test_integer_samples_are_kept_for_lossless_storage():
 
 
 def test_unknown_and_odd_chunks_are_skipped_and_what_follows_the_data_is_no_audio():
-    data = riff(
-        chunk(b"LIST", b"abc"), FMT, chunk(b"JUNK", b"x" * 7), chunk(b"data", TONE), chunk(b"LIST", b"tail")
-    )
+    data = riff(chunk(b"LIST", b"abc"), FMT, chunk(b"JUNK", b"x" * 7), chunk(b"data", TONE), chunk(b"LIST", b"tail"))
     assert decode_wav(data).samples.shape == (5,)
 
 
 def test_unaligned_data_is_read():
     floats = np.asarray([0.5, -0.25], "<f4").tobytes()
-    assert decode_wav(
-        riff(chunk(b"fmt ", fmt_body(3, 32) + b"\0\0"), chunk(b"data", floats))
-    ).samples.tolist() == [0.5, -0.25]
+    assert decode_wav(riff(chunk(b"fmt ", fmt_body(3, 32) + b"\0\0"), chunk(b"data", floats))).samples.tolist() == [
+        0.5,
+        -0.25,
+    ]
 
 
 @pytest.mark.parametrize(

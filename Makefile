@@ -1,0 +1,59 @@
+# Everything a fresh machine with Python 3.11 to 3.13 needs: `make demo` and `make test` do all the set-up themselves.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p && break; done)
+VENV ?= .venv
+DEMO ?= demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 needed, found {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.python
+	$(PIP) -e '.[pictures]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.python
+	$(PIP) -e '.[pictures,test,lint]'
+	@touch $@ $(VENV)/.run
+
+demo: $(VENV)/.run ## Synthetic corpus to shards, and a picture of what is in them
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)
+	$(BIN)/omniges sample-corpus $(DEMO)/corpus
+	$(BIN)/omniges preprocess --root $(DEMO)/corpus --out $(DEMO)/shards --keep-audio
+	$(BIN)/omniges inspect $(DEMO)/shards
+	$(BIN)/omniges inspect $(DEMO)/shards 1_synthetica_0_1_1 --png $(DEMO)/sample.png
+	$(BIN)/omniges export --shards $(DEMO)/shards -o $(DEMO)/export
+	@echo
+	@echo "You made a labelled synthetic corpus ($(DEMO)/corpus), turned it into shards ($(DEMO)/shards), looked at"
+	@echo "one sample ($(DEMO)/sample.png: words over the mel, motion energy, stick figures), and wrote the shards"
+	@echo "back as NPZ, WAV and TextGrid ($(DEMO)/export). For BEAT2 itself:"
+	@echo "    $(BIN)/omniges preprocess --root datasets/BEAT_SMPL"
+
+test: $(VENV)/.dev ## Run the tests (about two minutes)
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## Run the long tests too
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev ## Check style, types and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Measure preprocess beside a straightforward conversion
+	$(BIN)/python benchmarks/preprocess.py
+
+clean: ## Remove the environment, the demo and caches
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,449 @@
+"""One picture of a sample: mel, words, motion energy, expression activity and stick figures on one time line.
+
+The figures are the generic skeleton of `omniges.features.skeleton`, seen from the front, so the person's left
+is on the right of the picture. It is no body model: see there.
+
+Words are drawn to the letter where an installed font has all their characters. What no font has is written as
+an escape (its code point in hexadecimal), so nothing is silently lost and nothing depends on fonts that are
+not there.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import EnvironmentFault
+from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
+from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, matrix_from_six_d, motion_from_gesture
+from omniges.features.skeleton import PARENTS, joint_positions
+from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ft2font import FT2Font
+
+__all__ = ["draw_sample"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Word = Mapping[str, Any]
+
+_MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP_SAMPLES
+_FIGURES: Final = 8
+_LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time axis
+_LONGEST_LABEL: Final = 13  # letters
+_LEFT, _RIGHT = 0.065, 0.935  # of the figure: where the time line begins and ends
+_DPI: Final = 110
+_FONT: Final = "DejaVu Sans"  # comes with matplotlib
+_OTHER_FONTS: Final = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
+    *("IPAGothic", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans", "Arial Unicode MS", "Unifont"),
+)
+_STYLE: Final[dict[str, Any]] = {
+    "font.family": [_FONT],
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.1,
+    "text.usetex": False,
+}
+# Okabe and Ito's colours, which people with colour-blindness tell apart.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is drawn: the sample cut to the time shown, times in seconds of the clip."""
+
+    start_s: float
+    stop_s: float
+    times: F64  # (T,), of the frames shown
+    gesture: F32  # (T, 415)
+    jaw_eyes: F32  # (T, 9)
+    root_xz: F64  # (T, 2) metres
+    mel: F32  # (M, 64)
+    mel_start_s: float
+    words: tuple[tuple[str, float, float], ...]
+
+    def word_at(self, time_s: float) -> str:
+        """The word spoken at a time, or "" in a pause."""
+        return next((word for word, start, end in self.words if start <= time_s < end), "")
+
+
+def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
+    *,
+    title: str,
+    gesture: F32,
+    jaw_eyes: F32,
+    start_xz: npt.NDArray[np.floating],
+    mel: F32,
+    words: Sequence[Word],
+    start_s: float = 0.0,
+    seconds: float = 12.0,
+) -> bytes:
+    """Draw `seconds` of a sample from `start_s` on (less where it ends before) and give the PNG file's bytes.
+
+    `gesture` (T, 415) and `jaw_eyes` (T, 9) at 30 Hz, `start_xz` (2,) metres, `mel` (M, 64) log magnitudes at
+    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Raises ValueError
+    on other shapes or if fewer than two frames would be shown, EnvironmentFault without matplotlib.
+    """
+    view = _cut(gesture, jaw_eyes, start_xz, mel, words, start_s, seconds)
+    style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise EnvironmentFault(
+            'pictures need matplotlib, which is not installed: pip install "omniges[pictures]"'
+        ) from error
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(12.0, 10.2), dpi=_DPI)
+        FigureCanvasAgg(figure)
+        axes = _panels(figure)
+        _write(figure, (_LEFT, 0.978), title, size=12, weight="bold", va="center")
+        span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {len(gesture) / FRAME_RATE_HZ:.1f} s"
+        figure.text(_RIGHT, 0.978, span, ha="right", va="center", color=_GREY)
+        _draw_words(axes[0], view)
+        _draw_mel(axes[1], view)
+        _draw_motion(axes[2], view)
+        _draw_face(axes[3], view)
+        _draw_figures(axes[4], view)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
+    """Empty axes for words, mel, motion, face and figures, one below the other on one time line."""
+    outer = figure.add_gridspec(
+        3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, left=_LEFT, right=_RIGHT, top=0.955, bottom=0.01
+    )
+    heard = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
+    moved = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
+    places = (heard[0], heard[1], moved[0], moved[1], outer[2])
+    words, mel, motion, face, people = (figure.add_subplot(place) for place in places)
+    return words, mel, motion, face, people
+
+
+# --- what is drawn ------------------------------------------------------------------------------------------
+
+
+def _cut(
+    gesture: F32,
+    jaw_eyes: F32,
+    start_xz: npt.NDArray[np.floating],
+    mel: F32,
+    words: Sequence[Word],
+    start_s: float,
+    seconds: float,
+) -> _View:
+    """The part of a sample that is shown; the root's path is summed up from the beginning."""
+    frames = len(gesture)
+    shapes = (gesture.shape, jaw_eyes.shape, start_xz.shape, mel.shape[1:])
+    if shapes != ((frames, LAYOUT.channels), (frames, 9), (2,), (MEL_BANDS,)):
+        raise ValueError(f"gesture (T, 415), jaw_eyes (T, 9), start_xz (2,), mel (M, 64) expected, found {shapes}")
+    first = max(0, round(start_s * FRAME_RATE_HZ))
+    stop = min(frames, round((start_s + seconds) * FRAME_RATE_HZ))
+    if stop - first < 2:
+        raise ValueError(f"{start_s} s and {seconds} s show fewer than two of {frames} frames")
+    steps = gesture[:, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
+    steps[0] = start_xz  # the repeated first step is not one
+    begin, end = first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ
+    mel_first = min(round(begin * _MEL_RATE_HZ), len(mel))
+    intervals = tuple((str(w["word"]), float(w["start"]), float(w["end"])) for w in words)
+    return _View(
+        start_s=begin,
+        stop_s=end,
+        times=np.arange(first, stop) / FRAME_RATE_HZ,
+        gesture=gesture[first:stop],
+        jaw_eyes=jaw_eyes[first:stop],
+        root_xz=np.cumsum(steps, axis=0)[first:stop],
+        mel=mel[mel_first : round(end * _MEL_RATE_HZ)],
+        mel_start_s=mel_first / _MEL_RATE_HZ,
+        words=tuple((w, max(a, begin), min(b, end)) for w, a, b in intervals if b > begin and a < end),
+    )
+
+
+def _angular_speed(gesture: F32, channels: slice) -> F64:
+    """Mean angular speed of a block's joints between frames: (T, 415) to (T − 1,) rad/s."""
+    matrices = matrix_from_six_d(gesture[:, channels].reshape(len(gesture), -1, 6))
+    chord = np.linalg.norm(np.diff(matrices, axis=0), axis=(-2, -1))
+    # |R₁ − R₀| = 2√2 sin(angle/2); unlike the arc cosine of the trace this is exact near zero.
+    angle = 2 * np.arcsin(np.minimum(chord / np.sqrt(8), 1.0))
+    return np.asarray(angle.mean(axis=1) * FRAME_RATE_HZ)
+
+
+def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
+    """Places nearest to `centres` (ascending) that keep `gap` from each other, within low to high.
+
+    Least squares by pooling neighbours that would collide (isotonic regression of the places less their
+    gaps).
+    """
+    offsets = gap * np.arange(len(centres))
+    pools: list[tuple[float, int]] = []  # mean, size
+    for value in centres - offsets:
+        mean, size = float(value), 1
+        while pools and pools[-1][0] > mean:
+            other, count = pools.pop()
+            mean, size = (mean * size + other * count) / (size + count), size + count
+        pools.append((mean, size))
+    places = np.repeat([mean for mean, _ in pools], [size for _, size in pools])
+    return np.asarray(np.clip(places, low, high - offsets[-1]) + offsets)
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _fonts() -> tuple[tuple[str, FT2Font], ...]:
+    """Installed fonts in the order in which they are asked for a character."""
+    from matplotlib import font_manager  # noqa: PLC0415
+
+    installed = set(font_manager.get_font_names())
+    families = [_FONT, *(family for family in _OTHER_FONTS if family in installed)]
+    return tuple((f, font_manager.get_font(font_manager.findfont(f))) for f in families)
+
+
+def _drawable(text: str, longest: int) -> str:
+    """At most `longest` characters of a text, each with a glyph in some font; the others become escapes."""
+    shown = "".join(
+        c if c.isprintable() and any(font.get_char_index(ord(c)) for _, font in _fonts()) else _escape(c)
+        for c in text[: longest + 1]
+    )
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
+    """Put a text that may hold anything; dollar signs are no formulas."""
+    families = [family for family, _ in _fonts()]
+    target.text(*place, _drawable(text, longest), family=families, parse_math=False, **style)
+
+
+# --- panels -------------------------------------------------------------------------------------------------
+
+
+def _time_axis(axes: Axes, view: _View, *, labelled: bool = False) -> None:
+    axes.set_xlim(view.start_s, view.stop_s)
+    axes.tick_params(labelbottom=labelled)
+    if labelled:
+        axes.set_xlabel("time (s)", labelpad=1)
+
+
+def _mark_words(axes: Axes, view: _View) -> None:
+    for _, start, end in view.words:
+        axes.axvspan(start, end, color="#000000", alpha=0.05, linewidth=0, zorder=0)
+
+
+def _legend(axes: Axes, handles: Sequence[Any]) -> None:
+    """A line of keys above the panel, where it hides nothing."""
+    axes.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.0,
+        borderpad=0.15,
+        handlelength=1.6,
+    )
+
+
+def _draw_words(axes: Axes, view: _View) -> None:
+    """Bars for the words' intervals, and labels above them spread so that none covers another."""
+    axes.set_axis_off()
+    _time_axis(axes, view)
+    axes.set_ylim(0, 1)
+    axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=_GREY, edgecolor="white")
+    span = view.stop_s - view.start_s
+    every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # of a long view only each n-th word is labelled
+    labelled = view.words[::every]
+    if not labelled:
+        return
+    centres = np.array([(a + b) / 2 for _, a, b in labelled])
+    places = _spread(centres, _LABEL_GAP * span, view.start_s, view.stop_s - 0.01 * span)
+    for (word, _, _), centre, place in zip(labelled, centres, places, strict=True):
+        axes.plot([centre, centre, place], [0.1, 0.13, 0.22], color=_GREY, linewidth=0.5, clip_on=False)
+        turned = {"rotation": 60, "rotation_mode": "anchor", "ha": "left", "va": "center"}
+        _write(axes, (place, 0.25), word, _LONGEST_LABEL, size=8, **turned)
+
+
+def _draw_mel(axes: Axes, view: _View) -> None:
+    _time_axis(axes, view)
+    axes.set_ylabel("mel (Hz)")
+    peaks = mel_filterbank().argmax(axis=1) * (SAMPLE_RATE_HZ / N_FFT)
+    hertz = (250, 500, 1000, 2000, 4000, 8000)
+    axes.set_yticks(np.interp(hertz, peaks, np.arange(MEL_BANDS)), [str(f) for f in hertz])
+    axes.set_ylim(-0.5, MEL_BANDS - 0.5)
+    if not len(view.mel):
+        return
+    low, high = np.percentile(view.mel, (2, 99.8))
+    half = 0.5 / _MEL_RATE_HZ  # frame j is centred on its time
+    stop = view.mel_start_s + len(view.mel) / _MEL_RATE_HZ
+    image = axes.imshow(
+        view.mel.T,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap="magma",
+        vmin=low,
+        vmax=max(high, low + 1e-3),
+        extent=(view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5),
+    )
+    _time_axis(axes, view)  # imshow sets its own
+    bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
+    axes.figure.colorbar(image, cax=bar)
+    bar.set_ylabel("log magnitude")
+
+
+def _draw_motion(axes: Axes, view: _View) -> None:
+    _time_axis(axes, view)
+    _mark_words(axes, view)
+    between = (view.times[1:] + view.times[:-1]) / 2
+    lines = []
+    parts = (
+        ("upper body", LAYOUT.upper, _BLUE),
+        ("hands", LAYOUT.hands, _ORANGE),
+        ("lower body", LAYOUT.lower, _GREEN),
+    )
+    for name, channels, color in parts:
+        lines += axes.plot(between, _angular_speed(view.gesture, channels), color=color, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("mean angular\nspeed (rad/s)")
+    root = np.linalg.norm(np.diff(view.root_xz, axis=0), axis=1) * FRAME_RATE_HZ
+    lines += _second_axis(axes, between, root, "root (right)", "root speed (m/s)")
+    _legend(axes, lines)
+
+
+def _draw_face(axes: Axes, view: _View) -> None:
+    _time_axis(axes, view, labelled=True)
+    _mark_words(axes, view)
+    face = view.gesture[:, LAYOUT.face].astype(np.float64)
+    change = np.abs(np.diff(face, axis=0)).mean(axis=1) * FRAME_RATE_HZ
+    between = (view.times[1:] + view.times[:-1]) / 2
+    lines = axes.plot(between, change, color=_ORANGE, label="expression, mean change of 100 coefficients")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("expression\n(1/s)")
+    jaw = np.linalg.norm(view.jaw_eyes[:, :3], axis=1)
+    lines += _second_axis(axes, view.times, jaw, "jaw (right)", "jaw (rad)")
+    _legend(axes, lines)
+
+
+def _second_axis(axes: Axes, times: F64, values: npt.NDArray[np.floating], name: str, label: str) -> list[Any]:
+    """A quantity of another unit against an axis on the right."""
+    right = axes.twinx()
+    right.spines["right"].set_visible(True)
+    right.set_ylabel(label, color=_GREY)
+    right.tick_params(colors=_GREY)
+    lines = right.plot(times, values, color=_GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
+    right.set_ylim(0, max(1.05 * float(values.max()), 1e-3))
+    return list(lines)
+
+
+# --- stick figures ------------------------------------------------------------------------------------------
+
+_EYES: Final = (23, 24)
+_HEAD: Final = 15
+_NOT_BONES: Final = frozenset({0, 22, *_EYES})
+_FIRST_FINGER: Final = 25
+_HEAD_RADIUS_M: Final = 0.1
+_TEXT_IN: Final = (0.15, 0.33, 0.45)  # inches below the ground: the time, the word, the end of the panel
+_ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
+
+
+def _draw_figures(axes: Axes, view: _View) -> None:
+    """People at evenly spaced times, each under its time, true to scale and centred on its pelvis."""
+    axes.set_axis_off()
+    count = min(_FIGURES, len(view.times))
+    shown = ((np.arange(count) + 0.5) / count * len(view.times)).astype(int)
+    people = _people(view.gesture[shown], view.jaw_eyes[shown])
+    ground = float(people[..., 1].min())
+    box = axes.get_window_extent()
+    box_height = box.height - _TEXT_IN[2] * _DPI
+    right, left = people[..., 0].max(axis=1), -people[..., 0].min(axis=1)
+    needed = max(2 * left[0], 2 * right[-1], *(right[:-1] + left[1:])) + 0.1  # so that no hands touch
+    slot = max(float(needed), _ABOVE_GROUND_M * box.width / box_height / count)
+    metre_per_inch = slot * count / box.width * _DPI
+    time_y, word_y, bottom = (ground - inches * metre_per_inch for inches in _TEXT_IN)
+    axes.set_xlim(0, slot * count)
+    axes.set_ylim(bottom, bottom + box.height / _DPI * metre_per_inch)
+    axes.axhline(ground, color="#BBBBBB", linewidth=0.6, zorder=0)
+    for k, (person, time_s) in enumerate(zip(people, view.times[shown], strict=True)):
+        centre = slot * (k + 0.5)
+        _draw_person(axes, person + np.array([centre, 0.0, 0.0]))
+        label: dict[str, Any] = {"ha": "center", "va": "center"}
+        axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=_GREY, **label)
+        word = view.word_at(float(time_s))
+        _write(
+            axes,
+            (centre, word_y),
+            word or "(pause)",
+            16,
+            color="black" if word else "#999999",
+            **label,
+        )
+    (x0, z0), (x1, z1) = view.root_xz[0], view.root_xz[-1]
+    note = (
+        "front view, generic skeleton (no body model), centred on the pelvis; "
+        f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"
+    )
+    axes.text(0.0, 0.96, note, transform=axes.transAxes, va="top", color=_GREY)
+    for place, color, side in ((0.93, _BLUE, "left side"), (1.0, _ORANGE, "right side")):
+        axes.text(place, 0.96, side, transform=axes.transAxes, va="top", ha="right", color=color)
+
+
+def _people(gesture: F32, jaw_eyes: F32) -> F64:
+    """Joint positions (K, 55, 3) m of single frames, the pelvis at x = z = 0."""
+    motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
+    trans = motion.trans * np.array([0.0, 1.0, 0.0])
+    return joint_positions(motion.poses, trans)
+
+
+def _draw_person(axes: Axes, joints: F64) -> None:
+    """One figure from (55, 3) m: what is nearer to the viewer is drawn over what is farther."""
+    from matplotlib.collections import LineCollection  # noqa: PLC0415
+    from matplotlib.patches import Circle  # noqa: PLC0415
+
+    bones = sorted(
+        (joint for joint in range(len(PARENTS)) if joint not in _NOT_BONES),
+        key=lambda joint: float(joints[joint, 2] + joints[PARENTS[joint], 2]),
+    )
+    lines = LineCollection(
+        [joints[[PARENTS[joint], joint], :2] for joint in bones],
+        colors=[_side_color(joint) for joint in bones],
+        linewidths=[0.8 if joint >= _FIRST_FINGER else 2.2 for joint in bones],
+        capstyle="round",
+        zorder=3,
+    )
+    axes.add_collection(lines, autolim=False)
+    eyes = joints[list(_EYES)]
+    middle = 0.4 * joints[_HEAD] + 0.6 * eyes.mean(axis=0)
+    axes.add_patch(Circle(middle[:2], _HEAD_RADIUS_M, facecolor="white", edgecolor="#333333", linewidth=1.2, zorder=2))
+    if eyes[:, 2].mean() > joints[_HEAD, 2]:  # the face is towards the viewer
+        axes.scatter(eyes[:, 0], eyes[:, 1], s=3, c=[_side_color(e) for e in _EYES], zorder=2.5)
+
+
+def _side_color(joint: int) -> str:
+    name = JOINT_NAMES[joint]
+    if name.startswith("left_"):
+        return _BLUE
+    return _ORANGE if name.startswith("right_") else "#333333"

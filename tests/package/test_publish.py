@@ -1,0 +1,93 @@
+"""A file appears under its final name only whole, and every failure is one line that names the way out."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from omniges.errors import EnvironmentFault
+from omniges.publish import PendingFile, is_temporary_name, publish_bytes
+
+
+class TestPublish:
+    def test_content_and_digest(self, tmp_path: Path) -> None:
+        digest = publish_bytes(tmp_path / "x", [b"ab", b"c"])
+        assert (tmp_path / "x").read_bytes() == b"abc"
+        assert digest == hashlib.sha256(b"abc").hexdigest()
+
+    def test_the_order_is_write_fsync_rename_fsync_of_the_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[str] = []
+        real_write, real_fsync, real_rename = os.write, os.fsync, Path.rename
+
+        def fsync(descriptor: int) -> None:
+            calls.append("fsync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "fsync file")
+            real_fsync(descriptor)
+
+        def rename(self: Path, target: Path) -> Path:
+            calls.append("rename")
+            return real_rename(self, target)
+
+        def write(descriptor: int, data: bytes) -> int:
+            calls.append("write")
+            return real_write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", write)
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(Path, "rename", rename)
+        publish_bytes(tmp_path / "x", b"abc")
+        assert calls == ["write", "fsync file", "rename", "fsync folder"]
+
+    def test_until_published_there_is_only_a_temporary_name(self, tmp_path: Path) -> None:
+        with PendingFile(tmp_path / "x") as pending:
+            pending.write(b"half")
+            (name,) = os.listdir(tmp_path)
+            assert is_temporary_name(name)
+            assert not is_temporary_name("x")
+
+    def test_an_exception_keeps_the_old_file(self, tmp_path: Path) -> None:
+        publish_bytes(tmp_path / "x", b"old")
+        with pytest.raises(KeyboardInterrupt), PendingFile(tmp_path / "x") as pending:
+            pending.write(b"new")
+            raise KeyboardInterrupt
+        assert os.listdir(tmp_path) == ["x"]
+        assert (tmp_path / "x").read_bytes() == b"old"
+
+    def test_a_link_at_the_temporary_name_is_not_followed(self, tmp_path: Path) -> None:
+        victim = tmp_path / "victim"
+        victim.write_bytes(b"precious")
+        (tmp_path / f".x.tmp-{os.getpid()}").symlink_to(victim)
+        with pytest.raises(EnvironmentFault):
+            publish_bytes(tmp_path / "x", b"new")
+        assert victim.read_bytes() == b"precious"
+
+    @pytest.mark.parametrize(
+        ("code", "advice"),
+        [
+            (errno.ENOSPC, "disk is full"),
+            (errno.EACCES, "permission denied"),
+            (errno.EROFS, "read-only"),
+            (errno.EIO, "check the disk"),
+        ],
+    )
+    def test_failures_name_the_file_and_the_way_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "write", fail)
+        with pytest.raises(EnvironmentFault, match=advice) as caught:
+            publish_bytes(tmp_path / "name.json", b"x")
+        assert "name.json" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert os.listdir(tmp_path) == []
+
+    def test_a_vanished_folder_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(EnvironmentFault, match="the folder is not there"):
+            publish_bytes(tmp_path / "gone" / "x", b"")

@@ -1,0 +1,80 @@
+"""The manifest reads back row for row, and its hash names the content, not the packing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, parse_manifest, serialize_manifest
+from omniges.shards.schema import MEMBERS, SPLITS
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+
+
+@st.composite
+def manifest_rows(draw: st.DrawFn) -> ManifestRow:
+    members = {
+        name: MemberPlace(draw(st.integers(0, 2**40)), draw(st.integers(0, 2**33)), draw(digests)) for name in MEMBERS
+    }
+    if draw(st.booleans()):
+        members["flac"] = MemberPlace(512, 7, draw(digests))
+    count = st.integers(0, 2**31)
+    return ManifestRow(
+        key=draw(texts), stem=draw(texts), split=draw(st.sampled_from(SPLITS)), shard=draw(texts),
+        frames=draw(count), mel_frames=draw(count), ticks=draw(count), words=draw(count),
+        seconds=draw(st.floats(0, 1e6)), speaker_id=draw(st.none() | st.integers(0, 9999)),
+        speaker=draw(st.none() | texts), language=draw(st.none() | texts), scenario=None, emotion=draw(st.none() | texts),
+        sources={name: (draw(texts), draw(digests)) for name in ("wav", "npz", "textgrid")},
+        notes=tuple(draw(st.lists(texts, max_size=3))), members=members,
+    )  # fmt: skip
+
+
+row_lists = st.lists(manifest_rows(), max_size=5, unique_by=lambda row: row.key)
+
+
+class TestManifest:
+    @settings(max_examples=40, deadline=None)
+    @given(row_lists)
+    def test_rows_come_back_sorted_by_place(self, rows: list[ManifestRow]) -> None:
+        expected = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
+        assert parse_manifest(serialize_manifest(rows)) == expected
+
+    @settings(max_examples=40, deadline=None)
+    @given(row_lists, st.randoms())
+    def test_the_hash_ignores_order_and_packing(self, rows: list[ManifestRow], rng: object) -> None:
+        moved = [
+            replace(
+                row, shard="elsewhere", members={n: replace(p, offset=p.offset + 512) for n, p in row.members.items()}
+            )
+            for row in reversed(rows)
+        ]
+        assert manifest_hash(moved) == manifest_hash(rows)
+
+    @settings(max_examples=20, deadline=None)
+    @given(manifest_rows())
+    def test_the_hash_sees_every_part_of_the_content(self, row: ManifestRow) -> None:
+        other = dict(row.members)
+        other["mel.npy"] = replace(other["mel.npy"], sha256="another")
+        changed = [replace(row, key=row.key + "x"), replace(row, frames=row.frames + 1), replace(row, members=other)]
+        hashes = {manifest_hash([one]) for one in [row, *changed]}
+        assert len(hashes) == 4
+
+    def test_other_columns_are_refused(self) -> None:
+        import io
+
+        import pyarrow as pa
+
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"key": ["a"]}), buffer)
+        with pytest.raises(ValueError, match="columns"):
+            parse_manifest(buffer.getvalue())
+
+    @given(st.binary(max_size=200))
+    def test_bytes_that_are_no_parquet_are_refused(self, data: bytes) -> None:
+        with pytest.raises(ValueError):  # noqa: PT011 - pyarrow's own texts
+            parse_manifest(data)

@@ -1,0 +1,53 @@
+"""Keys are reversible, dot-free and unique; JSON has one byte form."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from omniges.shards.schema import canonical_json, json_document, key_from_stem, stem_from_key
+
+stems = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+class TestKeys:
+    @given(stems)
+    @example("2_scott_0_1_1")
+    @example("a.b")
+    @example("_x41_")
+    @example("_x_x41__")
+    @example("x41_")
+    @example("_")
+    def test_the_stem_comes_back_from_a_plain_key(self, stem: str) -> None:
+        key = key_from_stem(stem)
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", key)
+        assert stem_from_key(key) == stem
+
+    @given(st.from_regex(r"\A[A-Za-wyz0-9_-]+\Z"))
+    def test_plain_stems_are_their_own_key(self, stem: str) -> None:
+        assert key_from_stem(stem) == stem
+
+    @given(stems, stems)
+    def test_no_two_stems_share_a_key(self, one: str, other: str) -> None:
+        assert (one == other) == (key_from_stem(one) == key_from_stem(other))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | stems,
+    lambda inner: st.lists(inner) | st.dictionaries(stems, inner),
+)
+
+
+class TestJson:
+    @given(st.dictionaries(stems, values))
+    def test_bytes_do_not_depend_on_the_order_of_keys(self, value: dict[str, object]) -> None:
+        turned = dict(reversed(value.items()))
+        assert canonical_json(value) == canonical_json(turned)
+        assert json_document(value) == json_document(turned)
+
+    @given(values)
+    def test_both_forms_read_back(self, value: object) -> None:
+        assert json.loads(canonical_json(value)) == value == json.loads(json_document(value))

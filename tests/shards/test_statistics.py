@@ -1,0 +1,52 @@
+"""Statistics equal numpy's over the concatenated clips, whatever the order and split of the work."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omniges.shards.statistics import combine, partial_of
+
+
+def clips(count: int, seed: int, offset: float = 0.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.normal(size=(rng.integers(1, 700), 5)) * [1, 10, 1e-3, 1, 0] + [0, offset, 1, -3, 0.7]).astype(np.float32)
+        for _ in range(count)
+    ]
+
+
+class TestCombine:
+    @settings(max_examples=30)
+    @given(st.integers(1, 8), st.integers(0, 50), st.sampled_from([0.0, 1e3, 1e6]))
+    def test_equals_the_statistics_of_all_frames_together(self, count: int, seed: int, offset: float) -> None:
+        parts = clips(count, seed, offset)
+        whole = np.concatenate(parts).astype(np.float64)
+        got = combine([partial_of(part) for part in parts])
+        assert got is not None
+        assert got.count == len(whole)
+        assert np.allclose(got.mean, whole.mean(axis=0), rtol=1e-12, atol=1e-12)
+        assert np.allclose(got.std, whole.std(axis=0), rtol=1e-9, atol=1e-12)
+        assert np.array_equal(got.minimum, whole.min(axis=0))
+        assert np.array_equal(got.maximum, whole.max(axis=0))
+
+    @given(st.integers(2, 12), st.randoms())
+    def test_the_order_of_clips_changes_no_bit(self, count: int, rng: random.Random) -> None:
+        partials = [partial_of(clip) for clip in clips(count, 3)]
+        turned = partials.copy()
+        rng.shuffle(turned)
+        one, other = combine(partials), combine(turned)
+        assert one is not None
+        assert other is not None
+        assert one.as_json() == other.as_json()
+
+    def test_a_channel_that_never_changes_has_no_spread_at_all(self) -> None:
+        got = combine([partial_of(clip) for clip in clips(6, 1)])
+        assert got is not None
+        assert got.std[4] == 0.0
+
+    def test_no_clips_have_no_statistics(self) -> None:
+        assert combine([]) is None
