@@ -268,7 +268,7 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
     except _PARSE_FAULTS as fault:
         detail = "heading or tiers are missing" if isinstance(fault, IndexError) else str(fault)[:80]
         raise RecordingFault("textgrid-syntax", f"praatio cannot parse it: {detail}", "a TextGrid") from None
-    if len(masked.numbers) < 3 or any(start + 2 >= len(masked.numbers) for start in starts):
+    if len(masked.numbers) < 3 or not all(0 <= start < len(masked.numbers) - 2 for start in starts):
         raise RecordingFault("textgrid-syntax", "the file ends inside a tier's heading", "a complete file")
     promised = masked.count(2)
     if promised != len(tiers):
