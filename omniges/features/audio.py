@@ -13,7 +13,7 @@ from __future__ import annotations
 import decimal
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -86,18 +86,30 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
     return window.astype(precision), scipy.sparse.csr_matrix(mel_filterbank().astype(precision)), scipy.fft.rfft
 
 
-def _centred_frames(samples: F32, first: int, count: int) -> F32:
-    """Frames centred on samples 160·first, …: a strided view (count, 1024), reflected only where an edge is near."""
-    start = first * HOP_SAMPLES - N_FFT // 2
-    stop = (first + count - 1) * HOP_SAMPLES + N_FFT // 2
-    inside = samples[max(start, 0) : min(stop, len(samples))]
-    if start < 0 or stop > len(samples):
-        # Reflection needs N_FFT / 2 samples behind the edge, so a block near an edge takes them along.
-        reach = samples[max(start - N_FFT, 0) : min(stop + N_FFT, len(samples))]
-        padded = np.pad(reach, N_FFT // 2, mode="reflect")
-        offset = start + N_FFT // 2 - max(start - N_FFT, 0)
-        inside = padded[offset : offset + stop - start]
-    return np.lib.stride_tricks.sliding_window_view(inside, N_FFT)[::HOP_SAMPLES]
+def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
+    """Frames centred on samples 0, 160, 320, … in blocks, as (first frame, strided view (n, 1024)).
+
+    Frames near an edge come from a short reflected copy, all others straight from the audio.
+    """
+    half = N_FFT // 2
+    windows = np.lib.stride_tricks.sliding_window_view
+    if len(samples) < 2 * N_FFT:  # a frame may reach past both ends
+        yield 0, windows(np.pad(samples, half, mode="reflect"), N_FFT)[: frames * HOP_SAMPLES : HOP_SAMPLES]
+        return
+    head = min(-(-half // HOP_SAMPLES), frames)  # frames that reach before the first sample
+    tail = max(min((len(samples) - half) // HOP_SAMPLES + 1, frames), head)  # from here on, past the last
+    if head:
+        reach = samples[: (head - 1) * HOP_SAMPLES + N_FFT]
+        yield 0, windows(np.pad(reach, (half, 0), mode="reflect"), N_FFT)[: head * HOP_SAMPLES : HOP_SAMPLES]
+    if tail > head:
+        inside = windows(samples, N_FFT)[head * HOP_SAMPLES - half :: HOP_SAMPLES]
+        for start in range(head, tail, _BLOCK_FRAMES):
+            yield start, inside[start - head : min(start + _BLOCK_FRAMES, tail) - head]
+    if frames > tail:
+        reach = samples[max(tail * HOP_SAMPLES - half, 0) :]
+        skipped = tail * HOP_SAMPLES - half - max(tail * HOP_SAMPLES - half, 0)
+        padded = np.pad(reach, (-skipped, half), mode="reflect")
+        yield tail, windows(padded, N_FFT)[: (frames - tail) * HOP_SAMPLES : HOP_SAMPLES]
 
 
 def _mel_block(frames: npt.NDArray[Any], precision: Literal["float32", "float64"]) -> npt.NDArray[Any]:
@@ -105,9 +117,8 @@ def _mel_block(frames: npt.NDArray[Any], precision: Literal["float32", "float64"
     window, filters, rfft = _analysis(precision)
     windowed = np.multiply(frames, window, dtype=precision)
     spectrum = rfft(windowed.T, axis=0, overwrite_x=True)
-    parts = spectrum.view(precision).reshape(*spectrum.shape, 2)
-    np.multiply(parts, parts, out=parts)
-    magnitude = parts[..., 0] + parts[..., 1]
+    magnitude = np.square(spectrum.real)
+    magnitude += np.square(spectrum.imag)
     np.sqrt(magnitude, out=magnitude)
     return np.asarray(filters @ magnitude)
 
@@ -121,15 +132,13 @@ def log_mel(samples: F32, frames: int) -> F32:
     if len(samples) <= N_FFT // 2 or frames > 1 + len(samples) // HOP_SAMPLES:
         raise ValueError(f"{frames} mel frames need more than {len(samples)} samples")
     mel = np.empty((frames, MEL_BANDS), dtype=np.float32)
-    for start in range(0, frames, _BLOCK_FRAMES):
-        count = min(_BLOCK_FRAMES, frames - start)
-        framed = _centred_frames(samples, start, count)
+    for start, framed in _blocks_of_frames(samples, frames):
         block = _mel_block(framed, "float32")
-        quietest = np.maximum(block.min(axis=0), LOG_FLOOR)
-        wide = np.flatnonzero(quietest < _FLOAT32_RANGE * block.max(axis=0))
+        np.maximum(block, np.float32(LOG_FLOOR), out=block)
+        wide = np.flatnonzero(block.min(axis=0) < _FLOAT32_RANGE * block.max(axis=0))
         if len(wide):
-            block[:, wide] = _mel_block(framed[wide], "float64")
-        mel[start : start + count] = log_correctly_rounded(np.maximum(block, np.float32(LOG_FLOOR))).T
+            block[:, wide] = np.maximum(_mel_block(framed[wide], "float64"), LOG_FLOOR)
+        mel[start : start + len(framed)] = log_correctly_rounded(block).T
     return mel
 
 

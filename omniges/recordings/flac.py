@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ def encode_flac(pcm: npt.NDArray[np.integer], *, bits: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], int]:
+def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
     """The PCM values as int32 and their width in bits (16 or 24).
 
     Raises RecordingFault for anything but mono FLAC of 16 or 24 bits.
@@ -34,7 +35,7 @@ def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], int]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.format != "FLAC" or file.channels != 1 or file.subtype not in {"PCM_16", "PCM_24"}:
                 raise RecordingFault("wav-unsupported-encoding", f"{file.format} {file.subtype}", "mono FLAC")
-            bits = int(file.subtype[-2:])
+            bits: Literal[16, 24] = 16 if file.subtype == "PCM_16" else 24
             samples = file.read(dtype="int32")
     except soundfile.LibsndfileError as error:
         raise RecordingFault("wav-truncated", str(error), "a FLAC member") from error

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from omniges.errors import Problem, RecordingFault
 
-__all__ = ["Wav", "decode_wav", "encode_wav"]
+__all__ = ["Wav", "decode_wav", "encode_pcm_wav", "encode_wav"]
 
 Array = npt.NDArray[Any]
 
@@ -133,6 +133,22 @@ def encode_wav(
         tag, bits, body = _FLOAT, 32, samples.astype("<f4").tobytes()
     else:
         raise ValueError(f"encoding {encoding!r} is not float32 or pcm16")
+    return _wav_file(body, rate_hz, tag, bits)
+
+
+def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16, 24]) -> bytes:
+    """Write mono integer samples (n,) of 16 or 24 bits as a WAV file, bit for bit.
+
+    Raises ValueError for another shape or width, values that do not fit, or more than 4 GiB.
+    """
+    limit = 1 << (bits - 1)
+    if pcm.ndim != 1 or bits not in {16, 24} or (pcm.size and not (-limit <= pcm.min() and pcm.max() < limit)):
+        raise ValueError(f"{bits}-bit samples (n,) expected, found shape {pcm.shape}")
+    wide = np.ascontiguousarray(pcm, "<i4").view(np.uint8).reshape(-1, 4)
+    return _wav_file(wide[:, : bits // 8].tobytes(), rate_hz, _PCM, bits)
+
+
+def _wav_file(body: bytes, rate_hz: int, tag: int, bits: int) -> bytes:
     if len(body) + 36 > _UNKNOWN_SIZE - 1:
         raise ValueError(f"{len(body)} bytes of audio do not fit into a WAV file")
     # 16 bytes of format and no fact chunk also for float: the form of the BEAT2 files.

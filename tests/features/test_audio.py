@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import math
+import warnings
 from pathlib import Path
 
 import librosa
@@ -37,10 +38,12 @@ class TestFilterbank:
 
 class TestLogMel:
     @settings(max_examples=25, deadline=None)
-    @given(st.integers(1024, 60_000), st.integers(0, 10))
+    @given(st.integers(513, 3000) | st.integers(513, 60_000), st.integers(0, 10))
     def test_equals_librosa_for_any_length_edges_included(self, samples: int, seed: int) -> None:
         signal = noise(samples, seed)
-        expected = librosa_log_mel(signal)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # librosa's, about audio shorter than a window
+            expected = librosa_log_mel(signal)
         assert np.abs(audio.log_mel(signal, len(expected)) - expected).max() < 2e-4
 
     @pytest.mark.parametrize("level", [1.0, 1e-2, 1e-4])
