@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from pipeline_helpers import run_preprocess
+
+from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,3 +25,19 @@ def beat2_sample() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real recordings at {folder} (set OMNIGES_SHARED to where they are)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a small synthetic corpus: six clips of four seconds, two speakers, all splits."""
+    folder = tmp_path_factory.mktemp("corpus") / "synthetic"
+    write_sample_corpus(folder, CorpusSettings(clips=6, seconds=4.0, words=6, speakers=2, seed=3))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus as shards, audio kept."""
+    out = tmp_path_factory.mktemp("shards") / "shards"
+    assert run_preprocess(corpus, out, keep_audio=True).exit_code == 0
+    return out

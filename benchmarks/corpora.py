@@ -1,0 +1,84 @@
+"""Corpora to measure on: synthetic ones, and larger ones whose files are hard links to a smaller one's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from omniges.pipeline.discover import Recording, Selection, discover
+from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+from omniges.pipeline.stems import parse_stem
+
+__all__ = ["find_recordings", "fit_for_links", "link_corpus", "make_corpus", "say", "spread"]
+
+_VOCABULARY_WORDS: Final = 200
+_SPEAKERS: Final = 5
+_SPEAKER_STEP: Final = 100  # copy k of a recording belongs to speaker id + 100 k, of at most four digits
+MAX_COPIES: Final = 99
+
+
+def say(text: str) -> None:
+    """A line about what is being done, for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def make_corpus(folder: Path, recordings: int, seconds: float) -> Path:
+    """A synthetic corpus on disk: PCM16 audio, 200 words, up to five speakers."""
+    say(f"writing {recordings} synthetic recordings of {seconds:g} s to {folder}")
+    settings = CorpusSettings(
+        clips=recordings,
+        seconds=seconds,
+        words=_VOCABULARY_WORDS,
+        speakers=min(_SPEAKERS, recordings),
+        audio="pcm16",
+    )
+    write_sample_corpus(folder, settings)
+    os.sync()
+    return folder
+
+
+def find_recordings(root: Path) -> list[Recording]:
+    """All recordings under a root, every file read once so that each measured run finds them in the page cache."""
+    recordings = list(discover(root, Selection()).recordings)
+    if not recordings:
+        raise SystemExit(f"{root}: no recording has all of audio, motion and words")
+    for recording in recordings:
+        for source in recording.files.values():
+            with open(source.path, "rb", buffering=0) as stream:
+                while stream.read(1 << 20):
+                    pass
+    return recordings
+
+
+def spread(recordings: list[Recording], count: int) -> list[Recording]:
+    """At most `count` recordings, evenly spaced."""
+    count = min(count, len(recordings))
+    return [recordings[k * len(recordings) // count] for k in range(count)]
+
+
+def fit_for_links(recordings: list[Recording], count: int) -> bool:
+    """Whether `count` recordings can be linked from these: stems within the grammar, and enough of them."""
+    small_ids = all((parse_stem(recording.stem).speaker_id or 100) < 100 for recording in recordings)
+    return small_ids and count <= MAX_COPIES * len(recordings)
+
+
+def link_corpus(recordings: list[Recording], folder: Path, count: int) -> Path:
+    """A corpus of `count` recordings: hard links to the given ones' files, as if more speakers had said the same."""
+    base = folder / "beat_synthetic_v2.0.0"
+    targets = {"wav": "wave16k", "npz": "smplxflame_30", "textgrid": "textgrid", "sem": "sem"}
+    for name in targets.values():
+        (base / name).mkdir(parents=True)
+    rows = ["id,type\n"]
+    for place in range(count):
+        copy, index = divmod(place, len(recordings))
+        recording = recordings[index]
+        speaker, rest = recording.stem.split("_", 1)
+        stem = f"{int(speaker) + _SPEAKER_STEP * copy}_{rest}"
+        for modality, source in recording.files.items():
+            os.link(source.path, base / targets[modality] / (stem + Path(source.path).suffix))
+        rows.append(f"{stem},{recording.split}\n")
+    (base / "train_test_split.csv").write_text("".join(rows), encoding="utf-8")
+    os.sync()
+    return folder

@@ -1,0 +1,44 @@
+"""What a figure depends on: processor, cores, memory, versions, and how busy the machine was."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["describe_machine"]
+
+_PACKAGES: Final = ("omniges", "numpy", "scipy", "librosa", "numba", "praatio", "soundfile", "pyarrow", "tokenizers")
+
+
+def _cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def describe_machine(work: Path) -> dict[str, Any]:
+    """Facts about this machine; `work` is where the files are written."""
+    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(pages * page_bytes / 1e9, 1),
+        "system": platform.platform(),
+        "filesystem": _filesystem(work),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _filesystem(folder: Path) -> str:
+    """Type of the file system a folder lies on; on tmpfs fsync costs nothing."""
+    resolved = folder.resolve()
+    best = ("", "unknown")
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        mount, kind = line.split()[1:3]
+        if resolved.is_relative_to(mount) and len(mount) >= len(best[0]):
+            best = (mount, kind)
+    return best[1]

@@ -1,0 +1,130 @@
+"""Runs a command and says what it took: wall time, CPU time of its process tree, peak memory, who else was at work.
+
+CPU time is what the kernel charges the process and all children it waited for (`os.wait4`). Peak memory is VmHWM of
+``/proc/<pid>/status``, which the kernel keeps as a high-water mark and which starts anew with each program: looking
+at it every 50 ms finds every peak but one in a process's last 50 ms. `ru_maxrss` has no such gap, but does not tell
+processes apart and never falls below what the launching process held, so it is reported beside it as an upper bound.
+Memory is in MB of 10^6 bytes and counts shared libraries in every process that has them loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Usage", "run_measured"]
+
+_SAMPLE_EVERY_S: Final = 0.05
+_TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a command took, and what it printed."""
+
+    output: str
+    wall_s: float
+    cpu_s: float  # user and system, children included
+    other_cpu_s: float  # CPU time that all else on the machine took meanwhile, stolen time included
+    main_mb: float  # peak memory of the process itself
+    child_mb: float  # peak memory of its largest descendant, 0 without any
+    maxrss_mb: float  # the kernel's figure for the largest of all
+
+
+class _Watch:
+    """A thread that keeps the memory high-water mark of a process and of its descendants."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
+        self.peaks_kib: dict[int, int] = {}
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            pending = [self._pid]
+            while pending:
+                pid = pending.pop()
+                self.peaks_kib[pid] = max(self.peaks_kib.get(pid, 0), _high_water_kib(pid))
+                pending += _children(pid)
+            if self._over.wait(_SAMPLE_EVERY_S):
+                return
+
+    def peaks_mb(self) -> tuple[float, float]:
+        """Peak of the process itself and of its largest descendant."""
+        children = [peak for pid, peak in self.peaks_kib.items() if pid != self._pid]
+        return self.peaks_kib.get(self._pid, 0) * 1024 / 1e6, max(children, default=0) * 1024 / 1e6
+
+
+def _high_water_kib(pid: int) -> int:
+    """VmHWM, or 0 where the process has ended or is between two programs."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:")), 0)
+
+
+def _children(pid: int) -> list[int]:
+    """Children of all threads of a process."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            text = Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="utf-8")
+            found += map(int, text.split())
+    except OSError:
+        pass  # the process or thread has ended
+    return found
+
+
+def _machine_cpu_s() -> float:
+    """CPU seconds all processes of the machine have taken since it started, and what the hypervisor took away."""
+    first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()
+    user, nice, system, _idle, _wait, irq, soft_irq, stolen = map(int, first[1:9])
+    return (user + nice + system + irq + soft_irq + stolen) / _TICKS_PER_SECOND
+
+
+def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Usage:
+    """Run a command to its end, its output in files named after `log`. Exits with its last words if it fails."""
+    output, errors = log.with_suffix(".out"), log.with_suffix(".err")
+    machine_s = _machine_cpu_s()
+    with output.open("wb") as out, errors.open("wb") as err:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
+        try:
+            with _Watch(process.pid) as watch:
+                _, status, usage = os.wait4(process.pid, 0)
+                wall_s = time.perf_counter() - start
+                process.returncode = os.waitstatus_to_exitcode(status)
+        except BaseException:
+            process.kill()  # does nothing to a process that has been waited for
+            process.wait()
+            raise
+    if process.returncode != 0:
+        last = errors.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{last}")
+    cpu_s = usage.ru_utime + usage.ru_stime
+    main_mb, child_mb = watch.peaks_mb()
+    return Usage(
+        output=output.read_text(encoding="utf-8"),
+        wall_s=wall_s,
+        cpu_s=cpu_s,
+        other_cpu_s=max(0.0, _machine_cpu_s() - machine_s - cpu_s),
+        main_mb=main_mb,
+        child_mb=child_mb,
+        maxrss_mb=usage.ru_maxrss * 1024 / 1e6,
+    )

@@ -1,0 +1,116 @@
+"""Prints the figures: rich tables on a terminal, plain aligned lines elsewhere."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_report"]
+
+Rows = list[tuple[str, ...]]
+_NOTES = """\
+How to read this: the two conversions ran in turns, the order reversed each time, so that a slow spell of the machine
+meets both; the spread is min–max over the repeats. Input files were in the page cache, the disk was synced before
+each run. Other CPU is what everything else on the machine took meanwhile: near 0 on a quiet machine, and with more
+than a few per cent of wall × cores the figures are too low. `omniges preprocess` counts everything, start-up and
+fsync included, so its factor rises with the number of recordings; the straightforward conversion is a loop without
+start-up, hashes, checks or fsync, on a subset. Memory is the peak of one process (VmHWM), shared libraries included."""
+
+
+def print_report(document: dict[str, Any]) -> None:
+    """Print all that was measured."""
+    console = Console(highlight=False)
+    _print_machine(console, document)
+    _print_comparison(console, document)
+    stages = document["stages_ms"]
+    rows = [(name, f"{figures['min']:.2f}", f"{figures['median']:.2f}") for name, figures in stages.items()]
+    title = f"ms per recording, {document['settings']['stage_recordings']} recordings one after the other"
+    _show(console, title, ("stage", "min", "median"), rows)
+    if document["memory"]:
+        _print_memory(console, document["memory"])
+    _say(console, "")
+    _say(console, _NOTES)
+
+
+def _print_machine(console: Console, document: dict[str, Any]) -> None:
+    machine, corpus = document["machine"], document["corpus"]
+    _say(console, f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}")
+    packages = ", ".join(f"{name} {found}" for name, found in machine["packages"].items())
+    _say(console, f"Python {machine['python']}, {packages}")
+    _say(console, f"files on {machine['filesystem']}; load average before the first run {machine['load_average']}")
+    _say(
+        console,
+        f"{corpus['kind']} corpus: {corpus['recordings']} recordings, {corpus['seconds'] / 60:.1f} min, "
+        f"{corpus['bytes'] / 1e6:.0f} MB; {document['settings']['workers']} workers, "
+        f"{document['settings']['repeats']} repeats; straightforward on {document['settings']['subset']} recordings",
+    )
+
+
+def _print_comparison(console: Console, document: dict[str, Any]) -> None:
+    columns = ("", "× real time", "min–max", "wall s", "CPU s", "CPU ms/recording", "worker MB", "main MB", "other CPU s")
+    rows = [_run_row(name, document[name]["runs"]) for name in ("preprocess", "straightforward")]
+    _show(console, "end to end, medians", columns, rows)
+    ratio = document["ratio"]
+    pairs = ", ".join(f"{value:.2f}" for value in ratio["pairs"])
+    _say(console, f"preprocess / straightforward: {ratio['median']:.2f} (pairs: {pairs})")
+
+
+def _run_row(name: str, runs: list[dict[str, float]]) -> tuple[str, ...]:
+    def middle(field: str) -> float:
+        return median(run[field] for run in runs)
+
+    factors = [run["x_real_time"] for run in runs]
+    return (
+        name,
+        f"{median(factors):,.0f}",
+        f"{min(factors):,.0f}–{max(factors):,.0f}",
+        f"{middle('wall_s'):.2f}",
+        f"{middle('cpu_s'):.2f}",
+        f"{1000 * median(run['cpu_s'] / run['recordings'] for run in runs):.1f}",
+        f"{max(run['worker_mb'] for run in runs):.0f}" if runs[0]["worker_mb"] else "–",
+        f"{max(run['main_mb'] for run in runs):.0f}",
+        f"{middle('other_cpu_s'):.2f}",
+    )
+
+
+def _print_memory(console: Console, runs: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            run["corpus"],
+            f"{run['worker_mb']:.0f}",
+            f"{run['main_mb']:.0f}",
+            f"{run['maxrss_mb']:.0f}",
+            f"{run['x_real_time']:,.0f}",
+        )
+        for run in runs
+    ]
+    columns = ("omniges preprocess on", "worker MB", "main MB", "largest (ru_maxrss) MB", "× real time")
+    _show(console, "peak memory", columns, rows)
+
+
+def _show(console: Console, title: str, columns: tuple[str, ...], rows: Rows) -> None:
+    """A table; the first column is text, all others figures."""
+    if console.is_terminal:
+        table = Table(title=title, title_justify="left")
+        for place, column in enumerate(columns):
+            table.add_column(column, justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        return
+    widths = [max(len(row[place]) for row in [columns, *rows]) for place in range(len(columns))]
+    print(f"\n{title}")
+    for row in [columns, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+
+
+def _say(console: Console, text: str) -> None:
+    if console.is_terminal:
+        console.print(text, markup=False)
+    else:
+        print(text)

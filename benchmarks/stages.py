@@ -1,0 +1,89 @@
+"""What each stage of a conversion costs, per recording.
+
+Run as ``python stages.py LIST OUT`` in the environment a worker process has (one thread a library, freed memory kept):
+LIST is a JSON file of recordings as the worker protocol writes them. The stage functions of
+`omniges.pipeline.convert` are wrapped by timers, which cost about a microsecond a call. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from omniges.pipeline import convert as module
+from omniges.pipeline.convert import Converted, ConvertSettings
+from omniges.pipeline.discover import Recording
+from omniges.pipeline.protocol import decode_recording
+from omniges.shards.writer import ShardWriter
+
+# Functions as the conversion calls them; none of them calls another.
+STAGES: Final = {
+    "read": "_read",
+    "sha256 of inputs": "sha256_hex",
+    "decode_motion": "decode_motion",
+    "decode_wav": "decode_wav",
+    "decode_words": "decode_words",
+    "decode_semantic": "decode_semantic",
+    "gesture_from_motion": "gesture_from_motion",
+    "log_mel": "log_mel",
+    "partial statistics": "partial_of",
+    "member digests": "_digest",
+}
+REST: Final = "all else in the worker"
+TOTAL: Final = "worker in all"
+PARENT: Final = "shard write and sha256 (parent)"
+_WARM_UP: Final = 3
+_SHARD_BYTES: Final = 256 << 20
+
+
+def _timed(function: Callable[..., Any], stage: str, spent: dict[str, float]) -> Callable[..., Any]:
+    """The function, adding the seconds of each call to its stage."""
+
+    def wrapped(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            spent[stage] += time.perf_counter() - start
+
+    return wrapped
+
+
+def _one(recording: Recording, writer: ShardWriter, spent: dict[str, float]) -> dict[str, float]:
+    """Milliseconds per stage of one recording."""
+    spent.clear()
+    start = time.perf_counter()
+    outcome = module.convert(recording, ConvertSettings())
+    total = time.perf_counter() - start
+    if not isinstance(outcome, Converted):
+        raise SystemExit(f"{recording.stem} cannot be converted: {outcome.findings[0].problem.code}")
+    row = {stage: spent[stage] for stage in STAGES}
+    row |= {REST: total - sum(row.values()), TOTAL: total}
+    segment = b"".join(outcome.segment.buffers)  # what the pipe hands the parent
+    start = time.perf_counter()
+    writer.add(recording.split, recording.key, segment)
+    row[PARENT] = time.perf_counter() - start
+    return {stage: 1000 * seconds for stage, seconds in row.items()}
+
+
+def main() -> None:
+    """Convert the listed recordings and print the milliseconds of each stage, a list per stage."""
+    lines = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    recordings = [decode_recording(line) for line in lines]
+    spent: dict[str, float] = defaultdict(float)
+    for stage, name in STAGES.items():
+        setattr(module, name, _timed(getattr(module, name), stage, spent))
+    for recording in recordings[:_WARM_UP]:
+        module.convert(recording, ConvertSettings())
+    with ShardWriter(Path(sys.argv[2]), _SHARD_BYTES) as writer:
+        rows = [_one(recording, writer, spent) for recording in recordings]
+    print(json.dumps({stage: [row[stage] for row in rows] for stage in rows[0]}))
+
+
+if __name__ == "__main__":
+    main()

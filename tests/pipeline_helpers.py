@@ -1,0 +1,43 @@
+"""What several test modules do with the pipeline: run it quietly, run the command, compare folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from omniges.pipeline.convert import ConvertSettings
+from omniges.pipeline.progress import LineReporter
+from omniges.pipeline.run import PreprocessSettings, Summary, preprocess
+
+COMMAND = (str(Path(sys.executable).with_name("omniges")),)
+
+
+def run_preprocess(root: Path, out: Path, *, keep_audio: bool = False, **settings: Any) -> Summary:
+    """Preprocess in this process, progress thrown away."""
+    with Path(os.devnull).open("w") as stream:
+        chosen = PreprocessSettings(
+            root=root, out=out, convert=ConvertSettings(keep_audio=keep_audio), **({"workers": 2} | settings)
+        )
+        return preprocess(chosen, LineReporter(stream))
+
+
+def omniges(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command, as a user does."""
+    return subprocess.run(
+        [*COMMAND, *map(str, words)], capture_output=True, text=True, env=os.environ | variables, timeout=100
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Sha256 of every file in a folder."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def report(folder: Path) -> list[dict[str, Any]]:
+    """The findings of a run."""
+    return [json.loads(line) for line in (folder / "report.jsonl").read_text("utf-8").splitlines()]
