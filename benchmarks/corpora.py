@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 from omniges.pipeline.discover import Recording, Selection, discover
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.stems import parse_stem
 
-__all__ = ["find_recordings", "fit_for_links", "link_corpus", "make_corpus", "say", "spread"]
+__all__ = ["COMMAND", "MAX_COPIES", "find_recordings", "fit_for_links", "link_corpus", "make_corpus", "say", "spread"]
 
+COMMAND: Final = Path(sys.executable).with_name("omniges")
 _VOCABULARY_WORDS: Final = 200
 _SPEAKERS: Final = 5
 _SPEAKER_STEP: Final = 100  # copy k of a recording belongs to speaker id + 100 k, of at most four digits
@@ -27,14 +29,12 @@ def say(text: str) -> None:
 def make_corpus(folder: Path, recordings: int, seconds: float) -> Path:
     """A synthetic corpus on disk: PCM16 audio, 200 words, up to five speakers."""
     say(f"writing {recordings} synthetic recordings of {seconds:g} s to {folder}")
-    settings = CorpusSettings(
-        clips=recordings,
-        seconds=seconds,
-        words=_VOCABULARY_WORDS,
-        speakers=min(_SPEAKERS, recordings),
-        audio="pcm16",
-    )
-    write_sample_corpus(folder, settings)
+    # In a process of its own, so that this one stays small: what it starts inherits its ru_maxrss.
+    command = [str(COMMAND), "sample-corpus", str(folder), "--clips", str(recordings), "--seconds", str(seconds)]
+    command += ["--words", str(_VOCABULARY_WORDS), "--speakers", str(min(_SPEAKERS, recordings)), "--audio", "pcm16"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stderr.strip()}. To measure a corpus that is there already, use --root")
     os.sync()
     return folder
 
@@ -64,6 +64,14 @@ def fit_for_links(recordings: list[Recording], count: int) -> bool:
     return small_ids and count <= MAX_COPIES * len(recordings)
 
 
+def _link(source: str, target: Path) -> None:
+    """A hard link, or a copy where the file system has none or the file lies on another one."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def link_corpus(recordings: list[Recording], folder: Path, count: int) -> Path:
     """A corpus of `count` recordings: hard links to the given ones' files, as if more speakers had said the same."""
     base = folder / "beat_synthetic_v2.0.0"
@@ -77,7 +85,7 @@ def link_corpus(recordings: list[Recording], folder: Path, count: int) -> Path:
         speaker, rest = recording.stem.split("_", 1)
         stem = f"{int(speaker) + _SPEAKER_STEP * copy}_{rest}"
         for modality, source in recording.files.items():
-            os.link(source.path, base / targets[modality] / (stem + Path(source.path).suffix))
+            _link(source.path, base / targets[modality] / (stem + Path(source.path).suffix))
         rows.append(f"{stem},{recording.split}\n")
     (base / "train_test_split.csv").write_text("".join(rows), encoding="utf-8")
     os.sync()

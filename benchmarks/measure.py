@@ -31,7 +31,7 @@ class Usage:
     output: str
     wall_s: float
     cpu_s: float  # user and system, children included
-    other_cpu_s: float  # CPU time that all else on the machine took meanwhile, stolen time included
+    other_cpu_share: float  # of the machine's CPU time, what all else took meanwhile, stolen time included
     main_mb: float  # peak memory of the process itself
     child_mb: float  # peak memory of its largest descendant, 0 without any
     maxrss_mb: float  # the kernel's figure for the largest of all
@@ -83,8 +83,8 @@ def _children(pid: int) -> list[int]:
     """Children of all threads of a process."""
     found: list[int] = []
     try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            text = Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="utf-8")
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            text = (task / "children").read_text(encoding="utf-8")
             found += map(int, text.split())
     except OSError:
         pass  # the process or thread has ended
@@ -101,7 +101,7 @@ def _machine_cpu_s() -> float:
 def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Usage:
     """Run a command to its end, its output in files named after `log`. Exits with its last words if it fails."""
     output, errors = log.with_suffix(".out"), log.with_suffix(".err")
-    machine_s = _machine_cpu_s()
+    machine_before_s = _machine_cpu_s()
     with output.open("wb") as out, errors.open("wb") as err:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
@@ -109,6 +109,7 @@ def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, st
             with _Watch(process.pid) as watch:
                 _, status, usage = os.wait4(process.pid, 0)
                 wall_s = time.perf_counter() - start
+                machine_s = _machine_cpu_s() - machine_before_s
                 process.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:
             process.kill()  # does nothing to a process that has been waited for
@@ -123,7 +124,7 @@ def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, st
         output=output.read_text(encoding="utf-8"),
         wall_s=wall_s,
         cpu_s=cpu_s,
-        other_cpu_s=max(0.0, _machine_cpu_s() - machine_s - cpu_s),
+        other_cpu_share=max(0.0, machine_s - cpu_s) / (wall_s * (os.cpu_count() or 1)),
         main_mb=main_mb,
         child_mb=child_mb,
         maxrss_mb=usage.ru_maxrss * 1024 / 1e6,

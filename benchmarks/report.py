@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -10,14 +11,16 @@ from rich.table import Table
 
 __all__ = ["print_report"]
 
-Rows = list[tuple[str, ...]]
+Rows = Sequence[tuple[str, ...]]
 _NOTES = """\
 How to read this: the two conversions ran in turns, the order reversed each time, so that a slow spell of the machine
 meets both; the spread is min–max over the repeats. Input files were in the page cache, the disk was synced before
-each run. Other CPU is what everything else on the machine took meanwhile: near 0 on a quiet machine, and with more
-than a few per cent of wall × cores the figures are too low. `omniges preprocess` counts everything, start-up and
-fsync included, so its factor rises with the number of recordings; the straightforward conversion is a loop without
-start-up, hashes, checks or fsync, on a subset. Memory is the peak of one process (VmHWM), shared libraries included."""
+each run. Other CPU is the share of all cores that everything else took meanwhile (start-up included): with more than
+a few per cent the machine was not quiet and the factors are too low. `omniges preprocess` counts everything,
+start-up and fsync included, so its factor rises with the number of recordings; the straightforward conversion is a
+loop without start-up, hashes, checks or fsync, on a subset. Memory is the largest peak of one process over the runs
+(VmHWM, in MB of 10^6 bytes, shared libraries included); ru_maxrss is the kernel's upper bound for all of them. The
+stages leave out the pipe between worker and parent and the wait for the disk, which overlaps with other work."""
 
 
 def print_report(document: dict[str, Any]) -> None:
@@ -44,13 +47,23 @@ def _print_machine(console: Console, document: dict[str, Any]) -> None:
     _say(
         console,
         f"{corpus['kind']} corpus: {corpus['recordings']} recordings, {corpus['seconds'] / 60:.1f} min, "
-        f"{corpus['bytes'] / 1e6:.0f} MB; {document['settings']['workers']} workers, "
-        f"{document['settings']['repeats']} repeats; straightforward on {document['settings']['subset']} recordings",
+        f"{corpus['bytes'] / 1e6:.0f} MB; workers: {document['settings']['workers']}, "
+        f"repeats: {document['settings']['repeats']}; straightforward on {document['settings']['subset']} recordings",
     )
 
 
 def _print_comparison(console: Console, document: dict[str, Any]) -> None:
-    columns = ("", "× real time", "min–max", "wall s", "CPU s", "CPU ms/recording", "worker MB", "main MB", "other CPU s")
+    columns = (
+        "",
+        "× real time",
+        "min–max",
+        "wall s",
+        "CPU s",
+        "CPU ms/recording",
+        "worker MB",
+        "main MB",
+        "other CPU %",
+    )
     rows = [_run_row(name, document[name]["runs"]) for name in ("preprocess", "straightforward")]
     _show(console, "end to end, medians", columns, rows)
     ratio = document["ratio"]
@@ -72,7 +85,7 @@ def _run_row(name: str, runs: list[dict[str, float]]) -> tuple[str, ...]:
         f"{1000 * median(run['cpu_s'] / run['recordings'] for run in runs):.1f}",
         f"{max(run['worker_mb'] for run in runs):.0f}" if runs[0]["worker_mb"] else "–",
         f"{max(run['main_mb'] for run in runs):.0f}",
-        f"{middle('other_cpu_s'):.2f}",
+        f"{100 * middle('other_cpu_share'):.0f}",
     )
 
 

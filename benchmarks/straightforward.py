@@ -47,11 +47,14 @@ def main() -> None:
     """Convert the listed recordings and say how long it took."""
     sources = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     out = Path(sys.argv[2])
-    convert(*sources[0], str(out / "warm-up.npz"))
-    wall, cpu = time.perf_counter(), time.process_time()
-    seconds = sum(convert(*paths, str(out / f"{place}.npz")) for place, paths in enumerate(sources))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(json.dumps({"recordings": len(sources), "seconds": seconds, "wall_s": wall, "cpu_s": cpu}))
+    wav, npz, grid = sources[0]
+    convert(wav, npz, grid, str(out / "warm-up.npz"))
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    seconds = 0.0
+    for place, (wav, npz, grid) in enumerate(sources):
+        seconds += convert(wav, npz, grid, str(out / f"{place}.npz"))
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    print(json.dumps({"recordings": len(sources), "seconds": seconds, "wall_s": wall_s, "cpu_s": cpu_s}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the run goes on without it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -17,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Final, cast
 
@@ -71,15 +71,17 @@ class _Worker:
     """One worker process and its pipes."""
 
     def __init__(self, command: Sequence[str], settings: ConvertSettings) -> None:
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            bufsize=0,
-            env=os.environ | _WORKER_ENVIRONMENT,
-        )
+        with contextlib.ExitStack() as on_failure:
+            self._stderr: IO[bytes] = on_failure.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                bufsize=0,
+                env=os.environ | _WORKER_ENVIRONMENT,
+            )
+            on_failure.pop_all()  # from here on close() sees to it
         self._input = cast("IO[bytes]", self._process.stdin)
         self._output = cast("IO[bytes]", self._process.stdout)
         fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -138,7 +140,7 @@ class _Gate:
         self._inside = 0
         self._alone = False
 
-    @contextmanager
+    @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
         with self._condition:
             self._condition.wait_for(lambda: not self._alone)
@@ -150,7 +152,7 @@ class _Gate:
                 self._inside -= 1
                 self._condition.notify_all()
 
-    @contextmanager
+    @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         with self._condition:
             self._condition.wait_for(lambda: not self._alone)

@@ -1,4 +1,4 @@
-"""Stems tell speaker, language, scenario and emotion as BEAT2's tables say, and nothing where they are outside the grammar."""
+"""Stems tell speaker, language, scenario and emotion as BEAT2's tables say, and nothing outside their grammar."""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+"""The command line: exit codes are a contract, errors are one line, machines get JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pipeline_helpers import COMMAND, digests, omniges
+
+from omniges import __version__
+
+
+def only_line(run: subprocess.CompletedProcess[str]) -> str:
+    (line,) = run.stderr.strip().splitlines()
+    return line
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["preprocess"],
+            ["preprocess", "--root", "."],
+            ["preprocess", "--root", "nowhere"],
+            ["preprocess", "--root", ".", "--workers", "x"],
+            ["preprocess", "--root", ".", "--workers", "-1"],
+            ["preprocess", "--root", ".", "--shard-size", "3 apples"],
+            ["preprocess", "--root", ".", "--splits", "dev"],
+            ["preprocess", "--root", ".", "--max-rejected", "2"],
+            ["preprocess", "--root", ".", "--loudness", "loud"],
+            ["sample-corpus", "x", "--clips", "0"],
+            ["inspect", "nowhere"],
+            ["export", "--shards", "nowhere", "-o", "x"],
+            ["nonsense"],
+        ],
+    )
+    def test_wrong_words_exit_2_without_a_traceback(self, words: list[str], tmp_path: Path) -> None:
+        run = subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert run.returncode == 2
+        assert "Traceback" not in run.stderr
+        assert run.stderr
+        assert not list(tmp_path.iterdir())
+
+    def test_version_and_help(self) -> None:
+        assert omniges("--version").stdout.strip() == f"omniges {__version__}"
+        run = omniges("--help")
+        assert run.returncode == 0
+        assert all(command in run.stdout for command in ("preprocess", "export", "inspect", "sample-corpus"))
+
+
+class TestPreprocess:
+    def test_json_lines_for_machines(self, corpus: Path, tmp_path: Path) -> None:
+        run = omniges("preprocess", "--root", corpus, "--out", tmp_path / "o", "--json")
+        assert run.returncode == 0, run.stderr
+        events = [json.loads(line) for line in run.stdout.splitlines()]
+        assert [event["event"] for event in events[-2:]] == ["progress", "summary"]
+        assert events[-1]["converted"] == events[-2]["converted"] == 6
+        assert events[-1]["exit_code"] == 0
+
+    def test_plain_lines_where_there_is_no_terminal(self, corpus: Path, tmp_path: Path) -> None:
+        run = omniges("preprocess", "--root", corpus, "--out", tmp_path / "o")
+        assert "6/6 recordings: 6 converted, 0 rejected" in run.stderr.splitlines()[-1]
+        assert "\x1b" not in run.stdout + run.stderr
+        assert run.stdout.splitlines()[-1] == "complete: 0 of 6 recordings rejected (0.0%)"
+
+    def test_the_plan_writes_nothing(self, corpus: Path, tmp_path: Path) -> None:
+        run = omniges("preprocess", "--root", corpus, "--out", tmp_path / "o", "--plan")
+        assert run.returncode == 0, run.stderr
+        assert "scaled up from 3 recordings" in run.stdout
+        assert not list(tmp_path.iterdir())
+        plan = json.loads(omniges("preprocess", "--root", corpus, "--plan", "--json").stdout)
+        assert plan["stems"] == 6
+        assert 20 < plan["seconds"] < 28
+        assert plan["wall_s"] > 0
+
+    def test_filters_take_lists_and_repeated_flags(self, corpus: Path, tmp_path: Path) -> None:
+        words = ["--speakers", "1,2", "--include", "*_1_1", "--include", "*_2_2", "--splits", "train,val,test"]
+        run = omniges("preprocess", "--root", corpus, "--out", tmp_path / "o", "--json", *words)
+        assert json.loads(run.stdout.splitlines()[-1])["converted"] == 4
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_no_permission_exits_3(self, corpus: Path, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        run = omniges("preprocess", "--root", corpus, "--out", tmp_path / "o")
+        assert run.returncode == 3
+        assert "permission denied" in only_line(run)
+
+    def test_an_output_path_that_is_a_file_exits_3_in_one_line(self, corpus: Path, tmp_path: Path) -> None:
+        (tmp_path / "o").touch()
+        run = omniges("preprocess", "--root", corpus, "--out", tmp_path / "o")
+        assert run.returncode == 3
+        assert "cannot create the folder" in only_line(run)
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+    def test_signals_leave_at_once_with_their_code_and_the_next_run_completes(
+        self, corpus: Path, shards: Path, tmp_path: Path, number: int, code: int
+    ) -> None:
+        out = tmp_path / "o"
+        words = ["preprocess", "--root", str(corpus), "--out", str(out), "--keep-audio"]
+        process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "o.run.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)  # until the run has begun
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert "Traceback" not in stderr
+        assert "dataset.json" not in {path.name for path in out.iterdir()}
+        assert not any(".tmp-" in path.name for path in out.iterdir())
+        assert omniges(*words).returncode == 0
+        assert digests(out) == digests(shards)
+
+
+class TestInspect:
+    def test_tables(self, shards: Path) -> None:
+        run = omniges("inspect", shards)
+        assert run.returncode == 0, run.stderr
+        assert "synthetica" in run.stdout
+        run = omniges("inspect", shards, "1_synthetica_0_1_1")
+        assert "gesture.npy" in run.stdout
+        assert "wave16k/1_synthetica_0_1_1.wav" in run.stdout
+
+    def test_json(self, shards: Path) -> None:
+        facts = json.loads(omniges("inspect", shards, "--json").stdout)
+        assert len(facts["keys"]) == 6
+        sample = json.loads(omniges("inspect", shards, facts["keys"][0], "--json").stdout)
+        assert sample["arrays"]["gesture.npy"]["shape"][1] == 415
+
+    def test_a_picture(self, shards: Path, tmp_path: Path) -> None:
+        run = omniges("inspect", shards, "1_synthetica_0_1_1", "--png", tmp_path / "x.png")
+        assert run.returncode == 0, run.stderr
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_an_unknown_key_suggests_a_near_one(self, shards: Path) -> None:
+        run = omniges("inspect", shards, "1_synthetica_0_1_2")
+        assert run.returncode == 2
+        line = only_line(run)
+        assert "Did you mean" in line
+        assert "1_synthetica_0_1_1" in line
+
+    @pytest.mark.parametrize("name", ["dataset.json", "manifest.parquet", "train-000000.tar"])
+    def test_damage_exits_1_and_names_the_file(self, shards: Path, tmp_path: Path, name: str) -> None:
+        import shutil
+
+        shutil.copytree(shards, tmp_path / "s")
+        data = bytearray((tmp_path / "s" / name).read_bytes())
+        data[len(data) // 2] ^= 4
+        (tmp_path / "s" / name).write_bytes(data)
+        runs = [omniges("export", "--shards", tmp_path / "s", "-o", tmp_path / "x")]
+        assert runs[0].returncode == 1
+        assert name in only_line(runs[0])
+
+    def test_an_incomplete_folder_exits_1(self, shards: Path, tmp_path: Path) -> None:
+        run = omniges("inspect", tmp_path)
+        assert run.returncode == 1
+        assert "no dataset.json" in only_line(run)
