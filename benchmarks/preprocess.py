@@ -172,10 +172,6 @@ def measure_memory(recordings: list[Recording], work: Path, settings: Settings) 
     """Peak memory on corpora of several sizes, made of links to the same files, and on one long recording."""
     rows = []
     for count in settings.memory:
-        if not fit_for_links(recordings, count):
-            raise SystemExit(
-                f"--memory {count}: needs stems of BEAT2 and at least {-(-count // MAX_COPIES)} recordings"
-            )
         root = link_corpus(recordings, work / "linked", count)
         rows.append({"corpus": f"{count} recordings"} | asdict(run_preprocess(root, work, settings.workers)))
         shutil.rmtree(root)
@@ -191,6 +187,10 @@ def measure(settings: Settings, work: Path) -> dict[str, Any]:
     machine = describe_machine(work)
     root = settings.root or make_corpus((settings.work or work) / "corpus", settings.recordings, settings.seconds)
     recordings = find_recordings(root)
+    for count in settings.memory:
+        if not fit_for_links(recordings, count):
+            needed = -(-count // MAX_COPIES)
+            raise SystemExit(f"--memory {count}: stems of BEAT2 and at least {needed} recordings needed")
     document = {"machine": machine} | compare(root, recordings, work, settings)
     train = [recording for recording in recordings if recording.split == "train"] or recordings  # with statistics
     staged = spread(train, settings.stage_recordings)

@@ -84,7 +84,8 @@ class PreprocessSettings:
     @property
     def log_path(self) -> Path:
         """The run log, beside the output folder unless named."""
-        return self.run_log or self.out.with_name(self.out.name + ".run.jsonl")
+        out = self.out.absolute()
+        return self.run_log or out.with_name(out.name + ".run.jsonl")
 
     def document(self) -> dict[str, Any]:
         """The settings that decide output bytes."""
@@ -146,6 +147,7 @@ class _Tally:
     lost: dict[str, str] = field(default_factory=dict)
     rejected: int = 0
     noted: int = 0
+    converted_s: float = 0.0
 
     def add(self, recording: Recording, outcome: Outcome, writer: ShardWriter) -> None:
         """Take in one outcome; a sample goes to its shard."""
@@ -164,6 +166,7 @@ class _Tally:
         self.rows.append(_placed(outcome, shard, offset))
         self.findings += outcome.notes
         self.noted += bool(outcome.notes)
+        self.converted_s += outcome.row.seconds
         self.words += outcome.words
         self.cuts.append(outcome.cut)
         if outcome.partials:
@@ -324,7 +327,7 @@ def _convert_all(
                 share = done_bytes / total_bytes if total_bytes else 1.0
                 reporter.update(_progress(discovery, tally, supervisor, time.monotonic() - start, share))
         finally:
-            outcomes.close()  # type: ignore[attr-defined]
+            outcomes.close()
     return tally, writer.shards
 
 
@@ -337,7 +340,7 @@ def _progress(discovery: Discovery, tally: _Tally, supervisor: Supervisor, elaps
         rejected=tally.rejected,
         noted=tally.noted,
         lost=len(tally.lost),
-        converted_s=sum(row.seconds for row in tally.rows),
+        converted_s=tally.converted_s,
         elapsed_s=elapsed_s,
         eta_s=elapsed_s * (1 - share) / share if share else None,
         slowest=slowest[0] if slowest else None,
@@ -405,7 +408,7 @@ def _summarize(
         shards=len(shards),
         shard_bytes=sum(shard.size for shard in shards),
         elapsed_s=elapsed_s,
-        converted_s=sum(row.seconds for row in tally.rows),
+        converted_s=tally.converted_s,
         max_rejected=settings.max_rejected,
         report=settings.out / REPORT_FILE if manifest else None,
         run_log=settings.log_path,

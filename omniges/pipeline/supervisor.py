@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Final, cast
 
@@ -84,10 +84,15 @@ class _Worker:
             on_failure.pop_all()  # from here on close() sees to it
         self._input = cast("IO[bytes]", self._process.stdin)
         self._output = cast("IO[bytes]", self._process.stdout)
-        fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        with contextlib.suppress(PermissionError):  # the user's share of pipe memory is used up: a small pipe does too
+            fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._poll = select.poll()
         self._poll.register(self._output, select.POLLIN)
-        self._say(encode_settings(settings))
+        try:
+            self._say(encode_settings(settings))
+        except _WorkerDied:
+            self.close()
+            raise
 
     def _say(self, line: bytes) -> None:
         try:
@@ -199,7 +204,7 @@ class Supervisor:
             running = min(self._running.values(), key=lambda item: item[1], default=None)
         return (running[0].stem, time.monotonic() - running[1]) if running else None
 
-    def run(self, recordings: Sequence[Recording]) -> Iterator[tuple[Recording, Outcome]]:
+    def run(self, recordings: Sequence[Recording]) -> Generator[tuple[Recording, Outcome], None, None]:
         """Outcomes in the order of the recordings. Closing the iterator ends the workers."""
         threads = [
             threading.Thread(target=self._serve, args=(recordings,), name=f"worker-{k}", daemon=True)
@@ -258,6 +263,7 @@ class Supervisor:
                     self._outcomes[index] = outcome
                     self._running.pop(index, None)
                     self._condition.notify_all()
+                del outcome  # a segment is not kept while the next recording is converted
         except OSError as error:
             self._fail(EnvironmentFault(f"cannot run a worker process: {error}. Try fewer --workers"))
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that awaits outcomes

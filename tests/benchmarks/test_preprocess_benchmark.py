@@ -83,6 +83,7 @@ class TestFigures:
 
 
 class TestStraightforward:
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # audioread, which librosa imports, uses aifc
     def test_computes_what_the_shards_hold(
         self, quick: tuple[Path, str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -104,6 +105,19 @@ class TestStraightforward:
         words = decode_words(grid).words
         assert [word.word for word in words] == found["words"].tolist()
         np.testing.assert_allclose([word.start for word in words], found["starts"], atol=1e-3)
+
+
+def test_linked_corpus_has_new_speakers_and_the_same_files(
+    quick: tuple[Path, str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    corpora = importlib.import_module("corpora")
+    recordings = corpora.find_recordings(quick[0] / "corpus")
+    linked = corpora.find_recordings(corpora.link_corpus(recordings, tmp_path, 7))
+    assert len(linked) == 7
+    assert {recording.fields.speaker_id for recording in linked} == {1, 2, 3, 101, 102, 103, 201}
+    assert {recording.size for recording in linked} == {recording.size for recording in recordings}
+    assert not any(recording.notes for recording in linked)
 
 
 def test_zero_repeats_are_refused_by_name() -> None:

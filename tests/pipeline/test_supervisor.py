@@ -102,7 +102,7 @@ class TestFlow:
         outcomes = crew.run(recordings("a", "hang", "hang2", "b"))
         next(outcomes)
         start = time.monotonic()
-        outcomes.close()  # type: ignore[attr-defined]
+        outcomes.close()
         assert time.monotonic() - start < 10
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
 

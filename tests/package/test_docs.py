@@ -1,0 +1,171 @@
+"""The documentation is true where a test can tell: codes, flags, defaults, exit codes, links, commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
+
+import pytest
+import typer
+
+from omniges.cli import app
+from omniges.errors import CODES, ExitCode
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PROMISES = sorted(DOCS.glob("*.md"))
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose_of(path: Path) -> str:
+    return FENCE.sub("", path.read_text())
+
+
+def section(page: str, heading: str) -> str:
+    """The text below a heading of level two, up to the next one."""
+    match = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert match, f"no section {heading!r}"
+    return match[1]
+
+
+def escaped(text: str) -> str:
+    """Plain text as Markdown that shows it letter by letter."""
+    return re.sub(r"([<>_*|\\])", r"\\\1", text)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+class TestFindings:
+    def test_the_page_has_every_code_as_the_table_in_the_code_has_it(self) -> None:
+        expected = [
+            f"| `{code}` | {info.severity} | {escaped(info.meaning)} | {escaped(info.remedy)} |"
+            for code, info in CODES.items()
+        ]
+        found = [line for line in (DOCS / "findings.md").read_text().splitlines() if line.startswith("| `")]
+        assert found == expected, "docs/findings.md should have these rows, in this order:\n" + "\n".join(expected)
+
+    @pytest.mark.parametrize("path", PAGES, ids=name_of)
+    def test_codes_named_elsewhere_exist(self, path: Path) -> None:
+        prefixes = {"wav", "npz", "textgrid", "split", "stem", "words", "sem", "missing", "audio", "motion", "length"}
+        named = set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)+)`", prose_of(path)))
+        assert {name for name in named if name.split("-")[0] in prefixes} <= CODES.keys()
+
+
+class TestCommands:
+    PAGE = (DOCS / "commands.md").read_text()
+
+    def test_every_command_has_a_section_and_no_other_does(self) -> None:
+        assert re.findall(r"^## omniges (\S+)$", self.PAGE, re.MULTILINE) == list(COMMANDS)
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_flags_and_defaults_are_those_of_the_program(self, command: str) -> None:
+        rows = re.findall(r"^\| (`-.*?) \| (.*?) \| .+ \|$", section(self.PAGE, f"omniges {command}"), re.MULTILINE)
+        documented = {flag: default for cell, default in rows for flag in re.findall(r"(?<![\w-])--[a-z-]+", cell)}
+        options = [p for p in COMMANDS[command].params if p.param_type_name == "option" and p.name != "help"]
+        assert documented.keys() == {flag for o in options for flag in (*o.opts, *o.secondary_opts) if len(flag) > 2}
+        for option in options:
+            default = documented[max(option.opts, key=len)]
+            if option.required:
+                assert default == "needed", option.name
+            elif isinstance(option.default, bool):
+                off = f"`{option.secondary_opts[0].lstrip('-')}`" if option.secondary_opts else "off"
+                assert (default, option.default) == (off, False), option.name
+            elif option.default:
+                assert default == f"`{option.default}`", option.name
+
+    @pytest.mark.parametrize("info", app.registered_commands, ids=lambda info: info.callback.__name__)
+    def test_choices_are_all_there(self, info: Any) -> None:
+        text = section(self.PAGE, f"omniges {info.name or info.callback.__name__}")
+        for name, hint in get_type_hints(info.callback).items():
+            if get_origin(hint) is Literal:
+                assert rf"`--{name} {r'\|'.join(get_args(hint))}`" in text
+
+    def test_flags_of_the_program_itself(self) -> None:
+        flags = {flag for p in typer.main.get_command(app).params for flag in p.opts if p.name != "help"}
+        head = self.PAGE.split("\n## ")[0]
+        assert set(re.findall(r"^\| `(--[a-z-]+)` \|", head, re.MULTILINE)) == flags
+
+    def test_exit_codes(self) -> None:
+        rows = re.findall(r"^\| (\d+) \| (\w+) \|", section(self.PAGE, "Exit codes"), re.MULTILINE)
+        assert [(int(code), name) for code, name in rows] == [(int(code), code.name) for code in ExitCode]
+
+
+def shell_lines() -> list[tuple[str, list[str]]]:
+    """Every `omniges …` command in a fenced block, with the page it stands on."""
+    found = []
+    for path in PAGES:
+        for fence in FENCE.finditer(path.read_text()):
+            prompt = "" if fence["kind"] == "sh" else "$ "
+            lines = [line.removeprefix(prompt) for line in fence["text"].splitlines() if line.startswith(prompt)]
+            if fence["kind"] in {"sh", ""}:
+                found += [
+                    (name_of(path), shlex.split(line, comments=True)) for line in lines if line.startswith("omniges ")
+                ]
+    return found
+
+
+class TestExamples:
+    def test_there_are_some(self) -> None:
+        assert len(shell_lines()) > 5
+
+    @pytest.mark.parametrize(("page", "words"), shell_lines(), ids=lambda value: str(value)[:60])
+    def test_they_are_commands_that_parse(self, page: str, words: list[str]) -> None:
+        assert words[1] in COMMANDS, page
+        COMMANDS[words[1]].make_context(words[1], words[2:])  # raises on a flag or value that does not exist
+
+    @pytest.mark.parametrize("path", PAGES, ids=name_of)
+    def test_make_targets_exist(self, path: Path) -> None:
+        targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        named = re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
+        assert set(named) <= targets
+
+    def test_python_examples_compile(self) -> None:
+        for path in PAGES:
+            for fence in FENCE.finditer(path.read_text()):
+                if fence["kind"] == "python":
+                    compile(fence["text"], name_of(path), "exec")
+
+    def test_the_readmes_python_examples_run(self, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(shards.parent)
+        examples = [f["text"] for f in FENCE.finditer((ROOT / "README.md").read_text()) if f["kind"] == "python"]
+        assert len(examples) == 2
+        for example in examples:
+            exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - our own README
+
+
+class TestPages:
+    @pytest.mark.parametrize("path", PAGES, ids=name_of)
+    def test_relative_links_and_anchors_resolve(self, path: Path) -> None:
+        for match in LINK.finditer(prose_of(path)):
+            target = match["target"]
+            if re.match(r"[a-z]+:", target):
+                continue
+            file, _, anchor = target.partition("#")
+            linked = (path.parent / unquote(file)).resolve() if file else path
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
+
+    @pytest.mark.parametrize("path", PAGES, ids=name_of)
+    def test_tests_and_files_that_are_named_exist(self, path: Path) -> None:
+        for named in re.findall(r"`((?:tests|benchmarks)/[\w/.]+)`", prose_of(path)):
+            assert (ROOT / named).exists(), named
+
+    @pytest.mark.parametrize("path", PROMISES, ids=name_of)
+    def test_a_promise_ends_with_how_it_is_tested_and_the_readme_links_it(self, path: Path) -> None:
+        assert re.findall(r"^## (.+)$", prose_of(path), re.MULTILINE)[-1] == "How it is tested"
+        assert f"(docs/{path.name})" in (ROOT / "README.md").read_text()
