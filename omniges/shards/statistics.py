@@ -60,10 +60,14 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     first = array[0].astype(np.float64)
     total = np.zeros_like(first)
     squares = np.zeros_like(first)
+    block = np.empty((_BLOCK_FRAMES, array.shape[1]))
     for start in range(0, len(array), _BLOCK_FRAMES):
-        deviation = array[start : start + _BLOCK_FRAMES] - first
+        frames = array[start : start + _BLOCK_FRAMES]
+        deviation = block[: len(frames)]
+        np.copyto(deviation, frames)  # a plain conversion; subtracting across types would go through small buffers
+        deviation -= first
         total += deviation.sum(axis=0)
-        deviation *= deviation
+        np.multiply(deviation, deviation, out=deviation)
         squares += deviation.sum(axis=0)
     count = len(array)
     mean = first + total / count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shlex
 from pathlib import Path
@@ -93,7 +94,8 @@ class TestCommands:
         text = section(self.PAGE, f"omniges {info.name or info.callback.__name__}")
         for name, hint in get_type_hints(info.callback).items():
             if get_origin(hint) is Literal:
-                assert rf"`--{name} {r'\|'.join(get_args(hint))}`" in text
+                choices = r"\|".join(get_args(hint))
+                assert f"`--{name} {choices}`" in text
 
     def test_flags_of_the_program_itself(self) -> None:
         flags = {flag for p in typer.main.get_command(app).params for flag in p.opts if p.name != "help"}
@@ -140,12 +142,15 @@ class TestExamples:
                 if fence["kind"] == "python":
                     compile(fence["text"], name_of(path), "exec")
 
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_the_readmes_python_examples_run(self, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(shards.parent)
         examples = [f["text"] for f in FENCE.finditer((ROOT / "README.md").read_text()) if f["kind"] == "python"]
         assert len(examples) == 2
         for example in examples:
             exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - our own README
+        gc.collect()
 
 
 class TestPages:
