@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.pipeline import convert as module
-from omniges.pipeline.convert import Converted, ConvertSettings
 from omniges.pipeline.discover import Recording
+from omniges.pipeline.outcome import Converted, ConvertSettings
 from omniges.pipeline.protocol import decode_recording
 from omniges.shards.writer import ShardWriter
 

@@ -135,9 +135,8 @@ def preprocess(
     Exit codes: 0 done, 1 too many rejected or a recording lost, 2 usage, 3 environment, 75 stopped by a signal,
     130 Ctrl-C.
     """
-    from omniges.pipeline.convert import ConvertSettings
     from omniges.pipeline.discover import Selection
-    from omniges.pipeline.plan import make_plan
+    from omniges.pipeline.outcome import ConvertSettings
     from omniges.pipeline.progress import make_reporter
     from omniges.pipeline.run import PreprocessSettings
     from omniges.pipeline.run import preprocess as run
@@ -171,6 +170,8 @@ def preprocess(
         run_log=run_log,
     )
     if plan:
+        from omniges.pipeline.plan import make_plan
+
         made = make_plan(settings)
         if as_json:
             typer.echo(plan_json(made))

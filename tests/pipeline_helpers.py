@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omniges.pipeline.convert import ConvertSettings
+from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.progress import LineReporter
 from omniges.pipeline.run import PreprocessSettings, Summary, preprocess
 

@@ -10,7 +10,6 @@ import errno
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,19 +18,20 @@ import numpy.typing as npt
 
 from omniges.errors import Finding, Problem, RecordingFault
 from omniges.features import timebase
-from omniges.features.audio import N_FFT, Loudness, log_mel, loudness_gain, mix_down, resample
+from omniges.features.audio import N_FFT, log_mel, loudness_gain, mix_down, resample
 from omniges.features.gesture import GestureClip, gesture_from_motion
 from omniges.pipeline.discover import Modality, Recording
+from omniges.pipeline.outcome import Converted, ConvertSettings, Cut, Rejected
 from omniges.recordings.npz import Motion, decode_motion
 from omniges.recordings.semantic import decode_semantic
 from omniges.recordings.textgrid import WordTier, decode_words
 from omniges.recordings.wav import Wav, decode_wav
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.schema import canonical_json, sha256_hex
-from omniges.shards.statistics import Partial, partial_of
-from omniges.shards.tar import Segment, build_segment, npy_parts
+from omniges.shards.statistics import partial_of
+from omniges.shards.tar import build_segment, npy_parts
 
-__all__ = ["ConvertSettings", "Converted", "Cut", "Rejected", "convert"]
+__all__ = ["convert"]
 
 MAX_FILE_BYTES: Final = 1 << 30
 _CUT_NOTE_S: Final = 0.1
@@ -39,46 +39,6 @@ _TEXTGRID_NOTE_S: Final = 1.0
 
 T = TypeVar("T")
 Pieces = tuple[bytes | memoryview, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertSettings:
-    """What decides the content of a sample; part of the settings hash."""
-
-    loudness: Loudness = "none"
-    keep_audio: bool = False
-    max_length_mismatch_s: float = 5.0
-    word_tier: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Seconds cut from the end of each modality to reach the common length, and words lost or shortened by it."""
-
-    audio_s: float
-    motion_s: float
-    words_dropped: int
-    words_clipped: int
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """A sample ready for a shard: its row has no shard yet, its offsets count from the segment's start."""
-
-    row: ManifestRow
-    segment: Segment
-    notes: tuple[Finding, ...]
-    partials: tuple[Partial, Partial] | None  # gesture and mel, of train samples
-    words: Counter[str]
-    cut: Cut
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A recording that cannot be used, and every reason found; with the digests of the files that were read."""
-
-    findings: tuple[Finding, ...]
-    sources: dict[str, tuple[str, str]]
 
 
 class _Inputs:

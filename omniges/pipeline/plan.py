@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from omniges.pipeline.convert import Converted, convert
+from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Discovery, Recording, discover
+from omniges.pipeline.outcome import Converted
 from omniges.pipeline.run import PreprocessSettings
 from omniges.shards.schema import SPLITS
 

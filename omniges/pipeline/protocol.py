@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from omniges.errors import Finding
-from omniges.pipeline.convert import Converted, ConvertSettings, Cut, Rejected
 from omniges.pipeline.discover import Recording, SourceFile
+from omniges.pipeline.outcome import Converted, ConvertSettings, Cut, Rejected
 from omniges.pipeline.stems import StemFields
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.statistics import Partial

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, Finding, Problem, UsageFault
-from omniges.pipeline.convert import ConvertSettings, Cut, Rejected
 from omniges.pipeline.discover import Discovery, Recording, Selection, discover
+from omniges.pipeline.outcome import ConvertSettings, Cut, Rejected
 from omniges.pipeline.progress import Progress, Reporter
 from omniges.pipeline.protocol import Sample
 from omniges.pipeline.supervisor import Lost, Outcome, Supervisor, WorkerEvent

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from omniges.errors import CODES, ExitCode
-from omniges.pipeline.plan import Plan
 from omniges.pipeline.run import Summary
+
+if TYPE_CHECKING:
+    from omniges.pipeline.plan import Plan  # loads the decoders
 
 __all__ = [
     "duration_text",

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import IO, Final, cast
 
 from omniges.errors import EnvironmentFault
-from omniges.pipeline.convert import ConvertSettings, Rejected
 from omniges.pipeline.discover import Recording
+from omniges.pipeline.outcome import ConvertSettings, Rejected
 from omniges.pipeline.protocol import Sample, encode_recording, encode_settings, receive
 
 __all__ = ["WORKER_COMMAND", "Lost", "Outcome", "Supervisor", "WorkerEvent"]

@@ -11,8 +11,9 @@ import signal
 import sys
 
 from omniges.errors import Finding, Problem
-from omniges.pipeline.convert import Converted, ConvertSettings, Rejected, convert
+from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Recording
+from omniges.pipeline.outcome import Converted, ConvertSettings, Rejected
 from omniges.pipeline.protocol import decode_recording, decode_settings, send
 
 __all__ = ["main"]

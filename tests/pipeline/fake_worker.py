@@ -8,7 +8,7 @@ import sys
 import time
 
 from omniges.errors import Finding, Problem
-from omniges.pipeline.convert import Rejected
+from omniges.pipeline.outcome import Rejected
 from omniges.pipeline.protocol import decode_recording, decode_settings, send
 
 
@@ -19,6 +19,7 @@ def main() -> None:
     for line in lines:
         recording = decode_recording(line)
         verb, _, place = recording.stem.partition(":")
+        verb = verb.rstrip("0123456789")
         first_time = not (place and os.path.exists(place))
         if place:
             with open(place, "a") as stream:

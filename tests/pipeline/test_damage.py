@@ -348,8 +348,9 @@ class TestUnreadableFiles:
     def test_an_io_error_on_one_file_is_a_finding_and_the_others_go_on(
         self, corpus: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from omniges.pipeline.convert import Converted, ConvertSettings, Rejected, convert
+        from omniges.pipeline.convert import convert
         from omniges.pipeline.discover import Selection, discover
+        from omniges.pipeline.outcome import Converted, ConvertSettings, Rejected
 
         bad, good = discover(corpus, Selection()).recordings[:2]
         real = Path.read_bytes

@@ -13,8 +13,8 @@ from pipeline_helpers import run_preprocess
 
 from omniges.errors import EnvironmentFault
 from omniges.pipeline import supervisor as supervisor_module
-from omniges.pipeline.convert import ConvertSettings, Rejected
 from omniges.pipeline.discover import Recording
+from omniges.pipeline.outcome import ConvertSettings, Rejected
 from omniges.pipeline.stems import StemFields
 from omniges.pipeline.supervisor import Lost, Outcome, Supervisor, WorkerEvent
 
@@ -58,7 +58,7 @@ class TestDeaths:
             return attempt(self, *args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(Supervisor, "_attempt", watched)
-        run("slow1", f"die-once:{tmp_path / 'mark'}", "slow:2", "slow:3", "slow:4", workers=4)
+        run("slow1", f"die-once:{tmp_path / 'mark'}", "slow2", "slow3", "slow4", workers=4)
         assert busy == [0]
 
     def test_last_words_are_kept(self) -> None:
