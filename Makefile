@@ -1,5 +1,8 @@
 # Everything a fresh machine with Python 3.11 to 3.13 needs: `make demo` and `make test` do all the set-up themselves.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p && break; done)
+# The first Python that runs and fits: a name on the path may be a version manager's shim with nothing behind it.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(FITS)' 2>/dev/null && command -v $$p && break; done)
 VENV ?= .venv
 DEMO ?= demo
 BIN := $(VENV)/bin
@@ -12,7 +15,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 needed, found {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || \
+		{ echo "Python 3.11 to 3.13 needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
