@@ -127,7 +127,7 @@ def preprocess(
     deadline: Annotated[float, typer.Option(help="Seconds a worker may spend on one recording.")] = 120.0,
     force: Annotated[bool, typer.Option(help="Start anew in a folder made with other settings.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be done and how long it takes.")] = False,
-    run_log: Annotated[Path | None, typer.Option(help="Log of times and retries [default: OUT.run.jsonl].")] = None,
+    run_log: Annotated[Path | None, typer.Option(help="Log of times and retries; OUT.run.jsonl if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for machines.")] = False,
 ) -> None:
     """Convert BEAT2 recordings to tar shards.
@@ -215,8 +215,8 @@ def export(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of shards.")] = Path("shards"),
-    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="One sample.", show_default=False)] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of shards.")] = Path("shards"),
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One sample.", show_default=False)] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the sample to this PNG file.")] = None,
     start_s: Annotated[float, typer.Option("--start", help="Second at which the picture begins.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
@@ -284,6 +284,50 @@ def sample_corpus(
     )
 
 
+@app.command("verify-shards")
+def verify_shards(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of shards.")] = Path("shards"),
+    level: Annotated[
+        Literal["quick", "full", "deep"], typer.Option(help="Sizes and counts; every checksum; all content.")
+    ] = "full",
+    form: Annotated[
+        Literal["text", "json", "junit", "github"], typer.Option("--format", help="Form of the findings.")
+    ] = "text",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the findings; else standard output.")] = None,
+    split: Annotated[list[str], typer.Option(help="Only the shards of these splits.")] = [],
+    shard: Annotated[list[str], typer.Option(help="Only these shards.")] = [],
+    workers: Annotated[int, typer.Option(help="Shards checked at once; 0 takes all cores.")] = 0,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first shard with an error.")] = False,
+    max_findings: Annotated[int, typer.Option(help="Findings shown; the rest are counted.")] = 1000,
+) -> None:
+    """Prove shards sound, or say to the byte what is wrong with them.
+
+    Exit codes: 0 sound, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
+    """
+    from omniges.pipeline.progress import counter
+    from omniges.shards.verify import VerifySettings, render, verify, write_report
+
+    settings = VerifySettings(
+        folder=folder,
+        level=level,
+        splits=_listed(split),
+        shards=_listed(shard),
+        workers=workers or len(os.sched_getaffinity(0)),
+        fail_fast=fail_fast,
+        max_findings=max_findings,
+        isolate=True,
+        report=out,
+    )
+    with counter("MB checked") as count:
+        result = verify(settings, count)
+    text = render(result, form)
+    if out:
+        write_report(settings, text)
+    else:
+        typer.echo(text, nl=False)
+    raise typer.Exit(int(result.exit_code))
+
+
 def main() -> None:
     """Entry point: the only place where exceptions become exit codes."""
     _raise_on(signal.SIGINT, ExitCode.INTERRUPTED)
@@ -292,9 +336,12 @@ def main() -> None:
     except OmnigesError as error:
         typer.echo(f"omniges: {error}", err=True)
         code = error.exit_code
+    except OSError as error:  # standard output, or a path no module of ours stands for
+        typer.echo(f"omniges: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+        code = ExitCode.ENVIRONMENT
     except _Signalled as signalled:
         how = "interrupted" if signalled.code is ExitCode.INTERRUPTED else "stopped"
-        typer.echo(f"omniges: {how}; the same command begins again where that is safe", err=True)
+        typer.echo(f"omniges: {how}; nothing half-written was published", err=True)
         code = signalled.code
     sys.exit(int(code))
 

@@ -82,10 +82,10 @@ def _note(meaning: str, remedy: str) -> CodeInfo:
 
 CODES: dict[str, CodeInfo] = {
     # --- pairing and paths
-    "missing-audio": _rejected("no WAV file has this stem", "add the WAV, or leave the recording out with --include"),
-    "missing-gesture": _rejected("no NPZ file has this stem", "add the NPZ, or leave the recording out with --include"),
+    "missing-audio": _rejected("no WAV file has this stem", "add the WAV, or move the recording's other files away"),
+    "missing-gesture": _rejected("no NPZ file has this stem", "add the NPZ, or move the recording's other files away"),
     "missing-text": _rejected(
-        "no TextGrid has this stem", "add the TextGrid, or leave the recording out with --include"
+        "no TextGrid has this stem", "add the TextGrid, or move the recording's other files away"
     ),
     "duplicate-stem": _rejected(
         "several files of one modality have this stem, so none can be trusted", "keep one copy under --root"
@@ -95,6 +95,10 @@ CODES: dict[str, CodeInfo] = {
         "copy the file in, or name its folder with --allow-root",
     ),
     "file-too-large": _rejected("the file is larger than any recording", "check where the file comes from"),
+    "folder-outside-root": _note(
+        "a link to a folder outside the root was not followed", "copy the folder in, or name it with --allow-root"
+    ),
+    "folder-unreadable": _note("the operating system refused to list a folder", "check permissions and the disk"),
     "file-unreadable": _rejected("the operating system refused to read the file", "check permissions and the disk"),
     "stem-too-long": _rejected(
         "the stem does not fit into a tar member name", "shorten the file names of the recording"

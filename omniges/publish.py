@@ -29,6 +29,8 @@ _REASONS: Final = {
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOENT: "the folder is not there (any more): create it and run the same command again",
     errno.ENOTDIR: "part of the path is a file, not a folder: choose another folder",
+    errno.EEXIST: "a file of that name is in the way: choose another path",
+    errno.EISDIR: "a folder of that name is in the way: choose another path",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
 }
 
@@ -123,10 +125,11 @@ class PendingFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.publish()
-        else:
-            self.abort()
+        try:
+            if kind is None:
+                self.publish()
+        finally:
+            self.abort()  # does nothing to a published file
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:

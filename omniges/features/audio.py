@@ -44,6 +44,7 @@ FMAX_HZ: Final = 8000.0
 LOG_FLOOR: Final = 1e-5
 PEAK_LEVEL: Final = 0.5
 
+_TABLE_DECIMALS = 12  # of window and filters: hides the last bits of sine, logarithm and exponential, which differ
 _BLOCK_FRAMES = 160  # frames a transform: its temporaries stay in the second-level cache
 _SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 has no room for
 _HALFWAY = 2**28
@@ -72,7 +73,7 @@ def mel_filterbank() -> F64:
     rising = (bins - lower) / (centre - lower)
     falling = (upper - bins) / (upper - centre)
     triangles = np.maximum(0.0, np.minimum(rising, falling))
-    return np.asarray(triangles * (2.0 / (upper - lower)))
+    return np.asarray(np.round(triangles * (2.0 / (upper - lower)), _TABLE_DECIMALS))
 
 
 @functools.cache
@@ -81,8 +82,7 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
     import scipy.fft  # noqa: PLC0415 - half a second that --help must not pay
     import scipy.sparse  # noqa: PLC0415
 
-    # Periodic Hann; the cosine is taken once in float64 and rounds to float32 the same on every CPU.
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
+    window = np.round(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT), _TABLE_DECIMALS)  # periodic Hann
     return window.astype(precision), scipy.sparse.csr_matrix(mel_filterbank().astype(precision)), scipy.fft.rfft
 
 

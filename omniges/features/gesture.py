@@ -83,7 +83,7 @@ _BLOCK_FRAMES = 128  # a block's float64 temporaries stay inside a 512 KiB cache
 
 @dataclass(frozen=True, slots=True)
 class GestureClip:
-    """Gesture arrays of one clip as shards hold them, all float32."""
+    """Gesture arrays of one clip as shards hold them: float32, start_xz float64."""
 
     gesture: F32  # (T, 415), not normalised
     jaw_eyes: F32  # (T, 9), axis-angle of jaw, left eye, right eye

@@ -21,7 +21,7 @@ from omniges.features import timebase
 from omniges.features.audio import N_FFT, log_mel, loudness_gain, mix_down, resample
 from omniges.features.gesture import GestureClip, gesture_from_motion
 from omniges.pipeline.discover import Modality, Recording
-from omniges.pipeline.outcome import Converted, ConvertSettings, Cut, Rejected
+from omniges.pipeline.outcome import MAX_FILE_BYTES, Converted, ConvertSettings, Cut, Rejected
 from omniges.recordings.npz import Motion, decode_motion
 from omniges.recordings.semantic import decode_semantic
 from omniges.recordings.textgrid import WordTier, decode_words
@@ -33,7 +33,6 @@ from omniges.shards.tar import build_segment, npy_parts
 
 __all__ = ["convert"]
 
-MAX_FILE_BYTES: Final = 1 << 30
 _CUT_NOTE_S: Final = 0.1
 _TEXTGRID_NOTE_S: Final = 1.0
 
@@ -148,7 +147,7 @@ def _note_cuts(inputs: _Inputs, cut: Cut, tier: WordTier, frames: int) -> None:
     longer = max(cut.audio_s, cut.motion_s)
     if longer > _CUT_NOTE_S:
         which = "audio" if cut.audio_s >= cut.motion_s else "motion"
-        inputs.add(Problem("length-cut", f"{longer:.3f} s of {which} cut"))
+        inputs.add(Problem("length-cut", f"{longer:.3f} s of {which} cut"), "wav" if which == "audio" else "npz")
     if cut.words_dropped or cut.words_clipped:
         found = f"{cut.words_dropped} dropped, {cut.words_clipped} shortened"
         inputs.add(Problem("words-clipped", found), "textgrid")
@@ -191,10 +190,16 @@ def _array_members(clip: GestureClip, mel: npt.NDArray[np.float32], motion: Moti
 
 
 def _add_semantic(inputs: _Inputs, members: dict[str, Pieces]) -> None:
-    """Add the semantic annotation where there is one; one that cannot be read is a note."""
+    """Add the semantic annotation where there is one; one that cannot be read is left out with a note."""
     if "sem" not in inputs.recording.files:
         return
     spans = inputs.load("sem", decode_semantic)
+    # What would reject a recording elsewhere is a note on a file it can do without.
+    for fault in inputs.faults:
+        inputs.add(
+            Problem("sem-invalid", f"{fault.problem.code}: {fault.problem.found}", fault.problem.expected), "sem"
+        )
+    inputs.faults.clear()
     if spans is not None:
         rows = [
             {"name": s.name, "start": s.start, "end": s.end, "score": s.score, "keywords": s.keywords} for s in spans

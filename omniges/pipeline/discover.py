@@ -62,7 +62,7 @@ class Selection:
 
     def wants(self, stem: str, fields: StemFields) -> bool:
         """Whether a stem passes the filters on speaker, language and name."""
-        speaker = {str(fields.speaker_id), fields.speaker}
+        speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
         return (
             (not self.speakers or bool(speaker & set(self.speakers)))
             and (not self.languages or fields.language in self.languages)
@@ -153,7 +153,7 @@ def discover(
     if not root.is_dir():
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
     bounds = _Bounds(tuple(os.path.realpath(base) for base in (root, *allow_roots)))
-    override = _read_split_list(split_csv, str(split_csv.name)) if split_csv else None
+    override = _read_split_list(split_csv, split_csv.name) if split_csv else None
     parts, hashes = _find_parts(root, selection, bounds, override)
     stems: dict[str, _Stem] = {}
     findings: list[Finding] = []
@@ -243,8 +243,10 @@ def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], 
             entry = stems.setdefault(readable, _Stem(part))
             shown = relative.encode("utf-8", "backslashreplace").decode()
             source, problem = _inspect(entry_path, shown, bounds)
+            if problem and modality == "sem":
+                problem = Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected)
             if problem:
-                entry.faults.append(Finding(problem, readable, shown))
+                (entry.notes if modality == "sem" else entry.faults).append(Finding(problem, readable, shown))
             if source:
                 entry.files[modality].append(source)
             if readable != stem:
@@ -260,7 +262,7 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
         folder = os.path.join(root, relative)
         resolved = os.path.realpath(folder)
         if not bounds.contains(resolved):
-            problem = Problem("path-outside-root", "a link to another folder", "a folder under the root")
+            problem = Problem("folder-outside-root", "a link to another folder", "a folder under the root")
             findings.append(Finding(problem, None, relative))
             continue
         if resolved in visited:
@@ -269,7 +271,7 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            findings.append(Finding(Problem("file-unreadable", str(error.strerror), "a folder"), None, relative))
+            findings.append(Finding(Problem("folder-unreadable", str(error.strerror), "a folder"), None, relative))
             continue
         for entry in entries:
             path = _join(relative, entry.name)
@@ -345,7 +347,7 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
         if faults or split is None:
             rejected[stem] = tuple(faults)
             continue
-        notes = [*entry.notes, *split_findings]
+        notes = [*entry.notes, *split_findings, *_drop_ambiguous_annotation(stem, entry)]
         if not fields.known:
             notes.append(Finding(Problem("stem-outside-grammar", stem, "such as 2_scott_0_1_1"), stem))
         files = {modality: sources[0] for modality, sources in entry.files.items()}
@@ -376,7 +378,17 @@ def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[F
             expected = _join(entry.part.relative, folder, stem + _EXTENSIONS[modality])
             found = "no such file" + (f"; only the case differs from {namesakes[0]}" if namesakes else "")
             yield Finding(Problem(_MISSING[modality], found, expected), stem)
-    for modality, sources in entry.files.items():
         if len(sources) > 1:
-            places = ", ".join(sorted(source.relative for source in sources))
-            yield Finding(Problem("duplicate-stem", places, f"one {modality} file"), stem)
+            yield Finding(Problem("duplicate-stem", _places(sources), f"one {modality} file"), stem)
+
+
+def _drop_ambiguous_annotation(stem: str, entry: _Stem) -> Iterator[Finding]:
+    """Leave the semantic files out, with a note, where there are several: a recording can do without."""
+    sources = entry.files.get("sem", [])
+    if len(sources) > 1:
+        del entry.files["sem"]
+        yield Finding(Problem("sem-invalid", f"duplicate-stem: {_places(sources)}", "one sem file"), stem)
+
+
+def _places(sources: list[SourceFile]) -> str:
+    return ", ".join(sorted(source.relative for source in sources))

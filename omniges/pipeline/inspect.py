@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.pipeline.pictures import draw_sample
 from omniges.pipeline.summary import duration_text, size_text
@@ -148,6 +149,9 @@ def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
     """Draw a sample to a PNG file: mel, words, motion energy, stick figures."""
     metadata = sample.metadata
     facts = [str(metadata[name]) for name in ("speaker", "emotion", "split") if metadata[name]]
+    seconds = sample.row.seconds
+    if not 0 <= start_s <= seconds - 0.1:
+        raise UsageFault(f"--start {start_s:g}: at least 0 and before {seconds - 0.1:.1f} s expected in this sample")
     picture = draw_sample(
         title=f"{metadata['stem']}  ({', '.join(facts)})",
         gesture=sample.gesture.gesture,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
 
 from omniges.errors import Finding
 from omniges.features.audio import Loudness
@@ -11,7 +12,9 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.statistics import Partial
 from omniges.shards.tar import Segment
 
-__all__ = ["ConvertSettings", "Converted", "Cut", "Rejected"]
+__all__ = ["MAX_FILE_BYTES", "ConvertSettings", "Converted", "Cut", "Rejected"]
+
+MAX_FILE_BYTES: Final = 1 << 30  # of one input file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

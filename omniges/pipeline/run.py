@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -12,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,13 +22,14 @@ from typing import Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, Finding, Problem, UsageFault
 from omniges.pipeline.discover import Discovery, Recording, Selection, discover
-from omniges.pipeline.outcome import ConvertSettings, Cut, Rejected
+from omniges.pipeline.outcome import MAX_FILE_BYTES, ConvertSettings, Cut, Rejected
 from omniges.pipeline.progress import Progress, Reporter
 from omniges.pipeline.protocol import Sample
 from omniges.pipeline.supervisor import Lost, Outcome, Supervisor, WorkerEvent
 from omniges.publish import is_temporary_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.shards.dataset import dataset_document, read_dataset, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
+from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import (
     DATASET_FILE,
     MANIFEST_FILE,
@@ -33,6 +37,7 @@ from omniges.shards.schema import (
     SPLITS,
     STATS_FILE,
     TOKENIZER_FILE,
+    UNFINISHED_FILE,
     canonical_json,
     json_document,
     sha256_hex,
@@ -76,15 +81,17 @@ class PreprocessSettings:
             raise UsageFault(f"--shard-size {self.shard_bytes}: at least 1 byte expected")
         if not 0 <= self.max_rejected <= 1:
             raise UsageFault(f"--max-rejected {self.max_rejected}: a share between 0 and 1 expected")
-        if self.deadline_s <= 0:
+        if not 0 < self.deadline_s < math.inf:
             raise UsageFault(f"--deadline {self.deadline_s}: more than 0 seconds expected")
-        if self.convert.max_length_mismatch_s < 0:
-            raise UsageFault(f"--max-length-mismatch {self.convert.max_length_mismatch_s}: at least 0 expected")
+        if not 0 <= self.convert.max_length_mismatch_s < math.inf:
+            raise UsageFault(f"--max-length-mismatch {self.convert.max_length_mismatch_s}: at least 0 seconds expected")
+        if not self.out.absolute().name:
+            raise UsageFault(f"--out {self.out}: a folder with a name expected")
 
     @property
     def log_path(self) -> Path:
         """The run log, beside the output folder unless named."""
-        out = self.out.absolute()
+        out = self.out if self.out.name else self.out.absolute()
         return self.run_log or out.with_name(out.name + ".run.jsonl")
 
     def document(self) -> dict[str, Any]:
@@ -94,6 +101,7 @@ class PreprocessSettings:
             "convert": asdict(self.convert),
             "shard_bytes": self.shard_bytes,
             "split_source": "--split-csv" if self.split_csv else "data set",
+            "allow_roots": [str(folder) for folder in self.allow_roots],
         }
 
 
@@ -121,6 +129,7 @@ class Summary:
     report: Path | None
     run_log: Path
     manifest_hash: str | None
+    unchanged: bool = False  # nothing was done: the folder was complete and the inputs are the same
 
     @property
     def rejected_share(self) -> float:
@@ -191,11 +200,16 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter) -> Summary:
     discovery = discover(
         settings.root, settings.selection, split_csv=settings.split_csv, allow_roots=settings.allow_roots
     )
-    _check_output(settings)
+    complete = _check_output(settings)
     make_folder(settings.out)
     with _locked(settings.out), _RunLog(settings.log_path) as log:
+        if complete and not settings.force and _is_unchanged(settings, discovery, complete):
+            _unmark(settings.out)
+            log.write("unchanged", stems=discovery.stems)
+            return _summary_of_complete(settings, discovery, complete, time.monotonic() - start)
         _check_space(settings, discovery)
         log.write("start", stems=discovery.stems, workers=settings.workers, out=str(settings.out))
+        publish_bytes(settings.out / UNFINISHED_FILE, b"")
         _clear(settings.out)
         tally, shards = _convert_all(settings, discovery, reporter, log, start)
         manifest = None if tally.lost else _finish(settings, discovery, tally, shards)
@@ -214,21 +228,94 @@ def _warm_imports() -> None:
     threading.Thread(target=load, name="warm-imports", daemon=True).start()
 
 
-def _check_output(settings: PreprocessSettings) -> None:
-    """Refuse to mix settings in one folder, naming what differs."""
-    if settings.force or not (settings.out / DATASET_FILE).exists():
-        return
+def _check_output(settings: PreprocessSettings) -> dict[str, Any] | None:
+    """The dataset.json of a complete folder with these settings, or None where the run begins anew.
+
+    Raises UsageFault for a folder made with other settings, naming what differs, and for files that bear our names
+    but are not ours, for those are never touched.
+    """
+    out = settings.out
+    if not (out / DATASET_FILE).exists():
+        names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+        ours = [name for name in names if _OWN_NAMES.fullmatch(name)]
+        if ours and UNFINISHED_FILE not in names:
+            raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
+        return None
     try:
-        found = read_dataset(settings.out)["settings"]
+        found = read_dataset(out)
     except DataError as error:
+        if settings.force:
+            return None
         raise UsageFault(f"{error} (--force starts anew)") from error
-    wanted = json.loads(canonical_json(settings.document()))
-    differences = _differences(found, wanted)
-    if differences:
+    differences = _differences(found["settings"], json.loads(canonical_json(settings.document())))
+    if differences and not settings.force:
         raise UsageFault(
-            f"{settings.out} was made with other settings: {'; '.join(differences)}. "
+            f"{out} was made with other settings: {'; '.join(differences)}. "
             "Choose another --out, or start anew with --force"
         )
+    return None if differences else found
+
+
+def _is_unchanged(settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any]) -> bool:
+    """Whether all files are there at their size and every input has the content it had, by hash, not by date."""
+    for name, facts in (complete["files"] | complete["shards"]).items():
+        path = settings.out / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return False
+    with ThreadPoolExecutor(settings.workers) as pool:
+        digests = pool.map(_input_digests, discovery.recordings)
+        inputs = {recording.stem: found for recording, found in zip(discovery.recordings, digests, strict=True)}
+    return bool(complete["plan"]["inputs_sha256"] == _inputs_hash(inputs, discovery))
+
+
+def _input_digests(recording: Recording) -> dict[str, str | None]:
+    """Sha256 of each file of a recording, None where it cannot be read: what a run over it would note."""
+    found: dict[str, str | None] = {}
+    for source in recording.files.values():
+        try:
+            with Path(source.path).open("rb") as stream:
+                found[source.relative] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            found[source.relative] = None
+        if source.size > MAX_FILE_BYTES:
+            found[source.relative] = None
+    return found
+
+
+def _inputs_hash(inputs: dict[str, dict[str, str | None]], discovery: Discovery) -> str:
+    everything = {
+        "recordings": inputs | {stem: {} for stem in discovery.rejected},
+        "split_lists": dict(discovery.split_lists),
+    }
+    return sha256_hex(canonical_json(everything))
+
+
+def _summary_of_complete(
+    settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any], elapsed_s: float
+) -> Summary:
+    """The summary of a folder that needs nothing done, from what lies in it."""
+    source = ShardFolder(settings.out)
+    lines = (settings.out / REPORT_FILE).read_text("utf-8").split("\n")  # not splitlines: text may hold U+2028
+    findings = [Finding.from_json(json.loads(line)) for line in lines if line]
+    cut = complete["totals"]["cut"]
+    tally = _Tally(
+        rows=list(source.rows),
+        findings=findings,
+        rejected=complete["plan"]["rejected"],
+        noted=sum(bool(row.notes) for row in source.rows),
+        converted_s=complete["totals"]["seconds"],
+        cuts=[Cut(cut["audio_s"], cut["motion_s"], cut["words_dropped"], cut["words_clipped"])],
+    )
+    shards = [ShardFile(n, f["split"], f["samples"], f["bytes"], f["sha256"]) for n, f in complete["shards"].items()]
+    made = _summarize(settings, discovery, tally, shards, elapsed_s, complete["manifest_hash"])
+    return replace(made, unchanged=True)
+
+
+def _unmark(out: Path) -> None:
+    """Take the marker of an unfinished run away."""
+    with os_errors(out):
+        (out / UNFINISHED_FILE).unlink(missing_ok=True)
+        sync_folder(out)
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
@@ -361,19 +448,26 @@ def _finish(settings: PreprocessSettings, discovery: Discovery, tally: _Tally, s
     }
     files = {name: (len(data), publish_bytes(settings.out / name, data)) for name, data in contents.items()}
     document = settings.document()
-    inputs = {
-        "recordings": tally.inputs | {stem: {} for stem in discovery.rejected},
-        "split_lists": dict(discovery.split_lists),
-    }
     plan = {
         "settings_sha256": sha256_hex(canonical_json(document)),
-        "inputs_sha256": sha256_hex(canonical_json(inputs)),
+        "inputs_sha256": _inputs_hash(tally.inputs, discovery),
         "stems": discovery.stems,
         "rejected": tally.rejected,
     }
     dataset = dataset_document(tally.rows, shards, files, document, plan)
+    dataset["totals"]["cut"] = _cut_totals(tally.cuts)
     publish_bytes(settings.out / DATASET_FILE, seal(dataset))
+    _unmark(settings.out)
     return str(dataset["manifest_hash"])
+
+
+def _cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
+    return {
+        "audio_s": round(math.fsum(cut.audio_s for cut in cuts), 6),
+        "motion_s": round(math.fsum(cut.motion_s for cut in cuts), 6),
+        "words_dropped": sum(cut.words_dropped for cut in cuts),
+        "words_clipped": sum(cut.words_clipped for cut in cuts),
+    }
 
 
 def _summarize(
@@ -392,6 +486,7 @@ def _summarize(
     for split in SPLITS:
         own = [row.seconds for row in tally.rows if row.split == split]
         splits[split] = (len(own), sum(own))
+    cut = _cut_totals(tally.cuts)
     return Summary(
         out=settings.out,
         stems=discovery.stems,
@@ -402,9 +497,9 @@ def _summarize(
         finding_counts=dict(Counter(finding.problem.code for finding in tally.findings)),
         examples=examples,
         splits=splits,
-        cut_audio_s=sum(cut.audio_s for cut in tally.cuts),
-        cut_motion_s=sum(cut.motion_s for cut in tally.cuts),
-        words_dropped=sum(cut.words_dropped for cut in tally.cuts),
+        cut_audio_s=cut["audio_s"],
+        cut_motion_s=cut["motion_s"],
+        words_dropped=int(cut["words_dropped"]),
         shards=len(shards),
         shard_bytes=sum(shard.size for shard in shards),
         elapsed_s=elapsed_s,

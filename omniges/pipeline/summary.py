@@ -26,6 +26,13 @@ __all__ = [
 ]
 
 
+_SHOWN_LOST = 10
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration_text(seconds: float) -> str:
     """Seconds as ``1 h 02 min``, ``3 min 20 s`` or ``4.2 s``."""
     if seconds < 60:
@@ -73,14 +80,16 @@ def print_summary(summary: Summary, console: Console) -> None:
         if table:
             console.print()
             console.print(table)
-    for stem, reason in summary.lost.items():
-        console.print(f"\nlost: {stem}: its worker died twice ({reason}). The next run tries it again", markup=False)
-    console.print(
-        f"\n{summary.converted} of {summary.stems} recordings converted ({duration_text(summary.converted_s)}) in "
+    for stem, reason in list(summary.lost.items())[:_SHOWN_LOST]:
+        console.print(f"\nlost: {stem}: tried twice ({reason})", markup=False)
+    done = (
+        f"\nnothing to do: inputs and settings are those of the {summary.converted} recordings in {summary.out}"
+        if summary.unchanged
+        else f"\n{summary.converted} of {summary.stems} recordings converted ({duration_text(summary.converted_s)}) in "
         f"{duration_text(summary.elapsed_s)}, {summary.converted_s / summary.elapsed_s:,.0f} × real time: "
-        f"{summary.shards} shards, {size_text(summary.shard_bytes)} in {summary.out}",
-        markup=False,
+        f"{_count(summary.shards, 'shard')}, {size_text(summary.shard_bytes)} in {summary.out}"
     )
+    console.print(done, markup=False)
     console.print(
         f"cut to common lengths: {summary.cut_audio_s:.1f} s of audio, {summary.cut_motion_s:.1f} s of motion, "
         f"{summary.words_dropped} words",
@@ -93,7 +102,10 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _verdict(summary: Summary) -> str:
     if summary.lost:
-        return f"not complete: {len(summary.lost)} recordings were lost to dead workers; run the same command again"
+        return (
+            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that died or met the --deadline "
+            f"(all in {summary.run_log}); the same command tries again"
+        )
     share = f"{summary.rejected} of {summary.stems} recordings rejected ({summary.rejected_share:.1%})"
     if summary.exit_code is not ExitCode.OK:
         return f"shards complete, but {share}, more than --max-rejected {summary.max_rejected:g}: exit code 1"

@@ -19,6 +19,7 @@ __all__ = [
     "SPLITS",
     "STATS_FILE",
     "TOKENIZER_FILE",
+    "UNFINISHED_FILE",
     "Split",
     "as_split",
     "canonical_json",
@@ -37,6 +38,7 @@ MANIFEST_FILE: Final = "manifest.parquet"
 STATS_FILE: Final = "stats.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 REPORT_FILE: Final = "report.jsonl"
+UNFINISHED_FILE: Final = ".omniges-unfinished"  # marks a folder in which a run has begun and not ended
 
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)

@@ -32,6 +32,9 @@ class TestUsage:
             ["preprocess", "--root", ".", "--shard-size", "3 apples"],
             ["preprocess", "--root", ".", "--splits", "dev"],
             ["preprocess", "--root", ".", "--max-rejected", "2"],
+            ["preprocess", "--root", ".", "--max-length-mismatch", "nan"],
+            ["preprocess", "--root", ".", "--deadline", "nan"],
+            ["preprocess", "--root", ".", "--out", "/"],
             ["preprocess", "--root", ".", "--loudness", "loud"],
             ["sample-corpus", "x", "--clips", "0"],
             ["inspect", "nowhere"],
@@ -135,6 +138,27 @@ class TestInspect:
         run = omniges("inspect", shards, "1_synthetica_0_1_1", "--png", tmp_path / "x.png")
         assert run.returncode == 0, run.stderr
         assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize("start", ["-1", "4", "nan"])
+    def test_a_picture_beyond_the_end_exits_2_in_one_line(self, shards: Path, tmp_path: Path, start: str) -> None:
+        words = ["inspect", shards, "1_synthetica_0_1_1", "--png", tmp_path / "x.png", "--start", start]
+        run = omniges(*words)
+        assert run.returncode == 2
+        assert "--start" in only_line(run)
+        assert not list(tmp_path.iterdir())
+
+    def test_an_output_that_cannot_be_written_exits_3_in_one_line(self, shards: Path) -> None:
+        with Path("/dev/full").open("w") as full:
+            run = subprocess.run(
+                [*COMMAND, "inspect", str(shards)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            )
+        assert run.returncode == 3
+        assert "No space left" in only_line(run)
+
+    def test_short_commands_over_a_manifest_end_with_their_own_code(self, shards: Path) -> None:
+        # pyarrow's reader threads used to abort one in twenty-five of these.
+        codes = {omniges("inspect", shards, "nokey").returncode for _ in range(15)}
+        assert codes == {2}
 
     def test_an_unknown_key_suggests_a_near_one(self, shards: Path) -> None:
         run = omniges("inspect", shards, "1_synthetica_0_1_2")

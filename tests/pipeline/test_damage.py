@@ -156,6 +156,12 @@ def _copy(files: Files) -> None:
     shutil.copy(files.path("TextGrid"), files.root / "textgrid/more")
 
 
+def _enormous_semantics(files: Files) -> None:
+    path = files.root / "sem" / f"{files.stem}.txt"
+    path.touch()
+    os.truncate(path, 2 << 30)  # a sparse file
+
+
 def _intervals(*rows: tuple[object, object, str]) -> bytes:
     """A TextGrid that the encoder would refuse to write."""
     head = f'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n{SECONDS}\n<exists>\n1\n"IntervalTier"\n"words"\n0\n{SECONDS}\n'
@@ -212,6 +218,7 @@ NOTED: dict[str, tuple[str, Callable[[Files], object]]] = {
         "length-cut", lambda f: soundfile.write(f.path("wav"), np.tile(f.audio(), 2)[:72_000], 16_000),
     ),
     "audio shorter than motion": ("length-cut", lambda f: _audio_seconds(f, 1)),
+    "enormous semantics": ("sem-invalid", _enormous_semantics),
     "broken semantics": (
         "sem-invalid", lambda f: (f.root / "sem" / f"{f.stem}.txt").write_text("beat\tnot a number\n"),
     ),

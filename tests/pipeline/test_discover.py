@@ -161,7 +161,7 @@ class TestBounds:
         (root / "wave16k" / "more").symlink_to(outside / "wave16k")
         got = found(root)
         assert stems_of(got) == [A]
-        assert [(f.problem.code, f.file) for f in got.findings] == [("path-outside-root", "wave16k/more")]
+        assert [(f.problem.code, f.file) for f in got.findings] == [("folder-outside-root", "wave16k/more")]
 
     def test_the_root_may_be_a_link_and_links_may_go_in_circles(self, tmp_path: Path) -> None:
         root = lay(tmp_path / "root", [A])
@@ -245,3 +245,21 @@ class TestSplitsAndFilters:
         got = found(tmp_path)
         assert got.stems == 1
         assert got.recordings[0].files["sem"].relative == f"sem/{A}.txt"
+
+    @pytest.mark.parametrize("fault", ["link outside", "twice"])
+    def test_a_faulty_semantic_file_is_left_out_with_a_note(self, tmp_path: Path, fault: str) -> None:
+        root = lay(lay(tmp_path / "root", [A]), [A], {"sem": "txt"})
+        if fault == "twice":
+            lay(root, [A], {"sem": "txt"}, "2_scott")
+        else:
+            (tmp_path / "x.txt").touch()
+            (root / f"sem/{A}.txt").unlink()
+            (root / f"sem/{A}.txt").symlink_to(tmp_path / "x.txt")
+        (recording,) = found(root).recordings
+        assert "sem" not in recording.files
+        assert {note.problem.code for note in recording.notes} == {"sem-invalid"}
+
+    def test_a_stem_outside_the_grammar_is_no_speakers(self, tmp_path: Path) -> None:
+        lay(tmp_path, ["video"])
+        with pytest.raises(UsageFault, match="none passes"):
+            found(tmp_path, speakers=("None",))

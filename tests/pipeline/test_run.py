@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import librosa
@@ -142,7 +143,7 @@ class TestExport:
         (tmp_path / "mine").touch()
         run = omniges("export", "--shards", shards, "-o", tmp_path)
         assert run.returncode == 2
-        assert "empty or new folder" in run.stderr
+        assert "new or empty folder" in run.stderr
 
 
 class TestContract:
@@ -271,10 +272,35 @@ class TestDeterminism:
 
 
 class TestRunningAgain:
-    def test_the_same_command_gives_the_same_folder(self, corpus: Path, tmp_path: Path) -> None:
+    def test_the_same_command_over_the_same_inputs_does_nothing_and_says_so(self, corpus: Path, tmp_path: Path) -> None:
+        first = run_preprocess(corpus, tmp_path / "o")
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "o").iterdir()}
+        again = run_preprocess(corpus, tmp_path / "o")
+        assert again.unchanged
+        assert not first.unchanged
+        assert replace(again, unchanged=False, elapsed_s=0) == replace(first, elapsed_s=0)
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o").iterdir()} == before
+
+    def test_an_input_of_other_content_but_the_same_size_and_date_is_noticed(
+        self, corpus: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(corpus, tmp_path / "c")
+        run_preprocess(tmp_path / "c", tmp_path / "o")
+        (path,) = (tmp_path / "c").rglob("1_synthetica_0_1_1.wav")
+        status = path.stat()
+        data = bytearray(path.read_bytes())
+        data[5000] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert not run_preprocess(tmp_path / "c", tmp_path / "o").unchanged
+        run_preprocess(tmp_path / "c", tmp_path / "fresh")
+        assert digests(tmp_path / "o") == digests(tmp_path / "fresh")
+
+    def test_a_shard_that_lost_its_tail_is_made_anew(self, corpus: Path, tmp_path: Path) -> None:
         run_preprocess(corpus, tmp_path / "o")
         before = digests(tmp_path / "o")
-        assert run_preprocess(corpus, tmp_path / "o").exit_code == 0
+        os.truncate(tmp_path / "o/train-000000.tar", 1000)
+        assert not run_preprocess(corpus, tmp_path / "o").unchanged
         assert digests(tmp_path / "o") == before
 
     def test_other_settings_are_refused_with_the_difference(self, corpus: Path, tmp_path: Path) -> None:
@@ -290,6 +316,7 @@ class TestRunningAgain:
         run_preprocess(corpus, tmp_path / "o")
         expected = digests(tmp_path / "o")
         (tmp_path / "o/dataset.json").unlink()
+        (tmp_path / "o/.omniges-unfinished").touch()
         (tmp_path / "o/.train-000000.tar.tmp-4711").write_bytes(b"half")
         (tmp_path / "o/train-000099.tar").write_bytes(b"of another time")
         (tmp_path / "o/notes.txt").write_text("mine")
@@ -298,6 +325,17 @@ class TestRunningAgain:
         after = digests(tmp_path / "o")
         assert after.keys() - expected.keys() == {"notes.txt", "train-1.tar"}
         assert expected.items() <= after.items()
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "train-000000.tar", "manifest.parquet"])
+    @pytest.mark.parametrize("force", [False, True])
+    def test_files_that_bear_our_names_but_are_not_ours_are_refused_and_stay(
+        self, corpus: Path, tmp_path: Path, name: str, force: bool
+    ) -> None:
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(UsageFault, match="not from an omniges run"):
+            run_preprocess(corpus, tmp_path, force=force)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == "precious"
 
     def test_a_second_run_in_the_folder_is_refused(self, corpus: Path, tmp_path: Path) -> None:
         (tmp_path / "o").mkdir()
