@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo gate test test-slow lint format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,14 +32,24 @@ demo: $(VENV)/.run ## Synthetic corpus to shards, and a picture of what is in th
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/omniges sample-corpus $(DEMO)/corpus
 	$(BIN)/omniges preprocess --root $(DEMO)/corpus --out $(DEMO)/shards --keep-audio
+	$(BIN)/omniges verify-shards $(DEMO)/shards --level deep
 	$(BIN)/omniges inspect $(DEMO)/shards
 	$(BIN)/omniges inspect $(DEMO)/shards 1_synthetica_0_1_1 --png $(DEMO)/sample.png
 	$(BIN)/omniges export --shards $(DEMO)/shards -o $(DEMO)/export
 	@echo
-	@echo "You made a labelled synthetic corpus ($(DEMO)/corpus), turned it into shards ($(DEMO)/shards), looked at"
-	@echo "one sample ($(DEMO)/sample.png: words over the mel, motion energy, stick figures), and wrote the shards"
+	@echo "You made a labelled synthetic corpus ($(DEMO)/corpus), turned it into shards ($(DEMO)/shards), proved"
+	@echo "them sound, looked at one sample ($(DEMO)/sample.png: words over the mel, motion energy, stick figures), and wrote the shards"
 	@echo "back as NPZ, WAV and TextGrid ($(DEMO)/export). For BEAT2 itself:"
 	@echo "    $(BIN)/omniges preprocess --root datasets/BEAT_SMPL"
+
+gate: $(VENV)/.run ## What a CI gate does: sound shards pass (exit 0), one damaged byte does not (exit 1)
+	@rm -rf $(DEMO)-gate && mkdir -p $(DEMO)-gate
+	$(BIN)/omniges sample-corpus $(DEMO)-gate/corpus --clips 4 --seconds 6
+	$(BIN)/omniges preprocess --root $(DEMO)-gate/corpus --out $(DEMO)-gate/shards
+	$(BIN)/omniges verify-shards $(DEMO)-gate/shards --level deep
+	@printf '\001' | dd of=$(DEMO)-gate/shards/train-000000.tar bs=1 seek=100000 conv=notrunc status=none
+	$(BIN)/omniges verify-shards $(DEMO)-gate/shards; test $$? -eq 1
+	@rm -rf $(DEMO)-gate
 
 test: $(VENV)/.dev ## Run the tests (about two minutes)
 	$(BIN)/python -m pytest
@@ -60,4 +70,4 @@ bench: $(VENV)/.dev ## Measure preprocess beside a straightforward conversion
 	$(BIN)/python benchmarks/preprocess.py
 
 clean: ## Remove the environment, the demo and caches
-	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(DEMO) $(DEMO)-gate .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -138,8 +138,8 @@ def preprocess(
     from omniges.pipeline.discover import Selection
     from omniges.pipeline.outcome import ConvertSettings
     from omniges.pipeline.progress import make_reporter
-    from omniges.pipeline.run import PreprocessSettings
     from omniges.pipeline.run import preprocess as run
+    from omniges.pipeline.settings import PreprocessSettings
     from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json
 
     settings = PreprocessSettings(
@@ -290,10 +290,10 @@ def verify_shards(
     level: Annotated[
         Literal["quick", "full", "deep"], typer.Option(help="Sizes and counts; every checksum; all content.")
     ] = "full",
-    form: Annotated[
-        Literal["text", "json", "junit", "github"], typer.Option("--format", help="Form of the findings.")
+    format: Annotated[  # noqa: A002 - the flag's name
+        Literal["text", "json", "junit", "github"], typer.Option(help="Form of the findings.")
     ] = "text",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the findings; else standard output.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the findings.")] = None,
     split: Annotated[list[str], typer.Option(help="Only the shards of these splits.")] = [],
     shard: Annotated[list[str], typer.Option(help="Only these shards.")] = [],
     workers: Annotated[int, typer.Option(help="Shards checked at once; 0 takes all cores.")] = 0,
@@ -320,9 +320,9 @@ def verify_shards(
     )
     with counter("MB checked") as count:
         result = verify(settings, count)
-    text = render(result, form)
+    text = render(result, format)
     if out:
-        write_report(settings, text)
+        write_report(out, text)
     else:
         typer.echo(text, nl=False)
     raise typer.Exit(int(result.exit_code))

@@ -12,7 +12,8 @@ from typing import Any
 
 from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.progress import LineReporter
-from omniges.pipeline.run import PreprocessSettings, Summary, preprocess
+from omniges.pipeline.run import preprocess
+from omniges.pipeline.settings import PreprocessSettings, Summary
 
 COMMAND = (str(Path(sys.executable).with_name("omniges")),)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from omniges.errors import CODES, ExitCode
-from omniges.pipeline.run import Summary
+from omniges.pipeline.settings import Summary
 
 if TYPE_CHECKING:
     from omniges.pipeline.plan import Plan  # loads the decoders

@@ -129,6 +129,7 @@ def dataset_document(
     files: dict[str, tuple[int, str]],
     settings: dict[str, Any],
     plan: dict[str, Any],
+    cut: dict[str, Any],
 ) -> dict[str, Any]:
     """dataset.json before it is sealed; `files` are the others beside the shards as (bytes, sha256)."""
     return {
@@ -139,7 +140,7 @@ def dataset_document(
         "settings": settings,
         "plan": plan,
         "manifest_hash": manifest_hash(rows),
-        "totals": _totals(rows),
+        "totals": _totals(rows) | {"cut": cut},
         "splits": {split: _totals(row for row in rows if row.split == split) for split in SPLITS},
         "shards": {
             shard.name: {

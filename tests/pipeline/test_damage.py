@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from pipeline_helpers import report, run_preprocess
 
-from omniges.pipeline.run import Summary
+from omniges.pipeline.settings import Summary
 from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.shards.reader import ShardFolder
 

@@ -1,0 +1,234 @@
+"""What `verify-shards` can find: one table of stable codes, and a finding with its place to the byte."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+__all__ = ["VERIFY_CODES", "Collector", "VerifyCode", "VerifyFinding", "printable"]
+
+_SHOWN_CHARACTERS: Final = 300
+_PER_CODE: Final = 20  # findings of one code a file may have before the rest are only counted
+
+_AGAIN: Final = "run omniges preprocess again"
+_COPY: Final = "copy the file again from where it was made, or run omniges preprocess again"
+_REPORT: Final = "if nobody edited the shards, report it with this line; run omniges preprocess again"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCode:
+    """What a finding of the verifier means and what a person does about it."""
+
+    severity: Literal["error", "note"]
+    meaning: str
+    remedy: str
+
+
+def _error(meaning: str, remedy: str) -> VerifyCode:
+    return VerifyCode("error", meaning, remedy)
+
+
+def _note(meaning: str, remedy: str) -> VerifyCode:
+    return VerifyCode("note", meaning, remedy)
+
+
+VERIFY_CODES: Final[dict[str, VerifyCode]] = {
+    # --- dataset.json
+    "dataset-missing": _error("there is no dataset.json, so the shards are not complete", "run omniges preprocess"),
+    "dataset-unreadable": _error("dataset.json is not a JSON object in UTF-8", _COPY),
+    "dataset-foreign": _error("dataset.json is not one of omniges", "name a folder of omniges shards"),
+    "dataset-newer": _error("the shards have a newer version of the contract", "use a newer omniges"),
+    "dataset-version": _error("the shards have no known version of the contract", "use the omniges that wrote them"),
+    "dataset-malformed": _error("a field of dataset.json is absent or holds what it cannot hold", _COPY),
+    "dataset-not-canonical": _error("dataset.json is not in its one byte form, so it was rewritten", _COPY),
+    "dataset-checksum": _error("the checksum in dataset.json does not fit its content: it was edited", _COPY),
+    "dataset-features": _error("the feature settings are not those of this contract version", _AGAIN),
+    "dataset-plan": _error("settings, plan and counts in dataset.json contradict each other", _REPORT),
+    "dataset-totals": _error("the totals in dataset.json contradict each other", _REPORT),
+    # --- files
+    "file-missing": _error("a file that dataset.json lists is not there", _COPY),
+    "file-not-regular": _error("a link, folder or device stands where a file should; it was not followed", _COPY),
+    "file-unreadable": _error("the operating system refused to read the file", "check permissions and the disk"),
+    "file-size": _error("the file has another size than dataset.json says", _COPY),
+    "file-checksum": _error("the file's sha256 is not the one in dataset.json", _COPY),
+    "file-unlisted": _note("a file that is no part of the shards lies in the folder", "nothing, or move it elsewhere"),
+    "temporary-file": _error(
+        "a temporary file of an unfinished run lies in the folder", "run omniges preprocess again, or delete the file"
+    ),
+    "unfinished-run": _note(
+        "the marker of a run that has begun and not ended lies in the folder",
+        "if no run is going on, run omniges preprocess again",
+    ),
+    "shard-unlisted": _error(
+        "a tar file that dataset.json does not list lies in the folder, and readers would take it for a shard",
+        "move it elsewhere",
+    ),
+    "shard-name": _error("the shards of a split are not numbered from 0 without a gap", _COPY),
+    # --- tar
+    "shard-checksum": _error("the shard's sha256 is not the one in dataset.json", _COPY),
+    "shard-cut": _error("the shard ends before its last member does", _COPY),
+    "shard-end": _error("two zero blocks and nothing else should end the shard, and do not", _COPY),
+    "shard-early-end": _error("a zero block stands where a member should begin: readers stop there in silence", _COPY),
+    "shard-trailing": _error("bytes follow the end of the archive", _COPY),
+    "header-checksum": _error("a tar header is damaged: readers stop there, often in silence", _COPY),
+    "header-not-canonical": _error("a tar header has other fields (mode, owner, time, …) than the contract's", _COPY),
+    "member-name": _error("a member's name is none the contract gives; such names can lead out of a folder", _COPY),
+    "member-link": _error("a member is a link", _COPY),
+    "member-device": _error("a member is a device, a folder or a pipe", _COPY),
+    "member-extension": _error("a member is a pax or GNU extension, or of an unknown type", _COPY),
+    "member-size": _error("a member's size is no plain number, or not the one in the manifest", _COPY),
+    "member-foreign": _error("a member is in the shard that the manifest does not place there", _COPY),
+    "member-twice": _error("two members have the same name: readers differ in which they take", _COPY),
+    "member-order": _error("members are not in the order of the contract, so readers split or mix samples", _COPY),
+    "member-missing": _error("a member that the manifest places in the shard is not there", _COPY),
+    "member-digest": _error("a member's content is not what the manifest has the sha256 of", _COPY),
+    "member-padding": _error("the bytes that fill a member's last block are not zero", _COPY),
+    # --- manifest
+    "manifest-unreadable": _error("manifest.parquet is not a parquet file with the contract's columns", _COPY),
+    "manifest-malformed": _error("a row of the manifest holds what it cannot hold", _REPORT),
+    "manifest-key-twice": _error("two rows of the manifest have the same key or stem", _REPORT),
+    "manifest-order": _error("the rows of the manifest are not in the order in which samples are packed", _REPORT),
+    "manifest-shards": _error("manifest and dataset.json disagree on what lies in which shard", _REPORT),
+    "manifest-layout": _error(
+        "the offsets in the manifest leave gaps, overlap or do not end where the shard does", _REPORT
+    ),
+    "manifest-totals": _error("the totals in dataset.json are not those of the manifest's rows", _REPORT),
+    "manifest-hash": _error("the manifest hash in dataset.json is not that of the manifest's rows", _REPORT),
+    "key-not-of-stem": _error("a key is not the one its stem gives", _REPORT),
+    "row-arithmetic": _error("mel frames, ticks or seconds of a row do not follow from its frames", _REPORT),
+    # --- content
+    "recording-in-two-splits": _error(
+        "one recording is in two splits, so tests would be seen in training", "keep one copy and preprocess again"
+    ),
+    "recording-twice": _note("one recording is in a split under two names", "leave one out if that was not meant"),
+    "metadata-invalid": _error("KEY.json is not what the contract says", _REPORT),
+    "metadata-differs": _error("KEY.json and the manifest's row say different things", _REPORT),
+    "array-invalid": _error("an array member has not the contract's npy header", _REPORT),
+    "array-dtype": _error("an array has another number type than the contract gives it", _REPORT),
+    "array-shape": _error("an array has another shape than its sample's frames give it", _REPORT),
+    "array-not-finite": _error("an array holds NaN or infinite values", _REPORT),
+    "mel-below-floor": _error("the mel holds values below the logarithm of its floor", _REPORT),
+    "rotation-broken": _error("the two rows of a 6D rotation are not orthonormal within 1e-5", _REPORT),
+    "root-first-step": _error("the first root step is not the repeated second one", _REPORT),
+    "transcript-invalid": _error("KEY.words.json is not a list of words in the contract's form", _REPORT),
+    "transcript-order": _error("words overlap or are out of order", _REPORT),
+    "transcript-outside": _error("a word lies outside the clip, or ends before it starts", _REPORT),
+    "annotation-invalid": _error("KEY.sem.json is not a list of spans in the contract's form", _REPORT),
+    "waveform-invalid": _error("the kept audio cannot be decoded, or should not be there, or is not there", _REPORT),
+    "waveform-length": _error("the kept audio has another number of samples than KEY.json says", _REPORT),
+    "cut-totals": _error("totals.cut in dataset.json is not the sum over the samples", _REPORT),
+    "statistics-differ": _error("stats.json is not what the train samples give", _REPORT),
+    "tokenizer-differs": _error("tokenizer.json is not what the words of the train samples give", _REPORT),
+    "tokenizer-other-version": _note(
+        "another version of the tokenizers package gives other bytes, so tokenizer.json could not be recomputed",
+        "verify with the version that dataset.json names, if it matters",
+    ),
+    "report-invalid": _error("a line of report.jsonl is not a finding in the contract's form", _REPORT),
+    "report-unknown-code": _error("report.jsonl has a code or severity that omniges does not know", _REPORT),
+    "report-contradiction": _error("report.jsonl and the manifest contradict each other", _REPORT),
+    "worker-died": _error(
+        "the process that checked the shard was killed, by the system or by a decoder that crashed",
+        "free some memory and verify again; if it repeats, treat the shard as damaged",
+    ),
+}
+
+
+def printable(text: object, limit: int = _SHOWN_CHARACTERS) -> str:
+    """Text fit for a terminal and a log: no control characters, no lone surrogates, not endless."""
+    raw = text if isinstance(text, str) else repr(text)
+    cut = raw if len(raw) <= limit else raw[:limit] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in cut)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyFinding:
+    """One fault with its place: file, sample key, member and byte offset where they are known."""
+
+    code: str
+    file: str
+    found: str
+    expected: str = ""
+    key: str | None = None
+    member: str | None = None
+    offset: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a code that the table does not explain; make texts from hostile files printable."""
+        if self.code not in VERIFY_CODES:
+            raise KeyError(self.code)
+        for name in ("file", "found", "expected", "key", "member"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, printable(value))
+
+    @property
+    def severity(self) -> Literal["error", "note"]:
+        """``error`` or ``note``."""
+        return VERIFY_CODES[self.code].severity
+
+    @property
+    def sort_key(self) -> tuple[Any, ...]:
+        """Total order of a report: file, place in it, code, text."""
+        place = (-1 if self.offset is None else self.offset, self.code, self.key or "", self.member or "")
+        return (self.file, *place, self.found, self.expected)
+
+    def as_json(self) -> dict[str, Any]:
+        """A finding as JSON."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "file": self.file,
+            "key": self.key,
+            "member": self.member,
+            "offset": self.offset,
+            "found": self.found,
+            "expected": self.expected,
+        }
+
+
+@dataclass(slots=True)
+class Collector:
+    """Gathers the findings of one file; beyond a number of one code they are only counted."""
+
+    file: str
+    findings: list[VerifyFinding] = field(default_factory=list)
+    _seen: Counter[str] = field(default_factory=Counter)
+
+    def add(
+        self,
+        code: str,
+        found: object,
+        expected: object = "",
+        *,
+        key: str | None = None,
+        member: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        """File a finding."""
+        self._seen[code] += 1
+        if self._seen[code] <= _PER_CODE:
+            text = (
+                found if isinstance(found, str) else str(found),
+                expected if isinstance(expected, str) else str(expected),
+            )
+            self.findings.append(VerifyFinding(code, self.file, *text, key, member, offset))
+
+    def extend(self, findings: Iterable[VerifyFinding]) -> None:
+        """Take over findings as they are."""
+        self.findings += findings
+
+    @property
+    def failed(self) -> bool:
+        """Whether any finding is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def finish(self) -> list[VerifyFinding]:
+        """All findings in order, with a last word on those only counted."""
+        more = [
+            VerifyFinding(code, self.file, f"{count - _PER_CODE} more findings of this code in this file")
+            for code, count in self._seen.items()
+            if count > _PER_CODE
+        ]
+        return sorted([*self.findings, *more], key=lambda finding: finding.sort_key)

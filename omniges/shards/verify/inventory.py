@@ -1,0 +1,314 @@
+"""What dataset.json lists, read without trust: wrong types and numbers are findings, and what is sound is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from omniges.publish import is_temporary_name
+from omniges.shards.dataset import FEATURES, sealed_correctly
+from omniges.shards.schema import (
+    DATASET_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    SPLITS,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    UNFINISHED_FILE,
+    canonical_json,
+    json_document,
+    sha256_hex,
+)
+from omniges.shards.verify.files import FileFault, opened, read_exactly
+from omniges.shards.verify.findings import Collector, VerifyFinding
+
+__all__ = [
+    "SHA256",
+    "SHARD_NAME",
+    "Inventory",
+    "Listed",
+    "check_folder",
+    "is_count",
+    "is_real",
+    "read_inventory",
+    "strict_json",
+    "strict_json_form",
+]
+
+SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+SHARD_NAME: Final = re.compile(rf"(?P<split>{'|'.join(SPLITS)})-(?P<index>[0-9]{{6}})\.tar", re.ASCII)
+_SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)
+_COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
+_MAX_DOCUMENT_BYTES: Final = 64 << 20
+_MAX_COUNT: Final = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file as dataset.json lists it; `split` and `samples` are those of a shard."""
+
+    name: str
+    size: int
+    sha256: str
+    split: str = ""
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """dataset.json as far as it could be read."""
+
+    document: dict[str, Any]
+    shards: dict[str, Listed] = field(default_factory=dict)
+    files: dict[str, Listed] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the conversion, empty where they are not what they should be."""
+        found = self.document.get("settings")
+        convert = found.get("convert") if isinstance(found, dict) else None
+        return convert if isinstance(convert, dict) else {}
+
+    @property
+    def tool(self) -> dict[str, Any]:
+        """The versions of the packages that wrote the shards."""
+        found = self.document.get("tool")
+        return found if isinstance(found, dict) else {}
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """Whether a value is a whole number that a file could hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_COUNT
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a finite number of a size that means something."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+
+
+def strict_json(data: bytes) -> Any:
+    """Parse JSON of unknown origin; raises ValueError for all that is not plain, finite JSON in UTF-8."""
+    return strict_json_form(data)[0]
+
+
+def strict_json_form(data: bytes) -> tuple[Any, bytes]:
+    """`strict_json`, with the value's canonical form."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
+        canonical = canonical_json(value)  # lone surrogates and infinite numbers end here
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value, canonical
+
+
+def read_inventory(folder: Path) -> tuple[Inventory | None, list[VerifyFinding]]:
+    """Read and check dataset.json by itself; the inventory is None where nothing else can be held against it."""
+    out = Collector(DATASET_FILE)
+    document = _read_document(folder, out)
+    if document is None:
+        return None, out.finish()
+    shards = _listed(document.get("shards"), "shards", out)
+    files = _listed(document.get("files"), "files", out)
+    if files is not None:
+        for name in sorted(set(_SIDE_FILES) - files.keys()):
+            out.add("dataset-malformed", f"files: no {name}", "manifest, statistics, tokenizer and report")
+    inventory = Inventory(document, shards or {}, files or {})
+    if out.failed:
+        return inventory, out.finish()
+    _check_identity(document, out)
+    _check_numbering(inventory, out)
+    _check_totals(inventory, out)
+    _check_plan(document, out)
+    return inventory, out.finish()
+
+
+def _read_document(folder: Path, out: Collector) -> dict[str, Any] | None:
+    try:
+        with opened(folder, DATASET_FILE) as (descriptor, size):
+            data = read_exactly(descriptor, min(size, _MAX_DOCUMENT_BYTES + 1), 0)
+    except FileFault as fault:
+        missing = fault.code == "file-missing"
+        out.add("dataset-missing" if missing else fault.code, fault.found, fault.expected)
+        return None
+    if len(data) > _MAX_DOCUMENT_BYTES:
+        out.add("dataset-unreadable", f"{size} bytes", f"at most {_MAX_DOCUMENT_BYTES}")
+        return None
+    try:
+        document = strict_json(data)
+        canonical = json_document(document)
+    except (ValueError, RecursionError) as error:
+        out.add("dataset-unreadable", str(error), "a JSON object")
+        return None
+    if not isinstance(document, dict):
+        out.add("dataset-unreadable", type(document).__name__, "a JSON object")
+        return None
+    version = document.get("version")
+    if document.get("format") != FORMAT:
+        out.add("dataset-foreign", f"format {document.get('format')!r}", repr(FORMAT))
+        return None
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = is_count(version, FORMAT_VERSION + 1)
+        out.add("dataset-newer" if newer else "dataset-version", f"version {version!r}", str(FORMAT_VERSION))
+        return None
+    if not sealed_correctly(document):
+        out.add("dataset-checksum", f"checksum {document.get('checksum')!r}", "the sha256 of the other fields")
+    if canonical != data:
+        out.add("dataset-not-canonical", f"{len(data)} bytes", f"{len(canonical)} bytes, keys sorted and indented")
+    return document
+
+
+def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed] | None:
+    """The entries of ``shards`` or ``files`` that are well-formed."""
+    if not isinstance(found, dict):
+        out.add("dataset-malformed", f"{field_name}: {type(found).__name__}", "an object")
+        return None
+    listed = {}
+    for name, entry in found.items():
+        problem = _entry_problem(name, entry, field_name)
+        if problem:
+            out.add("dataset-malformed", f"{field_name}: {name!r}: {problem}", "bytes and sha256 of a contract file")
+        else:
+            shard = (entry["split"], entry["samples"]) if field_name == "shards" else ()
+            listed[name] = Listed(name, entry["bytes"], entry["sha256"], *shard)
+    return listed
+
+
+def _entry_problem(name: str, entry: object, field_name: str) -> str:
+    match = SHARD_NAME.fullmatch(name)
+    if (match is None) if field_name == "shards" else name not in _SIDE_FILES:
+        return "no name of the contract"
+    if not isinstance(entry, dict):
+        return f"{type(entry).__name__}"
+    fields = {"bytes", "sha256"} | ({"split", "samples"} if match else set())
+    if entry.keys() != fields:
+        return f"fields {', '.join(sorted(entry))}"
+    if not is_count(entry["bytes"]):
+        return f"bytes {entry['bytes']!r}"
+    if not isinstance(entry["sha256"], str) or not SHA256.fullmatch(entry["sha256"]):
+        return f"sha256 {entry['sha256']!r}"
+    if match and entry["split"] != match["split"]:
+        return f"split {entry['split']!r}"
+    return f"samples {entry['samples']!r}" if match and not is_count(entry["samples"], 1) else ""
+
+
+def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
+    """Feature settings of this version, and no field but the contract's."""
+    if canonical_json(document.get("features")) != canonical_json(FEATURES):
+        out.add("dataset-features", f"{document.get('features')!r}", f"{FEATURES!r}")
+    fields = {"format", "version", "tool", "features", "settings", "plan", "manifest_hash", "totals", "splits"}
+    fields |= {"shards", "files", "checksum"}
+    if document.keys() != fields:
+        found = ", ".join(sorted(document.keys() ^ fields))
+        out.add("dataset-malformed", f"fields unknown or absent: {found}", "the contract's fields")
+    digest = document.get("manifest_hash")
+    if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+        out.add("dataset-malformed", f"manifest_hash {digest!r}", "a sha256")
+
+
+def _check_numbering(inventory: Inventory, out: Collector) -> None:
+    for split in SPLITS:
+        names = sorted(name for name, shard in inventory.shards.items() if shard.split == split)
+        for index, name in enumerate(names):
+            if int(name[-10:-4]) != index:
+                out.add("shard-name", name, f"{split}-{index:06d}.tar")
+                break
+
+
+def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
+    """Totals as they should be, or None after a finding."""
+    wanted = {*_COUNTS, "seconds"} | ({"cut"} if name == "totals" else set())
+    if not isinstance(found, dict) or found.keys() != wanted:
+        out.add("dataset-malformed", f"{name}: {found!r}", ", ".join(sorted(wanted)))
+        return None
+    seconds = found["seconds"]
+    real = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
+    real = real and (name != "totals" or _cut_sound(found["cut"]))
+    if not real or not all(is_count(found[count]) for count in _COUNTS):
+        out.add("dataset-malformed", f"{name}: {found!r}", "whole numbers, and seconds")
+        return None
+    return found
+
+
+def _cut_sound(cut: object) -> bool:
+    fields = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
+    return isinstance(cut, dict) and cut.keys() == fields and all(map(is_real, cut.values()))
+
+
+def _check_totals(inventory: Inventory, out: Collector) -> None:
+    """Totals are the sums over the splits, and those of a split have its shards' samples."""
+    splits = inventory.document.get("splits")
+    if not isinstance(splits, dict) or splits.keys() != set(SPLITS):
+        out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(SPLITS))
+        return
+    parts = {split: _totals(splits[split], f"splits.{split}", out) for split in SPLITS}
+    whole = _totals(inventory.document.get("totals"), "totals", out)
+    known = [part for part in parts.values() if part is not None]
+    if whole is None or len(known) < len(SPLITS):
+        return
+    for name in _COUNTS:
+        added = sum(part[name] for part in known)
+        if added != whole[name]:
+            out.add("dataset-totals", f"totals.{name} {whole[name]}", f"{added}, the sum over the splits")
+    seconds = math.fsum(part["seconds"] for part in known)
+    if not math.isclose(seconds, whole["seconds"], rel_tol=1e-9, abs_tol=1e-6):
+        out.add("dataset-totals", f"totals.seconds {whole['seconds']}", f"{seconds}, the sum over the splits")
+    samples: Counter[str] = Counter()
+    for shard in inventory.shards.values():
+        samples[shard.split] += shard.samples
+    for split, part in parts.items():
+        if part is not None and part["samples"] != samples[split]:
+            found = f"splits.{split}.samples {part['samples']}"
+            out.add("dataset-totals", found, f"{samples[split]}, the sum over its shards")
+
+
+def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
+    """The plan's digest is that of the settings, and every stem became a sample or was rejected."""
+    plan, settings = document.get("plan"), document.get("settings")
+    if not isinstance(plan, dict) or not isinstance(settings, dict):
+        out.add("dataset-malformed", f"plan {plan!r}, settings {settings!r}", "objects")
+        return
+    digest = sha256_hex(canonical_json(settings))
+    if plan.get("settings_sha256") != digest:
+        out.add("dataset-plan", f"plan.settings_sha256 {plan.get('settings_sha256')!r}", digest)
+    totals = document.get("totals")
+    stems: Any = plan.get("stems")
+    rejected: Any = plan.get("rejected")
+    samples: Any = totals.get("samples") if isinstance(totals, dict) else None
+    if not (is_count(stems) and is_count(rejected)):
+        out.add("dataset-malformed", f"plan.stems {stems!r}, plan.rejected {rejected!r}", "whole numbers")
+    elif is_count(samples) and stems != rejected + samples:
+        found = f"{stems} stems, {rejected} rejected, {samples} samples"
+        out.add("dataset-plan", found, "each stem a sample or rejected")
+
+
+def check_folder(folder: Path, listed: set[str]) -> list[VerifyFinding]:
+    """What lies in the folder and is not listed."""
+    findings = []
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        return [VerifyFinding("file-unreadable", ".", error.strerror or str(error), "a readable folder")]
+    for name in names:
+        if name in listed or name == DATASET_FILE:
+            continue
+        code = "shard-unlisted" if name.lower().endswith(".tar") else "file-unlisted"
+        if is_temporary_name(name):
+            code = "temporary-file"
+        if name == UNFINISHED_FILE:
+            code = "unfinished-run"
+        findings.append(VerifyFinding(code, name, "not in dataset.json"))
+    return findings

@@ -1,0 +1,142 @@
+"""The findings as text for people, JSON, JUnit XML for CI servers, and GitHub annotations; the same order in all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+from xml.sax.saxutils import escape, quoteattr
+
+from omniges import __version__
+from omniges.publish import publish_bytes
+from omniges.shards.verify.findings import VERIFY_CODES, VerifyFinding
+from omniges.shards.verify.run import VerifyResult
+
+__all__ = ["Format", "render", "write_report"]
+
+Format = Literal["text", "json", "junit", "github"]
+
+
+def render(result: VerifyResult, form: Format) -> str:
+    """A result in one of the four forms, with a final line break."""
+    return _FORMS[form](result)
+
+
+def write_report(path: Path, text: str) -> None:
+    """Write a rendered result to a file, whole or not at all."""
+    publish_bytes(path, text.encode())
+
+
+def _place(finding: VerifyFinding) -> str:
+    sample = ".".join(part for part in (finding.key, finding.member) if part)
+    offset = f"at byte {finding.offset}" if finding.offset is not None else ""
+    return " ".join(part for part in (finding.file, sample, offset) if part)
+
+
+def _sentence(finding: VerifyFinding) -> str:
+    expected = f", expected {finding.expected}" if finding.expected else ""
+    return f"found {finding.found}{expected}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _verdict(result: VerifyResult) -> str:
+    speed = f" ({result.read_bytes / 1e6 / max(result.elapsed_s, 1e-9):,.0f} MB/s)" if result.level != "quick" else ""
+    checked = f"{_plural(len(result.files), 'file')}, {_plural(result.samples, 'sample')}"
+    counts = f"{_plural(result.errors, 'error')}, {_plural(result.notes, 'note')}"
+    verdict = "sound" if result.sound else "NOT SOUND"
+    return (
+        f"{verdict} at level {result.level}: {counts} in {checked}, {result.read_bytes / 1e6:,.1f} MB in "
+        f"{result.elapsed_s:.2f} s{speed}: {result.folder}"
+    )
+
+
+def _text(result: VerifyResult) -> str:
+    lines = [f"{f.severity}: {_place(f)}: {f.code}: {_sentence(f)}" for f in result.findings]
+    if result.left_out:
+        lines.append(f"… and {_plural(result.left_out, 'finding')} more (--max-findings)")
+    codes = sorted({finding.code for finding in result.findings})
+    if codes:
+        lines.append("")
+    lines += [f"{code}: {VERIFY_CODES[code].meaning}: {VERIFY_CODES[code].remedy}" for code in codes]
+    lines += [f"not checked: {what}" for what in result.not_checked]
+    return "\n".join([*lines, _verdict(result)]) + "\n"
+
+
+def _json(result: VerifyResult) -> str:
+    """One document; without times, so that two runs over the same bytes give the same bytes."""
+    codes = sorted({finding.code for finding in result.findings})
+    document = {
+        "tool": {"omniges": __version__},
+        "folder": str(result.folder),
+        "level": result.level,
+        "sound": result.sound,
+        "exit_code": int(result.exit_code),
+        "counts": {
+            "errors": result.errors,
+            "notes": result.notes,
+            "left_out": result.left_out,
+            "files": len(result.files),
+            "samples": result.samples,
+            "bytes": result.read_bytes,
+        },
+        "not_checked": list(result.not_checked),
+        "findings": [finding.as_json() for finding in result.findings],
+        "codes": {code: {"meaning": VERIFY_CODES[code].meaning, "remedy": VERIFY_CODES[code].remedy} for code in codes},
+    }
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _junit(result: VerifyResult) -> str:
+    """One test case a file; errors are failures, notes go to its output."""
+    by_file: dict[str, list[VerifyFinding]] = {name: [] for name in result.files}
+    for finding in result.findings:
+        by_file.setdefault(finding.file, []).append(finding)
+    failed = sum(any(f.severity == "error" for f in findings) for findings in by_file.values())
+    suite = f'name="omniges verify-shards" tests="{len(by_file)}" failures="{failed}" errors="0" skipped="0"'
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<testsuites>", f"  <testsuite {suite}>"]
+    for name, findings in by_file.items():
+        lines.append(f"    <testcase classname={quoteattr(f'omniges.{result.level}')} name={quoteattr(name)}>")
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if errors:
+            text = "\n".join(f"{_place(f)}: {f.code}: {_sentence(f)}: {VERIFY_CODES[f.code].remedy}" for f in errors)
+            message = quoteattr(f"{errors[0].code}: {_sentence(errors[0])}")
+            lines.append(f"      <failure type={quoteattr(errors[0].code)} message={message}>{escape(text)}</failure>")
+        notes = [f"{_place(f)}: {f.code}: {_sentence(f)}" for f in findings if f.severity == "note"]
+        if notes:
+            lines.append(f"      <system-out>{escape(chr(10).join(notes))}</system-out>")
+        lines.append("    </testcase>")
+    return "\n".join([*lines, "  </testsuite>", "</testsuites>"]) + "\n"
+
+
+def _github(result: VerifyResult) -> str:
+    """Workflow commands that GitHub shows as annotations; the verdict as a plain line."""
+    lines = []
+    for finding in result.findings:
+        command = "error" if finding.severity == "error" else "notice"
+        file = _property(os.path.join(str(result.folder), finding.file))
+        place = _place(finding).removeprefix(finding.file).strip()
+        text = f"{place}: " if place else ""
+        text += f"{_sentence(finding)}. {VERIFY_CODES[finding.code].meaning}: {VERIFY_CODES[finding.code].remedy}"
+        lines.append(f"::{command} file={file},title={_property(finding.code)}::{_data(text)}")
+    return "\n".join([*lines, _verdict(result)]) + "\n"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+_FORMS: Final[dict[str, Callable[[VerifyResult], str]]] = {
+    "text": _text,
+    "json": _json,
+    "junit": _junit,
+    "github": _github,
+}

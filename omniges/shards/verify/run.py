@@ -1,0 +1,340 @@
+"""`verify`: dataset.json, the folder, the manifest, every shard in parallel, and what lies beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from omniges.errors import ExitCode, UsageFault
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.statistics import Partial
+from omniges.shards.verify.files import FileFault, hash_chunks, opened
+from omniges.shards.verify.findings import Collector, VerifyFinding
+from omniges.shards.verify.inventory import Inventory, Listed, check_folder, read_inventory
+from omniges.shards.verify.shard import Level, ShardJob, ShardReport, inspect_shard
+
+__all__ = ["VerifyResult", "VerifySettings", "verify"]
+
+_MAX_SIDE_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySettings:
+    """All that `omniges verify-shards` can be told."""
+
+    folder: Path
+    level: Level = "full"
+    splits: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
+    workers: int = 1
+    fail_fast: bool = False
+    max_findings: int = 1000
+    report: Path | None = None  # where the findings will be written, never inside the folder
+    isolate: bool = False  # decode in processes of their own even where one would do
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, by the name of the flag."""
+        if self.workers < 1:
+            raise UsageFault(f"--workers {self.workers}: at least 1 expected")
+        if self.max_findings < 1:
+            raise UsageFault(f"--max-findings {self.max_findings}: at least 1 expected")
+        for split in self.splits:
+            if split not in SPLITS:
+                raise UsageFault(f"--split {split}: one of {', '.join(SPLITS)} expected")
+        if self.report is not None and self.report.absolute().parent.resolve() == self.folder.resolve():
+            raise UsageFault(f"-o {self.report}: nothing is written into the folder that is checked")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What a verification came to."""
+
+    folder: Path
+    level: Level
+    findings: tuple[VerifyFinding, ...]
+    errors: int  # of all findings, those left out too
+    notes: int
+    left_out: int  # findings beyond --max-findings
+    files: tuple[str, ...]  # every file that was looked at, dataset.json first
+    samples: int
+    read_bytes: int
+    not_checked: tuple[str, ...]  # what this level would have checked and could not, or was told not to
+    elapsed_s: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no error."""
+        return self.errors == 0
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 for sound shards, 1 for others."""
+        return ExitCode.OK if self.sound else ExitCode.FINDINGS
+
+
+class _Enough(Exception):
+    """An error was found and --fail-fast given."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a verification gathers."""
+
+    fail_fast: bool
+    findings: list[VerifyFinding] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    samples: int = 0
+    read_bytes: int = 0
+    damaged: bool = False  # some shard has an error
+    partials: list[tuple[Partial, Partial]] = field(default_factory=list)
+    words: Counter[str] = field(default_factory=Counter)
+    cuts: list[dict[str, float | int]] = field(default_factory=list)
+    contents: dict[str, bytes] = field(default_factory=dict)  # files beside the shards, by name
+
+    def add(self, findings: Sequence[VerifyFinding]) -> None:
+        """Take in findings; raises _Enough at the first error where that ends the run."""
+        self.findings += findings
+        if self.fail_fast and any(finding.severity == "error" for finding in findings):
+            raise _Enough
+
+    def take(self, name: str, report: ShardReport) -> None:
+        """Take in a shard's report."""
+        self.files.append(name)
+        self.samples += report.samples
+        self.read_bytes += report.read_bytes
+        self.partials += report.content.partials
+        self.words += report.content.words
+        self.cuts += report.content.cuts
+        self.damaged |= any(finding.severity == "error" for finding in report.findings)
+        self.add(report.findings)
+
+
+def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda _done, _total: None) -> VerifyResult:
+    """Check a shard folder; `count` is told how many MB of how many are done.
+
+    Raises UsageFault where there is no such folder or shard. All else that is wrong is a finding.
+    """
+    start = time.monotonic()
+    if not settings.folder.is_dir():
+        raise UsageFault(f"{settings.folder}: a folder of shards expected, found none there")
+    tally = _Tally(settings.fail_fast)
+    try:
+        _verify(settings, tally, count)
+    except _Enough:
+        tally.not_checked.append("all that comes after the first error (--fail-fast)")
+    ordered = sorted(tally.findings, key=lambda finding: finding.sort_key)
+    shown = _shown(ordered, settings)
+    errors = sum(finding.severity == "error" for finding in ordered)
+    return VerifyResult(
+        folder=settings.folder,
+        level=settings.level,
+        findings=tuple(shown),
+        errors=errors,
+        notes=len(ordered) - errors,
+        left_out=len(ordered) - len(shown),
+        files=tuple(tally.files),
+        samples=tally.samples,
+        read_bytes=tally.read_bytes,
+        not_checked=tuple(tally.not_checked),
+        elapsed_s=time.monotonic() - start,
+    )
+
+
+def _shown(ordered: list[VerifyFinding], settings: VerifySettings) -> list[VerifyFinding]:
+    """As many findings as were asked for, errors before notes where some must go."""
+    if len(ordered) <= settings.max_findings:
+        return ordered
+    kept = sorted(ordered, key=lambda finding: finding.severity)[: settings.max_findings]
+    return sorted(kept, key=lambda finding: finding.sort_key)
+
+
+def _verify(settings: VerifySettings, tally: _Tally, count: Callable[[int, int], None]) -> None:
+    tally.files.append(DATASET_FILE)
+    inventory, findings = read_inventory(settings.folder)
+    listed = {*inventory.shards, *inventory.files} if inventory else set()
+    unlisted = check_folder(settings.folder, listed)
+    if inventory is None:
+        # Without a list nothing is unlisted; what an unfinished run left is told all the same.
+        tally.not_checked.append("the shards: there is no dataset.json to hold them against")
+        left = [finding for finding in unlisted if finding.code in {"temporary-file", "unfinished-run"}]
+        tally.add([*findings, *left])
+        return
+    tally.add(findings)
+    tally.add(unlisted)
+    chosen = _chosen(settings, inventory)
+    for name in sorted(inventory.files):
+        tally.files.append(name)
+        tally.add(_check_side_file(settings, inventory.files[name], tally))
+    rows, planned = _manifest(settings, inventory, tally)
+    elsewhere = {row.key: row.shard for row in rows or ()}
+    jobs = [
+        ShardJob(
+            settings.folder,
+            shard,
+            settings.level,
+            planned.get(shard.name),
+            {} if settings.level == "quick" else elsewhere,
+            inventory.settings,
+        )
+        for shard in chosen
+    ]
+    total, done = sum(shard.size for shard in chosen), 0
+    for job, report in _reports(settings, jobs):
+        done += job.listed.size
+        count(done // 1_000_000, total // 1_000_000)
+        tally.take(job.listed.name, report)
+    if settings.level == "deep":
+        _check_beside(inventory, chosen, rows, tally)
+
+
+def _chosen(settings: VerifySettings, inventory: Inventory) -> list[Listed]:
+    """The shards that were asked for, by name."""
+    names = {name if name.endswith(".tar") else f"{name}.tar" for name in settings.shards}
+    unknown = sorted(names - inventory.shards.keys())
+    if unknown:
+        raise UsageFault(f"--shard {unknown[0]}: not in {settings.folder / DATASET_FILE}")
+    return [
+        shard
+        for name, shard in sorted(inventory.shards.items())
+        if (not names or name in names) and (not settings.splits or shard.split in settings.splits)
+    ]
+
+
+def _check_side_file(settings: VerifySettings, listed: Listed, tally: _Tally) -> list[VerifyFinding]:
+    """Size, and above level quick the checksum; content that later checks need is kept if it is what it should be."""
+    out = Collector(listed.name)
+    wanted = {MANIFEST_FILE} | ({STATS_FILE, TOKENIZER_FILE, REPORT_FILE} if settings.level == "deep" else set())
+    try:
+        with opened(settings.folder, listed.name) as (descriptor, size):
+            if size != listed.size:
+                out.add("file-size", f"{size} bytes", f"{listed.size}")
+            elif settings.level != "quick":
+                tally.read_bytes += size
+                digest, kept = hashlib.sha256(), []
+                for _, view, _ in hash_chunks(descriptor, 0, size):
+                    digest.update(view)
+                    if listed.name in wanted and size <= _MAX_SIDE_BYTES:
+                        kept.append(bytes(view))
+                if digest.hexdigest() != listed.sha256:
+                    out.add("file-checksum", f"sha256 {digest.hexdigest()}", listed.sha256)
+                elif listed.name in wanted and size <= _MAX_SIDE_BYTES:
+                    tally.contents[listed.name] = b"".join(kept)
+    except FileFault as fault:
+        out.add(fault.code, fault.found, fault.expected)
+    return out.finish()
+
+
+def _manifest(
+    settings: VerifySettings, inventory: Inventory, tally: _Tally
+) -> tuple[list[ManifestRow] | None, dict[str, list[ManifestRow]]]:
+    """The manifest's rows and those of each shard whose layout they can prove; nothing at level quick."""
+    data = tally.contents.pop(MANIFEST_FILE, None)
+    if settings.level == "quick":
+        return None, {}
+    if data is None:
+        tally.not_checked.append("what the manifest says: it is not what dataset.json lists")
+        return None, {}
+    from omniges.shards.verify import rows as checks  # noqa: PLC0415 - pyarrow, 0.3 s that level quick does not pay
+
+    out = Collector(MANIFEST_FILE)
+    rows = checks.read_rows(data, sum(shard.samples for shard in inventory.shards.values()), out)
+    tally.add(out.finish())
+    if rows is None:
+        tally.not_checked.append("what the manifest says: it could not be read")
+        return None, {}
+    planned, findings = checks.check_rows(rows, inventory)
+    tally.add(findings)
+    if settings.level == "deep":
+        tally.add(checks.check_recordings(rows))
+    return rows, planned
+
+
+def _reports(settings: VerifySettings, jobs: Sequence[ShardJob]) -> Iterator[tuple[ShardJob, ShardReport]]:
+    """Every job's report, in the order of the jobs."""
+    workers = min(settings.workers, len(jobs))
+    if settings.level == "deep" and (workers > 1 or settings.isolate):
+        yield from _in_processes(jobs, workers)
+    elif workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from _ordered(pool, jobs)
+    else:
+        for job in jobs:
+            yield job, inspect_shard(job)
+
+
+def _ordered(pool: Executor, jobs: Sequence[ShardJob]) -> Iterator[tuple[ShardJob, ShardReport]]:
+    # The largest first, so that none is left over for one worker at the end; reports come in the order of the jobs.
+    largest = sorted(range(len(jobs)), key=lambda place: -jobs[place].listed.size)
+    futures: dict[int, Future[ShardReport]] = {place: pool.submit(inspect_shard, jobs[place]) for place in largest}
+    try:
+        for place, job in enumerate(jobs):
+            yield job, futures[place].result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_on_interrupt)
+
+
+def _leave_on_interrupt() -> None:
+    """Ctrl-C reaches every process of the terminal; the parent alone has something to say about it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _in_processes(jobs: Sequence[ShardJob], workers: int) -> Iterator[tuple[ShardJob, ShardReport]]:
+    """Reports from worker processes; after a death the rest run one a process, so that the shard is named."""
+    done = 0
+    try:
+        with _processes(workers) as pool:
+            for job, report in _ordered(pool, jobs):
+                yield job, report
+                done += 1
+    except BrokenProcessPool:
+        for job in jobs[done:]:
+            yield job, _alone(job)
+
+
+def _alone(job: ShardJob) -> ShardReport:
+    try:
+        with _processes(1) as pool:
+            return pool.submit(inspect_shard, job).result()
+    except BrokenProcessPool:
+        out = Collector(job.listed.name)
+        out.add("worker-died", "its process died twice", "a process that lives to the end")
+        return ShardReport(out.finish())
+
+
+def _check_beside(
+    inventory: Inventory, chosen: Sequence[Listed], rows: list[ManifestRow] | None, tally: _Tally
+) -> None:
+    """Statistics, tokenizer and report against the samples."""
+    from omniges.shards.verify import beside  # noqa: PLC0415 - tokenizers, only here
+
+    report = tally.contents.get(REPORT_FILE)
+    if report is not None:
+        tally.add(beside.check_report(report, rows or ()))
+    if rows is not None and not tally.damaged and len(chosen) == len(inventory.shards):
+        tally.add(beside.check_cut_totals(inventory.document, tally.cuts))
+    train = {name for name, shard in inventory.shards.items() if shard.split == "train"}
+    if rows is None or tally.damaged or not train <= {shard.name for shard in chosen}:
+        reason = "shards have errors" if tally.damaged or rows is None else "train shards were left out"
+        tally.not_checked.append(f"statistics and tokenizer: {reason}")
+        return
+    stats, tokenizer = tally.contents.get(STATS_FILE), tally.contents.get(TOKENIZER_FILE)
+    if stats is not None:
+        tally.add(beside.check_statistics(stats, rows, tally.partials, tally.words))
+    if tokenizer is not None:
+        tally.add(beside.check_tokenizer(tokenizer, tally.words, inventory.tool))

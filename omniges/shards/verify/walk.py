@@ -1,0 +1,369 @@
+"""Walking a shard header by header, without `tarfile`, to say where and how it is damaged.
+
+Every step goes forward by at least a block, sizes are read as plain octal alone, and no more than a window of the
+shard is held, so no shard takes for ever or fills the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.schema import MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS
+from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
+from omniges.shards.verify.files import hash_chunks, read_exactly
+from omniges.shards.verify.findings import Collector
+
+__all__ = ["Header", "HeaderFault", "Planned", "ShardPlan", "exact_blocks", "parse_header", "walk_shard"]
+
+_WINDOW_BYTES: Final = 64 << 10
+_RESYNC_TRIES: Final = 8
+_ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
+_ORDER: Final = {member: place for place, member in enumerate((*MEMBERS, *OPTIONAL_MEMBERS))}
+_NAME: Final = re.compile(
+    rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(map(re.escape, _ORDER))})", re.ASCII
+)
+_Place = tuple[str | None, str | None, int | None]  # key, member, byte offset
+_OCTAL: Final = re.compile(rb"[0-7]{11}\0")
+_LINKS: Final = {b"1": "a hard link", b"2": "a symbolic link"}
+_DEVICES: Final = {b"3": "a character device", b"4": "a block device", b"5": "a folder", b"6": "a pipe"}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A member as the manifest places it."""
+
+    key: str
+    member: str
+    offset: int  # of the data
+    size: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The member's name in the tar."""
+        return f"{self.key}.{self.member}"
+
+    @property
+    def end(self) -> int:
+        """Where its last block ends."""
+        return self.offset + self.size + -self.size % BLOCK_BYTES
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """All members of a shard as the manifest places them: contiguous, from the first byte on."""
+
+    members: Sequence[Planned]
+    elsewhere: dict[str, str] = field(default_factory=dict)  # key -> the shard it belongs to
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[ManifestRow], elsewhere: dict[str, str] | None = None) -> ShardPlan:
+        """The plan of a shard's rows, given in their order."""
+        members = [
+            Planned(row.key, member, row.members[member].offset, row.members[member].size, row.members[member].sha256)
+            for row in rows
+            for member in _ORDER
+            if member in row.members
+        ]
+        return cls(members, elsewhere or {})
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Place of each member by name."""
+        return {planned.name: place for place, planned in enumerate(self.members)}
+
+    @cached_property
+    def headers(self) -> list[int]:
+        """Where each header begins."""
+        return [planned.offset - BLOCK_BYTES for planned in self.members]
+
+    @property
+    def end(self) -> int:
+        """Where the two zero blocks begin."""
+        return self.members[-1].end if self.members else 0
+
+    def gap(self) -> tuple[Planned, int] | None:
+        """The first member that does not begin where the one before ends, and where it should."""
+        position = 0
+        for planned in self.members:
+            if planned.offset != position + BLOCK_BYTES or planned.size < 0:
+                return planned, position + BLOCK_BYTES
+            position = planned.end
+        return None
+
+
+def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
+    """Every position whose bytes the contract fixes, with those bytes; none spans a block."""
+    for planned in plan.members:
+        yield planned.offset - BLOCK_BYTES, member_header(planned.name, planned.size)
+        if planned.size % BLOCK_BYTES:
+            yield planned.offset + planned.size, bytes(-planned.size % BLOCK_BYTES)
+    yield plan.end, _ZERO_BLOCK
+    yield plan.end + BLOCK_BYTES, _ZERO_BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderFault:
+    """What is wrong with a header."""
+
+    code: str
+    found: str
+    expected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header that can be walked over: name, data size, and what is wrong with it otherwise."""
+
+    name: str
+    size: int
+    fault: HeaderFault | None
+
+
+def parse_header(block: bytes) -> Header | HeaderFault:
+    """Read a header; a fault alone means that where the next one begins is not known."""
+    stored = block[148:156]
+    computed = sum(block[:148]) + 8 * 32 + sum(block[156:])
+    if stored != b"%06o\0 " % computed:
+        return HeaderFault("header-checksum", f"checksum field {stored!r}", repr(b"%06o\0 " % computed))
+    raw, flag, prefix = block[:100].split(b"\0", 1)[0], block[156:157], block[345:500].split(b"\0", 1)[0]
+    name = (prefix + b"/" + raw if prefix else raw).decode("ascii", "backslashreplace")
+    size_field = block[124:136]
+    if not _OCTAL.fullmatch(size_field):
+        return HeaderFault("member-size", f"size field {size_field!r} of {name!r}", "eleven octal digits")
+    size = int(size_field[:11], 8)
+    if flag in _LINKS or flag in _DEVICES:
+        code, kind = ("member-link", _LINKS[flag]) if flag in _LINKS else ("member-device", _DEVICES[flag])
+        return Header(name, 0, HeaderFault(code, f"{kind} named {name!r}", "a regular file"))
+    if flag not in {b"0", b"\0"}:
+        fault = HeaderFault("member-extension", f"type {flag!r} named {name!r}", "a regular file")
+        return Header(name, size, fault)
+    if not _NAME.fullmatch(name):
+        return Header(name, size, HeaderFault("member-name", repr(name), "KEY.MEMBER of the contract"))
+    if block != member_header(name, size):
+        wanted = member_header(name, size)
+        place = next(k for k in range(BLOCK_BYTES) if block[k] != wanted[k] and not 148 <= k < 156)
+        fault = HeaderFault("header-not-canonical", f"byte {place} is {block[place]}", f"{wanted[place]}")
+        return Header(name, size, fault)
+    return Header(name, size, None)
+
+
+class _Walk:
+    """One pass over a shard; `run` files what it finds."""
+
+    def __init__(self, descriptor: int, size: int, plan: ShardPlan | None, collector: Collector) -> None:
+        self._descriptor = descriptor
+        self._size = size
+        self._plan = plan or ShardPlan(())
+        self._planned = plan is not None
+        self._out = collector
+        self._window = (0, b"")
+        self._seen: set[str] = set()
+        self._furthest = -1  # the last place in the plan that was met
+        self._last: tuple[str, int] | None = None  # key and place in the contract's order, where there is no plan
+        self._cut = False
+
+    def _add(self, code: str, found: str, expected: str, at: _Place) -> None:
+        key, member, offset = at
+        self._out.add(code, found, expected, key=key, member=member, offset=offset)
+
+    def run(self) -> None:
+        """Walk to the end, or to where nothing can be recognised any more."""
+        position = 0
+        while True:
+            block = self._bytes(position, BLOCK_BYTES)
+            if len(block) < BLOCK_BYTES:
+                self._cut_at(position)
+                break
+            if block == _ZERO_BLOCK:
+                following = self._zero_block(position)
+            else:
+                parsed = parse_header(block)
+                following = self._bad(position, parsed) if isinstance(parsed, HeaderFault) else None
+                if isinstance(parsed, Header):
+                    following = self._member(position, parsed)
+            if following is None:
+                break
+            position = following
+        self._missing()
+
+    def _bytes(self, position: int, count: int) -> bytes:
+        start, data = self._window
+        if not start <= position <= position + count <= start + len(data):
+            data = read_exactly(self._descriptor, max(_WINDOW_BYTES, count), position)
+            start = position
+            self._window = (start, data)
+        return data[position - start : position - start + count]
+
+    def _next(self) -> Planned | None:
+        """The member that the plan has after the furthest one met."""
+        place = self._furthest + 1
+        return self._plan.members[place] if place < len(self._plan.members) else None
+
+    def _place(self) -> tuple[str | None, str | None]:
+        planned = self._next()
+        return (planned.key, planned.member) if planned else (None, None)
+
+    def _cut_at(self, position: int) -> None:
+        """The file ends where a header or a zero block should be."""
+        self._cut = True
+        awaited = self._next()
+        if awaited is not None:
+            self._lost_from(awaited)
+            return
+        expected = f"{self._plan.end + len(END_OF_ARCHIVE)} bytes" if self._planned else "two zero blocks"
+        self._add("shard-end", f"the file ends after {self._size} bytes", expected, (None, None, position))
+
+    def _lost_from(self, first: Planned) -> None:
+        self._cut = True
+        lost = len(self._plan.members) - self._plan.index[first.name]
+        found = f"the file ends after {self._size} bytes; {first.name} and {lost - 1} members after it are not whole"
+        expected = f"{self._plan.end + len(END_OF_ARCHIVE)} bytes"
+        self._add("shard-cut", found, expected, (first.key, first.member, self._size))
+
+    def _zero_block(self, position: int) -> int | None:
+        """The end of the archive, or a hole in it; where to go on."""
+        ending = self._bytes(position, len(END_OF_ARCHIVE))
+        rest = self._size - position
+        awaited = self._next()
+        if awaited is not None and not (rest == len(END_OF_ARCHIVE) and ending == END_OF_ARCHIVE):
+            following = self._resync(position)
+            at = (awaited.key, awaited.member, position)
+            self._add("shard-early-end", "a zero block", f"the header of {awaited.name}", at)
+            self._pass_over(position)
+            self._cut = following is None
+            return following
+        if ending != END_OF_ARCHIVE:
+            dirty = next((k for k, byte in enumerate(ending) if byte), len(ending))
+            self._add("shard-end", f"{dirty} zero bytes", "two zero blocks", (None, None, position + dirty))
+        elif rest > len(END_OF_ARCHIVE):
+            at_end = (None, None, position + len(END_OF_ARCHIVE))
+            self._add("shard-trailing", f"{rest - len(END_OF_ARCHIVE)} more bytes", "0", at_end)
+        return None
+
+    def _pass_over(self, position: int) -> None:
+        """Take the member whose header the plan has here as met: its header has been reported."""
+        place = bisect_right(self._plan.headers, position) - 1
+        if place >= 0 and self._plan.headers[place] == position:
+            self._seen.add(self._plan.members[place].name)
+            self._furthest = max(self._furthest, place)
+
+    def _bad(self, position: int, fault: HeaderFault) -> int | None:
+        """A header that says nothing of where the next one is; where to go on."""
+        if self._planned and self._plan.end <= position < self._plan.end + len(END_OF_ARCHIVE):
+            dirty = next(k for k, byte in enumerate(self._bytes(position, BLOCK_BYTES)) if byte)
+            self._add("shard-end", "a byte that is not zero", "two zero blocks", (None, None, position + dirty))
+            return None
+        following = self._resync(position)
+        found = fault.found if following is not None else f"{fault.found}; nothing after it could be recognised"
+        self._add(fault.code, found, fault.expected, (*self._place(), position))
+        self._pass_over(position)
+        self._cut = following is None and self._next() is not None
+        return following
+
+    def _resync(self, position: int) -> int | None:
+        """The next place where the plan has a header and a sound one is."""
+        first = bisect_right(self._plan.headers, position)
+        for start in self._plan.headers[first : first + _RESYNC_TRIES]:
+            block = self._bytes(start, BLOCK_BYTES)
+            if len(block) == BLOCK_BYTES and block != _ZERO_BLOCK and isinstance(parse_header(block), Header):
+                return start
+        return None
+
+    def _member(self, position: int, header: Header) -> int | None:
+        """Judge one member; where the next header begins."""
+        data, padding = position + BLOCK_BYTES, -header.size % BLOCK_BYTES
+        match = _NAME.fullmatch(header.name)
+        key, member = (match["key"], match["member"]) if match else (None, None)
+        place = self._plan.index.get(header.name)
+        planned = None if place is None else self._plan.members[place]
+        if header.fault is not None:
+            fault = header.fault
+            self._add(fault.code, fault.found, fault.expected, (key, member, position))
+        if data + header.size + padding > self._size:
+            self._past_the_end(position, header, planned)
+            return None
+        if match and (header.fault is None or header.fault.code == "header-not-canonical"):
+            self._order(position, header.name, match["key"], match["member"])
+        if planned is not None and header.name not in self._seen:
+            self._content(planned, header, position)
+        self._seen.add(header.name)
+        filling = self._bytes(data + header.size, padding) if padding else b""
+        if any(filling):
+            dirty = next(k for k, byte in enumerate(filling) if byte)
+            where = (key, member, data + header.size + dirty)
+            self._add("member-padding", f"byte {filling[dirty]}", "0", where)
+        return data + header.size + padding
+
+    def _past_the_end(self, position: int, header: Header, planned: Planned | None) -> None:
+        if planned is not None and header.size == planned.size and header.name not in self._seen:
+            self._lost_from(self._next() or planned)
+            return
+        self._cut = True
+        found = f"{header.name}: {header.size} bytes, {self._size - position - BLOCK_BYTES} left in the file"
+        expected = f"{planned.size} bytes" if planned else "a size that fits into the file"
+        at = (planned.key, planned.member, position) if planned else (None, None, position)
+        self._add("member-size", found, expected, at)
+
+    def _order(self, position: int, name: str, key: str, member: str) -> None:
+        """Whether this member may stand here."""
+        at = (key, member, position)
+        if name in self._seen:
+            self._add("member-twice", name, "each name once", at)
+        elif self._planned and name not in self._plan.index:
+            owner = self._plan.elsewhere.get(key)
+            found = f"{name}, which belongs into {owner}" if owner else name
+            awaited = self._next()
+            self._add("member-foreign", found, awaited.name if awaited else "the end of the archive", at)
+        elif self._planned:
+            place = self._plan.index[name]
+            if place < self._furthest:
+                after = self._plan.members[self._furthest].name
+                self._add("member-order", f"{name} after {after}", "before it", at)
+            self._furthest = max(self._furthest, place)
+        else:
+            self._order_alone(name, key, member, position)
+
+    def _order_alone(self, name: str, key: str, member: str, position: int) -> None:
+        """Order where no manifest can be believed: a sample's members stand together, in the contract's order."""
+        place = _ORDER[member]
+        begins = member == MEMBERS[0]
+        follows = self._last is not None and self._last[0] == key and place > self._last[1]
+        if not begins and not follows:
+            before = self._last[0] if self._last else "the beginning"
+            found = f"{name} after a member of {before}"
+            self._add("member-order", found, "samples in one piece", (key, member, position))
+        self._last = (key, place)
+
+    def _content(self, planned: Planned, header: Header, position: int) -> None:
+        """Size and digest of a member against the manifest."""
+        if header.size != planned.size:
+            self._add("member-size", f"{header.size} bytes", f"{planned.size}", (planned.key, planned.member, position))
+            return
+        digest = hashlib.sha256()
+        for _, view, _ in hash_chunks(self._descriptor, position + BLOCK_BYTES, header.size):
+            digest.update(view)
+        if digest.hexdigest() != planned.sha256:
+            at = (planned.key, planned.member, position + BLOCK_BYTES)
+            self._add("member-digest", f"sha256 {digest.hexdigest()}", planned.sha256, at)
+
+    def _missing(self) -> None:
+        """Members of the plan that were not met, where the shard could be walked to its end."""
+        if self._cut:
+            return
+        for planned in self._plan.members:
+            if planned.name not in self._seen:
+                found = f"{planned.name} is not in the shard"
+                self._add("member-missing", found, "", (planned.key, planned.member, None))
+
+
+def walk_shard(descriptor: int, size: int, plan: ShardPlan | None, collector: Collector) -> None:
+    """Walk an open shard of `size` bytes and file what is wrong, against the manifest's plan where it is believed."""
+    _Walk(descriptor, size, plan, collector).run()
