@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from omniges.shards.schema import canonical_json, json_document, key_from_stem, stem_from_key
@@ -42,12 +42,14 @@ values = st.recursive(
 
 
 class TestJson:
+    @settings(max_examples=40)
     @given(st.dictionaries(stems, values))
     def test_bytes_do_not_depend_on_the_order_of_keys(self, value: dict[str, object]) -> None:
         turned = dict(reversed(value.items()))
         assert canonical_json(value) == canonical_json(turned)
         assert json_document(value) == json_document(turned)
 
+    @settings(max_examples=40)
     @given(values)
     def test_both_forms_read_back(self, value: object) -> None:
         assert json.loads(canonical_json(value)) == value == json.loads(json_document(value))

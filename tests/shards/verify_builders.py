@@ -191,8 +191,7 @@ class ShardSet:
             (folder / name).write_bytes(data)
         listed = {name: (len(data), sha256_hex(data)) for name, data in files.items()}
         plan = self.document["plan"] | {"stems": len(rows) + self.document["plan"]["rejected"]}
-        document = dataset_document(rows, shards, listed, self.document["settings"], plan)
-        document["totals"]["cut"] = self._cut_totals()
+        document = dataset_document(rows, shards, listed, self.document["settings"], plan, self._cut_totals())
         (folder / DATASET_FILE).write_bytes(seal(document | {"features": self.document["features"]}))
 
     def _cut_totals(self) -> dict[str, Any]:
