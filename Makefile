@@ -51,7 +51,7 @@ gate: $(VENV)/.run ## What a CI gate does: sound shards pass (exit 0), one damag
 	$(BIN)/omniges verify-shards $(DEMO)-gate/shards; test $$? -eq 1
 	@rm -rf $(DEMO)-gate
 
-test: $(VENV)/.dev ## Run the tests (about two minutes)
+test: $(VENV)/.dev ## Run the tests (about four minutes)
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.dev ## Run the long tests too
