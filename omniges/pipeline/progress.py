@@ -128,7 +128,8 @@ class JsonReporter(LineReporter):
 class LiveReporter:
     """A bar and a line that rich keeps up to date on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream  # standard error where none is given
         self._throttle = _Throttled(_LIVE_EVERY_S)
         self._live: Live | None = None
 
@@ -141,13 +142,15 @@ class LiveReporter:
         from rich.text import Text  # noqa: PLC0415
 
         bar = ProgressBar(total=max(progress.total, 1), completed=progress.done, width=60)
-        self._live.update(Group(bar, Text(_line(progress))), refresh=True)
+        # The bar ends without a line break, so it comes last; the text wraps where the window is narrow.
+        self._live.update(Group(Text(_line(progress)), bar), refresh=True)
 
     def __enter__(self) -> LiveReporter:
         from rich.console import Console  # noqa: PLC0415
         from rich.live import Live  # noqa: PLC0415
 
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        console = Console(file=self._stream, force_terminal=True) if self._stream else Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
         return self
 

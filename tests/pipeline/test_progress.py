@@ -1,0 +1,56 @@
+"""Progress says the same on a terminal of any width, in a log and to a machine, and never floods either."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from omniges.pipeline.progress import JsonReporter, LineReporter, LiveReporter, Progress
+
+HALF = Progress(
+    done=150, total=300, converted=120, rejected=20, noted=7, lost=10, converted_s=7200.0, elapsed_s=4.0,
+    eta_s=3725.0, slowest="2_scott_1_1_1", slowest_s=12.34,
+)  # fmt: skip
+SAID = "150/300 recordings: 120 converted, 20 rejected, 7 with notes, 10 lost; 1,800 × real time, 1:02:05 left"
+
+
+class TestReporters:
+    @pytest.mark.parametrize("columns", ["40", "60", "200"])
+    def test_a_terminal_of_any_width_shows_every_word(self, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", columns)
+        stream = io.StringIO()
+        with LiveReporter(stream) as reporter:
+            reporter.update(HALF)
+        shown = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).split())
+        assert SAID + ", slowest now 2_scott_1_1_1 (12.3 s)" in shown
+
+    def test_a_log_gets_plain_lines(self) -> None:
+        stream = io.StringIO()
+        with LineReporter(stream) as reporter:
+            reporter.update(HALF)
+        assert stream.getvalue() == SAID + ", slowest now 2_scott_1_1_1 (12.3 s)\n"
+
+    def test_a_machine_gets_the_numbers(self) -> None:
+        stream = io.StringIO()
+        with JsonReporter(stream) as reporter:
+            reporter.update(HALF)
+        event = json.loads(stream.getvalue())
+        assert event["event"] == "progress"
+        assert event["real_time_factor"] == 1800.0
+        assert event["lost"] == 10
+
+    @pytest.mark.parametrize("kind", [LineReporter, JsonReporter])
+    def test_updates_in_quick_succession_are_one_line_and_the_last_is_always_shown(
+        self, kind: type[LineReporter]
+    ) -> None:
+        stream = io.StringIO()
+        with kind(stream) as reporter:
+            for done in range(150, 301):
+                reporter.update(replace(HALF, done=done))
+        lines = stream.getvalue().splitlines()
+        assert len(lines) == 2
+        assert "300" in lines[-1]
