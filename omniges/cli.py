@@ -19,6 +19,8 @@ from omniges.errors import ExitCode, OmnigesError, UsageFault
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from omniges.pipeline.settings import PreprocessSettings
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -137,10 +139,7 @@ def preprocess(
     """
     from omniges.pipeline.discover import Selection
     from omniges.pipeline.outcome import ConvertSettings
-    from omniges.pipeline.progress import make_reporter
-    from omniges.pipeline.run import preprocess as run
     from omniges.pipeline.settings import PreprocessSettings
-    from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json
 
     settings = PreprocessSettings(
         root=root,
@@ -169,6 +168,15 @@ def preprocess(
         force=force,
         run_log=run_log,
     )
+    _carry_out(settings, plan=plan, as_json=as_json)
+
+
+def _carry_out(settings: PreprocessSettings, *, plan: bool, as_json: bool) -> None:
+    """Plan or run a preprocessing and say what came of it; leaves with its exit code."""
+    from omniges.pipeline.progress import make_reporter
+    from omniges.pipeline.run import preprocess as run
+    from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json
+
     if plan:
         from omniges.pipeline.plan import make_plan
 
