@@ -111,10 +111,10 @@ def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, st
                 wall_s = time.perf_counter() - start
                 machine_s = _machine_cpu_s() - machine_before_s
                 process.returncode = os.waitstatus_to_exitcode(status)
-        except BaseException:
-            process.kill()  # does nothing to a process that has been waited for
-            process.wait()
-            raise
+        finally:
+            if process.returncode is None:  # Ctrl-C or an error of ours: the command must not outlive us
+                process.kill()
+                process.wait()
     if process.returncode != 0:
         last = errors.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{last}")
