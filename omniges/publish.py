@@ -18,7 +18,7 @@ from typing import Final
 
 from omniges.errors import EnvironmentFault
 
-__all__ = ["PendingFile", "is_temporary_name", "make_folder", "os_errors", "publish_bytes", "sync_folder"]
+__all__ = ["PendingFile", "final_name", "is_temporary_name", "make_folder", "os_errors", "publish_bytes", "sync_folder"]
 
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
@@ -54,7 +54,13 @@ def make_folder(path: Path) -> None:
 
 def is_temporary_name(name: str) -> bool:
     """Whether a file name is one that `PendingFile` gives before publishing."""
-    return _TEMPORARY.fullmatch(name) is not None
+    return final_name(name) is not None
+
+
+def final_name(name: str) -> str | None:
+    """The name that a temporary file was to get, or None for a name that `PendingFile` does not give."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["final"] if match else None
 
 
 def sync_folder(folder: Path) -> None:

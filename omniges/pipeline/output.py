@@ -18,7 +18,7 @@ from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.outcome import MAX_FILE_BYTES
 from omniges.pipeline.settings import PreprocessSettings
-from omniges.publish import is_temporary_name, os_errors, sync_folder
+from omniges.publish import final_name, os_errors, sync_folder
 from omniges.shards.dataset import read_dataset
 from omniges.shards.schema import (
     DATASET_FILE,
@@ -151,7 +151,10 @@ def clear(out: Path) -> None:
         (out / DATASET_FILE).unlink(missing_ok=True)
         sync_folder(out)
         for path in sorted(out.iterdir()):
-            if _OWN_NAMES.fullmatch(path.name) or is_temporary_name(path.name):
+            # Others name temporary files likewise: one is ours only if what it was to become is.
+            name = final_name(path.name) or path.name
+            leftover = name != path.name and name in {DATASET_FILE, UNFINISHED_FILE}
+            if leftover or _OWN_NAMES.fullmatch(name):
                 path.unlink()
 
 

@@ -318,12 +318,14 @@ class TestRunningAgain:
         (tmp_path / "o/dataset.json").unlink()
         (tmp_path / "o/.omniges-unfinished").touch()
         (tmp_path / "o/.train-000000.tar.tmp-4711").write_bytes(b"half")
+        (tmp_path / "o/.dataset.json.tmp-4711").write_bytes(b"half")
+        (tmp_path / "o/.thesis.tex.tmp-4711").write_bytes(b"another tool's")
         (tmp_path / "o/train-000099.tar").write_bytes(b"of another time")
         (tmp_path / "o/notes.txt").write_text("mine")
         (tmp_path / "o/train-1.tar").write_text("mine too")
         run_preprocess(corpus, tmp_path / "o")
         after = digests(tmp_path / "o")
-        assert after.keys() - expected.keys() == {"notes.txt", "train-1.tar"}
+        assert after.keys() - expected.keys() == {"notes.txt", "train-1.tar", ".thesis.tex.tmp-4711"}
         assert expected.items() <= after.items()
 
     @pytest.mark.parametrize("name", ["tokenizer.json", "train-000000.tar", "manifest.parquet"])
