@@ -25,7 +25,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.python
-	$(PIP) -e '.[pictures,test,lint]'
+	$(PIP) -e '.[pictures,train,remote,test,lint]'
 	@touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run ## Synthetic corpus to shards, and a picture of what is in them

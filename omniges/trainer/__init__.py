@@ -1,0 +1,1 @@
+"""The streaming half: batches from shards, tokens, the joint flow model and its training."""
