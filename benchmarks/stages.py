@@ -66,7 +66,7 @@ def _one(recording: Recording, writer: ShardWriter, spent: dict[str, float]) -> 
     row |= {REST: total - sum(row.values()), TOTAL: total}
     segment = b"".join(outcome.segment.buffers)  # what the pipe hands the parent
     start = time.perf_counter()
-    writer.add(recording.split, recording.key, segment)
+    writer.add(outcome.row, segment)
     row[PARENT] = time.perf_counter() - start
     return {stage: 1000 * seconds for stage, seconds in row.items()}
 
@@ -80,7 +80,8 @@ def main() -> None:
         setattr(module, name, _timed(getattr(module, name), stage, spent))
     for place in range(_WARM_UP):
         module.convert(recordings[place % len(recordings)], ConvertSettings())
-    with ShardWriter(Path(sys.argv[2]), _SHARD_BYTES) as writer:
+    folder = Path(sys.argv[2])
+    with ShardWriter(lambda n: folder / f"{n:06d}.tar", _SHARD_BYTES) as writer:
         rows = [_one(recording, writer, spent) for recording in recordings]
     print(json.dumps({stage: [row[stage] for row in rows] for stage in rows[0]}))
 

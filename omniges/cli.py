@@ -128,6 +128,9 @@ def preprocess(
     allow_root: Annotated[list[Path], typer.Option(help="Another folder that links under the root may lead to.")] = [],
     deadline: Annotated[float, typer.Option(help="Seconds a worker may spend on one recording.")] = 120.0,
     force: Annotated[bool, typer.Option(help="Start anew in a folder made with other settings.")] = False,
+    allow_removal: Annotated[
+        bool, typer.Option("--allow-removal", help="Let an update drop more than 10 % of the samples there are.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be done and how long it takes.")] = False,
     run_log: Annotated[Path | None, typer.Option(help="Log of times and retries; OUT.run.jsonl if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for machines.")] = False,
@@ -166,6 +169,7 @@ def preprocess(
         deadline_s=deadline,
         max_rejected=max_rejected,
         force=force,
+        allow_removal=allow_removal,
         run_log=run_log,
     )
     _carry_out(settings, plan=plan, as_json=as_json)
@@ -173,7 +177,7 @@ def preprocess(
 
 def _carry_out(settings: PreprocessSettings, *, plan: bool, as_json: bool) -> None:
     """Plan or run a preprocessing and say what came of it; leaves with its exit code."""
-    from omniges.pipeline.progress import make_reporter
+    from omniges.pipeline.progress import counter, make_reporter
     from omniges.pipeline.run import preprocess as run
     from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json
 
@@ -186,8 +190,8 @@ def _carry_out(settings: PreprocessSettings, *, plan: bool, as_json: bool) -> No
         else:
             print_plan(made, settings.workers, _console())
         return
-    with _resumable():
-        summary = run(settings, make_reporter("json" if as_json else "auto"))
+    with _resumable(), counter("MB compared with what earlier runs read and wrote") as count:
+        summary = run(settings, make_reporter("json" if as_json else "auto"), count)
     if as_json:
         typer.echo(summary_json(summary))
     else:

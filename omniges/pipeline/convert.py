@@ -6,6 +6,7 @@ rejected, so that a person sees them at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 from collections import Counter
@@ -48,10 +49,12 @@ class _Inputs:
         self.sources: dict[str, tuple[str, str]] = {}
         self.faults: list[Finding] = []
         self.notes: list[Finding] = list(recording.notes)
+        self._tried: set[Modality] = set()
 
     def load(self, modality: Modality, decode: Callable[[bytes], T]) -> T | None:
         """Decode one file, or remember why not."""
         source = self.recording.files[modality]
+        self._tried.add(modality)
         try:
             data = _read(Path(source.path))
             self.sources[modality] = (source.relative, sha256_hex(data))
@@ -65,6 +68,14 @@ class _Inputs:
         file = self.recording.files[modality].relative if modality else None
         finding = Finding(problem, self.recording.stem, file)
         (self.notes if problem.severity == "note" else self.faults).append(finding)
+
+    def rejected(self) -> Rejected:
+        """The recording as rejected; files that were not needed to see it are read for their digests all the same."""
+        for modality in self.recording.files.keys() - self._tried:
+            source = self.recording.files[modality]
+            with contextlib.suppress(RecordingFault):
+                self.sources[modality] = (source.relative, sha256_hex(_read(Path(source.path))))
+        return Rejected(tuple(self.faults), self.sources)
 
 
 def _read(path: Path) -> bytes:
@@ -85,7 +96,7 @@ def convert(recording: Recording, settings: ConvertSettings) -> Converted | Reje
         return _convert(inputs, settings)
     except RecordingFault as fault:
         inputs.add(fault.problem)
-    return Rejected(tuple(inputs.faults), inputs.sources)
+    return inputs.rejected()
 
 
 def _convert(inputs: _Inputs, settings: ConvertSettings) -> Converted | Rejected:
@@ -93,7 +104,7 @@ def _convert(inputs: _Inputs, settings: ConvertSettings) -> Converted | Rejected
     wav = inputs.load("wav", decode_wav)
     tier = inputs.load("textgrid", lambda data: decode_words(data, settings.word_tier))
     if motion is None or wav is None or tier is None:
-        return Rejected(tuple(inputs.faults), inputs.sources)
+        return inputs.rejected()
     for modality, decoded in (("npz", motion), ("wav", wav), ("textgrid", tier)):
         for note in decoded.notes:
             inputs.add(note, modality)  # type: ignore[arg-type]

@@ -6,9 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,68 +17,129 @@ from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.outcome import MAX_FILE_BYTES
 from omniges.pipeline.settings import PreprocessSettings
-from omniges.publish import final_name, os_errors, sync_folder
+from omniges.pipeline.workspace import OWN_NAMES, Begun, Workspace
+from omniges.publish import os_errors
 from omniges.shards.dataset import read_dataset
-from omniges.shards.schema import (
-    DATASET_FILE,
-    MANIFEST_FILE,
-    REPORT_FILE,
-    SPLITS,
-    STATS_FILE,
-    TOKENIZER_FILE,
-    UNFINISHED_FILE,
-    canonical_json,
-    sha256_hex,
-)
+from omniges.shards.schema import DATASET_FILE, canonical_json, sha256_hex
 
-__all__ = ["check_output", "check_space", "clear", "inputs_hash", "is_unchanged", "locked", "unmark"]
+__all__ = [
+    "check_begun",
+    "check_removal",
+    "check_space",
+    "check_tool",
+    "digest_inputs",
+    "inputs_hash",
+    "is_unchanged",
+    "locked",
+    "read_complete",
+    "refuse_foreign",
+]
 
-_OWN_NAMES: Final = re.compile(
-    rf"(?:{'|'.join(SPLITS)})-\d{{6}}\.tar|"
-    + "|".join(map(re.escape, (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)))
-)
+_MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without a word
+
 # Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
 
 
-def check_output(settings: PreprocessSettings) -> dict[str, Any] | None:
-    """The dataset.json of a complete folder with these settings, or None where the run begins anew.
+def refuse_foreign(out: Path, workspace: Workspace) -> None:
+    """Raise UsageFault for files that bear our names but are not ours, for those are never touched."""
+    workspace.refuse_foreign()
+    if (out / DATASET_FILE).exists() or workspace.folder.is_dir() or not out.is_dir():
+        return
+    ours = sorted(path.name for path in out.iterdir() if OWN_NAMES.fullmatch(path.name))
+    if ours:
+        raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
-    Raises UsageFault for a folder made with other settings, naming what differs, and for files that bear our names
-    but are not ours, for those are never touched.
+
+def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
+    """The dataset.json of a complete folder with these settings, or None where there is nothing to go on from.
+
+    Raises UsageFault for a folder made with other settings, naming what differs, unless --force starts anew.
     """
     out = settings.out
-    if not (out / DATASET_FILE).exists():
-        names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-        ours = [name for name in names if _OWN_NAMES.fullmatch(name)]
-        if ours and UNFINISHED_FILE not in names:
-            raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
+    if not (out / DATASET_FILE).exists() or settings.force:
         return None
     try:
         found = read_dataset(out)
     except DataError as error:
-        if settings.force:
-            return None
         raise UsageFault(f"{error} (--force starts anew)") from error
-    differences = _differences(found["settings"], json.loads(canonical_json(settings.document())))
-    if differences and not settings.force:
-        raise UsageFault(
-            f"{out} was made with other settings: {'; '.join(differences)}. "
-            "Choose another --out, or start anew with --force"
+    _refuse_differences(f"{out} was made", found["settings"], Begun.of(settings.document(), anew=False).settings)
+    return found
+
+
+def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
+    """Keep an unfinished run's work where this run can go on with it, else throw it away or refuse.
+
+    Raises UsageFault where it was begun with other settings or package versions, unless --force starts anew.
+    """
+    begun, wanted = workspace.begun(), Begun.of(settings.document(), anew=settings.force)
+    if begun is None or (settings.force and begun != wanted):
+        workspace.wipe()
+        return
+    place = f"{workspace.folder}: an unfinished run was begun"
+    _refuse_differences(place, begun.settings, wanted.settings)
+    _refuse_differences(place, begun.tool, wanted.tool, "package versions")
+
+
+def check_tool(settings: PreprocessSettings, complete: dict[str, Any] | None) -> None:
+    """Refuse to update a set with other package versions than made it: its samples would not be of one kind."""
+    if complete is not None:
+        now = Begun.of(settings.document(), anew=False).tool
+        _refuse_differences(
+            f"{settings.out} has to be updated, and was made", complete["tool"], now, "package versions"
         )
-    return None if differences else found
 
 
-def is_unchanged(settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any]) -> bool:
-    """Whether all files are there at their size and every input has the content it had, by hash, not by date."""
+def _refuse_differences(what: str, found: Any, wanted: Any, noun: str = "settings") -> None:
+    differences = _differences(found, wanted)
+    if differences:
+        raise UsageFault(
+            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --out, or start anew with --force"
+        )
+
+
+def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Set[str]) -> None:
+    """Raise UsageFault where an update would drop too many of the samples there are (both sets of stems)."""
+    gone = sorted(earlier - remaining)
+    if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
+        some = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
+        raise UsageFault(
+            f"{settings.out}: {len(gone)} of {len(earlier)} samples would go ({some}), more than {_MAX_REMOVED:.0%}. "
+            "Check --root and its files; if it is meant, say --allow-removal"
+        )
+
+
+def is_unchanged(
+    settings: PreprocessSettings,
+    discovery: Discovery,
+    complete: dict[str, Any],
+    digests: dict[str, dict[str, str | None]],
+) -> bool:
+    """Whether all files are there at their size and every input has the content it had, by hash, not by date.
+
+    `digests` are those of the recordings that the set knows.
+    """
+    if any(recording.stem not in digests for recording in discovery.recordings):
+        return False
     for name, facts in (complete["files"] | complete["shards"]).items():
         path = settings.out / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             return False
-    with ThreadPoolExecutor(settings.workers) as pool:
-        digests = pool.map(_input_digests, discovery.recordings)
-        inputs = {recording.stem: found for recording, found in zip(discovery.recordings, digests, strict=True)}
-    return bool(complete["plan"]["inputs_sha256"] == inputs_hash(inputs, discovery))
+    return bool(complete["plan"]["inputs_sha256"] == inputs_hash(digests, discovery))
+
+
+def digest_inputs(
+    recordings: Sequence[Recording], workers: int, count: Callable[[int, int], None]
+) -> dict[str, dict[str, str | None]]:
+    """Digests of every file of the recordings, by stem and relative path; `count` hears of MB read."""
+    found = {}
+    total, done = sum(recording.size for recording in recordings), 0
+    with ThreadPoolExecutor(workers) as pool:
+        for recording, digests in zip(recordings, pool.map(_input_digests, recordings), strict=True):
+            found[recording.stem] = digests
+            done += recording.size
+            count(done // 1_000_000, total // 1_000_000)
+    return found
 
 
 def _input_digests(recording: Recording) -> dict[str, str | None]:
@@ -131,35 +191,14 @@ def locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check_space(settings: PreprocessSettings, discovery: Discovery) -> None:
-    """Refuse before any work where the disk is plainly too small."""
-    motion = sum(recording.files["npz"].size for recording in discovery.recordings)
-    audio = sum(recording.files["wav"].size for recording in discovery.recordings)
+def check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) -> None:
+    """Refuse before any work where the disk is plainly too small for what these recordings will need."""
+    motion = sum(recording.files["npz"].size for recording in recordings)
+    audio = sum(recording.files["wav"].size for recording in recordings)
     needed = int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
-    present = sum(path.stat().st_size for path in settings.out.iterdir() if _OWN_NAMES.fullmatch(path.name))
-    free = shutil.disk_usage(settings.out).free + present
+    free = shutil.disk_usage(settings.out).free
     if free < 0.8 * needed:  # compressed inputs make the estimate too high
         raise EnvironmentFault(
             f"{settings.out}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. "
-            "Free some space or choose another --out"
+            "Free some space or choose another --out (what lies there is kept until the new shards are complete)"
         )
-
-
-def clear(out: Path) -> None:
-    """Take away what an earlier run left: dataset.json first, then shards and temporary files; nothing foreign."""
-    with os_errors(out):
-        (out / DATASET_FILE).unlink(missing_ok=True)
-        sync_folder(out)
-        for path in sorted(out.iterdir()):
-            # Others name temporary files likewise: one is ours only if what it was to become is.
-            name = final_name(path.name) or path.name
-            leftover = name != path.name and name in {DATASET_FILE, UNFINISHED_FILE}
-            if leftover or _OWN_NAMES.fullmatch(name):
-                path.unlink()
-
-
-def unmark(out: Path) -> None:
-    """Take the marker of an unfinished run away."""
-    with os_errors(out):
-        (out / UNFINISHED_FILE).unlink(missing_ok=True)
-        sync_folder(out)

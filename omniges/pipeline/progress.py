@@ -31,7 +31,8 @@ class Progress:
     rejected: int
     noted: int  # converted with at least one note
     lost: int
-    converted_s: float  # seconds of recordings converted
+    reused: int  # outcomes taken over from earlier runs
+    computed_s: float  # seconds of the recordings converted in this run
     elapsed_s: float
     eta_s: float | None
     slowest: str | None
@@ -40,7 +41,7 @@ class Progress:
     @property
     def real_time_factor(self) -> float:
         """Seconds of recordings converted a second."""
-        return self.converted_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        return self.computed_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
 
 class Reporter(Protocol):
@@ -67,8 +68,10 @@ def _duration(seconds: float | None) -> str:
 def _line(p: Progress) -> str:
     slow = f", slowest now {p.slowest} ({p.slowest_s:.1f} s)" if p.slowest and p.slowest_s > 1 else ""
     lost = f", {p.lost} lost" if p.lost else ""
+    reused = f" ({p.reused} taken over)" if p.reused else ""
     return (
-        f"{p.done}/{p.total} recordings: {p.converted} converted, {p.rejected} rejected, {p.noted} with notes{lost}; "
+        f"{p.done}/{p.total} recordings: {p.converted} converted{reused}, {p.rejected} rejected, "
+        f"{p.noted} with notes{lost}; "
         f"{p.real_time_factor:,.0f} × real time, {_duration(p.eta_s)} left{slow}"
     )
 

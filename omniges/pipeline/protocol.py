@@ -19,7 +19,7 @@ from omniges.errors import Finding
 from omniges.pipeline.discover import Recording, SourceFile
 from omniges.pipeline.outcome import Converted, ConvertSettings, Cut, Rejected
 from omniges.pipeline.stems import StemFields
-from omniges.shards.manifest import ManifestRow, MemberPlace
+from omniges.shards.manifest import ManifestRow, row_from_json
 from omniges.shards.statistics import Partial
 
 __all__ = [
@@ -117,7 +117,7 @@ def receive(read: Read) -> Sample | Rejected:
         return Rejected(tuple(Finding.from_json(row) for row in head["findings"]), sources)
     partials = [Partial(count, _array(read, shape)) for count, shape in head["partials"]]
     return Sample(
-        row=_row(head["row"]),
+        row=row_from_json(head["row"]),
         segment=_fill(read, head["segment"]),
         notes=tuple(Finding.from_json(row) for row in head["notes"]),
         partials=(partials[0], partials[1]) if partials else None,
@@ -135,10 +135,3 @@ def _fill(read: Read, size: int) -> memoryview:
 
 def _array(read: Read, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.frombuffer(_fill(read, 8 * int(np.prod(shape))), dtype=np.float64).reshape(shape)
-
-
-def _row(row: dict[str, Any]) -> ManifestRow:
-    row["sources"] = {name: (path, digest) for name, (path, digest) in row["sources"].items()}
-    row["notes"] = tuple(row["notes"])
-    row["members"] = {member: MemberPlace(**place) for member, place in row["members"].items()}
-    return ManifestRow(**row)

@@ -1,28 +1,47 @@
-"""`preprocess`: discover, convert on workers, pack shards in order, write what lies beside them, dataset.json last."""
+"""`preprocess`: discover, take over what is unchanged, convert the rest, pack shards in order, publish all at once."""
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from omniges.errors import Finding, Problem
+from omniges.errors import DataError, Finding, Problem
+from omniges.pipeline.commit import commit, finish_commit
 from omniges.pipeline.discover import Discovery, Recording, discover
-from omniges.pipeline.outcome import Cut, Rejected
-from omniges.pipeline.output import check_output, check_space, clear, inputs_hash, is_unchanged, locked, unmark
-from omniges.pipeline.progress import Progress, Reporter
-from omniges.pipeline.protocol import Sample
+from omniges.pipeline.earlier import (
+    Digests,
+    Earlier,
+    Recalled,
+    journal_shard,
+    known_outcomes,
+    recall,
+)
+from omniges.pipeline.outcome import Rejected
+from omniges.pipeline.output import (
+    check_begun,
+    check_removal,
+    check_space,
+    check_tool,
+    digest_inputs,
+    inputs_hash,
+    is_unchanged,
+    locked,
+    read_complete,
+    refuse_foreign,
+)
+from omniges.pipeline.progress import Reporter
 from omniges.pipeline.runlog import RunLog
 from omniges.pipeline.settings import PreprocessSettings, Summary
-from omniges.pipeline.supervisor import Lost, Outcome, Supervisor
+from omniges.pipeline.supervisor import Supervisor
+from omniges.pipeline.tally import Tally, cut_totals, progress_of, summarize, summary_of_complete
+from omniges.pipeline.workspace import Begun, Workspace, staged_name
 from omniges.publish import make_folder, publish_bytes
 from omniges.shards.dataset import dataset_document, seal, statistics_document
-from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
-from omniges.shards.reader import ShardFolder
+from omniges.shards.manifest import ManifestRow, serialize_manifest
 from omniges.shards.schema import (
     DATASET_FILE,
     MANIFEST_FILE,
@@ -30,90 +49,94 @@ from omniges.shards.schema import (
     SPLITS,
     STATS_FILE,
     TOKENIZER_FILE,
-    UNFINISHED_FILE,
     canonical_json,
     json_document,
     sha256_hex,
 )
-from omniges.shards.statistics import Partial
 from omniges.shards.tokenizer import train_tokenizer
 from omniges.shards.writer import ShardFile, ShardWriter
 
 __all__ = ["preprocess"]
 
-
-@dataclass(slots=True)
-class _Tally:
-    """What a run gathers while outcomes come in."""
-
-    rows: list[ManifestRow] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    partials: list[tuple[Partial, Partial]] = field(default_factory=list)
-    words: Counter[str] = field(default_factory=Counter)
-    inputs: dict[str, dict[str, str | None]] = field(default_factory=dict)  # path -> sha256, None if never read
-    cuts: list[Cut] = field(default_factory=list)
-    lost: dict[str, str] = field(default_factory=dict)
-    rejected: int = 0
-    noted: int = 0
-    converted_s: float = 0.0
-
-    def add(self, recording: Recording, outcome: Outcome, writer: ShardWriter) -> None:
-        """Take in one outcome; a sample goes to its shard."""
-        if isinstance(outcome, Lost):
-            self.lost[recording.stem] = outcome.reason
-            return
-        sources = outcome.sources if isinstance(outcome, Rejected) else outcome.row.sources
-        self.inputs[recording.stem] = {
-            source.relative: sources.get(modality, ("", None))[1] for modality, source in recording.files.items()
-        }
-        if isinstance(outcome, Rejected):
-            self.rejected += 1
-            self.findings += outcome.findings
-            return
-        shard, offset = writer.add(recording.split, recording.key, outcome.segment)
-        self.rows.append(_placed(outcome, shard, offset))
-        self.findings += outcome.notes
-        self.noted += bool(outcome.notes)
-        self.converted_s += outcome.row.seconds
-        self.words += outcome.words
-        self.cuts.append(outcome.cut)
-        if outcome.partials:
-            self.partials.append(outcome.partials)
+Count = Callable[[int, int], None]
 
 
-def _placed(sample: Sample, shard: str, offset: int) -> ManifestRow:
-    members = {
-        member: MemberPlace(place.offset + offset, place.size, place.sha256)
-        for member, place in sample.row.members.items()
-    }
-    return replace(sample.row, shard=shard, members=members)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a run has to do, once it is known what earlier ones left."""
+
+    settings: PreprocessSettings
+    discovery: Discovery
+    workspace: Workspace
+    recalled: Mapping[str, Recalled | Rejected]  # outcomes that still hold, by stem
+    digests: Mapping[str, Digests]
+    earlier_stems: set[str]  # the samples of the complete set in the folder
 
 
-def preprocess(settings: PreprocessSettings, reporter: Reporter) -> Summary:
-    """Convert a data set to shards; returns what came of it.
+def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = lambda _done, _total: None) -> Summary:
+    """Convert a data set to shards; returns what came of it. `count` hears of the checking that comes first.
 
-    Raises UsageFault, DataError or EnvironmentFault where the run cannot begin or go on; what was published stays.
+    Raises UsageFault, DataError or EnvironmentFault where the run cannot begin or go on; an earlier set in the folder
+    stays as it is until the new one is complete, and finished work is kept for the next run.
     """
     start = time.monotonic()
     _warm_imports()
     discovery = discover(
         settings.root, settings.selection, split_csv=settings.split_csv, allow_roots=settings.allow_roots
     )
-    complete = check_output(settings)
+    workspace = Workspace(settings.out)
+    refuse_foreign(settings.out, workspace)
     make_folder(settings.out)
     with locked(settings.out), RunLog(settings.log_path) as log:
-        if complete and not settings.force and is_unchanged(settings, discovery, complete):
-            unmark(settings.out)
+        finish_commit(workspace)
+        complete = read_complete(settings)
+        check_begun(settings, workspace)
+        earlier = _look_back(workspace, complete, log)
+        known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
+        digests = digest_inputs(known, settings.workers, count)
+        if complete and is_unchanged(settings, discovery, complete, digests):
+            workspace.wipe()
             log.write("unchanged", stems=discovery.stems)
-            return _summary_of_complete(settings, discovery, complete, time.monotonic() - start)
-        check_space(settings, discovery)
-        log.write("start", stems=discovery.stems, workers=settings.workers, out=str(settings.out))
-        publish_bytes(settings.out / UNFINISHED_FILE, b"")
-        clear(settings.out)
-        tally, shards = _convert_all(settings, discovery, reporter, log, start)
-        manifest = None if tally.lost else _finish(settings, discovery, tally, shards)
-        summary = _summarize(settings, discovery, tally, shards, time.monotonic() - start, manifest)
-        log.write("end", elapsed_s=summary.elapsed_s, converted=summary.converted, lost=summary.lost)
+            return summary_of_complete(settings, discovery, complete, time.monotonic() - start)
+        check_tool(settings, complete)
+        check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
+        recalled = recall(earlier, known, digests, settings.workers, count)
+        work = _Work(settings, discovery, workspace, recalled, digests, earlier.complete)
+        return _run(work, reporter, log, start)
+
+
+def _look_back(workspace: Workspace, complete: dict[str, Any] | None, log: RunLog) -> Earlier:
+    """What earlier runs left; nothing, with a line in the log, where the complete set's own lists are damaged."""
+    try:
+        return known_outcomes(workspace, complete)
+    except DataError as error:
+        log.write("set-damaged", reason=str(error))
+        return known_outcomes(workspace, None)
+
+
+def _run(work: _Work, reporter: Reporter, log: RunLog, start: float) -> Summary:
+    settings, discovery = work.settings, work.discovery
+    todo = [recording for recording in _ordered(discovery) if recording.stem not in work.recalled]
+    check_space(settings, todo)
+    log.write("start", stems=discovery.stems, workers=settings.workers, out=str(settings.out), to_compute=len(todo))
+    work.workspace.begin(Begun.of(settings.document(), anew=settings.force))
+    try:
+        tally, writer = _convert_all(work, todo, reporter, log, start)
+    finally:
+        work.workspace.journal.close()
+    manifest = None
+    if not tally.lost:
+        check_removal(settings, work.earlier_stems, {row.stem for row in tally.rows})
+        manifest = _finish(work, tally, writer)
+    summary = summarize(settings, discovery, tally, writer.shards, time.monotonic() - start, manifest)
+    log.write(
+        "end",
+        elapsed_s=summary.elapsed_s,
+        converted=summary.converted,
+        computed=tally.computed,
+        reused=tally.reused,
+        lost=summary.lost,
+    )
     return summary
 
 
@@ -127,71 +150,51 @@ def _warm_imports() -> None:
     threading.Thread(target=load, name="warm-imports", daemon=True).start()
 
 
-def _summary_of_complete(
-    settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any], elapsed_s: float
-) -> Summary:
-    """The summary of a folder that needs nothing done, from what lies in it."""
-    source = ShardFolder(settings.out)
-    lines = (settings.out / REPORT_FILE).read_text("utf-8").split("\n")  # not splitlines: text may hold U+2028
-    findings = [Finding.from_json(json.loads(line)) for line in lines if line]
-    cut = complete["totals"]["cut"]
-    tally = _Tally(
-        rows=list(source.rows),
-        findings=findings,
-        rejected=complete["plan"]["rejected"],
-        noted=sum(bool(row.notes) for row in source.rows),
-        converted_s=complete["totals"]["seconds"],
-        cuts=[Cut(cut["audio_s"], cut["motion_s"], cut["words_dropped"], cut["words_clipped"])],
-    )
-    shards = [ShardFile(n, f["split"], f["samples"], f["bytes"], f["sha256"]) for n, f in complete["shards"].items()]
-    made = _summarize(settings, discovery, tally, shards, elapsed_s, complete["manifest_hash"])
-    return replace(made, unchanged=True)
+def _ordered(discovery: Discovery) -> list[Recording]:
+    """Recordings in the order in which shards hold them."""
+    order = {split: place for place, split in enumerate(SPLITS)}
+    return sorted(discovery.recordings, key=lambda recording: (order[recording.split], recording.key))
 
 
 def _convert_all(
-    settings: PreprocessSettings, discovery: Discovery, reporter: Reporter, log: RunLog, start: float
-) -> tuple[_Tally, list[ShardFile]]:
-    tally = _Tally(findings=list(discovery.findings))
+    work: _Work, todo: Sequence[Recording], reporter: Reporter, log: RunLog, start: float
+) -> tuple[Tally, ShardWriter]:
+    settings, workspace, discovery = work.settings, work.workspace, work.discovery
+    tally = Tally(findings=list(discovery.findings), rejected=len(discovery.rejected))
     for findings in discovery.rejected.values():
         tally.findings += findings
-    tally.rejected = len(discovery.rejected)
-    order = {split: place for place, split in enumerate(SPLITS)}
-    recordings = sorted(discovery.recordings, key=lambda recording: (order[recording.split], recording.key))
+    workspace.journal.open()
+
+    def keep(shard: ShardFile, path: Path, rows: tuple[ManifestRow, ...]) -> None:
+        notes = {row.stem: [note.as_json() for note in tally.notes[row.stem]] for row in rows}
+        workspace.journal.append(journal_shard(path, shard.size, shard.sha256, rows, notes), durable=True)
+
     supervisor = Supervisor(settings.convert, settings.workers, settings.deadline_s, log.death)
-    total_bytes = sum(recording.size for recording in recordings)
-    done_bytes = 0
-    outcomes = supervisor.run(recordings)
-    with reporter, ShardWriter(settings.out, settings.shard_bytes) as writer:
+    total_bytes, done_bytes = sum(recording.size for recording in todo), 0
+    first = workspace.free_index()
+    outcomes = supervisor.run(todo)
+    writer = ShardWriter(lambda n: workspace.folder / staged_name(first + n), settings.shard_bytes, keep)
+    with reporter, writer:
         try:
-            for recording, outcome in outcomes:
-                tally.add(recording, outcome, writer)
-                done_bytes += recording.size
+            for recording in _ordered(discovery):
+                known = work.recalled.get(recording.stem)
+                if known is not None:
+                    tally.add_earlier(recording, known, work.digests[recording.stem], writer)
+                else:
+                    _, outcome = next(outcomes)
+                    tally.add(recording, outcome, writer, workspace.journal)
+                    done_bytes += recording.size
+                    del outcome
                 share = done_bytes / total_bytes if total_bytes else 1.0
-                reporter.update(_progress(discovery, tally, supervisor, time.monotonic() - start, share))
+                reporter.update(progress_of(discovery, tally, supervisor, time.monotonic() - start, share))
         finally:
             outcomes.close()
-    return tally, writer.shards
+    return tally, writer
 
 
-def _progress(discovery: Discovery, tally: _Tally, supervisor: Supervisor, elapsed_s: float, share: float) -> Progress:
-    slowest = supervisor.slowest()
-    return Progress(
-        done=len(tally.rows) + tally.rejected + len(tally.lost),
-        total=discovery.stems,
-        converted=len(tally.rows),
-        rejected=tally.rejected,
-        noted=tally.noted,
-        lost=len(tally.lost),
-        converted_s=tally.converted_s,
-        elapsed_s=elapsed_s,
-        eta_s=elapsed_s * (1 - share) / share if share else None,
-        slowest=slowest[0] if slowest else None,
-        slowest_s=slowest[1] if slowest else 0.0,
-    )
-
-
-def _finish(settings: PreprocessSettings, discovery: Discovery, tally: _Tally, shards: list[ShardFile]) -> str:
-    """Write what lies beside the shards, dataset.json last; returns the manifest hash."""
+def _finish(work: _Work, tally: Tally, writer: ShardWriter) -> str:
+    """Write what lies beside the shards, dataset.json last, and make it all the folder's; returns the manifest hash."""
+    settings, discovery, folder = work.settings, work.discovery, work.workspace.folder
     if not tally.partials:
         tally.findings.append(Finding(Problem("no-train-samples", "0 samples in train", "at least 1")))
     tally.findings.sort(key=lambda finding: finding.sort_key)
@@ -201,65 +204,16 @@ def _finish(settings: PreprocessSettings, discovery: Discovery, tally: _Tally, s
         TOKENIZER_FILE: train_tokenizer(tally.words),
         REPORT_FILE: b"".join(canonical_json(finding.as_json()) + b"\n" for finding in tally.findings),
     }
-    files = {name: (len(data), publish_bytes(settings.out / name, data)) for name, data in contents.items()}
+    files = {name: (len(data), publish_bytes(folder / name, data)) for name, data in contents.items()}
     document = settings.document()
     plan = {
         "settings_sha256": sha256_hex(canonical_json(document)),
         "inputs_sha256": inputs_hash(tally.inputs, discovery),
         "stems": discovery.stems,
         "rejected": tally.rejected,
+        "rejected_inputs": tally.rejected_inputs,
     }
-    dataset = dataset_document(tally.rows, shards, files, document, plan, _cut_totals(tally.cuts))
-    publish_bytes(settings.out / DATASET_FILE, seal(dataset))
-    unmark(settings.out)
+    dataset = dataset_document(tally.rows, writer.shards, files, document, plan, cut_totals(tally.cuts))
+    publish_bytes(folder / DATASET_FILE, seal(dataset))
+    commit(work.workspace, writer.paths)
     return str(dataset["manifest_hash"])
-
-
-def _cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
-    return {
-        "audio_s": round(math.fsum(cut.audio_s for cut in cuts), 6),
-        "motion_s": round(math.fsum(cut.motion_s for cut in cuts), 6),
-        "words_dropped": sum(cut.words_dropped for cut in cuts),
-        "words_clipped": sum(cut.words_clipped for cut in cuts),
-    }
-
-
-def _summarize(
-    settings: PreprocessSettings,
-    discovery: Discovery,
-    tally: _Tally,
-    shards: list[ShardFile],
-    elapsed_s: float,
-    manifest: str | None,
-) -> Summary:
-    examples: dict[str, str] = {}
-    for finding in tally.findings:
-        place = finding.stem or finding.file or "data set"
-        examples.setdefault(finding.problem.code, f"{place}: {finding.problem.found}")
-    splits: dict[str, tuple[int, float]] = {}
-    for split in SPLITS:
-        own = [row.seconds for row in tally.rows if row.split == split]
-        splits[split] = (len(own), sum(own))
-    cut = _cut_totals(tally.cuts)
-    return Summary(
-        out=settings.out,
-        stems=discovery.stems,
-        converted=len(tally.rows),
-        rejected=tally.rejected,
-        noted=tally.noted,
-        lost=tally.lost,
-        finding_counts=dict(Counter(finding.problem.code for finding in tally.findings)),
-        examples=examples,
-        splits=splits,
-        cut_audio_s=cut["audio_s"],
-        cut_motion_s=cut["motion_s"],
-        words_dropped=int(cut["words_dropped"]),
-        shards=len(shards),
-        shard_bytes=sum(shard.size for shard in shards),
-        elapsed_s=elapsed_s,
-        converted_s=tally.converted_s,
-        max_rejected=settings.max_rejected,
-        report=settings.out / REPORT_FILE if manifest else None,
-        run_log=settings.log_path,
-        manifest_hash=manifest,
-    )

@@ -29,6 +29,7 @@ class PreprocessSettings:
     deadline_s: float = 120.0
     max_rejected: float = 0.05
     force: bool = False
+    allow_removal: bool = False
     run_log: Path | None = None
 
     def __post_init__(self) -> None:
@@ -82,11 +83,13 @@ class Summary:
     shards: int
     shard_bytes: int
     elapsed_s: float
-    converted_s: float
+    converted_s: float  # of all samples
+    computed_s: float  # of those converted in this run
     max_rejected: float
     report: Path | None
     run_log: Path
     manifest_hash: str | None
+    reused: int = 0  # outcomes taken over from earlier runs because no input had changed
     unchanged: bool = False  # nothing was done: the folder was complete and the inputs are the same
 
     @property

@@ -27,7 +27,15 @@ from omniges.shards.schema import (
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 from omniges.shards.writer import ShardFile
 
-__all__ = ["FEATURES", "dataset_document", "read_dataset", "seal", "sealed_correctly", "statistics_document"]
+__all__ = [
+    "FEATURES",
+    "dataset_document",
+    "read_dataset",
+    "seal",
+    "sealed_correctly",
+    "statistics_document",
+    "tool_versions",
+]
 
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 
@@ -51,6 +59,11 @@ FEATURES: Final[dict[str, Any]] = {
         "floor": audio.LOG_FLOOR,
     },
 }
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of omniges and of the packages whose code decides output bytes."""
+    return {"omniges": __version__} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -135,7 +148,7 @@ def dataset_document(
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "tool": {"omniges": __version__} | {name: metadata.version(name) for name in _PACKAGES},
+        "tool": tool_versions(),
         "features": FEATURES,
         "settings": settings,
         "plan": plan,

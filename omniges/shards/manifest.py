@@ -12,7 +12,15 @@ from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, canonical_json, sha
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SOURCES", "ManifestRow", "MemberPlace", "manifest_hash", "parse_manifest", "serialize_manifest"]
+__all__ = [
+    "SOURCES",
+    "ManifestRow",
+    "MemberPlace",
+    "manifest_hash",
+    "parse_manifest",
+    "row_from_json",
+    "serialize_manifest",
+]
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 
@@ -118,6 +126,16 @@ def _unflatten(flat: dict[str, Any]) -> ManifestRow:
             members[member] = MemberPlace(offset, size, digest)
     flat["notes"] = tuple(flat["notes"])
     return ManifestRow(**flat, sources=sources, members=members)
+
+
+def row_from_json(fields: dict[str, Any]) -> ManifestRow:
+    """The inverse of ``dataclasses.asdict`` and a passage through JSON."""
+    changed = {
+        "sources": {name: (path, digest) for name, (path, digest) in fields["sources"].items()},
+        "notes": tuple(fields["notes"]),
+        "members": {member: MemberPlace(**place) for member, place in fields["members"].items()},
+    }
+    return ManifestRow(**(fields | changed))
 
 
 def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:

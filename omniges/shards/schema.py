@@ -16,6 +16,7 @@ __all__ = [
     "MEMBERS",
     "OPTIONAL_MEMBERS",
     "REPORT_FILE",
+    "SIDE_FILES",
     "SPLITS",
     "STATS_FILE",
     "TOKENIZER_FILE",
@@ -38,7 +39,8 @@ MANIFEST_FILE: Final = "manifest.parquet"
 STATS_FILE: Final = "stats.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 REPORT_FILE: Final = "report.jsonl"
-UNFINISHED_FILE: Final = ".omniges-unfinished"  # marks a folder in which a run has begun and not ended
+SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)  # beside the shards, dataset.json apart
+UNFINISHED_FILE: Final = ".omniges-unfinished"  # the folder of a run that has begun and not ended
 
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)

@@ -2,39 +2,63 @@
 
 A shard is closed when it reaches the target size, or earlier when it is over half of it and the checksum of the
 sample's key says so. Boundaries therefore fall into step again after an insertion, and an added recording changes the
-shards around it, not all that follow.
+shards around it, not all that follow. Samples that lie in an earlier file already are copied from there, and where a
+shard would be such a file from end to end, the file is taken as it is.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import queue
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from omniges.publish import PendingFile
-from omniges.shards.schema import Split, shard_name
+from omniges.errors import DataError
+from omniges.publish import PendingFile, os_errors
+from omniges.shards.manifest import ManifestRow, MemberPlace
+from omniges.shards.schema import Split, as_split, shard_name
 from omniges.shards.tar import END_OF_ARCHIVE
 
-__all__ = ["ShardFile", "ShardWriter", "closes_shard"]
+__all__ = ["ShardFile", "ShardWriter", "StoredSegment", "StoredShard", "closes_shard"]
 
 _EARLY_CLOSE: Final = 16  # one key in so many may close a shard that is over half full
 _FLUSH_BYTES: Final = 32 << 20
+_COPY_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """A published shard as dataset.json lists it."""
+    """A finished shard as dataset.json lists it."""
 
     name: str
     split: Split
     samples: int
     size: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShard:
+    """A shard file of an earlier run."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """Where a sample's tar members lie in such a file."""
+
+    shard: StoredShard
+    offset: int
+    size: int
 
 
 def closes_shard(key: str, size: int, target_bytes: int) -> bool:
@@ -80,50 +104,135 @@ class _Publisher:
 class ShardWriter:
     """Writes shards of one run; a context manager that publishes the open shard on success and aborts it otherwise.
 
-    Samples must come split by split, in key order within each.
+    Samples must come split by split, in key order within each. `path_of(n)` names the file of the n-th shard written;
+    `on_published` hears of each once it is on the disk, on a thread of the writer's own.
     """
 
-    def __init__(self, folder: Path, target_bytes: int) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        path_of: Callable[[int], Path],
+        target_bytes: int,
+        on_published: Callable[[ShardFile, Path, tuple[ManifestRow, ...]], None] = lambda _shard, _path, _rows: None,
+    ) -> None:
+        self._path_of = path_of
         self._target_bytes = target_bytes
+        self._on_published = on_published
         self._publisher = _Publisher()
         self._pending: PendingFile | None = None
         self._unpublished: list[PendingFile] = []
+        self._held: list[StoredSegment] = []  # of the open shard, as long as it is nothing but an earlier file's start
+        self._rows: list[ManifestRow] = []  # of the open shard
         self._split: Split | None = None
-        self._index = 0
-        self._samples = 0
+        self._index = 0  # of the open shard within its split
+        self._written = itertools.count()
+        self._size = 0
         self._unflushed = 0
         self.shards: list[ShardFile] = []
+        self.paths: dict[str, Path] = {}  # shard -> the file that holds its bytes for now
 
-    def add(self, split: Split, key: str, segment: bytes | bytearray | memoryview) -> tuple[str, int]:
-        """Append a sample's segment; returns the shard's name and the segment's offset in it."""
+    def add(self, row: ManifestRow, segment: bytes | bytearray | memoryview) -> ManifestRow:
+        """Append a sample whose member offsets count from its segment; returns its row as the manifest has it."""
+        self._enter_split(row)
+        self._write_held()
+        self._append(segment)
+        return self._placed(row, len(segment))
+
+    def add_stored(self, row: ManifestRow, segment: StoredSegment) -> ManifestRow:
+        """Append a sample from an earlier file, whose bytes the caller has checked; otherwise as `add`."""
+        self._enter_split(row)
+        follows = segment.offset == self._size and all(held.shard == segment.shard for held in self._held[-1:])
+        if self._pending is None and follows:
+            self._held.append(segment)
+        else:
+            self._write_held()
+            self._copy(segment)
+        return self._placed(row, segment.size)
+
+    def _enter_split(self, row: ManifestRow) -> None:
+        split = as_split(row.split)
+        if split is None:
+            raise ValueError(f"{row.key}: no split {row.split!r}")
         if split != self._split:
             self._close()
             self._split, self._index = split, 0
-        if self._pending is None:
-            self._pending = PendingFile(self._folder / shard_name(split, self._index))
-            self._unpublished.append(self._pending)
-        pending = self._pending
-        name, offset = pending.path.name, pending.size
-        pending.write(segment)
-        self._samples += 1
-        self._unflushed += len(segment)
-        if closes_shard(key, pending.size, self._target_bytes):
+
+    def _placed(self, row: ManifestRow, size: int) -> ManifestRow:
+        """The row with its shard and offsets, now that its segment has gone in; closes the shard where it ends."""
+        if self._split is None:
+            raise RuntimeError("no split has begun")
+        members = {
+            member: MemberPlace(place.offset + self._size, place.size, place.sha256)
+            for member, place in row.members.items()
+        }
+        placed = replace(row, shard=shard_name(self._split, self._index), members=members)
+        self._rows.append(placed)
+        self._size += size
+        if closes_shard(row.key, self._size, self._target_bytes):
             self._close()
-        elif self._unflushed >= _FLUSH_BYTES:
+        elif self._pending is not None and self._unflushed >= _FLUSH_BYTES:
             self._unflushed = 0
-            self._publisher.submit(pending.flush_to_disk)
-        return name, offset
+            self._publisher.submit(self._pending.flush_to_disk)
+        return placed
+
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
+        if self._pending is None:
+            self._pending = PendingFile(self._path_of(next(self._written)))
+            self._unpublished.append(self._pending)
+        self._pending.write(data)
+        self._unflushed += len(data)
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        for segment in held:
+            self._copy(segment)
+
+    def _copy(self, segment: StoredSegment) -> None:
+        path = segment.shard.path
+        with os_errors(path, "read"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            position, end = segment.offset, segment.offset + segment.size
+            while position < end:
+                with os_errors(path, "read"):
+                    piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
+                if not piece:
+                    raise DataError(f"{path}: {end} bytes expected, the file ends at {position}. Run this again")
+                self._append(piece)
+                position += len(piece)
+        finally:
+            os.close(descriptor)
 
     def _close(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is None or self._split is None:
+        if not self._rows or self._split is None:
             return
-        pending.write(END_OF_ARCHIVE)
-        self.shards.append(ShardFile(pending.path.name, self._split, self._samples, pending.size, pending.sha256))
-        self._publisher.submit(pending.publish)
+        size = self._size + len(END_OF_ARCHIVE)
+        if self._held and self._held[0].shard.size != size:
+            self._write_held()
+        rows, name = tuple(self._rows), shard_name(self._split, self._index)
+        if self._held:
+            stored = self._held[0].shard
+            self.shards.append(ShardFile(name, self._split, len(rows), size, stored.sha256))
+            self.paths[name] = stored.path
+        else:
+            self._finish_file(name, self._split, rows)
         self._index += 1
-        self._samples = self._unflushed = 0
+        self._held, self._rows = [], []
+        self._size = self._unflushed = 0
+
+    def _finish_file(self, name: str, split: Split, rows: tuple[ManifestRow, ...]) -> None:
+        self._append(END_OF_ARCHIVE)
+        pending, self._pending = self._pending, None
+        if pending is None:
+            raise RuntimeError("no shard is open")
+        shard = ShardFile(name, split, len(rows), pending.size, pending.sha256)
+        self.shards.append(shard)
+        self.paths[name] = pending.path
+
+        def publish() -> None:
+            pending.publish()
+            self._on_published(shard, pending.path, rows)
+
+        self._publisher.submit(publish)
 
     def __enter__(self) -> ShardWriter:
         return self
