@@ -311,6 +311,9 @@ def verify_shards(
     workers: Annotated[int, typer.Option(help="Shards checked at once; 0 takes all cores.")] = 0,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first shard with an error.")] = False,
     max_findings: Annotated[int, typer.Option(help="Findings shown; the rest are counted.")] = 1000,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Move damaged files to DIR.quarantine, to be made again.")
+    ] = False,
 ) -> None:
     """Prove shards sound, or say to the byte what is wrong with them.
 
@@ -337,7 +340,23 @@ def verify_shards(
         write_report(out, text)
     else:
         typer.echo(text, nl=False)
+    if quarantine:
+        _move_aside(folder, result.damaged)
     raise typer.Exit(int(result.exit_code))
+
+
+def _move_aside(folder: Path, damaged: tuple[str, ...]) -> None:
+    """Move damaged files aside and say what to do next."""
+    from omniges.shards.quarantine import quarantine
+
+    moved = quarantine(folder, damaged)
+    for name, target in moved.items():
+        typer.echo(f"moved aside: {name} to {target}", err=True)
+    left = sorted(set(damaged) - moved.keys())
+    if left:
+        typer.echo(f"left where they are: {', '.join(left)}", err=True)
+    if moved:
+        typer.echo("run omniges preprocess again: it makes what was moved anew and takes the rest over", err=True)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -18,7 +19,16 @@ from typing import Final
 
 from omniges.errors import EnvironmentFault
 
-__all__ = ["PendingFile", "final_name", "is_temporary_name", "make_folder", "os_errors", "publish_bytes", "sync_folder"]
+__all__ = [
+    "PendingFile",
+    "final_name",
+    "is_temporary_name",
+    "locked",
+    "make_folder",
+    "os_errors",
+    "publish_bytes",
+    "sync_folder",
+]
 
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
@@ -68,6 +78,21 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the kernel lets go when the owner dies, so no lock is ever stale."""
+    with os_errors(out, "open"):
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EnvironmentFault(f"{out}: another omniges run is writing here. Wait for it, or stop it") from error
+        yield
     finally:
         os.close(descriptor)
 

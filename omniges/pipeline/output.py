@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +15,6 @@ from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.outcome import MAX_FILE_BYTES
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.pipeline.workspace import OWN_NAMES, Begun, Workspace
-from omniges.publish import os_errors
 from omniges.shards.dataset import read_dataset
 from omniges.shards.schema import DATASET_FILE, canonical_json, sha256_hex
 
@@ -30,7 +26,6 @@ __all__ = [
     "digest_inputs",
     "inputs_hash",
     "is_unchanged",
-    "locked",
     "read_complete",
     "refuse_foreign",
 ]
@@ -174,21 +169,6 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
             for line in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if found == wanted else [f"{name} was {json.dumps(found)}, is now {json.dumps(wanted)}"]
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the kernel lets go when the owner dies, so no lock is ever stale."""
-    with os_errors(out, "open"):
-        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EnvironmentFault(f"{out}: another omniges run is writing here. Wait for it, or stop it") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) -> None:

@@ -29,7 +29,6 @@ from omniges.pipeline.output import (
     digest_inputs,
     inputs_hash,
     is_unchanged,
-    locked,
     read_complete,
     refuse_foreign,
 )
@@ -39,7 +38,7 @@ from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.pipeline.supervisor import Supervisor
 from omniges.pipeline.tally import Tally, cut_totals, progress_of, summarize, summary_of_complete
 from omniges.pipeline.workspace import Begun, Workspace, staged_name
-from omniges.publish import make_folder, publish_bytes
+from omniges.publish import locked, make_folder, publish_bytes
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest
 from omniges.shards.schema import (

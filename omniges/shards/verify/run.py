@@ -65,6 +65,7 @@ class VerifyResult:
     errors: int  # of all findings, those left out too
     notes: int
     left_out: int  # findings beyond --max-findings
+    damaged: tuple[str, ...]  # files with an error, whether it is shown or left out
     files: tuple[str, ...]  # every file that was looked at, dataset.json first
     samples: int
     read_bytes: int
@@ -143,6 +144,7 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
         errors=errors,
         notes=len(ordered) - errors,
         left_out=len(ordered) - len(shown),
+        damaged=tuple(sorted({finding.file for finding in ordered if finding.severity == "error"})),
         files=tuple(tally.files),
         samples=tally.samples,
         read_bytes=tally.read_bytes,
