@@ -82,12 +82,14 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print(table)
     for stem, reason in list(summary.lost.items())[:_SHOWN_LOST]:
         console.print(f"\nlost: {stem}: tried twice ({reason})", markup=False)
-    reused = f" ({summary.reused} taken over unchanged)" if summary.reused else ""
+    speed = f", {summary.computed_s / summary.elapsed_s:,.0f} × real time"
+    if summary.reused:
+        speed = f" ({summary.reused} taken over unchanged)"  # a speed over what was not computed would say nothing
     done = (
         f"\nnothing to do: inputs and settings are those of the {summary.converted} recordings in {summary.out}"
         if summary.unchanged
         else f"\n{summary.converted} of {summary.stems} recordings converted ({duration_text(summary.converted_s)}) in "
-        f"{duration_text(summary.elapsed_s)}, {summary.computed_s / summary.elapsed_s:,.0f} × real time{reused}: "
+        f"{duration_text(summary.elapsed_s)}{speed}: "
         f"{_count(summary.shards, 'shard')}, {size_text(summary.shard_bytes)} in {summary.out}"
     )
     console.print(done, markup=False)
