@@ -1,0 +1,416 @@
+"""A folder of shards as a location: a local path, or a URL of any protocol that fsspec knows.
+
+A `Store` reads from it: the names there, their sizes, byte ranges, whole files as a stream. fsspec is imported when a
+URL is opened, never for a path. Whatever a storage library raises comes out as one line without credentials: a
+`MissingFile` where the file is not there, a `StoreFault` for the network, the server and the permissions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.publish import os_errors
+from omniges.shards.redact import one_line, redact, secrets_in_environment, secrets_in_url
+
+__all__ = [
+    "ByteStream",
+    "LocalStore",
+    "Location",
+    "MissingFile",
+    "Store",
+    "StoreFault",
+    "Timeouts",
+    "UrlStore",
+    "check_name",
+    "open_store",
+    "parse_location",
+]
+
+T = TypeVar("T")
+
+_URL: Final = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_CHAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::|.*::[A-Za-z][A-Za-z0-9+.-]*://", re.DOTALL)
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
+_LOCAL: Final = ("file", "local")
+_WEB: Final = ("http", "https")
+_NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would take user:password for a bucket's name
+_LONGEST_TEXT: Final = 8192  # characters of a library's message that are looked at
+_STREAM_BLOCK_BYTES: Final = 8 << 20
+_INSTALL: Final = {
+    "s3": "pip install 'omniges[remote]'",
+    "s3a": "pip install 'omniges[remote]'",
+    "http": "pip install aiohttp",
+    "https": "pip install aiohttp",
+    "gs": "pip install gcsfs",
+    "gcs": "pip install gcsfs",
+    "hf": "pip install huggingface_hub",
+    "abfs": "pip install adlfs",
+    "az": "pip install adlfs",
+}
+_REFUSED: Final = frozenset({401, 403, 407})
+_GONE: Final = frozenset({404, 410})
+_BUSY: Final = frozenset({408, 425, 429})
+
+
+class MissingFile(DataError):
+    """A file is not at the location."""
+
+
+class StoreFault(EnvironmentFault):
+    """A location cannot be read; `transient` says whether trying again may help."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A folder of shards. The address may hold credentials, so texts show `shown` and ``str()`` gives that."""
+
+    address: str = field(repr=False)
+    protocol: str  # "file" for a local path
+    shown: str
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of a local location, None for a URL."""
+        return Path(self.address) if self.protocol == "file" else None
+
+    def shown_file(self, name: str) -> str:
+        """A file of the folder as texts show it; the folder itself for no name."""
+        folder, question, query = self.shown.partition("?")
+        return f"{folder.rstrip('/')}/{name}{question}{query}" if name else self.shown
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+def parse_location(text: str) -> Location:
+    """Tell a URL (``PROTOCOL://…``) from a path; ``file://`` and ``local://`` URLs are local folders.
+
+    Raises UsageFault for an empty text, control characters, a pipe, a chain of protocols, a file URL of another
+    host, and credentials in a URL whose protocol does not take them there.
+    """
+    shown = one_line(redact(text, secrets_in_url(text)))
+    if not text or not text.isprintable():
+        raise UsageFault(f"{shown!r}: a folder or a URL expected")
+    if text.startswith("pipe:"):
+        raise UsageFault(f"{shown}: a pipe is no folder of shards; it can only be read as a stream")
+    if _CHAIN.match(text):
+        raise UsageFault(f"{shown}: a single protocol expected, found a chain. omniges keeps a cache of its own")
+    match = _URL.fullmatch(text)
+    if match is None:
+        return Location(text, "file", shown)
+    protocol, rest = match["protocol"].lower(), match["rest"]
+    if protocol in _LOCAL:
+        if not rest.startswith("/"):
+            raise UsageFault(f"{shown}: file:///ABSOLUTE/PATH expected, found another host or a relative path")
+        return Location(rest, "file", shown)
+    if re.search(r"\s", rest):
+        raise UsageFault(f"{protocol}://…: a URL without spaces expected; write %20 for them")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if not authority and protocol != "memory":
+        raise UsageFault(f"{shown}: {protocol}://HOST-OR-BUCKET/FOLDER expected")
+    if protocol in _NO_USERINFO and "@" in authority:
+        raise UsageFault(f"{shown}: no credentials in a {protocol}:// URL, please: {_where_credentials(protocol)}")
+    return Location(f"{protocol}://{rest}", protocol, shown)
+
+
+def _where_credentials(protocol: str) -> str:
+    known = {
+        "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or ~/.aws",
+        "gs": "GOOGLE_APPLICATION_CREDENTIALS or gcloud auth",
+        "hf": "HF_TOKEN or hf auth login",
+    }
+    of = {"s3a": "s3", "gcs": "gs"}.get(protocol, protocol)
+    return f"give them by {known[of]}" if of in known else "give them as the protocol's library documents"
+
+
+def check_name(name: str) -> str:
+    """The name of a file in a folder of shards, unchanged.
+
+    Raises DataError for anything but letters, digits, dots, dashes and underscores, so that no name leads out of the
+    folder or changes a URL's meaning.
+    """
+    if not _NAME.fullmatch(name) or ".." in name or name == ".":
+        raise DataError(f"{one_line(name, 80)!r} is no file name of a shard set: letters, digits, . _ and - expected")
+    return name
+
+
+class ByteStream(Protocol):
+    """Bytes from the first to the last."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+
+class Store(Protocol):
+    """A folder of files that can be read; not for use by several threads at once."""
+
+    location: Location
+
+    def listing(self) -> dict[str, int]:
+        """Size of every file by name, sorted; StoreFault where the protocol cannot list (http)."""
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, or None where a web server does not tell; MissingFile where there is no such file."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes; DataError where the file ends before."""
+
+    def open_stream(self, name: str) -> AbstractContextManager[ByteStream]:
+        """The file from its beginning."""
+
+    def close(self) -> None:
+        """Let connections go; the store is not used after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a server may be silent. s3, http and https keep to it; other protocols have limits of their own."""
+
+    connect_s: float = 10.0
+    read_s: float = 60.0
+
+
+def open_store(location: Location, timeouts: Timeouts | None = None) -> Store:
+    """The store at a location; raises EnvironmentFault where the package for its protocol is not installed."""
+    if location.path is not None:
+        return LocalStore(location)
+    return UrlStore(location, timeouts or Timeouts())
+
+
+class LocalStore:
+    """A local folder."""
+
+    def __init__(self, location: Location) -> None:
+        if location.path is None:
+            raise ValueError(f"{location}: a local location expected")
+        self.location = location
+        self._folder = location.path
+
+    def listing(self) -> dict[str, int]:
+        """Size of every regular file by name, sorted."""
+        with os_errors(self._folder, "list"), os.scandir(self._folder) as entries:
+            return dict(sorted((e.name, e.stat().st_size) for e in entries if e.is_file()))
+
+    def size(self, name: str) -> int:
+        """Size in bytes."""
+        with self._opened(name) as descriptor:
+            return os.fstat(descriptor).st_size
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        with self._opened(name) as descriptor:
+            data = os.pread(descriptor, size, offset)
+        return _exactly(data, self.location.shown_file(name), offset, size)
+
+    @contextmanager
+    def open_stream(self, name: str) -> Iterator[ByteStream]:
+        """The file from its beginning."""
+        with self._opened(name) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as stream:
+            yield stream
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        path = self._folder / check_name(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise MissingFile(f"{path}: no such file") from None
+        except OSError as error:
+            raise StoreFault(f"{path}: {error.strerror}. Check permissions and the disk") from None
+        try:
+            with os_errors(path, "read"):
+                yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
+    if len(data) > size:
+        raise StoreFault(f"{place}: the server does not serve byte ranges ({len(data)} bytes for {size} asked)")
+    if len(data) < size:
+        raise DataError(f"{place}: {size} bytes from {offset} on expected, the file ends after {offset + len(data)}")
+    return data
+
+
+class UrlStore:
+    """A folder behind a URL, read through fsspec."""
+
+    def __init__(self, location: Location, timeouts: Timeouts) -> None:
+        """Load the protocol's package; no connection is made yet."""
+        self.location = location
+        self._timeouts = timeouts
+        self._filesystem = self._call("open", "", self._connect)
+
+    def listing(self) -> dict[str, int]:
+        """Size of every file by name, sorted."""
+        if self.location.protocol in _WEB:
+            raise StoreFault(f"{self.location}: {self.location.protocol} has no listing; dataset.json names the files")
+        entries = self._call("list", "", lambda: self._filesystem.ls(self._address(None), detail=True))
+        files = {str(e["name"]).rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
+        return dict(sorted((name, int(size)) for name, size in files.items() if name))
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, or None where the server does not tell."""
+        address = self._address(name)
+        found = self._call("find", name, lambda: self._filesystem.info(address))["size"]
+        return None if found is None else int(found)
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        if size == 0:
+            return b""
+        address = self._address(name)
+        data = self._call("read", name, lambda: self._filesystem.cat_file(address, start=offset, end=offset + size))
+        return _exactly(data, self.location.shown_file(name), offset, size)
+
+    @contextmanager
+    def open_stream(self, name: str) -> Iterator[ByteStream]:
+        """The file from its beginning; s3 and most others in ranges of 8 MiB, http in one request."""
+        address = self._address(name)
+        options: dict[str, Any] = {"block_size": _STREAM_BLOCK_BYTES, "cache_type": "readahead"}
+        if self.location.protocol in _WEB:
+            options = {"block_size": 0, "size": 1}  # any size: it saves asking the server, and is not used
+        stream = self._call("open", name, lambda: self._filesystem.open(address, "rb", **options))
+        try:
+            yield _Guarded(self, name, stream)
+        finally:
+            self._call("close", name, stream.close)
+
+    def close(self) -> None:
+        """Let connections go."""
+        filesystem, self._filesystem = self._filesystem, None
+        del filesystem  # its finalizer closes the session
+
+    def _connect(self) -> Any:
+        try:
+            import fsspec  # noqa: PLC0415 - optional, and needed for URLs alone
+        except ImportError:
+            raise EnvironmentFault(
+                f"{self.location}: the package fsspec is needed for URLs: pip install 'omniges[remote]'"
+            ) from None
+        protocol = self.location.protocol
+        try:
+            kind = fsspec.get_filesystem_class(protocol)
+        except ValueError:
+            raise UsageFault(f"{self.location}: no such protocol: {protocol}. Try s3, gs, hf, http or https") from None
+        except ImportError as error:
+            remedy = _INSTALL.get(protocol, one_line(str(error)))
+            raise EnvironmentFault(f"{self.location}: a package for {protocol}:// is missing: {remedy}") from None
+        return kind(skip_instance_cache=True, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """What keeps a silent server from blocking for ever, and retrying in one place alone: ours."""
+        if self.location.protocol in _WEB:
+            aiohttp = importlib.import_module("aiohttp")
+            limits = aiohttp.ClientTimeout(
+                total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s
+            )
+            # A URL is sent as it was given: a signature may not survive being quoted anew.
+            return {"client_kwargs": {"timeout": limits}, "encoded": self.location.address.isascii()}
+        if self.location.protocol in {"s3", "s3a"}:
+            config = {
+                "connect_timeout": self._timeouts.connect_s,
+                "read_timeout": self._timeouts.read_s,
+                "retries": {"total_max_attempts": 1},
+            }
+            return {"config_kwargs": config, "use_listings_cache": False}
+        return {"use_listings_cache": False}
+
+    def _address(self, name: str | None) -> str:
+        """The address of a file, or of the folder for None; a web URL's query stays at its end."""
+        tail = "" if name is None else check_name(name)
+        if self.location.protocol in _WEB:
+            parts = urlsplit(self.location.address)
+            return parts._replace(path=f"{parts.path.rstrip('/')}/{tail}").geturl()
+        return f"{self.location.address.rstrip('/')}/{tail}" if tail else self.location.address
+
+    def _call(self, action: str, name: str, function: Callable[[], T]) -> T:
+        """Run a call into a storage library; whatever it raises becomes one of our own errors.
+
+        The new error is raised outside the handler and carries no trace of the old one, whose text may hold
+        credentials.
+        """
+        try:
+            return function()
+        except (DataError, EnvironmentFault, UsageFault):
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise what they like
+            fault = self._fault(action, name, error)
+        raise fault
+
+    def _fault(self, action: str, name: str, error: Exception) -> DataError | StoreFault:
+        place = self.location.shown_file(name)
+        secrets = [*secrets_in_url(self.location.address), *secrets_in_environment(os.environ)]
+        chain = list(_causes(error))
+        root = chain[-1]
+        said = one_line(redact(f"{type(root).__name__}: {root}".removesuffix(": ")[:_LONGEST_TEXT], secrets))
+        status = next((s for s in map(_status, chain) if s is not None), None)
+        # Without a status, "not found" is believed unless it covers another error (fsspec's http does that).
+        if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
+            return MissingFile(f"{place}: no such file ({said})")
+        if status in _REFUSED or (status is None and any(map(_is_refusal, chain))):
+            way = _where_credentials(self.location.protocol)
+            return StoreFault(f"{place}: access refused ({said}). Check the credentials and permissions: {way}")
+        if status is None and any(isinstance(e, TimeoutError) or "Timeout" in type(e).__name__ for e in chain):
+            waited = f"{self._timeouts.connect_s:g} s to connect, {self._timeouts.read_s:g} s to read"
+            return StoreFault(
+                f"{place}: no answer in time ({said}; limits: {waited}). Check the network", transient=True
+            )
+        if status is not None and status < 500 and status not in _BUSY:
+            return StoreFault(f"{place}: cannot {action}, the server answers {status} ({said}). Check the address")
+        known = isinstance(root, (ValueError, TypeError, AttributeError, NotImplementedError, LookupError))
+        hint = "Check the address" if known else "Check the network, or try again later"
+        return StoreFault(f"{place}: cannot {action} ({said}). {hint}", transient=not known or status is not None)
+
+
+class _Guarded:
+    """A stream whose errors are ours."""
+
+    def __init__(self, store: UrlStore, name: str, stream: Any) -> None:
+        self._store, self._name, self._stream = store, name, stream
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        return bytes(self._store._call("read", self._name, lambda: self._stream.read(size)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from, the outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error of aiohttp, botocore, requests, httpx or gcsfs carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    elif type(error).__name__ == "HttpError":
+        value = getattr(error, "code", None)  # gcsfs; aiohttp's protocol errors have a `code` that is no answer
+    else:
+        value = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return int(value) if isinstance(value, (int, str)) and re.fullmatch(r"[1-5]\d\d", str(value)) else None
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return isinstance(error, PermissionError) or "Credential" in type(error).__name__

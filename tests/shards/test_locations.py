@@ -1,0 +1,351 @@
+"""A location is a path or a URL; every store reads the same; errors are ours, one line, without credentials."""
+
+from __future__ import annotations
+
+import string
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import remote_helpers as remote
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.shards.locations import (
+    LocalStore,
+    MissingFile,
+    Store,
+    StoreFault,
+    Timeouts,
+    UrlStore,
+    check_name,
+    open_store,
+    parse_location,
+)
+
+FILES = {"a.tar": bytes(range(256)) * 40, "dataset.json": b"{}", "empty.tar": b""}
+PATIENT, IMPATIENT = Timeouts(connect_s=20, read_s=20), Timeouts(connect_s=20, read_s=0.3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("location")
+    for name, data in FILES.items():
+        (path / name).write_bytes(data)
+    (path / "inner").mkdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def web(folder: Path) -> Iterator[remote.Web]:
+    with remote.web_server(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bucket(folder: Path) -> Iterator[remote.S3]:
+    with remote.s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        remote.use_s3(patch, endpoint)
+        yield remote.upload(endpoint, "locations", folder)
+
+
+@pytest.fixture(autouse=True)
+def plain(web: remote.Web) -> Iterator[None]:
+    yield
+    web.plan.clear()
+
+
+@pytest.fixture(params=["path", "file", "memory", "http"])
+def store(request: pytest.FixtureRequest, folder: Path, web: remote.Web) -> Iterator[Store]:
+    address = {"path": str(folder), "file": f"file://{folder}", "memory": f"memory://{uuid.uuid4()}", "http": web.url}
+    chosen = open_store(parse_location(address[request.param]))
+    if request.param == "memory":
+        import fsspec
+
+        memory = fsspec.filesystem("memory")
+        for name, data in FILES.items():
+            memory.pipe_file(f"{address['memory']}/{name}", data)
+    yield chosen
+    chosen.close()
+
+
+class TestParse:
+    @pytest.mark.parametrize("text", ["shards", "/data/shards", "./s3:/x", "a@b", "c:/x", "~/x y", "über"])
+    def test_what_has_no_protocol_is_a_path(self, text: str) -> None:
+        assert parse_location(text).path == Path(text)
+
+    @pytest.mark.parametrize("text", ["file:///data/shards", "local:///data/shards", "FILE:///data/shards"])
+    def test_file_urls_are_local_folders(self, text: str) -> None:
+        assert parse_location(text).path == Path("/data/shards")
+
+    @pytest.mark.parametrize(
+        "text", ["s3://b/x", "gs://b", "hf://datasets/o/n@main/x", "https://h/x", "memory://x", "http://[::1]:80/x"]
+    )
+    def test_other_urls_are_not(self, text: str) -> None:
+        location = parse_location(text)
+        assert location.path is None
+        assert (location.protocol, location.shown) == (text.partition(":")[0], text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "a\nb",
+            "file://host/x",
+            "file://x",
+            "s3://",
+            "https:///x",
+            "simplecache::s3://b/x",
+            "zip://a.tar::s3://b/x.zip",
+            "pipe:cat x.tar",
+            "https://host/a b",
+            "https://user:pass word@host/x",
+            "s3://KEYKEYKEY:SECRETSECRET@bucket/x",
+            "hf://token@datasets/x",
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused_without_its_credentials(self, text: str) -> None:
+        with pytest.raises(UsageFault) as caught:
+            parse_location(text)
+        assert not {"KEYKEYKEY", "SECRETSECRET", "pass"} & set(str(caught.value).replace(":", " ").split())
+        assert "\n" not in str(caught.value)
+
+    @settings(deadline=None)
+    @given(st.text(string.ascii_letters + string.digits + "-._~!$&'()*+,;=%:", min_size=1, max_size=20))
+    def test_nothing_that_is_shown_has_a_password_or_a_signature(self, tail: str) -> None:
+        secret = f"Zq7Zq7{tail}"
+        for text in (f"https://user:{secret}@host/x", f"https://host/x?sig={secret}", f"https://{secret}@host/x?a=b"):
+            location = parse_location(text)
+            assert "Zq7Zq7" not in f"{location} {location!r} {location.shown_file('a.tar')}"
+            assert secret in location.address
+
+    def test_a_file_of_a_signed_folder_is_shown_before_the_query(self) -> None:
+        assert parse_location("https://h/x/?sig=abc").shown_file("a.tar") == "https://h/x/a.tar?sig=***"
+
+
+class TestNames:
+    @settings(deadline=None)
+    @given(st.text(string.ascii_letters + string.digits + "-_", min_size=1), st.sampled_from([".tar", ".json", ""]))
+    def test_plain_names_pass(self, stem: str, suffix: str) -> None:
+        assert check_name(stem[:200] + suffix) == stem[:200] + suffix
+
+    @settings(deadline=None)
+    @given(st.text(max_size=8), st.sampled_from(list("/\\?#%*: \0\n[")), st.text(max_size=8))
+    def test_names_with_separators_or_meaning_in_a_url_are_refused(self, before: str, odd: str, after: str) -> None:
+        with pytest.raises(DataError):
+            check_name(before + odd + after)
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a..b", "x" * 256, "é", "a\n"])
+    def test_and_so_are_these(self, name: str, store: Store) -> None:
+        with pytest.raises(DataError):
+            store.size(name)
+
+
+class TestStores:
+    """The same for a path, a file URL, memory and http."""
+
+    def test_size(self, store: Store) -> None:
+        assert store.size("a.tar") == 10240
+
+    @settings(deadline=None)
+    @given(offset=st.integers(0, 10240), size=st.integers(0, 300))
+    def test_ranges_of_a_file(self, folder: Path, offset: int, size: int) -> None:
+        size = min(size, 10240 - offset)
+        wanted = FILES["a.tar"][offset : offset + size]
+        assert open_store(parse_location(str(folder))).read_range("a.tar", offset, size) == wanted
+        assert len(wanted) == size
+
+    def test_a_range_beyond_the_end_is_an_error(self, store: Store) -> None:
+        if store.location.protocol == "http":
+            with pytest.raises(StoreFault, match="does not serve byte ranges"):
+                store.read_range("a.tar", 10230, 10)
+            return
+        assert store.read_range("a.tar", 10230, 10) == FILES["a.tar"][10230:]
+        with pytest.raises(DataError, match=r"10 bytes from 10235 on expected, the file ends after 10240"):
+            store.read_range("a.tar", 10235, 10)
+
+    @pytest.mark.parametrize("name", ["a.tar", "dataset.json", "empty.tar"])
+    def test_streams(self, store: Store, name: str) -> None:
+        pieces = []
+        with store.open_stream(name) as stream:
+            while piece := stream.read(1000):
+                pieces.append(piece)
+        assert b"".join(pieces) == FILES[name]
+
+    def test_a_missing_file(self, store: Store) -> None:
+        with pytest.raises(MissingFile, match=r"b\.tar: no such file"):
+            store.size("b.tar")
+        with pytest.raises(MissingFile, match=r"b\.tar: no such file"), store.open_stream("b.tar"):
+            pass
+
+    def test_listing_or_saying_that_there_is_none(self, store: Store) -> None:
+        if store.location.protocol == "http":
+            with pytest.raises(StoreFault, match="http has no listing"):
+                store.listing()
+        else:
+            assert store.listing() == {name: len(data) for name, data in sorted(FILES.items())}
+
+
+class TestLocalFaults:
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(EnvironmentFault, match=r"cannot list .*nowhere"):
+            open_store(parse_location(str(tmp_path / "nowhere"))).listing()
+
+    def test_a_folder_in_place_of_a_file(self, folder: Path) -> None:
+        store = open_store(parse_location(str(folder)))
+        with pytest.raises(EnvironmentFault, match="inner"), store.open_stream("inner") as stream:
+            stream.read(1)
+
+    def test_a_url_is_no_local_store(self) -> None:
+        with pytest.raises(ValueError, match="local"):
+            LocalStore(parse_location("s3://b/x"))
+
+
+class TestWebFaults:
+    def store(self, web: remote.Web, timeouts: Timeouts = PATIENT) -> UrlStore:
+        address = web.url.replace("://", "://someone:hunter2hunter2@") + "?X-Amz-Signature=abcdef0123456789%2F%2B+/"
+        return UrlStore(parse_location(address), timeouts)
+
+    def fault(self, web: remote.Web, behaviour: remote.Behaviour) -> OmnigesError:
+        web.plan["a.tar"] = [behaviour]
+        store = self.store(web, IMPATIENT if behaviour is remote.silent else PATIENT)
+        with pytest.raises(OmnigesError) as caught, store.open_stream("a.tar") as stream:
+            while stream.read(1 << 16):
+                pass
+        self.is_clean(caught.value)
+        return caught.value
+
+    def is_clean(self, error: OmnigesError) -> None:
+        """One line, without credentials, and with no other exception behind it that might have them."""
+        assert not any(secret in str(error) for secret in ("hunter2", "abcdef0123"))
+        assert "\n" not in str(error)
+        assert "/shards/a.tar?X-Amz-Signature=***: " in str(error)
+        assert error.__cause__ is None
+        assert error.__context__ is None
+
+    @pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408])
+    def test_a_server_in_trouble_may_be_asked_again(self, web: remote.Web, status: int) -> None:
+        error = self.fault(web, remote.fail(status))
+        assert isinstance(error, StoreFault)
+        assert error.transient
+        assert str(status) in str(error)
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 451])
+    def test_a_refusal_is_final(self, web: remote.Web, status: int) -> None:
+        error = self.fault(web, remote.fail(status))
+        assert isinstance(error, StoreFault)
+        assert not error.transient
+        assert str(status) in str(error)
+        assert ("credentials" in str(error)) == (status in {401, 403})
+
+    @pytest.mark.parametrize("status", [404, 410])
+    def test_missing(self, web: remote.Web, status: int) -> None:
+        assert isinstance(self.fault(web, remote.fail(status)), MissingFile)
+
+    def test_a_cut_connection(self, web: remote.Web) -> None:
+        error = self.fault(web, remote.cut(5000))
+        assert isinstance(error, StoreFault)
+        assert error.transient
+
+    def test_silence(self, web: remote.Web) -> None:
+        error = self.fault(web, remote.silent)
+        assert isinstance(error, StoreFault)
+        assert error.transient
+        assert "no answer in time" in str(error)
+
+    def test_nobody_there(self) -> None:
+        store = UrlStore(parse_location("http://127.0.0.1:9/shards"), PATIENT)
+        with pytest.raises(StoreFault, match=r"127\.0\.0\.1:9/shards/a\.tar: cannot find") as caught:
+            store.size("a.tar")  # fsspec alone would say that the file is not there
+        assert caught.value.transient
+
+    def test_a_server_without_ranges_is_not_believed(self, web: remote.Web) -> None:
+        with pytest.raises(StoreFault, match="does not serve byte ranges"):
+            self.store(web).read_range("a.tar", 10, 10)
+
+    def test_the_query_goes_with_every_file(self, web: remote.Web) -> None:
+        web.targets.clear()
+        with self.store(web).open_stream("a.tar") as stream:
+            stream.read(1)
+        assert web.targets == ["/shards/a.tar?X-Amz-Signature=abcdef0123456789%2F%2B+/"]
+
+
+class TestS3:
+    """Against a server that speaks the protocol."""
+
+    @pytest.fixture
+    def store(self, bucket: remote.S3) -> Iterator[Store]:
+        chosen = open_store(parse_location(bucket.url), PATIENT)
+        yield chosen
+        chosen.close()
+
+    def test_reads_like_any_other(self, store: Store) -> None:
+        assert store.listing() == {name: len(data) for name, data in sorted(FILES.items())}
+        assert store.size("a.tar") == 10240
+        assert store.read_range("a.tar", 300, 20) == FILES["a.tar"][300:320]
+        with pytest.raises(DataError, match="the file ends after 10240"):
+            store.read_range("a.tar", 10235, 10)
+        with store.open_stream("a.tar") as stream:
+            assert stream.read(1 << 20) == FILES["a.tar"]
+            assert stream.read(1) == b""
+
+    def test_missing_files_folders_and_buckets(self, store: Store, bucket: remote.S3) -> None:
+        with pytest.raises(MissingFile, match=r"s3://locations/shards/b\.tar: no such file"):
+            store.size("b.tar")
+        for url in ("s3://locations/elsewhere", "s3://nowhere/shards"):
+            other = open_store(parse_location(url))
+            with pytest.raises(MissingFile), other.open_stream("a.tar"):
+                pass
+
+    def test_without_credentials(self, bucket: remote.S3, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        with pytest.raises(StoreFault, match=r"access refused .*AWS_SECRET_ACCESS_KEY") as caught:
+            open_store(parse_location(bucket.url)).size("a.tar")
+        assert not caught.value.transient
+        assert remote.SECRET_KEY not in str(caught.value)
+
+
+class TestPackages:
+    def test_an_unknown_protocol(self) -> None:
+        with pytest.raises(UsageFault, match="no such protocol: nosuch"):
+            open_store(parse_location("nosuch://x/y"))
+
+    @pytest.mark.parametrize(
+        ("absent", "address", "remedy"),
+        [
+            ("fsspec", "memory://x", "omniges[remote]"),
+            ("s3fs", "s3://b/x", "omniges[remote]"),
+            ("gcsfs", "gs://b/x", "pip install gcsfs"),
+            ("aiohttp", "http://h/x", "pip install aiohttp"),
+            ("huggingface_hub", "hf://datasets/a/b", "pip install huggingface_hub"),
+        ],
+    )
+    def test_an_absent_package_is_named_with_the_way_to_install_it(
+        self, absent: str, address: str, remedy: str
+    ) -> None:
+        script = (
+            "import sys\n"
+            f"sys.modules[{absent!r}] = None\n"
+            "from omniges.errors import EnvironmentFault\n"
+            "from omniges.shards.locations import open_store, parse_location\n"
+            "try:\n"
+            f"    open_store(parse_location({address!r}))\n"
+            "except EnvironmentFault as error:\n"
+            "    print(error)\n"
+        )
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert run.stdout.startswith(address), run.stderr
+        assert remedy in run.stdout
+
+    def test_a_path_loads_no_fsspec(self, folder: Path) -> None:
+        script = (
+            "import sys\n"
+            "from omniges.shards.locations import open_store, parse_location\n"
+            f"open_store(parse_location({str(folder)!r})).listing()\n"
+            "assert not {'fsspec', 'torch', 'webdataset', 'numpy'} & set(sys.modules)\n"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True)
