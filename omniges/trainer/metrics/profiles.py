@@ -1,0 +1,168 @@
+"""Which variant of each gesture metric is meant: two published profiles, fault by fault, and a corrected one.
+
+docs/metrics.md has the same table in words. Every setting of a profile is printed with its scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import UsageFault
+from omniges.features.gesture import JAW_EYES_COLUMNS, LAYOUT, POSE_COLUMNS
+from omniges.trainer.metrics.clips import checked
+
+__all__ = [
+    "PROFILES",
+    "BeatSettings",
+    "FaceSettings",
+    "FrechetSettings",
+    "PositionSettings",
+    "Profile",
+    "ProfileName",
+    "SemanticSettings",
+    "profile",
+    "scored_poses",
+]
+
+F64 = npt.NDArray[np.float64]
+ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionSettings:
+    """The pose whose joints are scored by beats, diversity and recall; its translation and expressions are zero."""
+
+    root_rotation: Literal["given", "zero"]
+    jaw_eyes: Literal["given", "zero"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeatSettings:
+    """Beat consistency."""
+
+    audio: Literal["resampled-twice", "as-is"]
+    """Whether the audio goes 16 kHz → 22.05 kHz → 16 kHz first."""
+    audio_end: Literal["uncut-length", "truncated", "rounded"]
+    """Where the audio crop ends: at the whole audio's length less the crop, or at frame T − crop."""
+    motion: Literal["positions", "deviations"]
+    """What speeds are taken of: the positions, or the absolute deviation of each coordinate from its mean."""
+    threshold: float
+    """Least speed of a motion beat, in mean speeds."""
+    threshold_at: Literal["minimum", "shifted"]
+    """Whether the threshold is tested where the minimum is, or ``crop_frames`` before it."""
+    sigma_s: float = 0.3
+    order_frames: int = 7
+    """A motion beat is a strict minimum among so many frames on either side."""
+    crop_frames: int = 60
+    """Frames left out at either end."""
+    hop_samples: int = 512
+    joints: tuple[int, ...] = LAYOUT.upper_joints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaceSettings:
+    """Landmark velocity difference; the face MSE is the same everywhere."""
+
+    lvd: Literal["position-error", "velocity-by-frames", "velocity-by-steps"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemanticSettings:
+    """Semantic-relevant gesture recall."""
+
+    error: Literal["sum", "euclidean"]
+    weights: Literal["by-scale", "by-sum"]
+    """A frame's score divided by ``scale``, or by the mean of the clip's scores."""
+    without_scores: Literal["refused", "ones"]
+    span_ends: Literal["closed", "half-open"]
+    threshold_m: float = 0.1
+    scale: float = 0.165
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrechetSettings:
+    """Fréchet gesture distance."""
+
+    offset: float
+    """Added to the diagonals of both covariances where their product is rooted, and nowhere else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One way to compute the gesture metrics."""
+
+    name: ProfileName
+    published: bool
+    """Whether papers print these numbers; then they mean something only with SMPL-X and the published files."""
+    positions: PositionSettings
+    beats: BeatSettings
+    face: FaceSettings
+    semantic: SemanticSettings
+    frechet: FrechetSettings
+
+
+_EMAGE_2024: Final = Profile(
+    name="emage-2024",
+    published=True,
+    positions=PositionSettings(root_rotation="given", jaw_eyes="given"),
+    beats=BeatSettings(
+        audio="resampled-twice",
+        audio_end="uncut-length",
+        motion="deviations",
+        threshold=0.30,
+        threshold_at="shifted",
+    ),
+    face=FaceSettings(lvd="position-error"),
+    semantic=SemanticSettings(error="sum", weights="by-scale", without_scores="refused", span_ends="closed"),
+    frechet=FrechetSettings(offset=0.0),
+)
+_EMAGE_EVAL_2025: Final = Profile(
+    name="emage-eval-2025",
+    published=True,
+    positions=PositionSettings(root_rotation="zero", jaw_eyes="zero"),
+    beats=BeatSettings(
+        audio="as-is", audio_end="truncated", motion="positions", threshold=0.10, threshold_at="shifted"
+    ),
+    face=FaceSettings(lvd="velocity-by-frames"),
+    semantic=SemanticSettings(error="euclidean", weights="by-scale", without_scores="ones", span_ends="closed"),
+    frechet=FrechetSettings(offset=1e-6),
+)
+_CORRECTED: Final = Profile(
+    name="corrected",
+    published=False,
+    positions=PositionSettings(root_rotation="zero", jaw_eyes="zero"),
+    beats=BeatSettings(audio="as-is", audio_end="rounded", motion="positions", threshold=0.10, threshold_at="minimum"),
+    face=FaceSettings(lvd="velocity-by-steps"),
+    semantic=SemanticSettings(error="euclidean", weights="by-sum", without_scores="refused", span_ends="half-open"),
+    frechet=FrechetSettings(offset=0.0),
+)
+
+PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
+    {each.name: each for each in (_EMAGE_2024, _EMAGE_EVAL_2025, _CORRECTED)}
+)
+
+
+def profile(name: str) -> Profile:
+    """The profile of a name. Raises UsageFault for a name there is none of."""
+    if name not in PROFILES:
+        raise UsageFault(f"metric profile: found {name!r}; expected one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def scored_poses(poses: npt.NDArray[np.floating], settings: PositionSettings) -> F64:
+    """The poses whose joints are scored: (T, 165) rad to a new (T, 165) rad.
+
+    Place them with a translation of zero. Raises UsageFault for another shape, DataError for no or non-finite frames.
+    """
+    scored = np.array(checked(poses, "poses", (None, POSE_COLUMNS)))
+    if settings.root_rotation == "zero":
+        scored[:, :3] = 0.0
+    if settings.jaw_eyes == "zero":
+        scored[:, JAW_EYES_COLUMNS] = 0.0
+    return scored

@@ -1,0 +1,185 @@
+"""Word and character error rate, and how far words are off in time."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError
+from omniges.recordings.textgrid import WordInterval
+
+__all__ = [
+    "Alignment",
+    "EditCounts",
+    "TimingError",
+    "align",
+    "character_errors",
+    "normalised_text",
+    "normalised_word",
+    "word_errors",
+    "word_timing_error",
+]
+
+I64 = npt.NDArray[np.int64]
+
+_APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
+_PAIR, _DELETION, _INSERTION = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class EditCounts:
+    """Edits that turn what was expected into what was found, and how much was expected. Counts of clips add up."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    expected: int
+
+    @property
+    def edits(self) -> int:
+        """All edits."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Edits over expected units; above 1 where much was inserted. Raises DataError where nothing was expected."""
+        if self.expected == 0:
+            raise DataError(f"error rate: found {self.insertions} units where none is expected; expected some text")
+        return self.edits / self.expected
+
+    def __add__(self, other: EditCounts) -> EditCounts:
+        return EditCounts(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.expected + other.expected,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Fewest edits between two sequences, and the pairs of positions (found, expected) they leave side by side."""
+
+    counts: EditCounts
+    pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimingError:
+    """How far equal words are apart, in seconds."""
+
+    words: int
+    start_median_s: float
+    start_p90_s: float
+    end_median_s: float
+    end_p90_s: float
+
+
+def normalised_text(text: str) -> str:
+    """The words of a text in the form in which they are compared, joined by single spaces.
+
+    NFKC, case folded, NFKC; curly apostrophes straightened and kept between letters or digits; any other character
+    that is no letter, mark or number becomes a space.
+    """
+    folded = _folded(text)
+    kept = []
+    for k, character in enumerate(folded):
+        inside = character == "'" and 0 < k < len(folded) - 1 and _is_word(folded[k - 1]) and _is_word(folded[k + 1])
+        kept.append(character if inside or _is_word(character) else " ")
+    return " ".join("".join(kept).split())
+
+
+def normalised_word(word: str) -> str:
+    """One word with nothing but its letters, marks and numbers; "" for punctuation alone."""
+    return "".join(character for character in _folded(word) if _is_word(character))
+
+
+def _folded(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return folded.translate(_APOSTROPHES)
+
+
+def _is_word(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"
+
+
+def word_errors(found: str, expected: str) -> EditCounts:
+    """Edits between the words of two texts, normalised."""
+    return align(normalised_text(found).split(), normalised_text(expected).split()).counts
+
+
+def character_errors(found: str, expected: str) -> EditCounts:
+    """Edits between the characters (code points) of two texts, normalised, spaces between words included."""
+    return align(normalised_text(found), normalised_text(expected)).counts
+
+
+def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Alignment:
+    """Fewest substitutions, deletions and insertions between two sequences (Levenshtein 1966).
+
+    Of several ways the one that, read from the end, prefers a pair to a deletion to an insertion. Memory: one byte
+    for each pair of positions.
+    """
+    numbers: dict[Hashable, int] = {}
+    have, want = (
+        np.array([numbers.setdefault(item, len(numbers)) for item in items], dtype=np.int64)
+        for items in (found, expected)
+    )
+    steps = _steps(have, want)
+    i, j = len(have), len(want)
+    pairs: list[tuple[int, int]] = []
+    deletions = insertions = substitutions = 0
+    while i or j:
+        step = steps[i, j]
+        if step == _PAIR:
+            i, j = i - 1, j - 1
+            substitutions += int(have[i] != want[j])
+            pairs.append((i, j))
+        elif step == _DELETION:
+            j -= 1
+            deletions += 1
+        else:
+            i -= 1
+            insertions += 1
+    return Alignment(EditCounts(substitutions, deletions, insertions, len(want)), tuple(reversed(pairs)))
+
+
+def _steps(have: I64, want: I64) -> npt.NDArray[np.uint8]:
+    """The last step of a best way to each pair of lengths: (found + 1, expected + 1)."""
+    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)
+    columns = np.arange(len(want) + 1)
+    steps[0], steps[:, 0] = _DELETION, _INSERTION
+    row = columns
+    for i in range(1, len(have) + 1):
+        paired = row[:-1] + (want != have[i - 1])
+        best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
+        # A deletion adds one for each column it moves right, so the running minimum of (cost − column) has them all.
+        row = np.minimum.accumulate(best - columns) + columns
+        deleted = row[:-1] + 1
+        steps[i, 1:] = np.where(row[1:] == paired, _PAIR, np.where(row[1:] == deleted, _DELETION, _INSERTION))
+    return steps
+
+
+def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> TimingError:
+    """How far starts and ends of equal words are apart, words aligned by their letters alone.
+
+    Raises DataError where no word is equal.
+    """
+    have = [(word, text) for word in found if (text := normalised_word(word.word))]
+    want = [(word, text) for word in expected if (text := normalised_word(word.word))]
+    pairs = align([text for _, text in have], [text for _, text in want]).pairs
+    equal = [(have[i][0], want[j][0]) for i, j in pairs if have[i][1] == want[j][1]]
+    if not equal:
+        raise DataError(
+            f"word times: none of {len(have)} words found is among {len(want)} expected; expected equal words"
+        )
+    starts = np.abs([a.start - b.start for a, b in equal])
+    ends = np.abs([a.end - b.end for a, b in equal])
+    if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
+        raise DataError("word times: found a time that is not finite; expected seconds")
+    quantiles = [float(q) for errors in (starts, ends) for q in np.percentile(errors, (50, 90))]
+    return TimingError(len(equal), *quantiles)

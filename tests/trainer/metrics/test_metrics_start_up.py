@@ -1,0 +1,15 @@
+"""Metrics of arrays need neither torch nor librosa until one is asked for."""
+
+import subprocess
+import sys
+
+
+def test_importing_them_loads_nothing_heavy():
+    names = "beats descriptor diversity encoders face frechet intervals motion profiles seams speech srgr text"
+    script = "import sys\n" + "".join(f"import omniges.trainer.metrics.{name}\n" for name in names.split())
+    run = subprocess.run(
+        [sys.executable, "-c", f"{script}print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in run.stdout.split()}
+    assert "numpy" in loaded
+    assert not loaded & {"torch", "librosa", "numba", "scipy", "safetensors", "sklearn"}
