@@ -3,8 +3,8 @@
     python benchmarks/verify.py --size-mb 500 --threads 2
 
 Every level runs right after a plain hashing of all files, so that a slow spell of the machine meets both; the ratio of
-each pair is printed with the median. Files are in the page cache. Level deep starts processes of its own, which is in
-its time; `--shards` measures a folder that is there already.
+each pair is printed with the median. Files are in the page cache. Level deep starts processes of its own where audio
+was kept as FLAC and beyond 4 GB, which is then in its time; `--shards` measures a folder that is there already.
 """
 
 from __future__ import annotations

@@ -57,9 +57,13 @@ def os_errors(path: Path, action: str = "write") -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, with an error a person can act on."""
+    """Create a folder and its parents so that they survive a power loss, with an error a person can act on."""
     with os_errors(path, "create the folder"):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        # What is synced inside a new folder is lost with the folder as long as its own name is not on the disk.
+        for folder in missing:
+            sync_folder(folder.parent)
 
 
 def is_temporary_name(name: str) -> bool:

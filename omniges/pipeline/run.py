@@ -84,9 +84,9 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
         settings.root, settings.selection, split_csv=settings.split_csv, allow_roots=settings.allow_roots
     )
     workspace = Workspace(settings.out)
-    refuse_foreign(settings.out, workspace)
     make_folder(settings.out)
     with locked(settings.out), RunLog(settings.log_path) as log:
+        refuse_foreign(settings.out, workspace)  # under the lock: another run may be moving our files just now
         finish_commit(workspace)
         complete = read_complete(settings)
         check_begun(settings, workspace)

@@ -30,12 +30,13 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        with os_errors(self._path):
+            self._stream.close()
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with its time, process and host."""
         stamp = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pid": os.getpid()}
-        with self._lock:
+        with self._lock, os_errors(self._path):
             self._stream.write(json.dumps(stamp | {"host": platform.node()} | facts) + "\n")
             self._stream.flush()
 

@@ -6,6 +6,7 @@ the run it works for.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,9 +24,11 @@ def _convert_guarded(recording: Recording, settings: ConvertSettings) -> Convert
     """The one place where any exception becomes a finding: a bug met by one recording must not take the others."""
     try:
         return convert(recording, settings)
-    except MemoryError:
+    except (MemoryError, ImportError, SystemError):
         raise  # not the recording's fault: the process dies and the supervisor tries once more alone
     except Exception as error:  # noqa: BLE001 - the named boundary
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise
         found = f"{type(error).__name__}: {error}".replace("\n", " ")
         return Rejected((Finding(Problem("internal-error", found), recording.stem),), {})
 

@@ -22,7 +22,10 @@ def encode_flac(pcm: npt.NDArray[np.integer], *, bits: int) -> bytes:
     """
     data = pcm.astype(np.int16) if bits == 16 else pcm.astype(np.int32) << 8
     buffer = io.BytesIO()
-    soundfile.write(buffer, data, 16_000, format="FLAC", subtype=f"PCM_{bits}", compression_level=0.0)
+    try:
+        soundfile.write(buffer, data, 16_000, format="FLAC", subtype=f"PCM_{bits}", compression_level=0.0)
+    except AssertionError as error:  # soundfile drops the MemoryError of its callback and misses the bytes
+        raise MemoryError("no memory for a FLAC member") from error
     return buffer.getvalue()
 
 

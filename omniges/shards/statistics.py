@@ -60,12 +60,13 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     first = array[0].astype(np.float64)
     total = np.zeros_like(first)
     squares = np.zeros_like(first)
-    block = np.empty((_BLOCK_FRAMES, array.shape[1]))
+    block = np.empty((min(_BLOCK_FRAMES, len(array)), array.shape[1]))
+    origin = np.tile(first, (len(block), 1))  # as large as a block: a row for all would be subtracted row by row
     for start in range(0, len(array), _BLOCK_FRAMES):
         frames = array[start : start + _BLOCK_FRAMES]
         deviation = block[: len(frames)]
         np.copyto(deviation, frames)  # a plain conversion; subtracting across types would go through small buffers
-        deviation -= first
+        deviation -= origin[: len(frames)]
         total += deviation.sum(axis=0)
         np.multiply(deviation, deviation, out=deviation)
         squares += deviation.sum(axis=0)

@@ -27,7 +27,8 @@ from omniges.shards.schema import (
     json_document,
     key_from_stem,
 )
-from omniges.shards.verify import VERIFY_CODES, VerifyFinding, VerifySettings, render, verify
+from omniges.shards.tar import npy_parts
+from omniges.shards.verify import VERIFY_CODES, VerifyFinding, VerifySettings, render, verify, workers
 from omniges.shards.verify import run as verify_run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -120,6 +121,13 @@ def npy_header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
 
+def long_header(sample: Sample) -> bytes:
+    """The same array to numpy, 64 bytes later."""
+    head, data = (bytes(part) for part in npy_parts(sample.arrays["mel.npy"]))
+    length = int.from_bytes(head[8:10], "little") + 64
+    return head[:8] + length.to_bytes(2, "little") + head[10:-1] + b" " * 64 + b"\n" + data
+
+
 def mel_header(sample: Sample) -> bytes:
     return npy_header(f"({len(sample.arrays['mel.npy'])}, 64)")
 
@@ -155,6 +163,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "npy of nothing": ("array-invalid", raw("gesture.npy", b"")),
     "npy without data": ("array-invalid", first(lambda s: s.raw.__setitem__("mel.npy", mel_header(s)))),
     "npy of 10^17 values": ("array-shape", raw("betas.npy", npy_header("(100000000000000000,)"))),
+    "npy with a longer header": ("array-invalid", first(lambda s: s.raw.__setitem__("mel.npy", long_header(s)))),
     "words out of order": ("transcript-order", words(lambda ws: [ws[0], *ws])),
     "word outside": ("transcript-outside", word(-1, end=99.0)),
     "word before zero": ("transcript-outside", word(0, start=-0.1)),
@@ -166,6 +175,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "word with more": ("transcript-invalid", word(0, more=1)),
     "word huge": ("transcript-invalid", word(0, start=10**400)),
     "no words": ("transcript-invalid", words(lambda _: [])),
+    "words null": ("transcript-invalid", words(lambda _: None)),
     "words no list": ("transcript-invalid", words(lambda _: {"word": 1})),
     "words no JSON": ("transcript-invalid", raw("words.json", b"[NaN]")),
     "words with spaces": (
@@ -174,6 +184,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     ),
     "fewer words": ("metadata-differs", row(words=77)),
     "annotation no list": ("annotation-invalid", other("sem.json", b"{}")),
+    "annotation null": ("annotation-invalid", other("sem.json", b"null")),
     "annotation score": (
         "annotation-invalid",
         other("sem.json", b'[{"end":1.0,"keywords":"","name":"beat","score":1.5,"start":0.0}]'),
@@ -204,6 +215,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "metadata lengths": ("metadata-invalid", meta("motion", "frames", to=7)),
     "metadata cut": ("metadata-invalid", meta("cut", "audio_s", to=0.123)),
     "metadata no object": ("metadata-invalid", raw("json", b"[]")),
+    "metadata null": ("metadata-invalid", raw("json", b"null")),
     "metadata deep": ("metadata-invalid", raw("json", b"[" * 100_000)),
     "column speaker": ("metadata-differs", row(speaker="wayne")),
     "column emotion": ("metadata-differs", row(emotion="anger")),
@@ -275,7 +287,7 @@ class TestProcesses:
     def test_a_dead_worker_is_a_finding_that_names_the_shard(
         self, shards: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(verify_run, "inspect_shard", die)
+        monkeypatch.setattr(workers, "inspect_alone", die)
         result = run(shards, "deep", workers=2)
         assert {finding.code for finding in result.findings} == {"worker-died"}
         assert [finding.file for finding in result.findings] == sorted(path.name for path in shards.glob("*.tar"))

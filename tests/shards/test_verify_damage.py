@@ -537,6 +537,7 @@ class TestManifest:
             ({"frames": -5}, "manifest-malformed"),
             ({"frames": 4}, "row-arithmetic"),
             ({"mel_frames": 11}, "row-arithmetic"),
+            ({"mel_frames": 0}, "manifest-malformed"),
             ({"ticks": 2}, "row-arithmetic"),
             ({"seconds": 0.2}, "row-arithmetic"),
             ({"seconds": float("nan")}, "manifest-malformed"),
@@ -564,6 +565,22 @@ class TestManifest:
             return [changed(rows[0], members=rows[0].members | {"mel.npy": moved}), *rows[1:]]
 
         assert "member-digest" in self.damaged(tiny, edit, "deep")
+
+    def test_values_of_a_member_that_is_not_there(self, tiny: Path) -> None:
+        import io
+
+        import pyarrow.parquet as pq
+        from shard_sets import relisted
+
+        files = {name: (tiny / name).read_bytes() for name in (DATASET_FILE, MANIFEST_FILE)}
+        table = pq.ParquetFile(io.BytesIO(files[MANIFEST_FILE])).read(use_threads=False)
+        assert table.column("audio_npy_offset").null_count == table.num_rows
+        place = table.column_names.index("audio_npy_sha256")
+        buffer = io.BytesIO()
+        pq.write_table(table.set_column(place, "audio_npy_sha256", table.column("key")), buffer)
+        data = buffer.getvalue()
+        with content(tiny / DATASET_FILE, relisted(files, {MANIFEST_FILE: data})), content(tiny / MANIFEST_FILE, data):
+            assert codes(run(tiny)) == {"manifest-malformed"}
 
     def test_not_parquet_in_spite_of_its_checksum(self, tiny: Path) -> None:
         from omniges.shards.schema import sha256_hex

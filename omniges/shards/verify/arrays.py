@@ -14,14 +14,14 @@ from omniges.features.gesture import BETAS, LAYOUT
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.verify.findings import Collector
 
-__all__ = ["ArraySpec", "array_specs", "check_gesture", "check_mel", "npy_array"]
+__all__ = ["ArraySpec", "array_specs", "check_finite", "check_gesture", "check_mel", "npy_array"]
 
 _HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': "
     rb"\((?P<shape>[0-9]{1,18}(?:, [0-9]{1,18})*),?\), \} *\n"
 )
 _MAGIC: Final = b"\x93NUMPY\x01\x00"
-_BLOCK_FRAMES: Final = 256
+_BLOCK_FRAMES: Final = 512
 _ORTHONORMAL: Final = 1e-5
 _MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
 _JAW_EYES: Final = 9
@@ -49,6 +49,13 @@ def array_specs(row: ManifestRow, samples_16k: int | None) -> dict[str, ArraySpe
     return specs
 
 
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The one header of an array, a multiple of 64 bytes, that the contract has: npy 1.0, as short as it can be."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    size = -(-(10 + len(text) + 1) // 64) * 64
+    return _MAGIC + (size - 10).to_bytes(2, "little") + text.ljust(size - 11).encode() + b"\n"
+
+
 def npy_array(
     data: memoryview | bytes, spec: ArraySpec, out: Collector, *, key: str, member: str, offset: int
 ) -> npt.NDArray[Any] | None:
@@ -68,20 +75,28 @@ def npy_array(
         code = "waveform-length" if member == "audio.npy" else "array-shape"
         out.add(code, f"{shape}", f"{spec.shape}", key=key, member=member, offset=offset)
         return None
+    if head + text != npy_header(dtype, shape):
+        found = f"{head + text[:80]!r}, {10 + length} bytes"
+        out.add("array-invalid", found, "the header's one form", key=key, member=member, offset=offset)
+        return None
     wanted = int(np.prod(shape, dtype=object)) * int(dtype[2:])
     if len(data) - 10 - length != wanted:
         found = f"{len(data) - 10 - length} bytes of data"
         out.add("array-invalid", found, f"{wanted}", key=key, member=member, offset=offset)
         return None
     array: npt.NDArray[Any] = np.frombuffer(data, dtype, offset=10 + length).reshape(shape)
+    return array
+
+
+def check_finite(array: npt.NDArray[Any], out: Collector, *, key: str, member: str, offset: int) -> bool:
+    """Whether all values are finite; `offset` is where the array's data end in the shard."""
     place = _not_finite(array)
     if place is not None:
-        where = offset + 10 + length + place * array.itemsize
-        index = tuple(int(k) for k in np.unravel_index(place, shape))
+        index = tuple(int(k) for k in np.unravel_index(place, array.shape))
         found = f"{array.reshape(-1)[place]} at {index}"
+        where = offset - array.nbytes + place * array.itemsize
         out.add("array-not-finite", found, "finite values", key=key, member=member, offset=where)
-        return None
-    return array
+    return place is None
 
 
 def _not_finite(array: npt.NDArray[Any]) -> int | None:
@@ -99,17 +114,9 @@ def check_gesture(gesture: npt.NDArray[np.float32], out: Collector, key: str) ->
     """Every 6D rotation has orthonormal rows, and the first root step is the repeated second one."""
     for start in range(0, len(gesture), _BLOCK_FRAMES):
         block = gesture[start : start + _BLOCK_FRAMES, LAYOUT.rotations]
-        planes = np.ascontiguousarray(block.T).reshape(-1, 6, len(block))
         with np.errstate(over="ignore", invalid="ignore"):
-            a, b, c, d, e, f = (planes[:, k] for k in range(6))
-            first = np.abs(a * a + b * b + c * c - 1)
-            second = np.abs(d * d + e * e + f * f - 1)
-            # |r|² − 1 is twice |r| − 1 this near to one.
-            worst = np.maximum(np.maximum(first, second) * 0.5, np.abs(a * d + b * e + c * f))
-        if not (worst <= _ORTHONORMAL).all():
-            joint, frame = np.unravel_index(int(np.nanargmax(worst)), worst.shape)
-            found = f"frame {start + int(frame)}, channels {6 * joint} to {6 * joint + 5}: off by {worst.max():.3g}"
-            out.add("rotation-broken", found, f"at most {_ORTHONORMAL:g}", key=key, member="gesture.npy")
+            orthonormal = _orthonormal(np.ascontiguousarray(block.T).reshape(-1, 2, 3, len(block)))
+        if not orthonormal and _report_rotation(block, start, out, key):
             break
     root = gesture[:2, LAYOUT.root]
     if len(root) == 2 and not np.array_equal(root[0, ::2], root[1, ::2]):
@@ -117,8 +124,39 @@ def check_gesture(gesture: npt.NDArray[np.float32], out: Collector, key: str) ->
         out.add("root-first-step", found, expected, key=key, member="gesture.npy")
 
 
-def check_mel(mel: npt.NDArray[np.float32], out: Collector, key: str) -> None:
-    """No value below the logarithm of the floor."""
+def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
+    """Whether all rows of planes (joints, 2, 3, T) are orthonormal with a little to spare.
+
+    Extremes alone are looked at, and a clip that is near the limit is left to `_report_rotation`.
+    """
+    # |r|² − 1 is twice |r| − 1 this near to one.
+    spare = 0.9 * _ORTHONORMAL
+    work = planes * planes
+    norms = work[:, :, 0] + work[:, :, 1]
+    norms += work[:, :, 2]
+    if not (norms.min() >= 1 - 2 * spare and norms.max() <= 1 + 2 * spare):
+        return False
+    inner = np.multiply(planes[:, 0], planes[:, 1], out=work[:, 0])
+    products = np.add(inner[:, 0], inner[:, 1], out=norms[:, 0])
+    products += inner[:, 2]
+    return bool(products.max() <= spare and products.min() >= -spare)
+
+
+def _report_rotation(block: npt.NDArray[np.float32], start: int, out: Collector, key: str) -> bool:
+    """File the worst rotation of a block that is off by more than the contract allows; whether there is one."""
+    planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
+    norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
+    worst = np.maximum(norms, np.abs((planes[:, 0] * planes[:, 1]).sum(axis=1)))
+    if (worst <= _ORTHONORMAL).all():
+        return False
+    joint, frame = np.unravel_index(int(worst.argmax()), worst.shape)
+    found = f"frame {start + int(frame)}, channels {6 * joint} to {6 * joint + 5}: off by {worst.max():.3g}"
+    out.add("rotation-broken", found, f"at most {_ORTHONORMAL:g}", key=key, member="gesture.npy")
+    return True
+
+
+def check_mel(mel: npt.NDArray[np.floating], out: Collector, key: str) -> None:
+    """No value below the logarithm of the floor; the minima of the bands do as well as the mel itself."""
     least = float(mel.min()) if mel.size else 0.0
     if least < _MEL_FLOOR:
         out.add("mel-below-floor", f"{least}", f"at least {_MEL_FLOOR:.4f}", key=key, member="mel.npy")

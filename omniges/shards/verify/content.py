@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import mmap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +13,15 @@ import numpy as np
 
 from omniges.errors import CODES
 from omniges.features import timebase
-from omniges.shards.manifest import ManifestRow, MemberPlace
+from omniges.shards.manifest import ManifestRow
 from omniges.shards.statistics import Partial, partial_of
-from omniges.shards.verify.arrays import array_specs, check_gesture, check_mel, npy_array
-from omniges.shards.verify.files import read_exactly
+from omniges.shards.verify.arrays import array_specs, check_finite, check_gesture, check_mel, npy_array
+from omniges.shards.verify.files import Source
 from omniges.shards.verify.findings import Collector
 from omniges.shards.verify.inventory import is_count, is_real, strict_json_form
 
 __all__ = ["Content", "check_samples"]
 
-_MAPPED_BYTES: Final = 8 << 20  # members from this size on are mapped, so that their pages can be given back
 _AUDIO_BLOCK: Final = 1 << 16
 _SCALARS: Final = (
     *("key", "stem", "split", "speaker_id", "speaker", "language", "scenario", "emotion"),
@@ -31,7 +29,10 @@ _SCALARS: Final = (
 )
 _AUDIO: Final = {"encoding", "rate_hz", "channels", "samples", "samples_16k", "gain"}
 _MOTION: Final = {"frame_rate_hz", "frame_stride", "frames", "key_style", "betas", "gender", "model"}
+_WORD: Final = {"word", "start", "end"}
+_SPAN: Final = {"name", "start", "end", "score", "keywords"}
 _CUT: Final = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
+_ABSENT: Final = object()  # what a JSON member gives that cannot be read; null is a value like others
 _FIELDS: Final = {*_SCALARS, "audio", "motion", "cut", "sources", "notes"}
 
 
@@ -47,9 +48,9 @@ class Content:
 class _Sample:
     """One sample being checked."""
 
-    def __init__(self, descriptor: int, row: ManifestRow, settings: dict[str, Any], out: Collector) -> None:
+    def __init__(self, source: Source, row: ManifestRow, settings: dict[str, Any], out: Collector) -> None:
         self.row, self.settings, self.out = row, settings, out
-        self._descriptor = descriptor
+        self._source = source
 
     def add(self, code: str, member: str, found: str, expected: str = "") -> None:
         """File a finding at the beginning of a member's data."""
@@ -58,9 +59,9 @@ class _Sample:
         self.out.add(code, found, expected, key=self.row.key, member=member, offset=at)
 
     def data(self, member: str) -> memoryview | None:
-        """A member's bytes if they are those of the manifest's digest."""
+        """A member's bytes, good until the next call, if they are those of the manifest's digest."""
         place = self.row.members[member]
-        view = _view(self._descriptor, place)
+        view = self._source.view(place.size, place.offset)
         digest = hashlib.sha256(view).hexdigest()
         if digest == place.sha256:
             return view
@@ -68,35 +69,27 @@ class _Sample:
         return None
 
     def json(self, member: str, code: str) -> Any:
-        """A JSON member in canonical form, or None after a finding."""
+        """A JSON member in canonical form, or _ABSENT after a finding."""
         data = self.data(member)
         if data is None:
-            return None
+            return _ABSENT
         try:
             value, canonical = strict_json_form(bytes(data))
         except ValueError as error:
             self.add(code, member, str(error), "canonical JSON")
-            return None
+            return _ABSENT
         if canonical != data:
             self.add(code, member, "JSON in another byte form", "canonical JSON")
         return value
 
 
-def _view(descriptor: int, place: MemberPlace) -> memoryview:
-    if place.size < _MAPPED_BYTES:
-        return memoryview(read_exactly(descriptor, place.size, place.offset))
-    start = place.offset - place.offset % mmap.ALLOCATIONGRANULARITY
-    mapped = mmap.mmap(descriptor, place.offset + place.size - start, access=mmap.ACCESS_READ, offset=start)
-    return memoryview(mapped)[place.offset - start :]
-
-
-def check_samples(descriptor: int, rows: Sequence[ManifestRow], settings: dict[str, Any], out: Collector) -> Content:
+def check_samples(source: Source, rows: Sequence[ManifestRow], settings: dict[str, Any], out: Collector) -> Content:
     """Decode and check the samples of an open shard whose layout is sound."""
     content = Content()
     for row in rows:
-        sample = _Sample(descriptor, row, settings, out)
+        sample = _Sample(source, row, settings, out)
         metadata = sample.json("json", "metadata-invalid")
-        audio = _check_metadata(sample, metadata) if metadata is not None else None
+        audio = _check_metadata(sample, metadata) if metadata is not _ABSENT else None
         if audio is not None:
             content.cuts.append(metadata["cut"])
         partials = _check_arrays(sample, audio)
@@ -196,40 +189,50 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None) -> tuple[Partia
         data = sample.data(member)
         if data is None:
             continue
-        array = npy_array(data, spec, out, key=row.key, member=member, offset=row.members[member].offset)
+        place = row.members[member]
+        array = npy_array(data, spec, out, key=row.key, member=member, offset=place.offset)
         if array is None:
+            continue
+        partial = None
+        if row.split == "train" and member in {"gesture.npy", "mel.npy"}:
+            with np.errstate(over="ignore", invalid="ignore"):
+                partial = partial_of(array)
+        # Minimum and maximum of every channel are finite where all values are.
+        known = partial is not None and bool(np.isfinite(partial.rows[2:]).all())
+        if not known and not check_finite(array, out, key=row.key, member=member, offset=place.offset + len(data)):
             continue
         if member == "gesture.npy":
             check_gesture(array, out, row.key)
         if member == "mel.npy":
-            check_mel(array, out, row.key)
-        if row.split == "train" and member in {"gesture.npy", "mel.npy"}:
-            with np.errstate(over="ignore", invalid="ignore"):
-                partials[member] = partial_of(array)
+            check_mel(array if partial is None else partial.rows[2], out, row.key)
+        if partial is not None:
+            partials[member] = partial
     return (partials["gesture.npy"], partials["mel.npy"]) if len(partials) == 2 else None
 
 
 def _check_transcript(sample: _Sample) -> Counter[str]:
     """KEY.words.json: in form, in order, inside the clip, as many as the manifest says."""
     rows = sample.json("words.json", "transcript-invalid")
-    if rows is None:
+    if rows is _ABSENT:
         return Counter()
     if not isinstance(rows, list) or not rows:
         sample.add("transcript-invalid", "words.json", f"{type(rows).__name__}", "a list with at least one word")
         return Counter()
-    now = 0.0
+    now, seconds = 0.0, sample.row.seconds
     for place, row in enumerate(rows):
-        shaped = isinstance(row, dict) and row.keys() == {"word", "start", "end"}
+        shaped = isinstance(row, dict) and row.keys() == _WORD
         shaped = shaped and isinstance(row["word"], str) and bool(row["word"].strip())
         if not shaped or not is_real(row["start"]) or not is_real(row["end"]):
             sample.add("transcript-invalid", "words.json", f"word {place}: {row!r}", "word, start and end")
             return Counter()
-        text = f"word {place}, {row['word']!r} from {row['start']} to {row['end']} s"
-        if not 0 <= row["start"] < row["end"] <= sample.row.seconds:
-            sample.add("transcript-outside", "words.json", text, f"inside 0 to {sample.row.seconds} s")
-        elif row["start"] < now:
-            sample.add("transcript-order", "words.json", text, f"a start at {now} s or later")
-        now = max(now, row["end"])
+        start, end = row["start"], row["end"]
+        if not 0 <= start < end <= seconds or start < now:
+            text = f"word {place}, {row['word']!r} from {start} to {end} s"
+            if 0 <= start < end <= seconds:
+                sample.add("transcript-order", "words.json", text, f"a start at {now} s or later")
+            else:
+                sample.add("transcript-outside", "words.json", text, f"inside 0 to {seconds} s")
+        now = max(now, end)
     if len(rows) != sample.row.words:
         sample.add("metadata-differs", "words.json", f"{len(rows)} words", f"{sample.row.words} of the manifest")
     return Counter(row["word"] for row in rows)
@@ -240,15 +243,15 @@ def _check_annotation(sample: _Sample) -> None:
     if "sem.json" not in sample.row.members:
         return
     spans = sample.json("sem.json", "annotation-invalid")
-    if spans is None:
+    if spans is _ABSENT:
         return
     if not isinstance(spans, list):
         sample.add("annotation-invalid", "sem.json", type(spans).__name__, "a list")
         return
     for place, span in enumerate(spans):
-        shaped = isinstance(span, dict) and span.keys() == {"name", "start", "end", "score", "keywords"}
+        shaped = isinstance(span, dict) and span.keys() == _SPAN
         shaped = shaped and isinstance(span["name"], str) and isinstance(span["keywords"], str) and bool(span["name"])
-        shaped = shaped and all(is_real(span[name]) for name in ("start", "end", "score"))
+        shaped = shaped and is_real(span["start"]) and is_real(span["end"]) and is_real(span["score"])
         if not shaped or not 0 <= span["start"] <= span["end"] or not 0 <= span["score"] <= 1:
             expected = "name, 0 <= start <= end, score in 0..1, keywords"
             sample.add("annotation-invalid", "sem.json", f"span {place}: {span!r}", expected)

@@ -6,9 +6,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from omniges.publish import is_temporary_name
@@ -27,7 +26,7 @@ from omniges.shards.schema import (
     json_document,
     sha256_hex,
 )
-from omniges.shards.verify.files import FileFault, opened, read_exactly
+from omniges.shards.verify.files import FileFault, Folder
 from omniges.shards.verify.findings import Collector, VerifyFinding
 
 __all__ = [
@@ -35,7 +34,7 @@ __all__ = [
     "SHARD_NAME",
     "Inventory",
     "Listed",
-    "check_folder",
+    "check_names",
     "is_count",
     "is_real",
     "read_inventory",
@@ -115,7 +114,7 @@ def strict_json_form(data: bytes) -> tuple[Any, bytes]:
     return value, canonical
 
 
-def read_inventory(folder: Path) -> tuple[Inventory | None, list[VerifyFinding]]:
+def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:
     """Read and check dataset.json by itself; the inventory is None where nothing else can be held against it."""
     out = Collector(DATASET_FILE)
     document = _read_document(folder, out)
@@ -136,16 +135,16 @@ def read_inventory(folder: Path) -> tuple[Inventory | None, list[VerifyFinding]]
     return inventory, out.finish()
 
 
-def _read_document(folder: Path, out: Collector) -> dict[str, Any] | None:
+def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
     try:
-        with opened(folder, DATASET_FILE) as (descriptor, size):
-            data = read_exactly(descriptor, min(size, _MAX_DOCUMENT_BYTES + 1), 0)
+        with folder.opened(DATASET_FILE) as source:
+            data = source.read(min(source.size, _MAX_DOCUMENT_BYTES + 1), 0)
     except FileFault as fault:
         missing = fault.code == "file-missing"
         out.add("dataset-missing" if missing else fault.code, fault.found, fault.expected)
         return None
     if len(data) > _MAX_DOCUMENT_BYTES:
-        out.add("dataset-unreadable", f"{size} bytes", f"at most {_MAX_DOCUMENT_BYTES}")
+        out.add("dataset-unreadable", f"{len(data)} bytes or more", f"at most {_MAX_DOCUMENT_BYTES}")
         return None
     try:
         document = strict_json(data)
@@ -295,13 +294,9 @@ def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
         out.add("dataset-plan", found, "each stem a sample or rejected")
 
 
-def check_folder(folder: Path, listed: set[str]) -> list[VerifyFinding]:
+def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
     """What lies in the folder and is not listed."""
     findings = []
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        return [VerifyFinding("file-unreadable", ".", error.strerror or str(error), "a readable folder")]
     for name in names:
         if name in listed or name == DATASET_FILE:
             continue

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from omniges.features import timebase
 from omniges.shards.manifest import SOURCES, ManifestRow, manifest_hash, parse_manifest
-from omniges.shards.schema import MANIFEST_FILE, MAX_KEY_BYTES, MEMBERS, SPLITS, key_from_stem
+from omniges.shards.schema import MANIFEST_FILE, MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, SPLITS, key_from_stem
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.shards.verify.inventory import SHA256, SHARD_NAME, Inventory, is_count
@@ -38,13 +38,35 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[ManifestRow] | 
             out.add("manifest-unreadable", f"rows that unpack to {unpacked} bytes", f"{samples} rows of some kB")
             return None
         rows = parse_manifest(data)
+        torn = _torn_places(data)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         out.add("manifest-unreadable", f"{type(error).__name__}: {error}", "a manifest of the contract")
         return None
+    if torn:
+        out.add("manifest-malformed", f"{torn}: values of a part that is not there", "all of a part's columns or none")
     wrong = [(row, problem) for row in rows for problem in [_row_problem(row)] if problem]
     for row, problem in wrong:
         out.add("manifest-malformed", problem, key=row.key)
-    return None if wrong else rows
+    return None if wrong or torn else rows
+
+
+def _torn_places(data: bytes) -> str:
+    """The first column that holds a value where a column beside it says that the part is absent, or nothing."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    groups = [[f"{source}_path", f"{source}_sha256"] for source in SOURCES]
+    for member in OPTIONAL_MEMBERS:
+        column = member.replace(".", "_")
+        groups.append([f"{column}_offset", f"{column}_size", f"{column}_sha256"])
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    table = file.read(columns=[name for group in groups for name in group], use_threads=False)
+    for first, *others in groups:
+        absent = table.column(first).is_null()
+        torn = [name for name in others if not table.column(name).is_null().equals(absent)]
+        if torn:
+            return torn[0]
+    return ""
 
 
 def _row_problem(row: ManifestRow) -> str:
@@ -52,7 +74,8 @@ def _row_problem(row: ManifestRow) -> str:
     if not _KEY.fullmatch(row.key) or row.split not in SPLITS or not SHARD_NAME.fullmatch(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
     counts = (row.mel_frames, row.ticks, row.words)
-    if not is_count(row.frames, timebase.FRAMES_PER_TICK) or not all(map(is_count, counts)):
+    least = is_count(row.frames, timebase.FRAMES_PER_TICK) and is_count(row.mel_frames, 1)
+    if not least or not all(map(is_count, counts)):
         return f"frames {row.frames}, mel frames, ticks and words {counts}"
     if not math.isfinite(row.seconds):
         return f"seconds {row.seconds}"

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from omniges.errors import ExitCode, UsageFault
+from omniges.shards.locations import Location
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.statistics import Partial
-from omniges.shards.verify.files import FileFault, hash_chunks, opened
+from omniges.shards.verify.files import FileFault, Folder, hash_chunks
 from omniges.shards.verify.findings import Collector, VerifyFinding
-from omniges.shards.verify.inventory import Inventory, Listed, check_folder, read_inventory
-from omniges.shards.verify.shard import Level, ShardJob, ShardReport, inspect_shard
+from omniges.shards.verify.inventory import Inventory, Listed, check_names, read_inventory
+from omniges.shards.verify.remote import Folders, location_of
+from omniges.shards.verify.shard import Level, ShardJob, ShardReport
+from omniges.shards.verify.workers import reports
 
 __all__ = ["VerifyResult", "VerifySettings", "verify"]
 
@@ -32,7 +31,7 @@ _MAX_SIDE_BYTES: Final = 1 << 30
 class VerifySettings:
     """All that `omniges verify-shards` can be told."""
 
-    folder: Path
+    folder: Path | Location
     level: Level = "full"
     splits: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
@@ -51,15 +50,21 @@ class VerifySettings:
         for split in self.splits:
             if split not in SPLITS:
                 raise UsageFault(f"--split {split}: one of {', '.join(SPLITS)} expected")
-        if self.report is not None and self.report.absolute().parent.resolve() == self.folder.resolve():
+        path = self.location.path
+        if self.report and path and self.report.absolute().parent.resolve() == path.resolve():
             raise UsageFault(f"-o {self.report}: nothing is written into the folder that is checked")
+
+    @property
+    def location(self) -> Location:
+        """The folder as a location."""
+        return location_of(self.folder)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
     """What a verification came to."""
 
-    folder: Path
+    folder: Location
     level: Level
     findings: tuple[VerifyFinding, ...]
     errors: int  # of all findings, those left out too
@@ -124,21 +129,24 @@ class _Tally:
 def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda _done, _total: None) -> VerifyResult:
     """Check a shard folder; `count` is told how many MB of how many are done.
 
-    Raises UsageFault where there is no such folder or shard. All else that is wrong is a finding.
+    Raises UsageFault where there is no such folder or shard, EnvironmentFault where a package for a URL is missing or
+    its server refuses or is silent. All else that is wrong is a finding.
     """
     start = time.monotonic()
-    if not settings.folder.is_dir():
+    path = settings.location.path
+    if path is not None and not path.is_dir():
         raise UsageFault(f"{settings.folder}: a folder of shards expected, found none there")
     tally = _Tally(settings.fail_fast)
     try:
-        _verify(settings, tally, count)
+        with Folders(settings.location, ahead=settings.level != "quick") as folders:
+            _verify(settings, folders, tally, count)
     except _Enough:
         tally.not_checked.append("all that comes after the first error (--fail-fast)")
     ordered = sorted(tally.findings, key=lambda finding: finding.sort_key)
     shown = _shown(ordered, settings)
     errors = sum(finding.severity == "error" for finding in ordered)
     return VerifyResult(
-        folder=settings.folder,
+        folder=settings.location,
         level=settings.level,
         findings=tuple(shown),
         errors=errors,
@@ -161,28 +169,45 @@ def _shown(ordered: list[VerifyFinding], settings: VerifySettings) -> list[Verif
     return sorted(kept, key=lambda finding: finding.sort_key)
 
 
-def _verify(settings: VerifySettings, tally: _Tally, count: Callable[[int, int], None]) -> None:
-    tally.files.append(DATASET_FILE)
-    inventory, findings = read_inventory(settings.folder)
-    listed = {*inventory.shards, *inventory.files} if inventory else set()
-    unlisted = check_folder(settings.folder, listed)
+def _unlisted(
+    settings: VerifySettings, folder: Folder, inventory: Inventory | None, tally: _Tally
+) -> list[VerifyFinding]:
+    """What lies in the folder and is not listed; without a list only what an unfinished run left."""
+    try:
+        names = folder.names()
+    except FileFault as fault:
+        return [VerifyFinding(fault.code, ".", fault.found, "a readable folder")]
+    if names is None:
+        tally.not_checked.append(f"files that {DATASET_FILE} does not list: {settings.location} has no listing")
+        return []
+    if not names and settings.location.path is None:
+        raise UsageFault(f"{settings.location}: a folder of shards expected, found nothing there")
     if inventory is None:
-        # Without a list nothing is unlisted; what an unfinished run left is told all the same.
-        tally.not_checked.append("the shards: there is no dataset.json to hold them against")
-        left = [finding for finding in unlisted if finding.code in {"temporary-file", "unfinished-run"}]
-        tally.add([*findings, *left])
-        return
-    tally.add(findings)
-    tally.add(unlisted)
-    chosen = _chosen(settings, inventory)
-    for name in sorted(inventory.files):
-        tally.files.append(name)
-        tally.add(_check_side_file(settings, inventory.files[name], tally))
+        left = check_names(names, set())
+        return [finding for finding in left if finding.code in {"temporary-file", "unfinished-run"}]
+    return check_names(names, {*inventory.shards, *inventory.files})
+
+
+def _verify(settings: VerifySettings, folders: Folders, tally: _Tally, count: Callable[[int, int], None]) -> None:
+    tally.files.append(DATASET_FILE)
+    with folders.borrowed() as folder:
+        inventory, findings = read_inventory(folder)
+        unlisted = _unlisted(settings, folder, inventory, tally)
+        if inventory is None:
+            tally.not_checked.append("the shards: there is no dataset.json to hold them against")
+            tally.add([*findings, *unlisted])
+            return
+        tally.add(findings)
+        tally.add(unlisted)
+        chosen = _chosen(settings, inventory)
+        for name in sorted(inventory.files):
+            tally.files.append(name)
+            tally.add(_check_side_file(settings, folder, inventory.files[name], tally))
     rows, planned = _manifest(settings, inventory, tally)
     elsewhere = {row.key: row.shard for row in rows or ()}
     jobs = [
         ShardJob(
-            settings.folder,
+            settings.location,
             shard,
             settings.level,
             planned.get(shard.name),
@@ -192,7 +217,7 @@ def _verify(settings: VerifySettings, tally: _Tally, count: Callable[[int, int],
         for shard in chosen
     ]
     total, done = sum(shard.size for shard in chosen), 0
-    for job, report in _reports(settings, jobs):
+    for job, report in reports(jobs, folders, workers=settings.workers, isolate=settings.isolate):
         done += job.listed.size
         count(done // 1_000_000, total // 1_000_000)
         tally.take(job.listed.name, report)
@@ -205,7 +230,7 @@ def _chosen(settings: VerifySettings, inventory: Inventory) -> list[Listed]:
     names = {name if name.endswith(".tar") else f"{name}.tar" for name in settings.shards}
     unknown = sorted(names - inventory.shards.keys())
     if unknown:
-        raise UsageFault(f"--shard {unknown[0]}: not in {settings.folder / DATASET_FILE}")
+        raise UsageFault(f"--shard {unknown[0]}: not in {settings.location.shown_file(DATASET_FILE)}")
     return [
         shard
         for name, shard in sorted(inventory.shards.items())
@@ -213,18 +238,19 @@ def _chosen(settings: VerifySettings, inventory: Inventory) -> list[Listed]:
     ]
 
 
-def _check_side_file(settings: VerifySettings, listed: Listed, tally: _Tally) -> list[VerifyFinding]:
+def _check_side_file(settings: VerifySettings, folder: Folder, listed: Listed, tally: _Tally) -> list[VerifyFinding]:
     """Size, and above level quick the checksum; content that later checks need is kept if it is what it should be."""
     out = Collector(listed.name)
     wanted = {MANIFEST_FILE} | ({STATS_FILE, TOKENIZER_FILE, REPORT_FILE} if settings.level == "deep" else set())
     try:
-        with opened(settings.folder, listed.name) as (descriptor, size):
+        with folder.opened(listed.name) as source:
+            size = source.size
             if size != listed.size:
                 out.add("file-size", f"{size} bytes", f"{listed.size}")
             elif settings.level != "quick":
                 tally.read_bytes += size
                 digest, kept = hashlib.sha256(), []
-                for _, view, _ in hash_chunks(descriptor, 0, size):
+                for _, view, _ in hash_chunks(source, 0, size):
                     digest.update(view)
                     if listed.name in wanted and size <= _MAX_SIDE_BYTES:
                         kept.append(bytes(view))
@@ -260,63 +286,6 @@ def _manifest(
     if settings.level == "deep":
         tally.add(checks.check_recordings(rows))
     return rows, planned
-
-
-def _reports(settings: VerifySettings, jobs: Sequence[ShardJob]) -> Iterator[tuple[ShardJob, ShardReport]]:
-    """Every job's report, in the order of the jobs."""
-    workers = min(settings.workers, len(jobs))
-    if settings.level == "deep" and (workers > 1 or settings.isolate):
-        yield from _in_processes(jobs, workers)
-    elif workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            yield from _ordered(pool, jobs)
-    else:
-        for job in jobs:
-            yield job, inspect_shard(job)
-
-
-def _ordered(pool: Executor, jobs: Sequence[ShardJob]) -> Iterator[tuple[ShardJob, ShardReport]]:
-    # The largest first, so that none is left over for one worker at the end; reports come in the order of the jobs.
-    largest = sorted(range(len(jobs)), key=lambda place: -jobs[place].listed.size)
-    futures: dict[int, Future[ShardReport]] = {place: pool.submit(inspect_shard, jobs[place]) for place in largest}
-    try:
-        for place, job in enumerate(jobs):
-            yield job, futures[place].result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _processes(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_on_interrupt)
-
-
-def _leave_on_interrupt() -> None:
-    """Ctrl-C reaches every process of the terminal; the parent alone has something to say about it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _in_processes(jobs: Sequence[ShardJob], workers: int) -> Iterator[tuple[ShardJob, ShardReport]]:
-    """Reports from worker processes; after a death the rest run one a process, so that the shard is named."""
-    done = 0
-    try:
-        with _processes(workers) as pool:
-            for job, report in _ordered(pool, jobs):
-                yield job, report
-                done += 1
-    except BrokenProcessPool:
-        for job in jobs[done:]:
-            yield job, _alone(job)
-
-
-def _alone(job: ShardJob) -> ShardReport:
-    try:
-        with _processes(1) as pool:
-            return pool.submit(inspect_shard, job).result()
-    except BrokenProcessPool:
-        out = Collector(job.listed.name)
-        out.add("worker-died", "its process died twice", "a process that lives to the end")
-        return ShardReport(out.finish())
 
 
 def _check_beside(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+from omniges.shards.locations import Location
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 from omniges.shards.verify.content import Content, check_samples
-from omniges.shards.verify.files import FileFault, hash_chunks, opened, read_exactly
+from omniges.shards.verify.files import FileFault, Source, hash_chunks
 from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.shards.verify.inventory import Listed
+from omniges.shards.verify.remote import Folders
 from omniges.shards.verify.walk import HeaderFault, ShardPlan, exact_blocks, parse_header, walk_shard
 
-__all__ = ["Level", "ShardJob", "ShardReport", "inspect_shard"]
+__all__ = ["Level", "ShardJob", "ShardReport", "inspect_alone", "inspect_shard"]
 
 Level = Literal["quick", "full", "deep"]
 
@@ -25,7 +26,7 @@ Level = Literal["quick", "full", "deep"]
 class ShardJob:
     """All that checking one shard needs; goes to another process."""
 
-    folder: Path
+    location: Location
     listed: Listed
     level: Level
     rows: Sequence[ManifestRow] | None = None  # None where the manifest cannot be believed
@@ -43,21 +44,28 @@ class ShardReport:
     content: Content = field(default_factory=Content)
 
 
-def inspect_shard(job: ShardJob) -> ShardReport:
+def inspect_alone(job: ShardJob) -> ShardReport:
+    """Check one shard in a process of its own."""
+    with Folders(job.location, ahead=job.level != "quick") as folders:
+        return inspect_shard(job, folders)
+
+
+def inspect_shard(job: ShardJob, folders: Folders) -> ShardReport:
     """Check one shard."""
     out = Collector(job.listed.name)
     content = Content()
     size = 0
     try:
-        with opened(job.folder, job.listed.name) as (descriptor, size):
+        with folders.borrowed() as folder, folder.opened(job.listed.name) as source:
+            size = source.size
             if size != job.listed.size:
                 out.add("file-size", f"{size} bytes", f"{job.listed.size}", offset=min(size, job.listed.size))
             if job.level == "quick":
-                _look_at_ends(descriptor, size, out)
+                _look_at_ends(source, out)
             else:
-                _check_bytes(job, descriptor, size, out)
+                _check_bytes(job, source, out)
             if job.level == "deep" and job.rows and not out.failed:
-                content = check_samples(descriptor, job.rows, job.settings, out)
+                content = check_samples(source, job.rows, job.settings, out)
     except FileFault as fault:
         out.add(fault.code, fault.found, fault.expected)
     except MemoryError:
@@ -65,9 +73,10 @@ def inspect_shard(job: ShardJob) -> ShardReport:
     return ShardReport(out.finish(), job.listed.samples, size, content)
 
 
-def _look_at_ends(descriptor: int, size: int, out: Collector) -> None:
+def _look_at_ends(source: Source, out: Collector) -> None:
     """A sound first header, and two zero blocks at the end."""
-    first = read_exactly(descriptor, BLOCK_BYTES, 0)
+    size = source.size
+    first = source.read(BLOCK_BYTES, 0)
     if len(first) < BLOCK_BYTES:
         out.add("shard-cut", f"the file ends after {size} bytes", "a tar header", offset=size)
         return
@@ -76,31 +85,31 @@ def _look_at_ends(descriptor: int, size: int, out: Collector) -> None:
     if fault is not None:
         out.add(fault.code, fault.found, fault.expected, offset=0)
     start = max(0, size - len(END_OF_ARCHIVE))
-    ending = read_exactly(descriptor, len(END_OF_ARCHIVE), start)
+    ending = source.read(len(END_OF_ARCHIVE), start)
     if ending != END_OF_ARCHIVE or size % BLOCK_BYTES:
         dirty = next((k for k, byte in enumerate(ending) if byte), 0)
         out.add("shard-end", f"{size} bytes that do not end in zero blocks", "two zero blocks", offset=start + dirty)
 
 
-def _check_bytes(job: ShardJob, descriptor: int, size: int, out: Collector) -> None:
+def _check_bytes(job: ShardJob, source: Source, out: Collector) -> None:
     """Hash and headers in one pass; where either is wrong, a walk that says where."""
     plan = ShardPlan.of_rows(job.rows, job.elsewhere) if job.rows else None
-    if size == job.listed.size:
-        digest, exact = _hash(descriptor, size, plan)
+    if source.size == job.listed.size:
+        digest, exact = _hash(source, plan)
         if digest != job.listed.sha256:
             out.add("shard-checksum", f"sha256 {digest}", job.listed.sha256)
         elif plan is not None and exact:
             return
-    walk_shard(descriptor, size, plan, out)
+    walk_shard(source, plan, out)
 
 
-def _hash(descriptor: int, size: int, plan: ShardPlan | None) -> tuple[str, bool]:
+def _hash(source: Source, plan: ShardPlan | None) -> tuple[str, bool]:
     """Sha256 of the whole shard, and whether every header and filling is what the plan makes it, in one pass."""
     digest = hashlib.sha256()
     blocks = iter(exact_blocks(plan)) if plan else iter(())
     awaited = next(blocks, None)
     exact = True
-    for position, view, buffer in hash_chunks(descriptor, 0, size):
+    for position, view, buffer in hash_chunks(source, 0, source.size):
         digest.update(view)
         end = position + len(view)
         while awaited is not None and awaited[0] < end:

@@ -17,13 +17,14 @@ from typing import Final
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
-from omniges.shards.verify.files import hash_chunks, read_exactly
+from omniges.shards.verify.files import Source, hash_chunks
 from omniges.shards.verify.findings import Collector
 
 __all__ = ["Header", "HeaderFault", "Planned", "ShardPlan", "exact_blocks", "parse_header", "walk_shard"]
 
 _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
+_MOST_NAMES: Final = 1 << 18  # names beyond the plan's that are remembered, so that tiny members cannot fill memory
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _ORDER: Final = {member: place for place, member in enumerate((*MEMBERS, *OPTIONAL_MEMBERS))}
 _NAME: Final = re.compile(
@@ -158,9 +159,9 @@ def parse_header(block: bytes) -> Header | HeaderFault:
 class _Walk:
     """One pass over a shard; `run` files what it finds."""
 
-    def __init__(self, descriptor: int, size: int, plan: ShardPlan | None, collector: Collector) -> None:
-        self._descriptor = descriptor
-        self._size = size
+    def __init__(self, source: Source, plan: ShardPlan | None, collector: Collector) -> None:
+        self._source = source
+        self._size = source.size
         self._plan = plan or ShardPlan(())
         self._planned = plan is not None
         self._out = collector
@@ -197,7 +198,7 @@ class _Walk:
     def _bytes(self, position: int, count: int) -> bytes:
         start, data = self._window
         if not start <= position <= position + count <= start + len(data):
-            data = read_exactly(self._descriptor, max(_WINDOW_BYTES, count), position)
+            data = self._source.read(max(_WINDOW_BYTES, count), position)
             start = position
             self._window = (start, data)
         return data[position - start : position - start + count]
@@ -294,7 +295,8 @@ class _Walk:
             self._order(position, header.name, match["key"], match["member"])
         if planned is not None and header.name not in self._seen:
             self._content(planned, header, position)
-        self._seen.add(header.name)
+        if header.name in self._plan.index or len(self._seen) < _MOST_NAMES:
+            self._seen.add(header.name)
         filling = self._bytes(data + header.size, padding) if padding else b""
         if any(filling):
             dirty = next(k for k, byte in enumerate(filling) if byte)
@@ -348,7 +350,7 @@ class _Walk:
             self._add("member-size", f"{header.size} bytes", f"{planned.size}", (planned.key, planned.member, position))
             return
         digest = hashlib.sha256()
-        for _, view, _ in hash_chunks(self._descriptor, position + BLOCK_BYTES, header.size):
+        for _, view, _ in hash_chunks(self._source, position + BLOCK_BYTES, header.size):
             digest.update(view)
         if digest.hexdigest() != planned.sha256:
             at = (planned.key, planned.member, position + BLOCK_BYTES)
@@ -364,6 +366,6 @@ class _Walk:
                 self._add("member-missing", found, "", (planned.key, planned.member, None))
 
 
-def walk_shard(descriptor: int, size: int, plan: ShardPlan | None, collector: Collector) -> None:
-    """Walk an open shard of `size` bytes and file what is wrong, against the manifest's plan where it is believed."""
-    _Walk(descriptor, size, plan, collector).run()
+def walk_shard(source: Source, plan: ShardPlan | None, collector: Collector) -> None:
+    """Walk an open shard and file what is wrong, against the manifest's plan where it is believed."""
+    _Walk(source, plan, collector).run()

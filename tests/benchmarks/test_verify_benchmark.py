@@ -1,0 +1,30 @@
+"""The verifier's benchmark measures every level and refuses shards that are not sound. No speed is asserted."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+benchmark: Any = importlib.import_module("verify")
+
+
+def test_every_level_is_measured(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = benchmark.measure(shards, threads=1, repeats=1)
+    assert document["bytes"] == sum(path.stat().st_size for path in shards.iterdir())
+    assert document["levels"].keys() == {"quick", "full", "deep"}
+    assert all(level["ratio"] > 0 for level in document["levels"].values())
+    benchmark._print(document)
+    assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_damaged_shards_are_no_yardstick(shards: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shards, tmp_path / "s")
+    (folder / "stats.json").write_bytes(b"{}")
+    with pytest.raises(SystemExit, match="file-size"):
+        benchmark.measure(folder, threads=1, repeats=1)
