@@ -26,7 +26,7 @@ def _convert_guarded(recording: Recording, settings: ConvertSettings) -> Convert
         return convert(recording, settings)
     except (MemoryError, ImportError, SystemError):
         raise  # not the recording's fault: the process dies and the supervisor tries once more alone
-    except Exception as error:  # noqa: BLE001 - the named boundary
+    except Exception as error:  # the named boundary
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise
         found = f"{type(error).__name__}: {error}".replace("\n", " ")
