@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.trainer.cachefolder import CacheFull
 from omniges.trainer.catalog import STREAM_MEMBERS, VERIFY, ClipTable
 from omniges.trainer.normalise import CHANNELS, Normaliser
 
@@ -178,7 +179,7 @@ class ClipReader:
         name = self.table.shard_name(shard)
         try:
             descriptor = self._source.open(name)
-        except EnvironmentFault:
+        except CacheFull:
             if not self._maps:
                 raise
             self._maps.clear()  # a cache cannot evict what is mapped: let go of all, and try once more

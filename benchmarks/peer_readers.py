@@ -1,0 +1,182 @@
+"""One peer's loader in a process of its own: stock webdataset, litData or mosaic streaming over the same windows.
+
+Run by `loader.py`, with whatever Python has the peer; it needs no omniges. ``prepare`` writes the windows in the peer's
+own format. ``read`` says ``ready`` after a warm-up, then for each line with a number of seconds takes batches for so
+long and answers with the windows and the seconds it took. Each peer is used as its documentation shows, with what
+helps it: webdataset decodes two members only and makes all windows of a clip it has decoded; litData and mosaic
+streaming store ready-made windows. None of them normalises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+__all__ = ["PEERS", "main", "windows_of_shards"]
+
+Window = dict[str, Any]
+
+_FRAMES: Final = {"gesture": 3, "mel": 10}  # a tick
+_SHUFFLED: Final = 500
+
+
+def _cut(arrays: dict[str, Any], ticks: int) -> Iterator[Window]:
+    """All windows of a clip, one after the other."""
+    count = min(len(array) // (_FRAMES[name] * ticks) for name, array in arrays.items())
+    for number in range(count):
+        yield {
+            name: array[number * ticks * _FRAMES[name] : (number + 1) * ticks * _FRAMES[name]]
+            for name, array in arrays.items()
+        }
+
+
+def windows_of_shards(paths: Iterable[Path], ticks: int) -> Iterator[Window]:
+    """Windows of all clips, read with tarfile and numpy."""
+    for path in paths:
+        with tarfile.open(path) as tar:
+            clip: dict[str, Any] = {}
+            for member in tar:
+                stream = member.name.partition(".")[2].removesuffix(".npy")
+                if stream in _FRAMES:
+                    clip[stream] = np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False)  # type: ignore[union-attr]
+                if len(clip) == len(_FRAMES):
+                    yield from _cut(clip, ticks)
+                    clip = {}
+
+
+def _module(name: str) -> Any:
+    """A package that may be absent, and that this project does not depend on."""
+    return importlib.import_module(name)
+
+
+class _Peer(Protocol):
+    def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
+        """Write the windows in the peer's own format."""
+
+    def loader(self, shards: list[Path], folder: Path, options: argparse.Namespace) -> Any:
+        """An iterable of batches."""
+
+
+class _Webdataset:
+    """Tar shards as they are: decode, cut, shuffle, default collate."""
+
+    def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
+        """Nothing: it reads the shards."""
+
+    def loader(self, shards: list[Path], folder: Path, options: argparse.Namespace) -> Any:
+        torch, wds = _module("torch"), _module("webdataset")
+
+        def cut(samples: Iterable[Any]) -> Iterator[Window]:
+            for sample in samples:
+                yield from _cut({name: sample[f"{name}.npy"] for name in _FRAMES}, options.ticks)
+
+        urls = [str(path) for path in shards] * (1 if len(shards) >= options.workers else options.workers)
+        data = (
+            wds.WebDataset(
+                urls,
+                shardshuffle=len(urls),
+                empty_check=False,
+                select_files=lambda name: name.endswith(("gesture.npy", "mel.npy")),
+            )
+            .decode()
+            .compose(cut)
+            .shuffle(_SHUFFLED)
+            .repeat()
+        )
+        return torch.utils.data.DataLoader(data, batch_size=options.batch_size, num_workers=options.workers)
+
+
+class _LitData:
+    """Windows stored with `litdata.optimize`."""
+
+    def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
+        litdata = _module("litdata")
+
+        inputs = [(str(path), ticks) for path in shards]
+        litdata.optimize(fn=_windows_of_one, inputs=inputs, output_dir=str(folder), chunk_bytes="64MB")
+
+    def loader(self, shards: list[Path], folder: Path, options: argparse.Namespace) -> Any:
+        litdata = _module("litdata")
+
+        data = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
+        return litdata.StreamingDataLoader(
+            data, batch_size=options.batch_size, num_workers=options.workers, persistent_workers=options.workers > 0
+        )
+
+
+def _windows_of_one(given: tuple[str, int]) -> Iterator[Window]:
+    yield from windows_of_shards([Path(given[0])], given[1])
+
+
+class _Mosaic:
+    """Windows stored with `streaming.MDSWriter`."""
+
+    def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
+        streaming = _module("streaming")
+
+        with streaming.MDSWriter(out=str(folder), columns=dict.fromkeys(_FRAMES, "ndarray:float32")) as writer:
+            for window in windows_of_shards(shards, ticks):
+                writer.write({name: np.ascontiguousarray(array) for name, array in window.items()})
+
+    def loader(self, shards: list[Path], folder: Path, options: argparse.Namespace) -> Any:
+        streaming, torch = _module("streaming"), _module("torch")
+
+        data = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=options.batch_size)
+        return torch.utils.data.DataLoader(
+            data, batch_size=options.batch_size, num_workers=options.workers, persistent_workers=options.workers > 0
+        )
+
+
+PEERS: Final[dict[str, _Peer]] = {"webdataset": _Webdataset(), "litdata": _LitData(), "streaming": _Mosaic()}
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _serve(batches: Iterator[Any], warm_up: int) -> None:
+    for _ in range(warm_up):
+        next(batches)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        windows, start, limit = 0, time.perf_counter(), float(line)
+        while (passed := time.perf_counter() - start) < limit:
+            windows += len(next(batches)["gesture"])
+        sys.stdout.write(f"{windows} {passed}\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    """Prepare or read, as told."""
+    parser = argparse.ArgumentParser(description="A peer's loader, for loader.py.")
+    parser.add_argument("action", choices=("check", "prepare", "read"))
+    parser.add_argument("peer", choices=tuple(PEERS))
+    parser.add_argument("--shards", type=Path, nargs="*", default=[])
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--ticks", type=int, default=43)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--warm-up", type=int, default=20)
+    options = parser.parse_args()
+    peer = PEERS[options.peer]
+    if options.action == "check":
+        _module(options.peer)
+    elif options.action == "prepare":
+        peer.prepare(options.shards, options.folder, options.ticks)
+    else:
+        _serve(iter(_endless(peer.loader(options.shards, options.folder, options))), options.warm_up)
+
+
+if __name__ == "__main__":
+    main()

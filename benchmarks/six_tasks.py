@@ -1,0 +1,224 @@
+"""Does one model learn all six tasks? Synthetic corpus, ten minutes on two cores, scored without any model.
+
+    python benchmarks/six_tasks.py --folder six --minutes 10
+
+writes a corpus (60 clips of 24 s, 12 words), preprocesses it, trains ``--preset tiny`` through the command line, then
+generates every task from the clips of the test split and scores what comes out: shown words by template matching
+(`wordscore`), text by word error rate. Scores of the recordings themselves and of other clips' words stand beside
+them. ``--evaluate RUN`` scores the checkpoints of a run that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from wordscore import Score, Templates, learn_templates, score_words, word_error_rate
+
+from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.trainer.checkpoint import checkpoints, open_checkpoint
+from omniges.trainer.flow import FlowModel
+from omniges.trainer.resuming import CHECKPOINTS
+from omniges.trainer.sampling import Draws, SamplingSettings, sample
+from omniges.trainer.saved import load_model
+from omniges.trainer.slots import SlotCodec
+from omniges.trainer.streams import StreamName
+from omniges.trainer.tasks import TASKS
+
+SIX = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
+RATES: Mapping[StreamName, float] = {"gesture": 30.0, "audio": 100.0}
+FRAMES_PER_TICK: Mapping[StreamName, int] = {"gesture": 3, "audio": 10, "text": 1}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a test clip as shards hold it, and its words in seconds from its start."""
+
+    arrays: dict[StreamName, Any]
+    words: list[dict[str, Any]]
+    speaker: str | None
+
+
+def windows_of(clip: SampleArrays, codec: SlotCodec, ticks: int) -> list[Window]:
+    """Whole windows of a clip, one after the other."""
+    streams: dict[StreamName, Any] = {
+        "gesture": clip.gesture.gesture,
+        "audio": clip.mel,
+        "text": codec.encode(clip.words, clip.row.ticks).ids,
+    }
+    found = []
+    for start in range(0, clip.row.ticks - ticks + 1, ticks):
+        arrays = {
+            name: array[start * FRAMES_PER_TICK[name] : (start + ticks) * FRAMES_PER_TICK[name]]
+            for name, array in streams.items()
+        }
+        words = [w | {"start": w["start"] - start / 10, "end": w["end"] - start / 10} for w in clip.words]
+        found.append(Window(arrays, words, clip.row.speaker))
+    return found
+
+
+def clips_of(shards: ShardFolder, split: str) -> list[SampleArrays]:
+    """All samples of a split."""
+    return [shards.sample(row) for row in shards.rows if row.split == split]
+
+
+def templates_of(clips: Sequence[SampleArrays]) -> dict[StreamName, Templates]:
+    """Templates of both streams that show words."""
+    return {
+        "gesture": learn_templates([(clip.gesture.gesture, clip.words) for clip in clips], RATES["gesture"]),
+        "audio": learn_templates([(clip.mel, clip.words) for clip in clips], RATES["audio"]),
+    }
+
+
+def generate(
+    model: FlowModel, speakers: Sequence[str], windows: Sequence[Window], task: str, steps: int
+) -> list[np.ndarray[Any, Any]]:
+    """One array of the task's target for each window."""
+    numbers = {name: k + 1 for k, name in enumerate(speakers)}
+    (target,) = TASKS[task].targets
+    conditions = {
+        name: torch.from_numpy(np.stack([window.arrays[name] for window in windows])) for name in TASKS[task].conditions
+    }
+    draws = Draws(
+        ticks=len(windows[0].arrays["text"]),
+        seed=1,
+        positions=torch.arange(len(windows)),
+        speakers=torch.tensor([numbers.get(window.speaker or "", 0) for window in windows]),
+    )
+    made = sample(model, conditions, (target,), draws, SamplingSettings(steps=steps))[target]
+    return list(made.numpy())
+
+
+def score_task(
+    task: str,
+    made: Sequence[np.ndarray[Any, Any]],
+    windows: Sequence[Window],
+    templates: Mapping[StreamName, Templates],
+    codec: SlotCodec,
+) -> float:
+    """Share of words shown rightly, or for text the word error rate."""
+    (target,) = TASKS[task].targets
+    if target == "text":
+        found = [[word.word for word in codec.decode(ids)] for ids in made]
+        expected = [[word.word for word in codec.decode(window.arrays["text"])] for window in windows]
+        return word_error_rate(zip(found, expected, strict=True))
+    total = Score(0, 0)
+    for array, window in zip(made, windows, strict=True):
+        total += score_words(templates[target], array, window.words, RATES[target])
+    return total.accuracy
+
+
+def references(windows: Sequence[Window], templates: Mapping[StreamName, Templates], codec: SlotCodec) -> str:
+    """What the recordings score, and what the next window's recordings do: full marks and chance."""
+    lines = []
+    for task in ("t2g", "t2a", "g2t"):
+        (target,) = TASKS[task].targets
+        true = [window.arrays[target] for window in windows]
+        full = score_task(task, true, windows, templates, codec)
+        chance = score_task(task, [*true[1:], true[0]], windows, templates, codec)
+        lines.append(f"{target}: recordings {full:.3f}, those of another window {chance:.3f}")
+    return "; ".join(lines)
+
+
+def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
+    """Scores of every checkpoint of a run on the test split."""
+    source = ShardFolder(shards)
+    templates = templates_of(clips_of(source, "train"))
+    test = clips_of(source, "test")
+    rows: list[dict[str, Any]] = []
+    for path in reversed(checkpoints(run / CHECKPOINTS)):
+        saved = open_checkpoint(path)
+        model, identity = load_model(saved)
+        codec = SlotCodec(identity.tokenizer)
+        windows = [window for clip in test for window in windows_of(clip, codec, identity.window_ticks)]
+        if not rows:
+            print(f"{len(windows)} windows of {len(test)} test clips; {references(windows, templates, codec)}")
+        began = time.monotonic()
+        scores = {
+            task: score_task(task, generate(model, identity.speakers, windows, task, steps), windows, templates, codec)
+            for task in SIX
+        }
+        minutes = saved.document("state.json")["elapsed_s"] / 60
+        rows.append({"step": saved.step, "minutes": minutes, "scores": scores})
+        shown = ", ".join(f"{task} {score:.3f}" for task, score in scores.items())
+        print(f"step {saved.step:6d}, {minutes:5.1f} min: {shown} ({time.monotonic() - began:.1f} s)", flush=True)
+    return rows
+
+
+def draw(rows: Sequence[Mapping[str, Any]], run: Path, picture: Path) -> None:
+    """Learning curves: words shown rightly, word error rates, and the loss of each task as the log has it."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, (shown, errors, losses) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for task in SIX:
+        axis = errors if task in {"g2t", "a2t"} else shown
+        axis.plot([row["minutes"] for row in rows], [row["scores"][task] for row in rows], marker=".", label=task)
+    shown.axhline(0.97, color="grey", linestyle=":")
+    errors.axhline(0.03, color="grey", linestyle=":")
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    curve = [row for row in log if row["event"] == "steps"]
+    for task in SIX:
+        points = [(row["step"], row["tasks"][task]["loss"]) for row in curve if task in row["tasks"]]
+        losses.plot(*zip(*points, strict=True), label=task)
+    shown.set(title="words shown rightly", xlabel="minutes of training", ylim=(0, 1.02))
+    errors.set(title="word error rate", xlabel="minutes of training", ylim=(0, 1.5))
+    losses.set(title="training loss", xlabel="step", yscale="log")
+    for axis in (shown, errors, losses):
+        axis.legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+
+
+def command(*words: object) -> None:
+    """Run the installed command as a person does."""
+    subprocess.run([str(Path(sys.executable).with_name("omniges")), *map(str, words)], check=True)
+
+
+def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Path:
+    """Corpus, shards and a trained run in a folder; returns the run."""
+    corpus, shards, run = folder / "corpus", folder / "shards", folder / "run"
+    if not corpus.exists():
+        command("sample-corpus", corpus, "--clips", 60, "--seconds", 24, "--words", 12, "--seed", seed)
+    command("preprocess", "--root", corpus, "--out", shards)
+    command(
+        *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", minutes),
+        *("--checkpointing-steps", 200, "--checkpoints-total-limit", 100, *extra),
+    )
+    return run
+
+
+def main() -> None:
+    """Train where asked for, score, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--folder", type=Path, default=Path("six"))
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--steps", type=int, default=20, help="of sampling")
+    parser.add_argument("--evaluate", type=Path, help="a run to score, over the shards of --folder")
+    arguments, extra = parser.parse_known_args()
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    run = arguments.evaluate or prepare(folder, arguments.seed, arguments.minutes, extra)
+    rows = evaluate(run, folder / "shards", arguments.steps)
+    (folder / "scores.json").write_text(json.dumps(rows, indent=1))
+    draw(rows, run, folder / "curves.png")
+    last = rows[-1]["scores"]
+    met = all(last[task] >= 0.97 for task in SIX[:4]) and all(last[task] <= 0.03 for task in SIX[4:])
+    print(
+        f"targets (0.97 of words shown, word error rate 0.03): {'met' if met else 'NOT met'}; {folder / 'curves.png'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
