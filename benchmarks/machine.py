@@ -10,7 +10,19 @@ from typing import Any, Final
 
 __all__ = ["describe_machine"]
 
-_PACKAGES: Final = ("omniges", "numpy", "scipy", "librosa", "numba", "praatio", "soundfile", "pyarrow", "tokenizers", "torch", "webdataset")
+_PACKAGES: Final = (
+    "omniges",
+    "numpy",
+    "scipy",
+    "librosa",
+    "numba",
+    "praatio",
+    "soundfile",
+    "pyarrow",
+    "tokenizers",
+    "torch",
+    "webdataset",
+)
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,211 @@
+"""Checkpoints: a folder of safetensors and JSON, written beside, read back, and published by one rename.
+
+``checkpoint.json`` lists every file with its size and sha256 and is written last, so a folder without a sound one is
+no checkpoint, whoever copied it. docs/training.md is the promise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from omniges.errors import DataError
+from omniges.publish import is_temporary_name, make_folder, os_errors, publish_bytes, sync_folder
+from omniges.shards.dataset import seal, sealed_correctly
+from omniges.trainer.tensorfile import read_tensors, write_tensors
+
+__all__ = [
+    "CHECKPOINT_FILE",
+    "Contents",
+    "SavedCheckpoint",
+    "checkpoints",
+    "open_checkpoint",
+    "prune",
+    "remove_unfinished",
+    "save_checkpoint",
+    "set_aside",
+    "step_of",
+]
+
+CHECKPOINT_FILE: Final = "checkpoint.json"
+_FORMAT: Final = "omniges-checkpoint"
+_VERSION: Final = 1
+_NAME: Final = re.compile(r"step-(\d+)")
+_OTHER: Final = "Choose another checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a checkpoint holds, by file name."""
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    documents: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """A checkpoint whose every byte was found as it was written."""
+
+    path: Path
+    step: int
+    files: Mapping[str, Mapping[str, Any]]
+
+    def document(self, name: str) -> Any:
+        """A JSON file of it; raises DataError where it has none of that name."""
+        return json.loads(self.content(name))
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a file of it."""
+        self._require(name)
+        return (self.path / name).read_bytes()
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a file of it, on the host."""
+        self._require(name)
+        return read_tensors(self.path / name)
+
+    def _require(self, name: str) -> None:
+        if name not in self.files:
+            raise DataError(f"{self.path}: it has no {name}. {_OTHER}")
+
+
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name, or None for another name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Folders that have a checkpoint's name, sound or not, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(step, path) for path in folder.iterdir() if path.is_dir() and (step := step_of(path)) is not None]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def save_checkpoint(folder: Path, contents: Contents) -> Path:
+    """Write a checkpoint into a folder of them and return its path; at any moment of it, all earlier ones are whole.
+
+    Raises EnvironmentFault where the disk is in the way, DataError where it does not give back what was written; then
+    nothing is left of it.
+    """
+    final = folder / f"step-{contents.step:06d}"
+    make_folder(folder)
+    with _beside(final) as unfinished:
+        files = {}
+        for name, document in contents.documents.items():
+            files[name] = _entry(len(document), publish_bytes(unfinished / name, document))
+        for name, tensors in contents.tensors.items():
+            files[name] = _entry(*write_tensors(unfinished / name, tensors))
+        _compare(unfinished, files)
+        # One part a file now; a model that is spread over ranks has one file a rank, told apart by name and "part".
+        index = {"format": _FORMAT, "version": _VERSION, "step": contents.step, "parts": 1, "files": files}
+        publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
+    return final
+
+
+def _entry(size: int, digest: str) -> dict[str, Any]:
+    return {"bytes": size, "sha256": digest}
+
+
+@contextmanager
+def _beside(final: Path) -> Iterator[Path]:
+    """A folder that gets its final name in one step, or goes."""
+    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    with os_errors(final):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    try:
+        yield unfinished
+        with os_errors(final):
+            sync_folder(unfinished)
+            unfinished.rename(final)
+            sync_folder(final.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
+    """Check every byte of a checkpoint, or only its index; raises DataError with what is wrong."""
+    index = _read_index(path)
+    if bytewise:
+        _compare(path, index["files"])
+    return SavedCheckpoint(path, index["step"], index["files"])
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    file = path / CHECKPOINT_FILE
+    try:
+        index = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no {CHECKPOINT_FILE}, so it is not complete. {_OTHER}") from error
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: no JSON document, so it was damaged. {_OTHER}") from error
+    if not isinstance(index, dict) or index.get("format") != _FORMAT:
+        raise DataError(f"{file}: format {_FORMAT!r} expected. This is no checkpoint of omniges")
+    if not sealed_correctly(index):
+        raise DataError(f"{file}: its checksum does not fit: it was edited or damaged. {_OTHER}")
+    if index.get("version") != _VERSION:
+        raise DataError(f"{file}: version {_VERSION} expected, found {index.get('version')}. Use the omniges it is of")
+    return index
+
+
+def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Hold files against their sizes and digests, as the disk gives them back."""
+    for name, entry in files.items():
+        file = path / name
+        try:
+            with file.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size != entry["bytes"]:
+                    raise DataError(f"{file}: {entry['bytes']} bytes expected, found {size}. {_OTHER}")
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error
+        if digest != entry["sha256"]:
+            raise DataError(f"{file}: sha256 {entry['sha256']} expected, found {digest}: it was damaged. {_OTHER}")
+
+
+def prune(folder: Path, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints (0: none); each loses its name before its first file."""
+    removed = checkpoints(folder)[keep:] if keep else []
+    for path in removed:
+        doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        with os_errors(path, "remove"):
+            path.rename(doomed)
+            sync_folder(folder)
+            shutil.rmtree(doomed)
+    return removed
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs left half-written or half-removed; only for who holds the run's lock."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if is_temporary_name(path.name):
+                with os_errors(path, "remove"):
+                    shutil.rmtree(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint that was passed over, so that its name is free; nothing of it is removed."""
+    number = 1
+    while (aside := path.with_name(f"passed-{path.name}-{number}")).exists():
+        number += 1
+    with os_errors(path, "rename"):
+        path.rename(aside)
+        sync_folder(path.parent)
+    return aside

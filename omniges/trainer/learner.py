@@ -1,0 +1,132 @@
+"""One step of learning: losses of micro-batches, gradients, clipping, AdamW, the average. Nothing waits for the device.
+
+What is learned lives here and nowhere else: weights, their average, the optimizer's moments, the loss scale of fp16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from omniges.errors import DataError
+from omniges.trainer.ema import Ema
+from omniges.trainer.flow import FlowLoss, FlowModel, Windows
+from omniges.trainer.optimizer import load_moments, make_optimizer, moments
+from omniges.trainer.schedule import LearningRate
+from omniges.trainer.tasks import FlowSettings, Plan
+
+__all__ = ["EMA_FILE", "MODEL_FILE", "OPTIMIZER_FILE", "LearnSettings", "Learner"]
+
+MODEL_FILE: Final = "model.safetensors"
+EMA_FILE: Final = "ema.safetensors"
+OPTIMIZER_FILE: Final = "optimizer.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnSettings:
+    """What decides an update, but for the model and the data."""
+
+    rate: LearningRate
+    flow: FlowSettings
+    seed: int  # of noise
+    betas: tuple[float, float]
+    weight_decay: float
+    max_grad_norm: float  # 0: no clipping
+    ema_decay: float
+    accumulation: int
+    dense: bool = False  # one shape for all batches, for compiling
+    compile: bool = False
+
+
+class Learner:
+    """A model that learns; on the accelerator's device, spread over its processes."""
+
+    def __init__(self, model: FlowModel, accelerator: Accelerator, settings: LearnSettings) -> None:
+        self.model = model
+        self._settings = settings
+        self._accelerator = accelerator
+        self._wrapped: nn.Module = accelerator.prepare_model(model)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = make_optimizer(model, betas=settings.betas, weight_decay=settings.weight_decay)
+        self._stepper = accelerator.prepare_optimizer(self._optimizer)
+        self._ema = Ema(model, settings.ema_decay)
+        if settings.compile:
+            for block in model.trunk.blocks:
+                block.compile()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return cast("torch.device", self._accelerator.device)
+
+    def micro_step(self, windows: Windows, plan: Plan, *, last: bool) -> Tensor:
+        """Add a micro-batch's gradients; returns losses (B, 3) as `FlowLoss.each`, on the device.
+
+        ``last`` of the step: with several processes, their gradients are averaged in it.
+        """
+        settings = self._settings
+        alone = contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped)
+        with alone:
+            loss: FlowLoss = self._wrapped(windows, plan, settings.flow, settings.seed, dense=settings.dense)
+            self._accelerator.backward(loss.total / settings.accumulation)
+        return loss.each
+
+    def finish_step(self, step: int) -> Tensor:
+        """Update weights and average with the gradients added so far; returns their norm () before clipping."""
+        self._accelerator.unscale_gradients(self._stepper)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if self._settings.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._settings.max_grad_norm, norm, foreach=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.rate.at(step)
+        self._stepper.step()
+        self._stepper.zero_grad(set_to_none=True)
+        self._ema.update(step)
+        return norm
+
+    def discard(self) -> None:
+        """Drop the gradients of a step that will not be finished."""
+        self._stepper.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Everything learned, by file and name."""
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        state = moments(self.model, self._optimizer)
+        return {MODEL_FILE: weights, EMA_FILE: self._ema.tensors, OPTIMIZER_FILE: state}
+
+    def scale(self) -> dict[str, Any] | None:
+        """The state of fp16's loss scale; None for other precisions."""
+        scaler = self._accelerator.scaler
+        return None if scaler is None else dict(scaler.state_dict())
+
+    @torch.no_grad()
+    def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: Mapping[str, Any] | None, where: str) -> None:
+        """Put back what `tensors` and `scale` gave; raises DataError where it is not of this model."""
+        weights = dict(self.model.named_parameters())
+        for name, own in ((MODEL_FILE, weights), (EMA_FILE, self._ema.tensors)):
+            load_into(own, files[name], f"{where}/{name}")
+        load_moments(self.model, self._optimizer, files[OPTIMIZER_FILE], f"{where}/{OPTIMIZER_FILE}")
+        scaler = self._accelerator.scaler
+        if scaler is not None and scale is not None:
+            scaler.load_state_dict(dict(scale))
+
+
+@torch.no_grad()
+def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
+    """Copy saved tensors into those of the same names; raises DataError for other names or shapes."""
+    for name in sorted(own.keys() | saved.keys()):
+        shapes = [None if found is None else tuple(found.shape) for found in (own.get(name), saved.get(name))]
+        if shapes[0] != shapes[1]:
+            raise DataError(
+                f"{where}: {name}: shape {shapes[0] or 'none'} expected, found {shapes[1] or 'none'}. It is of "
+                "another model: choose another checkpoint"
+            )
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])

@@ -1,0 +1,135 @@
+"""The log of a run: a line of JSON for each event in ``log.jsonl``, always, and trackers where they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from omniges.errors import EnvironmentFault
+from omniges.publish import make_folder, os_errors
+
+__all__ = ["LOG_FILE", "Logbook", "Tracker", "flat_numbers", "open_trackers"]
+
+LOG_FILE: Final = "log.jsonl"
+
+
+class Tracker(Protocol):
+    """Receives numbers by name at a step."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Take numbers in."""
+
+    def close(self) -> None:
+        """Write out what is left."""
+
+
+class Logbook:
+    """Appends events to RUN/log.jsonl; on the first rank only, on others it does nothing."""
+
+    def __init__(self, run: Path, trackers: Sequence[Tracker] = (), *, active: bool = True) -> None:
+        self.path = run / LOG_FILE
+        self._trackers = tuple(trackers)
+        self._descriptor = -1
+        if active:
+            make_folder(run)
+            with os_errors(self.path):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags, 0o666)
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append one line; raises EnvironmentFault where the disk is full."""
+        if self._descriptor < 0:
+            return
+        line = json.dumps({"event": event} | facts, ensure_ascii=False, allow_nan=False) + "\n"
+        view = memoryview(line.encode())
+        with os_errors(self.path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def track(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Hand the numbers of an event to the trackers."""
+        numbers = dict(flat_numbers(facts))
+        for tracker in self._trackers:
+            tracker.log(step, numbers)
+
+    def sync(self) -> None:
+        """Make what was written survive a power loss."""
+        if self._descriptor >= 0:
+            with os_errors(self.path):
+                os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """End log and trackers."""
+        for tracker in self._trackers:
+            tracker.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a nested mapping with names joined by ``/``; what is no number is left out."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from flat_numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """Trackers by name, all of which must be installed; raises EnvironmentFault for one that is not."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise EnvironmentFault(f"--report-to {name}: the package is not installed: pip install 'omniges[{name}]'")
+    return [_OPENERS[name](run, config) for name in names]
+
+
+class _TensorBoard:
+    """Event files in RUN/tensorboard."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        writers = importlib.import_module("torch.utils.tensorboard")
+        self._writer = writers.SummaryWriter(str(run / "tensorboard"))
+        self._writer.add_text("config", json.dumps(config, indent=2, ensure_ascii=False))
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One scalar each."""
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run of wandb in RUN/wandb, whose mode (online, offline) wandb takes from WANDB_MODE."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        wandb = importlib.import_module("wandb")
+        self._run = wandb.init(project="omniges", name=run.name, dir=str(run), config=dict(config))
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """All under one step."""
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self._run.finish()
+
+
+_OPENERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _WeightsAndBiases,
+}

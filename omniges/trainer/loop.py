@@ -1,0 +1,380 @@
+"""The loop: batches to the learner, wishes to stop, lines of the log, checkpoints. All ranks take the same turns."""
+
+from __future__ import annotations
+
+import enum
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError
+from omniges.trainer.feed import Feed
+from omniges.trainer.flow import Windows
+from omniges.trainer.learner import Learner
+from omniges.trainer.logbook import Logbook
+from omniges.trainer.losses import Smoothed, in_order, per_step, per_stream, per_task
+from omniges.trainer.progress import Progress, Reporter
+from omniges.trainer.ranks import Ranks
+from omniges.trainer.schedule import LearningRate, ema_decay
+from omniges.trainer.stopping import StopNow, Stopper
+from omniges.trainer.tasks import TASKS, FlowSettings, draw_plan
+
+__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "RunState", "Surroundings"]
+
+I64 = npt.NDArray[np.int64]
+
+_SHOWN: Final = 3
+
+
+class Ending(enum.IntEnum):
+    """Why a run ends; where ranks have several reasons, the largest counts."""
+
+    GOES_ON = 0
+    DONE = 1
+    TIME_UP = 2
+    STOPPED = 3
+    INTERRUPTED = 4
+    FAILED = 5
+
+
+_OF_SIGNALS: Final = {ExitCode.STOPPED: Ending.STOPPED, ExitCode.INTERRUPTED: Ending.INTERRUPTED}
+_EXIT_CODES: Final = {Ending.STOPPED: ExitCode.STOPPED, Ending.INTERRUPTED: ExitCode.INTERRUPTED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How long, and what happens how often."""
+
+    seed: int
+    flow: FlowSettings
+    rate: LearningRate
+    ema_decay: float
+    last_step: int | None
+    limit_s: float | None
+    checkpointing_steps: int
+    logging_steps: int
+    divergence_factor: float
+    trace: tuple[str, ...] | None
+    """Words of the command that lists batches, but for ranks and steps; None: there is none for this run."""
+
+
+@dataclass(slots=True)
+class RunState:
+    """How far a run is, at the end of a step. What is learned is the learner's."""
+
+    step: int = 0
+    position: int = 0
+    elapsed_s: float = 0.0
+    smoothed: Smoothed = field(default_factory=Smoothed)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to."""
+
+    ending: Ending
+    steps: int  # of this start
+    samples: int
+    seconds: float
+    waiting: float  # share of the time
+    loss: float | None  # of the last steps logged
+    checkpoint: Path | None  # the last one saved in this start
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The code of the command."""
+        return _EXIT_CODES.get(self.ending, ExitCode.OK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a loop talks to."""
+
+    ranks: Ranks
+    save: Callable[[RunState], Path]
+    """Makes a checkpoint of a state; every rank calls it."""
+    logbook: Logbook
+    reporter: Reporter
+    stopper: Stopper
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(slots=True)
+class _Interval:
+    """Steps since the last line of the log; losses and norms are still on the device."""
+
+    each: list[torch.Tensor] = field(default_factory=list)  # (B, 3) a micro-step
+    norms: list[torch.Tensor] = field(default_factory=list)  # () a step
+    starts: list[int] = field(default_factory=list)  # first position of each step
+    began_s: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
+
+
+class Loop:
+    """A run from a state to an ending."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        feed: Feed,
+        state: RunState,
+        settings: LoopSettings,
+        around: Surroundings,
+    ) -> None:
+        self._learner, self._feed, self._state, self._settings = learner, feed, state, settings
+        self._ranks, self._save_state, self._stopper = around.ranks, around.save, around.stopper
+        self._logbook, self._reporter, self._clock = around.logbook, around.reporter, around.clock
+        self._accumulation = feed.share.accumulation
+        self._interval = _Interval(began_s=self._clock())
+        self._began_s, self._elapsed_before_s, self._first_step = self._clock(), state.elapsed_s, state.step
+        self._saved_step = state.step
+        self._checkpoint: Path | None = None
+        self._waited_s = 0.0
+        self._loss: float | None = None
+        self._fault: OmnigesError | None = None
+
+    def run(self) -> Outcome:
+        """Learn until the end; what was learned is saved, whatever the end is, unless learning itself went wrong.
+
+        Raises DataError where losses are not finite or diverge, and what reading batches raises.
+        """
+        with self._stopper:
+            ending = Ending.GOES_ON
+            while ending is Ending.GOES_ON:
+                ending = self._step()
+                if ending is Ending.GOES_ON:
+                    self._look_around()
+            self._read_losses()
+            if self._state.step > self._saved_step:
+                self._save()
+        steps = self._state.step - self._first_step
+        seconds = self._clock() - self._began_s
+        self._logbook.write("end", ending=ending.name.lower(), step=self._state.step, seconds=round(seconds, 3))
+        if ending is Ending.FAILED:
+            raise self._fault or EnvironmentFault("another rank could not read its batch: its message says why")
+        return Outcome(
+            ending=ending,
+            steps=steps,
+            samples=steps * self._feed.share.global_batch,
+            seconds=seconds,
+            waiting=self._waited_s / seconds if seconds > 0 else 0.0,
+            loss=self._loss,
+            checkpoint=self._checkpoint,
+        )
+
+    # --- one step
+
+    def _step(self) -> Ending:
+        """Take a step, or find that the run ends; then nothing of the step has happened."""
+        if self._settings.last_step is not None and self._state.step >= self._settings.last_step:
+            return Ending.DONE
+        each = []
+        for micro_step in range(self._accumulation):
+            fetched, ending = self._fetch(first=micro_step == 0)
+            if fetched is None:
+                self._learner.discard()
+                return ending
+            losses = self._compute(*fetched, last=micro_step == self._accumulation - 1)
+            if losses is None:
+                self._learner.discard()
+                return self._wished()
+            each.append(losses)
+        self._interval.norms.append(self._learner.finish_step(self._state.step))
+        self._interval.each += each
+        self._interval.starts.append(self._state.position)
+        self._state.step += 1
+        self._state.position = self._feed.position
+        self._state.elapsed_s = self._elapsed_before_s + self._clock() - self._began_s
+        return Ending.GOES_ON
+
+    def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, Ending]:
+        """A batch if all ranks have one and none is to stop, or nothing and the reason."""
+        fetched = None
+        own = Ending.GOES_ON
+        began = self._clock()
+        try:
+            with self._stopper.interruptible():
+                fetched = self._feed.next()
+        except StopNow:
+            pass
+        except OmnigesError as error:
+            self._fault, own = error, Ending.FAILED
+        waited = self._clock() - began
+        self._interval.waited_s += waited
+        self._waited_s += waited
+        own = max(own, self._wished(), Ending.TIME_UP if first and self._time_is_up() else Ending.GOES_ON)
+        agreed = Ending(self._ranks.largest(own))
+        return (fetched if agreed is Ending.GOES_ON else None), agreed
+
+    def _compute(self, windows: Windows, positions: I64, *, last: bool) -> torch.Tensor | None:
+        """Losses of a micro-batch, its gradients added; None if a wish to stop came in between.
+
+        With several ranks it is not left in the middle: the others would wait for its gradients.
+        """
+        try:
+            with self._stopper.interruptible(self._ranks.world_size == 1):
+                plan = draw_plan(self._settings.flow, self._settings.seed, positions)
+                return self._learner.micro_step(windows, plan, last=last)
+        except StopNow:
+            return None
+
+    def _wished(self) -> Ending:
+        wish = self._stopper.wish
+        return Ending.GOES_ON if wish is None else _OF_SIGNALS[wish]
+
+    def _time_is_up(self) -> bool:
+        limit = self._settings.limit_s
+        return limit is not None and self._elapsed_before_s + self._clock() - self._began_s >= limit
+
+    # --- between steps
+
+    def _look_around(self) -> None:
+        step = self._state.step
+        saves = step % self._settings.checkpointing_steps == 0
+        if saves or step % self._settings.logging_steps == 0:
+            self._read_losses()
+        if saves:
+            self._save()
+
+    def _save(self) -> None:
+        began = self._clock()
+        self._checkpoint = self._save_state(self._state)
+        self._saved_step = self._state.step
+        seconds = round(self._clock() - began, 3)
+        self._logbook.write("checkpoint", step=self._state.step, path=str(self._checkpoint), seconds=seconds)
+        self._logbook.sync()
+        self._reporter.say(f"saved {self._checkpoint}")
+
+    def _read_losses(self) -> None:
+        """Read from the device what the last steps cost, refuse what went wrong, tell the rest. The only host sync."""
+        interval, self._interval = self._interval, _Interval(began_s=self._clock())
+        steps = len(interval.starts)
+        if not steps:
+            return
+        gathered = self._ranks.gathered(torch.stack(interval.each)).cpu().numpy().astype(np.float64)
+        norms = torch.stack(interval.norms).cpu().numpy().astype(np.float64)
+        losses = in_order(gathered, steps)
+        totals = per_step(losses, self._settings.flow.weights)
+        first = self._state.step - steps
+        self._refuse_nonsense(first, interval.starts, losses, norms)
+        for k, total in enumerate(totals.tolist()):
+            if self._state.smoothed.add(total) > self._settings.divergence_factor:
+                self._refuse(
+                    first + k,
+                    np.arange(interval.starts[k], interval.starts[k] + losses.shape[1]),
+                    f"the smoothed loss is {self._state.smoothed.value:.4g}, over "
+                    f"{self._settings.divergence_factor:g} times the lowest, {self._state.smoothed.lowest:.4g}",
+                )
+        self._loss = float(totals.mean())
+        self._tell(interval, losses, totals, norms)
+
+    def _tell(
+        self,
+        interval: _Interval,
+        losses: npt.NDArray[np.float64],
+        totals: npt.NDArray[np.float64],
+        norms: npt.NDArray[np.float64],
+    ) -> None:
+        """A line of the log, and progress."""
+        settings, state = self._settings, self._state
+        steps, samples = len(totals), losses.shape[1]
+        positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)
+        plan = draw_plan(settings.flow, settings.seed, positions)
+        flat = losses.reshape(-1, losses.shape[2])
+        seconds = max(self._clock() - interval.began_s, 1e-9)
+        rate = steps * samples / seconds
+        facts: dict[str, Any] = {
+            "loss": float(totals.mean()),
+            "tasks": per_task(flat, plan, settings.flow.weights),
+            "streams": per_stream(flat, plan),
+            "learning_rate": settings.rate.at(state.step - 1),
+            "gradient_norm": float(norms[np.isfinite(norms)].mean()) if np.isfinite(norms).any() else None,
+            "ema_decay": ema_decay(settings.ema_decay, state.step - 1),
+            "smoothed_loss": state.smoothed.value,
+            "epoch": state.position / self._feed.windows_per_epoch,
+            "samples_per_s": round(rate, 3),
+            "waiting_for_data": round(interval.waited_s / seconds, 5),
+            "elapsed_s": round(state.elapsed_s, 3),
+        }
+        kept = [norm if np.isfinite(norm) else None for norm in norms.tolist()]  # not finite: a step fp16 left out
+        self._logbook.write("steps", step=state.step, **facts, losses=totals.tolist(), gradient_norms=kept)
+        self._logbook.track(state.step, facts)
+        self._reporter.update(
+            Progress(
+                step=state.step,
+                last_step=settings.last_step,
+                epoch=facts["epoch"],
+                loss=facts["loss"],
+                learning_rate=facts["learning_rate"],
+                samples_per_s=rate,
+                waiting=facts["waiting_for_data"],
+                left_s=self._left_s(seconds / steps),
+            )
+        )
+
+    def _left_s(self, step_s: float) -> float | None:
+        settings, state = self._settings, self._state
+        by_steps = None if settings.last_step is None else (settings.last_step - state.step) * step_s
+        by_clock = None if settings.limit_s is None else max(0.0, settings.limit_s - state.elapsed_s)
+        return min((left for left in (by_steps, by_clock) if left is not None), default=None)
+
+    # --- what went wrong
+
+    def _refuse_nonsense(
+        self, first: int, starts: list[int], losses: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]
+    ) -> None:
+        """Raise where a loss or a gradient is not finite; the first step counts, for it spoils the later ones."""
+        for k, start in enumerate(starts):
+            bad = np.flatnonzero(~np.isfinite(losses[k]).all(axis=1))
+            if len(bad):
+                self._refuse(
+                    first + k, start + bad, f"the loss of {len(bad)} of {losses.shape[1]} samples is no number"
+                )
+            # With fp16 a gradient that overflows lowers the loss scale, and its step is left out.
+            if not np.isfinite(norms[k]) and self._learner.scale() is None:
+                whole = np.arange(start, start + losses.shape[1])
+                self._refuse(first + k, whole, "the gradient is no number, though each sample's loss is one")
+
+    def _refuse(self, step: int, positions: I64, what: str) -> None:
+        """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
+        places = self._feed.places(positions)
+        plan = draw_plan(self._settings.flow, self._settings.seed, positions)
+        tasks = [list(TASKS)[number] for number in plan.task.tolist()]
+        samples = [
+            {"position": p.position, "key": p.key, "start_tick": p.start_tick, "source": p.source, "task": task}
+            for p, task in zip(places, tasks, strict=True)
+        ]
+        command = self._trace_command(int(positions[0]))
+        self._logbook.write("refused", step=step, what=what, samples=samples, command=command)
+        self._logbook.sync()
+        some = ", ".join(f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples[:_SHOWN])
+        more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+        seen = f"; list the batch with: {command}" if command else ""
+        raise DataError(
+            f"step {step}: {what}: {some}{more}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
+            f"data with omniges verify-shards --level deep; all samples are in {self._logbook.path}"
+        )
+
+    def _trace_command(self, position: int) -> str | None:
+        """The command line that lists the micro-batch at a position."""
+        if self._settings.trace is None:
+            return None
+        share = self._feed.share
+        step, within = divmod(position, share.micro_batch)
+        if self._state.position % share.micro_batch:  # after a resume with another global batch
+            words: Mapping[str, int] = {"world-size": 1, "rank": 0, "batch-size": 1, "from-step": position}
+        else:
+            words = {
+                "world-size": share.world_size,
+                "rank": within // share.batch_size,
+                "batch-size": share.batch_size,
+                "from-step": step,
+            }
+        return shlex.join([*self._settings.trace, *(f"--{name}={value}" for name, value in words.items())])

@@ -1,0 +1,135 @@
+"""Model sizes by name, and the model that a configuration and a shard folder's statistics make.
+
+A `ModelConfig` says everything about a model but what comes from the data: the statistics, the number of pieces of
+the tokenizer and the speakers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import torch
+
+from omniges.errors import UsageFault
+from omniges.features.audio import MEL_BANDS
+from omniges.features.gesture import LAYOUT
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.trainer.attention import QKNormKind
+from omniges.trainer.flow import FlowModel
+from omniges.trainer.streams import Prediction
+from omniges.trainer.tokens import FrameTokens, SlotTokens
+from omniges.trainer.trunk import Conditioning, JointFlowTransformer
+
+__all__ = ["PRESETS", "ModelConfig", "PresetName", "build_model", "model_for_weights", "parameter_count", "preset"]
+
+PresetName = Literal["tiny", "small", "base", "omniflow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Sizes and kinds of a model over the default tokens."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: int = 4
+    qk_norm: QKNormKind | None = "rms"
+    conditioning: Conditioning = "summed"
+    rotary_periods_s: tuple[float, float] = (0.5, 120.0)
+    """Shortest and longest period of the rotary positions, in seconds."""
+    piece_width: int = 48
+    """Features that tell a slot's piece."""
+    mark_width: int = 16
+    """Features that tell a slot's marks."""
+    gesture_prediction: Prediction = "clean"
+    audio_prediction: Prediction = "clean"
+    blank_weight: float = 0.25
+    """Weight of a blank tick in the text loss, where a spoken one has 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no trunk has."""
+        if min(self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width) < 1:
+            raise UsageFault(f"model: found {asdict(self)}; expected sizes of at least 1")
+        if self.width % (2 * self.heads):
+            raise UsageFault(
+                f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which checkpoints keep it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `as_json`."""
+        first, last = found["rotary_periods_s"]
+        return cls(**{**found, "rotary_periods_s": (first, last)})
+
+
+PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
+    {
+        "tiny": ModelConfig(width=128, layers=4, heads=4),
+        "small": ModelConfig(width=384, layers=8, heads=6),
+        "base": ModelConfig(width=768, layers=12, heads=12),
+        "omniflow": ModelConfig(width=1536, layers=24, heads=24),
+    }
+)
+"""``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a name; raises `UsageFault` for another name."""
+    if name not in PRESETS:
+        raise UsageFault(f"preset: found {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def build_model(config: ModelConfig, *, statistics: Mapping[str, Any], pieces: int, speakers: int) -> FlowModel:
+    """An untrained model on the current default device, drawn from torch's global generator.
+
+    ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are.
+    """
+    gesture = FrameTokens.from_statistics(
+        statistics["gesture"], frames=FRAMES_PER_TICK, prediction=config.gesture_prediction
+    )
+    audio = FrameTokens.from_statistics(
+        statistics["mel"], frames=MEL_FRAMES_PER_TICK, prediction=config.audio_prediction
+    )
+    text = SlotTokens(
+        pieces=pieces,
+        piece_width=config.piece_width,
+        mark_width=config.mark_width,
+        blank_weight=config.blank_weight,
+    )
+    streams = {"gesture": gesture, "text": text, "audio": audio}
+    trunk = JointFlowTransformer(
+        streams={name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()},
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        qk_norm=config.qk_norm,
+        conditioning=config.conditioning,
+        speakers=speakers,
+        rotary_periods_s=config.rotary_periods_s,
+    )
+    return FlowModel(trunk, {"gesture": gesture, "text": text, "audio": audio})
+
+
+def model_for_weights(config: ModelConfig, *, pieces: int, speakers: int) -> FlowModel:
+    """A model whose weights and statistics are still to be loaded, from a state dict that has them all."""
+    statistics = {
+        "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
+        "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
+    }
+    return build_model(config, statistics=statistics, pieces=pieces, speakers=speakers)
+
+
+def parameter_count(config: ModelConfig, *, pieces: int, speakers: int) -> int:
+    """How many numbers a model learns; allocates nothing."""
+    with torch.device("meta"):
+        model = model_for_weights(config, pieces=pieces, speakers=speakers)
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,125 @@
+"""Sampling: any streams from any others, by Euler steps from noise to clean tokens.
+
+A model gives expected clean tokens x; the velocity at level σ is (x_σ − x) / σ, and a step to σ' is
+x_σ' = x_σ + (σ' − σ) v. Guidance without a classifier (Ho and Salimans 2022) takes x = x_u + w (x_c − x_u), where
+for x_u the conditions are left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omniges.errors import UsageFault
+from omniges.trainer.flow import FlowModel, draw_noise
+from omniges.trainer.streams import STREAMS, StreamName, velocity_from_clean
+
+__all__ = ["Draws", "SamplingSettings", "euler", "sample", "step_levels"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """How samples are drawn."""
+
+    steps: int = 20
+    """Euler steps, each one evaluation of the model, two with guidance."""
+    guidance: float = 1.0
+    """The conditions' weight w: 1 is the plain conditional model, 0 the unconditional one, above 1 exaggerates."""
+    shift: float = 3.0
+    """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps where it is decided what is said."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sampled."""
+        if self.steps < 1 or self.shift <= 0 or self.guidance < 0:
+            raise UsageFault(
+                f"sampling: found {self.steps} steps, shift {self.shift}, guidance {self.guidance}; expected at least "
+                "one step, a positive shift and a guidance of at least 0"
+            )
+
+
+def step_levels(settings: SamplingSettings) -> list[float]:
+    """The steps + 1 levels from 1 down to 0."""
+    even = [1 - k / settings.steps for k in range(settings.steps + 1)]
+    return [settings.shift * u / (1 + (settings.shift - 1) * u) for u in even]
+
+
+def euler(
+    start: Mapping[StreamName, Tensor],
+    levels: Sequence[float],
+    clean_of: Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]],
+) -> dict[StreamName, Tensor]:
+    """Follow the flow from tokens (B, …) at levels[0] to levels[-1].
+
+    ``clean_of`` gives expected clean tokens for tokens at levels (B,).
+    """
+    x = dict(start)
+    for level, following in itertools.pairwise(levels):
+        batch = next(iter(x.values()))
+        at = torch.full((len(batch),), level, device=batch.device)
+        clean = clean_of(x, at)
+        x = {
+            name: tokens + (following - level) * velocity_from_clean(clean[name], tokens, at)
+            for name, tokens in x.items()
+        }
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Which samples are asked for; B of them, on the model's device."""
+
+    ticks: int  # length of the windows
+    seed: int  # of the noise, which is keyed by seed and position
+    positions: Tensor  # (B,) int64, tell the samples of one seed apart
+    speakers: Tensor  # (B,) int64, 0: unknown
+
+
+@torch.no_grad()
+def sample(
+    model: FlowModel,
+    conditions: Mapping[StreamName, Tensor],
+    targets: Sequence[StreamName],
+    draws: Draws,
+    settings: SamplingSettings,
+) -> dict[StreamName, Tensor]:
+    """Arrays of the targets, as shards hold them.
+
+    Args:
+        model: in evaluation mode.
+        conditions: arrays (B, …) of the streams that are given, as long as the draws; none for unconditional samples.
+        targets: the streams to make, none of which is given.
+        draws: how long, how many, for whom.
+        settings: steps, guidance, shift.
+    """
+    if not targets or set(targets) & set(conditions):
+        raise UsageFault(
+            f"sampling: found targets {', '.join(targets) or 'none'} and conditions {', '.join(conditions) or 'none'}; "
+            f"expected at least one target among {', '.join(STREAMS)}, and none that is given"
+        )
+    given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
+    noise = {
+        name: draw_noise(draws.seed, draws.positions, name, (draws.ticks, model.stream(name).channels))
+        for name in targets
+    }
+    clean_level = torch.zeros(len(draws.positions), device=draws.positions.device)
+
+    def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
+        seen = given if with_conditions else {}
+        levels = dict.fromkeys(tokens, at) | dict.fromkeys(seen, clean_level)
+        return model.predict({**tokens, **seen}, levels, targets, draws.speakers)
+
+    def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
+        if not given or settings.guidance == 1:
+            return expected(tokens, at, with_conditions=True)
+        without = expected(tokens, at, with_conditions=False)
+        if settings.guidance == 0:
+            return without
+        with_them = expected(tokens, at, with_conditions=True)
+        return {name: torch.lerp(without[name], with_them[name], settings.guidance) for name in without}
+
+    made = euler(noise, step_levels(settings), guided)
+    return {name: model.stream(name).arrays(tokens) for name, tokens in made.items()}

@@ -1,0 +1,230 @@
+"""Words as text slots, one subword slot a tick, and back to timed words.
+
+A slot says which piece of which word is spoken during its tick: 0 is a blank, any other number packs the piece's id
+in the tokenizer with two marks, *first tick of its piece* and *first piece of its word*. So each tick of a word
+tells the word, and where the word and each of its pieces begin. A word of the train split that occurs twice is one
+piece, repeated over its ticks.
+
+A word takes the whole ticks nearest to its interval and at least as many as it has pieces. Where it has too few,
+it may grow or move into its neighbours' free ticks, each end by at most `MAX_PUSH_TICKS`; the placement of all words
+together is the one with the smallest shift (dynamic programming). A word that finds no place is an overflow. Nothing
+here imports torch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError
+from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.shards.schema import TOKENIZER_FILE
+
+__all__ = ["BLANK", "MARKS", "MAX_PUSH_TICKS", "SlotCodec", "SlotWord", "Slots", "pack_slots", "unpack_slots"]
+
+I32 = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+BLANK: Final = 0
+MARKS: Final = 4
+"""Distinct combinations of the two marks; a slot is 1 + MARKS · piece + 2 · first tick + first piece."""
+MAX_PUSH_TICKS: Final = 2
+_OVERFLOW_COST: Final = 10**12  # more than all shifts of a clip together can cost
+
+
+def pack_slots(pieces: I32, first_tick: Bools, first_piece: Bools) -> I32:
+    """Pieces (…,), -1 for a blank, and their two marks as slots (…,) int32; the marks of blanks are ignored."""
+    slots = 1 + MARKS * pieces + 2 * first_tick.astype(np.int32) + first_piece.astype(np.int32)
+    return np.where(pieces < 0, BLANK, slots).astype(np.int32)
+
+
+def unpack_slots(slots: I32) -> tuple[I32, Bools, Bools]:
+    """The inverse of `pack_slots`: pieces (-1 for a blank), first tick of the piece, first piece of the word."""
+    marks = (slots - 1) % MARKS
+    blank = slots == BLANK
+    pieces = np.where(blank, -1, (slots - 1) // MARKS).astype(np.int32)
+    return pieces, (marks >= 2) & ~blank, (marks % 2 == 1) & ~blank
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Text slots of one clip."""
+
+    ids: I32  # (ticks,)
+    overflow: tuple[Mapping[str, Any], ...]  # the words that found no place, as they were given
+
+
+@dataclass(frozen=True, slots=True)
+class SlotWord:
+    """A word read from slots: times in seconds from the first slot, whole ticks."""
+
+    word: str
+    start: float
+    end: float
+    cut: bool
+    """Its beginning lies before the first slot: ``start`` is 0 there, and ``word`` is what was left of it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The word as words.json has it; whether it was cut is not part of that."""
+        return {"word": self.word, "start": self.start, "end": self.end}
+
+
+class SlotCodec:
+    """Timed words to slots and back, by the tokenizer that lies beside the shards.
+
+    Raises `DataError` where the bytes are no tokenizer, or one without the 256 bytes, which could not spell every word.
+    """
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 - native, 70 ms
+
+        try:
+            self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+        except Exception as error:  # the native library raises the base class itself
+            raise DataError(
+                f"{TOKENIZER_FILE}: {error}; expected a Hugging Face tokenizer; run omniges verify-shards"
+            ) from error
+        self.pieces: int = self._tokenizer.get_vocab_size()
+        """Number of pieces; piece ids are 0 to pieces − 1."""
+        missing = set(pre_tokenizers.ByteLevel.alphabet()) - self._tokenizer.get_vocab().keys()
+        if missing:
+            raise DataError(
+                f"{TOKENIZER_FILE}: {len(missing)} of the 256 bytes are not in the vocabulary, so not every word can "
+                "be spelled; expected the tokenizer that preprocess writes; run omniges verify-shards"
+            )
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of distinct slots, the blank included; slots are 0 to vocabulary_size − 1."""
+        return 1 + MARKS * self.pieces
+
+    def encode_word(self, word: str) -> list[int]:
+        """The pieces of one word; never empty, for a word has letters."""
+        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        return ids
+
+    def decode_pieces(self, pieces: Sequence[int]) -> str:
+        """The text that pieces spell; bytes that are no UTF-8, as of a cut word, become U+FFFD."""
+        text: str = self._tokenizer.decode(list(pieces), skip_special_tokens=False)
+        return text
+
+    def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> Slots:
+        """Slots (ticks,) of words (``word``, ``start`` and ``end`` in seconds, in order of time)."""
+        spelled = self._tokenizer.encode_batch([w["word"] for w in words], add_special_tokens=False)
+        pieces = [encoding.ids for encoding in spelled]
+        demands = [
+            _Demand(TICKS_PER_SECOND * word["start"], TICKS_PER_SECOND * word["end"], len(spelling))
+            for word, spelling in zip(words, pieces, strict=True)
+        ]
+        ids = np.full(ticks, -1, np.int32)
+        first_tick = np.zeros(ticks, np.bool_)
+        first_piece = np.zeros(ticks, np.bool_)
+        overflow = []
+        places = _place(demands, ticks)
+        for word, spelling, place in zip(words, pieces, places, strict=True):
+            if place is None:
+                overflow.append(word)
+                continue
+            start, end = place
+            bounds = [start + k * (end - start) // len(spelling) for k in range(len(spelling) + 1)]
+            ids[start:end] = np.repeat(np.asarray(spelling, np.int32), np.diff(bounds))
+            first_tick[bounds[:-1]] = True
+            first_piece[start : bounds[1]] = True
+        return Slots(pack_slots(ids, first_tick, first_piece), tuple(overflow))
+
+    def decode(self, ids: I32) -> list[SlotWord]:
+        """The words of slots (ticks,), such as a window's, with times in seconds from its first slot.
+
+        A word begins where a first piece begins; it goes on until a blank or the next beginning. A piece begins
+        where its mark stands or the number changes. Slots without a beginning before them are the rest of a cut word
+        where they stand first, and a word of their own elsewhere, so that no spoken slot is lost: what a model
+        writes need not keep all rules. Where the last word of a window is cut, its slots do not tell.
+        """
+        pieces, first_tick, first_piece = unpack_slots(np.asarray(ids, np.int32))
+        words: list[SlotWord] = []
+        edges = _word_edges(pieces, first_tick, first_piece)
+        for start, end in edges:
+            begins = first_tick[start:end].copy()
+            begins[0] = True
+            begins[1:] |= pieces[start + 1 : end] != pieces[start : end - 1]
+            text = self.decode_pieces(pieces[start:end][begins].tolist())
+            cut = start == 0 and not (first_tick[0] and first_piece[0])
+            words.append(SlotWord(text, start / TICKS_PER_SECOND, end / TICKS_PER_SECOND, cut))
+        return words
+
+
+def _word_edges(pieces: I32, first_tick: Bools, first_piece: Bools) -> list[tuple[int, int]]:
+    """Half-open ranges of ticks, one a word."""
+    spoken = np.concatenate([[False], pieces >= 0, [False]])
+    goes_on = first_piece[1:] & first_piece[:-1] & ~first_tick[1:] & (pieces[1:] == pieces[:-1])
+    beginning = np.concatenate([first_piece[:1], first_piece[1:] & ~goes_on, [False]])
+    starts = spoken[1:] & (beginning | ~spoken[:-1])
+    stops = spoken[:-1] & (beginning | ~spoken[1:])
+    return list(zip(np.flatnonzero(starts).tolist(), np.flatnonzero(stops).tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """What a word asks for: its interval in ticks of 0.1 s, not rounded, and the ticks it needs."""
+
+    start: float
+    end: float
+    least: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The cheapest placement of the words so far whose last spoken tick lies before ``end``."""
+
+    end: int
+    cost: float
+    place: tuple[int, int] | None  # of the last word; None: overflow
+    before: _Placed | None
+
+
+def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | None]:
+    """Half-open tick ranges that overlap nowhere and keep the order, None for an overflow.
+
+    Exact: fewest overflows first, then the smallest sum of squared shifts, where a shift of the end counts half.
+    """
+    front = [_Placed(0, 0.0, None, None)]  # ascending ends, descending costs: nothing on it is worse in both
+    for demand in demands:
+        earliest = round(demand.start) - MAX_PUSH_TICKS
+        # Of the placements that leave every choice open, only the cheapest can be part of the best one.
+        front = front[max(0, bisect_right(front, earliest, key=lambda state: state.end) - 1) :]
+        found = [_Placed(s.end, s.cost + _OVERFLOW_COST, None, s) for s in front]
+        found += _choices(demand, front, ticks)
+        found.sort(key=lambda state: (state.end, state.cost))
+        front = []
+        for state in found:
+            if not front or state.cost < front[-1].cost:
+                front.append(state)
+    places = []
+    last: _Placed | None = front[-1]
+    while last is not None:
+        places.append(last.place)
+        last = last.before
+    return places[-2::-1]
+
+
+def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Placed]:
+    """All places of a word behind the cheapest placement of the words before it that leaves room."""
+    near_start, near_end = round(demand.start), round(demand.end)
+    ends = range(near_end - MAX_PUSH_TICKS, min(near_end + MAX_PUSH_TICKS, ticks) + 1)
+    found = []
+    for start in range(max(0, near_start - MAX_PUSH_TICKS), near_start + MAX_PUSH_TICKS + 1):
+        index = bisect_right(front, start, key=lambda state: state.end) - 1
+        if index >= 0:
+            before = front[index]
+            cost = before.cost + (start - demand.start) ** 2
+            found += [
+                _Placed(end, cost + ((end - demand.end) / 2) ** 2, (start, end), before)
+                for end in ends
+                if end - start >= demand.least
+            ]
+    return found

@@ -1,0 +1,59 @@
+"""Tensors by name in a safetensors file, written one tensor at a time and published whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from omniges.errors import DataError
+from omniges.publish import PendingFile
+
+__all__ = ["read_tensors", "write_tensors"]
+
+_TYPES: Final = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Write tensors on any device; returns the file's size in bytes and the sha256 of what was written.
+
+    The layout is that of safetensors: the header's length (8 bytes, little endian), a JSON header, the data. Only
+    one tensor at a time is copied to the host.
+    """
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with PendingFile(path) as pending:
+        pending.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            pending.write(flat.cpu().numpy().data)
+        size, digest = pending.size, pending.sha256
+    return size, digest
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, on the host; raises DataError where it is not such a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a safetensors file ({error}). Choose another checkpoint") from error

@@ -1,0 +1,384 @@
+"""A training run from its settings to its summary: opens what it needs, goes on where it was, learns, saves.
+
+docs/training.md is the promise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+import torch.utils.deterministic as determinism
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+
+from omniges.errors import DataError, UsageFault
+from omniges.publish import locked, make_folder
+from omniges.shards.dataset import read_dataset
+from omniges.shards.schema import STATS_FILE, json_document
+from omniges.trainer.catalog import Filters, read_beside, read_catalog
+from omniges.trainer.checkpoint import (
+    Contents,
+    SavedCheckpoint,
+    open_checkpoint,
+    prune,
+    remove_unfinished,
+    save_checkpoint,
+    set_aside,
+)
+from omniges.trainer.feed import Feed, speakers_of
+from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, Learner, LearnSettings
+from omniges.trainer.loader import LoaderSettings
+from omniges.trainer.logbook import Logbook, open_trackers
+from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings
+from omniges.trainer.losses import Smoothed
+from omniges.trainer.order import RankShare
+from omniges.trainer.presets import parameter_count
+from omniges.trainer.progress import Reporter, duration, make_reporter
+from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
+from omniges.trainer.ranks import Ranks
+from omniges.trainer.recipe import TrainSettings, differences
+from omniges.trainer.resuming import CHECKPOINTS, Choice, choose
+from omniges.trainer.saved import ModelIdentity
+from omniges.trainer.schedule import LearningRate
+from omniges.trainer.setup import DataSource, Sequencing
+from omniges.trainer.slots import SlotCodec
+from omniges.trainer.state import resume as check_state
+from omniges.trainer.stopping import Stopper
+
+__all__ = ["STATE_FILE", "Summary", "train"]
+
+STATE_FILE: Final = "state.json"
+SETTINGS_FILE: Final = "settings.json"
+PROVENANCE_FILE: Final = "provenance.json"
+_STATE_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to, and where it is."""
+
+    run: Path
+    step: int
+    epoch: float
+    outcome: Outcome
+    speaks: bool
+    """Whether this process is the one that tells."""
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person."""
+        outcome = self.outcome
+        if not outcome.steps:
+            return [f"nothing to do: {self.run} is at step {self.step}, where these settings end; raise the limit"]
+        how = {
+            Ending.DONE: "all steps done",
+            Ending.TIME_UP: "the time is up",
+            Ending.STOPPED: "stopped by a signal",
+            Ending.INTERRUPTED: "interrupted",
+        }[outcome.ending]
+        speed = outcome.samples / outcome.seconds
+        where = f"{how} at step {self.step} (epoch {self.epoch:.1f})"
+        pace = f"{outcome.steps} steps in {duration(outcome.seconds)}, {speed:.1f} samples/s"
+        found = [f"{where}: {pace}, {outcome.waiting:.1%} waiting for data"]
+        if outcome.loss is not None:
+            found.append(f"loss {outcome.loss:.4f} over the last steps; every step: {self.run / 'log.jsonl'}")
+        if outcome.checkpoint is not None:
+            found.append(f"checkpoint: {outcome.checkpoint}")
+        if outcome.ending in {Ending.STOPPED, Ending.INTERRUPTED}:
+            found.append("the same command goes on from there")
+        return found
+
+
+def train(settings: TrainSettings) -> Summary:
+    """Carry out a run; several processes started by torchrun or accelerate make one.
+
+    Raises UsageFault, DataError or EnvironmentFault, each with a line a person can act on.
+    """
+    began_s = time.monotonic()
+    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UsageFault("--mixed-precision fp16: a GPU expected, found none: take bf16 or no")
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(_accelerated(settings))
+        stack.enter_context(_deterministic(accelerator.device))
+        ranks = Ranks()
+        with ranks.together("open the run"):
+            if ranks.first:
+                make_folder(settings.output_dir)
+                stack.enter_context(locked(settings.output_dir))
+                remove_unfinished(settings.output_dir / CHECKPOINTS)
+        with ranks.together("open the shards"):
+            run = _open(settings, accelerator, ranks, stack)
+        return _carry_out(run, began_s, stack)
+
+
+@contextmanager
+def _accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
+    """Device, precision and processes; undone behind it, so that a process can train twice."""
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    try:
+        yield Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp]
+        )
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        determinism.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Everything a run has open."""
+
+    settings: TrainSettings
+    accelerator: Accelerator
+    ranks: Ranks
+    data: tuple[DataSource, ...]
+    feed: Feed
+    identity: ModelIdentity
+    learner: Learner
+    last_step: int | None
+    rate: LearningRate
+
+
+def _open(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack: ExitStack) -> _Run:
+    weights = settings.shard_weights or (1.0,) * len(settings.shards)
+    data = tuple(
+        DataSource(read_catalog(path, Filters(split="train")), weight)
+        for path, weight in zip(settings.shards, weights, strict=True)
+    )
+    share = RankShare(
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        batch_size=settings.train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+    )
+    sequencing = Sequencing(window_ticks=settings.window_ticks, seed=settings.seed)
+    feed = Feed(data, sequencing, share, LoaderSettings(workers=settings.num_workers), accelerator.device)
+    stack.enter_context(feed)
+    first = data[0].catalog
+    identity = ModelIdentity(
+        preset=settings.preset,
+        config=settings.model_config(),
+        window_ticks=settings.window_ticks,
+        speakers=speakers_of(data),
+        statistics=read_beside(first.folder, STATS_FILE, read_dataset(first.folder)),
+        tokenizer=first.tokenizer,
+    )
+    last_step = _last_step(settings, feed.windows_per_epoch, share.global_batch)
+    rate = LearningRate(
+        peak=cast("float", settings.learning_rate),
+        schedule=cast("Any", settings.lr_schedule),
+        warmup_steps=settings.lr_warmup_steps,
+        total_steps=last_step,
+    )
+    learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
+    return _Run(settings, accelerator, ranks, data, feed, identity, learner, last_step, rate)
+
+
+def _model(settings: TrainSettings, identity: ModelIdentity) -> Any:
+    model = identity.build(settings.seed)
+    model.trunk.gradient_checkpointing = settings.gradient_checkpointing
+    return model
+
+
+def _learn_settings(settings: TrainSettings, rate: LearningRate) -> LearnSettings:
+    return LearnSettings(
+        rate=rate,
+        flow=settings.flow_settings(),
+        seed=settings.seed,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        ema_decay=settings.ema_decay,
+        accumulation=settings.gradient_accumulation_steps,
+        dense=settings.compile,
+        compile=settings.compile,
+    )
+
+
+def _last_step(settings: TrainSettings, windows: int, global_batch: int) -> int | None:
+    """The step at which epochs or steps end the run, whichever is first; None where only the clock does."""
+    limits = []
+    if settings.max_train_steps is not None:
+        limits.append(settings.max_train_steps)
+    if settings.num_train_epochs is not None:
+        limits.append(max(1, -int(-(settings.num_train_epochs * windows) // global_batch)))
+    return min(limits, default=None)
+
+
+def _carry_out(run: _Run, began_s: float, stack: ExitStack) -> Summary:
+    settings, ranks = run.settings, run.ranks
+    state, choice, remarks = _resume(run)
+    provenance = _provenance(run)
+    config = settings.as_json()
+    with ranks.together("open the log"):
+        trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
+        logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first))
+    reporter = stack.enter_context(make_reporter(speaks=ranks.first))
+    remarks = _welcome(run, state) + remarks
+    for remark in remarks:
+        reporter.say(remark)
+    passed = [{"path": str(path), "reason": reason} for path, reason in choice.passed]
+    logbook.write("start", step=state.step, settings=config, provenance=provenance, passed=passed, remarks=remarks)
+
+    def save(state: RunState) -> Path:
+        with ranks.together("save a checkpoint"):
+            return _save(run, state, provenance, reporter)
+
+    # What it took to get here counts: a limit of minutes is what a person waits.
+    state.elapsed_s += time.monotonic() - began_s
+    around = Surroundings(ranks=ranks, save=save, logbook=logbook, reporter=reporter, stopper=Stopper())
+    loop = Loop(run.learner, run.feed, state, _loop_settings(run), around)
+    outcome = loop.run()
+    return Summary(
+        settings.output_dir, state.step, state.position / run.feed.windows_per_epoch, outcome, speaks=ranks.first
+    )
+
+
+def _loop_settings(run: _Run) -> LoopSettings:
+    settings = run.settings
+    trace = ("omniges", "trace-batches", f"--shards={settings.shards[0]}", f"--window-ticks={settings.window_ticks}")
+    return LoopSettings(
+        seed=settings.seed,
+        flow=settings.flow_settings(),
+        rate=run.rate,
+        ema_decay=settings.ema_decay,
+        last_step=run.last_step,
+        limit_s=None if settings.max_minutes is None else settings.max_minutes * 60,
+        checkpointing_steps=settings.checkpointing_steps,
+        logging_steps=settings.logging_steps,
+        divergence_factor=settings.divergence_factor,
+        trace=(*trace, f"--seed={settings.seed}") if len(settings.shards) == 1 else None,
+    )
+
+
+def _provenance(run: _Run) -> dict[str, Any]:
+    return {
+        "data": data_provenance(run.data),
+        "git": git_state(),
+        "packages": package_versions(),
+        "machine": machine(run.accelerator.device, run.ranks.world_size),
+    }
+
+
+def _welcome(run: _Run, state: RunState) -> list[str]:
+    """What a person should know before the first step."""
+    settings, feed = run.settings, run.feed
+    count = parameter_count(
+        run.identity.config, pieces=SlotCodec(run.identity.tokenizer).pieces, speakers=len(run.identity.speakers)
+    )
+    clips = sum(len(source.catalog.table) for source in run.data)
+    hours = sum(float(source.catalog.table.ticks.sum()) for source in run.data) / 36_000
+    ranks = f"{run.ranks.world_size} processes, " if run.ranks.world_size > 1 else ""
+    short = f", {feed.left_out_clips} shorter clips left out" if feed.left_out_clips else ""
+    begins = f"goes on at step {state.step}" if state.step else "begins"
+    model = f"{settings.preset} model, {count / 1e6:.2f} million parameters, on {ranks}{run.accelerator.device.type}"
+    windows = f"{feed.windows_per_epoch} windows of {settings.window_ticks} ticks an epoch{short}"
+    shards = f"{clips} clips ({hours:.2f} h), {windows}; global batch {feed.share.global_batch}"
+    return [f"{model}; {shards}; run {settings.output_dir} {begins}"]
+
+
+# --- checkpoints
+
+
+def _save(run: _Run, state: RunState, provenance: dict[str, Any], reporter: Reporter) -> Path:
+    """Save on the first rank; every rank returns the path."""
+    folder = run.settings.output_dir / CHECKPOINTS
+    if not run.ranks.first:
+        return folder / f"step-{state.step:06d}"
+    documents = {
+        STATE_FILE: json_document(_state_document(run, state)),
+        SETTINGS_FILE: json_document(run.settings.as_json()),
+        PROVENANCE_FILE: json_document(provenance),
+    }
+    path = save_checkpoint(folder, Contents(state.step, run.learner.tensors(), documents | run.identity.documents()))
+    for removed in prune(folder, run.settings.checkpoints_total_limit):
+        reporter.say(f"removed {removed}, for {run.settings.checkpoints_total_limit} newer ones are kept")
+    return path
+
+
+def _state_document(run: _Run, state: RunState) -> dict[str, Any]:
+    """Everything but what was learned. Random numbers have no state: they are hashes of seed, position and purpose."""
+    return {
+        "version": _STATE_VERSION,
+        "step": state.step,
+        "loader": run.feed.state_at(state.position),
+        "random": {"kind": "philox4x32-10 of (seed, position, purpose)", "seed": run.settings.seed},
+        "loss_scale": run.learner.scale(),
+        "smoothed_loss": state.smoothed.as_json(),
+        "elapsed_s": state.elapsed_s,
+        "machine": machine(run.accelerator.device, run.ranks.world_size),
+    }
+
+
+def _resume(run: _Run) -> tuple[RunState, Choice, list[str]]:
+    """Load the checkpoint that the settings ask for; the first rank chooses, all of them load it."""
+    settings, ranks = run.settings, run.ranks
+
+    def fits(saved: SavedCheckpoint) -> None:
+        run.identity.require_same(saved)
+        check_state(run.feed.state_at(0), saved.document(STATE_FILE)["loader"])
+
+    choice = Choice(None)
+    with ranks.together("choose a checkpoint"):
+        if ranks.first:
+            choice = choose(settings.output_dir, settings.resume, fits)
+    chosen = choice.checkpoint
+    step = ranks.largest(-1 if chosen is None else chosen.step)
+    if step < 0:
+        return RunState(), choice, []
+    with ranks.together("load the checkpoint"):
+        remarks = [f"passed over {set_aside(path)}: {reason}" for path, reason in choice.passed]
+        if chosen is None:  # on the other ranks: the first has checked every byte
+            folder = settings.output_dir / CHECKPOINTS / f"step-{step:06d}"
+            chosen = open_checkpoint(folder if settings.resume == "latest" else Path(settings.resume), bytewise=False)
+        state, more = _load(run, chosen)
+    return state, replace(choice, checkpoint=chosen), remarks + more
+
+
+def _load(run: _Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
+    document = saved.document(STATE_FILE)
+    if document.get("version") != _STATE_VERSION:
+        raise DataError(
+            f"{saved.path / STATE_FILE}: version {_STATE_VERSION} expected, found {document.get('version')}"
+        )
+    files = {name: saved.tensors(name) for name in (MODEL_FILE, EMA_FILE, OPTIMIZER_FILE)}
+    run.learner.load(files, document["loss_scale"], str(saved.path))
+    note = run.feed.load(document["loader"])
+    own = machine(run.accelerator.device, run.ranks.world_size)
+    other = [f"{name} was {document['machine'].get(name)}, is {own[name]}" for name in own]
+    other = [line for line, name in zip(other, own, strict=True) if document["machine"].get(name) != own[name]]
+    remarks = [f"goes on from {saved.path}"] + ([note] if note else [])
+    changed = differences(saved.document(SETTINGS_FILE), run.settings.as_json())
+    if changed:
+        remarks.append(f"with other settings: {'; '.join(changed)}")
+    if other:
+        remarks.append(f"not to the last bit as without the stop, for {'; '.join(other)}")
+    state = RunState(
+        step=document["step"],
+        position=document["loader"]["position"],
+        elapsed_s=document["elapsed_s"],
+        smoothed=Smoothed.from_json(document["smoothed_loss"]),
+    )
+    return state, remarks

@@ -1,0 +1,144 @@
+"""Two processes make the run that one makes. Slow: each start loads torch twice; run with: pytest -m slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training_helpers import SMALLEST, TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run
+
+from omniges.errors import ExitCode
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+RECIPE = {
+    "window_ticks": 16,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "lr_warmup_steps": 3,
+    "logging_steps": 4,
+    "model": SMALLEST,
+}
+VARIABLES = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def torchrun(recipe: Path, shards: Path, folder: Path, **flags: object) -> subprocess.Popen[str]:
+    """Start ``omniges train`` in two processes, as docs/training.md says."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "omniges.cli", "train", "--recipe", str(recipe), "--shards", str(shards)]
+    return subprocess.Popen(
+        [*command, "--output-dir", str(folder), *words], stderr=subprocess.PIPE, text=True, env=VARIABLES
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "two.yaml"
+    path.write_text(json.dumps(RECIPE))  # JSON is YAML
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six uninterrupted steps in two processes."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    finish(torchrun(recipe, shards, folder, max_train_steps=6))
+    return folder
+
+
+def test_the_losses_and_weights_are_those_of_one_process_with_batches_twice_as_large(
+    whole: Path, shards: Path, tmp_path: Path
+) -> None:
+    import numpy as np
+    from safetensors.torch import load_file
+
+    run(shards, tmp_path, gradient_accumulation_steps=2)
+    one, two = losses_of(tmp_path), losses_of(whole)
+    assert one.keys() == two.keys() == set(range(6))
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+    for name in TENSOR_FILES[:2]:
+        ours, theirs = (load_file(checkpoint_of(folder, 6) / name) for folder in (whole, tmp_path))
+        for key, tensor in ours.items():
+            np.testing.assert_allclose(tensor.numpy(), theirs[key].numpy(), rtol=1e-3, atol=2e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_stopped_and_resumed_to_the_last_bit(k: int, whole: Path, recipe: Path, shards: Path, tmp_path: Path) -> None:
+    finish(torchrun(recipe, shards, tmp_path, max_train_steps=k))
+    finish(torchrun(recipe, shards, tmp_path, max_train_steps=6))
+    assert learned(tmp_path, 6) == learned(whole, 6)
+    assert losses_of(tmp_path) == losses_of(whole)
+
+
+def test_two_processes_go_on_from_one_and_one_from_two(recipe: Path, shards: Path, tmp_path: Path) -> None:
+    run(shards, tmp_path, gradient_accumulation_steps=2, max_train_steps=2)
+    finish(torchrun(recipe, shards, tmp_path, max_train_steps=4))
+    run(shards, tmp_path, gradient_accumulation_steps=2)
+    run(shards, tmp_path / "one", gradient_accumulation_steps=2)
+    assert [event["step"] for event in log_of(tmp_path, "start")] == [0, 2, 4]
+    assert list(losses_of(tmp_path).values()) == pytest.approx(list(losses_of(tmp_path / "one").values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("which", ["launcher", "rank 1"])
+def test_a_signal_to_all_or_to_one_rank_stops_all_with_a_checkpoint(
+    which: str, recipe: Path, shards: Path, tmp_path: Path
+) -> None:
+    process = torchrun(recipe, shards, tmp_path, max_train_steps=1_000_000)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "log.jsonl").exists() or not log_of(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(process.pid if which == "launcher" else _rank_1(process.pid), signal.SIGTERM)
+    process.communicate(timeout=100)
+    end = log_of(tmp_path, "end")[-1]
+    assert end["ending"] == "stopped"
+    assert checkpoint_of(tmp_path, end["step"]).is_dir()
+
+
+def _rank_1(launcher: int) -> int:
+    """The process that torchrun started as its second."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes()
+        if re.search(rb"(?:^|\0)RANK=1\0", variables):
+            return int(child)
+    raise AssertionError(f"no rank 1 among {children}")
+
+
+def test_a_rank_that_cannot_read_ends_all(recipe: Path, shards: Path, tmp_path: Path) -> None:
+    import shutil
+
+    own = tmp_path / "shards"
+    shutil.copytree(shards, own)
+    process = torchrun(recipe, own, tmp_path / "run", max_train_steps=1_000_000)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run/log.jsonl").exists() or not log_of(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(_reader_of(_rank_1(process.pid)), signal.SIGKILL)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "a loader worker died" in errors
+    end = log_of(tmp_path / "run", "end")[-1]
+    assert end["ending"] == "failed"
+    assert checkpoint_of(tmp_path / "run", end["step"]).is_dir()
+    assert int(ExitCode.ENVIRONMENT) == 3
+
+
+def _reader_of(process: int) -> int:
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return next(int(c) for c in children if b"omniges.trainer.worker" in Path(f"/proc/{c}/cmdline").read_bytes())

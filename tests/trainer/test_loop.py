@@ -1,0 +1,249 @@
+"""What happens between steps: no wait for the device, no checkpoint of nonsense, and what the log says."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_helpers import Collected, checkpoint_of, log_of, losses_of, run
+
+from omniges.errors import DataError
+from omniges.trainer import learner as learner_module
+from omniges.trainer import loop as loop_module
+from omniges.trainer import train as train_module
+from omniges.trainer.flow import FlowLoss, FlowModel
+from omniges.trainer.progress import LineReporter, Progress, duration
+from omniges.trainer.resuming import CHECKPOINTS
+
+
+class NoReads(TorchDispatchMode):
+    """Any tensor that is made a Python number is an error: ``item``, ``tolist``, ``if tensor``, ``float(tensor)``."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise AssertionError("a tensor was read")
+        return func(*args, **(kwargs or {}))
+
+
+class NoCopies(TorchFunctionMode):
+    """``tensor.cpu()`` and ``tensor.tolist()`` are errors: on a GPU both wait for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in {torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.item}:
+            raise AssertionError("a tensor was copied to the host")
+        return func(*args, **(kwargs or {}))
+
+
+class TestNoHostSync:
+    def test_the_traps_catch_what_they_are_for(self) -> None:
+        for read in (torch.Tensor.item, float, bool, torch.Tensor.tolist):
+            with pytest.raises(AssertionError), NoReads(), NoCopies():
+                read(torch.ones(1))
+        with pytest.raises(AssertionError), NoCopies():
+            torch.ones(1).cpu()
+
+    @pytest.mark.parametrize("clip", [0.0, 1.0])
+    def test_a_step_reads_nothing_from_the_device(
+        self, clip: float, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Everything from the first micro-step to the average, with the draws of tasks and the gradients."""
+        compute, finish = loop_module.Loop._compute, learner_module.Learner.finish_step
+        watched = []
+
+        def watch(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                watched.append(inner.__name__)
+                with NoCopies(), NoReads():
+                    return inner(*args, **kwargs)
+
+            return call
+
+        monkeypatch.setattr(loop_module.Loop, "_compute", watch(compute))
+        monkeypatch.setattr(learner_module.Learner, "finish_step", watch(finish))
+        run(shards, tmp_path, gradient_accumulation_steps=2, max_grad_norm=clip, max_train_steps=5)
+        assert watched == ["_compute", "_compute", "finish_step"] * 5
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+    def test_cuda_itself_sees_no_synchronisation(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inner = loop_module.Loop._step
+
+        def strict(self: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("error" if self._state.step else "default")
+            try:
+                return inner(self)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        monkeypatch.setattr(loop_module.Loop, "_step", strict)
+        run(shards, tmp_path)
+
+    def test_losses_are_read_at_logging_steps_and_checkpoints_alone(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(shards, tmp_path, max_train_steps=11, logging_steps=4, checkpointing_steps=6)
+        assert [line["step"] for line in log_of(tmp_path)] == [4, 6, 8, 11]
+        assert sorted(losses_of(tmp_path)) == list(range(11))
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, position: int, value: float) -> None:
+    """Give the sample at a position another loss."""
+    inner = FlowModel.forward
+
+    def forward(self: FlowModel, windows: Any, *args: Any, **kwargs: Any) -> FlowLoss:
+        loss = inner(self, windows, *args, **kwargs)
+        factor = torch.where(windows.positions == position, value, 1.0)
+        return FlowLoss(loss.total * factor.mean(), loss.each * factor[:, None])
+
+    monkeypatch.setattr(FlowModel, "forward", forward)
+
+
+class TestNonsense:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_loss_that_is_no_number_names_sample_and_batch_and_saves_nothing(
+        self, value: float, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spoil(monkeypatch, position=13, value=value)
+        with pytest.raises(DataError, match=r"step 3: the loss of 1 of 4 samples is no number: ") as caught:
+            run(shards, tmp_path, checkpointing_steps=2)
+        (refused,) = log_of(tmp_path, "refused")
+        (sample,) = refused["samples"]
+        assert sample["position"] == 13
+        assert sample["key"] in str(caught.value)
+        assert refused["command"] in str(caught.value)
+        assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-000002"]
+        traced = self._carry_out(refused["command"])
+        (row,) = [row for row in traced if row["position"] == 13]
+        assert (row["key"], row["start_tick"]) == (sample["key"], sample["start_tick"])
+        assert {row["position"] for row in traced} == {12, 13, 14, 15}
+
+    @staticmethod
+    def _carry_out(command: str) -> list[dict[str, Any]]:
+        program, *words = shlex.split(command)
+        assert program == "omniges"
+        done = subprocess.run(
+            [sys.executable, "-m", "omniges.cli", *words], capture_output=True, text=True, timeout=100, check=True
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def test_with_accumulation_the_micro_batch_is_traced(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spoil(monkeypatch, position=13, value=float("nan"))
+        with pytest.raises(DataError, match=r"step 1: .*--from-step=3"):
+            run(shards, tmp_path, gradient_accumulation_steps=2)
+
+    def test_a_gradient_that_is_no_number_names_the_whole_batch(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inner = learner_module.Learner.finish_step
+
+        def finish(self: Any, step: int) -> Any:
+            if step == 2:
+                self._parameters[0].grad.fill_(float("nan"))
+            return inner(self, step)
+
+        monkeypatch.setattr(learner_module.Learner, "finish_step", finish)
+        with pytest.raises(DataError, match=r"step 2: the gradient is no number, .* and 1 more"):
+            run(shards, tmp_path)
+        assert [sample["position"] for sample in log_of(tmp_path, "refused")[0]["samples"]] == [8, 9, 10, 11]
+
+    def test_a_loss_that_grows_without_end_stops_the_run(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spoil(monkeypatch, position=13, value=1e6)
+        with pytest.raises(DataError, match=r"step 3: the smoothed loss is .* over 100 times the lowest"):
+            run(shards, tmp_path)
+        assert not (tmp_path / CHECKPOINTS).exists()
+
+
+class TestTelling:
+    def test_the_log_has_config_provenance_and_each_quantity(self, shards: Path, tmp_path: Path) -> None:
+        run(shards, tmp_path, max_train_steps=4)
+        (start,) = log_of(tmp_path, "start")
+        (data,) = start["provenance"]["data"]
+        assert data["manifest_hash"] == json.loads((shards / "dataset.json").read_bytes())["manifest_hash"]
+        assert start["provenance"]["packages"]["torch"] == torch.__version__
+        assert start["settings"]["window_ticks"] == 16
+        assert start["provenance"]["git"] is None or len(start["provenance"]["git"]["commit"]) == 40
+        (line,) = log_of(tmp_path)
+        assert line["step"] == 4
+        assert len(line["losses"]) == len(line["gradient_norms"]) == 4
+        assert line["loss"] == pytest.approx(sum(line["losses"]) / 4)
+        assert line["learning_rate"] == 0.001
+        assert line["epoch"] == pytest.approx(16 / 8)
+        assert 0 <= line["waiting_for_data"] <= 1
+        assert sum(task["samples"] for task in line["tasks"].values()) == 16
+        (saved,) = log_of(tmp_path, "checkpoint")
+        assert saved["path"] == str(checkpoint_of(tmp_path, 4))
+        assert log_of(tmp_path, "end")[0]["ending"] == "done"
+
+    def test_progress_says_what_a_person_wants_to_know(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = Collected()
+        monkeypatch.setattr(train_module, "make_reporter", lambda speaks: told)
+        summary = run(shards, tmp_path, logging_steps=3)
+        assert [progress.step for progress in told.progress] == [3, 6]
+        assert told.progress[-1].left_s == 0
+        assert any("4 clips" in remark and "8 windows of 16 ticks" in remark for remark in told.remarks)
+        assert summary.lines[0].startswith("all steps done at step 6 (epoch 3.0): 6 steps in ")
+        again = run(shards, tmp_path, logging_steps=3)
+        assert again.lines == [f"nothing to do: {tmp_path} is at step 6, where these settings end; raise the limit"]
+
+    def test_a_line(self) -> None:
+        progress = Progress(
+            step=10,
+            last_step=20,
+            epoch=1.25,
+            loss=0.5,
+            learning_rate=1e-3,
+            samples_per_s=12.34,
+            waiting=0.0123,
+            left_s=3700.0,
+        )
+        assert progress.line == (
+            "step 10/20 (epoch 1.2): loss 0.5000, lr 0.001, 12.3 samples/s, 1.2% waiting for data, 1:01:40 left"
+        )
+        assert duration(59.6) == "1:00"
+
+    def test_plain_lines_come_now_and_then(self) -> None:
+        import io
+
+        stream = io.StringIO()
+        reporter = LineReporter(stream, every_s=1000.0)
+        for step in range(5):
+            reporter.update(
+                Progress(
+                    step=step,
+                    last_step=None,
+                    epoch=0.0,
+                    loss=1.0,
+                    learning_rate=0.1,
+                    samples_per_s=1.0,
+                    waiting=0.0,
+                    left_s=None,
+                )
+            )
+        assert stream.getvalue().count("\n") == 1
+
+
+def test_the_clock_ends_a_run_and_decides_no_weight(shards: Path, tmp_path: Path) -> None:
+    """Whatever number of steps a minute had, they are the first ones of the longer run."""
+    timed = run(shards, tmp_path / "timed", max_train_steps=None, max_minutes=0.02, logging_steps=1)
+    assert timed.outcome.ending is loop_module.Ending.TIME_UP
+    assert timed.step > 0
+    run(shards, tmp_path / "counted", max_train_steps=timed.step)
+    assert losses_of(tmp_path / "timed") == losses_of(tmp_path / "counted")
+    again = run(shards, tmp_path / "timed", max_train_steps=None, max_minutes=0.02)
+    assert again.outcome.steps == 0

@@ -1,0 +1,144 @@
+"""Settings: defaults, recipe, flags, in this order; a wrong value is one line with the flag's name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniges.errors import UsageFault
+from omniges.trainer.presets import PRESETS
+from omniges.trainer.recipe import LEARNING_RATES, TrainSettings, differences, flag_of, load_settings
+
+
+def load(text: str, tmp_path: Path, **flags: object) -> TrainSettings:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_settings(path, flags)
+
+
+class TestOrder:
+    def test_flags_override_the_recipe_and_it_the_defaults(self, tmp_path: Path) -> None:
+        found = load("preset: small\ntrain-batch-size: 8\nseed: 5\n", tmp_path, seed=7, preset=None, report_to=[])
+        assert (found.preset, found.train_batch_size, found.seed, found.window_ticks) == ("small", 8, 7, 64)
+
+    def test_an_empty_recipe_is_the_defaults(self, tmp_path: Path) -> None:
+        assert load("", tmp_path) == load_settings(None, {}) == TrainSettings()
+
+    def test_settings_written_out_are_a_recipe_that_gives_them_back(self, tmp_path: Path) -> None:
+        settings = TrainSettings(max_minutes=3, report_to=("wandb",), model={"width": 64}, flow={"shift": 2.0})
+        assert load(json.dumps(settings.as_json()), tmp_path) == settings
+
+    @pytest.mark.parametrize("text", ["learning_rate: 1e-3", "learning_rate: 0.001", "learning-rate: '1e-3'"])
+    def test_numbers_that_yaml_takes_for_text_are_numbers(self, text: str, tmp_path: Path) -> None:
+        assert load(text, tmp_path).learning_rate == 0.001
+
+    def test_no_is_a_precision_though_yaml_takes_it_for_false(self, tmp_path: Path) -> None:
+        assert load("mixed_precision: no", tmp_path).mixed_precision == "no"
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_each_preset_has_a_learning_rate(self, preset: str) -> None:
+        assert TrainSettings(preset=preset).learning_rate == LEARNING_RATES[preset]
+        assert TrainSettings(preset=preset, learning_rate=0.5).learning_rate == 0.5
+
+    def test_epochs_are_the_default_only_where_nothing_else_ends_the_run(self) -> None:
+        assert TrainSettings().num_train_epochs == 100
+        assert TrainSettings(max_minutes=1).num_train_epochs is None
+        assert TrainSettings(max_train_steps=1).num_train_epochs is None
+
+    def test_sections_reach_model_and_flow(self, tmp_path: Path) -> None:
+        found = load("model: {width: 96, rotary_periods_s: [1, 60]}\nflow:\n  shares: {t2g: 1}\n", tmp_path)
+        assert (found.model_config().width, found.model_config().rotary_periods_s) == (96, (1, 60))
+        assert found.flow_settings().shares == {"t2g": 1}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("train_batch_sise: 3", "unknown key train_batch_sise; did you mean train_batch_size"),
+            ("zzz: 3", "unknown key zzz; expected some of"),
+            ("model: {widht: 3}", "recipe key model: unknown key widht; did you mean width"),
+            ("flow: {shfit: 3}", "recipe key flow: unknown key shfit; did you mean shift"),
+            ("flow: {shift: -3}", "recipe key flow: levels: found shift -3"),
+            ("flow: {shares: 3}", "recipe key flow: a value is of the wrong type"),
+            ("model: {width: 30}", "recipe key model: model: found width 30"),
+            ("model: 3", "recipe key model: lines of the form"),
+            ("seed: 1\nseed: 2", "line 2, column 1: not YAML .seed stands twice"),
+            ("seed: [1", "line 1, column 9: not YAML"),
+            ("- seed", "lines of the form 'key: value' expected"),
+            ("a: !!python/object/apply:os.system [ls]", "not YAML .could not determine a constructor"),
+            ("shards: []", "--shards: at least one folder"),
+            ("shard_weights: [1, 2]", "--shard-weights: one for each of 1 folders expected, found 2"),
+            ("seed: yes", "--seed True: a whole number expected"),
+            ("seed: 1.5", "--seed 1.5: a whole number expected"),
+            ("seed: null", "--seed None: a whole number expected"),
+            ("compile: 1", "--compile 1: true or false expected"),
+            ("learning_rate: fast", "--learning-rate fast: a number expected"),
+            ("learning_rate: .nan", "--learning-rate nan: a number above 0 expected"),
+            ("learning_rate: .inf", "--learning-rate inf: a number above 0 expected"),
+            ("lr_schedule: cosine\nmax_minutes: 3", "a clock must not decide the learning rate"),
+        ],
+    )
+    def test_one_line_says_what_is_wrong(self, text: str, said: str, tmp_path: Path) -> None:
+        with pytest.raises(UsageFault, match=said) as caught:
+            load(text, tmp_path)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("window_ticks", 0),
+            ("train_batch_size", 0),
+            ("gradient_accumulation_steps", -1),
+            ("num_train_epochs", 0),
+            ("max_train_steps", 0),
+            ("max_minutes", -1),
+            ("learning_rate", 0),
+            ("lr_schedule", "cosin"),
+            ("lr_warmup_steps", -1),
+            ("weight_decay", -0.1),
+            ("adam_beta1", 1),
+            ("adam_beta2", 1),
+            ("max_grad_norm", -1),
+            ("mixed_precision", "fp8"),
+            ("ema_decay", 1),
+            ("seed", -1),
+            ("checkpointing_steps", 0),
+            ("checkpoints_total_limit", -1),
+            ("report_to", ["comet"]),
+            ("num_workers", -1),
+            ("logging_steps", 0),
+            ("divergence_factor", 1),
+            ("preset", "huge"),
+        ],
+    )
+    def test_a_value_out_of_range_is_named_by_its_flag(self, name: str, value: object) -> None:
+        with pytest.raises(UsageFault, match=f"^{flag_of(name)} .*expected"):
+            load_settings(None, {name: value})
+
+    def test_a_file_that_is_not_there_or_not_text(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageFault, match=r"--recipe .*: No such file"):
+            load_settings(tmp_path / "none.yaml", {})
+        (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(UsageFault, match=r"--recipe .*: not UTF-8"):
+            load_settings(tmp_path / "x", {})
+
+    @given(st.dictionaries(st.text(max_size=12), st.none() | st.text(max_size=5) | st.integers() | st.floats()))
+    def test_whatever_a_recipe_says_is_taken_or_refused_in_one_line(self, found: dict[str, object]) -> None:
+        names = [f.name for f in fields(TrainSettings)]
+        known = {names[len(key) % len(names)]: value for key, value in found.items()}
+        try:
+            TrainSettings(**known)
+        except UsageFault as fault:
+            assert "\n" not in str(fault)
+
+
+def test_differences_are_told_by_flag_name() -> None:
+    one, two = TrainSettings().as_json(), TrainSettings(seed=1, report_to=("wandb",)).as_json()
+    assert differences(one, two) == ["--seed was 0, is 1", "--report-to was [], is ['wandb']"]
+    assert differences(json.loads(json.dumps(two)), two) == []
