@@ -1,0 +1,101 @@
+"""Training runs small enough for a test, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from omniges.trainer.progress import Progress
+from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.resuming import CHECKPOINTS
+from omniges.trainer.train import Summary, train
+
+SMALLEST = {"width": 16, "layers": 1, "heads": 2, "piece_width": 8, "mark_width": 4}
+TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+
+
+def settings_of(shards: Path, run: Path, **changes: Any) -> TrainSettings:
+    """A model of one layer, windows of 1.6 s, batches of four."""
+    plain: dict[str, Any] = {
+        "shards": (shards,),
+        "output_dir": run,
+        "window_ticks": 16,
+        "train_batch_size": 4,
+        "max_train_steps": 6,
+        "lr_warmup_steps": 3,
+        "num_workers": 0,
+        "logging_steps": 4,
+        "model": SMALLEST,
+    }
+    return TrainSettings(**(plain | changes))
+
+
+def run(shards: Path, folder: Path, **changes: Any) -> Summary:
+    """Train in this process."""
+    return train(settings_of(shards, folder, **changes))
+
+
+def log_of(run_folder: Path, event: str = "steps") -> list[dict[str, Any]]:
+    """Events of a kind, in order."""
+    lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text("utf-8").splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def losses_of(run_folder: Path) -> dict[int, float]:
+    """Loss of each step by its number from 0; what was logged last counts."""
+    return {
+        line["step"] - len(line["losses"]) + k: loss
+        for line in log_of(run_folder)
+        for k, loss in enumerate(line["losses"])
+    }
+
+
+def checkpoint_of(run_folder: Path, step: int) -> Path:
+    """Where a step's checkpoint lies."""
+    return run_folder / CHECKPOINTS / f"step-{step:06d}"
+
+
+def learned(run_folder: Path, step: int) -> dict[str, bytes]:
+    """The bits of all tensors of a checkpoint, read by safetensors."""
+    found = {}
+    for file in TENSOR_FILES:
+        for name, tensor in load_file(checkpoint_of(run_folder, step) / file).items():
+            found[f"{file}/{name}"] = tensor.numpy().tobytes()
+    return found
+
+
+class SignalAt:
+    """Sends this process a signal when something is called for the n-th time."""
+
+    def __init__(self, number: signal.Signals, turn: int) -> None:
+        self._number, self._left = number, turn
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), self._number)
+
+
+class Collected:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progress] = []
+        self.remarks: list[str] = []
+
+    def update(self, progress: Progress) -> None:
+        self.progress.append(progress)
+
+    def say(self, remark: str) -> None:
+        self.remarks.append(remark)
+
+    def __enter__(self) -> Collected:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
