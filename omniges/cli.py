@@ -368,8 +368,12 @@ def _move_aside(folder: Path, damaged: tuple[str, ...]) -> None:
 @app.command()
 def train(
     recipe: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
-    shards: Annotated[list[Path], typer.Option(help="Folders of shards.", show_default="shards")] = [],
+    shards: Annotated[list[str], typer.Option(help="Folders of shards, or URLs of some.", show_default="shards")] = [],
     shard_weights: Annotated[list[str], typer.Option(help="Share of each folder.")] = [],
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder that keeps shards of URLs.", show_default="~/.cache/omniges")
+    ] = None,
+    cache_gb: Annotated[float | None, typer.Option(help="Its largest size in GB.", show_default="100")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="run")] = None,
     preset: Annotated[str | None, typer.Option(help="tiny, small, base or omniflow.", show_default="tiny")] = None,
     window_ticks: Annotated[int | None, typer.Option(help="Ticks of 0.1 s in a window.", show_default="64")] = None,

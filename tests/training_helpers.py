@@ -19,7 +19,7 @@ SMALLEST = {"width": 16, "layers": 1, "heads": 2, "piece_width": 8, "mark_width"
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
-def settings_of(shards: Path, run: Path, **changes: Any) -> TrainSettings:
+def settings_of(shards: Path | str, run: Path, **changes: Any) -> TrainSettings:
     """A model of one layer, windows of 1.6 s, batches of four."""
     plain: dict[str, Any] = {
         "shards": (shards,),
@@ -35,7 +35,7 @@ def settings_of(shards: Path, run: Path, **changes: Any) -> TrainSettings:
     return TrainSettings(**(plain | changes))
 
 
-def run(shards: Path, folder: Path, **changes: Any) -> Summary:
+def run(shards: Path | str, folder: Path, **changes: Any) -> Summary:
     """Train in this process."""
     return train(settings_of(shards, folder, **changes))
 

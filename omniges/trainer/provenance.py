@@ -31,7 +31,7 @@ def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
         dataset = read_dataset(catalog.folder)
         found.append(
             {
-                "shards": str(catalog.folder),
+                "shards": source.shard_source().describe("").rstrip("/"),
                 "weight": source.weight,
                 "manifest_hash": catalog.manifest_hash,
                 "filters": catalog.filters.as_json(),

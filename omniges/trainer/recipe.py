@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml  # type: ignore[import-untyped]
 
 from omniges.errors import OmnigesError, UsageFault
+from omniges.shards.locations import parse_location
 from omniges.trainer.presets import PRESETS, ModelConfig, preset
 from omniges.trainer.schedule import SCHEDULES
 from omniges.trainer.tasks import FlowSettings
@@ -49,8 +50,10 @@ def _model_keys() -> frozenset[str]:
 
 _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
     {
-        "shards": _Rule(Path, many=True),
+        "shards": _Rule(many=True),
         "shard_weights": _Rule(float, above=0, many=True),
+        "cache_dir": _Rule(Path),
+        "cache_gb": _Rule(float, above=0),
         "output_dir": _Rule(Path),
         "preset": _Rule(choices=tuple(PRESETS)),
         "window_ticks": _Rule(int, least=1),
@@ -88,10 +91,14 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
 class TrainSettings:
     """A training run. Fields are flags with ``_`` for ``-``; those of AdamW's decays, model and flow are none."""
 
-    shards: tuple[Path, ...] = (Path("shards"),)
-    """Shard folders."""
+    shards: tuple[str, ...] = ("shards",)
+    """Shard folders: paths or URLs."""
     shard_weights: tuple[float, ...] = ()
     """Share of each folder; none: all alike."""
+    cache_dir: Path = Path("~/.cache/omniges")
+    """Folder that keeps shards of URLs."""
+    cache_gb: float = 100.0
+    """Its largest size in gigabytes."""
     output_dir: Path = Path("run")
     """Folder of the run."""
     preset: str = "tiny"
@@ -189,7 +196,8 @@ class TrainSettings:
     def as_json(self) -> dict[str, Any]:
         """The settings as a recipe would have them, whole."""
         found = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return found | {"shards": [str(path) for path in self.shards], "output_dir": str(self.output_dir)}
+        shown = {"shards": [parse_location(text).shown for text in self.shards]}  # a URL may hold credentials
+        return found | shown | {"cache_dir": str(self.cache_dir), "output_dir": str(self.output_dir)}
 
 
 def flag_of(name: str) -> str:

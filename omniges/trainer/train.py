@@ -20,7 +20,9 @@ from accelerate.state import AcceleratorState
 from omniges.errors import DataError, UsageFault
 from omniges.publish import locked, make_folder
 from omniges.shards.dataset import read_dataset
+from omniges.shards.locations import parse_location
 from omniges.shards.schema import STATS_FILE, json_document
+from omniges.trainer.cache import CacheSettings, RemoteShards, open_location
 from omniges.trainer.catalog import Filters, read_beside, read_catalog
 from omniges.trainer.checkpoint import (
     Contents,
@@ -163,10 +165,7 @@ class _Run:
 
 def _open(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack: ExitStack) -> _Run:
     weights = settings.shard_weights or (1.0,) * len(settings.shards)
-    data = tuple(
-        DataSource(read_catalog(path, Filters(split="train")), weight)
-        for path, weight in zip(settings.shards, weights, strict=True)
-    )
+    data = tuple(_source(settings, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True))
     share = RankShare(
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -194,6 +193,16 @@ def _open(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack
     )
     learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
     return _Run(settings, accelerator, ranks, data, feed, identity, learner, last_step, rate)
+
+
+def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
+    """The train split of a local folder, or of a URL through the cache."""
+    location = parse_location(text)
+    cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
+    shards = open_location(location, cache, splits=("train",))
+    if isinstance(shards, RemoteShards):
+        stack.callback(shards.close)
+    return DataSource(read_catalog(shards.folder, Filters(split="train")), weight, shards=shards)
 
 
 def _model(settings: TrainSettings, identity: ModelIdentity) -> Any:
@@ -258,7 +267,8 @@ def _carry_out(run: _Run, began_s: float, stack: ExitStack) -> Summary:
 
 def _loop_settings(run: _Run) -> LoopSettings:
     settings = run.settings
-    trace = ("omniges", "trace-batches", f"--shards={settings.shards[0]}", f"--window-ticks={settings.window_ticks}")
+    location = parse_location(settings.shards[0])
+    trace = ("omniges", "trace-batches", f"--shards={location}", f"--window-ticks={settings.window_ticks}")
     return LoopSettings(
         seed=settings.seed,
         flow=settings.flow_settings(),
@@ -269,7 +279,7 @@ def _loop_settings(run: _Run) -> LoopSettings:
         checkpointing_steps=settings.checkpointing_steps,
         logging_steps=settings.logging_steps,
         divergence_factor=settings.divergence_factor,
-        trace=(*trace, f"--seed={settings.seed}") if len(settings.shards) == 1 else None,
+        trace=(*trace, f"--seed={settings.seed}") if len(settings.shards) == 1 and location.path else None,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import remote_helpers as remote
+import training_helpers as training
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import read_dataset, seal
@@ -214,6 +215,19 @@ class TestTwoProcesses:
         self, bucket: remote.S3, shards: Path, tmp_path: Path
     ) -> None:
         assert self.both(bucket.url, tmp_path, shards, bucket.endpoint) == len(shard_names(shards)) + 4
+
+
+class TestTraining:
+    def test_a_run_over_a_url_is_that_over_the_folder_and_keeps_no_credentials(
+        self, web: remote.Web, shards: Path, tmp_path: Path
+    ) -> None:
+        url = web.url.replace("://", "://reader:hunter2hunter2@") + "?sig=abcdef0123456789"
+        training.run(shards, tmp_path / "here", num_workers=1)
+        training.run(url, tmp_path / "there", cache_dir=tmp_path / "cache", num_workers=1)
+        assert training.losses_of(tmp_path / "there") == training.losses_of(tmp_path / "here")
+        for path in (tmp_path / "there").rglob("*"):
+            if path.is_file():
+                assert not any(secret in path.read_bytes() for secret in (b"hunter2", b"abcdef0123"))
 
 
 class TestReading:

@@ -169,6 +169,8 @@ def test_other_ways_to_compute_learn_and_resume_to_the_last_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
 def test_compiled_blocks_give_the_same_losses(shards: Path, tmp_path: Path) -> None:
     """Needs a C++ compiler."""
     run(shards, tmp_path / "plain", max_train_steps=3)
