@@ -12,7 +12,7 @@ import pytest
 from omniges.pipeline.progress import JsonReporter, LineReporter, LiveReporter, Progress
 
 HALF = Progress(
-    done=150, total=300, converted=120, rejected=20, noted=7, lost=10, converted_s=7200.0, elapsed_s=4.0,
+    done=150, total=300, converted=120, rejected=20, noted=7, lost=10, reused=0, computed_s=7200.0, elapsed_s=4.0,
     eta_s=3725.0, slowest="2_scott_1_1_1", slowest_s=12.34,
 )  # fmt: skip
 SAID = "150/300 recordings: 120 converted, 20 rejected, 7 with notes, 10 lost; 1,800 × real time, 1:02:05 left"

@@ -534,7 +534,8 @@ class TestNothingIsLeft:
         assert set(os.listdir(SHARED_NAMES)) <= names_before
 
     SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it
 from pathlib import Path
 from omniges.trainer.catalog import Filters, read_catalog
 from omniges.trainer.loader import BatchLoader, LoaderSettings

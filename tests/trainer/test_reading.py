@@ -16,6 +16,7 @@ from omniges.errors import DataError, EnvironmentFault
 from omniges.shards.schema import canonical_json
 from omniges.shards.tar import npy_parts
 from omniges.trainer import reading
+from omniges.trainer.cachefolder import CacheFull
 from omniges.trainer.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
 from omniges.trainer.normalise import CHANNELS, Normaliser, Scale
 from omniges.trainer.reading import ClipReader, LocalShards, ReadMarks, Verify
@@ -246,7 +247,7 @@ class TestBounds:
         class Full(LocalShards):
             def open(self, shard: str) -> int:
                 if reader.open_maps:
-                    raise EnvironmentFault("the cache is full")
+                    raise CacheFull("the cache is full")
                 return local.open(shard)
 
         reader = ClipReader(table, Full(folder), ReadMarks.blank(len(table)))
