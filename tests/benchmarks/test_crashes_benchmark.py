@@ -14,6 +14,8 @@ import crashes
 import crashes_power
 from crashes_scenarios import NAMES
 
+pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
+
 
 def crash(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(crashes.__file__), *flags]

@@ -19,6 +19,8 @@ from omniges.recordings.npz import decode_motion
 from omniges.recordings.textgrid import decode_words
 from omniges.recordings.wav import decode_wav
 
+pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 FLAGS = ("--recordings", "3", "--seconds", "3", "--repeats", "1")
 RUN_FIELDS = {

@@ -14,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 benchmark: Any = importlib.import_module("verify")
 
 
+pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
+
+
 def test_every_level_is_measured(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = benchmark.measure(shards, threads=1, repeats=1)
     assert document["bytes"] == sum(path.stat().st_size for path in shards.iterdir())

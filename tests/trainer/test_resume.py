@@ -222,6 +222,7 @@ def plain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestKilledWhileSaving:
     """SIGKILL anywhere in saving and pruning, with one kept checkpoint."""
 
+    @pytest.mark.slow  # whole commands, killed: pytest -m slow
     @pytest.mark.parametrize("part", [0.6])
     def test_one_loadable_checkpoint_is_left(
         self, part: float, calls: int, shards: Path, tmp_path: Path, plain: Path

@@ -44,6 +44,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 class TestCommand:
+    @pytest.mark.slow  # two whole commands: pytest -m slow
     def test_a_run_stopped_by_sigterm_exits_75_and_the_same_words_finish_it(
         self, recipe: Path, shards: Path, tmp_path: Path
     ) -> None:
