@@ -249,10 +249,12 @@ class TestOpening:
         assert isinstance(self.one_line(f"pipe:head -c 5000 {path}"), DataError)
 
     def test_credentials_of_a_command_are_not_shown(self) -> None:
-        error = self.one_line("pipe:false https://user:hunter2hunter2@host/x?sig=abcdef012345 --token=abcdef012345")
-        assert not {"hunter2hunter2", "abcdef012345"} & set(str(error).replace("=", " ").replace("@", " ").split())
-        assert error.__cause__ is None
-        assert error.__context__ is None
+        error: BaseException | None = self.one_line(
+            "pipe:false https://user:hunter2hunter2@host/x?sig=abcdef012345 --token=abcdef012345"
+        )
+        while error is not None:  # whether the end of the pipe or of the command is seen first is not ours to say
+            assert not any(secret in str(error) for secret in ("hunter2hunter2", "abcdef012345"))
+            error = error.__cause__ or error.__context__
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         assert "no such file" in str(self.one_line(str(tmp_path / "a.tar")))
