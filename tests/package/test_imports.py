@@ -20,7 +20,8 @@ ALLOWED = {
     "shards": {"errors", "publish", "features", "recordings"},
     "pipeline": {"errors", "publish", "features", "recordings", "shards"},
     "trainer": {"errors", "publish", "features", "recordings", "shards"},
-    "cli": {"errors", "publish", "features", "recordings", "shards", "pipeline", "trainer"},
+    "commands": {"errors", "publish", "features", "recordings", "shards", "pipeline", "trainer"},
+    "cli": {"errors", "commands"},
 }
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
 UNSAFE = {"pickle", "dill", "joblib", "shelve", "marshal"}

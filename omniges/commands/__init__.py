@@ -1,0 +1,1 @@
+"""The commands: parse, build a typed config, make one call, exit with the right code. No logic lives here."""

@@ -1,0 +1,89 @@
+"""What commands share: signals, lists and sizes as people write them, the console, packages that may be missing."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from omniges.errors import EnvironmentFault, ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Signalled", "listed", "make_console", "names_of", "needs", "raise_on", "resumable", "size_bytes"]
+
+
+class Signalled(BaseException):
+    """A signal arrived that ends the command; no library on the way catches this."""
+
+    def __init__(self, code: ExitCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def raise_on(number: signal.Signals, code: ExitCode) -> None:
+    """Let a signal end the command with a code."""
+
+    def leave(_number: int, _frame: object) -> None:
+        raise Signalled(code)
+
+    signal.signal(number, leave)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 end a command that the same words take up again (exit 75)."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    for number in previous:
+        raise_on(number, ExitCode.STOPPED)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Imports that need packages which a plain installation has not."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "omniges").split(".")[0] == "omniges":
+            raise
+        raise EnvironmentFault(
+            f"the package {error.name} is not installed, which this command needs: pip install 'omniges[{extra}]'"
+        ) from error
+
+
+def size_bytes(text: str) -> int:
+    """A size such as ``256MB``, ``1.5GiB`` or ``1000000``."""
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if match is None:
+        raise typer.BadParameter(f"a size such as 256MB or 1GiB expected, found {text!r}")
+    return int(float(match[1]) * units[match[2] or ""])
+
+
+def names_of(text: str) -> list[str]:
+    """The names in a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def listed(values: list[str]) -> tuple[str, ...]:
+    """Values given as repeated flags, as comma-separated lists, or both."""
+    return tuple(name for value in values for name in names_of(value))
+
+
+def make_console() -> Console:
+    """Standard output for tables."""
+    from rich.console import Console
+
+    # A file or pipe gets whole lines: cut or folded rows are of no use to grep.
+    return Console() if sys.stdout.isatty() else Console(width=240)
