@@ -94,6 +94,10 @@ class ClipTable:
         """The key of a clip."""
         return bytes(self.keys[sample]).decode()
 
+    def keys_of(self, samples: npt.NDArray[np.int64]) -> list[str]:
+        """The keys of clips (k,)."""
+        return [key.decode() for key in self.keys[samples].tolist()]
+
     def shard_name(self, shard: int) -> str:
         """The file name of a shard."""
         return bytes(self.shard_names[shard]).decode()
@@ -112,10 +116,10 @@ class Catalog:
     statistics: dict[str, Any]  # stats.json
     tokenizer: bytes  # tokenizer.json
 
-    def speaker_of(self, sample: int) -> str | None:
-        """The name of a clip's speaker, or None outside of the stem grammar."""
-        number = int(self.speaker[sample])
-        return self.speaker_names[number] if number >= 0 else None
+    def speakers_of(self, samples: npt.NDArray[np.int64]) -> list[str | None]:
+        """The names of the speakers of clips (k,), None outside of the stem grammar."""
+        names = (*self.speaker_names, None)  # number -1 is the last
+        return [names[number] for number in self.speaker[samples].tolist()]
 
 
 def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:

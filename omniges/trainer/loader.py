@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -30,6 +31,8 @@ from omniges.trainer.shared import share_arrays
 from omniges.trainer.state import Resumed, make_state, resume
 
 __all__ = ["Batch", "BatchLoader", "LoaderSettings"]
+
+I64 = npt.NDArray[np.int64]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -274,18 +277,31 @@ class BatchLoader:
     def _batch(self, store: BlockStore, block: int, rows: int) -> Batch:
         """A filled block as a batch, nothing copied but names."""
         view = store.lend(block)
-        sources, samples = view.sources[:rows].tolist(), view.samples[:rows].tolist()
-        catalogs = [self._data[source].catalog for source in sources]
+        sources = view.sources[:rows]
+        keys, speakers = self._names(sources, view.samples[:rows])
         return Batch(
             gesture=torch.from_numpy(view.gesture[:rows]),
             mel=torch.from_numpy(view.mel[:rows]),
             text=torch.from_numpy(view.text[:rows]),
             positions=torch.from_numpy(view.positions[:rows]),
             start_ticks=torch.from_numpy(view.start_ticks[:rows]),
-            keys=tuple(catalog.table.key(sample) for catalog, sample in zip(catalogs, samples, strict=True)),
-            speakers=tuple(catalog.speaker_of(sample) for catalog, sample in zip(catalogs, samples, strict=True)),
-            sources=tuple(sources),
+            keys=tuple(keys),
+            speakers=tuple(speakers),
+            sources=tuple(sources.tolist()),
         )
+
+    def _names(self, sources: I64, samples: I64) -> tuple[list[str], list[str | None]]:
+        """Keys and speakers of clips (k,) of folders (k,)."""
+        keys: list[str] = [""] * len(samples)
+        speakers: list[str | None] = [None] * len(samples)
+        for number, source in enumerate(self._data):
+            rows = np.flatnonzero(sources == number)
+            names = zip(
+                source.catalog.table.keys_of(samples[rows]), source.catalog.speakers_of(samples[rows]), strict=True
+            )
+            for row, (key, speaker) in zip(rows.tolist(), names, strict=True):
+                keys[row], speakers[row] = key, speaker
+        return keys, speakers
 
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON; counts the batches that were handed over, not those read ahead."""
