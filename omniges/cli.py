@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from omniges import __version__
-from omniges.commands.benchmark import benchmark_loader
+from omniges.commands.benchmark import benchmark_loader, benchmark_train
 from omniges.commands.common import Signalled, raise_on
 from omniges.commands.files import export, inspect, sample_corpus
 from omniges.commands.preprocess import preprocess
@@ -37,6 +37,7 @@ app.command()(train)
 app.command("trace-batches")(trace_batches)
 app.add_typer(benchmark, name="benchmark")
 benchmark.command("loader")(benchmark_loader)
+benchmark.command("train")(benchmark_train)
 
 
 def _version(wanted: bool) -> None:

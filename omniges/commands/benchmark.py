@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from omniges.commands.common import names_of
+from omniges.commands.common import listed, names_of, needs
 from omniges.errors import UsageFault
 
-__all__ = ["benchmark_loader"]
+__all__ = ["benchmark_loader", "benchmark_train"]
 
 
 def benchmark_loader(
@@ -45,3 +45,40 @@ def benchmark_loader(
     )
     document = measure(settings)
     typer.echo(json.dumps(document) if as_json else report(document))
+
+
+def benchmark_train(
+    shards: Annotated[str, typer.Option(help="Folder of shards.")] = "shards",
+    preset: Annotated[list[str], typer.Option(help="Sizes of the model.", show_default="tiny")] = [],
+    train_batch_size: Annotated[str, typer.Option(help="Windows a step; several to try each.")] = "32",
+    window_ticks: Annotated[int, typer.Option(help="Ticks of 0.1 s in a window.")] = 64,
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="no, bf16 or fp16.")] = "no",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,  # noqa: A002
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    num_workers: Annotated[int, typer.Option(help="Processes that read.")] = 2,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Measure training steps on real batches, beside the machine's plain matrix products."""
+    import json
+
+    sizes = names_of(train_batch_size)
+    if not sizes or not all(size.isdecimal() for size in sizes):
+        raise UsageFault(f"--train-batch-size {train_batch_size}: numbers separated by commas expected")
+    with needs("train"):
+        from omniges.trainer.stepspeed import StepSpeedSettings, measure, report
+    settings = StepSpeedSettings(
+        shards=shards,
+        presets=listed(preset) or ("tiny",),
+        batch_sizes=tuple(map(int, sizes)),
+        window_ticks=window_ticks,
+        mixed_precision=mixed_precision,
+        compile=compile,
+        gradient_checkpointing=gradient_checkpointing,
+        num_workers=num_workers,
+        seconds=seconds,
+    )
+    rows = measure(settings)
+    typer.echo(json.dumps(rows) if as_json else report(rows))

@@ -223,11 +223,11 @@ class ClipReader:
         """A clip's shard, and where its gesture and mel begin in it, counted in floats."""
         shard = int(self.table.shard[sample])
         content = self._map(shard, sample).content
-        place = (shard, *(self._data_start(content, sample, member) // 4 for member in (_GESTURE, _MEL)))
+        gesture, mel = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _MEL))
         if len(self._checked) >= _MAX_CHECKED:
             self._checked.clear()
-        self._checked[sample] = place
-        return place
+        self._checked[sample] = shard, gesture, mel
+        return shard, gesture, mel
 
     def _data_start(self, mapped: mmap.mmap, sample: int, member: int) -> int:
         """Where a member's array data begins in the shard, its header and digest checked once."""

@@ -6,24 +6,17 @@ docs/training.md is the promise.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
-import torch.utils.deterministic as determinism
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 
 from omniges.errors import DataError, UsageFault
 from omniges.publish import locked, make_folder
-from omniges.shards.dataset import read_dataset
 from omniges.shards.locations import parse_location
-from omniges.shards.schema import STATS_FILE, json_document
-from omniges.trainer.cache import CacheSettings, RemoteShards, open_location
-from omniges.trainer.catalog import Filters, read_beside, read_catalog
+from omniges.shards.schema import json_document
 from omniges.trainer.checkpoint import (
     Contents,
     SavedCheckpoint,
@@ -33,22 +26,17 @@ from omniges.trainer.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from omniges.trainer.feed import Feed, speakers_of
-from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, Learner, LearnSettings
-from omniges.trainer.loader import LoaderSettings
+from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
 from omniges.trainer.logbook import Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings
 from omniges.trainer.losses import Smoothed
-from omniges.trainer.order import RankShare
+from omniges.trainer.opening import Run, accelerated, deterministic, open_run
 from omniges.trainer.presets import parameter_count
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings, differences
 from omniges.trainer.resuming import CHECKPOINTS, Choice, choose
-from omniges.trainer.saved import ModelIdentity
-from omniges.trainer.schedule import LearningRate
-from omniges.trainer.setup import DataSource, Sequencing
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.state import resume as check_state
 from omniges.trainer.stopping import Stopper
@@ -106,8 +94,8 @@ def train(settings: TrainSettings) -> Summary:
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UsageFault("--mixed-precision fp16: a GPU expected, found none: take bf16 or no")
     with ExitStack() as stack:
-        accelerator = stack.enter_context(_accelerated(settings))
-        stack.enter_context(_deterministic(accelerator.device))
+        accelerator = stack.enter_context(accelerated(settings))
+        stack.enter_context(deterministic(accelerator.device))
         ranks = Ranks()
         with ranks.together("open the run"):
             if ranks.first:
@@ -115,128 +103,11 @@ def train(settings: TrainSettings) -> Summary:
                 stack.enter_context(locked(settings.output_dir))
                 remove_unfinished(settings.output_dir / CHECKPOINTS)
         with ranks.together("open the shards"):
-            run = _open(settings, accelerator, ranks, stack)
+            run = open_run(settings, accelerator, ranks, stack)
         return _carry_out(run, began_s, stack)
 
 
-@contextmanager
-def _accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
-    """Device, precision and processes; undone behind it, so that a process can train twice."""
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    try:
-        yield Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp]
-        )
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees)."""
-    before = torch.are_deterministic_algorithms_enabled()
-    filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        determinism.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Everything a run has open."""
-
-    settings: TrainSettings
-    accelerator: Accelerator
-    ranks: Ranks
-    data: tuple[DataSource, ...]
-    feed: Feed
-    identity: ModelIdentity
-    learner: Learner
-    last_step: int | None
-    rate: LearningRate
-
-
-def _open(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack: ExitStack) -> _Run:
-    weights = settings.shard_weights or (1.0,) * len(settings.shards)
-    data = tuple(_source(settings, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True))
-    share = RankShare(
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        batch_size=settings.train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-    )
-    sequencing = Sequencing(window_ticks=settings.window_ticks, seed=settings.seed)
-    feed = Feed(data, sequencing, share, LoaderSettings(workers=settings.num_workers), accelerator.device)
-    stack.enter_context(feed)
-    first = data[0].catalog
-    identity = ModelIdentity(
-        preset=settings.preset,
-        config=settings.model_config(),
-        window_ticks=settings.window_ticks,
-        speakers=speakers_of(data),
-        statistics=read_beside(first.folder, STATS_FILE, read_dataset(first.folder)),
-        tokenizer=first.tokenizer,
-    )
-    last_step = _last_step(settings, feed.windows_per_epoch, share.global_batch)
-    rate = LearningRate(
-        peak=cast("float", settings.learning_rate),
-        schedule=cast("Any", settings.lr_schedule),
-        warmup_steps=settings.lr_warmup_steps,
-        total_steps=last_step,
-    )
-    learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
-    return _Run(settings, accelerator, ranks, data, feed, identity, learner, last_step, rate)
-
-
-def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """The train split of a local folder, or of a URL through the cache."""
-    location = parse_location(text)
-    cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
-    shards = open_location(location, cache, splits=("train",))
-    if isinstance(shards, RemoteShards):
-        stack.callback(shards.close)
-    return DataSource(read_catalog(shards.folder, Filters(split="train")), weight, shards=shards)
-
-
-def _model(settings: TrainSettings, identity: ModelIdentity) -> Any:
-    model = identity.build(settings.seed)
-    model.trunk.gradient_checkpointing = settings.gradient_checkpointing
-    return model
-
-
-def _learn_settings(settings: TrainSettings, rate: LearningRate) -> LearnSettings:
-    return LearnSettings(
-        rate=rate,
-        flow=settings.flow_settings(),
-        seed=settings.seed,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        ema_decay=settings.ema_decay,
-        accumulation=settings.gradient_accumulation_steps,
-        dense=settings.compile,
-        compile=settings.compile,
-    )
-
-
-def _last_step(settings: TrainSettings, windows: int, global_batch: int) -> int | None:
-    """The step at which epochs or steps end the run, whichever is first; None where only the clock does."""
-    limits = []
-    if settings.max_train_steps is not None:
-        limits.append(settings.max_train_steps)
-    if settings.num_train_epochs is not None:
-        limits.append(max(1, -int(-(settings.num_train_epochs * windows) // global_batch)))
-    return min(limits, default=None)
-
-
-def _carry_out(run: _Run, began_s: float, stack: ExitStack) -> Summary:
+def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     settings, ranks = run.settings, run.ranks
     state, choice, remarks = _resume(run)
     provenance = _provenance(run)
@@ -265,7 +136,7 @@ def _carry_out(run: _Run, began_s: float, stack: ExitStack) -> Summary:
     )
 
 
-def _loop_settings(run: _Run) -> LoopSettings:
+def _loop_settings(run: Run) -> LoopSettings:
     settings = run.settings
     location = parse_location(settings.shards[0])
     trace = ("omniges", "trace-batches", f"--shards={location}", f"--window-ticks={settings.window_ticks}")
@@ -283,7 +154,7 @@ def _loop_settings(run: _Run) -> LoopSettings:
     )
 
 
-def _provenance(run: _Run) -> dict[str, Any]:
+def _provenance(run: Run) -> dict[str, Any]:
     return {
         "data": data_provenance(run.data),
         "git": git_state(),
@@ -292,7 +163,7 @@ def _provenance(run: _Run) -> dict[str, Any]:
     }
 
 
-def _welcome(run: _Run, state: RunState) -> list[str]:
+def _welcome(run: Run, state: RunState) -> list[str]:
     """What a person should know before the first step."""
     settings, feed = run.settings, run.feed
     count = parameter_count(
@@ -312,7 +183,7 @@ def _welcome(run: _Run, state: RunState) -> list[str]:
 # --- checkpoints
 
 
-def _save(run: _Run, state: RunState, provenance: dict[str, Any], reporter: Reporter) -> Path:
+def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Reporter) -> Path:
     """Save on the first rank; every rank returns the path."""
     folder = run.settings.output_dir / CHECKPOINTS
     if not run.ranks.first:
@@ -328,7 +199,7 @@ def _save(run: _Run, state: RunState, provenance: dict[str, Any], reporter: Repo
     return path
 
 
-def _state_document(run: _Run, state: RunState) -> dict[str, Any]:
+def _state_document(run: Run, state: RunState) -> dict[str, Any]:
     """Everything but what was learned. Random numbers have no state: they are hashes of seed, position and purpose."""
     return {
         "version": _STATE_VERSION,
@@ -342,7 +213,7 @@ def _state_document(run: _Run, state: RunState) -> dict[str, Any]:
     }
 
 
-def _resume(run: _Run) -> tuple[RunState, Choice, list[str]]:
+def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
     """Load the checkpoint that the settings ask for; the first rank chooses, all of them load it."""
     settings, ranks = run.settings, run.ranks
 
@@ -367,7 +238,7 @@ def _resume(run: _Run) -> tuple[RunState, Choice, list[str]]:
     return state, replace(choice, checkpoint=chosen), remarks + more
 
 
-def _load(run: _Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
+def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
     document = saved.document(STATE_FILE)
     if document.get("version") != _STATE_VERSION:
         raise DataError(

@@ -1,0 +1,148 @@
+"""What a training run has open: device, shards, feed, model and learner, from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.utils.deterministic as determinism
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+
+from omniges.shards.dataset import read_dataset
+from omniges.shards.locations import parse_location
+from omniges.shards.schema import STATS_FILE
+from omniges.trainer.cache import CacheSettings, RemoteShards, open_location
+from omniges.trainer.catalog import Filters, read_beside, read_catalog
+from omniges.trainer.feed import Feed, speakers_of
+from omniges.trainer.learner import Learner, LearnSettings
+from omniges.trainer.loader import LoaderSettings
+from omniges.trainer.order import RankShare
+from omniges.trainer.ranks import Ranks
+from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.saved import ModelIdentity
+from omniges.trainer.schedule import LearningRate
+from omniges.trainer.setup import DataSource, Sequencing
+
+__all__ = ["Run", "accelerated", "deterministic", "open_run"]
+
+
+@contextmanager
+def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
+    """Device, precision and processes; undone behind it, so that a process can train twice."""
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    try:
+        yield Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp]
+        )
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        determinism.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything a run has open."""
+
+    settings: TrainSettings
+    accelerator: Accelerator
+    ranks: Ranks
+    data: tuple[DataSource, ...]
+    feed: Feed
+    identity: ModelIdentity
+    learner: Learner
+    last_step: int | None
+    rate: LearningRate
+
+
+def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack: ExitStack) -> Run:
+    """Open what the settings name; the stack closes it. Raises UsageFault, DataError or EnvironmentFault."""
+    weights = settings.shard_weights or (1.0,) * len(settings.shards)
+    data = tuple(_source(settings, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True))
+    share = RankShare(
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        batch_size=settings.train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+    )
+    sequencing = Sequencing(window_ticks=settings.window_ticks, seed=settings.seed)
+    feed = Feed(data, sequencing, share, LoaderSettings(workers=settings.num_workers), accelerator.device)
+    stack.enter_context(feed)
+    first = data[0].catalog
+    identity = ModelIdentity(
+        preset=settings.preset,
+        config=settings.model_config(),
+        window_ticks=settings.window_ticks,
+        speakers=speakers_of(data),
+        statistics=read_beside(first.folder, STATS_FILE, read_dataset(first.folder)),
+        tokenizer=first.tokenizer,
+    )
+    last_step = _last_step(settings, feed.windows_per_epoch, share.global_batch)
+    rate = LearningRate(
+        peak=cast("float", settings.learning_rate),
+        schedule=cast("Any", settings.lr_schedule),
+        warmup_steps=settings.lr_warmup_steps,
+        total_steps=last_step,
+    )
+    learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
+    return Run(settings, accelerator, ranks, data, feed, identity, learner, last_step, rate)
+
+
+def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
+    """The train split of a local folder, or of a URL through the cache."""
+    location = parse_location(text)
+    cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
+    shards = open_location(location, cache, splits=("train",))
+    if isinstance(shards, RemoteShards):
+        stack.callback(shards.close)
+    return DataSource(read_catalog(shards.folder, Filters(split="train")), weight, shards=shards)
+
+
+def _model(settings: TrainSettings, identity: ModelIdentity) -> Any:
+    model = identity.build(settings.seed)
+    model.trunk.gradient_checkpointing = settings.gradient_checkpointing
+    return model
+
+
+def _learn_settings(settings: TrainSettings, rate: LearningRate) -> LearnSettings:
+    return LearnSettings(
+        rate=rate,
+        flow=settings.flow_settings(),
+        seed=settings.seed,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        ema_decay=settings.ema_decay,
+        accumulation=settings.gradient_accumulation_steps,
+        dense=settings.compile,
+        compile=settings.compile,
+    )
+
+
+def _last_step(settings: TrainSettings, windows: int, global_batch: int) -> int | None:
+    """The step at which epochs or steps end the run, whichever is first; None where only the clock does."""
+    limits = []
+    if settings.max_train_steps is not None:
+        limits.append(settings.max_train_steps)
+    if settings.num_train_epochs is not None:
+        limits.append(max(1, -int(-(settings.num_train_epochs * windows) // global_batch)))
+    return min(limits, default=None)

@@ -1,0 +1,287 @@
+"""How fast training steps are, and how near to the machine's matrix products: real batches, real steps, by preset.
+
+Each configuration is measured in a process of its own, so that its memory is its own. A step is what `train` does:
+batch from the loader, losses, gradients, clipping, AdamW, average. Floating-point operations are those of the matrix
+products that a step really made, as torch's counter sees them, and of attention: 4 · B · H · N · M · D forward, twice
+that backward (scores that its backward pass computes again are not counted).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.trainer.feed import Feed
+from omniges.trainer.learner import Learner
+from omniges.trainer.opening import accelerated, deterministic, open_run
+from omniges.trainer.ranks import Ranks
+from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.tasks import FlowSettings, Plan, draw_plan, groups_of
+
+__all__ = ["ProductPeak", "StepSpeedSettings", "measure", "measure_one", "operation_counter", "report"]
+
+_Shape = Sequence[int]
+
+_WARM_STEPS: Final = 5  # until the allocator has what it needs: first steps take twice as long and more
+_LEAST_STEPS: Final = 3
+_PEAK_SIDES: Final = (512, 1024, 2048)
+_PEAK_S: Final = 0.4
+_PRECISIONS: Final = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FAULTS: Final[dict[str, type[OmnigesError]]] = {
+    error.__name__: error for error in (DataError, EnvironmentFault, UsageFault)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpeedSettings:
+    """What to measure."""
+
+    shards: str = "shards"
+    presets: tuple[str, ...] = ("tiny",)
+    batch_sizes: tuple[int, ...] = (32,)
+    window_ticks: int = 64
+    mixed_precision: str = "no"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    num_workers: int = 2
+    seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuse what measures nothing."""
+        if not self.presets or not self.batch_sizes or not self.seconds > 0:
+            raise UsageFault("benchmark train: at least one preset, one batch size and over 0 seconds expected")
+
+    def of(self, preset: str, batch_size: int) -> TrainSettings:
+        """One configuration as `train` takes it; raises UsageFault for values it refuses."""
+        return TrainSettings(
+            shards=(self.shards,),
+            preset=preset,
+            train_batch_size=batch_size,
+            window_ticks=self.window_ticks,
+            mixed_precision=self.mixed_precision,
+            compile=self.compile,
+            gradient_checkpointing=self.gradient_checkpointing,
+            num_workers=self.num_workers,
+        )
+
+
+def measure(settings: StepSpeedSettings) -> list[dict[str, Any]]:
+    """Figures of every preset and batch size. Raises what the measuring processes met."""
+    return [_apart(settings, preset, batch_size) for preset in settings.presets for batch_size in settings.batch_sizes]
+
+
+def _apart(settings: StepSpeedSettings, preset: str, batch_size: int) -> dict[str, Any]:
+    """One configuration in a process of its own."""
+    settings.of(preset, batch_size)
+    question = asdict(settings) | {"presets": [preset], "batch_sizes": [batch_size]}
+    command = [sys.executable, "-P", "-m", "omniges.trainer.stepspeed"]
+    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError as error:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise EnvironmentFault(
+            f"{preset}, batch {batch_size}: the measuring process ended without figures: {last}; take a smaller batch "
+            "if memory ran out"
+        ) from error
+    if "fault" in found:
+        raise _FAULTS[found["fault"]](found["message"])
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One measured step."""
+
+    seconds: float
+    waited_s: float
+    tokens: int
+    operations: float
+    peak: float  # operations a second of plain matrix products right after it
+
+
+def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
+    """Steps of one configuration for so long, in this process."""
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(accelerated(settings))
+        stack.enter_context(deterministic(accelerator.device))
+        run = open_run(settings, accelerator, Ranks(), stack)
+        bench = _Bench(run.learner, run.feed, settings)
+        for number in range(_WARM_STEPS):
+            bench.step(number)
+        steps: list[_Step] = []
+        while len(steps) < _LEAST_STEPS or sum(step.seconds for step in steps) < seconds:
+            steps.append(bench.step(_WARM_STEPS + len(steps)))
+        return _figures(settings, steps, run.learner.device)
+
+
+class _Bench:
+    """Steps of a learner, timed."""
+
+    def __init__(self, learner: Learner, feed: Feed, settings: TrainSettings) -> None:
+        self._learner, self._feed = learner, feed
+        self._flow: FlowSettings = settings.flow_settings()
+        self._seed, self._ticks = settings.seed, settings.window_ticks
+        self._dense = settings.compile
+        self._peak = ProductPeak(learner.device, _PRECISIONS[settings.mixed_precision])
+
+    def step(self, number: int) -> _Step:
+        """A step as `train` takes it; then, untimed, its operations are counted."""
+        device = self._learner.device
+        began = time.perf_counter()
+        windows, positions = self._feed.next()
+        waited = time.perf_counter() - began
+        plan = draw_plan(self._flow, self._seed, positions)
+        self._learner.micro_step(windows, plan, last=True)
+        self._learner.finish_step(number)
+        _wait_for(device)
+        seconds = time.perf_counter() - began
+        with operation_counter() as counter:
+            self._learner.micro_step(windows, plan, last=True)
+        self._learner.discard()
+        tokens = _tokens(plan, self._ticks, dense=self._dense)
+        return _Step(seconds, waited, tokens, float(counter.get_total_flops()), self._peak.measure())
+
+
+def operation_counter() -> FlopCounterMode:
+    """A counter of floating-point operations that knows attention on the CPU too; see `FlopCounterMode`."""
+    ops = torch.ops.aten
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            ops._scaled_dot_product_flash_attention_for_cpu: _attention,
+            ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        },
+    )
+
+
+def _attention(query: _Shape, key: _Shape, *_: Any, **__: Any) -> int:
+    """Operations of attention of queries (B, H, N, D) over keys (B, H, M, D)."""
+    return 4 * math.prod(query) * key[2]
+
+
+def _attention_backward(_grad: _Shape, query: _Shape, key: _Shape, *_: Any, **__: Any) -> int:
+    return 2 * _attention(query, key)
+
+
+def _tokens(plan: Plan, ticks: int, *, dense: bool) -> int:
+    """Tokens that went through the trunk."""
+    return sum(len(group.rows) * len(group.streams) * ticks for group in groups_of(plan, dense=dense))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class ProductPeak:
+    """How fast plain square matrix products are."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device = device
+        self._pairs = [
+            (torch.rand(side, side, device=device).to(dtype), torch.rand(side, side, device=device).to(dtype))
+            for side in _PEAK_SIDES
+        ]
+
+    def measure(self) -> float:
+        """Operations a second of the fastest size, measured for a moment."""
+        return max(self._speed(left, right) for left, right in self._pairs)
+
+    def _speed(self, left: torch.Tensor, right: torch.Tensor) -> float:
+        best = math.inf
+        began = time.perf_counter()
+        while time.perf_counter() - began < _PEAK_S / len(self._pairs):
+            start = time.perf_counter()
+            torch.mm(left, right)
+            _wait_for(self._device)
+            best = min(best, time.perf_counter() - start)
+        return 2 * len(left) ** 3 / best
+
+
+def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.device) -> dict[str, Any]:
+    """What is told of one configuration; the share of the peak is the median of each step's own."""
+    seconds = sum(step.seconds for step in steps)
+    shares = sorted(step.operations / step.seconds / step.peak for step in steps)
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "preset": settings.preset,
+        "batch_size": settings.train_batch_size,
+        "window_ticks": settings.window_ticks,
+        "mixed_precision": settings.mixed_precision,
+        "compile": settings.compile,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
+        "steps": len(steps),
+        "step_s": median(step.seconds for step in steps),
+        "samples_per_s": len(steps) * settings.train_batch_size / seconds,
+        "tokens_per_s": sum(step.tokens for step in steps) / seconds,
+        "operations_per_s": sum(step.operations for step in steps) / seconds,
+        "product_operations_per_s": median(step.peak for step in steps),
+        "share_of_peak": {"median": median(shares), "min": shares[0], "max": shares[-1]},
+        "memory_bytes": memory,
+        "data_wait": sum(step.waited_s for step in steps) / seconds,
+    }
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """The figures as aligned lines."""
+    first = rows[0]
+    head = (
+        f"windows of {first['window_ticks']} ticks, on {first['device']}, precision {first['mixed_precision']}; "
+        "share of peak: of plain matrix products measured between the steps, median [lowest–highest step]"
+    )
+    lines = [
+        ["preset", "batch", "steps", "s/step", "samples/s", "tokens/s", "GFLOP/s", "share of peak", "MB", "data wait"]
+    ]
+    for row in rows:
+        share = row["share_of_peak"]
+        lines.append(
+            [
+                row["preset"],
+                str(row["batch_size"]),
+                str(row["steps"]),
+                f"{row['step_s']:.3f}",
+                f"{row['samples_per_s']:.1f}",
+                f"{row['tokens_per_s']:,.0f}",
+                f"{row['operations_per_s'] / 1e9:,.1f}",
+                f"{share['median']:.2f} [{share['min']:.2f}–{share['max']:.2f}]",
+                f"{row['memory_bytes'] / 1e6:,.0f}",
+                f"{row['data_wait']:.1%}",
+            ]
+        )
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join([head, *("  ".join(map(str.rjust, line, widths)) for line in lines)])
+
+
+def _main() -> None:
+    """Answer a question on standard input with figures on standard output."""
+    question = json.load(sys.stdin)
+    question |= {"presets": tuple(question["presets"]), "batch_sizes": tuple(question["batch_sizes"])}
+    settings = StepSpeedSettings(**question)
+    try:
+        found = measure_one(settings.of(settings.presets[0], settings.batch_sizes[0]), settings.seconds)
+    except (DataError, UsageFault, EnvironmentFault) as error:  # for the process that asked to raise
+        found = {"fault": type(error).__name__, "message": str(error)}
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main()
