@@ -12,6 +12,7 @@ from omniges import __version__
 from omniges.commands.benchmark import benchmark_loader, benchmark_train
 from omniges.commands.common import Signalled, raise_on
 from omniges.commands.files import export, inspect, sample_corpus
+from omniges.commands.generate import generate
 from omniges.commands.preprocess import preprocess
 from omniges.commands.train import trace_batches, train
 from omniges.commands.verify import verify_shards
@@ -35,6 +36,7 @@ app.command("sample-corpus")(sample_corpus)
 app.command("verify-shards")(verify_shards)
 app.command()(train)
 app.command("trace-batches")(trace_batches)
+app.command()(generate)
 app.add_typer(benchmark, name="benchmark")
 benchmark.command("loader")(benchmark_loader)
 benchmark.command("train")(benchmark_train)

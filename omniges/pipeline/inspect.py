@@ -11,7 +11,7 @@ from rich.console import Console
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.pipeline.pictures import draw_sample
+from omniges.pictures import draw_sample
 from omniges.pipeline.summary import duration_text, size_text
 from omniges.pipeline.summary import simple_table as _table
 from omniges.publish import publish_bytes

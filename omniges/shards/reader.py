@@ -89,6 +89,11 @@ class ShardFolder:
         loaded: npt.NDArray[Any] = np.load(BytesIO(self.member(row, member)), allow_pickle=False)
         return loaded
 
+    def words(self, row: ManifestRow) -> list[dict[str, Any]]:
+        """The words of a sample."""
+        found: list[dict[str, Any]] = json.loads(self.member(row, "words.json"))
+        return found
+
     def sample(self, row: ManifestRow) -> SampleArrays:
         """All of a sample."""
         return SampleArrays(
@@ -101,7 +106,7 @@ class ShardFolder:
             ),
             betas=self.array(row, "betas.npy"),
             mel=self.array(row, "mel.npy"),
-            words=json.loads(self.member(row, "words.json")),
+            words=self.words(row),
             semantic=json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None,
             flac=self.member(row, "flac") if "flac" in row.members else None,
             audio=self.array(row, "audio.npy") if "audio.npy" in row.members else None,

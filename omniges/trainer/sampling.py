@@ -1,7 +1,9 @@
-"""Sampling: any streams from any others, by Euler steps from noise to clean tokens.
+"""Sampling: any streams from any others, by steps of Euler or Heun from noise to clean tokens.
 
 A model gives expected clean tokens x; the velocity at level σ is (x_σ − x) / σ, and a step to σ' is
-x_σ' = x_σ + (σ' − σ) v. Guidance without a classifier (Ho and Salimans 2022) takes x = x_u + w (x_c − x_u), where
+x_σ' = x_σ + (σ' − σ) v. Heun's method takes the mean of the velocities at both ends of the step, the second at the
+point that Euler's step leads to (Karras et al. 2022); the last step, at whose end there is no velocity, is Euler's.
+Guidance without a classifier (Ho and Salimans 2022) takes x = x_u + w (x_c − x_u), where
 for x_u the conditions are left out.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +21,11 @@ from omniges.errors import UsageFault
 from omniges.trainer.flow import FlowModel, draw_noise
 from omniges.trainer.streams import STREAMS, StreamName, velocity_from_clean
 
-__all__ = ["Draws", "SamplingSettings", "euler", "sample", "step_levels"]
+__all__ = ["Draws", "SamplingSettings", "Solver", "follow", "guided_clean", "sample", "step_levels"]
+
+Solver = Literal["euler", "heun"]
+CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
+"""Expected clean tokens for tokens (B, …) at levels (B,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +33,14 @@ class SamplingSettings:
     """How samples are drawn."""
 
     steps: int = 20
-    """Euler steps, each one evaluation of the model, two with guidance."""
+    """Steps, each one evaluation of the model, two with guidance, twice that with Heun but for the last."""
     guidance: float = 1.0
     """The conditions' weight w: 1 is the plain conditional model, 0 the unconditional one, above 1 exaggerates."""
     shift: float = 3.0
     """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps where it is decided what is said."""
+
+    solver: Solver = "euler"
+    """How a step is taken."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
@@ -47,25 +57,59 @@ def step_levels(settings: SamplingSettings) -> list[float]:
     return [settings.shift * u / (1 + (settings.shift - 1) * u) for u in even]
 
 
-def euler(
-    start: Mapping[StreamName, Tensor],
-    levels: Sequence[float],
-    clean_of: Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]],
+def follow(
+    start: Mapping[StreamName, Tensor], levels: Sequence[float], clean_of: CleanOf, solver: Solver = "euler"
 ) -> dict[StreamName, Tensor]:
-    """Follow the flow from tokens (B, …) at levels[0] to levels[-1].
-
-    ``clean_of`` gives expected clean tokens for tokens at levels (B,).
-    """
+    """Follow the flow from tokens (B, …) at levels[0] to levels[-1]."""
     x = dict(start)
     for level, following in itertools.pairwise(levels):
-        batch = next(iter(x.values()))
-        at = torch.full((len(batch),), level, device=batch.device)
-        clean = clean_of(x, at)
-        x = {
-            name: tokens + (following - level) * velocity_from_clean(clean[name], tokens, at)
-            for name, tokens in x.items()
-        }
+        velocity = _velocity(x, level, clean_of)
+        reached = _moved(x, velocity, following - level)
+        if solver == "heun" and following > 0:
+            second = _velocity(reached, following, clean_of)
+            mean = {name: torch.lerp(v, second[name], 0.5) for name, v in velocity.items()}
+            reached = _moved(x, mean, following - level)
+        x = reached
     return x
+
+
+def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -> dict[StreamName, Tensor]:
+    batch = next(iter(x.values()))
+    at = torch.full((len(batch),), level, device=batch.device)
+    clean = clean_of(x, at)
+    return {name: velocity_from_clean(clean[name], tokens, at) for name, tokens in x.items()}
+
+
+def _moved(
+    x: Mapping[StreamName, Tensor], velocity: Mapping[StreamName, Tensor], step: float
+) -> dict[StreamName, Tensor]:
+    return {name: tokens + step * velocity[name] for name, tokens in x.items()}
+
+
+def guided_clean(
+    model: FlowModel,
+    given: Mapping[StreamName, Tensor],
+    targets: Sequence[StreamName],
+    speakers: Tensor,
+    guidance: float,
+) -> CleanOf:
+    """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance."""
+
+    def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
+        seen = given if with_conditions else {}
+        levels = dict.fromkeys(tokens, at) | dict.fromkeys(seen, torch.zeros_like(at))
+        return model.predict({**tokens, **seen}, levels, targets, speakers)
+
+    def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
+        if not given or guidance == 1:
+            return expected(tokens, at, with_conditions=True)
+        without = expected(tokens, at, with_conditions=False)
+        if guidance == 0:
+            return without
+        with_them = expected(tokens, at, with_conditions=True)
+        return {name: torch.lerp(without[name], with_them[name], guidance) for name in without}
+
+    return guided
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +149,6 @@ def sample(
         name: draw_noise(draws.seed, draws.positions, name, (draws.ticks, model.stream(name).channels))
         for name in targets
     }
-    clean_level = torch.zeros(len(draws.positions), device=draws.positions.device)
-
-    def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
-        seen = given if with_conditions else {}
-        levels = dict.fromkeys(tokens, at) | dict.fromkeys(seen, clean_level)
-        return model.predict({**tokens, **seen}, levels, targets, draws.speakers)
-
-    def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
-        if not given or settings.guidance == 1:
-            return expected(tokens, at, with_conditions=True)
-        without = expected(tokens, at, with_conditions=False)
-        if settings.guidance == 0:
-            return without
-        with_them = expected(tokens, at, with_conditions=True)
-        return {name: torch.lerp(without[name], with_them[name], settings.guidance) for name in without}
-
-    made = euler(noise, step_levels(settings), guided)
+    clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance)
+    made = follow(noise, step_levels(settings), clean_of, settings.solver)
     return {name: model.stream(name).arrays(tokens) for name, tokens in made.items()}

@@ -17,10 +17,11 @@ ALLOWED = {
     "publish": {"errors"},
     "features": {"errors"},
     "recordings": {"errors"},
+    "pictures": {"errors", "features"},
     "shards": {"errors", "publish", "features", "recordings"},
-    "pipeline": {"errors", "publish", "features", "recordings", "shards"},
-    "trainer": {"errors", "publish", "features", "recordings", "shards"},
-    "commands": {"errors", "publish", "features", "recordings", "shards", "pipeline", "trainer"},
+    "pipeline": {"errors", "publish", "features", "recordings", "shards", "pictures"},
+    "trainer": {"errors", "publish", "features", "recordings", "shards", "pictures"},
+    "commands": {"errors", "publish", "features", "recordings", "shards", "pictures", "pipeline", "trainer"},
     "cli": {"errors", "commands"},
 }
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}

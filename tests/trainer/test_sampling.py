@@ -15,7 +15,7 @@ from torch import Tensor
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.trainer.presets import build_model
-from omniges.trainer.sampling import Draws, SamplingSettings, euler, sample, step_levels
+from omniges.trainer.sampling import Draws, SamplingSettings, follow, sample, step_levels
 
 MEAN, STD = 0.7, 0.5
 
@@ -38,7 +38,9 @@ class TestEuler:
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
         errors = []
         for steps in (20, 40, 80, 160):
-            found = euler({"gesture": noise}, step_levels(SamplingSettings(steps=steps, shift=1.0)), optimal)["gesture"]
+            found = follow({"gesture": noise}, step_levels(SamplingSettings(steps=steps, shift=1.0)), optimal)[
+                "gesture"
+            ]
             errors.append(float((found - (MEAN + STD * noise)).abs().max()))
         assert errors[0] < 0.1
         for coarse, fine in itertools.pairwise(errors):
@@ -48,14 +50,14 @@ class TestEuler:
         """Standard deviation √((1−σ)² s² + σ²) and mean (1−σ) m at each level."""
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
         levels = [level for level in step_levels(SamplingSettings(steps=400, shift=1.0)) if level >= 0.5]
-        found = euler({"gesture": noise}, levels, optimal)["gesture"]
+        found = follow({"gesture": noise}, levels, optimal)["gesture"]
         expected = 0.5 * MEAN + math.sqrt(0.25 * STD**2 + 0.25) * noise
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
     @pytest.mark.parametrize("steps", [1, 3, 20])
     def test_a_known_point_is_reached_exactly_in_any_number_of_steps(self, steps):
         point = torch.randn(3, 2)
-        found = euler(
+        found = follow(
             {"text": torch.randn(3, 2)}, step_levels(SamplingSettings(steps=steps)), lambda *_: {"text": point}
         )
         torch.testing.assert_close(found["text"], point)
@@ -134,3 +136,18 @@ class TestGuidance:
         assert len(seen) == 2 * calls
         assert ({"gesture"} in seen) == (guidance != 1)
         assert ({"gesture", "text"} in seen) == (guidance != 0)
+
+
+class TestHeun:
+    def test_it_converges_to_the_exact_flow_at_second_order(self):
+        noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+        errors = []
+        for steps in (20, 40, 80, 160):
+            # To level 0.1: the last step, at whose end there is no velocity, is of first order.
+            levels = [1 - 0.9 * k / steps for k in range(steps + 1)]
+            found = follow({"gesture": noise}, levels, optimal, "heun")["gesture"]
+            expected = 0.9 * MEAN + math.sqrt(0.81 * STD**2 + 0.01) * noise
+            errors.append(float((found - expected).abs().max()))
+        for coarse, fine in itertools.pairwise(errors):
+            assert 3.3 < coarse / fine < 4.7
+        assert errors[0] < 1e-2

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniges import pictures
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.pipeline import pictures
-from omniges.pipeline.pictures import draw_sample
+from omniges.pictures import draw_sample
 
 
 def _sample(frames, words=()):
@@ -103,6 +103,19 @@ def test_mel_may_be_missing_and_constant():
     assert _pixels(draw_sample(**sample))[1]
 
 
+@pytest.mark.parametrize("absent", [("gesture", "jaw_eyes"), ("mel",), ("gesture", "jaw_eyes", "mel")])
+def test_streams_that_were_not_made_are_empty_panels(absent):
+    sample = _sample(90, [("river", 0.3, 0.8), ("stone", 1.0, 2.9)])
+    png = draw_sample(**(sample | dict.fromkeys(absent)))
+    assert _pixels(png)[1]
+    assert png != draw_sample(**sample)
+
+
+def test_nothing_at_all_is_refused():
+    with pytest.raises(ValueError, match="fewer than two frames"):
+        draw_sample(**(_sample(90) | dict.fromkeys(("gesture", "jaw_eyes", "mel"))))
+
+
 def test_many_words_in_a_long_view():
     words = [(f"word{k}", 0.25 * k, 0.25 * k + 0.2) for k in range(239)]
     assert _pixels(draw_sample(**_sample(1800, words), seconds=60.0))[1]
@@ -179,7 +192,7 @@ def test_no_global_state_and_no_early_import():
     code = """
 import sys
 import numpy as np
-from omniges.pipeline.pictures import draw_sample
+from omniges.pictures import draw_sample
 from omniges.features.gesture import gesture_from_motion
 assert "matplotlib" not in sys.modules
 clip = gesture_from_motion(np.zeros((5, 165)), np.zeros((5, 100)), np.ones((5, 3)))

@@ -74,10 +74,10 @@ class _View:
     start_s: float
     stop_s: float
     times: F64  # (T,), of the frames shown
-    gesture: F32  # (T, 415)
+    gesture: F32  # (T, 415), T 0 where there is no motion
     jaw_eyes: F32  # (T, 9)
     root_xz: F64  # (T, 2) metres
-    mel: F32  # (M, 64)
+    mel: F32  # (M, 64), M 0 where there is no audio
     mel_start_s: float
     words: tuple[tuple[str, float, float], ...]
 
@@ -89,10 +89,10 @@ class _View:
 def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
     *,
     title: str,
-    gesture: F32,
-    jaw_eyes: F32,
+    gesture: F32 | None,
+    jaw_eyes: F32 | None,
     start_xz: npt.NDArray[np.floating],
-    mel: F32,
+    mel: F32 | None,
     words: Sequence[Word],
     start_s: float = 0.0,
     seconds: float = 12.0,
@@ -100,10 +100,15 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     """Draw `seconds` of a sample from `start_s` on (less where it ends before) and give the PNG file's bytes.
 
     `gesture` (T, 415) and `jaw_eyes` (T, 9) at 30 Hz, `start_xz` (2,) metres, `mel` (M, 64) log magnitudes at
-    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Raises ValueError
-    on other shapes or if fewer than two frames would be shown, EnvironmentFault without matplotlib.
+    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Motion or mel may be
+    None; then its panels say so. Raises ValueError on other shapes or if fewer than two frames would be shown,
+    EnvironmentFault without matplotlib.
     """
-    view = _cut(gesture, jaw_eyes, start_xz, mel, words, start_s, seconds)
+    length_s = _length_s(gesture, mel, words)
+    if gesture is None or jaw_eyes is None:
+        view = _without_motion(mel, words, start_s, min(start_s + seconds, length_s))
+    else:
+        view = _cut(gesture, jaw_eyes, start_xz, _NO_MEL if mel is None else mel, words, start_s, seconds)
     style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
     try:
         import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
@@ -118,13 +123,18 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         FigureCanvasAgg(figure)
         axes = _panels(figure)
         _write(figure, (_LEFT, 0.978), title, size=12, weight="bold", va="center")
-        span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {len(gesture) / FRAME_RATE_HZ:.1f} s"
+        span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
         figure.text(_RIGHT, 0.978, span, ha="right", va="center", color=_GREY)
         _draw_words(axes[0], view)
         _draw_mel(axes[1], view)
-        _draw_motion(axes[2], view)
-        _draw_face(axes[3], view)
-        _draw_figures(axes[4], view)
+        if len(view.gesture):
+            _draw_motion(axes[2], view)
+            _draw_face(axes[3], view)
+            _draw_figures(axes[4], view)
+        else:
+            for panel in axes[3:]:
+                panel.set_axis_off()
+            _draw_nothing(axes[2], view, "no motion was given or made")
         png = io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
@@ -140,6 +150,9 @@ def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
     places = (heard[0], heard[1], moved[0], moved[1], outer[2])
     words, mel, motion, face, people = (figure.add_subplot(place) for place in places)
     return words, mel, motion, face, people
+
+
+_NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------
@@ -178,6 +191,35 @@ def _cut(
         mel=mel[mel_first : round(end * _MEL_RATE_HZ)],
         mel_start_s=mel_first / _MEL_RATE_HZ,
         words=tuple((w, max(a, begin), min(b, end)) for w, a, b in intervals if b > begin and a < end),
+    )
+
+
+def _length_s(gesture: F32 | None, mel: F32 | None, words: Sequence[Word]) -> float:
+    """Length of a sample by its motion, else its mel, else its words."""
+    if gesture is not None:
+        return len(gesture) / FRAME_RATE_HZ
+    if mel is not None:
+        return len(mel) / _MEL_RATE_HZ
+    return max((float(word["end"]) for word in words), default=0.0)
+
+
+def _without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> _View:
+    """The part of a sample without motion that is shown."""
+    if stop_s - start_s < 2 / FRAME_RATE_HZ:
+        raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
+    heard = _NO_MEL if mel is None else mel
+    first = round(start_s * _MEL_RATE_HZ)
+    inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
+    return _View(
+        start_s=start_s,
+        stop_s=stop_s,
+        times=np.zeros(0),
+        gesture=np.zeros((0, LAYOUT.channels), np.float32),
+        jaw_eyes=np.zeros((0, 9), np.float32),
+        root_xz=np.zeros((0, 2)),
+        mel=heard[first : round(stop_s * _MEL_RATE_HZ)],
+        mel_start_s=first / _MEL_RATE_HZ,
+        words=tuple((word, start, end) for word, start, end in inside if start < end),
     )
 
 
@@ -295,6 +337,7 @@ def _draw_mel(axes: Axes, view: _View) -> None:
     axes.set_yticks(np.interp(hertz, peaks, np.arange(MEL_BANDS)), [str(f) for f in hertz])
     axes.set_ylim(-0.5, MEL_BANDS - 0.5)
     if not len(view.mel):
+        _draw_nothing(axes, view, "no audio was given or made")
         return
     low, high = np.percentile(view.mel, (2, 99.8))
     half = 0.5 / _MEL_RATE_HZ  # frame j is centred on its time
@@ -313,6 +356,13 @@ def _draw_mel(axes: Axes, view: _View) -> None:
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
     bar.set_ylabel("log magnitude")
+
+
+def _draw_nothing(axes: Axes, view: _View, why: str) -> None:
+    """An empty panel that says why it is empty."""
+    _time_axis(axes, view, labelled=True)
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=_GREY)
 
 
 def _draw_motion(axes: Axes, view: _View) -> None:
@@ -393,10 +443,11 @@ def _draw_figures(axes: Axes, view: _View) -> None:
         label: dict[str, Any] = {"ha": "center", "va": "center"}
         axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=_GREY, **label)
         word = view.word_at(float(time_s))
+        pause = "(pause)" if view.words else ""  # without any word nothing is known of pauses
         _write(
             axes,
             (centre, word_y),
-            word or "(pause)",
+            word or pause,
             16,
             color="black" if word else "#999999",
             **label,

@@ -1,0 +1,1 @@
+"""Generation: a person's own files through a trained model to files."""

@@ -1,0 +1,196 @@
+"""Which inputs there are: files paired by name, samples of a shard folder, or nothing but a length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import MANIFEST_FILE, SPLITS
+from omniges.trainer.generate.inputs import (
+    STANDARD_INPUT,
+    Body,
+    Given,
+    given_sample,
+    read_audio,
+    read_gesture,
+    read_text,
+)
+from omniges.trainer.generate.timing import SpeakingRate, learn_rate
+from omniges.trainer.slots import SlotCodec
+from omniges.trainer.streams import STREAMS, StreamName
+
+__all__ = ["Input", "PlannedInput", "Sources", "planned_inputs"]
+
+_MOST_APART_S: Final = 5.0
+_UNCONDITIONAL: Final = "unconditional"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where inputs come from, as a person names it."""
+
+    audio: tuple[Path, ...] = ()
+    text: tuple[str, ...] = ()  # TextGrids and plain texts, ``-`` is standard input
+    gesture: tuple[Path, ...] = ()
+    shards: Path | None = None
+    keys: tuple[str, ...] = ()
+    split: str | None = None
+    seconds: float | None = None  # at most so long; the length where nothing is given
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, by the name of the flag."""
+        if self.seconds is not None and not self.seconds >= 1 / TICKS_PER_SECOND:
+            raise UsageFault(f"--seconds {self.seconds}: at least 0.1 expected")
+        if self.split is not None and self.split not in SPLITS:
+            raise UsageFault(f"--split {self.split}: one of {', '.join(SPLITS)} expected")
+        if (self.keys or self.split) and self.shards is None:
+            raise UsageFault("--key and --split: name samples of a shard folder: add --shards DIR")
+
+    def files(self, stream: StreamName) -> tuple[str, ...]:
+        """The files of a stream."""
+        return tuple(map(str, getattr(self, stream)))
+
+    @property
+    def from_shards(self) -> bool:
+        """Whether inputs are samples of the shard folder, which otherwise tells the speaking rate alone."""
+        return bool(self.keys or self.split)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input, read."""
+
+    name: str
+    ticks: int
+    given: tuple[Given, ...]
+    speaker: str | None = None
+    body: Body | None = None
+    source: Mapping[str, Any] | None = None  # of a sample of a shard folder
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedInput:
+    """One input that will be read when its turn comes."""
+
+    name: str
+    load: Callable[[], Input]
+
+
+def planned_inputs(conditions: Sequence[StreamName], sources: Sources, codec: SlotCodec) -> list[PlannedInput]:
+    """All inputs of a task with these conditions. Raises UsageFault where flags and task do not go together."""
+    unused = [name for name in STREAMS if sources.files(name) and name not in conditions]
+    if unused:
+        raise UsageFault(f"--{unused[0]}: this task takes {', '.join(conditions) or 'no input'}: leave it away")
+    if sources.from_shards:
+        if any(sources.files(name) for name in STREAMS):
+            raise UsageFault("--key and --split: samples of shards or files expected, found both")
+        return _of_shards(conditions, sources, codec)
+    if not conditions:
+        if sources.seconds is None:
+            raise UsageFault("--seconds: expected for results that follow from no input")
+        ticks = int(sources.seconds * TICKS_PER_SECOND + 1e-6)
+        return [PlannedInput(_UNCONDITIONAL, partial(Input, _UNCONDITIONAL, ticks, ()))]
+    missing = [name for name in conditions if not sources.files(name)]
+    if missing:
+        raise UsageFault(
+            f"--{missing[0]}: this task takes {' and '.join(conditions)}: give a file, or --shards and --key"
+        )
+    rate = _rate(sources) if "text" in conditions else None
+    return [
+        PlannedInput(name, partial(_of_files, name, files, sources, codec, rate))
+        for name, files in _paired(conditions, sources).items()
+    ]
+
+
+def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dict[StreamName, str]]:
+    """Files of each input by stream; one file a stream belongs together whatever the names are."""
+    first = conditions[0]
+    if all(len(sources.files(name)) == 1 for name in conditions):
+        return {_stem(sources.files(first)[0]): {name: sources.files(name)[0] for name in conditions}}
+    found: dict[str, dict[StreamName, str]] = {}
+    for name in conditions:
+        for file in sources.files(name):
+            own = found.setdefault(_stem(file), {})
+            if name in own:
+                raise UsageFault(f"--{name} {file}: {own[name]} has the same name, so their results would: rename one")
+            own[name] = file
+    for stem, own in found.items():
+        lost = [name for name in conditions if name not in own]
+        if lost:
+            file = next(iter(own.values()))
+            raise UsageFault(f"{file}: no --{lost[0]} file called {stem}: inputs belong together by name")
+    return found
+
+
+def _stem(file: str) -> str:
+    return "text" if file == STANDARD_INPUT else Path(file).stem
+
+
+def _rate(sources: Sources) -> SpeakingRate | None:
+    """The speaking rate of the shards' train split, where a plain text needs one and shards are given."""
+    plain = [file for file in sources.text if Path(file).suffix.lower() != ".textgrid"]
+    if not plain or sources.shards is None:
+        return None
+    folder = ShardFolder(sources.shards)
+    return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
+
+
+def _of_files(
+    name: str, files: Mapping[StreamName, str], sources: Sources, codec: SlotCodec, rate: SpeakingRate | None
+) -> Input:
+    given = []
+    for stream, file in files.items():
+        if stream == "audio":
+            given.append(read_audio(Path(file)))
+        elif stream == "gesture":
+            given.append(read_gesture(Path(file)))
+    # A text's last words end before the recording does: where there is another stream, that one tells the length.
+    length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
+    if "text" in files:
+        given.append(read_text(files["text"], codec, rate, length_s))
+    body = next((one.body for one in given if one.body is not None), None)
+    return _cut(Input(name, 0, tuple(given), body=body), sources.seconds)
+
+
+def _cut(item: Input, seconds: float | None) -> Input:
+    """The length that all streams have, or the one asked for where that is less."""
+    lengths = [given.ticks for given in item.given]
+    if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > _MOST_APART_S:
+        found = ", ".join(f"{given.path} {given.ticks / TICKS_PER_SECOND:.1f} s" for given in item.given)
+        raise DataError(f"{item.name}: lengths at most {_MOST_APART_S:g} s apart expected, found {found}")
+    ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
+    remarks = list(item.remarks)
+    if max(lengths) > ticks:
+        remarks.append(f"cut to {ticks / TICKS_PER_SECOND:.1f} s")
+    given = tuple(one.cut(ticks) for one in item.given)
+    return Input(item.name, ticks, given, item.speaker, item.body, item.source, tuple(remarks))
+
+
+def _of_shards(conditions: Sequence[StreamName], sources: Sources, codec: SlotCodec) -> list[PlannedInput]:
+    folder = ShardFolder(cast("Path", sources.shards))
+    rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
+    if not rows:
+        raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
+    return [PlannedInput(row.key, partial(_of_sample, conditions, folder, row, sources, codec)) for row in rows]
+
+
+def _of_sample(
+    conditions: Sequence[StreamName], folder: ShardFolder, row: ManifestRow, sources: Sources, codec: SlotCodec
+) -> Input:
+    sample = folder.sample(row)
+    given = tuple(given_sample(sample, name, codec, folder.folder) for name in conditions)
+    digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
+    source = {"shards": str(folder.folder), "manifest_sha256": digest, "key": row.key}
+    body = Body.of_sample(sample)
+    if not given:
+        limit = row.ticks if sources.seconds is None else min(row.ticks, int(sources.seconds * TICKS_PER_SECOND + 1e-6))
+        return Input(row.key, limit, (), row.speaker, body, source)
+    return _cut(Input(row.key, 0, given, row.speaker, body, source), sources.seconds)

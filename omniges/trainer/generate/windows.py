@@ -1,0 +1,242 @@
+"""Sampling any length: overlapping windows of one timeline, denoised together, so that there are no seams to hide.
+
+All windows of a stretch are at the same noise level, and where they overlap they share the same noised tokens. At each
+step every window says which clean tokens it expects, and in an overlap the two answers are blended, the one fading out
+while the other fades in (Bar-Tal et al. 2023, MultiDiffusion). A long timeline is cut into stretches of some windows,
+one after the other; the overlap of a stretch with the one before is held as known, so memory does not grow with length.
+
+Noise is keyed by seed, sample and tick: a stretch has the same noise wherever it begins.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from omniges.errors import UsageFault
+from omniges.trainer.flow import FlowModel, draw_noise
+from omniges.trainer.sampling import SamplingSettings, follow, guided_clean, step_levels
+from omniges.trainer.streams import StreamName
+
+__all__ = ["SAMPLE_TICKS", "Timeline", "WindowSettings", "blend_weights", "sample_timelines", "window_starts"]
+
+SAMPLE_TICKS: Final = 1 << 32
+"""Ticks that a sample's noise has before the next sample's begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSettings:
+    """How a timeline is cut."""
+
+    window_ticks: int
+    overlap_ticks: int
+    windows: int = 16
+    """Windows of a stretch, and about as many as go through the model at once."""
+
+    def __post_init__(self) -> None:
+        """Refuse windows that do not go forward."""
+        if not 0 <= self.overlap_ticks <= self.window_ticks // 2 or self.windows < 1:
+            raise UsageFault(
+                f"overlap: found {self.overlap_ticks} ticks of a window of {self.window_ticks}; expected from 0 to half"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One sample to be made."""
+
+    ticks: int
+    conditions: Mapping[StreamName, Tensor]  # arrays of whole ticks on the host, without a batch axis
+    speaker: int  # 0: unknown
+    sample: int  # tells samples of one seed apart
+
+
+def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
+    """First ticks of windows that cover a timeline; the last is pushed back so that it ends where the timeline does."""
+    if ticks <= window:
+        return [0]
+    starts = list(range(0, ticks - window, window - overlap))
+    return [*starts, ticks - window]
+
+
+def blend_weights(starts: Sequence[int], window: int) -> npt.NDArray[np.float64]:
+    """Weights (W, window) of windows' answers, which sum to 1 over the windows of each tick.
+
+    A window fades in and out linearly over what it shares with its neighbours.
+    """
+    weights = np.ones((len(starts), window))
+    for number, (before, after) in enumerate(itertools.pairwise(starts)):
+        shared = before + window - after
+        ramp = (np.arange(shared) + 1) / (shared + 1)
+        weights[number, window - shared :] *= 1 - ramp
+        weights[number + 1, :shared] *= ramp
+    total = np.zeros(starts[-1] + window)
+    for start, row in zip(starts, weights, strict=True):
+        total[start : start + window] += row
+    return np.stack([row / total[start : start + window] for start, row in zip(starts, weights, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Windows of one timeline that are denoised together."""
+
+    timeline: Timeline
+    starts: tuple[int, ...]  # in the timeline
+    window: int
+    known: int  # ticks at its beginning that the stretch before has made
+
+    @property
+    def first(self) -> int:
+        """Its first tick."""
+        return self.starts[0]
+
+    @property
+    def ticks(self) -> int:
+        """Its length."""
+        return self.starts[-1] + self.window - self.starts[0]
+
+
+def _stretches(timeline: Timeline, settings: WindowSettings) -> list[_Stretch]:
+    window = min(settings.window_ticks, timeline.ticks)
+    starts = window_starts(timeline.ticks, window, settings.overlap_ticks)
+    found: list[_Stretch] = []
+    made = 0
+    for place in range(0, len(starts), settings.windows):
+        own = tuple(starts[place : place + settings.windows])
+        found.append(_Stretch(timeline, own, window, max(0, made - own[0])))
+        made = own[-1] + window
+    return found
+
+
+def sample_timelines(
+    model: FlowModel,
+    timelines: Sequence[Timeline],
+    targets: Sequence[StreamName],
+    seed: int,
+    windows: WindowSettings,
+    settings: SamplingSettings,
+) -> Iterator[tuple[int, dict[StreamName, Tensor], int]]:
+    """Arrays of the targets of several timelines of any lengths, stretch by stretch, in the order of time.
+
+    Yields (number of the timeline, arrays of the stretch but for what was known, ticks of them). The model is in
+    evaluation mode; samples whose windows have equal lengths share calls of it.
+    """
+    plans = [_stretches(timeline, windows) for timeline in timelines]
+    kept: dict[int, Mapping[StreamName, Tensor]] = {}  # the last clean tokens of each timeline
+    for turn in range(max(map(len, plans), default=0)):
+        active = [number for number, plan in enumerate(plans) if turn < len(plan)]
+        for group in _groups(active, [plans[number][turn] for number in active], windows.windows):
+            stretches = [plans[number][turn] for number in group]
+            made = _denoise(model, stretches, [kept.get(number, {}) for number in group], targets, seed, settings)
+            for number, stretch, tokens in zip(group, stretches, made, strict=True):
+                kept[number] = {name: x[-windows.window_ticks :] for name, x in tokens.items()}
+                new = {name: x[stretch.known :] for name, x in tokens.items()}
+                arrays = {name: model.stream(name).arrays(x[None])[0] for name, x in new.items()}
+                yield number, arrays, stretch.ticks - stretch.known
+
+
+def _groups(numbers: Sequence[int], stretches: Sequence[_Stretch], windows: int) -> Iterator[list[int]]:
+    """Stretches of equal windows together, as long as they have not more than so many windows."""
+    by_window: dict[int, list[int]] = {}
+    for place, stretch in enumerate(stretches):
+        by_window.setdefault(stretch.window, []).append(place)
+    for places in by_window.values():
+        group: list[int] = []
+        count = 0
+        for place in places:
+            more = len(stretches[place].starts)
+            if group and count + more > windows:
+                yield [numbers[k] for k in group]
+                group, count = [], 0
+            group.append(place)
+            count += more
+        yield [numbers[k] for k in group]
+
+
+@torch.no_grad()
+def _denoise(
+    model: FlowModel,
+    stretches: Sequence[_Stretch],
+    before: Sequence[Mapping[StreamName, Tensor]],
+    targets: Sequence[StreamName],
+    seed: int,
+    settings: SamplingSettings,
+) -> list[dict[StreamName, Tensor]]:
+    """Clean tokens (ticks, C) of each stretch; what is known of it comes back as it was."""
+    device = next(model.parameters()).device
+    offsets = np.cumsum([0, *(stretch.ticks for stretch in stretches)]).tolist()
+    rows = torch.cat(
+        [
+            torch.tensor(stretch.starts)[:, None] - stretch.first + offset + torch.arange(stretch.window)[None]
+            for stretch, offset in zip(stretches, offsets[:-1], strict=True)
+        ]
+    ).to(device)
+    weights = torch.cat(
+        [torch.from_numpy(blend_weights([s - x.first for s in x.starts], x.window)) for x in stretches]
+    ).to(device, torch.float32)
+    positions = torch.cat(
+        [x.timeline.sample * SAMPLE_TICKS + torch.arange(x.first, x.first + x.ticks) for x in stretches]
+    ).to(device)
+    noise = {name: draw_noise(seed, positions, name, (model.stream(name).channels,)) for name in targets}
+    known = _known(stretches, offsets, before, model, targets)
+    clean_of = guided_clean(
+        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance
+    )
+
+    def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
+        answers = clean_of({name: tokens[rows] for name, tokens in x.items()}, at[:1].expand(len(rows)))
+        found = {}
+        for name, answer in answers.items():
+            total = torch.zeros_like(x[name])
+            total.index_add_(0, rows.flatten(), (answer * weights[..., None]).flatten(0, 1))
+            where, tokens = known[name]
+            found[name] = total.index_copy_(0, where, tokens)
+        return found
+
+    made = follow(noise, step_levels(settings), blended, settings.solver)
+    return [{name: tokens[start:stop] for name, tokens in made.items()} for start, stop in itertools.pairwise(offsets)]
+
+
+def _known(
+    stretches: Sequence[_Stretch],
+    offsets: Sequence[int],
+    before: Sequence[Mapping[StreamName, Tensor]],
+    model: FlowModel,
+    targets: Sequence[StreamName],
+) -> dict[StreamName, tuple[Tensor, Tensor]]:
+    """Rows and clean tokens of what earlier stretches have made."""
+    places = [torch.arange(offset, offset + x.known) for x, offset in zip(stretches, offsets, strict=False)]
+    device = next(model.parameters()).device
+    where = torch.cat(places).to(device)
+    found = {}
+    for name in targets:
+        tokens = [ends[name][-x.known :] for x, ends in zip(stretches, before, strict=True) if x.known]
+        found[name] = where, torch.cat([*tokens, torch.zeros(0, model.stream(name).channels, device=device)])
+    return found
+
+
+def _conditions(model: FlowModel, stretches: Sequence[_Stretch], device: torch.device) -> dict[StreamName, Tensor]:
+    """Clean tokens (W, window, C) of the conditions of all windows."""
+    names = list(stretches[0].timeline.conditions)
+    found = {}
+    for name in names:
+        cut = [_ticks_of(x.timeline, name, start, x.window) for x in stretches for start in x.starts]
+        found[name] = model.stream(name).tokens(torch.stack(cut).to(device))
+    return found
+
+
+def _ticks_of(timeline: Timeline, name: StreamName, start: int, count: int) -> Tensor:
+    array = timeline.conditions[name]
+    per_tick = len(array) // timeline.ticks
+    return array[start * per_tick : (start + count) * per_tick]
+
+
+def _speakers(stretches: Sequence[_Stretch], device: torch.device) -> Tensor:
+    return torch.tensor([x.timeline.speaker for x in stretches for _ in x.starts], device=device)

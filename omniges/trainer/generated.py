@@ -1,0 +1,71 @@
+"""The record of a generated result: what was made, from what, by which model; the contract that `evaluate` reads by.
+
+A result is one or several files NAME.* and NAME.json, which is written last: where there is a record, there is a
+whole result. docs/generate.md describes the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from omniges.errors import DataError
+from omniges.shards.schema import json_document
+
+__all__ = ["GeneratedRecord", "read_record"]
+
+_FORMAT: Final = "omniges-generated"
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedRecord:
+    """NAME.json."""
+
+    omniges: str  # version that wrote it
+    task: str
+    name: str
+    source: Mapping[str, Any] | None  # shards, manifest_sha256, key; None for a person's own files
+    sample: int  # from 0
+    ticks: int
+    seconds: float
+    files: Mapping[str, Mapping[str, str]]  # gesture, audio, mel, text, transcript: path and sha256
+    inputs: tuple[Mapping[str, Any], ...]  # stream, path, sha256, remarks
+    model: Mapping[str, Any]  # checkpoint, step, weights, sha256 of its files
+    settings: Mapping[str, Any]
+    seams_s: tuple[float, ...]  # where windows begin that overlap the one before
+    measures: Mapping[str, float]  # of what the model gave, before it was made valid
+    remarks: tuple[str, ...]
+
+    def document(self) -> bytes:
+        """The file's bytes."""
+        return json_document({"format": _FORMAT, "version": _VERSION} | asdict(self))
+
+
+def read_record(path: Path) -> GeneratedRecord:
+    """A record from its file; raises DataError with the field that is wrong."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: no JSON document, so it was damaged: generate it again") from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise DataError(f"{path}: format {_FORMAT!r} expected: this is no record of omniges generate")
+    if found.get("version") != _VERSION:
+        raise DataError(f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges it is of")
+    names = {field.name for field in fields(GeneratedRecord)}
+    wrong = sorted(names ^ (found.keys() - {"format", "version"}))
+    if wrong:
+        raise DataError(f"{path}: fields unknown or absent: {', '.join(wrong)}: generate it again")
+    kinds = {"task": str, "name": str, "sample": int, "ticks": int, "files": dict, "settings": dict, "seams_s": list}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise DataError(f"{path}: {name}: {kind.__name__} expected, found {found[name]!r}: generate it again")
+    own: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if name in names
+    }
+    return GeneratedRecord(**own)

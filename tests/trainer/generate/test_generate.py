@@ -1,0 +1,267 @@
+"""`generate` from files to files: every task, the same bytes again, whole results, and a line for what cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from training_helpers import run
+
+from omniges.errors import DataError, OmnigesError, UsageFault
+from omniges.recordings.npz import decode_motion
+from omniges.recordings.textgrid import decode_words
+from omniges.recordings.wav import decode_wav
+from omniges.shards.reader import ShardFolder
+from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, generate, task_named
+from omniges.trainer.generate.sources import Sources
+from omniges.trainer.generated import read_record
+from omniges.trainer.sampling import SamplingSettings
+
+STEPS = SamplingSettings(steps=2)
+STEM = "1_synthetica_0_1_1"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps of the smallest model: it has learned nothing, which is not what is tried here."""
+    folder = tmp_path_factory.mktemp("generate") / "run"
+    run(shards, folder, max_train_steps=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(corpus: Path) -> dict[str, Path]:
+    """The files of one recording."""
+    return {ending: next(corpus.rglob(f"{STEM}.{ending}")) for ending in ("wav", "npz", "TextGrid")}
+
+
+def make(checkpoint: Path, out: Path, task: str, **changes: Any) -> GenerateSummary:
+    sources = {name: changes.pop(name) for name in tuple(changes) if name in Sources.__dataclass_fields__}
+    return generate(
+        GenerateSettings(
+            checkpoint=checkpoint, task=task, out=out, sources=Sources(**sources), sampling=STEPS, **changes
+        )
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "endings"),
+    [
+        ("a2g", ("audio",), {".npz"}),
+        ("t2g", ("text",), {".npz"}),
+        ("t2a", ("text",), {".wav", ".mel.npy"}),
+        ("g2a", ("gesture",), {".wav", ".mel.npy"}),
+        ("a2t", ("audio",), {".TextGrid", ".txt"}),
+        ("g2t", ("gesture",), {".TextGrid", ".txt"}),
+        ("at2g", ("audio", "text"), {".npz"}),
+        ("gt2a", ("gesture", "text"), {".wav", ".mel.npy"}),
+        ("ga2t", ("gesture", "audio"), {".TextGrid", ".txt"}),
+    ],
+)
+def test_every_task_gives_files_of_the_inputs_length(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, task: str, given: tuple[str, ...], endings: set[str]
+) -> None:
+    ways = {"audio": (files["wav"],), "text": (str(files["TextGrid"]),), "gesture": (files["npz"],)}
+    summary = make(checkpoint, tmp_path / "out", task, **{name: ways[name] for name in given})
+    found = contents(tmp_path / "out")
+    assert set(found) == {STEM + ending for ending in endings} | {f"{STEM}.json"}
+    record = read_record(summary.records[0])
+    assert {file["sha256"] for file in record.files.values()} == {
+        hashlib.sha256(found[STEM + ending]).hexdigest() for ending in endings
+    }
+    assert {entry["stream"] for entry in record.inputs} == set(given)
+    assert record.task == task_named(task)
+    seconds = record.ticks / 10
+    if ".npz" in endings:
+        motion = decode_motion(found[f"{STEM}.npz"])
+        assert len(motion.poses) == record.ticks * 3
+        assert motion.frame_rate_hz == 30
+    if ".wav" in endings:
+        assert len(decode_wav(found[f"{STEM}.wav"]).samples) == record.ticks * 1600
+        assert np.load(io.BytesIO(found[f"{STEM}.mel.npy"]), allow_pickle=False).shape == (record.ticks * 10, 64)
+    if ".TextGrid" in endings and b"xmin" in found[f"{STEM}.TextGrid"]:
+        tier = decode_words(found[f"{STEM}.TextGrid"])
+        assert tier.xmax_s == pytest.approx(seconds)
+        assert found[f"{STEM}.txt"].decode().split() == [part for word in tier.words for part in word.word.split()]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        make(checkpoint, tmp_path / name, "t2a", text=(str(files["TextGrid"]),), seed=seed)
+    assert contents(tmp_path / "first") == contents(tmp_path / "again")
+    first, other = (contents(tmp_path / name) for name in ("first", "other"))
+    assert first[f"{STEM}.mel.npy"] != other[f"{STEM}.mel.npy"]
+
+
+def test_samples_of_shards_have_their_speaker_and_body_and_say_where_they_are_from(
+    checkpoint: Path, shards: Path, tmp_path: Path
+) -> None:
+    folder = ShardFolder(shards)
+    row = next(row for row in folder.rows if row.split == "test")
+    summary = make(checkpoint, tmp_path / "out", "a2g", shards=shards, keys=(row.key,), num_samples=2)
+    assert [path.name for path in summary.records] == [f"{row.key}-1.json", f"{row.key}-2.json"]
+    first, second = (read_record(path) for path in summary.records)
+    assert first.source == {
+        "shards": str(shards),
+        "manifest_sha256": folder.dataset["files"]["manifest.parquet"]["sha256"],
+        "key": row.key,
+    }
+    assert first.settings["speaker"] == row.speaker
+    motions = [decode_motion((tmp_path / "out" / f"{row.key}-{k}.npz").read_bytes()) for k in (1, 2)]
+    sample = folder.sample(row)
+    np.testing.assert_array_equal(motions[0].betas, sample.betas)
+    np.testing.assert_allclose(motions[0].trans[0, [0, 2]], sample.gesture.start_xz, atol=1e-9)
+    assert (first.sample, second.sample) == (0, 1)
+    assert not np.array_equal(motions[0].poses, motions[1].poses)
+
+
+def test_an_inputs_result_does_not_depend_on_its_neighbours_but_for_rounding(
+    checkpoint: Path, shards: Path, tmp_path: Path
+) -> None:
+    make(checkpoint, tmp_path / "all", "a2g", shards=shards, split="train")
+    rows = [row for row in ShardFolder(shards).rows if row.split == "train"]
+    make(checkpoint, tmp_path / "one", "a2g", shards=shards, keys=(rows[-1].key,))
+    both = [decode_motion((tmp_path / name / f"{rows[-1].key}.npz").read_bytes()) for name in ("all", "one")]
+    np.testing.assert_allclose(both[0].expressions, both[1].expressions, atol=1e-4)
+
+
+def test_audio_of_other_rates_channels_and_formats_is_taken_with_a_remark(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    samples = np.asarray(decode_wav(files["wav"].read_bytes()).samples)[:16000]
+    stereo = tmp_path / "stereo.flac"
+    soundfile.write(stereo, np.stack([samples, samples], axis=1), 22050)
+    eight_bit = tmp_path / "eight.wav"
+    soundfile.write(eight_bit, samples, 16000, subtype="PCM_U8")
+    summary = make(checkpoint, tmp_path / "out", "a2t", audio=(stereo, eight_bit))
+    first, second = (read_record(path) for path in summary.records)
+    assert first.remarks[:2] == ("2 channels averaged", "22050 Hz resampled to 16000 Hz")
+    assert (first.ticks, second.ticks) == (int(10 * 16000 / 22050), 10)
+
+
+def test_plain_text_gets_times_from_the_shards_words_and_says_so(
+    checkpoint: Path, shards: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "hello.txt"
+    text.write_text("Hello there. How are you?", encoding="utf-8")
+    summary = make(checkpoint, tmp_path / "out", "t2g", text=(str(text),), shards=shards)
+    record = read_record(summary.records[0])
+    assert any("times estimated by a speaking rate" in remark for remark in record.remarks)
+    with pytest.raises(UsageFault, match="plain text has no times: give --shards"):
+        make(checkpoint, tmp_path / "none", "t2g", text=(str(text),))
+    assert not list((tmp_path / "none").glob("*"))
+
+
+def test_a_long_input_is_as_long_as_it_is_and_names_its_seams(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    samples = np.tile(np.asarray(decode_wav(files["wav"].read_bytes()).samples), 12)[: 16000 * 40]
+    long = tmp_path / "long.wav"
+    soundfile.write(long, samples, 16000)
+    record = read_record(make(checkpoint, tmp_path / "out", "a2g", audio=(long,), overlap_ticks=4).records[0])
+    assert record.ticks == 400
+    assert record.seams_s[:2] == (1.2, 2.4)  # windows of 1.6 s that share 0.4 s
+    assert record.seams_s[-1] == pytest.approx(40 - 1.6)
+
+
+def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    make(checkpoint, tmp_path, "a2t", audio=(files["wav"],))
+    with pytest.raises(UsageFault, match=f"{STEM}.json is there already"):
+        make(checkpoint, tmp_path, "a2t", audio=(files["wav"],))
+    make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "kind", "line"),
+    [
+        ("a2g", {"audio": ("silent.wav",)}, DataError, "silent.wav: wav-silent"),
+        ("a2g", {"audio": ("short.wav",)}, DataError, "at least 0.1 s of audio expected, found 0.050 s"),
+        ("a2g", {"audio": ("cut.wav",)}, DataError, "cut.wav: wav-truncated: 1600 of 4800"),
+        ("a2g", {"audio": ("words.txt",)}, DataError, "libsndfile reads expected"),
+        ("a2g", {"audio": ("none.wav",)}, UsageFault, "none.wav: a file expected"),
+        ("g2a", {"gesture": ("words.txt",)}, DataError, "words.txt"),
+        ("t2a", {"text": ("words.TextGrid",)}, DataError, "words.TextGrid"),
+        ("a2g", {}, UsageFault, "--audio: this task takes audio"),
+        ("a2g", {"text": ("words.txt",), "audio": ("sound.wav",)}, UsageFault, "--text: this task takes audio: leave"),
+        ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "no --audio file called a"),
+        ("x2g", {"audio": ("sound.wav",)}, UsageFault, "--task x2g: expected one of"),
+        ("unconditional", {}, UsageFault, "--seconds: expected"),
+        ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
+        ("a2g", {"keys": ("x",)}, UsageFault, "add --shards"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, task: str, changes: dict[str, Any], kind: type[OmnigesError], line: str
+) -> None:
+    sound = np.sin(np.arange(1600 * 3) / 9).astype(np.float32) / 2
+    soundfile.write(tmp_path / "sound.wav", sound, 16000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
+    soundfile.write(tmp_path / "short.wav", sound[:800], 16000)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "sound.wav").read_bytes()[: 44 + 3200])
+    (tmp_path / "words.txt").write_text("some words", encoding="utf-8")
+    (tmp_path / "words.TextGrid").write_text("no TextGrid", encoding="utf-8")
+    streams = ("audio", "text", "gesture")
+    changes = {
+        name: tuple(str(tmp_path / file) if name == "text" else tmp_path / file for file in value)
+        if name in streams
+        else value
+        for name, value in changes.items()
+    }
+    with pytest.raises(kind, match=line) as caught:
+        make(checkpoint, tmp_path / "out", task, **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_checkpoint_that_is_none_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageFault, match="a checkpoint or the folder of a run"):
+        make(tmp_path / "nowhere", tmp_path / "out", "a2g", audio=(tmp_path / "x.wav",))
+
+
+@pytest.mark.parametrize("name", ["ta2g", "at2g"])
+def test_letters_of_a_task_may_stand_in_any_order(name: str) -> None:
+    assert task_named(name) == "ta2g"
+
+
+def test_a_record_that_was_edited_is_refused_by_the_field(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = make(checkpoint, tmp_path, "a2t", audio=(files["wav"],)).records[0]
+    found = json.loads(path.read_text("utf-8"))
+    for change, line in (
+        ({"ticks": "ten"}, "ticks: int expected"),
+        ({"format": "other"}, "format 'omniges-generated' expected"),
+        ({"version": 2}, "version 1 expected, found 2"),
+        ({"more": 1}, "fields unknown or absent: more"),
+    ):
+        path.write_text(json.dumps(found | change), encoding="utf-8")
+        with pytest.raises(DataError, match=line):
+            read_record(path)
+
+
+def test_the_command_makes_a_picture_and_ends_with_a_summary(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["generate", "--checkpoint", str(checkpoint), "--task", "a2g", "--audio", str(files["wav"])]
+    words += ["-o", str(tmp_path / "out"), "--png", "--steps", "2", "--start", "1,2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "omniges.cli", *words], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout.startswith("1 result, ")
+    assert (tmp_path / "out" / f"{STEM}.png").read_bytes()[:4] == b"\x89PNG"
+    trans = decode_motion((tmp_path / "out" / f"{STEM}.npz").read_bytes()).trans
+    np.testing.assert_allclose(trans[0, [0, 2]], (1, 2), atol=1e-6)

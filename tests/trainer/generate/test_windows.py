@@ -1,0 +1,161 @@
+"""Windows of one timeline: they cover it, blend to one, hold what is known, and no cut of the work shows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from omniges.errors import UsageFault
+from omniges.trainer.flow import FlowModel
+from omniges.trainer.generate.windows import (
+    Timeline,
+    WindowSettings,
+    blend_weights,
+    sample_timelines,
+    window_starts,
+)
+from omniges.trainer.sampling import SamplingSettings
+
+WINDOWS = st.integers(1, 40).flatmap(lambda window: st.tuples(st.just(window), st.integers(0, window // 2)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(WINDOWS, st.integers(1, 400))
+def test_windows_cover_every_tick_and_share_at_least_the_overlap(window_overlap: tuple[int, int], ticks: int) -> None:
+    window, overlap = window_overlap
+    window, overlap = min(window, ticks), min(overlap, min(window, ticks) // 2)
+    starts = window_starts(ticks, window, overlap)
+    assert starts[0] == 0
+    assert starts[-1] + window == ticks
+    for before, after in itertools.pairwise(starts):
+        assert before < after
+        assert before + window - after >= overlap
+
+
+@settings(max_examples=100, deadline=None)
+@given(WINDOWS, st.integers(1, 400))
+def test_weights_of_each_tick_sum_to_one_and_none_is_negative(window_overlap: tuple[int, int], ticks: int) -> None:
+    window, overlap = window_overlap
+    window, overlap = min(window, ticks), min(overlap, min(window, ticks) // 2)
+    starts = window_starts(ticks, window, overlap)
+    weights = blend_weights(starts, window)
+    total = np.zeros(ticks)
+    for start, row in zip(starts, weights, strict=True):
+        total[start : start + window] += row
+    np.testing.assert_allclose(total, 1, rtol=0, atol=1e-12)
+    assert (weights >= 0).all()
+
+
+def test_one_window_fades_into_the_next_in_equal_steps() -> None:
+    weights = blend_weights([0, 4], 7)
+    np.testing.assert_allclose(weights[0], [1, 1, 1, 1, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(weights[1], [0.25, 0.5, 0.75, 1, 1, 1, 1])
+
+
+def test_an_overlap_of_more_than_half_a_window_is_refused() -> None:
+    with pytest.raises(UsageFault, match="from 0 to half"):
+        WindowSettings(window_ticks=10, overlap_ticks=6)
+
+
+class Plain(torch.nn.Module):
+    """A stream whose tokens are its arrays (n, 2)."""
+
+    channels = 2
+
+    def tokens(self, arrays: Tensor) -> Tensor:
+        return arrays
+
+    def arrays(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+class PerTick(torch.nn.Module):
+    """Expects of each tick three times what its condition says, so that the answer is known whatever the windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.calls: list[int] = []
+
+    def stream(self, _name: str) -> Plain:
+        return Plain()
+
+    def predict(
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+    ) -> dict[str, Tensor]:
+        self.calls.append(len(tokens["audio"]))
+        return dict.fromkeys(targets, 3 * tokens["audio"])
+
+
+class ByWindow(PerTick):
+    """Expects everywhere the first condition of the window: windows disagree."""
+
+    def predict(
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+    ) -> dict[str, Tensor]:
+        return {name: tokens["audio"][:, :1].expand_as(tokens["audio"]) for name in targets}
+
+
+def timeline(ticks: int, sample: int = 0) -> Timeline:
+    counted = torch.arange(ticks, dtype=torch.float32)[:, None].expand(-1, 2)
+    return Timeline(ticks, {"audio": counted}, 0, sample)
+
+
+def made(
+    model: Any, timelines: Sequence[Timeline], windows: WindowSettings, **sampling: Any
+) -> dict[int, torch.Tensor]:
+    found: dict[int, list[torch.Tensor]] = {}
+    for number, arrays, ticks in sample_timelines(
+        cast("FlowModel", model), timelines, ("gesture",), 1, windows, SamplingSettings(**sampling)
+    ):
+        assert len(arrays["gesture"]) == ticks
+        found.setdefault(number, []).append(arrays["gesture"])
+    return {number: torch.cat(parts) for number, parts in found.items()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    st.integers(0, 4),
+    st.integers(1, 4),
+    st.sampled_from(["euler", "heun"]),
+)
+def test_ticks_come_out_in_order_whatever_the_windows(
+    lengths: list[int], overlap: int, windows: int, solver: str
+) -> None:
+    settings = WindowSettings(window_ticks=9, overlap_ticks=overlap, windows=windows)
+    timelines = [timeline(ticks, k) for k, ticks in enumerate(lengths)]
+    found = made(PerTick(), timelines, settings, steps=3, solver=solver)
+    for number, ticks in enumerate(lengths):
+        torch.testing.assert_close(found[number], 3 * timeline(ticks).conditions["audio"], rtol=1e-5, atol=1e-4)
+
+
+def test_windows_that_disagree_are_blended_over_their_overlap() -> None:
+    settings = WindowSettings(window_ticks=7, overlap_ticks=3)
+    found = made(ByWindow(), [timeline(11)], settings, steps=1)[0][:, 0]
+    torch.testing.assert_close(found, torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4, 4, 4, 4]))
+
+
+def test_what_an_earlier_stretch_made_is_held() -> None:
+    """With one window a stretch, the second has to keep the first one's ticks and gives only its own."""
+    settings = WindowSettings(window_ticks=7, overlap_ticks=3, windows=1)
+    found = made(ByWindow(), [timeline(11)], settings, steps=4)[0][:, 0]
+    torch.testing.assert_close(found, torch.tensor([0.0] * 7 + [4.0] * 4))
+
+
+def test_windows_of_equal_length_share_calls_and_no_call_grows_with_length() -> None:
+    model = PerTick()
+    settings = WindowSettings(window_ticks=8, overlap_ticks=2, windows=4)
+    made(model, [timeline(8, k) for k in range(4)], settings, steps=1)
+    assert model.calls == [4]
+    model = PerTick()
+    made(model, [timeline(800)], settings, steps=1)
+    assert max(model.calls) == 4
