@@ -11,6 +11,7 @@ import typer
 from omniges import __version__
 from omniges.commands.benchmark import benchmark_loader, benchmark_train
 from omniges.commands.common import Signalled, raise_on
+from omniges.commands.evaluate import evaluate
 from omniges.commands.files import export, inspect, sample_corpus
 from omniges.commands.generate import generate
 from omniges.commands.preprocess import preprocess
@@ -22,7 +23,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="omniges",
-    help="BEAT2 recordings to verified WebDataset shards, and back.",
+    help="BEAT2 recordings to verified shards, and a model of text, audio and gesture trained on them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,6 +38,7 @@ app.command("verify-shards")(verify_shards)
 app.command()(train)
 app.command("trace-batches")(trace_batches)
 app.command()(generate)
+app.command()(evaluate)
 app.add_typer(benchmark, name="benchmark")
 benchmark.command("loader")(benchmark_loader)
 benchmark.command("train")(benchmark_train)
@@ -54,7 +56,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """BEAT2 recordings to verified WebDataset shards, and back."""
+    """BEAT2 recordings to verified shards, and a model of text, audio and gesture trained on them."""
 
 
 def main() -> None:

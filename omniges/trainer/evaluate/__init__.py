@@ -1,0 +1,1 @@
+"""Evaluation: generated files against the recordings in shards, by the metrics of docs/metrics.md."""

@@ -1,0 +1,271 @@
+"""`evaluate` from files: recordings score as recordings, known changes score what they are, faults are one line."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.skeleton import joint_positions
+from omniges.pipeline.discover import Selection
+from omniges.pipeline.export import motion_file, text_file
+from omniges.pipeline.outcome import ConvertSettings
+from omniges.pipeline.progress import make_reporter
+from omniges.pipeline.run import preprocess
+from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+from omniges.pipeline.settings import PreprocessSettings
+from omniges.recordings.npz import decode_motion, encode_motion
+from omniges.recordings.textgrid import WordInterval, encode_words
+from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.trainer.evaluate.figures import Figure
+from omniges.trainer.evaluate.report import Report, render
+from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
+from omniges.trainer.generated import GeneratedRecord
+from omniges.trainer.metrics.profiles import profile, scored_poses
+
+
+def shards_of(folder: Path, *, keep_audio: bool) -> Path:
+    """Six clips of 8 s: beats leave out 2 s at either end."""
+    corpus = folder / "corpus"
+    write_sample_corpus(corpus, CorpusSettings(clips=6, seconds=8.0, seed=3))
+    settings = PreprocessSettings(
+        root=corpus,
+        out=folder / "shards",
+        selection=Selection(),
+        convert=ConvertSettings(keep_audio=keep_audio),
+        workers=1,
+    )
+    preprocess(settings, make_reporter("json"))
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def with_audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards that kept the audio."""
+    return shards_of(tmp_path_factory.mktemp("evaluate"), keep_audio=True)
+
+
+def write(folder: Path, shards: Path, content: Callable[[SampleArrays], bytes], ending: str) -> list[SampleArrays]:
+    """A file of another system for every sample."""
+    folder.mkdir()
+    source = ShardFolder(shards)
+    samples = [source.sample(row) for row in source.rows]
+    for sample in samples:
+        (folder / f"{sample.row.key}{ending}").write_bytes(content(sample))
+    return samples
+
+
+def scored(folder: Path, shards: Path, **changes: Any) -> dict[tuple[str, str], Figure]:
+    report = evaluate(EvaluateSettings(generated=(folder,), shards=shards, resamples=50, **changes))
+    ((_, figures),) = report.tasks.items()
+    return {(figure.metric, figure.row): figure for figure in figures}
+
+
+class TestGesture:
+    def test_recordings_score_as_recordings(self, with_audio: Path, tmp_path: Path) -> None:
+        samples = write(tmp_path / "own", with_audio, motion_file, ".npz")
+        found = scored(tmp_path / "own", with_audio, task="a2g")
+        assert found["Fréchet gesture distance", "generated"].value == pytest.approx(0, abs=1e-6)
+        assert found["semantic recall", "generated"].value == pytest.approx(1)
+        for metric in ("L1 diversity", "beat consistency", "jerk", "foot skate", "root drift, end"):
+            own, true = (found[metric, row].value for row in ("generated", "recorded"))
+            assert own == pytest.approx(true, rel=2e-3), metric
+        poses = [decode_motion(motion_file(sample)).poses for sample in samples]
+        total = frames = 0.0
+        for each in poses:  # the formula of docs/metrics.md, frame by frame
+            joints = joint_positions(
+                scored_poses(each, profile("corrected").positions), np.zeros((len(each), 3))
+            ).reshape(len(each), -1)
+            centre = joints.mean(axis=0)
+            total += sum(float(np.abs(frame - centre).sum()) for frame in joints)
+            frames += len(each)
+        assert found["L1 diversity", "generated"].value == pytest.approx(total / frames, rel=1e-6)
+
+    def test_standing_still_has_no_diversity_and_no_beats(self, with_audio: Path, tmp_path: Path) -> None:
+        def still(sample: SampleArrays) -> bytes:
+            motion = decode_motion(motion_file(sample))
+            poses, trans = np.zeros_like(motion.poses), np.tile(motion.trans[:1], (len(motion.trans), 1))
+            return encode_motion(
+                poses, motion.expressions, trans, motion.betas, gender=motion.gender, model=motion.model
+            )
+
+        write(tmp_path / "still", with_audio, still, ".npz")
+        found = scored(tmp_path / "still", with_audio, task="t2g")
+        assert found["L1 diversity", "generated"].value == pytest.approx(0, abs=1e-9)
+        assert found["beat consistency", "generated"].value == 0
+        assert found["beat consistency", "shuffled"].value == 0
+        assert (found["beat consistency", "recorded"].value or 0) > 0
+        assert (found["Fréchet gesture distance", "generated"].value or 0) > 0.1
+        assert found["root drift, end", "generated"].value == 0
+
+    def test_what_needs_the_waveform_or_a_body_says_so(self, tmp_path: Path) -> None:
+        shards = shards_of(tmp_path, keep_audio=False)
+        write(tmp_path / "own", shards, motion_file, ".npz")
+        found = scored(tmp_path / "own", shards, task="a2g")
+        assert found["beat consistency", "generated"].value is None
+        assert found["beat consistency", "generated"].why_not == (
+            "no audio in these shards, run preprocess --keep-audio"
+        )
+        assert "vertices" in str(found["face MSE", "generated"].why_not)
+
+    def test_motion_longer_than_its_recording_is_refused(self, shards: Path, tmp_path: Path) -> None:
+        def longer(sample: SampleArrays) -> bytes:
+            motion = decode_motion(motion_file(sample))
+            twice = [np.concatenate([a, a]) for a in (motion.poses, motion.expressions, motion.trans)]
+            return encode_motion(*twice, motion.betas, gender="neutral", model="smplx2020")
+
+        write(tmp_path / "own", shards, longer, ".npz")
+        with pytest.raises(DataError, match=r"at most \d+ frames expected"):
+            scored(tmp_path / "own", shards, task="a2g")
+
+
+class TestText:
+    def test_recorded_words_have_no_error_and_others_words_have(self, shards: Path, tmp_path: Path) -> None:
+        write(tmp_path / "own", shards, text_file, ".TextGrid")
+        found = scored(tmp_path / "own", shards, task="a2t")
+        assert found["word error rate", "generated"].value == 0
+        assert found["character error rate", "generated"].value == 0
+        assert found["word start error, median", "generated"].value == pytest.approx(0, abs=1e-9)
+        assert (found["word error rate", "shuffled"].value or 0) > 0.2
+
+    def test_a_word_left_out_of_every_clip_is_so_many_deletions(self, shards: Path, tmp_path: Path) -> None:
+        def shorter(sample: SampleArrays) -> bytes:
+            words = [WordInterval(word["word"], word["start"] + 0.02, word["end"]) for word in sample.words[1:]]
+            return encode_words(words, sample.row.seconds)
+
+        samples = write(tmp_path / "own", shards, shorter, ".TextGrid")
+        found = scored(tmp_path / "own", shards, task="g2t")
+        words = sum(len(sample.words) for sample in samples)
+        rate = found["word error rate", "generated"]
+        assert rate.value == pytest.approx(len(samples) / words)
+        assert (rate.details["deletions"], rate.details["expected"]) == (len(samples), words)
+        assert found["word start error, median", "generated"].value == pytest.approx(0.02, abs=1e-6)
+
+
+def result(folder: Path, shards: Path, sample: SampleArrays, mel: np.ndarray[Any, Any]) -> None:
+    """A record with its mel, as `generate` writes it."""
+    folder.mkdir(exist_ok=True)
+    key = sample.row.key
+    data = io.BytesIO()
+    np.save(data, mel.astype(np.float32))
+    (folder / f"{key}.mel.npy").write_bytes(data.getvalue())
+    entry = {"path": f"{key}.mel.npy", "sha256": hashlib.sha256(data.getvalue()).hexdigest()}
+    record = GeneratedRecord(
+        omniges="0",
+        task="t2a",
+        name=key,
+        source={"shards": str(shards), "manifest_sha256": "", "key": key},
+        sample=0,
+        ticks=len(mel) // 10,
+        seconds=len(mel) / 100,
+        files={"mel": entry},
+        inputs=(),
+        model={},
+        settings={},
+        seams_s=(),
+        measures={},
+        remarks=(),
+    )
+    (folder / f"{key}.json").write_bytes(record.document())
+
+
+class TestSpeech:
+    def test_a_gain_is_its_logarithm_and_no_distortion(self, shards: Path, tmp_path: Path) -> None:
+        source = ShardFolder(shards)
+        for row in source.rows:
+            sample = source.sample(row)
+            result(tmp_path / "own", shards, sample, sample.mel + 0.5)
+        found = scored(tmp_path / "own", shards)
+        assert found["log-mel L1", "generated"].value == pytest.approx(0.5, abs=1e-6)
+        assert found["mel-cepstral distortion", "generated"].value == pytest.approx(0, abs=1e-5)
+        assert found["onset agreement", "generated"].value == 1
+        assert found["log-mel L1", "generated"].details["of"] == "the model's mel"
+        assert (found["log-mel L1", "shuffled"].value or 0) > 0.5
+
+    def test_a_file_that_is_not_what_its_record_says_is_refused(self, shards: Path, tmp_path: Path) -> None:
+        source = ShardFolder(shards)
+        sample = source.sample(source.rows[0])
+        result(tmp_path / "own", shards, sample, sample.mel)
+        path = tmp_path / "own" / f"{sample.row.key}.mel.npy"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"it is not what .*json says"):
+            scored(tmp_path / "own", shards)
+        path.unlink()
+        with pytest.raises(DataError, match="a generated file expected, found none"):
+            scored(tmp_path / "own", shards)
+
+
+class TestRefusals:
+    def test_names_that_are_no_samples(self, shards: Path, tmp_path: Path) -> None:
+        (tmp_path / "nobody.npz").write_bytes(b"")
+        with pytest.raises(UsageFault, match=r"no sample of .* is called nobody"):
+            scored(tmp_path, shards, task="a2g")
+
+    def test_files_without_a_task(self, shards: Path, tmp_path: Path) -> None:
+        write(tmp_path / "own", shards, motion_file, ".npz")
+        with pytest.raises(UsageFault, match="no record that tells its task: add --task"):
+            scored(tmp_path / "own", shards)
+
+    def test_nothing_generated(self, shards: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageFault, match="generated results expected, found none"):
+            scored(tmp_path, shards)
+
+    def test_published_profiles_without_their_parts(self, shards: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageFault, match="--profile emage-2024: its numbers mean something only with"):
+            scored(tmp_path, shards, profile="emage-2024")
+
+    def test_an_encoder_that_is_a_program(self, shards: Path, tmp_path: Path) -> None:
+        write(tmp_path / "own", shards, motion_file, ".npz")
+        with pytest.raises(UsageFault, match="a program that runs with your rights"):
+            scored(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "encoder.pt")
+
+    def test_mean_speeds_of_another_shape(self, shards: Path, tmp_path: Path) -> None:
+        write(tmp_path / "own", shards, motion_file, ".npz")
+        np.save(tmp_path / "speeds.npy", np.ones(3))
+        with pytest.raises(DataError, match=r"\(55,\) floats expected, found \(3,\)"):
+            scored(tmp_path / "own", shards, task="a2g", mean_speeds=tmp_path / "speeds.npy")
+
+
+def figure(row: Any, value: float | None, **more: Any) -> Figure:
+    return Figure(metric="error", unit="s", row=row, value=value, **more)
+
+
+def test_reports_say_the_same_in_every_form() -> None:
+    found = [
+        figure("generated", 0.25, low=0.2, high=0.3, clips=4, left_out={"too short": 1}),
+        figure("shuffled", 0.5, clips=4),
+        Figure(metric="other", unit="m", row="generated", value=None, why_not="no audio"),
+    ]
+    report = Report(tasks={"a2t": found}, clips={"a2t": ["a", "b", "c", "d", "e"]}, facts={"profile": "corrected"})
+    table = render(report, "table")
+    assert "0.25 [0.2, 0.3]" in table
+    assert "4 of 5 clips: 1 × too short" in table
+    assert "not computed: no audio" in table
+    document = json.loads(render(report, "json"))
+    assert document["figures"]["a2t"][0]["high"] == 0.3
+    rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))
+    assert [row["value"] for row in rows] == ["0.25", "0.5", ""]
+    assert rows[2]["why_not"] == "no audio"
+    assert "| a2t | 5 | 0.25 [0.2, 0.3] |" in render(report, "markdown")
+
+
+def test_the_command_writes_a_report(shards: Path, tmp_path: Path) -> None:
+    write(tmp_path / "own", shards, text_file, ".TextGrid")
+    words = ["evaluate", str(tmp_path / "own"), "--shards", str(shards), "--task", "a2t", "--resamples", "20"]
+    words += ["--format", "json", "-o", str(tmp_path / "report.json")]
+    subprocess.run([sys.executable, "-m", "omniges.cli", *words], capture_output=True, timeout=100, check=True)
+    document = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert document["figures"]["a2t"][0]["value"] == 0
+    assert document["profile"] == "corrected"
