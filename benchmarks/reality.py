@@ -1,0 +1,213 @@
+"""What one minute of a real person can teach: train on 50 s, look at 12 s that were held out.
+
+    python benchmarks/reality.py --recordings ../shared/beat2_sample --folder reality --minutes 6
+
+The one full recording there is, 2_scott_0_1_1, is first cut into two in BEAT2 layout: 0 to 50 s is the train split, 51
+to 63 s the val split. A tiny model is trained on it through the command line. Then: losses of all six tasks on both
+parts with the same noise at every checkpoint, how well the wrists of generated motion follow the true ones (Pearson's
+correlation of their coordinates, with those of other moments beside it), and word error rates. One minute is learnt by
+heart: what holds on the train part does not hold on the other, and that is what the figures show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from omniges.features.gesture import JOINT_NAMES
+from omniges.features.skeleton import joint_positions
+from omniges.recordings.npz import Motion, decode_motion, encode_motion
+from omniges.recordings.textgrid import WordInterval, decode_words, encode_words
+from omniges.recordings.wav import decode_wav, encode_wav
+from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.trainer.checkpoint import checkpoints, open_checkpoint
+from omniges.trainer.flow import FlowModel, Windows
+from omniges.trainer.resuming import CHECKPOINTS
+from omniges.trainer.saved import load_model
+from omniges.trainer.slots import SlotCodec
+from omniges.trainer.streams import STREAMS
+from omniges.trainer.tasks import TASKS, FlowSettings, draw_plan
+
+STEM: Final = "2_scott_0_1_1"
+PARTS: Final = {"train": ("2_scott_0_1_1", 0, 50), "val": ("2_scott_0_2_2", 51, 63)}
+SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
+_DRAWS: Final = 64  # noises of each window
+_WRISTS: Final = [JOINT_NAMES.index("left_wrist"), JOINT_NAMES.index("right_wrist")]
+
+
+def cut(recordings: Path, root: Path) -> None:
+    """The recording as two recordings in BEAT2 layout, with their split list."""
+    motion = decode_motion(next(recordings.rglob(f"{STEM}.npz")).read_bytes())
+    wav = decode_wav(next(recordings.rglob(f"{STEM}.wav")).read_bytes())
+    words = decode_words(next(recordings.rglob(f"{STEM}.TextGrid")).read_bytes()).words
+    folder = root / "beat_english_v2.0.0"
+    for name in ("smplxflame_30", "wave16k", "textgrid"):
+        (folder / name).mkdir(parents=True)
+    for stem, start, end in PARTS.values():
+        frames = slice(start * 30, end * 30)
+        npz = encode_motion(
+            motion.poses[frames],
+            motion.expressions[frames],
+            motion.trans[frames],
+            motion.betas,
+            gender=motion.gender,
+            model=motion.model,
+        )
+        (folder / "smplxflame_30" / f"{stem}.npz").write_bytes(npz)
+        samples = np.asarray(wav.samples)[start * 16000 : end * 16000]
+        (folder / "wave16k" / f"{stem}.wav").write_bytes(encode_wav(samples, 16000, "pcm16"))
+        inside = [
+            WordInterval(word.word, word.start - start, word.end - start)
+            for word in words
+            if word.start >= start and word.end <= end
+        ]
+        (folder / "textgrid" / f"{stem}.TextGrid").write_bytes(encode_words(inside, end - start))
+    lines = ["id,type", *(f"{stem},{split}" for split, (stem, _, _) in PARTS.items())]
+    (folder / "train_test_split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def windows_of(sample: SampleArrays, codec: SlotCodec, ticks: int, speaker: int) -> Windows:
+    """All whole windows of a clip, each so many times as there are noises."""
+    slots = codec.encode(sample.words, sample.row.ticks).ids
+    starts = range(0, sample.row.ticks - ticks + 1, ticks // 2)
+    stacked = {
+        "gesture": np.stack([sample.gesture.gesture[3 * s : 3 * (s + ticks)] for s in starts]),
+        "audio": np.stack([sample.mel[10 * s : 10 * (s + ticks)] for s in starts]),
+        "text": np.stack([slots[s : s + ticks] for s in starts]),
+    }
+    each = max(1, _DRAWS // len(starts))
+    count = each * len(starts)
+    arrays: dict[Any, torch.Tensor] = {
+        name: torch.from_numpy(np.repeat(a, each, axis=0)) for name, a in stacked.items()
+    }
+    return Windows(arrays, torch.arange(count), torch.full((count,), speaker))
+
+
+@torch.no_grad()
+def losses(model: FlowModel, windows: Windows) -> dict[str, float]:
+    """Loss of every task, with noise and levels of one seed."""
+    found = {}
+    for task in SIX:
+        settings = FlowSettings(shares={task: 1.0}, condition_dropout=0.0, speaker_dropout=0.0)
+        plan = draw_plan(settings, 7, windows.positions.numpy())
+        (target,) = TASKS[task].targets
+        each = model(windows, plan, settings, 7).each[:, STREAMS.index(target)]
+        found[task] = float(each.mean())
+    return found
+
+
+def wrists(motion: Motion) -> npt.NDArray[np.float64]:
+    """Coordinates (T, 6) m of both wrists from the pelvis."""
+    joints = joint_positions(np.asarray(motion.poses, np.float64), np.asarray(motion.trans, np.float64))
+    return (joints[:, _WRISTS] - joints[:, :1]).reshape(len(joints), 6)
+
+
+def follows(found: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> float:
+    """Mean over coordinates (T, 6) of Pearson's correlation."""
+    return float(np.mean([np.corrcoef(found[:, k], true[:, k])[0, 1] for k in range(found.shape[1])]))
+
+
+def command(*words: object) -> None:
+    """Run the installed command as a person does."""
+    subprocess.run([str(Path(sys.executable).with_name("omniges")), *map(str, words)], check=True)
+
+
+def generated(folder: Path) -> dict[str, Any]:
+    """Correlations of wrists and word error rates on both parts, of files that the commands wrote."""
+    facts: dict[str, Any] = {}
+    shards = folder / "shards"
+    for split, (stem, _, _) in PARTS.items():
+        for task in ("a2g", "t2g", "a2t", "g2t"):
+            out = folder / "generated" / split / task
+            words = ("--shards", shards, "--key", stem, "-o", out, "--overwrite", "--png")
+            command("generate", "--checkpoint", folder / "run", "--task", task, *words)
+            report = out / "report.txt"
+            if task.endswith("g"):
+                made = wrists(decode_motion((out / f"{stem}.npz").read_bytes()))
+                source = next((folder / "corpus").rglob(f"{stem}.npz"))
+                true = wrists(decode_motion(source.read_bytes()))[: len(made)]
+                shifted = np.roll(true, len(true) // 2, axis=0)
+                facts[f"{split} {task}"] = {"correlation": follows(made, true), "shifted": follows(made, shifted)}
+                np.savez(folder / f"wrists-{split}-{task}.npz", made=made, true=true)
+            else:
+                command("evaluate", out, "--shards", shards, "--format", "csv", "-o", report)
+                rate = next(line for line in report.read_text().splitlines() if "word error rate" in line)
+                facts[f"{split} {task}"] = {"word error rate": float(rate.split(",")[4])}
+                report.unlink()
+    return facts
+
+
+def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Losses of both parts by task, and a wrist's height, true and generated, on both parts."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(2, 4, figsize=(14, 6), layout="constrained")
+    for axis, task in zip(axes[:, :3].flat, SIX, strict=True):
+        for split, style in (("train", "-"), ("val", "--")):
+            axis.plot([row["minutes"] for row in rows], [row[split][task] for row in rows], style, label=split)
+        axis.set(title=task, xlabel="minutes", ylabel="loss")
+        axis.legend(fontsize=8)
+    for axis, split in zip(axes[:, 3], PARTS, strict=True):
+        with np.load(folder / f"wrists-{split}-a2g.npz", allow_pickle=False) as found:
+            made, true = found["made"], found["true"]
+        times = np.arange(len(true)) / 30
+        shown = slice(0, 360)
+        axis.plot(times[shown], true[shown, 4], label="recorded")
+        axis.plot(times[shown], made[shown, 4], label="generated from audio")
+        axis.set(title=f"right wrist, {split}", xlabel="s", ylabel="height over pelvis (m)")
+        axis.legend(fontsize=8)
+    figure.savefig(folder / "reality.png", dpi=90)
+
+
+def main() -> None:
+    """Cut, train where there is no run, measure, draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--recordings", type=Path, default=Path("../shared/beat2_sample"))
+    parser.add_argument("--folder", type=Path, default=Path("reality"))
+    parser.add_argument("--minutes", type=float, default=6.0)
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    shards, run = folder / "shards", folder / "run"
+    if not (folder / "corpus").exists():
+        cut(arguments.recordings, folder / "corpus")
+        command("preprocess", "--root", folder / "corpus", "--out", shards)
+    command(
+        *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", arguments.minutes),
+        *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0),
+    )
+    source = ShardFolder(shards)
+    samples = {split: source.sample(source.row(stem)) for split, (stem, _, _) in PARTS.items()}
+    print("one recording cut in two: 0 to 50 s to train on, 51 to 63 s held out; losses with the same noise")
+    rows: list[dict[str, Any]] = []
+    for path in reversed(checkpoints(run / CHECKPOINTS)):
+        saved = open_checkpoint(path)
+        model, identity = load_model(saved)
+        codec = SlotCodec(identity.tokenizer)
+        row: dict[str, Any] = {"step": saved.step, "minutes": saved.document("state.json")["elapsed_s"] / 60}
+        for split, sample in samples.items():
+            row[split] = losses(model, windows_of(sample, codec, identity.window_ticks, speaker=1))
+        rows.append(row)
+        shown = ", ".join(f"{task} {row['train'][task]:.3f}/{row['val'][task]:.3f}" for task in SIX)
+        print(f"step {row['step']:5d}, {row['minutes']:4.1f} min: train/val {shown}", flush=True)
+    facts = generated(folder)
+    for name, values in facts.items():
+        print(f"{name}: " + ", ".join(f"{what} {value:.3f}" for what, value in values.items()))
+    (folder / "reality.json").write_text(json.dumps({"losses": rows, "generated": facts}, indent=1))
+    draw(rows, folder)
+    print(f"picture: {folder / 'reality.png'}")
+
+
+if __name__ == "__main__":
+    main()
