@@ -26,6 +26,8 @@ ALLOWED = {
 }
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
 UNSAFE = {"pickle", "dill", "joblib", "shelve", "marshal"}
+HARMLESS = {"pickle.UnpicklingError"}  # the name of an error
+WEIGHTS_READER = PACKAGE / "trainer" / "picklefile.py"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -66,13 +68,17 @@ class TestEachFile:
             assert not {"pathlib", "os", "shutil", "tempfile"} & imports(path)
 
     def test_nothing_is_unpickled(self, path: Path) -> None:
-        assert not {name.split(".")[0] for name in imports(path)} & UNSAFE
+        unsafe = {name for name in imports(path) if name.split(".")[0] in UNSAFE}
+        assert unsafe <= HARMLESS | {name.split(".")[0] for name in unsafe & HARMLESS}
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant)
                 assert node.value.value is False
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"np.load", "numpy.load"}:
                 assert "allow_pickle" in {keyword.arg for keyword in node.keywords}
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("torch.load"):
+                assert path == WEIGHTS_READER
+                assert {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}["weights_only"] == "True"
 
     def test_functions_are_short(self, path: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -21,6 +21,7 @@ from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.gesture import POSE_COLUMNS, six_d_from_rotvec
 from omniges.publish import os_errors
 from omniges.trainer.metrics.clips import checked
+from omniges.trainer.npyfile import read_array
 
 __all__ = ["Encoder", "Features", "encoder_input", "load_encoder", "load_features"]
 
@@ -28,7 +29,6 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 INPUT_CHANNELS: Final = 2 * POSE_COLUMNS
-_NPY: Final = b"\x93NUMPY"
 _FORMAT: Final = "omniges-encoder"
 _MULTIPLE_FRAMES: Final = 32
 _ACTIVATIONS: Final = ("tanh", "relu", "leaky_relu", "none")
@@ -71,15 +71,7 @@ def load_features(path: Path) -> Features:
     Raises UsageFault where there is no such file, DataError for a file that is none of that kind or damaged.
     """
     name = _name("features", path)
-    wanted = "expected an .npy file of features (rows, columns)"
-    with os_errors(path, "read"):
-        with path.open("rb") as file:
-            if file.read(len(_NPY)) != _NPY:  # numpy would go on and try archives and pickles
-                raise DataError(f"{path}: no .npy file; {wanted}")
-        try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)  # a map cannot be larger than its file
-        except (ValueError, EOFError) as error:
-            raise DataError(f"{path}: {_line(error)}; {wanted}") from error
+    rows = read_array(path, "expected an .npy file of features (rows, columns)")
     checked(rows, str(path), (None, None), at_least=2)
     return Features(name, np.array(rows))
 

@@ -1,0 +1,1 @@
+"""Frozen codecs: pretrained nets that turn a stream's arrays into latents and back."""

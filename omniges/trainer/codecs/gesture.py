@@ -1,0 +1,199 @@
+"""GestureLSM's four RVQ-VAEs as one codec of the 415 gesture channels. docs/codecs-gesture.md is the promise.
+
+Letters: T frames, N = ⌊T / frames_per_latent⌋ latents, L features of a latent (512, or 384 without the face).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import LAYOUT
+from omniges.publish import os_errors
+from omniges.shards.schema import canonical_json, sha256_hex
+from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales, statistics_files
+from omniges.trainer.codecs.rvqvae import Rvqvae
+from omniges.trainer.codecs.rvqvaefile import load_rvqvae
+from omniges.trainer.metrics.clips import checked
+
+__all__ = ["LATENT_SCALE", "GestureRvqvae", "load_gesture_rvqvae"]
+
+F32 = npt.NDArray[np.float32]
+
+LATENT_SCALE: Final = 5.0
+"""What latents are divided by, so that they are about as large as unit noise."""
+
+_NAME: Final = re.compile(r"net_\d+_(upper|hands|lower|lower_trans|face)\.(?:pth|safetensors)")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GestureRvqvae:
+    """Frozen nets of upper body, hands, lower body and, as chosen, face, with what their inputs are normalised by."""
+
+    nets: Mapping[Part, Rvqvae]
+    columns: Mapping[Part, slice]
+    """Which of the 415 channels each net takes."""
+    scales: Mapping[Part, PartScale]
+    quantised: bool
+    """Whether `decode` snaps latents to codes first."""
+    fingerprint: str
+    """sha256 over all files; equal files and nothing else have the same."""
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Frames of a latent."""
+        return self.nets["upper"].spec.frames_per_latent
+
+    @property
+    def latent_channels(self) -> int:
+        """L."""
+        return sum(net.spec.code_size for net in self.nets.values())
+
+    @property
+    def lacking(self) -> tuple[slice, ...]:
+        """The gesture channels that no net has: the root where the lower net has 54 channels, the face if left out."""
+        return tuple(
+            block
+            for block in (LAYOUT.upper, LAYOUT.hands, LAYOUT.lower, LAYOUT.root, LAYOUT.face)
+            if not any(taken.start <= block.start and block.stop <= taken.stop for taken in self.columns.values())
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What tells this codec from another, as JSON: to be kept beside latents and whatever is made of them."""
+        return {
+            "codec": "gesturelsm-rvqvae",
+            "fingerprint": self.fingerprint,
+            "quantised": self.quantised,
+            "latent_scale": LATENT_SCALE,
+            "frames_per_latent": self.frames_per_latent,
+            "latent_channels": self.latent_channels,
+            "parts": {part: asdict(net.spec) for part, net in self.nets.items()},
+        }
+
+    def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
+        """Gesture channels (T, 415) of a whole clip as latents (N, L), not quantised and divided by 5.
+
+        The parts' latents stand side by side in the order upper, hands, lower, face. The last T mod frames_per_latent
+        frames are left out. A latent sees about three seconds on each side, so the latents of a piece of a clip
+        are not a piece of the clip's latents, see docs/codecs-gesture.md.
+
+        Raises UsageFault for another shape, DataError for frames fewer than one latent's or not finite.
+        """
+        channels = checked(gesture, "gesture", (None, LAYOUT.channels), at_least=self.frames_per_latent)
+        found = []
+        for part, net in self.nets.items():
+            motion = torch.from_numpy(self.scales[part].normalised(channels[:, self.columns[part]]))
+            found.append(net.encode(motion[None].to(_device(net)))[0].cpu().numpy())
+        latents: F32 = np.concatenate(found, axis=1)
+        latents /= np.float32(LATENT_SCALE)
+        return latents
+
+    def decode(self, latents: npt.NDArray[np.floating], rest: npt.NDArray[np.floating] | None = None) -> F32:
+        """Gesture channels (N · frames_per_latent, 415) of latents (N, L), through codes or not as `quantised` says.
+
+        Args:
+            latents: as `encode` gives them.
+            rest: (415,) or (N · frames_per_latent, 415), where the channels that are `lacking` are taken from; needed
+                if and only if some are.
+
+        6D rotations come as the nets give them; `omniges.features.gesture.motion_from_gesture` makes rotations of them.
+        Raises UsageFault for another shape, DataError for latents that are not finite.
+        """
+        vectors = checked(latents, "latents", (None, self.latent_channels)).astype(np.float32) * np.float32(
+            LATENT_SCALE
+        )
+        gesture = self._canvas(len(vectors) * self.frames_per_latent, rest)
+        start = 0
+        for part, net in self.nets.items():
+            own = torch.from_numpy(vectors[:, start : start + net.spec.code_size])
+            start += net.spec.code_size
+            values = net.decode(own[None].to(_device(net)), quantised=self.quantised)[0].cpu().numpy()
+            gesture[:, self.columns[part]] = self.scales[part].restored(values)
+        return gesture
+
+    def _canvas(self, frames: int, rest: npt.NDArray[np.floating] | None) -> F32:
+        """Frames (frames, 415) with the channels that no net has."""
+        canvas = np.empty((frames, LAYOUT.channels), dtype=np.float32)
+        if (rest is None) != (not self.lacking):
+            columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
+            raise UsageFault(
+                f"rest: channels {columns} are in no net and were not given: say what they shall be"
+                if self.lacking
+                else "rest: the nets have every channel; leave it out"
+            )
+        if rest is not None:
+            shape = (LAYOUT.channels,) if rest.ndim == 1 else canvas.shape
+            canvas[:] = checked(rest, "rest", shape)
+        return canvas
+
+
+def _device(net: Rvqvae) -> torch.device:
+    return next(net.parameters()).device
+
+
+def load_gesture_rvqvae(
+    folder: Path, *, face: bool = True, quantised: bool = True, device: str | torch.device = "cpu"
+) -> GestureRvqvae:
+    """The codec of a folder with the nets' files and their statistics below ``mean_std/``.
+
+    Args:
+        folder: with one ``net_<step>_<part>.pth`` or ``.safetensors`` of each part; ``lower`` may be ``lower_trans``.
+        face: whether the codec has the face; without it, a file of the face is not looked at.
+        quantised: whether `GestureRvqvae.decode` snaps latents to codes, as GestureLSM's first trainers do.
+        device: where the nets compute.
+
+    Raises UsageFault where a file is not there or there are two of a part, DataError where one is damaged or does not
+    fit.
+    """
+    files = _net_files(folder, PARTS if face else tuple(part for part in PARTS if part != "face"))
+    nets = {part: load_rvqvae(path).to(device) for part, path in files.items()}
+    columns = {part: part_columns(part, net.spec.channels, str(files[part])) for part, net in nets.items()}
+    rates = {part: net.spec.frames_per_latent for part, net in nets.items()}
+    if len(set(rates.values())) > 1:
+        found = ", ".join(f"{count} of {part}" for part, count in rates.items())
+        raise DataError(f"{folder}: found {found} frames a latent; expected one number: use nets that belong together")
+    every = dict(files.items()) | {what: folder / name for what, name in statistics_files(columns).items()}
+    return GestureRvqvae(
+        nets=nets,
+        columns=columns,
+        scales=read_scales(folder, columns),
+        quantised=quantised,
+        fingerprint=_fingerprint(every),
+    )
+
+
+def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
+    """The one file of each part."""
+    if not folder.is_dir():
+        raise UsageFault(f"{folder}: no such folder; expected the nets of {', '.join(parts)}")
+    with os_errors(folder, "list"):
+        named = [(found[1], path) for path in sorted(folder.iterdir()) if (found := _NAME.fullmatch(path.name))]
+    files: dict[Part, Path] = {}
+    for part in parts:
+        own = [path for name, path in named if name.removesuffix("_trans") == part]
+        if not own:
+            hint = ", or a codec without the face" if part == "face" else ""
+            raise UsageFault(f"{folder}: no net of {part}; expected a file such as net_300000_{part}.pth{hint}")
+        if len(own) > 1:
+            raise UsageFault(
+                f"{folder}: found {' and '.join(path.name for path in own)}; expected one net of {part}: keep one"
+            )
+        files[part] = own[0]
+    return files
+
+
+def _fingerprint(files: Mapping[str, Path]) -> str:
+    digests = {}
+    for role, path in files.items():
+        with os_errors(path, "read"), path.open("rb") as file:
+            digests[role] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_hex(canonical_json(digests))

@@ -1,0 +1,145 @@
+"""Tensors by name from files that ``torch.save`` wrote: the one place where such a file is read.
+
+Nothing is unpickled but tensors and plain containers (torch's ``weights_only``), so a file cannot run a program. What
+else can be wrong with one is an error of one line here. The checksums of the archive are compared, which torch does not
+do; files in the format before torch 1.6 are no archives and have none. Own files are safetensors, see
+`omniges.trainer.tensorfile`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from pickle import UnpicklingError  # the name of an error; nothing is loaded with that module
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.publish import os_errors
+
+__all__ = ["read_weights"]
+
+_SAFE_SINCE: Final = "2.10"  # before, a file could damage memory through the restricted reader (CVE-2026-24747)
+# What torch raises on damaged files; UnicodeDecodeError is a ValueError.
+_FAULTS: Final = (
+    *(UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    *(EOFError, OverflowError, struct.error),
+)
+_ZIP_FAULTS: Final = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, LookupError, OverflowError, EOFError)
+_ZIP_START: Final = b"PK\x03\x04"
+_FOLDER: Final = 0x10  # of a member's attributes
+_FORBIDDEN: Final = re.compile(r"GLOBAL (\S+)|<class '([^']+)'>")
+_AGAIN: Final = "download it again"
+_SAFE: Final = "save its state_dict alone, as tensors by name, or as safetensors"
+
+
+def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a file of ``torch.save``, on the host and without gradients.
+
+    Args:
+        path: a file that holds a dictionary of tensors by name.
+        entry: where given, the file holds a dictionary of several things and the tensors are in this one.
+
+    Raises UsageFault where there is no such file, DataError where it is damaged, holds pickled objects, or anything
+    but dense tensors by name, EnvironmentFault where this torch is too old to read files of others safely.
+    """
+    if torch.__version__ < _SAFE_SINCE:
+        raise EnvironmentFault(
+            f"{path}: torch {torch.__version__} does not read such files safely; expected {_SAFE_SINCE} or newer: "
+            "update it, or save the weights as safetensors"
+        )
+    if not path.is_file():
+        raise UsageFault(f"{path}: no such file; expected weights that torch.save wrote")
+    with os_errors(path, "read"), path.open("rb") as file:
+        start = file.read(len(_ZIP_START))
+        if start == _ZIP_START:
+            _require_whole(path)
+    loaded = _loaded(path)
+    where = str(path)
+    if entry is not None:
+        if not isinstance(loaded, dict) or entry not in loaded:
+            raise DataError(f"{path}: found {_summary(loaded)}; expected a dictionary with weights under {entry!r}")
+        loaded, where = loaded[entry], f"{path}: entry {entry!r}"
+    if not isinstance(loaded, dict) or not loaded:
+        raise DataError(f"{where}: found {_summary(loaded)}; expected tensors by name: {_SAFE}")
+    for name, value in loaded.items():
+        _require_dense(where, name, value)
+    _require_held(where, loaded, path.stat().st_size)
+    return {name: value.detach() for name, value in loaded.items()}
+
+
+def _require_whole(path: Path) -> None:
+    """Check the archive's directory and checksums, which torch does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    name = info.filename[:80]
+                    raise DataError(f"{path}: {name!r} is compressed; expected torch.save's own file, no TorchScript")
+                if info.external_attr & _FOLDER:  # torch would read nothing and give whatever was in memory
+                    raise DataError(f"{path}: damaged, {info.filename[:80]!r} is marked as a folder: {_AGAIN}")
+            damaged = archive.testzip()
+    except (*_ZIP_FAULTS, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path}: cut off or damaged ({_line(error)}): {_AGAIN}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        raise DataError(f"{path}: damaged, its directory points out of it: {_AGAIN}") from error
+    if damaged is not None:
+        raise DataError(f"{path}: damaged, the checksum of {damaged[:80]!r} is wrong: {_AGAIN}")
+
+
+def _loaded(path: Path) -> Any:
+    with os_errors(path, "read"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd protocols and TorchScript, which then fail
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except _FAULTS as error:
+            found = _FORBIDDEN.search(str(error))
+            if isinstance(error, UnpicklingError) and found:
+                raise DataError(
+                    f"{path}: holds a pickled Python object ({found[1] or found[2]}), which is never loaded; {_SAFE}"
+                ) from error
+            raise DataError(
+                f"{path}: no file of torch.save, or damaged ({_line(error)}): {_AGAIN}, or {_SAFE}"
+            ) from error
+
+
+def _require_dense(where: str, name: object, value: object) -> None:
+    if not isinstance(name, str) or not name.isprintable():
+        raise DataError(f"{where}: found the key {repr(name)[:80]}; expected tensors by name: {_SAFE}")
+    if not isinstance(value, Tensor):
+        raise DataError(f"{where}: {name[:80]} is {_summary(value)}; expected a tensor: {_SAFE}")
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        found = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
+        raise DataError(f"{where}: {name[:80]} is {found}; expected a plain, dense tensor: {_SAFE}")
+
+
+def _require_held(where: str, tensors: dict[str, Tensor], size: int) -> None:
+    """Refuse tensors that claim more bytes than the file has, by strides or storages it does not hold."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    if sum(storages.values()) > size:
+        raise DataError(f"{where}: {sum(storages.values())} bytes of tensors in a file of {size}: {_AGAIN}")
+    for name, tensor in tensors.items():
+        if tensor.nbytes > size:
+            raise DataError(f"{where}: {name} claims {tensor.nbytes} bytes, the file has {size}: {_AGAIN}")
+
+
+def _summary(value: object) -> str:
+    """What a value is, in a few words."""
+    if isinstance(value, dict):
+        names = ", ".join(repr(name)[:60] for name in list(value)[:4])
+        return f"a dictionary of {names or 'nothing'}" + (", …" if len(value) > 4 else "")
+    return "a tensor" if isinstance(value, Tensor) else f"an object of type {type(value).__name__}"
+
+
+def _line(error: Exception) -> str:
+    """An exception's first line."""
+    return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
