@@ -28,7 +28,8 @@ def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
             if file.read(len(_MAGIC)) != _MAGIC:  # numpy would go on and try archives and pickles
                 raise DataError(f"{path}: no .npy file; {wanted}")
         try:
-            array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)  # no longer than its file
+            with np.errstate(over="ignore"):  # a claim beyond 64 bits is refused behind its product
+                array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)  # no longer than its file
         except (ValueError, EOFError, OverflowError) as error:
             text = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             raise DataError(f"{path}: {text}; {wanted}") from error
