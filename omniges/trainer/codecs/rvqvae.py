@@ -280,15 +280,21 @@ class Rvqvae(nn.Module):
 
         In blocks like `encode`.
         """
-        per = self.spec.frames_per_latent
-        taken = self.quantise(latents).vectors if quantised else latents.float()
+        count = latents.shape[1]
+
+        def codes(start: int, stop: int) -> Tensor:
+            return self.quantise(latents[:, start:stop]).vectors
+
+        # Once for each latent: rounding could choose another of two nearly equal codes in the next block's context.
+        taken = _in_blocks(codes, count, block_latents) if quantised else latents.float()
 
         def frames(start: int, stop: int) -> Tensor:
             found: Tensor = self.decoder(taken[:, start:stop].mT)
             return found.mT
 
         with _exact(latents.device):
-            return _in_blocks(frames, latents.shape[1], block_latents, self.spec.decoder_reach, rows=per)
+            per = self.spec.frames_per_latent
+            return _in_blocks(frames, count, block_latents, self.spec.decoder_reach, rows=per)
 
 
 @contextmanager
@@ -301,7 +307,9 @@ def _exact(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _in_blocks(part: Callable[[int, int], Tensor], count: int, block: int, context: int, *, rows: int = 1) -> Tensor:
+def _in_blocks(
+    part: Callable[[int, int], Tensor], count: int, block: int, context: int = 0, *, rows: int = 1
+) -> Tensor:
     """`part` (B, latents · rows, …) of all latents, from calls of it with at most block + 2 · context of them."""
     found = []
     for start in range(0, count, block):

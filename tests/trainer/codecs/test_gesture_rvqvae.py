@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from rvqvae_builders import WIDTHS, gesture, random_tensors, write_codec, write_statistics
+from rvqvae_builders import WIDTHS, gesture, random_tensors, write_codec
 from safetensors.torch import save_file
 
 from omniges.errors import DataError, UsageFault
@@ -217,20 +217,9 @@ class TestFingerprint:
         assert len(seen) == 9
         assert load_gesture_rvqvae(tmp_path).fingerprint == first
 
-    def test_tells_two_parts_files_apart_when_they_are_exchanged(self, tmp_path):
-        write_codec(tmp_path)
-        write_statistics(tmp_path)
-        first = load_gesture_rvqvae(tmp_path).fingerprint
-        mean, std = (tmp_path / "mean_std" / f"beatx_2_330_{kind}.npy" for kind in ("mean", "std"))
-        np.save(mean, np.load(std, allow_pickle=False))
-        second = load_gesture_rvqvae(tmp_path).fingerprint
-        assert first != second
-
 
 class TestRealRecording:
-    """Normalised parts of the speaker that the statistics are of have the spread that nets were trained on."""
-
-    def test_a_clip_goes_through(self, folder, beat2_sample):
+    def test_loses_its_last_two_frames_and_no_other(self, folder, beat2_sample):
         from omniges.recordings.npz import decode_motion
 
         path = beat2_sample / "beat_english_v2.0.0" / "smplxflame_30" / "2_scott_0_1_1.npz"

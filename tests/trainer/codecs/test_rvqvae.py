@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rvqvae_builders import PlainNet, random_tensors
 
@@ -256,14 +256,16 @@ class TestLengths:
         with pytest.raises(DataError, match=f"found {frames} frames; expected at least 4"):
             self.NET.encode(draw(1, frames, 5))
 
+    @settings(max_examples=40)
     @given(latents=st.integers(1, 160), block=st.integers(1, 64), extra=st.integers(0, 3))
     def test_blocks_give_what_one_pass_gives(self, latents, block, extra):
         motion = draw(1, 4 * latents + extra, 5)
         whole = self.NET.encode(motion, block_latents=latents)
         torch.testing.assert_close(self.NET.encode(motion, block_latents=block), whole, rtol=0, atol=2e-6)
-        decoded = self.NET.decode(whole, quantised=False, block_latents=latents)
-        in_blocks = self.NET.decode(whole, quantised=False, block_latents=block)
-        torch.testing.assert_close(in_blocks, decoded, rtol=0, atol=2e-6)
+        for quantised in (False, True):
+            decoded = self.NET.decode(whole, quantised=quantised, block_latents=latents)
+            in_blocks = self.NET.decode(whole, quantised=quantised, block_latents=block)
+            torch.testing.assert_close(in_blocks, decoded, rtol=0, atol=2e-6)
 
     def test_less_context_would_show(self, monkeypatch):
         motion = draw(1, 400, 5)
