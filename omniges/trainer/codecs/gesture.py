@@ -108,9 +108,7 @@ class GestureRvqvae:
         6D rotations come as the nets give them; `omniges.features.gesture.motion_from_gesture` makes rotations of them.
         Raises UsageFault for another shape, DataError for latents that are not finite.
         """
-        vectors = checked(latents, "latents", (None, self.latent_channels)).astype(np.float32) * np.float32(
-            LATENT_SCALE
-        )
+        vectors = (LATENT_SCALE * checked(latents, "latents", (None, self.latent_channels))).astype(np.float32)
         gesture = self._canvas(len(vectors) * self.frames_per_latent, rest)
         start = 0
         for part, net in self.nets.items():
@@ -123,16 +121,13 @@ class GestureRvqvae:
     def _canvas(self, frames: int, rest: npt.NDArray[np.floating] | None) -> F32:
         """Frames (frames, 415) with the channels that no net has."""
         canvas = np.empty((frames, LAYOUT.channels), dtype=np.float32)
-        if (rest is None) != (not self.lacking):
+        if rest is None and self.lacking:
             columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
-            raise UsageFault(
-                f"rest: channels {columns} are in no net and were not given: say what they shall be"
-                if self.lacking
-                else "rest: the nets have every channel; leave it out"
-            )
+            raise UsageFault(f"rest: channels {columns} are in no net and were not given: say what they shall be")
+        if rest is not None and not self.lacking:
+            raise UsageFault("rest: the nets have every channel; leave it out")
         if rest is not None:
-            shape = (LAYOUT.channels,) if rest.ndim == 1 else canvas.shape
-            canvas[:] = checked(rest, "rest", shape)
+            canvas[:] = checked(rest, "rest", (LAYOUT.channels,) if rest.ndim == 1 else canvas.shape)
         return canvas
 
 
@@ -161,13 +156,13 @@ def load_gesture_rvqvae(
     if len(set(rates.values())) > 1:
         found = ", ".join(f"{count} of {part}" for part, count in rates.items())
         raise DataError(f"{folder}: found {found} frames a latent; expected one number: use nets that belong together")
-    every = dict(files.items()) | {what: folder / name for what, name in statistics_files(columns).items()}
+    statistics = {what: folder / name for what, name in statistics_files(columns).items()}
     return GestureRvqvae(
         nets=nets,
         columns=columns,
         scales=read_scales(folder, columns),
         quantised=quantised,
-        fingerprint=_fingerprint(every),
+        fingerprint=_fingerprint(dict(files.items()) | statistics),
     )
 
 

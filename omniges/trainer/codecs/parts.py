@@ -18,15 +18,7 @@ from omniges.errors import DataError
 from omniges.features.gesture import JOINT_NAMES, LAYOUT
 from omniges.trainer.npyfile import read_array
 
-__all__ = [
-    "PARTS",
-    "STATISTICS_FOLDER",
-    "Part",
-    "PartScale",
-    "part_columns",
-    "read_scales",
-    "statistics_files",
-]
+__all__ = ["PARTS", "Part", "PartScale", "part_columns", "read_scales", "statistics_files"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -35,7 +27,7 @@ Part = Literal["upper", "hands", "lower", "face"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 """In the order of their latents side by side."""
 
-STATISTICS_FOLDER: Final = "mean_std"
+_FOLDER: Final = "mean_std"
 _POSE: Final = "beatx_2_330"
 _ROOT: Final = "beatx_2_trans"
 _LOWER_AND_ROOT: Final = slice(LAYOUT.lower.start, LAYOUT.root.stop)
@@ -90,7 +82,7 @@ def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
     """Names of the files that the parts need, relative to the codec's folder, by what they hold."""
     roots = {"root": _ROOT} if any(map(_has_root, columns.values())) else {}
     return {
-        f"{what} {kind}": f"{STATISTICS_FOLDER}/{stem}_{kind}.npy"
+        f"{what} {kind}": f"{_FOLDER}/{stem}_{kind}.npy"
         for what, stem in ({"pose": _POSE} | roots).items()
         for kind in ("mean", "std")
     }
