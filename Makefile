@@ -26,7 +26,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.python
-	$(PIP) -e '.[pictures,train,remote,test,lint]'
+	$(PIP) -e '.[pictures,train,text-vae,remote,test,lint]'
 	@touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a generated sample per task, pictures

@@ -50,10 +50,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     return size, digest
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, on the host; raises DataError where it is not such a file."""
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names begin so, on the host; raises DataError where it is not such a file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a safetensors file ({error}). Choose another checkpoint") from error

@@ -1,0 +1,239 @@
+"""OmniFlow's text VAE: a text's T5 features gathered into latents, and a LLaMA that speaks from them.
+
+Li et al. (2024). Names of parameters are those of the published checkpoints, where all of it stands under
+``text_decoder.``. It is used frozen: always in evaluation mode, and no parameter has a gradient.
+
+Shape letters: B batch, L tokens of a text, N latents of a text, V width of a latent, E width of the T5 features,
+W words in LLaMA's vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from omniges.errors import DataError, EnvironmentFault
+from omniges.shards.schema import canonical_json
+from omniges.trainer.codecs.qformer import QFormer
+from omniges.trainer.codecs.textvae_config import LlamaSizes, T5Sizes, TextVaeConfig
+
+if TYPE_CHECKING:
+    from transformers import LlamaModel, T5EncoderModel
+
+__all__ = ["IGNORED", "MAX_LENGTH", "TextVae", "fingerprint", "standardised", "token_losses"]
+
+IGNORED: Final = -100
+"""Label of a token that no loss is taken of."""
+MAX_LENGTH: Final = 256
+"""Tokens of a generated text at most; the latents and the begin token count."""
+_LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width do not treat the empty text apart
+_SAMPLING: Final = 0.001
+_TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.weight"  # one tensor, two names
+
+
+class TextVae(nn.Module):
+    """A frozen text VAE.
+
+    `named_parameters` has the order of the published implementation, in which lists without names (of an average) are.
+    Raises `EnvironmentFault` where transformers is not installed.
+    """
+
+    def __init__(self, config: TextVaeConfig) -> None:
+        super().__init__()
+        vae = config.vae
+        self.config = config
+        self.query = nn.Parameter(torch.zeros(1, vae.n_tokens, vae.vae_hidden_size))
+        self.model = _llama(config.llama)
+        self.lm_head = nn.Linear(config.llama.hidden_size, config.llama.vocab_size, bias=False)
+        normed = vae.vae_hidden_size if vae.pre_norm else vae.vae_dim
+        self.q_norm = (
+            nn.RMSNorm(normed, eps=1e-6)
+            if vae.norm_type == "rms_norm"
+            else nn.LayerNorm(normed, eps=1e-5, elementwise_affine=False)
+        )
+        self.qformer = QFormer(width=vae.vae_hidden_size, features=vae.prompt_size)
+        self.vae_proj = nn.Linear(vae.vae_hidden_size, 2 * vae.vae_dim)
+        self.input_proj = (
+            nn.Identity()
+            if vae.vae_dim == config.llama.hidden_size
+            else nn.Linear(vae.vae_dim, config.llama.hidden_size)
+        )
+        self.encoder = _t5(config.t5)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: it stays in evaluation mode, also as a part of a model that is trained."""
+        del mode
+        return super().train(False)
+
+    @classmethod
+    def of_tensors(cls, config: TextVaeConfig, tensors: Mapping[str, Tensor], where: str) -> Self:
+        """One with these weights as float32, which it may share; raises `DataError` unless they are all it has.
+
+        T5's table may stand under both of its names or under one. ``where`` names the file in errors.
+        """
+        tensors = _with_both_tables(tensors, where)
+        with torch.device("meta"):
+            found = cls(config)
+        _check(found, tensors, where)
+        found.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        found.requires_grad_(False)
+        found.encoder.encoder.embed_tokens.weight = found.encoder.shared.weight  # one parameter again
+        found.model.rotary_emb = type(found.model.rotary_emb)(config=found.model.config)  # is computed, not loaded
+        return found.eval()
+
+    @torch.no_grad()
+    def features(self, ids: Tensor) -> Tensor:
+        """T5 features (B, L, E) of tokens (B, L); padding is attended to as any token."""
+        result: Tensor = self.encoder(input_ids=ids).last_hidden_state
+        return result
+
+    @torch.no_grad()
+    def gathered(self, ids: Tensor, empty: Tensor) -> Tensor:
+        """Q-Former outputs (B, N, width) of tokens (B, L); ``empty`` (B,) bool says which texts are the empty one.
+
+        Features are standardised a token; those of the empty text are zeroed.
+        """
+        features = standardised(self.features(ids))
+        if self.config.vae.vae_dim != _LEGACY_WIDTH:
+            features = features * ~empty[:, None, None]
+        result: Tensor = self.qformer(self.query.expand(len(ids), -1, -1), features)
+        return result
+
+    @torch.no_grad()
+    def latents(self, ids: Tensor, empty: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """Latents (B, N, V) of T5 tokens (B, L), of which ``empty`` (B,) bool are the empty text's.
+
+        With ``uniform`` (B, N, V) in [0, 1), the sampled form: 0.001 of it is added, as in OmniFlow's training.
+        """
+        vae = self.config.vae
+        gathered = self.gathered(ids, empty)
+        projected = self.vae_proj(self.q_norm(gathered) if vae.pre_norm else gathered)
+        mean: Tensor = projected[..., : vae.vae_dim]  # the other half, a log variance, is never used
+        mean = mean if vae.pre_norm else self.q_norm(mean)
+        return (mean if uniform is None else mean + _SAMPLING * uniform) * vae.vae_scale
+
+    def prefix(self, latents: Tensor) -> Tensor:
+        """Latents (B, N, V) as what LLaMA reads before a text, (B, N, its width)."""
+        result: Tensor = self.input_proj(latents / self.config.vae.vae_scale)
+        return result
+
+    def logits(self, latents: Tensor, ids: Tensor) -> Tensor:
+        """Logits (B, L, W) behind each token of texts (B, L), as LLaMA reads them after their latents (B, N, V).
+
+        Gradients go into the latents. Padding, on the right, is not masked: nothing before it sees it.
+        """
+        prefix = self.prefix(latents)
+        inputs = torch.cat([prefix, self.model.embed_tokens(ids)], dim=1)
+        hidden = self.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        result: Tensor = self.lm_head(hidden[:, prefix.shape[1] :])
+        return result
+
+    @torch.no_grad()
+    def generated(self, latents: Tensor, max_length: int = MAX_LENGTH) -> Tensor:
+        """The likeliest next tokens (B, at most max_length) int64 after latents (B, N, V), one by one.
+
+        The first N + 1 are begin tokens. A text that has ended is filled with end tokens; where all have, no more are
+        made. ``max_length`` counts all of it.
+        """
+        from transformers import DynamicCache  # noqa: PLC0415 - optional, and slow to import
+
+        begin, end = self.config.llama.bos_token_id, self.config.llama.eos_token_id
+        ids = torch.full((len(latents), latents.shape[1] + 1), begin, device=latents.device)
+        inputs = torch.cat([self.prefix(latents), self.model.embed_tokens(ids[:, -1:])], dim=1)
+        cache = DynamicCache(config=self.model.config)
+        ended = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
+        while ids.shape[1] < max_length and not ended.all():
+            hidden = self.model(inputs_embeds=inputs, cache=cache, use_cache=True).last_hidden_state
+            likeliest = self.lm_head(hidden[:, -1]).argmax(-1).masked_fill(ended, end)
+            ended |= likeliest == end
+            ids = torch.cat([ids, likeliest[:, None]], dim=1)
+            inputs = self.model.embed_tokens(likeliest[:, None])
+        return ids
+
+
+def standardised(features: Tensor) -> Tensor:
+    """Features (B, L, E) with each token's mean 0 and (unbiased) standard deviation 1."""
+    mean, std = features.mean(-1, keepdim=True), features.std(-1, keepdim=True)
+    return (features - mean) / (std + 1e-9)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (B, L − 1) of each next token, from logits (B, L, W) and labels (B, L); 0 where one is `IGNORED`.
+
+    The loss of a batch is their sum over the count of labels that are not ignored.
+    """
+    shifted = logits[:, :-1].flatten(0, 1).float()
+    losses = functional.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.reshape(len(labels), -1)
+
+
+def fingerprint(vae: TextVae) -> str:
+    """sha256 over the configuration and all weights, by name: the same for one model in any file format."""
+    digest = hashlib.sha256(canonical_json(asdict(vae.config)))
+    for name, parameter in sorted(vae.named_parameters()):
+        digest.update(canonical_json([name, list(parameter.shape)]))
+        digest.update(parameter.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _llama(sizes: LlamaSizes) -> LlamaModel:
+    try:
+        from transformers import LlamaConfig, LlamaModel  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        raise EnvironmentFault(
+            "the text VAE needs transformers, which is not installed: pip install 'omniges[text-vae]'"
+        ) from error
+    values = asdict(sizes)
+    rotary = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
+    return LlamaModel(LlamaConfig(**values, rope_parameters=rotary))
+
+
+def _t5(sizes: T5Sizes) -> T5EncoderModel:
+    """An encoder of the flan-T5 kind, by its sizes; what is not among them is the same in all of these."""
+    from transformers import T5Config, T5EncoderModel  # noqa: PLC0415 - optional, and slow to import
+
+    config = T5Config(
+        **asdict(sizes),
+        feed_forward_proj="gated-gelu",
+        relative_attention_max_distance=128,
+        layer_norm_epsilon=1e-6,
+        use_cache=False,
+    )
+    return T5EncoderModel(config)
+
+
+def _with_both_tables(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    found = dict(tensors)
+    present = [name for name in (_TABLE, _TABLE_AGAIN) if name in found]
+    if len(present) == 2 and not torch.equal(found[_TABLE], found[_TABLE_AGAIN]):
+        raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
+    if present:
+        found[_TABLE] = found[_TABLE_AGAIN] = found[present[0]]
+    return found
+
+
+def _check(vae: TextVae, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise unless the tensors are exactly those of a model, in shape and kind."""
+    expected = vae.state_dict()
+    remedy = "give the whole text VAE that belongs to this configuration"
+    for kind, names in (
+        ("missing", expected.keys() - tensors.keys()),
+        ("not the text VAE's", tensors.keys() - expected.keys()),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+            raise DataError(f"{where}: {len(names)} tensors are {kind}: {shown}; {remedy}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+            raise DataError(
+                f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
+                f"{list(expected[name].shape)}; {remedy}"
+            )

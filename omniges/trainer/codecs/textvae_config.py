@@ -1,0 +1,244 @@
+"""What the configuration of OmniFlow's text VAE says, and whether its tensors say the same.
+
+The configuration is an ordinary LLaMA configuration with an entry ``vae_config``. Of the T5 encoder it says nothing: it
+is that of flan-T5-large, unless an entry ``t5`` gives other sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, get_args
+
+from omniges.errors import DataError
+from omniges.trainer.codecs.qformer import HEADS
+
+__all__ = ["LlamaSizes", "NormType", "T5Sizes", "TextVaeConfig", "VaeConfig", "require_agreement", "text_vae_config"]
+
+NormType = Literal["layer_norm", "rms_norm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeConfig:
+    """The entry ``vae_config``; the defaults hold where there is none."""
+
+    prompt_size: int = 1024
+    """Width of the T5 features."""
+    vae_dim: int = 1536
+    """Width of a latent."""
+    vae_hidden_size: int = 1536
+    """Width of the Q-Former."""
+    n_tokens: int = 32
+    """Latents of a text."""
+    pre_norm: bool = False
+    """The norm is before the projection to latents rather than behind it."""
+    norm_type: NormType = "layer_norm"
+    vae_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaSizes:
+    """What of a LLaMA configuration the arithmetic needs."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    max_position_embeddings: int
+    bos_token_id: int
+    eos_token_id: int
+    rms_norm_eps: float
+    rope_theta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class T5Sizes:
+    """Sizes of a T5 encoder; the defaults are those of flan-T5-large."""
+
+    vocab_size: int = 32_128
+    d_model: int = 1024
+    d_kv: int = 64
+    num_heads: int = 16
+    d_ff: int = 2816
+    num_layers: int = 24
+    relative_attention_num_buckets: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextVaeConfig:
+    """Everything about a text VAE but its weights."""
+
+    vae: VaeConfig
+    llama: LlamaSizes
+    t5: T5Sizes
+
+
+def text_vae_config(document: Any, where: str) -> TextVaeConfig:
+    """The configuration that a JSON document gives; ``where`` names its file in errors.
+
+    Raises `DataError` where a key is missing or has a value that is not computed here.
+    """
+    found = _Document(document, where)
+    config = TextVaeConfig(vae=_vae(found), llama=_llama(found), t5=_t5(found))
+    if config.vae.vae_hidden_size % HEADS:
+        raise found.fault("vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {HEADS}")
+    return config
+
+
+class _Document:
+    """A JSON object whose keys are taken with their kind checked."""
+
+    def __init__(self, found: Any, where: str, prefix: str = "") -> None:
+        self.where = where
+        self.prefix = prefix
+        if not isinstance(found, dict):
+            raise self.fault("", f"a {type(found).__name__}", "an object")
+        self.found: dict[str, Any] = found
+
+    def fault(self, key: str, found: str, expected: str) -> DataError:
+        name = f"{self.prefix}{key}".rstrip(".") or "the document"
+        return DataError(f"{self.where}: {name} is {found}; expected {expected}; give the text VAE's own config.json")
+
+    def part(self, key: str) -> _Document:
+        return _Document(self.found[key], self.where, f"{self.prefix}{key}.")
+
+    def value(self, key: str) -> Any:
+        if key not in self.found:
+            raise self.fault(key, "missing", "the key")
+        return self.found[key]
+
+    def flag(self, key: str) -> bool:
+        value = self.value(key)
+        if not isinstance(value, bool):
+            raise self.fault(key, repr(value), "true or false")
+        return value
+
+    def whole(self, key: str, least: int = 1) -> int:
+        value = self.value(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.fault(key, repr(value), f"a whole number of at least {least}")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.value(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self.fault(key, repr(value), "a number above 0")
+        return float(value)
+
+
+def _vae(document: _Document) -> VaeConfig:
+    if "vae_config" not in document.found:
+        return VaeConfig()
+    entry = document.part("vae_config")
+    unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
+    if unknown:
+        raise entry.fault(unknown[0], "not a known key", "none but those of OmniFlow's text VAE")
+    norm = entry.value("norm_type")
+    if norm not in get_args(NormType):
+        raise entry.fault("norm_type", repr(norm), f"one of {', '.join(get_args(NormType))}")
+    return VaeConfig(
+        prompt_size=entry.whole("prompt_size"),
+        vae_dim=entry.whole("vae_dim"),
+        vae_hidden_size=entry.whole("vae_hidden_size"),
+        n_tokens=entry.whole("n_tokens"),
+        pre_norm=entry.flag("pre_norm"),
+        norm_type=norm,
+        vae_scale=entry.number("vae_scale"),
+    )
+
+
+_ONLY: Final[Mapping[str, Any]] = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+"""Keys of a LLaMA configuration of which one value is computed here, which is also what holds without the key."""
+
+
+def _llama(document: _Document) -> LlamaSizes:
+    for key, value in _ONLY.items():
+        if document.found.get(key, value) != value:
+            raise document.fault(key, repr(document.found[key]), repr(value))
+    sizes = LlamaSizes(
+        hidden_size=document.whole("hidden_size"),
+        intermediate_size=document.whole("intermediate_size"),
+        num_hidden_layers=document.whole("num_hidden_layers"),
+        num_attention_heads=document.whole("num_attention_heads"),
+        num_key_value_heads=document.whole("num_key_value_heads"),
+        vocab_size=document.whole("vocab_size"),
+        max_position_embeddings=document.whole("max_position_embeddings"),
+        bos_token_id=document.whole("bos_token_id", least=0),
+        eos_token_id=document.whole("eos_token_id", least=0),
+        rms_norm_eps=document.number("rms_norm_eps"),
+        rope_theta=_rope_theta(document),
+    )
+    heads = sizes.num_attention_heads
+    if sizes.hidden_size % (2 * heads) or heads % sizes.num_key_value_heads:
+        raise document.fault("num_attention_heads", str(heads), "heads of even width that the key heads divide")
+    if document.found.get("head_dim") not in {None, sizes.hidden_size // heads}:
+        raise document.fault("head_dim", repr(document.found["head_dim"]), "hidden_size / num_attention_heads")
+    if max(sizes.bos_token_id, sizes.eos_token_id) >= sizes.vocab_size:
+        raise document.fault("vocab_size", str(sizes.vocab_size), "room for the begin and the end token")
+    return sizes
+
+
+def _rope_theta(document: _Document) -> float:
+    """The base of the rotary positions: a key of its own, or in ``rope_parameters`` as transformers 5 writes it."""
+    for key in ("rope_scaling", "rope_parameters"):
+        if document.found.get(key) is not None:
+            part = document.part(key).found
+            if part.get("rope_type", part.get("type", "default")) != "default":
+                raise document.fault(key, repr(part), "rotary positions without scaling")
+    if "rope_theta" not in document.found and document.found.get("rope_parameters") is not None:
+        return document.part("rope_parameters").number("rope_theta")
+    return document.number("rope_theta")
+
+
+def _t5(document: _Document) -> T5Sizes:
+    if "t5" not in document.found:
+        return T5Sizes()
+    entry = document.part("t5")
+    return T5Sizes(**{field.name: entry.whole(field.name) for field in fields(T5Sizes)})
+
+
+def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]], where: str, weights: str) -> None:
+    """Raise `DataError` with the key where tensors' shapes say something else than the configuration.
+
+    A wrong setting makes many tensors look wrong; this names the setting. That every tensor is there and fits is for
+    who loads them to see. ``where`` and ``weights`` name the files.
+    """
+    for key, said, found, name in _said_twice(config, shapes):
+        if said != found:
+            raise DataError(
+                f"{where}: {key} is {said}, but {name} in {weights} says {found}; give the configuration that belongs "
+                "to the weights"
+            )
+
+
+def _said_twice(
+    config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[str, object, object, str]]:
+    """Key, its value, the tensors' value, and which tensor says it."""
+    vae, llama, t5 = config.vae, config.llama, config.t5
+    sizes = (
+        ("vae_config.n_tokens", vae.n_tokens, "query", 1),
+        ("vae_config.vae_hidden_size", vae.vae_hidden_size, "query", 2),
+        ("vae_config.vae_dim", vae.vae_dim, "vae_proj.bias", 0),
+        ("vae_config.prompt_size", vae.prompt_size, "encoder.encoder.final_layer_norm.weight", 0),
+        ("hidden_size", llama.hidden_size, "model.embed_tokens.weight", 1),
+        ("vocab_size", llama.vocab_size, "model.embed_tokens.weight", 0),
+        ("intermediate_size", llama.intermediate_size, "model.layers.0.mlp.gate_proj.weight", 0),
+    )
+    for key, said, name, axis in sizes:
+        if len(shapes.get(name, ())) > axis:
+            size = shapes[name][axis]
+            yield key, said, size // 2 if name == "vae_proj.bias" else size, name  # means and log variances
+    yield "vae_config.prompt_size", vae.prompt_size, t5.d_model, "the T5 encoder (its entry t5, or flan-T5-large)"
+    norm = shapes.get("q_norm.weight")
+    if norm is not None and vae.norm_type == "rms_norm" and vae.vae_dim != vae.vae_hidden_size:
+        yield "vae_config.pre_norm", vae.pre_norm, tuple(norm) == (vae.vae_hidden_size,), "q_norm.weight"

@@ -1,0 +1,198 @@
+"""The files of a text VAE: within a checkpoint of OmniFlow, or in a folder of its own.
+
+=========================  ==============================================  ==================
+part                       in a checkpoint                                 in its own folder
+=========================  ==============================================  ==================
+configuration              text_vae/config.json                            config.json
+weights                    transformer/diffusion_pytorch_model             model.safetensors
+                           .safetensors or .bin, under ``text_decoder.``
+LLaMA's tokenizer          vae_tokenizer/tokenizer.json                    the same
+T5's tokenizer             t5_tokenizer/tokenizer.json                     the same
+=========================  ==============================================  ==================
+
+OmniFlow's checkpoints have no T5 tokenizer: it is that of flan-T5-large, which is put there or named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from torch import Tensor
+
+from omniges.errors import DataError
+from omniges.shards.schema import canonical_json, sha256_hex
+from omniges.trainer.codecs.textvae import MAX_LENGTH, TextVae, fingerprint
+from omniges.trainer.codecs.textvae_config import require_agreement, text_vae_config
+from omniges.trainer.codecs.textvae_tokens import LlamaTokens, T5Tokens
+from omniges.trainer.picklefile import read_weights
+from omniges.trainer.tensorfile import read_tensors
+
+__all__ = ["EncodedTexts", "SpokenText", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
+
+_PREFIX: Final = "text_decoder."
+_TRANSFORMER: Final = "transformer/diffusion_pytorch_model"
+
+
+@dataclass(frozen=True, slots=True)
+class TextVaeFiles:
+    """Where the parts of a text VAE are."""
+
+    config: Path
+    weights: Path
+    prefix: str
+    """What its tensors' names begin with in the file of weights, which may hold others too."""
+    llama_tokenizer: Path  # folder
+    t5_tokenizer: Path  # folder
+
+
+def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFiles:
+    """The files under a checkpoint of OmniFlow or a text VAE's own folder.
+
+    ``t5_tokenizer`` is the folder of T5's tokenizer where it is not in there. Raises `DataError` where the folder is
+    neither.
+    """
+    tokenizers = (folder / "vae_tokenizer", t5_tokenizer or folder / "t5_tokenizer")
+    nested, own = folder / "text_vae" / "config.json", folder / "config.json"
+    if nested.is_file():
+        candidates = [folder / f"{_TRANSFORMER}{ending}" for ending in (".safetensors", ".bin")]
+        weights = next((path for path in candidates if path.is_file()), None)
+        if weights is None:
+            raise DataError(
+                f"{folder}: found neither {_TRANSFORMER}.safetensors nor .bin, which holds the text VAE's weights; "
+                "download the whole checkpoint"
+            )
+        return TextVaeFiles(nested, weights, _PREFIX, *tokenizers)
+    if own.is_file():
+        return TextVaeFiles(own, folder / "model.safetensors", "", *tokenizers)
+    raise DataError(
+        f"{folder}: found neither text_vae/config.json nor config.json; expected a checkpoint of OmniFlow or the "
+        "folder of its text VAE; check the path"
+    )
+
+
+def load_text_vae(files: TextVaeFiles) -> TextVae:
+    """The frozen text VAE of files, float32 on the host.
+
+    Raises `DataError` for a damaged file and for a tensor that is missing, misshapen or not the text VAE's;
+    `EnvironmentFault` where transformers is not installed.
+    """
+    where, weights = str(files.config), str(files.weights)
+    config = text_vae_config(_json(files.config), where)
+    tensors = _tensors(files)
+    require_agreement(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where, weights)
+    return TextVae.of_tensors(config, tensors, weights)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected the text VAE's configuration; check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); download it again") from error
+
+
+def _tensors(files: TextVaeFiles) -> dict[str, Tensor]:
+    """The text VAE's tensors by its own names."""
+    safe = files.weights.suffix == ".safetensors"
+    tensors = read_tensors(files.weights, files.prefix) if safe else read_weights(files.weights)
+    found = {
+        name.removeprefix(files.prefix): tensor for name, tensor in tensors.items() if name.startswith(files.prefix)
+    }
+    if not found:
+        raise DataError(
+            f"{files.weights}: no tensor is called {files.prefix}…; this checkpoint was saved without its text VAE; "
+            "give one with it"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """Texts as latents, and what is not in them."""
+
+    latents: Tensor
+    """(B, N, V) float32."""
+    cut: tuple[bool, ...]
+    """The text has more than 77 tokens; its end is not in the latents."""
+    unknown: tuple[bool, ...]
+    """The vocabulary cannot spell all of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenText:
+    """A text made from latents."""
+
+    text: str
+    ended: bool
+    """It came to its end within the length that was allowed."""
+
+
+class TextCodec:
+    """Texts to latents and back: a text VAE with its tokenizers.
+
+    It is no module, so whatever holds it does not train, average or save it.
+    """
+
+    def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
+        self.vae = vae
+        self._t5_tokens = t5_tokens
+        self._llama_tokens = llama_tokens
+        parts = [fingerprint(vae), t5_tokens.sha256, llama_tokens.sha256]
+        self.fingerprint = sha256_hex(canonical_json(parts))
+        """sha256 over configuration, weights and tokenizers: latents of another one are other latents."""
+
+    @classmethod
+    def load(cls, folder: Path, t5_tokenizer: Path | None = None) -> Self:
+        """From a checkpoint of OmniFlow or a text VAE's own folder; see `find_text_vae` and `load_text_vae`."""
+        files = find_text_vae(folder, t5_tokenizer)
+        vae = load_text_vae(files)
+        llama = vae.config.llama
+        return cls(
+            vae,
+            T5Tokens(files.t5_tokenizer, vocabulary=vae.config.t5.vocab_size),
+            LlamaTokens(
+                files.llama_tokenizer,
+                vocabulary=llama.vocab_size,
+                begin=llama.bos_token_id,
+                end=llama.eos_token_id,
+            ),
+        )
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(N, V): latents of a text, and the width of each."""
+        return self.vae.config.vae.n_tokens, self.vae.config.vae.vae_dim
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Latents of texts, at least one, where the text VAE is."""
+        tokens = self._t5_tokens.encode(texts)
+        device = self.vae.query.device
+        latents = self.vae.latents(tokens.ids.to(device), tokens.empty.to(device))
+        return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
+
+    def logits(self, latents: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Logits (B, L, words) of texts read after latents (B, N, V), and their labels (B, L).
+
+        `omniges.trainer.codecs.textvae.token_losses` makes losses of the two. Raises `DataError` for a text of more
+        than 77 tokens.
+        """
+        tokens = self._llama_tokens.encode(texts)
+        if tokens.cut.any():
+            text = texts[int(tokens.cut.long().argmax())]
+            raise DataError(f"text {text[:40]!r}…: more than 77 tokens; expected a text that fits; use shorter windows")
+        ids, labels = tokens.ids.to(latents.device), tokens.labels.to(latents.device)
+        return self.vae.logits(latents, ids), labels
+
+    def decode(self, latents: Tensor, max_length: int = MAX_LENGTH) -> list[SpokenText]:
+        """The likeliest texts of latents (B, N, V); ``max_length`` counts tokens, N + 1 that lead them included."""
+        ids = self.vae.generated(latents, max_length)
+        end = self.vae.config.llama.eos_token_id
+        return [
+            SpokenText(self._llama_tokens.decode(row), bool(row) and row[-1] == end)
+            for row in ids[:, latents.shape[1] + 1 :].tolist()
+        ]

@@ -1,0 +1,171 @@
+"""Texts as the tokens of the text VAE's two ends: T5 reads them, LLaMA writes them.
+
+Both tokenizers are read from their ``tokenizer.json``. Begin, end and padding tokens are added here, by number, so what
+a transcript spells never becomes one of them: the text ``</s>`` is four letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from omniges.errors import DataError
+from omniges.shards.schema import sha256_hex
+from omniges.trainer.codecs.textvae import IGNORED
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["MAX_TOKENS", "LlamaTokens", "T5Tokens", "TextTokens", "WrittenTokens"]
+
+MAX_TOKENS: Final = 77
+"""Tokens of a text at most, those that are added included; what is more is cut off and said to be."""
+_TOKENIZER_FILE: Final = "tokenizer.json"
+_PIECE_FILES: Final = ("spiece.model", "tokenizer.model")
+_PAD: Final = "[PAD]"
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokens:
+    """Texts as T5 reads them."""
+
+    ids: Tensor
+    """(B, 77) int64."""
+    empty: Tensor
+    """(B,) bool: the empty text."""
+    cut: Tensor
+    """(B,) bool: more tokens than fit; the end of the text is lost."""
+    unknown: Tensor
+    """(B,) bool: the vocabulary cannot spell all of it. That of flan-T5 has no Chinese or Japanese."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTokens:
+    """Texts as LLaMA writes them: begin token, text, end token, padding."""
+
+    ids: Tensor
+    """(B, L) int64, L of the longest."""
+    labels: Tensor
+    """(B, L): the same, with `IGNORED` for padding."""
+    cut: Tensor
+    """(B,) bool: more tokens than fit; the end of the text and its end token are lost."""
+
+
+class T5Tokens:
+    """The tokenizer of a T5 folder; raises `DataError` where it is not one for ``vocabulary`` tokens."""
+
+    def __init__(self, folder: Path, *, vocabulary: int) -> None:
+        self._file = _TokenizerFile(folder, vocabulary)
+        self.sha256 = self._file.sha256
+        self._pad = self._file.number("<pad>", expected=0)
+        self._end = self._file.number("</s>", expected=1)
+        self._unknown = self._file.number("<unk>", expected=2)
+
+    def encode(self, texts: Sequence[str]) -> TextTokens:
+        """Tokens of texts, at least one, padded to one length."""
+        pieces = self._file.pieces(texts)
+        rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in pieces]
+        return TextTokens(
+            ids=torch.tensor([row + [self._pad] * (MAX_TOKENS - len(row)) for row in rows]),
+            empty=torch.tensor([text == "" for text in texts]),
+            cut=torch.tensor([len(spelled) > MAX_TOKENS - 1 for spelled in pieces]),
+            unknown=torch.tensor([self._unknown in spelled for spelled in pieces]),
+        )
+
+
+class LlamaTokens:
+    """The tokenizer of a LLaMA folder, with a padding token that it may lack.
+
+    Raises `DataError` where it is not one for ``vocabulary`` tokens, or has another begin or end token.
+    """
+
+    def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
+        self._file = _TokenizerFile(folder, vocabulary, added=_PAD)
+        self.sha256 = self._file.sha256
+        self._begin = self._file.number("<s>", expected=begin)
+        self._end = self._file.number("</s>", expected=end)
+        self._pad = self._file.number(_PAD)
+
+    def encode(self, texts: Sequence[str]) -> WrittenTokens:
+        """Tokens of texts, at least one, padded to the longest."""
+        pieces = self._file.pieces(texts)
+        rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in pieces]
+        width = max(map(len, rows))
+        padding = [width - len(row) for row in rows]
+        return WrittenTokens(
+            ids=torch.tensor([row + [self._pad] * n for row, n in zip(rows, padding, strict=True)]),
+            labels=torch.tensor([row + [IGNORED] * n for row, n in zip(rows, padding, strict=True)]),
+            cut=torch.tensor([len(spelled) > MAX_TOKENS - 2 for spelled in pieces]),
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that tokens spell; begin, end and padding tokens are nothing."""
+        return self._file.text([number for number in ids if number not in {self._begin, self._end, self._pad}])
+
+
+class _TokenizerFile:
+    """A ``tokenizer.json`` that spells texts and nothing besides: it adds, cuts and pads nothing."""
+
+    def __init__(self, folder: Path, vocabulary: int, added: str | None = None) -> None:
+        self._path = folder / _TOKENIZER_FILE
+        content = _content(folder)
+        self.sha256 = sha256_hex(content)
+        self._tokenizer = _tokenizer(content, self._path)
+        if added is not None:
+            self._tokenizer.add_special_tokens([added])
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        if size > vocabulary:
+            raise DataError(
+                f"{self._path}: has tokens up to number {size - 1}, the model's table {vocabulary} rows; give the "
+                "tokenizer that belongs to the model"
+            )
+
+    def number(self, token: str, expected: int | None = None) -> int:
+        found: int | None = self._tokenizer.token_to_id(token)
+        if found is None or (expected is not None and found != expected):
+            raise DataError(
+                f"{self._path}: the token {token} has number {found}; expected {expected}; give the tokenizer that "
+                "belongs to the model"
+            )
+        return found
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        spelled = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in spelled]
+
+    def text(self, ids: Sequence[int]) -> str:
+        result: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return result
+
+
+def _content(folder: Path) -> bytes:
+    try:
+        return (folder / _TOKENIZER_FILE).read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if any((folder / name).is_file() for name in _PIECE_FILES):
+            raise DataError(
+                f"{folder}: has a sentencepiece model but no {_TOKENIZER_FILE}; make one: pip install sentencepiece "
+                f"protobuf, then AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r}) of "
+                "transformers"
+            ) from error
+        raise DataError(
+            f"{folder / _TOKENIZER_FILE}: {reason}; expected the tokenizer of the text VAE; check the path"
+        ) from error
+
+
+def _tokenizer(content: bytes, path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer  # noqa: PLC0415 - native, 70 ms
+
+    try:
+        return Tokenizer.from_str(content.decode())
+    except Exception as error:  # the native library raises the base class itself
+        raise DataError(f"{path}: {error}; expected a Hugging Face tokenizer; download it again") from error
