@@ -1,7 +1,7 @@
 """Texts as the tokens of the text VAE's two ends: T5 reads them, LLaMA writes them.
 
 Both tokenizers are read from their ``tokenizer.json``. Begin, end and padding tokens are added here, by number, so what
-a transcript spells never becomes one of them: the text ``</s>`` is four letters.
+a transcript spells never becomes one of them: the text ``</s>`` is four letters, or, to T5, a word it does not know.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class T5Tokens:
 
     def encode(self, texts: Sequence[str]) -> TextTokens:
         """Tokens of texts, at least one, padded to one length."""
-        pieces = self._file.pieces(texts)
+        added = {self._pad, self._end}  # which a unigram model has among its pieces too
+        pieces = [[self._unknown if p in added else p for p in spelled] for spelled in self._file.pieces(texts)]
         rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in pieces]
         return TextTokens(
             ids=torch.tensor([row + [self._pad] * (MAX_TOKENS - len(row)) for row in rows]),
