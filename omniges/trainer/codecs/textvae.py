@@ -176,11 +176,16 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def fingerprint(vae: TextVae) -> str:
-    """sha256 over the configuration and all weights, by name: the same for one model in any file format."""
+    """sha256 over the configuration and all weights: the same for one model in any file format.
+
+    Over the canonical JSON of the configuration, then of each parameter, by name, its name, type and shape as canonical
+    JSON and its bytes, little-endian.
+    """
     digest = hashlib.sha256(canonical_json(asdict(vae.config)))
     for name, parameter in sorted(vae.named_parameters()):
-        digest.update(canonical_json([name, list(parameter.shape)]))
-        digest.update(parameter.detach().cpu().float().contiguous().numpy().data)
+        values = parameter.detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(values.dtype).removeprefix("torch."), list(values.shape)]))
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -237,3 +242,5 @@ def _check(vae: TextVae, tensors: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
                 f"{list(expected[name].shape)}; {remedy}"
             )
+        if not tensor.isfinite().all():
+            raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; download it again")

@@ -111,7 +111,9 @@ class TestCodec:
     def test_it_speaks_what_it_was_taught(self, tmp_path):
         """LLaMA's head is set so that each token is followed by the next one of a text, whatever the latents are."""
         config = configuration(hidden_size=288, num_attention_heads=6, vocab_size=280)
-        tensors = {n: torch.zeros_like(t) if n.startswith("model.layers") else t for n, t in random_tensors(config).items()}
+        tensors = {
+            n: torch.zeros_like(t) if n.startswith("model.layers") else t for n, t in random_tensors(config).items()
+        }
         tensors["model.embed_tokens.weight"] = torch.eye(280, 288)
         tensors["model.norm.weight"] = torch.ones(288)
         head = torch.zeros(280, 288)
@@ -162,8 +164,18 @@ class TestDamagedTensors:
         assert name in text
         assert "model.safetensors" in text
 
+    def test_a_weight_that_is_no_number(self, tmp_path):
+        tensors = random_tensors(CONFIG)
+        tensors["vae_proj.bias"][3] = float("nan")
+        assert "vae_proj.bias holds NaN or infinite" in refusal(own_folder(tmp_path / "v", CONFIG, tensors))
+
     def test_a_lost_layer_is_no_smaller_model(self, tmp_path):
-        for lost in ("model.layers.1.", "qformer.encoder.layer.5.", "qformer.encoder.layer.4.cross", "encoder.encoder.block.1."):
+        for lost in (
+            "model.layers.1.",
+            "qformer.encoder.layer.5.",
+            "qformer.encoder.layer.4.cross",
+            "encoder.encoder.block.1.",
+        ):
             tensors = {n: t for n, t in random_tensors(CONFIG).items() if not n.startswith(lost)}
             text = refusal(own_folder(tmp_path / lost, CONFIG, tensors))
             assert "tensors are missing" in text
@@ -247,7 +259,9 @@ class TestWrongConfigurations:
         entry = {name: value for name, value in CONFIG["vae_config"].items() if name != key}
         assert f"vae_config.{key} is missing" in self.text(tmp_path, CONFIG | {"vae_config": entry})
 
-    @pytest.mark.parametrize("key", ["hidden_size", "num_key_value_heads", "rms_norm_eps", "rope_theta", "bos_token_id"])
+    @pytest.mark.parametrize(
+        "key", ["hidden_size", "num_key_value_heads", "rms_norm_eps", "rope_theta", "bos_token_id"]
+    )
     def test_keys_of_llama_are_needed(self, tmp_path, key):
         text = self.text(tmp_path, {name: value for name, value in CONFIG.items() if name != key})
         assert f"{key} is missing" in text
@@ -263,7 +277,9 @@ class TestWrongConfigurations:
     def test_rotary_positions_as_newer_files_write_them(self, tmp_path, codec):
         config = {n: v for n, v in CONFIG.items() if not n.startswith("rope")}
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": CONFIG["rope_theta"]}
-        assert TextCodec.load(own_folder(tmp_path / "v", config, random_tensors(CONFIG))).fingerprint == codec.fingerprint
+        assert (
+            TextCodec.load(own_folder(tmp_path / "v", config, random_tensors(CONFIG))).fingerprint == codec.fingerprint
+        )
 
     @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])
     def test_what_is_no_configuration(self, tmp_path, content):
@@ -305,6 +321,4 @@ def test_without_transformers_there_is_one_line_with_the_way_out(folder):
     )
     run = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (3, "")
-    assert run.stdout == (
-        "the text VAE needs transformers, which is not installed: pip install 'omniges[text-vae]'\n"
-    )
+    assert run.stdout == ("the text VAE needs transformers, which is not installed: pip install 'omniges[text-vae]'\n")

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from omniges.errors import UsageFault
 from omniges.trainer.codecs.windowtexts import WindowGrid, window_words
 
-GRIDS = st.builds(
-    lambda stride, times: WindowGrid(stride * times, stride), st.integers(1, 20), st.integers(1, 8)
-)
+GRIDS = st.builds(lambda stride, times: WindowGrid(stride * times, stride), st.integers(1, 20), st.integers(1, 8))
 
 
 @st.composite
 def clips(draw):
-    """Ticks of a clip and words in it, in order, with times that need not be whole ticks; some touch, some are empty."""
+    """Ticks of a clip and words in it, in order, whose times need not be whole ticks; some are empty."""
     ticks = draw(st.integers(1, 300))
     times = st.integers(0, ticks * 100).map(lambda thousandth: thousandth / 1000)
     edges = sorted(draw(st.lists(times, max_size=30)))

@@ -82,7 +82,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         layer = f"qformer.encoder.layer.{k}"
         for name, width in [("attention", h)] + [("crossattention", e)] * (k % 2 == 0):
             found |= _pair(f"{layer}.{name}.attention.query", h, h)
-            found |= _pair(f"{layer}.{name}.attention.key", h, width) | _pair(f"{layer}.{name}.attention.value", h, width)
+            found |= _pair(f"{layer}.{name}.attention.key", h, width) | _pair(
+                f"{layer}.{name}.attention.value", h, width
+            )
             found |= _pair(f"{layer}.{name}.output.dense", h, h) | _pair(f"{layer}.{name}.output.LayerNorm", h)
         found |= _pair(f"{layer}.intermediate_query.dense", 3072, h) | _pair(f"{layer}.output_query.dense", h, 3072)
         found |= _pair(f"{layer}.output_query.LayerNorm", h)
@@ -161,7 +163,8 @@ def llama_tokenizer() -> Tokenizer:
     """As TinyLlama's is built: BPE over sentencepiece's letters, bytes for what it has not, a begin token in front."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁helowrd", "he", "ll", "▁w"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    bpe = models.BPE(vocabulary, [("h", "e"), ("l", "l"), ("▁", "w")], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    merges = [("h", "e"), ("l", "l"), ("▁", "w")]
+    bpe = models.BPE(vocabulary, merges, unk_token=tokens[0], fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -173,7 +176,7 @@ def llama_tokenizer() -> Tokenizer:
 
 
 def t5_tokenizer() -> Tokenizer:
-    """As flan-T5's is built: a unigram model, an end token behind; the file asks for cutting and padding, as some do."""
+    """As flan-T5's is built: a unigram model, an end token behind; like some, its file asks to cut and to pad."""
     letters = [(letter, -4.0) for letter in "▁abcdefghijklmnopqrstuvwxyz</>"]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), *letters, ("▁the", -1.0), ("▁hello", -1.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))

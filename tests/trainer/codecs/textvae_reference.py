@@ -79,8 +79,7 @@ class Reference:
 
     def looked(self, x, at, name):
         q, k, v = (
-            heads(self.linear(y, f"{name}.attention.{p}"), HEADS)
-            for y, p in ((x, "query"), (at, "key"), (at, "value"))
+            heads(self.linear(y, f"{name}.attention.{p}"), HEADS) for y, p in ((x, "query"), (at, "key"), (at, "value"))
         )
         attention = softmax(q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1])) @ v
         return self.behind(joined(attention), x, f"{name}.output")
