@@ -84,7 +84,6 @@ class TextVae(nn.Module):
             found = cls(config)
         _check(found, tensors, where)
         found.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-        found.requires_grad_(False)
         found.encoder.encoder.embed_tokens.weight = found.encoder.shared.weight  # one parameter again
         found.model.rotary_emb = type(found.model.rotary_emb)(config=found.model.config)  # is computed, not loaded
         return found.eval()

@@ -14,6 +14,7 @@ from omniges.trainer.codecs.textvae import IGNORED
 from omniges.trainer.codecs.textvae_tokens import MAX_TOKENS, LlamaTokens, T5Tokens
 
 LLAMA = {"vocabulary": 300, "begin": 1, "end": 2}
+PLAIN = st.lists(st.text("helowrdabc'é你", min_size=1, max_size=8), max_size=30).map(" ".join)
 WORDS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(lambda w: not w.isspace()))
 
 
@@ -32,6 +33,18 @@ def t5(folder):
 @pytest.fixture(scope="module")
 def llama(folder):
     return LlamaTokens(folder / "vae_tokenizer", **LLAMA)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    transformers = pytest.importorskip("transformers", reason="needs 'omniges[text-vae]'")
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return {
+        name: transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / name / "tokenizer.json"), padding_side="right", **names | changes
+        )
+        for name, changes in (("t5_tokenizer", {}), ("vae_tokenizer", {"pad_token": "[PAD]"}))
+    }
 
 
 class TestT5:
@@ -92,6 +105,21 @@ class TestLlama:
         tokenizer.save(str(tmp_path / "tokenizer.json"))
         size = tokenizer.get_vocab_size()
         assert LlamaTokens(tmp_path, vocabulary=size, begin=1, end=2).encode(["hello", ""]).ids[1, -1] == size - 1
+
+
+class TestAsTransformersDoesIt:
+    """The recipe of the original on the same files: fast tokenizers of transformers, begin and end tokens by them."""
+
+    @given(st.lists(PLAIN, min_size=1, max_size=4))
+    def test_t5_padded_to_77_and_truncated(self, t5, theirs, texts):
+        found = theirs["t5_tokenizer"](texts, padding="max_length", max_length=77, truncation=True)
+        assert t5.encode(texts).ids.tolist() == found["input_ids"]
+
+    @given(st.lists(PLAIN, min_size=1, max_size=4))
+    def test_llama_with_the_end_token_in_the_text(self, llama, theirs, texts):
+        ended = [f"{text}</s>" for text in texts]
+        found = theirs["vae_tokenizer"](ended, padding="longest", max_length=77, truncation=True)
+        assert llama.encode(texts).ids.tolist() == found["input_ids"]
 
 
 class TestRefusals:
