@@ -38,7 +38,7 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 
 
 class TextVae(nn.Module):
-    """A frozen text VAE.
+    """A frozen text VAE with random weights; `of_tensors` gives one with weights of a file.
 
     `named_parameters` has the order of the published implementation, in which lists without names (of an average) are.
     Raises `EnvironmentFault` where transformers is not installed.
