@@ -11,6 +11,7 @@ import typer
 from omniges import __version__
 from omniges.commands.benchmark import benchmark_loader, benchmark_train
 from omniges.commands.common import Signalled, raise_on
+from omniges.commands.encode import encode
 from omniges.commands.evaluate import evaluate
 from omniges.commands.files import export, inspect, sample_corpus
 from omniges.commands.generate import generate
@@ -35,6 +36,7 @@ app.command()(export)
 app.command()(inspect)
 app.command("sample-corpus")(sample_corpus)
 app.command("verify-shards")(verify_shards)
+app.command()(encode)
 app.command()(train)
 app.command("trace-batches")(trace_batches)
 app.command()(generate)

@@ -24,12 +24,12 @@ import numpy as np
 from omniges.errors import DataError, Finding
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.outcome import Cut, Rejected
-from omniges.pipeline.workspace import Workspace
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, sha256_hex
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import BLOCK_BYTES
+from omniges.shards.workspace import Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
 
 __all__ = ["Digests", "Earlier", "Recalled", "journal_rejection", "journal_shard", "known_outcomes", "recall"]

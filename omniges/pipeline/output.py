@@ -14,9 +14,9 @@ from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.outcome import MAX_FILE_BYTES
 from omniges.pipeline.settings import PreprocessSettings
-from omniges.pipeline.workspace import OWN_NAMES, Begun, Workspace
 from omniges.shards.dataset import read_dataset
 from omniges.shards.schema import DATASET_FILE, canonical_json, sha256_hex
+from omniges.shards.workspace import Begun, Workspace
 
 __all__ = [
     "check_begun",
@@ -27,23 +27,12 @@ __all__ = [
     "inputs_hash",
     "is_unchanged",
     "read_complete",
-    "refuse_foreign",
 ]
 
 _MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without a word
 
 # Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
-
-
-def refuse_foreign(out: Path, workspace: Workspace) -> None:
-    """Raise UsageFault for files that bear our names but are not ours, for those are never touched."""
-    workspace.refuse_foreign()
-    if (out / DATASET_FILE).exists() or workspace.folder.is_dir() or not out.is_dir():
-        return
-    ours = sorted(path.name for path in out.iterdir() if OWN_NAMES.fullmatch(path.name))
-    if ours:
-        raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
 
 def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:

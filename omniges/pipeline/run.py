@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from omniges.errors import DataError, Finding, Problem
-from omniges.pipeline.commit import commit, finish_commit
 from omniges.pipeline.discover import Discovery, Recording, discover
 from omniges.pipeline.earlier import (
     Digests,
@@ -30,15 +29,14 @@ from omniges.pipeline.output import (
     inputs_hash,
     is_unchanged,
     read_complete,
-    refuse_foreign,
 )
 from omniges.pipeline.progress import Reporter
 from omniges.pipeline.runlog import RunLog
 from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.pipeline.supervisor import Supervisor
 from omniges.pipeline.tally import Tally, cut_totals, progress_of, summarize, summary_of_complete
-from omniges.pipeline.workspace import Begun, Workspace, staged_name
 from omniges.publish import locked, make_folder, publish_bytes
+from omniges.shards.commit import commit, finish_commit
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest
 from omniges.shards.schema import (
@@ -53,6 +51,7 @@ from omniges.shards.schema import (
     sha256_hex,
 )
 from omniges.shards.tokenizer import train_tokenizer
+from omniges.shards.workspace import Begun, Workspace, refuse_foreign, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
 
 __all__ = ["preprocess"]

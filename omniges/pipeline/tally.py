@@ -15,11 +15,11 @@ from omniges.pipeline.progress import Progress
 from omniges.pipeline.protocol import Sample
 from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.pipeline.supervisor import Lost, Outcome, Supervisor
-from omniges.pipeline.workspace import Journal
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
 from omniges.shards.statistics import Partial
+from omniges.shards.workspace import Journal
 from omniges.shards.writer import ShardFile, ShardWriter
 
 __all__ = ["Tally", "cut_totals", "progress_of", "summarize", "summary_of_complete"]

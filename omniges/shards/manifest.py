@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, canonical_json, sha256_hex
+from omniges.shards.schema import LATENT_MEMBER, MEMBERS, OPTIONAL_MEMBERS, canonical_json, member_order, sha256_hex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +16,8 @@ __all__ = [
     "SOURCES",
     "ManifestRow",
     "MemberPlace",
+    "column_of",
+    "latent_members",
     "manifest_hash",
     "parse_manifest",
     "row_from_json",
@@ -74,11 +76,19 @@ def manifest_hash(rows: Sequence[ManifestRow]) -> str:
     return sha256_hex(canonical_json(content))
 
 
-def _column(member: str) -> str:
+def column_of(member: str) -> str:
+    """What the columns of a member begin with."""
     return member.replace(".", "_")
 
 
-def _arrow_schema() -> pa.Schema:
+def latent_members(columns: Iterable[str]) -> tuple[str, ...]:
+    """The latent members that a manifest with these columns has, in order."""
+    named = (name.removesuffix("_npy_offset") + ".npy" for name in columns if name.endswith("_npy_offset"))
+    return tuple(sorted(member for member in named if LATENT_MEMBER.fullmatch(member)))
+
+
+def _arrow_schema(latents: Sequence[str]) -> pa.Schema:
+    """The columns; those of the members `latents` come last."""
     import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
 
     text, count, nullable = pa.string(), pa.int64(), True
@@ -89,30 +99,30 @@ def _arrow_schema() -> pa.Schema:
     for source in SOURCES:
         fields += [pa.field(f"{source}_path", text, nullable), pa.field(f"{source}_sha256", text, nullable)]
     fields.append(pa.field("notes", pa.list_(text), nullable=False))
-    for member in (*MEMBERS, *OPTIONAL_MEMBERS):
-        optional = member in OPTIONAL_MEMBERS
+    for member in (*MEMBERS, *OPTIONAL_MEMBERS, *latents):
+        optional = member not in MEMBERS
         fields += [
-            pa.field(f"{_column(member)}_offset", count, optional),
-            pa.field(f"{_column(member)}_size", count, optional),
-            pa.field(f"{_column(member)}_sha256", text, optional),
+            pa.field(f"{column_of(member)}_offset", count, optional),
+            pa.field(f"{column_of(member)}_size", count, optional),
+            pa.field(f"{column_of(member)}_sha256", text, optional),
         ]
     return pa.schema(fields)
 
 
-def _flatten(row: ManifestRow) -> dict[str, Any]:
+def _flatten(row: ManifestRow, latents: Sequence[str]) -> dict[str, Any]:
     flat = asdict(row)
     sources, members = flat.pop("sources"), flat.pop("members")
     flat["notes"] = list(row.notes)
     for source in SOURCES:
         flat[f"{source}_path"], flat[f"{source}_sha256"] = sources.get(source, (None, None))
-    for member in (*MEMBERS, *OPTIONAL_MEMBERS):
+    for member in (*MEMBERS, *OPTIONAL_MEMBERS, *latents):
         place = members.get(member, {"offset": None, "size": None, "sha256": None})
         for name, value in place.items():
-            flat[f"{_column(member)}_{name}"] = value
+            flat[f"{column_of(member)}_{name}"] = value
     return flat
 
 
-def _unflatten(flat: dict[str, Any]) -> ManifestRow:
+def _unflatten(flat: dict[str, Any], latents: Sequence[str]) -> ManifestRow:
     sources = {
         source: (path, digest)
         for source in SOURCES
@@ -120,8 +130,8 @@ def _unflatten(flat: dict[str, Any]) -> ManifestRow:
         if path is not None
     }
     members = {}
-    for member in (*MEMBERS, *OPTIONAL_MEMBERS):
-        offset, size, digest = (flat.pop(f"{_column(member)}_{name}") for name in ("offset", "size", "sha256"))
+    for member in (*MEMBERS, *OPTIONAL_MEMBERS, *latents):
+        offset, size, digest = (flat.pop(f"{column_of(member)}_{name}") for name in ("offset", "size", "sha256"))
         if offset is not None:
             members[member] = MemberPlace(offset, size, digest)
     flat["notes"] = tuple(flat["notes"])
@@ -139,12 +149,17 @@ def row_from_json(fields: dict[str, Any]) -> ManifestRow:
 
 
 def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
-    """Rows, sorted by shard and offset, as parquet; the bytes follow from the rows and pyarrow's version."""
+    """Rows, sorted by shard and offset, as parquet; the bytes follow from the rows and pyarrow's version.
+
+    Raises ValueError for a member that the contract does not give.
+    """
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     ordered = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
-    table = pa.Table.from_pylist([_flatten(row) for row in ordered], schema=_arrow_schema())
+    members = sorted({member for row in rows for member in row.members}, key=member_order)
+    latents = [member for member in members if LATENT_MEMBER.fullmatch(member)]
+    table = pa.Table.from_pylist([_flatten(row, latents) for row in ordered], schema=_arrow_schema(latents))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -160,6 +175,7 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
 
     # One thread, nothing read ahead: pyarrow's pools abort a process that ends soon after (4 % of short commands did).
     table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-    if not table.schema.equals(_arrow_schema()):
+    latents = latent_members(table.column_names)
+    if not table.schema.equals(_arrow_schema(latents)):
         raise ValueError("the manifest's columns are not those of shard contract version 1")
-    return [_unflatten(flat) for flat in table.to_pylist()]
+    return [_unflatten(flat, latents) for flat in table.to_pylist()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omniges.errors import EnvironmentFault
 from omniges.publish import locked, make_folder, os_errors, sync_folder
-from omniges.shards.schema import SIDE_FILES
+from omniges.shards.schema import LATENTS_FILE, SIDE_FILES
 from omniges.shards.verify.inventory import SHARD_NAME
 
 __all__ = ["quarantine", "quarantine_folder"]
@@ -32,7 +32,7 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     with locked(folder):
         for name in sorted(set(names)):
             source = folder / name
-            ours = SHARD_NAME.fullmatch(name) or name in SIDE_FILES
+            ours = SHARD_NAME.fullmatch(name) or name in {*SIDE_FILES, LATENTS_FILE}
             if not ours or not (source.is_symlink() or source.is_file()):
                 continue
             make_folder(aside)

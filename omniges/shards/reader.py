@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip
+from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import read_dataset
 from omniges.shards.manifest import ManifestRow, parse_manifest
-from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, sha256_hex
 
 __all__ = ["SampleArrays", "ShardFolder"]
 
@@ -37,6 +38,7 @@ class SampleArrays:
     semantic: list[dict[str, Any]] | None
     flac: bytes | None
     audio: npt.NDArray[np.float32] | None  # (N,)
+    latents: dict[str, npt.NDArray[np.float32]]  # by codec (rows, channels)
 
 
 class ShardFolder:
@@ -46,6 +48,14 @@ class ShardFolder:
         """Read dataset.json; raises UsageFault or DataError where it is absent, damaged or of another version."""
         self.folder = folder
         self.dataset = read_dataset(folder)
+
+    @cached_property
+    def codecs(self) -> dict[str, CodecEntry]:
+        """The codecs whose latents the samples hold, by name."""
+        try:
+            return read_entries(self.dataset)
+        except ValueError as error:
+            raise DataError(f"{self.folder / DATASET_FILE}: {error}. {_VERIFY}") from error
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
@@ -110,4 +120,5 @@ class ShardFolder:
             semantic=json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None,
             flac=self.member(row, "flac") if "flac" in row.members else None,
             audio=self.array(row, "audio.npy") if "audio.npy" in row.members else None,
+            latents={name: self.array(row, entry.member) for name, entry in self.codecs.items()},
         )

@@ -11,6 +11,8 @@ __all__ = [
     "DATASET_FILE",
     "FORMAT",
     "FORMAT_VERSION",
+    "LATENTS_FILE",
+    "LATENT_MEMBER",
     "MANIFEST_FILE",
     "MAX_KEY_BYTES",
     "MEMBERS",
@@ -26,6 +28,7 @@ __all__ = [
     "canonical_json",
     "json_document",
     "key_from_stem",
+    "member_order",
     "sha256_hex",
     "shard_name",
     "stem_from_key",
@@ -39,6 +42,7 @@ MANIFEST_FILE: Final = "manifest.parquet"
 STATS_FILE: Final = "stats.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 REPORT_FILE: Final = "report.jsonl"
+LATENTS_FILE: Final = "latents.json"  # statistics of latents, where a codec has encoded the shards
 SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)  # beside the shards, dataset.json apart
 UNFINISHED_FILE: Final = ".omniges-unfinished"  # the folder of a run that has begun and not ended
 
@@ -49,12 +53,28 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 MEMBERS: Final = ("json", "gesture.npy", "mel.npy", "words.json", "jaw_eyes.npy", "betas.npy", "start_xz.npy")
 OPTIONAL_MEMBERS: Final = ("sem.json", "flac", "audio.npy")
 
+# A codec's latents stand after all others, by the codec's name. Its hyphen tells such a member from the others.
+LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)
+
 # The longest suffix is ".jaw_eyes.npy" (13); a ustar name holds 100 bytes.
 MAX_KEY_BYTES: Final = 86
 
 _ESCAPE: Final = "_x"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
+
+
+def member_order(member: str) -> tuple[int, str]:
+    """Where a member stands among those of its sample, to sort by.
+
+    Raises ValueError for a name that the contract does not give.
+    """
+    known = (*MEMBERS, *OPTIONAL_MEMBERS)
+    if member in known:
+        return known.index(member), ""
+    if LATENT_MEMBER.fullmatch(member):
+        return len(known), member
+    raise ValueError(f"no member {member!r}")
 
 
 def shard_name(split: Split, index: int) -> str:

@@ -27,15 +27,22 @@ from omniges.features.timebase import mel_frames_for
 from omniges.shards.locations import ByteStream, open_store, parse_location
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.redact import one_line, redact, secrets_in_url
-from omniges.shards.schema import MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, sha256_hex
+from omniges.shards.schema import (
+    LATENT_MEMBER,
+    MAX_KEY_BYTES,
+    MEMBERS,
+    OPTIONAL_MEMBERS,
+    member_order,
+    sha256_hex,
+)
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
 
 __all__ = ["StreamedSample", "stream_samples"]
 
-_ORDER: Final = (*MEMBERS, *OPTIONAL_MEMBERS)
+_MEMBERS: Final = (*(re.escape(name) for name in (*MEMBERS, *OPTIONAL_MEMBERS)), LATENT_MEMBER.pattern)
 _HEADER: Final = re.compile(  # where name and size stand; `member_header` says what the other bytes have to be
     rb"(?=(?P<key>[A-Za-z0-9_-]{1,%d})\.(?P<member>%b)\0)(?s:.{124})(?P<size>[0-7]{11})\0"
-    % (MAX_KEY_BYTES, b"|".join(re.escape(name.encode()) for name in _ORDER))
+    % (MAX_KEY_BYTES, "|".join(_MEMBERS).encode())
 )
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _READ_BYTES: Final = 1 << 20
@@ -235,10 +242,10 @@ def _whole_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
             if current is not None:
                 yield _complete(walk, current, members)
             current, members = key, {}
-        following = len(_ORDER) if not members else _ORDER.index(next(reversed(members)))
-        if members and _ORDER.index(member.name) <= following:
+        before = next(reversed(members), None)
+        if before is not None and member_order(member.name) <= member_order(before):
             at = member.offset - BLOCK_BYTES
-            raise walk.fault(at, f"{key}.{member.name} stands after {key}.{_ORDER[following]}, or twice")
+            raise walk.fault(at, f"{key}.{member.name} stands after {key}.{before}, or twice")
         members[member.name] = member
     if current is not None:
         yield _complete(walk, current, members)

@@ -15,7 +15,7 @@ from omniges.errors import UsageFault
 from omniges.pipeline import run as run_module
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.supervisor import Supervisor
-from omniges.pipeline.workspace import Journal
+from omniges.shards.workspace import Journal
 
 SHARD_BYTES = 1 << 20  # a 4 s clip takes 0.3 MB: shards of two to four
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from omniges.features.audio import LOG_FLOOR, MEL_BANDS
 from omniges.features.gesture import BETAS, LAYOUT
+from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.verify.findings import Collector
 
@@ -35,7 +37,7 @@ class ArraySpec:
     shape: tuple[int, ...]
 
 
-def array_specs(row: ManifestRow, samples_16k: int | None) -> dict[str, ArraySpec]:
+def array_specs(row: ManifestRow, samples_16k: int | None, codecs: Sequence[CodecEntry]) -> dict[str, ArraySpec]:
     """The arrays of a sample; `samples_16k` is the length of the kept audio, None where it is not known."""
     specs = {
         "gesture.npy": ArraySpec(("<f4",), (row.frames, LAYOUT.channels)),
@@ -44,6 +46,7 @@ def array_specs(row: ManifestRow, samples_16k: int | None) -> dict[str, ArraySpe
         "betas.npy": ArraySpec(("<f4", "<f8"), (BETAS,)),
         "start_xz.npy": ArraySpec(("<f8",), (2,)),
     }
+    specs |= {codec.member: ArraySpec(("<f4",), (codec.rows_of(row), codec.channels)) for codec in codecs}
     if "audio.npy" in row.members and samples_16k is not None:
         specs["audio.npy"] = ArraySpec(("<f4",), (samples_16k,))
     return specs

@@ -5,22 +5,31 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, Final
 
 import numpy as np
 
 from omniges.errors import CODES
+from omniges.shards.codecs import CodecEntry, latents_document
 from omniges.shards.dataset import statistics_document
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import DATASET_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, canonical_json, json_document
+from omniges.shards.schema import (
+    DATASET_FILE,
+    LATENTS_FILE,
+    REPORT_FILE,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    canonical_json,
+    json_document,
+)
 from omniges.shards.statistics import Partial
 from omniges.shards.tokenizer import train_tokenizer
 from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.shards.verify.inventory import strict_json
 
-__all__ = ["check_cut_totals", "check_report", "check_statistics", "check_tokenizer"]
+__all__ = ["check_cut_totals", "check_latents", "check_report", "check_statistics", "check_tokenizer"]
 
 _FINDING: Final = {"code", "severity", "stem", "file", "found", "expected", "meaning", "remedy"}
 
@@ -44,6 +53,22 @@ def check_statistics(
         out.add("statistics-differ", str(error), "a JSON object")
         return out.finish()
     out.add("statistics-differ", *_first_difference(found, json.loads(wanted)))
+    return out.finish()
+
+
+def check_latents(
+    data: bytes, codecs: Mapping[str, CodecEntry], partials: Mapping[str, Sequence[Partial]]
+) -> list[VerifyFinding]:
+    """latents.json against a recomputation by the function that wrote it, byte for byte."""
+    out = Collector(LATENTS_FILE)
+    try:
+        wanted = json_document(latents_document(codecs.values(), partials))
+        found = strict_json(data)
+    except (ValueError, OverflowError) as error:
+        out.add("latents-differ", str(error), "finite statistics as a JSON object")
+        return out.finish()
+    if data != wanted:
+        out.add("latents-differ", *_first_difference(found, json.loads(wanted)))
     return out.finish()
 
 

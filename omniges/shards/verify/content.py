@@ -13,6 +13,7 @@ import numpy as np
 
 from omniges.errors import CODES
 from omniges.features import timebase
+from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.verify.arrays import array_specs, check_finite, check_gesture, check_mel, npy_array
@@ -41,6 +42,7 @@ class Content:
     """What a shard's samples give to statistics, tokenizer and totals; partials and words of the train split alone."""
 
     partials: list[tuple[Partial, Partial]] = field(default_factory=list)
+    latents: dict[str, list[Partial]] = field(default_factory=dict)  # by codec
     words: Counter[str] = field(default_factory=Counter)
     cuts: list[dict[str, float | int]] = field(default_factory=list)  # of every split
 
@@ -83,7 +85,9 @@ class _Sample:
         return value
 
 
-def check_samples(source: Source, rows: Sequence[ManifestRow], settings: dict[str, Any], out: Collector) -> Content:
+def check_samples(
+    source: Source, rows: Sequence[ManifestRow], settings: dict[str, Any], codecs: Sequence[CodecEntry], out: Collector
+) -> Content:
     """Decode and check the samples of an open shard whose layout is sound."""
     content = Content()
     for row in rows:
@@ -92,14 +96,17 @@ def check_samples(source: Source, rows: Sequence[ManifestRow], settings: dict[st
         audio = _check_metadata(sample, metadata) if metadata is not _ABSENT else None
         if audio is not None:
             content.cuts.append(metadata["cut"])
-        partials = _check_arrays(sample, audio)
+        partials = _check_arrays(sample, audio, codecs)
         words = _check_transcript(sample)
         _check_annotation(sample)
         _check_waveform(sample, audio)
         if row.split == "train":
             content.words += words
-            if partials is not None:
-                content.partials.append(partials)
+            if {"gesture.npy", "mel.npy"} <= partials.keys():
+                content.partials.append((partials["gesture.npy"], partials["mel.npy"]))
+            for codec in codecs:
+                if codec.member in partials:
+                    content.latents.setdefault(codec.name, []).append(partials[codec.member])
     return content
 
 
@@ -181,11 +188,12 @@ def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any
         sample.add("metadata-invalid", "json", f"gain {audio['gain']}", "1, for loudness none")
 
 
-def _check_arrays(sample: _Sample, audio: dict[str, Any] | None) -> tuple[Partial, Partial] | None:
-    """Every array member; the partial statistics of gesture and mel of a sound train sample."""
+def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequence[CodecEntry]) -> dict[str, Partial]:
+    """Every array member; by member the partial statistics of what is sound in a train sample."""
     row, out = sample.row, sample.out
     partials: dict[str, Partial] = {}
-    for member, spec in array_specs(row, audio["samples_16k"] if audio else None).items():
+    summed = {"gesture.npy", "mel.npy"} | {codec.member for codec in codecs}
+    for member, spec in array_specs(row, audio["samples_16k"] if audio else None, codecs).items():
         data = sample.data(member)
         if data is None:
             continue
@@ -194,7 +202,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None) -> tuple[Partia
         if array is None:
             continue
         partial = None
-        if row.split == "train" and member in {"gesture.npy", "mel.npy"}:
+        if row.split == "train" and member in summed and len(array):
             with np.errstate(over="ignore", invalid="ignore"):
                 partial = partial_of(array)
         # Minimum and maximum of every channel are finite where all values are.
@@ -207,7 +215,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None) -> tuple[Partia
             check_mel(array if partial is None else partial.rows[2], out, row.key)
         if partial is not None:
             partials[member] = partial
-    return (partials["gesture.npy"], partials["mel.npy"]) if len(partials) == 2 else None
+    return partials
 
 
 def _check_transcript(sample: _Sample) -> Counter[str]:

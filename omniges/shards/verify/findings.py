@@ -14,6 +14,7 @@ _PER_CODE: Final = 20  # findings of one code a file may have before the rest ar
 
 _AGAIN: Final = "run omniges preprocess again"
 _COPY: Final = "copy the file again from where it was made, or run omniges preprocess again"
+_LATENTS: Final = "if nobody edited the shards, report it with this line; run omniges encode again with --overwrite"
 _REPORT: Final = "if nobody edited the shards, report it with this line; run omniges preprocess again"
 
 
@@ -94,6 +95,7 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
     "manifest-layout": _error(
         "the offsets in the manifest leave gaps, overlap or do not end where the shard does", _REPORT
     ),
+    "manifest-latents": _error("a sample has not the latents of the codecs that dataset.json names", _REPORT),
     "manifest-totals": _error("the totals in dataset.json are not those of the manifest's rows", _REPORT),
     "manifest-hash": _error("the manifest hash in dataset.json is not that of the manifest's rows", _REPORT),
     "key-not-of-stem": _error("a key is not the one its stem gives", _REPORT),
@@ -120,6 +122,7 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
     "waveform-length": _error("the kept audio has another number of samples than KEY.json says", _REPORT),
     "cut-totals": _error("totals.cut in dataset.json is not the sum over the samples", _REPORT),
     "statistics-differ": _error("stats.json is not what the train samples give", _REPORT),
+    "latents-differ": _error("latents.json is not what the latents of the train samples give", _LATENTS),
     "tokenizer-differs": _error("tokenizer.json is not what the words of the train samples give", _REPORT),
     "tokenizer-other-version": _note(
         "another version of the tokenizers package gives other bytes, so tokenizer.json could not be recomputed",

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from omniges.publish import is_temporary_name
+from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import FEATURES, sealed_correctly
 from omniges.shards.schema import (
     DATASET_FILE,
     FORMAT,
     FORMAT_VERSION,
+    LATENTS_FILE,
     MANIFEST_FILE,
     REPORT_FILE,
     SPLITS,
@@ -68,6 +70,7 @@ class Inventory:
     document: dict[str, Any]
     shards: dict[str, Listed] = field(default_factory=dict)
     files: dict[str, Listed] = field(default_factory=dict)
+    codecs: dict[str, CodecEntry] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,10 +125,14 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
         return None, out.finish()
     shards = _listed(document.get("shards"), "shards", out)
     files = _listed(document.get("files"), "files", out)
+    codecs = _codecs(document, out)
     if files is not None:
         for name in sorted(set(_SIDE_FILES) - files.keys()):
             out.add("dataset-malformed", f"files: no {name}", "manifest, statistics, tokenizer and report")
-    inventory = Inventory(document, shards or {}, files or {})
+        if (LATENTS_FILE in files) != bool(codecs):
+            there = f"{'a' if LATENTS_FILE in files else 'no'} {LATENTS_FILE} and {len(codecs)} codecs"
+            out.add("dataset-malformed", f"files: {there}", f"{LATENTS_FILE} where there is a codec, and only there")
+    inventory = Inventory(document, shards or {}, files or {}, codecs)
     if out.failed:
         return inventory, out.finish()
     _check_identity(document, out)
@@ -133,6 +140,15 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
     _check_totals(inventory, out)
     _check_plan(document, out)
     return inventory, out.finish()
+
+
+def _codecs(document: Mapping[str, Any], out: Collector) -> dict[str, CodecEntry]:
+    """The codecs whose latents the shards hold, none after a finding."""
+    try:
+        return read_entries(document)
+    except ValueError as error:
+        out.add("dataset-malformed", f"codecs: {error}", "entries of codecs by name")
+        return {}
 
 
 def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
@@ -188,7 +204,7 @@ def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed]
 
 def _entry_problem(name: str, entry: object, field_name: str) -> str:
     match = SHARD_NAME.fullmatch(name)
-    if (match is None) if field_name == "shards" else name not in _SIDE_FILES:
+    if (match is None) if field_name == "shards" else name not in {*_SIDE_FILES, LATENTS_FILE}:
         return "no name of the contract"
     if not isinstance(entry, dict):
         return f"{type(entry).__name__}"
@@ -210,8 +226,8 @@ def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
         out.add("dataset-features", f"{document.get('features')!r}", f"{FEATURES!r}")
     fields = {"format", "version", "tool", "features", "settings", "plan", "manifest_hash", "totals", "splits"}
     fields |= {"shards", "files", "checksum"}
-    if document.keys() != fields:
-        found = ", ".join(sorted(document.keys() ^ fields))
+    if document.keys() - {"codecs"} != fields:  # there where a codec has encoded the shards
+        found = ", ".join(sorted((document.keys() - {"codecs"}) ^ fields))
         out.add("dataset-malformed", f"fields unknown or absent: {found}", "the contract's fields")
     digest = document.get("manifest_hash")
     if not isinstance(digest, str) or not SHA256.fullmatch(digest):

@@ -9,8 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from omniges.features import timebase
-from omniges.shards.manifest import SOURCES, ManifestRow, manifest_hash, parse_manifest
-from omniges.shards.schema import MANIFEST_FILE, MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, SPLITS, key_from_stem
+from omniges.shards.manifest import (
+    SOURCES,
+    ManifestRow,
+    column_of,
+    latent_members,
+    manifest_hash,
+    parse_manifest,
+)
+from omniges.shards.schema import (
+    LATENT_MEMBER,
+    MANIFEST_FILE,
+    MAX_KEY_BYTES,
+    MEMBERS,
+    OPTIONAL_MEMBERS,
+    SPLITS,
+    key_from_stem,
+)
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.shards.verify.inventory import SHA256, SHARD_NAME, Inventory, is_count
@@ -56,10 +71,10 @@ def _torn_places(data: bytes) -> str:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     groups = [[f"{source}_path", f"{source}_sha256"] for source in SOURCES]
-    for member in OPTIONAL_MEMBERS:
-        column = member.replace(".", "_")
-        groups.append([f"{column}_offset", f"{column}_size", f"{column}_sha256"])
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    for member in (*OPTIONAL_MEMBERS, *latent_members(file.schema_arrow.names)):
+        column = column_of(member)
+        groups.append([f"{column}_offset", f"{column}_size", f"{column}_sha256"])
     table = file.read(columns=[name for group in groups for name in group], use_threads=False)
     for first, *others in groups:
         absent = table.column(first).is_null()
@@ -106,6 +121,7 @@ def check_rows(
     out = Collector(MANIFEST_FILE)
     _check_unique(rows, out)
     _check_each(rows, out)
+    _check_latents(rows, inventory, out)
     _check_packing(rows, out)
     shards: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in rows:
@@ -128,6 +144,16 @@ def check_rows(
         elif own:
             planned[name] = own
     return planned, out.finish()
+
+
+def _check_latents(rows: Sequence[ManifestRow], inventory: Inventory, out: Collector) -> None:
+    """Every sample has the latents of every codec that dataset.json names, and no others."""
+    wanted = {entry.member for entry in inventory.codecs.values()}
+    for row in rows:
+        found = {member for member in row.members if LATENT_MEMBER.fullmatch(member)}
+        if found != wanted:
+            texts = (", ".join(sorted(members)) or "no latents" for members in (found, wanted))
+            out.add("manifest-latents", *texts, key=row.key)
 
 
 def _check_unique(rows: Sequence[ManifestRow], out: Collector) -> None:

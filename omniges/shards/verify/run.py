@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,15 @@ from typing import Final
 from omniges.errors import ExitCode, UsageFault
 from omniges.shards.locations import Location
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.schema import (
+    DATASET_FILE,
+    LATENTS_FILE,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    SPLITS,
+    STATS_FILE,
+    TOKENIZER_FILE,
+)
 from omniges.shards.statistics import Partial
 from omniges.shards.verify.files import FileFault, Folder, hash_chunks
 from omniges.shards.verify.findings import Collector, VerifyFinding
@@ -105,6 +113,7 @@ class _Tally:
     damaged: bool = False  # some shard has an error
     partials: list[tuple[Partial, Partial]] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
+    latents: dict[str, list[Partial]] = field(default_factory=lambda: defaultdict(list))
     cuts: list[dict[str, float | int]] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)  # files beside the shards, by name
 
@@ -121,6 +130,8 @@ class _Tally:
         self.read_bytes += report.read_bytes
         self.partials += report.content.partials
         self.words += report.content.words
+        for codec, partials in report.content.latents.items():
+            self.latents[codec] += partials
         self.cuts += report.content.cuts
         self.damaged |= any(finding.severity == "error" for finding in report.findings)
         self.add(report.findings)
@@ -213,6 +224,7 @@ def _verify(settings: VerifySettings, folders: Folders, tally: _Tally, count: Ca
             planned.get(shard.name),
             {} if settings.level == "quick" else elsewhere,
             inventory.settings,
+            tuple(inventory.codecs.values()),
         )
         for shard in chosen
     ]
@@ -241,7 +253,8 @@ def _chosen(settings: VerifySettings, inventory: Inventory) -> list[Listed]:
 def _check_side_file(settings: VerifySettings, folder: Folder, listed: Listed, tally: _Tally) -> list[VerifyFinding]:
     """Size, and above level quick the checksum; content that later checks need is kept if it is what it should be."""
     out = Collector(listed.name)
-    wanted = {MANIFEST_FILE} | ({STATS_FILE, TOKENIZER_FILE, REPORT_FILE} if settings.level == "deep" else set())
+    deep = {STATS_FILE, TOKENIZER_FILE, REPORT_FILE, LATENTS_FILE} if settings.level == "deep" else set()
+    wanted = {MANIFEST_FILE, *deep}
     try:
         with folder.opened(listed.name) as source:
             size = source.size
@@ -304,6 +317,9 @@ def _check_beside(
         reason = "shards have errors" if tally.damaged or rows is None else "train shards were left out"
         tally.not_checked.append(f"statistics and tokenizer: {reason}")
         return
+    latents = tally.contents.get(LATENTS_FILE)
+    if latents is not None:
+        tally.add(beside.check_latents(latents, inventory.codecs, tally.latents))
     stats, tokenizer = tally.contents.get(STATS_FILE), tally.contents.get(TOKENIZER_FILE)
     if stats is not None:
         tally.add(beside.check_statistics(stats, rows, tally.partials, tally.words))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from omniges.shards.codecs import CodecEntry
 from omniges.shards.locations import Location
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
@@ -32,6 +33,7 @@ class ShardJob:
     rows: Sequence[ManifestRow] | None = None  # None where the manifest cannot be believed
     elsewhere: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    codecs: Sequence[CodecEntry] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def inspect_shard(job: ShardJob, folders: Folders) -> ShardReport:
             else:
                 _check_bytes(job, source, out)
             if job.level == "deep" and job.rows and not out.failed:
-                content = check_samples(source, job.rows, job.settings, out)
+                content = check_samples(source, job.rows, job.settings, job.codecs, out)
     except FileFault as fault:
         out.add(fault.code, fault.found, fault.expected)
     except MemoryError:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Final
 
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS
+from omniges.shards.schema import LATENT_MEMBER, MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, member_order
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
 from omniges.shards.verify.files import Source, hash_chunks
 from omniges.shards.verify.findings import Collector
@@ -26,10 +26,8 @@ _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
 _MOST_NAMES: Final = 1 << 18  # names beyond the plan's that are remembered, so that tiny members cannot fill memory
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
-_ORDER: Final = {member: place for place, member in enumerate((*MEMBERS, *OPTIONAL_MEMBERS))}
-_NAME: Final = re.compile(
-    rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(map(re.escape, _ORDER))})", re.ASCII
-)
+_MEMBERS: Final = (*map(re.escape, (*MEMBERS, *OPTIONAL_MEMBERS)), LATENT_MEMBER.pattern)
+_NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
 _Place = tuple[str | None, str | None, int | None]  # key, member, byte offset
 _OCTAL: Final = re.compile(rb"[0-7]{11}\0")
 _LINKS: Final = {b"1": "a hard link", b"2": "a symbolic link"}
@@ -70,8 +68,7 @@ class ShardPlan:
         members = [
             Planned(row.key, member, row.members[member].offset, row.members[member].size, row.members[member].sha256)
             for row in rows
-            for member in _ORDER
-            if member in row.members
+            for member in sorted(row.members, key=member_order)
         ]
         return cls(members, elsewhere or {})
 
@@ -168,7 +165,7 @@ class _Walk:
         self._window = (0, b"")
         self._seen: set[str] = set()
         self._furthest = -1  # the last place in the plan that was met
-        self._last: tuple[str, int] | None = None  # key and place in the contract's order, where there is no plan
+        self._last: tuple[str, tuple[int, str]] | None = None  # key and place in its order, where there is no plan
         self._cut = False
 
     def _add(self, code: str, found: str, expected: str, at: _Place) -> None:
@@ -335,7 +332,7 @@ class _Walk:
 
     def _order_alone(self, name: str, key: str, member: str, position: int) -> None:
         """Order where no manifest can be believed: a sample's members stand together, in the contract's order."""
-        place = _ORDER[member]
+        place = member_order(member)
         begins = member == MEMBERS[0]
         follows = self._last is not None and self._last[0] == key and place > self._last[1]
         if not begins and not follows:

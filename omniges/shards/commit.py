@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from omniges.errors import DataError
-from omniges.pipeline.workspace import OWN_NAMES, Workspace
 from omniges.publish import final_name, os_errors, publish_bytes, sync_folder
-from omniges.shards.schema import DATASET_FILE, SIDE_FILES, canonical_json
+from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, SIDE_FILES, canonical_json
+from omniges.shards.workspace import OWN_NAMES, Workspace
 
 __all__ = ["commit", "finish_commit"]
 
@@ -30,10 +30,11 @@ _COMMIT, _PLACE = "commit.json", "place.json"
 def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
     """Make the new set the folder's: `shards` maps each name to the file that holds it now, in either folder.
 
-    manifest, statistics, tokenizer, report and dataset.json lie in the workspace under their own names.
+    manifest, statistics, tokenizer, report, dataset.json and, where a codec has encoded the set, latents.json lie in
+    the workspace under their own names.
     """
     out = workspace.out
-    place = {name: name for name in (*SIDE_FILES, DATASET_FILE)}
+    place = {name: name for name in (*SIDE_FILES, LATENTS_FILE, DATASET_FILE)}
     moved: dict[str, str] = {}
     stay = set()
     for name, path in shards.items():

@@ -18,16 +18,24 @@ from typing import Any, Final
 from omniges.errors import UsageFault
 from omniges.publish import final_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.shards.dataset import tool_versions
-from omniges.shards.schema import DATASET_FILE, SIDE_FILES, SPLITS, UNFINISHED_FILE, canonical_json, sha256_hex
+from omniges.shards.schema import (
+    DATASET_FILE,
+    LATENTS_FILE,
+    SIDE_FILES,
+    SPLITS,
+    UNFINISHED_FILE,
+    canonical_json,
+    sha256_hex,
+)
 
-__all__ = ["OWN_NAMES", "Begun", "Journal", "Workspace", "staged_name"]
+__all__ = ["OWN_NAMES", "Begun", "Journal", "Workspace", "refuse_foreign", "staged_name"]
 
 SHARD_PATTERN: Final = rf"(?:{'|'.join(SPLITS)})-\d{{6}}\.tar"
 # The files of a finished set, and of no one else in a folder that has our dataset.json or our workspace.
-OWN_NAMES: Final = re.compile(rf"{SHARD_PATTERN}|" + "|".join(map(re.escape, SIDE_FILES)))
+OWN_NAMES: Final = re.compile(rf"{SHARD_PATTERN}|" + "|".join(map(re.escape, (*SIDE_FILES, LATENTS_FILE))))
 _WORK_NAMES: Final = re.compile(
     rf"begun\.json|journal\.jsonl|commit\.json|place\.json|staged-\d{{6}}\.tar|moved-{SHARD_PATTERN}|"
-    + "|".join(map(re.escape, (*SIDE_FILES, DATASET_FILE)))
+    + "|".join(map(re.escape, (*SIDE_FILES, LATENTS_FILE, DATASET_FILE)))
 )
 _CHECK_CHARACTERS: Final = 16  # of the digest before each line: enough to tell a torn line from a whole one
 
@@ -105,6 +113,16 @@ class Workspace:
                 (self.folder / name).unlink()
             self.folder.rmdir()
             sync_folder(self.out)
+
+
+def refuse_foreign(out: Path, workspace: Workspace) -> None:
+    """Raise UsageFault for files that bear our names but are not ours, for those are never touched."""
+    workspace.refuse_foreign()
+    if (out / DATASET_FILE).exists() or workspace.folder.is_dir() or not out.is_dir():
+        return
+    ours = sorted(path.name for path in out.iterdir() if OWN_NAMES.fullmatch(path.name))
+    if ours:
+        raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
 
 class Journal:

@@ -1,0 +1,47 @@
+"""``omniges encode``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from omniges.commands.common import needs, resumable
+
+__all__ = ["encode"]
+
+
+def encode(
+    codecs: Annotated[
+        list[str],
+        typer.Option("--with", help="Codec and its folder: NAME=FOLDER; may be repeated.", show_default=False),
+    ],
+    shards: Annotated[Path, typer.Option(help="Folder of shards.")] = Path("shards"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for shards with latents; the shards themselves if not given."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace latents of the same codecs.")] = False,
+) -> None:
+    """Add a pretrained codec's latents to shards, so that training never runs the codec.
+
+    Exit codes: 0 done, 1 bad shards or codec, 2 usage, 3 environment, 75 stopped by a signal (the same command goes
+    on), 130 Ctrl-C.
+    """
+    from omniges.pipeline.progress import counter
+
+    with resumable():
+        with needs("train"):
+            from omniges.trainer.codecs.codec import named_folder
+            from omniges.trainer.encode import EncodeSettings
+            from omniges.trainer.encode import encode as run
+        settings = EncodeSettings(
+            shards=shards,
+            codecs=tuple(named_folder("--with", text) for text in codecs),
+            out=out,
+            overwrite=overwrite,
+        )
+        with counter("s encoded") as count:
+            summary = run(settings, count)
+    typer.echo("\n".join(summary.lines))
