@@ -23,12 +23,12 @@ from omniges.shards.schema import (
     DATASET_FILE,
     MANIFEST_FILE,
     MEMBERS,
-    OPTIONAL_MEMBERS,
     SPLITS,
     STATS_FILE,
     TOKENIZER_FILE,
     canonical_json,
     json_document,
+    member_order,
     sha256_hex,
 )
 from omniges.shards.statistics import partial_of
@@ -51,7 +51,6 @@ __all__ = [
 
 BLOCK: Final = 512
 _ARRAYS: Final = {"gesture.npy": (-1, 415), "mel.npy": (-1, 64), "jaw_eyes.npy": (-1, 9), "start_xz.npy": (-1,)}
-_ORDER: Final = {member: place for place, member in enumerate((*MEMBERS, *OPTIONAL_MEMBERS))}
 _FIELDS: Final = {
     "name": (0, 100),
     "mode": (100, 8),
@@ -126,7 +125,7 @@ class Sample:
     metadata: dict[str, Any]
     arrays: dict[str, npt.NDArray[Any]]
     words: Any
-    others: dict[str, bytes]  # sem.json, flac, audio.npy
+    others: dict[str, bytes]  # sem.json, flac, audio.npy, latents
     raw: dict[str, bytes] = field(default_factory=dict)  # members written as given instead
 
     def members(self) -> dict[str, tuple[bytes | memoryview, ...]]:
@@ -135,7 +134,7 @@ class Sample:
         content |= {name: npy_parts(np.ascontiguousarray(array)) for name, array in self.arrays.items()}
         content["words.json"] = (canonical_json(self.words),)
         content |= {name: (data,) for name, data in (self.others | self.raw).items()}
-        return {name: content[name] for name in sorted(content, key=_ORDER.__getitem__)}
+        return {name: content[name] for name in sorted(content, key=member_order)}
 
 
 @dataclass
@@ -164,7 +163,7 @@ class ShardSet:
             }
             double = len(data["betas.npy"]) > 2000
             arrays["betas.npy"] = np.frombuffer(data["betas.npy"], "<f8" if double else "<f4", offset=128).copy()
-            others = {name: value for name, value in data.items() if name in OPTIONAL_MEMBERS}
+            others = {name: value for name, value in data.items() if name not in MEMBERS}
             words = json.loads(data["words.json"])
             samples.append(Sample(row, json.loads(data["json"]), arrays, words, others))
         files = {name: (folder / name).read_bytes() for name in document["files"]}

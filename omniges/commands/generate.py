@@ -25,6 +25,9 @@ def generate(
     ] = None,
     key: Annotated[list[str], typer.Option(help="Samples of the shards as inputs.")] = [],
     split: Annotated[str | None, typer.Option(help="All samples of a split as inputs.")] = None,
+    codec: Annotated[
+        list[str], typer.Option(help="Codec of a model trained on latents, and its folder: NAME=FOLDER.")
+    ] = [],
     seconds: Annotated[float | None, typer.Option(help="At most so long; the length without inputs.")] = None,
     speaker: Annotated[str | None, typer.Option(help="Whose manner; unknown if not given.")] = None,
     body: Annotated[Path | None, typer.Option(help="NPZ whose betas and start position are taken.")] = None,
@@ -49,6 +52,7 @@ def generate(
     from omniges.pipeline.progress import counter
 
     with needs("train"):
+        from omniges.trainer.codecs.codec import named_folder
         from omniges.trainer.generate.run import GenerateSettings
         from omniges.trainer.generate.run import generate as run
         from omniges.trainer.generate.sources import Sources
@@ -68,6 +72,7 @@ def generate(
         task=task,
         out=out,
         sources=sources,
+        codecs=tuple(named_folder("--codec", text) for text in codec),
         sampling=SamplingSettings(steps=steps, guidance=guidance, shift=shift, solver=solver),
         overlap_ticks=overlap_ticks,
         seed=seed,

@@ -23,6 +23,9 @@ def train(
     cache_gb: Annotated[float | None, typer.Option(help="Its largest size in GB.", show_default="100")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="run")] = None,
     preset: Annotated[str | None, typer.Option(help="tiny, small, base or omniflow.", show_default="tiny")] = None,
+    audio_codec: Annotated[
+        str | None, typer.Option(help="Codec whose latents, in the shards, stand for the mel.", show_default="mel")
+    ] = None,
     window_ticks: Annotated[int | None, typer.Option(help="Ticks of 0.1 s in a window.", show_default="64")] = None,
     train_batch_size: Annotated[
         int | None, typer.Option(help="Windows per process and micro-step.", show_default="32")
@@ -100,6 +103,7 @@ def trace_batches(
     from_step: Annotated[int, typer.Option(help="First step, from 0.")] = 0,
     steps: Annotated[int, typer.Option(help="Steps to list.")] = 1,
     split: Annotated[Literal["train", "val", "test", "additional"], typer.Option(help="Split.")] = "train",
+    audio_codec: Annotated[str | None, typer.Option(help="Codec whose latents stand for the mel.")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Read the windows, add their sha256.")] = False,
 ) -> None:
     """List which windows a step of a training run sees, one JSON line each."""
@@ -118,6 +122,7 @@ def trace_batches(
         from_step=from_step,
         steps=steps,
         decode=decode,
+        codecs={} if audio_codec is None else {"audio": audio_codec},
     )
     for record in trace(settings):
         typer.echo(json.dumps(record, ensure_ascii=False))

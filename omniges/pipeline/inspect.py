@@ -11,6 +11,7 @@ from rich.console import Console
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
+from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.pictures import draw_sample
 from omniges.pipeline.summary import duration_text, size_text
 from omniges.pipeline.summary import simple_table as _table
@@ -32,6 +33,7 @@ def folder_facts(source: ShardFolder) -> dict[str, Any]:
         "totals": source.dataset["totals"],
         "splits": source.dataset["splits"],
         "shards": source.dataset["shards"],
+        "codecs": source.dataset.get("codecs", {}),
         "speakers": {
             name: {"samples": len(own), "seconds": sum(row.seconds for row in own)}
             for name, own in _by_speaker(rows).items()
@@ -69,6 +71,9 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
     console.print(samples)
     if len(source.rows) > shown:
         console.print(f"… and {len(source.rows) - shown} more (--json lists all)")
+    for name, entry in source.codecs.items():
+        rate = f"{float(entry.rows_per_tick * TICKS_PER_SECOND):g} rows/s of {entry.channels}"
+        console.print(f"latents: {name}, {rate}, fingerprint {entry.fingerprint[:16]}…", markup=False)
     total = sum(shard["bytes"] for shard in source.dataset["shards"].values())
     console.print(f"{size_text(total)}, manifest hash {source.dataset['manifest_hash'][:16]}…", markup=False)
 
@@ -81,7 +86,7 @@ def sample_facts(sample: SampleArrays) -> dict[str, Any]:
         "jaw_eyes.npy": sample.gesture.jaw_eyes,
         "betas.npy": sample.betas,
         "start_xz.npy": sample.gesture.start_xz,
-    }
+    } | {f"{codec}.npy": latents for codec, latents in sample.latents.items() if len(latents)}
     return {
         "metadata": sample.metadata,
         "shard": sample.row.shard,

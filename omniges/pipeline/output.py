@@ -20,6 +20,7 @@ from omniges.shards.workspace import Begun, Workspace
 
 __all__ = [
     "check_begun",
+    "check_latents",
     "check_removal",
     "check_space",
     "check_tool",
@@ -71,6 +72,16 @@ def check_tool(settings: PreprocessSettings, complete: dict[str, Any] | None) ->
         now = Begun.of(settings.document(), anew=False).tool
         _refuse_differences(
             f"{settings.out} has to be updated, and was made", complete["tool"], now, "package versions"
+        )
+
+
+def check_latents(settings: PreprocessSettings, complete: dict[str, Any] | None) -> None:
+    """Refuse to update a set that a codec has encoded: its latents cannot be made here, and would be lost."""
+    names = sorted((complete or {}).get("codecs", {}))
+    if names:
+        raise UsageFault(
+            f"{settings.out} has to be updated, and holds latents of {', '.join(names)}, which an update would drop. "
+            "Write to another --out and run omniges encode on that, or start anew with --force and encode again"
         )
 
 

@@ -22,6 +22,7 @@ from omniges.pipeline.earlier import (
 from omniges.pipeline.outcome import Rejected
 from omniges.pipeline.output import (
     check_begun,
+    check_latents,
     check_removal,
     check_space,
     check_tool,
@@ -96,6 +97,7 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
             workspace.wipe()
             log.write("unchanged", stems=discovery.stems)
             return summary_of_complete(settings, discovery, complete, time.monotonic() - start)
+        check_latents(settings, complete)
         check_tool(settings, complete)
         check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
         recalled = recall(earlier, known, digests, settings.workers, count)

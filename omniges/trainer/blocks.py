@@ -14,6 +14,7 @@ import torch
 from omniges.errors import EnvironmentFault
 from omniges.trainer.collate import BatchBlock, batch_layout
 from omniges.trainer.shared import map_memory, new_memory
+from omniges.trainer.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["BlockStore"]
 
@@ -29,8 +30,8 @@ class _Lease(np.ndarray[Any, Any]):
 class BlockStore:
     """Blocks for `rows` windows, as many as are lent or being filled; page-locked if `pin`."""
 
-    def __init__(self, rows: int, window_ticks: int, *, pin: bool) -> None:
-        self._places, self.block_bytes = batch_layout(rows, window_ticks)
+    def __init__(self, rows: int, window_ticks: int, *, pin: bool, tracks: Tracks = PLAIN_TRACKS) -> None:
+        self._places, self.block_bytes = batch_layout(rows, window_ticks, tracks)
         self.descriptor = new_memory("omniges-batches", 0)
         self._close = weakref.finalize(self, os.close, self.descriptor)
         self._pin = pin

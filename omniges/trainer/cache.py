@@ -23,7 +23,15 @@ from omniges.publish import PendingFile
 from omniges.shards.dataset import read_dataset, sealed_correctly
 from omniges.shards.locations import Location, MissingFile, Store, Timeouts, check_name, open_store, parse_location
 from omniges.shards.redact import one_line
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, sha256_hex
+from omniges.shards.schema import (
+    DATASET_FILE,
+    LATENTS_FILE,
+    MANIFEST_FILE,
+    SPLITS,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    sha256_hex,
+)
 from omniges.trainer.ahead import FetchAhead
 from omniges.trainer.cachefolder import CacheCounts, CachedFile, CacheFolder, CacheFull, Pin
 from omniges.trainer.download import Expected, Retries, Wait, WrongContent, copy_checked, fetch_small, with_retries
@@ -31,7 +39,7 @@ from omniges.trainer.reading import LocalShards
 
 __all__ = ["CacheSettings", "RemoteShards", "open_location", "open_specification"]
 
-SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)
+SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json where there is one
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -144,13 +152,16 @@ class RemoteShards:
 
     def keep_small_files(self) -> None:
         """Fetch the small files and pin them until `close`; raises like `open`."""
-        for name in (DATASET_FILE, *SMALL_FILES):
+        for name in self._small_files():
             self._kept.append(self._acquire(name, self._settings.space_wait_s, time.sleep))
+
+    def _small_files(self) -> list[str]:
+        return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
 
     def least_bytes(self, splits: Collection[str]) -> tuple[int, str]:
         """Bytes of the small files and the largest shard of some splits, and that shard's name."""
         shards = [(file.expected.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
-        small = sum(self._files[name].expected.size for name in (DATASET_FILE, *SMALL_FILES))
+        small = sum(self._files[name].expected.size for name in self._small_files())
         size, name = max(shards, default=(0, ""))
         return small + size, name
 

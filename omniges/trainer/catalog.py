@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,17 +19,20 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import read_dataset
-from omniges.shards.schema import MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
+from omniges.shards.manifest import column_of
+from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
 from omniges.trainer.order import text_hashes
+from omniges.trainer.tracks import PLAIN_TRACKS, Tracks
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["STREAM_MEMBERS", "VERIFY", "Catalog", "ClipTable", "Filters", "read_beside", "read_catalog"]
 
-STREAM_MEMBERS: Final = ("gesture.npy", "mel.npy", "words.json")
-"""Members a batch is made of; the order of the second axis of offsets, sizes and digests."""
+STREAM_MEMBERS: Final = PLAIN_TRACKS.members
+"""Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
 
 VERIFY: Final = "Run omniges verify-shards, then preprocess again"
 
@@ -69,7 +72,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:
-    """Columns of N clips in key order and of K shards. M is the axis of `STREAM_MEMBERS`."""
+    """Columns of N clips in key order and of K shards. M is the axis of `Tracks.members`."""
 
     keys: npt.NDArray[np.bytes_]  # (N,)
     key_hashes: npt.NDArray[np.uint64]  # (N,)
@@ -115,6 +118,15 @@ class Catalog:
     speaker_names: tuple[str, ...]
     statistics: dict[str, Any]  # stats.json
     tokenizer: bytes  # tokenizer.json
+    tracks: Tracks = PLAIN_TRACKS
+    codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream they stand for
+    latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, where a codec is chosen
+
+    @property
+    def stream_statistics(self) -> dict[str, Any]:
+        """Mean and deviation of the arrays that batches hold, by stream."""
+        plain = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
+        return plain | {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
 
     def speakers_of(self, samples: npt.NDArray[np.int64]) -> list[str | None]:
         """The names of the speakers of clips (k,), None outside of the stem grammar."""
@@ -147,15 +159,19 @@ def _checked(folder: Path, name: str, dataset: dict[str, Any]) -> io.BufferedRea
     return stream
 
 
-def read_catalog(folder: Path, filters: Filters) -> Catalog:
+def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None) -> Catalog:
     """Read the small files of a local shard folder and take the clips that the filters leave.
 
-    Raises UsageFault where there is no such folder or nothing is left, DataError where a file is not what dataset.json
-    says or a row of the manifest contradicts itself.
+    `codecs` names the codec whose latents stand for a stream: ``{"audio": "audioldm2-vae"}``. Raises UsageFault where
+    there is no such folder, its shards hold no such latents or nothing is left, DataError where a file is not what
+    dataset.json says or a row of the manifest contradicts itself.
     """
     dataset = read_dataset(folder)
     statistics = json.loads(read_beside(folder, STATS_FILE, dataset))
     tokenizer = read_beside(folder, TOKENIZER_FILE, dataset)
+    entries = _entries(folder, dataset, codecs or {})
+    latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
+    tracks = Tracks.with_codecs(entries)
     shards: dict[str, dict[str, Any]] = dataset["shards"]
     if any("/" in name or not name.isascii() for name in shards):
         raise DataError(f"{folder}: dataset.json lists a shard outside of the folder. {VERIFY}")
@@ -168,7 +184,8 @@ def read_catalog(folder: Path, filters: Filters) -> Catalog:
             order = np.argsort(keys, kind="stable")
             chosen, keys = chosen[order], keys[order]
         names, codes = labels["shard"]
-        table = _table(manifest, chosen, keys, _shard_numbers(folder, names, codes[chosen], shards), shards)
+        numbers = _shard_numbers(folder, names, codes[chosen], shards)
+        table = _table(manifest, chosen, keys, numbers, shards, tracks)
     _check(folder, table)
     speaker_names, speaker = labels["speaker"]
     return Catalog(
@@ -180,7 +197,31 @@ def read_catalog(folder: Path, filters: Filters) -> Catalog:
         speaker_names=tuple(speaker_names),
         statistics=statistics,
         tokenizer=tokenizer,
+        tracks=tracks,
+        codecs=entries,
+        latents=latents,
     )
+
+
+_STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture"}
+
+
+def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -> dict[str, CodecEntry]:
+    """The chosen codecs by stream, as the folder has them."""
+    try:
+        there = read_entries(dataset)
+    except ValueError as error:
+        raise DataError(f"{folder}: dataset.json: {error}. {VERIFY}") from error
+    for stream, name in codecs.items():
+        if name not in there:
+            held = f"latents of {', '.join(there)}" if there else "no latents"
+            raise UsageFault(
+                f"{folder}: latents of {name} expected, found {held}: run omniges encode --shards {folder} --with "
+                f"{name}=FOLDER"
+            )
+        if _STREAM_OF[there[name].source] != stream:
+            raise UsageFault(f"codec {name}: it is one of {_STREAM_OF[there[name].source]}, not of {stream}")
+    return {stream: there[name] for stream, name in codecs.items()}
 
 
 class _Manifest:
@@ -312,8 +353,9 @@ def _table(
     keys: npt.NDArray[np.bytes_],
     shard: npt.NDArray[np.int32],
     shards: dict[str, dict[str, Any]],
+    tracks: Tracks,
 ) -> ClipTable:
-    columns = [member.replace(".", "_") for member in STREAM_MEMBERS]
+    columns = [column_of(member) for member in tracks.members]
     digests = np.empty((len(rows), len(columns), 32), dtype=np.uint8)
     for number, column in enumerate(columns):
         np.take(manifest.digests(f"{column}_sha256"), rows, axis=0, out=digests[:, number])

@@ -16,15 +16,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT
-from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.trainer.catalog import ClipTable
 from omniges.trainer.normalise import Normaliser
 from omniges.trainer.order import ClipOrder, Mixture, Picks
 from omniges.trainer.reading import ClipReader, LocalShards, ShardSource
 from omniges.trainer.shared import ArrayPlace, layout_of, place_arrays
 from omniges.trainer.slots import SlotCodec
+from omniges.trainer.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["BatchBlock", "Collator", "batch_layout", "mixture_of", "open_source"]
 
@@ -35,12 +33,13 @@ _SLOT_CACHE_BYTES: Final = 64 << 20
 _TILE_TICKS: Final = 64  # means and divisors of so many ticks are 1 MB: a cache should hold them
 
 
-def batch_layout(rows: int, window_ticks: int) -> tuple[list[ArrayPlace], int]:
+def batch_layout(rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS) -> tuple[list[ArrayPlace], int]:
     """Places of a batch's arrays in its block, and the block's bytes."""
+    gesture, audio = tracks.arrays
     return layout_of(
         [
-            ("gesture", "<f4", (rows, window_ticks * FRAMES_PER_TICK, LAYOUT.channels)),
-            ("mel", "<f4", (rows, window_ticks * MEL_FRAMES_PER_TICK, MEL_BANDS)),
+            ("gesture", "<f4", (rows, gesture.rows(window_ticks), gesture.channels)),
+            ("audio", "<f4", (rows, audio.rows(window_ticks), audio.channels)),
             ("text", "<i4", (rows, window_ticks)),
             ("positions", "<i8", (rows,)),
             ("sources", "<i8", (rows,)),
@@ -57,7 +56,7 @@ class BatchBlock:
     """Views of one block; R rows, w ticks."""
 
     gesture: npt.NDArray[np.float32]  # (R, w · 3, 415)
-    mel: npt.NDArray[np.float32]  # (R, w · 10, 64)
+    audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents
     text: npt.NDArray[np.int32]  # (R, w)
     positions: I64  # (R,)
     sources: I64
@@ -73,10 +72,20 @@ class BatchBlock:
 
 
 def mixture_of(
-    tables: Sequence[ClipTable], weights: Sequence[float], window_ticks: int, seed: int, *, shuffle: bool
+    tables: Sequence[ClipTable],
+    weights: Sequence[float],
+    window_ticks: int,
+    seed: int,
+    *,
+    shuffle: bool,
+    tracks: Tracks = PLAIN_TRACKS,
 ) -> Mixture:
     """The order of the windows of several folders' clips."""
-    orders = [ClipOrder(table.ticks, table.key_hashes, window_ticks, seed, shuffle=shuffle) for table in tables]
+    tracks.check_window(window_ticks)
+    orders = [
+        ClipOrder(table.ticks, table.key_hashes, window_ticks, seed, shuffle=shuffle, multiple=tracks.tick_multiple)
+        for table in tables
+    ]
     return Mixture(orders, weights)
 
 
@@ -116,14 +125,21 @@ class Collator:
     """Fills blocks with the windows at given positions. Not for several threads at once."""
 
     def __init__(
-        self, order: Mixture, readers: Sequence[ClipReader], normaliser: Normaliser, tokenizer: bytes, stride: int
+        self,
+        order: Mixture,
+        readers: Sequence[ClipReader],
+        normaliser: Normaliser,
+        tokenizer: bytes,
+        stride: int,
+        tracks: Tracks = PLAIN_TRACKS,
     ) -> None:
         """`stride` is the distance between the positions of successive blocks, by which the order is planned ahead."""
         self._order, self._readers, self._stride = order, tuple(readers), stride
         self._ticks = order.orders[0].window_ticks
         tile = min(self._ticks, _TILE_TICKS)
         self._scales = Normaliser(
-            normaliser.gesture.tiled(tile * FRAMES_PER_TICK), normaliser.mel.tiled(tile * MEL_FRAMES_PER_TICK)
+            normaliser.gesture.tiled(tracks.gesture.rows(tile) or 1),
+            normaliser.audio.tiled(tracks.audio.rows(tile) or 1),
         )
         self._slots = _SlotCache(SlotCodec(tokenizer))
         self._planned: dict[tuple[int, int], Picks] = {}
@@ -146,11 +162,11 @@ class Collator:
             for row, (source, sample, start) in enumerate(wanted):
                 block.progress[1] = row
                 self._readers[source].advise(sample, start, ticks)
-        gesture, mel = (array.reshape(len(array), -1) for array in (block.gesture, block.mel))
+        gesture, audio = (array.reshape(len(array), -1) for array in (block.gesture, block.audio))
         for row, (source, sample, start) in enumerate(wanted):
             block.progress[1] = row  # if this process is killed here, the other one knows where
             reader = self._readers[source]
-            reader.read_window(sample, start, ticks, self._scales, (gesture[row], mel[row]))
+            reader.read_window(sample, start, ticks, self._scales, (gesture[row], audio[row]))
             block.text[row] = self._slots.slots(source, reader, sample)[start : start + ticks]
         # What the disk had to give shows in this count, read ahead or not: only then is asking ahead worth its calls.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before

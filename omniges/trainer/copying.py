@@ -25,7 +25,7 @@ def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
     start = time.perf_counter()
     while (passed := time.perf_counter() - start) < seconds:
         source, target = blocks[turn % half], blocks[half + turn % half]
-        for name in ("gesture", "mel", "text"):
+        for name in ("gesture", "audio", "text"):
             np.copyto(getattr(target, name), getattr(source, name))
         windows += len(source.text)
         turn += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,20 @@ import torch
 
 from omniges.trainer.flow import Windows
 from omniges.trainer.loader import BatchLoader, LoaderSettings
-from omniges.trainer.normalise import CHANNELS, Normaliser, Scale
+from omniges.trainer.normalise import Normaliser, Scale
 from omniges.trainer.order import RankShare
-from omniges.trainer.setup import DataSource, Sequencing, make_order
+from omniges.trainer.setup import DataSource, Sequencing, make_order, tracks_of
+from omniges.trainer.tracks import Tracks
 
 __all__ = ["Feed", "Place", "speakers_of"]
 
 I64 = npt.NDArray[np.int64]
 
-_AS_STORED: Final = Normaliser(
-    *(Scale(np.zeros(CHANNELS[name], np.float32), np.ones(CHANNELS[name], np.float32)) for name in ("gesture", "mel"))
-)
+
+def _as_stored(tracks: Tracks) -> Normaliser:
+    """Scales that change nothing."""
+    counts = [track.channels for track in tracks.arrays]
+    return Normaliser(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,8 @@ class Feed:
         device: torch.device,
     ) -> None:
         """Raises UsageFault where no window is left or no train sample made the statistics."""
-        first = data[0].catalog
-        Normaliser.from_statistics(first.statistics, str(first.folder / "stats.json"))  # is there one to learn by?
-        self._loader = BatchLoader(data, sequencing, share, settings, normaliser=_AS_STORED)
+        Normaliser.of_catalog(data[0].catalog)  # is there one to learn by?
+        self._loader = BatchLoader(data, sequencing, share, settings, normaliser=_as_stored(tracks_of(data)))
         self._order = make_order(data, sequencing)
         self._data = tuple(data)
         self._device = device
@@ -91,7 +93,7 @@ class Feed:
         positions = batch.positions.numpy().copy()
         moved = batch.to(self._device)
         windows = Windows(
-            arrays={"gesture": moved.gesture, "text": moved.text, "audio": moved.mel},
+            arrays={"gesture": moved.gesture, "text": moved.text, "audio": moved.audio},
             positions=moved.positions,
             speakers=speakers.to(self._device, non_blocking=True),
         )

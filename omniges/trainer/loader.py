@@ -26,7 +26,15 @@ from omniges.trainer.normalise import Normaliser
 from omniges.trainer.order import RankShare
 from omniges.trainer.pool import ReadingWorker, WorkerDied
 from omniges.trainer.reading import Verify
-from omniges.trainer.setup import DataSource, Sequencing, make_arrays, make_collator, make_document, make_order
+from omniges.trainer.setup import (
+    DataSource,
+    Sequencing,
+    make_arrays,
+    make_collator,
+    make_document,
+    make_order,
+    tracks_of,
+)
 from omniges.trainer.shared import share_arrays
 from omniges.trainer.state import Resumed, make_state, resume
 
@@ -61,7 +69,7 @@ class Batch:
     """B windows of w ticks, aligned; tensors are views of memory that is used again when none of them is left."""
 
     gesture: torch.Tensor  # (B, w · 3, 415) float32, normalised
-    mel: torch.Tensor  # (B, w · 10, 64) float32, normalised
+    audio: torch.Tensor  # (B, w · 10, 64) float32, normalised; or latents
     text: torch.Tensor  # (B, w) int32 text slots
     positions: torch.Tensor  # (B,) int64, in the whole sequence
     start_ticks: torch.Tensor  # (B,) int64, of the window in its clip
@@ -74,7 +82,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device, without waiting where the memory is page-locked."""
-        names = ("gesture", "mel", "text", "positions", "start_ticks")
+        names = ("gesture", "audio", "text", "positions", "start_ticks")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return replace(self, **moved)
 
@@ -105,7 +113,7 @@ class BatchLoader:
         self._settings = settings or LoaderSettings()
         self._order = make_order(self._data, sequencing)
         first = data[0].catalog
-        self._normaliser = normaliser or Normaliser.from_statistics(first.statistics, str(first.folder / "stats.json"))
+        self._normaliser = normaliser or Normaliser.of_catalog(first)
         self._tokenizer = first.tokenizer if tokenizer is None else tokenizer
         self._position = 0  # of the next batch to hand over
         self._submitted = 0  # of the next batch to have read
@@ -201,7 +209,7 @@ class BatchLoader:
         document = make_document(self._data, self._sequencing, settings.verify, stride)
         arrays = make_arrays(self._data, self._normaliser, self._tokenizer)
         pin = torch.cuda.is_available() if settings.pin_memory is None else settings.pin_memory
-        store = BlockStore(share.batch_size, self._sequencing.window_ticks, pin=pin)
+        store = BlockStore(share.batch_size, self._sequencing.window_ticks, pin=pin, tracks=tracks_of(self._data))
         if settings.workers:
             self._start_workers(document, arrays, store)
         else:
@@ -281,7 +289,7 @@ class BatchLoader:
         keys, speakers = self._names(sources, view.samples[:rows])
         return Batch(
             gesture=torch.from_numpy(view.gesture[:rows]),
-            mel=torch.from_numpy(view.mel[:rows]),
+            audio=torch.from_numpy(view.audio[:rows]),
             text=torch.from_numpy(view.text[:rows]),
             positions=torch.from_numpy(view.positions[:rows]),
             start_ticks=torch.from_numpy(view.start_ticks[:rows]),

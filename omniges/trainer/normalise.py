@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT
-from omniges.shards.schema import STATS_FILE
+from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.shards.statistics import SMALLEST_STD
+from omniges.trainer.catalog import Catalog
+from omniges.trainer.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["Normaliser", "Scale"]
 
 F32 = npt.NDArray[np.float32]
 
-CHANNELS: Final = {"gesture": LAYOUT.channels, "mel": MEL_BANDS}
+_IN_STATS: Final = {"gesture": "gesture", "audio": "mel"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,20 +64,33 @@ class Normaliser:
     """The scales of both streams."""
 
     gesture: Scale
-    mel: Scale
+    audio: Scale
 
     @classmethod
     def from_statistics(cls, statistics: dict[str, Any], source: str = STATS_FILE) -> Normaliser:
         """From stats.json; raises UsageFault if made of no sample, DataError if it is not as the contract says."""
-        if not statistics.get("samples"):
+        plain = {stream: statistics.get(name) for stream, name in _IN_STATS.items()}
+        return cls.of_streams(plain, PLAIN_TRACKS, statistics.get("samples"), source)
+
+    @classmethod
+    def of_catalog(cls, catalog: Catalog) -> Normaliser:
+        """Of the arrays that batches of a folder hold; raises as `from_statistics` does."""
+        source = str(catalog.folder / (LATENTS_FILE if catalog.codecs else STATS_FILE))
+        return cls.of_streams(catalog.stream_statistics, catalog.tracks, catalog.statistics.get("samples"), source)
+
+    @classmethod
+    def of_streams(cls, statistics: Mapping[str, Any], tracks: Tracks, samples: Any, source: str) -> Normaliser:
+        """From the statistics of each stream's array."""
+        if not samples:
             raise UsageFault(
                 f"{source}: made of 0 train samples, so there is nothing to normalise by: put recordings into the "
                 "train split with omniges preprocess --split-csv"
             )
-        return cls(*(_scale(statistics, stream, channels, source) for stream, channels in CHANNELS.items()))
+        channels = {"gesture": tracks.gesture.channels, "audio": tracks.audio.channels}
+        return cls(*(_scale(statistics, stream, count, source) for stream, count in channels.items()))
 
 
-def _scale(statistics: dict[str, Any], stream: str, channels: int, source: str) -> Scale:
+def _scale(statistics: Mapping[str, Any], stream: str, channels: int, source: str) -> Scale:
     try:
         mean, std = (np.asarray(statistics[stream][name], dtype=np.float64) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError) as error:

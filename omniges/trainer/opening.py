@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,9 +12,10 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
+from omniges.shards.codecs import CodecEntry
 from omniges.shards.dataset import read_dataset
 from omniges.shards.locations import parse_location
-from omniges.shards.schema import STATS_FILE
+from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.trainer.cache import CacheSettings, RemoteShards, open_location
 from omniges.trainer.catalog import Filters, read_beside, read_catalog
 from omniges.trainer.feed import Feed, speakers_of
@@ -26,6 +27,7 @@ from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.saved import ModelIdentity
 from omniges.trainer.schedule import LearningRate
 from omniges.trainer.setup import DataSource, Sequencing
+from omniges.trainer.streams import StreamName
 
 __all__ = ["Run", "accelerated", "deterministic", "open_run"]
 
@@ -95,6 +97,8 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         speakers=speakers_of(data),
         statistics=read_beside(first.folder, STATS_FILE, read_dataset(first.folder)),
         tokenizer=first.tokenizer,
+        codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
+        latents=read_beside(first.folder, LATENTS_FILE, read_dataset(first.folder)) if first.codecs else b"",
     )
     last_step = _last_step(settings, feed.windows_per_epoch, share.global_batch)
     rate = LearningRate(
@@ -114,7 +118,7 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
     shards = open_location(location, cache, splits=("train",))
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
-    return DataSource(read_catalog(shards.folder, Filters(split="train")), weight, shards=shards)
+    return DataSource(read_catalog(shards.folder, Filters(split="train"), settings.codecs), weight, shards=shards)
 
 
 def _model(settings: TrainSettings, identity: ModelIdentity) -> Any:

@@ -150,25 +150,32 @@ class ClipOrder:
     from the clip's first tick on, without gaps.
     """
 
-    def __init__(self, ticks: I64, key_hashes: U64, window_ticks: int, seed: int, *, shuffle: bool) -> None:
+    def __init__(
+        self, ticks: I64, key_hashes: U64, window_ticks: int, seed: int, *, shuffle: bool, multiple: int = 1
+    ) -> None:
         """Lengths (N,) of clips in ticks and hashes (N,) of their keys; clips shorter than a window have no part.
 
-        Raises UsageFault if there is no window at all, or the window is no positive number.
+        Windows begin at a `multiple` of ticks, which their length is a multiple of too: all is counted in it, and
+        what a clip has beyond its last one is left over. Raises UsageFault if there is no window at all, or the window
+        is no such length.
         """
-        if window_ticks < 1:
-            raise UsageFault(f"a window of at least 1 tick expected, found --window-ticks {window_ticks}")
+        if window_ticks < 1 or window_ticks % multiple:
+            least = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
+            raise UsageFault(f"a window of {least} expected, found --window-ticks {window_ticks}")
         self.window_ticks, self.seed, self.shuffle = window_ticks, seed, shuffle
-        self._ticks, self._key_hashes = ticks, key_hashes
-        self._last = np.cumsum(ticks // window_ticks)  # windows up to and with each clip
+        self._multiple, self._window = multiple, window_ticks // multiple
+        self._lengths, self._key_hashes = ticks // multiple, key_hashes
+        self._last = np.cumsum(self._lengths // self._window)  # windows up to and with each clip
         self.windows = int(self._last[-1]) if len(ticks) else 0
         short = ticks < window_ticks
         self.left_out_clips = int(short.sum())
         self.left_out_ticks = int(ticks[short].sum())
         if not self.windows:
             longest = int(ticks.max(initial=0))
+            fits = max(longest - longest % multiple, multiple)
             raise UsageFault(
                 f"a window of {window_ticks} ticks ({window_ticks / 10:g} s) fits into none of {len(ticks)} clips, the "
-                f"longest has {longest} ticks: choose --window-ticks {max(longest, 1)} or less"
+                f"longest has {longest} ticks: choose --window-ticks {fits} or less"
             )
 
     def picks(self, positions: I64) -> tuple[I64, I64, I64]:
@@ -180,14 +187,15 @@ class ClipOrder:
         windows = permuted(indices, self.windows, self.seed, epochs)
         hashes = keyed_hash(self.seed, _GAPS, epochs)
         samples, counts, places = self._clips_of(windows)
-        slack = self._ticks[samples] - counts * self.window_ticks
+        slack = self._lengths[samples] - counts * self._window
         clip_hashes = _fold(hashes, self._key_hashes[samples])
-        return epochs, samples, window_starts(counts, slack, places, clip_hashes, self.window_ticks)
+        starts = window_starts(counts, slack, places, clip_hashes, self._window)
+        return epochs, samples, starts * self._multiple
 
     def _clips_of(self, windows: I64) -> tuple[I64, I64, I64]:
         """Clip, number of windows in it, and place among these, of windows counted over all clips in key order."""
         samples = np.searchsorted(self._last, windows, side="right")
-        counts = self._ticks[samples] // self.window_ticks
+        counts = self._lengths[samples] // self._window
         return samples, counts, windows - (self._last[samples] - counts)
 
 

@@ -17,13 +17,23 @@ from omniges.errors import UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.shards.codecs import CodecEntry
 from omniges.trainer.attention import QKNormKind
 from omniges.trainer.flow import FlowModel
-from omniges.trainer.streams import Prediction
+from omniges.trainer.streams import Prediction, StreamName
 from omniges.trainer.tokens import FrameTokens, SlotTokens
 from omniges.trainer.trunk import Conditioning, JointFlowTransformer
 
-__all__ = ["PRESETS", "ModelConfig", "PresetName", "build_model", "model_for_weights", "parameter_count", "preset"]
+__all__ = [
+    "PRESETS",
+    "CodecLatents",
+    "ModelConfig",
+    "PresetName",
+    "build_model",
+    "model_for_weights",
+    "parameter_count",
+    "preset",
+]
 
 PresetName = Literal["tiny", "small", "base", "omniflow"]
 
@@ -87,17 +97,38 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
-def build_model(config: ModelConfig, *, statistics: Mapping[str, Any], pieces: int, speakers: int) -> FlowModel:
+@dataclass(frozen=True, slots=True)
+class CodecLatents:
+    """Latents that stand for a stream's own array: whose, and their statistics as latents.json has them."""
+
+    entry: CodecEntry
+    statistics: Mapping[str, Any]
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    statistics: Mapping[str, Any],
+    pieces: int,
+    speakers: int,
+    codecs: Mapping[StreamName, CodecLatents] | None = None,
+) -> FlowModel:
     """An untrained model on the current default device, drawn from torch's global generator.
 
-    ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are.
+    ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are, ``codecs``
+    whose latents stand for streams. Of a codec itself nothing is in the model.
     """
-    gesture = FrameTokens.from_statistics(
-        statistics["gesture"], frames=FRAMES_PER_TICK, prediction=config.gesture_prediction
-    )
-    audio = FrameTokens.from_statistics(
-        statistics["mel"], frames=MEL_FRAMES_PER_TICK, prediction=config.audio_prediction
-    )
+
+    def continuous(name: StreamName, member: str, frames: int, prediction: Prediction) -> FrameTokens:
+        latents = (codecs or {}).get(name)
+        if latents is None:
+            return FrameTokens.from_statistics(statistics[member], frames=frames, prediction=prediction)
+        return FrameTokens.from_statistics(
+            latents.statistics, frames=1, prediction=prediction, tokens_per_tick=latents.entry.rows_per_tick
+        )
+
+    gesture = continuous("gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction)
+    audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction)
     text = SlotTokens(
         pieces=pieces,
         piece_width=config.piece_width,
@@ -119,17 +150,21 @@ def build_model(config: ModelConfig, *, statistics: Mapping[str, Any], pieces: i
     return FlowModel(trunk, {"gesture": gesture, "text": text, "audio": audio})
 
 
-def model_for_weights(config: ModelConfig, *, pieces: int, speakers: int) -> FlowModel:
+def model_for_weights(
+    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+) -> FlowModel:
     """A model whose weights and statistics are still to be loaded, from a state dict that has them all."""
     statistics = {
         "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
         "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
     }
-    return build_model(config, statistics=statistics, pieces=pieces, speakers=speakers)
+    return build_model(config, statistics=statistics, pieces=pieces, speakers=speakers, codecs=codecs)
 
 
-def parameter_count(config: ModelConfig, *, pieces: int, speakers: int) -> int:
+def parameter_count(
+    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+) -> int:
     """How many numbers a model learns; allocates nothing."""
     with torch.device("meta"):
-        model = model_for_weights(config, pieces=pieces, speakers=speakers)
+        model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs)
     return sum(p.numel() for p in model.parameters())

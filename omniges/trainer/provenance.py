@@ -39,6 +39,7 @@ def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
                 "hours": round(float(catalog.table.ticks.sum()) / 36_000, 4),
                 "speakers": len(catalog.speaker_names),
                 "tool": dataset.get("tool"),
+                "codecs": {stream: {"name": e.name} | e.as_json() for stream, e in catalog.codecs.items()},
             }
         )
     return found

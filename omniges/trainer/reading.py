@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault
-from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.trainer.cachefolder import CacheFull
-from omniges.trainer.catalog import STREAM_MEMBERS, VERIFY, ClipTable
-from omniges.trainer.normalise import CHANNELS, Normaliser
+from omniges.trainer.catalog import VERIFY, ClipTable
+from omniges.trainer.normalise import Normaliser
+from omniges.trainer.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["ClipReader", "LocalShards", "ReadMarks", "ShardSource", "Verify"]
 
@@ -44,7 +44,7 @@ _NPY_HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
 )
-_GESTURE, _MEL, _WORDS = range(len(STREAM_MEMBERS))
+_GESTURE, _AUDIO, _WORDS = range(len(PLAIN_TRACKS.members))
 
 
 class ShardSource(Protocol):
@@ -107,13 +107,13 @@ class ReadMarks:
     Two processes may make the same check at the same time: both write the same value.
     """
 
-    data_starts: npt.NDArray[np.uint16]  # (N, 2) bytes of the npy header of gesture and mel, 0 before it was checked
+    data_starts: npt.NDArray[np.uint16]  # (N, 2) bytes of the npy header of gesture and audio, 0 before it was checked
     verified: npt.NDArray[np.uint8]  # (N, M) 1 where the member's sha256 was compared
 
     @classmethod
     def blank(cls, clips: int) -> ReadMarks:
         """Nothing checked yet."""
-        return cls(np.zeros((clips, 2), np.uint16), np.zeros((clips, len(STREAM_MEMBERS)), np.uint8))
+        return cls(np.zeros((clips, 2), np.uint16), np.zeros((clips, len(PLAIN_TRACKS.members)), np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,20 @@ class _Mapped:
 class ClipReader:
     """Reads windows and words of the clips of one shard folder. Not for several threads at once."""
 
-    def __init__(self, table: ClipTable, source: ShardSource, marks: ReadMarks, verify: Verify = "first") -> None:
+    def __init__(
+        self,
+        table: ClipTable,
+        source: ShardSource,
+        marks: ReadMarks,
+        verify: Verify = "first",
+        tracks: Tracks = PLAIN_TRACKS,
+    ) -> None:
         self.table = table
+        self._tracks = tracks
+        self._lengths = tuple(track.lengths(table.frames, table.mel_frames) for track in tracks.arrays)
         self._source, self._marks, self._verify = source, marks, verify == "first"
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
-        self._checked: dict[int, tuple[int, int, int]] = {}  # shard, first float of gesture and of mel
+        self._checked: dict[int, tuple[int, int, int]] = {}  # shard, first float of gesture and of audio
 
     @property
     def open_maps(self) -> int:
@@ -143,18 +152,19 @@ class ClipReader:
         return len(self._maps)
 
     def read_window(self, sample: int, start_tick: int, ticks: int, scales: Normaliser, out: tuple[F32, F32]) -> None:
-        """Normalised gesture and mel of a window into `out`: (ticks · 3 · 415,) and (ticks · 10 · 64,) float32.
+        """Normalised gesture and audio of a window into `out`, plainly (ticks · 3 · 415,) and (ticks · 10 · 64,).
 
-        `scales` may be tiled. Raises DataError where the shard is not what the manifest says.
+        Start and length are multiples of the tracks' `tick_multiple`. `scales` may be tiled. Raises DataError where
+        the shard is not what the manifest says.
         """
         # Python's own numbers: picking single numbers out of the table's columns took as long as a tenth of the copy.
-        shard, gesture_first, mel_first = self._checked.get(sample) or self._check(sample)
+        shard, gesture_first, audio_first = self._checked.get(sample) or self._check(sample)
         floats = self._map(shard, sample).floats
-        gesture, mel = out
-        first = gesture_first + start_tick * (len(gesture) // ticks)
+        gesture, audio = out
+        first = gesture_first + start_tick * len(gesture) // ticks
         scales.gesture.normalise_into(floats[first : first + len(gesture)], gesture)
-        first = mel_first + start_tick * (len(mel) // ticks)
-        scales.mel.normalise_into(floats[first : first + len(mel)], mel)
+        first = audio_first + start_tick * len(audio) // ticks
+        scales.audio.normalise_into(floats[first : first + len(audio)], audio)
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
         """Tell the source which shards these clips (k,) need, in their order, but for those that are mapped."""
@@ -166,14 +176,13 @@ class ClipReader:
     def advise(self, sample: int, start_tick: int, ticks: int) -> None:
         """Ask the kernel to read a window from the disk ahead of its use."""
         mapped = self._map(int(self.table.shard[sample]), sample).content
-        frame_counts = (FRAMES_PER_TICK, MEL_FRAMES_PER_TICK)
-        for member, (channels, frames) in enumerate(zip(CHANNELS.values(), frame_counts, strict=True)):
-            tick_bytes = channels * frames * 4
+        for member, track in enumerate(self._tracks.arrays):
+            row_bytes = track.channels * 4
             if self._verify and not self._marks.verified[sample, member]:
                 first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
             else:
-                first = int(self.table.offsets[sample, member]) + start_tick * tick_bytes
-                size = ticks * tick_bytes
+                first = int(self.table.offsets[sample, member]) + track.rows(start_tick) * row_bytes
+                size = track.rows(ticks) * row_bytes
             start = first - first % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
 
@@ -220,14 +229,14 @@ class ClipReader:
         return mapped
 
     def _check(self, sample: int) -> tuple[int, int, int]:
-        """A clip's shard, and where its gesture and mel begin in it, counted in floats."""
+        """A clip's shard, and where its gesture and audio begin in it, counted in floats."""
         shard = int(self.table.shard[sample])
         content = self._map(shard, sample).content
-        gesture, mel = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _MEL))
+        gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))
         if len(self._checked) >= _MAX_CHECKED:
             self._checked.clear()
-        self._checked[sample] = shard, gesture, mel
-        return shard, gesture, mel
+        self._checked[sample] = shard, gesture, audio
+        return shard, gesture, audio
 
     def _data_start(self, mapped: mmap.mmap, sample: int, member: int) -> int:
         """Where a member's array data begins in the shard, its header and digest checked once."""
@@ -254,8 +263,8 @@ class ClipReader:
     def _check_header(self, mapped: mmap.mmap, sample: int, member: int) -> int:
         """Bytes of a member's npy header, once dtype, order, shape and size are those of the manifest."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
-        frames = int((self.table.frames, self.table.mel_frames)[member][sample])
-        expected = (frames, tuple(CHANNELS.values())[member])
+        rows = int(self._lengths[member][sample])
+        expected = (rows, self._tracks.arrays[member].channels)
         head = mapped[first : first + min(size, _MAX_HEADER_BYTES)]
         length = 10 + int.from_bytes(head[8:10], "little")
         match = _NPY_HEADER.fullmatch(head[10:length])
@@ -267,7 +276,7 @@ class ClipReader:
         if dtype != "<f4" or fortran or shape.rstrip(",") != ", ".join(map(str, expected)):
             order = ", Fortran order" if fortran else ""
             raise self._fault(sample, member, f"{expected} <f4 expected, found ({shape}) {dtype}{order}")
-        if length + frames * expected[1] * 4 != size:
+        if length + rows * expected[1] * 4 != size:
             raise self._fault(sample, member, f"{size} bytes do not hold a header and {expected} float32")
         if (first + length) % 4:
             raise self._fault(sample, member, f"numbers from a multiple of 4 bytes expected, found {first + length}")
@@ -276,7 +285,7 @@ class ClipReader:
     def _fault(self, sample: int, member: int, what: str) -> DataError:
         table = self.table
         path = self._source.describe(table.shard_name(int(table.shard[sample])))
-        place = f"{table.key(sample)}.{STREAM_MEMBERS[member]} at byte {int(table.offsets[sample, member])}"
+        place = f"{table.key(sample)}.{self._tracks.members[member]} at byte {int(table.offsets[sample, member])}"
         return DataError(f"{path}: {place}: {what}. {VERIFY}")
 
 

@@ -56,6 +56,7 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "cache_gb": _Rule(float, above=0),
         "output_dir": _Rule(Path),
         "preset": _Rule(choices=tuple(PRESETS)),
+        "audio_codec": _Rule(optional=True),
         "window_ticks": _Rule(int, least=1),
         "train_batch_size": _Rule(int, least=1),
         "gradient_accumulation_steps": _Rule(int, least=1),
@@ -103,6 +104,8 @@ class TrainSettings:
     """Folder of the run."""
     preset: str = "tiny"
     """Size of the model."""
+    audio_codec: str | None = None
+    """Codec whose latents stand for the mel; the shards hold them."""
     window_ticks: int = 64
     """Ticks of 0.1 s in a window."""
     train_batch_size: int = 32
@@ -179,6 +182,11 @@ class TrainSettings:
             )
         self.model_config()
         self.flow_settings()
+
+    @property
+    def codecs(self) -> dict[str, str]:
+        """The codec that stands for a stream, where one was chosen."""
+        return {} if self.audio_codec is None else {"audio": self.audio_codec}
 
     def model_config(self) -> ModelConfig:
         """The model; raises UsageFault for sizes that no model has."""

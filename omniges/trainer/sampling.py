@@ -74,10 +74,10 @@ def follow(
 
 
 def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -> dict[StreamName, Tensor]:
-    batch = next(iter(x.values()))
-    at = torch.full((len(batch),), level, device=batch.device)
-    clean = clean_of(x, at)
-    return {name: velocity_from_clean(clean[name], tokens, at) for name, tokens in x.items()}
+    # Streams of long timelines lie side by side without a batch axis, each with as many tokens as it has.
+    at = {name: torch.full((len(tokens),), level, device=tokens.device) for name, tokens in x.items()}
+    clean = clean_of(x, next(iter(at.values())))
+    return {name: velocity_from_clean(clean[name], tokens, at[name]) for name, tokens in x.items()}
 
 
 def _moved(
@@ -146,7 +146,9 @@ def sample(
         )
     given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
     noise = {
-        name: draw_noise(draws.seed, draws.positions, name, (draws.ticks, model.stream(name).channels))
+        name: draw_noise(
+            draws.seed, draws.positions, name, (model.stream(name).count(draws.ticks), model.stream(name).channels)
+        )
         for name in targets
     }
     clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance)

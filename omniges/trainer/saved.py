@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, cast
 
 import torch
 
 from omniges.errors import DataError, UsageFault
-from omniges.shards.schema import STATS_FILE, TOKENIZER_FILE, json_document
+from omniges.shards.codecs import CodecEntry
+from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, json_document
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.flow import FlowModel
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
-from omniges.trainer.presets import ModelConfig, build_model
+from omniges.trainer.presets import CodecLatents, ModelConfig, build_model
 from omniges.trainer.slots import SlotCodec
+from omniges.trainer.streams import StreamName
+from omniges.trainer.tracks import Tracks
 
 __all__ = ["CONFIG_FILE", "ModelIdentity", "load_identity", "load_model"]
 
@@ -32,6 +35,18 @@ class ModelIdentity:
     speakers: tuple[str, ...]  # the first has number 1
     statistics: bytes  # stats.json
     tokenizer: bytes  # tokenizer.json
+    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # whose latents stand for streams
+    latents: bytes = b""  # latents.json, where there is a codec
+
+    @property
+    def tick_multiple(self) -> int:
+        """Ticks that windows and inputs have to be multiples of."""
+        return Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).tick_multiple
+
+    def codec_latents(self) -> dict[StreamName, CodecLatents]:
+        """The codecs with their statistics, as a model is built from them."""
+        statistics = json.loads(self.latents) if self.codecs else {}
+        return {stream: CodecLatents(entry, statistics[entry.name]) for stream, entry in self.codecs.items()}
 
     def build(self, seed: int) -> FlowModel:
         """The untrained model that a seed gives; torch's generators stay as they are."""
@@ -42,17 +57,26 @@ class ModelIdentity:
                 statistics=json.loads(self.statistics),
                 pieces=SlotCodec(self.tokenizer).pieces,
                 speakers=len(self.speakers),
+                codecs=self.codec_latents(),
             )
 
     def documents(self) -> dict[str, bytes]:
         """The files of a checkpoint that say it."""
-        config = {
+        config: dict[str, Any] = {
             "preset": self.preset,
             "model": self.config.as_json(),
             "window_ticks": self.window_ticks,
             "speakers": list(self.speakers),
         }
-        return {CONFIG_FILE: json_document(config), STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
+        files = {STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
+        if self.codecs:
+            # Who it is and what its rows are; versions of packages that encoded it do not make another codec.
+            config["codecs"] = {
+                stream: {"name": entry.name} | replace(entry, settings={}).as_json()
+                for stream, entry in self.codecs.items()
+            }
+            files[LATENTS_FILE] = self.latents
+        return {CONFIG_FILE: json_document(config)} | files
 
     def require_same(self, saved: SavedCheckpoint) -> None:
         """Raise UsageFault where a checkpoint is of another model or of other data."""
@@ -64,7 +88,7 @@ class ModelIdentity:
             if was.get(name) != now.get(name) and name != "preset"
         ]
         differences += [
-            f"{name} is another" for name in (STATS_FILE, TOKENIZER_FILE) if saved.document(name) != own[name]
+            f"{name} is another" for name in sorted(own.keys() - {CONFIG_FILE}) if _other(saved, name, own[name])
         ]
         if differences:
             raise UsageFault(
@@ -73,8 +97,18 @@ class ModelIdentity:
             )
 
 
+def _other(saved: SavedCheckpoint, name: str, own: Any) -> bool:
+    """Whether a checkpoint has another document of a name; one that it has not at all shows in its configuration."""
+    return name in saved.files and saved.document(name) != own
+
+
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "model"} | dict(config.get("model", {}))
+    plain = {name: value for name, value in config.items() if name not in {"model", "codecs"}}
+    codecs = {
+        f"{stream} codec": f"{entry['name']} {entry['fingerprint'][:16]}…"
+        for stream, entry in config.get("codecs", {}).items()
+    }
+    return plain | dict(config.get("model", {})) | codecs
 
 
 def _short(differences: list[str]) -> list[str]:
@@ -85,6 +119,12 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
     """What a checkpoint says of its model; raises DataError where it does not say it."""
     found: Mapping[str, Any] = saved.document(CONFIG_FILE)
     try:
+        codecs: dict[StreamName, CodecEntry] = {
+            cast("StreamName", stream): CodecEntry.from_json(
+                entry["name"], {name: value for name, value in entry.items() if name != "name"}
+            )
+            for stream, entry in found.get("codecs", {}).items()
+        }
         return ModelIdentity(
             preset=found["preset"],
             config=ModelConfig.from_json(found["model"]),
@@ -92,8 +132,10 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
             speakers=tuple(found["speakers"]),
             statistics=saved.content(STATS_FILE),
             tokenizer=saved.content(TOKENIZER_FILE),
+            codecs=codecs,
+            latents=saved.content(LATENTS_FILE) if codecs else b"",
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{saved.path / CONFIG_FILE}: {error}; use the omniges that wrote it") from error
 
 

@@ -10,18 +10,29 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.errors import UsageFault
 from omniges.trainer.catalog import Catalog, ClipTable
 from omniges.trainer.collate import Collator, mixture_of, open_source
 from omniges.trainer.normalise import Normaliser, Scale
 from omniges.trainer.order import Mixture
 from omniges.trainer.reading import ClipReader, LocalShards, ReadMarks, ShardSource, Verify
+from omniges.trainer.tracks import Track, Tracks
 
-__all__ = ["JOB", "DataSource", "Sequencing", "make_arrays", "make_collator", "make_document", "make_order"]
+__all__ = [
+    "JOB",
+    "DataSource",
+    "Sequencing",
+    "make_arrays",
+    "make_collator",
+    "make_document",
+    "make_order",
+    "tracks_of",
+]
 
 JOB: Final = struct.Struct("<q")
 """A job on a worker's standard input: the number of a block."""
 
-_STREAMS: Final = ("gesture", "mel")
+_STREAMS: Final = ("gesture", "audio")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +57,37 @@ class Sequencing:
     shuffle: bool = True  # else one pass in key order, windows without gaps
 
 
+def tracks_of(data: Sequence[DataSource]) -> Tracks:
+    """What batches of these folders are made of; raises UsageFault where they hold latents of different codecs."""
+    first = data[0].catalog
+    for source in data[1:]:
+        for stream, entry in first.codecs.items():
+            other = source.catalog.codecs.get(stream)
+            if (
+                other is None
+                or other.fingerprint != entry.fingerprint
+                or Track.of_codec(other) != Track.of_codec(entry)
+            ):
+                found = "none" if other is None else f"{other.name} {other.fingerprint[:16]}…"
+                raise UsageFault(
+                    f"{source.catalog.folder}: latents of {entry.name} {entry.fingerprint[:16]}… expected as in "
+                    f"{first.folder}, found {found}: encode both with one codec"
+                )
+    return first.tracks
+
+
 def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
     """The order of the folders' windows."""
     tables = [source.catalog.table for source in data]
     weights = [source.weight for source in data]
-    return mixture_of(tables, weights, sequencing.window_ticks, sequencing.seed, shuffle=sequencing.shuffle)
+    return mixture_of(
+        tables,
+        weights,
+        sequencing.window_ticks,
+        sequencing.seed,
+        shuffle=sequencing.shuffle,
+        tracks=tracks_of(data),
+    )
 
 
 def make_document(data: Sequence[DataSource], sequencing: Sequencing, verify: Verify, stride: int) -> dict[str, Any]:
@@ -63,6 +100,7 @@ def make_document(data: Sequence[DataSource], sequencing: Sequencing, verify: Ve
         "shuffle": sequencing.shuffle,
         "verify": verify,
         "stride": stride,
+        "tracks": tracks_of(data).as_json(),
     }
 
 
@@ -82,14 +120,21 @@ def make_arrays(data: Sequence[DataSource], normaliser: Normaliser, tokenizer: b
 def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Collator:
     """A collator that reads by the document and marks what it has checked in the arrays."""
     tables, readers = [], []
+    tracks = Tracks.from_json(document["tracks"])
     for number, specification in enumerate(document["sources"]):
         prefix = f"{number}."
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         marks = ReadMarks(own.pop("data_starts"), own.pop("verified"))
         tables.append(ClipTable(**own))
-        readers.append(ClipReader(tables[-1], open_source(specification), marks, document["verify"]))
+        readers.append(ClipReader(tables[-1], open_source(specification), marks, document["verify"], tracks))
     order = mixture_of(
-        tables, document["weights"], document["window_ticks"], document["seed"], shuffle=document["shuffle"]
+        tables,
+        document["weights"],
+        document["window_ticks"],
+        document["seed"],
+        shuffle=document["shuffle"],
+        tracks=tracks,
     )
     scales = [Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"]) for stream in _STREAMS]
-    return Collator(order, readers, Normaliser(*scales), arrays["tokenizer"].tobytes(), document["stride"])
+    tokenizer = arrays["tokenizer"].tobytes()
+    return Collator(order, readers, Normaliser(*scales), tokenizer, document["stride"], tracks)

@@ -9,6 +9,7 @@ Shape letters: B batch, N tokens, C channels of a token, O outputs of the trunk'
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from fractions import Fraction
 from typing import Final, Literal, get_args
 
 import torch
@@ -39,6 +40,15 @@ class Stream(nn.Module, ABC):
     """C."""
     outputs: int
     """O."""
+    tokens_per_tick: Fraction = Fraction(1)
+    """N of a window of t ticks is t times this, for windows that hold whole tokens."""
+
+    def count(self, ticks: int) -> int:
+        """N of a window of some ticks; raises ValueError where it holds no whole number of tokens."""
+        found = ticks * self.tokens_per_tick
+        if found.denominator != 1:
+            raise ValueError(f"{ticks} ticks do not hold whole tokens, {self.tokens_per_tick} a tick")
+        return int(found)
 
     @abstractmethod
     def tokens(self, arrays: Tensor) -> Tensor:

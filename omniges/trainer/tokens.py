@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -28,14 +29,17 @@ def tick_seconds(count: int) -> Tensor:
 
 
 class FrameTokens(Stream):
-    """Frames (B, N · frames, channels) as tokens (B, N, frames · channels), one a tick.
+    """Frames (B, N · frames, channels) as tokens (B, N, frames · channels), one a tick unless told otherwise.
+
+    A codec's latents are frames too: rows of which each is a token.
 
     Args:
-        frames: frames a tick.
+        frames: frames a token.
         mean: each channel's mean over the training data.
         std: each channel's standard deviation; below 1e-6 the scale is 1.
         prediction: what the head gives.
         weights: each channel's weight in the loss, of mean 1; None: all alike.
+        tokens_per_tick: how many tokens 0.1 s has.
     """
 
     mean: Tensor
@@ -50,9 +54,11 @@ class FrameTokens(Stream):
         std: Sequence[float],
         prediction: Prediction = "clean",
         weights: Sequence[float] | None = None,
+        tokens_per_tick: Fraction = Fraction(1),
     ) -> None:
         super().__init__()
         self.frames = frames
+        self.tokens_per_tick = tokens_per_tick
         self.prediction = prediction
         self.channels = frames * len(mean)
         self.outputs = self.channels
@@ -69,10 +75,18 @@ class FrameTokens(Stream):
         frames: int,
         prediction: Prediction = "clean",
         weights: Sequence[float] | None = None,
+        tokens_per_tick: Fraction = Fraction(1),
     ) -> FrameTokens:
-        """From one entry of stats.json, with ``mean`` and ``std``."""
+        """From one entry of stats.json or latents.json, with ``mean`` and ``std``."""
         mean, std = statistics["mean"], statistics["std"]
-        return cls(frames=frames, mean=mean, std=std, prediction=prediction, weights=weights)
+        return cls(
+            frames=frames,
+            mean=mean,
+            std=std,
+            prediction=prediction,
+            weights=weights,
+            tokens_per_tick=tokens_per_tick,
+        )
 
     def tokens(self, arrays: Tensor) -> Tensor:
         """Normalised frames, a tick's frames side by side."""
@@ -85,8 +99,8 @@ class FrameTokens(Stream):
         return normal * self.scale + self.mean
 
     def seconds(self, count: int) -> Tensor:
-        """Centres of ticks."""
-        return tick_seconds(count).to(self.mean.device)
+        """Centres of tokens: (k + ½) of their length."""
+        return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
         """The output itself, or through the velocity."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class TraceSettings:
     from_step: int = 0
     steps: int = 1
     decode: bool = False
+    codecs: Mapping[str, str] = field(default_factory=dict)  # the codec that stands for a stream
 
     def __post_init__(self) -> None:
         """Refuse steps that do not exist."""
@@ -41,10 +42,10 @@ class TraceSettings:
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     """One record a window: step, rank, position, key, start_tick, split, with `decode` also sha256.
 
-    The digest is of the batch's normalised gesture, mel and text slots of the window: float32, float32 and int32,
-    little-endian, in this order. Raises what `read_catalog` and the reading of shards raise.
+    The digest is of the batch's normalised gesture, mel (or latents) and text slots of the window: float32, float32
+    and int32, little-endian, in this order. Raises what `read_catalog` and the reading of shards raise.
     """
-    catalog = read_catalog(settings.shards, settings.filters)
+    catalog = read_catalog(settings.shards, settings.filters, settings.codecs)
     data = [DataSource(catalog)]
     share = settings.share
     reader = _Decoder(data, settings) if settings.decode else None
@@ -71,11 +72,11 @@ class _Decoder:
 
     def __init__(self, data: list[DataSource], settings: TraceSettings) -> None:
         catalog, share = data[0].catalog, settings.share
-        normaliser = Normaliser.from_statistics(catalog.statistics, str(settings.shards / "stats.json"))
+        normaliser = Normaliser.of_catalog(catalog)
         document = make_document(data, settings.sequencing, "first", share.micro_batch)
         arrays = make_arrays(data, normaliser, catalog.tokenizer)
         self._collator: Collator = make_collator(document, arrays)
-        places, size = batch_layout(share.batch_size, settings.sequencing.window_ticks)
+        places, size = batch_layout(share.batch_size, settings.sequencing.window_ticks, catalog.tracks)
         self._block = BatchBlock.of(np.zeros(size, np.uint8), places)
 
     def digests(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
@@ -84,7 +85,7 @@ class _Decoder:
         found = []
         for row in range(len(positions)):
             digest = hashlib.sha256()
-            for array in (self._block.gesture[row], self._block.mel[row], self._block.text[row]):
+            for array in (self._block.gesture[row], self._block.audio[row], self._block.text[row]):
                 digest.update(np.ascontiguousarray(array).data)
             found.append(digest.hexdigest())
         return found

@@ -139,7 +139,10 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
 def _loop_settings(run: Run) -> LoopSettings:
     settings = run.settings
     location = parse_location(settings.shards[0])
-    trace = ("omniges", "trace-batches", f"--shards={location}", f"--window-ticks={settings.window_ticks}")
+    trace: tuple[str, ...] = ("omniges", "trace-batches", f"--shards={location}")
+    trace += (f"--window-ticks={settings.window_ticks}",)
+    if settings.audio_codec:
+        trace += (f"--audio-codec={settings.audio_codec}",)
     return LoopSettings(
         seed=settings.seed,
         flow=settings.flow_settings(),
@@ -167,7 +170,10 @@ def _welcome(run: Run, state: RunState) -> list[str]:
     """What a person should know before the first step."""
     settings, feed = run.settings, run.feed
     count = parameter_count(
-        run.identity.config, pieces=SlotCodec(run.identity.tokenizer).pieces, speakers=len(run.identity.speakers)
+        run.identity.config,
+        pieces=SlotCodec(run.identity.tokenizer).pieces,
+        speakers=len(run.identity.speakers),
+        codecs=run.identity.codec_latents(),
     )
     clips = sum(len(source.catalog.table) for source in run.data)
     hours = sum(float(source.catalog.table.ticks.sum()) for source in run.data) / 36_000
@@ -177,7 +183,11 @@ def _welcome(run: Run, state: RunState) -> list[str]:
     model = f"{settings.preset} model, {count / 1e6:.2f} million parameters, on {ranks}{run.accelerator.device.type}"
     windows = f"{feed.windows_per_epoch} windows of {settings.window_ticks} ticks an epoch{short}"
     shards = f"{clips} clips ({hours:.2f} h), {windows}; global batch {feed.share.global_batch}"
-    return [f"{model}; {shards}; run {settings.output_dir} {begins}"]
+    latents = [
+        f"{stream}: latents of {entry.name}, fingerprint {entry.fingerprint[:16]}…, from the shards"
+        for stream, entry in run.identity.codecs.items()
+    ]
+    return [f"{model}; {shards}; run {settings.output_dir} {begins}", *latents]
 
 
 # --- checkpoints

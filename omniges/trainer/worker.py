@@ -23,6 +23,7 @@ from omniges.errors import OmnigesError
 from omniges.trainer.collate import BatchBlock, Collator, batch_layout
 from omniges.trainer.setup import JOB, make_collator
 from omniges.trainer.shared import map_memory, place_arrays
+from omniges.trainer.tracks import Tracks
 
 __all__ = ["main"]
 
@@ -35,7 +36,7 @@ def main() -> None:
     setup = json.loads(sys.stdin.buffer.readline())
     shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
     collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
-    places, size = batch_layout(setup["rows"], setup["window_ticks"])
+    places, size = batch_layout(setup["rows"], setup["window_ticks"], Tracks.from_json(setup["tracks"]))
     blocks: dict[int, BatchBlock] = {}
     with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer any more
         while job := sys.stdin.buffer.read(JOB.size):

@@ -19,9 +19,9 @@ from crashes_power import laid_out, power_loss_case, recorded, survive
 from crashes_scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
 
 from omniges import publish
-from omniges.pipeline import workspace as workspace_module
 from omniges.publish import make_folder, publish_bytes
 from omniges.shards import commit as commit_module
+from omniges.shards import workspace as workspace_module
 
 Recording = tuple[Scenario, Tree, list[Call]]
 

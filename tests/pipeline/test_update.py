@@ -186,7 +186,7 @@ class TestUpdate:
     ) -> None:
         out = tmp_path / "o"
         convert(root, out)
-        from omniges.pipeline import workspace
+        from omniges.shards import workspace
 
         real = workspace.tool_versions()
         monkeypatch.setattr(workspace, "tool_versions", lambda: real | {"numpy": "9.9"})

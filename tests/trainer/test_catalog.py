@@ -229,7 +229,7 @@ class TestStatistics:
             Normaliser.from_statistics(statistics)
 
     def test_restoring_undoes_normalising(self, folder: Path) -> None:
-        scale = Normaliser.from_statistics(json.loads((folder / "stats.json").read_text())).mel
+        scale = Normaliser.from_statistics(json.loads((folder / "stats.json").read_text())).audio
         frames = np.random.default_rng(0).standard_normal((50, 64), dtype=np.float32)
         np.testing.assert_allclose(scale.restored(scale.normalised(frames)), frames, atol=1e-5)
 

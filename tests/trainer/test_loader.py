@@ -106,16 +106,16 @@ class TestContent:
         with loader_of(folder, settings=LoaderSettings(workers=workers)) as loader:
             for batch in itertools.islice(loader, 9):
                 assert batch.gesture.shape == (6, TICKS * 3, 415)
-                assert batch.mel.shape == (6, TICKS * 10, 64)
+                assert batch.audio.shape == (6, TICKS * 10, 64)
                 assert batch.text.shape == (6, TICKS)
-                assert (batch.gesture.dtype, batch.mel.dtype, batch.text.dtype) == (
+                assert (batch.gesture.dtype, batch.audio.dtype, batch.text.dtype) == (
                     torch.float32,
                     torch.float32,
                     torch.int32,
                 )
                 for row, (_, key, start) in enumerate(names(batch)):
-                    for stream in ("gesture", "mel"):
-                        found = getattr(batch, stream)[row].numpy()
+                    for stream, arrays in (("gesture", batch.gesture), ("mel", batch.audio)):
+                        found = arrays[row].numpy()
                         np.testing.assert_array_equal(found, plain.window(key, stream, start, TICKS))
                     clip_ticks = len(plain.array(key, "gesture")) // 3
                     slots = codec.encode(plain.words(key), clip_ticks).ids[start : start + TICKS]
@@ -167,7 +167,7 @@ class TestContent:
             assert loader._store is not None
             roots = [root.ctypes.data for root in loader._store._roots]
             ends = [start + loader._store.block_bytes for start in roots]
-            tensors = (batch.gesture, batch.mel, batch.text, batch.positions, batch.start_ticks)
+            tensors = (batch.gesture, batch.audio, batch.text, batch.positions, batch.start_ticks)
             for tensor in tensors:
                 assert any(a <= tensor.data_ptr() < b for a, b in zip(roots, ends, strict=True))
 

@@ -18,12 +18,13 @@ from omniges.shards.tar import npy_parts
 from omniges.trainer import reading
 from omniges.trainer.cachefolder import CacheFull
 from omniges.trainer.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
-from omniges.trainer.normalise import CHANNELS, Normaliser, Scale
+from omniges.trainer.normalise import Normaliser, Scale
 from omniges.trainer.reading import ClipReader, LocalShards, ReadMarks, Verify
+from omniges.trainer.tracks import PLAIN_TRACKS
 
 LENGTHS = (20, 11, 33)
 PLAIN_SCALES = Normaliser(
-    *(Scale(np.zeros(channels, np.float32), np.ones(channels, np.float32)) for channels in CHANNELS.values())
+    *(Scale(np.zeros(track.channels, np.float32), np.ones(track.channels, np.float32)) for track in PLAIN_TRACKS.arrays)
 )
 
 

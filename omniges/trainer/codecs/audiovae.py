@@ -104,7 +104,7 @@ def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         raise DataError(f"{folder / _CONFIG}: no AutoencoderKL can be made of it ({_line(error)})") from error
     _load_weights(vae, folder)
-    vae = vae.to(device, torch.float32).eval().requires_grad_(False)
+    vae = vae.to(device).eval().requires_grad_(False)
     found = {key: value for key in _KEYS if (value := vae.config.get(key)) is not None}
     columns = MEL_BANDS // frames_per_row  # both axes are halved as often
     entry = CodecEntry(

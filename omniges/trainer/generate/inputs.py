@@ -79,23 +79,24 @@ class Given:
     remarks: tuple[str, ...] = ()
     words: Sequence[Mapping[str, Any]] = field(default=())  # of text
     body: Body | None = None  # of gesture
+    latents: npt.NDArray[np.float32] | None = None  # of the model's codec, where shards hold them; of the whole clip
 
     def cut(self, ticks: int) -> Given:
         """The first ticks of it."""
         if ticks == self.ticks:
             return self
-        per_tick = len(self.array) // self.ticks
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
         return Given(
             self.stream,
             self.name,
             ticks,
-            self.array[: ticks * per_tick],
+            self.array[: len(self.array) * ticks // self.ticks],
             self.path,
             self.sha256,
             self.remarks,
             words,
             self.body,
+            self.latents,
         )
 
 
@@ -235,8 +236,10 @@ def read_gesture(path: Path) -> Given:
     )
 
 
-def given_sample(sample: SampleArrays, stream: StreamName, codec: SlotCodec, shards: Path) -> Given:
-    """One stream of a sample of a shard folder."""
+def given_sample(
+    sample: SampleArrays, stream: StreamName, codec: SlotCodec, shards: Path, latents_of: str | None = None
+) -> Given:
+    """One stream of a sample of a shard folder, with the latents of a codec where it has them."""
     row = sample.row
     remarks: tuple[str, ...] = ()
     array: npt.NDArray[Any]
@@ -259,4 +262,5 @@ def given_sample(sample: SampleArrays, stream: StreamName, codec: SlotCodec, sha
         row.members[member].sha256,
         remarks,
         sample.words if stream == "text" else (),
+        latents=None if latents_of is None else sample.latents[latents_of],
     )

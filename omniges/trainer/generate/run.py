@@ -20,9 +20,10 @@ from omniges.publish import make_folder, publish_bytes
 from omniges.shards.schema import sha256_hex
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.flow import FlowModel
+from omniges.trainer.generate.codecs import CodecFolders
 from omniges.trainer.generate.inputs import Body, read_gesture
 from omniges.trainer.generate.outputs import NEUTRAL, Files, picture, render
-from omniges.trainer.generate.sources import Input, Sources, planned_inputs
+from omniges.trainer.generate.sources import Input, Reading, Sources, planned_inputs
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_starts
 from omniges.trainer.generated import GeneratedRecord
 from omniges.trainer.resuming import find_checkpoint
@@ -68,6 +69,7 @@ class GenerateSettings:
     task: str
     out: Path
     sources: Sources
+    codecs: tuple[tuple[str, Path], ...] = ()  # name and folder
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     overlap_ticks: int | None = None  # None: a quarter of the model's window
     seed: int = 0
@@ -150,16 +152,17 @@ def generate(
     began = time.monotonic()
     task = task_named(settings.task)
     loaded = load(settings.checkpoint, settings.weights)
-    window = loaded.identity.window_ticks
-    overlap = window // 4 if settings.overlap_ticks is None else settings.overlap_ticks
-    windows = WindowSettings(window_ticks=window, overlap_ticks=overlap)
+    windows = _windows(loaded.identity, settings.overlap_ticks)
+    codecs = CodecFolders(loaded.identity.codecs, settings.codecs)
     loaded.speaker_number(settings.speaker, named=True)
     body = _body(settings)
-    inputs = planned_inputs(TASKS[task].conditions, settings.sources, loaded.codec)
+    codecs.require(TASKS[task], settings.sources)
+    reading = Reading(loaded.codec, loaded.identity.tick_multiple, loaded.identity.codecs)
+    inputs = planned_inputs(TASKS[task].conditions, settings.sources, reading)
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     _refuse_taken(settings, names)
     make_folder(settings.out)
-    job = _Job(settings, task, loaded, windows, body)
+    job = _Job(settings, task, loaded, windows, body, codecs)
     records: list[Path] = []
     remarks = made_ticks = 0
     for group in _groups((plan.load() for plan in inputs), windows, settings.num_samples):
@@ -171,6 +174,14 @@ def generate(
             made_ticks += result.record.ticks
     elapsed = time.monotonic() - began
     return GenerateSummary(settings.out, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, remarks)
+
+
+def _windows(identity: ModelIdentity, overlap_ticks: int | None) -> WindowSettings:
+    """Windows as the model was trained on; overlaps of a quarter unless told otherwise."""
+    window, multiple = identity.window_ticks, identity.tick_multiple
+    quarter = window // 4 - window // 4 % multiple
+    overlap = quarter if overlap_ticks is None else overlap_ticks
+    return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple)
 
 
 def _names(name: str, samples: int) -> list[str]:
@@ -221,10 +232,16 @@ class _Job:
     """One task with one model."""
 
     def __init__(
-        self, settings: GenerateSettings, task: str, loaded: Loaded, windows: WindowSettings, body: Body | None
+        self,
+        settings: GenerateSettings,
+        task: str,
+        loaded: Loaded,
+        windows: WindowSettings,
+        body: Body | None,
+        codecs: CodecFolders,
     ) -> None:
         self._settings, self._task, self._loaded = settings, task, loaded
-        self._windows, self._body = windows, body
+        self._windows, self._body, self._codecs = windows, body, codecs
         self.expected = 0  # ticks of all inputs read so far
         self._made = 0
 
@@ -251,12 +268,14 @@ class _Job:
     def _timeline(self, item: Input, sample: int) -> Timeline:
         speaker = self._settings.speaker
         number = self._loaded.speaker_number(speaker or item.speaker, named=speaker is not None)
-        conditions = {given.stream: torch.from_numpy(np.array(given.array)) for given in item.given}
+        arrays = {given.stream: self._codecs.model_array(given, item.ticks) for given in item.given}
+        conditions = {stream: torch.from_numpy(np.array(array)) for stream, array in arrays.items()}
         return Timeline(item.ticks, conditions, number, sample)
 
     def _write(self, item: Input, sample: int, made: Mapping[StreamName, npt.NDArray[Any]]) -> _Result:
         """All files of a result, its record last."""
         settings = self._settings
+        made = {stream: self._codecs.decoded(stream, array) for stream, array in made.items()}
         body = self._body or item.body or NEUTRAL
         name = _names(item.name, settings.num_samples)[sample]
         files = render(made, item.ticks, body, self._loaded.codec, settings.seed + sample)
@@ -302,6 +321,10 @@ class _Job:
                 "preset": self._loaded.identity.preset,
                 "weights": self._loaded.weights,
                 "sha256": {file: entry["sha256"] for file, entry in saved.files.items()},
+                "codecs": {
+                    stream: {"name": entry.name, "fingerprint": entry.fingerprint}
+                    for stream, entry in self._loaded.identity.codecs.items()
+                },
             },
             settings=chosen,
             seams_s=tuple(start / TICKS_PER_SECOND for start in starts[1:]),

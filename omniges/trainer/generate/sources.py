@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, SPLITS
@@ -26,7 +27,7 @@ from omniges.trainer.generate.timing import SpeakingRate, learn_rate
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import STREAMS, StreamName
 
-__all__ = ["Input", "PlannedInput", "Sources", "planned_inputs"]
+__all__ = ["Input", "PlannedInput", "Reading", "Sources", "latents_of", "planned_inputs"]
 
 _MOST_APART_S: Final = 5.0
 _UNCONDITIONAL: Final = "unconditional"
@@ -84,7 +85,16 @@ class PlannedInput:
     load: Callable[[], Input]
 
 
-def planned_inputs(conditions: Sequence[StreamName], sources: Sources, codec: SlotCodec) -> list[PlannedInput]:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How inputs are read for a model."""
+
+    slots: SlotCodec
+    tick_multiple: int = 1  # lengths are cut to multiples of it
+    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # taken from shards that have them
+
+
+def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
     """All inputs of a task with these conditions. Raises UsageFault where flags and task do not go together."""
     unused = [name for name in STREAMS if sources.files(name) and name not in conditions]
     if unused:
@@ -92,11 +102,11 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, codec: Sl
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
             raise UsageFault("--key and --split: samples of shards or files expected, found both")
-        return _of_shards(conditions, sources, codec)
+        return _of_shards(conditions, sources, reading)
     if not conditions:
         if sources.seconds is None:
             raise UsageFault("--seconds: expected for results that follow from no input")
-        ticks = int(sources.seconds * TICKS_PER_SECOND + 1e-6)
+        ticks = _whole(_UNCONDITIONAL, int(sources.seconds * TICKS_PER_SECOND + 1e-6), reading)
         return [PlannedInput(_UNCONDITIONAL, partial(Input, _UNCONDITIONAL, ticks, ()))]
     missing = [name for name in conditions if not sources.files(name)]
     if missing:
@@ -105,7 +115,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, codec: Sl
         )
     rate = _rate(sources) if "text" in conditions else None
     return [
-        PlannedInput(name, partial(_of_files, name, files, sources, codec, rate))
+        PlannedInput(name, partial(_of_files, name, files, sources, reading, rate))
         for name, files in _paired(conditions, sources).items()
     ]
 
@@ -144,7 +154,7 @@ def _rate(sources: Sources) -> SpeakingRate | None:
 
 
 def _of_files(
-    name: str, files: Mapping[StreamName, str], sources: Sources, codec: SlotCodec, rate: SpeakingRate | None
+    name: str, files: Mapping[StreamName, str], sources: Sources, reading: Reading, rate: SpeakingRate | None
 ) -> Input:
     given = []
     for stream, file in files.items():
@@ -155,18 +165,27 @@ def _of_files(
     # A text's last words end before the recording does: where there is another stream, that one tells the length.
     length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
-        given.append(read_text(files["text"], codec, rate, length_s))
+        given.append(read_text(files["text"], reading.slots, rate, length_s))
     body = next((one.body for one in given if one.body is not None), None)
-    return _cut(Input(name, 0, tuple(given), body=body), sources.seconds)
+    return _cut(Input(name, 0, tuple(given), body=body), sources.seconds, reading)
 
 
-def _cut(item: Input, seconds: float | None) -> Input:
+def _whole(name: str, ticks: int, reading: Reading) -> int:
+    """The largest length that the model has, of at most so many ticks."""
+    found = ticks - ticks % reading.tick_multiple
+    if not found:
+        raise DataError(f"{name}: at least {reading.tick_multiple / TICKS_PER_SECOND:g} s expected, found less")
+    return found
+
+
+def _cut(item: Input, seconds: float | None, reading: Reading) -> Input:
     """The length that all streams have, or the one asked for where that is less."""
     lengths = [given.ticks for given in item.given]
     if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > _MOST_APART_S:
         found = ", ".join(f"{given.path} {given.ticks / TICKS_PER_SECOND:.1f} s" for given in item.given)
         raise DataError(f"{item.name}: lengths at most {_MOST_APART_S:g} s apart expected, found {found}")
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
+    ticks = _whole(item.name, ticks, reading)
     remarks = list(item.remarks)
     if max(lengths) > ticks:
         remarks.append(f"cut to {ticks / TICKS_PER_SECOND:.1f} s")
@@ -174,23 +193,33 @@ def _cut(item: Input, seconds: float | None) -> Input:
     return Input(item.name, ticks, given, item.speaker, item.body, item.source, tuple(remarks))
 
 
-def _of_shards(conditions: Sequence[StreamName], sources: Sources, codec: SlotCodec) -> list[PlannedInput]:
+def _of_shards(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
     folder = ShardFolder(cast("Path", sources.shards))
     rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
     if not rows:
         raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
-    return [PlannedInput(row.key, partial(_of_sample, conditions, folder, row, sources, codec)) for row in rows]
+    return [PlannedInput(row.key, partial(_of_sample, conditions, folder, row, sources, reading)) for row in rows]
 
 
 def _of_sample(
-    conditions: Sequence[StreamName], folder: ShardFolder, row: ManifestRow, sources: Sources, codec: SlotCodec
+    conditions: Sequence[StreamName], folder: ShardFolder, row: ManifestRow, sources: Sources, reading: Reading
 ) -> Input:
     sample = folder.sample(row)
-    given = tuple(given_sample(sample, name, codec, folder.folder) for name in conditions)
+    given = tuple(
+        given_sample(sample, name, reading.slots, folder.folder, latents_of(folder, reading.codecs.get(name)))
+        for name in conditions
+    )
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
     source = {"shards": str(folder.folder), "manifest_sha256": digest, "key": row.key}
     body = Body.of_sample(sample)
     if not given:
         limit = row.ticks if sources.seconds is None else min(row.ticks, int(sources.seconds * TICKS_PER_SECOND + 1e-6))
-        return Input(row.key, limit, (), row.speaker, body, source)
-    return _cut(Input(row.key, 0, given, row.speaker, body, source), sources.seconds)
+        return Input(row.key, _whole(row.key, limit, reading), (), row.speaker, body, source)
+    return _cut(Input(row.key, 0, given, row.speaker, body, source), sources.seconds, reading)
+
+
+def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
+    """The codec's name where a folder holds latents of that very codec."""
+    found = None if entry is None else folder.codecs.get(entry.name)
+    same = entry is not None and found is not None and found.fingerprint == entry.fingerprint
+    return entry.name if entry is not None and same else None

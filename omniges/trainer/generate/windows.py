@@ -23,7 +23,7 @@ from torch import Tensor
 from omniges.errors import UsageFault
 from omniges.trainer.flow import FlowModel, draw_noise
 from omniges.trainer.sampling import SamplingSettings, follow, guided_clean, step_levels
-from omniges.trainer.streams import StreamName
+from omniges.trainer.streams import Stream, StreamName
 
 __all__ = ["SAMPLE_TICKS", "Timeline", "WindowSettings", "blend_weights", "sample_timelines", "window_starts"]
 
@@ -39,13 +39,18 @@ class WindowSettings:
     overlap_ticks: int
     windows: int = 16
     """Windows of a stretch, and about as many as go through the model at once."""
+    tick_multiple: int = 1
+    """Ticks that windows, overlaps and timelines are multiples of, so that all streams have whole tokens in them."""
 
     def __post_init__(self) -> None:
-        """Refuse windows that do not go forward."""
+        """Refuse windows that do not go forward, or do not hold whole tokens."""
         if not 0 <= self.overlap_ticks <= self.window_ticks // 2 or self.windows < 1:
             raise UsageFault(
                 f"overlap: found {self.overlap_ticks} ticks of a window of {self.window_ticks}; expected from 0 to half"
             )
+        for what, ticks in (("window", self.window_ticks), ("overlap", self.overlap_ticks)):
+            if ticks % self.tick_multiple:
+                raise UsageFault(f"{what}: {ticks} ticks found; expected a multiple of {self.tick_multiple}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +141,10 @@ def sample_timelines(
             stretches = [plans[number][turn] for number in group]
             made = _denoise(model, stretches, [kept.get(number, {}) for number in group], targets, seed, settings)
             for number, stretch, tokens in zip(group, stretches, made, strict=True):
-                kept[number] = {name: x[-windows.window_ticks :] for name, x in tokens.items()}
-                new = {name: x[stretch.known :] for name, x in tokens.items()}
+                kept[number] = {
+                    name: x[-model.stream(name).count(windows.window_ticks) :] for name, x in tokens.items()
+                }
+                new = {name: x[model.stream(name).count(stretch.known) :] for name, x in tokens.items()}
                 arrays = {name: model.stream(name).arrays(x[None])[0] for name, x in new.items()}
                 yield number, arrays, stretch.ticks - stretch.known
 
@@ -169,57 +176,83 @@ def _denoise(
     seed: int,
     settings: SamplingSettings,
 ) -> list[dict[StreamName, Tensor]]:
-    """Clean tokens (ticks, C) of each stretch; what is known of it comes back as it was."""
+    """Clean tokens (N, C) of each stretch by stream; what is known of it comes back as it was."""
     device = next(model.parameters()).device
-    offsets = np.cumsum([0, *(stretch.ticks for stretch in stretches)]).tolist()
-    rows = torch.cat(
-        [
-            torch.tensor(stretch.starts)[:, None] - stretch.first + offset + torch.arange(stretch.window)[None]
-            for stretch, offset in zip(stretches, offsets[:-1], strict=True)
-        ]
-    ).to(device)
-    weights = torch.cat(
-        [torch.from_numpy(blend_weights([s - x.first for s in x.starts], x.window)) for x in stretches]
-    ).to(device, torch.float32)
-    positions = torch.cat(
-        [x.timeline.sample * SAMPLE_TICKS + torch.arange(x.first, x.first + x.ticks) for x in stretches]
-    ).to(device)
-    noise = {name: draw_noise(seed, positions, name, (model.stream(name).channels,)) for name in targets}
-    known = _known(stretches, offsets, before, model, targets)
+    plans = {name: _Plan.of(model.stream(name), stretches, device) for name in targets}
+    noise = {
+        name: draw_noise(seed, plan.positions, name, (model.stream(name).channels,)) for name, plan in plans.items()
+    }
+    known = {name: _known(plan, stretches, name, before, model) for name, plan in plans.items()}
     clean_of = guided_clean(
         model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance
     )
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
-        answers = clean_of({name: tokens[rows] for name, tokens in x.items()}, at[:1].expand(len(rows)))
+        windows = sum(len(stretch.starts) for stretch in stretches)
+        answers = clean_of({name: tokens[plans[name].rows] for name, tokens in x.items()}, at[:1].expand(windows))
         found = {}
         for name, answer in answers.items():
             total = torch.zeros_like(x[name])
-            total.index_add_(0, rows.flatten(), (answer * weights[..., None]).flatten(0, 1))
+            total.index_add_(0, plans[name].rows.flatten(), (answer * plans[name].weights[..., None]).flatten(0, 1))
             where, tokens = known[name]
             found[name] = total.index_copy_(0, where, tokens)
         return found
 
     made = follow(noise, step_levels(settings), blended, settings.solver)
-    return [{name: tokens[start:stop] for name, tokens in made.items()} for start, stop in itertools.pairwise(offsets)]
+    return [
+        {name: tokens[plans[name].offsets[k] : plans[name].offsets[k + 1]] for name, tokens in made.items()}
+        for k in range(len(stretches))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where one stream's tokens of several stretches lie, W windows of M tokens in all, one stretch after the other."""
+
+    offsets: list[int]  # first token of each stretch, and the end of the last
+    rows: Tensor  # (W, M) the tokens of each window
+    weights: Tensor  # (W, M) of a window's answers
+    positions: Tensor  # of the noise of each token: sample and number of the token in its timeline
+
+    @classmethod
+    def of(cls, stream: Stream, stretches: Sequence[_Stretch], device: torch.device) -> _Plan:
+        """The plan of a stream."""
+        count = stream.count
+        offsets = np.cumsum([0, *(count(x.ticks) for x in stretches)]).tolist()
+        starts = [[count(start - x.first) for start in x.starts] for x in stretches]
+        rows = [
+            torch.tensor(own)[:, None] + offset + torch.arange(count(x.window))[None]
+            for own, x, offset in zip(starts, stretches, offsets[:-1], strict=True)
+        ]
+        weights = [
+            torch.from_numpy(blend_weights(own, count(x.window))) for own, x in zip(starts, stretches, strict=True)
+        ]
+        positions = [
+            x.timeline.sample * SAMPLE_TICKS + torch.arange(count(x.first), count(x.first) + count(x.ticks))
+            for x in stretches
+        ]
+        return cls(
+            offsets,
+            torch.cat(rows).to(device),
+            torch.cat(weights).to(device, torch.float32),
+            torch.cat(positions).to(device),
+        )
 
 
 def _known(
+    plan: _Plan,
     stretches: Sequence[_Stretch],
-    offsets: Sequence[int],
+    name: StreamName,
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
-    targets: Sequence[StreamName],
-) -> dict[StreamName, tuple[Tensor, Tensor]]:
-    """Rows and clean tokens of what earlier stretches have made."""
-    places = [torch.arange(offset, offset + x.known) for x, offset in zip(stretches, offsets, strict=False)]
-    device = next(model.parameters()).device
-    where = torch.cat(places).to(device)
-    found = {}
-    for name in targets:
-        tokens = [ends[name][-x.known :] for x, ends in zip(stretches, before, strict=True) if x.known]
-        found[name] = where, torch.cat([*tokens, torch.zeros(0, model.stream(name).channels, device=device)])
-    return found
+) -> tuple[Tensor, Tensor]:
+    """Rows and clean tokens of a stream that earlier stretches have made."""
+    stream = model.stream(name)
+    counts = [stream.count(x.known) for x in stretches]
+    device = plan.rows.device
+    places = [torch.arange(offset, offset + n) for offset, n in zip(plan.offsets, counts, strict=False)]
+    tokens = [ends[name][-n:] for n, ends in zip(counts, before, strict=True) if n]
+    return torch.cat(places).to(device), torch.cat([*tokens, torch.zeros(0, stream.channels, device=device)])
 
 
 def _conditions(model: FlowModel, stretches: Sequence[_Stretch], device: torch.device) -> dict[StreamName, Tensor]:
@@ -234,8 +267,7 @@ def _conditions(model: FlowModel, stretches: Sequence[_Stretch], device: torch.d
 
 def _ticks_of(timeline: Timeline, name: StreamName, start: int, count: int) -> Tensor:
     array = timeline.conditions[name]
-    per_tick = len(array) // timeline.ticks
-    return array[start * per_tick : (start + count) * per_tick]
+    return array[start * len(array) // timeline.ticks : (start + count) * len(array) // timeline.ticks]
 
 
 def _speakers(stretches: Sequence[_Stretch], device: torch.device) -> Tensor:

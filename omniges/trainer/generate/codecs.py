@@ -1,0 +1,80 @@
+"""The codecs of a model that was trained on latents: from inputs to latents, from latents to what a person can use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import UsageFault
+from omniges.shards.codecs import CodecEntry
+from omniges.shards.reader import ShardFolder
+from omniges.trainer.codecs.codec import Codec, load_codec
+from omniges.trainer.generate.inputs import Given
+from omniges.trainer.generate.sources import Sources, latents_of
+from omniges.trainer.streams import StreamName
+from omniges.trainer.tasks import Task
+from omniges.trainer.tracks import Track
+
+__all__ = ["CodecFolders"]
+
+
+class CodecFolders:
+    """The codecs that a checkpoint names, each loaded from the folder that a person gives when it is needed."""
+
+    def __init__(self, entries: Mapping[StreamName, CodecEntry], folders: Sequence[tuple[str, Path]]) -> None:
+        """Raises UsageFault for a folder of a codec that the model does not have."""
+        self._entries, self._folders = dict(entries), dict(folders)
+        self._loaded: dict[StreamName, Codec] = {}
+        names = [entry.name for entry in self._entries.values()]
+        for name in self._folders:
+            if name not in names:
+                raise UsageFault(f"--codec {name}: the model has {', '.join(names) or 'no codec'}: leave it away")
+
+    def require(self, task: Task, sources: Sources) -> None:
+        """Load what a task needs, before anything is made; what shards hold as latents needs no codec.
+
+        Raises UsageFault where its folder is not given or holds another codec, DataError where it holds none.
+        """
+        for stream, entry in self._entries.items():
+            of_files = stream in task.conditions
+            if of_files and sources.from_shards and sources.shards is not None:
+                of_files = latents_of(ShardFolder(sources.shards), entry) is None
+            if of_files or stream in task.targets:
+                self._codec(stream)
+
+    def model_array(self, given: Given, ticks: int) -> npt.NDArray[Any]:
+        """What the model takes of an input of some ticks: latents where its stream is one of them."""
+        entry = self._entries.get(given.stream)
+        if entry is None:
+            return given.array
+        rows = Track.of_codec(entry).rows(ticks)
+        if given.latents is not None:
+            return given.latents[:rows]
+        return self._codec(given.stream).encode(np.asarray(given.array, np.float32))[:rows]
+
+    def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What a person can use of what the model made: the mel of latents."""
+        if stream not in self._entries:
+            return array
+        return self._codec(stream).decode(np.asarray(array, np.float32))
+
+    def _codec(self, stream: StreamName) -> Codec:
+        if stream not in self._loaded:
+            entry = self._entries[stream]
+            if entry.name not in self._folders:
+                raise UsageFault(
+                    f"--codec: the model's {stream} are latents of {entry.name}: give --codec {entry.name}=FOLDER"
+                )
+            folder = self._folders[entry.name]
+            codec = load_codec(entry.name, folder)
+            if codec.entry.fingerprint != entry.fingerprint:
+                raise UsageFault(
+                    f"--codec {entry.name}={folder}: fingerprint {entry.fingerprint[:16]}… expected as in the "
+                    f"checkpoint, found {codec.entry.fingerprint[:16]}…: name the folder its shards were encoded with"
+                )
+            self._loaded[stream] = codec
+        return self._loaded[stream]
