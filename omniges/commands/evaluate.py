@@ -19,6 +19,7 @@ def evaluate(
     ] = None,
     shards: Annotated[Path, typer.Option(help="Folder of shards with the recordings.")] = Path("shards"),
     checkpoint: Annotated[Path | None, typer.Option(help="Generate first, with this run or checkpoint.")] = None,
+    codec: Annotated[list[str], typer.Option(help="Its codec and folder: NAME=FOLDER.")] = [],
     tasks: Annotated[list[str], typer.Option(help="Tasks to generate.", show_default="the six")] = [],
     split: Annotated[str, typer.Option(help="Split to generate for.")] = "test",
     work: Annotated[Path | None, typer.Option(help="Folder for what is generated.")] = None,
@@ -53,7 +54,7 @@ def evaluate(
 
     folders = tuple(generated or ())
     if checkpoint is not None:
-        folders = (*folders, *_generate(checkpoint, listed(tasks), shards, split, work, steps, seed))
+        folders = (*folders, *_generate(checkpoint, codec, listed(tasks), shards, split, work, steps, seed))
     if not folders:
         raise UsageFault("evaluate: a folder of generated results expected, or --checkpoint to make some")
     settings = EvaluateSettings(
@@ -76,10 +77,18 @@ def evaluate(
 
 
 def _generate(
-    checkpoint: Path, tasks: tuple[str, ...], shards: Path, split: str, work: Path | None, steps: int, seed: int
+    checkpoint: Path,
+    codecs: list[str],
+    tasks: tuple[str, ...],
+    shards: Path,
+    split: str,
+    work: Path | None,
+    steps: int,
+    seed: int,
 ) -> list[Path]:
     """Generate for a split, a folder a task."""
     from omniges.pipeline.progress import counter
+    from omniges.trainer.codecs.codec import named_folder
     from omniges.trainer.generate.run import GenerateSettings, generate, task_named
     from omniges.trainer.generate.sources import Sources
     from omniges.trainer.sampling import SamplingSettings
@@ -96,6 +105,7 @@ def _generate(
             sources=Sources(shards=shards, split=split),
             sampling=SamplingSettings(steps=steps),
             seed=seed,
+            codecs=tuple(named_folder("--codec", text) for text in codecs),
         )
         with counter(f"s of {name} generated") as count:
             generate(settings, count)

@@ -270,7 +270,7 @@ def killed_run(settings: EncodeSettings, turn: int) -> int:
 
 class TestKills:
     @pytest.mark.parametrize("in_place", [False, True])
-    @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+    @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
     def test_the_same_command_finishes_what_a_kill_left_to_the_byte(
         self, shards: Path, tmp_path: Path, in_place: bool, stride: int, halves: Any
     ) -> None:
@@ -489,5 +489,3 @@ class TestCommand:
         assert run(tmp_path / "out", "deep").findings == ()
         wrong = omniges("encode", "--shards", shards, "--with", f"encodec={vae}")
         assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-        bad = omniges("encode", "--shards", shards, "--with", f"{NAME}={tmp_path}", "--out", tmp_path / "o2")
-        assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)

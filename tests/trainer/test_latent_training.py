@@ -279,11 +279,7 @@ class TestRefusals:
     def test_folders_of_a_mixture_have_one_codec(self, encoded: Path, others: Path, tmp_path: Path) -> None:
         both = (str(encoded), str(others))
         with pytest.raises(UsageFault, match=r"latents of audioldm2-vae \w+… expected as in .*, found"):
-            train(
-                TrainSettings(
-                    shards=(str(encoded), str(others)), output_dir=tmp_path / "run", audio_codec=NAME, window_ticks=16
-                )
-            )
+            train(TrainSettings(shards=both, output_dir=tmp_path / "run", audio_codec=NAME, window_ticks=16))
 
     def test_damaged_latents_are_told_with_their_place(self, encoded: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(encoded, tmp_path / "s"))

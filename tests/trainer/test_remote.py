@@ -259,7 +259,9 @@ class TestReading:
                 [data], Sequencing(window_ticks=8, seed=1), RankShare(batch_size=2), LoaderSettings(workers=workers)
             ) as loader:
                 for _, batch in zip(range(4), loader, strict=False):
-                    read.append(b"".join(getattr(batch, name).numpy().tobytes() for name in ("gesture", "mel", "text")))
+                    read.append(
+                        b"".join(getattr(batch, name).numpy().tobytes() for name in ("gesture", "audio", "text"))
+                    )
                 return read, json.dumps(loader.state_dict())
 
         with opened(url, settings(tmp_path)) as source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
@@ -66,9 +67,18 @@ def test_an_overlap_of_more_than_half_a_window_is_refused() -> None:
 
 
 class Plain(torch.nn.Module):
-    """A stream whose tokens are its arrays (n, 2)."""
+    """A stream whose tokens are its arrays (n, 2), some for each tick."""
 
     channels = 2
+
+    def __init__(self, tokens_per_tick: Fraction = Fraction(1)) -> None:
+        super().__init__()
+        self.tokens_per_tick = tokens_per_tick
+
+    def count(self, ticks: int) -> int:
+        found = ticks * self.tokens_per_tick
+        assert found.denominator == 1
+        return int(found)
 
     def tokens(self, arrays: Tensor) -> Tensor:
         return arrays
@@ -93,6 +103,27 @@ class PerTick(torch.nn.Module):
     ) -> dict[str, Tensor]:
         self.calls.append(len(tokens["audio"]))
         return dict.fromkeys(targets, 3 * tokens["audio"])
+
+
+RATES = {"audio": Fraction(5, 2), "gesture": Fraction(3, 4), "text": Fraction(1)}
+
+
+class ThreeRates(PerTick):
+    """Expects of each token of two streams the number of its tick, which the condition, of a third rate, tells."""
+
+    def stream(self, name: str) -> Plain:
+        return Plain(RATES[name])
+
+    def predict(
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+    ) -> dict[str, Tensor]:
+        found = {}
+        for name in targets:
+            rows = tokens["audio"][:, :, :1]
+            ticks = rows[:, (torch.arange(rows.shape[1] * 2 // 5) * 2.5).ceil().long()]  # the window's, one a row
+            places = (torch.arange(tokens[name].shape[1]) / float(RATES[name])).long()
+            found[name] = ticks[:, places].expand(-1, -1, 2)
+        return found
 
 
 class ByWindow(PerTick):
@@ -136,6 +167,34 @@ def test_ticks_come_out_in_order_whatever_the_windows(
     found = made(PerTick(), timelines, settings, steps=3, solver=solver)
     for number, ticks in enumerate(lengths):
         torch.testing.assert_close(found[number], 3 * timeline(ticks).conditions["audio"], rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=3), st.sampled_from([0, 4]), st.integers(1, 3))
+def test_streams_of_several_rates_come_out_in_order_whatever_the_windows(
+    units: list[int], overlap: int, windows: int
+) -> None:
+    settings = WindowSettings(window_ticks=12, overlap_ticks=overlap, windows=windows, tick_multiple=4)
+    timelines = []
+    for sample, unit in enumerate(units):
+        rows = (torch.arange(10 * unit, dtype=torch.float32) / 2.5).floor()  # the tick that each row begins in
+        timelines.append(Timeline(4 * unit, {"audio": rows[:, None].expand(-1, 2)}, 0, sample))
+    found: dict[tuple[int, str], list[torch.Tensor]] = {}
+    for number, arrays, _ in sample_timelines(
+        cast("FlowModel", ThreeRates()), timelines, ("gesture", "text"), 1, settings, SamplingSettings(steps=3)
+    ):
+        for name, array in arrays.items():
+            found.setdefault((number, name), []).append(array)
+    for (number, name), parts in found.items():
+        count = int(4 * units[number] * RATES[name])
+        wanted = (torch.arange(count) / float(RATES[name])).floor()[:, None].expand(-1, 2)
+        torch.testing.assert_close(torch.cat(parts), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_windows_and_overlaps_of_broken_tokens_are_refused() -> None:
+    for window, overlap in ((10, 4), (12, 2)):
+        with pytest.raises(UsageFault, match="a multiple of 4"):
+            WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=4)
 
 
 def test_windows_that_disagree_are_blended_over_their_overlap() -> None:

@@ -1,0 +1,148 @@
+"""Entries of codecs: what they may say, and the arithmetic of rows that follows from one whole number."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniges.features.timebase import mel_frames_for, ticks_of_frames
+from omniges.shards.codecs import CodecEntry, latents_document, read_entries
+from omniges.shards.manifest import ManifestRow, MemberPlace, parse_manifest, serialize_manifest
+from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, json_document, member_order
+from omniges.shards.statistics import partial_of
+
+PRINT = "0123456789abcdef" * 4
+
+
+def entry_of(**changes: Any) -> CodecEntry:
+    plain: dict[str, Any] = {
+        "name": "audioldm2-vae",
+        "fingerprint": PRINT,
+        "source": "mel.npy",
+        "frames_per_row": 4,
+        "channels": 128,
+    }
+    return CodecEntry(**(plain | changes))
+
+
+def row_of(frames: int, latents: tuple[str, ...] = ()) -> ManifestRow:
+    members = {name: MemberPlace(512 * k, k, f"{k:064x}") for k, name in enumerate((*MEMBERS, *latents), 1)}
+    return ManifestRow(
+        key="a",
+        stem="a",
+        split="train",
+        shard="train-000000.tar",
+        frames=frames,
+        mel_frames=mel_frames_for(frames),
+        ticks=ticks_of_frames(frames),
+        words=1,
+        seconds=frames / 30,
+        speaker_id=None,
+        speaker=None,
+        language=None,
+        scenario=None,
+        emotion=None,
+        sources={"wav": ("a.wav", PRINT)},
+        notes=(),
+        members=members,
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "rate_hz", "multiple"),
+    [
+        (entry_of(), 25.0, 2),
+        (entry_of(source="gesture.npy"), 7.5, 4),
+        (entry_of(frames_per_row=10), 10.0, 1),
+        (entry_of(frames_per_row=1), 100.0, 1),
+        (entry_of(frames_per_row=3), 100 / 3, 3),
+    ],
+)
+def test_rates_and_the_ticks_that_hold_whole_rows(entry: CodecEntry, rate_hz: float, multiple: int) -> None:
+    assert float(entry.rows_per_tick * 10) == pytest.approx(rate_hz)
+    assert entry.tick_multiple == multiple
+    assert (multiple * entry.rows_per_tick).denominator == 1
+    assert all((k * entry.rows_per_tick).denominator > 1 for k in range(1, multiple))
+
+
+@given(frames=st.integers(3, 30_000), per_row=st.integers(1, 40), source=st.sampled_from(["mel.npy", "gesture.npy"]))
+def test_a_clip_has_the_rows_that_windows_of_its_whole_units_need(frames: int, per_row: int, source: str) -> None:
+    entry = entry_of(frames_per_row=per_row, source=source)
+    row = row_of(frames)
+    whole = row.ticks - row.ticks % entry.tick_multiple
+    needed = whole * entry.rows_per_tick
+    assert needed.denominator == 1
+    assert needed <= entry.rows_of(row)
+    assert entry.rows_of(row) * Fraction(per_row) <= (row.mel_frames if source == "mel.npy" else row.frames)
+
+
+@given(st.integers(1, 1 << 20), st.integers(1, 1 << 20))
+def test_entries_come_back_from_json(per_row: int, channels: int) -> None:
+    entry = entry_of(frames_per_row=per_row, channels=channels, settings={"loudness": "peak"})
+    document = json.loads(json.dumps({"codecs": {entry.name: entry.as_json()}}))
+    assert read_entries(document) == {entry.name: entry}
+    assert read_entries({}) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "vae"},
+        {"name": "mel"},
+        {"name": "Audio-VAE"},
+        {"name": "a-b/../c-d"},
+        {"name": "a_b-c"},
+        {"fingerprint": PRINT.upper()},
+        {"fingerprint": None},
+        {"source": "words.json"},
+        {"frames_per_row": 0},
+        {"frames_per_row": 1.0},
+        {"frames_per_row": True},
+        {"channels": -1},
+        {"channels": 1 << 30},
+        {"settings": None},
+    ],
+)
+def test_what_no_codec_is(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        entry_of(**changes)
+
+
+@pytest.mark.parametrize("found", [{"codecs": {}}, {"codecs": []}, {"codecs": {"a-b": {}}}, {"codecs": {"a-b": 1}}])
+def test_documents_in_another_form(found: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        read_entries(found)
+
+
+def test_latents_stand_behind_all_other_members_by_name() -> None:
+    latents = ("audioldm2-vae.npy", "gesture-rvqvae.npy")
+    names = (*MEMBERS, *OPTIONAL_MEMBERS, *latents)
+    shuffled = [*latents[::-1], *OPTIONAL_MEMBERS, *MEMBERS]
+    assert sorted(shuffled, key=member_order) == list(names)
+    with pytest.raises(ValueError, match="no member"):
+        member_order("vae.npy")
+
+
+@pytest.mark.parametrize("latents", [(), ("audioldm2-vae.npy",), ("audioldm2-vae.npy", "gesture-rvqvae.npy")])
+def test_manifests_with_latents_come_back(latents: tuple[str, ...]) -> None:
+    rows = [row_of(30, latents)]
+    assert parse_manifest(serialize_manifest(rows)) == rows
+
+
+def test_statistics_are_over_rows_of_the_train_samples() -> None:
+    random = np.random.default_rng(0)
+    clips = [random.standard_normal((n, 3)).astype(np.float32) for n in (5, 9)]
+    entry = entry_of(channels=3)
+    document = latents_document([entry], {entry.name: [partial_of(clip) for clip in clips]})[entry.name]
+    rows = np.concatenate(clips).astype(np.float64)
+    assert (document["samples"], document["rows"], document["smallest_std"]) == (2, 14, 1e-6)
+    np.testing.assert_allclose(document["mean"], rows.mean(0), atol=1e-12)
+    np.testing.assert_allclose(document["std"], rows.std(0), rtol=1e-12)
+    assert latents_document([entry], {}) == {entry.name: {"samples": 0}}
+    assert json.loads(json_document(document)) == document
