@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -489,3 +490,37 @@ class TestCommand:
         assert run(tmp_path / "out", "deep").findings == ()
         wrong = omniges("encode", "--shards", shards, "--with", f"encodec={vae}")
         assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+    def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(self, shards: Path, tmp_path: Path) -> None:
+        script = tmp_path / "stopped.py"
+        script.write_text(STOPPED)
+        words = [sys.executable, str(script), str(Path(__file__).parent), "encode", "--shards", str(shards)]
+        words += ["--with", f"{NAME}={tmp_path}", "--out", str(tmp_path / "out")]
+        first = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+        assert first.returncode == 75, first.stderr
+        assert not (tmp_path / "out" / DATASET_FILE).exists()
+        assert list((tmp_path / "out" / UNFINISHED_FILE).glob("staged-*.tar"))
+        again = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+        assert again.returncode == 0, again.stderr
+        assert "were there from a run that was stopped" in again.stdout
+        assert run(tmp_path / "out", "deep").findings == ()
+
+
+STOPPED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+sys.path.insert(0, os.path.dirname(sys.path[0]))
+from test_encode import NAME, Halves
+from omniges import cli
+from omniges.trainer import encode as module
+
+class Stops(Halves):
+    def encode(self, array):
+        if self.calls == 3 and not os.path.exists(sys.argv[-1] + ".stopped"):
+            open(sys.argv[-1] + ".stopped", "w").close()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().encode(array)
+
+module.load_codec = lambda _name, _folder: Stops(name=NAME)
+cli.main()
+"""

@@ -20,8 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from omniges.errors import DataError
@@ -29,6 +27,8 @@ from omniges.features.audio import MEL_BANDS
 from omniges.shards.codecs import CodecEntry
 from omniges.trainer.codecs.blocked import decoded, encoded
 from omniges.trainer.codecs.codec import fingerprint_of
+from omniges.trainer.picklefile import read_weights
+from omniges.trainer.tensorfile import read_tensors
 
 __all__ = ["NAME", "AudioVae", "load_audio_vae"]
 
@@ -181,7 +181,7 @@ def _load_weights(vae: Any, folder: Path) -> None:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder}: {' or '.join(_WEIGHTS)} expected, found neither: copy the codec's weights there")
-    found = {_today(name): tensor for name, tensor in _read_weights(path).items()}
+    found = {_today(name): tensor for name, tensor in _stored(path).items()}
     own = vae.state_dict()
     for name in sorted(own.keys() | found.keys()):
         shapes = [tuple(held[name].shape) if name in held else None for held in (own, found)]
@@ -202,20 +202,8 @@ def _today(name: str) -> str:
     return name
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, _UNPICKLING) as error:
-        raise DataError(f"{path}: no file of weights alone ({_line(error)}): copy the codec again") from error
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise DataError(f"{path}: tensors by name expected, found {type(found).__name__}: name the codec's own folder")
-    return found
-
-
-_UNPICKLING: Final = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]
-"""What torch raises for a file that holds more than weights."""
+def _stored(path: Path) -> dict[str, Tensor]:
+    return read_tensors(path) if path.suffix == ".safetensors" else read_weights(path)
 
 
 def _line(error: BaseException) -> str:
