@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast
 import torch
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.audio import Loudness
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, json_document
 from omniges.trainer.checkpoint import SavedCheckpoint
@@ -43,6 +44,12 @@ class ModelIdentity:
         """Ticks that windows and inputs have to be multiples of."""
         return Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).tick_multiple
 
+    @property
+    def loudness(self) -> Loudness:
+        """The rule by which audio was scaled before its latents were made; none where that is not known."""
+        entry = self.codecs.get("audio")
+        return "peak" if entry is not None and entry.settings.get("loudness") == "peak" else "none"
+
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
         """The codecs with their statistics, as a model is built from them."""
         statistics = json.loads(self.latents) if self.codecs else {}
@@ -70,9 +77,8 @@ class ModelIdentity:
         }
         files = {STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
         if self.codecs:
-            # Who it is and what its rows are; versions of packages that encoded it do not make another codec.
             config["codecs"] = {
-                stream: {"name": entry.name} | replace(entry, settings={}).as_json()
+                stream: {"name": entry.name} | replace(entry, settings=_lasting(entry)).as_json()
                 for stream, entry in self.codecs.items()
             }
             files[LATENTS_FILE] = self.latents
@@ -95,6 +101,11 @@ class ModelIdentity:
                 f"{saved.path}: it is of another model: {'; '.join(_short(differences))}. Go on with the settings and "
                 "shards it was made with, or choose another --output-dir"
             )
+
+
+def _lasting(entry: CodecEntry) -> dict[str, Any]:
+    """What a model has to know of how latents were made; versions of packages do not make another codec."""
+    return {name: value for name, value in entry.settings.items() if name == "loudness"}
 
 
 def _other(saved: SavedCheckpoint, name: str, own: Any) -> bool:

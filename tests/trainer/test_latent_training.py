@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import remote_helpers as remote
 import torch
 from hypothesis import given as examples
 from hypothesis import strategies as st
@@ -239,6 +240,12 @@ class TestTraining:
         assert learned(tmp_path / "run", 6) == learned(whole, 6)
         assert losses_of(tmp_path / "run") == losses_of(whole)
 
+    def test_from_a_url_it_is_the_same(self, whole: Path, encoded: Path, tmp_path: Path) -> None:
+        with remote.web_server(encoded) as web:
+            run(web.url, tmp_path / "run", audio_codec=NAME, cache_dir=tmp_path / "cache", checkpointing_steps=3)
+            assert web.requests["latents.json"] == 1
+        assert learned(tmp_path / "run", 6) == learned(whole, 6)
+
     @pytest.mark.parametrize("prediction", ["clean", "velocity"])
     def test_losses_are_mean_squares_of_what_the_head_gives(self, encoded: Path, prediction: Any) -> None:
         catalog = read_catalog(encoded, Filters(), AUDIO)
@@ -359,6 +366,26 @@ class TestGenerate:
         assert without[f"{key}.npz"] == with_codec[f"{key}.npz"]  # four seconds are whole ticks: the same latents
         with pytest.raises(UsageFault, match=r"latents of audioldm2-vae: give --codec audioldm2-vae=FOLDER"):
             make(whole, tmp_path / "c", "a2g", shards=shards, keys=(key,))
+
+    def test_audio_files_are_as_loud_as_what_the_model_learned_from(
+        self, corpus: Path, vae: Path, files: dict[str, Any], tmp_path: Path
+    ) -> None:
+        from pipeline_helpers import run_preprocess
+
+        from omniges.pipeline.outcome import ConvertSettings
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline_helpers.ConvertSettings", lambda keep_audio: ConvertSettings(loudness="peak"))
+            run_preprocess(corpus, tmp_path / "peak")
+        summary = encode(EncodeSettings(shards=tmp_path / "peak", codecs=((NAME, vae),)))
+        assert not summary.remarks
+        run(tmp_path / "peak", tmp_path / "run", audio_codec=NAME, max_train_steps=1)
+        make(tmp_path / "run", tmp_path / "a", "a2g", vae, audio=files["audio"])
+        make(tmp_path / "run", tmp_path / "b", "a2g", shards=tmp_path / "peak", keys=(STEM,))
+        a, b = (np.load(tmp_path / name / f"{STEM}.npz", allow_pickle=False)["poses"] for name in "ab")
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        (given,) = read_record(tmp_path / "a" / f"{STEM}.json").inputs
+        assert any("to loudness peak" in remark for remark in given["remarks"])
 
     def test_unconditional_of_odd_length_is_cut_to_whole_rows(self, whole: Path, vae: Path, tmp_path: Path) -> None:
         make(whole, tmp_path / "out", "unconditional", vae, seconds=2.7)

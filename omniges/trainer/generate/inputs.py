@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
-from omniges.features.audio import N_FFT, log_mel, mix_down, resample
+from omniges.features.audio import N_FFT, Loudness, log_mel, loudness_gain, mix_down, resample
 from omniges.features.gesture import gesture_from_motion
 from omniges.features.timebase import (
     FRAMES_PER_TICK,
@@ -109,8 +109,8 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def read_audio(path: Path) -> Given:
-    """Audio of any rate and number of channels, in any format that libsndfile reads.
+def read_audio(path: Path, loudness: Loudness = "none") -> Given:
+    """Audio of any rate and number of channels, in any format that libsndfile reads, scaled by a rule of loudness.
 
     Raises UsageFault where there is no such file, DataError for what is damaged, silent or shorter than a tick.
     """
@@ -130,6 +130,10 @@ def read_audio(path: Path) -> Given:
     ticks = len(mono) // SAMPLES_PER_TICK
     if ticks < 1 or len(mono) <= N_FFT // 2:
         raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(mono) / SAMPLE_RATE_HZ:.3f} s")
+    gain = loudness_gain(mono, loudness)
+    if gain != 1.0:
+        remarks.append(f"scaled by {gain:.3g} to loudness {loudness}, as what the model learned from")
+        mono = mono * np.float32(gain)
     mel = log_mel(mono, ticks * MEL_FRAMES_PER_TICK)
     return Given("audio", path.stem, ticks, mel, str(path), sha256_hex(data), tuple(remarks))
 

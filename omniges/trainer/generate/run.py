@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from omniges import __version__
 from omniges.errors import UsageFault
@@ -157,7 +158,8 @@ def generate(
     loaded.speaker_number(settings.speaker, named=True)
     body = _body(settings)
     codecs.require(TASKS[task], settings.sources)
-    reading = Reading(loaded.codec, loaded.identity.tick_multiple, loaded.identity.codecs)
+    identity = loaded.identity
+    reading = Reading(loaded.codec, identity.tick_multiple, identity.loudness, identity.codecs)
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, reading)
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     _refuse_taken(settings, names)
@@ -249,7 +251,10 @@ class _Job:
         """Make and write the results of some inputs."""
         asked = [(item, sample) for item in group for sample in range(self._settings.num_samples)]
         self.expected += sum(item.ticks for item, _ in asked)
-        timelines = [self._timeline(item, sample) for item, sample in asked]
+        timelines: list[Timeline] = []
+        for item in group:
+            conditions = self._conditions(item)  # once for all samples: a codec may take its time
+            timelines += [self._timeline(item, sample, conditions) for sample in range(self._settings.num_samples)]
         pieces: dict[int, list[Mapping[StreamName, npt.NDArray[Any]]]] = {}
         left = [timeline.ticks for timeline in timelines]
         targets = TASKS[self._task].targets
@@ -265,11 +270,14 @@ class _Job:
                 made = {name: np.concatenate([part[name] for part in parts]) for name in targets}
                 yield self._write(*asked[number], made)
 
-    def _timeline(self, item: Input, sample: int) -> Timeline:
+    def _conditions(self, item: Input) -> dict[StreamName, Tensor]:
+        """What the model takes of an input, by stream."""
+        arrays = {given.stream: self._codecs.model_array(given, item.ticks) for given in item.given}
+        return {stream: torch.from_numpy(np.array(array)) for stream, array in arrays.items()}
+
+    def _timeline(self, item: Input, sample: int, conditions: Mapping[StreamName, Tensor]) -> Timeline:
         speaker = self._settings.speaker
         number = self._loaded.speaker_number(speaker or item.speaker, named=speaker is not None)
-        arrays = {given.stream: self._codecs.model_array(given, item.ticks) for given in item.given}
-        conditions = {stream: torch.from_numpy(np.array(array)) for stream, array in arrays.items()}
         return Timeline(item.ticks, conditions, number, sample)
 
     def _write(self, item: Input, sample: int, made: Mapping[StreamName, npt.NDArray[Any]]) -> _Result:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.audio import Loudness
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow
@@ -91,6 +92,7 @@ class Reading:
 
     slots: SlotCodec
     tick_multiple: int = 1  # lengths are cut to multiples of it
+    loudness: Loudness = "none"  # of audio files
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # taken from shards that have them
 
 
@@ -159,7 +161,7 @@ def _of_files(
     given = []
     for stream, file in files.items():
         if stream == "audio":
-            given.append(read_audio(Path(file)))
+            given.append(read_audio(Path(file), reading.loudness))
         elif stream == "gesture":
             given.append(read_gesture(Path(file)))
     # A text's last words end before the recording does: where there is another stream, that one tells the length.
