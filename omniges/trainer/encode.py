@@ -21,9 +21,7 @@ from omniges.shards.codecs import CodecEntry
 from omniges.shards.commit import finish_commit
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import (
-    DATASET_FILE,
-)
+from omniges.shards.schema import DATASET_FILE
 from omniges.shards.workspace import Workspace, refuse_foreign
 from omniges.trainer.codecs.codec import Codec, load_codec
 from omniges.trainer.encoding import Count, EncodeJob
@@ -112,7 +110,8 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         if len(there) == len(entries):
             if not settings.in_place:
                 raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents are there: leave --out away")
-            workspace.wipe()
+            if workspace.begun() is None:  # what a kill left of a finished run; another's unfinished work stays
+                workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
         wanted = tuple(entry for name, entry in entries.items() if name not in there)
         job = EncodeJob(source, workspace, {entry.name: codecs[entry.name] for entry in wanted}, wanted)
