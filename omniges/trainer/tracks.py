@@ -47,7 +47,7 @@ class Track:
 
     def rows(self, ticks: int) -> int:
         """Whole rows of some ticks."""
-        return int(ticks * self.rows_per_tick)
+        return ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row  # in the loop that reads
 
     def lengths(self, frames: npt.NDArray[np.int64], mel_frames: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows (N,) of clips with so many gesture and mel frames (N,)."""

@@ -34,6 +34,7 @@ from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
+from omniges.shards.workspace import Begun, Workspace
 from omniges.trainer import encode as encode_module
 from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.encode import EncodeSettings, EncodeSummary, encode
@@ -201,6 +202,14 @@ class TestStarts:
         assert (summary.there, summary.encoded, codec.calls) == (("test-halves",), (), 0)
         assert "already" in summary.lines[0]
         assert digests(folder) == before
+
+    def test_what_another_command_has_begun_there_is_left_too(self, shards: Path, tmp_path: Path) -> None:
+        folder = copied(shards, tmp_path / "s")
+        encode(settings_of(folder))
+        workspace = Workspace(folder)
+        workspace.begin(Begun({"convert": {}}, {}, anew=True))
+        assert encode(settings_of(folder)).there == ("test-halves",)
+        assert workspace.begun() is not None
 
     def test_a_finished_out_is_left_and_another_refused(self, shards: Path, tmp_path: Path, halves: Any) -> None:
         encode(settings_of(shards, tmp_path / "out"))
