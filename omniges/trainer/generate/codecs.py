@@ -67,7 +67,7 @@ class CodecFolders:
             entry = self._entries[stream]
             if entry.name not in self._folders:
                 raise UsageFault(
-                    f"--codec: the model's {stream} are latents of {entry.name}: give --codec {entry.name}=FOLDER"
+                    f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
                 )
             folder = self._folders[entry.name]
             codec = load_codec(entry.name, folder)
