@@ -178,7 +178,8 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
 def _nearest(times: F64, others: F64) -> F64:
     """Distance of each time from the nearest of some others in ascending order."""
     after = np.searchsorted(others, times).clip(1, max(len(others) - 1, 1))
-    return np.minimum(np.abs(times - others[after - 1]), np.abs(times - others[np.minimum(after, len(others) - 1)]))
+    before, behind = others[after - 1], others[np.minimum(after, len(others) - 1)]
+    return np.asarray(np.minimum(np.abs(times - before), np.abs(times - behind)))
 
 
 def beat_consistency(joints: Numbers, mean_speeds_m_s: Numbers, samples: Numbers, settings: BeatSettings) -> BeatScore:

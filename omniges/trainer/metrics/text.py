@@ -23,9 +23,11 @@ __all__ = [
     "normalised_text",
     "normalised_word",
     "word_errors",
+    "word_time_differences",
     "word_timing_error",
 ]
 
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
@@ -215,10 +217,10 @@ def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, np
     return now, steps
 
 
-def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> TimingError:
-    """How far starts and ends of equal words are apart, words aligned by their letters alone.
+def word_time_differences(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> tuple[F64, F64]:
+    """How far starts and ends of equal words are apart: (pairs,), (pairs,) seconds; words aligned by letters alone.
 
-    Raises DataError where no word is equal.
+    Raises DataError where no word is equal or a time is not finite.
     """
     have = [(word, text) for word in found if (text := normalised_word(word.word))]
     want = [(word, text) for word in expected if (text := normalised_word(word.word))]
@@ -232,5 +234,11 @@ def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInte
     ends = np.abs([a.end - b.end for a, b in equal])
     if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
         raise DataError("word times: found a time that is not finite; expected seconds")
-    quantiles = [float(q) for errors in (starts, ends) for q in np.percentile(errors, (50, 90))]
-    return TimingError(len(equal), *quantiles)
+    return starts, ends
+
+
+def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> TimingError:
+    """Median and 90th percentile of `word_time_differences`. Raises DataError where no word is equal."""
+    differences = word_time_differences(found, expected)
+    quantiles = [float(q) for errors in differences for q in np.percentile(errors, (50, 90))]
+    return TimingError(len(differences[0]), *quantiles)
