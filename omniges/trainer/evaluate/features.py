@@ -62,6 +62,8 @@ class FeatureRows:
             centred=True,
             alone=False,
         )
+        if figure.low is not None and not self._with.profile.frechet.offset:
+            figure = replace(figure, low=max(figure.low, 0.0))  # no distance is less, wherever the draws were shifted
         return [figure, self._baseline()]
 
     def _distance(self, numbers: I64) -> FrechetScore:

@@ -19,6 +19,7 @@ _NO_VALUE: Final = "–"
 _WIDTH: Final = 100
 _PLAIN_BELOW: Final = 1e6
 _FEW: Final = 10
+_ZERO: Final = 1e-12
 _PLAIN: Final = ("", "share", "F")  # numbers between 0 and 1 in a table for reading
 _PAIR: Final = 2
 _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
@@ -77,7 +78,9 @@ def _csv(report: Report) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """So many significant digits, and all of a whole number's."""
+    """So many significant digits, all of a whole number's, and none of what rounding leaves of zero."""
+    if abs(value) < _ZERO:
+        return "0"
     text = f"{value:.{digits}g}"
     return f"{value:.0f}" if "e+" in text and abs(value) < _PLAIN_BELOW else text
 
