@@ -65,13 +65,9 @@ def times(a: Any, b: Any) -> list[list[float]]:
 def slow_body(arrays: Any, betas: Any, expression: Any, pose: Any, transl: Any) -> tuple[Any, Any]:
     """One frame by loops: joints (55, 3) and vertices (V, 3) of a pose (165,), homogeneous matrices joint by joint."""
     vertices = len(arrays["v_template"])
-    shape = [*map(float, betas), *map(float, expression)]
+    shape = np.concatenate([betas, expression]).astype(np.float64)
     shaped = [
-        [
-            float(arrays["v_template"][v, c])
-            + math.fsum(float(d) * s for d, s in zip(arrays["shapedirs"][v, c], shape, strict=True))
-            for c in range(3)
-        ]
+        [float(arrays["v_template"][v, c]) + float(np.dot(arrays["shapedirs"][v, c], shape)) for c in range(3)]
         for v in range(vertices)
     ]
     rest = [
@@ -92,10 +88,7 @@ def slow_body(arrays: Any, betas: Any, expression: Any, pose: Any, transl: Any) 
     moved = [times(world[j], away[j]) for j in range(55)]
     found = np.empty((vertices, 3))
     for v in range(vertices):
-        at = [
-            shaped[v][c] + math.fsum(float(d) * f for d, f in zip(arrays["posedirs"][v, c], feature, strict=True))
-            for c in range(3)
-        ]
+        at = [shaped[v][c] + float(np.dot(arrays["posedirs"][v, c], feature)) for c in range(3)]
         for i in range(3):
             found[v, i] = float(transl[i]) + math.fsum(
                 float(arrays["weights"][v, j]) * (sum(moved[j][i][k] * at[k] for k in range(3)) + moved[j][i][3])
