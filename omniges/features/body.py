@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.features.gesture import BETAS, EXPRESSIONS, POSE_COLUMNS
-from omniges.features.skeleton import PARENTS, forward_kinematics, rotations_of
+from omniges.features.skeleton import PARENTS, forward_kinematics, place, rotations_of
 
 __all__ = ["BLOCK_FRAMES", "BodyModel", "Person"]
 
@@ -73,9 +73,7 @@ class Person:
         frames = len(poses)
         if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
             raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
-        local = rotations_of(self._with_mean_hands(poses))
-        root = self.rest_joints[0] + np.asarray(trans, dtype=np.float64)
-        return forward_kinematics(local, _offsets(self.rest_joints), root)[1]
+        return place(self._with_mean_hands(poses), _offsets(self.rest_joints), self.rest_joints[0] + trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
         """Vertices (up to `block_frames`, V, 3) of poses (T, 165) and expressions (T, 100), block after block.
@@ -116,7 +114,7 @@ class Person:
         shift = positions - (world @ joints[..., None])[..., 0]
         transforms = np.concatenate([world, shift[..., None]], axis=-1).reshape(frames, _JOINTS, 12)
         blended = (self.model.weights @ transforms).reshape(frames, -1, 3, 4)
-        return np.asarray((blended[..., :3] @ posed[..., None])[..., 0] + blended[..., 3])
+        return np.asarray(np.einsum("tvij,tvj->tvi", blended[..., :3], posed) + blended[..., 3])
 
 
 def _offsets(joints: F64) -> F64:

@@ -25,12 +25,14 @@ __all__ = [
     "REST_OFFSETS",
     "forward_kinematics",
     "joint_positions",
+    "place",
     "rotations_of",
 ]
 
 F64 = npt.NDArray[np.float64]
 _Offset = tuple[float, float, float]
 
+_BLOCK_FRAMES: Final = 1024  # of rotation matrices, which take eight times the memory of positions
 PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` is where the model's origin goes, not the pelvis joint
 
 # The trunk, the legs and the person's left side; the right side is its mirror image.
@@ -106,7 +108,19 @@ def joint_positions(poses: npt.NDArray[np.floating], trans: npt.NDArray[np.float
         raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
     root = np.array(trans, dtype=np.float64)
     root[:, 1] -= PELVIS_BELOW_TRANS_M
-    return forward_kinematics(rotations_of(poses), REST_OFFSETS, root)[1]
+    return place(poses, REST_OFFSETS, root)
+
+
+def place(poses: npt.NDArray[np.floating], offsets: F64, root: F64) -> F64:
+    """Positions (T, 55, 3) of poses (T, 165) with the pelvis at `root` (T, 3), a block of frames after the other.
+
+    `offsets` (55, 3): where each joint lies relative to its parent in the rest pose.
+    """
+    positions = np.empty((len(poses), len(PARENTS), 3))
+    for start in range(0, len(poses), _BLOCK_FRAMES):
+        given = slice(start, start + _BLOCK_FRAMES)
+        positions[given] = forward_kinematics(rotations_of(poses[given]), offsets, root[given])[1]
+    return positions
 
 
 def rotations_of(poses: npt.NDArray[np.floating]) -> F64:
