@@ -170,12 +170,12 @@ def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, f
         command("generate", "--checkpoint", run, "--task", task, *words)
     report = folder / "evaluation.json"
     command("evaluate", made, "--shards", shards, "--resamples", 200, "--format", "json", "-o", report)
-    figures = json.loads(report.read_text())["figures"]
+    tasks = json.loads(report.read_text())["tasks"]
     scores = {}
     for task in SIX:
         (target,) = TASKS[task].targets
         if target == "text":
-            scores[task] = next(f["value"] for f in figures[task] if f["metric"] == "word error rate")
+            scores[task] = next(f["value"] for f in tasks[task]["figures"] if f["metric"] == "word error rate")
             continue
         total = Score(0, 0)
         for clip in test:

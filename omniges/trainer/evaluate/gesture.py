@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.features.body import Person
+from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.recordings.semantic import SemanticSpan
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
@@ -140,7 +141,7 @@ class _Scorer:
         generated = generated_motion(result, recording.motion.frames)
         recorded = recording.motion.cut(generated.frames)
         own, true = (self._with.scored_joints(motion, recording.body) for motion in (generated, recorded))
-        self.seconds[result.key] = generated.frames / 30
+        self.seconds[result.key] = generated.frames / FRAME_RATE_HZ
         self._features.add(result.key, (generated, own), (recorded, true))
         first = result.key not in self._values("L1 diversity", "recorded").keys
         self._add_alone(result, "generated", generated, own, recording.body)

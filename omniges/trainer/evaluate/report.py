@@ -114,8 +114,11 @@ def _extent(task: TaskReport) -> str:
     return f"{of}{results}, {task.seconds:.1f} of {task.recorded_seconds:.1f} s"
 
 
-def _notes(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
+def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
     """What a person should know of a task's figures."""
+    yield from task.remarks
+    if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
+        yield "nothing is shuffled: one recording has no other"
     for metric, found in metrics.items():
         generated = found.get("generated")
         if generated is not None and generated.value is not None:
@@ -176,7 +179,7 @@ def _table(report: Report) -> str:
         widths = [max(len(line[k]) for line in lines if len(line) > _PAIR or k == 0) for k in range(4)]
         out.append(f"{name}: {_extent(task)}")
         out += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=False)).rstrip() for line in lines]
-        out += [_wrapped(note) for note in dict.fromkeys([*task.remarks, *_notes(metrics)])]
+        out += [_wrapped(note) for note in dict.fromkeys(_notes(task, metrics))]
         out.append("")
     out += [_wrapped(f"remark: {remark}") for remark in report.remarks]
     return "\n".join([*out, _wrapped(_footer(report)), ""])
@@ -204,6 +207,6 @@ def _markdown(report: Report) -> str:
         out.append("| --- | --- |" + " --- |" * len(heads))
         out.append(f"| {name} | {len(task.recordings)} | " + " | ".join(_cell(figure, 4) for _, figure in known) + " |")
         out += ["", f"{name}: {_extent(task)}.", ""]
-        out += [f"* {note}" for note in dict.fromkeys([*task.remarks, *_notes(metrics)])]
+        out += [f"* {note}" for note in dict.fromkeys(_notes(task, metrics))]
         out.append("")
     return "\n".join([*out, *report.remarks, _footer(report), ""])

@@ -13,7 +13,14 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import MEL_BANDS, log_mel, mix_down, resample
-from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.features.timebase import (
+    FRAME_RATE_HZ,
+    HOP_SAMPLES,
+    MEL_FRAMES_PER_TICK,
+    SAMPLE_RATE_HZ,
+    SAMPLES_PER_TICK,
+    TICKS_PER_SECOND,
+)
 from omniges.publish import os_errors
 from omniges.recordings.arrays import decode_npy
 from omniges.recordings.npz import Motion, decode_motion
@@ -111,10 +118,12 @@ class Result:
         path, data = self._content("audio", "audio", ".wav")
         try:
             wav = decode_wav(data)
-            samples = resample(mix_down(wav.samples), wav.rate_hz)
-            return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
-        except (RecordingFault, ValueError) as error:
-            raise DataError(f"{path}: {error}") from error
+        except RecordingFault as fault:
+            raise DataError(f"{path}: {fault}") from fault
+        samples = resample(mix_down(wav.samples), wav.rate_hz)
+        if len(samples) < SAMPLES_PER_TICK:
+            raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
+        return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
 
     def within(self, found: int, recorded: int, rate_hz: int) -> int:
         """The length that is scored, in frames: at most the recording's.
