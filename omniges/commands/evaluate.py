@@ -12,6 +12,8 @@ from omniges.errors import UsageFault
 
 __all__ = ["evaluate"]
 
+_STEPS = 20
+
 
 def evaluate(
     generated: Annotated[
@@ -25,7 +27,7 @@ def evaluate(
     work: Annotated[
         Path | None, typer.Option(help="Folder that keeps what is generated.", show_default="removed afterwards")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of sampling.")] = 20,
+    steps: Annotated[int, typer.Option(help="Steps of sampling.")] = _STEPS,
     num_samples: Annotated[int, typer.Option(help="Results to generate for each recording.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of generation, intervals and shuffling.")] = 0,
     task: Annotated[str | None, typer.Option(help="Task of files that have no record.")] = None,
@@ -60,6 +62,10 @@ def evaluate(
     if out is not None and not out.parent.is_dir():
         raise UsageFault(f"-o {out}: the folder {out.parent} expected, found none: create it first")
     source = None
+    given = {"--tasks": bool(tasks), "--split": split != "test", "--work": work is not None, "--steps": steps != _STEPS}
+    unread = [flag for flag, is_given in {**given, "--num-samples": num_samples != 1}.items() if is_given]
+    if checkpoint is None and unread:
+        raise UsageFault(f"{unread[0]}: it says how to generate, which only --checkpoint does: leave it away")
     if checkpoint is not None:
         source = FromCheckpoint(
             checkpoint=checkpoint,

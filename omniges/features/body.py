@@ -2,7 +2,8 @@
 
 Loper et al. (2015), Pavlakos et al. (2019). The model itself is a file of the user's, of which nothing is shipped.
 Angles of hands are relative to the model's mean hand, which is added here, as every published tool of BEAT2 calls the
-model. Letters: T frames, V vertices, 55 joints. Angles are radians, lengths metres; all in float64.
+model. Letters: T frames, V vertices, 55 joints. Angles are radians, lengths metres; all in float64. None of it reaches
+shards, so matrix products may come from BLAS, whose last bits differ between CPUs.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class FeatureRows:
     def figures(self, how: Resampling) -> list[Figure]:
         """The distance of the results, and that of the train split."""
         values = self._generated
-        if sum(map(len, values.found)) < 2:
+        if min(sum(map(len, values.found)), sum(map(len, self._recorded.values()))) < 2:
             why = "; ".join(f"{count} × {reason}" for reason, count in values.left_out.items())
             return [absent(_HEADING, why or "fewer than two rows of features")]
         self._first = {int(group[0]) for group in values.groups}

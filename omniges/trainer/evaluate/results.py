@@ -179,7 +179,7 @@ def _places(folder: Path) -> Iterator[Path]:
 def _results(folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder) -> Iterator[Result]:
     records = [path for path in sorted(folder.glob("*.json")) if not _is_report(path)]
     if records:
-        yield from _recorded_results(folder, records, rows, shards)
+        yield from _recorded_results(folder, records, rows, shards, task)
         return
     wanted = () if task is None else TASKS[task].targets
     by_name: dict[str, dict[StreamName, Path]] = {}
@@ -198,7 +198,7 @@ def _results(folder: Path, rows: Mapping[str, ManifestRow], task: str | None, sh
 
 
 def _recorded_results(
-    folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder
+    folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder, task: str | None
 ) -> Iterator[Result]:
     """Results with records; a file that no record names was not finished."""
     named = set()
@@ -206,6 +206,8 @@ def _recorded_results(
         record = read_record(path)
         if record.task not in TASKS:
             raise DataError(f"{path}: task {record.task!r} is none: generate it again")
+        if task is not None and record.task != task:
+            raise UsageFault(f"{path}: it says that it is of task {record.task}, --task says {task}: leave --task away")
         row = _row(rows, _key(record, rows), path, shards)
         _require_same_source(path, record, row, shards)
         named |= {str(entry.get("path")) for entry in record.files.values()}

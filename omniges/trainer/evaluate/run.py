@@ -197,7 +197,6 @@ def _task_report(results: Sequence[Result], shards: ShardFolder, scored: Sequenc
         held = sum(row.split == split for row in shards.rows)
         splits[split] = sum(row.split == split for row in rows.values()), held
     seconds = {key: min(one.seconds[key] for one in scored) for key in rows}
-    record = results[0].record
     return TaskReport(
         figures=[figure for one in scored for figure in one.figures],
         recordings=list(rows),
@@ -205,9 +204,23 @@ def _task_report(results: Sequence[Result], shards: ShardFolder, scored: Sequenc
         splits=splits,
         seconds=sum(seconds.values()),
         recorded_seconds=sum(row.seconds for row in rows.values()),
-        made_by=None if record is None else {"model": dict(record.model), "settings": dict(record.settings)},
+        made_by=_made_by(results),
         remarks=[remark for one in scored for remark in one.remarks],
     )
+
+
+def _made_by(results: Sequence[Result]) -> dict[str, Any] | None:
+    """The model of results with records, and the settings they have in common."""
+    records = [result.record for result in results if result.record is not None]
+    if not records:
+        return None
+    first = records[0]
+    common = {
+        name: value
+        for name, value in first.settings.items()
+        if all(record.settings.get(name) == value for record in records)
+    }
+    return {"model": dict(first.model), "settings": common}
 
 
 def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instruments) -> dict[str, Any]:

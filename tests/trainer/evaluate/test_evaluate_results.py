@@ -181,6 +181,25 @@ class TestWholeness:
 
 
 class TestRightRecordings:
+    def test_a_task_that_records_contradict(self, shards: Path, tmp_path: Path) -> None:
+        sample = samples_of(shards)[0]
+        put_mel(tmp_path / "own", shards, sample, sample.mel)
+        assert scored(tmp_path / "own", shards, task="t2a")["log-mel L1", "generated"].value == 0
+        with pytest.raises(UsageFault, match="it is of task t2a, --task says a2g: leave --task away"):
+            scored(tmp_path / "own", shards, task="a2g")
+
+    def test_one_window_of_motion_has_no_covariance(self, shards: Path, tmp_path: Path) -> None:
+        """Two results of 40 frames are two rows, but their recording is one."""
+        sample = samples_of(shards)[0]
+        motion = decode_motion(motion_file(sample))
+        arrays = [array[:40] for array in (motion.poses, motion.expressions, motion.trans)]
+        content = encode_motion(*arrays, motion.betas, gender="neutral", model="smplx2020")
+        for k in range(2):
+            name = f"{sample.row.key}-{k + 1}"
+            put(tmp_path / "own", shards, sample.row.key, "a2g", {".npz": content}, name=name, sample=k)
+        figure = scored(tmp_path / "own", shards)["Fréchet gesture distance", "generated"]
+        assert figure.why_not == "fewer than two rows of features"
+
     def test_tasks_by_any_order_of_letters_and_none_else(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, text_file, ".TextGrid")
         report = evaluate(EvaluateSettings(generated=(tmp_path / "own",), shards=shards, task="ga2t"))
