@@ -29,7 +29,7 @@ _TIMES: Final = {
     "word end error, median": (1, 50),
     "word end error, 90 %": (1, 90),
 }
-_SPACELESS: Final = {"Chinese", "Japanese"}
+_SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
 def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, count: Callable[[], None]) -> Scored:
@@ -55,7 +55,8 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
     for name in _TIMES:
         figures += [_timing(name, row, pairs, how) for row, pairs in rows.items() if pairs]
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
-    remarks = [f"{' and '.join(sorted(spaceless))}: words are as the annotator cut them, so read the characters' rate"]
+    cut = "words are as the annotator cut them, so read the characters' rate"
+    remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]
     return Scored(figures, seconds, remarks if spaceless else [])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from evaluate_builders import npy, put, put_mel, scored, shards_of, task_of, wri
 
 from omniges.errors import DataError, UsageFault
 from omniges.pipeline.export import motion_file, text_file
+from omniges.pipeline.stems import _LANGUAGES as LANGUAGES
 from omniges.recordings.npz import decode_motion, encode_motion
 from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder
@@ -19,8 +21,10 @@ from omniges.trainer.evaluate.beats import BeatRows
 from omniges.trainer.evaluate.figures import Heading as Head
 from omniges.trainer.evaluate.figures import Resampling, Values, figure_of_mean
 from omniges.trainer.evaluate.report import render
+from omniges.trainer.evaluate.results import find_results
 from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
 from omniges.trainer.evaluate.scored import partners
+from omniges.trainer.evaluate.text import score_text
 from omniges.trainer.metrics.clips import ClipValue
 from omniges.trainer.metrics.frechet import frechet_distance
 from omniges.trainer.metrics.intervals import bootstrap
@@ -294,6 +298,18 @@ class TestFairness:
         assert figure.details == {"words": len(errors), "expected": len(errors)}
         assert figure.value == pytest.approx(np.percentile(errors, 90), abs=1e-6)
         assert found["word start error, median", "generated"].value == pytest.approx(np.median(errors), abs=1e-6)
+
+    @pytest.mark.parametrize(("language", "remarks"), [("japanese", 1), ("chinese", 1), ("english", 0), (None, 0)])
+    def test_words_of_languages_without_spaces_have_a_remark(
+        self, shards: Path, tmp_path: Path, language: str | None, remarks: int
+    ) -> None:
+        assert language is None or language in LANGUAGES
+        write(tmp_path / "own", shards, text_file, ".TextGrid")
+        folder = ShardFolder(shards)
+        found = find_results((tmp_path / "own",), folder, "a2t")["a2t"]
+        results = [replace(one, row=replace(one.row, language=language)) for one in found]
+        task = score_text(results, folder, Resampling(seed=0, resamples=5), lambda: None)
+        assert [f"{language} recordings: words are as" in remark for remark in task.remarks] == [True] * remarks
 
     def test_a_mean_without_weight_has_no_value_and_is_counted(self) -> None:
         values = Values()
