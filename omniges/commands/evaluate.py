@@ -12,7 +12,7 @@ from omniges.errors import UsageFault
 
 __all__ = ["evaluate"]
 
-_STEPS = 20
+_SPLIT, _STEPS = "test", 20
 
 
 def evaluate(
@@ -23,7 +23,7 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help="Generate first, with this run or checkpoint.")] = None,
     codec: Annotated[list[str], typer.Option(help="Its codec and folder: NAME=FOLDER.")] = [],
     tasks: Annotated[list[str], typer.Option(help="Tasks to generate.", show_default="the six")] = [],
-    split: Annotated[str, typer.Option(help="Split to generate for.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to generate for.")] = _SPLIT,
     work: Annotated[
         Path | None, typer.Option(help="Folder that keeps what is generated.", show_default="removed afterwards")
     ] = None,
@@ -62,10 +62,9 @@ def evaluate(
     if out is not None and not out.parent.is_dir():
         raise UsageFault(f"-o {out}: the folder {out.parent} expected, found none: create it first")
     source = None
-    given = {"--tasks": bool(tasks), "--split": split != "test", "--work": work is not None, "--steps": steps != _STEPS}
-    unread = [flag for flag, is_given in {**given, "--num-samples": num_samples != 1}.items() if is_given]
-    if checkpoint is None and unread:
-        raise UsageFault(f"{unread[0]}: it says how to generate, which only --checkpoint does: leave it away")
+    if checkpoint is None:
+        wanted = (codec != [], tasks != [], split != _SPLIT, work is not None, steps != _STEPS, num_samples != 1)
+        _refuse_unread(wanted)
     if checkpoint is not None:
         source = FromCheckpoint(
             checkpoint=checkpoint,
@@ -94,3 +93,11 @@ def evaluate(
         typer.echo(text, nl=False)
     else:
         publish_bytes(out, text.encode())
+
+
+def _refuse_unread(given: tuple[bool, ...]) -> None:
+    """Refuse flags of generation where nothing is generated."""
+    flags = ("--codec", "--tasks", "--split", "--work", "--steps", "--num-samples")
+    unread = [flag for flag, is_given in zip(flags, given, strict=True) if is_given]
+    if unread:
+        raise UsageFault(f"{unread[0]}: it says how to generate, which only --checkpoint does: leave it away")
