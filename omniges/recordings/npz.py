@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from omniges.errors import Problem, RecordingFault
 from omniges.recordings.arrays import Archive, Member
 
-__all__ = ["Motion", "decode_motion", "encode_motion"]
+__all__ = ["Motion", "decode_motion", "encode_motion", "write_motion"]
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +28,7 @@ POSE_COLUMNS = 165
 EXPRESSION_COLUMNS = 100
 BETAS_COLUMNS = 300
 BETAS_LENGTHS = (10, 16, 300)
+MOTION_COLUMNS = {"poses": (POSE_COLUMNS, "<f4"), "expressions": (EXPRESSION_COLUMNS, "<f8"), "trans": (3, "<f8")}
 SPLIT_COLUMNS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
 
 MAX_RATE_HZ = 3000
@@ -117,33 +119,71 @@ def encode_motion(
     is kept as given. Raises ValueError for other shapes.
     """
     frames = len(poses)
-    for name, array, columns in (
-        ("poses", poses, POSE_COLUMNS),
-        ("expressions", expressions, EXPRESSION_COLUMNS),
-        ("trans", trans, 3),
-    ):
+    for name, array in (("poses", poses), ("expressions", expressions), ("trans", trans)):
+        columns, _ = MOTION_COLUMNS[name]
         if array.shape != (frames, columns):
             raise ValueError(f"{name} has shape {array.shape}, expected ({frames}, {columns})")
+    buffer = io.BytesIO()
+    blocks = {"poses": [poses], "expressions": [expressions], "trans": [trans]}
+    write_motion(buffer, frames, blocks, betas, frame_rate_hz=frame_rate_hz, gender=gender, model=model)
+    return buffer.getvalue()
+
+
+def write_motion(
+    stream: IO[bytes],
+    frames: int,
+    blocks: Mapping[str, Iterable[Array]],
+    betas: Array,
+    *,
+    frame_rate_hz: int = FRAME_RATE_HZ,
+    gender: str,
+    model: str,
+) -> None:
+    """Write what `encode_motion` gives to a stream that can seek, of motion that comes in blocks of frames.
+
+    ``blocks`` has ``poses``, ``expressions`` and ``trans``, each (n, columns) in order of time. Raises ValueError for
+    other shapes and where there are more or fewer frames.
+    """
     if betas.ndim != 1 or betas.dtype.kind != "f":
         raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")
-    members = {
-        "betas": betas,
-        "poses": poses.astype(np.float32),
-        "expressions": expressions.astype(np.float64),
-        "trans": trans.astype(np.float64),
-        "model": np.array(model),
-        "gender": np.array(gender),
-        "mocap_frame_rate": np.array(frame_rate_hz, np.int32),
-    }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in members.items():
-            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            info.create_system = 3  # else the byte depends on the machine
-            body = io.BytesIO()
-            np.lib.format.write_array(body, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
-            archive.writestr(info, body.getbuffer())
-    return buffer.getvalue()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        _add_member(archive, "betas", betas)
+        for name, (columns, kind) in MOTION_COLUMNS.items():
+            head = _npy_head((frames, columns), kind)
+            size = len(head) + frames * columns * np.dtype(kind).itemsize
+            with archive.open(_member_info(name, size), "w") as member:
+                member.write(head)
+                left = frames
+                for block in blocks[name]:
+                    if block.ndim != 2 or block.shape[1] != columns or len(block) > left:
+                        raise ValueError(f"{name} has a block {block.shape}, expected up to ({left}, {columns})")
+                    left -= len(block)
+                    member.write(np.ascontiguousarray(block, kind).data.cast("B") if len(block) else b"")
+                if left:
+                    raise ValueError(f"{name} has {frames - left} frames, expected {frames}")
+        _add_member(archive, "model", np.array(model))
+        _add_member(archive, "gender", np.array(gender))
+        _add_member(archive, "mocap_frame_rate", np.array(frame_rate_hz, np.int32))
+
+
+def _member_info(name: str, size: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # else the byte depends on the machine
+    info.file_size = size
+    return info
+
+
+def _npy_head(shape: tuple[int, ...], kind: str) -> bytes:
+    head = io.BytesIO()
+    layout = {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, layout)
+    return head.getvalue()
+
+
+def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    body = io.BytesIO()
+    np.lib.format.write_array(body, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+    archive.writestr(_member_info(name, body.tell()), body.getbuffer())
 
 
 def _needed(archive: Archive) -> tuple[str, dict[str, str]]:

@@ -10,6 +10,7 @@ for x_u the conditions are left out.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,7 @@ from omniges.trainer.streams import STREAMS, StreamName, velocity_from_clean
 
 __all__ = ["Draws", "SamplingSettings", "Solver", "follow", "guided_clean", "sample", "step_levels"]
 
-Solver = Literal["euler", "heun"]
+Solver = Literal["euler", "heun", "dpm++"]
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
 """Expected clean tokens for tokens (B, …) at levels (B,)."""
 
@@ -58,19 +59,65 @@ def step_levels(settings: SamplingSettings) -> list[float]:
 
 
 def follow(
-    start: Mapping[StreamName, Tensor], levels: Sequence[float], clean_of: CleanOf, solver: Solver = "euler"
+    start: Mapping[StreamName, Tensor],
+    levels: Sequence[float],
+    clean_of: CleanOf,
+    solver: Solver = "euler",
+    after_step: Callable[[], None] = lambda: None,
 ) -> dict[StreamName, Tensor]:
-    """Follow the flow from tokens (B, …) at levels[0] to levels[-1]."""
+    """Follow the flow from tokens (B, …) at levels[0] to levels[-1]; `after_step` is called after each step."""
     x = dict(start)
+    memory: list[tuple[float, Mapping[StreamName, Tensor]]] = []  # of the step before, for dpm++
     for level, following in itertools.pairwise(levels):
-        velocity = _velocity(x, level, clean_of)
-        reached = _moved(x, velocity, following - level)
-        if solver == "heun" and following > 0:
-            second = _velocity(reached, following, clean_of)
-            mean = {name: torch.lerp(v, second[name], 0.5) for name, v in velocity.items()}
-            reached = _moved(x, mean, following - level)
-        x = reached
+        if solver == "dpm++":
+            clean = clean_of(x, _levels_of(x, level))
+            x = _multistep(x, clean, level, following, memory)
+            memory = [(level, clean)]
+        else:
+            x = _one_step(x, level, following, clean_of, solver)
+        after_step()
     return x
+
+
+def _one_step(
+    x: Mapping[StreamName, Tensor], level: float, following: float, clean_of: CleanOf, solver: Solver
+) -> dict[StreamName, Tensor]:
+    velocity = _velocity(x, level, clean_of)
+    reached = _moved(x, velocity, following - level)
+    if solver == "heun" and following > 0:
+        second = _velocity(reached, following, clean_of)
+        mean = {name: torch.lerp(v, second[name], 0.5) for name, v in velocity.items()}
+        reached = _moved(x, mean, following - level)
+    return reached
+
+
+def _multistep(
+    x: Mapping[StreamName, Tensor],
+    clean: Mapping[StreamName, Tensor],
+    level: float,
+    following: float,
+    memory: Sequence[tuple[float, Mapping[StreamName, Tensor]]],
+) -> dict[StreamName, Tensor]:
+    """A step of DPM-Solver++(2M) (Lu et al. 2022): x' = σ'/σ x + (α' − α σ'/σ) D with α = 1 − σ.
+
+    D is x expected at the middle of the step, extrapolated in λ = log(α / σ) from this step and the one before; the
+    first two steps and the last, where λ has no end, take what is expected at their beginning.
+    """
+    ratio = following / level
+    share = 0.0
+    if memory and following > 0 and memory[0][0] < 1:
+        share = (_log_ratio(following) - _log_ratio(level)) / (_log_ratio(level) - _log_ratio(memory[0][0])) / 2
+    found = {}
+    for name, tokens in x.items():
+        expected = clean[name]
+        if share:
+            expected = expected + share * (expected - memory[0][1][name])
+        found[name] = ratio * tokens + ((1 - following) - (1 - level) * ratio) * expected
+    return found
+
+
+def _log_ratio(level: float) -> float:
+    return math.log((1 - level) / level)
 
 
 def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -> dict[StreamName, Tensor]:
@@ -78,6 +125,11 @@ def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -
     at = {name: torch.full((len(tokens),), level, device=tokens.device) for name, tokens in x.items()}
     clean = clean_of(x, next(iter(at.values())))
     return {name: velocity_from_clean(clean[name], tokens, at[name]) for name, tokens in x.items()}
+
+
+def _levels_of(x: Mapping[StreamName, Tensor], level: float) -> Tensor:
+    batch = next(iter(x.values()))
+    return torch.full((len(batch),), level, device=batch.device)
 
 
 def _moved(

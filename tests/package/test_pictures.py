@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniges import pictures
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.pictures import draw_sample
+from omniges.pictures import Row, draw_result, draw_sample
+from omniges.pictures import sample as pictures
 
 
 def _sample(frames, words=()):
@@ -103,19 +103,6 @@ def test_mel_may_be_missing_and_constant():
     assert _pixels(draw_sample(**sample))[1]
 
 
-@pytest.mark.parametrize("absent", [("gesture", "jaw_eyes"), ("mel",), ("gesture", "jaw_eyes", "mel")])
-def test_streams_that_were_not_made_are_empty_panels(absent):
-    sample = _sample(90, [("river", 0.3, 0.8), ("stone", 1.0, 2.9)])
-    png = draw_sample(**(sample | dict.fromkeys(absent)))
-    assert _pixels(png)[1]
-    assert png != draw_sample(**sample)
-
-
-def test_nothing_at_all_is_refused():
-    with pytest.raises(ValueError, match="fewer than two frames"):
-        draw_sample(**(_sample(90) | dict.fromkeys(("gesture", "jaw_eyes", "mel"))))
-
-
 def test_many_words_in_a_long_view():
     words = [(f"word{k}", 0.25 * k, 0.25 * k + 0.2) for k in range(239)]
     assert _pixels(draw_sample(**_sample(1800, words), seconds=60.0))[1]
@@ -124,7 +111,7 @@ def test_many_words_in_a_long_view():
 def test_the_view_is_cut_to_the_time_shown():
     sample = _sample(300, [("a", 0.5, 2.5), ("b", 3.0, 3.5), ("c", 3.9, 4.5), ("d", 8.0, 9.0)])
     del sample["title"]
-    view = pictures._cut(**sample, start_s=2.0, seconds=2.0)
+    view = pictures.cut(**sample, start_s=2.0, seconds=2.0)
     assert (view.start_s, view.stop_s) == (2.0, 4.0)
     assert view.words == (("a", 2.0, 2.5), ("b", 3.0, 3.5), ("c", 3.9, 4.0))
     np.testing.assert_array_equal(view.gesture, sample["gesture"][60:120])
@@ -206,3 +193,27 @@ assert settings() == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+ROWS = {
+    "text": [{"word": "river", "start": 0.3, "end": 0.8}, {"word": "stone", "start": 1.0, "end": 2.9}],
+    "audio": _sample(90)["mel"],
+    "gesture": _sample(90)["gesture"],
+}
+
+
+@pytest.mark.parametrize(("given", "made"), [("text", "gesture"), ("audio", "text"), ("gesture", "audio")])
+def test_a_result_has_a_row_for_what_was_given_made_and_recorded(given, made):
+    rows = [Row("given", given, ROWS[given]), Row("made", made, ROWS[made])]
+    common = {"title": "x", "start_xz": np.zeros(2), "length_s": 3.0}
+    png, more = (draw_result(rows=r, **common) for r in (rows, [*rows, Row("recorded", made, ROWS[made])]))
+    (width, height), drawn = _pixels(png)
+    assert drawn
+    assert width == 1320
+    assert _pixels(more)[0][1] > height
+    assert draw_result(rows=rows, **common) == png
+
+
+def test_a_result_without_a_word_says_so():
+    rows = [Row("given", "audio", ROWS["audio"]), Row("made", "text", [])]
+    assert _pixels(draw_result(title="x", rows=rows, start_xz=np.zeros(2), length_s=3.0))[1]

@@ -10,9 +10,10 @@ not there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ft2font import FT2Font
 
-__all__ = ["draw_sample"]
+__all__ = [
+    "GREY",
+    "LEFT",
+    "NO_MEL",
+    "RIGHT",
+    "View",
+    "cut",
+    "draw_figures",
+    "draw_mel",
+    "draw_motion",
+    "draw_sample",
+    "draw_words",
+    "new_figure",
+    "without_motion",
+    "write",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -40,7 +56,7 @@ _MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP_SAMPLES
 _FIGURES: Final = 8
 _LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time axis
 _LONGEST_LABEL: Final = 13  # letters
-_LEFT, _RIGHT = 0.065, 0.935  # of the figure: where the time line begins and ends
+LEFT, RIGHT = 0.065, 0.935  # of the figure: where the time line begins and ends
 _DPI: Final = 110
 _FONT: Final = "DejaVu Sans"  # comes with matplotlib
 _OTHER_FONTS: Final = (
@@ -64,11 +80,11 @@ _STYLE: Final[dict[str, Any]] = {
     "text.usetex": False,
 }
 # Okabe and Ito's colours, which people with colour-blindness tell apart.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+_BLUE, _ORANGE, _GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class View:
     """What is drawn: the sample cut to the time shown, times in seconds of the clip."""
 
     start_s: float
@@ -89,10 +105,10 @@ class _View:
 def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
     *,
     title: str,
-    gesture: F32 | None,
-    jaw_eyes: F32 | None,
+    gesture: F32,
+    jaw_eyes: F32,
     start_xz: npt.NDArray[np.floating],
-    mel: F32 | None,
+    mel: F32,
     words: Sequence[Word],
     start_s: float = 0.0,
     seconds: float = 12.0,
@@ -100,15 +116,29 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     """Draw `seconds` of a sample from `start_s` on (less where it ends before) and give the PNG file's bytes.
 
     `gesture` (T, 415) and `jaw_eyes` (T, 9) at 30 Hz, `start_xz` (2,) metres, `mel` (M, 64) log magnitudes at
-    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Motion or mel may be
-    None; then its panels say so. Raises ValueError on other shapes or if fewer than two frames would be shown,
-    EnvironmentFault without matplotlib.
+    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Raises ValueError on
+    other shapes or if fewer than two frames would be shown, EnvironmentFault without matplotlib.
     """
-    length_s = _length_s(gesture, mel, words)
-    if gesture is None or jaw_eyes is None:
-        view = _without_motion(mel, words, start_s, min(start_s + seconds, length_s))
-    else:
-        view = _cut(gesture, jaw_eyes, start_xz, _NO_MEL if mel is None else mel, words, start_s, seconds)
+    length_s = len(gesture) / FRAME_RATE_HZ
+    view = cut(gesture, jaw_eyes, start_xz, mel, words, start_s, seconds)
+    with new_figure(12.0, 10.2) as figure:
+        axes = _panels(figure)
+        write(figure, (LEFT, 0.978), title, size=12, weight="bold", va="center")
+        span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
+        figure.text(RIGHT, 0.978, span, ha="right", va="center", color=GREY)
+        draw_words(axes[0], view)
+        draw_mel(axes[1], view)
+        draw_motion(axes[2], view)
+        _draw_face(axes[3], view)
+        draw_figures(axes[4], view)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+@contextlib.contextmanager
+def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
+    """An empty figure in the style of all pictures; raises EnvironmentFault without matplotlib."""
     style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
     try:
         import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
@@ -119,31 +149,15 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
             'pictures need matplotlib, which is not installed: pip install "omniges[pictures]"'
         ) from error
     with mpl.rc_context(style):
-        figure = Figure(figsize=(12.0, 10.2), dpi=_DPI)
+        figure = Figure(figsize=(width_in, height_in), dpi=_DPI)
         FigureCanvasAgg(figure)
-        axes = _panels(figure)
-        _write(figure, (_LEFT, 0.978), title, size=12, weight="bold", va="center")
-        span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
-        figure.text(_RIGHT, 0.978, span, ha="right", va="center", color=_GREY)
-        _draw_words(axes[0], view)
-        _draw_mel(axes[1], view)
-        if len(view.gesture):
-            _draw_motion(axes[2], view)
-            _draw_face(axes[3], view)
-            _draw_figures(axes[4], view)
-        else:
-            for panel in axes[3:]:
-                panel.set_axis_off()
-            _draw_nothing(axes[2], view, "no motion was given or made")
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
+        yield figure
 
 
 def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
     """Empty axes for words, mel, motion, face and figures, one below the other on one time line."""
     outer = figure.add_gridspec(
-        3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, left=_LEFT, right=_RIGHT, top=0.955, bottom=0.01
+        3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, left=LEFT, right=RIGHT, top=0.955, bottom=0.01
     )
     heard = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
     moved = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
@@ -152,13 +166,13 @@ def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
     return words, mel, motion, face, people
 
 
-_NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
+NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------
 
 
-def _cut(
+def cut(
     gesture: F32,
     jaw_eyes: F32,
     start_xz: npt.NDArray[np.floating],
@@ -166,7 +180,7 @@ def _cut(
     words: Sequence[Word],
     start_s: float,
     seconds: float,
-) -> _View:
+) -> View:
     """The part of a sample that is shown; the root's path is summed up from the beginning."""
     frames = len(gesture)
     shapes = (gesture.shape, jaw_eyes.shape, start_xz.shape, mel.shape[1:])
@@ -181,7 +195,7 @@ def _cut(
     begin, end = first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ
     mel_first = min(round(begin * _MEL_RATE_HZ), len(mel))
     intervals = tuple((str(w["word"]), float(w["start"]), float(w["end"])) for w in words)
-    return _View(
+    return View(
         start_s=begin,
         stop_s=end,
         times=np.arange(first, stop) / FRAME_RATE_HZ,
@@ -194,23 +208,14 @@ def _cut(
     )
 
 
-def _length_s(gesture: F32 | None, mel: F32 | None, words: Sequence[Word]) -> float:
-    """Length of a sample by its motion, else its mel, else its words."""
-    if gesture is not None:
-        return len(gesture) / FRAME_RATE_HZ
-    if mel is not None:
-        return len(mel) / _MEL_RATE_HZ
-    return max((float(word["end"]) for word in words), default=0.0)
-
-
-def _without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> _View:
+def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> View:
     """The part of a sample without motion that is shown."""
     if stop_s - start_s < 2 / FRAME_RATE_HZ:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
-    heard = _NO_MEL if mel is None else mel
+    heard = NO_MEL if mel is None else mel
     first = round(start_s * _MEL_RATE_HZ)
     inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
-    return _View(
+    return View(
         start_s=start_s,
         stop_s=stop_s,
         times=np.zeros(0),
@@ -276,7 +281,7 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
+def write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
     """Put a text that may hold anything; dollar signs are no formulas."""
     families = [family for family, _ in _fonts()]
     target.text(*place, _drawable(text, longest), family=families, parse_math=False, **style)
@@ -285,14 +290,14 @@ def _write(target: Axes | Figure, place: tuple[float, float], text: str, longest
 # --- panels -------------------------------------------------------------------------------------------------
 
 
-def _time_axis(axes: Axes, view: _View, *, labelled: bool = False) -> None:
+def _time_axis(axes: Axes, view: View, *, labelled: bool = False) -> None:
     axes.set_xlim(view.start_s, view.stop_s)
     axes.tick_params(labelbottom=labelled)
     if labelled:
         axes.set_xlabel("time (s)", labelpad=1)
 
 
-def _mark_words(axes: Axes, view: _View) -> None:
+def _mark_words(axes: Axes, view: View) -> None:
     for _, start, end in view.words:
         axes.axvspan(start, end, color="#000000", alpha=0.05, linewidth=0, zorder=0)
 
@@ -310,12 +315,12 @@ def _legend(axes: Axes, handles: Sequence[Any]) -> None:
     )
 
 
-def _draw_words(axes: Axes, view: _View) -> None:
+def draw_words(axes: Axes, view: View) -> None:
     """Bars for the words' intervals, and labels above them spread so that none covers another."""
     axes.set_axis_off()
     _time_axis(axes, view)
     axes.set_ylim(0, 1)
-    axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=_GREY, edgecolor="white")
+    axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=GREY, edgecolor="white")
     span = view.stop_s - view.start_s
     every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # of a long view only each n-th word is labelled
     labelled = view.words[::every]
@@ -324,12 +329,13 @@ def _draw_words(axes: Axes, view: _View) -> None:
     centres = np.array([(a + b) / 2 for _, a, b in labelled])
     places = _spread(centres, _LABEL_GAP * span, view.start_s, view.stop_s - 0.01 * span)
     for (word, _, _), centre, place in zip(labelled, centres, places, strict=True):
-        axes.plot([centre, centre, place], [0.1, 0.13, 0.22], color=_GREY, linewidth=0.5, clip_on=False)
+        axes.plot([centre, centre, place], [0.1, 0.13, 0.22], color=GREY, linewidth=0.5, clip_on=False)
         turned = {"rotation": 60, "rotation_mode": "anchor", "ha": "left", "va": "center"}
-        _write(axes, (place, 0.25), word, _LONGEST_LABEL, size=8, **turned)
+        write(axes, (place, 0.25), word, _LONGEST_LABEL, size=8, **turned)
 
 
-def _draw_mel(axes: Axes, view: _View) -> None:
+def draw_mel(axes: Axes, view: View) -> None:
+    """The mel on a scale of Hertz, with a bar that tells its colours."""
     _time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
     peaks = mel_filterbank().argmax(axis=1) * (SAMPLE_RATE_HZ / N_FFT)
@@ -337,7 +343,7 @@ def _draw_mel(axes: Axes, view: _View) -> None:
     axes.set_yticks(np.interp(hertz, peaks, np.arange(MEL_BANDS)), [str(f) for f in hertz])
     axes.set_ylim(-0.5, MEL_BANDS - 0.5)
     if not len(view.mel):
-        _draw_nothing(axes, view, "no audio was given or made")
+        axes.text(0.5, 0.5, "no audio", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
     low, high = np.percentile(view.mel, (2, 99.8))
     half = 0.5 / _MEL_RATE_HZ  # frame j is centred on its time
@@ -358,14 +364,8 @@ def _draw_mel(axes: Axes, view: _View) -> None:
     bar.set_ylabel("log magnitude")
 
 
-def _draw_nothing(axes: Axes, view: _View, why: str) -> None:
-    """An empty panel that says why it is empty."""
-    _time_axis(axes, view, labelled=True)
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=_GREY)
-
-
-def _draw_motion(axes: Axes, view: _View) -> None:
+def draw_motion(axes: Axes, view: View) -> None:
+    """How fast the parts of the body turn, and how fast the root goes."""
     _time_axis(axes, view)
     _mark_words(axes, view)
     between = (view.times[1:] + view.times[:-1]) / 2
@@ -384,7 +384,7 @@ def _draw_motion(axes: Axes, view: _View) -> None:
     _legend(axes, lines)
 
 
-def _draw_face(axes: Axes, view: _View) -> None:
+def _draw_face(axes: Axes, view: View) -> None:
     _time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
     face = view.gesture[:, LAYOUT.face].astype(np.float64)
@@ -402,9 +402,9 @@ def _second_axis(axes: Axes, times: F64, values: npt.NDArray[np.floating], name:
     """A quantity of another unit against an axis on the right."""
     right = axes.twinx()
     right.spines["right"].set_visible(True)
-    right.set_ylabel(label, color=_GREY)
-    right.tick_params(colors=_GREY)
-    lines = right.plot(times, values, color=_GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
+    right.set_ylabel(label, color=GREY)
+    right.tick_params(colors=GREY)
+    lines = right.plot(times, values, color=GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
     right.set_ylim(0, max(1.05 * float(values.max()), 1e-3))
     return list(lines)
 
@@ -420,7 +420,7 @@ _TEXT_IN: Final = (0.15, 0.33, 0.45)  # inches below the ground: the time, the w
 _ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
 
 
-def _draw_figures(axes: Axes, view: _View) -> None:
+def draw_figures(axes: Axes, view: View) -> None:
     """People at evenly spaced times, each under its time, true to scale and centred on its pelvis."""
     axes.set_axis_off()
     count = min(_FIGURES, len(view.times))
@@ -441,10 +441,10 @@ def _draw_figures(axes: Axes, view: _View) -> None:
         centre = slot * (k + 0.5)
         _draw_person(axes, person + np.array([centre, 0.0, 0.0]))
         label: dict[str, Any] = {"ha": "center", "va": "center"}
-        axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=_GREY, **label)
+        axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=GREY, **label)
         word = view.word_at(float(time_s))
         pause = "(pause)" if view.words else ""  # without any word nothing is known of pauses
-        _write(
+        write(
             axes,
             (centre, word_y),
             word or pause,
@@ -457,7 +457,7 @@ def _draw_figures(axes: Axes, view: _View) -> None:
         "front view, generic skeleton (no body model), centred on the pelvis; "
         f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"
     )
-    axes.text(0.0, 0.96, note, transform=axes.transAxes, va="top", color=_GREY)
+    axes.text(0.0, 0.96, note, transform=axes.transAxes, va="top", color=GREY)
     for place, color, side in ((0.93, _BLUE, "left side"), (1.0, _ORANGE, "right side")):
         axes.text(place, 0.96, side, transform=axes.transAxes, va="top", ha="right", color=color)
 
