@@ -31,13 +31,13 @@ import soundfile
 import torch
 from machine import describe_machine
 from measure import run_measured
-from omniges.trainer.evaluate.pairs import waveform
 from six_tasks import clips_of, references, score_task, templates_of, windows_of
 from six_tasks import generate as made_windows
 
 from omniges.features.skeleton import joint_positions
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.shards.reader import ShardFolder
+from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.generate.hearing import hear
 from omniges.trainer.generate.loaded import Loaded, load
 from omniges.trainer.generate.outputs import valid_motion
@@ -93,7 +93,7 @@ def distance(loaded: Loaded, task: str, made: Sequence[npt.NDArray[Any]], exact:
 
 def minute_of(shards: ShardFolder, seconds: int) -> npt.NDArray[np.float32]:
     """So many seconds of kept audio, the clips of the shards one after the other."""
-    found = [wave for row in shards.rows if (wave := waveform(shards.sample(row))) is not None]
+    found = [wave for row in shards.rows if (wave := waveform(shards, row)) is not None]
     if not found:
         sys.exit(f"{shards.folder}: kept audio expected: preprocess with --keep-audio")
     repeats = -(-seconds * SAMPLE_RATE_HZ // sum(map(len, found)))

@@ -99,7 +99,7 @@ class TrainSplit:
 
 
 def learn_train_split(
-    shards: ShardFolder, instruments: Instruments, count: Callable[[int, int], None]
+    shards: ShardFolder, instruments: Instruments, count: Callable[[float, float], None]
 ) -> TrainSplit | None:
     """Mean speeds and features of the train split in one pass; None where it has no clips and none is needed.
 

@@ -39,7 +39,7 @@ from omniges.trainer.tasks import TASKS
 
 __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
 
-Counting = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
 """Shows (done, total) of something named."""
 
 _MAX_SPEEDS_BYTES: Final = 1 << 16
@@ -88,7 +88,7 @@ class EvaluateSettings:
 
 
 @contextmanager
-def _uncounted(_noun: str) -> Iterator[Callable[[int, int], None]]:
+def _uncounted(_noun: str) -> Iterator[Callable[[float, float], None]]:
     yield lambda _done, _total: None
 
 
@@ -166,7 +166,7 @@ def _score(
     instruments: Instruments,
     train: TrainSplit | None,
     how: Resampling,
-    count: Callable[[int, int], None],
+    count: Callable[[float, float], None],
 ) -> dict[str, TaskReport]:
     total = sum(len(results) * len(TASKS[task].targets) for task, results in found.items())
     done = 0
