@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ __all__ = [
     "locked",
     "make_folder",
     "os_errors",
+    "pending_folder",
     "publish_bytes",
     "sync_folder",
 ]
@@ -173,6 +175,23 @@ class PendingFile:
                 self.publish()
         finally:
             self.abort()  # does nothing to a published file
+
+
+@contextlib.contextmanager
+def pending_folder(final: Path) -> Iterator[Path]:
+    """A folder that gets its final name in one step, or goes."""
+    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    with os_errors(final):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    try:
+        yield unfinished
+        with os_errors(final):
+            sync_folder(unfinished)
+            unfinished.rename(final)
+            sync_folder(final.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:

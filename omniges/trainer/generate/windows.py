@@ -178,13 +178,15 @@ def _denoise(
 ) -> list[dict[StreamName, Tensor]]:
     """Clean tokens (N, C) of each stretch by stream; what is known of it comes back as it was."""
     device = next(model.parameters()).device
-    plans = {name: _Plan.of(model.stream(name), stretches, device) for name in targets}
-    noise = {
+    plans = {name: _Plan.of(model.stream(name), stretches, device) for name in (*targets, *model.carried(targets))}
+    drawn = {
         name: draw_noise(seed, plan.positions, name, (model.stream(name).channels,)) for name, plan in plans.items()
     }
-    known = {name: _known(plan, stretches, name, before, model) for name, plan in plans.items()}
+    noise = {name: drawn[name] for name in targets}
+    carried = {name: drawn[name][plans[name].rows] for name in model.carried(targets)}
+    known = {name: _known(plans[name], stretches, name, before, model) for name in targets}
     clean_of = guided_clean(
-        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance
+        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance, carried
     )
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
