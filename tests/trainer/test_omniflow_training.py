@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -296,6 +297,12 @@ class TestFineTuning:
             with pytest.raises(DataError, match=f"{name}: shape"):
                 begin(shards, tmp_path / name, trained, max_train_steps=1)
             assert not list((tmp_path / name).glob("checkpoints/*"))
+
+    def test_shards_with_another_codec_are_refused(self, trained: Path) -> None:
+        start = open_start(trained, None, {})
+        other: Any = {"audio": SimpleNamespace(fingerprint="another")}
+        with pytest.raises(UsageFault, match="its streams with a codec are none, these shards' are audio"):
+            start.adopt(replace(load_identity(find_checkpoint(trained)), codecs=other))
 
     def test_sizes_come_from_the_checkpoint(self, trained: Path, shards: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match="recipe key model: width come from the pretrained weights"):
