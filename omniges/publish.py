@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ __all__ = [
     "locked",
     "make_folder",
     "os_errors",
+    "pending_folder",
     "publish_bytes",
     "sync_folder",
 ]
@@ -214,6 +216,23 @@ class PendingGroup:
             for file in reversed(self._files):
                 if not whole:
                     file.withdraw()
+
+
+@contextlib.contextmanager
+def pending_folder(final: Path) -> Iterator[Path]:
+    """A folder that gets its final name in one step, or goes."""
+    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    with os_errors(final):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    try:
+        yield unfinished
+        with os_errors(final):
+            sync_folder(unfinished)
+            unfinished.rename(final)
+            sync_folder(final.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:

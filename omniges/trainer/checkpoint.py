@@ -11,8 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.publish import is_temporary_name, make_folder, os_errors, publish_bytes, sync_folder
+from omniges.publish import is_temporary_name, make_folder, os_errors, pending_folder, publish_bytes, sync_folder
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.trainer.tensorfile import read_tensors, write_tensors
 
@@ -109,7 +108,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 def write_checkpoint(final: Path, contents: Contents) -> None:
     """Write a checkpoint as a folder of any name; otherwise as `save_checkpoint`."""
     make_folder(final.parent)
-    with _beside(final) as unfinished:
+    with pending_folder(final) as unfinished:
         files = {}
         for name, document in contents.documents.items():
             files[name] = _entry(len(document), publish_bytes(unfinished / name, document))
@@ -123,23 +122,6 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
 
 def _entry(size: int, digest: str) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest}
-
-
-@contextmanager
-def _beside(final: Path) -> Iterator[Path]:
-    """A folder that gets its final name in one step, or goes."""
-    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    with os_errors(final):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-    try:
-        yield unfinished
-        with os_errors(final):
-            sync_folder(unfinished)
-            unfinished.rename(final)
-            sync_folder(final.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -144,13 +145,18 @@ def guided_clean(
     targets: Sequence[StreamName],
     speakers: Tensor,
     guidance: float,
+    carried: Mapping[StreamName, Tensor] = MappingProxyType({}),
 ) -> CleanOf:
-    """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance."""
+    """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance.
+
+    ``carried``: noise (B, N, C) of the streams that `FlowModel.carried` names. It stands at level 1, the same at all
+    steps, for a stream that is not given, and for one that is given where the conditions are left out.
+    """
 
     def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
         seen = given if with_conditions else {}
-        levels = dict.fromkeys(tokens, at) | dict.fromkeys(seen, torch.zeros_like(at))
-        return model.predict({**tokens, **seen}, levels, targets, speakers)
+        levels = dict.fromkeys(carried, torch.ones_like(at)) | dict.fromkeys(seen, torch.zeros_like(at))
+        return model.predict({**carried, **seen, **tokens}, levels | dict.fromkeys(tokens, at), targets, speakers)
 
     def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         if not given or guidance == 1:
@@ -197,12 +203,13 @@ def sample(
             f"expected at least one target among {', '.join(STREAMS)}, and none that is given"
         )
     given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
-    noise = {
-        name: draw_noise(
-            draws.seed, draws.positions, name, (model.stream(name).count(draws.ticks), model.stream(name).channels)
-        )
-        for name in targets
-    }
-    clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance)
+
+    def noise_of(names: Sequence[StreamName]) -> dict[StreamName, Tensor]:
+        shapes = {n: (model.stream(n).count(draws.ticks), model.stream(n).channels) for n in names}
+        return {name: draw_noise(draws.seed, draws.positions, name, shape) for name, shape in shapes.items()}
+
+    noise = noise_of(targets)
+    carried = noise_of(model.carried(targets))
+    clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance, carried)
     made = follow(noise, step_levels(settings), clean_of, settings.solver)
     return {name: model.stream(name).arrays(tokens) for name, tokens in made.items()}

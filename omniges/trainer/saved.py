@@ -87,7 +87,9 @@ class ModelIdentity:
     def require_same(self, saved: SavedCheckpoint) -> None:
         """Raise UsageFault where a checkpoint is of another model or of other data."""
         own = {name: json.loads(content) for name, content in self.documents().items()}
-        was, now = (_flat(config) for config in (saved.document(CONFIG_FILE), own[CONFIG_FILE]))
+        # Through today's form, so that a setting that came later is at its default in an earlier checkpoint.
+        said = json.loads(load_identity(saved).documents()[CONFIG_FILE])
+        was, now = (_flat(config) for config in (said, own[CONFIG_FILE]))
         differences = [
             f"{name} was {was.get(name)}, is {now.get(name)}"
             for name in sorted(was.keys() | now.keys())

@@ -203,13 +203,15 @@ def _denoise(
 ) -> list[dict[StreamName, Tensor]]:
     """Clean tokens (N, C) of each stretch by stream, blended with what the stretch before it has made."""
     device = next(model.parameters()).device
-    plans = {name: _Plan.of(model.stream(name), stretches, device) for name in targets}
-    noise = {
+    plans = {name: _Plan.of(model.stream(name), stretches, device) for name in (*targets, *model.carried(targets))}
+    drawn = {
         name: draw_noise(seed, plan.positions, name, (model.stream(name).channels,)) for name, plan in plans.items()
     }
-    held = {name: _held(plan, stretches, name, before, model) for name, plan in plans.items()}
+    noise = {name: drawn[name] for name in targets}
+    carried = {name: drawn[name][plans[name].rows] for name in model.carried(targets)}
+    held = {name: _held(plans[name], stretches, name, before, model) for name in targets}
     clean_of = guided_clean(
-        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance
+        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance, carried
     )
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:

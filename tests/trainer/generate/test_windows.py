@@ -98,6 +98,9 @@ class PerTick(torch.nn.Module):
     def stream(self, _name: str) -> Plain:
         return Plain()
 
+    def carried(self, _targets: Sequence[str]) -> list[str]:
+        return []
+
     def predict(
         self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
     ) -> dict[str, Tensor]:
