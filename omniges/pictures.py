@@ -10,9 +10,10 @@ not there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ft2font import FT2Font
 
-__all__ = ["draw_sample"]
+__all__ = ["Version", "draw_comparison", "draw_sample"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -42,6 +43,7 @@ _LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time ax
 _LONGEST_LABEL: Final = 13  # letters
 _LEFT, _RIGHT = 0.065, 0.935  # of the figure: where the time line begins and ends
 _DPI: Final = 110
+_GAP_IN: Final = 0.38  # between panels of a comparison, which have titles
 _FONT: Final = "DejaVu Sans"  # comes with matplotlib
 _OTHER_FONTS: Final = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
@@ -109,18 +111,7 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         view = _without_motion(mel, words, start_s, min(start_s + seconds, length_s))
     else:
         view = _cut(gesture, jaw_eyes, start_xz, _NO_MEL if mel is None else mel, words, start_s, seconds)
-    style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise EnvironmentFault(
-            'pictures need matplotlib, which is not installed: pip install "omniges[pictures]"'
-        ) from error
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(12.0, 10.2), dpi=_DPI)
-        FigureCanvasAgg(figure)
+    with _figure((12.0, 10.2)) as (figure, png):
         axes = _panels(figure)
         _write(figure, (_LEFT, 0.978), title, size=12, weight="bold", va="center")
         span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
@@ -135,9 +126,91 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
             for panel in axes[3:]:
                 panel.set_axis_off()
             _draw_nothing(axes[2], view, "no motion was given or made")
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a moment, recorded or made: what it has of motion, audio and words."""
+
+    name: str
+    gesture: F32 | None = None  # (T, 415)
+    start_xz: npt.NDArray[np.floating] | None = None  # (2,) metres, with gesture
+    mel: F32 | None = None  # (M, 64)
+    words: Sequence[Word] | None = None
+
+
+def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds: float) -> bytes:
+    """Draw versions of the same `seconds` one below the other, words, mels and motion apart; gives the PNG's bytes.
+
+    A version is drawn in each part that it has something of. Raises ValueError where motion has fewer than two frames,
+    EnvironmentFault without matplotlib.
+    """
+    with_words = [(one, _without_motion(None, one.words, 0.0, seconds)) for one in versions if one.words is not None]
+    with_mel = [(one, _without_motion(one.mel, (), 0.0, seconds)) for one in versions if one.mel is not None]
+    with_motion = [
+        (one, _cut(one.gesture, np.zeros((len(one.gesture), 9), np.float32), one.start_xz, _NO_MEL, (), 0.0, seconds))
+        for one in versions
+        if one.gesture is not None and one.start_xz is not None
+    ]
+    heights = [0.9] * len(with_words) + [1.1] * len(with_mel) + [1.3] * bool(with_motion) + [2.0] * len(with_motion)
+    with _figure((12.0, 0.6 + sum(height + _GAP_IN for height in heights))) as (figure, png):
+        inches = figure.get_figheight()
+        grid = figure.add_gridspec(
+            *(len(heights), 1),
+            height_ratios=heights,
+            hspace=_GAP_IN * len(heights) / sum(heights),
+            left=_LEFT,
+            right=_RIGHT - 0.015,
+            top=1 - 0.75 / inches,
+            bottom=0.1 / inches,
+        )
+        panels = iter([figure.add_subplot(grid[k]) for k in range(len(heights))])
+        _write(figure, (_LEFT, 1 - 0.2 / inches), title, size=12, weight="bold", va="center")
+        _write(figure, (_LEFT, 1 - 0.42 / inches), note, longest=160, color=_GREY, va="center")
+        for parts, draw in ((with_words, _draw_words), (with_mel, _draw_mel)):
+            for (version, view), axes in zip(parts, panels, strict=False):
+                draw(axes, view)
+                axes.set_title(version.name)
+        if with_motion:
+            _draw_speeds(next(panels), with_motion)
+        for (version, view), axes in zip(with_motion, panels, strict=True):
+            _draw_figures(axes, view)
+            axes.set_title(version.name)
+    return png.getvalue()
+
+
+def _draw_speeds(axes: Axes, versions: Sequence[tuple[Version, _View]]) -> None:
+    """Upper body speed of all versions in one panel."""
+    _time_axis(axes, versions[0][1])
+    axes.tick_params(labelbottom=True)
+    lines = []
+    for (version, view), color in zip(versions, (_GREY, _BLUE, _ORANGE, _GREEN), strict=False):
+        between = (view.times[1:] + view.times[:-1]) / 2
+        lines += axes.plot(between, _angular_speed(view.gesture, LAYOUT.upper), color=color, label=version.name)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("upper body, mean angular\nspeed (rad/s)")
+    _legend(axes, lines)
+
+
+@contextlib.contextmanager
+def _figure(inches: tuple[float, float]) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """An empty figure in the project's style, and the file that it is when the block ends."""
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise EnvironmentFault(
+            'pictures need matplotlib, which is not installed: pip install "omniges[pictures]"'
+        ) from error
+    style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
+    with mpl.rc_context(style):
+        figure = Figure(figsize=inches, dpi=_DPI)
+        FigureCanvasAgg(figure)
+        png = io.BytesIO()
+        yield figure, png
+        figure.savefig(png, format="png", metadata={"Software": None})
 
 
 def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,9 @@ __all__ = [
     "locked",
     "make_folder",
     "os_errors",
+    "pending_folder",
     "publish_bytes",
+    "remove_folder",
     "sync_folder",
 ]
 
@@ -99,6 +102,35 @@ def locked(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def pending_folder(final: Path) -> Iterator[Path]:
+    """A folder beside the final one that gets its name in one step at the end, or goes.
+
+    Files in it are published one by one, so they are on the disk before the name is.
+    """
+    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    with os_errors(final):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    try:
+        yield unfinished
+        with os_errors(final):
+            sync_folder(unfinished)
+            unfinished.rename(final)
+            sync_folder(final.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which loses its name before its first file."""
+    doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with os_errors(path, "remove"):
+        path.rename(doomed)
+        sync_folder(path.parent)
+        shutil.rmtree(doomed)
 
 
 class PendingFile:

@@ -12,6 +12,13 @@ from omniges.commands.common import listed, needs, resumable
 
 __all__ = ["trace_batches", "train"]
 
+ValidationSteps = Annotated[
+    int | None, typer.Option(help="Steps between validations; 0: none.", show_default="500 where there is a val split")
+]
+ValidationWindows = Annotated[int | None, typer.Option(help="Held-out windows to validate on.", show_default="16")]
+ValidationSamples = Annotated[int | None, typer.Option(help="Of these, kept as files and pictures.", show_default="2")]
+ValidationSampling = Annotated[int | None, typer.Option(help="Steps of sampling when validating.", show_default="10")]
+
 
 def train(
     recipe: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
@@ -59,6 +66,11 @@ def train(
     resume: Annotated[
         str | None, typer.Option(help="latest, never or a checkpoint's folder.", show_default="latest")
     ] = None,
+    validation_steps: ValidationSteps = None,
+    validation_windows: ValidationWindows = None,
+    validation_samples: ValidationSamples = None,
+    validation_sampling_steps: ValidationSampling = None,
+    best_metric: Annotated[str | None, typer.Option(help="What RUN/best is chosen by.", show_default="loss")] = None,
     report_to: Annotated[list[str], typer.Option(help="Also: tensorboard, wandb.")] = [],
     num_workers: Annotated[int | None, typer.Option(help="Processes that read.", show_default="2")] = None,
     compile: Annotated[  # noqa: A002 - the flag's name

@@ -11,8 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,15 @@ from typing import Any, Final
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.publish import is_temporary_name, make_folder, os_errors, publish_bytes, sync_folder
+from omniges.publish import (
+    is_temporary_name,
+    make_folder,
+    os_errors,
+    pending_folder,
+    publish_bytes,
+    remove_folder,
+    sync_folder,
+)
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.trainer.tensorfile import read_tensors, write_tensors
 
@@ -102,7 +109,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
     """
     final = folder / f"step-{contents.step:06d}"
     make_folder(folder)
-    with _beside(final) as unfinished:
+    with pending_folder(final) as unfinished:
         files = {}
         for name, document in contents.documents.items():
             files[name] = _entry(len(document), publish_bytes(unfinished / name, document))
@@ -117,23 +124,6 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 
 def _entry(size: int, digest: str) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest}
-
-
-@contextmanager
-def _beside(final: Path) -> Iterator[Path]:
-    """A folder that gets its final name in one step, or goes."""
-    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    with os_errors(final):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-    try:
-        yield unfinished
-        with os_errors(final):
-            sync_folder(unfinished)
-            unfinished.rename(final)
-            sync_folder(final.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
@@ -179,15 +169,11 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise DataError(f"{file}: sha256 {entry['sha256']} expected, found {digest}: it was damaged. {_OTHER}")
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints (0: none); each loses its name before its first file."""
-    removed = checkpoints(folder)[keep:] if keep else []
+def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints (0: none) and those of steps that are spared."""
+    removed = [path for path in checkpoints(folder)[keep:] if step_of(path) not in spared] if keep else []
     for path in removed:
-        doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        with os_errors(path, "remove"):
-            path.rename(doomed)
-            sync_folder(folder)
-            shutil.rmtree(doomed)
+        remove_folder(path)
     return removed
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omniges import pictures
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.pictures import draw_sample
+from omniges.pictures import Version, draw_comparison, draw_sample
 
 
 def _sample(frames, words=()):
@@ -192,7 +192,7 @@ def test_no_global_state_and_no_early_import():
     code = """
 import sys
 import numpy as np
-from omniges.pictures import draw_sample
+from omniges.pictures import Version, draw_comparison, draw_sample
 from omniges.features.gesture import gesture_from_motion
 assert "matplotlib" not in sys.modules
 clip = gesture_from_motion(np.zeros((5, 165)), np.zeros((5, 100)), np.ones((5, 3)))
@@ -206,3 +206,33 @@ assert settings() == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class TestComparison:
+    def _versions(self):
+        sample = _sample(150, [("river", 0.3, 0.8), ("stone", 0.8, 0.85)])
+        recorded = Version("recorded", sample["gesture"], sample["start_xz"], sample["mel"], sample["words"])
+        return [
+            recorded,
+            Version("t2g", sample["gesture"][::-1].copy(), sample["start_xz"]),
+            Version("g2a", mel=sample["mel"] + 1),
+            Version("a2t", words=[]),
+        ]
+
+    def test_it_comes_out_is_the_same_twice_and_grows_with_what_there_is(self):
+        versions = self._versions()
+        png = draw_comparison("a window", "where it is from", versions, 5.0)
+        (width, height), drawn = _pixels(png)
+        assert width == 1320
+        assert drawn
+        assert draw_comparison("a window", "where it is from", versions, 5.0) == png
+        (_, less), _ = _pixels(draw_comparison("a window", "where it is from", versions[:1], 5.0))
+        assert less < height
+        (_, least), _ = _pixels(draw_comparison("words alone", "", versions[3:], 5.0))
+        assert least < less
+
+    def test_every_version_is_seen(self):
+        versions = self._versions()
+        whole = draw_comparison("a window", "", versions, 5.0)
+        for k in range(len(versions)):
+            assert draw_comparison("a window", "", versions[:k] + versions[k + 1 :], 5.0) != whole

@@ -127,6 +127,11 @@ def _pairs(folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shar
             record = read_record(path)
             if record.task not in TASKS:
                 raise DataError(f"{path}: task {record.task!r} is none: generate it again")
+            if record.source is not None and record.source.get("start_tick"):
+                raise UsageFault(
+                    f"{path}: it is of a window from tick {record.source['start_tick']} on, which validation has "
+                    "scored: take results of omniges generate"
+                )
             key = record.name if record.source is None else str(record.source.get("key"))
             yield Pair(record.task, _row(rows, key, path, shards), folder, record.name, record)
         return

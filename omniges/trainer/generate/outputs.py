@@ -21,7 +21,7 @@ from omniges.trainer.metrics.motion import invalid_rotations
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import StreamName
 
-__all__ = ["NEUTRAL", "Files", "picture", "render"]
+__all__ = ["NEUTRAL", "Files", "add_waveform", "picture", "render"]
 
 NEUTRAL: Final = Body(np.zeros(300), "neutral", "smplx2020", np.zeros(2))
 """The average body at the origin, where the inputs have none."""
@@ -41,19 +41,34 @@ class Files:
         self.contents[ending], self.kinds[ending] = content, kind
 
 
-def render(made: Mapping[StreamName, npt.NDArray[Any]], ticks: int, body: Body, codec: SlotCodec, seed: int) -> Files:
-    """The files of generated arrays. Raises DataError for motion that has no rotation at all."""
+def render(
+    made: Mapping[StreamName, npt.NDArray[Any]],
+    ticks: int,
+    body: Body,
+    codec: SlotCodec,
+    seed: int | None,
+) -> Files:
+    """The files of generated arrays; without a seed of phases there is no waveform, which is what takes long.
+
+    Raises DataError for motion that has no rotation at all.
+    """
     files = Files()
     if "gesture" in made:
         _gesture(files, np.asarray(made["gesture"], np.float32), body)
     if "audio" in made:
         mel = np.asarray(made["audio"], np.float32)
         files.add("mel", ".mel.npy", _npy(mel))
-        files.add("audio", ".wav", encode_wav(waveform_from_mel(mel, seed), SAMPLE_RATE_HZ, "pcm16"))
-        files.remarks.append("the waveform is Griffin-Lim's of 64 mel bands: measure on the mel, not on it")
+        if seed is not None:
+            add_waveform(files, mel, seed)
     if "text" in made:
         _text(files, np.asarray(made["text"]), ticks, codec)
     return files
+
+
+def add_waveform(files: Files, mel: npt.NDArray[np.float32], seed: int) -> None:
+    """The waveform of a log-mel (F, 64) as one more file."""
+    files.add("audio", ".wav", encode_wav(waveform_from_mel(mel, seed), SAMPLE_RATE_HZ, "pcm16"))
+    files.remarks.append("the waveform is Griffin-Lim's of 64 mel bands: measure on the mel, not on it")
 
 
 def _gesture(files: Files, gesture: npt.NDArray[np.float32], body: Body) -> None:
