@@ -124,8 +124,8 @@ def _held_out(settings: TrainSettings, data: tuple[DataSource, ...]) -> HeldOut:
     """The windows to validate on; raises UsageFault where there can be none."""
     if settings.codecs:
         raise UsageFault(
-            "--validation-steps: windows of latents cannot be validated on yet: train with --validation-steps 0 and score "
-            "checkpoints with omniges evaluate"
+            "--validation-steps: windows of latents cannot be validated on yet: train with --validation-steps 0 and "
+            "score checkpoints with omniges evaluate"
         )
     return open_held_out(data, settings.window_ticks, settings.validation_windows)
 
