@@ -26,7 +26,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.python
-	$(PIP) -e '.[pictures,train,text-vae,remote,test,lint]'
+	$(PIP) -e '.[pictures,train,text-vae,vocoder,remote,test,lint]'
 	@touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a generated sample per task, pictures
@@ -47,8 +47,9 @@ demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a gen
 	@echo "You made a labelled synthetic corpus ($(DEMO)/corpus), turned it into shards ($(DEMO)/shards), proved them"
 	@echo "sound, looked at one sample ($(DEMO)/sample.png: words over the mel, motion energy, stick figures), wrote the"
 	@echo "shards back as NPZ, WAV and TextGrid ($(DEMO)/export), trained one model of six tasks for $(DEMO_MINUTES) minutes"
-	@echo "($(DEMO)/run), and generated the test clips by each task ($(DEMO)/generated/TASK: files and a PNG). Compare"
-	@echo "$(DEMO)/generated/t2a/1_synthetica_0_1_1.png with $(DEMO)/sample.png: each word has chords and a pose of its own."
+	@echo "($(DEMO)/run), and generated the test clips by each task ($(DEMO)/generated/TASK: files and a PNG). Look at"
+	@echo "$(DEMO)/generated/t2a/1_synthetica_0_1_1.png: what was given, made and recorded stand below each other, and each word"
+	@echo "has chords and a pose of its own."
 	@echo "The table above holds the files against the recordings; the shuffled column is what guessing gives."
 	@echo "For BEAT2 itself:"
 	@echo "    $(BIN)/omniges preprocess --root datasets/BEAT_SMPL"

@@ -84,7 +84,7 @@ def templates_of(clips: Sequence[SampleArrays]) -> dict[StreamName, Templates]:
 
 
 def generate(
-    model: FlowModel, speakers: Sequence[str], windows: Sequence[Window], task: str, steps: int
+    model: FlowModel, speakers: Sequence[str], windows: Sequence[Window], task: str, sampling: SamplingSettings
 ) -> list[np.ndarray[Any, Any]]:
     """One array of the task's target for each window."""
     numbers = {name: k + 1 for k, name in enumerate(speakers)}
@@ -98,7 +98,7 @@ def generate(
         positions=torch.arange(len(windows)),
         speakers=torch.tensor([numbers.get(window.speaker or "", 0) for window in windows]),
     )
-    made = sample(model, conditions, (target,), draws, SamplingSettings(steps=steps))[target]
+    made = sample(model, conditions, (target,), draws, sampling)[target]
     return list(made.numpy())
 
 
@@ -147,10 +147,9 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
         if not rows:
             print(f"{len(windows)} windows of {len(test)} test clips; {references(windows, templates, codec)}")
         began = time.monotonic()
-        scores = {
-            task: score_task(task, generate(model, identity.speakers, windows, task, steps), windows, templates, codec)
-            for task in SIX
-        }
+        sampling = SamplingSettings(steps=steps)
+        made = {task: generate(model, identity.speakers, windows, task, sampling) for task in SIX}
+        scores = {task: score_task(task, made[task], windows, templates, codec) for task in SIX}
         minutes = saved.document("state.json")["elapsed_s"] / 60
         rows.append({"step": saved.step, "minutes": minutes, "scores": scores})
         shown = ", ".join(f"{task} {score:.3f}" for task, score in scores.items())
@@ -170,12 +169,12 @@ def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, f
         command("generate", "--checkpoint", run, "--task", task, *words)
     report = folder / "evaluation.json"
     command("evaluate", made, "--shards", shards, "--resamples", 200, "--format", "json", "-o", report)
-    figures = json.loads(report.read_text())["figures"]
+    tasks = json.loads(report.read_text())["tasks"]
     scores = {}
     for task in SIX:
         (target,) = TASKS[task].targets
         if target == "text":
-            scores[task] = next(f["value"] for f in figures[task] if f["metric"] == "word error rate")
+            scores[task] = next(f["value"] for f in tasks[task]["figures"] if f["metric"] == "word error rate")
             continue
         total = Score(0, 0)
         for clip in test:

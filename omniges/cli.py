@@ -16,7 +16,7 @@ from omniges.commands.evaluate import evaluate
 from omniges.commands.files import export, inspect, sample_corpus
 from omniges.commands.generate import generate
 from omniges.commands.preprocess import preprocess
-from omniges.commands.train import trace_batches, train
+from omniges.commands.train import convert_omniflow, trace_batches, train
 from omniges.commands.verify import verify_shards
 from omniges.errors import ExitCode, OmnigesError
 
@@ -39,6 +39,7 @@ app.command("verify-shards")(verify_shards)
 app.command()(encode)
 app.command()(train)
 app.command("trace-batches")(trace_batches)
+app.command("convert-omniflow")(convert_omniflow)
 app.command()(generate)
 app.command()(evaluate)
 app.add_typer(benchmark, name="benchmark")

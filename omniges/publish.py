@@ -22,6 +22,7 @@ from omniges.errors import EnvironmentFault
 
 __all__ = [
     "PendingFile",
+    "PendingGroup",
     "final_name",
     "is_temporary_name",
     "locked",
@@ -104,35 +105,6 @@ def locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def pending_folder(final: Path) -> Iterator[Path]:
-    """A folder beside the final one that gets its name in one step at the end, or goes.
-
-    Files in it are published one by one, so they are on the disk before the name is.
-    """
-    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    with os_errors(final):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-    try:
-        yield unfinished
-        with os_errors(final):
-            sync_folder(unfinished)
-            unfinished.rename(final)
-            sync_folder(final.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder, which loses its name before its first file."""
-    doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with os_errors(path, "remove"):
-        path.rename(doomed)
-        sync_folder(path.parent)
-        shutil.rmtree(doomed)
-
-
 class PendingFile:
     """A file being written: `write` and `append`, then `publish` or `abort`; as a context manager one of the two."""
 
@@ -189,6 +161,13 @@ class PendingFile:
         self._close()
         self.temporary.unlink(missing_ok=True)
 
+    def withdraw(self) -> None:
+        """Throw the file away, published or not."""
+        if self._published or not self.temporary.exists():  # a signal may come between the rename and its note
+            self.path.unlink(missing_ok=True)
+            sync_folder(self.path.parent)
+        self.abort()
+
     def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -205,6 +184,68 @@ class PendingFile:
                 self.publish()
         finally:
             self.abort()  # does nothing to a published file
+
+
+class PendingGroup:
+    """Files that belong together: as a context manager all of them get their names, in order, or none keeps one.
+
+    Where an exception or a signal comes between the names, those that were given are taken away again. Only a killed
+    process or a lost machine can leave the first without the last.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[PendingFile] = []
+
+    def open(self, path: Path) -> PendingFile:
+        """One more file; it is published after those opened before it."""
+        self._files.append(PendingFile(path))
+        return self._files[-1]
+
+    def __enter__(self) -> PendingGroup:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        whole = False
+        try:
+            if kind is None:
+                for file in self._files:
+                    file.publish()
+                whole = True
+        finally:
+            for file in reversed(self._files):
+                if not whole:
+                    file.withdraw()
+
+
+@contextlib.contextmanager
+def pending_folder(final: Path) -> Iterator[Path]:
+    """A folder that gets its final name in one step, or goes.
+
+    Files in it are published one by one, so they are on the disk before the name is.
+    """
+    unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    with os_errors(final):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    try:
+        yield unfinished
+        with os_errors(final):
+            sync_folder(unfinished)
+            unfinished.rename(final)
+            sync_folder(final.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which loses its name before its first file."""
+    doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with os_errors(path, "remove"):
+        path.rename(doomed)
+        sync_folder(path.parent)
+        shutil.rmtree(doomed)
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:

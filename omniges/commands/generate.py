@@ -34,7 +34,7 @@ def generate(
     start: Annotated[str | None, typer.Option(help="Start position x,z in metres.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of sampling.")] = 20,
     guidance: Annotated[float, typer.Option(help="Weight of the inputs; 1: plain.")] = 1.0,
-    solver: Annotated[Literal["euler", "heun"], typer.Option(help="How a step is taken.")] = "euler",
+    solver: Annotated[Literal["euler", "heun", "dpm++"], typer.Option(help="How a step is taken.")] = "euler",
     shift: Annotated[float, typer.Option(help="Above 1: more of the steps at high noise.")] = 3.0,
     overlap_ticks: Annotated[
         int | None, typer.Option(help="Ticks that windows share; a quarter of one if not given.")
@@ -42,6 +42,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 0,
     num_samples: Annotated[int, typer.Option(help="Results for each input.")] = 1,
     weights: Annotated[Literal["ema", "last"], typer.Option(help="Averaged weights, or the last ones.")] = "ema",
+    vocoder: Annotated[Path | None, typer.Option(help="Folder of a HiFi-GAN; Griffin-Lim if not given.")] = None,
     png: Annotated[bool, typer.Option("--png", help="A picture beside each result.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of the same names.")] = False,
 ) -> None:
@@ -81,6 +82,7 @@ def generate(
         body=body,
         start_xz=None if start is None else _start(start),
         weights=weights,
+        vocoder=vocoder,
         pictures=png,
         overwrite=overwrite,
     )

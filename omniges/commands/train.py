@@ -10,7 +10,7 @@ import typer
 
 from omniges.commands.common import listed, needs, resumable
 
-__all__ = ["trace_batches", "train"]
+__all__ = ["convert_omniflow", "trace_batches", "train"]
 
 TrainEpochs = Annotated[float | None, typer.Option(help="Passes over the windows; 100 if no length is given.")]
 Accumulation = Annotated[int | None, typer.Option(help="Micro-steps per step.", show_default="1")]
@@ -33,8 +33,10 @@ def train(
     cache_gb: Annotated[float | None, typer.Option(help="Its largest size in GB.", show_default="100")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="run")] = None,
     preset: Annotated[str | None, typer.Option(help="tiny, small, base or omniflow.", show_default="tiny")] = None,
+    pretrained_model_name_or_path: Annotated[Path | None, typer.Option(help="Folder of weights to begin with.")] = None,
+    pretrained_weights: Annotated[str | None, typer.Option(help="Which of its weights: last or ema.")] = None,
     audio_codec: Annotated[
-        str | None, typer.Option(help="Codec whose latents, in the shards, stand for the mel.", show_default="mel")
+        str | None, typer.Option(help="Whose latents stand for the mel.", show_default="mel")
     ] = None,
     window_ticks: Annotated[int | None, typer.Option(help="Ticks of 0.1 s in a window.", show_default="64")] = None,
     train_batch_size: Annotated[
@@ -100,6 +102,17 @@ def train(
     if summary.speaks:
         typer.echo("\n".join(summary.lines))
     raise typer.Exit(int(summary.outcome.exit_code))
+
+
+def convert_omniflow(
+    folder: Annotated[Path, typer.Argument(help="OmniFlow folder.", metavar="DIR")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the converted model.")],
+    weights: Annotated[Literal["last", "ema"], typer.Option(help="The last weights, or their average.")] = "last",
+) -> None:
+    """Write an OmniFlow checkpoint in this project's own form, with the fate of every tensor."""
+    with needs("train"):
+        from omniges.trainer.omniflow.convert import convert
+    typer.echo("\n".join(convert(folder, out, weights).lines))
 
 
 def trace_batches(

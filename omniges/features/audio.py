@@ -26,6 +26,7 @@ __all__ = [
     "MEL_BANDS",
     "N_FFT",
     "Loudness",
+    "MelStream",
     "log_correctly_rounded",
     "log_mel",
     "loudness_gain",
@@ -45,6 +46,7 @@ LOG_FLOOR: Final = 1e-5
 PEAK_LEVEL: Final = 0.5
 
 _TABLE_DECIMALS = 12  # of window and filters: hides the last bits of sine, logarithm and exponential, which differ
+_HALF_WINDOW_FRAMES = -(-(N_FFT // 2) // HOP_SAMPLES)
 _BLOCK_FRAMES = 160  # frames a transform: its temporaries stay in the second-level cache
 _SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 has no room for
 _HALFWAY = 2**28
@@ -140,6 +142,40 @@ def log_mel(samples: F32, frames: int) -> F32:
             block[:, wide] = np.maximum(_mel_block(framed[wide], "float64"), LOG_FLOOR)
         mel[start : start + len(framed)] = log_correctly_rounded(block).T
     return mel
+
+
+class MelStream:
+    """The log-mel of 16 kHz audio that comes in pieces: frames of `log_mel` over the whole, but for rounding.
+
+    Holds no more than the last piece and a window of what was before it.
+    """
+
+    def __init__(self) -> None:
+        self._held: F32 = np.zeros(0, np.float32)  # from the centre of frame `first` on
+        self._first = 0
+        self._given = 0  # frames given back so far
+
+    def push(self, samples: F32) -> F32:
+        """The frames (n, 64) that these samples (N,) complete; 0 or more."""
+        self._held = np.concatenate([self._held, samples])
+        seen = self._first * HOP_SAMPLES + len(self._held)
+        return self._frames((seen - N_FFT // 2) // HOP_SAMPLES + 1 if seen >= N_FFT else self._given)
+
+    def finish(self) -> F32:
+        """The last frames (n, 64), up to that of the last sample. Raises ValueError for less than half a window."""
+        return self._frames(self._first + len(self._held) // HOP_SAMPLES + 1)
+
+    def _frames(self, stop: int) -> F32:
+        """Frames up to a number; what frames after them need stays."""
+        if stop <= self._given:
+            return np.zeros((0, MEL_BANDS), np.float32)
+        found = log_mel(self._held, stop - self._first)[self._given - self._first :]
+        self._given = stop
+        # A frame reaches half a window back, so those that begin sooner than that would be reflected.
+        first = max(self._first, stop - _HALF_WINDOW_FRAMES)
+        self._held = self._held[(first - self._first) * HOP_SAMPLES :]
+        self._first = first
+        return found
 
 
 def log_correctly_rounded(values: F32) -> F32:

@@ -19,11 +19,20 @@ import numpy.typing as npt
 
 from omniges.features.gesture import JOINT_NAMES, POSE_COLUMNS, matrix_from_six_d, six_d_from_rotvec
 
-__all__ = ["PARENTS", "PELVIS_BELOW_TRANS_M", "REST_OFFSETS", "joint_positions"]
+__all__ = [
+    "PARENTS",
+    "PELVIS_BELOW_TRANS_M",
+    "REST_OFFSETS",
+    "forward_kinematics",
+    "joint_positions",
+    "place",
+    "rotations_of",
+]
 
 F64 = npt.NDArray[np.float64]
 _Offset = tuple[float, float, float]
 
+_BLOCK_FRAMES: Final = 1024  # of rotation matrices, which take eight times the memory of positions
 PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` is where the model's origin goes, not the pelvis joint
 
 # The trunk, the legs and the person's left side; the right side is its mirror image.
@@ -94,18 +103,45 @@ def joint_positions(poses: npt.NDArray[np.floating], trans: npt.NDArray[np.float
     `poses` are SMPL-X axis-angles relative to the parent, `trans` is SMPL-X's `transl`; the pelvis lies
     0.35 m below it. Raises ValueError on other shapes.
     """
-    frames, joints = len(poses), len(PARENTS)
+    frames = len(poses)
     if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
         raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
-    local = matrix_from_six_d(six_d_from_rotvec(poses.reshape(frames, joints, 3)))
+    root = np.array(trans, dtype=np.float64)
+    root[:, 1] -= PELVIS_BELOW_TRANS_M
+    return place(poses, REST_OFFSETS, root)
+
+
+def place(poses: npt.NDArray[np.floating], offsets: F64, root: F64) -> F64:
+    """Positions (T, 55, 3) of poses (T, 165) with the pelvis at `root` (T, 3), a block of frames after the other.
+
+    `offsets` (55, 3): where each joint lies relative to its parent in the rest pose.
+    """
+    positions = np.empty((len(poses), len(PARENTS), 3))
+    for start in range(0, len(poses), _BLOCK_FRAMES):
+        given = slice(start, start + _BLOCK_FRAMES)
+        positions[given] = forward_kinematics(rotations_of(poses[given]), offsets, root[given])[1]
+    return positions
+
+
+def rotations_of(poses: npt.NDArray[np.floating]) -> F64:
+    """Rotation matrices (T, 55, 3, 3) of poses (T, 165) rad, each relative to the parent."""
+    return matrix_from_six_d(six_d_from_rotvec(poses.reshape(len(poses), len(PARENTS), 3)))
+
+
+def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
+    """Rotations (T, 55, 3, 3) and positions (T, 55, 3) of the joints in the world.
+
+    `local` (T, 55, 3, 3) are rotations relative to the parent, `offsets` (55, 3) or (T, 55, 3) where each joint lies
+    relative to its parent in the rest pose, `root` (T, 3) where the pelvis is.
+    """
     world = np.empty_like(local)
-    positions = np.empty((frames, joints, 3))
+    positions = np.empty(local.shape[:-1])
     for joint, parent in enumerate(PARENTS):
         if parent < 0:
             world[:, joint] = local[:, joint]
-            positions[:, joint] = trans
-            positions[:, joint, 1] -= PELVIS_BELOW_TRANS_M
+            positions[:, joint] = root
         else:
             world[:, joint] = world[:, parent] @ local[:, joint]
-            positions[:, joint] = positions[:, parent] + world[:, parent] @ REST_OFFSETS[joint]
-    return positions
+            turned = world[:, parent] @ offsets[..., joint, :, None]
+            positions[:, joint] = positions[:, parent] + turned[..., 0]
+    return world, positions

@@ -174,21 +174,44 @@ def make_reporter(mode: Mode) -> Reporter:
 
 
 @contextmanager
-def counter(noun: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total) that shows a count: a moving line on a terminal, now and then a plain one elsewhere."""
-    stream, live = sys.stderr, sys.stderr.isatty()
-    last = time.monotonic()
+def counter(noun: str) -> Iterator[Callable[[float, float], None]]:
+    """A function (done, total) that shows a count and what time is left.
 
-    def count(done: int, total: int) -> None:
+    On a terminal rich keeps a bar up to date; elsewhere there is now and then a plain line.
+    """
+    if sys.stderr.isatty():
+        with _bar(noun) as count:
+            yield count
+        return
+    stream = sys.stderr
+    began = last = time.monotonic()
+
+    def line(done: float, total: float) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < (_LIVE_EVERY_S if live else _LINE_EVERY_S) and not (live and done == total):
+        if now - last < _LINE_EVERY_S:
             return
         last = now
-        stream.write(f"\r{done}/{total} {noun}" if live else f"{done}/{total} {noun}\n")
+        left = (now - began) / done * (total - done) if done else None
+        stream.write(f"{done:.0f}/{total:.0f} {noun}, {_duration(left)} left\n")
         stream.flush()
 
-    yield count
-    if live:
-        stream.write("\r\033[K")
-        stream.flush()
+    yield line
+
+
+@contextmanager
+def _bar(noun: str) -> Iterator[Callable[[float, float], None]]:
+    from rich.console import Console  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415
+
+    what = TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}")
+    with Bars(
+        what, BarColumn(), TimeRemainingColumn(), TextColumn("left"), console=Console(stderr=True), transient=True
+    ) as progress:
+        task = progress.add_task(noun, total=None, visible=False)
+
+        def count(done: float, total: float) -> None:
+            progress.update(task, completed=done, total=total, visible=True)
+
+        yield count

@@ -1,29 +1,25 @@
 """SMPL-X motion of an NPZ file: bytes to arrays and back, without ever unpickling.
 
-``zipfile`` reads the directory only. Member data is cut out here, checked (npy header against claimed size,
-CRC, bounded inflation) and only for the keys that are needed; no array is allocated before its claim has been
-checked. Columns of ``poses`` (radians, axis-angle): root 0:3, body 3:66, jaw 66:69, eyes 69:75, left hand
-75:120, right hand 120:165.
+`Archive` reads only the keys that are needed, and allocates nothing before its claim has been checked. Columns of
+``poses`` (radians, axis-angle): root 0:3, body 3:66, jaw 66:69, eyes 69:75, left hand 75:120, right hand 120:165.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
-import struct
 import zipfile
-import zlib
-from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import Problem, RecordingFault
+from omniges.recordings.arrays import Archive, Member
 
-__all__ = ["Motion", "decode_motion", "encode_motion"]
+__all__ = ["Motion", "decode_motion", "encode_motion", "write_motion"]
 
 Array = npt.NDArray[Any]
 
@@ -32,21 +28,12 @@ POSE_COLUMNS = 165
 EXPRESSION_COLUMNS = 100
 BETAS_COLUMNS = 300
 BETAS_LENGTHS = (10, 16, 300)
+MOTION_COLUMNS = {"poses": (POSE_COLUMNS, "<f4"), "expressions": (EXPRESSION_COLUMNS, "<f8"), "trans": (3, "<f8")}
 SPLIT_COLUMNS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
 
-MAX_TOTAL_BYTES = 1 << 30
 MAX_RATE_HZ = 3000
 # No recording of a person in radians, metres or model coefficients comes near these.
 LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 1e3}
-
-_MAX_HEADER = 4096
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-_DESCR = re.compile(r"'descr'\s*:\s*'([^']{1,32})'")
-_FORTRAN = re.compile(r"'fortran_order'\s*:\s*(True|False)")
-_SHAPE = re.compile(r"'shape'\s*:\s*\(\s*+((?:[0-9]{1,15}+L?\s*+(?:,\s*+|(?=\)))){0,4}+)\)")
-_SIMPLE = re.compile(r"([<>|=]?)([a-zA-Z?])([0-9]{0,9})")
-# Everything that reading the directory of a hostile archive can raise.
-_ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +60,12 @@ class Motion:
     notes: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """One checked npy member; ``dtype`` is numpy's text for it, such as ``<f4``."""
-
-    key: str
-    info: zipfile.ZipInfo
-    kind: str
-    itemsize: int
-    dtype: str
-    shape: tuple[int, ...]
-    fortran: bool
-    header_bytes: int
-
-
 def decode_motion(data: bytes | memoryview) -> Motion:
     """Read an NPZ in BEAT2 form or in the older split key style.
 
     Raises RecordingFault with one of the ``npz-`` codes; notes ``motion-decimated`` and ``betas-extended``.
     """
-    archive = _Archive(data)
+    archive = Archive(data)
     style, keys = _needed(archive)
     archive.check_total([*keys.values()])
     members = {name: archive.header(key) for name, key in keys.items()}
@@ -146,162 +119,74 @@ def encode_motion(
     is kept as given. Raises ValueError for other shapes.
     """
     frames = len(poses)
-    for name, array, columns in (
-        ("poses", poses, POSE_COLUMNS),
-        ("expressions", expressions, EXPRESSION_COLUMNS),
-        ("trans", trans, 3),
-    ):
+    for name, array in (("poses", poses), ("expressions", expressions), ("trans", trans)):
+        columns, _ = MOTION_COLUMNS[name]
         if array.shape != (frames, columns):
             raise ValueError(f"{name} has shape {array.shape}, expected ({frames}, {columns})")
-    if betas.ndim != 1 or betas.dtype.kind != "f":
-        raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")
-    members = {
-        "betas": betas,
-        "poses": poses.astype(np.float32),
-        "expressions": expressions.astype(np.float64),
-        "trans": trans.astype(np.float64),
-        "model": np.array(model),
-        "gender": np.array(gender),
-        "mocap_frame_rate": np.array(frame_rate_hz, np.int32),
-    }
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in members.items():
-            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            info.create_system = 3  # else the byte depends on the machine
-            body = io.BytesIO()
-            np.lib.format.write_array(body, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
-            archive.writestr(info, body.getbuffer())
+    blocks = {"poses": [poses], "expressions": [expressions], "trans": [trans]}
+    write_motion(buffer, frames, blocks, betas, frame_rate_hz=frame_rate_hz, gender=gender, model=model)
     return buffer.getvalue()
 
 
-class _Archive:
-    """The members of a ZIP file in memory, read with every length checked before it is believed."""
+def write_motion(
+    stream: IO[bytes],
+    frames: int,
+    blocks: Mapping[str, Iterable[Array]],
+    betas: Array,
+    *,
+    frame_rate_hz: int = FRAME_RATE_HZ,
+    gender: str,
+    model: str,
+) -> None:
+    """Write what `encode_motion` gives to a stream that can seek, of motion that comes in blocks of frames.
 
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data).cast("B")
-        if not len(self._data):
-            raise RecordingFault("npz-not-zip", "a file of 0 bytes", "an NPZ archive")
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                infos = archive.infolist()
-        except _ZIP_FAULTS as fault:
-            found = f"{len(self._data)} bytes starting with {bytes(self._data[:4])!r}: {str(fault)[:80]}"
-            raise RecordingFault("npz-not-zip", found, "a complete NPZ archive") from None
-        names = Counter(info.filename for info in infos)
-        twice = sorted(name for name, count in names.items() if count > 1)
-        if twice:
-            raise RecordingFault("npz-damaged", f"{twice[0][:80]!r} {names[twice[0]]} times", "each member once")
-        self._infos = {info.filename: info for info in infos}
-
-    def __contains__(self, key: str) -> bool:
-        return f"{key}.npy" in self._infos
-
-    @property
-    def keys(self) -> list[str]:
-        """Names of the arrays, in order."""
-        return sorted(name.removesuffix(".npy") for name in self._infos)
-
-    def check_total(self, keys: list[str]) -> None:
-        """Refuse claims that no recording makes, before anything is read."""
-        total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
-        if total > MAX_TOTAL_BYTES:
-            raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")
-
-    def header(self, key: str) -> _Member:
-        """Check one member's zip entry and npy header against each other; reads at most 4 KiB of it."""
-        info = self._infos[f"{key}.npy"]
-        start = self._inflate(info, min(_MAX_HEADER, info.file_size))
-        wide = start[6:7] in {b"\2", b"\3"}
-        first = 12 if wide else 10
-        end = first + int.from_bytes(start[8:first], "little")
-        if start[:6] != b"\x93NUMPY" or start[6:7] not in {b"\1", b"\2", b"\3"} or end > len(start):
-            raise RecordingFault("npz-damaged", f"{key} starts with {start[:8]!r}", "an npy header below 4 KiB")
-        text = bytes(start[first:end]).decode("latin-1")
-        descr, fortran, shape = _DESCR.search(text), _FORTRAN.search(text), _SHAPE.search(text)
-        simple = _SIMPLE.fullmatch(descr[1]) if descr else None
-        if simple is None and "'descr'" in text:
-            raise RecordingFault("npz-wrong-dtype", f"{key} holds {text[:80].strip()}", "float32 or float64")
-        if simple is None or fortran is None or shape is None:
-            raise RecordingFault("npz-damaged", f"{key} has the npy header {text[:80].strip()!r}", "a numpy header")
-        order, kind, size = simple.groups()
-        if kind == "O":
-            raise RecordingFault("npz-object-array", f"{key} holds pickled objects", "plain numbers")
-        itemsize = int(size or 1) * (4 if kind == "U" else 1)
-        dims = tuple(int(digits) for digits in re.findall("[0-9]+", shape[1]))
-        claim = math.prod(dims) * itemsize
-        if claim != info.file_size - end:
-            found = f"{key} of shape {dims} needs {claim} bytes, the member has {info.file_size - end}"
-            raise RecordingFault("npz-damaged", found, "equal sizes")
-        return _Member(key, info, kind, itemsize, f"{order}{kind}{size}", dims, fortran[1] == "True", end)
-
-    def array(self, member: _Member) -> Array:
-        """Read the whole member with its CRC; give a fresh native C-ordered array."""
-        body = self._inflate(member.info, member.info.file_size + 1)
-        if len(body) != member.info.file_size:
-            found = f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
-            raise RecordingFault("npz-damaged", found, f"{member.info.file_size}")
-        if zlib.crc32(body) != member.info.CRC:
-            raise RecordingFault("npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}")
-        flat = np.frombuffer(body, member.dtype, offset=member.header_bytes)
-        shaped = flat.reshape(member.shape, order="F" if member.fortran else "C")
-        return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
-
-    def text(self, key: str) -> str:
-        """Read a plain string member; "" for anything else, as these fields are never a reason to refuse."""
-        info = self._infos.get(f"{key}.npy")
-        if info is None or info.file_size > _MAX_HEADER:
-            return ""
-        try:
-            member = self.header(key)
-            value = self.array(member).reshape(-1) if member.kind in "US" and member.itemsize else None
-            if value is None or value.size != 1:
-                return ""
-            item = value[0]
-            text = item.decode("utf-8") if isinstance(item, bytes) else str(item)
-            text.encode("utf-8")
-        except (RecordingFault, ValueError):
-            return ""
-        return text if text.isprintable() else ""
-
-    def _inflate(self, info: zipfile.ZipInfo, limit: int) -> bytes | memoryview:
-        """At most ``limit`` bytes of a member's content."""
-        body = self._packed(info)
-        if info.compress_type == zipfile.ZIP_STORED:
-            if info.compress_size != info.file_size:
-                found = f"{info.filename[:80]} is stored in {info.compress_size} bytes"
-                raise RecordingFault("npz-damaged", found, f"{info.file_size}")
-            return bytes(body[:limit]) if limit <= _MAX_HEADER else body[:limit]
-        try:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, limit) if limit else b""
-        except zlib.error as fault:
-            raise RecordingFault("npz-damaged", f"{info.filename[:80]}: {fault}", "deflated data") from None
-
-    def _packed(self, info: zipfile.ZipInfo) -> memoryview:
-        """Cut out the bytes of a member as they stand in the file."""
-        name = info.filename[:80]
-        if info.flag_bits & 0x1:
-            raise RecordingFault("npz-damaged", f"{name} is encrypted", "plain members")
-        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise RecordingFault("npz-damaged", f"{name} has compression {info.compress_type}", "stored or deflated")
-        start = info.header_offset
-        head = self._data[start : start + _LOCAL_HEADER.size] if start >= 0 else b""
-        if len(head) < _LOCAL_HEADER.size or bytes(head[:4]) != b"PK\x03\x04":
-            raise RecordingFault("npz-damaged", f"no member header at byte {start} for {name}", "PK34")
-        _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(head)
-        start += _LOCAL_HEADER.size
-        if bytes(self._data[start : start + name_bytes]) != info.filename.encode():
-            found = f"the directory says {name!r}, the member itself has another name"
-            raise RecordingFault("npz-damaged", found, "one name")
-        start += name_bytes + extra_bytes
-        body = self._data[start : start + info.compress_size]
-        if len(body) != info.compress_size:
-            found = f"{len(body)} of {info.compress_size} bytes of {name}"
-            raise RecordingFault("npz-damaged", found, "all of them")
-        return body
+    ``blocks`` has ``poses``, ``expressions`` and ``trans``, each (n, columns) in order of time. Raises ValueError for
+    other shapes and where there are more or fewer frames.
+    """
+    if betas.ndim != 1 or betas.dtype.kind != "f":
+        raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        _add_member(archive, "betas", betas)
+        for name, (columns, kind) in MOTION_COLUMNS.items():
+            head = _npy_head((frames, columns), kind)
+            size = len(head) + frames * columns * np.dtype(kind).itemsize
+            with archive.open(_member_info(name, size), "w") as member:
+                member.write(head)
+                left = frames
+                for block in blocks[name]:
+                    if block.ndim != 2 or block.shape[1] != columns or len(block) > left:
+                        raise ValueError(f"{name} has a block {block.shape}, expected up to ({left}, {columns})")
+                    left -= len(block)
+                    member.write(np.ascontiguousarray(block, kind).data.cast("B") if len(block) else b"")
+                if left:
+                    raise ValueError(f"{name} has {frames - left} frames, expected {frames}")
+        _add_member(archive, "model", np.array(model))
+        _add_member(archive, "gender", np.array(gender))
+        _add_member(archive, "mocap_frame_rate", np.array(frame_rate_hz, np.int32))
 
 
-def _needed(archive: _Archive) -> tuple[str, dict[str, str]]:
+def _member_info(name: str, size: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # else the byte depends on the machine
+    info.file_size = size
+    return info
+
+
+def _npy_head(shape: tuple[int, ...], kind: str) -> bytes:
+    head = io.BytesIO()
+    layout = {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, layout)
+    return head.getvalue()
+
+
+def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    body = io.BytesIO()
+    np.lib.format.write_array(body, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+    archive.writestr(_member_info(name, body.tell()), body.getbuffer())
+
+
+def _needed(archive: Archive) -> tuple[str, dict[str, str]]:
     """Key style, and the archive's name of every needed array."""
     style = "split" if "poses" not in archive and "root_orient" in archive else "beat2"
     wanted: dict[str, tuple[str, ...]] = {"poses": ("poses",)}
@@ -321,7 +206,7 @@ def _needed(archive: _Archive) -> tuple[str, dict[str, str]]:
     return style, keys
 
 
-def _frame_rate(archive: _Archive, member: _Member) -> int:
+def _frame_rate(archive: Archive, member: Member) -> int:
     """Frames per second of the file, a whole multiple of 30."""
     if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
         found = f"{member.key} of dtype {member.dtype} and shape {member.shape}"
@@ -332,7 +217,7 @@ def _frame_rate(archive: _Archive, member: _Member) -> int:
     return int(rate)
 
 
-def _check_members(members: dict[str, _Member]) -> None:
+def _check_members(members: dict[str, Member]) -> None:
     """Dtypes, shapes and lengths, from the headers alone."""
     frames: dict[str, int] = {}
     for name, member in members.items():
@@ -355,7 +240,7 @@ def _check_members(members: dict[str, _Member]) -> None:
         raise RecordingFault("npz-wrong-shape", _shape_text(betas), "(10,), (16,) or (300,), or equal rows of them")
 
 
-def _shape_text(member: _Member) -> str:
+def _shape_text(member: Member) -> str:
     hint = {
         ("poses", 156): ": SMPL-H without face?",
         ("poses", 72): ": SMPL without hands and face?",

@@ -7,15 +7,16 @@ refusal names its reason. Read: PCM of 16, 24 and 32 bits, IEEE float of 32 and 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import Problem, RecordingFault
 
-__all__ = ["Wav", "decode_wav", "encode_pcm_wav", "encode_wav"]
+__all__ = ["ByteRanges", "Wav", "WavStream", "decode_wav", "encode_pcm_wav", "encode_wav", "open_wav", "wav_parts"]
 
 Array = npt.NDArray[Any]
 
@@ -92,6 +93,59 @@ def decode_wav(data: bytes | memoryview) -> Wav:
     Raises RecordingFault with one of the ``wav-`` codes; notes ``wav-streamed-header``.
     """
     view = memoryview(data).cast("B")
+    fmt, start, size, notes = _locate(view)
+    samples, pcm = _convert(view[start : start + size], fmt)
+    return Wav(samples, fmt.rate_hz, fmt.channels, fmt.encoding, pcm, notes)
+
+
+class ByteRanges(Protocol):
+    """A file's bytes, of which ranges are read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> bytes | memoryview: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WavStream:
+    """A WAV file that is read block by block; its fields are those of `Wav`."""
+
+    rate_hz: int
+    channels: int
+    encoding: str
+    frames: int
+    notes: tuple[Problem, ...]
+    _view: ByteRanges
+    _start: int
+    _format: _Format
+
+    def blocks(self, frames: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Samples as `Wav.samples`, so many of each channel at a time.
+
+        Raises RecordingFault for values that are not finite and, at the end, for channels that never changed.
+        """
+        lows, highs = [], []
+        for first in range(0, self.frames, frames):
+            begin, end = (self._format.frame_bytes * f for f in (first, min(first + frames, self.frames)))
+            body = memoryview(self._view[self._start + begin : self._start + end])
+            if len(body) < end - begin:
+                raise RecordingFault("wav-truncated", f"the file became shorter than {self._start + end} bytes", "all")
+            raw = _raw(body, self._format)
+            low, high = _finite_range(raw, first)
+            lows.append(low)
+            highs.append(high)
+            yield _scaled(raw, self._format)
+        _refuse_silence(np.min(lows, axis=0), np.max(highs, axis=0), self.frames)
+
+
+def open_wav(view: ByteRanges) -> WavStream:
+    """Read a WAV file's header, as `decode_wav` does, and its samples as they are asked for."""
+    fmt, start, size, notes = _locate(view)
+    return WavStream(fmt.rate_hz, fmt.channels, fmt.encoding, size // fmt.frame_bytes, notes, view, start, fmt)
+
+
+def _locate(view: ByteRanges) -> tuple[_Format, int, int, tuple[Problem, ...]]:
+    """Format, first byte and number of bytes of the samples, and notes."""
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
     notes: tuple[Problem, ...] = ()
@@ -112,8 +166,7 @@ def decode_wav(data: bytes | memoryview) -> Wav:
     if size % fmt.frame_bytes:
         found = f"data size {size} with {fmt.frame_bytes} bytes per sample of all channels"
         raise RecordingFault("wav-damaged-header", found, "a whole number of samples")
-    samples, pcm = _convert(view[start : start + size], fmt)
-    return Wav(samples, fmt.rate_hz, fmt.channels, fmt.encoding, pcm, notes)
+    return fmt, start, size, notes
 
 
 def encode_wav(
@@ -127,13 +180,33 @@ def encode_wav(
     if samples.ndim != 1 or not np.isfinite(samples).all():
         raise ValueError(f"samples must be (n,) and finite, found shape {samples.shape}")
     if encoding == "pcm16":
-        steps = np.clip(np.rint(samples.astype(np.float64) * 32768.0), -32768, 32767)
-        tag, bits, body = _PCM, 16, steps.astype("<i2").tobytes()
+        tag, bits, body = _PCM, 16, _pcm16(samples)
     elif encoding == "float32":
         tag, bits, body = _FLOAT, 32, samples.astype("<f4").tobytes()
     else:
         raise ValueError(f"encoding {encoding!r} is not float32 or pcm16")
     return _wav_file(body, rate_hz, tag, bits)
+
+
+def wav_parts(blocks: Iterable[npt.NDArray[np.float32]], count: int, rate_hz: int) -> Iterator[bytes]:
+    """The bytes of `encode_wav` with ``pcm16`` of `count` samples that come in blocks (n,), piece by piece.
+
+    Raises ValueError where there are more or fewer samples, or some that are not finite.
+    """
+    yield _head(2 * count, rate_hz, _PCM, 16)
+    left = count
+    for block in blocks:
+        left -= len(block)
+        if not np.isfinite(block).all():
+            raise ValueError("samples must be finite")
+        yield _pcm16(block)
+    if left:
+        raise ValueError(f"{count} samples announced, found {count - left}")
+
+
+def _pcm16(samples: npt.NDArray[np.float32]) -> bytes:
+    steps = np.clip(np.rint(samples.astype(np.float64) * 32768.0), -32768, 32767)
+    return steps.astype("<i2").tobytes()
 
 
 def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16, 24]) -> bytes:
@@ -149,21 +222,25 @@ def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16
 
 
 def _wav_file(body: bytes, rate_hz: int, tag: int, bits: int) -> bytes:
-    if len(body) + 36 > _UNKNOWN_SIZE - 1:
-        raise ValueError(f"{len(body)} bytes of audio do not fit into a WAV file")
+    return _head(len(body), rate_hz, tag, bits) + body
+
+
+def _head(body_bytes: int, rate_hz: int, tag: int, bits: int) -> bytes:
+    """All that stands before the samples."""
+    if body_bytes + 36 > _UNKNOWN_SIZE - 1:
+        raise ValueError(f"{body_bytes} bytes of audio do not fit into a WAV file")
     # 16 bytes of format and no fact chunk also for float: the form of the BEAT2 files.
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, 1, rate_hz, rate_hz * bits // 8, bits // 8, bits)
     return b"".join(
         (
-            struct.pack("<4sI4s", b"RIFF", 36 + len(body), b"WAVE"),
+            struct.pack("<4sI4s", b"RIFF", 36 + body_bytes, b"WAVE"),
             fmt,
-            struct.pack("<4sI", b"data", len(body)),
-            body,
+            struct.pack("<4sI", b"data", body_bytes),
         )
     )
 
 
-def _check_riff(view: memoryview) -> int:
+def _check_riff(view: ByteRanges) -> int:
     """Refuse what is no RIFF WAVE file; give the RIFF size field."""
     head = bytes(view[:64])
     if not head:
@@ -192,7 +269,7 @@ def _guess(head: bytes) -> str:
     return f"unknown data starting with {head[:4]!r}"
 
 
-def _find_data(view: memoryview) -> tuple[_Format, int, int]:
+def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
     """Walk the chunks up to the first data chunk: (format, offset of the data, size field)."""
     fmt: _Format | None = None
     pos = 12
@@ -255,16 +332,25 @@ def _is_streamed(riff_size: int, data_size: int) -> bool:
 def _convert(
     body: memoryview, fmt: _Format
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | npt.NDArray[np.int32] | None]:
+    raw = _raw(body, fmt)
+    _refuse_silence(*_finite_range(raw, 0), len(raw))
+    exact = fmt.channels == 1 and fmt.encoding in {"pcm16", "pcm24"}
+    return _scaled(raw, fmt), raw if exact else None
+
+
+def _raw(body: memoryview, fmt: _Format) -> Array:
+    """The numbers as stored: (n,), or (n, channels)."""
     raw = _integers24(body) if fmt.encoding == "pcm24" else _aligned(body, _DTYPES[fmt.encoding])
-    if fmt.channels > 1:
-        raw = raw.reshape(-1, fmt.channels)
-    _check_values(raw)
+    return raw.reshape(-1, fmt.channels) if fmt.channels > 1 else raw
+
+
+def _scaled(raw: Array, fmt: _Format) -> npt.NDArray[np.float32]:
     scale = _SCALES.get(fmt.encoding)
     if scale is None:
-        return np.asarray(raw, np.float32), None
+        return np.asarray(raw, np.float32)
     # int16 and 24-bit values are exact in float32, int32 is rounded once; the power of two rounds nothing.
     samples: npt.NDArray[np.float32] = np.multiply(raw, scale, dtype=np.float32, casting="same_kind")
-    return samples, raw if fmt.channels == 1 and fmt.encoding != "pcm32" else None
+    return samples
 
 
 _DTYPES = {"pcm16": "<i2", "pcm32": "<i4", "float32": "<f4", "float64": "<f8"}
@@ -284,8 +370,11 @@ def _integers24(body: memoryview) -> npt.NDArray[np.int32]:
     return values
 
 
-def _check_values(raw: Array) -> None:
-    """Refuse NaN, infinity, values beyond float32, and channels that never change."""
+def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
+    """Lowest and highest value of each channel; refuses NaN, infinity and values beyond float32.
+
+    `first` is the number of the first of these samples.
+    """
     low, high = raw.min(axis=0), raw.max(axis=0)  # NaN in, NaN out
     if raw.dtype.kind == "f":
         limit = float(np.finfo(np.float32).max)
@@ -293,8 +382,13 @@ def _check_values(raw: Array) -> None:
             bad = ~(np.abs(raw) <= limit)
             where = np.argwhere(bad)[0]
             channel = f" of channel {where[1]}" if raw.ndim == 2 else ""
-            found = f"{raw[tuple(where)]} at sample {where[0]}{channel}, {int(bad.sum())} such in {raw.size}"
+            found = f"{raw[tuple(where)]} at sample {first + where[0]}{channel}, {int(bad.sum())} such in {raw.size}"
             raise RecordingFault("wav-not-finite", found, "finite float32 values")
+    return low, high
+
+
+def _refuse_silence(low: Array, high: Array, count: int) -> None:
+    """Refuse channels that never change."""
     if np.all(low == high):
-        found = f"{len(raw)} samples, all of them {np.ravel(low)[0]}"
+        found = f"{count} samples, all of them {np.ravel(low)[0]}"
         raise RecordingFault("wav-silent", found, "sound")

@@ -104,20 +104,31 @@ class ShardFolder:
         found: list[dict[str, Any]] = json.loads(self.member(row, "words.json"))
         return found
 
+    def gesture(self, row: ManifestRow) -> GestureClip:
+        """The motion of a sample."""
+        return GestureClip(
+            self.array(row, "gesture.npy"),
+            self.array(row, "jaw_eyes.npy"),
+            self.array(row, "start_xz.npy"),
+        )
+
+    def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
+        """The semantic spans of a sample, where it has an annotation."""
+        found: list[dict[str, Any]] | None = (
+            json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None
+        )
+        return found
+
     def sample(self, row: ManifestRow) -> SampleArrays:
         """All of a sample."""
         return SampleArrays(
             row=row,
             metadata=json.loads(self.member(row, "json")),
-            gesture=GestureClip(
-                self.array(row, "gesture.npy"),
-                self.array(row, "jaw_eyes.npy"),
-                self.array(row, "start_xz.npy"),
-            ),
+            gesture=self.gesture(row),
             betas=self.array(row, "betas.npy"),
             mel=self.array(row, "mel.npy"),
             words=self.words(row),
-            semantic=json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None,
+            semantic=self.semantic(row),
             flac=self.member(row, "flac") if "flac" in row.members else None,
             audio=self.array(row, "audio.npy") if "audio.npy" in row.members else None,
             latents={name: self.array(row, entry.member) for name, entry in self.codecs.items()},

@@ -42,6 +42,7 @@ __all__ = [
     "save_checkpoint",
     "set_aside",
     "step_of",
+    "write_checkpoint",
 ]
 
 CHECKPOINT_FILE: Final = "checkpoint.json"
@@ -108,7 +109,13 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
     nothing is left of it.
     """
     final = folder / f"step-{contents.step:06d}"
-    make_folder(folder)
+    write_checkpoint(final, contents)
+    return final
+
+
+def write_checkpoint(final: Path, contents: Contents) -> None:
+    """Write a checkpoint as a folder of any name; otherwise as `save_checkpoint`."""
+    make_folder(final.parent)
     with pending_folder(final) as unfinished:
         files = {}
         for name, document in contents.documents.items():
@@ -119,7 +126,6 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         # One part a file now; a model that is spread over ranks has one file a rank, told apart by name and "part".
         index = {"format": _FORMAT, "version": _VERSION, "step": contents.step, "parts": 1, "files": files}
         publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
-    return final
 
 
 def _entry(size: int, digest: str) -> dict[str, Any]:

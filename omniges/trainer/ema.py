@@ -25,6 +25,11 @@ class Ema:
         self._averages = list(self.tensors.values())
 
     @torch.no_grad()
+    def begin_anew(self) -> None:
+        """Be as the parameters are."""
+        torch._foreach_copy_(self._averages, [p.detach() for p in self._parameters])
+
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after the update number `step` (the first is 0): a ← a + (1 − decay)(p − a)."""
         weight = 1.0 - ema_decay(self.decay, step)

@@ -19,6 +19,7 @@ from omniges.trainer.flow import Windows
 from omniges.trainer.loader import BatchLoader, LoaderSettings
 from omniges.trainer.normalise import Normaliser, Scale
 from omniges.trainer.order import RankShare
+from omniges.trainer.saved import ModelIdentity
 from omniges.trainer.setup import DataSource, Sequencing, make_order, tracks_of
 from omniges.trainer.tracks import Tracks
 
@@ -59,14 +60,21 @@ class Feed:
         share: RankShare,
         settings: LoaderSettings,
         device: torch.device,
+        identity: ModelIdentity | None = None,
     ) -> None:
-        """Raises UsageFault where no window is left or no train sample made the statistics."""
+        """Tokenizer and numbers of speakers are those of a model, or those that the data gives.
+
+        Raises UsageFault where no window is left or no train sample made the statistics.
+        """
         Normaliser.of_catalog(data[0].catalog)  # is there one to learn by?
-        self._loader = BatchLoader(data, sequencing, share, settings, normaliser=_as_stored(tracks_of(data)))
+        tokenizer = data[0].catalog.tokenizer if identity is None else identity.tokenizer
+        scales = _as_stored(tracks_of(data))
+        self._loader = BatchLoader(data, sequencing, share, settings, normaliser=scales, tokenizer=tokenizer)
+        speakers = speakers_of(data) if identity is None else identity.speakers
         self._order = make_order(data, sequencing)
         self._data = tuple(data)
         self._device = device
-        self._numbers: dict[str | None, int] = {name: k + 1 for k, name in enumerate(speakers_of(data))} | {None: 0}
+        self._numbers: dict[str | None, int] = {name: k + 1 for k, name in enumerate(speakers)} | {None: 0}
         self.share = share
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from omniges.trainer.random import Purpose, normal
 from omniges.trainer.streams import STREAMS, Stream, StreamName, noised
-from omniges.trainer.tasks import FlowSettings, Group, Plan, groups_of
+from omniges.trainer.tasks import FlowSettings, Group, Plan, carried_as_noise, groups_of
 from omniges.trainer.trunk import JointFlowTransformer
 
-__all__ = ["FlowLoss", "FlowModel", "Windows", "draw_noise"]
+__all__ = ["AbsentStreams", "FlowLoss", "FlowModel", "Windows", "draw_noise"]
+
+AbsentStreams = Literal["left-out", "noise"]
+"""What becomes of a stream that a sample has not: it takes no part, or it is there as noise at level 1 (OmniFlow)."""
 
 _NOISE: Final = {
     "gesture": Purpose.NOISE_GESTURE,
@@ -55,9 +58,18 @@ def draw_noise(seed: int, positions: Tensor, name: StreamName, shape: Sequence[i
 class FlowModel(nn.Module):
     """Trunk and streams together: the one module that is trained, kept and sampled from."""
 
-    def __init__(self, trunk: JointFlowTransformer, streams: Mapping[StreamName, Stream]) -> None:
+    def __init__(
+        self,
+        trunk: JointFlowTransformer,
+        streams: Mapping[StreamName, Stream],
+        absent: AbsentStreams = "left-out",
+    ) -> None:
         super().__init__()
         self.trunk = trunk
+        self.absent = absent
+        self._width: int = trunk.config["width"]
+        self._pooled_width: int | None = trunk.config["pooled_width"]
+        self._rotary = trunk.rotary_periods_s is not None
         self.streams = nn.ModuleDict({name: streams[name] for name in STREAMS})
 
     def stream(self, name: StreamName) -> Stream:
@@ -73,6 +85,8 @@ class FlowModel(nn.Module):
         average theirs. ``dense``: see `groups_of`.
         """
         device, batch = windows.positions.device, len(plan.task)
+        if self.absent == "noise":
+            plan, dense = carried_as_noise(plan), True
         levels = torch.from_numpy(plan.levels).to(device, non_blocking=True)
         present = torch.from_numpy(plan.present).to(device, non_blocking=True)
         speakers = windows.speakers * torch.from_numpy(plan.speaker_known).to(device, non_blocking=True)
@@ -86,6 +100,10 @@ class FlowModel(nn.Module):
                 each[:, STREAMS.index(name)].index_copy_(0, rows[chosen], losses.detach())
         return FlowLoss(total, each)
 
+    def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
+        """Streams that `predict` must be given beside the targets: as clean conditions, or as noise at level 1."""
+        return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
+
     def predict(
         self,
         tokens: Mapping[StreamName, Tensor],
@@ -94,15 +112,31 @@ class FlowModel(nn.Module):
         speakers: Tensor,
     ) -> dict[StreamName, Tensor]:
         """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,)."""
+        missing = [name for name in self.carried(targets) if name not in tokens]
+        if missing:
+            raise ValueError(f"this model carries absent streams as noise: pass tokens of {', '.join(missing)}")
         every = torch.arange(len(speakers), device=speakers.device)
         outputs = self.trunk(
             tokens,
             levels,
-            seconds={name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()},
+            **self._places(tokens),
+            pooled=self._pooled(speakers),
             speakers=speakers,
             rows=dict.fromkeys(targets, every),
         )
         return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
+
+    def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
+        """Where tokens are, as the trunk's arguments: times for rotary positions, or embeddings that are added."""
+        if self._rotary:
+            return {"seconds": {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}}
+        found = {name: self.stream(name).positions(x.shape[1], self._width) for name, x in tokens.items()}
+        return {"added": {name: embedding for name, embedding in found.items() if embedding is not None}}
+
+    def _pooled(self, speakers: Tensor) -> Tensor | None:
+        """For trunks with a vector of the sample as a whole: zeros, which stand there for *none*."""
+        width = self._pooled_width
+        return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
     def _group_losses(self, part: _Part) -> dict[StreamName, tuple[Tensor, Tensor]]:
         """For each target stream of a group: the rows of the group that have it, and their losses."""
@@ -111,7 +145,8 @@ class FlowModel(nn.Module):
         outputs = self.trunk(
             {name: x.tokens for name, x in inputs.items()},
             {name: part.levels[:, STREAMS.index(name)] for name in inputs},
-            seconds={name: self.stream(name).seconds(x.tokens.shape[1]) for name, x in inputs.items()},
+            **self._places({name: x.tokens for name, x in inputs.items()}),
+            pooled=self._pooled(part.speakers),
             present={name: part.present[:, STREAMS.index(name)] for name in inputs if name in part.group.absent},
             speakers=part.speakers,
             rows=targets,

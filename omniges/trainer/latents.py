@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["grid_embedding", "patches", "unpatched"]
+__all__ = ["grid_embedding", "line_embedding", "patches", "unpatched"]
 
 
 def patches(latents: Tensor, patch: int) -> Tensor:
@@ -38,15 +38,20 @@ def grid_embedding(rows: int, columns: int, *, side: int, base: int, width: int)
     Index i of the table stands for the coordinate i · base / side. The first half of the features is for the column,
     the second for the row; each is the sines, then the cosines, of the coordinate times 10⁴^(−j / (width / 4)).
     """
-    quarter = width // 4
-    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
 
     def axis(count: int) -> Tensor:
         first = (side - count) // 2
         coordinates = torch.arange(first, first + count, dtype=torch.float64) * (base / side)
-        angles = coordinates[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return line_embedding(coordinates, width // 2)
 
     by_column = axis(columns)[None].expand(rows, -1, -1)
     by_row = axis(rows)[:, None].expand(-1, columns, -1)
     return torch.cat([by_column, by_row], dim=-1).flatten(0, 1).to(torch.float32)
+
+
+def line_embedding(coordinates: Tensor, width: int) -> Tensor:
+    """Embeddings (N, width) of coordinates (N,): sines, then cosines, of coordinate · 10⁴^(−j / (width / 2))."""
+    half = width // 2
+    frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=coordinates.device) / half)
+    angles = coordinates.to(torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

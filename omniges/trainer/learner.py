@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ __all__ = ["EMA_FILE", "MODEL_FILE", "OPTIMIZER_FILE", "LearnSettings", "Learner
 MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
+Filled = TypeVar("Filled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,12 @@ class Learner:
         self._stepper.zero_grad(set_to_none=True)
         self._ema.update(step)
         return norm
+
+    def begin_with(self, fill: Callable[[FlowModel], Filled]) -> Filled:
+        """Let somebody fill the model before the first step; the average begins with the same weights."""
+        found = fill(self.model)
+        self._ema.begin_anew()
+        return found
 
     def discard(self) -> None:
         """Drop the gradients of a step that will not be finished."""

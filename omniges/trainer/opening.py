@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +23,9 @@ from omniges.trainer.catalog import Filters, read_beside, read_catalog
 from omniges.trainer.feed import Feed, speakers_of
 from omniges.trainer.learner import Learner, LearnSettings
 from omniges.trainer.loader import LoaderSettings
+from omniges.trainer.omniflow.reading import WhichWeights
 from omniges.trainer.order import RankShare
+from omniges.trainer.pretrained import Start, open_start
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.sampling import SamplingSettings
@@ -77,6 +79,7 @@ class Run:
     data: tuple[DataSource, ...]
     feed: Feed
     identity: ModelIdentity
+    start: Start | None
     learner: Learner
     last_step: int | None
     rate: LearningRate
@@ -95,19 +98,11 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         accumulation=settings.gradient_accumulation_steps,
     )
     sequencing = Sequencing(window_ticks=settings.window_ticks, seed=settings.seed)
-    feed = Feed(data, sequencing, share, LoaderSettings(workers=settings.num_workers), accelerator.device)
+    start = _start(settings)
+    identity = _identity(settings, data, start)
+    loading = LoaderSettings(workers=settings.num_workers)
+    feed = Feed(data, sequencing, share, loading, accelerator.device, identity)
     stack.enter_context(feed)
-    first = data[0].catalog
-    identity = ModelIdentity(
-        preset=settings.preset,
-        config=settings.model_config(),
-        window_ticks=settings.window_ticks,
-        speakers=speakers_of(data),
-        statistics=read_beside(first.folder, STATS_FILE, read_dataset(first.folder)),
-        tokenizer=first.tokenizer,
-        codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
-        latents=read_beside(first.folder, LATENTS_FILE, read_dataset(first.folder)) if first.codecs else b"",
-    )
     last_step = _last_step(settings, feed.windows_per_epoch, share.global_batch)
     rate = LearningRate(
         peak=cast("float", settings.learning_rate),
@@ -117,7 +112,43 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
     )
     learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
     validation, remarks = _validation(settings, data, identity, learner, ranks)
-    return Run(settings, accelerator, ranks, data, feed, identity, learner, last_step, rate, validation, tuple(remarks))
+    return Run(
+        settings=settings,
+        accelerator=accelerator,
+        ranks=ranks,
+        data=data,
+        feed=feed,
+        identity=identity,
+        start=start,
+        learner=learner,
+        last_step=last_step,
+        rate=rate,
+        validation=validation,
+        remarks=tuple(remarks),
+    )
+
+
+def _start(settings: TrainSettings) -> Start | None:
+    """The pretrained weights that a new run begins with; of one that goes on they decide the model's sizes."""
+    path = settings.pretrained_model_name_or_path
+    if path is None:
+        return None
+    return open_start(path, cast("WhichWeights | None", settings.pretrained_weights), settings.model)
+
+
+def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
+    first = data[0].catalog
+    identity = ModelIdentity(
+        preset=cast("str", settings.preset) if start is None else start.preset,
+        config=settings.model_config() if start is None else start.config,
+        window_ticks=settings.window_ticks,
+        speakers=speakers_of(data),
+        statistics=read_beside(first.folder, STATS_FILE, read_dataset(first.folder)),
+        tokenizer=first.tokenizer,
+        codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
+        latents=read_beside(first.folder, LATENTS_FILE, read_dataset(first.folder)) if first.codecs else b"",
+    )
+    return identity if start is None else start.adopt(identity)
 
 
 def _held_out(settings: TrainSettings, data: tuple[DataSource, ...]) -> HeldOut:

@@ -24,7 +24,7 @@ from torch import Tensor
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.publish import os_errors
 
-__all__ = ["read_weights"]
+__all__ = ["read_weight_list", "read_weights"]
 
 _SAFE_SINCE: Final = "2.10"  # before, a file could damage memory through the restricted reader (CVE-2026-24747)
 # What torch raises on damaged files; UnicodeDecodeError is a ValueError.
@@ -40,16 +40,34 @@ _AGAIN: Final = "download it again"
 _SAFE: Final = "save its state_dict alone, as tensors by name, or as safetensors"
 
 
-def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
+def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) -> dict[str, Tensor]:
     """All tensors of a file of ``torch.save``, on the host and without gradients.
 
     Args:
         path: a file that holds a dictionary of tensors by name.
         entry: where given, the file holds a dictionary of several things and the tensors are in this one.
+        mapped: whether an archive's data stays in the file, from where what is looked at is read.
 
     Raises UsageFault where there is no such file, DataError where it is damaged, holds pickled objects, or anything
     but dense tensors by name, EnvironmentFault where this torch is too old to read files of others safely.
     """
+    loaded, where = _content(path, entry, mapped=mapped)
+    if not isinstance(loaded, dict) or not loaded:
+        raise DataError(f"{where}: found {_summary(loaded)}; expected tensors by name: {_SAFE}")
+    return _checked(where, loaded, path.stat().st_size)
+
+
+def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Tensor]:
+    """As `read_weights`, of a file whose entry is a list of tensors without names."""
+    loaded, where = _content(path, entry, mapped=mapped)
+    if not isinstance(loaded, list) or not loaded:
+        raise DataError(f"{where}: found {_summary(loaded)}; expected a list of tensors: {_SAFE}")
+    numbered = {str(number): value for number, value in enumerate(loaded)}
+    return list(_checked(where, numbered, path.stat().st_size).values())
+
+
+def _content(path: Path, entry: str | None, *, mapped: bool) -> tuple[Any, str]:
+    """What a file holds, or an entry of it, and how to call it."""
     if torch.__version__ < _SAFE_SINCE:
         raise EnvironmentFault(
             f"{path}: torch {torch.__version__} does not read such files safely; expected {_SAFE_SINCE} or newer: "
@@ -61,18 +79,20 @@ def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         start = file.read(len(_ZIP_START))
         if start == _ZIP_START:
             _require_whole(path)
-    loaded = _loaded(path)
-    where = str(path)
-    if entry is not None:
-        if not isinstance(loaded, dict) or entry not in loaded:
-            raise DataError(f"{path}: found {_summary(loaded)}; expected a dictionary with weights under {entry!r}")
-        loaded, where = loaded[entry], f"{path}: entry {entry!r}"
-    if not isinstance(loaded, dict) or not loaded:
-        raise DataError(f"{where}: found {_summary(loaded)}; expected tensors by name: {_SAFE}")
-    for name, value in loaded.items():
+    loaded = _loaded(path, mapped=mapped and start == _ZIP_START)
+    if entry is None:
+        return loaded, str(path)
+    if not isinstance(loaded, dict) or entry not in loaded:
+        raise DataError(f"{path}: found {_summary(loaded)}; expected a dictionary with weights under {entry!r}")
+    return loaded[entry], f"{path}: entry {entry!r}"
+
+
+def _checked(where: str, tensors: dict[str, Any], size: int) -> dict[str, Tensor]:
+    """Tensors that are dense and held by a file of a size."""
+    for name, value in tensors.items():
         _require_dense(where, name, value)
-    _require_held(where, loaded, path.stat().st_size)
-    return {name: value.detach() for name, value in loaded.items()}
+    _require_held(where, tensors, size)
+    return {name: value.detach() for name, value in tensors.items()}
 
 
 def _require_whole(path: Path) -> None:
@@ -96,11 +116,11 @@ def _require_whole(path: Path) -> None:
         raise DataError(f"{path}: damaged, the checksum of {damaged[:80]!r} is wrong: {_AGAIN}")
 
 
-def _loaded(path: Path) -> Any:
+def _loaded(path: Path, *, mapped: bool) -> Any:
     with os_errors(path, "read"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # odd protocols and TorchScript, which then fail
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except _FAULTS as error:
             found = _FORBIDDEN.search(str(error))
             if isinstance(error, UnpicklingError) and found:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 
@@ -19,7 +19,7 @@ from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.codecs import CodecEntry
 from omniges.trainer.attention import QKNormKind
-from omniges.trainer.flow import FlowModel
+from omniges.trainer.flow import AbsentStreams, FlowModel
 from omniges.trainer.streams import Prediction, StreamName
 from omniges.trainer.tokens import FrameTokens, SlotTokens
 from omniges.trainer.trunk import Conditioning, JointFlowTransformer
@@ -48,8 +48,16 @@ class ModelConfig:
     mlp_ratio: int = 4
     qk_norm: QKNormKind | None = "rms"
     conditioning: Conditioning = "summed"
-    rotary_periods_s: tuple[float, float] = (0.5, 120.0)
-    """Shortest and longest period of the rotary positions, in seconds."""
+    rotary_periods_s: tuple[float, float] | None = (0.5, 120.0)
+    """Shortest and longest period of the rotary positions, in seconds; None: sines of the time are added to tokens."""
+    pooled_width: int | None = None
+    """Features of a vector of the sample as a whole, which is zero here; None: there is none."""
+    text_head_width: int | None = None
+    """Width of a layer in front of the text head; None: there is none."""
+    context_only: tuple[StreamName, ...] = ()
+    """Streams that give keys and values only in the last block."""
+    absent: AbsentStreams = "left-out"
+    """What becomes of streams that a sample has not."""
     piece_width: int = 48
     """Features that tell a slot's piece."""
     mark_width: int = 16
@@ -60,13 +68,20 @@ class ModelConfig:
     """Weight of a blank tick in the text loss, where a spoken one has 1."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no trunk has."""
-        if min(self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width) < 1:
+        """Refuse sizes that no trunk has, and kinds that nothing is called."""
+        sizes = [self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width]
+        sizes += [size for size in (self.pooled_width, self.text_head_width) if size is not None]
+        if min(sizes) < 1:
             raise UsageFault(f"model: found {asdict(self)}; expected sizes of at least 1")
         if self.width % (2 * self.heads):
             raise UsageFault(
                 f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
             )
+        for name, kind in (("absent", AbsentStreams), ("context_only", StreamName)):
+            found = getattr(self, name)
+            unknown = set((found,) if isinstance(found, str) else found) - set(get_args(kind))
+            if unknown:
+                raise UsageFault(f"model: {name}: found {found!r}; expected of {', '.join(get_args(kind))}")
 
     def as_json(self) -> dict[str, Any]:
         """The form in which checkpoints keep it."""
@@ -75,8 +90,12 @@ class ModelConfig:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `as_json`."""
-        first, last = found["rotary_periods_s"]
-        return cls(**{**found, "rotary_periods_s": (first, last)})
+        periods = found["rotary_periods_s"]
+        lists = {
+            "rotary_periods_s": None if periods is None else (periods[0], periods[1]),
+            "context_only": tuple(found.get("context_only", ())),
+        }
+        return cls(**{**found, **lists})
 
 
 PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
@@ -136,18 +155,24 @@ def build_model(
         blank_weight=config.blank_weight,
     )
     streams = {"gesture": gesture, "text": text, "audio": audio}
+    sizes: dict[str, dict[str, int | None]] = {
+        name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
+    }
+    sizes["text"]["head_width"] = config.text_head_width
     trunk = JointFlowTransformer(
-        streams={name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()},
+        streams=sizes,
         width=config.width,
         layers=config.layers,
         heads=config.heads,
         mlp_ratio=config.mlp_ratio,
         qk_norm=config.qk_norm,
         conditioning=config.conditioning,
+        pooled_width=config.pooled_width,
         speakers=speakers,
         rotary_periods_s=config.rotary_periods_s,
+        context_only=config.context_only,
     )
-    return FlowModel(trunk, {"gesture": gesture, "text": text, "audio": audio})
+    return FlowModel(trunk, {"gesture": gesture, "text": text, "audio": audio}, config.absent)
 
 
 def model_for_weights(

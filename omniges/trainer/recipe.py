@@ -26,6 +26,8 @@ LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
 """Peak learning rate of each preset where none is given."""
 
 DEFAULT_VALIDATION_STEPS: Final = 500
+PRETRAINED_LEARNING_RATE: Final = 1e-4
+"""The same for pretrained weights."""
 
 TRACKERS: Final = ("tensorboard", "wandb")
 PRECISIONS: Final = ("no", "bf16", "fp16")
@@ -58,7 +60,9 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "cache_dir": _Rule(Path),
         "cache_gb": _Rule(float, above=0),
         "output_dir": _Rule(Path),
-        "preset": _Rule(choices=tuple(PRESETS)),
+        "preset": _Rule(choices=tuple(PRESETS), optional=True),
+        "pretrained_model_name_or_path": _Rule(Path, optional=True),
+        "pretrained_weights": _Rule(choices=("last", "ema"), optional=True),
         "audio_codec": _Rule(optional=True),
         "window_ticks": _Rule(int, least=1),
         "train_batch_size": _Rule(int, least=1),
@@ -110,8 +114,12 @@ class TrainSettings:
     """Its largest size in gigabytes."""
     output_dir: Path = Path("run")
     """Folder of the run."""
-    preset: str = "tiny"
-    """Size of the model."""
+    preset: str | None = None
+    """Size of the model: tiny if none is given, or that of the pretrained weights."""
+    pretrained_model_name_or_path: Path | None = None
+    """Folder of weights to begin with."""
+    pretrained_weights: str | None = None
+    """Which of its weights: the last ones or their average."""
     audio_codec: str | None = None
     """Codec whose latents stand for the mel; the shards hold them."""
     window_ticks: int = 64
@@ -189,17 +197,20 @@ class TrainSettings:
             raise UsageFault(
                 f"--shard-weights: one for each of {len(self.shards)} folders expected, found {len(self.shard_weights)}"
             )
+        self._settle_the_model()
         if self.num_train_epochs is self.max_train_steps is self.max_minutes is None:
             object.__setattr__(self, "num_train_epochs", 100.0)
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.preset])
+            own = PRETRAINED_LEARNING_RATE if self.preset is None else LEARNING_RATES[self.preset]
+            object.__setattr__(self, "learning_rate", own)
         if self.lr_schedule != "constant" and self.max_train_steps is self.num_train_epochs is None:
             raise UsageFault(
                 f"--lr-schedule {self.lr_schedule}: a clock must not decide the learning rate: give "
                 "--max-train-steps or --num-train-epochs too, or take --lr-schedule constant"
             )
         check_metric(self.best_metric)
-        self.model_config()
+        if self.preset is not None:
+            self.model_config()
         self.flow_settings()
 
     @property
@@ -207,13 +218,28 @@ class TrainSettings:
         """The codec that stands for a stream, where one was chosen."""
         return {} if self.audio_codec is None else {"audio": self.audio_codec}
 
+    def _settle_the_model(self) -> None:
+        """A preset, or pretrained weights in its place."""
+        if self.pretrained_model_name_or_path is None:
+            object.__setattr__(self, "preset", self.preset or "tiny")
+            if self.pretrained_weights is not None:
+                raise UsageFault("--pretrained-weights: it goes with --pretrained-model-name-or-path, which is missing")
+        elif self.preset is not None:
+            raise UsageFault(
+                f"--preset {self.preset}: the sizes are those of --pretrained-model-name-or-path; leave one of them "
+                "away"
+            )
+
     def model_config(self) -> ModelConfig:
-        """The model; raises UsageFault for sizes that no model has."""
+        """The model of a preset; raises UsageFault for sizes that no model has."""
         changed = dict(self.model)
         if "rotary_periods_s" in changed:
-            changed["rotary_periods_s"] = tuple(changed["rotary_periods_s"])
+            periods = changed["rotary_periods_s"]
+            changed["rotary_periods_s"] = None if periods is None else tuple(periods)
+        if isinstance(changed.get("context_only"), list):
+            changed["context_only"] = tuple(changed["context_only"])
         with _said_of("model"):
-            return replace(preset(self.preset), **changed)
+            return replace(preset(self.preset or "tiny"), **changed)
 
     def flow_settings(self) -> FlowSettings:
         """The flow; raises UsageFault for what cannot be drawn."""
@@ -224,7 +250,8 @@ class TrainSettings:
         """The settings as a recipe would have them, whole."""
         found = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         shown = {"shards": [parse_location(text).shown for text in self.shards]}  # a URL may hold credentials
-        return found | shown | {"cache_dir": str(self.cache_dir), "output_dir": str(self.output_dir)}
+        paths = {name: str(value) for name, value in found.items() if isinstance(value, Path)}
+        return found | shown | paths
 
 
 def flag_of(name: str) -> str:

@@ -10,8 +10,10 @@ for x_u the conditions are left out.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -23,7 +25,7 @@ from omniges.trainer.streams import STREAMS, StreamName, velocity_from_clean
 
 __all__ = ["Draws", "SamplingSettings", "Solver", "follow", "guided_clean", "sample", "step_levels"]
 
-Solver = Literal["euler", "heun"]
+Solver = Literal["euler", "heun", "dpm++"]
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
 """Expected clean tokens for tokens (B, …) at levels (B,)."""
 
@@ -58,19 +60,65 @@ def step_levels(settings: SamplingSettings) -> list[float]:
 
 
 def follow(
-    start: Mapping[StreamName, Tensor], levels: Sequence[float], clean_of: CleanOf, solver: Solver = "euler"
+    start: Mapping[StreamName, Tensor],
+    levels: Sequence[float],
+    clean_of: CleanOf,
+    solver: Solver = "euler",
+    after_step: Callable[[], None] = lambda: None,
 ) -> dict[StreamName, Tensor]:
-    """Follow the flow from tokens (B, …) at levels[0] to levels[-1]."""
+    """Follow the flow from tokens (B, …) at levels[0] to levels[-1]; `after_step` is called after each step."""
     x = dict(start)
+    memory: list[tuple[float, Mapping[StreamName, Tensor]]] = []  # of the step before, for dpm++
     for level, following in itertools.pairwise(levels):
-        velocity = _velocity(x, level, clean_of)
-        reached = _moved(x, velocity, following - level)
-        if solver == "heun" and following > 0:
-            second = _velocity(reached, following, clean_of)
-            mean = {name: torch.lerp(v, second[name], 0.5) for name, v in velocity.items()}
-            reached = _moved(x, mean, following - level)
-        x = reached
+        if solver == "dpm++":
+            clean = clean_of(x, _levels_of(x, level))
+            x = _multistep(x, clean, level, following, memory)
+            memory = [(level, clean)]
+        else:
+            x = _one_step(x, level, following, clean_of, solver)
+        after_step()
     return x
+
+
+def _one_step(
+    x: Mapping[StreamName, Tensor], level: float, following: float, clean_of: CleanOf, solver: Solver
+) -> dict[StreamName, Tensor]:
+    velocity = _velocity(x, level, clean_of)
+    reached = _moved(x, velocity, following - level)
+    if solver == "heun" and following > 0:
+        second = _velocity(reached, following, clean_of)
+        mean = {name: torch.lerp(v, second[name], 0.5) for name, v in velocity.items()}
+        reached = _moved(x, mean, following - level)
+    return reached
+
+
+def _multistep(
+    x: Mapping[StreamName, Tensor],
+    clean: Mapping[StreamName, Tensor],
+    level: float,
+    following: float,
+    memory: Sequence[tuple[float, Mapping[StreamName, Tensor]]],
+) -> dict[StreamName, Tensor]:
+    """A step of DPM-Solver++(2M) (Lu et al. 2022): x' = σ'/σ x + (α' − α σ'/σ) D with α = 1 − σ.
+
+    D is x expected at the middle of the step, extrapolated in λ = log(α / σ) from this step and the one before; the
+    first two steps and the last, where λ has no end, take what is expected at their beginning.
+    """
+    ratio = following / level
+    share = 0.0
+    if memory and following > 0 and memory[0][0] < 1:
+        share = (_log_ratio(following) - _log_ratio(level)) / (_log_ratio(level) - _log_ratio(memory[0][0])) / 2
+    found = {}
+    for name, tokens in x.items():
+        expected = clean[name]
+        if share:
+            expected = expected + share * (expected - memory[0][1][name])
+        found[name] = ratio * tokens + ((1 - following) - (1 - level) * ratio) * expected
+    return found
+
+
+def _log_ratio(level: float) -> float:
+    return math.log((1 - level) / level)
 
 
 def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -> dict[StreamName, Tensor]:
@@ -78,6 +126,11 @@ def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -
     at = {name: torch.full((len(tokens),), level, device=tokens.device) for name, tokens in x.items()}
     clean = clean_of(x, next(iter(at.values())))
     return {name: velocity_from_clean(clean[name], tokens, at[name]) for name, tokens in x.items()}
+
+
+def _levels_of(x: Mapping[StreamName, Tensor], level: float) -> Tensor:
+    batch = next(iter(x.values()))
+    return torch.full((len(batch),), level, device=batch.device)
 
 
 def _moved(
@@ -92,13 +145,18 @@ def guided_clean(
     targets: Sequence[StreamName],
     speakers: Tensor,
     guidance: float,
+    carried: Mapping[StreamName, Tensor] = MappingProxyType({}),
 ) -> CleanOf:
-    """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance."""
+    """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance.
+
+    ``carried``: noise (B, N, C) of the streams that `FlowModel.carried` names. It stands at level 1, the same at all
+    steps, for a stream that is not given, and for one that is given where the conditions are left out.
+    """
 
     def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
         seen = given if with_conditions else {}
-        levels = dict.fromkeys(tokens, at) | dict.fromkeys(seen, torch.zeros_like(at))
-        return model.predict({**tokens, **seen}, levels, targets, speakers)
+        levels = dict.fromkeys(carried, torch.ones_like(at)) | dict.fromkeys(seen, torch.zeros_like(at))
+        return model.predict({**carried, **seen, **tokens}, levels | dict.fromkeys(tokens, at), targets, speakers)
 
     def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         if not given or guidance == 1:
@@ -145,12 +203,13 @@ def sample(
             f"expected at least one target among {', '.join(STREAMS)}, and none that is given"
         )
     given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
-    noise = {
-        name: draw_noise(
-            draws.seed, draws.positions, name, (model.stream(name).count(draws.ticks), model.stream(name).channels)
-        )
-        for name in targets
-    }
-    clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance)
+
+    def noise_of(names: Sequence[StreamName]) -> dict[StreamName, Tensor]:
+        shapes = {n: (model.stream(n).count(draws.ticks), model.stream(n).channels) for n in names}
+        return {name: draw_noise(draws.seed, draws.positions, name, shape) for name, shape in shapes.items()}
+
+    noise = noise_of(targets)
+    carried = noise_of(model.carried(targets))
+    clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance, carried)
     made = follow(noise, step_levels(settings), clean_of, settings.solver)
     return {name: model.stream(name).arrays(tokens) for name, tokens in made.items()}

@@ -21,7 +21,7 @@ from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import StreamName
 from omniges.trainer.tracks import Tracks
 
-__all__ = ["CONFIG_FILE", "ModelIdentity", "load_identity", "load_model"]
+__all__ = ["CONFIG_FILE", "ModelIdentity", "load_identity", "load_model", "weights_file"]
 
 CONFIG_FILE: Final = "config.json"
 
@@ -87,7 +87,9 @@ class ModelIdentity:
     def require_same(self, saved: SavedCheckpoint) -> None:
         """Raise UsageFault where a checkpoint is of another model or of other data."""
         own = {name: json.loads(content) for name, content in self.documents().items()}
-        was, now = (_flat(config) for config in (saved.document(CONFIG_FILE), own[CONFIG_FILE]))
+        # Through today's form, so that a setting that came later is at its default in an earlier checkpoint.
+        said = json.loads(load_identity(saved).documents()[CONFIG_FILE])
+        was, now = (_flat(config) for config in (said, own[CONFIG_FILE]))
         differences = [
             f"{name} was {was.get(name)}, is {now.get(name)}"
             for name in sorted(was.keys() | now.keys())
@@ -150,10 +152,15 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
         raise DataError(f"{saved.path / CONFIG_FILE}: {error}; use the omniges that wrote it") from error
 
 
+def weights_file(weights: Literal["ema", "last"]) -> str:
+    """The file of a checkpoint that holds the averaged weights or the last ones."""
+    return EMA_FILE if weights == "ema" else MODEL_FILE
+
+
 def load_model(saved: SavedCheckpoint, weights: Literal["ema", "last"] = "ema") -> tuple[FlowModel, ModelIdentity]:
     """The model of a checkpoint in evaluation mode on the host, with its averaged weights or the last ones."""
     identity = load_identity(saved)
     model = identity.build(seed=0)
-    name = EMA_FILE if weights == "ema" else MODEL_FILE
+    name = weights_file(weights)
     load_into(dict(model.named_parameters()), saved.tensors(name), f"{saved.path}/{name}")
     return model.eval(), identity

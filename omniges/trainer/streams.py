@@ -15,6 +15,9 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.trainer.latents import line_embedding
+
 __all__ = [
     "STREAMS",
     "Prediction",
@@ -42,6 +45,8 @@ class Stream(nn.Module, ABC):
     """O."""
     tokens_per_tick: Fraction = Fraction(1)
     """N of a window of t ticks is t times this, for windows that hold whole tokens."""
+    omniflow_tokens: bool = False
+    """Whether the tokens are those of OmniFlow's stream of this name, so that its projections of them fit."""
 
     def count(self, ticks: int) -> int:
         """N of a window of some ticks; raises ValueError where it holds no whole number of tokens."""
@@ -61,6 +66,13 @@ class Stream(nn.Module, ABC):
     @abstractmethod
     def seconds(self, count: int) -> Tensor:
         """Times (N,) float32 of N tokens' centres from the window's start."""
+
+    def positions(self, count: int, width: int) -> Tensor | None:
+        """Embeddings (N, W) float32 of N tokens' places, for trunks that add them; None: the tokens get none.
+
+        Sines and cosines of the time in ticks, as OmniFlow's tables have them on an axis.
+        """
+        return line_embedding(self.seconds(count) * TICKS_PER_SECOND, width).to(torch.float32)
 
     @abstractmethod
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:

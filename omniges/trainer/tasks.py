@@ -10,7 +10,7 @@ columns are the streams in the order of `STREAMS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -22,7 +22,7 @@ from omniges.errors import UsageFault
 from omniges.trainer.random import Purpose, normal, uniform
 from omniges.trainer.streams import STREAMS, StreamName
 
-__all__ = ["TASKS", "FlowSettings", "Group", "Plan", "Task", "draw_plan", "groups_of"]
+__all__ = ["TASKS", "FlowSettings", "Group", "Plan", "Task", "carried_as_noise", "draw_plan", "groups_of"]
 
 Bools = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
@@ -149,6 +149,11 @@ def draw_levels(settings: FlowSettings, seed: int, positions: I64, purpose: Purp
         level = torch.sigmoid(settings.level_mean + settings.level_std * normal(seed, where, purpose)[:, 0])
     shifted: F32 = (settings.shift * level / (1 + (settings.shift - 1) * level)).numpy()
     return shifted
+
+
+def carried_as_noise(plan: Plan) -> Plan:
+    """The plan for models that know no absent stream: what a sample has not is there, as noise at its level of 1."""
+    return replace(plan, present=np.ones_like(plan.present))
 
 
 def _table(role: Literal["conditions", "targets"]) -> Bools:

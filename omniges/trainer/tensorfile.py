@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from omniges.errors import DataError
 from omniges.publish import PendingFile
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["read_tensors", "write_each", "write_tensors"]
 
 _TYPES: Final = {
     torch.float32: "F32",
@@ -31,19 +31,32 @@ _TYPES: Final = {
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     """Write tensors on any device; returns the file's size in bytes and the sha256 of what was written.
 
-    The layout is that of safetensors: the header's length (8 bytes, little endian), a JSON header, the data. Only
-    one tensor at a time is copied to the host.
+    Only one tensor at a time is copied to the host.
+    """
+    kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    return write_each(path, kinds, lambda name: tensors[name])
+
+
+def write_each(
+    path: Path, kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]], tensor_of: Callable[[str], Tensor]
+) -> tuple[int, str]:
+    """Write tensors that are made one after the other, each of the kind (type, shape) said before.
+
+    The layout is that of safetensors: the header's length (8 bytes, little endian), a JSON header, the data.
     """
     header: dict[str, object] = {}
     end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for name, (dtype, shape) in kinds.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with PendingFile(path) as pending:
         pending.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
+        for name, kind in kinds.items():
+            tensor = tensor_of(name)
+            if (tensor.dtype, tuple(tensor.shape)) != (kind[0], tuple(kind[1])):
+                raise ValueError(f"{name}: {kind} was said, {tensor.dtype} {tuple(tensor.shape)} came")
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             pending.write(flat.cpu().numpy().data)
         size, digest = pending.size, pending.sha256

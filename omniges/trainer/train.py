@@ -30,6 +30,7 @@ from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, 
 from omniges.trainer.losses import Smoothed
 from omniges.trainer.opening import Run, accelerated, deterministic, open_run
 from omniges.trainer.presets import parameter_count
+from omniges.trainer.pretrained import Start
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.ranks import Ranks
@@ -48,6 +49,7 @@ STATE_FILE: Final = "state.json"
 SETTINGS_FILE: Final = "settings.json"
 PROVENANCE_FILE: Final = "provenance.json"
 _STATE_VERSION: Final = 1
+_PRETRAINED: Final = "pretrained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def train(settings: TrainSettings) -> Summary:
 def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     settings, ranks = run.settings, run.ranks
     state, choice, remarks = _resume(run)
-    provenance = _provenance(run)
+    provenance = _provenance(run) | _earlier_start(choice)
     config = settings.as_json()
     with ranks.together("open the log"):
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
@@ -128,6 +130,9 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     held_out = [] if run.validation is None else [one.provenance() for one in run.validation.held_out.windows]
     facts = {"settings": config, "provenance": provenance, "passed": passed, "remarks": remarks}
     logbook.write("start", step=state.step, **facts, validation_windows=held_out)
+    if run.start is not None and choice.checkpoint is None:
+        with ranks.together("load the pretrained weights"):
+            provenance |= _begin_with(run, run.start, logbook, reporter)
 
     def save(state: RunState) -> Path:
         with ranks.together("save a checkpoint"):
@@ -153,10 +158,30 @@ def _validator(run: Run, logbook: Logbook, reporter: Reporter) -> RunValidator |
         run=settings.output_dir,
         every_steps=settings.validation_steps or DEFAULT_VALIDATION_STEPS,
         best_metric=settings.best_metric,
-        preset=settings.preset,
+        preset=run.identity.preset,
         kept=settings.checkpoints_total_limit,
     )
     return RunValidator(run.validation, hook, run.ranks, logbook, reporter)
+
+
+def _begin_with(run: Run, start: Start, logbook: Logbook, reporter: Reporter) -> dict[str, Any]:
+    """Fill the model with pretrained weights, tell where every one comes from; what checkpoints remember of it."""
+    begun = run.learner.begin_with(lambda model: start.fill(model, run.identity))
+    if not run.ranks.first:
+        return {}
+    reporter.say("\n".join(begun.lines))
+    origin = begun.provenance()
+    fates = [fate.as_json() for fate in begun.fates]
+    logbook.write("pretrained", **origin, tensors=fates, remarks=list(begun.remarks))
+    return {_PRETRAINED: origin}
+
+
+def _earlier_start(choice: Choice) -> dict[str, Any]:
+    """What the run began with, as the checkpoint that it goes on from remembers it."""
+    if choice.checkpoint is None:
+        return {}
+    origin = choice.checkpoint.document(PROVENANCE_FILE).get(_PRETRAINED)
+    return {} if origin is None else {_PRETRAINED: origin}
 
 
 def _loop_settings(run: Run) -> LoopSettings:
@@ -203,7 +228,9 @@ def _welcome(run: Run, state: RunState) -> list[str]:
     ranks = f"{run.ranks.world_size} processes, " if run.ranks.world_size > 1 else ""
     short = f", {feed.left_out_clips} shorter clips left out" if feed.left_out_clips else ""
     begins = f"goes on at step {state.step}" if state.step else "begins"
-    model = f"{settings.preset} model, {count / 1e6:.2f} million parameters, on {ranks}{run.accelerator.device.type}"
+    model = (
+        f"{run.identity.preset} model, {count / 1e6:.2f} million parameters, on {ranks}{run.accelerator.device.type}"
+    )
     windows = f"{feed.windows_per_epoch} windows of {settings.window_ticks} ticks an epoch{short}"
     shards = f"{clips} clips ({hours:.2f} h), {windows}; global batch {feed.share.global_batch}"
     latents = [

@@ -194,7 +194,7 @@ class JointFlowTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # it
         conditions = self._conditions(names, levels, present, pooled, speakers)
         hidden = {name: self.embed[name](tokens[name]) for name in names}
         for name, embedding in (added or {}).items():
-            hidden[name] = hidden[name] + embedding
+            hidden[name] = hidden[name] + embedding.to(hidden[name].dtype)
         rotary = self._rotary(names, seconds)
         mask = _key_mask(hidden, present)
         for block in self.blocks:

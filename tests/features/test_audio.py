@@ -144,3 +144,20 @@ class TestTimeBase:
     def test_the_real_lengths(self) -> None:
         frames = timebase.common_frames(1906, 1_025_558, 16_000)
         assert (frames, timebase.mel_frames_for(frames), timebase.ticks_of_frames(frames)) == (1906, 6353, 635)
+
+
+class TestMelStream:
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(513, 9000), st.integers(1, 4000))
+    def test_any_pieces_give_the_mel_of_the_whole(self, samples: int, piece: int) -> None:
+        wave = noise(samples)
+        stream = audio.MelStream()
+        parts = [stream.push(wave[k : k + piece]) for k in range(0, samples, piece)]
+        found = np.concatenate([*parts, stream.finish()])
+        np.testing.assert_allclose(found, audio.log_mel(wave, 1 + samples // 160), rtol=0, atol=1e-5)
+
+    def test_it_holds_no_more_than_a_piece_and_a_window(self) -> None:
+        stream = audio.MelStream()
+        for _ in range(50):
+            stream.push(noise(1600))
+            assert len(stream._held) <= 1600 + 1024 + 160

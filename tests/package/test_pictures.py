@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniges import pictures
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.pictures import Version, draw_comparison, draw_sample
+from omniges.pictures import Row, Version, draw_comparison, draw_result, draw_sample
+from omniges.pictures import sample as pictures
 
 
 def _sample(frames, words=()):
@@ -103,19 +103,6 @@ def test_mel_may_be_missing_and_constant():
     assert _pixels(draw_sample(**sample))[1]
 
 
-@pytest.mark.parametrize("absent", [("gesture", "jaw_eyes"), ("mel",), ("gesture", "jaw_eyes", "mel")])
-def test_streams_that_were_not_made_are_empty_panels(absent):
-    sample = _sample(90, [("river", 0.3, 0.8), ("stone", 1.0, 2.9)])
-    png = draw_sample(**(sample | dict.fromkeys(absent)))
-    assert _pixels(png)[1]
-    assert png != draw_sample(**sample)
-
-
-def test_nothing_at_all_is_refused():
-    with pytest.raises(ValueError, match="fewer than two frames"):
-        draw_sample(**(_sample(90) | dict.fromkeys(("gesture", "jaw_eyes", "mel"))))
-
-
 def test_many_words_in_a_long_view():
     words = [(f"word{k}", 0.25 * k, 0.25 * k + 0.2) for k in range(239)]
     assert _pixels(draw_sample(**_sample(1800, words), seconds=60.0))[1]
@@ -124,7 +111,7 @@ def test_many_words_in_a_long_view():
 def test_the_view_is_cut_to_the_time_shown():
     sample = _sample(300, [("a", 0.5, 2.5), ("b", 3.0, 3.5), ("c", 3.9, 4.5), ("d", 8.0, 9.0)])
     del sample["title"]
-    view = pictures._cut(**sample, start_s=2.0, seconds=2.0)
+    view = pictures.cut(**sample, start_s=2.0, seconds=2.0)
     assert (view.start_s, view.stop_s) == (2.0, 4.0)
     assert view.words == (("a", 2.0, 2.5), ("b", 3.0, 3.5), ("c", 3.9, 4.0))
     np.testing.assert_array_equal(view.gesture, sample["gesture"][60:120])
@@ -153,10 +140,10 @@ def test_angular_speed_of_one_turning_joint():
     poses = np.zeros((31, 165))
     poses[:, 3 * 16 + 1] = np.arange(31) / 30 * 1.3  # the left shoulder turns at 1.3 rad/s
     gesture = gesture_from_motion(poses, np.zeros((31, 100)), np.zeros((31, 3))).gesture
-    speed = pictures._angular_speed(gesture, LAYOUT.upper)
+    speed = pictures.angular_speed(gesture, LAYOUT.upper)
     np.testing.assert_allclose(speed, 1.3 / 13, rtol=1e-5)
-    assert np.abs(pictures._angular_speed(gesture, LAYOUT.hands)).max() == 0
-    assert np.abs(pictures._angular_speed(gesture, LAYOUT.lower)).max() == 0
+    assert np.abs(pictures.angular_speed(gesture, LAYOUT.hands)).max() == 0
+    assert np.abs(pictures.angular_speed(gesture, LAYOUT.lower)).max() == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,7 +164,7 @@ def test_people_stand_upright_and_their_left_is_at_plus_x():
     np.testing.assert_allclose(person[0], [0, 0.95, 0], atol=1e-6)
     assert person[15, 1] > 1.5
     assert person[20, 0] > 0.4 > -0.4 > person[21, 0]
-    assert [pictures._side_color(j) for j in (20, 21, 12)] == [pictures._BLUE, pictures._ORANGE, "#333333"]
+    assert [pictures._side_color(j) for j in (20, 21, 12)] == [pictures.BLUE, pictures.ORANGE, "#333333"]
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):
@@ -236,3 +223,27 @@ class TestComparison:
         whole = draw_comparison("a window", "", versions, 5.0)
         for k in range(len(versions)):
             assert draw_comparison("a window", "", versions[:k] + versions[k + 1 :], 5.0) != whole
+
+
+ROWS = {
+    "text": [{"word": "river", "start": 0.3, "end": 0.8}, {"word": "stone", "start": 1.0, "end": 2.9}],
+    "audio": _sample(90)["mel"],
+    "gesture": _sample(90)["gesture"],
+}
+
+
+@pytest.mark.parametrize(("given", "made"), [("text", "gesture"), ("audio", "text"), ("gesture", "audio")])
+def test_a_result_has_a_row_for_what_was_given_made_and_recorded(given, made):
+    rows = [Row("given", given, ROWS[given]), Row("made", made, ROWS[made])]
+    common = {"title": "x", "start_xz": np.zeros(2), "length_s": 3.0}
+    png, more = (draw_result(rows=r, **common) for r in (rows, [*rows, Row("recorded", made, ROWS[made])]))
+    (width, height), drawn = _pixels(png)
+    assert drawn
+    assert width == 1320
+    assert _pixels(more)[0][1] > height
+    assert draw_result(rows=rows, **common) == png
+
+
+def test_a_result_without_a_word_says_so():
+    rows = [Row("given", "audio", ROWS["audio"]), Row("made", "text", [])]
+    assert _pixels(draw_result(title="x", rows=rows, start_xz=np.zeros(2), length_s=3.0))[1]

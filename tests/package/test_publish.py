@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from omniges.errors import EnvironmentFault
-from omniges.publish import PendingFile, is_temporary_name, publish_bytes
+from omniges.publish import PendingFile, PendingGroup, is_temporary_name, publish_bytes
 
 
 class TestPublish:
@@ -91,3 +91,46 @@ class TestPublish:
     def test_a_vanished_folder_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(EnvironmentFault, match="the folder is not there"):
             publish_bytes(tmp_path / "gone" / "x", b"")
+
+
+class TestGroup:
+    def test_all_files_get_their_names_in_order(self, tmp_path: Path) -> None:
+        with PendingGroup() as group:
+            for name in ("a", "b"):
+                group.open(tmp_path / name).write(name.encode())
+            assert {path.name[0] for path in tmp_path.iterdir()} == {"."}
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}
+
+    @pytest.mark.parametrize("after", [0, 1, 2])
+    def test_whatever_comes_between_leaves_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    ) -> None:
+        rename, done = Path.rename, 0
+
+        def failing(path: Path, target: Path) -> Path:
+            nonlocal done
+            if done == after:
+                raise KeyboardInterrupt
+            done += 1
+            found = rename(path, target)
+            if done == 3:
+                raise KeyboardInterrupt
+            return found
+
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises(KeyboardInterrupt), PendingGroup() as group:
+            for name in "abc":
+                group.open(tmp_path / name).write(b"x")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_signal_right_behind_a_rename_leaves_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rename = Path.rename
+
+        def interrupted(path: Path, target: Path) -> Path:
+            rename(path, target)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt), PendingGroup() as group:
+            group.open(tmp_path / "a").write(b"x")
+        assert not list(tmp_path.iterdir())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
 
 import pytest
 
-from omniges.pipeline.progress import JsonReporter, LineReporter, LiveReporter, Progress
+from omniges.pipeline.progress import JsonReporter, LineReporter, LiveReporter, Progress, counter
 
 HALF = Progress(
     done=150, total=300, converted=120, rejected=20, noted=7, lost=10, reused=0, computed_s=7200.0, elapsed_s=4.0,
@@ -54,3 +55,28 @@ class TestReporters:
         lines = stream.getvalue().splitlines()
         assert len(lines) == 2
         assert "300" in lines[-1]
+
+
+class TestCounter:
+    def test_a_log_gets_a_plain_line_now_and_then_with_the_time_left(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = itertools.count(0.0, 4.0)  # two looks a line
+        monkeypatch.setattr("omniges.pipeline.progress.time.monotonic", lambda: next(clock))
+        with counter("s generated") as count:
+            for done in range(1, 5):
+                count(10 * done, 40)
+        assert capsys.readouterr().err.splitlines() == [
+            "20/40 s generated, 0:08 left",
+            "40/40 s generated, 0:00 left",
+        ]
+
+    def test_a_terminal_gets_a_bar_that_goes_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stderr", stream)
+        with counter("s generated") as count:
+            count(10, 40)
+            count(40, 40)
+        assert "40/40 s generated" in stream.getvalue()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from recording_builders import SAMPLE, motion, needs_sample, npy, npy_header, npz, npz_raw, split_motion
 
 from omniges.errors import RecordingFault
-from omniges.recordings.npz import MAX_TOTAL_BYTES, decode_motion, encode_motion
+from omniges.recordings.arrays import MAX_TOTAL_BYTES
+from omniges.recordings.npz import decode_motion, encode_motion, write_motion
 
 GOOD = npz(motion(2))
 MEMBERS = {key: npy(array) for key, array in motion(2).items()}
@@ -423,3 +424,23 @@ def test_random_array_headers_raise_only_findings(text):
     ):
         with contextlib.suppress(RecordingFault):
             decode_motion(npz_raw({**MEMBERS, "poses": head + bytes(1320), "gender": head}))
+
+
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_motion_in_blocks_is_the_same_bytes(block):
+    rng = np.random.default_rng(1)
+    arrays = {
+        "poses": rng.normal(0, 1, (40, 165)),
+        "expressions": rng.normal(0, 1, (40, 100)),
+        "trans": rng.normal(0, 1, (40, 3)),
+    }
+    whole = encode_motion(*arrays.values(), np.zeros(300), gender="neutral", model="smplx2020")
+    stream = io.BytesIO()
+    blocks = {name: [array[k : k + block] for k in range(0, 40, block)] for name, array in arrays.items()}
+    write_motion(stream, 40, blocks, np.zeros(300), gender="neutral", model="smplx2020")
+    assert stream.getvalue() == whole
+    with np.load(io.BytesIO(whole), allow_pickle=False) as found:
+        np.testing.assert_array_equal(found["poses"], arrays["poses"].astype(np.float32))
+        np.testing.assert_array_equal(found["trans"], arrays["trans"])
+    with pytest.raises(ValueError, match="poses has 40 frames, expected 41"):
+        write_motion(io.BytesIO(), 41, blocks, np.zeros(300), gender="neutral", model="smplx2020")

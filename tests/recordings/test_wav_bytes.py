@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from recording_builders import SAMPLE, SHARED, chunk, fmt_body, needs_sample, pcm16, riff
 
 from omniges.errors import RecordingFault
-from omniges.recordings.wav import decode_wav, encode_wav
+from omniges.recordings.wav import decode_wav, encode_wav, open_wav, wav_parts
 
 FMT = chunk(b"fmt ", fmt_body(1, 16))
 TONE = pcm16([1, -2, 3, -32768, 32767])
@@ -248,3 +248,30 @@ def test_mutated_files_raise_only_findings(changes):
     except RecordingFault:
         return
     assert np.isfinite(wav.samples).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float32, st.integers(2, 700), elements=st.floats(-1.5, 1.5, width=32)),
+    st.integers(1, 300),
+    st.sampled_from(["pcm16", "float32"]),
+)
+def test_blocks_of_a_stream_are_the_whole_file(samples, block, encoding):
+    data = encode_wav(samples, 16000, encoding)
+    try:
+        whole = decode_wav(data).samples
+    except RecordingFault as fault:
+        with pytest.raises(RecordingFault, match=fault.problem.code):
+            list(open_wav(data).blocks(block))
+        return
+    stream = open_wav(data)
+    assert stream.frames == len(whole)
+    np.testing.assert_array_equal(np.concatenate(list(stream.blocks(block))), whole)
+    parts = wav_parts([samples[k : k + block] for k in range(0, len(samples), block)], len(samples), 16000)
+    assert b"".join(parts) == encode_wav(samples, 16000, "pcm16")
+
+
+@pytest.mark.parametrize("announced", [9, 11])
+def test_more_or_fewer_samples_than_announced_are_refused(announced):
+    with pytest.raises(ValueError, match="announced"):
+        list(wav_parts([np.zeros(10, np.float32)], announced, 16000))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.trainer.picklefile import read_weights
+from omniges.trainer.picklefile import read_weight_list, read_weights
 
 WEIGHTS = {"encoder.weight": torch.arange(12.0).reshape(3, 4), "scale": torch.tensor(2.5, dtype=torch.float64)}
 ZIP_OR_LEGACY = pytest.mark.parametrize("as_zip", [True, False])
@@ -48,6 +48,21 @@ class TestReading:
     def test_of_one_entry_among_others(self, tmp_path, as_zip):
         path = saved(tmp_path / "w.pth", {"step": 3, "net": WEIGHTS, "optimizer": [1.0]}, as_zip=as_zip)
         assert same(read_weights(path, "net"), WEIGHTS)
+
+    @ZIP_OR_LEGACY
+    def test_of_a_list_without_names(self, tmp_path, as_zip):
+        path = saved(tmp_path / "w.pt", {"decay": 0.9, "shadow_params": list(WEIGHTS.values())}, as_zip=as_zip)
+        for mapped in (False, True):
+            found = read_weight_list(path, "shadow_params", mapped=mapped)
+            assert all(torch.equal(a, b) for a, b in zip(found, WEIGHTS.values(), strict=True))
+
+    @pytest.mark.parametrize("value", [{"a": torch.ones(1)}, [], [1], torch.ones(1)])
+    def test_what_is_no_list_of_tensors_is_refused(self, tmp_path, value):
+        with pytest.raises(DataError, match="entry 'shadow_params'"):
+            read_weight_list(saved(tmp_path / "w.pt", {"shadow_params": value}), "shadow_params")
+
+    def test_mapped_it_is_the_same(self, tmp_path):
+        assert same(read_weights(saved(tmp_path / "w.bin", WEIGHTS), mapped=True), WEIGHTS)
 
     def test_parameters_come_as_plain_tensors(self, tmp_path):
         path = saved(tmp_path / "w.pth", {"w": torch.nn.Parameter(torch.ones(2))})
@@ -188,23 +203,23 @@ class TestDamage:
         with pytest.raises(DataError, match="its directory points out of it"):
             read_weights(tmp_path / "w.pth", "net")
 
-    @given(as_zip=st.booleans(), part=st.floats(0, 1, exclude_max=True))
-    def test_a_file_cut_anywhere_is_refused_in_one_line(self, tmp_path_factory, as_zip, part):
+    @given(as_zip=st.booleans(), part=st.floats(0, 1, exclude_max=True), mapped=st.booleans())
+    def test_a_file_cut_anywhere_is_refused_in_one_line(self, tmp_path_factory, as_zip, part, mapped):
         data = content(as_zip=as_zip)
         path = tmp_path_factory.getbasetemp() / "cut.pth"
         path.write_bytes(data[: int(part * len(data))])
         with pytest.raises(DataError, match=r"cut\.pth: ") as error:
-            read_weights(path, "net")
+            read_weights(path, "net", mapped=mapped)
         assert "\n" not in str(error.value)
 
-    @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-    def test_a_flipped_bit_is_refused_or_changes_nothing(self, tmp_path_factory, place, bit):
+    @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), mapped=st.booleans())
+    def test_a_flipped_bit_is_refused_or_changes_nothing(self, tmp_path_factory, place, bit, mapped):
         data = bytearray(content(as_zip=True))
         data[int(place * len(data))] ^= 1 << bit
         path = tmp_path_factory.getbasetemp() / "flipped.pth"
         path.write_bytes(data)
         try:
-            found = read_weights(path, "net")
+            found = read_weights(path, "net", mapped=mapped)
         except DataError as error:
             assert "\n" not in str(error)
         else:

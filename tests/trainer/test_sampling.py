@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from test_flow import CONFIG, PIECES, TICKS, model_of, statistics, windows_of
 from torch import Tensor
 
@@ -151,3 +152,51 @@ class TestHeun:
         for coarse, fine in itertools.pairwise(errors):
             assert 3.3 < coarse / fine < 4.7
         assert errors[0] < 1e-2
+
+
+class TestDpmSolver:
+    @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
+    def test_its_steps_are_those_of_the_scheduler_of_diffusers(self):
+        """`DPMSolverMultistepScheduler` on the same levels, from 0.98, for λ has no beginning at 1."""
+        levels = [0.98, 0.9, 0.7, 0.45, 0.2, 0.0]
+        start = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+
+        def clean(x: Any, at: Any) -> Any:
+            return {"gesture": torch.tanh(2 * x["gesture"]) + at[:, None]}
+
+        scheduler = DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", algorithm_type="dpmsolver++", solver_order=2
+        )
+        scheduler.set_timesteps(len(levels) - 1)
+        scheduler.sigmas = torch.tensor(levels, dtype=torch.float64)
+        expected = start
+        for level, step in zip(levels, scheduler.timesteps, strict=False):
+            expected_clean = clean({"gesture": expected}, torch.full((9,), level))["gesture"]
+            velocity = (expected - expected_clean) / level
+            expected = scheduler.step(velocity, step, expected).prev_sample
+        found = follow({"gesture": start}, levels, clean, "dpm++")["gesture"]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+    def test_it_takes_one_evaluation_a_step_and_comes_nearer_than_euler(self):
+        noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+        errors: dict[str, float] = {}
+        for solver in ("euler", "dpm++"):
+            calls = 0
+
+            def counted(tokens: Any, at: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                return optimal(tokens, at)
+
+            levels = step_levels(SamplingSettings(steps=16, shift=1.0))
+            found = follow({"gesture": noise}, levels, counted, solver)["gesture"]
+            assert calls == 16
+            errors[solver] = float((found - (MEAN + STD * noise)).abs().max())
+        assert errors["dpm++"] < errors["euler"] / 2
+
+    def test_what_follows_is_told_after_each_step(self):
+        told = []
+        point = {"text": torch.zeros(2, 3)}
+        for solver in ("euler", "heun", "dpm++"):
+            follow(point, [1.0, 0.5, 0.0], lambda x, _: x, solver, lambda: told.append(1))
+        assert len(told) == 6

@@ -1,36 +1,19 @@
-"""The trunk: OmniFlow's golden outputs, an independent restatement, left-out streams, gradients, saving, positions."""
+"""The trunk: an independent restatement, left-out streams, gradients, saving, positions."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from omniges.errors import DataError
 from omniges.trainer.attention import rotary_angles, rotate
-from omniges.trainer.latents import grid_embedding, patches, unpatched
-from omniges.trainer.omniflow import trunk_of_omniflow
+from omniges.trainer.latents import patches, unpatched
 from omniges.trainer.trunk import JointFlowTransformer, level_features
-
-PARITY = (
-    Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-    / "omniflow_parity"
-    / "qknorm_layer"
-)
-needs_parity = pytest.mark.skipif(
-    not PARITY.is_dir(), reason=f"no golden data at {PARITY} (set OMNIGES_SHARED to where they are)"
-)
-CASES = sorted(path.stem for path in PARITY.glob("case_*.npz"))
-TOLERANCE = 5e-5
 
 STREAMS = {
     "gesture": {"inputs": 5, "outputs": 6},
@@ -64,139 +47,6 @@ def inputs(seed: int = 1) -> dict[str, Any]:
 
 def only(given: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return {key: {n: value[n] for n in names} for key, value in given.items()}
-
-
-class TestGoldenOutputs:
-    @pytest.fixture
-    def checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return trunk_of_omniflow(load_file(PARITY / "diffusion_pytorch_model.safetensors"), head_features=16)
-
-    @needs_parity
-    @pytest.mark.parametrize("case", CASES)
-    def test_every_case_to_5e_5(self, case, checkpoint):
-        config, state = checkpoint
-        golden = {k: torch.from_numpy(v) for k, v in np.load(PARITY / f"{case}.npz", allow_pickle=False).items()}
-        flags = json.loads((PARITY / f"{case}.json").read_text())
-        model = JointFlowTransformer(**config | {"conditioning": "split" if flags["split_cond"] else "summed"}).eval()
-        model.load_state_dict(state)
-        tokens, levels = _golden_inputs(golden, flags)
-        tables = {
-            "image": grid_embedding(4, 6, side=12, base=8, width=32),
-            "audio": grid_embedding(128, 8, side=192, base=128, width=32),
-        }
-        with torch.no_grad():
-            found = model(
-                tokens,
-                levels,
-                added={name: table for name, table in tables.items() if name in tokens},
-                pooled=golden["in_pooled_projections"],
-            )
-        got = {f"out_{name}": output for name, output in found.items()}
-        for name, rows in (("image", 4), ("audio", 128)):
-            if name in found:
-                got[f"out_{name}"] = unpatched(found[name], rows, 2)
-        expected = {name for name in golden if name.startswith("out_")}
-        assert got.keys() == expected
-        for name in expected:
-            torch.testing.assert_close(got[name], golden[name], rtol=0, atol=TOLERANCE)
-
-    @needs_parity
-    def test_tables_are_the_crops_of_the_saved_ones(self):
-        saved = load_file(PARITY / "diffusion_pytorch_model.safetensors")
-        image = saved["pos_embed.pos_embed"].reshape(12, 12, 32)[4:8, 3:9].reshape(-1, 32)
-        audio = saved["audio_embedder.pos_embed"].reshape(192, 192, 32)[32:160, 92:100].reshape(-1, 32)
-        torch.testing.assert_close(grid_embedding(4, 6, side=12, base=8, width=32), image, rtol=0, atol=5e-6)
-        torch.testing.assert_close(grid_embedding(128, 8, side=192, base=128, width=32), audio, rtol=0, atol=5e-6)
-
-    @needs_parity
-    def test_the_training_mode_from_tokens_to_the_last_norm(self, checkpoint):
-        """Without patches and tables of ours: the reference's own image tokens in, its normed image states out."""
-        config, state = checkpoint
-        golden = {
-            k: torch.from_numpy(v) for k, v in np.load(PARITY / "case_all_summed.npz", allow_pickle=False).items()
-        }
-        config["streams"]["image"] = {"inputs": 32, "outputs": 32}
-        identity = {"weight": torch.eye(32), "bias": torch.zeros(32)}
-        state |= {
-            f"{part}.{key}": value for part in ("embed.image", "head.image.out") for key, value in identity.items()
-        }
-        model = JointFlowTransformer(**config).eval()
-        model.load_state_dict(state)
-        tokens, levels = _golden_inputs(golden, {"use_text_output": True})
-        tokens["image"] = golden["mid_image_tokens"]
-        table = grid_embedding(128, 8, side=192, base=128, width=32)
-        with torch.no_grad():
-            found = model(tokens, levels, added={"audio": table}, pooled=golden["in_pooled_projections"])
-        for name, expected in (("image", "mid_image_normed"), ("text", "out_text")):
-            torch.testing.assert_close(found[name], golden[expected], rtol=0, atol=TOLERANCE)
-
-    @needs_parity
-    def test_a_checkpoint_is_taken_whole_or_not_at_all(self):
-        tensors = load_file(PARITY / "diffusion_pytorch_model.safetensors")
-        with pytest.raises(DataError, match="1 tensors that are not its own, such as extra"):
-            trunk_of_omniflow(tensors | {"extra": torch.zeros(1)}, head_features=16)
-        with pytest.raises(DataError, match="expected 8"):
-            trunk_of_omniflow(tensors, head_features=8)
-        del tensors["transformer_blocks.1.attn.to_aud_out.bias"]
-        with pytest.raises(DataError, match=r"no tensor transformer_blocks\.1\.attn\.to_aud_out\.bias"):
-            trunk_of_omniflow(tensors, head_features=16)
-
-    @needs_parity
-    def test_the_real_size_fits_name_by_name_and_only_dead_weight_is_left_behind(self):
-        """The 24 layers by names and shapes: what we do not take are position tables and the last text MLP."""
-        real = json.loads((PARITY.parent / "real_size_params.json").read_text())
-        with torch.device("meta"):
-            tensors = {name: torch.empty(shape) for name, shape in real["state_dict"].items()}
-            config, state = trunk_of_omniflow(tensors, head_features=64)
-            model = JointFlowTransformer(**config)
-        expected = {name: value.shape for name, value in model.state_dict().items()}
-        assert {name: value.shape for name, value in state.items()} == expected
-        dead = sum(
-            math.prod(shape)
-            for name, shape in real["state_dict"].items()
-            if name.startswith("transformer_blocks.23.ff_context.")
-        )
-        assert sum(p.numel() for p in model.parameters()) == real["total_params"] - dead
-        assert (config["layers"], config["heads"], config["width"]) == (24, 24, 1536)
-
-    @needs_parity
-    @pytest.mark.parametrize("kind", ["rms", "none"])
-    def test_other_norms_and_dual_layers_are_seen_in_the_tensors(self, kind):
-        tensors = load_file(PARITY / "diffusion_pytorch_model.safetensors")
-        norms = {name for name in tensors if ".attn.norm_" in name}
-        for name in norms:
-            del tensors[name]
-        if kind == "rms":
-            for k in range(2):
-                for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k", "norm_aud_q", "norm_aud_k"):
-                    tensors[f"transformer_blocks.{k}.attn.{name}.weight"] = torch.rand(16)
-        dual = "transformer_blocks.0.norm1.linear"
-        for part in ("weight", "bias"):
-            whole = tensors[f"{dual}.{part}"]
-            tensors[f"{dual}.{part}"] = torch.cat([whole, torch.full_like(whole[:96], math.nan)])
-        config, state = trunk_of_omniflow(tensors, head_features=16)
-        assert config["qk_norm"] == (None if kind == "none" else "rms")
-        model = JointFlowTransformer(**config)
-        model.load_state_dict(state)
-        assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def _golden_inputs(
-    golden: Mapping[str, Tensor], flags: Mapping[str, bool]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    tokens, levels = {}, {}
-    if not flags.get("drop_image"):
-        tokens["image"] = patches(golden["in_hidden_states"], 2)
-        levels["image"] = golden["in_timestep"] / 1000
-    if not flags.get("drop_text"):
-        tokens["text"] = golden["in_encoder_hidden_states"]
-    if flags["use_text_output"]:
-        levels["text"] = golden["in_timestep_text"] / 1000
-    if not flags.get("drop_audio"):
-        given = not flags.get("_no_audio")  # the reference then takes zeros at level 0
-        tokens["audio"] = patches(golden["in_audio_hidden_states"] if given else torch.zeros(2, 8, 256, 16), 2)
-        levels["audio"] = golden["in_timestep_audio"] / 1000 * given
-    return tokens, levels
 
 
 class Restated:

@@ -1,315 +1,263 @@
-"""Scores of generated motion: Fréchet distance, beats, diversity, recall, and what can be seen without a recording."""
+"""Scores of generated motion: Fréchet distance, beats, diversity, recall, face, and what needs no recording."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import motion_from_gesture
-from omniges.features.skeleton import joint_positions
+from omniges.features.body import Person
+from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.recordings.semantic import SemanticSpan
-from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import ShardFolder
+from omniges.trainer.evaluate.beats import BeatRows
+from omniges.trainer.evaluate.bodies import Body
+from omniges.trainer.evaluate.features import FeatureRows
 from omniges.trainer.evaluate.figures import (
     ROWS,
-    Clips,
     Figure,
+    Heading,
     Resampling,
     Row,
+    Values,
     absent,
     figure_of_mean,
     figure_of_statistic,
 )
-from omniges.trainer.evaluate.pairs import Pair, waveform
-from omniges.trainer.metrics.beats import audio_beats, beat_score, mean_joint_speeds, motion_beats
+from omniges.trainer.evaluate.motion import ClipMotion, Instruments, TrainSplit, generated_motion, recorded_motion
+from omniges.trainer.evaluate.results import Result, waveform
+from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
 from omniges.trainer.metrics.clips import ClipValue
-from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME, describe
 from omniges.trainer.metrics.diversity import l1_diversity
-from omniges.trainer.metrics.encoders import Encoder
-from omniges.trainer.metrics.frechet import FrechetScore, frechet_distance
-from omniges.trainer.metrics.intervals import shuffled_pairing
+from omniges.trainer.metrics.face import FaceScore, FaceSums
 from omniges.trainer.metrics.motion import foot_skate, jerk, root_drift
-from omniges.trainer.metrics.profiles import BeatSettings, Profile, scored_poses
 from omniges.trainer.metrics.seams import seam_score
 from omniges.trainer.metrics.srgr import semantic_recall, semantic_scores
 
-__all__ = ["GestureMeasures", "measures_of", "score_gesture"]
+__all__ = ["score_gesture"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-_FRECHET_RESAMPLES: Final = 200  # each of them is a decomposition
-_BEATS: Final = "beat consistency"
-_FRECHET: Final = "Fréchet gesture distance"
 _UNITS: Final = {
     "L1 diversity": "m",
     "semantic recall": "",
+    "face MSE": "m²",
+    "face LVD": "m/frame",
     "jerk": "m/s³",
     "foot skate": "m/s",
     "root drift, end": "m",
     "root drift, farthest": "m",
     "invalid rotations": "share",
 }
-_NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
-_NO_BODY: Final = "needs the vertices of a body model, which the generic skeleton has not"
+_AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD")
+_SEAMS: Final = {"velocity": "seams, velocity", "acceleration": "seams, acceleration"}
+_NO_BODY: Final = "no vertices without a body model, give --body-model"
+
+
+def score_gesture(
+    results: Sequence[Result],
+    shards: ShardFolder,
+    instruments: Instruments,
+    train: TrainSplit | None,
+    how: Resampling,
+    count: Callable[[], None],
+) -> Scored:
+    """Figures of a task that makes gesture, result by result. Raises DataError for files that cannot be read."""
+    scorer = _Scorer(results, shards, instruments, train, how)
+    for result in results:
+        scorer.add(result)
+        count()
+    return Scored(scorer.figures(), scorer.seconds)
 
 
 @dataclass(frozen=True, slots=True)
-class GestureMeasures:
-    """What motion is measured with."""
+class _Recording:
+    """What is needed of the recording that results are held against."""
 
-    profile: Profile
-    encoder: Encoder | None  # None: the built-in descriptor
-    mean_speeds_m_s: F64  # (55,)
-    train_features: F64  # (N, D) of the train split's recordings
-
-
-@dataclass(frozen=True, slots=True)
-class _Motion:
-    """One clip's motion, generated or recorded."""
-
-    poses: F64  # (T, 165)
-    trans: F64  # (T, 3)
-
-    def scored(self, profile: Profile) -> F64:
-        """Joints (T, 55, 3) m of the poses that the profile scores, without translation."""
-        poses = scored_poses(self.poses, profile.positions)
-        return joint_positions(poses, np.zeros((len(poses), 3)))
-
-    def placed(self) -> F64:
-        """Joints (T, 55, 3) m as they stand in the room."""
-        return joint_positions(self.poses, self.trans)
+    row: ManifestRow
+    motion: ClipMotion
+    betas: npt.NDArray[np.floating]
+    body: Body
+    person: Person | None
+    samples: npt.NDArray[np.float32] | None
+    semantic: tuple[SemanticSpan, ...] | None
 
 
-@dataclass(slots=True)
-class _Gathered:
-    """Everything that is kept of clips: numbers, not motion."""
+class _Scorer:
+    """Everything that is kept of results: numbers, not motion."""
 
-    features: dict[Row, list[F64]] = field(default_factory=lambda: {"generated": [], "recorded": []})
-    beats: list[tuple[int, tuple[I64, ...], F64]] = field(default_factory=list)  # frames, of motion, of audio
-    scores: dict[tuple[str, Row], Clips] = field(default_factory=dict)
-    seams: dict[str, list[F64]] = field(default_factory=lambda: {"velocity": [], "acceleration": []})
-    seam_clips: int = 0
+    def __init__(
+        self,
+        results: Sequence[Result],
+        shards: ShardFolder,
+        instruments: Instruments,
+        train: TrainSplit | None,
+        how: Resampling,
+    ) -> None:
+        self._shards, self._with, self._how = shards, instruments, how
+        speeds = instruments.mean_speeds_m_s
+        if speeds is None and train is not None:
+            speeds = train.mean_speeds_m_s
+        self._beats = BeatRows(instruments.profile.beats, np.empty(0) if speeds is None else speeds)
+        self._features = FeatureRows(instruments, train)
+        self._scores: dict[tuple[str, Row], Values] = {}
+        self._seams = {name: Values() for name in _SEAMS}
+        self._unconditional = results[0].unconditional
+        self._rows = {result.key: result.row for result in results}
+        self._partners = partners(list(self._rows), how.seed)
+        self._recording: _Recording | None = None
+        self.seconds: dict[str, float] = {}
 
-    def clips(self, metric: str, row: Row) -> Clips:
-        """The values of a metric so far."""
-        return self.scores.setdefault((metric, row), Clips())
+    def _values(self, metric: str, row: Row) -> Values:
+        return self._scores.setdefault((metric, row), Values())
 
-
-def recorded_motion(sample: SampleArrays, frames: int | None = None) -> _Motion:
-    """A sample's motion, its first frames."""
-    motion = motion_from_gesture(sample.gesture)
-    return _Motion(motion.poses[:frames], motion.trans[:frames])
-
-
-def measures_of(
-    shards: ShardFolder, profile: Profile, encoder: Encoder | None, mean_speeds_m_s: F64 | None
-) -> GestureMeasures:
-    """Mean speeds, where none are given, and features of the train split's clips, in one pass over them.
-
-    Raises UsageFault where there is no train split.
-    """
-    features: list[F64] = []
-
-    def clips() -> Iterator[F64]:
-        for row in shards.rows:
-            if row.split == "train":
-                motion = recorded_motion(shards.sample(row))
-                joints = motion.scored(profile)
-                features.append(_features(motion, joints, encoder))
-                yield joints
-
-    if not any(row.split == "train" for row in shards.rows):
-        raise UsageFault(
-            f"{shards.folder}: a train split expected, whose mean speeds beats are measured in, found none"
-        )
-    speeds = mean_joint_speeds(clips())
-    return GestureMeasures(
-        profile, encoder, speeds if mean_speeds_m_s is None else mean_speeds_m_s, np.concatenate(features)
-    )
-
-
-def _features(motion: _Motion, joints: F64, encoder: Encoder | None) -> F64:
-    return describe(joints) if encoder is None else encoder.encode(motion.poses)
-
-
-def score_gesture(pairs: Sequence[Pair], shards: ShardFolder, with_: GestureMeasures, how: Resampling) -> list[Figure]:
-    """Figures of a task that makes gesture, clip by clip."""
-    gathered = _Gathered()
-    has_audio = False
-    for pair in pairs:
-        sample = shards.sample(pair.row)
-        read = pair.motion()
-        generated = _Motion(np.asarray(read.poses, np.float64), np.asarray(read.trans, np.float64))
-        if len(generated.poses) > len(sample.gesture.gesture):
-            raise DataError(
-                f"{pair.folder / pair.name}: at most {len(sample.gesture.gesture)} frames expected, as the recording "
-                f"has, found {len(generated.poses)}"
+    def _recording_of(self, row: ManifestRow) -> _Recording:
+        """A recording, read once for all results of it, which stand beside each other."""
+        if self._recording is None or self._recording.row.key != row.key:
+            betas = self._shards.array(row, "betas.npy")
+            spans = self._shards.semantic(row)
+            self._recording = _Recording(
+                row=row,
+                motion=recorded_motion(self._shards, row),
+                betas=betas,
+                body=self._with.bodies.of(betas),
+                person=None if self._unconditional else self._with.bodies.person(betas),
+                samples=None if self._unconditional else waveform(self._shards, row),
+                semantic=None
+                if spans is None
+                else tuple(SemanticSpan(**span, duration=span["end"] - span["start"]) for span in spans),
             )
-        recorded = recorded_motion(sample, len(generated.poses))
-        _add_pair(gathered, pair, sample, generated, recorded, with_)
-        samples = waveform(sample)
-        if samples is not None:
-            has_audio = True
-            _add_beats(gathered, generated, recorded, samples, with_)
-    figures = _frechet(gathered, with_.train_features, with_, how)
-    if has_audio:
-        figures += _beat_figures(gathered, with_.profile.beats, how)
-    else:
-        figures.append(absent(_BEATS, "", "generated", _NO_AUDIO))
-    figures += _means(gathered, how)
-    figures += [absent("face MSE", "m²", "generated", _NO_BODY), absent("face LVD", "m/frame", "generated", _NO_BODY)]
-    return figures + _seam_figures(gathered)
+        return self._recording
 
+    def add(self, result: Result) -> None:
+        """One more result."""
+        recording = self._recording_of(result.row)
+        generated = generated_motion(result, recording.motion.frames)
+        recorded = recording.motion.cut(generated.frames)
+        own, true = (self._with.scored_joints(motion, recording.body) for motion in (generated, recorded))
+        self.seconds[result.key] = generated.frames / FRAME_RATE_HZ
+        self._features.add(result.key, (generated, own), (recorded, true))
+        first = result.key not in self._values("L1 diversity", "recorded").keys
+        self._add_alone(result, "generated", generated, own, recording.body)
+        if first:
+            self._add_alone(result, "recorded", recorded, true, recording.body)
+        if result.record is not None and "invalid_rotations" in result.record.measures:
+            share = ClipValue(result.record.measures["invalid_rotations"], float(generated.frames))
+            self._values("invalid rotations", "generated").keep(result.key, share)
+        if self._unconditional:
+            return
+        self._beats.add(result.key, own, true, recording.samples)
+        other = self._other(result)
+        self._add_recall(result.key, recording, own, true, other)
+        if recording.person is not None:
+            self._add_face(result.key, recording.person, generated, recorded, other)
 
-def _add_pair(
-    gathered: _Gathered, pair: Pair, sample: SampleArrays, generated: _Motion, recorded: _Motion, with_: GestureMeasures
-) -> None:
-    profile = with_.profile
-    own, true = generated.scored(profile), recorded.scored(profile)
-    for row, motion, joints in (("generated", generated, own), ("recorded", recorded, true)):
-        place: Any = row
-        gathered.features[place].append(_features(motion, joints, with_.encoder))
-        placed = motion.placed()
-        gathered.clips("L1 diversity", place).add(lambda j=joints: l1_diversity(j))  # type: ignore[misc]
-        gathered.clips("jerk", place).add(lambda j=placed: jerk(j))  # type: ignore[misc]
-        gathered.clips("foot skate", place).add(lambda j=placed: foot_skate(j))  # type: ignore[misc]
+    def _other(self, result: Result) -> ClipMotion | None:
+        """The motion of another recording, for the shuffled row."""
+        partner = self._partners.get(result.key)
+        return None if partner is None else recorded_motion(self._shards, self._rows[partner])
+
+    def _add_alone(self, result: Result, row: Row, motion: ClipMotion, joints: F64, body: Body) -> None:
+        """What motion says by itself."""
+        placed = body.joints(motion.poses, motion.trans)
+        key = result.key
+        self._values("L1 diversity", row).add(key, lambda: l1_diversity(joints))
+        self._values("jerk", row).add(key, lambda: jerk(placed))
+        self._values("foot skate", row).add(key, lambda: foot_skate(placed))
         drift = root_drift(motion.trans)
-        gathered.clips("root drift, end", place).values.append(ClipValue(drift.end_m, 1.0))
-        gathered.clips("root drift, farthest", place).values.append(ClipValue(drift.farthest_m, 1.0))
-        if row == "generated":
-            _add_seams(gathered, pair, placed)
-    if pair.record is not None and "invalid_rotations" in pair.record.measures:
-        share = ClipValue(pair.record.measures["invalid_rotations"], float(len(own)))
-        gathered.clips("invalid rotations", "generated").values.append(share)
-    recall = gathered.clips("semantic recall", "generated")
-    if sample.semantic is None:
-        recall.left_out["no sem annotation"] += 1
-    else:
-        spans = [SemanticSpan(**span, duration=span["end"] - span["start"]) for span in sample.semantic]
-        scores = semantic_scores(spans, len(own), profile.semantic)
-        recall.add(lambda: semantic_recall(own, true, scores, profile.semantic))
+        self._values("root drift, end", row).keep(key, ClipValue(drift.end_m, 1.0))
+        self._values("root drift, farthest", row).keep(key, ClipValue(drift.farthest_m, 1.0))
+        seams = [s for s in result.seams if 2 <= s <= motion.frames - 2]
+        if row == "generated" and seams:
+            for name, values in self._seams.items():
+                values.add(key, lambda n=name: getattr(seam_score(placed, seams), n))  # type: ignore[misc]
+
+    def _add_recall(self, key: str, recording: _Recording, own: F64, true: F64, other: ClipMotion | None) -> None:
+        settings = self._with.profile.semantic
+        spans = recording.semantic
+        if spans is None and settings.without_scores == "refused":
+            self._values("semantic recall", "generated").leave_out("no sem annotation")
+            return
+        scores = None if spans is None else semantic_scores(spans, len(own), settings)
+
+        def recall(joints: F64) -> Any:
+            frames = min(len(joints), len(own))
+            return semantic_recall(own[:frames], joints[:frames], None if scores is None else scores[:frames], settings)
+
+        self._values("semantic recall", "generated").add(key, lambda: recall(true))
+        if other is not None:
+            others = self._with.scored_joints(other, recording.body)
+            self._values("semantic recall", "shuffled").add(key, lambda: recall(others))
+        recorded = self._values("semantic recall", "recorded")
+        if key not in recorded.keys:
+            recorded.add(key, lambda: semantic_recall(true, true, scores, settings))
+
+    def _add_face(
+        self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
+    ) -> None:
+        """Face vertices block by block; another recording's face is that of this person."""
+        motions = [generated, recorded, *([] if other is None else [other.cut(generated.frames)])]
+        blocks = [person.vertex_blocks(motion.face_poses(), motion.expressions) for motion in motions]
+        sums, shuffled = FaceSums(), FaceSums()
+        for own, true, *rest in itertools.zip_longest(*blocks):
+            sums.add(own, true)
+            if rest and rest[0] is not None:
+                shuffled.add(own[: len(rest[0])], rest[0])
+        for row, found in (("generated", sums), ("shuffled", shuffled)):
+            if row == "shuffled" and other is None:
+                continue
+            place: Any = row
+            self._values("face MSE", place).add(key, found.mse)
+            self._values("face LVD", place).add(key, lambda f=found: f.velocity(self._with.profile.face))  # type: ignore[misc]
+
+    def figures(self) -> list[Figure]:
+        """All of them, in the order of the report."""
+        figures = self._features.figures(self._how)
+        if self._unconditional:
+            figures += [absent(Heading("beat consistency", ""), UNCONDITIONAL)]
+        else:
+            figures += self._beats.figures(self._how)
+        for metric, unit in _UNITS.items():
+            figures += self._figures_of(metric, unit)
+        return figures + self._seam_figures()
+
+    def _figures_of(self, metric: str, unit: str) -> list[Figure]:
+        """The rows of a metric that there are."""
+        if metric in _AGAINST_A_RECORDING and self._unconditional:
+            return [absent(Heading(metric, unit), UNCONDITIONAL)]
+        rows = [(row, self._scores[metric, row]) for row in ROWS if (metric, row) in self._scores]
+        if not rows:
+            why = _NO_BODY if metric.startswith("face") else "no record says how the model's own rotations were"
+            return [absent(Heading(metric, unit), why)]
+        return [figure_of_mean(Heading(metric, unit, row), values, self._how, _details(values)) for row, values in rows]
+
+    def _seam_figures(self) -> list[Figure]:
+        """Share of values at seams above the 99th percentile of elsewhere in their clip; 0.01 is expected."""
+        figures = []
+        for name, values in self._seams.items():
+            metric = _SEAMS[name]
+            if not values.found and not values.left_out:
+                figures.append(absent(Heading(metric, "share"), "no result was put together from windows"))
+                continue
+            counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
+            details = {"values": int(counts[:, 1].sum())} if len(counts) else {}
+            if len(counts):
+                details["worst_ratio"] = max(one.worst_ratio for one in values.found)
+
+            def share(chosen: I64, counts: I64 = counts) -> float:
+                return float(counts[chosen, 0].sum() / counts[chosen, 1].sum())
+
+            figures.append(figure_of_statistic(Heading(metric, "share"), values, share, self._how, details))
+        return figures
 
 
-def _add_seams(gathered: _Gathered, pair: Pair, placed: F64) -> None:
-    seams = [s for s in pair.seams if 2 <= s <= len(placed) - 2]
-    if not seams:
-        return
-    gathered.seam_clips += 1
-    score = seam_score(placed, seams)
-    for name in gathered.seams:
-        compared = getattr(score, name)
-        gathered.seams[name].append(compared.at_seams / compared.elsewhere)
-
-
-def _add_beats(
-    gathered: _Gathered, generated: _Motion, recorded: _Motion, samples: npt.NDArray[np.float32], with_: GestureMeasures
-) -> None:
-    """A clip's beats on all sides; a clip that has none, or is too short, is left out of all three rows."""
-    settings = with_.profile.beats
-    frames = len(generated.poses)
-    try:
-        times = audio_beats(samples, frames, settings)
-        own, true = (
-            motion_beats(motion.scored(with_.profile), with_.mean_speeds_m_s, settings)
-            for motion in (generated, recorded)
-        )
-        scores = {"generated": beat_score(times, own, frames, settings)}
-        scores["recorded"] = beat_score(times, true, frames, settings)
-    except DataError as error:
-        for row in ROWS:
-            gathered.clips(_BEATS, row).left_out[str(error).partition(":")[2].strip()] += 1
-        return
-    for row in ("generated", "recorded"):
-        gathered.clips(_BEATS, row).values.append(scores[row])
-    gathered.beats.append((frames, own, times))
-
-
-def _beat_figures(gathered: _Gathered, settings: BeatSettings, how: Resampling) -> list[Figure]:
-    """Beat consistency of generated motion, of it with another clip's audio, and of the recordings."""
-    shuffled = gathered.clips(_BEATS, "shuffled")
-    if len(gathered.beats) > 1:
-        others = shuffled_pairing(len(gathered.beats), how.seed)[0].tolist()
-        for (frames, motion, _), other in zip(gathered.beats, others, strict=True):
-            shuffled.values.append(beat_score(gathered.beats[other][2], motion, frames, settings))
-    figures = []
-    for row in ROWS:
-        clips = gathered.clips(_BEATS, row)
-        details = {
-            "audio_beats": sum(one.audio_beats for one in clips.values),
-            "motion_beats": sum(one.motion_beats for one in clips.values),
-        }
-        figures.append(figure_of_mean(_BEATS, "", row, clips, how, details))
-    return figures
-
-
-def _frechet(gathered: _Gathered, train: F64, with_: GestureMeasures, how: Resampling) -> list[Figure]:
-    """Distance of generated features from the recordings'; beside it that of the train split's recordings."""
-    name = DESCRIPTOR_NAME if with_.encoder is None else with_.encoder.name
-    recorded = gathered.features["recorded"]
-    settings = with_.profile.frechet
-    fewer = Resampling(seed=how.seed, resamples=min(how.resamples, _FRECHET_RESAMPLES))
-
-    def distance(own: Sequence[F64], rows: I64) -> FrechetScore:
-        true = np.concatenate([recorded[int(k)] for k in rows])
-        return frechet_distance(np.concatenate([own[int(k)] for k in rows]), true, settings, encoder=name)
-
-    def details(score: FrechetScore) -> dict[str, Any]:
-        found: dict[str, Any] = {"encoder": score.encoder, "dimensions": score.dimensions}
-        found |= {"rows": [score.rows_generated, score.rows_recorded]}
-        found |= {"ranks": [score.rank_generated, score.rank_recorded]}
-        return found if score.full_rank else found | {"warning": "rank below dimensions: biased upwards"}
-
-    generated = gathered.features["generated"]
-    everything = np.arange(len(generated))
-    whole = distance(generated, everything)
-    baseline = frechet_distance(train, np.concatenate(recorded), settings, encoder=name)
-    clips = Clips(list(generated))
-    return [
-        figure_of_statistic(
-            _FRECHET, "", "generated", clips, lambda rows: distance(generated, rows).value, fewer, details(whole)
-        ),
-        Figure(
-            metric=_FRECHET,
-            unit="",
-            row="recorded",
-            value=baseline.value,
-            clips=len(recorded),
-            details=details(baseline) | {"of": "the train split's recordings against these"},
-        ),
-    ]
-
-
-def _means(gathered: _Gathered, how: Resampling) -> list[Figure]:
-    return [
-        figure_of_mean(metric, unit, row, gathered.clips(metric, row), how)
-        for metric, unit in _UNITS.items()
-        for row in ROWS
-        if (metric, row) in gathered.scores
-    ]
-
-
-def _seam_figures(gathered: _Gathered) -> list[Figure]:
-    """Share of values at seams above the 99th percentile of elsewhere in their clip; 0.01 is expected."""
-    figures = []
-    for name, parts in gathered.seams.items():
-        metric = f"seams, {name} above the 99th percentile"
-        if not parts:
-            figures.append(absent(metric, "share", "generated", "no result was put together from windows"))
-            continue
-        ratios = np.concatenate(parts)
-        figures.append(
-            Figure(
-                metric=metric,
-                unit="share",
-                row="generated",
-                value=float((ratios > 1).mean()),
-                clips=gathered.seam_clips,
-                details={"values": len(ratios), "worst_ratio": float(ratios.max())},
-            )
-        )
-    return figures
+def _details(values: Values) -> dict[str, Any]:
+    """What some metrics say beside their values."""
+    found = values.found[0] if values.found else None
+    return {"vertices": found.vertices} if isinstance(found, FaceScore) else {}

@@ -5,31 +5,54 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from omniges.trainer.evaluate.figures import ROWS, Figure
 
-__all__ = ["Form", "Report", "render"]
+__all__ = ["Form", "Report", "TaskReport", "render"]
 
 Form = Literal["table", "json", "csv", "markdown"]
 _NO_VALUE: Final = "–"
+_WIDTH: Final = 100
+_PLAIN_BELOW: Final = 1e6
+_FEW: Final = 10
+_ZERO: Final = 1e-12
+_PLAIN: Final = ("", "share", "F")  # numbers between 0 and 1 in a table for reading
+_PAIR: Final = 2
+_SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
+"""How papers print what is very small; JSON and CSV have units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReport:
+    """Figures of a task, and how much they are of."""
+
+    figures: Sequence[Figure]
+    recordings: Sequence[str]  # keys
+    results: int
+    splits: Mapping[str, tuple[int, int]]  # recordings scored, and recordings there are
+    seconds: float  # that were scored, each recording once
+    recorded_seconds: float
+    made_by: Mapping[str, Any] | None = None  # model and settings, where records tell them
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Figures of every task, and what they rest on."""
 
-    tasks: Mapping[str, Sequence[Figure]]
-    clips: Mapping[str, Sequence[str]]  # keys by task
+    tasks: Mapping[str, TaskReport]
     facts: Mapping[str, Any]  # shards, profile, skeleton, encoder, resampling, versions
+    remarks: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        figures = {task: [asdict(figure) for figure in found] for task, found in self.tasks.items()}
-        clips = {task: list(keys) for task, keys in self.clips.items()}
-        return {"format": "omniges-evaluation", "version": 1, **self.facts, "clips": clips, "figures": figures}
+        tasks = {name: asdict(task) for name, task in self.tasks.items()}
+        head = {"format": "omniges-evaluation", "version": 1}
+        return head | {**self.facts, "remarks": list(self.remarks), "tasks": tasks}
 
 
 def render(report: Report, form: Form) -> str:
@@ -42,83 +65,148 @@ def render(report: Report, form: Form) -> str:
 def _csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["task", "metric", "unit", "row", "value", "low", "high", "clips", "left_out", "why_not"])
-    for task, figures in report.tasks.items():
-        for f in figures:
+    head = ["task", "metric", "unit", "row", "value", "low", "high", "resamples", "recordings", "results", "left_out"]
+    writer.writerow([*head, "why_not", "details", "profile", "skeleton", "encoder"])
+    facts = [report.facts.get(name, "") for name in ("profile", "skeleton", "encoder")]
+    for name, task in report.tasks.items():
+        for f in task.figures:
             numbers = ["" if value is None else repr(value) for value in (f.value, f.low, f.high)]
-            writer.writerow(
-                [task, f.metric, f.unit, f.row, *numbers, f.clips, sum(f.left_out.values()), f.why_not or ""]
-            )
+            counts = [f.resamples, f.recordings, f.results, sum(f.left_out.values())]
+            details = json.dumps(f.details, ensure_ascii=False, sort_keys=True) if f.details else ""
+            writer.writerow([name, f.metric, f.unit, f.row, *numbers, *counts, f.why_not or "", details, *facts])
     return out.getvalue()
 
 
-def _number(value: float | None) -> str:
-    return _NO_VALUE if value is None else f"{value:.4g}"
+def _number(value: float, digits: int) -> str:
+    """So many significant digits, all of a whole number's, and none of what rounding leaves of zero."""
+    if abs(value) < _ZERO:
+        return "0"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < _PLAIN_BELOW else text
 
 
-def _cell(figure: Figure | None) -> str:
+def _cell(figure: Figure | None, digits: int) -> str:
     if figure is None or figure.value is None:
         return _NO_VALUE
-    if figure.low is None:
-        return _number(figure.value)
-    return f"{_number(figure.value)} [{_number(figure.low)}, {_number(figure.high)}]"
+    scale = _SCALES.get(figure.metric, (1.0, ""))[0]
+    value = _number(figure.value * scale, digits)
+    if figure.low is None or figure.high is None:
+        return value
+    return f"{value} [{_number(figure.low * scale, digits)}, {_number(figure.high * scale, digits)}]"
 
 
-def _lines(figures: Sequence[Figure]) -> list[tuple[str, list[Figure | None]]]:
-    """Metrics in their order, each with its figure in every row."""
-    by_metric: dict[str, dict[str, Figure]] = {}
+def _unit(figure: Figure) -> str:
+    return _SCALES.get(figure.metric, (1.0, figure.unit))[1]
+
+
+def _by_metric(figures: Sequence[Figure]) -> dict[str, dict[str, Figure]]:
+    """Metrics in their order, each with its figures by row."""
+    found: dict[str, dict[str, Figure]] = {}
     for figure in figures:
-        by_metric.setdefault(figure.metric, {})[figure.row] = figure
-    return [(metric, [found.get(row) for row in ROWS]) for metric, found in by_metric.items()]
+        found.setdefault(figure.metric, {})[figure.row] = figure
+    return found
 
 
-def _remark(found: Sequence[Figure | None]) -> str:
-    """What a person should know of a metric's figures."""
-    first = next(figure for figure in found if figure is not None)
-    parts = []
-    if first.why_not:
-        parts.append(f"not computed: {first.why_not}")
-    elif first.left_out:
-        reasons = "; ".join(f"{count} × {reason}" for reason, count in first.left_out.items())
-        parts.append(f"{first.clips} of {first.clips + sum(first.left_out.values())} clips: {reasons}")
-    else:
-        parts.append(f"{first.clips} clips")
-    if "warning" in first.details:
-        parts.append(str(first.details["warning"]))
-    return ", ".join(parts)
+def _extent(task: TaskReport) -> str:
+    """How much of the data was scored."""
+    of = ", ".join(f"{scored} of {held} {split} recordings" for split, (scored, held) in task.splits.items())
+    results = f", {task.results} results" if task.results != len(task.recordings) else ""
+    return f"{of}{results}, {task.seconds:.1f} of {task.recorded_seconds:.1f} s"
+
+
+def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
+    """What a person should know of a task's figures."""
+    yield from task.remarks
+    if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
+        yield "nothing is shuffled: one recording has no other"
+    for metric, found in metrics.items():
+        generated = found.get("generated")
+        if generated is not None and generated.value is not None:
+            if generated.left_out:
+                reasons = [f"{count} × {reason}" for reason, count in generated.left_out.items()]
+                more = [f"{len(reasons) - 2} more reasons"] if len(reasons) > 2 else []
+                yield f"{metric}: without {'; '.join(reasons[:2] + more)}"
+            yield from _basis(metric, found)
+        for row, figure in found.items():
+            if row != "generated" and figure.why_not is not None and generated is not None and not generated.why_not:
+                yield f"{metric}, {row}: not computed: {figure.why_not}"
+    few = {figure.recordings for found in metrics.values() for figure in found.values() if figure.low is not None}
+    if few and min(few) < _FEW:
+        yield f"intervals of {min(few)} recordings are narrower than what is known: take at least {_FEW}"
+
+
+def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
+    """What a figure rests on, where it would mislead without."""
+    for row, figure in found.items():
+        d = figure.details
+        if "rows" in d:
+            of = f", {d['of']}" if "of" in d else ""
+            low = "" if d["full_rank"] else ": below its width, so it is biased upwards"
+            sets = f"rows {d['rows'][0]} and {d['rows'][1]}, ranks {d['ranks'][0]} and {d['ranks'][1]}"
+            yield f"{metric}, {row}{of}: {sets} of {d['dimensions']}{low}"
+    d = found["generated"].details
+    if "words" in d:
+        yield f"word times: over {d['words']} of {d['expected']} words, those that are equal"
+    if metric == "word error rate":
+        counts = ", ".join(f"{d[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
+        yield f"{metric}: {counts}, {d['expected']} words expected"
+    if "motion_beats" in d:
+        moved = ", ".join(f"{figure.details['motion_beats']} {row}" for row, figure in found.items() if figure.details)
+        yield f"{metric}: {d['audio_beats']} beats of audio; of motion, all joints together: {moved}"
+    if metric == "seams, velocity":
+        yield f"seams: {d['values']} of them; 0.01 is expected of seams that cannot be seen"
+    if metric == "log-mel L1" and "of" in d:
+        yield f"audio: measured on {d['of']}"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(
+        text, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _table(report: Report) -> str:
-    out = []
-    for task, figures in report.tasks.items():
-        lines = [["metric", "unit", "generated", "shuffled", "recorded", ""]]
-        for metric, found in _lines(figures):
-            unit = next(figure.unit for figure in found if figure is not None)
-            lines.append([metric, unit, *map(_cell, found), _remark(found)])
-        widths = [max(len(line[k]) for line in lines) for k in range(5)]
-        out.append(f"{task}: {len(report.clips[task])} clips")
-        out += [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[5]]).rstrip()
-            for line in lines
-        ]
+    out: list[str] = []
+    for name, task in report.tasks.items():
+        metrics = _by_metric(task.figures)
+        lines = [["", *ROWS]]
+        for metric, found in metrics.items():
+            first = next(iter(found.values()))
+            cells = [_cell(found.get(row), 3) for row in ROWS]
+            none = all(figure.value is None for figure in found.values())
+            label = f"{metric} ({_unit(first)})" if _unit(first) not in _PLAIN else metric
+            lines.append([label, f"not computed: {first.why_not}"] if none else [label, *cells])
+        widths = [max(len(line[k]) for line in lines if len(line) > _PAIR or k == 0) for k in range(4)]
+        out.append(f"{name}: {_extent(task)}")
+        out += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=False)).rstrip() for line in lines]
+        out += [_wrapped(note) for note in dict.fromkeys(_notes(task, metrics))]
         out.append("")
-    facts = ", ".join(f"{name} {value}" for name, value in report.facts.items() if isinstance(value, (str, int)))
-    return "\n".join([*out, f"95 % intervals over clips; {facts}", ""])
+    out += [_wrapped(f"remark: {remark}") for remark in report.remarks]
+    return "\n".join([*out, _wrapped(_footer(report)), ""])
+
+
+def _footer(report: Report) -> str:
+    facts = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in report.facts.items() if name != "manifest_sha256"
+    )
+    return f"in brackets: 95 % intervals over recordings; {facts}"
 
 
 def _markdown(report: Report) -> str:
     """One table a task whose single row can go into a paper's table."""
     out = []
-    for task, figures in report.tasks.items():
+    for name, task in report.tasks.items():
+        metrics = _by_metric(task.figures)
         known = [
-            (metric, found[0])
-            for metric, found in _lines(figures)
-            if found[0] is not None and found[0].value is not None
+            (metric, found["generated"])
+            for metric, found in metrics.items()
+            if "generated" in found and found["generated"].value is not None
         ]
-        heads = [f"{metric} ({figure.unit})" if figure and figure.unit else metric for metric, figure in known]
-        out.append("| task | clips | " + " | ".join(heads) + " |")
+        heads = [f"{metric} ({_unit(figure)})" if _unit(figure) else metric for metric, figure in known]
+        out.append("| task | recordings | " + " | ".join(heads) + " |")
         out.append("| --- | --- |" + " --- |" * len(heads))
-        out.append(f"| {task} | {len(report.clips[task])} | " + " | ".join(_cell(figure) for _, figure in known) + " |")
+        out.append(f"| {name} | {len(task.recordings)} | " + " | ".join(_cell(figure, 4) for _, figure in known) + " |")
+        out += ["", f"{name}: {_extent(task)}.", ""]
+        out += [f"* {note}" for note in dict.fromkeys(_notes(task, metrics))]
         out.append("")
-    facts = ", ".join(f"{name} {value}" for name, value in report.facts.items() if isinstance(value, (str, int)))
-    return "\n".join([*out, facts, ""])
+    return "\n".join([*out, *report.remarks, _footer(report), ""])

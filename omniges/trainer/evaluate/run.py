@@ -1,105 +1,258 @@
-"""`evaluate`: generated files against the samples they belong to; no model is needed for that."""
+"""`evaluate`: generated files against the recordings they belong to, made first where a checkpoint is given."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import JOINT_NAMES
 from omniges.publish import os_errors
+from omniges.recordings.arrays import decode_npy
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import MANIFEST_FILE
-from omniges.trainer.evaluate.figures import Figure, Resampling
-from omniges.trainer.evaluate.gesture import measures_of, score_gesture
-from omniges.trainer.evaluate.pairs import Pair, find_pairs
-from omniges.trainer.evaluate.report import Report
+from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.trainer.evaluate.bodies import load_bodies
+from omniges.trainer.evaluate.figures import Resampling
+from omniges.trainer.evaluate.fit import require_fit
+from omniges.trainer.evaluate.gesture import score_gesture
+from omniges.trainer.evaluate.motion import Instruments, TrainSplit, learn_train_split
+from omniges.trainer.evaluate.report import Report, TaskReport
+from omniges.trainer.evaluate.results import Result, find_results
+from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
-from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME
+from omniges.trainer.generate.run import GenerateSettings, generate, task_named
+from omniges.trainer.generate.sources import Sources
 from omniges.trainer.metrics.encoders import Encoder, load_encoder
 from omniges.trainer.metrics.profiles import Profile, profile
-from omniges.trainer.streams import StreamName
+from omniges.trainer.resuming import find_checkpoint
+from omniges.trainer.sampling import SamplingSettings
 from omniges.trainer.tasks import TASKS
 
-__all__ = ["EvaluateSettings", "evaluate"]
+__all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
+
+Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
+"""Shows (done, total) of something named."""
+
+_MAX_SPEEDS_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromCheckpoint:
+    """What is to be generated before it is scored."""
+
+    checkpoint: Path
+    codecs: tuple[tuple[str, Path], ...] = ()  # name and folder, of a model that was trained on latents
+    tasks: tuple[str, ...] = ()  # none: the six, as far as the model was trained on them
+    split: str = "test"
+    work: Path | None = None  # None: a folder that is removed afterwards
+    steps: int = 20
+    num_samples: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
-    """All that scoring files can be told."""
+    """All that `omniges evaluate` can be told."""
 
-    generated: tuple[Path, ...]
     shards: Path
+    generated: tuple[Path, ...] = ()
+    source: FromCheckpoint | None = None
     task: str | None = None  # of files without records
     profile: str = "corrected"
+    body_model: Path | None = None
     encoder: Path | None = None
     trust_program: bool = False  # run a TorchScript encoder, which is a program
     mean_speeds: Path | None = None
     resamples: int = 2000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, by the name of the flag."""
+        if bool(self.generated) == (self.source is not None):
+            found = "both" if self.generated else "neither"
+            raise UsageFault(
+                f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
+            )
+        if self.resamples < 1:
+            raise UsageFault(f"--resamples {self.resamples}: at least 1 expected")
+        if not 0 <= self.seed < 2**32:
+            raise UsageFault(f"--seed {self.seed}: from 0 to {2**32 - 1} expected")
 
-def evaluate(settings: EvaluateSettings, count: Callable[[int, int], None] = lambda _done, _total: None) -> Report:
-    """Score generated files; `count` is told how many tasks of how many are done.
 
-    Raises UsageFault or DataError; nothing that could not be read is left out.
+@contextmanager
+def _uncounted(_noun: str) -> Iterator[Callable[[float, float], None]]:
+    yield lambda _done, _total: None
+
+
+def evaluate(settings: EvaluateSettings, counting: Counting = _uncounted) -> Report:
+    """Score results, after making them where a checkpoint is given; everything that can be refused is, before that.
+
+    Raises UsageFault, DataError or EnvironmentFault; nothing that could not be read is left out.
     """
-    chosen = _profile(settings)
+    instruments = _instruments(settings)
     shards = ShardFolder(settings.shards)
-    pairs = find_pairs(settings.generated, shards, settings.task)
-    encoder = _encoder(settings)
-    how = Resampling(seed=settings.seed, resamples=settings.resamples)
-    tasks: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        tasks.setdefault(pair.task, []).append(pair)
-    speeds = None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds)
-    scored: dict[str, list[Figure]] = {}
-    measures = None
-    for done, (task, own) in enumerate(tasks.items(), 1):
-        scored[task] = []
+    task = None if settings.task is None else task_named(settings.task)
+    with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
+        if settings.source is None:
+            folders, remarks = settings.generated, list[str]()
+        else:
+            folders, remarks = _generate(settings, settings.source, shards, Path(temporary), counting)
+        found = find_results(folders, shards, task)
+        train = _train_split(found, shards, instruments, counting)
+        how = Resampling(seed=settings.seed, resamples=settings.resamples)
+        with counting("results scored") as count:
+            tasks = _score(found, shards, instruments, train, how, count)
+    return Report(tasks=tasks, facts=_facts(settings, shards, instruments), remarks=remarks)
+
+
+def _instruments(settings: EvaluateSettings) -> Instruments:
+    chosen = _profile(settings)
+    return Instruments(
+        profile=chosen,
+        bodies=load_bodies(settings.body_model),
+        encoder=_encoder(settings),
+        mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
+    )
+
+
+def _generate(
+    settings: EvaluateSettings, source: FromCheckpoint, shards: ShardFolder, temporary: Path, counting: Counting
+) -> tuple[tuple[Path, ...], list[str]]:
+    """Generate for a split, a folder a task; returns them, and remarks."""
+    tasks, remarks = require_fit(find_checkpoint(source.checkpoint), shards, source.split, source.tasks)
+    work = temporary if source.work is None else source.work
+    taken = [work / name for name in tasks if (work / name).is_dir() and any((work / name).iterdir())]
+    if taken:
+        raise UsageFault(
+            f"--work {work}: {taken[0]} has results already: score them with omniges evaluate {work} --shards "
+            f"{settings.shards}, or choose another folder"
+        )
+    for name in tasks:
+        wanted = GenerateSettings(
+            checkpoint=source.checkpoint,
+            task=name,
+            out=work / name,
+            codecs=source.codecs,
+            sources=Sources(shards=settings.shards, split=source.split),
+            sampling=SamplingSettings(steps=source.steps),
+            seed=settings.seed,
+            num_samples=source.num_samples,
+        )
+        with counting(f"s of {name} generated") as count:
+            generate(wanted, count)
+    return tuple(work / name for name in tasks), remarks
+
+
+def _train_split(
+    found: Mapping[str, Sequence[Result]], shards: ShardFolder, instruments: Instruments, counting: Counting
+) -> TrainSplit | None:
+    if not any("gesture" in TASKS[task].targets for task in found):
+        return None
+    with counting("train recordings measured") as count:
+        return learn_train_split(shards, instruments, count)
+
+
+def _score(
+    found: Mapping[str, Sequence[Result]],
+    shards: ShardFolder,
+    instruments: Instruments,
+    train: TrainSplit | None,
+    how: Resampling,
+    count: Callable[[float, float], None],
+) -> dict[str, TaskReport]:
+    total = sum(len(results) * len(TASKS[task].targets) for task, results in found.items())
+    done = 0
+
+    def one() -> None:
+        nonlocal done
+        done += 1
+        count(done, total)
+
+    reports = {}
+    for task, results in found.items():
+        scored: list[Scored] = []
         for target in TASKS[task].targets:
-            if target == "gesture" and measures is None:
-                measures = measures_of(shards, chosen, encoder, speeds)
-            if target == "gesture" and measures is not None:
-                scored[task] += score_gesture(own, shards, measures, how)
+            if target == "gesture":
+                scored.append(score_gesture(results, shards, instruments, train, how, one))
+            elif target == "text":
+                scored.append(score_text(results, shards, how, one))
             else:
-                scored[task] += _SCORERS[target](own, shards, how)
-        count(done, len(tasks))
-    facts = {
+                scored.append(score_speech(results, shards, how, one))
+        reports[task] = _task_report(results, shards, scored)
+    return reports
+
+
+def _task_report(results: Sequence[Result], shards: ShardFolder, scored: Sequence[Scored]) -> TaskReport:
+    rows = {result.key: result.row for result in results}
+    splits: dict[str, tuple[int, int]] = {}
+    for split in sorted({row.split for row in rows.values()}):
+        held = sum(row.split == split for row in shards.rows)
+        splits[split] = sum(row.split == split for row in rows.values()), held
+    seconds = {key: min(one.seconds[key] for one in scored) for key in rows}
+    return TaskReport(
+        figures=[figure for one in scored for figure in one.figures],
+        recordings=list(rows),
+        results=len(results),
+        splits=splits,
+        seconds=sum(seconds.values()),
+        recorded_seconds=sum(row.seconds for row in rows.values()),
+        made_by=_made_by(results),
+        remarks=[remark for one in scored for remark in one.remarks],
+    )
+
+
+def _made_by(results: Sequence[Result]) -> dict[str, Any] | None:
+    """The model of results with records, and the settings they have in common."""
+    records = [result.record for result in results if result.record is not None]
+    if not records:
+        return None
+    first = records[0]
+    common = {
+        name: value
+        for name, value in first.settings.items()
+        if all(record.settings.get(name) == value for record in records)
+    }
+    return {"model": dict(first.model), "settings": common}
+
+
+def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instruments) -> dict[str, Any]:
+    speeds = settings.mean_speeds
+    return {
         "omniges": __version__,
         "shards": str(shards.folder),
         "manifest_sha256": shards.dataset["files"][MANIFEST_FILE]["sha256"],
-        "profile": chosen.name,
-        "skeleton": "generic",
-        "encoder": DESCRIPTOR_NAME if encoder is None else encoder.name,
-        "mean_speeds": "of the train split" if settings.mean_speeds is None else str(settings.mean_speeds),
+        "profile": instruments.profile.name,
+        "skeleton": instruments.bodies.name,
+        "encoder": instruments.encoder_name,
+        "mean_speeds": "of the train split"
+        if speeds is None
+        else f"{speeds.name}:{sha256_hex(speeds.read_bytes())[:12]}",
         "resamples": settings.resamples,
         "seed": settings.seed,
     }
-    return Report(tasks=scored, clips={task: [pair.name for pair in own] for task, own in tasks.items()}, facts=facts)
-
-
-_SCORERS: dict[StreamName, Callable[[Sequence[Pair], ShardFolder, Resampling], list[Figure]]] = {
-    "text": score_text,
-    "audio": score_speech,
-}
 
 
 def _profile(settings: EvaluateSettings) -> Profile:
     """The profile; a published one would print numbers that look like a paper's and are not."""
     chosen = profile(settings.profile)
-    if chosen.published:
+    needed = {
+        "--body-model": settings.body_model,
+        "--encoder": settings.encoder,
+        "--mean-speeds": settings.mean_speeds,
+    }
+    lost = [flag for flag, path in needed.items() if path is None]
+    if chosen.published and lost:
         raise UsageFault(
-            f"--profile {chosen.name}: its numbers mean something only with the joints and vertices of SMPL-X, the "
-            "published encoder and the published mean speeds, and joints here are the generic skeleton's: take "
-            "corrected, or call omniges.trainer.metrics with your own joints"
+            f"--profile {chosen.name}: its numbers mean something only with SMPL-X, the published encoder and the "
+            f"published mean speeds: give {' and '.join(lost)} too, or take --profile corrected"
         )
     return chosen
 
@@ -120,11 +273,17 @@ def _mean_speeds(path: Path) -> npt.NDArray[np.float64]:
     with os_errors(path, "read"):
         if not path.is_file():
             raise UsageFault(f"--mean-speeds {path}: an .npy file expected, found none there")
+        if path.stat().st_size > _MAX_SPEEDS_BYTES:
+            raise DataError(f"{path}: {len(JOINT_NAMES)} speeds expected, found {path.stat().st_size} bytes")
         data = path.read_bytes()
     try:
-        found = np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
-        raise DataError(f"{path}: an .npy file of numbers expected: {error}") from error
+        found = decode_npy(data)
+    except RecordingFault as fault:
+        raise DataError(f"{path}: an .npy file of numbers expected: {fault}") from fault
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
         raise DataError(f"{path}: ({len(JOINT_NAMES)},) floats expected, found {found.shape} of {found.dtype}")
-    return np.asarray(found, dtype=np.float64)
+    speeds = np.asarray(found, dtype=np.float64)
+    if not (np.isfinite(speeds) & (speeds >= 0)).all():
+        joint = int(np.argmin(np.isfinite(speeds) & (speeds >= 0)))
+        raise DataError(f"{path}: speeds of at least 0 m/s expected, found {speeds[joint]} for joint {joint}")
+    return speeds

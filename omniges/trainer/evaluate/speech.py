@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.features.audio import LOG_FLOOR
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.figures import Clips, Figure, Resampling, Row, figure_of_mean, figure_of_statistic
-from omniges.trainer.evaluate.pairs import Pair
-from omniges.trainer.metrics.intervals import shuffled_pairing
+from omniges.trainer.evaluate.figures import (
+    Figure,
+    Heading,
+    Resampling,
+    Row,
+    Values,
+    absent,
+    figure_of_mean,
+    figure_of_statistic,
+)
+from omniges.trainer.evaluate.results import MEL_RATE_HZ, Result
+from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
 from omniges.trainer.metrics.speech import (
+    CEPSTRA,
     OnsetCounts,
     log_mel_l1,
     mel_cepstral_distortion,
@@ -24,37 +36,54 @@ from omniges.trainer.metrics.speech import (
 __all__ = ["score_speech"]
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+_L1: Final = "log-mel L1"
+_DISTORTION: Final = "mel-cepstral distortion"
+_ONSETS: Final = "onset agreement"
+_SILENCE: Final = math.log(LOG_FLOOR) + 1e-3
+_UNITS: Final = {_L1: "nat", _DISTORTION: "dB", _ONSETS: "F"}
 
 
-def score_speech(pairs: Sequence[Pair], shards: ShardFolder, how: Resampling) -> list[Figure]:
-    """Figures of a task that makes audio; the shuffled row has another clip's mel to be near to."""
-    orders: dict[Row, Sequence[int]] = {"generated": range(len(pairs))}
-    if len(pairs) > 1:
-        orders["shuffled"] = shuffled_pairing(len(pairs), how.seed)[0].tolist()
+def score_speech(results: Sequence[Result], shards: ShardFolder, how: Resampling, count: Callable[[], None]) -> Scored:
+    """Figures of a task that makes audio; the shuffled row has another recording's mel to be near to.
+
+    Raises DataError for files that cannot be read.
+    """
+    rows = {result.key: result.row for result in results}
+    other = partners(list(rows), how.seed)
+    values: dict[tuple[Row, str], Values] = {}
+    kinds, silent, seconds = set(), [], {}
+    for result in results:
+        mel, kind = result.mel()
+        kinds.add(kind)
+        recorded = shards.array(result.row, "mel.npy")
+        found = mel[: result.within(len(mel), len(recorded), MEL_RATE_HZ)]
+        seconds[result.key] = len(found) / MEL_RATE_HZ
+        if len(found) and float(found.max()) < _SILENCE:
+            silent.append(result.name)
+        if not result.unconditional:
+            _add(values, "generated", result.key, found, recorded)
+            if other:
+                _add(values, "shuffled", result.key, found, shards.array(rows[other[result.key]], "mel.npy"))
+        count()
+    remarks = [f"{len(silent)} of {len(results)} results are silent: {', '.join(silent[:3])}"] if silent else []
+    if results[0].unconditional:
+        return Scored([absent(Heading(name, unit), UNCONDITIONAL) for name, unit in _UNITS.items()], seconds)
+    details: dict[str, Any] = {"of": " and ".join(sorted(kinds))}
     figures = []
-    for row, order in orders.items():
-        l1, distortion, onsets = Clips(), Clips(), Clips()
-        kinds = set()
-        for pair, other in zip(pairs, order, strict=True):
-            found, kind = pair.mel()
-            kinds.add(kind)
-            found, expected = _common(found, shards.array(pairs[other].row, "mel.npy"), pair, same=other == order[0])
-            l1.add(lambda a=found, b=expected: log_mel_l1(a, b))  # type: ignore[misc]
-            distortion.add(lambda a=found, b=expected: mel_cepstral_distortion(a, b))  # type: ignore[misc]
-            onsets.add(lambda a=found, b=expected: _onsets(a, b))  # type: ignore[misc]
-        details = {"of": " and ".join(sorted(kinds))}
-        figures.append(figure_of_mean("log-mel L1", "nat", row, l1, how, details))
-        figures.append(figure_of_mean("mel-cepstral distortion", "dB", row, distortion, how, details | {"cepstra": 13}))
-        figures.append(_agreement(row, onsets, how, details))
-    return figures
+    for (row, name), own in sorted(values.items(), key=lambda item: list(_UNITS).index(item[0][1])):
+        figures.append(_figure(name, row, own, how, details | ({"cepstra": CEPSTRA} if name == _DISTORTION else {})))
+    return Scored(figures, seconds, remarks)
 
 
-def _common(found: F32, recorded: F32, pair: Pair, *, same: bool) -> tuple[F32, F32]:
-    """Both cut to the frames they share; a generated clip is never longer than its own recording."""
-    if same and pair.record is None and len(found) > len(recorded) + 1:
-        raise DataError(f"{pair.folder / pair.name}: {len(recorded)} mel frames at most expected, found {len(found)}")
+def _add(values: dict[tuple[Row, str], Values], row: Row, key: str, found: F32, recorded: F32) -> None:
+    """All metrics of a mel and another, both cut to the frames they share."""
     frames = min(len(found), len(recorded))
-    return found[:frames], recorded[:frames]
+    a, b = found[:frames], recorded[:frames]
+    values.setdefault((row, _L1), Values()).add(key, lambda: log_mel_l1(a, b))
+    values.setdefault((row, _DISTORTION), Values()).add(key, lambda: mel_cepstral_distortion(a, b))
+    values.setdefault((row, _ONSETS), Values()).add(key, lambda: _onsets(a, b))
 
 
 def _onsets(found: F32, expected: F32) -> OnsetCounts:
@@ -64,14 +93,13 @@ def _onsets(found: F32, expected: F32) -> OnsetCounts:
     return counts
 
 
-def _agreement(row: Row, clips: Clips, how: Resampling, details: dict[str, Any]) -> Figure:
-    numbers = np.array([(one.matched, one.found + one.expected) for one in clips.values]).reshape(-1, 2)
-    return figure_of_statistic(
-        "onset agreement",
-        "F",
-        row,
-        clips,
-        lambda rows: float(2 * numbers[rows, 0].sum() / numbers[rows, 1].sum()),
-        how,
-        details,
-    )
+def _figure(name: str, row: Row, values: Values, how: Resampling, details: dict[str, Any]) -> Figure:
+    heading = Heading(name, _UNITS[name], row)
+    if name != _ONSETS:
+        return figure_of_mean(heading, values, how, details)
+    numbers = np.array([(one.matched, one.found + one.expected) for one in values.found]).reshape(-1, 2)
+
+    def f_score(chosen: I64) -> float:
+        return float(2 * numbers[chosen, 0].sum() / numbers[chosen, 1].sum())
+
+    return figure_of_statistic(heading, values, f_score, how, details)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,61 +11,75 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.recordings.textgrid import WordInterval
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.figures import Clips, Figure, Resampling, Row, absent, figure_of_mean, figure_of_statistic
-from omniges.trainer.evaluate.pairs import Pair
-from omniges.trainer.metrics.clips import ClipValue
-from omniges.trainer.metrics.intervals import shuffled_pairing
-from omniges.trainer.metrics.text import EditCounts, character_errors, word_errors, word_timing_error
+from omniges.trainer.evaluate.figures import Figure, Heading, Resampling, Row, Values, absent, figure_of_statistic
+from omniges.trainer.evaluate.results import Result
+from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
+from omniges.trainer.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 
 __all__ = ["score_text"]
 
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+_Words = Sequence[WordInterval]
+
+_RATES: Final = {"word error rate": word_errors, "character error rate": character_errors}
+_TIMES: Final = {
+    "word start error, median": (0, 50),
+    "word start error, 90 %": (0, 90),
+    "word end error, median": (1, 50),
+    "word end error, 90 %": (1, 90),
+}
+_SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
-def score_text(pairs: Sequence[Pair], shards: ShardFolder, how: Resampling) -> list[Figure]:
-    """Figures of a task that makes text; the shuffled row has another clip's words to be right about."""
-    found = [pair.words() for pair in pairs]
-    expected = [_inside(shards, pair) for pair in pairs]
-    orders: dict[Row, Sequence[int]] = {"generated": range(len(pairs))}
-    if len(pairs) > 1:
-        orders["shuffled"] = shuffled_pairing(len(pairs), how.seed)[0].tolist()
-    figures = []
-    for row, order in orders.items():
-        wanted = [expected[k] for k in order]
-        figures += [_rate("word error rate", word_errors, row, found, wanted, how)]
-        figures += [_rate("character error rate", character_errors, row, found, wanted, how)]
-    figures += _timing(found, expected, how)
-    if len(pairs) < 2:
-        figures.append(absent("word error rate", "share", "shuffled", "one clip has no other"))
-    return figures
+def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, count: Callable[[], None]) -> Scored:
+    """Figures of a task that makes text. Raises DataError for files that cannot be read."""
+    seconds = {result.key: result.seconds for result in results}
+    if results[0].unconditional:
+        for result in results:
+            result.words()  # a damaged file is one, scored or not
+            count()
+        names = [("share", name) for name in _RATES] + [("s", name) for name in _TIMES]
+        return Scored([absent(Heading(name, unit), UNCONDITIONAL) for unit, name in names], seconds)
+    recorded = {result.key: _recorded(shards, result) for result in results}
+    other = partners(list(recorded), how.seed)
+    rows: dict[Row, list[tuple[str, _Words, _Words]]] = {"generated": [], "shuffled": []}
+    for result in results:
+        found = _before(result.words(), seconds[result.key])
+        rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
+        if other:
+            common = min(seconds[result.key], seconds[other[result.key]])
+            rows["shuffled"].append((result.key, _before(found, common), _before(recorded[other[result.key]], common)))
+        count()
+    figures = [_rate(name, row, pairs, how) for name in _RATES for row, pairs in rows.items() if pairs]
+    for name in _TIMES:
+        figures += [_timing(name, row, pairs, how) for row, pairs in rows.items() if pairs]
+    spaceless = {result.row.language or "" for result in results} & _SPACELESS
+    cut = "words are as the annotator cut them, so read the characters' rate"
+    remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]
+    return Scored(figures, seconds, remarks if spaceless else [])
 
 
-def _inside(shards: ShardFolder, pair: Pair) -> list[WordInterval]:
-    """The recorded words of the time that was generated."""
-    end = pair.row.seconds if pair.record is None else pair.record.seconds
-    return [
-        WordInterval(word["word"], word["start"], word["end"]) for word in shards.words(pair.row) if word["start"] < end
-    ]
+def _recorded(shards: ShardFolder, result: Result) -> list[WordInterval]:
+    return [WordInterval(word["word"], word["start"], word["end"]) for word in shards.words(result.row)]
 
 
-def _text(words: Sequence[WordInterval]) -> str:
+def _before(words: _Words, end_s: float) -> list[WordInterval]:
+    """The words that begin before a time."""
+    return [word for word in words if word.start < end_s]
+
+
+def _text(words: _Words) -> str:
     return " ".join(word.word for word in words)
 
 
-def _rate(
-    metric: str,
-    errors: Callable[[str, str], EditCounts],
-    row: Row,
-    found: Sequence[Sequence[WordInterval]],
-    expected: Sequence[Sequence[WordInterval]],
-    how: Resampling,
-) -> Figure:
-    clips = Clips()
-    for own, wanted in zip(found, expected, strict=True):
-        clips.add(lambda own=own, wanted=wanted: _counted(errors, own, wanted))  # type: ignore[misc]
-    edits = np.array([counts.edits for counts in clips.values])
-    units = np.array([counts.expected for counts in clips.values])
-    total = sum(clips.values, EditCounts(0, 0, 0, 0))
+def _rate(name: str, row: Row, pairs: Sequence[tuple[str, _Words, _Words]], how: Resampling) -> Figure:
+    values = Values()
+    for key, found, expected in pairs:
+        values.add(key, lambda a=found, b=expected: _counted(name, a, b))  # type: ignore[misc]
+    edits = np.array([counts.edits for counts in values.found])
+    units = np.array([counts.expected for counts in values.found])
+    total = sum(values.found, EditCounts(0, 0, 0, 0))
     details = {
         "substitutions": total.substitutions,
         "deletions": total.deletions,
@@ -72,33 +87,33 @@ def _rate(
         "expected": total.expected,
     }
     return figure_of_statistic(
-        metric, "share", row, clips, lambda rows: float(edits[rows].sum() / units[rows].sum()), how, details
+        Heading(name, "share", row),
+        values,
+        lambda chosen: float(edits[chosen].sum() / units[chosen].sum()),
+        how,
+        details,
     )
 
 
-def _counted(
-    errors: Callable[[str, str], EditCounts], own: Sequence[WordInterval], wanted: Sequence[WordInterval]
-) -> EditCounts:
-    counts = errors(_text(own), _text(wanted))
+def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
+    counts = _RATES[name](_text(found), _text(expected))
     if counts.expected == 0:
         raise DataError("text: the recording has no word here")
     return counts
 
 
-def _timing(
-    found: Sequence[Sequence[WordInterval]], expected: Sequence[Sequence[WordInterval]], how: Resampling
-) -> list[Figure]:
-    """Means over clips, by words, of each clip's median and 90th percentile."""
-    clips = Clips()
-    for own, wanted in zip(found, expected, strict=True):
-        clips.add(lambda own=own, wanted=wanted: word_timing_error(own, wanted))  # type: ignore[misc]
-    figures = []
-    for name, field in (
-        ("word start error, median", "start_median_s"),
-        ("word start error, 90 %", "start_p90_s"),
-        ("word end error, median", "end_median_s"),
-        ("word end error, 90 %", "end_p90_s"),
-    ):
-        values = Clips([ClipValue(getattr(one, field), one.words) for one in clips.values], clips.left_out)
-        figures.append(figure_of_mean(name, "s", "generated", values, how))
-    return figures
+def _timing(name: str, row: Row, pairs: Sequence[tuple[str, _Words, _Words]], how: Resampling) -> Figure:
+    """A percentile over all words that are equal, of all results together."""
+    side, percent = _TIMES[name]
+    values = Values()
+    for key, found, expected in pairs:
+        if not expected:
+            values.leave_out("the recording has no word here")
+        else:
+            values.add(key, lambda a=found, b=expected: word_time_differences(a, b)[side])  # type: ignore[misc]
+    details = {"words": sum(map(len, values.found)), "expected": sum(len(expected) for _, _, expected in pairs)}
+
+    def percentile(chosen: I64) -> float:
+        return float(np.percentile(np.concatenate([values.found[int(k)] for k in chosen]), percent))
+
+    return figure_of_statistic(Heading(name, "s", row), values, percentile, how, details)

@@ -15,6 +15,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs.codec import Codec, load_codec
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Sources, latents_of
+from omniges.trainer.generate.windows import TicksOf
 from omniges.trainer.streams import StreamName
 from omniges.trainer.tasks import Task
 from omniges.trainer.tracks import Track
@@ -46,15 +47,21 @@ class CodecFolders:
             if of_files or stream in task.targets:
                 self._codec(stream)
 
-    def model_array(self, given: Given, ticks: int) -> npt.NDArray[Any]:
+    def ticks_of(self, given: Given, ticks: int) -> TicksOf:
         """What the model takes of an input of some ticks: latents where its stream is one of them."""
         entry = self._entries.get(given.stream)
         if entry is None:
             return given.array
-        rows = Track.of_codec(entry).rows(ticks)
-        if given.latents is not None:
-            return given.latents[:rows]
-        return self._codec(given.stream).encode(np.asarray(given.array, np.float32))[:rows]
+        rows = Track.of_codec(entry).rows
+        if given.latents is None:
+            latents = self._codec(given.stream).encode(np.asarray(given.array(0, ticks), np.float32))
+        else:
+            latents = given.latents
+        return lambda first, count: latents[rows(first) : rows(first) + rows(count)]
+
+    def has(self, stream: StreamName) -> bool:
+        """Whether the model makes latents of a stream."""
+        return stream in self._entries
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What a person can use of what the model made: the mel of latents."""

@@ -5,42 +5,51 @@ What is read is treated as `preprocess` treats it: the same readers, the same fe
 
 from __future__ import annotations
 
-import io
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
-from omniges.features.audio import N_FFT, Loudness, log_mel, loudness_gain, mix_down, resample
-from omniges.features.gesture import gesture_from_motion
-from omniges.features.timebase import (
-    FRAMES_PER_TICK,
-    MEL_FRAMES_PER_TICK,
-    SAMPLE_RATE_HZ,
-    SAMPLES_PER_TICK,
-    TICKS_PER_SECOND,
-)
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.features.audio import Loudness
+from omniges.features.gesture import LAYOUT, gesture_from_motion
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.publish import os_errors
 from omniges.recordings.npz import Motion, decode_motion
 from omniges.recordings.textgrid import decode_words
-from omniges.recordings.wav import decode_wav
 from omniges.shards.reader import SampleArrays
 from omniges.shards.schema import sha256_hex
+from omniges.trainer.generate.hearing import Heard, hear
+from omniges.trainer.generate.series import ROWS_PER_TICK, Held, Series, Spool
 from omniges.trainer.generate.timing import SpeakingRate, timed_words
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import StreamName
 
-__all__ = ["STANDARD_INPUT", "Body", "Given", "given_sample", "read_audio", "read_gesture", "read_text"]
+__all__ = [
+    "MOST_APART_S",
+    "STANDARD_INPUT",
+    "Body",
+    "Given",
+    "given_audio",
+    "given_sample",
+    "given_words",
+    "read_audio",
+    "read_gesture",
+    "read_text",
+]
 
 STANDARD_INPUT: Final = "-"
 
 _MAX_BYTES: Final = 4 << 30
-_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may know it
+_BLOCK_FRAMES: Final = 4096
+MOST_APART_S: Final = 5.0
+"""How much the streams of one input may differ in length."""
+
 _TAIL_S: Final = 0.3  # after the last word of plain text
 
 
@@ -73,7 +82,7 @@ class Given:
     stream: StreamName
     name: str  # what results are called by
     ticks: int
-    array: npt.NDArray[Any]  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,)
+    series: Series  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
     path: str
     sha256: str
     remarks: tuple[str, ...] = ()
@@ -83,81 +92,45 @@ class Given:
 
     def cut(self, ticks: int) -> Given:
         """The first ticks of it."""
-        if ticks == self.ticks:
-            return self
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
-        return Given(
-            self.stream,
-            self.name,
-            ticks,
-            self.array[: len(self.array) * ticks // self.ticks],
-            self.path,
-            self.sha256,
-            self.remarks,
-            words,
-            self.body,
-            self.latents,
-        )
+        return self if ticks == self.ticks else replace(self, ticks=ticks, words=words)
+
+    def array(self, start: int, count: int) -> npt.NDArray[Any]:
+        """What shards hold of so many ticks from `start` on, no more than there are."""
+        rows = ROWS_PER_TICK[self.stream]
+        return self.series.rows(start * rows, min(start + count, self.ticks) * rows)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UsageFault(f"{path}: a file expected, found {'a folder' if path.is_dir() else 'nothing there'}")
 
 
 def _content(path: Path) -> bytes:
-    if not path.is_file():
-        raise UsageFault(f"{path}: a file expected, found {'a folder' if path.is_dir() else 'nothing there'}")
+    _require_file(path)
     with os_errors(path, "read"):
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"{path}: at most {_MAX_BYTES >> 30} GiB expected, found {path.stat().st_size} bytes")
         return path.read_bytes()
 
 
-def read_audio(path: Path, loudness: Loudness = "none") -> Given:
+def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "none") -> Given:
     """Audio of any rate and number of channels, in any format that libsndfile reads, scaled by a rule of loudness.
+
+    `folder` as of `Spool`.
 
     Raises UsageFault where there is no such file, DataError for what is damaged, silent or shorter than a tick.
     """
-    data = _content(path)
-    samples, rate_hz, remarks = _decoded(path, data)
-    if not len(samples):
-        raise DataError(f"{path}: samples expected, found none: check the recording")
-    if not np.isfinite(samples).all():
-        raise DataError(f"{path}: finite samples expected, found others: check the recording")
-    if not (samples != samples.reshape(-1)[0]).any():
-        raise DataError(f"{path}: sound expected, found {len(samples)} samples of one value: check the recording")
-    if samples.ndim == 2 and samples.shape[1] > 1:
-        remarks.append(f"{samples.shape[1]} channels averaged")
-    if rate_hz != SAMPLE_RATE_HZ:
-        remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz")
-    mono = resample(mix_down(samples), rate_hz)
-    ticks = len(mono) // SAMPLES_PER_TICK
-    if ticks < 1 or len(mono) <= N_FFT // 2:
-        raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(mono) / SAMPLE_RATE_HZ:.3f} s")
-    gain = loudness_gain(mono, loudness)
-    if gain != 1.0:
-        remarks.append(f"scaled by {gain:.3g} to loudness {loudness}, as what the model learned from")
-        mono = mono * np.float32(gain)
-    mel = log_mel(mono, ticks * MEL_FRAMES_PER_TICK)
-    return Given("audio", path.stem, ticks, mel, str(path), sha256_hex(data), tuple(remarks))
+    _require_file(path)
+    heard = hear(path, folder, loudness)
+    with os_errors(path, "read"), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return given_audio(heard, path.stem, str(path), digest)
 
 
-def _decoded(path: Path, data: bytes) -> tuple[npt.NDArray[np.floating], int, list[str]]:
-    """Samples (N,) or (N, channels), the rate, and remarks."""
-    if data[:4] == b"RIFF" or path.suffix.lower() == ".wav":
-        try:
-            wav = decode_wav(data)
-        except RecordingFault as fault:
-            if fault.problem.code not in _OTHER_DECODER:
-                raise DataError(f"{path}: {fault}") from fault
-        else:
-            notes = [f"{note.code}: {note.found}" for note in wav.notes]
-            return np.asarray(wav.samples), wav.rate_hz, notes
-    try:
-        import soundfile  # noqa: PLC0415 - libsndfile, only where audio is given
-    except ModuleNotFoundError as error:
-        raise EnvironmentFault(f"{path}: the package soundfile is not installed: pip install soundfile") from error
-    try:
-        found, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{path}: audio that libsndfile reads expected, found none ({error.error_string})") from error
-    return found, int(rate_hz), []
+def given_audio(heard: Heard, name: str, path: str, digest: str) -> Given:
+    """Audio that was read."""
+    return Given("audio", name, heard.ticks, heard.mel, path, digest, tuple(heard.remarks))
 
 
 def read_text(source: str, codec: SlotCodec, rate: SpeakingRate | None, seconds: float | None = None) -> Given:
@@ -172,20 +145,51 @@ def read_text(source: str, codec: SlotCodec, rate: SpeakingRate | None, seconds:
         data, path, name = _content(place), source, place.stem
     if Path(source).suffix.lower() == ".textgrid":
         words, length_s, remarks = _textgrid(path, data)
+        if seconds is not None:
+            remarks += _beside(path, words, length_s, seconds)
     else:
         words, remarks = _plain(path, data, rate)
         length_s = words[-1]["end"] + _TAIL_S
-    ticks = int(TICKS_PER_SECOND * (length_s if seconds is None else seconds) + 1e-6)
+    return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), remarks)
+
+
+def _beside(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
+    """Remarks on a TextGrid that is given beside another stream of so many seconds; refuses one that goes on long."""
+    last_s = float(words[-1]["end"])
+    if last_s > seconds + MOST_APART_S:
+        raise DataError(
+            f"{path}: words up to {seconds:.1f} s expected, which is how long the other input is, found some up to "
+            f"{last_s:.1f} s: give the TextGrid that belongs to it"
+        )
+    if length_s < seconds - MOST_APART_S:
+        return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: nothing is said after it"]
+    return []
+
+
+def given_words(
+    words: Sequence[Mapping[str, Any]],
+    codec: SlotCodec,
+    length_s: float,
+    name: str,
+    origin: tuple[str, str],
+    remarks: Sequence[str] = (),
+) -> Given:
+    """Words (``word``, ``start``, ``end`` in seconds, in order of time) of so many seconds; origin: path and sha256."""
+    path, digest = origin
+    ticks = int(TICKS_PER_SECOND * length_s + 1e-6)
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s expected, found {length_s:.3f} s")
     inside = [word for word in words if word["start"] * TICKS_PER_SECOND < ticks]
+    if not inside:
+        raise DataError(f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none there")
+    found = list(remarks)
     if len(inside) < len(words):
-        remarks.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
+        found.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
     slots = codec.encode(inside, ticks)
     if slots.overflow:
         lost = ", ".join(str(word["word"]) for word in slots.overflow[:3])
-        remarks.append(f"{len(slots.overflow)} words too short for their pieces left out: {lost}")
-    return Given("text", name, ticks, slots.ids, path, sha256_hex(data), tuple(remarks), inside)
+        found.append(f"{len(slots.overflow)} words too short for their pieces left out: {lost}")
+    return Given("text", name, ticks, Held(slots.ids), path, digest, tuple(found), inside)
 
 
 def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float, list[str]]:
@@ -216,8 +220,11 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
     return words, [f"times estimated by a speaking rate learned from {rate.words} words"]
 
 
-def read_gesture(path: Path) -> Given:
-    """SMPL-X motion in BEAT2's form. Raises UsageFault where there is no such file, DataError for what is damaged."""
+def read_gesture(path: Path, folder: Path | None = None) -> Given:
+    """SMPL-X motion in BEAT2's form; `folder` as of `Spool`.
+
+    Raises UsageFault where there is no such file, DataError for what is damaged or shorter than a tick.
+    """
     data = _content(path)
     try:
         motion = decode_motion(data)
@@ -226,18 +233,28 @@ def read_gesture(path: Path) -> Given:
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
-    clip = gesture_from_motion(motion.poses, motion.expressions, motion.trans)
     remarks = tuple(f"{note.code}: {note.found}" for note in motion.notes)
     return Given(
         "gesture",
         path.stem,
         ticks,
-        clip.gesture[: ticks * FRAMES_PER_TICK],
+        _channels(motion, folder),
         str(path),
         sha256_hex(data),
         remarks,
         body=Body.of(motion),
     )
+
+
+def _channels(motion: Motion, folder: Path | None) -> Spool:
+    """Gesture channels of a motion, block by block: each begins a frame early, for the root's steps."""
+    spool = Spool(folder, (LAYOUT.channels,))
+    for start in range(0, len(motion.poses), _BLOCK_FRAMES):
+        first = max(0, start - 1)
+        part = slice(first, start + _BLOCK_FRAMES)
+        clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
+        spool.append(clip.gesture[start - first :])
+    return spool
 
 
 def given_sample(
@@ -261,7 +278,7 @@ def given_sample(
         stream,
         row.key,
         row.ticks,
-        array,
+        Held(array),
         f"{shards / row.shard}#{row.key}.{member}",
         row.members[member].sha256,
         remarks,

@@ -1,122 +1,273 @@
-"""What a model made as files: SMPL-X NPZ, WAV with its mel, TextGrid with its text, and pictures."""
+"""What a model made as files: SMPL-X NPZ, WAV with its mel, TextGrid with its text, and pictures.
+
+Results come stretch by stretch and wait on the disk, so memory does not grow with their length.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.features.gesture import LAYOUT, GestureClip, motion_from_gesture
-from omniges.features.timebase import SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.recordings.npz import encode_motion
+from omniges.features.audio import MEL_BANDS
+from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_from_gesture
+from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.publish import os_errors
+from omniges.recordings.npz import MOTION_COLUMNS, write_motion
 from omniges.recordings.textgrid import WordInterval, encode_words
-from omniges.recordings.wav import encode_wav
+from omniges.recordings.wav import wav_parts
 from omniges.trainer.generate.inputs import Body
-from omniges.trainer.generate.speech import waveform_from_mel
+from omniges.trainer.generate.series import Spool
 from omniges.trainer.metrics.motion import invalid_rotations
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import StreamName
 
-__all__ = ["NEUTRAL", "Files", "add_waveform", "picture", "render"]
+__all__ = [
+    "NEUTRAL",
+    "GestureSink",
+    "MelVoice",
+    "OutFile",
+    "Results",
+    "Sink",
+    "SpeechSink",
+    "TextSink",
+    "VoiceOf",
+    "valid_motion",
+]
+
+F32 = npt.NDArray[np.float32]
 
 NEUTRAL: Final = Body(np.zeros(300), "neutral", "smplx2020", np.zeros(2))
 """The average body at the origin, where the inputs have none."""
 
+_COPY_BYTES: Final = 1 << 20
 
-class Files:
-    """Files of one result by the end of their name, with what there is to say of them."""
 
-    def __init__(self) -> None:
-        self.contents: dict[str, bytes] = {}
-        self.kinds: dict[str, str] = {}  # kind of file by the end of its name
+class MelVoice(Protocol):
+    """Turns a log-mel that comes in pieces into 16 kHz samples."""
+
+    def push(self, mel: F32, /) -> F32:
+        """More of the mel (F, 64); returns the samples that are ready."""
+
+    def finish(self) -> F32:
+        """The last samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceOf:
+    """A way to make sound of mels."""
+
+    name: str  # for records: griffin-lim, or hifi-gan with its digest
+    remark: str | None
+    begin: Callable[[int], MelVoice]  # by seed
+
+
+@dataclass(frozen=True, slots=True)
+class OutFile:
+    """A file of a result, whose bytes come in parts."""
+
+    kind: str
+    ending: str
+    parts: Iterable[bytes]
+
+
+class Sink(Protocol):
+    """Takes one stream of a result."""
+
+    measures: dict[str, float]
+    remarks: list[str]
+
+    def append(self, rows: npt.NDArray[Any], /) -> None:
+        """The stream's next rows, as shards hold them."""
+
+    def files(self) -> Iterator[OutFile]:
+        """The files, once all has come."""
+
+    def shown(self, ticks: int) -> npt.NDArray[Any]:
+        """The first ticks as they came, for pictures."""
+
+
+class GestureSink:
+    """Gesture channels to an SMPL-X NPZ; rotations are made valid, the root's steps summed up from the start."""
+
+    def __init__(self, body: Body, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
-        self.remarks: list[str] = []
+        self.remarks = ["jaw and eyes do not move: gesture channels do not have them"]
+        self._body, self._folder = body, folder
+        self._channels = Spool(folder, (LAYOUT.channels,))
+        self._motion = {name: Spool(folder, (columns,), kind) for name, (columns, kind) in MOTION_COLUMNS.items()}
+        self._at_xz = body.start_xz  # where the next frame is, but for its step
+        self._invalid = 0.0
 
-    def add(self, kind: str, ending: str, content: bytes) -> None:
-        """One more file."""
-        self.contents[ending], self.kinds[ending] = content, kind
+    def append(self, gesture: F32, /) -> None:
+        """Raises DataError for motion that has no rotation at all."""
+        six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
+        self._invalid += invalid_rotations(six_d).value * len(gesture)
+        if len(self._channels):
+            self._at_xz = self._at_xz + gesture[0, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
+        motion = valid_motion(gesture, self._at_xz)
+        self._at_xz = motion.trans[-1, [0, 2]]
+        self._channels.append(gesture)
+        for name, rows in (("poses", motion.poses), ("expressions", motion.expressions), ("trans", motion.trans)):
+            self._motion[name].append(rows)
+        self.measures["invalid_rotations"] = self._invalid / len(self._channels)
+
+    def files(self) -> Iterator[OutFile]:
+        """The NPZ."""
+        yield OutFile("gesture", ".npz", self._archive())
+
+    def _archive(self) -> Iterator[bytes]:
+        body = self._body
+        blocks = {name: spool.blocks() for name, spool in self._motion.items()}
+        with os_errors(self._folder or Path(tempfile.gettempdir())), tempfile.TemporaryFile(dir=self._folder) as file:
+            write_motion(file, len(self._channels), blocks, body.betas, gender=body.gender, model=body.model)
+            file.seek(0)
+            while part := file.read(_COPY_BYTES):
+                yield part
+
+    def shown(self, ticks: int) -> F32:
+        """Frames (3 ticks, 415)."""
+        return self._channels.rows(0, 3 * ticks)
 
 
-def render(
-    made: Mapping[StreamName, npt.NDArray[Any]],
-    ticks: int,
-    body: Body,
-    codec: SlotCodec,
-    seed: int | None,
-) -> Files:
-    """The files of generated arrays; without a seed of phases there is no waveform, which is what takes long.
-
-    Raises DataError for motion that has no rotation at all.
-    """
-    files = Files()
-    if "gesture" in made:
-        _gesture(files, np.asarray(made["gesture"], np.float32), body)
-    if "audio" in made:
-        mel = np.asarray(made["audio"], np.float32)
-        files.add("mel", ".mel.npy", _npy(mel))
-        if seed is not None:
-            add_waveform(files, mel, seed)
-    if "text" in made:
-        _text(files, np.asarray(made["text"]), ticks, codec)
-    return files
-
-
-def add_waveform(files: Files, mel: npt.NDArray[np.float32], seed: int) -> None:
-    """The waveform of a log-mel (F, 64) as one more file."""
-    files.add("audio", ".wav", encode_wav(waveform_from_mel(mel, seed), SAMPLE_RATE_HZ, "pcm16"))
-    files.remarks.append("the waveform is Griffin-Lim's of 64 mel bands: measure on the mel, not on it")
-
-
-def _gesture(files: Files, gesture: npt.NDArray[np.float32], body: Body) -> None:
-    six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
-    files.measures["invalid_rotations"] = invalid_rotations(six_d).value
-    jaw_eyes = np.zeros((len(gesture), 9), np.float32)
-    files.remarks.append("jaw and eyes do not move: gesture channels do not have them")
+def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArrays:
+    """SMPL-X motion of generated channels (T, 415), jaw and eyes at rest. DataError where there is no rotation."""
     try:
-        motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, body.start_xz))
+        return motion_from_gesture(GestureClip(gesture, np.zeros((len(gesture), 9), np.float32), start_xz))
     except ValueError as error:
         raise DataError(
             f"generated motion: {error}: the model is not trained enough; take another checkpoint"
         ) from error
-    files.add(
-        "gesture",
-        ".npz",
-        encode_motion(motion.poses, motion.expressions, motion.trans, body.betas, gender=body.gender, model=body.model),
-    )
 
 
-def _text(files: Files, slots: npt.NDArray[Any], ticks: int, codec: SlotCodec) -> None:
-    words = codec.decode(slots.astype(np.int32))
-    spoken = [word for word in words if word.word.strip()]
-    if len(spoken) < len(words):
-        files.remarks.append(f"{len(words) - len(spoken)} words without a letter left out")
-    intervals = [WordInterval(word.word.strip(), word.start, word.end) for word in spoken]
-    files.add("text", ".TextGrid", encode_words(intervals, ticks / TICKS_PER_SECOND))
-    files.add("transcript", ".txt", (" ".join(word.word for word in intervals) + "\n").encode())
+class SpeechSink:
+    """Log-mels to an .npy file and, through a voice, to a WAV; what is louder than full scale is scaled down.
+
+    Without a voice, which takes long, there is no WAV.
+    """
+
+    def __init__(self, voice: VoiceOf | None, seed: int, folder: Path | None) -> None:
+        self.measures: dict[str, float] = {}
+        self.remarks = [] if voice is None or voice.remark is None else [voice.remark]
+        self._voice = None if voice is None else voice.begin(seed)
+        self._mel = Spool(folder, (MEL_BANDS,))
+        self._samples = Spool(folder, ())
+        self._peak = 1.0
+
+    def append(self, mel: F32, /) -> None:
+        """More of the mel."""
+        self._mel.append(mel)
+        if self._voice is not None:
+            self._hear(self._voice.push(mel))
+
+    def _hear(self, samples: F32) -> None:
+        self._samples.append(samples)
+        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
+
+    def files(self) -> Iterator[OutFile]:
+        """The mel and the WAV."""
+        yield OutFile("mel", ".mel.npy", self._array())
+        if self._voice is None:
+            return
+        self._hear(self._voice.finish())
+        if self._peak > 1:
+            self.remarks.append(f"the waveform was {self._peak:.2f} times too loud and was scaled down")
+        scaled = ((block / self._peak).astype(np.float32) for block in self._samples.blocks())
+        yield OutFile("audio", ".wav", wav_parts(scaled, len(self._samples), SAMPLE_RATE_HZ))
+
+    def _array(self) -> Iterator[bytes]:
+        head = io.BytesIO()
+        shape = (len(self._mel), MEL_BANDS)
+        np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        yield head.getvalue()
+        yield from (block.tobytes() for block in self._mel.blocks())
+
+    def shown(self, ticks: int) -> F32:
+        """Mel frames (10 ticks, 64)."""
+        return self._mel.rows(0, MEL_FRAMES_PER_TICK * ticks)
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
+class TextSink:
+    """Text slots to a TextGrid and a plain text; a slot is 4 bytes a tick, which is kept in memory."""
+
+    def __init__(self, codec: SlotCodec) -> None:
+        self.measures: dict[str, float] = {}
+        self.remarks: list[str] = []
+        self._codec = codec
+        self._slots: list[npt.NDArray[np.int32]] = []
+
+    def append(self, slots: npt.NDArray[Any], /) -> None:
+        """More slots."""
+        self._slots.append(slots.astype(np.int32))
+
+    def files(self) -> Iterator[OutFile]:
+        """The TextGrid and the text."""
+        slots = np.concatenate(self._slots)
+        words = self._codec.decode(slots)
+        spoken = [word for word in words if word.word.strip()]
+        if len(spoken) < len(words):
+            self.remarks.append(f"{len(words) - len(spoken)} words without a letter left out")
+        if not spoken:
+            self.remarks.append("no word was made")
+        intervals = [WordInterval(word.word.strip(), word.start, word.end) for word in spoken]
+        yield OutFile("text", ".TextGrid", [encode_words(intervals, len(slots) / TICKS_PER_SECOND)])
+        yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
+
+    def shown(self, ticks: int) -> npt.NDArray[np.int32]:
+        """Slots (ticks,)."""
+        return np.concatenate(self._slots)[:ticks]
 
 
-def picture(
-    title: str, shown: Mapping[StreamName, npt.NDArray[Any]], words: Sequence[Mapping[str, Any]], body: Body
-) -> bytes:
-    """What was given and made on one time line, the first 12 s, as PNG."""
-    from omniges.pictures import draw_sample  # noqa: PLC0415 - matplotlib, where a picture is asked for
+class Results:
+    """The sinks of one result's targets."""
 
-    gesture, mel = shown.get("gesture"), shown.get("audio")
-    return draw_sample(
-        title=title,
-        gesture=None if gesture is None else np.asarray(gesture, np.float32),
-        jaw_eyes=None if gesture is None else np.zeros((len(gesture), 9), np.float32),
-        start_xz=body.start_xz,
-        mel=None if mel is None else np.asarray(mel, np.float32),
-        words=words,
-    )
+    def __init__(
+        self,
+        targets: Sequence[StreamName],
+        body: Body,
+        codec: SlotCodec,
+        voice: VoiceOf | None,
+        seed: int,
+        folder: Path | None,
+    ) -> None:
+        self.sinks: dict[StreamName, Sink] = {}
+        for name in targets:
+            sink: Sink
+            if name == "gesture":
+                sink = GestureSink(body, folder)
+            elif name == "audio":
+                sink = SpeechSink(voice, seed, folder)
+            else:
+                sink = TextSink(codec)
+            self.sinks[name] = sink
+
+    def append(self, arrays: Mapping[StreamName, npt.NDArray[Any]]) -> None:
+        """The next rows of some targets."""
+        for name, rows in arrays.items():
+            self.sinks[name].append(rows)
+
+    def files(self) -> Iterator[OutFile]:
+        """All files."""
+        for sink in self.sinks.values():
+            yield from sink.files()
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What was measured on the way."""
+        return {name: value for sink in self.sinks.values() for name, value in sink.measures.items()}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What there is to say of the files, once they were given."""
+        return [remark for sink in self.sinks.values() for remark in sink.remarks]
+
+    def shown(self, ticks: int) -> dict[StreamName, npt.NDArray[Any]]:
+        """The first ticks of every target."""
+        return {name: sink.shown(ticks) for name, sink in self.sinks.items()}

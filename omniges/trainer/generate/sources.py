@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -12,10 +12,12 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.codecs import CodecEntry
+from omniges.shards.dataset import FEATURES
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, SPLITS
 from omniges.trainer.generate.inputs import (
+    MOST_APART_S,
     STANDARD_INPUT,
     Body,
     Given,
@@ -28,9 +30,8 @@ from omniges.trainer.generate.timing import SpeakingRate, learn_rate
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import STREAMS, StreamName
 
-__all__ = ["Input", "PlannedInput", "Reading", "Sources", "latents_of", "planned_inputs"]
+__all__ = ["Input", "PlannedInput", "Reading", "Sources", "cut_input", "latents_of", "planned_inputs"]
 
-_MOST_APART_S: Final = 5.0
 _UNCONDITIONAL: Final = "unconditional"
 
 
@@ -76,6 +77,7 @@ class Input:
     body: Body | None = None
     source: Mapping[str, Any] | None = None  # of a sample of a shard folder
     remarks: tuple[str, ...] = ()
+    recorded: tuple[Given, ...] = ()  # what a sample of a shard folder has of what is to be made
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class Reading:
     tick_multiple: int = 1  # lengths are cut to multiples of it
     loudness: Loudness = "none"  # of audio files
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # taken from shards that have them
+    folder: Path | None = None  # where long inputs wait, see `Spool`
+    recorded: tuple[StreamName, ...] = ()  # streams of samples of shards that are shown beside what is made
 
 
 def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
@@ -124,7 +128,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
 
 def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dict[StreamName, str]]:
     """Files of each input by stream; one file a stream belongs together whatever the names are."""
-    first = conditions[0]
+    first = min(conditions, key=("audio", "gesture", "text").index)  # a recording has the better name
     if all(len(sources.files(name)) == 1 for name in conditions):
         return {_stem(sources.files(first)[0]): {name: sources.files(name)[0] for name in conditions}}
     found: dict[str, dict[StreamName, str]] = {}
@@ -151,7 +155,7 @@ def _rate(sources: Sources) -> SpeakingRate | None:
     plain = [file for file in sources.text if Path(file).suffix.lower() != ".textgrid"]
     if not plain or sources.shards is None:
         return None
-    folder = ShardFolder(sources.shards)
+    folder = _open(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
 
@@ -161,15 +165,15 @@ def _of_files(
     given = []
     for stream, file in files.items():
         if stream == "audio":
-            given.append(read_audio(Path(file), reading.loudness))
+            given.append(read_audio(Path(file), reading.folder, reading.loudness))
         elif stream == "gesture":
-            given.append(read_gesture(Path(file)))
+            given.append(read_gesture(Path(file), reading.folder))
     # A text's last words end before the recording does: where there is another stream, that one tells the length.
     length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
         given.append(read_text(files["text"], reading.slots, rate, length_s))
     body = next((one.body for one in given if one.body is not None), None)
-    return _cut(Input(name, 0, tuple(given), body=body), sources.seconds, reading)
+    return cut_input(Input(name, 0, tuple(given), body=body), sources.seconds, reading)
 
 
 def _whole(name: str, ticks: int, reading: Reading) -> int:
@@ -180,23 +184,39 @@ def _whole(name: str, ticks: int, reading: Reading) -> int:
     return found
 
 
-def _cut(item: Input, seconds: float | None, reading: Reading) -> Input:
-    """The length that all streams have, or the one asked for where that is less."""
+def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
+    """The length that all streams have, or the one asked for where that is less.
+
+    Raises DataError where lengths differ by more than 5 s.
+    """
     lengths = [given.ticks for given in item.given]
-    if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > _MOST_APART_S:
+    if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > MOST_APART_S:
         found = ", ".join(f"{given.path} {given.ticks / TICKS_PER_SECOND:.1f} s" for given in item.given)
-        raise DataError(f"{item.name}: lengths at most {_MOST_APART_S:g} s apart expected, found {found}")
+        raise DataError(f"{item.name}: lengths at most {MOST_APART_S:g} s apart expected, found {found}")
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
     ticks = _whole(item.name, ticks, reading)
     remarks = list(item.remarks)
     if max(lengths) > ticks:
         remarks.append(f"cut to {ticks / TICKS_PER_SECOND:.1f} s")
     given = tuple(one.cut(ticks) for one in item.given)
-    return Input(item.name, ticks, given, item.speaker, item.body, item.source, tuple(remarks))
+    return replace(item, ticks=ticks, given=given, remarks=tuple(remarks))
+
+
+def _open(path: Path) -> ShardFolder:
+    """A shard folder whose features are those that models here are trained on."""
+    folder = ShardFolder(path)
+    found = folder.dataset.get("features")
+    if found != FEATURES:
+        wrong = sorted(name for name in FEATURES if not isinstance(found, dict) or found.get(name) != FEATURES[name])
+        raise DataError(
+            f"{path}: its {', '.join(wrong) or 'features'} are not those of this model: preprocess it again with this "
+            "omniges"
+        )
+    return folder
 
 
 def _of_shards(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
-    folder = ShardFolder(cast("Path", sources.shards))
+    folder = _open(cast("Path", sources.shards))
     rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
     if not rows:
         raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
@@ -211,13 +231,21 @@ def _of_sample(
         given_sample(sample, name, reading.slots, folder.folder, latents_of(folder, reading.codecs.get(name)))
         for name in conditions
     )
+    recorded = tuple(given_sample(sample, name, reading.slots, folder.folder) for name in reading.recorded)
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
-    source = {"shards": str(folder.folder), "manifest_sha256": digest, "key": row.key}
+    manifest = folder.dataset["manifest_hash"]
+    source = {"shards": str(folder.folder), "manifest_sha256": digest, "manifest_hash": manifest, "key": row.key}
     body = Body.of_sample(sample)
     if not given:
         limit = row.ticks if sources.seconds is None else min(row.ticks, int(sources.seconds * TICKS_PER_SECOND + 1e-6))
-        return Input(row.key, _whole(row.key, limit, reading), (), row.speaker, body, source)
-    return _cut(Input(row.key, 0, given, row.speaker, body, source), sources.seconds, reading)
+        ticks = _whole(row.key, limit, reading)
+        return Input(row.key, ticks, (), row.speaker, body, source, recorded=_within(recorded, ticks))
+    found = cut_input(Input(row.key, 0, given, row.speaker, body, source), sources.seconds, reading)
+    return replace(found, recorded=_within(recorded, found.ticks))
+
+
+def _within(recorded: Sequence[Given], ticks: int) -> tuple[Given, ...]:
+    return tuple(one.cut(min(ticks, one.ticks)) for one in recorded)
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:

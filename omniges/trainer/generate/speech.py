@@ -17,7 +17,7 @@ import numpy.typing as npt
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES
 
-__all__ = ["waveform_from_mel"]
+__all__ = ["LEAST_FRAMES", "GriffinLim", "waveform_from_mel"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -27,6 +27,9 @@ _ITERATIONS: Final = 32
 _SEGMENT_FRAMES: Final = 2000
 _FADE_FRAMES: Final = 50
 _TINY: Final = 1e-10
+
+LEAST_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
+"""Of a mel that has a waveform."""
 
 
 @functools.cache
@@ -44,25 +47,62 @@ def _magnitudes(mel: F32) -> F64:
     return np.asarray(found)
 
 
+class GriffinLim:
+    """A voice: 16 kHz samples of a log-mel that comes in pieces, by Griffin–Lim.
+
+    Segments of 20 s fade into each other over 0.5 s, so memory does not grow with length. Same mel and seed, same
+    samples, however the mel is cut into pieces.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._held: F32 = np.zeros((0, MEL_BANDS), np.float32)
+        self._tail: F64 | None = None  # the end of the last segment, fading out
+
+    def push(self, mel: F32) -> F32:
+        """More of the mel (F, 64); returns the samples that are ready, 0 or more."""
+        if mel.ndim != 2 or mel.shape[1] != MEL_BANDS:
+            raise ValueError(f"log-mel (F, {MEL_BANDS}) expected, found {mel.shape}")
+        self._held = np.concatenate([self._held, mel])
+        ready = []
+        while len(self._held) > _SEGMENT_FRAMES + _FADE_FRAMES:
+            piece = self._segment(self._held[: _SEGMENT_FRAMES + _FADE_FRAMES])
+            ready.append(piece[: _SEGMENT_FRAMES * HOP_SAMPLES])
+            self._tail = piece[_SEGMENT_FRAMES * HOP_SAMPLES :] * _fade()[::-1]
+            self._held = self._held[_SEGMENT_FRAMES:]
+        return _joined(ready)
+
+    def finish(self) -> F32:
+        """The last samples. Raises ValueError where there were fewer than 4 frames in all."""
+        if len(self._held) < LEAST_FRAMES:
+            raise ValueError(f"log-mel of at least {LEAST_FRAMES} frames expected, found {len(self._held)}")
+        return _joined([self._segment(self._held)])
+
+    def _segment(self, mel: F32) -> F64:
+        piece = _griffin_lim(mel, self._seed)
+        self._seed += 1
+        if self._tail is not None:
+            piece[: len(self._tail)] = piece[: len(self._tail)] * _fade() + self._tail
+        return piece
+
+
+def _fade() -> F64:
+    count = _FADE_FRAMES * HOP_SAMPLES
+    return (np.arange(count) + 0.5) / count
+
+
+def _joined(pieces: list[F64]) -> F32:
+    return np.concatenate([np.zeros(0), *pieces]).astype(np.float32)
+
+
 def waveform_from_mel(mel: F32, seed: int) -> F32:
     """16 kHz samples (160 F,) float32 of a log-mel (F, 64), in [−1, 1]: louder ones are scaled down.
 
-    Long mels are done in segments of 20 s that fade into each other over 0.5 s, so memory does not grow with length
-    but for the result. Same mel and seed, same bytes. Raises ValueError for another shape or fewer than 4 frames.
+    Same mel and seed, same bytes. Raises ValueError for another shape or fewer than 4 frames.
     """
-    if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or len(mel) < N_FFT // HOP_SAMPLES // 2 + 1:
-        raise ValueError(f"log-mel ({N_FFT // HOP_SAMPLES // 2 + 1} or more, {MEL_BANDS}) expected, found {mel.shape}")
-    samples = np.zeros(len(mel) * HOP_SAMPLES)
-    for number, start in enumerate(range(0, max(1, len(mel) - _FADE_FRAMES), _SEGMENT_FRAMES)):
-        stop = min(start + _SEGMENT_FRAMES + _FADE_FRAMES, len(mel))
-        piece = _griffin_lim(mel[start:stop], seed + number)
-        if start:
-            fade = (np.arange(_FADE_FRAMES * HOP_SAMPLES) + 0.5) / (_FADE_FRAMES * HOP_SAMPLES)
-            piece[: len(fade)] *= fade
-            samples[start * HOP_SAMPLES : start * HOP_SAMPLES + len(fade)] *= 1 - fade
-        samples[start * HOP_SAMPLES : stop * HOP_SAMPLES] += piece
-    peak = np.abs(samples).max()
-    return np.asarray(samples / max(1.0, peak), dtype=np.float32)
+    voice = GriffinLim(seed)
+    samples = np.concatenate([voice.push(mel), voice.finish()])
+    return np.asarray(samples / max(1.0, np.abs(samples).max()), dtype=np.float32)
 
 
 def _griffin_lim(mel: F32, seed: int) -> F64:

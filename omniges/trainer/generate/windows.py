@@ -3,17 +3,20 @@
 All windows of a stretch are at the same noise level, and where they overlap they share the same noised tokens. At each
 step every window says which clean tokens it expects, and in an overlap the two answers are blended, the one fading out
 while the other fades in (Bar-Tal et al. 2023, MultiDiffusion). A long timeline is cut into stretches of some windows,
-one after the other; the overlap of a stretch with the one before is held as known, so memory does not grow with length.
+one after the other, so memory does not grow with length. In the overlap of two stretches the later one blends its
+answers with what the earlier one has made in the same way: that is held as known, and its weight falls from tick to
+tick, so the border of a stretch is no other than that of a window.
 
 Noise is keyed by seed, sample and tick: a stretch has the same noise wherever it begins.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +28,15 @@ from omniges.trainer.flow import FlowModel, draw_noise
 from omniges.trainer.sampling import SamplingSettings, follow, guided_clean, step_levels
 from omniges.trainer.streams import Stream, StreamName
 
-__all__ = ["SAMPLE_TICKS", "Timeline", "WindowSettings", "blend_weights", "sample_timelines", "window_starts"]
+__all__ = [
+    "SAMPLE_TICKS",
+    "TicksOf",
+    "Timeline",
+    "WindowSettings",
+    "blend_weights",
+    "sample_timelines",
+    "window_starts",
+]
 
 SAMPLE_TICKS: Final = 1 << 32
 """Ticks that a sample's noise has before the next sample's begins."""
@@ -53,12 +64,16 @@ class WindowSettings:
                 raise UsageFault(f"{what}: {ticks} ticks found; expected a multiple of {self.tick_multiple}")
 
 
+TicksOf = Callable[[int, int], npt.NDArray[Any]]
+"""The array of so many ticks from a first one on: (first, count)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """One sample to be made."""
 
     ticks: int
-    conditions: Mapping[StreamName, Tensor]  # arrays of whole ticks on the host, without a batch axis
+    conditions: Mapping[StreamName, TicksOf]
     speaker: int  # 0: unknown
     sample: int  # tells samples of one seed apart
 
@@ -95,7 +110,7 @@ class _Stretch:
     timeline: Timeline
     starts: tuple[int, ...]  # in the timeline
     window: int
-    known: int  # ticks at its beginning that the stretch before has made
+    shared: int  # ticks at its beginning that the stretch before has made too
 
     @property
     def first(self) -> int:
@@ -127,26 +142,35 @@ def sample_timelines(
     seed: int,
     windows: WindowSettings,
     settings: SamplingSettings,
+    worked: Callable[[float], None] = lambda _ticks: None,
 ) -> Iterator[tuple[int, dict[StreamName, Tensor], int]]:
     """Arrays of the targets of several timelines of any lengths, stretch by stretch, in the order of time.
 
-    Yields (number of the timeline, arrays of the stretch but for what was known, ticks of them). The model is in
-    evaluation mode; samples whose windows have equal lengths share calls of it.
+    Yields (number of the timeline, arrays of the stretch but for what the next one shares, ticks of them). The model
+    is in evaluation mode; samples whose windows have equal lengths share calls of it. After each step `worked` is told
+    the step's share of the ticks that come out at the end.
     """
     plans = [_stretches(timeline, windows) for timeline in timelines]
-    kept: dict[int, Mapping[StreamName, Tensor]] = {}  # the last clean tokens of each timeline
+    kept: dict[int, Mapping[StreamName, Tensor]] = {}  # clean tokens that each timeline's next stretch shares
     for turn in range(max(map(len, plans), default=0)):
         active = [number for number, plan in enumerate(plans) if turn < len(plan)]
         for group in _groups(active, [plans[number][turn] for number in active], windows.windows):
             stretches = [plans[number][turn] for number in group]
-            made = _denoise(model, stretches, [kept.get(number, {}) for number in group], targets, seed, settings)
-            for number, stretch, tokens in zip(group, stretches, made, strict=True):
-                kept[number] = {
-                    name: x[-model.stream(name).count(windows.window_ticks) :] for name, x in tokens.items()
-                }
-                new = {name: x[model.stream(name).count(stretch.known) :] for name, x in tokens.items()}
-                arrays = {name: model.stream(name).arrays(x[None])[0] for name, x in new.items()}
-                yield number, arrays, stretch.ticks - stretch.known
+            waits = [_shared_with_next(plans[number], turn) for number in group]
+            share = (sum(x.ticks for x in stretches) - sum(waits)) / settings.steps
+            before = [kept.get(number, {}) for number in group]
+            after_step = functools.partial(worked, share)
+            made = _denoise(model, stretches, before, targets, seed, settings, after_step)
+            for number, stretch, wait, tokens in zip(group, stretches, waits, made, strict=True):
+                ready = stretch.ticks - wait
+                counts = {name: model.stream(name).count(ready) for name in tokens}
+                kept[number] = {name: x[counts[name] :].clone() for name, x in tokens.items()}
+                arrays = {name: model.stream(name).arrays(x[None, : counts[name]])[0] for name, x in tokens.items()}
+                yield number, arrays, ready
+
+
+def _shared_with_next(plan: Sequence[_Stretch], turn: int) -> int:
+    return plan[turn + 1].shared if turn + 1 < len(plan) else 0
 
 
 def _groups(numbers: Sequence[int], stretches: Sequence[_Stretch], windows: int) -> Iterator[list[int]]:
@@ -175,16 +199,19 @@ def _denoise(
     targets: Sequence[StreamName],
     seed: int,
     settings: SamplingSettings,
+    after_step: Callable[[], None],
 ) -> list[dict[StreamName, Tensor]]:
-    """Clean tokens (N, C) of each stretch by stream; what is known of it comes back as it was."""
+    """Clean tokens (N, C) of each stretch by stream, blended with what the stretch before it has made."""
     device = next(model.parameters()).device
-    plans = {name: _Plan.of(model.stream(name), stretches, device) for name in targets}
-    noise = {
+    plans = {name: _Plan.of(model.stream(name), stretches, device) for name in (*targets, *model.carried(targets))}
+    drawn = {
         name: draw_noise(seed, plan.positions, name, (model.stream(name).channels,)) for name, plan in plans.items()
     }
-    known = {name: _known(plan, stretches, name, before, model) for name, plan in plans.items()}
+    noise = {name: drawn[name] for name in targets}
+    carried = {name: drawn[name][plans[name].rows] for name in model.carried(targets)}
+    held = {name: _held(plans[name], stretches, name, before, model) for name in targets}
     clean_of = guided_clean(
-        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance
+        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance, carried
     )
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
@@ -194,11 +221,11 @@ def _denoise(
         for name, answer in answers.items():
             total = torch.zeros_like(x[name])
             total.index_add_(0, plans[name].rows.flatten(), (answer * plans[name].weights[..., None]).flatten(0, 1))
-            where, tokens = known[name]
-            found[name] = total.index_copy_(0, where, tokens)
+            where, tokens, fade = held[name]
+            found[name] = total.index_copy_(0, where, torch.lerp(total[where], tokens, fade))
         return found
 
-    made = follow(noise, step_levels(settings), blended, settings.solver)
+    made = follow(noise, step_levels(settings), blended, settings.solver, after_step)
     return [
         {name: tokens[plans[name].offsets[k] : plans[name].offsets[k + 1]] for name, tokens in made.items()}
         for k in range(len(stretches))
@@ -239,20 +266,22 @@ class _Plan:
         )
 
 
-def _known(
+def _held(
     plan: _Plan,
     stretches: Sequence[_Stretch],
     name: StreamName,
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
-) -> tuple[Tensor, Tensor]:
-    """Rows and clean tokens of a stream that earlier stretches have made."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, clean tokens and weights (rows, 1) of what earlier stretches have made of a stream."""
     stream = model.stream(name)
-    counts = [stream.count(x.known) for x in stretches]
+    counts = [stream.count(x.shared) for x in stretches]
     device = plan.rows.device
     places = [torch.arange(offset, offset + n) for offset, n in zip(plan.offsets, counts, strict=False)]
-    tokens = [ends[name][-n:] for n, ends in zip(counts, before, strict=True) if n]
-    return torch.cat(places).to(device), torch.cat([*tokens, torch.zeros(0, stream.channels, device=device)])
+    fades = [1 - (torch.arange(n) + 1) / (n + 1) for n in counts]
+    tokens = [ends[name] for n, ends in zip(counts, before, strict=True) if n]
+    nothing = torch.zeros(0, stream.channels, device=device)
+    return torch.cat(places).to(device), torch.cat([*tokens, nothing]), torch.cat(fades)[:, None].to(device)
 
 
 def _conditions(model: FlowModel, stretches: Sequence[_Stretch], device: torch.device) -> dict[StreamName, Tensor]:
@@ -260,14 +289,10 @@ def _conditions(model: FlowModel, stretches: Sequence[_Stretch], device: torch.d
     names = list(stretches[0].timeline.conditions)
     found = {}
     for name in names:
-        cut = [_ticks_of(x.timeline, name, start, x.window) for x in stretches for start in x.starts]
+        of_windows = [x.timeline.conditions[name](start, x.window) for x in stretches for start in x.starts]
+        cut = [torch.from_numpy(np.array(array)) for array in of_windows]
         found[name] = model.stream(name).tokens(torch.stack(cut).to(device))
     return found
-
-
-def _ticks_of(timeline: Timeline, name: StreamName, start: int, count: int) -> Tensor:
-    array = timeline.conditions[name]
-    return array[start * len(array) // timeline.ticks : (start + count) * len(array) // timeline.ticks]
 
 
 def _speakers(stretches: Sequence[_Stretch], device: torch.device) -> Tensor:

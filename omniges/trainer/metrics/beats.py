@@ -170,9 +170,16 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
     values = np.zeros(len(motion_frames))
     for k, beats in enumerate(motion_frames):
         if len(beats):
-            distance = np.abs(times[:, None] - np.asarray(beats) / FRAME_RATE_HZ).min(axis=1)
+            distance = _nearest(times, np.sort(np.asarray(beats)) / FRAME_RATE_HZ)
             values[k] = np.exp(-(distance**2) / (2 * settings.sigma_s**2)).mean()
     return BeatScore(float(values.mean()), float(weight), len(times), sum(len(beats) for beats in motion_frames))
+
+
+def _nearest(times: F64, others: F64) -> F64:
+    """Distance of each time from the nearest of some others in ascending order."""
+    after = np.searchsorted(others, times).clip(1, max(len(others) - 1, 1))
+    before, behind = others[after - 1], others[np.minimum(after, len(others) - 1)]
+    return np.asarray(np.minimum(np.abs(times - before), np.abs(times - behind)))
 
 
 def beat_consistency(joints: Numbers, mean_speeds_m_s: Numbers, samples: Numbers, settings: BeatSettings) -> BeatScore:

@@ -71,16 +71,25 @@ def draw_clips(clips: int, resamples: int, seed: int) -> I64:
 
 
 def bootstrap(
-    clips: int, statistic: Callable[[I64], float], *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
+    clips: int,
+    statistic: Callable[[I64], float],
+    *,
+    seed: int,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    centred: bool = False,
 ) -> Interval:
     """Percentile bootstrap interval of a statistic of clip numbers, which may repeat (Efron and Tibshirani 1993).
 
-    Raises DataError for fewer than two clips or a statistic that is not finite, UsageFault for bad settings.
+    ``centred``: the draws are shifted so that their mean is the value, for statistics such as a Fréchet distance that
+    grow because a draw has fewer different clips. Raises DataError for fewer than two clips or a statistic that is not
+    finite, UsageFault for bad settings.
     """
     if not 0 < level < 1:
         raise UsageFault(f"interval: found level {level}; expected between 0 and 1")
     values = np.array([statistic(rows) for rows in draw_clips(clips, resamples, seed)])
-    return _interval(statistic(np.arange(clips)), values, level, clips, seed)
+    value = statistic(np.arange(clips))
+    return _interval(value, values - values.mean() + value if centred else values, level, clips, seed)
 
 
 def bootstrap_mean(

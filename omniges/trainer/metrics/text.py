@@ -19,16 +19,23 @@ __all__ = [
     "TimingError",
     "align",
     "character_errors",
+    "count_edits",
     "normalised_text",
     "normalised_word",
     "word_errors",
+    "word_time_differences",
     "word_timing_error",
 ]
 
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
 _PAIR, _DELETION, _INSERTION = range(3)
+_SPACELESS_SCRIPTS: Final = (
+    *("CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "BOPOMOFO"),
+    *("THAI", "LAO", "KHMER", "MYANMAR"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +117,56 @@ def _is_word(character: str) -> bool:
 
 def word_errors(found: str, expected: str) -> EditCounts:
     """Edits between the words of two texts, normalised."""
-    return align(normalised_text(found).split(), normalised_text(expected).split()).counts
+    return count_edits(normalised_text(found).split(), normalised_text(expected).split())
 
 
 def character_errors(found: str, expected: str) -> EditCounts:
-    """Edits between the characters (code points) of two texts, normalised, spaces between words included."""
-    return align(normalised_text(found), normalised_text(expected)).counts
+    """Edits between the characters (code points) of two texts, normalised, spaces between words included.
+
+    In scripts that are written without spaces, those between two words count for nothing.
+    """
+    return count_edits(_as_written(normalised_text(found)), _as_written(normalised_text(expected)))
+
+
+def _as_written(text: str) -> str:
+    """A text without the spaces between two characters of scripts that have none."""
+    kept = [
+        character
+        for k, character in enumerate(text)
+        if character != " " or not (_is_spaceless(text[k - 1]) and _is_spaceless(text[k + 1]))
+    ]
+    return "".join(kept)
+
+
+def _is_spaceless(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(_SPACELESS_SCRIPTS)
+
+
+def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
+    """The counts that `align` has, in memory for two rows of positions."""
+    have, want = _numbered(found, expected)
+    columns = np.arange(len(want) + 1)
+    row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # edits and substitutions on the way there
+    for i in range(1, len(have) + 1):
+        differs = want != have[i - 1]
+        row, steps = _next_row(row, differs, i)
+        paired = np.concatenate([[0], substituted[:-1] + differs])
+        # A run of deletions goes on from the last position that was reached in another way.
+        start = np.maximum.accumulate(np.where(steps == _DELETION, 0, columns))
+        substituted = np.where(steps == _PAIR, paired, substituted)[start]
+    edits, substitutions = int(row[-1]), int(substituted[-1])
+    deletions = (edits - substitutions - (len(have) - len(want))) // 2
+    return EditCounts(substitutions, deletions, edits - substitutions - deletions, len(want))
+
+
+def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[I64, I64]:
+    """Both sequences as whole numbers, equal ones for equal items."""
+    numbers: dict[Hashable, int] = {}
+    have, want = (
+        np.array([numbers.setdefault(item, len(numbers)) for item in items], dtype=np.int64)
+        for items in (found, expected)
+    )
+    return have, want
 
 
 def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Alignment:
@@ -124,11 +175,7 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Alignment:
     Of several ways the one that, read from the end, prefers a pair to a deletion to an insertion. Memory: one byte
     for each pair of positions.
     """
-    numbers: dict[Hashable, int] = {}
-    have, want = (
-        np.array([numbers.setdefault(item, len(numbers)) for item in items], dtype=np.int64)
-        for items in (found, expected)
-    )
+    have, want = _numbered(found, expected)
     steps = _steps(have, want)
     i, j = len(have), len(want)
     pairs: list[tuple[int, int]] = []
@@ -151,23 +198,29 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Alignment:
 def _steps(have: I64, want: I64) -> npt.NDArray[np.uint8]:
     """The last step of a best way to each pair of lengths: (found + 1, expected + 1)."""
     steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)
-    columns = np.arange(len(want) + 1)
-    steps[0], steps[:, 0] = _DELETION, _INSERTION
-    row = columns
+    steps[0] = _DELETION
+    row = np.arange(len(want) + 1)
     for i in range(1, len(have) + 1):
-        paired = row[:-1] + (want != have[i - 1])
-        best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
-        # A deletion adds one for each column it moves right, so the running minimum of (cost − column) has them all.
-        row = np.minimum.accumulate(best - columns) + columns
-        deleted = row[:-1] + 1
-        steps[i, 1:] = np.where(row[1:] == paired, _PAIR, np.where(row[1:] == deleted, _DELETION, _INSERTION))
+        row, steps[i] = _next_row(row, want != have[i - 1], i)
     return steps
 
 
-def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> TimingError:
-    """How far starts and ends of equal words are apart, words aligned by their letters alone.
+def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
+    """Least edits (expected + 1,) and last steps with one more found item, the i-th, from those without it."""
+    columns = np.arange(len(row))
+    paired = row[:-1] + differs
+    best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
+    # A deletion adds one for each column it moves right, so the running minimum of (cost − column) has them all.
+    now = np.minimum.accumulate(best - columns) + columns
+    steps = np.full(len(row), _INSERTION, dtype=np.uint8)
+    steps[1:] = np.where(now[1:] == paired, _PAIR, np.where(now[1:] == now[:-1] + 1, _DELETION, _INSERTION))
+    return now, steps
 
-    Raises DataError where no word is equal.
+
+def word_time_differences(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> tuple[F64, F64]:
+    """How far starts and ends of equal words are apart: (pairs,), (pairs,) seconds; words aligned by letters alone.
+
+    Raises DataError where no word is equal or a time is not finite.
     """
     have = [(word, text) for word in found if (text := normalised_word(word.word))]
     want = [(word, text) for word in expected if (text := normalised_word(word.word))]
@@ -181,5 +234,11 @@ def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInte
     ends = np.abs([a.end - b.end for a, b in equal])
     if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
         raise DataError("word times: found a time that is not finite; expected seconds")
-    quantiles = [float(q) for errors in (starts, ends) for q in np.percentile(errors, (50, 90))]
-    return TimingError(len(equal), *quantiles)
+    return starts, ends
+
+
+def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> TimingError:
+    """Median and 90th percentile of `word_time_differences`. Raises DataError where no word is equal."""
+    differences = word_time_differences(found, expected)
+    quantiles = [float(q) for errors in differences for q in np.percentile(errors, (50, 90))]
+    return TimingError(len(differences[0]), *quantiles)

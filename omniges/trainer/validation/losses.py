@@ -15,7 +15,7 @@ from omniges.trainer.flow import FlowModel, Windows
 from omniges.trainer.streams import STREAMS, StreamName
 from omniges.trainer.tasks import TASKS, FlowSettings, Plan
 
-__all__ = ["LEVELS", "SIX", "VALIDATION_SEED", "grid_losses", "loss_table"]
+__all__ = ["LEVELS", "SIX", "VALIDATION_SEED", "grid_losses", "loss_table", "streams_of"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -23,6 +23,13 @@ SIX: Final = ("t2g", "g2t", "a2g", "g2a", "t2a", "a2t")
 LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 VALIDATION_SEED: Final = 0x56414C
 """Of noise and samples; not the run's, so that runs of other seeds can be compared."""
+
+
+def streams_of(model: FlowModel, task: str) -> list[StreamName]:
+    """The streams whose arrays a task's loss needs: its own, and those that the model carries as noise."""
+    targets = TASKS[task].targets
+    needed = {*TASKS[task].conditions, *targets, *model.carried(targets)}
+    return [name for name in STREAMS if name in needed]
 
 
 def grid_losses(
@@ -36,7 +43,7 @@ def grid_losses(
 
     Args:
         model: in evaluation mode; the arrays are on its device.
-        arrays: of the windows (K, …), as shards hold them.
+        arrays: of the windows (K, …), as shards hold them; those that `streams_of` names.
         numbers: of the windows among all that are validated on; noise hangs on them.
         speakers: of the windows, 0: unknown.
         task: one of `SIX`.

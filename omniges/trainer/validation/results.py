@@ -7,31 +7,35 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from omniges import __version__
 from omniges.errors import DataError, RecordingFault
-from omniges.features.gesture import JOINT_NAMES
-from omniges.features.timebase import FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.recordings.textgrid import WordInterval, decode_words
 from omniges.shards.schema import sha256_hex
-from omniges.trainer.evaluate.figures import Figure, Resampling, absent
-from omniges.trainer.evaluate.gesture import GestureMeasures, score_gesture
-from omniges.trainer.evaluate.pairs import Pair
+from omniges.trainer.evaluate.bodies import GENERIC
+from omniges.trainer.evaluate.figures import Heading, Resampling, absent
+from omniges.trainer.evaluate.gesture import score_gesture
+from omniges.trainer.evaluate.motion import Instruments, TrainSplit
+from omniges.trainer.evaluate.results import Result
+from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
 from omniges.trainer.flow import FlowModel
 from omniges.trainer.generate.inputs import Body
-from omniges.trainer.generate.outputs import Files, add_waveform, render
-from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines
+from omniges.trainer.generate.outputs import Results, Sink, SpeechSink
+from omniges.trainer.generate.series import ROWS_PER_TICK
+from omniges.trainer.generate.vocoder import chosen_voice
+from omniges.trainer.generate.windows import TicksOf, Timeline, WindowSettings, sample_timelines
 from omniges.trainer.generated import GeneratedRecord
-from omniges.trainer.metrics.descriptor import describe
+from omniges.trainer.metrics.profiles import profile
 from omniges.trainer.sampling import SamplingSettings
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import StreamName
@@ -40,6 +44,8 @@ from omniges.trainer.validation.losses import VALIDATION_SEED
 from omniges.trainer.validation.windows import Window, WindowFolder
 
 __all__ = [
+    "INSTRUMENTS",
+    "Files",
     "Held",
     "Made",
     "MadeBy",
@@ -52,8 +58,13 @@ __all__ = [
     "words_of",
 ]
 
+INSTRUMENTS: Final = Instruments(profile=profile("corrected"), bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
+"""What motion is measured with."""
+
+_VOICE: Final = chosen_voice(None)
 _RESAMPLES: Final = 200
-_LEAST_FRAMES: Final = 32  # of the built-in descriptor
+_NOT_OF_WINDOWS: Final = ("seams", "face")
+"""Beginnings of the names of metrics that are left away: windows have no seams, and there is no body model."""
 _MEMBERS: Final = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}
 
 
@@ -65,6 +76,32 @@ class Held:
     window: Window
     arrays: Mapping[StreamName, npt.NDArray[Any]]  # as shards hold them, text as slots
     speaker: int  # 0: unknown to the model
+
+    def ticks_of(self, name: StreamName) -> TicksOf:
+        """Its ticks of a stream, as a condition."""
+        return partial(_ticks, self.arrays[name], ROWS_PER_TICK[name])
+
+
+def _ticks(array: npt.NDArray[Any], rows: int, first: int, count: int) -> npt.NDArray[Any]:
+    return array[first * rows : (first + count) * rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files of a result in memory, and what there is to say of them."""
+
+    contents: Mapping[str, bytes] = field(default_factory=dict)  # by the end of the name
+    kinds: Mapping[str, str] = field(default_factory=dict)  # likewise
+    measures: Mapping[str, float] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, made: Results | Sink) -> Files:
+        """What `omniges generate` would write."""
+        contents, kinds = {}, {}
+        for file in made.files():
+            contents[file.ending], kinds[file.ending] = b"".join(file.parts), file.kind
+        return cls(contents, kinds, made.measures, tuple(made.remarks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +116,7 @@ class Made:
     @classmethod
     def of_picture(cls, number: int, png: bytes) -> Made:
         """A picture of a window and all its tasks."""
-        files = Files()
-        files.add("picture", ".png", png)
-        return cls("", number, files)
+        return cls("", number, Files({".png": png}, {".png": "picture"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,37 +133,34 @@ def make_results(
     model: FlowModel, task: str, held: Sequence[Held], samples: WindowFolder, codec: SlotCodec, how: SamplingSettings
 ) -> list[Made]:
     """Sample one task for some windows, as `omniges generate` does; without waveforms, which take long."""
-    ticks = held[0].window.ticks
+    ticks, targets = held[0].window.ticks, TASKS[task].targets
     timelines = [
-        Timeline(
-            ticks,
-            {name: torch.from_numpy(np.array(one.arrays[name])) for name in TASKS[task].conditions},
-            one.speaker,
-            one.number,
-        )
+        Timeline(ticks, {name: one.ticks_of(name) for name in TASKS[task].conditions}, one.speaker, one.number)
         for one in held
     ]
     windows = WindowSettings(window_ticks=ticks, overlap_ticks=0)
     found = []
-    for place, arrays, _ in sample_timelines(model, timelines, TASKS[task].targets, VALIDATION_SEED, windows, how):
-        one = held[place]
+    for place, arrays, _ in sample_timelines(model, timelines, targets, VALIDATION_SEED, windows, how):
+        one = held[place]  # whole, for it is one window
         body = Body.of_sample(samples.sample(samples.row(one.window.name)))
-        made = {name: array.cpu().numpy() for name, array in arrays.items()}
+        results = Results(targets, body, codec, None, VALIDATION_SEED, None)
         try:
-            files = render(made, ticks, body, codec, seed=None)
+            results.append({name: array.cpu().numpy() for name, array in arrays.items()})
         except DataError as error:  # early on a model may give what no rotation is: counted, and said
             found.append(Made(task, one.number, Files(), str(error).partition(": the model")[0]))
         else:
-            found.append(Made(task, one.number, files))
+            found.append(Made(task, one.number, Files.of(results)))
     return sorted(found, key=lambda each: each.number)
 
 
 def with_waveform(made: Made) -> Made:
     """A result with the waveform of its mel, if it has one."""
     mel = made.files.contents.get(".mel.npy")
-    if mel is not None:
-        add_waveform(made.files, np.load(io.BytesIO(mel), allow_pickle=False), VALIDATION_SEED)
-    return made
+    if mel is None:
+        return made
+    sink = SpeechSink(_VOICE, VALIDATION_SEED + made.number, None)
+    sink.append(np.load(io.BytesIO(mel), allow_pickle=False))
+    return replace(made, files=Files.of(sink))
 
 
 def words_of(made: Made) -> list[WordInterval]:
@@ -151,7 +183,8 @@ def pack(results: Sequence[Made]) -> bytes:
     for one in results:
         sizes = {ending: len(content) for ending, content in one.files.contents.items()}
         head = {"task": one.task, "number": one.number, "why_not": one.why_not, "sizes": sizes}
-        heads.append(head | {"kinds": one.files.kinds, "measures": one.files.measures, "remarks": one.files.remarks})
+        told = {"measures": one.files.measures, "remarks": list(one.files.remarks)}
+        heads.append(head | told | {"kinds": one.files.kinds})
         contents += one.files.contents.values()
     line = json.dumps(heads).encode()
     return b"".join([struct.pack("<q", len(line)), line, *contents])
@@ -163,11 +196,11 @@ def unpack(data: bytes) -> list[Made]:
     at = 8 + size
     results = []
     for head in json.loads(data[8:at]):
-        files = Files()
+        contents = {}
         for ending, length in head["sizes"].items():
-            files.add(head["kinds"][ending], ending, data[at : at + length])
+            contents[ending] = data[at : at + length]
             at += length
-        files.measures, files.remarks = head["measures"], head["remarks"]
+        files = Files(contents, head["kinds"], head["measures"], tuple(head["remarks"]))
         results.append(Made(head["task"], head["number"], files, head["why_not"]))
     return results
 
@@ -200,7 +233,14 @@ def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
         },
         inputs=tuple(inputs),
         model={"checkpoint": None, "run": by.run, "step": by.step, "preset": by.preset, "weights": "ema"},
-        settings=asdict(by.sampling) | {"seed": VALIDATION_SEED, "window_ticks": window.ticks, "overlap_ticks": 0},
+        settings=asdict(by.sampling)
+        | {
+            "seed": VALIDATION_SEED,
+            "window_ticks": window.ticks,
+            "overlap_ticks": 0,
+            "speaker": window.row.speaker,
+            "voice": _VOICE.name if ".wav" in made.files.contents else None,
+        },
         seams_s=(),
         measures=made.files.measures,
         remarks=tuple(made.files.remarks),
@@ -208,14 +248,14 @@ def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class _InMemory(Pair):
+class _InMemory(Result):
     """A result whose files have not been written."""
 
-    files: Files
+    contents: Mapping[str, bytes]  # by the end of the name
 
-    def _content(self, kind: str, ending: str) -> tuple[Path, bytes]:
-        own = next(end for end, name in self.files.kinds.items() if name == kind)
-        return Path(f"{self.name}{ending}"), self.files.contents[own]
+    def _content(self, kind: str, stream: StreamName, ending: str) -> tuple[Path, bytes]:
+        del kind, stream
+        return Path(f"{self.name}{ending}"), self.contents[ending]
 
 
 def score_task(
@@ -223,44 +263,35 @@ def score_task(
     windows: Sequence[Window],
     samples: WindowFolder,
     by: MadeBy,
-    measures: Callable[[], GestureMeasures],
-) -> list[Figure]:
-    """Figures of one task over its results, by the functions of `omniges evaluate`; windows are its clips.
+    train: Callable[[], TrainSplit | None],
+) -> Scored:
+    """Scores of one task's results, by the functions of `omniges evaluate`; windows are its recordings.
 
-    ``measures`` are asked for where gesture is scored. Results that are no motion are left out and counted.
+    ``train`` is asked for where gesture is scored. Results that are no motion are left out and counted.
     """
     task = results[0].task
     (target,) = TASKS[task].targets
     lost = Counter(one.why_not for one in results if one.why_not is not None)
-    pairs = []
+    found = []
     for one in results:
         if one.why_not is None:
             window = windows[one.number]
-            record = record_of(one, window, by)
-            pairs.append(_InMemory(task, samples.row(window.name), Path(), window.name, record, one.files))
+            row, record = samples.row(window.name), record_of(one, window, by)
+            found.append(_InMemory(task, row, Path(), window.name, record, {}, one.files.contents))
+    if not found:
+        return Scored([replace(absent(Heading(f"{target} metrics", ""), "no result is motion yet"), left_out=lost)], {})
     how = Resampling(seed=0, resamples=_RESAMPLES)
-    why_not = _unscorable(target, pairs, windows[0].ticks)
-    if why_not is not None:
-        return [absent(f"{target} metrics", "", "generated", why_not)]
     if target == "text":
-        figures = score_text(pairs, samples, how)
+        scored = score_text(found, samples, how, _nobody)
     elif target == "audio":
-        figures = score_speech(pairs, samples, how)
+        scored = score_speech(found, samples, how, _nobody)
     else:
-        figures = score_gesture(pairs, samples, measures(), how)
-    figures = [one for one in figures if not one.metric.startswith("seams")]  # a window has none
-    if not lost:
-        return figures
-    return [Figure(**(asdict(one) | {"left_out": dict(Counter(one.left_out) + lost)})) for one in figures]
+        scored = score_gesture(found, samples, INSTRUMENTS, train(), how, _nobody)
+    figures = [one for one in scored.figures if not one.metric.startswith(_NOT_OF_WINDOWS)]
+    if lost:
+        figures = [replace(one, left_out=dict(Counter(one.left_out) + lost)) for one in figures]
+    return replace(scored, figures=figures)
 
 
-def _unscorable(target: StreamName, pairs: Sequence[Pair], ticks: int) -> str | None:
-    """Why there can be no figures at all."""
-    if not pairs:
-        return "no result is motion yet"
-    frames = ticks * FRAMES_PER_TICK
-    if target == "gesture" and frames < _LEAST_FRAMES:
-        return f"windows of {frames} frames, of which the descriptor needs {_LEAST_FRAMES}"
-    if target == "gesture" and len(describe(np.zeros((frames, len(JOINT_NAMES), 3)))) * len(pairs) < 2:
-        return f"one window of {frames} frames, from which there is no distance between distributions"
-    return None
+def _nobody() -> None:
+    """Nobody counts with us."""

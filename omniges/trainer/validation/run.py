@@ -17,19 +17,27 @@ import numpy.typing as npt
 import torch
 
 from omniges.trainer.evaluate.figures import Figure
-from omniges.trainer.evaluate.gesture import GestureMeasures, measures_of
+from omniges.trainer.evaluate.motion import TrainSplit, learn_train_split
 from omniges.trainer.flow import FlowModel
-from omniges.trainer.metrics.profiles import profile
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.sampling import SamplingSettings
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
 from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.choice import spread
-from omniges.trainer.validation.losses import SIX, grid_losses, loss_table
+from omniges.trainer.validation.losses import SIX, grid_losses, loss_table, streams_of
 from omniges.trainer.validation.pictures import window_picture
-from omniges.trainer.validation.results import Held, Made, MadeBy, make_results, pack, score_task, unpack, with_waveform
+from omniges.trainer.validation.results import (
+    INSTRUMENTS,
+    Held,
+    Made,
+    MadeBy,
+    make_results,
+    pack,
+    score_task,
+    unpack,
+    with_waveform,
+)
 from omniges.trainer.validation.turns import Turns
 from omniges.trainer.validation.windows import HeldOut, WindowFolder, some_recordings
 
@@ -59,6 +67,7 @@ class Found:
     by: MadeBy
     losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
     figures: Mapping[str, Sequence[Figure]]  # of each task
+    remarks: Mapping[str, Sequence[str]]  # what `evaluate` says of each task's results
     kept: Sequence[Made]
     pictures: Mapping[int, bytes]  # PNG by number of the window
 
@@ -113,7 +122,7 @@ class Validation:
         self._speakers = {name: number for number, name in enumerate(speakers, 1)}
         self._samples: WindowFolder | None = None
         self._held: list[Held] = []
-        self._measures: GestureMeasures | None = None
+        self._train: TrainSplit | None = None
         count = len(held_out.windows)
         self.kept = sorted(spread(count)[: settings.samples])
         """Numbers of the windows whose results are kept."""
@@ -123,10 +132,10 @@ class Validation:
         samples = turns.everyone(self._read)
         losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows])
         results = self._results(turns, samples)
-        figures = self._figures(turns, samples, results, by)
+        figures, remarks = self._scores(turns, samples, results, by)
         kept = self._kept(turns, [one for one in results if one.number in self.kept])
         pictures = self._pictures(turns, samples, kept, by.step)
-        return Found(by, losses, figures, kept, pictures)
+        return Found(by, losses, figures, remarks, kept, pictures)
 
     def recorded_words(self, number: int) -> Sequence[Mapping[str, Any]]:
         """Words of a window, once it was read."""
@@ -163,7 +172,7 @@ class Validation:
             held, task = group
             arrays: dict[StreamName, torch.Tensor] = {
                 name: torch.from_numpy(np.stack([one.arrays[name] for one in held])).to(device)
-                for name in (*TASKS[task].conditions, *TASKS[task].targets)
+                for name in streams_of(self._model, task)
             }
             numbers, speakers = [one.number for one in held], [one.speaker for one in held]
             with self._autocast():
@@ -186,27 +195,28 @@ class Validation:
         own = [made for group in turns.shared(self._groups(), of) for made in group]
         return _in_order([made for data in self._ranks.collected(pack(own)) for made in unpack(data)])
 
-    def _figures(
+    def _scores(
         self, turns: Turns, samples: WindowFolder, results: Sequence[Made], by: MadeBy
-    ) -> dict[str, list[Figure]]:
-        """Scores of every task."""
+    ) -> tuple[dict[str, list[Figure]], dict[str, list[str]]]:
+        """Figures and remarks of every task."""
 
-        def of(task: str) -> tuple[str, list[dict[str, Any]]]:
+        def of(task: str) -> tuple[str, tuple[list[dict[str, Any]], list[str]]]:
             own = [one for one in results if one.task == task]
-            figures = score_task(own, self.held_out.windows, samples, by, self._measured)
-            return task, [asdict(figure) for figure in figures]
+            scored = score_task(own, self.held_out.windows, samples, by, self._learned)
+            return task, ([asdict(figure) for figure in scored.figures], list(scored.remarks))
 
         own = turns.shared(SIX, of)
         found = dict(entry for data in self._ranks.collected(json.dumps(own).encode()) for entry in json.loads(data))
-        return {task: [Figure(**figure) for figure in found[task]] for task in SIX}
+        figures = {task: [Figure(**figure) for figure in found[task][0]] for task in SIX}
+        return figures, {task: found[task][1] for task in SIX}
 
-    def _measured(self) -> GestureMeasures:
-        """What motion is measured with, from the train split, the first time."""
-        if self._measures is None:
+    def _learned(self) -> TrainSplit | None:
+        """What the train split tells, the first time from its recordings."""
+        if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = some_recordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)
-            self._measures = measures_of(recordings, profile("corrected"), None, None)
-        return self._measures
+            self._train = learn_train_split(recordings, INSTRUMENTS, lambda _done, _total: None)
+        return self._train
 
     def _kept(self, turns: Turns, results: Sequence[Made]) -> list[Made]:
         """The results that are kept, with waveforms."""

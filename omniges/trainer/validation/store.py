@@ -55,6 +55,7 @@ def write_validation(run: Path, validation: Validation, found: Found) -> Path:
             "loss": found.loss,
             "losses": found.losses,
             "figures": {task: [asdict(figure) for figure in figures] for task, figures in found.figures.items()},
+            "remarks": found.remarks,
             "samples": samples_of(validation, found),
         }
         publish_bytes(folder / REPORT, json_document(document))

@@ -24,11 +24,11 @@ from omniges.features.timebase import (
     TICKS_PER_SECOND,
 )
 from omniges.publish import os_errors
-from omniges.shards.manifest import ManifestRow
+from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
 from omniges.trainer.catalog import VERIFY
-from omniges.trainer.evaluate.pairs import waveform
+from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.reading import ShardSource
 from omniges.trainer.setup import DataSource
 from omniges.trainer.slots import SlotCodec
@@ -116,8 +116,24 @@ class WindowFolder(ShardFolder):
         return self._samples[row.key]
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """The window's mel, which is all that scoring asks for by itself."""
-        return {"mel.npy": self._samples[row.key].mel}[member]
+        """A window's mel, sound or betas, which is all that scoring asks for by itself."""
+        sample = self._samples[row.key]
+        found: npt.NDArray[Any] | None = {
+            "mel.npy": sample.mel,
+            "audio.npy": sample.audio,
+            "betas.npy": sample.betas,
+        }[member]
+        if found is None:
+            raise KeyError(member)
+        return found
+
+    def gesture(self, row: ManifestRow) -> GestureClip:
+        """The window's motion."""
+        return self._samples[row.key].gesture
+
+    def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
+        """Semantic spans of the window, clipped to it."""
+        return self._samples[row.key].semantic
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
         """Words that the window has half a tick of, clipped to it."""
@@ -136,14 +152,13 @@ class HeldOut:
         """All windows as samples, and their text slots (ticks,). Raises DataError for what cannot be read."""
         samples: list[SampleArrays] = []
         slots: list[I32] = []
-        whole: tuple[tuple[int, str], SampleArrays, I32] | None = None
+        whole: tuple[tuple[int, str], _Recording] | None = None
         for window in self.windows:  # those of a recording stand side by side
             name = (window.source, window.row.key)
             if whole is None or whole[0] != name:
-                sample = self.folders[window.source].sample(window.row)
-                whole = name, sample, codec.encode(sample.words, window.row.ticks).ids
-            samples.append(cut(whole[1], window))
-            slots.append(whole[2][window.start_tick : window.start_tick + window.ticks])
+                whole = name, _Recording.read(self.folders[window.source], window.row, codec)
+            samples.append(_cut(whole[1], window))
+            slots.append(whole[1].slots[window.start_tick : window.start_tick + window.ticks])
         return WindowFolder(samples), slots
 
 
@@ -196,10 +211,10 @@ class SomeRecordings(ShardFolder):
         """A row a recording, under names that tell them apart."""
         return [replace(row, key=name) for name, (_, row) in self._chosen.items()]
 
-    def sample(self, row: ManifestRow) -> SampleArrays:
-        """A recording, whole."""
+    def member(self, row: ManifestRow, member: str) -> bytes:
+        """A member of a recording, of which all else here is made."""
         folder, own = self._chosen[row.key]
-        return folder.sample(own)
+        return folder.member(own, member)
 
 
 def some_recordings(folders: Mapping[int, SourceFolder], ticks: int, limit: int) -> SomeRecordings:
@@ -210,13 +225,29 @@ def some_recordings(folders: Mapping[int, SourceFolder], ticks: int, limit: int)
     return SomeRecordings([(folders[place.source], rows[place.source, place.key]) for place in places])
 
 
-def cut(sample: SampleArrays, window: Window) -> SampleArrays:
-    """The part of a sample that a window is: times from the window's start, the root where it then is."""
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A recording that windows are cut from."""
+
+    sample: SampleArrays
+    slots: I32  # (ticks,)
+    trans: npt.NDArray[np.float64]  # (T, 3) metres
+    heard: npt.NDArray[np.float32] | None  # (N,) at 16 kHz
+
+    @classmethod
+    def read(cls, folder: SourceFolder, row: ManifestRow, codec: SlotCodec) -> _Recording:
+        """Raises DataError for what cannot be read."""
+        sample = folder.sample(row)
+        trans = motion_from_gesture(sample.gesture).trans
+        return cls(sample, codec.encode(sample.words, row.ticks).ids, trans, waveform(folder, row))
+
+
+def _cut(recording: _Recording, window: Window) -> SampleArrays:
+    """The part of a recording that a window is: times from the window's start, the root where it then is."""
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
-    trans = motion_from_gesture(sample.gesture).trans
     start_s, seconds = first / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
-    heard = waveform(sample)
+    sample, heard = recording.sample, recording.heard
     return replace(
         sample,
         row=replace(
@@ -226,16 +257,23 @@ def cut(sample: SampleArrays, window: Window) -> SampleArrays:
             mel_frames=ticks * MEL_FRAMES_PER_TICK,
             ticks=ticks,
             seconds=seconds,
+            members=_members(window.row),
         ),
         gesture=GestureClip(
-            sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], trans[frames.start, [0, 2]]
+            sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], recording.trans[frames.start, [0, 2]]
         ),
         mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
         words=_within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S),
         semantic=None if sample.semantic is None else _within(sample.semantic, start_s, seconds, least_s=0.001),
         flac=None,
         audio=None if heard is None else heard[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
+        latents={},
     )
+
+
+def _members(row: ManifestRow) -> dict[str, MemberPlace]:
+    """What a window of a recording has: the same, but for sound, which is an array whatever it was kept as."""
+    return {("audio.npy" if name == "flac" else name): place for name, place in row.members.items()}
 
 
 def _within(

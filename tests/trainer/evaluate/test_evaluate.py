@@ -3,72 +3,32 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from evaluate_builders import put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.skeleton import joint_positions
-from omniges.pipeline.discover import Selection
 from omniges.pipeline.export import motion_file, text_file
-from omniges.pipeline.outcome import ConvertSettings
-from omniges.pipeline.progress import make_reporter
-from omniges.pipeline.run import preprocess
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
-from omniges.pipeline.settings import PreprocessSettings
 from omniges.recordings.npz import decode_motion, encode_motion
 from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.evaluate.figures import Figure
-from omniges.trainer.evaluate.report import Report, render
-from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
-from omniges.trainer.generated import GeneratedRecord
+from omniges.trainer.evaluate.report import Report, TaskReport, render
 from omniges.trainer.metrics.profiles import profile, scored_poses
-
-
-def shards_of(folder: Path, *, keep_audio: bool) -> Path:
-    """Six clips of 8 s: beats leave out 2 s at either end."""
-    corpus = folder / "corpus"
-    write_sample_corpus(corpus, CorpusSettings(clips=6, seconds=8.0, seed=3))
-    settings = PreprocessSettings(
-        root=corpus,
-        out=folder / "shards",
-        selection=Selection(),
-        convert=ConvertSettings(keep_audio=keep_audio),
-        workers=1,
-    )
-    preprocess(settings, make_reporter("json"))
-    return folder / "shards"
 
 
 @pytest.fixture(scope="module")
 def with_audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards that kept the audio."""
     return shards_of(tmp_path_factory.mktemp("evaluate"), keep_audio=True)
-
-
-def write(folder: Path, shards: Path, content: Callable[[SampleArrays], bytes], ending: str) -> list[SampleArrays]:
-    """A file of another system for every sample."""
-    folder.mkdir()
-    source = ShardFolder(shards)
-    samples = [source.sample(row) for row in source.rows]
-    for sample in samples:
-        (folder / f"{sample.row.key}{ending}").write_bytes(content(sample))
-    return samples
-
-
-def scored(folder: Path, shards: Path, **changes: Any) -> dict[tuple[str, str], Figure]:
-    report = evaluate(EvaluateSettings(generated=(folder,), shards=shards, resamples=50, **changes))
-    ((_, figures),) = report.tasks.items()
-    return {(figure.metric, figure.row): figure for figure in figures}
 
 
 class TestGesture:
@@ -118,15 +78,44 @@ class TestGesture:
         )
         assert "vertices" in str(found["face MSE", "generated"].why_not)
 
-    def test_motion_longer_than_its_recording_is_refused(self, shards: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("extra", [1, 100, 150, 151])
+    def test_motion_longer_than_its_recording_is_cut_or_is_not_of_it(
+        self, shards: Path, tmp_path: Path, extra: int
+    ) -> None:
+        """Audio, which generated motion is as long as, often goes on where the recorded motion has ended."""
+
         def longer(sample: SampleArrays) -> bytes:
             motion = decode_motion(motion_file(sample))
-            twice = [np.concatenate([a, a]) for a in (motion.poses, motion.expressions, motion.trans)]
-            return encode_motion(*twice, motion.betas, gender="neutral", model="smplx2020")
+            arrays = [np.concatenate([a, a, a])[: len(a) + extra] for a in (motion.poses, motion.expressions)]
+            trans = np.concatenate([motion.trans] * 3)[: len(motion.trans) + extra]
+            return encode_motion(*arrays, trans, motion.betas, gender="neutral", model="smplx2020")
 
         write(tmp_path / "own", shards, longer, ".npz")
-        with pytest.raises(DataError, match=r"at most \d+ frames expected"):
-            scored(tmp_path / "own", shards, task="a2g")
+        if extra > 150:
+            with pytest.raises(DataError, match=r"9\.0 s found where the recording has 4\.0 s"):
+                scored(tmp_path / "own", shards, task="a2g")
+        else:
+            found = scored(tmp_path / "own", shards, task="a2g")
+            assert found["semantic recall", "generated"].value == pytest.approx(1)
+
+    def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
+        def short(sample: SampleArrays) -> bytes:
+            motion = decode_motion(motion_file(sample))
+            frames = 20 if sample.row.key.startswith("1") else len(motion.poses)
+            arrays = [a[:frames] for a in (motion.poses, motion.expressions, motion.trans)]
+            return encode_motion(*arrays, motion.betas, gender="neutral", model="smplx2020")
+
+        samples = write(tmp_path / "own", shards, short, ".npz")
+        task = task_of(tmp_path / "own", shards, task="a2g")
+        found = {(figure.metric, figure.row): figure for figure in task.figures}
+        few = sum(sample.row.key.startswith("1") for sample in samples)
+        assert found["Fréchet gesture distance", "generated"].left_out == {"found 20; expected at least 32": few}
+        assert found["L1 diversity", "generated"].results == len(samples)
+        seconds = [20 / 30 if s.row.key.startswith("1") else s.row.frames / 30 for s in samples]
+        assert task.seconds == pytest.approx(sum(seconds))
+        assert task.recorded_seconds == pytest.approx(sum(s.row.seconds for s in samples))
+        table = render(Report(tasks={"a2g": task}, facts={}), "table")
+        assert f"Fréchet gesture distance: without {few} × found 20; expected at least 32" in table
 
 
 class TestText:
@@ -152,39 +141,12 @@ class TestText:
         assert found["word start error, median", "generated"].value == pytest.approx(0.02, abs=1e-6)
 
 
-def result(folder: Path, shards: Path, sample: SampleArrays, mel: np.ndarray[Any, Any]) -> None:
-    """A record with its mel, as `generate` writes it."""
-    folder.mkdir(exist_ok=True)
-    key = sample.row.key
-    data = io.BytesIO()
-    np.save(data, mel.astype(np.float32))
-    (folder / f"{key}.mel.npy").write_bytes(data.getvalue())
-    entry = {"path": f"{key}.mel.npy", "sha256": hashlib.sha256(data.getvalue()).hexdigest()}
-    record = GeneratedRecord(
-        omniges="0",
-        task="t2a",
-        name=key,
-        source={"shards": str(shards), "manifest_sha256": "", "key": key},
-        sample=0,
-        ticks=len(mel) // 10,
-        seconds=len(mel) / 100,
-        files={"mel": entry},
-        inputs=(),
-        model={},
-        settings={},
-        seams_s=(),
-        measures={},
-        remarks=(),
-    )
-    (folder / f"{key}.json").write_bytes(record.document())
-
-
 class TestSpeech:
     def test_a_gain_is_its_logarithm_and_no_distortion(self, shards: Path, tmp_path: Path) -> None:
         source = ShardFolder(shards)
         for row in source.rows:
             sample = source.sample(row)
-            result(tmp_path / "own", shards, sample, sample.mel + 0.5)
+            put_mel(tmp_path / "own", shards, sample, sample.mel + 0.5)
         found = scored(tmp_path / "own", shards)
         assert found["log-mel L1", "generated"].value == pytest.approx(0.5, abs=1e-6)
         assert found["mel-cepstral distortion", "generated"].value == pytest.approx(0, abs=1e-5)
@@ -195,7 +157,7 @@ class TestSpeech:
     def test_a_file_that_is_not_what_its_record_says_is_refused(self, shards: Path, tmp_path: Path) -> None:
         source = ShardFolder(shards)
         sample = source.sample(source.rows[0])
-        result(tmp_path / "own", shards, sample, sample.mel)
+        put_mel(tmp_path / "own", shards, sample, sample.mel)
         path = tmp_path / "own" / f"{sample.row.key}.mel.npy"
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
@@ -219,12 +181,18 @@ class TestRefusals:
             scored(tmp_path / "own", shards)
 
     def test_nothing_generated(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="generated results expected, found none"):
+        with pytest.raises(UsageFault, match="generated results expected, found no files"):
             scored(tmp_path, shards)
 
-    def test_published_profiles_without_their_parts(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="--profile emage-2024: its numbers mean something only with"):
-            scored(tmp_path, shards, profile="emage-2024")
+    @pytest.mark.parametrize("name", ["emage-2024", "emage-eval-2025"])
+    def test_published_profiles_without_their_parts(self, shards: Path, tmp_path: Path, name: str) -> None:
+        everything = {"body_model": tmp_path, "encoder": tmp_path, "mean_speeds": tmp_path}
+        with pytest.raises(UsageFault, match="give --body-model and --encoder and --mean-speeds too, or take"):
+            scored(tmp_path, shards, profile=name)
+        for part in everything:
+            others = {own: path for own, path in everything.items() if own != part}
+            with pytest.raises(UsageFault, match=f"speeds: give --{part.replace('_', '-')} too, or take"):
+                scored(tmp_path, shards, profile=name, **others)
 
     def test_an_encoder_that_is_a_program(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
@@ -233,8 +201,17 @@ class TestRefusals:
 
     def test_mean_speeds_of_another_shape(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
-        np.save(tmp_path / "speeds.npy", np.ones(3))
-        with pytest.raises(DataError, match=r"\(55,\) floats expected, found \(3,\)"):
+        for speeds, words in (
+            (np.ones(3), r"\(55,\) floats expected, found \(3,\)"),
+            (np.ones(55, dtype=np.int64), "floats expected"),
+            (np.where(np.arange(55) == 7, np.nan, 1.0), "found nan for joint 7"),
+            (np.where(np.arange(55) == 9, -1.0, 1.0), "found -1.0 for joint 9"),
+        ):
+            np.save(tmp_path / "speeds.npy", speeds)
+            with pytest.raises(DataError, match=words):
+                scored(tmp_path / "own", shards, task="a2g", mean_speeds=tmp_path / "speeds.npy")
+        (tmp_path / "speeds.npy").write_bytes(b"")
+        with pytest.raises(DataError, match=r"an \.npy file of numbers expected"):
             scored(tmp_path / "own", shards, task="a2g", mean_speeds=tmp_path / "speeds.npy")
 
 
@@ -244,21 +221,42 @@ def figure(row: Any, value: float | None, **more: Any) -> Figure:
 
 def test_reports_say_the_same_in_every_form() -> None:
     found = [
-        figure("generated", 0.25, low=0.2, high=0.3, clips=4, left_out={"too short": 1}),
-        figure("shuffled", 0.5, clips=4),
+        figure("generated", 0.25, low=0.2, high=0.3, recordings=4, results=4, left_out={"too short": 1}),
+        figure("shuffled", 0.5, recordings=4, results=4),
         Figure(metric="other", unit="m", row="generated", value=None, why_not="no audio"),
     ]
-    report = Report(tasks={"a2t": found}, clips={"a2t": ["a", "b", "c", "d", "e"]}, facts={"profile": "corrected"})
+    task = TaskReport(
+        figures=found,
+        recordings=["a", "b", "c", "d", "e"],
+        results=10,
+        splits={"test": (5, 7)},
+        seconds=19.5,
+        recorded_seconds=20,
+    )
+    report = Report(tasks={"a2t": task}, facts={"profile": "corrected"}, remarks=["other shards"])
     table = render(report, "table")
+    assert "a2t: 5 of 7 test recordings, 10 results, 19.5 of 20.0 s" in table
     assert "0.25 [0.2, 0.3]" in table
-    assert "4 of 5 clips: 1 × too short" in table
-    assert "not computed: no audio" in table
+    assert "error: without 1 × too short" in table
+    assert "other (m)  not computed: no audio" in table
+    assert "intervals of 4 recordings are narrower" in table
+    assert "remark: other shards" in table
     document = json.loads(render(report, "json"))
-    assert document["figures"]["a2t"][0]["high"] == 0.3
+    assert document["tasks"]["a2t"]["figures"][0]["high"] == 0.3
     rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))
     assert [row["value"] for row in rows] == ["0.25", "0.5", ""]
+    assert [row["profile"] for row in rows] == ["corrected"] * 3
     assert rows[2]["why_not"] == "no audio"
     assert "| a2t | 5 | 0.25 [0.2, 0.3] |" in render(report, "markdown")
+
+
+def test_a_table_fits_a_hundred_columns(with_audio: Path, tmp_path: Path) -> None:
+    write(tmp_path / "own", with_audio, motion_file, ".npz")
+    task = task_of(tmp_path / "own", with_audio, task="a2g")
+    table = render(Report(tasks={"a2g": task}, facts={"shards": str(with_audio)}), "table")
+    assert max(map(len, table.splitlines())) <= 100
+    assert "Fréchet gesture distance, generated: rows 84 and 84, ranks" in table  # 6 clips of 8 s
+    assert "1 of 1 test recordings, 4 of 4 train recordings, 1 of 1 val recordings, 48.0 of 48.0 s" in table
 
 
 def test_the_command_writes_a_report(shards: Path, tmp_path: Path) -> None:
@@ -267,5 +265,5 @@ def test_the_command_writes_a_report(shards: Path, tmp_path: Path) -> None:
     words += ["--format", "json", "-o", str(tmp_path / "report.json")]
     subprocess.run([sys.executable, "-m", "omniges.cli", *words], capture_output=True, timeout=100, check=True)
     document = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    assert document["figures"]["a2t"][0]["value"] == 0
+    assert document["tasks"]["a2t"]["figures"][0]["value"] == 0
     assert document["profile"] == "corrected"

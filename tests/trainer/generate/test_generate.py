@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from pipeline_helpers import run_preprocess
 from training_helpers import run
 
-from omniges.errors import DataError, OmnigesError, UsageFault
+from omniges.commands.common import Signalled
+from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
+from omniges.pipeline.discover import Selection
+from omniges.publish import PendingFile
 from omniges.recordings.npz import decode_motion
-from omniges.recordings.textgrid import decode_words
+from omniges.recordings.textgrid import WordInterval, decode_words, encode_words
 from omniges.recordings.wav import decode_wav
+from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, generate, task_named
 from omniges.trainer.generate.sources import Sources
@@ -27,20 +33,6 @@ from omniges.trainer.sampling import SamplingSettings
 
 STEPS = SamplingSettings(steps=2)
 STEM = "1_synthetica_0_1_1"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few steps of the smallest model: it has learned nothing, which is not what is tried here."""
-    folder = tmp_path_factory.mktemp("generate") / "run"
-    run(shards, folder, max_train_steps=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def files(corpus: Path) -> dict[str, Path]:
-    """The files of one recording."""
-    return {ending: next(corpus.rglob(f"{STEM}.{ending}")) for ending in ("wav", "npz", "TextGrid")}
 
 
 def make(checkpoint: Path, out: Path, task: str, **changes: Any) -> GenerateSummary:
@@ -118,6 +110,7 @@ def test_samples_of_shards_have_their_speaker_and_body_and_say_where_they_are_fr
     assert first.source == {
         "shards": str(shards),
         "manifest_sha256": folder.dataset["files"]["manifest.parquet"]["sha256"],
+        "manifest_hash": folder.dataset["manifest_hash"],
         "key": row.key,
     }
     assert first.settings["speaker"] == row.speaker
@@ -180,7 +173,7 @@ def test_a_long_input_is_as_long_as_it_is_and_names_its_seams(
 
 def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     make(checkpoint, tmp_path, "a2t", audio=(files["wav"],))
-    with pytest.raises(UsageFault, match=f"{STEM}.json is there already"):
+    with pytest.raises(UsageFault, match=f"{STEM}.json and 2 more files would be replaced"):
         make(checkpoint, tmp_path, "a2t", audio=(files["wav"],))
     make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
 
@@ -265,3 +258,94 @@ def test_the_command_makes_a_picture_and_ends_with_a_summary(
     assert (tmp_path / "out" / f"{STEM}.png").read_bytes()[:4] == b"\x89PNG"
     trans = decode_motion((tmp_path / "out" / f"{STEM}.npz").read_bytes()).trans
     np.testing.assert_allclose(trans[0, [0, 2]], (1, 2), atol=1e-6)
+
+
+def test_a_persons_own_files_are_never_replaced(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """Results would have the names of what lies beside an input, and of the input itself."""
+    for ending in ("wav", "npz"):
+        (tmp_path / f"{STEM}.{ending}").write_bytes(files[ending].read_bytes())
+    (tmp_path / f"{STEM}.txt").write_text("mine", encoding="utf-8")
+    before = contents(tmp_path)
+    with pytest.raises(UsageFault, match=f"{STEM}.txt would be replaced"):
+        make(checkpoint, tmp_path, "a2t", audio=(tmp_path / f"{STEM}.wav",))
+    sound = tmp_path / f"{STEM}.txt"
+    sound.write_bytes(files["wav"].read_bytes())  # a name that a result would have, whatever is in it
+    before = contents(tmp_path)
+    with pytest.raises(UsageFault, match=f"{STEM}.txt is an input, which its result would replace"):
+        make(checkpoint, tmp_path, "a2t", audio=(sound,), overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_an_earlier_result_goes_whole_when_it_is_replaced(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """A picture of the earlier result would be taken for one of the new."""
+    make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), pictures=True)
+    (tmp_path / f"{STEM}.txt").write_text("edited since", encoding="utf-8")
+    make(checkpoint, tmp_path, "a2g", audio=(files["wav"],), overwrite=True)
+    assert set(contents(tmp_path)) == {f"{STEM}{ending}" for ending in (".json", ".npz", ".txt")}
+
+
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_ctrl_c_between_the_files_of_a_result_leaves_none_of_them(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    left = when
+    publish = PendingFile.publish
+
+    def interrupted(file: PendingFile) -> None:
+        nonlocal left
+        publish(file)
+        left -= 1
+        if not left:
+            raise Signalled(ExitCode.INTERRUPTED)
+
+    monkeypatch.setattr(PendingFile, "publish", interrupted)
+    with pytest.raises(Signalled):
+        make(checkpoint, tmp_path, "a2t", audio=(files["wav"],))
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_sampling_exits_130_and_leaves_nothing(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["generate", "--checkpoint", str(checkpoint), "--task", "a2g", "--audio", str(files["wav"])]
+    words += ["-o", str(tmp_path / "out"), "--steps", "100000"]
+    with subprocess.Popen([sys.executable, "-m", "omniges.cli", *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "s generated" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert said.splitlines()[-1] == "omniges: interrupted; nothing half-written was published"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_textgrid_that_belongs_to_another_recording_is_refused(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    late = encode_words([WordInterval("late", 20.0, 21.0)], 30.0)
+    (tmp_path / "late.TextGrid").write_bytes(late)
+    with pytest.raises(DataError, match=r"words up to 4.0 s expected, .* found some up to 21.0 s"):
+        make(checkpoint, tmp_path / "out", "at2g", audio=(files["wav"],), text=(str(tmp_path / "late.TextGrid"),))
+
+
+def test_a_checkpoint_that_never_saw_a_task_says_so(shards: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    run(shards, tmp_path / "run", max_train_steps=1, flow={"shares": {"a2t": 1.0}})
+    with pytest.raises(UsageFault, match="it was not trained on a2g, only on a2t"):
+        make(tmp_path / "run", tmp_path / "out", "a2g", audio=(files["wav"],))
+
+
+def test_samples_of_other_shards_are_remarked_and_other_features_refused(
+    checkpoint: Path, shards: Path, corpus: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    assert run_preprocess(corpus, other, selection=Selection(include=("1_*",))).exit_code == 0
+    key = ShardFolder(other).rows[0].key
+    record = read_record(make(checkpoint, tmp_path / "out", "a2t", shards=other, keys=(key,)).records[0])
+    assert "the sample is of other shards than those the model was trained on" in record.remarks
+    dataset = json.loads((other / "dataset.json").read_text("utf-8"))
+    dataset["features"]["mel"]["bands"] = 80
+    (other / "dataset.json").write_bytes(seal({name: value for name, value in dataset.items() if name != "checksum"}))
+    with pytest.raises(DataError, match="its mel are not those of this model"):
+        make(checkpoint, tmp_path / "none", "a2t", shards=other, keys=(key,))

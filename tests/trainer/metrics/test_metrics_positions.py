@@ -11,7 +11,7 @@ from omniges.features.gesture import six_d_from_rotvec
 from omniges.recordings.semantic import SemanticSpan
 from omniges.trainer.metrics.clips import ClipValue, checked, checked_pair, weighted_mean
 from omniges.trainer.metrics.diversity import l1_diversity
-from omniges.trainer.metrics.face import face_mse, face_velocity
+from omniges.trainer.metrics.face import FaceSums, face_mse, face_velocity
 from omniges.trainer.metrics.motion import foot_skate, invalid_rotations, jerk, root_drift
 from omniges.trainer.metrics.profiles import PROFILES, profile, scored_poses
 from omniges.trainer.metrics.seams import seam_score
@@ -75,6 +75,20 @@ class TestFace:
             found = face_velocity(self.P, self.G, profile(name).face)
         assert found.value == pytest.approx(expected, rel=1e-9)
         assert found.weight == (39 if name == "corrected" else 40)
+
+    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("cuts", [[1], [1, 2, 3], [13, 14, 39], [20]])
+    def test_blocks_are_the_whole(self, name, cuts):
+        sums, settings = FaceSums(), profile(name).face
+        for p, g in zip(np.split(self.P, cuts), np.split(self.G, cuts), strict=True):
+            with untouched(p, g):
+                sums.add(p, g)
+        whole = face_mse(self.P, self.G), face_velocity(self.P, self.G, settings)
+        for found, expected in zip((sums.mse(), sums.velocity(settings)), whole, strict=True):
+            assert found.value == pytest.approx(expected.value, rel=1e-12)
+            assert (found.weight, found.vertices) == (expected.weight, expected.vertices)
+        with pytest.raises(UsageFault, match="found 29 after 30"):
+            sums.add(self.P[:, :29], self.G[:, :29])
 
     @pytest.mark.parametrize("name", ALL)
     def test_on_the_real_clip_against_its_delayed_self(self, name, real_clip):

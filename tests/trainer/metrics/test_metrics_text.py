@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import tracemalloc
 import unicodedata
 
 import numpy as np
@@ -15,6 +16,7 @@ from omniges.trainer.metrics.text import (
     EditCounts,
     align,
     character_errors,
+    count_edits,
     normalised_text,
     normalised_word,
     word_errors,
@@ -32,6 +34,11 @@ def distance(a, b):
         return min(of(i - 1, j) + 1, of(i, j - 1) + 1, of(i - 1, j - 1) + (a[i - 1] != b[j - 1]))
 
     return of(len(a), len(b))
+
+
+def text_has_spaces(text):
+    """Whether it is of scripts with spaces between words."""
+    return all(ord(c) < 0x0E00 or 0x1100 <= ord(c) < 0x1200 for c in unicodedata.normalize("NFKC", text))
 
 
 few = st.lists(st.sampled_from("abcd"), max_size=9).map(tuple)
@@ -76,6 +83,23 @@ class TestAlignment:
         assert align("ab", "ba").pairs == ((0, 0), (1, 1))
         assert align("xab", "ab").pairs == ((1, 0), (2, 1))
 
+    @given(few, few)
+    @settings(deadline=None)
+    def test_counts_alone_are_those_of_the_alignment(self, found, expected):
+        assert count_edits(found, expected) == align(found, expected).counts
+
+    def test_counts_of_five_minutes_of_characters_take_memory_for_rows_alone(self):
+        rng = np.random.default_rng(0)
+        expected = "".join(rng.choice(list("abcdefgh "), 4000))
+        found = "".join(c for c in expected if rng.random() > 0.2)
+        tracemalloc.start()
+        counts = count_edits(found, expected)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert counts.expected == 4000
+        assert counts.edits <= 4000 - len(found)
+        assert peak < 1 << 20
+
     def test_a_long_text_is_quick(self):
         rng = np.random.default_rng(0)
         expected = rng.integers(0, 300, 2000).tolist()
@@ -97,10 +121,19 @@ class TestRates:
     def test_any_text_at_all(self, found, expected):
         words, characters = word_errors(found, expected), character_errors(found, expected)
         assert words.edits == distance(tuple(normalised_text(found).split()), tuple(normalised_text(expected).split()))
-        assert characters.edits == distance(normalised_text(found), normalised_text(expected))
+        if text_has_spaces(found + expected):
+            assert characters.edits == distance(normalised_text(found), normalised_text(expected))
         assert word_errors(expected, expected).edits == 0
         if words.expected:
             assert words.rate >= 0
+
+    def test_spaces_count_only_in_scripts_that_have_them(self):
+        assert character_errors("今日 は いい天気", "今日はいい 天気").edits == 0
+        assert character_errors("今日", "今月").rate == 1 / 2
+        assert character_errors("สวัส ดี", "สวัสดี").edits == 0
+        assert character_errors("안녕 하세요", "안녕하세요").edits == 1
+        assert character_errors("an apple", "anapple").edits == 1
+        assert character_errors("今日 ok", "今日ok").edits == 1  # beside Latin letters a space is one
 
     def test_counts_of_clips_add_up_before_they_are_divided(self):
         pooled = word_errors("a", "a b c") + word_errors("x y", "") + word_errors("d", "d")

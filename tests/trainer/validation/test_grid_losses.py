@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from omniges.errors import DataError
-from omniges.trainer.flow import FlowModel
+from omniges.trainer.flow import FlowModel, draw_noise
 from omniges.trainer.presets import ModelConfig, build_model
 from omniges.trainer.random import Purpose, normal
+from omniges.trainer.streams import STREAMS
 from omniges.trainer.tasks import TASKS
-from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED, grid_losses, loss_table
+from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED, grid_losses, loss_table, streams_of
 
 TICKS, PIECES = 8, 20
+CONFIG = ModelConfig(width=16, layers=1, heads=2, piece_width=8, mark_width=4)
+CARRYING = replace(
+    CONFIG, rotary_periods_s=None, pooled_width=6, text_head_width=20, context_only=("text",), absent="noise"
+)
 
 
-@pytest.fixture(scope="module")
-def model() -> FlowModel:
+def model_of(config: ModelConfig) -> FlowModel:
     statistics = {
         "gesture": {"mean": [0.1] * 415, "std": [0.5] * 415},
         "mel": {"mean": [-4.0] * 64, "std": [2.0] * 64},
     }
-    config = ModelConfig(width=16, layers=1, heads=2, piece_width=8, mark_width=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(config, statistics=statistics, pieces=PIECES, speakers=2)
         for p in model.parameters():  # heads that start at zero would answer zero whatever they are given
             torch.nn.init.normal_(p, std=0.2)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> FlowModel:
+    return model_of(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +89,26 @@ def test_a_loss_is_the_formula_by_itself(task: str, model: FlowModel, arrays: di
                 else:
                     expected = (outputs - clean).square().mean()
                 assert found[row, k] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("task", ["t2g", "a2g", "g2a", "t2a"])
+def test_what_a_model_carries_as_noise_is_noise_of_window_and_level(task: str, arrays: dict[str, torch.Tensor]) -> None:
+    """The loss of a trunk that is given all streams: the third one, that the task has not, as noise at level 1."""
+    model = model_of(CARRYING)
+    assert streams_of(model, task) == list(STREAMS)
+    found = grid_losses(model, arrays, [5, 6, 9], [1, 0, 2], task)
+    (condition,), (target,) = TASKS[task].conditions, TASKS[task].targets
+    (third,) = {*STREAMS} - {condition, target}
+    with torch.no_grad():
+        for k, level in enumerate(LEVELS):
+            where = torch.tensor([6 * 6 + k])
+            clean = {name: model.stream(name).tokens(arrays[name][1:2]) for name in STREAMS}
+            noise = {name: draw_noise(VALIDATION_SEED, where, name, x.shape[1:]) for name, x in clean.items()}
+            tokens = {target: torch.lerp(clean[target], noise[target], level)}
+            tokens |= {condition: clean[condition], third: noise[third]}
+            levels = {target: torch.tensor([level]), condition: torch.zeros(1), third: torch.ones(1)}
+            made = model.predict(tokens, levels, [target], torch.tensor([0]))[target]
+            assert found[1, k] == pytest.approx(float((made - clean[target]).square().mean()), rel=1e-4)
 
 
 def test_a_window_has_its_losses_whatever_is_beside_it(model: FlowModel, arrays: dict[str, torch.Tensor]) -> None:

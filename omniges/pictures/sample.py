@@ -31,7 +31,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ft2font import FT2Font
 
-__all__ = ["Version", "draw_comparison", "draw_sample"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "LEFT",
+    "NO_MEL",
+    "ORANGE",
+    "RIGHT",
+    "View",
+    "Word",
+    "angular_speed",
+    "cut",
+    "draw_figures",
+    "draw_mel",
+    "draw_motion",
+    "draw_sample",
+    "draw_words",
+    "legend",
+    "new_figure",
+    "time_axis",
+    "without_motion",
+    "write",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -41,9 +63,8 @@ _MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP_SAMPLES
 _FIGURES: Final = 8
 _LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time axis
 _LONGEST_LABEL: Final = 13  # letters
-_LEFT, _RIGHT = 0.065, 0.935  # of the figure: where the time line begins and ends
+LEFT, RIGHT = 0.065, 0.935  # of the figure: where the time line begins and ends
 _DPI: Final = 110
-_GAP_IN: Final = 0.38  # between panels of a comparison, which have titles
 _FONT: Final = "DejaVu Sans"  # comes with matplotlib
 _OTHER_FONTS: Final = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
@@ -66,11 +87,11 @@ _STYLE: Final[dict[str, Any]] = {
     "text.usetex": False,
 }
 # Okabe and Ito's colours, which people with colour-blindness tell apart.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class View:
     """What is drawn: the sample cut to the time shown, times in seconds of the clip."""
 
     start_s: float
@@ -91,10 +112,10 @@ class _View:
 def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
     *,
     title: str,
-    gesture: F32 | None,
-    jaw_eyes: F32 | None,
+    gesture: F32,
+    jaw_eyes: F32,
     start_xz: npt.NDArray[np.floating],
-    mel: F32 | None,
+    mel: F32,
     words: Sequence[Word],
     start_s: float = 0.0,
     seconds: float = 12.0,
@@ -102,100 +123,30 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     """Draw `seconds` of a sample from `start_s` on (less where it ends before) and give the PNG file's bytes.
 
     `gesture` (T, 415) and `jaw_eyes` (T, 9) at 30 Hz, `start_xz` (2,) metres, `mel` (M, 64) log magnitudes at
-    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Motion or mel may be
-    None; then its panels say so. Raises ValueError on other shapes or if fewer than two frames would be shown,
-    EnvironmentFault without matplotlib.
+    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Raises ValueError on
+    other shapes or if fewer than two frames would be shown, EnvironmentFault without matplotlib.
     """
-    length_s = _length_s(gesture, mel, words)
-    if gesture is None or jaw_eyes is None:
-        view = _without_motion(mel, words, start_s, min(start_s + seconds, length_s))
-    else:
-        view = _cut(gesture, jaw_eyes, start_xz, _NO_MEL if mel is None else mel, words, start_s, seconds)
-    with _figure((12.0, 10.2)) as (figure, png):
+    length_s = len(gesture) / FRAME_RATE_HZ
+    view = cut(gesture, jaw_eyes, start_xz, mel, words, start_s, seconds)
+    with new_figure(12.0, 10.2) as figure:
         axes = _panels(figure)
-        _write(figure, (_LEFT, 0.978), title, size=12, weight="bold", va="center")
+        write(figure, (LEFT, 0.978), title, size=12, weight="bold", va="center")
         span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
-        figure.text(_RIGHT, 0.978, span, ha="right", va="center", color=_GREY)
-        _draw_words(axes[0], view)
-        _draw_mel(axes[1], view)
-        if len(view.gesture):
-            _draw_motion(axes[2], view)
-            _draw_face(axes[3], view)
-            _draw_figures(axes[4], view)
-        else:
-            for panel in axes[3:]:
-                panel.set_axis_off()
-            _draw_nothing(axes[2], view, "no motion was given or made")
+        figure.text(RIGHT, 0.978, span, ha="right", va="center", color=GREY)
+        draw_words(axes[0], view)
+        draw_mel(axes[1], view)
+        draw_motion(axes[2], view)
+        _draw_face(axes[3], view)
+        draw_figures(axes[4], view)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One version of a moment, recorded or made: what it has of motion, audio and words."""
-
-    name: str
-    gesture: F32 | None = None  # (T, 415)
-    start_xz: npt.NDArray[np.floating] | None = None  # (2,) metres, with gesture
-    mel: F32 | None = None  # (M, 64)
-    words: Sequence[Word] | None = None
-
-
-def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds: float) -> bytes:
-    """Draw versions of the same `seconds` one below the other, words, mels and motion apart; gives the PNG's bytes.
-
-    A version is drawn in each part that it has something of. Raises ValueError where motion has fewer than two frames,
-    EnvironmentFault without matplotlib.
-    """
-    with_words = [(one, _without_motion(None, one.words, 0.0, seconds)) for one in versions if one.words is not None]
-    with_mel = [(one, _without_motion(one.mel, (), 0.0, seconds)) for one in versions if one.mel is not None]
-    with_motion = [
-        (one, _cut(one.gesture, np.zeros((len(one.gesture), 9), np.float32), one.start_xz, _NO_MEL, (), 0.0, seconds))
-        for one in versions
-        if one.gesture is not None and one.start_xz is not None
-    ]
-    heights = [0.9] * len(with_words) + [1.1] * len(with_mel) + [1.3] * bool(with_motion) + [2.0] * len(with_motion)
-    with _figure((12.0, 0.6 + sum(height + _GAP_IN for height in heights))) as (figure, png):
-        inches = figure.get_figheight()
-        grid = figure.add_gridspec(
-            *(len(heights), 1),
-            height_ratios=heights,
-            hspace=_GAP_IN * len(heights) / sum(heights),
-            left=_LEFT,
-            right=_RIGHT - 0.015,
-            top=1 - 0.75 / inches,
-            bottom=0.1 / inches,
-        )
-        panels = iter([figure.add_subplot(grid[k]) for k in range(len(heights))])
-        _write(figure, (_LEFT, 1 - 0.2 / inches), title, size=12, weight="bold", va="center")
-        _write(figure, (_LEFT, 1 - 0.42 / inches), note, longest=160, color=_GREY, va="center")
-        for parts, draw in ((with_words, _draw_words), (with_mel, _draw_mel)):
-            for (version, view), axes in zip(parts, panels, strict=False):
-                draw(axes, view)
-                axes.set_title(version.name)
-        if with_motion:
-            _draw_speeds(next(panels), with_motion)
-        for (version, view), axes in zip(with_motion, panels, strict=True):
-            _draw_figures(axes, view)
-            axes.set_title(version.name)
-    return png.getvalue()
-
-
-def _draw_speeds(axes: Axes, versions: Sequence[tuple[Version, _View]]) -> None:
-    """Upper body speed of all versions in one panel."""
-    _time_axis(axes, versions[0][1])
-    axes.tick_params(labelbottom=True)
-    lines = []
-    for (version, view), color in zip(versions, (_GREY, _BLUE, _ORANGE, _GREEN), strict=False):
-        between = (view.times[1:] + view.times[:-1]) / 2
-        lines += axes.plot(between, _angular_speed(view.gesture, LAYOUT.upper), color=color, label=version.name)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("upper body, mean angular\nspeed (rad/s)")
-    _legend(axes, lines)
 
 
 @contextlib.contextmanager
-def _figure(inches: tuple[float, float]) -> Iterator[tuple[Figure, io.BytesIO]]:
-    """An empty figure in the project's style, and the file that it is when the block ends."""
+def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
+    """An empty figure in the style of all pictures; raises EnvironmentFault without matplotlib."""
+    style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
     try:
         import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
@@ -204,19 +155,16 @@ def _figure(inches: tuple[float, float]) -> Iterator[tuple[Figure, io.BytesIO]]:
         raise EnvironmentFault(
             'pictures need matplotlib, which is not installed: pip install "omniges[pictures]"'
         ) from error
-    style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
     with mpl.rc_context(style):
-        figure = Figure(figsize=inches, dpi=_DPI)
+        figure = Figure(figsize=(width_in, height_in), dpi=_DPI)
         FigureCanvasAgg(figure)
-        png = io.BytesIO()
-        yield figure, png
-        figure.savefig(png, format="png", metadata={"Software": None})
+        yield figure
 
 
 def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
     """Empty axes for words, mel, motion, face and figures, one below the other on one time line."""
     outer = figure.add_gridspec(
-        3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, left=_LEFT, right=_RIGHT, top=0.955, bottom=0.01
+        3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, left=LEFT, right=RIGHT, top=0.955, bottom=0.01
     )
     heard = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
     moved = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
@@ -225,13 +173,13 @@ def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
     return words, mel, motion, face, people
 
 
-_NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
+NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------
 
 
-def _cut(
+def cut(
     gesture: F32,
     jaw_eyes: F32,
     start_xz: npt.NDArray[np.floating],
@@ -239,7 +187,7 @@ def _cut(
     words: Sequence[Word],
     start_s: float,
     seconds: float,
-) -> _View:
+) -> View:
     """The part of a sample that is shown; the root's path is summed up from the beginning."""
     frames = len(gesture)
     shapes = (gesture.shape, jaw_eyes.shape, start_xz.shape, mel.shape[1:])
@@ -254,7 +202,7 @@ def _cut(
     begin, end = first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ
     mel_first = min(round(begin * _MEL_RATE_HZ), len(mel))
     intervals = tuple((str(w["word"]), float(w["start"]), float(w["end"])) for w in words)
-    return _View(
+    return View(
         start_s=begin,
         stop_s=end,
         times=np.arange(first, stop) / FRAME_RATE_HZ,
@@ -267,23 +215,14 @@ def _cut(
     )
 
 
-def _length_s(gesture: F32 | None, mel: F32 | None, words: Sequence[Word]) -> float:
-    """Length of a sample by its motion, else its mel, else its words."""
-    if gesture is not None:
-        return len(gesture) / FRAME_RATE_HZ
-    if mel is not None:
-        return len(mel) / _MEL_RATE_HZ
-    return max((float(word["end"]) for word in words), default=0.0)
-
-
-def _without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> _View:
+def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> View:
     """The part of a sample without motion that is shown."""
     if stop_s - start_s < 2 / FRAME_RATE_HZ:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
-    heard = _NO_MEL if mel is None else mel
+    heard = NO_MEL if mel is None else mel
     first = round(start_s * _MEL_RATE_HZ)
     inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
-    return _View(
+    return View(
         start_s=start_s,
         stop_s=stop_s,
         times=np.zeros(0),
@@ -296,7 +235,7 @@ def _without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop
     )
 
 
-def _angular_speed(gesture: F32, channels: slice) -> F64:
+def angular_speed(gesture: F32, channels: slice) -> F64:
     """Mean angular speed of a block's joints between frames: (T, 415) to (T − 1,) rad/s."""
     matrices = matrix_from_six_d(gesture[:, channels].reshape(len(gesture), -1, 6))
     chord = np.linalg.norm(np.diff(matrices, axis=0), axis=(-2, -1))
@@ -349,7 +288,7 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
+def write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
     """Put a text that may hold anything; dollar signs are no formulas."""
     families = [family for family, _ in _fonts()]
     target.text(*place, _drawable(text, longest), family=families, parse_math=False, **style)
@@ -358,19 +297,20 @@ def _write(target: Axes | Figure, place: tuple[float, float], text: str, longest
 # --- panels -------------------------------------------------------------------------------------------------
 
 
-def _time_axis(axes: Axes, view: _View, *, labelled: bool = False) -> None:
+def time_axis(axes: Axes, view: View, *, labelled: bool = False) -> None:
+    """The time shown, from left to right."""
     axes.set_xlim(view.start_s, view.stop_s)
     axes.tick_params(labelbottom=labelled)
     if labelled:
         axes.set_xlabel("time (s)", labelpad=1)
 
 
-def _mark_words(axes: Axes, view: _View) -> None:
+def _mark_words(axes: Axes, view: View) -> None:
     for _, start, end in view.words:
         axes.axvspan(start, end, color="#000000", alpha=0.05, linewidth=0, zorder=0)
 
 
-def _legend(axes: Axes, handles: Sequence[Any]) -> None:
+def legend(axes: Axes, handles: Sequence[Any]) -> None:
     """A line of keys above the panel, where it hides nothing."""
     axes.legend(
         handles=handles,
@@ -383,12 +323,12 @@ def _legend(axes: Axes, handles: Sequence[Any]) -> None:
     )
 
 
-def _draw_words(axes: Axes, view: _View) -> None:
+def draw_words(axes: Axes, view: View) -> None:
     """Bars for the words' intervals, and labels above them spread so that none covers another."""
     axes.set_axis_off()
-    _time_axis(axes, view)
+    time_axis(axes, view)
     axes.set_ylim(0, 1)
-    axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=_GREY, edgecolor="white")
+    axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=GREY, edgecolor="white")
     span = view.stop_s - view.start_s
     every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # of a long view only each n-th word is labelled
     labelled = view.words[::every]
@@ -397,20 +337,21 @@ def _draw_words(axes: Axes, view: _View) -> None:
     centres = np.array([(a + b) / 2 for _, a, b in labelled])
     places = _spread(centres, _LABEL_GAP * span, view.start_s, view.stop_s - 0.01 * span)
     for (word, _, _), centre, place in zip(labelled, centres, places, strict=True):
-        axes.plot([centre, centre, place], [0.1, 0.13, 0.22], color=_GREY, linewidth=0.5, clip_on=False)
+        axes.plot([centre, centre, place], [0.1, 0.13, 0.22], color=GREY, linewidth=0.5, clip_on=False)
         turned = {"rotation": 60, "rotation_mode": "anchor", "ha": "left", "va": "center"}
-        _write(axes, (place, 0.25), word, _LONGEST_LABEL, size=8, **turned)
+        write(axes, (place, 0.25), word, _LONGEST_LABEL, size=8, **turned)
 
 
-def _draw_mel(axes: Axes, view: _View) -> None:
-    _time_axis(axes, view)
+def draw_mel(axes: Axes, view: View) -> None:
+    """The mel on a scale of Hertz, with a bar that tells its colours."""
+    time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
     peaks = mel_filterbank().argmax(axis=1) * (SAMPLE_RATE_HZ / N_FFT)
     hertz = (250, 500, 1000, 2000, 4000, 8000)
     axes.set_yticks(np.interp(hertz, peaks, np.arange(MEL_BANDS)), [str(f) for f in hertz])
     axes.set_ylim(-0.5, MEL_BANDS - 0.5)
     if not len(view.mel):
-        _draw_nothing(axes, view, "no audio was given or made")
+        axes.text(0.5, 0.5, "no audio", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
     low, high = np.percentile(view.mel, (2, 99.8))
     half = 0.5 / _MEL_RATE_HZ  # frame j is centred on its time
@@ -425,59 +366,53 @@ def _draw_mel(axes: Axes, view: _View) -> None:
         vmax=max(high, low + 1e-3),
         extent=(view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5),
     )
-    _time_axis(axes, view)  # imshow sets its own
+    time_axis(axes, view)  # imshow sets its own
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
     bar.set_ylabel("log magnitude")
 
 
-def _draw_nothing(axes: Axes, view: _View, why: str) -> None:
-    """An empty panel that says why it is empty."""
-    _time_axis(axes, view, labelled=True)
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=_GREY)
-
-
-def _draw_motion(axes: Axes, view: _View) -> None:
-    _time_axis(axes, view)
+def draw_motion(axes: Axes, view: View) -> None:
+    """How fast the parts of the body turn, and how fast the root goes."""
+    time_axis(axes, view)
     _mark_words(axes, view)
     between = (view.times[1:] + view.times[:-1]) / 2
     lines = []
     parts = (
-        ("upper body", LAYOUT.upper, _BLUE),
-        ("hands", LAYOUT.hands, _ORANGE),
-        ("lower body", LAYOUT.lower, _GREEN),
+        ("upper body", LAYOUT.upper, BLUE),
+        ("hands", LAYOUT.hands, ORANGE),
+        ("lower body", LAYOUT.lower, GREEN),
     )
     for name, channels, color in parts:
-        lines += axes.plot(between, _angular_speed(view.gesture, channels), color=color, label=name)
+        lines += axes.plot(between, angular_speed(view.gesture, channels), color=color, label=name)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("mean angular\nspeed (rad/s)")
     root = np.linalg.norm(np.diff(view.root_xz, axis=0), axis=1) * FRAME_RATE_HZ
     lines += _second_axis(axes, between, root, "root (right)", "root speed (m/s)")
-    _legend(axes, lines)
+    legend(axes, lines)
 
 
-def _draw_face(axes: Axes, view: _View) -> None:
-    _time_axis(axes, view, labelled=True)
+def _draw_face(axes: Axes, view: View) -> None:
+    time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
     face = view.gesture[:, LAYOUT.face].astype(np.float64)
     change = np.abs(np.diff(face, axis=0)).mean(axis=1) * FRAME_RATE_HZ
     between = (view.times[1:] + view.times[:-1]) / 2
-    lines = axes.plot(between, change, color=_ORANGE, label="expression, mean change of 100 coefficients")
+    lines = axes.plot(between, change, color=ORANGE, label="expression, mean change of 100 coefficients")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("expression\n(1/s)")
     jaw = np.linalg.norm(view.jaw_eyes[:, :3], axis=1)
     lines += _second_axis(axes, view.times, jaw, "jaw (right)", "jaw (rad)")
-    _legend(axes, lines)
+    legend(axes, lines)
 
 
 def _second_axis(axes: Axes, times: F64, values: npt.NDArray[np.floating], name: str, label: str) -> list[Any]:
     """A quantity of another unit against an axis on the right."""
     right = axes.twinx()
     right.spines["right"].set_visible(True)
-    right.set_ylabel(label, color=_GREY)
-    right.tick_params(colors=_GREY)
-    lines = right.plot(times, values, color=_GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
+    right.set_ylabel(label, color=GREY)
+    right.tick_params(colors=GREY)
+    lines = right.plot(times, values, color=GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
     right.set_ylim(0, max(1.05 * float(values.max()), 1e-3))
     return list(lines)
 
@@ -493,7 +428,7 @@ _TEXT_IN: Final = (0.15, 0.33, 0.45)  # inches below the ground: the time, the w
 _ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
 
 
-def _draw_figures(axes: Axes, view: _View) -> None:
+def draw_figures(axes: Axes, view: View) -> None:
     """People at evenly spaced times, each under its time, true to scale and centred on its pelvis."""
     axes.set_axis_off()
     count = min(_FIGURES, len(view.times))
@@ -514,10 +449,10 @@ def _draw_figures(axes: Axes, view: _View) -> None:
         centre = slot * (k + 0.5)
         _draw_person(axes, person + np.array([centre, 0.0, 0.0]))
         label: dict[str, Any] = {"ha": "center", "va": "center"}
-        axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=_GREY, **label)
+        axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=GREY, **label)
         word = view.word_at(float(time_s))
         pause = "(pause)" if view.words else ""  # without any word nothing is known of pauses
-        _write(
+        write(
             axes,
             (centre, word_y),
             word or pause,
@@ -530,8 +465,8 @@ def _draw_figures(axes: Axes, view: _View) -> None:
         "front view, generic skeleton (no body model), centred on the pelvis; "
         f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"
     )
-    axes.text(0.0, 0.96, note, transform=axes.transAxes, va="top", color=_GREY)
-    for place, color, side in ((0.93, _BLUE, "left side"), (1.0, _ORANGE, "right side")):
+    axes.text(0.0, 0.96, note, transform=axes.transAxes, va="top", color=GREY)
+    for place, color, side in ((0.93, BLUE, "left side"), (1.0, ORANGE, "right side")):
         axes.text(place, 0.96, side, transform=axes.transAxes, va="top", ha="right", color=color)
 
 
@@ -569,5 +504,5 @@ def _draw_person(axes: Axes, joints: F64) -> None:
 def _side_color(joint: int) -> str:
     name = JOINT_NAMES[joint]
     if name.startswith("left_"):
-        return _BLUE
-    return _ORANGE if name.startswith("right_") else "#333333"
+        return BLUE
+    return ORANGE if name.startswith("right_") else "#333333"

@@ -1,0 +1,244 @@
+"""What does generating cost, and what do more steps give? Seconds a generated minute, quality, memory, seams.
+
+    python benchmarks/generate.py --run run --shards shards --folder generated
+
+takes a run trained on the synthetic corpus and its shards, and measures
+
+* quality: words shown rightly (`wordscore`) in gesture and sound made of the test split, text by word error rate, by
+  steps (2, 4, 8, 16, 32) and solver, with evaluations of the model a window; recordings and other clips beside them,
+  and how far gesture and sound are from those of 64 steps of Heun's method with the same noise, in standard deviations;
+* speed: seconds a generated minute of gesture from audio by steps and by number of inputs at once, of the model alone;
+* memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
+* seams: velocity and acceleration at borders of windows and of stretches against other borders of ticks.
+
+Figures are of use on a quiet machine only; ``--only`` takes some of the parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+from machine import describe_machine
+from measure import run_measured
+from six_tasks import clips_of, references, score_task, templates_of, windows_of
+from six_tasks import generate as made_windows
+
+from omniges.features.skeleton import joint_positions
+from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.shards.reader import ShardFolder
+from omniges.trainer.evaluate.results import waveform
+from omniges.trainer.generate.hearing import hear
+from omniges.trainer.generate.loaded import Loaded, load
+from omniges.trainer.generate.outputs import valid_motion
+from omniges.trainer.generate.series import Held
+from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_starts
+from omniges.trainer.metrics.seams import seam_score
+from omniges.trainer.sampling import SamplingSettings, Solver
+
+STEPS: Final = (2, 4, 8, 16, 32)
+SOLVERS: Final[tuple[Solver, ...]] = ("euler", "heun", "dpm++")
+TASKS: Final = ("t2g", "a2g", "t2a", "g2a", "a2t", "g2t")
+PARTS: Final = ("quality", "speed", "memory", "seams")
+
+F64 = npt.NDArray[np.float64]
+
+
+def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[str, Any]:
+    """Scores of every task by solver and steps, over whole windows of the test split."""
+    templates = templates_of(clips_of(shards, "train"))
+    ticks = loaded.identity.window_ticks
+    windows = [w for clip in clips_of(shards, "test") for w in windows_of(clip, loaded.codec, ticks)]
+    print(f"{len(windows)} windows; {references(windows, templates, loaded.codec)}", flush=True)
+    rows = []
+
+    def made_by(sampling: SamplingSettings) -> dict[str, list[npt.NDArray[Any]]]:
+        model, speakers = loaded.model, loaded.identity.speakers
+        return {task: made_windows(model, speakers, windows, task, sampling) for task in tasks}
+
+    exact = made_by(SamplingSettings(steps=64, solver="heun"))
+    for solver, steps in itertools.product(SOLVERS, STEPS):
+        sampling = SamplingSettings(steps=steps, solver=solver)
+        made = made_by(sampling)
+        scores = {task: score_task(task, made[task], windows, templates, loaded.codec) for task in tasks}
+        apart = {task: distance(loaded, task, made[task], exact[task]) for task in tasks if not task.endswith("2t")}
+        row = {"solver": solver, "steps": steps, "evaluations": evaluations(solver, steps)}
+        rows.append(row | {"scores": scores, "distance": apart})
+        shown = "  ".join(f"{task} {score:.3f} ({apart.get(task, 0):.3f})" for task, score in scores.items())
+        print(f"{solver:6s} {steps:3d} steps, {row['evaluations']:3d} evaluations: {shown}", flush=True)
+    return {"rows": rows}
+
+
+def evaluations(solver: Solver, steps: int) -> int:
+    """Of the model a window, without guidance."""
+    return 2 * steps - 1 if solver == "heun" else steps
+
+
+def distance(loaded: Loaded, task: str, made: Sequence[npt.NDArray[Any]], exact: Sequence[npt.NDArray[Any]]) -> float:
+    """Root mean square of the difference of normalised tokens."""
+    stream = loaded.model.stream("gesture" if task.endswith("g") else "audio")
+    found, wanted = (stream.tokens(torch.from_numpy(np.stack(arrays))) for arrays in (made, exact))
+    return float((found - wanted).square().mean().sqrt())
+
+
+def minute_of(shards: ShardFolder, seconds: int) -> npt.NDArray[np.float32]:
+    """So many seconds of kept audio, the clips of the shards one after the other."""
+    found = [wave for row in shards.rows if (wave := waveform(shards, row)) is not None]
+    if not found:
+        sys.exit(f"{shards.folder}: kept audio expected: preprocess with --keep-audio")
+    repeats = -(-seconds * SAMPLE_RATE_HZ // sum(map(len, found)))
+    return np.concatenate(found * repeats)[: seconds * SAMPLE_RATE_HZ]
+
+
+def speed(loaded: Loaded, mel: Held) -> dict[str, Any]:
+    """Seconds a generated minute of gesture from audio, of the model alone, by steps and by inputs at once."""
+    rows = []
+    for steps, inputs in [*((steps, 1) for steps in STEPS), *((20, count) for count in (1, 2, 4, 8))]:
+        timelines = [timeline_of(mel, 60 * TICKS_PER_SECOND, sample) for sample in range(inputs)]
+        began = time.perf_counter()
+        for _ in sampled(loaded, timelines, SamplingSettings(steps=steps)):
+            pass
+        seconds = (time.perf_counter() - began) / inputs
+        rows.append({"steps": steps, "inputs": inputs, "seconds_per_minute": round(seconds, 3)})
+        print(f"{steps:3d} steps, {inputs} at once: {seconds:.2f} s a minute", flush=True)
+    return {"rows": rows}
+
+
+def timeline_of(mel: Held, ticks: int, sample: int) -> Timeline:
+    """Gesture from audio, of an unknown speaker."""
+    return Timeline(ticks, {"audio": lambda first, count: mel.rows(10 * first, 10 * (first + count))}, 0, sample)
+
+
+def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSettings, windows: int = 16) -> Any:
+    """Gesture of timelines."""
+    window = loaded.identity.window_ticks
+    cut = WindowSettings(window_ticks=window, overlap_ticks=window // 4, windows=windows)
+    return sample_timelines(loaded.model, timelines, ("gesture",), 0, cut, sampling)
+
+
+def memory(run: Path, audio: npt.NDArray[np.float32], folder: Path, steps: int) -> dict[str, Any]:
+    """Peak memory and time of the command on 1 and 10 minutes: gesture from audio, then sound and text from that."""
+    command = [str(Path(sys.executable).with_name("omniges")), "generate", "--checkpoint", str(run)]
+    command += ["--steps", str(steps), "--overwrite"]
+    rows = []
+    for minutes in (1, 10):
+        name = f"audio{minutes}"
+        source = folder / f"{name}.wav"
+        soundfile.write(source, np.resize(audio, minutes * 60 * SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
+        motion = folder / "a2g" / f"{name}.npz"
+        for task, given in (("a2g", ("--audio", source)), ("a2t", ("--audio", source)), ("g2a", ("--gesture", motion))):
+            used = run_measured(
+                [*command, "--task", task, *map(str, given), "-o", str(folder / task)], folder / f"{task}{minutes}"
+            )
+            rows.append(
+                {"task": task, "minutes": minutes, "peak_mb": round(used.main_mb), "wall_s": round(used.wall_s, 1)}
+            )
+            print(f"{task}, {minutes} min: peak {used.main_mb:.0f} MB, {used.wall_s:.1f} s", flush=True)
+    return {"rows": rows}
+
+
+def seams(loaded: Loaded, mels: Mapping[str, Held], ticks: int, steps: int) -> dict[str, Any]:
+    """Motion at borders against other borders of ticks, on audio of the corpus and on others' recordings.
+
+    A token is a tick, so motion differs at every border of ticks: what a seam adds is told by comparing with those.
+    Stretches of one window have a border at the end of each window, which long inputs have after every 16.
+    """
+    rows = []
+    window = loaded.identity.window_ticks
+    starts = window_starts(ticks, window, window // 4)
+    begins, ends = starts[1:], [start + window for start in starts[:-1]]
+    for (name, mel), per_stretch in itertools.product(mels.items(), (16, 1)):
+        timelines = [timeline_of(mel, ticks, 0)]
+        parts = [
+            a["gesture"].numpy() for _, a, _ in sampled(loaded, timelines, SamplingSettings(steps=steps), per_stretch)
+        ]
+        joints = joints_of(np.concatenate(parts))
+        for what, places in (("windows begin", begins), ("windows end" if per_stretch > 1 else "stretches end", ends)):
+            row = {"audio": name, "at": what, "windows_per_stretch": per_stretch} | compared(joints, places, ticks)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return {"rows": rows}
+
+
+def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
+    """Positions (T, 55, 3) m."""
+    motion = valid_motion(gesture, np.zeros(2))
+    blocks = range(0, len(gesture), 2000)
+    return np.concatenate([joint_positions(motion.poses[k : k + 2000], motion.trans[k : k + 2000]) for k in blocks])
+
+
+def compared(joints: F64, at_ticks: Sequence[int], ticks: int) -> dict[str, Any]:
+    """`seam_score` over the frames beside borders of ticks alone, and over all frames as it is."""
+    seams_frames = [FRAMES_PER_TICK * tick for tick in at_ticks]
+    plain = seam_score(joints, seams_frames)
+    others = [tick for tick in range(1, ticks - 1) if tick not in set(at_ticks)]
+    found: dict[str, Any] = {"seams": len(at_ticks)}
+    for name, order, scale in (("velocity", 1, 30), ("acceleration", 2, 900)):
+        lengths = np.sqrt(np.square(np.diff(joints, n=order, axis=0)).sum(-1).mean(-1)) * scale
+        here, there = (
+            np.max([lengths[FRAMES_PER_TICK * np.array(where) - 1 - k] for k in range(order)], axis=0)
+            for where in (at_ticks, others)
+        )
+        limit = np.percentile(there, 99)
+        found |= {
+            f"{name}_above_percent": round(100 * float((here > limit).mean()), 1),
+            f"{name}_median": round(float(np.median(here)), 2),
+            f"{name}_median_of_other_borders": round(float(np.median(there)), 2),
+            f"{name}_above_percent_of_all_frames": round(100 * getattr(plain, name).above, 1),
+        }
+    return found
+
+
+def main() -> None:
+    """Measure what is asked for, print it, keep it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("generated"), help="for files and generate.json")
+    parser.add_argument("--audio", type=Path, action="append", default=[], help="others' recordings, for seams")
+    parser.add_argument("--only", choices=PARTS, action="append", help="some of the parts")
+    parser.add_argument("--steps", type=int, default=20, help="of sampling, for memory and seams")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="for quality")
+    parser.add_argument("--seam-seconds", type=int, default=600)
+    arguments = parser.parse_args()
+    parts: Sequence[str] = arguments.only or PARTS
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    shards, loaded = ShardFolder(arguments.shards), load(arguments.run)
+    found: dict[str, Any] = {"machine": describe_machine(folder), "torch_threads": torch.get_num_threads()}
+    audio = minute_of(shards, 600)
+    long = folder / "corpus.wav"
+    soundfile.write(long, np.resize(audio, arguments.seam_seconds * SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
+    ticks = arguments.seam_seconds * TICKS_PER_SECOND
+    mels = {"corpus": mel_of(long, ticks)} | {path.stem: mel_of(path, ticks) for path in arguments.audio}
+    if "quality" in parts:
+        found["quality"] = quality(loaded, shards, arguments.tasks.split(","))
+    if "speed" in parts:
+        found["speed"] = speed(loaded, mel_of(long, max(ticks, 600)))
+    if "memory" in parts:
+        found["memory"] = memory(arguments.run, audio, folder, arguments.steps)
+    if "seams" in parts:
+        found["seams"] = seams(loaded, mels, ticks, arguments.steps)
+    (folder / "generate.json").write_text(json.dumps(found, indent=1))
+    print(f"{folder / 'generate.json'}")
+
+
+def mel_of(path: Path, ticks: int) -> Held:
+    """The mel of a recording, repeated to so many ticks."""
+    heard = hear(path, None)
+    mel = heard.mel.rows(0, 10 * heard.ticks)
+    return Held(np.concatenate([mel] * -(-ticks // heard.ticks))[: 10 * ticks])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Arrays in npy and NPZ bytes, without ever unpickling and with every claim checked before it is believed.
+
+``zipfile`` reads the directory only. Member data is cut out here, checked (npy header against claimed size, CRC,
+bounded inflation) and only for the keys that are asked for; no array is allocated before its claim has been checked.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import RecordingFault
+
+__all__ = ["MAX_TOTAL_BYTES", "Archive", "Member", "decode_npy"]
+
+Array = npt.NDArray[Any]
+
+MAX_TOTAL_BYTES = 1 << 30
+
+_MAX_HEADER = 4096
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_DESCR = re.compile(r"'descr'\s*:\s*'([^']{1,32})'")
+_FORTRAN = re.compile(r"'fortran_order'\s*:\s*(True|False)")
+_SHAPE = re.compile(r"'shape'\s*:\s*\(\s*+((?:[0-9]{1,15}+L?\s*+(?:,\s*+|(?=\)))){0,4}+)\)")
+_SIMPLE = re.compile(r"([<>|=]?)([a-zA-Z?])([0-9]{0,9})")
+# Everything that reading the directory of a hostile archive can raise.
+_ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One checked npy member; ``dtype`` is numpy's text for it, such as ``<f4``."""
+
+    key: str
+    info: zipfile.ZipInfo
+    kind: str
+    itemsize: int
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
+    header_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What an npy header claims; ``dtype`` is numpy's text for it, such as ``<f4``."""
+
+    kind: str
+    itemsize: int
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
+    bytes: int  # length of the header
+
+
+def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
+    """The header that ``start`` begins with, checked against the length of the whole."""
+    wide = start[6:7] in {b"\2", b"\3"}
+    first = 12 if wide else 10
+    end = first + int.from_bytes(start[8:first], "little")
+    if start[:6] != b"\x93NUMPY" or start[6:7] not in {b"\1", b"\2", b"\3"} or end > len(start):
+        raise RecordingFault("npz-damaged", f"{name} starts with {bytes(start[:8])!r}", "an npy header below 4 KiB")
+    text = bytes(start[first:end]).decode("latin-1")
+    descr, fortran, shape = _DESCR.search(text), _FORTRAN.search(text), _SHAPE.search(text)
+    simple = _SIMPLE.fullmatch(descr[1]) if descr else None
+    if simple is None and "'descr'" in text:
+        raise RecordingFault("npz-wrong-dtype", f"{name} holds {text[:80].strip()}", "float32 or float64")
+    if simple is None or fortran is None or shape is None:
+        raise RecordingFault("npz-damaged", f"{name} has the npy header {text[:80].strip()!r}", "a numpy header")
+    order, kind, size = simple.groups()
+    if kind == "O":
+        raise RecordingFault("npz-object-array", f"{name} holds pickled objects", "plain numbers")
+    itemsize = int(size or 1) * (4 if kind == "U" else 1)
+    dims = tuple(int(digits) for digits in re.findall("[0-9]+", shape[1]))
+    claim = math.prod(dims) * itemsize
+    if claim != total_bytes - end:
+        found = f"{name} of shape {dims} needs {claim} bytes, the member has {total_bytes - end}"
+        raise RecordingFault("npz-damaged", found, "equal sizes")
+    return _Header(kind, itemsize, f"{order}{kind}{size}", dims, fortran[1] == "True", end)
+
+
+def _content(body: bytes | memoryview, dtype: str, shape: tuple[int, ...], fortran: bool, offset: int) -> Array:
+    """A fresh native C-ordered array of checked bytes."""
+    flat = np.frombuffer(body, dtype, offset=offset)
+    shaped = flat.reshape(shape, order="F" if fortran else "C")
+    return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
+
+
+def decode_npy(data: bytes | memoryview) -> Array:
+    """The array of floats or whole numbers of an npy file; raises RecordingFault with one of the ``npz-`` codes."""
+    header = _header(bytes(data[:_MAX_HEADER]), "the array", len(data))
+    if header.kind not in "fiu" or header.itemsize not in ({2, 4, 8} if header.kind == "f" else {1, 2, 4, 8}):
+        raise RecordingFault("npz-wrong-dtype", f"an array of {header.dtype}", "numbers")
+    return _content(data, header.dtype, header.shape, header.fortran, header.bytes)
+
+
+class Archive:
+    """The members of a ZIP file in memory, read with every length checked before it is believed."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        if not len(self._data):
+            raise RecordingFault("npz-not-zip", "a file of 0 bytes", "an NPZ archive")
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                infos = archive.infolist()
+        except _ZIP_FAULTS as fault:
+            found = f"{len(self._data)} bytes starting with {bytes(self._data[:4])!r}: {str(fault)[:80]}"
+            raise RecordingFault("npz-not-zip", found, "a complete NPZ archive") from None
+        names = Counter(info.filename for info in infos)
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            raise RecordingFault("npz-damaged", f"{twice[0][:80]!r} {names[twice[0]]} times", "each member once")
+        self._infos = {info.filename: info for info in infos}
+
+    def __contains__(self, key: str) -> bool:
+        return f"{key}.npy" in self._infos
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the arrays, in order."""
+        return sorted(name.removesuffix(".npy") for name in self._infos)
+
+    def check_total(self, keys: list[str]) -> None:
+        """Refuse claims that no recording makes, before anything is read."""
+        total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
+        if total > MAX_TOTAL_BYTES:
+            raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")
+
+    def header(self, key: str) -> Member:
+        """Check one member's zip entry and npy header against each other; reads at most 4 KiB of it."""
+        info = self._infos[f"{key}.npy"]
+        start = self._inflate(info, min(_MAX_HEADER, info.file_size))
+        header = _header(start, key, info.file_size)
+        return Member(key, info, header.kind, header.itemsize, header.dtype, header.shape, header.fortran, header.bytes)
+
+    def array(self, member: Member) -> Array:
+        """Read the whole member with its CRC; give a fresh native C-ordered array."""
+        body = self._inflate(member.info, member.info.file_size + 1)
+        if len(body) != member.info.file_size:
+            found = f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
+            raise RecordingFault("npz-damaged", found, f"{member.info.file_size}")
+        if zlib.crc32(body) != member.info.CRC:
+            raise RecordingFault("npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}")
+        return _content(body, member.dtype, member.shape, member.fortran, member.header_bytes)
+
+    def text(self, key: str) -> str:
+        """Read a plain string member; "" for anything else, as these fields are never a reason to refuse."""
+        info = self._infos.get(f"{key}.npy")
+        if info is None or info.file_size > _MAX_HEADER:
+            return ""
+        try:
+            member = self.header(key)
+            value = self.array(member).reshape(-1) if member.kind in "US" and member.itemsize else None
+            if value is None or value.size != 1:
+                return ""
+            item = value[0]
+            text = item.decode("utf-8") if isinstance(item, bytes) else str(item)
+            text.encode("utf-8")
+        except (RecordingFault, ValueError):
+            return ""
+        return text if text.isprintable() else ""
+
+    def _inflate(self, info: zipfile.ZipInfo, limit: int) -> bytes | memoryview:
+        """At most ``limit`` bytes of a member's content."""
+        body = self._packed(info)
+        if info.compress_type == zipfile.ZIP_STORED:
+            if info.compress_size != info.file_size:
+                found = f"{info.filename[:80]} is stored in {info.compress_size} bytes"
+                raise RecordingFault("npz-damaged", found, f"{info.file_size}")
+            return bytes(body[:limit]) if limit <= _MAX_HEADER else body[:limit]
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, limit) if limit else b""
+        except zlib.error as fault:
+            raise RecordingFault("npz-damaged", f"{info.filename[:80]}: {fault}", "deflated data") from None
+
+    def _packed(self, info: zipfile.ZipInfo) -> memoryview:
+        """Cut out the bytes of a member as they stand in the file."""
+        name = info.filename[:80]
+        if info.flag_bits & 0x1:
+            raise RecordingFault("npz-damaged", f"{name} is encrypted", "plain members")
+        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise RecordingFault("npz-damaged", f"{name} has compression {info.compress_type}", "stored or deflated")
+        start = info.header_offset
+        head = self._data[start : start + _LOCAL_HEADER.size] if start >= 0 else b""
+        if len(head) < _LOCAL_HEADER.size or bytes(head[:4]) != b"PK\x03\x04":
+            raise RecordingFault("npz-damaged", f"no member header at byte {start} for {name}", "PK34")
+        _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(head)
+        start += _LOCAL_HEADER.size
+        if bytes(self._data[start : start + name_bytes]) != info.filename.encode():
+            found = f"the directory says {name!r}, the member itself has another name"
+            raise RecordingFault("npz-damaged", found, "one name")
+        start += name_bytes + extra_bytes
+        body = self._data[start : start + info.compress_size]
+        if len(body) != info.compress_size:
+            found = f"{len(body)} of {info.compress_size} bytes of {name}"
+            raise RecordingFault("npz-damaged", found, "all of them")
+        return body

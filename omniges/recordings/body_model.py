@@ -1,0 +1,127 @@
+"""An SMPL-X body model file: bytes to arrays, without ever unpickling.
+
+The file is the ``.npz`` of SMPL-X with 300 shape and 100 expression directions (such as the neutral one of 2020). Only
+the arrays named here are read; others in it may be pickled objects and are passed over. V vertices, 55 joints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import RecordingFault
+from omniges.recordings.arrays import Archive, Member
+
+__all__ = ["BodyModelArrays", "decode_body_model"]
+
+F64 = npt.NDArray[np.float64]
+
+JOINTS = 55
+SHAPES = 300
+EXPRESSIONS = 100
+POSE_FEATURES = 9 * (JOINTS - 1)
+HAND_COLUMNS = 45
+MAX_VERTICES = 200_000
+
+_PICKLE = b"\x80"
+_ROOT = (-1, 2**32 - 1)  # how files write that the pelvis has no parent
+_WEIGHTS_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class BodyModelArrays:
+    """Arrays of a body model in metres, float64 and finite."""
+
+    template: F64  # (V, 3)
+    shape_directions: F64  # (V, 3, 300)
+    expression_directions: F64  # (V, 3, 100)
+    pose_directions: F64  # (V, 3, 486)
+    joint_regressor: F64  # (55, V)
+    weights: F64  # (V, 55), each row sums to 1
+    parents: tuple[int, ...]  # 55, −1 for the pelvis
+    mean_hands: F64  # (90,) rad, left and right: what the model adds to the angles of hands
+
+
+def decode_body_model(data: bytes | memoryview) -> BodyModelArrays:
+    """Read a body model; raises RecordingFault with one of the ``npz-`` codes."""
+    if bytes(data[:1]) == _PICKLE:
+        raise RecordingFault("npz-not-zip", "a pickle, which runs code when it is opened", "the model as .npz")
+    archive = Archive(data)
+    wanted = ["v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table"]
+    wanted += ["hands_meanl", "hands_meanr", *(["exprdirs"] if "exprdirs" in archive else [])]
+    missing = [key for key in wanted if key not in archive]
+    if missing:
+        found = ", ".join(key[:40] for key in archive.keys[:20]) or "no arrays"
+        raise RecordingFault("npz-missing-key", f"no {missing[0]} among: {found}", "an SMPL-X model")
+    archive.check_total(wanted)
+    members = {key: archive.header(key) for key in wanted}
+    _check_shapes(members)
+    arrays = {key: archive.array(member) for key, member in members.items()}
+    parents = _parents(arrays.pop("kintree_table"))
+    numbers = {key: _finite(key, array) for key, array in arrays.items()}
+    _check_weights(numbers["weights"])
+    shapes = numbers["shapedirs"]
+    return BodyModelArrays(
+        template=numbers["v_template"],
+        shape_directions=np.ascontiguousarray(shapes[..., :SHAPES]),
+        expression_directions=numbers.get("exprdirs", np.ascontiguousarray(shapes[..., SHAPES:])),
+        pose_directions=numbers["posedirs"],
+        joint_regressor=numbers["J_regressor"],
+        weights=numbers["weights"],
+        parents=parents,
+        mean_hands=np.concatenate([numbers["hands_meanl"], numbers["hands_meanr"]]),
+    )
+
+
+def _check_shapes(members: dict[str, Member]) -> None:
+    """Dtypes and shapes, from the headers alone."""
+    template = members["v_template"].shape
+    vertices = template[0] if len(template) == 2 else 0
+    if not 1 <= vertices <= MAX_VERTICES:
+        raise RecordingFault("npz-wrong-shape", f"v_template of shape {template}", "(vertices, 3)")
+    directions = SHAPES if "exprdirs" in members else SHAPES + EXPRESSIONS
+    expected: dict[str, tuple[int, ...]] = {
+        "v_template": (vertices, 3),
+        "shapedirs": (vertices, 3, directions),
+        "exprdirs": (vertices, 3, EXPRESSIONS),
+        "posedirs": (vertices, 3, POSE_FEATURES),
+        "J_regressor": (JOINTS, vertices),
+        "weights": (vertices, JOINTS),
+        "kintree_table": (2, JOINTS),
+        "hands_meanl": (HAND_COLUMNS,),
+        "hands_meanr": (HAND_COLUMNS,),
+    }
+    for key, member in members.items():
+        kinds, sizes = ("iu", {4, 8}) if key == "kintree_table" else ("f", {4, 8})
+        if member.kind not in kinds or member.itemsize not in sizes:
+            wanted = "whole numbers" if key == "kintree_table" else "float32 or float64"
+            raise RecordingFault("npz-wrong-dtype", f"{key} of dtype {member.dtype}", wanted)
+        if member.shape != expected[key]:
+            hint = ": SMPL-X with 55 joints, 300 shape and 100 expression directions"
+            raise RecordingFault("npz-wrong-shape", f"{key} of shape {member.shape}", f"{expected[key]}{hint}")
+
+
+def _parents(table: npt.NDArray[Any]) -> tuple[int, ...]:
+    parents = tuple(int(parent) for parent in table[0])
+    if parents[0] not in _ROOT or not all(0 <= parent < joint for joint, parent in enumerate(parents) if joint):
+        raise RecordingFault("npz-damaged", "a kintree_table that is no tree", "every parent before its children")
+    return (-1, *parents[1:])
+
+
+def _finite(key: str, array: npt.NDArray[Any]) -> F64:
+    numbers = np.asarray(array, dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        raise RecordingFault("npz-not-finite", f"{key} has values that are not finite", "finite numbers")
+    return numbers
+
+
+def _check_weights(weights: F64) -> None:
+    sums = weights.sum(axis=1)
+    wrong = (np.abs(sums - 1) > _WEIGHTS_TOLERANCE) | (weights.min(axis=1) < -_WEIGHTS_TOLERANCE)
+    if wrong.any():
+        vertex = int(np.argmax(wrong))
+        found = f"weights of vertex {vertex} that sum to {sums[vertex]:g}"
+        raise RecordingFault("npz-out-of-range", found, "weights of at least 0 that sum to 1")

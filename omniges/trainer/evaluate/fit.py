@@ -1,0 +1,78 @@
+"""Whether a checkpoint fits shards and tasks, before anything is generated with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from omniges.errors import DataError, UsageFault
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import SPLITS
+from omniges.trainer.checkpoint import SavedCheckpoint
+from omniges.trainer.generate.run import task_named
+from omniges.trainer.saved import load_identity
+from omniges.trainer.tasks import FlowSettings
+
+__all__ = ["SIX", "require_fit"]
+
+SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
+
+
+def require_fit(
+    saved: SavedCheckpoint, shards: ShardFolder, split: str, named: Sequence[str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """The tasks to generate, and remarks on data the checkpoint was not made for; ``named``: by the user, or none.
+
+    Raises UsageFault for a task the model was not trained on, and for a split without samples.
+    """
+    tasks, remarks = _tasks(saved, named)
+    rows = [row for row in shards.rows if row.split == split]
+    if split not in SPLITS:
+        raise UsageFault(f"--split {split}: one of {', '.join(SPLITS)} expected")
+    if not rows:
+        held = ", ".join(sorted({row.split for row in shards.rows}))
+        raise UsageFault(f"--split {split}: {shards.folder} has no sample of it: choose among {held}")
+    remarks += _of_other_data(saved, shards, split)
+    known = set(load_identity(saved).speakers)
+    strange = sorted({row.speaker for row in rows if row.speaker is not None and row.speaker not in known})
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        remarks.append(f"speakers the model was not trained on, generated as unknown: {', '.join(strange[:3])}{more}")
+    return tasks, remarks
+
+
+def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    flow = saved.document("settings.json").get("flow")
+    shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
+    if not isinstance(shares, dict):
+        raise DataError(
+            f"{saved.path}/settings.json: flow settings expected, found none: use the omniges that wrote it"
+        )
+    trained = {name for name, share in shares.items() if share}
+    if named:
+        tasks = tuple(dict.fromkeys(task_named(name) for name in named))
+        for name in tasks:
+            if name not in trained:
+                raise UsageFault(
+                    f"--tasks {name}: {saved.path} was not trained on it, only on {', '.join(sorted(trained))}"
+                )
+        return tasks, []
+    lost = [name for name in SIX if name not in trained]
+    remarks = [f"not generated, for the model was not trained on them: {', '.join(lost)}"] if lost else []
+    tasks = tuple(name for name in SIX if name in trained)
+    if not tasks:
+        raise UsageFault(f"--tasks: {saved.path} was trained on {', '.join(sorted(trained))}: name some of them")
+    return tasks, remarks
+
+
+def _of_other_data(saved: SavedCheckpoint, shards: ShardFolder, split: str) -> list[str]:
+    """What the clips of a split are to the model: new, known, or of data that it says nothing about."""
+    loader = saved.document("state.json").get("loader")
+    hashes = loader.get("manifest_hashes", []) if isinstance(loader, dict) else []
+    filters = loader.get("filters", []) if isinstance(loader, dict) else []
+    own = shards.dataset["manifest_hash"]
+    if own not in hashes:
+        found = f"the checkpoint was trained on other shards than {shards.folder}"
+        return [f"{found}: it does not say whether these clips were among them"]
+    splits = {str(one.get("split")) for one, digest in zip(filters, hashes, strict=False) if digest == own}
+    return [f"the model was trained on these very clips, the {split} split"] if split in splits else []

@@ -1,0 +1,127 @@
+"""One clip's motion, generated or recorded, and what motion is measured with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
+from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import ShardFolder
+from omniges.trainer.evaluate.bodies import Bodies, Body
+from omniges.trainer.evaluate.results import Result
+from omniges.trainer.metrics.beats import mean_joint_speeds
+from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME, describe
+from omniges.trainer.metrics.encoders import Encoder
+from omniges.trainer.metrics.profiles import Profile, scored_poses
+
+__all__ = ["ClipMotion", "Instruments", "TrainSplit", "generated_motion", "learn_train_split", "recorded_motion"]
+
+F64 = npt.NDArray[np.float64]
+
+_JAW: slice = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipMotion:
+    """Motion of one clip."""
+
+    poses: F64  # (T, 165)
+    expressions: F64  # (T, 100)
+    trans: F64  # (T, 3)
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return len(self.poses)
+
+    def cut(self, frames: int) -> ClipMotion:
+        """Its first frames."""
+        return ClipMotion(self.poses[:frames], self.expressions[:frames], self.trans[:frames])
+
+    def face_poses(self) -> F64:
+        """Poses (T, 165) of the jaw alone."""
+        poses = np.zeros_like(self.poses)
+        poses[:, _JAW] = self.poses[:, _JAW]
+        return poses
+
+
+def recorded_motion(shards: ShardFolder, row: ManifestRow) -> ClipMotion:
+    """A recording's motion."""
+    motion = motion_from_gesture(shards.gesture(row))
+    return ClipMotion(motion.poses, motion.expressions, motion.trans)
+
+
+def generated_motion(result: Result, recorded_frames: int) -> ClipMotion:
+    """A result's motion, at most as long as its recording. Raises DataError for what cannot be read."""
+    read = result.motion()
+    frames = result.within(len(read.poses), recorded_frames, FRAME_RATE_HZ)
+    arrays = (np.asarray(array, np.float64) for array in (read.poses, read.expressions, read.trans))
+    return ClipMotion(*arrays).cut(frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """What motion is measured with, as the command was told."""
+
+    profile: Profile
+    bodies: Bodies
+    encoder: Encoder | None  # None: the built-in descriptor
+    mean_speeds_m_s: F64 | None  # (55,); None: those of the train split
+
+    @property
+    def encoder_name(self) -> str:
+        """What features are called in reports."""
+        return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
+
+    def scored_joints(self, motion: ClipMotion, body: Body) -> F64:
+        """Joints (T, 55, 3) m of the poses that the profile scores, without translation."""
+        return body.joints(scored_poses(motion.poses, self.profile.positions), np.zeros_like(motion.trans))
+
+    def features(self, motion: ClipMotion, joints: F64) -> F64:
+        """Features (N, D). Raises DataError for motion that is too short for them."""
+        return describe(joints) if self.encoder is None else self.encoder.encode(motion.poses)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSplit:
+    """What the train split's recordings tell."""
+
+    clips: int
+    mean_speeds_m_s: F64  # (55,)
+    features: dict[str, F64]  # by key, of those that are long enough
+
+
+def learn_train_split(
+    shards: ShardFolder, instruments: Instruments, count: Callable[[float, float], None]
+) -> TrainSplit | None:
+    """Mean speeds and features of the train split in one pass; None where it has no clips and none is needed.
+
+    Raises UsageFault where mean speeds are needed and there is no train split.
+    """
+    rows = [row for row in shards.rows if row.split == "train"]
+    if not rows:
+        if instruments.mean_speeds_m_s is not None:
+            return None
+        raise UsageFault(
+            f"{shards.folder}: a train split expected, whose mean speeds beats are measured in, found none: give "
+            "--mean-speeds FILE"
+        )
+    features: dict[str, F64] = {}
+
+    def clips() -> Iterator[F64]:
+        for done, row in enumerate(rows, 1):
+            motion = recorded_motion(shards, row)
+            joints = instruments.scored_joints(motion, instruments.bodies.of(shards.array(row, "betas.npy")))
+            with contextlib.suppress(DataError):  # too short for a window; the figure says how many clips it is of
+                features[row.key] = instruments.features(motion, joints)
+            count(done, len(rows))
+            yield joints
+
+    return TrainSplit(len(rows), mean_joint_speeds(clips()), features)

@@ -1,0 +1,312 @@
+"""Which generated results there are, and which recordings of the shards they are held against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.features.audio import MEL_BANDS, log_mel, mix_down, resample
+from omniges.features.timebase import (
+    FRAME_RATE_HZ,
+    HOP_SAMPLES,
+    MEL_FRAMES_PER_TICK,
+    SAMPLE_RATE_HZ,
+    SAMPLES_PER_TICK,
+    TICKS_PER_SECOND,
+)
+from omniges.publish import os_errors
+from omniges.recordings.arrays import decode_npy
+from omniges.recordings.npz import Motion, decode_motion
+from omniges.recordings.textgrid import WordInterval, decode_words
+from omniges.recordings.wav import decode_wav
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.trainer.generated import GeneratedRecord, read_record
+from omniges.trainer.streams import StreamName
+from omniges.trainer.tasks import TASKS
+
+__all__ = ["LONGER_S", "MEL_RATE_HZ", "Result", "find_results", "waveform"]
+
+LONGER_S: Final = 5.0
+"""A result that is longer than its recording by no more is cut; audio files are often longer than the motion."""
+MEL_RATE_HZ: Final = MEL_FRAMES_PER_TICK * TICKS_PER_SECOND
+
+_ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}
+_REPORT: Final = "omniges-evaluation"
+_SAME: Final = ("seed", "steps", "solver", "guidance", "shift", "window_ticks", "overlap_ticks")
+"""Settings that all results of a task should have in common."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was generated for one recording, once."""
+
+    task: str
+    row: ManifestRow
+    folder: Path
+    name: str
+    record: GeneratedRecord | None  # None: files of another system
+    files: Mapping[StreamName, Path]  # of a result without a record
+
+    @property
+    def key(self) -> str:
+        """The recording's key."""
+        return self.row.key
+
+    @property
+    def place(self) -> Path:
+        """The result's files without their endings, for messages."""
+        return self.folder / self.name
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether it was made from nothing, so that no recording says what it should be."""
+        return not TASKS[self.task].conditions
+
+    def _content(self, kind: str, stream: StreamName, ending: str) -> tuple[Path, bytes]:
+        """A file of the result; its digest is checked where there is a record."""
+        entry = None if self.record is None else self.record.files.get(kind)
+        if entry is None:
+            path = self.files.get(stream, self.folder / f"{self.name}{ending}")
+        else:
+            path = self.folder / Path(str(entry.get("path"))).name
+        with os_errors(path, "read"):
+            if not path.is_file():
+                raise DataError(f"{path}: a generated file expected, found none: generate it again")
+            data = path.read_bytes()
+        if entry is not None and sha256_hex(data) != entry.get("sha256"):
+            raise DataError(f"{path}: it is not what {self.name}.json says: generate it again")
+        return path, data
+
+    def motion(self) -> Motion:
+        """Generated motion. Raises DataError for what cannot be read."""
+        path, data = self._content("gesture", "gesture", ".npz")
+        try:
+            return decode_motion(data)
+        except RecordingFault as fault:
+            raise DataError(f"{path}: {fault}") from fault
+
+    def words(self) -> list[WordInterval]:
+        """Generated words."""
+        path, data = self._content("text", "text", ".TextGrid")
+        try:
+            return list(decode_words(data).words)
+        except RecordingFault as fault:
+            if fault.problem.code == "textgrid-no-words":
+                return []  # a model may say nothing: every word is then a deletion
+            raise DataError(f"{path}: {fault}") from fault
+
+    def mel(self) -> tuple[npt.NDArray[np.float32], str]:
+        """The generated log-mel (F, 64), and whether it is the model's own or that of the waveform."""
+        if self.record is not None and "mel" in self.record.files:
+            path, data = self._content("mel", "audio", ".mel.npy")
+            try:
+                mel = decode_npy(data)
+            except RecordingFault as fault:
+                raise DataError(f"{path}: {fault}") from fault
+            if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
+                raise DataError(f"{path}: (F, {MEL_BANDS}) float32 expected, found {mel.shape} {mel.dtype}")
+            return mel, "the model's mel"
+        path, data = self._content("audio", "audio", ".wav")
+        try:
+            wav = decode_wav(data)
+        except RecordingFault as fault:
+            raise DataError(f"{path}: {fault}") from fault
+        samples = resample(mix_down(wav.samples), wav.rate_hz)
+        if len(samples) < SAMPLES_PER_TICK:
+            raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
+        return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
+
+    def within(self, found: int, recorded: int, rate_hz: int) -> int:
+        """The length that is scored, in frames: at most the recording's.
+
+        Raises DataError for a result so much longer that it cannot be of this recording.
+        """
+        if found > recorded + LONGER_S * rate_hz:
+            raise DataError(
+                f"{self.place}: {found / rate_hz:.1f} s found where the recording has {recorded / rate_hz:.1f} s: this "
+                "is not what was generated for it"
+            )
+        return min(found, recorded)
+
+    @property
+    def seconds(self) -> float:
+        """How much of the recording was generated, as far as it is known without reading files."""
+        return self.row.seconds if self.record is None else min(self.record.seconds, self.row.seconds)
+
+    @property
+    def seams(self) -> tuple[int, ...]:
+        """Frames before which windows begin."""
+        return () if self.record is None else tuple(round(s * FRAME_RATE_HZ) for s in self.record.seams_s)
+
+
+def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[Result]]:
+    """Results in folders, or in their sub-folders, by task; those of one recording stand beside each other.
+
+    Files without records need the name of their task. Raises UsageFault where there is none, a name is no recording's
+    or results of several systems are mixed, DataError for damaged records and for what no record says is whole.
+    """
+    rows = {name: row for row in shards.rows for name in (row.key, row.stem)}
+    found: dict[str, list[Result]] = {}
+    for folder in folders:
+        for place in _places(folder):
+            for result in _results(place, rows, task, shards):
+                found.setdefault(result.task, []).append(result)
+    if not found:
+        hint = " of the task's kind" if task else ""
+        raise UsageFault(f"{folders[0]}: generated results expected, found no files{hint}")
+    for results in found.values():
+        results.sort(key=lambda result: (result.key, result.name))
+        _refuse_mixtures(results)
+    return found
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise UsageFault(f"{folder}: a folder of generated results expected, found none there")
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    yield from [folder, *below]
+
+
+def _results(folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder) -> Iterator[Result]:
+    records = [path for path in sorted(folder.glob("*.json")) if not _is_report(path)]
+    if records:
+        yield from _recorded_results(folder, records, rows, shards, task)
+        return
+    wanted = () if task is None else TASKS[task].targets
+    by_name: dict[str, dict[StreamName, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        stream = _stream_of(path)
+        if stream is not None and task is None:
+            raise UsageFault(f"{path}: it has no record that tells its task: add --task, such as a2g")
+        if stream in wanted and stream is not None:
+            by_name.setdefault(path.stem, {})[stream] = path
+    for name, files in by_name.items():
+        lost = [stream for stream in wanted if stream not in files]
+        if lost:
+            first = next(iter(files.values()))
+            raise DataError(f"{first}: a {_ENDINGS[lost[0]]} file beside it expected for task {task}, found none")
+        yield Result(str(task), _row(rows, name, next(iter(files.values())), shards), folder, name, None, files)
+
+
+def _recorded_results(
+    folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder, task: str | None
+) -> Iterator[Result]:
+    """Results with records; a file that no record names was not finished."""
+    named = set()
+    for path in records:
+        record = read_record(path)
+        if record.task not in TASKS:
+            raise DataError(f"{path}: task {record.task!r} is none: generate it again")
+        if task is not None and record.task != task:
+            raise UsageFault(f"{path}: it says that it is of task {record.task}, --task says {task}: leave --task away")
+        if record.source is not None and record.source.get("start_tick"):
+            raise UsageFault(
+                f"{path}: it is of a window from tick {record.source['start_tick']} on, which validation has scored: "
+                "take results of omniges generate"
+            )
+        row = _row(rows, _key(record, rows), path, shards)
+        _require_same_source(path, record, row, shards)
+        named |= {str(entry.get("path")) for entry in record.files.values()}
+        yield Result(record.task, row, folder, record.name, record, {})
+    for path in sorted(folder.iterdir()):
+        if _stream_of(path) is not None and path.name not in named:
+            raise DataError(f"{path}: no record names it, so it was not finished: generate it again, or move it away")
+
+
+def _stream_of(path: Path) -> StreamName | None:
+    """What a file holds by its ending, of either case."""
+    for stream, ending in _ENDINGS.items():
+        if path.suffix.lower() == ending.lower():
+            return stream
+    return None
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a JSON file is a report of `evaluate`, which may lie beside what it reports on."""
+    with os_errors(path, "read"):
+        data = path.read_bytes()
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("format") == _REPORT
+
+
+def _key(record: GeneratedRecord, rows: Mapping[str, ManifestRow]) -> str:
+    """The recording a record is of: the sample it was made from, or the one whose name its input has."""
+    if record.source is not None:
+        return str(record.source.get("key"))
+    several = f"-{record.sample + 1}"
+    return record.name if record.name in rows else record.name.removesuffix(several)
+
+
+def _row(rows: Mapping[str, ManifestRow], key: str, path: Path, shards: ShardFolder) -> ManifestRow:
+    if key not in rows:
+        raise UsageFault(f"{path}: no sample of {shards.folder} is called {key}: give the shards it was made for")
+    return rows[key]
+
+
+def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, shards: ShardFolder) -> None:
+    """Refuse a result that was made from another recording of the same name."""
+    if record.source is None:
+        return
+    if record.source.get("manifest_sha256") == shards.dataset["files"][MANIFEST_FILE]["sha256"]:
+        return
+    for given in record.inputs:
+        member = str(given.get("path")).partition(f"#{row.key}.")[2]
+        if member in row.members and row.members[member].sha256 != given.get("sha256"):
+            raise DataError(
+                f"{path}: it was made from another {member} than {row.key} has in {shards.folder}: give the shards it "
+                f"was made for, {record.source.get('shards')}"
+            )
+
+
+def _refuse_mixtures(results: Sequence[Result]) -> None:
+    """Scores of two systems' results together are nobody's."""
+    seen: dict[tuple[str, str], Result] = {}
+    homes: dict[str, Path] = {}
+    for result in results:
+        twice = seen.setdefault((result.key, result.name), result)
+        home = homes.setdefault(result.key, result.folder)
+        if twice is not result or home != result.folder:
+            first = twice.folder if twice is not result else home
+            raise UsageFault(
+                f"{result.task}: {result.key} is in {first} and in {result.folder}: score one system at a time"
+            )
+        if result.record is None and result.name != next(one for one in results if one.key == result.key).name:
+            raise UsageFault(f"{result.task}: two files in {result.folder} are of {result.key}: remove one of them")
+    kinds = {_made_by(result.record) for result in results}
+    if len(kinds) > 1:
+        one, another, *_ = sorted(kinds)
+        raise UsageFault(
+            f"{results[0].task}: results of one model and one way of sampling expected, found {one} and {another}: "
+            "keep them in folders of their own and score one at a time"
+        )
+
+
+def _made_by(record: GeneratedRecord | None) -> str:
+    if record is None:
+        return "files without records"
+    digests: Any = record.model.get("sha256")
+    model = sha256_hex(json.dumps(digests, sort_keys=True).encode())[:8]
+    ways = ", ".join(f"{name} {record.settings.get(name)}" for name in _SAME)
+    return f"step {record.model.get('step')} ({record.model.get('weights')}, {model}) with {ways}"
+
+
+def waveform(shards: ShardFolder, row: ManifestRow) -> npt.NDArray[np.float32] | None:
+    """A recording's kept audio at 16 kHz (N,), or None where the shards have none."""
+    if "flac" in row.members:
+        from omniges.recordings.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
+
+        pcm, bits = decode_flac(shards.member(row, "flac"))
+        return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))  # exact, and no float64 of eleven minutes
+    return np.asarray(shards.array(row, "audio.npy")) if "audio.npy" in row.members else None

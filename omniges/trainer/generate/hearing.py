@@ -1,0 +1,202 @@
+"""Audio of any format, rate and number of channels as log-mels, read in blocks, so that no length needs memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, EnvironmentFault, RecordingFault
+from omniges.features.audio import MEL_BANDS, N_FFT, Loudness, MelStream, loudness_gain, mix_down
+from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
+from omniges.publish import os_errors
+from omniges.recordings.wav import WavStream, open_wav
+from omniges.trainer.generate.series import Spool
+
+__all__ = ["Heard", "hear", "hear_samples"]
+
+F32 = npt.NDArray[np.float32]
+
+_BLOCK_FRAMES: Final = 1 << 16
+_SLACK_S: Final = 0.1  # compressed formats count whole packets
+_UNKNOWN_FRAMES: Final = 1 << 62  # of a stream whose writer could not tell
+_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may know it
+
+
+@dataclass(slots=True)
+class Heard:
+    """The log-mel of an audio file, at least as many frames as its whole ticks have, and what was done to it."""
+
+    mel: Spool
+    ticks: int
+    remarks: list[str] = field(default_factory=list)
+
+
+class _FileBytes:
+    """Ranges of an open file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._descriptor = file.fileno()
+        self._size = os.fstat(self._descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        start, stop, _ = place.indices(self._size)
+        return os.pread(self._descriptor, max(0, stop - start), start)
+
+
+def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
+    """The mel of an audio file scaled by a rule of loudness, kept in `folder` (see `Spool`).
+
+    Raises DataError for what is damaged, silent, not finite or shorter than a tick.
+    """
+    with os_errors(path, "read"), path.open("rb") as file:
+        wav = _wav(path, file)
+        if wav is None:
+            return _by_libsndfile(path, file, folder, loudness)
+        try:
+            heard = _mel_of(path, lambda: wav.blocks(_BLOCK_FRAMES), wav.rate_hz, folder, loudness)
+        except RecordingFault as fault:
+            raise DataError(f"{path}: {fault}") from fault
+        return _with_remarks(heard, wav.channels, wav.rate_hz, [f"{note.code}: {note.found}" for note in wav.notes])
+
+
+def hear_samples(
+    samples: npt.NDArray[np.floating], rate_hz: int, folder: Path | None, loudness: Loudness = "none"
+) -> Heard:
+    """The mel of samples (N,) or (N, channels), nominally in [−1, 1], as `hear` has it of a file."""
+    name = Path("audio")
+
+    def blocks() -> Iterator[F32]:
+        cut = (samples[k : k + _BLOCK_FRAMES].astype(np.float32) for k in range(0, len(samples), _BLOCK_FRAMES))
+        return _checked(name, cut)
+
+    heard = _mel_of(name, blocks, rate_hz, folder, loudness)
+    return _with_remarks(heard, 1 if samples.ndim == 1 else samples.shape[1], rate_hz, [])
+
+
+def _with_remarks(heard: Heard, channels: int, rate_hz: int, notes: list[str]) -> Heard:
+    heard.remarks += notes
+    if channels > 1:
+        heard.remarks.append(f"{channels} channels averaged")
+    if rate_hz != SAMPLE_RATE_HZ:
+        heard.remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz")
+    return heard
+
+
+def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
+    """The file as a WAV of an encoding that is read here; None: something for libsndfile."""
+    if os.pread(file.fileno(), 4, 0) != b"RIFF" and path.suffix.lower() != ".wav":
+        return None
+    try:
+        return open_wav(_FileBytes(file))
+    except RecordingFault as fault:
+        if fault.problem.code in _OTHER_DECODER:
+            return None
+        raise DataError(f"{path}: {fault}") from fault
+
+
+def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: Loudness) -> Heard:
+    try:
+        import soundfile  # noqa: PLC0415 - libsndfile, only where audio is given
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(f"{path}: the package soundfile is not installed: pip install soundfile") from error
+    try:
+        with soundfile.SoundFile(file) as sound:
+
+            def blocks() -> Iterator[F32]:
+                sound.seek(0)
+                return _checked(path, _all_of(path, sound))
+
+            heard = _mel_of(path, blocks, sound.samplerate, folder, loudness)
+            return _with_remarks(heard, sound.channels, sound.samplerate, [])
+    except soundfile.LibsndfileError as error:
+        raise DataError(
+            f"{path}: audio that libsndfile reads expected, found what it refuses ({error.error_string}): export it as "
+            "WAV"
+        ) from error
+
+
+def _all_of(path: Path, sound: Any) -> Iterator[F32]:
+    """All samples, and a refusal where there are fewer than the file's header says.
+
+    Not `SoundFile.blocks`: where a file is cut off, that gives what was left in its buffer as if it had been read.
+    """
+    read = 0
+    while len(block := sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+        read += len(block)
+        yield block
+    missing = sound.frames - read
+    if sound.samplerate * _SLACK_S < missing < _UNKNOWN_FRAMES:
+        raise DataError(f"{path}: {sound.frames} samples expected, found {read}: the file is cut off: copy it again")
+
+
+def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
+    """The blocks, with a refusal of values that are not finite and of samples that are all of one value."""
+    first: F32 | None = None
+    count, silent = 0, True
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise DataError(f"{path}: finite samples expected, found others: check the recording")
+        first = block[:1] if first is None else first
+        silent = silent and bool((block == first).all())
+        count += len(block)
+        yield block
+    if not count:
+        raise DataError(f"{path}: samples expected, found none: check the recording")
+    if silent:
+        raise DataError(f"{path}: sound expected, found {count} samples of one value: check the recording")
+
+
+def _mel_of(
+    path: Path, blocks: Callable[[], Iterator[F32]], rate_hz: int, folder: Path | None, loudness: Loudness
+) -> Heard:
+    """The mel of blocks (n,) or (n, channels) of any rate, which may be asked for twice."""
+    gain = 1.0
+    if loudness != "none":  # the largest sample is known at the end alone
+        peaks = [np.abs(samples).max(initial=0.0) for samples in _mono(blocks(), rate_hz)]
+        gain = loudness_gain(np.array(peaks, np.float32), loudness)
+    mel = Spool(folder, (MEL_BANDS,))
+    stream = MelStream()
+    count = 0
+    for samples in _mono(blocks(), rate_hz):
+        count += len(samples)
+        mel.append(stream.push(samples if gain == 1.0 else samples * np.float32(gain)))
+    ticks = count // SAMPLES_PER_TICK
+    if ticks < 1 or count <= N_FFT // 2:
+        raise DataError(f"{path}: at least 0.1 s of audio expected, found {count / SAMPLE_RATE_HZ:.3f} s")
+    mel.append(stream.finish())
+    if len(mel) < ticks * MEL_FRAMES_PER_TICK:
+        raise AssertionError(f"{len(mel)} mel frames of {ticks} ticks")
+    remarks = [] if gain == 1.0 else [f"scaled by {gain:.3g} to loudness {loudness}, as what the model learned from"]
+    return Heard(mel, ticks, remarks)
+
+
+def _mono(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:
+    return _resampled((mix_down(block) for block in blocks), rate_hz)
+
+
+def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:
+    """Mono audio of any rate at 16 kHz by soxr's high quality, as `features.audio.resample` has it."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        yield from blocks
+        return
+    import soxr  # noqa: PLC0415 - only where rates differ
+
+    stream = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+    count = made = 0
+    for block in blocks:
+        count += len(block)
+        found = stream.resample_chunk(block)
+        made += len(found)
+        yield found
+    found = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    wanted = -(-count * SAMPLE_RATE_HZ // rate_hz)
+    yield np.pad(found, (0, max(0, wanted - made - len(found))))[: max(0, wanted - made)]

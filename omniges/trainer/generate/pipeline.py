@@ -1,0 +1,330 @@
+"""`OmnigesPipeline`: a trained model in Python, from arrays or paths to arrays, in the manner of diffusers.
+
+It is no subclass of `diffusers.DiffusionPipeline`: that one is a folder of components each with a configuration of its
+own, may fetch from the network and unpickle, and draws noise from a generator. Here a folder is a checkpoint whose
+every byte is checked, nothing is fetched, and noise is keyed by seed, sample and tick, so that a call and the command
+`generate` give the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import UsageFault
+from omniges.features.audio import Loudness
+from omniges.features.gesture import LAYOUT, MotionArrays
+from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import sha256_hex
+from omniges.trainer.checkpoint import Contents, write_checkpoint
+from omniges.trainer.generate.codecs import CodecFolders
+from omniges.trainer.generate.hearing import hear_samples
+from omniges.trainer.generate.inputs import Given, given_audio, given_words, read_audio, read_gesture, read_text
+from omniges.trainer.generate.loaded import Loaded, load
+from omniges.trainer.generate.outputs import valid_motion
+from omniges.trainer.generate.run import conditions_of
+from omniges.trainer.generate.series import Held
+from omniges.trainer.generate.settings import task_named
+from omniges.trainer.generate.sources import Input, Reading, Sources, cut_input
+from omniges.trainer.generate.timing import SpeakingRate, learn_rate, timed_words
+from omniges.trainer.generate.vocoder import chosen_voice
+from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines
+from omniges.trainer.sampling import SamplingSettings, Solver
+from omniges.trainer.saved import weights_file
+from omniges.trainer.streams import StreamName
+from omniges.trainer.tasks import TASKS
+
+__all__ = ["OmnigesOutput", "OmnigesPipeline", "OmnigesSample"]
+
+F32 = npt.NDArray[np.float32]
+Words = Sequence[Mapping[str, Any]]
+
+_TAIL_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class OmnigesSample:
+    """One result; what the task does not make is None."""
+
+    seconds: float
+    gesture: F32 | None = None
+    """Channels (30 · seconds, 415) as shards hold them."""
+    mel: F32 | None = None
+    """Log-mel (100 · seconds, 64)."""
+    words: list[dict[str, Any]] | None = None
+    """``word``, ``start`` and ``end`` in seconds."""
+    seed: int = 0
+
+    def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
+        """SMPL-X poses (T, 165) radians, expressions (T, 100) and trans (T, 3) metres at 30 Hz, rotations made valid.
+
+        Raises UsageFault where the task makes no gesture, DataError for motion that has no rotation.
+        """
+        if self.gesture is None:
+            raise UsageFault("motion: this task makes no gesture: take one such as a2g")
+        return valid_motion(self.gesture, np.asarray(start_xz, np.float64))
+
+    def waveform(self, vocoder: Path | str | None = None) -> F32:
+        """16 kHz samples (16000 · seconds,) in [−1, 1] by Griffin–Lim, or by the HiFi-GAN of a local folder.
+
+        Raises UsageFault where the task makes no audio, and as `load_hifi_gan`.
+        """
+        if self.mel is None:
+            raise UsageFault("waveform: this task makes no audio: take one such as t2a")
+        voice = chosen_voice(None if vocoder is None else Path(vocoder)).begin(self.seed)
+        samples = np.concatenate([voice.push(self.mel), voice.finish()])
+        return np.asarray(samples / max(1.0, float(np.abs(samples).max())), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class OmnigesOutput:
+    """What a call gives."""
+
+    samples: list[OmnigesSample]
+    task: str
+    remarks: tuple[str, ...]
+    """What was changed of the inputs (resampled, cut, words left out), and that times are estimates where they are."""
+
+    def __getitem__(self, number: int) -> OmnigesSample:
+        """One sample."""
+        return self.samples[number]
+
+    def __len__(self) -> int:
+        """How many samples."""
+        return len(self.samples)
+
+
+class OmnigesPipeline:
+    """A model with what it needs to read inputs. Make one with `from_pretrained`."""
+
+    def __init__(self, loaded: Loaded, codecs: Mapping[str, Path | str] | None = None) -> None:
+        self._loaded = loaded
+        folders = [(name, Path(folder)) for name, folder in (codecs or {}).items()]
+        self._codecs = CodecFolders(loaded.identity.codecs, folders)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, weights: str = "ema", codecs: Mapping[str, Path | str] | None = None
+    ) -> Self:
+        """The model of a run, a checkpoint or a folder of `save_pretrained`, on the GPU where there is one.
+
+        Args:
+            folder: local; nothing is ever fetched.
+            weights: ``ema``, the averaged ones, or ``last``.
+            codecs: folders by name of the codecs of a model of latents.
+
+        Raises UsageFault where there is none, DataError where it is damaged.
+        """
+        if weights not in {"ema", "last"}:
+            raise UsageFault(f"weights {weights!r}: ema or last expected")
+        return cls(load(Path(folder), "last" if weights == "last" else "ema"), codecs)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the model without what only training needs; `from_pretrained` and `generate --checkpoint` take it.
+
+        Raises UsageFault where something is there, EnvironmentFault where the disk is in the way.
+        """
+        path = Path(folder)
+        if path.exists():
+            raise UsageFault(f"{path}: a new folder expected, found one that is there")
+        loaded = self._loaded
+        tensors = {name: p.detach() for name, p in loaded.model.named_parameters()}
+        documents = dict(loaded.identity.documents()) | loaded.history()
+        write_checkpoint(path, Contents(loaded.saved.step, {weights_file(loaded.weights): tensors}, documents))
+
+    def to(self, device: str) -> Self:
+        """Move the model, as ``cpu`` or ``cuda``."""
+        self._loaded.model.to(device)
+        return self
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Names that a call takes as `speaker`."""
+        return self._loaded.identity.speakers
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of the windows that longer inputs are cut into."""
+        return self._loaded.identity.window_ticks / TICKS_PER_SECOND
+
+    def speaking_rate(self, shards: Path | str) -> SpeakingRate:
+        """How fast words are spoken in the train split of a shard folder: what plain text needs."""
+        folder = ShardFolder(Path(shards))
+        return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
+
+    def __call__(  # noqa: PLR0913 - keyword-only but for the task: what a person decides
+        self,
+        task: str,
+        *,
+        audio: Path | str | npt.NDArray[np.floating] | None = None,
+        audio_rate_hz: int = SAMPLE_RATE_HZ,
+        text: Path | str | Words | None = None,
+        speaking_rate: SpeakingRate | None = None,
+        gesture: Path | str | npt.NDArray[np.floating] | None = None,
+        seconds: float | None = None,
+        speaker: str | None = None,
+        num_samples: int = 1,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 1.0,
+        solver: str = "euler",
+        shift: float = 3.0,
+        overlap_ticks: int | None = None,
+        seed: int = 0,
+        callback: Callable[[float, float], None] | None = None,
+    ) -> OmnigesOutput:
+        """Make samples of a task.
+
+        Args:
+            task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/generate.md.
+            audio: a file, or samples (N,) or (N, channels) of `audio_rate_hz`, nominally in [−1, 1].
+            audio_rate_hz: of an array; files tell theirs.
+            text: a TextGrid file (a `Path`), words with ``word``, ``start``, ``end`` in seconds, or a text, which is
+                spoken at `speaking_rate`.
+            speaking_rate: from `speaking_rate`; needed for a text without times.
+            gesture: an SMPL-X NPZ, or channels (30 · seconds, 415) as shards hold them.
+            seconds: at most so long; the length of an unconditional sample.
+            speaker: whose manner; None: unknown.
+            num_samples: how many, told apart by their noise.
+            num_inference_steps: see `SamplingSettings`, as are the next three.
+            guidance_scale: weight of the inputs; 1: plain.
+            solver: ``euler``, ``heun`` or ``dpm++``.
+            shift: above 1: more steps at high noise.
+            overlap_ticks: that windows share; None: a quarter of one.
+            seed: the same gives the same arrays on CPU.
+            callback: told how many seconds of how many are made.
+
+        Raises UsageFault for what cannot be asked, DataError for inputs that cannot be used.
+        """
+        name = task_named(task)
+        if num_samples < 1 or not 0 <= seed < 2**32:
+            raise UsageFault(f"found {num_samples} samples, seed {seed}; at least 1 and a seed below 2**32 expected")
+        self._loaded.require_trained(name)
+        number = self._loaded.speaker_number(speaker, named=True)
+        sampling = _sampling(num_inference_steps, guidance_scale, shift, solver)
+        windows = self._loaded.windows(overlap_ticks)
+        self._codecs.require(TASKS[name], Sources())
+        given: list[Given] = []
+        _require_inputs(name, {"audio": audio, "text": text, "gesture": gesture})
+        if audio is not None:
+            given.append(_audio(audio, audio_rate_hz, self._loaded.identity.loudness))
+        if gesture is not None:
+            given.append(_gesture(gesture))
+        if text is not None:
+            length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
+            given.append(self._text(text, speaking_rate, length_s))
+        item = _item(given, seconds, self._loaded.reading())
+        conditions = conditions_of(item, self._codecs)
+        timelines = [Timeline(item.ticks, conditions, number, sample) for sample in range(num_samples)]
+        made = self._made(timelines, TASKS[name].targets, seed, windows, sampling, callback)
+        samples = [self._sample(arrays, item, seed + k) for k, arrays in enumerate(made)]
+        remarks = (*item.remarks, *(remark for one in item.given for remark in one.remarks))
+        return OmnigesOutput(samples, name, remarks)
+
+    def _made(
+        self,
+        timelines: Sequence[Timeline],
+        targets: Sequence[StreamName],
+        seed: int,
+        windows: WindowSettings,
+        sampling: SamplingSettings,
+        callback: Callable[[float, float], None] | None,
+    ) -> list[dict[StreamName, npt.NDArray[Any]]]:
+        """Whole arrays of the targets of each timeline."""
+        done, total = 0.0, sum(timeline.ticks for timeline in timelines)
+
+        def worked(ticks: float) -> None:
+            nonlocal done
+            done += ticks
+            if callback is not None:
+                callback(done / TICKS_PER_SECOND, total / TICKS_PER_SECOND)
+
+        parts: list[list[Mapping[StreamName, npt.NDArray[Any]]]] = [[] for _ in timelines]
+        model = self._loaded.model
+        for place, arrays, _ in sample_timelines(model, timelines, targets, seed, windows, sampling, worked):
+            parts[place].append({stream: array.cpu().numpy() for stream, array in arrays.items()})
+        whole = [{t: np.concatenate([part[t] for part in own]) for t in targets} for own in parts]
+        return [{t: self._codecs.decoded(t, array) for t, array in own.items()} for own in whole]
+
+    def _sample(self, made: Mapping[StreamName, npt.NDArray[Any]], item: Input, seed: int) -> OmnigesSample:
+        words = None
+        if "text" in made:
+            found = self._loaded.codec.decode(made["text"].astype(np.int32))
+            words = [word.as_json() for word in found if word.word.strip()]
+        return OmnigesSample(item.ticks / TICKS_PER_SECOND, made.get("gesture"), made.get("audio"), words, seed)
+
+    def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Given:
+        codec = self._loaded.codec
+        if isinstance(text, Path):
+            return read_text(str(text), codec, rate, length_s)
+        remarks: list[str] = []
+        words = text
+        if isinstance(words, str):
+            if rate is None:
+                raise UsageFault(
+                    "text: it has no times: give speaking_rate, words with times, or the Path of a TextGrid"
+                )
+            words = timed_words(words, rate)
+            remarks.append(f"times estimated by a speaking rate learned from {rate.words} words")
+        if not words:
+            raise UsageFault("text: at least one word expected, found none")
+        digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
+        length = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
+        return given_words(words, codec, length, "text", ("text", digest), remarks)
+
+
+def _sampling(steps: int, guidance: float, shift: float, solver: str) -> SamplingSettings:
+    for known in get_args(Solver):
+        if solver == known:
+            return SamplingSettings(steps=steps, guidance=guidance, shift=shift, solver=known)
+    raise UsageFault(f"solver {solver!r}: one of {', '.join(get_args(Solver))} expected")
+
+
+def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
+    """The inputs of a task, no fewer and no more."""
+    given = {name for name, value in inputs.items() if value is not None}
+    wanted = set(TASKS[task].conditions)
+    if given != wanted:
+        raise UsageFault(
+            f"{task}: {' and '.join(sorted(wanted)) or 'no input'} expected, found "
+            f"{' and '.join(sorted(given)) or 'none'}"
+        )
+
+
+def _item(given: Sequence[Given], seconds: float | None, reading: Reading) -> Input:
+    if given:
+        return cut_input(Input("input", 0, tuple(given)), seconds, reading)
+    if seconds is None or seconds * TICKS_PER_SECOND < 1:
+        raise UsageFault(f"seconds {seconds}: at least 0.1 expected for samples that follow from no input")
+    ticks = int(seconds * TICKS_PER_SECOND + 1e-6)
+    return Input("unconditional", max(1, ticks - ticks % reading.tick_multiple), ())
+
+
+def _audio(audio: Path | str | npt.NDArray[np.floating], rate_hz: int, loudness: Loudness) -> Given:
+    if not isinstance(audio, np.ndarray):
+        return read_audio(Path(audio), None, loudness)
+    if audio.ndim not in {1, 2} or audio.dtype.kind != "f" or rate_hz < 1:
+        raise UsageFault(
+            f"audio: floats (N,) or (N, channels) and a rate expected, found {audio.shape} of {audio.dtype} at "
+            f"{rate_hz} Hz"
+        )
+    digest = sha256_hex(np.ascontiguousarray(audio).tobytes())
+    return given_audio(hear_samples(audio, rate_hz, None, loudness), "audio", "audio", digest)
+
+
+def _gesture(gesture: Path | str | npt.NDArray[np.floating]) -> Given:
+    if not isinstance(gesture, np.ndarray):
+        return read_gesture(Path(gesture))
+    if gesture.ndim != 2 or gesture.shape[1] != LAYOUT.channels or len(gesture) < FRAMES_PER_TICK:
+        raise UsageFault(f"gesture: channels (3 frames or more, {LAYOUT.channels}) expected, found {gesture.shape}")
+    if not np.isfinite(gesture).all():
+        raise UsageFault("gesture: finite channels expected, found others")
+    array = np.ascontiguousarray(gesture, np.float32)
+    ticks = len(array) // FRAMES_PER_TICK
+    return Given("gesture", "gesture", ticks, Held(array), "gesture", sha256_hex(array.tobytes()))

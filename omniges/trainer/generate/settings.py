@@ -1,0 +1,92 @@
+"""What `generate` can be told, and what it says at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from omniges.errors import UsageFault
+from omniges.trainer.generate.sources import Sources
+from omniges.trainer.sampling import SamplingSettings
+from omniges.trainer.streams import StreamName
+from omniges.trainer.tasks import TASKS
+
+__all__ = ["GenerateSettings", "GenerateSummary", "Weights", "task_named"]
+
+_MOST_REMARKS: Final = 5
+_LETTERS: Final[Mapping[str, StreamName]] = {"t": "text", "a": "audio", "g": "gesture"}
+Weights = Literal["ema", "last"]
+
+
+def task_named(name: str) -> str:
+    """The task of a name such as a2g, at2g (letters in any order) or unconditional; raises UsageFault for no task."""
+    if name in {"unconditional", "joint"}:
+        return "joint"
+    given, _, made = name.partition("2")
+    for known, task in TASKS.items():
+        letters = [sorted(key for key, stream in _LETTERS.items() if stream in side) for side in _sides(task)]
+        if letters == [sorted(given), sorted(made)] and task.conditions:
+            return known
+    raise UsageFault(
+        f"--task {name}: expected one of {', '.join(known for known in TASKS if known != 'joint')} or unconditional "
+        "(t text, a audio, g gesture)"
+    )
+
+
+def _sides(task: Any) -> tuple[tuple[StreamName, ...], tuple[StreamName, ...]]:
+    return task.conditions, task.targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateSettings:
+    """All that `omniges generate` can be told."""
+
+    checkpoint: Path
+    task: str
+    out: Path
+    sources: Sources
+    codecs: tuple[tuple[str, Path], ...] = ()  # name and folder
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    overlap_ticks: int | None = None  # None: a quarter of the model's window
+    seed: int = 0
+    num_samples: int = 1
+    speaker: str | None = None  # None: that of a sample, else unknown
+    body: Path | None = None  # an NPZ whose betas, gender and start are taken
+    start_xz: tuple[float, float] | None = None
+    weights: Weights = "ema"
+    vocoder: Path | None = None  # folder of a HiFi-GAN; None: Griffin-Lim
+    pictures: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, by the name of the flag."""
+        if self.num_samples < 1:
+            raise UsageFault(f"--num-samples {self.num_samples}: at least 1 expected")
+        if not 0 <= self.seed < 2**32:
+            raise UsageFault(f"--seed {self.seed}: from 0 to {2**32 - 1} expected")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateSummary:
+    """What was made."""
+
+    folder: Path
+    records: tuple[Path, ...]
+    generated_s: float
+    elapsed_s: float
+    remarks: tuple[str, ...]
+    """Of all results, each once, in the order in which they came up."""
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person."""
+        speed = self.generated_s / self.elapsed_s if self.elapsed_s else 0.0
+        pace = f"{self.elapsed_s:.1f} s, {speed:.1f} times real time"
+        results = "result" if len(self.records) == 1 else "results"
+        found = [f"{len(self.records)} {results}, {self.generated_s:.1f} s, in {self.folder}: {pace}"]
+        found += [f"remark: {remark}" for remark in self.remarks[:_MOST_REMARKS]]
+        if len(self.remarks) > _MOST_REMARKS:
+            found.append(f"and {len(self.remarks) - _MOST_REMARKS} more remarks: see the JSON beside each result")
+        return found

@@ -1,0 +1,160 @@
+"""Which voice turns mels into sound: librosa's Griffin–Lim, or a HiFi-GAN from a local folder.
+
+A HiFi-GAN folder is what `SpeechT5HifiGan.save_pretrained` of transformers writes and AudioLDM2 has under ``vocoder``:
+``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``. Its mel must be ours: 64 bands, 16 kHz, hop 160,
+and natural log of magnitudes, which a file does not say and AudioLDM2's is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.features.audio import MEL_BANDS
+from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from omniges.publish import os_errors
+from omniges.trainer.generate.outputs import VoiceOf
+from omniges.trainer.generate.speech import GriffinLim
+from omniges.trainer.picklefile import read_weights
+from omniges.trainer.tensorfile import read_tensors
+
+__all__ = ["HifiGan", "VoiceOf", "chosen_voice", "load_hifi_gan"]
+
+F32 = npt.NDArray[np.float32]
+
+_SEGMENT_FRAMES: Final = 500
+_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
+
+_GRIFFIN_LIM: Final = VoiceOf(
+    "griffin-lim", "the waveform is Griffin-Lim's of 64 mel bands: measure on the mel, not on it", GriffinLim
+)
+
+
+def chosen_voice(folder: Path | None, *, used: bool = True) -> VoiceOf:
+    """The voice of ``--vocoder``, Griffin–Lim without; raises UsageFault where one is given and no sound is made."""
+    if folder is None:
+        return _GRIFFIN_LIM
+    if not used:
+        raise UsageFault("--vocoder: this task makes no audio: leave it away")
+    return load_hifi_gan(folder)
+
+
+def load_hifi_gan(folder: Path) -> VoiceOf:
+    """The HiFi-GAN of a folder, on the GPU where there is one.
+
+    Raises UsageFault where there is none, DataError where it is damaged or of another mel, EnvironmentFault without
+    transformers.
+    """
+    config = _read_config(folder)
+    file = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
+    if file is None:
+        raise UsageFault(f"--vocoder {folder}: {' or '.join(_WEIGHTS)} expected beside config.json, found neither")
+    try:
+        from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # noqa: PLC0415 - optional, slow to import
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(
+            f"--vocoder {folder}: the package {error.name} is not installed: pip install 'omniges[vocoder]'"
+        ) from error
+    try:
+        settings = SpeechT5HifiGanConfig.from_dict(config)
+        model = SpeechT5HifiGan(settings)
+        model.load_state_dict(_tensors(file))
+    except (RuntimeError, ValueError, TypeError) as error:  # of a configuration or tensors that do not fit
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: not the weights of its config.json ({reason}): take another folder") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network: torch.nn.Module = model
+    network.to(device).eval()
+    with os_errors(file, "read"), file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    context = _context_frames(settings.to_dict())
+    return VoiceOf(
+        f"hifi-gan {file} sha256 {digest.hexdigest()}",
+        "the waveform is a HiFi-GAN's of 64 mel bands: measure on the mel, not on it",
+        lambda _seed: HifiGan(network, context),
+    )
+
+
+def _tensors(file: Path) -> Mapping[str, Tensor]:
+    return read_tensors(file) if file.suffix == ".safetensors" else read_weights(file)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, once its mel and its rates are found to be ours."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageFault(f"--vocoder {folder}: the folder of a HiFi-GAN with config.json expected, found none there")
+    with os_errors(path, "read"):
+        data = path.read_bytes()
+    try:
+        config = json.loads(data)
+        rates = [int(rate) for rate in config["upsample_rates"]]
+        found = (config["model_in_dim"], config["sampling_rate"], math.prod(rates))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: the configuration of a SpeechT5HifiGan expected ({error!r}): take another") from error
+    wanted = (MEL_BANDS, SAMPLE_RATE_HZ, HOP_SAMPLES)
+    if found != wanted:
+        names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
+        wrong = [f"{w} {n} expected, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
+        raise DataError(f"{path}: it is of another mel: {'; '.join(wrong)}: take another vocoder, such as AudioLDM2's")
+    return dict(config)
+
+
+def _context_frames(config: Mapping[str, Any]) -> int:
+    """Mel frames to either side that a sample may depend on."""
+    reach = 3.0  # the first convolution has 7 taps
+    samples = 1
+    rows = zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True)
+    residual = max(
+        (kernel - 1) / 2 * (sum(dilations) + len(dilations))
+        for kernel, dilations in zip(config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True)
+    )
+    for rate, kernel in rows:
+        reach += kernel / rate / samples
+        samples *= rate
+        reach += residual / samples
+    return math.ceil(reach + 3 / samples) + 1
+
+
+class HifiGan:
+    """A voice: a HiFi-GAN on segments of 5 s, each with as much on either side as it can hear, so no cut is heard."""
+
+    def __init__(self, model: torch.nn.Module, context_frames: int) -> None:
+        self._model, self._context = model, context_frames
+        self._held: F32 = np.zeros((0, MEL_BANDS), np.float32)
+        self._before = 0  # frames held that have sounded already
+
+    def push(self, mel: F32) -> F32:
+        """More of the mel (F, 64); returns the samples that are ready."""
+        self._held = np.concatenate([self._held, mel])
+        ready = [np.zeros(0, np.float32)]
+        while len(self._held) >= self._before + _SEGMENT_FRAMES + self._context:
+            ready.append(self._sound(_SEGMENT_FRAMES, self._before + _SEGMENT_FRAMES + self._context))
+        return np.concatenate(ready)
+
+    def finish(self) -> F32:
+        """The last samples."""
+        left = len(self._held) - self._before
+        return self._sound(left, len(self._held)) if left else np.zeros(0, np.float32)
+
+    @torch.no_grad()
+    def _sound(self, frames: int, stop: int) -> F32:
+        """Samples of the next frames, from what is held up to `stop`."""
+        device = next(self._model.parameters()).device
+        mel = torch.from_numpy(np.ascontiguousarray(self._held[:stop])).to(device)
+        samples: F32 = self._model(mel).float().cpu().numpy()
+        first = self._before
+        keep = min(self._context, first + frames)
+        self._held = self._held[first + frames - keep :]
+        self._before = keep
+        return samples[first * HOP_SAMPLES : (first + frames) * HOP_SAMPLES]

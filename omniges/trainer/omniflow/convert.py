@@ -1,0 +1,183 @@
+"""An OmniFlow checkpoint in the project's own form: a folder of config.json, model.safetensors and conversion.json.
+
+``model.safetensors`` has the trunk's tensors by their names in `JointFlowTransformer`, in the precision they came in.
+``conversion.json`` says what became of every tensor of the source, has sizes and digests of all files, and is written
+last; the folder appears under its name only whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from omniges.errors import DataError, UsageFault
+from omniges.publish import make_folder, pending_folder, publish_bytes
+from omniges.shards.dataset import seal, sealed_correctly
+from omniges.shards.schema import json_document, sha256_hex
+from omniges.trainer.latents import grid_embedding
+from omniges.trainer.omniflow.mapping import Fate
+from omniges.trainer.omniflow.reading import SourceTrunk, WhichWeights, parameter_shapes, read_omniflow
+from omniges.trainer.omniflow.report import table_of
+from omniges.trainer.omniflow.source import file_entry, open_tensors, read_json
+from omniges.trainer.tensorfile import write_each
+from omniges.trainer.trunk import JointFlowTransformer
+
+__all__ = [
+    "CONVERSION_FILE",
+    "Conversion",
+    "convert",
+    "converted_config",
+    "is_converted",
+    "read_converted",
+    "table",
+    "whole_trunk",
+]
+
+CONVERSION_FILE: Final = "conversion.json"
+_CONFIG_FILE: Final = "config.json"
+_MODEL_FILE: Final = "model.safetensors"
+_FORMAT: Final = "omniges-omniflow"
+_VERSION: Final = 1
+_AGAIN: Final = "run omniges convert-omniflow again"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was written."""
+
+    folder: Path
+    size: int  # bytes of the weights
+    fates: tuple[Fate, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person."""
+        kinds = Counter(fate.kind for fate in self.fates)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        found = [*table_of(self.fates), *self.remarks]
+        return [*found, f"{len(self.fates)} tensors: {counts}; {self.size / 1e9:.2f} GB in {self.folder}"]
+
+
+def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversion:
+    """Write a checkpoint of OmniFlow in our form, a new folder `out`.
+
+    Raises `UsageFault`, `DataError` or `EnvironmentFault`; then nothing is left of it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageFault(f"-o {out}: a new or empty folder expected, found something there")
+    source = read_omniflow(folder, weights)
+    make_folder(out.parent)
+    with pending_folder(out) as unfinished:
+        config = json_document(_config(source, weights))
+        publish_bytes(unfinished / _CONFIG_FILE, config)
+        kinds = {name: (source.dtypes[name], source.shapes[name]) for name in source.shapes}
+        size, digest = write_each(unfinished / _MODEL_FILE, kinds, source.read)
+        document = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "source": {str(path.relative_to(folder)): file_entry(path) for path in source.files},
+            "weights": weights,
+            "remarks": list(source.remarks),
+            "tensors": [fate.as_json() for fate in source.fates],
+            "files": {
+                _CONFIG_FILE: {"bytes": len(config), "sha256": sha256_hex(config)},
+                _MODEL_FILE: {"bytes": size, "sha256": digest},
+            },
+        }
+        publish_bytes(unfinished / CONVERSION_FILE, seal(document))
+    return Conversion(out, size, source.fates, source.remarks)
+
+
+def _config(source: SourceTrunk, weights: WhichWeights) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "trunk": dict(source.config),
+        "grids": {name: dict(grid) for name, grid in source.grids.items()},
+        "absent": "noise",
+        "predictions": {"image": "velocity", "text": "clean", "audio": "velocity"},
+        "weights": weights,
+    }
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder is one that `convert` wrote."""
+    return (folder / CONVERSION_FILE).is_file()
+
+
+def converted_config(folder: Path) -> dict[str, Any]:
+    """The trunk's configuration of a converted folder, from its JSON files alone."""
+    document = _document(folder)
+    content = _content(folder / _CONFIG_FILE)
+    if sha256_hex(content) != document["files"][_CONFIG_FILE]["sha256"]:
+        raise DataError(f"{folder / _CONFIG_FILE}: it is not as it was written; {_AGAIN}")
+    found: dict[str, Any] = json.loads(content)
+    return found
+
+
+def read_converted(folder: Path) -> SourceTrunk:
+    """A folder that `convert` wrote, every byte checked; raises `DataError` where one is not as it was written."""
+    document = _document(folder)
+    config = converted_config(folder)
+    path = folder / _MODEL_FILE
+    if not path.is_file() or file_entry(path) != document["files"][_MODEL_FILE]:
+        raise DataError(f"{path}: it is missing or not as it was written; {_AGAIN}")
+    tensors = open_tensors((path,))
+    expected = parameter_shapes(config["trunk"])
+    if dict(tensors.shapes) != expected:
+        names = sorted(
+            name for name in {**tensors.shapes, **expected} if tensors.shapes.get(name) != expected.get(name)
+        )
+        raise DataError(f"{path}: {len(names)} tensors are not the configuration's, such as {names[0]}; {_AGAIN}")
+    return SourceTrunk(
+        where=str(path),
+        files=(folder / _CONFIG_FILE, path),
+        config=config["trunk"],
+        grids=config["grids"],
+        shapes=expected,
+        dtypes=tensors.dtypes,
+        read=tensors.read,
+        fates=tuple(
+            Fate("loaded", name, name, torch.Size(shape).numel(), "the same layer") for name, shape in expected.items()
+        ),
+        remarks=(),
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {_AGAIN}") from error
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    path = folder / CONVERSION_FILE
+    document = read_json(path)
+    if document.get("format") != _FORMAT or document.get("version") != _VERSION or not sealed_correctly(document):
+        raise DataError(f"{path}: not as convert-omniflow wrote it (format {_FORMAT}, version {_VERSION}); {_AGAIN}")
+    return document
+
+
+def whole_trunk(source: SourceTrunk) -> JointFlowTransformer:
+    """The trunk with all three streams of OmniFlow, in evaluation mode, float32 on the host."""
+    model: JointFlowTransformer = JointFlowTransformer(**source.config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(source.read(name))
+    model.eval()
+    return model
+
+
+def table(source: SourceTrunk, stream: str, rows: int, columns: int) -> Tensor:
+    """Position embeddings (rows · columns, W) that the trunk of a source expects to be added to a stream's patches."""
+    grid = source.grids[stream]
+    width = int(source.config["width"])
+    return grid_embedding(rows, columns, side=grid["table_side"], base=grid["table_base"], width=width)

@@ -1,0 +1,277 @@
+"""Weights that a run begins with: OmniFlow's, in its own form or converted, or those of a run of ours.
+
+A start says which model there will be, before any weight is read, and fills that model when the run really begins.
+What becomes of every tensor of the file and where every weight of the model comes from is told; anything that nothing
+explains is an error.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor
+
+from omniges.errors import DataError, UsageFault
+from omniges.trainer.checkpoint import CHECKPOINT_FILE, SavedCheckpoint
+from omniges.trainer.flow import FlowModel
+from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
+from omniges.trainer.omniflow.convert import converted_config, is_converted, read_converted
+from omniges.trainer.omniflow.mapping import Fate
+from omniges.trainer.omniflow.reading import SourceTrunk, WhichWeights, config_of, read_omniflow
+from omniges.trainer.omniflow.report import table_of
+from omniges.trainer.omniflow.source import file_entry, is_omniflow
+from omniges.trainer.presets import ModelConfig
+from omniges.trainer.resuming import CHECKPOINTS, find_checkpoint
+from omniges.trainer.saved import ModelIdentity, load_identity
+from omniges.trainer.streams import STREAMS, StreamName
+
+__all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_tokens", "open_start"]
+
+_SPEAKERS: Final = "trunk.speaker.weight"
+_OF_TOKENS: Final = frozenset(
+    {"piece_width", "mark_width", "gesture_prediction", "audio_prediction", "blank_weight", "absent"}
+)
+_OF_TRAINING: Final = frozenset({"blank_weight", "absent"})
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a model was filled with."""
+
+    where: str
+    files: tuple[Path, ...]
+    fates: tuple[Fate, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person."""
+        return [f"begins with {self.where}", *table_of(self.fates), *self.remarks]
+
+    def provenance(self) -> dict[str, Any]:
+        """Which bytes it was."""
+        return {"path": self.where, "files": {str(path): file_entry(path) for path in self.files}}
+
+
+class Start(ABC):
+    """What a run begins from."""
+
+    preset: str
+    """The name under which checkpoints remember the model's sizes."""
+    config: ModelConfig
+
+    def adopt(self, identity: ModelIdentity) -> ModelIdentity:
+        """The model that is trained, from what it would be by settings and shards alone."""
+        return identity
+
+    @abstractmethod
+    def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
+        """Put the weights into a model that was built for the identity; raises `DataError` where they do not fit."""
+
+
+def open_start(path: Path, weights: WhichWeights | None, changes: Mapping[str, Any]) -> Start:
+    """The start that a folder holds; ``changes`` are fields of ModelConfig that a recipe sets.
+
+    Raises `UsageFault` where there is none or a change does not go with it, `DataError` where it is damaged.
+    """
+    if not path.is_dir():
+        raise UsageFault(
+            f"--pretrained-model-name-or-path {path}: a folder expected, found none; to get one from the Hub, run "
+            "hf download NAME --local-dir DIR first"
+        )
+    if (path / CHECKPOINT_FILE).is_file() or (path / CHECKPOINTS).is_dir():
+        return CheckpointStart(find_checkpoint(path), weights or "ema", changes)
+    if is_converted(path):
+        if weights is not None:
+            raise UsageFault("--pretrained-weights: a converted folder has one set of weights; leave the flag away")
+        return OmniFlowStart(path, "last", changes)
+    if is_omniflow(path):
+        return OmniFlowStart(path, weights or "last", changes)
+    raise UsageFault(
+        f"--pretrained-model-name-or-path {path}: an OmniFlow folder (transformer/config.json and weights), one of "
+        "convert-omniflow, or a run or checkpoint of omniges expected, found neither"
+    )
+
+
+def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset[str]) -> ModelConfig:
+    fixed = sorted(name for name in changes.keys() - allowed if changes[name] != getattr(config, name))
+    if fixed:
+        raise UsageFault(
+            f"recipe key model: {', '.join(fixed)} come from the pretrained weights; only {', '.join(sorted(allowed))} "
+            "can be set beside them"
+        )
+    return replace(config, **{name: value for name, value in changes.items() if name in allowed})
+
+
+class CheckpointStart(Start):
+    """A checkpoint of ours: all weights, with the statistics and the tokenizer that they were learned with.
+
+    Speakers keep their numbers; those that the new shards add come after them and begin as *unknown*.
+    """
+
+    def __init__(self, saved: SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
+        self._saved = saved
+        self._file = EMA_FILE if weights == "ema" else MODEL_FILE
+        self._identity = load_identity(saved)
+        self.preset = self._identity.preset
+        self.config = _changed(self._identity.config, changes, _OF_TRAINING)
+
+    def adopt(self, identity: ModelIdentity) -> ModelIdentity:
+        """The checkpoint's statistics, tokenizer and speakers, and the speakers that are new."""
+        was = self._identity
+        added = tuple(name for name in identity.speakers if name not in was.speakers)
+        codecs = [{name: entry.fingerprint for name, entry in x.codecs.items()} for x in (was, identity)]
+        if codecs[0] != codecs[1]:
+            raise UsageFault(
+                f"{self._saved.path}: its streams with a codec are {', '.join(codecs[0]) or 'none'}, these shards' are "
+                f"{', '.join(codecs[1]) or 'none'}, or another one: take the codecs that the weights were learned with"
+            )
+        own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)
+        return replace(own, speakers=was.speakers + added)
+
+    def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
+        """All weights by name."""
+        where = f"{self._saved.path}/{self._file}"
+        saved = self._saved.tensors(self._file)
+        own = dict(model.named_parameters())
+        fates = {name: Fate("loaded", name, name, x.numel(), "the same weights") for name, x in saved.items()}
+        known = 1 + len(self._identity.speakers)
+        if _SPEAKERS in own and len(identity.speakers) >= known:
+            added = len(identity.speakers) + 1 - known
+            reason = f"{added} new speakers begin as unknown"
+            if _SPEAKERS in saved:
+                saved[_SPEAKERS] = torch.cat([saved[_SPEAKERS], saved[_SPEAKERS][:1].expand(added, -1)])
+                fates[_SPEAKERS] = Fate("converted", _SPEAKERS, _SPEAKERS, own[_SPEAKERS].numel(), reason)
+            else:
+                saved[_SPEAKERS] = torch.zeros(own[_SPEAKERS].shape)
+                fates[_SPEAKERS] = Fate("new", None, _SPEAKERS, own[_SPEAKERS].numel(), reason)
+        load_into(own, saved, where)
+        return Begun(where, (self._saved.path / self._file,), tuple(fates.values()), ())
+
+
+def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
+    """A model with the sizes and kinds of OmniFlow's trunk, from arguments of JointFlowTransformer."""
+    return ModelConfig(
+        width=trunk["width"],
+        layers=trunk["layers"],
+        heads=trunk["heads"],
+        mlp_ratio=trunk["mlp_ratio"],
+        qk_norm=trunk["qk_norm"],
+        conditioning=trunk["conditioning"],
+        rotary_periods_s=None,
+        pooled_width=trunk["pooled_width"],
+        text_head_width=trunk["streams"]["text"]["head_width"],
+        context_only=tuple(trunk["context_only"]),
+        absent="noise",
+    )
+
+
+class OmniFlowStart(Start):
+    """OmniFlow's trunk: text and audio as they are, gesture from the image stream."""
+
+    preset = "pretrained"
+
+    def __init__(self, folder: Path, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
+        self._folder, self._weights = folder, weights
+        trunk = converted_config(folder)["trunk"] if is_converted(folder) else config_of(folder)
+        self.config = _changed(config_over_tokens(trunk), changes, _OF_TOKENS)
+
+    def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
+        """All of the trunk but for projections of tokens that are not OmniFlow's."""
+        del identity
+        source = (
+            read_converted(self._folder) if is_converted(self._folder) else read_omniflow(self._folder, self._weights)
+        )
+        own = dict(model.named_parameters())
+        plan = _plan(model, own, source)
+        with torch.no_grad():
+            for name, target in plan.carried.items():
+                own[target].copy_(_cut(source.read(name), own[target].shape))
+            if _SPEAKERS in own:  # zero, so that the run begins with what OmniFlow computes
+                own[_SPEAKERS].zero_()
+        return Begun(source.where, source.files, _told(source, plan, own), source.remarks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where weights come from: names of the source's trunk, names of the model, reasons."""
+
+    carried: Mapping[str, str]
+    left: Mapping[str, str]
+    new: Mapping[str, str]
+
+
+def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _Plan:
+    carried: dict[str, str] = {}
+    left: dict[str, str] = {}
+    for name, shape in source.shapes.items():
+        stream, projection = _place(name)
+        if stream is not None and projection and not model.stream(stream).omniflow_tokens:
+            left[name] = _other_tokens(stream)
+            continue
+        target = "trunk." + name.replace(".image.", ".gesture.")
+        found = tuple(own[target].shape) if target in own else None
+        if found != shape and not (name == "embed.text.weight" and found is not None and found[1] < shape[1]):
+            raise DataError(
+                f"{source.where}: {name} {shape} is {target} {found or 'nothing'} in this model; the same expected"
+            )
+        carried[name] = target
+    new = {name: _newness(name) for name in own.keys() - set(carried.values())}
+    unexplained = sorted(name for name, reason in new.items() if reason is None)
+    if unexplained:
+        raise DataError(f"{source.where}: nothing there for {', '.join(unexplained[:3])}; a whole trunk expected")
+    return _Plan(carried, left, cast("Mapping[str, str]", {name: new[name] for name in own if name in new}))
+
+
+def _place(name: str) -> tuple[StreamName | None, bool]:
+    """Which stream of ours a tensor of the trunk becomes part of, and whether it is a projection of its tokens."""
+    words = name.split(".")
+    streams = [word.replace("image", "gesture") for word in words if word in {"image", "text", "audio"}]
+    projection = words[0] == "embed" or (words[0] == "head" and words[2] == "out")
+    return (cast("StreamName", streams[0]) if streams else None), projection
+
+
+def _newness(name: str) -> str | None:
+    """Why a weight of the model has no counterpart; None: it should have one."""
+    if name == _SPEAKERS:
+        return "OmniFlow knows no speakers; begins at zero"
+    if name.startswith("streams."):
+        return "makes tokens of this project"
+    stream, projection = _place(name.removeprefix("trunk."))
+    if projection and stream is None:
+        stream = "gesture"
+    return _other_tokens(stream) if projection and stream in STREAMS else None
+
+
+def _other_tokens(stream: StreamName) -> str:
+    return f"{stream} has other tokens than OmniFlow's {'image' if stream == 'gesture' else stream}"
+
+
+def _cut(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """All of a tensor, or of a projection the columns of the features that there are."""
+    return tensor[:, : shape[1]] if tensor.ndim == 2 and tensor.shape != shape else tensor
+
+
+def _told(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[Fate, ...]:
+    """The fate of every tensor of the source and of every weight of the model."""
+    found: list[Fate] = []
+    for fate in source.fates:
+        if fate.target is not None and fate.target in plan.left:
+            found.append(Fate("left out", fate.source, None, fate.numbers, plan.left[fate.target]))
+        elif fate.target is not None:
+            target = plan.carried[fate.target]
+            if tuple(own[target].shape) != source.shapes[fate.target]:
+                reason = "columns of features that the tokens have"
+                found.append(Fate("converted", fate.source, target, own[target].numel(), reason))
+            else:
+                begins = "begins as image; " if target != f"trunk.{fate.target}" else ""
+                found.append(replace(fate, target=target, reason=begins + fate.reason))
+        else:
+            found.append(fate)
+    found += [Fate("new", None, name, own[name].numel(), reason) for name, reason in plan.new.items()]
+    return tuple(found)

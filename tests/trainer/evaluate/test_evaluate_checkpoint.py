@@ -1,0 +1,157 @@
+"""`evaluate --checkpoint` as design's table has it: generates, scores, and says where model and shards do not fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluate_builders import shards_of
+from training_helpers import run
+
+from omniges import cli
+from omniges.errors import UsageFault
+from omniges.shards.reader import ShardFolder
+from omniges.trainer.evaluate.fit import require_fit
+from omniges.trainer.evaluate.report import Report
+from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
+from omniges.trainer.resuming import find_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps of the smallest model: it has learned nothing, which is not what is tried here."""
+    folder = tmp_path_factory.mktemp("evaluate-run") / "run"
+    run(shards, folder, max_train_steps=2)
+    return folder
+
+
+def scored(checkpoint: Path, shards: Path, **changes: Any) -> Report:
+    source = FromCheckpoint(checkpoint=checkpoint, steps=2, **changes)
+    return evaluate(EvaluateSettings(source=source, shards=shards, resamples=20))
+
+
+def test_the_command_of_the_design(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+    """No folder is needed and none is left behind."""
+    words = ["evaluate", "--checkpoint", str(checkpoint), "--shards", str(shards), "--steps", "2"]
+    command = [sys.executable, "-m", "omniges.cli", *words, "-o", str(tmp_path / "table.txt")]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {"TMPDIR": str(temporary), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    table = (tmp_path / "table.txt").read_text("utf-8")
+    for task in ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t"):
+        assert f"{task}: 1 of 1 test recordings, 4.0 of 4.0 s" in table
+    assert not list(temporary.glob("omniges-*"))
+
+
+def test_work_is_kept_and_can_be_scored_again(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+    first = scored(checkpoint, shards, tasks=("a2t", "at2g"), work=tmp_path / "work", num_samples=2)
+    assert list(first.tasks) == ["a2t", "ta2g"]
+    assert {task.results for task in first.tasks.values()} == {2}
+    again = evaluate(EvaluateSettings(generated=(tmp_path / "work",), shards=shards, resamples=20))
+    assert {name: task.figures for name, task in again.tasks.items()} == {
+        name: task.figures for name, task in first.tasks.items()
+    }
+    assert first.tasks["a2t"].made_by["model"]["step"] == 2  # type: ignore[index]
+    with pytest.raises(UsageFault, match="has results already: score them with omniges evaluate"):
+        scored(checkpoint, shards, tasks=("a2t",), work=tmp_path / "work")
+
+
+def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+    source = FromCheckpoint(checkpoint=checkpoint, work=tmp_path / "work")
+    for changes, words in (
+        ({"profile": "emage-2024"}, "give --body-model"),
+        ({"mean_speeds": tmp_path / "none.npy"}, "--mean-speeds"),
+        ({"body_model": tmp_path / "none.npz"}, "--body-model"),
+        ({"encoder": tmp_path / "none.safetensors"}, "no such file"),
+    ):
+        with pytest.raises(UsageFault, match=words):
+            evaluate(EvaluateSettings(source=source, shards=shards, **changes))
+    for changes, words in (
+        ({"split": "additional"}, "has no sample of it: choose among test, train, val"),
+        ({"split": "tests"}, "one of"),
+        ({"tasks": ("a2b",)}, "expected one of"),
+    ):
+        with pytest.raises(UsageFault, match=words):
+            scored(checkpoint, shards, work=tmp_path / "work", **changes)
+    assert not (tmp_path / "work").exists()
+
+
+def test_folders_or_a_checkpoint_and_not_both(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageFault, match="found neither"):
+        EvaluateSettings(shards=shards)
+    with pytest.raises(UsageFault, match="found both"):
+        EvaluateSettings(shards=shards, generated=(tmp_path,), source=FromCheckpoint(checkpoint=tmp_path))
+
+
+class TestFit:
+    def test_a_split_it_was_not_trained_on_has_no_remark(self, checkpoint: Path, shards: Path) -> None:
+        saved = find_checkpoint(checkpoint)
+        assert require_fit(saved, ShardFolder(shards), "test", ()) == (
+            ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t"),
+            [],
+        )
+
+    def test_clips_it_was_trained_on(self, checkpoint: Path, shards: Path) -> None:
+        _, remarks = require_fit(find_checkpoint(checkpoint), ShardFolder(shards), "train", ())
+        assert remarks == ["the model was trained on these very clips, the train split"]
+
+    def test_other_shards(self, checkpoint: Path, tmp_path: Path) -> None:
+        others = ShardFolder(shards_of(tmp_path, keep_audio=False))
+        _, remarks = require_fit(find_checkpoint(checkpoint), others, "test", ())
+        assert "was trained on other shards than" in remarks[0]
+
+    def test_tasks_it_was_not_trained_on(self, shards: Path, tmp_path: Path) -> None:
+        run(shards, tmp_path / "run", max_train_steps=1, flow={"shares": {"a2g": 1.0, "t2g": 1.0}})
+        saved, folder = find_checkpoint(tmp_path / "run"), ShardFolder(shards)
+        tasks, remarks = require_fit(saved, folder, "test", ())
+        assert tasks == ("t2g", "a2g")
+        assert remarks == ["not generated, for the model was not trained on them: t2a, g2a, g2t, a2t"]
+        with pytest.raises(UsageFault, match=r"--tasks a2t: .* was not trained on it, only on a2g, t2g"):
+            require_fit(saved, folder, "test", ("a2t",))
+
+    def test_a_speaker_it_does_not_know(self, checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+        saved = find_checkpoint(checkpoint)
+        known = json.loads((saved.path / "config.json").read_text("utf-8"))["speakers"]
+        folder = ShardFolder(shards)
+        stranger = {row.speaker for row in folder.rows if row.split == "test"} - set(known)
+        _, remarks = require_fit(saved, folder, "test", ())
+        assert any("generated as unknown" in remark for remark in remarks) == bool(stranger)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["nowhere"], 2, "a folder of generated results expected, found none there"),
+        ([], 2, "folders of generated results, or --checkpoint to make some, expected; found neither"),
+        (["--checkpoint", "nowhere"], 2, "nowhere: a checkpoint or the folder of a run"),
+        (["nowhere", "--num-samples", "2"], 2, "--num-samples: it says how to generate, which only --checkpoint does"),
+        (["nowhere", "--split", "val"], 2, "--split: it says how to generate"),
+        (["nowhere", "-o", "absent/report.json"], 2, "the folder absent expected, found none"),
+    ],
+)
+def test_the_command_says_one_line(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "raise_on", lambda *_: None)  # this process keeps its own handling of Ctrl-C
+    monkeypatch.setattr(sys, "argv", ["omniges", "evaluate", *words, "--shards", str(shards)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == code
+    said = capsys.readouterr().err.strip()
+    assert line in said
+    assert len(said.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,67 @@
+"""Audio in blocks: what `preprocess` makes of the whole, for any format and rate, and a line for what is cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from omniges.errors import DataError
+from omniges.features.audio import log_mel, mix_down, resample
+from omniges.trainer.generate import hearing
+from omniges.trainer.generate.hearing import hear, hear_samples
+
+
+def sound(rate_hz: int, seconds: float, channels: int) -> npt.NDArray[np.float32]:
+    times = np.arange(int(seconds * rate_hz)) / rate_hz
+    tones = [np.sin(2 * np.pi * (200 + 90 * k) * times) * 0.3 for k in range(channels)]
+    noise = np.random.default_rng(0).normal(0, 0.02, (len(times), channels))
+    found: npt.NDArray[np.float32] = (np.stack(tones, axis=1) + noise).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "channels"),
+    [("a.wav", 16000, 1), ("b.flac", 48000, 2), ("c.ogg", 22050, 1), ("d.aiff", 44100, 3), ("e.mp3", 32000, 2)],
+)
+def test_any_file_is_heard_as_the_whole_of_it_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rate_hz: int, channels: int
+) -> None:
+    monkeypatch.setattr(hearing, "_BLOCK_FRAMES", 4099)
+    soundfile.write(tmp_path / name, sound(rate_hz, 2.03, channels), rate_hz)
+    heard = hear(tmp_path / name, tmp_path)
+    samples, _ = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)
+    mono = resample(mix_down(samples), rate_hz)
+    assert heard.ticks == len(mono) // 1600
+    expected = log_mel(mono, 10 * heard.ticks)
+    np.testing.assert_allclose(heard.mel.rows(0, 10 * heard.ticks), expected, rtol=0, atol=2e-4)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_samples_are_heard_as_their_file_is(tmp_path: Path) -> None:
+    samples = sound(22050, 1.5, 2)
+    soundfile.write(tmp_path / "x.wav", samples, 22050, subtype="FLOAT")
+    first, second = hear(tmp_path / "x.wav", None), hear_samples(samples, 22050, None)
+    np.testing.assert_array_equal(first.mel.rows(0, 150), second.mel.rows(0, 150))
+    assert first.remarks == second.remarks == ["2 channels averaged", "22050 Hz resampled to 16000 Hz"]
+
+
+@pytest.mark.parametrize("name", ["cut.mp3", "cut.flac", "cut.wav"])
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, name: str) -> None:
+    """libsndfile reads on without a word where an MP3 ends early."""
+    path = tmp_path / name
+    soundfile.write(path, sound(48000, 20.0, 2), 48000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(DataError, match=str(path)) as caught:
+        hear(path, None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("samples", [np.zeros(16000, np.float32), np.full(16000, np.nan, np.float32)])
+def test_silence_and_what_is_no_number_are_refused(samples: npt.NDArray[np.float32]) -> None:
+    with pytest.raises(DataError, match=r"sound expected|finite samples expected"):
+        hear_samples(samples, 16000, None)

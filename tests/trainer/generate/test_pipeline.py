@@ -1,0 +1,133 @@
+"""`OmnigesPipeline`: a call gives what the command writes, from paths as from arrays; a saved model is the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omniges.errors import UsageFault
+from omniges.features.gesture import gesture_from_motion
+from omniges.recordings.npz import decode_motion
+from omniges.recordings.textgrid import decode_words
+from omniges.recordings.wav import decode_wav
+from omniges.trainer.generate.pipeline import OmnigesPipeline
+from omniges.trainer.generate.run import GenerateSettings, generate
+from omniges.trainer.generate.sources import Sources
+from omniges.trainer.sampling import SamplingSettings
+
+STEM = "1_synthetica_0_1_1"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "generate.md"
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint: Path) -> OmnigesPipeline:
+    return OmnigesPipeline.from_pretrained(checkpoint)
+
+
+def test_a_call_gives_what_the_command_writes(
+    pipeline: OmnigesPipeline, checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    sources = Sources(text=(str(files["TextGrid"]),))
+    generate(
+        GenerateSettings(
+            checkpoint=checkpoint,
+            task="t2a",
+            out=tmp_path,
+            sources=sources,
+            sampling=SamplingSettings(steps=2),
+            seed=3,
+        )
+    )
+    sample = pipeline("t2a", text=files["TextGrid"], num_inference_steps=2, seed=3)[0]
+    written = np.load(tmp_path / f"{STEM}.mel.npy", allow_pickle=False)
+    assert sample.mel is not None
+    np.testing.assert_array_equal(sample.mel, written)
+    steps = decode_wav((tmp_path / f"{STEM}.wav").read_bytes()).samples
+    np.testing.assert_allclose(sample.waveform(), steps, atol=1 / 32768)
+
+
+def test_arrays_are_taken_as_files_are(pipeline: OmnigesPipeline, files: dict[str, Path]) -> None:
+    wav = decode_wav(files["wav"].read_bytes())
+    words = [
+        {"word": w.word, "start": w.start, "end": w.end} for w in decode_words(files["TextGrid"].read_bytes()).words
+    ]
+    motion = decode_motion(files["npz"].read_bytes())
+    channels = gesture_from_motion(motion.poses, motion.expressions, motion.trans).gesture
+    pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("a2g", {"audio": files["wav"]}, {"audio": wav.samples, "audio_rate_hz": wav.rate_hz}),
+        ("at2g", {"audio": files["wav"], "text": files["TextGrid"]}, {"audio": wav.samples, "text": words}),
+        ("g2a", {"gesture": str(files["npz"])}, {"gesture": channels}),
+    ]
+    for task, by_path, by_array in pairs:
+        first = pipeline(task, **by_path, num_inference_steps=2)[0]
+        second = pipeline(task, **by_array, num_inference_steps=2)[0]
+        for name in ("gesture", "mel"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_samples_differ_and_repeat_by_seed_and_place(pipeline: OmnigesPipeline) -> None:
+    told: list[tuple[float, float]] = []
+    made = pipeline(
+        "unconditional", seconds=2, num_samples=2, num_inference_steps=2, callback=lambda d, t: told.append((d, t))
+    )
+    again = pipeline("unconditional", seconds=2, num_samples=2, num_inference_steps=2)
+    assert len(made) == 2
+    for first, second in zip(made.samples, again.samples, strict=True):
+        np.testing.assert_array_equal(first.gesture, second.gesture)
+    assert not np.array_equal(made[0].gesture, made[1].gesture)
+    assert made[0].motion().poses.shape == (60, 165)
+    assert told[-1] == pytest.approx((4, 4))
+
+
+@pytest.mark.parametrize("weights", ["ema", "last"])
+def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weights: str) -> None:
+    one = OmnigesPipeline.from_pretrained(checkpoint, weights=weights)
+    one.save_pretrained(tmp_path / "saved")
+    other = OmnigesPipeline.from_pretrained(tmp_path / "saved", weights=weights)
+    assert other.speakers == one.speakers
+    assert not (tmp_path / "saved" / "optimizer.safetensors").exists()
+    first, second = (p("unconditional", seconds=1, num_inference_steps=2)[0] for p in (one, other))
+    np.testing.assert_array_equal(first.gesture, second.gesture)
+    with pytest.raises(UsageFault, match="a new folder expected"):
+        one.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ({"task": "a2g"}, "a2g: audio expected, found none"),
+        ({"task": "a2g", "audio": "x.wav", "gesture": "x.npz"}, "a2g: audio expected, found audio and gesture"),
+        ({"task": "a2g", "audio": np.zeros(9, np.int16)}, "audio: floats"),
+        ({"task": "g2a", "gesture": np.zeros((9, 10), np.float32)}, "gesture: channels"),
+        ({"task": "t2g", "text": "hello there"}, "text: it has no times"),
+        ({"task": "unconditional"}, "seconds None: at least 0.1"),
+        ({"task": "unconditional", "seconds": 1, "solver": "rk4"}, "solver 'rk4'"),
+        ({"task": "unconditional", "seconds": 1, "num_samples": 0}, "found 0 samples"),
+        ({"task": "unconditional", "seconds": 1, "seed": -1}, "seed -1"),
+        ({"task": "unconditional", "seconds": 1, "speaker": "nobody"}, "--speaker nobody"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(pipeline: OmnigesPipeline, call: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageFault, match=re.escape(line)) as caught:
+        pipeline(**call)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_example_of_the_page_runs(
+    checkpoint: Path, shards: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its names are those of a run, shards and a recording in the working folder."""
+    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(checkpoint)
+    (tmp_path / "shards").symlink_to(shards)
+    (tmp_path / "talk.wav").symlink_to(files["wav"])
+    found: dict[str, Any] = {}
+    exec(compile(example, str(PAGE), "exec"), found)  # noqa: S102 - the page's own program
+    assert found["motion"].poses.shape[1] == 165
+    assert found["samples"].ndim == 1
+    assert (tmp_path / "model" / "ema.safetensors").exists()

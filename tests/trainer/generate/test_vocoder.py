@@ -1,0 +1,134 @@
+"""HiFi-GAN folders: any cut of the mel sounds as the whole, other mels and damaged folders are one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.trainer.generate.run import GenerateSettings, generate
+from omniges.trainer.generate.sources import Sources
+from omniges.trainer.generate.vocoder import chosen_voice, load_hifi_gan
+from omniges.trainer.generated import read_record
+from omniges.trainer.sampling import SamplingSettings
+
+SMALL: dict[str, Any] = {
+    "model_in_dim": 64,
+    "sampling_rate": 16000,
+    "upsample_rates": [5, 4, 2, 2, 2],
+    "upsample_kernel_sizes": [16, 16, 8, 4, 4],
+    "upsample_initial_channel": 32,
+    "normalize_before": False,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random HiFi-GAN with AudioLDM2's rates, saved by transformers itself."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    place = tmp_path_factory.mktemp("vocoder") / "hifi"
+    model = transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig(**SMALL))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0)  # else its sound is too faint to tell cuts apart
+    model.save_pretrained(place)
+    return place
+
+
+def mel_of(frames: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(2).normal(-4, 2, (frames, 64)).astype(np.float32)
+
+
+def test_pieces_sound_as_transformers_own_whole(folder: Path) -> None:
+    import transformers
+
+    mel = mel_of(1300)
+    with torch.no_grad():
+        whole = transformers.SpeechT5HifiGan.from_pretrained(folder)(torch.from_numpy(mel)).numpy()[: 1300 * 160]
+    for step in (1300, 170, 10):
+        voice = load_hifi_gan(folder).begin(0)
+        pieces = [voice.push(mel[k : k + step]) for k in range(0, 1300, step)]
+        found = np.concatenate([*pieces, voice.finish()])
+        assert found.shape == whole.shape
+        np.testing.assert_allclose(found, whole, rtol=0, atol=1e-3 * float(whole.std()))
+    assert whole.std() > 1e-4
+
+
+def test_weights_of_torch_are_read_without_unpickling(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    first, second = (load_hifi_gan(place).begin(0) for place in (folder, tmp_path))
+    for voice in (first, second):
+        voice.push(mel_of(40))
+    np.testing.assert_array_equal(first.finish(), second.finish())
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "line"),
+    [
+        ({"model_in_dim": 80}, DataError, "64 mel bands (model_in_dim) expected, found 80"),
+        ({"sampling_rate": 22050}, DataError, "16000 Hz (sampling_rate) expected, found 22050"),
+        (
+            {"upsample_rates": [4, 4, 4, 4]},
+            DataError,
+            "160 samples a frame (product of upsample_rates) expected, found 256",
+        ),
+        ({"upsample_initial_channel": 64}, DataError, "not the weights of its config.json"),
+        ({"upsample_rates": None}, DataError, "the configuration of a SpeechT5HifiGan expected"),
+    ],
+)
+def test_another_mel_or_model_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], kind: type[OmnigesError], line: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(kind, match=re.escape(line)) as caught:
+        load_hifi_gan(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_parts_and_a_missing_package_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageFault, match=r"config\.json expected, found none there"):
+        load_hifi_gan(tmp_path)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(UsageFault, match="found neither"):
+        load_hifi_gan(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no weights")
+    with pytest.raises(DataError, match=r"no file of torch\.save, or damaged"):
+        load_hifi_gan(tmp_path)
+    with pytest.raises(UsageFault, match="this task makes no audio"):
+        chosen_voice(folder, used=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(EnvironmentFault, match=r"pip install 'omniges\[vocoder\]'"):
+        load_hifi_gan(folder)
+
+
+def test_generate_speaks_with_it_and_the_record_says_so(
+    folder: Path, checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    summary = generate(
+        GenerateSettings(
+            checkpoint=checkpoint,
+            task="t2a",
+            out=tmp_path,
+            sources=Sources(text=(str(files["TextGrid"]),), seconds=1.0),
+            sampling=SamplingSettings(steps=1),
+            vocoder=folder,
+        )
+    )
+    record = read_record(summary.records[0])
+    assert record.settings["voice"].startswith(f"hifi-gan {folder}/model.safetensors sha256 ")
+    assert any("HiFi-GAN's of 64 mel bands" in remark for remark in record.remarks)
