@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omniges.features.audio import Loudness
 from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.progress import LineReporter
 from omniges.pipeline.run import preprocess
@@ -18,11 +19,16 @@ from omniges.pipeline.settings import PreprocessSettings, Summary
 COMMAND = (str(Path(sys.executable).with_name("omniges")),)
 
 
-def run_preprocess(root: Path, out: Path, *, keep_audio: bool = False, **settings: Any) -> Summary:
+def run_preprocess(
+    root: Path, out: Path, *, keep_audio: bool = False, loudness: Loudness = "none", **settings: Any
+) -> Summary:
     """Preprocess in this process, progress thrown away."""
     with Path(os.devnull).open("w") as stream:
         chosen = PreprocessSettings(
-            root=root, out=out, convert=ConvertSettings(keep_audio=keep_audio), **({"workers": 2} | settings)
+            root=root,
+            out=out,
+            convert=ConvertSettings(keep_audio=keep_audio, loudness=loudness),
+            **({"workers": 2} | settings),
         )
         return preprocess(chosen, LineReporter(stream))
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
 from omniges.errors import EnvironmentFault, UsageFault
+from omniges.features.audio import Loudness
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.dataset import read_dataset
 from omniges.shards.locations import parse_location
@@ -147,8 +148,18 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         tokenizer=first.tokenizer,
         codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
         latents=read_beside(first.folder, LATENTS_FILE, read_dataset(first.folder)) if first.codecs else b"",
+        loudness=_loudness(data),
     )
     return identity if start is None else start.adopt(identity)
+
+
+def _loudness(data: Sequence[DataSource]) -> Loudness:
+    """The rule by which the audio of all folders was scaled; raises UsageFault where they have several."""
+    rules = [read_dataset(source.catalog.folder)["settings"]["convert"]["loudness"] for source in data]
+    if len(set(rules)) > 1:
+        found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
+        raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
+    return cast("Loudness", rules[0])
 
 
 def _held_out(settings: TrainSettings, data: tuple[DataSource, ...]) -> HeldOut:

@@ -131,6 +131,11 @@ class CheckpointStart(Start):
                 f"{self._saved.path}: its streams with a codec are {', '.join(codecs[0]) or 'none'}, these shards' are "
                 f"{', '.join(codecs[1]) or 'none'}, or another one: take the codecs that the weights were learned with"
             )
+        if was.loudness != identity.loudness:
+            raise UsageFault(
+                f"{self._saved.path}: it learned from audio of loudness {was.loudness}, these shards have "
+                f"{identity.loudness}: preprocess them with --loudness {was.loudness}"
+            )
         own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)
         return replace(own, speakers=was.speakers + added)
 

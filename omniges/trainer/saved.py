@@ -38,17 +38,12 @@ class ModelIdentity:
     tokenizer: bytes  # tokenizer.json
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # whose latents stand for streams
     latents: bytes = b""  # latents.json, where there is a codec
+    loudness: Loudness = "none"  # rule by which preprocess scaled the audio that the model learned from
 
     @property
     def tick_multiple(self) -> int:
         """Ticks that windows and inputs have to be multiples of."""
         return Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).tick_multiple
-
-    @property
-    def loudness(self) -> Loudness:
-        """The rule by which audio was scaled before its latents were made; none where that is not known."""
-        entry = self.codecs.get("audio")
-        return "peak" if entry is not None and entry.settings.get("loudness") == "peak" else "none"
 
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
         """The codecs with their statistics, as a model is built from them."""
@@ -74,6 +69,7 @@ class ModelIdentity:
             "model": self.config.as_json(),
             "window_ticks": self.window_ticks,
             "speakers": list(self.speakers),
+            "loudness": self.loudness,
         }
         files = {STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
         if self.codecs:
@@ -116,7 +112,7 @@ def _other(saved: SavedCheckpoint, name: str, own: Any) -> bool:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in config.items() if name not in {"model", "codecs"}}
+    plain = {"loudness": "none"} | {name: value for name, value in config.items() if name not in {"model", "codecs"}}
     codecs = {
         f"{stream} codec": f"{entry['name']} {entry['fingerprint'][:16]}…"
         for stream, entry in config.get("codecs", {}).items()
@@ -147,6 +143,7 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
             tokenizer=saved.content(TOKENIZER_FILE),
             codecs=codecs,
             latents=saved.content(LATENTS_FILE) if codecs else b"",
+            loudness=found.get("loudness", "none"),  # before there was the key, nothing else could be said
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{saved.path / CONFIG_FILE}: {error}; use the omniges that wrote it") from error

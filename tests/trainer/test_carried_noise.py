@@ -173,8 +173,7 @@ class TestSampling:
 
     def test_any_length_in_windows_carries_the_same_noise_where_windows_overlap(self) -> None:
         model, recorder = recorded()
-        text = torch.zeros(11, dtype=torch.int32)
-        timeline = Timeline(11, {"text": text}, 0, 0)
+        timeline = Timeline(11, {"text": lambda _first, count: np.zeros(count, np.int32)}, 0, 0)
         windows = WindowSettings(window_ticks=TICKS, overlap_ticks=2)
         made = list(sample_timelines(model, [timeline], ["gesture"], SEED, windows, SamplingSettings(steps=2)))
         assert sum(ticks for _, _, ticks in made) == 11

@@ -16,6 +16,7 @@ import remote_helpers as remote
 import torch
 from hypothesis import given as examples
 from hypothesis import strategies as st
+from pipeline_helpers import run_preprocess
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_helpers import TENSOR_FILES, SignalAt, checkpoint_of, learned, log_of, losses_of, run, settings_of
@@ -370,13 +371,7 @@ class TestGenerate:
     def test_audio_files_are_as_loud_as_what_the_model_learned_from(
         self, corpus: Path, vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
-        from pipeline_helpers import run_preprocess
-
-        from omniges.pipeline.outcome import ConvertSettings
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline_helpers.ConvertSettings", lambda keep_audio: ConvertSettings(loudness="peak"))
-            run_preprocess(corpus, tmp_path / "peak")
+        run_preprocess(corpus, tmp_path / "peak", loudness="peak")
         summary = encode(EncodeSettings(shards=tmp_path / "peak", codecs=((NAME, vae),)))
         assert not summary.remarks
         run(tmp_path / "peak", tmp_path / "run", audio_codec=NAME, max_train_steps=1)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-
-import numpy as np
 
 from omniges.features.gesture import gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.pictures import Version, draw_comparison
+from omniges.recordings.arrays import decode_npy
 from omniges.recordings.npz import decode_motion
 from omniges.trainer.streams import StreamName
 from omniges.trainer.tasks import TASKS
@@ -44,7 +42,7 @@ def _version(made: Made) -> Version:
     contents = made.files.contents
     (target,) = task.targets
     if target == "audio":
-        return Version(name, mel=np.load(io.BytesIO(contents[".mel.npy"]), allow_pickle=False))
+        return Version(name, mel=decode_npy(contents[".mel.npy"]))
     if target == "text":
         words = [{"word": word.word, "start": word.start, "end": word.end} for word in words_of(made)]
         return Version(name, words=words)

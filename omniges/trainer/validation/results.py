@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections import Counter
@@ -12,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
 from omniges.errors import DataError, RecordingFault
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.recordings.arrays import decode_npy
 from omniges.recordings.textgrid import WordInterval, decode_words
 from omniges.shards.schema import sha256_hex
 from omniges.trainer.evaluate.bodies import GENERIC
@@ -159,7 +158,7 @@ def with_waveform(made: Made) -> Made:
     if mel is None:
         return made
     sink = SpeechSink(_VOICE, VALIDATION_SEED + made.number, None)
-    sink.append(np.load(io.BytesIO(mel), allow_pickle=False))
+    sink.append(decode_npy(mel))
     return replace(made, files=Files.of(sink))
 
 

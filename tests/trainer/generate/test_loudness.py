@@ -1,0 +1,66 @@
+"""Audio files are scaled as the audio was that a model learned from, and models of one rule alone are made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline_helpers import run_preprocess
+from training_helpers import run, settings_of
+
+from omniges.errors import UsageFault
+from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+from omniges.trainer.generate.run import GenerateSettings, generate
+from omniges.trainer.generate.sources import Sources
+from omniges.trainer.generated import read_record
+from omniges.trainer.sampling import SamplingSettings
+from omniges.trainer.train import train
+
+STEM = "1_synthetica_0_1_1"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpus") / "root"
+    write_sample_corpus(root, CorpusSettings(clips=8, seconds=4.0))
+    return root
+
+
+@pytest.fixture(scope="module")
+def loud(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "peak"
+    run_preprocess(corpus, folder, loudness="peak")
+    return folder
+
+
+def poses(checkpoint: Path, out: Path, sources: Sources) -> np.ndarray:
+    steps = SamplingSettings(steps=2)
+    settings = GenerateSettings(
+        checkpoint=checkpoint, task="a2g", out=out, sources=sources, sampling=steps, speaker="synthetica"
+    )
+    generate(settings)
+    return np.load(out / f"{STEM}.npz", allow_pickle=False)["poses"]
+
+
+def test_an_audio_file_gives_what_its_sample_in_the_shards_gives(corpus: Path, loud: Path, tmp_path: Path) -> None:
+    run(loud, tmp_path / "run", max_train_steps=2, learning_rate=0.05, lr_warmup_steps=0)
+    of_file = poses(tmp_path / "run", tmp_path / "a", Sources(audio=(next(corpus.rglob(f"{STEM}.wav")),)))
+    of_sample = poses(tmp_path / "run", tmp_path / "b", Sources(shards=loud, keys=(STEM,)))
+    np.testing.assert_allclose(of_file, of_sample, atol=1e-4)
+    (given,) = read_record(tmp_path / "a" / f"{STEM}.json").inputs
+    assert any("to loudness peak" in remark for remark in given["remarks"])
+
+
+def test_shards_of_two_rules_are_not_mixed(corpus: Path, loud: Path, tmp_path: Path) -> None:
+    run_preprocess(corpus, tmp_path / "plain")
+    with pytest.raises(UsageFault, match=r"one loudness expected, found peak in .*, none in .*plain"):
+        train(replace(settings_of(loud, tmp_path / "run"), shards=(loud, tmp_path / "plain")))
+
+
+def test_weights_of_another_rule_are_no_beginning(corpus: Path, loud: Path, tmp_path: Path) -> None:
+    run_preprocess(corpus, tmp_path / "plain")
+    run(tmp_path / "plain", tmp_path / "first", max_train_steps=1)
+    with pytest.raises(UsageFault, match="it learned from audio of loudness none, these shards have peak"):
+        run(loud, tmp_path / "second", pretrained_model_name_or_path=tmp_path / "first", preset=None, model={})
