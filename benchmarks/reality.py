@@ -185,7 +185,7 @@ def main() -> None:
         command("preprocess", "--root", folder / "corpus", "--out", shards)
     command(
         *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", arguments.minutes),
-        *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0),
+        *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0, "--validation-steps", 0),
     )
     source = ShardFolder(shards)
     samples = {split: source.sample(source.row(stem)) for split, (stem, _, _) in PARTS.items()}

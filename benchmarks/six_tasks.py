@@ -232,7 +232,7 @@ def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Pa
     command("preprocess", "--root", corpus, "--out", shards)
     command(
         *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", minutes),
-        *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0, *extra),
+        *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0, "--validation-steps", 0, *extra),
     )
     return run
 

@@ -30,6 +30,7 @@ __all__ = [
     "os_errors",
     "pending_folder",
     "publish_bytes",
+    "remove_folder",
     "sync_folder",
 ]
 
@@ -220,7 +221,10 @@ class PendingGroup:
 
 @contextlib.contextmanager
 def pending_folder(final: Path) -> Iterator[Path]:
-    """A folder that gets its final name in one step, or goes."""
+    """A folder that gets its final name in one step, or goes.
+
+    Files in it are published one by one, so they are on the disk before the name is.
+    """
     unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     with os_errors(final):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -233,6 +237,15 @@ def pending_folder(final: Path) -> Iterator[Path]:
             sync_folder(final.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which loses its name before its first file."""
+    doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with os_errors(path, "remove"):
+        path.rename(doomed)
+        sync_folder(path.parent)
+        shutil.rmtree(doomed)
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:

@@ -30,6 +30,7 @@ def settings_of(shards: Path | str, run: Path, **changes: Any) -> TrainSettings:
         "lr_warmup_steps": 3,
         "num_workers": 0,
         "logging_steps": 4,
+        "validation_steps": 0,
         "model": SMALLEST,
     }
     return TrainSettings(**(plain | changes))

@@ -12,6 +12,16 @@ from omniges.commands.common import listed, needs, resumable
 
 __all__ = ["convert_omniflow", "trace_batches", "train"]
 
+TrainEpochs = Annotated[float | None, typer.Option(help="Passes over the windows; 100 if no length is given.")]
+Accumulation = Annotated[int | None, typer.Option(help="Micro-steps per step.", show_default="1")]
+Schedule = Annotated[str | None, typer.Option(help="constant, cosine or linear.", show_default="constant")]
+ValidationSteps = Annotated[
+    int | None, typer.Option(help="Steps between validations; 0: none.", show_default="500 where there is a val split")
+]
+ValidationWindows = Annotated[int | None, typer.Option(help="Held-out windows to validate on.", show_default="16")]
+ValidationSamples = Annotated[int | None, typer.Option(help="Of these, kept as files and pictures.", show_default="2")]
+ValidationSampling = Annotated[int | None, typer.Option(help="Steps of sampling when validating.", show_default="10")]
+
 
 def train(
     recipe: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
@@ -32,18 +42,12 @@ def train(
     train_batch_size: Annotated[
         int | None, typer.Option(help="Windows per process and micro-step.", show_default="32")
     ] = None,
-    gradient_accumulation_steps: Annotated[
-        int | None, typer.Option(help="Micro-steps per step.", show_default="1")
-    ] = None,
-    num_train_epochs: Annotated[
-        float | None, typer.Option(help="Passes over the windows; 100 if no length is given.")
-    ] = None,
+    gradient_accumulation_steps: Accumulation = None,
+    num_train_epochs: TrainEpochs = None,
     max_train_steps: Annotated[int | None, typer.Option(help="Steps.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Minutes, those before a restart included.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; the preset's if not given.")] = None,
-    lr_schedule: Annotated[
-        str | None, typer.Option(help="constant, cosine or linear.", show_default="constant")
-    ] = None,
+    lr_schedule: Schedule = None,
     lr_warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up.", show_default="100")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of matrices.", show_default="0.01")] = None,
     max_grad_norm: Annotated[
@@ -61,6 +65,11 @@ def train(
     resume: Annotated[
         str | None, typer.Option(help="latest, never or a checkpoint's folder.", show_default="latest")
     ] = None,
+    validation_steps: ValidationSteps = None,
+    validation_windows: ValidationWindows = None,
+    validation_samples: ValidationSamples = None,
+    validation_sampling_steps: ValidationSampling = None,
+    best_metric: Annotated[str | None, typer.Option(help="What RUN/best is chosen by.", show_default="loss")] = None,
     report_to: Annotated[list[str], typer.Option(help="Also: tensorboard, wandb.")] = [],
     num_workers: Annotated[int | None, typer.Option(help="Processes that read.", show_default="2")] = None,
     compile: Annotated[  # noqa: A002 - the flag's name

@@ -32,18 +32,25 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
 __all__ = [
+    "BLUE",
+    "GREEN",
     "GREY",
     "LEFT",
     "NO_MEL",
+    "ORANGE",
     "RIGHT",
     "View",
+    "Word",
+    "angular_speed",
     "cut",
     "draw_figures",
     "draw_mel",
     "draw_motion",
     "draw_sample",
     "draw_words",
+    "legend",
     "new_figure",
+    "time_axis",
     "without_motion",
     "write",
 ]
@@ -80,7 +87,7 @@ _STYLE: Final[dict[str, Any]] = {
     "text.usetex": False,
 }
 # Okabe and Ito's colours, which people with colour-blindness tell apart.
-_BLUE, _ORANGE, _GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +235,7 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
     )
 
 
-def _angular_speed(gesture: F32, channels: slice) -> F64:
+def angular_speed(gesture: F32, channels: slice) -> F64:
     """Mean angular speed of a block's joints between frames: (T, 415) to (T − 1,) rad/s."""
     matrices = matrix_from_six_d(gesture[:, channels].reshape(len(gesture), -1, 6))
     chord = np.linalg.norm(np.diff(matrices, axis=0), axis=(-2, -1))
@@ -290,7 +297,8 @@ def write(target: Axes | Figure, place: tuple[float, float], text: str, longest:
 # --- panels -------------------------------------------------------------------------------------------------
 
 
-def _time_axis(axes: Axes, view: View, *, labelled: bool = False) -> None:
+def time_axis(axes: Axes, view: View, *, labelled: bool = False) -> None:
+    """The time shown, from left to right."""
     axes.set_xlim(view.start_s, view.stop_s)
     axes.tick_params(labelbottom=labelled)
     if labelled:
@@ -302,7 +310,7 @@ def _mark_words(axes: Axes, view: View) -> None:
         axes.axvspan(start, end, color="#000000", alpha=0.05, linewidth=0, zorder=0)
 
 
-def _legend(axes: Axes, handles: Sequence[Any]) -> None:
+def legend(axes: Axes, handles: Sequence[Any]) -> None:
     """A line of keys above the panel, where it hides nothing."""
     axes.legend(
         handles=handles,
@@ -318,7 +326,7 @@ def _legend(axes: Axes, handles: Sequence[Any]) -> None:
 def draw_words(axes: Axes, view: View) -> None:
     """Bars for the words' intervals, and labels above them spread so that none covers another."""
     axes.set_axis_off()
-    _time_axis(axes, view)
+    time_axis(axes, view)
     axes.set_ylim(0, 1)
     axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=GREY, edgecolor="white")
     span = view.stop_s - view.start_s
@@ -336,7 +344,7 @@ def draw_words(axes: Axes, view: View) -> None:
 
 def draw_mel(axes: Axes, view: View) -> None:
     """The mel on a scale of Hertz, with a bar that tells its colours."""
-    _time_axis(axes, view)
+    time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
     peaks = mel_filterbank().argmax(axis=1) * (SAMPLE_RATE_HZ / N_FFT)
     hertz = (250, 500, 1000, 2000, 4000, 8000)
@@ -358,7 +366,7 @@ def draw_mel(axes: Axes, view: View) -> None:
         vmax=max(high, low + 1e-3),
         extent=(view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5),
     )
-    _time_axis(axes, view)  # imshow sets its own
+    time_axis(axes, view)  # imshow sets its own
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
     bar.set_ylabel("log magnitude")
@@ -366,36 +374,36 @@ def draw_mel(axes: Axes, view: View) -> None:
 
 def draw_motion(axes: Axes, view: View) -> None:
     """How fast the parts of the body turn, and how fast the root goes."""
-    _time_axis(axes, view)
+    time_axis(axes, view)
     _mark_words(axes, view)
     between = (view.times[1:] + view.times[:-1]) / 2
     lines = []
     parts = (
-        ("upper body", LAYOUT.upper, _BLUE),
-        ("hands", LAYOUT.hands, _ORANGE),
-        ("lower body", LAYOUT.lower, _GREEN),
+        ("upper body", LAYOUT.upper, BLUE),
+        ("hands", LAYOUT.hands, ORANGE),
+        ("lower body", LAYOUT.lower, GREEN),
     )
     for name, channels, color in parts:
-        lines += axes.plot(between, _angular_speed(view.gesture, channels), color=color, label=name)
+        lines += axes.plot(between, angular_speed(view.gesture, channels), color=color, label=name)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("mean angular\nspeed (rad/s)")
     root = np.linalg.norm(np.diff(view.root_xz, axis=0), axis=1) * FRAME_RATE_HZ
     lines += _second_axis(axes, between, root, "root (right)", "root speed (m/s)")
-    _legend(axes, lines)
+    legend(axes, lines)
 
 
 def _draw_face(axes: Axes, view: View) -> None:
-    _time_axis(axes, view, labelled=True)
+    time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
     face = view.gesture[:, LAYOUT.face].astype(np.float64)
     change = np.abs(np.diff(face, axis=0)).mean(axis=1) * FRAME_RATE_HZ
     between = (view.times[1:] + view.times[:-1]) / 2
-    lines = axes.plot(between, change, color=_ORANGE, label="expression, mean change of 100 coefficients")
+    lines = axes.plot(between, change, color=ORANGE, label="expression, mean change of 100 coefficients")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("expression\n(1/s)")
     jaw = np.linalg.norm(view.jaw_eyes[:, :3], axis=1)
     lines += _second_axis(axes, view.times, jaw, "jaw (right)", "jaw (rad)")
-    _legend(axes, lines)
+    legend(axes, lines)
 
 
 def _second_axis(axes: Axes, times: F64, values: npt.NDArray[np.floating], name: str, label: str) -> list[Any]:
@@ -458,7 +466,7 @@ def draw_figures(axes: Axes, view: View) -> None:
         f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"
     )
     axes.text(0.0, 0.96, note, transform=axes.transAxes, va="top", color=GREY)
-    for place, color, side in ((0.93, _BLUE, "left side"), (1.0, _ORANGE, "right side")):
+    for place, color, side in ((0.93, BLUE, "left side"), (1.0, ORANGE, "right side")):
         axes.text(place, 0.96, side, transform=axes.transAxes, va="top", ha="right", color=color)
 
 
@@ -496,5 +504,5 @@ def _draw_person(axes: Axes, joints: F64) -> None:
 def _side_color(joint: int) -> str:
     name = JOINT_NAMES[joint]
     if name.startswith("left_"):
-        return _BLUE
-    return _ORANGE if name.startswith("right_") else "#333333"
+        return BLUE
+    return ORANGE if name.startswith("right_") else "#333333"

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,15 @@ from typing import Any, Final
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.publish import is_temporary_name, make_folder, os_errors, pending_folder, publish_bytes, sync_folder
+from omniges.publish import (
+    is_temporary_name,
+    make_folder,
+    os_errors,
+    pending_folder,
+    publish_bytes,
+    remove_folder,
+    sync_folder,
+)
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.trainer.tensorfile import read_tensors, write_tensors
 
@@ -167,15 +175,11 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise DataError(f"{file}: sha256 {entry['sha256']} expected, found {digest}: it was damaged. {_OTHER}")
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints (0: none); each loses its name before its first file."""
-    removed = checkpoints(folder)[keep:] if keep else []
+def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints (0: none) and those of steps that are spared."""
+    removed = [path for path in checkpoints(folder)[keep:] if step_of(path) not in spared] if keep else []
     for path in removed:
-        doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        with os_errors(path, "remove"):
-            path.rename(doomed)
-            sync_folder(folder)
-            shutil.rmtree(doomed)
+        remove_folder(path)
     return removed
 
 

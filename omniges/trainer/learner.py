@@ -6,6 +6,7 @@ What is learned lives here and nowhere else: weights, their average, the optimiz
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
@@ -52,6 +53,8 @@ class Learner:
         self.model = model
         self._settings = settings
         self._accelerator = accelerator
+        # Before anything wraps the model: a copy of its modules, not of its weights.
+        self._skeleton = copy.deepcopy(model, {id(p): p for p in model.parameters()})
         self._wrapped: nn.Module = accelerator.prepare_model(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(model, betas=settings.betas, weight_decay=settings.weight_decay)
@@ -65,6 +68,16 @@ class Learner:
     def device(self) -> torch.device:
         """Where the model is."""
         return cast("torch.device", self._accelerator.device)
+
+    def averaged(self) -> FlowModel:
+        """A model in evaluation mode whose weights are the averages themselves, as they are at any moment."""
+        model = copy.deepcopy(self._skeleton, {id(p): p for p in self._skeleton.parameters()})
+        model.load_state_dict(dict(self._ema.tensors) | dict(model.named_buffers()), assign=True)
+        return model.requires_grad_(False).to(self.device).eval()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of matrix products in training."""
+        return cast("contextlib.AbstractContextManager[Any]", self._accelerator.autocast())
 
     def micro_step(self, windows: Windows, plan: Plan, *, last: bool) -> Tensor:
         """Add a micro-batch's gradients; returns losses (B, 3) as `FlowLoss.each`, on the device.

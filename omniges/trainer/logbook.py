@@ -7,22 +7,46 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from omniges.errors import EnvironmentFault
 from omniges.publish import make_folder, os_errors
 
-__all__ = ["LOG_FILE", "Logbook", "Tracker", "flat_numbers", "open_trackers"]
+__all__ = ["COLUMNS", "LOG_FILE", "Logbook", "Shown", "Tracker", "flat_numbers", "open_trackers"]
 
 LOG_FILE: Final = "log.jsonl"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A sample as trackers show it: what it is of, what was made, and its picture."""
+
+    task: str
+    recording: str
+    speaker: str
+    source_path: str
+    start_tick: int
+    ticks: int
+    files: str  # the folder they lie in
+    made: str  # words, where the task makes text; else what kind of files, or why there are none
+    recorded: str  # words of the recording
+    picture: Path
+
+
+COLUMNS: Final = tuple(field.name for field in fields(Shown))
+"""Of the tables in which trackers show samples."""
+
+
 class Tracker(Protocol):
-    """Receives numbers by name at a step."""
+    """Receives numbers by name at a step, and samples."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Take numbers in."""
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """Take samples in."""
 
     def close(self) -> None:
         """Write out what is left."""
@@ -56,6 +80,11 @@ class Logbook:
         numbers = dict(flat_numbers(facts))
         for tracker in self._trackers:
             tracker.log(step, numbers)
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """Hand samples to the trackers."""
+        for tracker in self._trackers:
+            tracker.show(step, samples)
 
     def sync(self) -> None:
         """Make what was written survive a power loss."""
@@ -108,6 +137,16 @@ class _TensorBoard:
         for name, number in numbers.items():
             self._writer.add_scalar(name, number, step)
 
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """A table of text, and each picture once."""
+        if not samples:
+            return
+        image = importlib.import_module("matplotlib.image")
+        self._writer.add_text("validation/samples", _markdown(samples), step)
+        for path in dict.fromkeys(one.picture for one in samples):
+            self._writer.add_image(f"validation/{path.stem}", image.imread(path)[..., :3], step, dataformats="HWC")
+        self._writer.flush()
+
     def close(self) -> None:
         """Write out what is left."""
         self._writer.close()
@@ -117,16 +156,41 @@ class _WeightsAndBiases:
     """A run of wandb in RUN/wandb, whose mode (online, offline) wandb takes from WANDB_MODE."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        wandb = importlib.import_module("wandb")
-        self._run = wandb.init(project="omniges", name=run.name, dir=str(run), config=dict(config))
+        self._wandb = importlib.import_module("wandb")
+        self._run = self._wandb.init(project="omniges", name=run.name, dir=str(run), config=dict(config))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """All under one step."""
         self._run.log(dict(numbers), step=step)
 
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        """A table with a row a sample, and each picture once."""
+        if not samples:
+            return
+        rows = [
+            [self._wandb.Image(str(one.picture)) if name == "picture" else getattr(one, name) for name in COLUMNS]
+            for one in samples
+        ]
+        captions = {
+            one.picture: f"{one.recording}, {one.speaker}, ticks {one.start_tick} to {one.start_tick + one.ticks}"
+            for one in samples
+        }
+        pictures = [self._wandb.Image(str(path), caption=caption) for path, caption in captions.items()]
+        table = self._wandb.Table(columns=list(COLUMNS), data=rows)
+        self._run.log({"validation/samples": table, "validation/pictures": pictures}, step=step)
+
     def close(self) -> None:
         """Write out what is left."""
         self._run.finish()
+
+
+def _markdown(samples: Sequence[Shown]) -> str:
+    """A table with a row a sample; pictures are called by their names."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
+    for one in samples:
+        cells = (one.picture.name if name == "picture" else str(getattr(one, name)) for name in COLUMNS)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 _OPENERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {

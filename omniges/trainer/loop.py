@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import enum
-import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError
+from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 from omniges.trainer.feed import Feed
 from omniges.trainer.flow import Windows
 from omniges.trainer.learner import Learner
@@ -22,15 +21,16 @@ from omniges.trainer.logbook import Logbook
 from omniges.trainer.losses import Smoothed, in_order, per_step, per_stream, per_task
 from omniges.trainer.progress import Progress, Reporter
 from omniges.trainer.ranks import Ranks
+from omniges.trainer.refusals import Refusals
 from omniges.trainer.schedule import LearningRate, ema_decay
 from omniges.trainer.stopping import StopNow, Stopper
-from omniges.trainer.tasks import TASKS, FlowSettings, draw_plan
+from omniges.trainer.tasks import FlowSettings, draw_plan
+from omniges.trainer.validation.best import Best
+from omniges.trainer.validation.turns import Interrupted
 
-__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "RunState", "Surroundings"]
+__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "RunState", "Surroundings", "Validator"]
 
 I64 = npt.NDArray[np.int64]
-
-_SHOWN: Final = 3
 
 
 class Ending(enum.IntEnum):
@@ -73,6 +73,9 @@ class RunState:
     position: int = 0
     elapsed_s: float = 0.0
     smoothed: Smoothed = field(default_factory=Smoothed)
+    validated: int = 0
+    """The last step whose validation was finished."""
+    best: Best | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,22 @@ class Outcome:
         return _EXIT_CODES.get(self.ending, ExitCode.OK)
 
 
+class Validator(Protocol):
+    """Validates states of a run; every rank calls it alike."""
+
+    def due(self, step: int) -> bool:
+        """Whether a step is one to validate."""
+
+    def validate(self, state: RunState, stopper: Stopper) -> None:
+        """Validate what was learned so far, and note in the state where it is the best.
+
+        Raises `Interrupted` where a rank is to stop, and what anything on a rank raises.
+        """
+
+    def crown(self, state: RunState) -> bool:
+        """Let RUN/best lead to the state's checkpoint; False where it has none yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What a loop talks to."""
@@ -103,6 +122,7 @@ class Surroundings:
     logbook: Logbook
     reporter: Reporter
     stopper: Stopper
+    validator: Validator | None = None
     clock: Callable[[], float] = time.monotonic
 
 
@@ -131,6 +151,8 @@ class Loop:
         self._learner, self._feed, self._state, self._settings = learner, feed, state, settings
         self._ranks, self._save_state, self._stopper = around.ranks, around.save, around.stopper
         self._logbook, self._reporter, self._clock = around.logbook, around.reporter, around.clock
+        self._validator = around.validator
+        self._refusals = Refusals(feed, around.logbook, settings.flow, settings.seed, settings.trace)
         self._accumulation = feed.share.accumulation
         self._interval = _Interval(began_s=self._clock())
         self._began_s, self._elapsed_before_s, self._first_step = self._clock(), state.elapsed_s, state.step
@@ -146,12 +168,14 @@ class Loop:
         Raises DataError where losses are not finite or diverge, and what reading batches raises.
         """
         with self._stopper:
-            ending = Ending.GOES_ON
+            ending = self._validate() if self._due() else Ending.GOES_ON  # what a signal has cut short
             while ending is Ending.GOES_ON:
                 ending = self._step()
                 if ending is Ending.GOES_ON:
-                    self._look_around()
+                    ending = self._look_around()
             self._read_losses()
+            if ending is Ending.DONE and self._state.step > self._first_step:
+                ending = max(ending, self._validate())
             if self._state.step > self._saved_step:
                 self._save()
         steps = self._state.step - self._first_step
@@ -235,13 +259,37 @@ class Loop:
 
     # --- between steps
 
-    def _look_around(self) -> None:
+    def _look_around(self) -> Ending:
         step = self._state.step
         saves = step % self._settings.checkpointing_steps == 0
-        if saves or step % self._settings.logging_steps == 0:
+        if saves or self._due() or step % self._settings.logging_steps == 0:
             self._read_losses()
-        if saves:
+        ending = self._validate() if self._due() else Ending.GOES_ON
+        if saves and self._saved_step < step:
             self._save()
+        return ending
+
+    def _due(self) -> bool:
+        return self._validator is not None and self._validator.due(self._state.step)
+
+    def _validate(self) -> Ending:
+        """Validate the state unless that was done, and save it where it is the best so far."""
+        state = self._state
+        if self._validator is None or state.validated >= state.step:
+            return Ending.GOES_ON
+        try:
+            self._validator.validate(state, self._stopper)
+        except Interrupted:
+            return Ending(self._ranks.largest(self._wished()))
+        except OmnigesError as error:
+            self._fault = error
+            return Ending.FAILED
+        finally:
+            self._interval = _Interval(began_s=self._clock())  # no time of steps
+        state.validated = state.step
+        if state.best is not None and state.best.step == state.step and not self._validator.crown(state):
+            self._save()
+        return Ending.GOES_ON
 
     def _save(self) -> None:
         began = self._clock()
@@ -263,10 +311,10 @@ class Loop:
         losses = in_order(gathered, steps)
         totals = per_step(losses, self._settings.flow.weights)
         first = self._state.step - steps
-        self._refuse_nonsense(first, interval.starts, losses, norms)
+        self._refusals.check(first, interval.starts, losses, norms, scaled=self._learner.scale() is not None)
         for k, total in enumerate(totals.tolist()):
             if self._state.smoothed.add(total) > self._settings.divergence_factor:
-                self._refuse(
+                self._refusals.refuse(
                     first + k,
                     np.arange(interval.starts[k], interval.starts[k] + losses.shape[1]),
                     f"the smoothed loss is {self._state.smoothed.value:.4g}, over "
@@ -324,57 +372,3 @@ class Loop:
         by_steps = None if settings.last_step is None else (settings.last_step - state.step) * step_s
         by_clock = None if settings.limit_s is None else max(0.0, settings.limit_s - state.elapsed_s)
         return min((left for left in (by_steps, by_clock) if left is not None), default=None)
-
-    # --- what went wrong
-
-    def _refuse_nonsense(
-        self, first: int, starts: list[int], losses: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]
-    ) -> None:
-        """Raise where a loss or a gradient is not finite; the first step counts, for it spoils the later ones."""
-        for k, start in enumerate(starts):
-            bad = np.flatnonzero(~np.isfinite(losses[k]).all(axis=1))
-            if len(bad):
-                self._refuse(
-                    first + k, start + bad, f"the loss of {len(bad)} of {losses.shape[1]} samples is no number"
-                )
-            # With fp16 a gradient that overflows lowers the loss scale, and its step is left out.
-            if not np.isfinite(norms[k]) and self._learner.scale() is None:
-                whole = np.arange(start, start + losses.shape[1])
-                self._refuse(first + k, whole, "the gradient is no number, though each sample's loss is one")
-
-    def _refuse(self, step: int, positions: I64, what: str) -> None:
-        """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
-        places = self._feed.places(positions)
-        plan = draw_plan(self._settings.flow, self._settings.seed, positions)
-        tasks = [list(TASKS)[number] for number in plan.task.tolist()]
-        samples = [
-            {"position": p.position, "key": p.key, "start_tick": p.start_tick, "source": p.source, "task": task}
-            for p, task in zip(places, tasks, strict=True)
-        ]
-        command = self._trace_command(int(positions[0]))
-        self._logbook.write("refused", step=step, what=what, samples=samples, command=command)
-        self._logbook.sync()
-        some = ", ".join(f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples[:_SHOWN])
-        more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
-        seen = f"; list the batch with: {command}" if command else ""
-        raise DataError(
-            f"step {step}: {what}: {some}{more}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
-            f"data with omniges verify-shards --level deep; all samples are in {self._logbook.path}"
-        )
-
-    def _trace_command(self, position: int) -> str | None:
-        """The command line that lists the micro-batch at a position."""
-        if self._settings.trace is None:
-            return None
-        share = self._feed.share
-        step, within = divmod(position, share.micro_batch)
-        if self._state.position % share.micro_batch:  # after a resume with another global batch
-            words: Mapping[str, int] = {"world-size": 1, "rank": 0, "batch-size": 1, "from-step": position}
-        else:
-            words = {
-                "world-size": share.world_size,
-                "rank": within // share.batch_size,
-                "batch-size": share.batch_size,
-                "from-step": step,
-            }
-        return shlex.join([*self._settings.trace, *(f"--{name}={value}" for name, value in words.items())])

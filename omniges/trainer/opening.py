@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
-from omniges.errors import UsageFault
+from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.dataset import read_dataset
@@ -28,10 +29,14 @@ from omniges.trainer.order import RankShare
 from omniges.trainer.pretrained import Start, open_start
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.sampling import SamplingSettings
 from omniges.trainer.saved import ModelIdentity
 from omniges.trainer.schedule import LearningRate
 from omniges.trainer.setup import DataSource, Sequencing
+from omniges.trainer.slots import SlotCodec
 from omniges.trainer.streams import StreamName
+from omniges.trainer.validation.run import Validation, ValidationSettings
+from omniges.trainer.validation.windows import HeldOut, open_held_out
 
 __all__ = ["Run", "accelerated", "deterministic", "open_run"]
 
@@ -79,6 +84,8 @@ class Run:
     learner: Learner
     last_step: int | None
     rate: LearningRate
+    validation: Validation | None
+    remarks: tuple[str, ...]
 
 
 def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack: ExitStack) -> Run:
@@ -105,7 +112,21 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         total_steps=last_step,
     )
     learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
-    return Run(settings, accelerator, ranks, data, feed, identity, start, learner, last_step, rate)
+    validation, remarks = _validation(settings, data, identity, learner, ranks)
+    return Run(
+        settings=settings,
+        accelerator=accelerator,
+        ranks=ranks,
+        data=data,
+        feed=feed,
+        identity=identity,
+        start=start,
+        learner=learner,
+        last_step=last_step,
+        rate=rate,
+        validation=validation,
+        remarks=tuple(remarks),
+    )
 
 
 def _start(settings: TrainSettings) -> Start | None:
@@ -141,11 +162,56 @@ def _loudness(data: Sequence[DataSource]) -> Loudness:
     return cast("Loudness", rules[0])
 
 
+def _held_out(settings: TrainSettings, data: tuple[DataSource, ...]) -> HeldOut:
+    """The windows to validate on; raises UsageFault where there can be none."""
+    if settings.codecs:
+        raise UsageFault(
+            "--validation-steps: windows of latents cannot be validated on yet: train with --validation-steps 0 and "
+            "score checkpoints with omniges evaluate"
+        )
+    return open_held_out(data, settings.window_ticks, settings.validation_windows)
+
+
+def _validation(
+    settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
+) -> tuple[Validation | None, list[str]]:
+    """The validation that was asked for, or by default one where the shards have something to validate on."""
+    if settings.validation_steps == 0:
+        return None, []
+    try:
+        held_out = _held_out(settings, data)
+    except UsageFault as fault:
+        if settings.validation_steps is not None:
+            raise
+        return None, [f"no validation: {fault}"]
+    if settings.validation_samples and importlib.util.find_spec("matplotlib") is None:
+        raise EnvironmentFault(
+            "validation draws pictures with matplotlib, which is not installed: pip install 'omniges[train]', or train "
+            "with --validation-samples 0"
+        )
+    own = ValidationSettings(
+        samples=settings.validation_samples,
+        sampling=SamplingSettings(steps=settings.validation_sampling_steps),
+        best_metric=settings.best_metric,
+    )
+    codec = SlotCodec(identity.tokenizer)
+    model = learner.averaged()
+    validation = Validation(held_out, model, codec, identity.speakers, own, ranks, learner.autocast)
+    speakers = {window.row.speaker for window in held_out.windows}
+    unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
+    recordings = {(window.source, window.row.key) for window in held_out.windows}
+    chosen = f"{len(held_out.windows)} of {held_out.available} windows of the val split"
+    remarks = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
+    if unknown:
+        remarks.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
+    return validation, remarks
+
+
 def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
     """The train split of a local folder, or of a URL through the cache."""
     location = parse_location(text)
     cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
-    shards = open_location(location, cache, splits=("train",))
+    shards = open_location(location, cache, splits=("train",) if settings.validation_steps == 0 else ("train", "val"))
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
     return DataSource(read_catalog(shards.folder, Filters(split="train"), settings.codecs), weight, shards=shards)

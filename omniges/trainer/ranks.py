@@ -52,6 +52,19 @@ class Ranks:
         if self.largest(0) == _FAILED:
             raise EnvironmentFault(f"another rank could not {what}: its message says why")
 
+    def collected(self, data: bytes) -> list[bytes]:
+        """The bytes (one at least) of all ranks, in their order, over the connection of their own."""
+        if self._group is None:
+            return [data]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=self._group)
+        longest = max(int(size[0]) for size in sizes)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded, group=self._group)
+        return [part[: int(size[0])].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
         """Tensors (…) of all ranks as (ranks, …), on their device."""
         if self.world_size == 1:

@@ -16,14 +16,16 @@ from omniges.shards.locations import parse_location
 from omniges.trainer.presets import PRESETS, ModelConfig, preset
 from omniges.trainer.schedule import SCHEDULES
 from omniges.trainer.tasks import FlowSettings
+from omniges.trainer.validation.best import check_metric
 
-__all__ = ["LEARNING_RATES", "TrainSettings", "differences", "flag_of", "load_settings"]
+__all__ = ["DEFAULT_VALIDATION_STEPS", "LEARNING_RATES", "TrainSettings", "differences", "flag_of", "load_settings"]
 
 LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
     {"tiny": 1e-3, "small": 5e-4, "base": 2e-4, "omniflow": 1e-4}
 )
 """Peak learning rate of each preset where none is given."""
 
+DEFAULT_VALIDATION_STEPS: Final = 500
 PRETRAINED_LEARNING_RATE: Final = 1e-4
 """The same for pretrained weights."""
 
@@ -81,6 +83,11 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "checkpointing_steps": _Rule(int, least=1),
         "checkpoints_total_limit": _Rule(int, least=0),
         "resume": _Rule(),
+        "validation_steps": _Rule(int, least=0, optional=True),
+        "validation_windows": _Rule(int, least=1),
+        "validation_samples": _Rule(int, least=0),
+        "validation_sampling_steps": _Rule(int, least=1),
+        "best_metric": _Rule(),
         "report_to": _Rule(choices=TRACKERS, many=True),
         "num_workers": _Rule(int, least=0),
         "compile": _Rule(bool),
@@ -153,6 +160,16 @@ class TrainSettings:
     """Checkpoints kept; 0: all."""
     resume: str = "latest"
     """latest, never, or a checkpoint's folder."""
+    validation_steps: int | None = None
+    """Steps between validations; 0: none; None: `DEFAULT_VALIDATION_STEPS` where the val split has a window."""
+    validation_windows: int = 16
+    """Held-out windows to validate on."""
+    validation_samples: int = 2
+    """Of these, windows whose results are kept as files and pictures."""
+    validation_sampling_steps: int = 10
+    """Steps of sampling in a validation."""
+    best_metric: str = "loss"
+    """What the best checkpoint is chosen by."""
     report_to: tuple[str, ...] = ()
     """Trackers beside the log."""
     num_workers: int = 2
@@ -191,6 +208,7 @@ class TrainSettings:
                 f"--lr-schedule {self.lr_schedule}: a clock must not decide the learning rate: give "
                 "--max-train-steps or --num-train-epochs too, or take --lr-schedule constant"
             )
+        check_metric(self.best_metric)
         if self.preset is not None:
             self.model_config()
         self.flow_settings()

@@ -78,7 +78,12 @@ def _same(first: Path, second: Path) -> bool:
 
 
 def find_checkpoint(path: Path) -> SavedCheckpoint:
-    """The checkpoint at a path, or the newest sound one of the run at a path; raises as `open_checkpoint` does."""
+    """The checkpoint at a path, or the newest sound one of the run at a path; raises as `open_checkpoint` does.
+
+    RUN/best is a link; what is found is called by the name of the step it leads to.
+    """
+    if path.is_symlink():
+        path = path.parent / path.readlink()
     if (path / CHECKPOINTS).is_dir():
         chosen = choose(path, "latest", lambda _: None).checkpoint
         if chosen is not None:

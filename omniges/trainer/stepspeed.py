@@ -75,6 +75,7 @@ class StepSpeedSettings:
             compile=self.compile,
             gradient_checkpointing=self.gradient_checkpointing,
             num_workers=self.num_workers,
+            validation_steps=0,
         )
 
 

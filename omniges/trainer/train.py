@@ -21,9 +21,7 @@ from omniges.trainer.checkpoint import (
     Contents,
     SavedCheckpoint,
     open_checkpoint,
-    prune,
     remove_unfinished,
-    save_checkpoint,
     set_aside,
 )
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
@@ -36,11 +34,14 @@ from omniges.trainer.pretrained import Start
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.ranks import Ranks
-from omniges.trainer.recipe import TrainSettings, differences
+from omniges.trainer.recipe import DEFAULT_VALIDATION_STEPS, TrainSettings, differences
 from omniges.trainer.resuming import CHECKPOINTS, Choice, choose
 from omniges.trainer.slots import SlotCodec
 from omniges.trainer.state import resume as check_state
 from omniges.trainer.stopping import Stopper
+from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
+from omniges.trainer.validation.hook import HookSettings, RunValidator
+from omniges.trainer.validation.store import VALIDATIONS
 
 __all__ = ["STATE_FILE", "Summary", "train"]
 
@@ -59,6 +60,7 @@ class Summary:
     step: int
     epoch: float
     outcome: Outcome
+    best: Best | None
     speaks: bool
     """Whether this process is the one that tells."""
 
@@ -82,6 +84,8 @@ class Summary:
             found.append(f"loss {outcome.loss:.4f} over the last steps; every step: {self.run / 'log.jsonl'}")
         if outcome.checkpoint is not None:
             found.append(f"checkpoint: {outcome.checkpoint}")
+        if self.best is not None:
+            found.append(f"best: {self.run / BEST} (step {self.best.step}, {self.best.metric} {self.best.value:.4g})")
         if outcome.ending in {Ending.STOPPED, Ending.INTERRUPTED}:
             found.append("the same command goes on from there")
         return found
@@ -103,7 +107,8 @@ def train(settings: TrainSettings) -> Summary:
             if ranks.first:
                 make_folder(settings.output_dir)
                 stack.enter_context(locked(settings.output_dir))
-                remove_unfinished(settings.output_dir / CHECKPOINTS)
+                for name in (CHECKPOINTS, VALIDATIONS):
+                    remove_unfinished(settings.output_dir / name)
         with ranks.together("open the shards"):
             run = open_run(settings, accelerator, ranks, stack)
         return _carry_out(run, began_s, stack)
@@ -118,11 +123,13 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
         logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first))
     reporter = stack.enter_context(make_reporter(speaks=ranks.first))
-    remarks = _welcome(run, state) + remarks
+    remarks = _welcome(run, state) + list(run.remarks) + remarks
     for remark in remarks:
         reporter.say(remark)
     passed = [{"path": str(path), "reason": reason} for path, reason in choice.passed]
-    logbook.write("start", step=state.step, settings=config, provenance=provenance, passed=passed, remarks=remarks)
+    held_out = [] if run.validation is None else [one.provenance() for one in run.validation.held_out.windows]
+    facts = {"settings": config, "provenance": provenance, "passed": passed, "remarks": remarks}
+    logbook.write("start", step=state.step, **facts, validation_windows=held_out)
     if run.start is not None and choice.checkpoint is None:
         with ranks.together("load the pretrained weights"):
             provenance |= _begin_with(run, run.start, logbook, reporter)
@@ -133,12 +140,28 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
 
     # What it took to get here counts: a limit of minutes is what a person waits.
     state.elapsed_s += time.monotonic() - began_s
-    around = Surroundings(ranks=ranks, save=save, logbook=logbook, reporter=reporter, stopper=Stopper())
+    validator = _validator(run, logbook, reporter)
+    around = Surroundings(
+        ranks=ranks, save=save, logbook=logbook, reporter=reporter, stopper=Stopper(), validator=validator
+    )
     loop = Loop(run.learner, run.feed, state, _loop_settings(run), around)
     outcome = loop.run()
-    return Summary(
-        settings.output_dir, state.step, state.position / run.feed.windows_per_epoch, outcome, speaks=ranks.first
+    epoch = state.position / run.feed.windows_per_epoch
+    return Summary(settings.output_dir, state.step, epoch, outcome, state.best, speaks=ranks.first)
+
+
+def _validator(run: Run, logbook: Logbook, reporter: Reporter) -> RunValidator | None:
+    settings = run.settings
+    if run.validation is None:
+        return None
+    hook = HookSettings(
+        run=settings.output_dir,
+        every_steps=settings.validation_steps or DEFAULT_VALIDATION_STEPS,
+        best_metric=settings.best_metric,
+        preset=run.identity.preset,
+        kept=settings.checkpoints_total_limit,
     )
+    return RunValidator(run.validation, hook, run.ranks, logbook, reporter)
 
 
 def _begin_with(run: Run, start: Start, logbook: Logbook, reporter: Reporter) -> dict[str, Any]:
@@ -230,9 +253,11 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
         SETTINGS_FILE: json_document(run.settings.as_json()),
         PROVENANCE_FILE: json_document(provenance),
     }
-    path = save_checkpoint(folder, Contents(state.step, run.learner.tensors(), documents | run.identity.documents()))
-    for removed in prune(folder, run.settings.checkpoints_total_limit):
-        reporter.say(f"removed {removed}, for {run.settings.checkpoints_total_limit} newer ones are kept")
+    contents = Contents(state.step, run.learner.tensors(), documents | run.identity.documents())
+    limit = run.settings.checkpoints_total_limit
+    path, removed = save_and_prune(run.settings.output_dir, contents, limit, state.best)
+    for one in removed:
+        reporter.say(f"removed {one}, for {limit} newer ones are kept")
     return path
 
 
@@ -246,6 +271,8 @@ def _state_document(run: Run, state: RunState) -> dict[str, Any]:
         "loss_scale": run.learner.scale(),
         "smoothed_loss": state.smoothed.as_json(),
         "elapsed_s": state.elapsed_s,
+        "validated": state.validated,
+        "best": None if state.best is None else state.best.as_json(),
         "machine": machine(run.accelerator.device, run.ranks.world_size),
     }
 
@@ -265,6 +292,7 @@ def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
     chosen = choice.checkpoint
     step = ranks.largest(-1 if chosen is None else chosen.step)
     if step < 0:
+        _crown_again(run, None)
         return RunState(), choice, []
     with ranks.together("load the checkpoint"):
         remarks = [f"passed over {set_aside(path)}: {reason}" for path, reason in choice.passed]
@@ -272,7 +300,32 @@ def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
             folder = settings.output_dir / CHECKPOINTS / f"step-{step:06d}"
             chosen = open_checkpoint(folder if settings.resume == "latest" else Path(settings.resume), bytewise=False)
         state, more = _load(run, chosen)
+    kept = _crown_again(run, state.best)
+    if kept != state.best and state.best is not None:
+        more.append(f"step {state.best.step} is no longer the best: {_why_not_best(run, state.best)}")
+    state.best = kept
     return state, replace(choice, checkpoint=chosen), remarks + more
+
+
+def _crown_again(run: Run, best: Best | None) -> Best | None:
+    """Let RUN/best lead where a checkpoint's state says; returns it if it is there and of this metric."""
+    folder = run.settings.output_dir
+    path = None if best is None else folder / CHECKPOINTS / f"step-{best.step:06d}"
+    kept = 0
+    with run.ranks.together("find the best checkpoint"):
+        if run.ranks.first and best is not None and path is not None and path.is_dir():
+            kept = int(best.metric == run.settings.best_metric)
+        if run.ranks.first and kept and path is not None:
+            point_best(folder, path)
+        elif run.ranks.first:
+            remove_best(folder)
+    return best if run.ranks.largest(kept) else None
+
+
+def _why_not_best(run: Run, best: Best) -> str:
+    if best.metric != run.settings.best_metric:
+        return f"it was by {best.metric}, now it goes by {run.settings.best_metric}"
+    return "its checkpoint is gone"
 
 
 def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
@@ -298,5 +351,7 @@ def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
         position=document["loader"]["position"],
         elapsed_s=document["elapsed_s"],
         smoothed=Smoothed.from_json(document["smoothed_loss"]),
+        validated=document.get("validated", 0),  # there was no validation once
+        best=None if document.get("best") is None else Best.from_json(document["best"]),
     )
     return state, remarks

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.pictures import Row, draw_result, draw_sample
+from omniges.pictures import Row, Version, draw_comparison, draw_result, draw_sample
 from omniges.pictures import sample as pictures
 
 
@@ -140,10 +140,10 @@ def test_angular_speed_of_one_turning_joint():
     poses = np.zeros((31, 165))
     poses[:, 3 * 16 + 1] = np.arange(31) / 30 * 1.3  # the left shoulder turns at 1.3 rad/s
     gesture = gesture_from_motion(poses, np.zeros((31, 100)), np.zeros((31, 3))).gesture
-    speed = pictures._angular_speed(gesture, LAYOUT.upper)
+    speed = pictures.angular_speed(gesture, LAYOUT.upper)
     np.testing.assert_allclose(speed, 1.3 / 13, rtol=1e-5)
-    assert np.abs(pictures._angular_speed(gesture, LAYOUT.hands)).max() == 0
-    assert np.abs(pictures._angular_speed(gesture, LAYOUT.lower)).max() == 0
+    assert np.abs(pictures.angular_speed(gesture, LAYOUT.hands)).max() == 0
+    assert np.abs(pictures.angular_speed(gesture, LAYOUT.lower)).max() == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,7 +164,7 @@ def test_people_stand_upright_and_their_left_is_at_plus_x():
     np.testing.assert_allclose(person[0], [0, 0.95, 0], atol=1e-6)
     assert person[15, 1] > 1.5
     assert person[20, 0] > 0.4 > -0.4 > person[21, 0]
-    assert [pictures._side_color(j) for j in (20, 21, 12)] == [pictures._BLUE, pictures._ORANGE, "#333333"]
+    assert [pictures._side_color(j) for j in (20, 21, 12)] == [pictures.BLUE, pictures.ORANGE, "#333333"]
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):
@@ -179,7 +179,7 @@ def test_no_global_state_and_no_early_import():
     code = """
 import sys
 import numpy as np
-from omniges.pictures import draw_sample
+from omniges.pictures import Version, draw_comparison, draw_sample
 from omniges.features.gesture import gesture_from_motion
 assert "matplotlib" not in sys.modules
 clip = gesture_from_motion(np.zeros((5, 165)), np.zeros((5, 100)), np.ones((5, 3)))
@@ -193,6 +193,36 @@ assert settings() == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class TestComparison:
+    def _versions(self):
+        sample = _sample(150, [("river", 0.3, 0.8), ("stone", 0.8, 0.85)])
+        recorded = Version("recorded", sample["gesture"], sample["start_xz"], sample["mel"], sample["words"])
+        return [
+            recorded,
+            Version("t2g", sample["gesture"][::-1].copy(), sample["start_xz"]),
+            Version("g2a", mel=sample["mel"] + 1),
+            Version("a2t", words=[]),
+        ]
+
+    def test_it_comes_out_is_the_same_twice_and_grows_with_what_there_is(self):
+        versions = self._versions()
+        png = draw_comparison("a window", "where it is from", versions, 5.0)
+        (width, height), drawn = _pixels(png)
+        assert width == 1320
+        assert drawn
+        assert draw_comparison("a window", "where it is from", versions, 5.0) == png
+        (_, less), _ = _pixels(draw_comparison("a window", "where it is from", versions[:1], 5.0))
+        assert less < height
+        (_, least), _ = _pixels(draw_comparison("words alone", "", versions[3:], 5.0))
+        assert least < less
+
+    def test_every_version_is_seen(self):
+        versions = self._versions()
+        whole = draw_comparison("a window", "", versions, 5.0)
+        for k in range(len(versions)):
+            assert draw_comparison("a window", "", versions[:k] + versions[k + 1 :], 5.0) != whole
 
 
 ROWS = {

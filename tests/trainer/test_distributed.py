@@ -24,6 +24,7 @@ RECIPE = {
     "gradient_accumulation_steps": 2,
     "lr_warmup_steps": 3,
     "logging_steps": 4,
+    "validation_steps": 0,
     "model": SMALLEST,
 }
 VARIABLES = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -142,3 +143,81 @@ def test_a_rank_that_cannot_read_ends_all(recipe: Path, shards: Path, tmp_path: 
 def _reader_of(process: int) -> int:
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return next(int(c) for c in children if b"omniges.trainer.worker" in Path(f"/proc/{c}/cmdline").read_bytes())
+
+
+VALIDATION = {"validation_steps": 3, "validation_windows": 8, "validation_samples": 2, "validation_sampling_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with enough held-out windows for two groups."""
+    from pipeline_helpers import run_preprocess
+
+    from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+
+    folder = tmp_path_factory.mktemp("many")
+    write_sample_corpus(folder / "corpus", CorpusSettings(clips=12, seconds=8.0, words=6, speakers=2, seed=3))
+    run_preprocess(folder / "corpus", folder / "shards", keep_audio=True)
+    return folder / "shards"
+
+
+class TestValidation:
+    def test_both_ranks_share_it_and_find_what_one_finds_to_the_last_bit(
+        self, recipe: Path, many: Path, tmp_path: Path
+    ) -> None:
+        """On the same weights, which two processes and one have before the first update: the rate is next to zero."""
+        finish(torchrun(recipe, many, tmp_path / "two", max_train_steps=3, learning_rate=1e-30, **VALIDATION))
+        one = {"gradient_accumulation_steps": 2, "max_train_steps": 3, "learning_rate": 1e-30}
+        run(many, tmp_path / "one", **one, **VALIDATION)
+        (alone,), (shared,) = (log_of(tmp_path / name, "validation") for name in ("one", "two"))
+        assert alone["windows"] == 8
+        for name in ("loss", "losses", "metrics", "recorded", "shuffled", "not_computed", "best"):
+            assert shared[name] == alone[name], name
+        files = {
+            name: {
+                str(path.relative_to(tmp_path / name)): path.read_bytes()
+                for path in sorted((tmp_path / name / "validation").rglob("*"))
+                if path.suffix in {".npz", ".npy", ".TextGrid", ".wav", ".png"}
+            }
+            for name in ("one", "two")
+        }
+        assert len(files["one"]) == 2 * (2 * 1 + 2 * 2 + 2 * 1 + 1)
+        assert files["one"] == files["two"]
+        assert (tmp_path / "two/best").readlink() == Path("checkpoints/step-000003")
+
+    @pytest.mark.parametrize("which", ["launcher", "rank 1"])
+    def test_a_signal_in_it_stops_all_and_it_is_made_up_for(
+        self, which: str, recipe: Path, many: Path, tmp_path: Path
+    ) -> None:
+        """With so many steps of sampling that the signal cannot come too late."""
+        long = {**VALIDATION, "validation_sampling_steps": 1000, "max_train_steps": 5}
+        process = torchrun(recipe, many, tmp_path, **long)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "validating step 3" in line:
+                break
+        time.sleep(1.0)
+        os.kill(process.pid if which == "launcher" else _rank_1(process.pid), signal.SIGTERM)
+        process.communicate(timeout=200)
+        end = log_of(tmp_path, "end")[-1]
+        assert (end["ending"], end["step"]) == ("stopped", 3)
+        assert not log_of(tmp_path, "validation")
+        finish(torchrun(recipe, many, tmp_path, **{**VALIDATION, "max_train_steps": 5}))
+        assert [event["step"] for event in log_of(tmp_path, "validation")] == [3, 5]
+
+    def test_a_rank_that_cannot_read_ends_all_with_a_checkpoint(self, recipe: Path, many: Path, tmp_path: Path) -> None:
+        import shutil
+
+        from omniges.shards.reader import ShardFolder
+
+        own = tmp_path / "shards"
+        shutil.copytree(many, own)
+        row = next(row for row in ShardFolder(own).rows if row.split == "val")
+        with (own / row.shard).open("r+b") as stream:
+            stream.seek(row.members["mel.npy"].offset + 500)
+            stream.write(b"\x00\x01\x02\x03")
+        process = torchrun(recipe, own, tmp_path / "run", max_train_steps=6, **VALIDATION)
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode != 0
+        assert "is damaged" in errors
+        assert checkpoint_of(tmp_path / "run", 3).is_dir()

@@ -8,13 +8,14 @@ import resource
 import signal
 import sys
 import types
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from omniges.errors import EnvironmentFault
-from omniges.trainer.logbook import Logbook, flat_numbers, open_trackers
+from omniges.trainer.logbook import COLUMNS, Logbook, Shown, flat_numbers, open_trackers
 
 
 class Kept:
@@ -26,6 +27,9 @@ class Kept:
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self.told.append((step, numbers))
+
+    def show(self, step: int, samples: Sequence[Shown]) -> None:
+        self.told.append((step, {one.task: one.ticks for one in samples}))
 
     def close(self) -> None:
         self.closed = True
@@ -99,6 +103,60 @@ def test_tensorboard_event_files_are_written(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
 
 
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Shown]:
+    """Two results of a window whose picture is one red pixel."""
+    image = pytest.importorskip("matplotlib.image", reason="matplotlib is not installed")
+    picture = tmp_path / "2_scott_0_1_1-00064.png"
+    image.imsave(picture, [[[1.0, 0.0, 0.0]]])
+    facts = {"recording": "2_scott_0_1_1", "speaker": "scott", "source_path": "npz/2_scott_0_1_1.npz"}
+    facts |= {"recorded": "a | b", "files": "run/validation/step-000500", "made": "a\nb"}
+    return [Shown(task=task, start_tick=64, ticks=64, picture=picture, **facts) for task in ("a2t", "t2g")]
+
+
+def test_tensorboard_shows_samples_with_their_origin_and_each_picture_once(
+    tmp_path: Path, samples: list[Shown]
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    with Logbook(tmp_path, open_trackers(["tensorboard"], tmp_path, {})) as book:
+        book.show(5, samples)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["images"] == ["validation/2_scott_0_1_1-00064"]
+    (image,) = events.Images("validation/2_scott_0_1_1-00064")
+    assert (image.step, image.width, image.height) == (5, 1, 1)
+    (table,) = events.Tensors("validation/samples/text_summary")
+    lines = table.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[0].split("|")[1].strip() == "task"
+    assert "2_scott_0_1_1 | scott | npz/2_scott_0_1_1.npz | 64 | 64" in lines[2]
+    assert "a b | a \\| b" in lines[3]
+
+
+def test_wandb_offline_keeps_a_table_with_pictures(
+    tmp_path: Path, samples: list[Shown], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package itself, without a network."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package's own parts
+        with Logbook(tmp_path, open_trackers(["wandb"], tmp_path, {"seed": 1})) as book:
+            book.track(5, {"loss": 0.5})
+            book.show(5, samples)
+    (table,) = (path for path in tmp_path.rglob("*.table.json") if "media" in path.parts)
+    document = json.loads(table.read_text())
+    assert document["columns"] == list(COLUMNS)
+    assert [row[:6] for row in document["data"]] == [
+        [task, "2_scott_0_1_1", "scott", "npz/2_scott_0_1_1.npz", 64, 64] for task in ("a2t", "t2g")
+    ]
+    assert [row[-1] for row in document["data"]] == ["Image", "Image"]  # the artifact has them
+    (picture,) = tmp_path.rglob("media/images/validation/*.png")
+    assert picture.read_bytes() == samples[0].picture.read_bytes()
+
+
 def test_wandb_gets_the_settings_and_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in of the package, for its calls are all there is to test here."""
     calls: list[object] = []
@@ -111,5 +169,6 @@ def test_wandb_gets_the_settings_and_each_step(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "wandb", package)
     with Logbook(tmp_path, open_trackers(["wandb"], tmp_path, {"seed": 1})) as book:
         book.track(3, {"loss": 0.5})
+        book.show(3, [])
     start = {"project": "omniges", "name": tmp_path.name, "dir": str(tmp_path), "config": {"seed": 1}}
     assert calls == [start, (3, {"loss": 0.5}), "end"]

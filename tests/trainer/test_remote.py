@@ -222,9 +222,14 @@ class TestTraining:
         self, web: remote.Web, shards: Path, tmp_path: Path
     ) -> None:
         url = web.url.replace("://", "://reader:hunter2hunter2@") + "?sig=abcdef0123456789"
-        training.run(shards, tmp_path / "here", num_workers=1)
-        training.run(url, tmp_path / "there", cache_dir=tmp_path / "cache", num_workers=1)
+        validation = {"validation_steps": 4, "validation_windows": 1, "validation_sampling_steps": 1}
+        validation |= {"validation_samples": 1, "max_train_steps": 4, "num_workers": 1}
+        training.run(shards, tmp_path / "here", **validation)
+        training.run(url, tmp_path / "there", cache_dir=tmp_path / "cache", **validation)
         assert training.losses_of(tmp_path / "there") == training.losses_of(tmp_path / "here")
+        (here,), (there,) = (training.log_of(tmp_path / name, "validation") for name in ("here", "there"))
+        assert there["samples"][0]["shards"].startswith("http://***@")
+        assert (there["losses"], there["metrics"]) == (here["losses"], here["metrics"])
         for path in (tmp_path / "there").rglob("*"):
             if path.is_file():
                 assert not any(secret in path.read_bytes() for secret in (b"hunter2", b"abcdef0123"))

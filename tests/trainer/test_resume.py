@@ -92,7 +92,7 @@ def _hook(monkeypatch: pytest.MonkeyPatch, where: str, act: Callable[[], None]) 
         "wait": (feed_module.Feed, "next"),
         "compute": (learner_module.FlowModel, "forward"),
         "update": (learner_module.Ema, "update"),
-        "save": (train_module, "save_checkpoint"),
+        "save": (train_module, "save_and_prune"),
         "log": (loop_module.Logbook, "write"),
     }[where]
     inner = getattr(owner, name)
@@ -182,12 +182,12 @@ def deadly(module, name):
 
 armed = 0
 from omniges.trainer import train as module
-save = module.save_checkpoint
-def armed_save(folder, contents):
+save = module.save_and_prune
+def armed_save(folder, contents, *rest):
     global armed
     armed = int(contents.step == 4)
-    return save(folder, contents)
-module.save_checkpoint = armed_save
+    return save(folder, contents, *rest)
+module.save_and_prune = armed_save
 for name in ("mkdir", "rename", "fsync", "rmdir", "unlink", "write"):
     deadly(os, name)
 train(settings_of(Path(sys.argv[1]), Path(sys.argv[2]), checkpointing_steps=2, checkpoints_total_limit=1))

@@ -208,6 +208,11 @@ def _recorded_results(
             raise DataError(f"{path}: task {record.task!r} is none: generate it again")
         if task is not None and record.task != task:
             raise UsageFault(f"{path}: it says that it is of task {record.task}, --task says {task}: leave --task away")
+        if record.source is not None and record.source.get("start_tick"):
+            raise UsageFault(
+                f"{path}: it is of a window from tick {record.source['start_tick']} on, which validation has scored: "
+                "take results of omniges generate"
+            )
         row = _row(rows, _key(record, rows), path, shards)
         _require_same_source(path, record, row, shards)
         named |= {str(entry.get("path")) for entry in record.files.values()}

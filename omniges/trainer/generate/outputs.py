@@ -148,12 +148,15 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
 
 
 class SpeechSink:
-    """Log-mels to an .npy file and, through a voice, to a WAV; what is louder than full scale is scaled down."""
+    """Log-mels to an .npy file and, through a voice, to a WAV; what is louder than full scale is scaled down.
 
-    def __init__(self, voice: VoiceOf, seed: int, folder: Path | None) -> None:
+    Without a voice, which takes long, there is no WAV.
+    """
+
+    def __init__(self, voice: VoiceOf | None, seed: int, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
-        self.remarks = [] if voice.remark is None else [voice.remark]
-        self._voice = voice.begin(seed)
+        self.remarks = [] if voice is None or voice.remark is None else [voice.remark]
+        self._voice = None if voice is None else voice.begin(seed)
         self._mel = Spool(folder, (MEL_BANDS,))
         self._samples = Spool(folder, ())
         self._peak = 1.0
@@ -161,7 +164,8 @@ class SpeechSink:
     def append(self, mel: F32, /) -> None:
         """More of the mel."""
         self._mel.append(mel)
-        self._hear(self._voice.push(mel))
+        if self._voice is not None:
+            self._hear(self._voice.push(mel))
 
     def _hear(self, samples: F32) -> None:
         self._samples.append(samples)
@@ -169,10 +173,12 @@ class SpeechSink:
 
     def files(self) -> Iterator[OutFile]:
         """The mel and the WAV."""
+        yield OutFile("mel", ".mel.npy", self._array())
+        if self._voice is None:
+            return
         self._hear(self._voice.finish())
         if self._peak > 1:
             self.remarks.append(f"the waveform was {self._peak:.2f} times too loud and was scaled down")
-        yield OutFile("mel", ".mel.npy", self._array())
         scaled = ((block / self._peak).astype(np.float32) for block in self._samples.blocks())
         yield OutFile("audio", ".wav", wav_parts(scaled, len(self._samples), SAMPLE_RATE_HZ))
 
@@ -227,7 +233,7 @@ class Results:
         targets: Sequence[StreamName],
         body: Body,
         codec: SlotCodec,
-        voice: VoiceOf,
+        voice: VoiceOf | None,
         seed: int,
         folder: Path | None,
     ) -> None:

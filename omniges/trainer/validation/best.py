@@ -1,0 +1,130 @@
+"""The best step so far by a named metric, and ``RUN/best``, the link to its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from omniges.errors import UsageFault
+from omniges.publish import is_temporary_name, os_errors, sync_folder
+from omniges.trainer.checkpoint import Contents, prune, save_checkpoint
+from omniges.trainer.resuming import CHECKPOINTS
+from omniges.trainer.streams import StreamName
+from omniges.trainer.tasks import TASKS
+from omniges.trainer.validation.losses import SIX
+
+__all__ = ["BEST", "Best", "better", "check_metric", "metric_name", "point_best", "remove_best", "save_and_prune"]
+
+BEST: Final = "best"
+"""The link's name in a run's folder."""
+
+Direction = Literal["lower", "higher"]
+
+_DIRECTIONS: Final[Mapping[StreamName, Mapping[str, Direction]]] = MappingProxyType(
+    {
+        "gesture": {
+            "frechet_gesture_distance": "lower",
+            "beat_consistency": "higher",
+            "semantic_recall": "higher",
+            "invalid_rotations": "lower",
+        },
+        "text": {
+            "word_error_rate": "lower",
+            "character_error_rate": "lower",
+            "word_start_error_median": "lower",
+            "word_end_error_median": "lower",
+        },
+        "audio": {"log_mel_l1": "lower", "mel_cepstral_distortion": "lower", "onset_agreement": "higher"},
+    }
+)
+"""What a checkpoint can be chosen by. Diversity, jerk, drift and skate are missing: neither more nor less is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best step so far."""
+
+    step: int
+    metric: str
+    value: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which checkpoints keep it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Best:
+        """The inverse of `as_json`."""
+        return cls(found["step"], found["metric"], found["value"])
+
+
+def metric_name(metric: str) -> str:
+    """What a metric of `omniges.trainer.evaluate` is called in logs and flags: letters, digits, underscores."""
+    plain = unicodedata.normalize("NFKD", metric).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
+
+
+def _known() -> dict[str, Direction]:
+    found: dict[str, Direction] = {"loss": "lower"}
+    for task in SIX:
+        found[f"{task}/loss"] = "lower"
+        for target in TASKS[task].targets:
+            found |= {f"{task}/{name}": direction for name, direction in _DIRECTIONS[target].items()}
+    return found
+
+
+def check_metric(name: str) -> None:
+    """Raise UsageFault for a name by which no checkpoint can be chosen."""
+    if name not in _known():
+        task = name.partition("/")[0]
+        near = [known for known in _known() if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
+        raise UsageFault(f"--best-metric {name}: one of {', '.join(near)} expected")
+
+
+def better(name: str, value: float, than: Best | None) -> bool:
+    """Whether a value is better than the best so far; a tie leaves the earlier one."""
+    if than is None or than.metric != name:
+        return True
+    return value > than.value if _known()[name] == "higher" else value < than.value
+
+
+def point_best(run: Path, checkpoint: Path) -> Path:
+    """Let RUN/best lead to a checkpoint of the run; at every moment it leads to this one or to the one before."""
+    link = run / BEST
+    target = Path(os.path.relpath(checkpoint, run))
+    if link.is_symlink() and link.readlink() == target:
+        return link
+    with os_errors(link):
+        beside = link.with_name(f".{BEST}.tmp-{os.getpid()}")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(target)
+        beside.rename(link)
+        sync_folder(run)
+    return link
+
+
+def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None) -> tuple[Path, list[Path]]:
+    """Save a checkpoint of a run and remove those beyond the limit, but for the best; returns it and them.
+
+    Killed at any moment, RUN/best leads to a whole checkpoint: the new best is whole before the link moves to it, and
+    the link has moved before the old one may go.
+    """
+    folder = run / CHECKPOINTS
+    path = save_checkpoint(folder, contents)
+    if best is not None and best.step == contents.step:
+        point_best(run, path)
+    return path, prune(folder, limit, () if best is None else (best.step,))
+
+
+def remove_best(run: Path) -> None:
+    """Take RUN/best away, and what killed runs left of its making; only for who holds the run's lock."""
+    with os_errors(run / BEST, "remove"):
+        for path in run.iterdir():
+            if path.is_symlink() and (path.name == BEST or is_temporary_name(path.name)):
+                path.unlink()

@@ -1,0 +1,288 @@
+"""The held-out windows themselves: read from the shards once, cut, and presented as if they were short samples.
+
+So what scores and writes whole samples (`omniges.trainer.evaluate`, `omniges.trainer.generate`) does it to windows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import GestureClip, motion_from_gesture
+from omniges.features.timebase import (
+    FRAMES_PER_TICK,
+    MEL_FRAMES_PER_TICK,
+    SAMPLES_PER_TICK,
+    TICKS_PER_SECOND,
+)
+from omniges.publish import os_errors
+from omniges.shards.manifest import ManifestRow, MemberPlace
+from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.trainer.catalog import VERIFY
+from omniges.trainer.evaluate.results import waveform
+from omniges.trainer.reading import ShardSource
+from omniges.trainer.setup import DataSource
+from omniges.trainer.slots import SlotCodec
+from omniges.trainer.validation.choice import Clip, choose_places
+
+__all__ = ["HeldOut", "Window", "WindowFolder", "open_held_out", "some_recordings"]
+
+I32 = npt.NDArray[np.int32]
+
+_LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
+"""A word that has less than half a tick in a window is none of its words, for no tick tells it."""
+
+
+class SourceFolder(ShardFolder):
+    """A shard folder whose shards are wherever its source has them: in the folder, or in the cache of a URL."""
+
+    def __init__(self, folder: Path, source: ShardSource) -> None:
+        super().__init__(folder)
+        self.source = source
+
+    def member(self, row: ManifestRow, member: str) -> bytes:
+        """A member's bytes, checked against the manifest; raises DataError where they are others."""
+        place = row.members[member]
+        where = f"{self.source.describe(row.shard)}: {row.key}.{member} at byte {place.offset}"
+        descriptor = self.source.open(row.shard)
+        try:
+            with os_errors(self.folder / row.shard, "read"):
+                data = os.pread(descriptor, place.size, place.offset)
+        finally:
+            os.close(descriptor)
+        if sha256_hex(data) != place.sha256:
+            raise DataError(f"{where} is damaged. {VERIFY}")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One held-out window, and where it comes from."""
+
+    name: str  # of its files; tells it from all others
+    source: int  # number of the folder
+    row: ManifestRow  # of the recording
+    shards: str  # path or URL of the folder
+    shard: str  # that of the file
+    manifest_sha256: str
+    start_tick: int
+    ticks: int
+
+    def provenance(self) -> dict[str, Any]:
+        """Where it comes from, for the log and records."""
+        return {
+            "shards": self.shards,
+            "manifest_sha256": self.manifest_sha256,
+            "key": self.row.key,
+            "recording": self.row.stem,
+            "split": self.row.split,
+            "speaker": self.row.speaker,
+            "start_tick": self.start_tick,
+            "ticks": self.ticks,
+            "sources": {
+                kind: {"path": path, "sha256": digest} for kind, (path, digest) in sorted(self.row.sources.items())
+            },
+        }
+
+    @property
+    def source_path(self) -> str:
+        """The recording's motion file, relative to the data set's root, or another file of it."""
+        return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
+
+
+class WindowFolder(ShardFolder):
+    """Windows as the samples of a shard folder, called by the windows' names; all of it is in memory."""
+
+    def __init__(self, samples: Iterable[SampleArrays]) -> None:
+        self._samples = {sample.row.key: sample for sample in samples}
+        self.folder = Path("validation windows")
+
+    @cached_property
+    def rows(self) -> Sequence[ManifestRow]:
+        """A row a window."""
+        return [sample.row for sample in self._samples.values()]
+
+    def sample(self, row: ManifestRow) -> SampleArrays:
+        """A window."""
+        return self._samples[row.key]
+
+    def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
+        """A window's mel, sound or betas, which is all that scoring asks for by itself."""
+        sample = self._samples[row.key]
+        found: npt.NDArray[Any] | None = {
+            "mel.npy": sample.mel,
+            "audio.npy": sample.audio,
+            "betas.npy": sample.betas,
+        }[member]
+        if found is None:
+            raise KeyError(member)
+        return found
+
+    def gesture(self, row: ManifestRow) -> GestureClip:
+        """The window's motion."""
+        return self._samples[row.key].gesture
+
+    def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
+        """Semantic spans of the window, clipped to it."""
+        return self._samples[row.key].semantic
+
+    def words(self, row: ManifestRow) -> list[dict[str, Any]]:
+        """Words that the window has half a tick of, clipped to it."""
+        return self._samples[row.key].words
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The windows a run is validated on."""
+
+    windows: tuple[Window, ...]
+    available: int  # windows of the split
+    folders: Mapping[int, SourceFolder]
+
+    def read(self, codec: SlotCodec) -> tuple[WindowFolder, list[I32]]:
+        """All windows as samples, and their text slots (ticks,). Raises DataError for what cannot be read."""
+        samples: list[SampleArrays] = []
+        slots: list[I32] = []
+        whole: tuple[tuple[int, str], _Recording] | None = None
+        for window in self.windows:  # those of a recording stand side by side
+            name = (window.source, window.row.key)
+            if whole is None or whole[0] != name:
+                whole = name, _Recording.read(self.folders[window.source], window.row, codec)
+            samples.append(_cut(whole[1], window))
+            slots.append(whole[1].slots[window.start_tick : window.start_tick + window.ticks])
+        return WindowFolder(samples), slots
+
+
+def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int) -> HeldOut:
+    """Choose windows of the val split; raises UsageFault, with the way to a val split, where there are none."""
+    folders = {number: SourceFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
+    rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "val"}
+    shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
+    if not rows:
+        raise UsageFault(
+            f"{shown}: no recording is in the val split, so there is nothing to validate on: preprocess again with "
+            "--split-csv FILE, whose lines 'STEM,val' name some, or train with --validation-steps 0"
+        )
+    clips = [Clip(number, key, row.speaker or "", row.ticks) for (number, key), row in rows.items()]
+    places = choose_places(clips, window_ticks, limit)
+    if not places:
+        longest = max(clip.ticks for clip in clips)
+        raise UsageFault(
+            f"{shown}: a window of {window_ticks} ticks fits into none of {len(clips)} recordings of the val split; "
+            f"the longest has {longest}: choose --window-ticks {longest} or less, or train with --validation-steps 0"
+        )
+    windows = []
+    for place in places:
+        folder, row = folders[place.source], rows[place.source, place.key]
+        prefix = f"{place.source}-" if len(folders) > 1 else ""
+        windows.append(
+            Window(
+                name=f"{prefix}{place.key}-{place.start_tick:05d}",
+                source=place.source,
+                row=row,
+                shards=folder.source.describe("").rstrip("/"),
+                shard=folder.source.describe(row.shard),
+                manifest_sha256=folder.dataset["files"][MANIFEST_FILE]["sha256"],
+                start_tick=place.start_tick,
+                ticks=window_ticks,
+            )
+        )
+    return HeldOut(tuple(windows), sum(clip.ticks // window_ticks for clip in clips), folders)
+
+
+class SomeRecordings(ShardFolder):
+    """Some recordings of several folders as those of one, each read when it is asked for."""
+
+    def __init__(self, chosen: Sequence[tuple[SourceFolder, ManifestRow]]) -> None:
+        self.folder = Path("train recordings")
+        self._chosen = {f"{number}-{row.key}": one for number, one in enumerate(chosen) for row in one[1:]}
+
+    @cached_property
+    def rows(self) -> Sequence[ManifestRow]:
+        """A row a recording, under names that tell them apart."""
+        return [replace(row, key=name) for name, (_, row) in self._chosen.items()]
+
+    def member(self, row: ManifestRow, member: str) -> bytes:
+        """A member of a recording, of which all else here is made."""
+        folder, own = self._chosen[row.key]
+        return folder.member(own, member)
+
+
+def some_recordings(folders: Mapping[int, SourceFolder], ticks: int, limit: int) -> SomeRecordings:
+    """At most `limit` recordings of the train split that last so many ticks or more, evenly over speakers."""
+    rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "train"}
+    clips = [Clip(number, key, row.speaker or "", 1) for (number, key), row in rows.items() if row.ticks >= ticks]
+    places = choose_places(clips, 1, limit)
+    return SomeRecordings([(folders[place.source], rows[place.source, place.key]) for place in places])
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A recording that windows are cut from."""
+
+    sample: SampleArrays
+    slots: I32  # (ticks,)
+    trans: npt.NDArray[np.float64]  # (T, 3) metres
+    heard: npt.NDArray[np.float32] | None  # (N,) at 16 kHz
+
+    @classmethod
+    def read(cls, folder: SourceFolder, row: ManifestRow, codec: SlotCodec) -> _Recording:
+        """Raises DataError for what cannot be read."""
+        sample = folder.sample(row)
+        trans = motion_from_gesture(sample.gesture).trans
+        return cls(sample, codec.encode(sample.words, row.ticks).ids, trans, waveform(folder, row))
+
+
+def _cut(recording: _Recording, window: Window) -> SampleArrays:
+    """The part of a recording that a window is: times from the window's start, the root where it then is."""
+    first, ticks = window.start_tick, window.ticks
+    frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
+    start_s, seconds = first / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
+    sample, heard = recording.sample, recording.heard
+    return replace(
+        sample,
+        row=replace(
+            window.row,
+            key=window.name,
+            frames=ticks * FRAMES_PER_TICK,
+            mel_frames=ticks * MEL_FRAMES_PER_TICK,
+            ticks=ticks,
+            seconds=seconds,
+            members=_members(window.row),
+        ),
+        gesture=GestureClip(
+            sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], recording.trans[frames.start, [0, 2]]
+        ),
+        mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
+        words=_within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S),
+        semantic=None if sample.semantic is None else _within(sample.semantic, start_s, seconds, least_s=0.001),
+        flac=None,
+        audio=None if heard is None else heard[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
+        latents={},
+    )
+
+
+def _members(row: ManifestRow) -> dict[str, MemberPlace]:
+    """What a window of a recording has: the same, but for sound, which is an array whatever it was kept as."""
+    return {("audio.npy" if name == "flac" else name): place for name, place in row.members.items()}
+
+
+def _within(
+    spans: Sequence[Mapping[str, Any]], start_s: float, seconds: float, *, least_s: float
+) -> list[dict[str, Any]]:
+    """Spans that have at least so much in a window, clipped to it, milliseconds."""
+    found = []
+    for span in spans:
+        start, end = round(max(0.0, span["start"] - start_s), 3), round(min(seconds, span["end"] - start_s), 3)
+        if end - start > least_s - 1e-9:
+            found.append({**span, "start": start, "end": end})
+    return found
