@@ -21,6 +21,10 @@ ValidationSteps = Annotated[
 ValidationWindows = Annotated[int | None, typer.Option(help="Held-out windows to validate on.", show_default="16")]
 ValidationSamples = Annotated[int | None, typer.Option(help="Of these, kept as files and pictures.", show_default="2")]
 ValidationSampling = Annotated[int | None, typer.Option(help="Steps of sampling when validating.", show_default="10")]
+AudioCodec = Annotated[str | None, typer.Option(help="Whose latents stand for the mel.", show_default="mel")]
+GestureCodec = Annotated[
+    str | None, typer.Option(help="Whose latents stand for the gesture channels.", show_default="channels")
+]
 
 
 def train(
@@ -35,9 +39,8 @@ def train(
     preset: Annotated[str | None, typer.Option(help="tiny, small, base or omniflow.", show_default="tiny")] = None,
     pretrained_model_name_or_path: Annotated[Path | None, typer.Option(help="Folder of weights to begin with.")] = None,
     pretrained_weights: Annotated[str | None, typer.Option(help="Which of its weights: last or ema.")] = None,
-    audio_codec: Annotated[
-        str | None, typer.Option(help="Whose latents stand for the mel.", show_default="mel")
-    ] = None,
+    audio_codec: AudioCodec = None,
+    gesture_codec: GestureCodec = None,
     window_ticks: Annotated[int | None, typer.Option(help="Ticks of 0.1 s in a window.", show_default="64")] = None,
     train_batch_size: Annotated[
         int | None, typer.Option(help="Windows per process and micro-step.", show_default="32")
@@ -125,7 +128,8 @@ def trace_batches(
     from_step: Annotated[int, typer.Option(help="First step, from 0.")] = 0,
     steps: Annotated[int, typer.Option(help="Steps to list.")] = 1,
     split: Annotated[Literal["train", "val", "test", "additional"], typer.Option(help="Split.")] = "train",
-    audio_codec: Annotated[str | None, typer.Option(help="Codec whose latents stand for the mel.")] = None,
+    audio_codec: AudioCodec = None,
+    gesture_codec: GestureCodec = None,
     decode: Annotated[bool, typer.Option("--decode", help="Read the windows, add their sha256.")] = False,
 ) -> None:
     """List which windows a step of a training run sees, one JSON line each."""
@@ -136,6 +140,7 @@ def trace_batches(
     from omniges.trainer.setup import Sequencing
     from omniges.trainer.trace import TraceSettings, trace
 
+    chosen = {"audio": audio_codec, "gesture": gesture_codec}
     settings = TraceSettings(
         shards=shards,
         filters=Filters(split=split),
@@ -144,7 +149,7 @@ def trace_batches(
         from_step=from_step,
         steps=steps,
         decode=decode,
-        codecs={} if audio_codec is None else {"audio": audio_codec},
+        codecs={name: codec for name, codec in chosen.items() if codec is not None},
     )
     for record in trace(settings):
         typer.echo(json.dumps(record, ensure_ascii=False))

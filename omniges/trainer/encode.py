@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -125,7 +126,9 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
     convert = source.dataset["settings"].get("convert", {})
     tool = {name: metadata.version(name) for name in ("torch", "diffusers")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    more = {"loudness": convert.get("loudness"), "tool": tool | {"device": device}}
+    more: dict[str, Any] = {"tool": tool | {"device": device}}
+    if codec.entry.source == "mel.npy":
+        more["loudness"] = convert.get("loudness")
     return replace(codec.entry, settings=dict(codec.entry.settings) | more)
 
 

@@ -64,6 +64,7 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "pretrained_model_name_or_path": _Rule(Path, optional=True),
         "pretrained_weights": _Rule(choices=("last", "ema"), optional=True),
         "audio_codec": _Rule(optional=True),
+        "gesture_codec": _Rule(optional=True),
         "window_ticks": _Rule(int, least=1),
         "train_batch_size": _Rule(int, least=1),
         "gradient_accumulation_steps": _Rule(int, least=1),
@@ -122,6 +123,8 @@ class TrainSettings:
     """Which of its weights: the last ones or their average."""
     audio_codec: str | None = None
     """Codec whose latents stand for the mel; the shards hold them."""
+    gesture_codec: str | None = None
+    """Codec whose latents stand for the gesture channels; the shards hold them."""
     window_ticks: int = 64
     """Ticks of 0.1 s in a window."""
     train_batch_size: int = 32
@@ -215,8 +218,9 @@ class TrainSettings:
 
     @property
     def codecs(self) -> dict[str, str]:
-        """The codec that stands for a stream, where one was chosen."""
-        return {} if self.audio_codec is None else {"audio": self.audio_codec}
+        """The codecs that stand for streams, where one was chosen."""
+        chosen = {"audio": self.audio_codec, "gesture": self.gesture_codec}
+        return {stream: name for stream, name in chosen.items() if name is not None}
 
     def _settle_the_model(self) -> None:
         """A preset, or pretrained weights in its place."""

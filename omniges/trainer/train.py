@@ -189,8 +189,7 @@ def _loop_settings(run: Run) -> LoopSettings:
     location = parse_location(settings.shards[0])
     trace: tuple[str, ...] = ("omniges", "trace-batches", f"--shards={location}")
     trace += (f"--window-ticks={settings.window_ticks}",)
-    if settings.audio_codec:
-        trace += (f"--audio-codec={settings.audio_codec}",)
+    trace += tuple(f"--{stream}-codec={name}" for stream, name in settings.codecs.items())
     return LoopSettings(
         seed=settings.seed,
         flow=settings.flow_settings(),

@@ -34,11 +34,11 @@ class Codec(Protocol):
         """Name, fingerprint, source, rows and channels: what shards and checkpoints keep of it."""
         ...
 
-    def encode(self, array: F32) -> F32:
+    def encode(self, array: F32, /) -> F32:
         """Latents (frames // frames_per_row, channels) of a whole clip's source (frames, columns)."""
         ...
 
-    def decode(self, latents: F32) -> F32:
+    def decode(self, latents: F32, /) -> F32:
         """The source (rows · frames_per_row, columns) that latents (rows, channels) stand for."""
         ...
 
@@ -49,7 +49,15 @@ def _audio_vae(folder: Path, device: torch.device) -> Codec:
     return load_audio_vae(folder, device)
 
 
-CODECS: Final[Mapping[str, Callable[[Path, torch.device], Codec]]] = MappingProxyType({"audioldm2-vae": _audio_vae})
+def _gesture_rvqvae(folder: Path, device: torch.device) -> Codec:
+    from omniges.trainer.codecs.gesture import load_whole_gesture_rvqvae  # noqa: PLC0415 - its module imports this one
+
+    return load_whole_gesture_rvqvae(folder, device)
+
+
+CODECS: Final[Mapping[str, Callable[[Path, torch.device], Codec]]] = MappingProxyType(
+    {"audioldm2-vae": _audio_vae, "gesture-rvqvae": _gesture_rvqvae}
+)
 """Loaders by name; each takes the codec's folder and the device to compute on."""
 
 
@@ -61,7 +69,7 @@ def load_codec(name: str, folder: Path, device: torch.device | None = None) -> C
     if name not in CODECS:
         raise UsageFault(f"codec {name!r}: one of {', '.join(CODECS)} expected")
     if not folder.is_dir():
-        raise UsageFault(f"{name}={folder}: a folder with the codec's config.json and weights expected, found none")
+        raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
     return CODECS[name](folder, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -5,7 +5,6 @@ Letters: T frames, N = ⌊T / frames_per_latent⌋ latents, L features of a late
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,20 +18,23 @@ import torch
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.publish import os_errors
-from omniges.shards.schema import canonical_json, sha256_hex
-from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales, statistics_files
+from omniges.shards.codecs import CodecEntry
+from omniges.trainer.codecs.codec import fingerprint_of
+from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales
 from omniges.trainer.codecs.rvqvae import Rvqvae
 from omniges.trainer.codecs.rvqvaefile import load_rvqvae
 from omniges.trainer.metrics.clips import checked
 
-__all__ = ["LATENT_SCALE", "GestureRvqvae", "load_gesture_rvqvae"]
+__all__ = ["LATENT_SCALE", "NAME", "GestureRvqvae", "load_gesture_rvqvae", "load_whole_gesture_rvqvae"]
 
 F32 = npt.NDArray[np.float32]
+
+NAME: Final = "gesture-rvqvae"
 
 LATENT_SCALE: Final = 5.0
 """What latents are divided by, so that they are about as large as unit noise."""
 
-_NAME: Final = re.compile(r"net_\d+_(upper|hands|lower|lower_trans|face)\.(?:pth|safetensors)")
+_FILE: Final = re.compile(r"net_\d+_(upper|hands|lower|lower_trans|face)\.(?:pth|safetensors)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,7 @@ class GestureRvqvae:
     quantised: bool
     """Whether `decode` snaps latents to codes first."""
     fingerprint: str
-    """sha256 over all files; equal files and nothing else have the same."""
+    """sha256 of what decides latents and motion but for `quantised`, see `fingerprint_of`."""
 
     @property
     def frames_per_latent(self) -> int:
@@ -67,15 +69,27 @@ class GestureRvqvae:
             if not any(taken.start <= block.start and block.stop <= taken.stop for taken in self.columns.values())
         )
 
+    @property
+    def entry(self) -> CodecEntry:
+        """What shards and checkpoints keep of it."""
+        return CodecEntry(
+            name=NAME,
+            fingerprint=self.fingerprint,
+            source="gesture.npy",
+            frames_per_row=self.frames_per_latent,
+            channels=self.latent_channels,
+            settings=self._options(),
+        )
+
     def record(self) -> dict[str, Any]:
         """What tells this codec from another, as JSON: to be kept beside latents and whatever is made of them."""
+        sizes = {"frames_per_latent": self.frames_per_latent, "latent_channels": self.latent_channels}
+        return {"codec": NAME, "fingerprint": self.fingerprint} | sizes | self._options()
+
+    def _options(self) -> dict[str, Any]:
         return {
-            "codec": "gesturelsm-rvqvae",
-            "fingerprint": self.fingerprint,
             "quantised": self.quantised,
             "latent_scale": LATENT_SCALE,
-            "frames_per_latent": self.frames_per_latent,
-            "latent_channels": self.latent_channels,
             "parts": {part: asdict(net.spec) for part, net in self.nets.items()},
         }
 
@@ -83,12 +97,14 @@ class GestureRvqvae:
         """Gesture channels (T, 415) of a whole clip as latents (N, L), not quantised and divided by 5.
 
         The parts' latents stand side by side in the order upper, hands, lower, face. The last T mod frames_per_latent
-        frames are left out. A latent sees about three seconds on each side, so the latents of a piece of a clip
-        are not a piece of the clip's latents, see docs/codecs-gesture.md.
+        frames are left out, so a clip shorter than a latent has none. A latent sees about three seconds on each side,
+        so the latents of a piece of a clip are not a piece of the clip's latents, see docs/codecs-gesture.md.
 
-        Raises UsageFault for another shape, DataError for frames fewer than one latent's or not finite.
+        Raises UsageFault for another shape, DataError for frames that are not finite.
         """
-        channels = checked(gesture, "gesture", (None, LAYOUT.channels), at_least=self.frames_per_latent)
+        channels = checked(gesture, "gesture", (None, LAYOUT.channels), at_least=0)
+        if len(channels) < self.frames_per_latent:
+            return np.empty((0, self.latent_channels), np.float32)
         found = []
         for part, net in self.nets.items():
             motion = torch.from_numpy(self.scales[part].normalised(channels[:, self.columns[part]]))
@@ -108,8 +124,11 @@ class GestureRvqvae:
         6D rotations come as the nets give them; `omniges.features.gesture.motion_from_gesture` makes rotations of them.
         Raises UsageFault for another shape, DataError for latents that are not finite.
         """
-        vectors = (LATENT_SCALE * checked(latents, "latents", (None, self.latent_channels))).astype(np.float32)
+        vectors = LATENT_SCALE * checked(latents, "latents", (None, self.latent_channels), at_least=0)
+        vectors = vectors.astype(np.float32)
         gesture = self._canvas(len(vectors) * self.frames_per_latent, rest)
+        if not len(vectors):
+            return gesture
         start = 0
         for part, net in self.nets.items():
             own = torch.from_numpy(vectors[:, start : start + net.spec.code_size])
@@ -156,14 +175,25 @@ def load_gesture_rvqvae(
     if len(set(rates.values())) > 1:
         found = ", ".join(f"{count} of {part}" for part, count in rates.items())
         raise DataError(f"{folder}: found {found} frames a latent; expected one number: use nets that belong together")
-    statistics = {what: folder / name for what, name in statistics_files(columns).items()}
+    scales = read_scales(folder, columns)
     return GestureRvqvae(
-        nets=nets,
-        columns=columns,
-        scales=read_scales(folder, columns),
-        quantised=quantised,
-        fingerprint=_fingerprint(dict(files.items()) | statistics),
+        nets=nets, columns=columns, scales=scales, quantised=quantised, fingerprint=_fingerprint(nets, scales)
     )
+
+
+def load_whole_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:
+    """The codec for shards and models of latents: with all four parts, so that latents give back all 415 channels.
+
+    Raises what `load_gesture_rvqvae` raises, and UsageFault where the lower net has no root.
+    """
+    codec = load_gesture_rvqvae(folder, device=device)
+    if codec.lacking:
+        raise UsageFault(
+            f"{folder}: the net of lower has {codec.nets['lower'].spec.channels} channels; expected "
+            f"{LAYOUT.root.stop - LAYOUT.lower.start}, those of the root too, for latents have to give back all "
+            f"{LAYOUT.channels} gesture channels"
+        )
+    return codec
 
 
 def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
@@ -171,13 +201,12 @@ def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
     if not folder.is_dir():
         raise UsageFault(f"{folder}: no such folder; expected the nets of {', '.join(parts)}")
     with os_errors(folder, "list"):
-        named = [(found[1], path) for path in sorted(folder.iterdir()) if (found := _NAME.fullmatch(path.name))]
+        named = [(found[1], path) for path in sorted(folder.iterdir()) if (found := _FILE.fullmatch(path.name))]
     files: dict[Part, Path] = {}
     for part in parts:
         own = [path for name, path in named if name.removesuffix("_trans") == part]
         if not own:
-            hint = ", or a codec without the face" if part == "face" else ""
-            raise UsageFault(f"{folder}: no net of {part}; expected a file such as net_300000_{part}.pth{hint}")
+            raise UsageFault(f"{folder}: no net of {part}; expected a file such as net_300000_{part}.pth")
         if len(own) > 1:
             raise UsageFault(
                 f"{folder}: found {' and '.join(path.name for path in own)}; expected one net of {part}: keep one"
@@ -186,9 +215,8 @@ def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
     return files
 
 
-def _fingerprint(files: Mapping[str, Path]) -> str:
-    digests = {}
-    for role, path in files.items():
-        with os_errors(path, "read"), path.open("rb") as file:
-            digests[role] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sha256_hex(canonical_json(digests))
+def _fingerprint(nets: Mapping[Part, Rvqvae], scales: Mapping[Part, PartScale]) -> str:
+    tensors = {f"{part}.{name}": tensor for part, net in nets.items() for name, tensor in net.state_dict().items()}
+    for part, scale in scales.items():
+        tensors |= {f"{part}.mean": torch.from_numpy(scale.mean), f"{part}.std": torch.from_numpy(scale.std)}
+    return fingerprint_of({"latent_scale": LATENT_SCALE, "parts": list(nets)}, tensors)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, gesture_from_motion, motion_from_gesture
+from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.codecs.gesture import load_gesture_rvqvae
 from omniges.trainer.codecs.parts import read_scales
 from omniges.trainer.codecs.rvqvaefile import load_rvqvae
@@ -83,7 +84,6 @@ class TestLatents:
     @pytest.mark.parametrize(
         ("array", "error", "message"),
         [
-            (np.zeros((3, 415)), DataError, "gesture: found 3; expected at least 4"),
             (np.zeros((8, 414)), UsageFault, r"found an array \(8, 414\)"),
             (np.full((8, 415), np.nan), DataError, "expected finite numbers"),
         ],
@@ -95,7 +95,6 @@ class TestLatents:
     @pytest.mark.parametrize(
         ("array", "error", "message"),
         [
-            (np.zeros((0, 22)), DataError, "latents: found 0"),
             (np.zeros((3, 21)), UsageFault, r"found an array \(3, 21\)"),
             (np.full((3, 22), np.inf), DataError, "expected finite numbers"),
         ],
@@ -103,6 +102,13 @@ class TestLatents:
     def test_latents_that_cannot_be_decoded(self, folder, array, error, message):
         with pytest.raises(error, match=message):
             load_gesture_rvqvae(folder).decode(array)
+
+    def test_a_clip_shorter_than_a_latent_has_none(self, folder):
+        codec = load_gesture_rvqvae(folder)
+        for frames in range(4):
+            found = codec.encode(gesture(frames))
+            assert (found.shape, found.dtype) == ((0, 22), np.float32)
+        assert codec.decode(found).shape == (0, 415)
 
 
 class TestChannelsThatNoNetHas:
@@ -152,10 +158,12 @@ class TestFolder:
 
     def test_safetensors_instead_of_a_pickle(self, tmp_path):
         tensors = write_codec(tmp_path)
-        expected = load_gesture_rvqvae(tmp_path).encode(gesture(20))
+        pickled = load_gesture_rvqvae(tmp_path)
         (tmp_path / "net_300000_hands.pth").unlink()
         save_file(tensors["hands"], tmp_path / "net_300000_hands.safetensors")
-        np.testing.assert_array_equal(load_gesture_rvqvae(tmp_path).encode(gesture(20)), expected)
+        safe = load_gesture_rvqvae(tmp_path)
+        np.testing.assert_array_equal(safe.encode(gesture(20)), pickled.encode(gesture(20)))
+        assert safe.fingerprint == pickled.fingerprint
 
     def test_two_files_of_one_part(self, tmp_path):
         tensors = write_codec(tmp_path)
@@ -216,6 +224,43 @@ class TestFingerprint:
             path.write_bytes(content)
         assert len(seen) == 9
         assert load_gesture_rvqvae(tmp_path).fingerprint == first
+
+    def test_is_of_the_statistics_that_nets_use(self, tmp_path):
+        write_codec(tmp_path)
+        first = load_gesture_rvqvae(tmp_path).fingerprint
+        jaw = slice(6 * 22, 6 * 23)  # of SMPL-X' 55 joints; no part has it
+        path = tmp_path / "mean_std" / "beatx_2_330_std.npy"
+        std = np.load(path, allow_pickle=False)
+        std[jaw] = 1e-9
+        np.save(path, std)
+        assert load_gesture_rvqvae(tmp_path).fingerprint == first
+
+
+class TestAsACodecOfShards:
+    def test_its_entry_says_rows_channels_and_options(self, folder):
+        codec = load_codec("gesture-rvqvae", folder, torch.device("cpu"))
+        entry = codec.entry
+        assert (entry.name, entry.source) == ("gesture-rvqvae", "gesture.npy")
+        assert (entry.frames_per_row, entry.channels, entry.tick_multiple) == (4, 22, 4)
+        assert entry.fingerprint == load_gesture_rvqvae(folder).fingerprint
+        assert entry.settings["quantised"] is True
+        assert entry.settings["parts"]["hands"]["channels"] == 180
+        assert json.loads(json.dumps(entry.as_json())) == entry.as_json()
+        np.testing.assert_array_equal(codec.encode(gesture(22)), load_gesture_rvqvae(folder).encode(gesture(22)))
+
+    def test_a_lower_net_without_the_root_is_refused(self, tmp_path):
+        write_codec(tmp_path, **WIDTHS | {"lower": 54})
+        with pytest.raises(UsageFault, match="the net of lower has 54 channels; expected 57, those of the root too"):
+            load_codec("gesture-rvqvae", tmp_path)
+
+    def test_so_is_a_folder_without_the_face(self, tmp_path):
+        write_codec(tmp_path, **WITHOUT_FACE)
+        with pytest.raises(UsageFault, match=r"no net of face; expected a file such as net_300000_face.pth$"):
+            load_codec("gesture-rvqvae", tmp_path)
+
+    def test_and_one_that_is_not_there(self, tmp_path):
+        with pytest.raises(UsageFault, match=r"gesture-rvqvae=.*none: a folder with the codec's files expected"):
+            load_codec("gesture-rvqvae", tmp_path / "none")
 
 
 class TestRealRecording:
