@@ -44,7 +44,7 @@ from omniges.trainer.generate.outputs import valid_motion
 from omniges.trainer.generate.series import Held
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_starts
 from omniges.trainer.metrics.seams import seam_score
-from omniges.trainer.sampling import SamplingSettings, Solver
+from omniges.trainer.model.sampling import SamplingSettings, Solver
 
 STEPS: Final = (2, 4, 8, 16, 32)
 SOLVERS: Final[tuple[Solver, ...]] = ("euler", "heun", "dpm++")

@@ -30,11 +30,11 @@ from measure import _children
 from peer_readers import PEERS
 
 from omniges.errors import OmnigesError
-from omniges.trainer.catalog import Catalog, Filters, read_catalog
-from omniges.trainer.loader import BatchLoader, LoaderSettings
-from omniges.trainer.order import RankShare
-from omniges.trainer.setup import DataSource, Sequencing
-from omniges.trainer.speed import loader_speed, window_bytes
+from omniges.trainer.data.catalog import Catalog, Filters, read_catalog
+from omniges.trainer.data.loader import BatchLoader, LoaderSettings
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import DataSource, Sequencing
+from omniges.trainer.data.speed import loader_speed, window_bytes
 
 __all__ = ["main", "measure"]
 
@@ -191,7 +191,8 @@ def _contenders(
             processes = Processes([[*command, "read", peer, *own]], work / f"{peer}.log")
             stack.callback(processes.close)
             contenders[peer] = processes
-        copy = [sys.executable, "-P", "-m", "omniges.trainer.copying", str(settings.batch_size), str(settings.ticks)]
+        sizes = [str(settings.batch_size), str(settings.ticks)]
+        copy = [sys.executable, "-P", "-m", "omniges.trainer.data.copying", *sizes]
         copiers = Processes([copy] * max(1, settings.workers), work / "copying.log")
         stack.callback(copiers.close)
         ours = Ours(catalog, settings)

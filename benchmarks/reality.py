@@ -30,12 +30,12 @@ from omniges.recordings.textgrid import WordInterval, decode_words, encode_words
 from omniges.recordings.wav import decode_wav, encode_wav
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.checkpoint import checkpoints, open_checkpoint
-from omniges.trainer.flow import FlowModel, Windows
+from omniges.trainer.data.slots import SlotCodec
+from omniges.trainer.model.flow import FlowModel, Windows
+from omniges.trainer.model.streams import STREAMS
+from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
 from omniges.trainer.resuming import CHECKPOINTS
 from omniges.trainer.saved import load_model
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import STREAMS
-from omniges.trainer.tasks import TASKS, FlowSettings, draw_plan
 
 STEM: Final = "2_scott_0_1_1"
 PARTS: Final = {"train": ("2_scott_0_1_1", 0, 50), "val": ("2_scott_0_2_2", 51, 63)}

@@ -30,13 +30,13 @@ from omniges.features.gesture import gesture_from_motion
 from omniges.recordings.npz import decode_motion
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.checkpoint import checkpoints, open_checkpoint
-from omniges.trainer.flow import FlowModel
+from omniges.trainer.data.slots import SlotCodec
+from omniges.trainer.model.flow import FlowModel
+from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.resuming import CHECKPOINTS
-from omniges.trainer.sampling import Draws, SamplingSettings, sample
 from omniges.trainer.saved import load_model
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
 
 SIX = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 RATES: Mapping[StreamName, float] = {"gesture": 30.0, "audio": 100.0}

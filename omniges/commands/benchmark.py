@@ -27,8 +27,8 @@ def benchmark_loader(
     """Measure how fast batches come, beside how fast memory copies as many bytes."""
     import json
 
-    from omniges.trainer.catalog import Filters
-    from omniges.trainer.speed import SpeedSettings, measure, report
+    from omniges.trainer.data.catalog import Filters
+    from omniges.trainer.data.speed import SpeedSettings, measure, report
 
     counts = names_of(workers)
     if not counts or not all(count.isdecimal() for count in counts):

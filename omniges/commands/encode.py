@@ -34,8 +34,8 @@ def encode(
     with resumable():
         with needs("train"):
             from omniges.trainer.codecs.codec import named_folder
-            from omniges.trainer.encode import EncodeSettings
-            from omniges.trainer.encode import encode as run
+            from omniges.trainer.codecs.encode import EncodeSettings
+            from omniges.trainer.codecs.encode import encode as run
         settings = EncodeSettings(
             shards=shards,
             codecs=tuple(named_folder("--with", text) for text in codecs),

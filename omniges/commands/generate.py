@@ -57,7 +57,7 @@ def generate(
         from omniges.trainer.generate.run import GenerateSettings
         from omniges.trainer.generate.run import generate as run
         from omniges.trainer.generate.sources import Sources
-        from omniges.trainer.sampling import SamplingSettings
+        from omniges.trainer.model.sampling import SamplingSettings
 
     sources = Sources(
         audio=tuple(audio),

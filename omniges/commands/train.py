@@ -135,10 +135,10 @@ def trace_batches(
     """List which windows a step of a training run sees, one JSON line each."""
     import json
 
-    from omniges.trainer.catalog import Filters
-    from omniges.trainer.order import RankShare
-    from omniges.trainer.setup import Sequencing
-    from omniges.trainer.trace import TraceSettings, trace
+    from omniges.trainer.data.catalog import Filters
+    from omniges.trainer.data.order import RankShare
+    from omniges.trainer.data.setup import Sequencing
+    from omniges.trainer.data.trace import TraceSettings, trace
 
     chosen = {"audio": audio_codec, "gesture": gesture_codec}
     settings = TraceSettings(

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.trainer.flow import Windows
-from omniges.trainer.loader import BatchLoader, LoaderSettings
-from omniges.trainer.normalise import Normaliser, Scale
-from omniges.trainer.order import RankShare
+from omniges.trainer.data.loader import BatchLoader, LoaderSettings
+from omniges.trainer.data.normalise import Normaliser, Scale
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import DataSource, Sequencing, make_order, tracks_of
+from omniges.trainer.data.tracks import Tracks
+from omniges.trainer.model.flow import Windows
 from omniges.trainer.saved import ModelIdentity
-from omniges.trainer.setup import DataSource, Sequencing, make_order, tracks_of
-from omniges.trainer.tracks import Tracks
 
 __all__ = ["Feed", "Place", "speakers_of"]
 

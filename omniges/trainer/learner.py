@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from omniges.errors import DataError
 from omniges.trainer.ema import Ema
-from omniges.trainer.flow import FlowLoss, FlowModel, Windows
+from omniges.trainer.model.flow import FlowLoss, FlowModel, Windows
+from omniges.trainer.model.tasks import FlowSettings, Plan
 from omniges.trainer.optimizer import load_moments, make_optimizer, moments
 from omniges.trainer.schedule import LearningRate
-from omniges.trainer.tasks import FlowSettings, Plan
 
 __all__ = ["EMA_FILE", "MODEL_FILE", "OPTIMIZER_FILE", "LearnSettings", "Learner"]
 

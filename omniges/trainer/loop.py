@@ -15,16 +15,16 @@ import torch
 
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 from omniges.trainer.feed import Feed
-from omniges.trainer.flow import Windows
 from omniges.trainer.learner import Learner
 from omniges.trainer.logbook import Logbook
-from omniges.trainer.losses import Smoothed, in_order, per_step, per_stream, per_task
+from omniges.trainer.model.flow import Windows
+from omniges.trainer.model.losses import Smoothed, in_order, per_step, per_stream, per_task
+from omniges.trainer.model.tasks import FlowSettings, draw_plan
 from omniges.trainer.progress import Progress, Reporter
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.refusals import Refusals
 from omniges.trainer.schedule import LearningRate, ema_decay
 from omniges.trainer.stopping import StopNow, Stopper
-from omniges.trainer.tasks import FlowSettings, draw_plan
 from omniges.trainer.validation.best import Best
 from omniges.trainer.validation.turns import Interrupted
 

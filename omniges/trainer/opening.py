@@ -19,22 +19,22 @@ from omniges.shards.codecs import CodecEntry
 from omniges.shards.dataset import read_dataset
 from omniges.shards.locations import parse_location
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
-from omniges.trainer.cache import CacheSettings, RemoteShards, open_location
-from omniges.trainer.catalog import Filters, read_beside, read_catalog
+from omniges.trainer.data.cache import CacheSettings, RemoteShards, open_location
+from omniges.trainer.data.catalog import Filters, read_beside, read_catalog
+from omniges.trainer.data.loader import LoaderSettings
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import DataSource, Sequencing
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.feed import Feed, speakers_of
 from omniges.trainer.learner import Learner, LearnSettings
-from omniges.trainer.loader import LoaderSettings
+from omniges.trainer.model.sampling import SamplingSettings
+from omniges.trainer.model.streams import StreamName
 from omniges.trainer.omniflow.reading import WhichWeights
-from omniges.trainer.order import RankShare
 from omniges.trainer.pretrained import Start, open_start
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings
-from omniges.trainer.sampling import SamplingSettings
 from omniges.trainer.saved import ModelIdentity
 from omniges.trainer.schedule import LearningRate
-from omniges.trainer.setup import DataSource, Sequencing
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
 from omniges.trainer.validation.run import Validation, ValidationSettings
 from omniges.trainer.validation.windows import HeldOut, open_held_out
 

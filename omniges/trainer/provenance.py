@@ -15,7 +15,7 @@ import torch
 
 from omniges import __version__
 from omniges.shards.dataset import read_dataset
-from omniges.trainer.setup import DataSource
+from omniges.trainer.data.setup import DataSource
 
 __all__ = ["data_provenance", "git_state", "machine", "package_versions"]
 

@@ -13,9 +13,9 @@ import yaml  # type: ignore[import-untyped]
 
 from omniges.errors import OmnigesError, UsageFault
 from omniges.shards.locations import parse_location
-from omniges.trainer.presets import PRESETS, ModelConfig, preset
+from omniges.trainer.model.presets import PRESETS, ModelConfig, preset
+from omniges.trainer.model.tasks import FlowSettings
 from omniges.trainer.schedule import SCHEDULES
-from omniges.trainer.tasks import FlowSettings
 from omniges.trainer.validation.best import check_metric
 
 __all__ = ["DEFAULT_VALIDATION_STEPS", "LEARNING_RATES", "TrainSettings", "differences", "flag_of", "load_settings"]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.trainer.feed import Feed
 from omniges.trainer.logbook import Logbook
-from omniges.trainer.tasks import TASKS, FlowSettings, draw_plan
+from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
 
 __all__ = ["Refusals"]
 

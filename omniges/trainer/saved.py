@@ -14,12 +14,12 @@ from omniges.features.audio import Loudness
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, json_document
 from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.flow import FlowModel
+from omniges.trainer.data.slots import SlotCodec
+from omniges.trainer.data.tracks import Tracks
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
-from omniges.trainer.presets import CodecLatents, ModelConfig, build_model
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tracks import Tracks
+from omniges.trainer.model.flow import FlowModel
+from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model
+from omniges.trainer.model.streams import StreamName
 
 __all__ = ["CONFIG_FILE", "ModelIdentity", "load_identity", "load_model", "weights_file"]
 

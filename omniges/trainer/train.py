@@ -24,20 +24,20 @@ from omniges.trainer.checkpoint import (
     remove_unfinished,
     set_aside,
 )
+from omniges.trainer.data.slots import SlotCodec
+from omniges.trainer.data.state import resume as check_state
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
 from omniges.trainer.logbook import Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings
-from omniges.trainer.losses import Smoothed
+from omniges.trainer.model.losses import Smoothed
+from omniges.trainer.model.presets import parameter_count
 from omniges.trainer.opening import Run, accelerated, deterministic, open_run
-from omniges.trainer.presets import parameter_count
 from omniges.trainer.pretrained import Start
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import DEFAULT_VALIDATION_STEPS, TrainSettings, differences
 from omniges.trainer.resuming import CHECKPOINTS, Choice, choose
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.state import resume as check_state
 from omniges.trainer.stopping import Stopper
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
 from omniges.trainer.validation.hook import HookSettings, RunValidator

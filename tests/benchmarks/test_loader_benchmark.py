@@ -14,7 +14,7 @@ import pytest
 from pipeline_helpers import omniges, run_preprocess
 
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.speed import window_bytes
+from omniges.trainer.data.speed import window_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"

@@ -20,7 +20,7 @@ from omniges.errors import DataError
 from omniges.trainer import learner as learner_module
 from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
-from omniges.trainer.flow import FlowLoss, FlowModel
+from omniges.trainer.model.flow import FlowLoss, FlowModel
 from omniges.trainer.progress import LineReporter, Progress, duration
 from omniges.trainer.resuming import CHECKPOINTS
 

@@ -11,12 +11,12 @@ from test_flow import CONFIG, PIECES, model_of, windows_of
 
 from omniges.trainer.learner import Learner, LearnSettings
 from omniges.trainer.memory import training_memory
+from omniges.trainer.model.presets import ModelConfig
+from omniges.trainer.model.tasks import FlowSettings, draw_plan
 from omniges.trainer.omniflow.mapping import trunk_config
 from omniges.trainer.omniflow.names import Anatomy, Grid
-from omniges.trainer.presets import ModelConfig
 from omniges.trainer.pretrained import config_over_tokens
 from omniges.trainer.schedule import LearningRate
-from omniges.trainer.tasks import FlowSettings, draw_plan
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretrained.md"
 

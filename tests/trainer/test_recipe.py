@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.trainer.presets import PRESETS
+from omniges.trainer.model.presets import PRESETS
 from omniges.trainer.recipe import LEARNING_RATES, TrainSettings, differences, flag_of, load_settings
 
 

@@ -17,14 +17,14 @@ from training_helpers import checkpoint_of, learned, log_of, losses_of, run
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.pipeline.discover import Selection
-from omniges.trainer.catalog import Filters, read_catalog
+from omniges.trainer.data.catalog import Filters, read_catalog
+from omniges.trainer.data.loader import LoaderSettings
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.feed import Feed, speakers_of
-from omniges.trainer.loader import LoaderSettings
-from omniges.trainer.order import RankShare
+from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
 from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.sampling import Draws, SamplingSettings, sample
 from omniges.trainer.saved import load_model
-from omniges.trainer.setup import DataSource, Sequencing
 
 RECIPE = """
 window_ticks: 16

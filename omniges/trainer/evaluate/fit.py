@@ -10,8 +10,8 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.generate.run import task_named
+from omniges.trainer.model.tasks import FlowSettings
 from omniges.trainer.saved import load_identity
-from omniges.trainer.tasks import FlowSettings
 
 __all__ = ["SIX", "require_fit"]
 

@@ -30,8 +30,8 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
 from omniges.trainer.generated import GeneratedRecord, read_record
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 
 __all__ = ["LONGER_S", "MEL_RATE_HZ", "Result", "find_results", "waveform"]
 

@@ -33,9 +33,9 @@ from omniges.trainer.generate.run import GenerateSettings, generate, task_named
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.metrics.encoders import Encoder, load_encoder
 from omniges.trainer.metrics.profiles import Profile, profile
+from omniges.trainer.model.sampling import SamplingSettings
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.sampling import SamplingSettings
-from omniges.trainer.tasks import TASKS
 
 __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
 

@@ -13,12 +13,12 @@ from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs.codec import Codec, load_codec
+from omniges.trainer.data.tracks import Track
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Sources, latents_of
 from omniges.trainer.generate.windows import TicksOf
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import Task
-from omniges.trainer.tracks import Track
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import Task
 
 __all__ = ["CodecFolders"]
 

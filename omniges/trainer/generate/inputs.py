@@ -24,11 +24,11 @@ from omniges.recordings.npz import Motion, decode_motion
 from omniges.recordings.textgrid import decode_words
 from omniges.shards.reader import SampleArrays
 from omniges.shards.schema import sha256_hex
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.hearing import Heard, hear
 from omniges.trainer.generate.series import ROWS_PER_TICK, Held, Series, Spool
 from omniges.trainer.generate.timing import SpeakingRate, timed_words
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
+from omniges.trainer.model.streams import StreamName
 
 __all__ = [
     "MOST_APART_S",

@@ -10,14 +10,14 @@ import torch
 
 from omniges.errors import UsageFault
 from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.flow import FlowModel
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.settings import Weights
 from omniges.trainer.generate.sources import Input, Reading
 from omniges.trainer.generate.windows import WindowSettings
+from omniges.trainer.model.flow import FlowModel
+from omniges.trainer.model.streams import StreamName
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import ModelIdentity, load_model
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
 
 __all__ = ["Loaded", "load"]
 

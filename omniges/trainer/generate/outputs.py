@@ -23,11 +23,11 @@ from omniges.publish import os_errors
 from omniges.recordings.npz import MOTION_COLUMNS, write_motion
 from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.recordings.wav import wav_parts
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.series import Spool
 from omniges.trainer.metrics.motion import invalid_rotations
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
+from omniges.trainer.model.streams import StreamName
 
 __all__ = [
     "NEUTRAL",

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.outputs import Results
 from omniges.trainer.generate.sources import Input
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 
 __all__ = ["result_picture"]
 

@@ -36,10 +36,10 @@ from omniges.trainer.generate.sources import Input, Reading, Sources, cut_input
 from omniges.trainer.generate.timing import SpeakingRate, learn_rate, timed_words
 from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines
-from omniges.trainer.sampling import SamplingSettings, Solver
+from omniges.trainer.model.sampling import SamplingSettings, Solver
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.saved import weights_file
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
 
 __all__ = ["OmnigesOutput", "OmnigesPipeline", "OmnigesSample"]
 

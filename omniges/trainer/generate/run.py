@@ -28,8 +28,8 @@ from omniges.trainer.generate.sources import Input, PlannedInput, planned_inputs
 from omniges.trainer.generate.vocoder import VoiceOf, chosen_voice
 from omniges.trainer.generate.windows import TicksOf, Timeline, WindowSettings, sample_timelines, window_starts
 from omniges.trainer.generated import GeneratedRecord, read_record
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 
 __all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "conditions_of", "generate", "load", "task_named"]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.publish import os_errors
-from omniges.trainer.streams import StreamName
+from omniges.trainer.model.streams import StreamName
 
 __all__ = ["ROWS_PER_TICK", "Held", "Series", "Spool"]
 

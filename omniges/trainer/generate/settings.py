@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 
 from omniges.errors import UsageFault
 from omniges.trainer.generate.sources import Sources
-from omniges.trainer.sampling import SamplingSettings
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
+from omniges.trainer.model.sampling import SamplingSettings
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 
 __all__ = ["GenerateSettings", "GenerateSummary", "Weights", "task_named"]
 

@@ -16,6 +16,7 @@ from omniges.shards.dataset import FEATURES
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, SPLITS
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import (
     MOST_APART_S,
     STANDARD_INPUT,
@@ -27,8 +28,7 @@ from omniges.trainer.generate.inputs import (
     read_text,
 )
 from omniges.trainer.generate.timing import SpeakingRate, learn_rate
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import STREAMS, StreamName
+from omniges.trainer.model.streams import STREAMS, StreamName
 
 __all__ = ["Input", "PlannedInput", "Reading", "Sources", "cut_input", "latents_of", "planned_inputs"]
 

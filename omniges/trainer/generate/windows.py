@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.trainer.flow import FlowModel, draw_noise
-from omniges.trainer.sampling import SamplingSettings, follow, guided_clean, step_levels
-from omniges.trainer.streams import Stream, StreamName
+from omniges.trainer.model.flow import FlowModel, draw_noise
+from omniges.trainer.model.sampling import SamplingSettings, follow, guided_clean, step_levels
+from omniges.trainer.model.streams import Stream, StreamName
 
 __all__ = [
     "SAMPLE_TICKS",

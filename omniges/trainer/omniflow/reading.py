@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from omniges.errors import UsageFault
+from omniges.trainer.model.trunk import JointFlowTransformer
 from omniges.trainer.omniflow.anatomy import read_anatomy
 from omniges.trainer.omniflow.average import open_average
 from omniges.trainer.omniflow.grids import read_tables
 from omniges.trainer.omniflow.mapping import Fate, conversion_fates, made, rules, trunk_config
 from omniges.trainer.omniflow.source import find_omniflow, open_tensors
-from omniges.trainer.trunk import JointFlowTransformer
 
 __all__ = ["SourceTrunk", "WhichWeights", "config_of", "parameter_shapes", "read_omniflow"]
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import DataError
-from omniges.trainer.flow import FlowModel, Windows
-from omniges.trainer.streams import STREAMS, StreamName
-from omniges.trainer.tasks import TASKS, FlowSettings, Plan
+from omniges.trainer.model.flow import FlowModel, Windows
+from omniges.trainer.model.streams import STREAMS, StreamName
+from omniges.trainer.model.tasks import TASKS, FlowSettings, Plan
 
 __all__ = ["LEVELS", "SIX", "VALIDATION_SEED", "grid_losses", "loss_table", "streams_of"]
 

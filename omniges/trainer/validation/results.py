@@ -19,6 +19,7 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.recordings.arrays import decode_npy
 from omniges.recordings.textgrid import WordInterval, decode_words
 from omniges.shards.schema import sha256_hex
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.evaluate.bodies import GENERIC
 from omniges.trainer.evaluate.figures import Heading, Resampling, absent
 from omniges.trainer.evaluate.gesture import score_gesture
@@ -27,7 +28,6 @@ from omniges.trainer.evaluate.results import Result
 from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
-from omniges.trainer.flow import FlowModel
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.outputs import Results, Sink, SpeechSink
 from omniges.trainer.generate.series import ROWS_PER_TICK
@@ -35,10 +35,10 @@ from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generate.windows import TicksOf, Timeline, WindowSettings, sample_timelines
 from omniges.trainer.generated import GeneratedRecord
 from omniges.trainer.metrics.profiles import profile
-from omniges.trainer.sampling import SamplingSettings
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
-from omniges.trainer.tasks import TASKS
+from omniges.trainer.model.flow import FlowModel
+from omniges.trainer.model.sampling import SamplingSettings
+from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.losses import VALIDATION_SEED
 from omniges.trainer.validation.windows import Window, WindowFolder
 

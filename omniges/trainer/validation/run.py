@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.evaluate.figures import Figure
 from omniges.trainer.evaluate.motion import TrainSplit, learn_train_split
-from omniges.trainer.flow import FlowModel
+from omniges.trainer.model.flow import FlowModel
+from omniges.trainer.model.sampling import SamplingSettings
+from omniges.trainer.model.streams import StreamName
 from omniges.trainer.ranks import Ranks
-from omniges.trainer.sampling import SamplingSettings
-from omniges.trainer.slots import SlotCodec
-from omniges.trainer.streams import StreamName
 from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.choice import spread
 from omniges.trainer.validation.losses import SIX, grid_losses, loss_table, streams_of

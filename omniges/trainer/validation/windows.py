@@ -27,11 +27,11 @@ from omniges.publish import os_errors
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
-from omniges.trainer.catalog import VERIFY
+from omniges.trainer.data.catalog import VERIFY
+from omniges.trainer.data.reading import ShardSource
+from omniges.trainer.data.setup import DataSource
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.evaluate.results import waveform
-from omniges.trainer.reading import ShardSource
-from omniges.trainer.setup import DataSource
-from omniges.trainer.slots import SlotCodec
 from omniges.trainer.validation.choice import Clip, choose_places
 
 __all__ = ["HeldOut", "Window", "WindowFolder", "open_held_out", "some_recordings"]

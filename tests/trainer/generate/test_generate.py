@@ -29,7 +29,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, generate, task_named
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generated import read_record
-from omniges.trainer.sampling import SamplingSettings
+from omniges.trainer.model.sampling import SamplingSettings
 
 STEPS = SamplingSettings(steps=2)
 STEM = "1_synthetica_0_1_1"

@@ -15,7 +15,7 @@ from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generated import read_record
-from omniges.trainer.sampling import SamplingSettings
+from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.train import train
 
 STEM = "1_synthetica_0_1_1"

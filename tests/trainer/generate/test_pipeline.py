@@ -17,7 +17,7 @@ from omniges.recordings.wav import decode_wav
 from omniges.trainer.generate.pipeline import OmnigesPipeline
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
-from omniges.trainer.sampling import SamplingSettings
+from omniges.trainer.model.sampling import SamplingSettings
 
 STEM = "1_synthetica_0_1_1"
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "generate.md"

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.trainer.flow import FlowModel
 from omniges.trainer.generate.windows import (
     Timeline,
     WindowSettings,
@@ -23,7 +22,8 @@ from omniges.trainer.generate.windows import (
     sample_timelines,
     window_starts,
 )
-from omniges.trainer.sampling import SamplingSettings
+from omniges.trainer.model.flow import FlowModel
+from omniges.trainer.model.sampling import SamplingSettings
 
 WINDOWS = st.integers(1, 40).flatmap(lambda window: st.tuples(st.just(window), st.integers(0, window // 2)))
 

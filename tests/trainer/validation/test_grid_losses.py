@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 from omniges.errors import DataError
-from omniges.trainer.flow import FlowModel, draw_noise
-from omniges.trainer.presets import ModelConfig, build_model
-from omniges.trainer.random import Purpose, normal
-from omniges.trainer.streams import STREAMS
-from omniges.trainer.tasks import TASKS
+from omniges.trainer.model.flow import FlowModel, draw_noise
+from omniges.trainer.model.presets import ModelConfig, build_model
+from omniges.trainer.model.random import Purpose, normal
+from omniges.trainer.model.streams import STREAMS
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED, grid_losses, loss_table, streams_of
 
 TICKS, PIECES = 8, 20

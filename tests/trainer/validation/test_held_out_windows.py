@@ -14,13 +14,13 @@ from omniges.features.gesture import motion_from_gesture
 from omniges.pipeline.discover import Selection
 from omniges.recordings.flac import decode_flac
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.catalog import Filters, read_catalog
+from omniges.trainer.data.catalog import Filters, read_catalog
+from omniges.trainer.data.loader import BatchLoader, LoaderSettings
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import DataSource, Sequencing
+from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.feed import _as_stored, tracks_of
-from omniges.trainer.loader import BatchLoader, LoaderSettings
-from omniges.trainer.order import RankShare
-from omniges.trainer.setup import DataSource, Sequencing
-from omniges.trainer.slots import SlotCodec
 from omniges.trainer.validation.windows import open_held_out, some_recordings
 
 TICKS = 16

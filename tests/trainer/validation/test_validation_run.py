@@ -26,9 +26,9 @@ from omniges.trainer import train as train_module
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generated import read_record
+from omniges.trainer.model.sampling import SamplingSettings
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.resuming import CHECKPOINTS, find_checkpoint
-from omniges.trainer.sampling import SamplingSettings
-from omniges.trainer.tasks import TASKS
 from omniges.trainer.validation import hook as hook_module
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED

@@ -1,0 +1,1 @@
+"""Windows of shards as batches: catalogue, order, reading, caches, the loader."""

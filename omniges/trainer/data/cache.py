@@ -1,0 +1,299 @@
+"""Remote shards through a local cache: fetched once, checked, bounded in size, shared by processes.
+
+The cache keeps a shard set under the sha256 of its dataset.json, so the same set from another address, or with other
+credentials, is the same folder, and nothing in the cache tells where it came from. dataset.json itself is fetched
+anew each time a location is opened: that is how a change there is noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.publish import PendingFile
+from omniges.shards.dataset import read_dataset, sealed_correctly
+from omniges.shards.locations import Location, MissingFile, Store, Timeouts, check_name, open_store, parse_location
+from omniges.shards.redact import one_line
+from omniges.shards.schema import (
+    DATASET_FILE,
+    LATENTS_FILE,
+    MANIFEST_FILE,
+    SPLITS,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    sha256_hex,
+)
+from omniges.trainer.data.ahead import FetchAhead
+from omniges.trainer.data.cachefolder import CacheCounts, CachedFile, CacheFolder, CacheFull, Pin
+from omniges.trainer.data.download import Expected, Retries, Wait, WrongContent, copy_checked, fetch_small, with_retries
+from omniges.trainer.data.reading import LocalShards
+
+__all__ = ["CacheSettings", "RemoteShards", "open_location", "open_specification"]
+
+SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json where there is one
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """Where and how large the cache is, and how patient."""
+
+    folder: Path
+    capacity_bytes: int
+    ahead: int = 4  # shards held that were fetched before they were asked for
+    threads: int = 2  # that fetch ahead
+    recheck: bool = False  # take a shard's checksum again when a process first opens it
+    space_wait_s: float = 1.0  # for another process to let a shard go
+    retries: Retries = field(default_factory=Retries)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.capacity_bytes < 1 or self.ahead < 0 or self.threads < 0 or self.space_wait_s < 0:
+            raise UsageFault(f"a cache of at least 1 byte, and no negative numbers, expected; found {self}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON; `from_json` is the inverse."""
+        return asdict(self) | {"folder": str(self.folder.absolute())}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> CacheSettings:
+        """The settings that `as_json` gave."""
+        nested = {"retries": Retries(**document["retries"]), "timeouts": Timeouts(**document["timeouts"])}
+        return cls(**dict(document) | nested | {"folder": Path(document["folder"])})
+
+
+class RemoteShards:
+    """A remote shard set: its small files in `folder`, its shards by `open`. Any number of threads may use it.
+
+    Made by `open_location`, or in another process by `open_specification`; not for use across a fork.
+    """
+
+    def __init__(
+        self, location: Location, settings: CacheSettings, cache: CacheFolder, group: str, store: Store | None = None
+    ) -> None:
+        """Read dataset.json, which is in the cache already; raises DataError where it is not as it should be.
+
+        `store` is one that this thread has made for the location already.
+        """
+        self.location = location
+        self.folder = cache.folder(group)
+        self._settings = settings
+        self._cache = cache
+        self._files = _cached_files(location, self.folder)
+        self._kept: list[Pin] = []
+        self._stores = threading.local()
+        if store is not None:
+            self._stores.store = store
+        self._rechecked: set[str] = set()
+        self._ahead = FetchAhead(self._acquire_ahead, settings.ahead, settings.threads)
+
+    @property
+    def counts(self) -> CacheCounts:
+        """What this object did with the cache so far."""
+        return self._cache.counts
+
+    def open(self, shard: str) -> int:
+        """A descriptor of a whole shard for reading, which the caller closes; fetched first where it is not here.
+
+        While the descriptor, or a memory map made of it, is open in any process, the shard is not evicted. Raises
+        DataError where the shard is missing or not what dataset.json says, EnvironmentFault where it cannot be had,
+        CacheFull (an EnvironmentFault) where shards that are in use take all the space.
+        """
+        return (self._ahead.take(shard) or self._acquire_now(shard)).descriptor
+
+    def prefetch(self, shards: Iterable[str]) -> None:
+        """Fetch these shards in the background, the first first, as far as `ahead` and the space allow.
+
+        Takes the place of the hint before. A shard that cannot be had raises when it is opened.
+        """
+        self._ahead.hint(shards)
+
+    def describe(self, shard: str) -> str:
+        """The shard's URL without credentials."""
+        return self.location.shown_file(shard)
+
+    def specification(self) -> dict[str, Any]:
+        """JSON from which another process makes its own (`open_specification`).
+
+        It holds the address with the credentials that the URL may have: it is for a pipe, not for a file, a log, an
+        argument or a state.
+        """
+        return {
+            "kind": "remote",
+            "address": self.location.address,
+            "group": self.folder.name,
+            "settings": self._settings.as_json(),
+        }
+
+    def close(self) -> None:
+        """Stop fetching ahead and let the small files go."""
+        self._ahead.close()
+        while self._kept:
+            self._kept.pop().close()
+
+    def __enter__(self) -> RemoteShards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"RemoteShards({self.location}, cache {self._settings.folder})"
+
+    def keep_small_files(self) -> None:
+        """Fetch the small files and pin them until `close`; raises like `open`."""
+        for name in self._small_files():
+            self._kept.append(self._acquire(name, self._settings.space_wait_s, time.sleep))
+
+    def _small_files(self) -> list[str]:
+        return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
+
+    def least_bytes(self, splits: Collection[str]) -> tuple[int, str]:
+        """Bytes of the small files and the largest shard of some splits, and that shard's name."""
+        shards = [(file.expected.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
+        small = sum(self._files[name].expected.size for name in self._small_files())
+        size, name = max(shards, default=(0, ""))
+        return small + size, name
+
+    def _acquire_now(self, name: str) -> Pin:
+        try:
+            return self._acquire(name, 0.0, time.sleep)
+        except CacheFull:
+            self._ahead.drop()  # what is needed now goes before what is needed later
+            return self._acquire(name, self._settings.space_wait_s, time.sleep)
+
+    def _acquire_ahead(self, name: str, wait: Wait) -> Pin:
+        return self._acquire(name, 0.0, wait)
+
+    def _acquire(self, name: str, space_wait_s: float, wait: Wait) -> Pin:
+        """A file of the set, pinned, fetched first where it is not here; raises the errors of cache and download.
+
+        `wait` is used between tries, and with 0 seconds before each piece; it may raise to give up.
+        """
+        file = self._files.get(name)
+        if file is None:
+            raise DataError(f"{self.location}: a file that dataset.json lists expected, found {one_line(name, 80)!r}")
+
+        def pause(seconds: float) -> None:
+            self._cache.count(failed_tries=1)
+            wait(seconds)
+
+        def fill(path: Path) -> PendingFile:
+            return with_retries(
+                lambda: copy_checked(self._store(), name, file.expected, path, lambda: wait(0.0)),
+                self._settings.retries,
+                salt=f"{name}:{os.getpid()}",
+                wait=pause,
+            )
+
+        recheck = self._settings.recheck and name not in self._rechecked
+        pin = self._cache.acquire(file, fill, space_wait_s, recheck)
+        self._rechecked.add(name)
+        return pin
+
+    def _store(self) -> Store:
+        """The store of this thread."""
+        if not hasattr(self._stores, "store"):
+            self._stores.store = open_store(self.location, self._settings.timeouts)
+        store: Store = self._stores.store
+        return store
+
+
+def open_location(
+    location: Location, settings: CacheSettings | None, splits: Collection[str] = SPLITS
+) -> LocalShards | RemoteShards:
+    """The shards at a location: a local folder as it is, a remote one with its small files already in the cache.
+
+    `splits` are those that shards will be opened of. Raises UsageFault where a URL comes without a cache, or the cache
+    is smaller than the largest shard; DataError and EnvironmentFault where the set cannot be read.
+    """
+    if location.path is not None:
+        return LocalShards(location.path)
+    if settings is None:
+        raise UsageFault(f"{location}: a cache folder and its size are needed for remote shards")
+    store = open_store(location, settings.timeouts)
+    data = with_retries(lambda: _dataset_bytes(store), settings.retries, salt=f"{DATASET_FILE}:{os.getpid()}")
+    dataset = CachedFile(sha256_hex(data)[:32], DATASET_FILE, Expected(len(data), sha256_hex(data)))
+    if len(data) > settings.capacity_bytes:
+        raise _too_small(settings, len(data), DATASET_FILE)
+    cache = CacheFolder(settings.folder, settings.capacity_bytes)
+    with contextlib.closing(cache.acquire(dataset, lambda path: _pending(path, data), settings.space_wait_s)):
+        try:
+            shards = RemoteShards(location, settings, cache, dataset.group, store)
+        except DataError as error:
+            raise DataError(f"{location}: {error}") from None
+        try:
+            least, largest = shards.least_bytes(splits)
+            if least > settings.capacity_bytes:
+                raise _too_small(settings, least, largest)
+            shards.keep_small_files()
+        except OmnigesError:
+            shards.close()
+            raise
+    return shards
+
+
+def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
+    """The shards that `RemoteShards.specification` describes; nothing is fetched yet."""
+    settings = CacheSettings.from_json(specification["settings"])
+    cache = CacheFolder(settings.folder, settings.capacity_bytes)
+    return RemoteShards(parse_location(specification["address"]), settings, cache, specification["group"])
+
+
+def _too_small(settings: CacheSettings, least: int, name: str) -> UsageFault:
+    return UsageFault(
+        f"{settings.folder}: a cache of at least {least} bytes expected, which {name} and the files beside the shards "
+        f"take, found a limit of {settings.capacity_bytes}. A cache of the size of all shards fetches each once"
+    )
+
+
+def _dataset_bytes(store: Store) -> bytes:
+    """dataset.json, whole and sealed; what it says is not looked at."""
+    place = store.location.shown_file(DATASET_FILE)
+    try:
+        data = fetch_small(store, DATASET_FILE)
+    except MissingFile as error:
+        raise MissingFile(f"{error}, so there is no complete set of shards. Check the address") from None
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise WrongContent(f"{place}: a JSON document expected, found {len(data)} other bytes ({error})") from None
+    if not isinstance(document, dict) or not sealed_correctly(document):
+        raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")
+    return data
+
+
+def _pending(path: Path, data: bytes) -> PendingFile:
+    pending = PendingFile(path)
+    try:
+        pending.write(data)
+    except EnvironmentFault:
+        pending.abort()
+        raise
+    return pending
+
+
+def _cached_files(location: Location, folder: Path) -> dict[str, CachedFile]:
+    """Every file of the set in the cache that lies in `folder`, by name: what dataset.json lists, and itself."""
+    document = read_dataset(folder)
+    data = (folder / DATASET_FILE).read_bytes()
+    expected = {DATASET_FILE: Expected(len(data), sha256_hex(data))}
+    for name, entry in [*document["files"].items(), *document["shards"].items()]:
+        size, digest = entry.get("bytes"), entry.get("sha256")
+        if not isinstance(size, int) or size < 0 or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise DataError(f"{location}: dataset.json: bytes and sha256 of {check_name(name)} expected, found {entry}")
+        expected[check_name(name)] = Expected(size, digest)
+    for name in SMALL_FILES:
+        if name not in expected:
+            raise DataError(f"{location}: dataset.json lists no {name}. Run omniges preprocess again")
+    return {name: CachedFile(folder.name, name, what) for name, what in expected.items()}

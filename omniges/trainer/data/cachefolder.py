@@ -1,0 +1,374 @@
+"""A folder of cached files, bounded in size, that several processes share.
+
+Every file is ``GROUP/NAME`` with two hidden files beside it:
+
+``.NAME.lock``     locked (flock) by the one process that fills the file; holds the bytes it is going to take
+``.NAME.checked``  says that the content was checked: size, sha256, and the file's inode and times then. Its own
+                   modification time is when the file was last used
+
+A file in use is *pinned*: its reader holds a shared flock on it, and who wants to evict it asks for an exclusive one.
+All locks are the kernel's, so a process that dies leaves none. Sums are taken and files evicted under the lock of the
+whole folder; nothing waits for another lock while holding that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from omniges.errors import EnvironmentFault
+from omniges.publish import PendingFile, final_name, is_temporary_name, make_folder, os_errors, publish_bytes
+from omniges.shards.schema import canonical_json
+from omniges.trainer.data.download import Expected
+
+__all__ = ["CacheCounts", "CacheFolder", "CacheFull", "CachedFile", "Pin"]
+
+_GROUP: Final = re.compile(r"[0-9a-f]{32}")
+_LOCK: Final = re.compile(r"\..+\.lock\Z")
+_POLL_S: Final = 0.05
+
+
+class CacheFull(EnvironmentFault):
+    """No file can be evicted, because running processes use them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """A file that the cache may hold: its place in it and what it has to be."""
+
+    group: str  # 32 hexadecimal digits
+    name: str
+    expected: Expected
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """What a process did with the cache."""
+
+    hits: int = 0  # files that were there and as expected
+    fills: int = 0  # files that were fetched
+    fetched_bytes: int = 0
+    failed_tries: int = 0  # tries that were repeated
+    damaged: int = 0  # files that were there and not as expected
+    evicted: int = 0  # files removed for space
+
+
+class Pin:
+    """A cached file in use: it stays until `close`, or until the process ends."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+
+    def close(self) -> None:
+        """Let the file go; without effect the second time."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)  # never LOCK_UN: after a fork that would take the other process's lock as well
+            self.descriptor = -1
+
+
+class CacheFolder:
+    """The folder; its methods may be called by any number of threads and processes."""
+
+    def __init__(self, root: Path, capacity_bytes: int) -> None:
+        """Create the folder; raises EnvironmentFault where that cannot be done."""
+        self.root = root
+        self.capacity_bytes = capacity_bytes
+        self._counts = CacheCounts()
+        self._counting = threading.Lock()
+        make_folder(root)
+
+    @property
+    def counts(self) -> CacheCounts:
+        """What was done so far."""
+        with self._counting:
+            return replace(self._counts)
+
+    def count(self, **more: int) -> None:
+        """Add to the counts."""
+        with self._counting:
+            for name, value in more.items():
+                setattr(self._counts, name, getattr(self._counts, name) + value)
+
+    def folder(self, group: str) -> Path:
+        """Where the files of a group lie."""
+        return self.root / group
+
+    def acquire(
+        self, file: CachedFile, fill: Callable[[Path], PendingFile], wait_s: float = 0.0, recheck: bool = False
+    ) -> Pin:
+        """The file, pinned; `fill` makes it where it is absent or damaged, once however many processes ask.
+
+        `fill` writes and checks a pending file at the path that it is given. `recheck` takes the checksum again though
+        nothing says that the file was changed. Raises CacheFull where space does not become free within `wait_s`.
+        """
+        make_folder(self.folder(file.group))
+        path = self.folder(file.group) / file.name
+        pin = self._pin_checked(path, file.expected, recheck)
+        if pin is not None:
+            self.count(hits=1)
+            return pin
+        with _locked(_beside(path, "lock")) as lock:
+            pin = self._pin_checked(path, file.expected, recheck=False) or self._adopt(path, file.expected)
+            if pin is not None:  # another process was faster
+                self.count(hits=1)
+                return pin
+            _remove_leftovers(path)
+            self._make_space(path, file.expected.size, lock, wait_s)
+            try:
+                return self._fill(path, file.expected, fill)
+            finally:
+                os.ftruncate(lock, 0)
+
+    def _pin_checked(self, path: Path, expected: Expected, recheck: bool) -> Pin | None:
+        """A pin where the file is there and, by its record, unchanged since it was checked."""
+        pin = _pin(path)
+        if pin is None:
+            return None
+        with os_errors(path, "read"):
+            if _recorded(path, expected) and not (recheck and _digest(path) != expected.sha256):
+                _touch(path)
+                return pin
+            pin.close()
+            if recheck:
+                _beside(path, "checked").unlink(missing_ok=True)  # so that the holder of the lock believes nothing
+        return None
+
+    def _adopt(self, path: Path, expected: Expected) -> Pin | None:
+        """Under the file's lock: a pin where its content is right though its record is not; else the file goes."""
+        pin = _pin(path)
+        if pin is None:
+            return None
+        with os_errors(path, "read"):
+            if path.stat().st_size == expected.size and _digest(path) == expected.sha256:
+                _record(path, expected)
+                return pin
+            pin.close()
+            self.count(damaged=1)
+            path.unlink(missing_ok=True)
+        return None
+
+    def _fill(self, path: Path, expected: Expected, fill: Callable[[Path], PendingFile]) -> Pin:
+        with contextlib.ExitStack() as undo:
+            pending = fill(path)
+            undo.callback(pending.abort)
+            pin = _pin(pending.temporary)  # before it can be seen, so that nobody evicts it first
+            if pin is None:
+                raise EnvironmentFault(f"{pending.temporary} is gone: leave the cache folder alone while it is in use")
+            undo.callback(pin.close)
+            pending.publish()
+            _record(path, expected)
+            undo.pop_all()
+        pin.path = path
+        self.count(fills=1, fetched_bytes=expected.size)
+        return pin
+
+    def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
+        """Evict until `size` more bytes fit, and note in the file's lock that they are going to be taken."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            with _locked(self.root / ".lock"), os_errors(self.root, "clear"):
+                missing = self._evict_for(path, size)
+                if missing <= 0:
+                    os.ftruncate(lock, 0)
+                    os.pwrite(lock, str(size).encode(), 0)
+                    return
+            if time.monotonic() >= deadline:
+                raise CacheFull(
+                    f"{self.root}: no space for {path.name} of {size} bytes: all but {max(0, size - missing)} of "
+                    f"{self.capacity_bytes} bytes are in use by running processes. Give the cache more space"
+                )
+            time.sleep(_POLL_S)
+
+    def _evict_for(self, path: Path, size: int) -> int:
+        """Under the folder's lock: evict what was not used for longest; returns how many bytes are still missing."""
+        used, candidates = _survey(self.root, path)
+        missing = used + size - self.capacity_bytes
+        for _, freed, candidate in sorted(candidates):
+            if missing <= 0:
+                break
+            if _remove_unused(candidate):
+                missing -= freed
+                self.count(evicted=1)
+        return missing
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Wait for the exclusive lock of a lock file; the file stays, for removing it would race."""
+    with os_errors(path, "lock"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with os_errors(path, "lock"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _pin(path: Path) -> Pin | None:
+    """Hold a shared lock on a file, or None where there is no such file (any more)."""
+    with os_errors(path, "read"):
+        try:
+            pin = Pin(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        except FileNotFoundError:
+            return None
+        with contextlib.ExitStack() as undo:
+            undo.callback(pin.close)
+            fcntl.flock(pin.descriptor, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):  # evicted between opening and locking
+                if os.fstat(pin.descriptor).st_ino == path.stat().st_ino:
+                    undo.pop_all()
+                    return pin
+    return None
+
+
+def _identity(path: Path, expected: Expected) -> dict[str, int | str]:
+    """What a record says: any change of the file changes its inode or its times (ctime cannot be set)."""
+    found = path.stat()
+    times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    return {"bytes": found.st_size, "sha256": expected.sha256, "inode": found.st_ino, **times}
+
+
+def _recorded(path: Path, expected: Expected) -> bool:
+    """Whether the file has the expected size and is, by its record, unchanged since its content was checked."""
+    try:
+        record = json.loads(_beside(path, "checked").read_bytes())
+        return bool(record == _identity(path, expected) and record["bytes"] == expected.size)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _record(path: Path, expected: Expected) -> None:
+    publish_bytes(_beside(path, "checked"), canonical_json(_identity(path, expected)))
+    _touch(path)
+
+
+def _touch(path: Path) -> None:
+    """Note that a file is used now; the kernel's own stamps are some milliseconds coarse."""
+    now_ns = time.time_ns()
+    os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Under a file's lock: remove what a killed process wrote; only the holder of the lock writes, so no other does."""
+    with os_errors(path.parent, "clear"):
+        for entry in list(os.scandir(path.parent)):
+            if is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _filled_file(temporary: str) -> str:
+    """The cached file that a temporary file, of it or of its record, belongs to."""
+    name = final_name(temporary) or temporary
+    return name[1:].removesuffix(".checked") if name.startswith(".") else name
+
+
+def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
+    """Bytes that are taken or about to be, and the files as (last use in ns, bytes, path).
+
+    What killed processes have left is removed on the way. `own` is the file that its caller holds the lock of.
+    """
+    used = 0
+    candidates = []
+    groups = [e for e in os.scandir(root) if _GROUP.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+    for group in (Path(entry.path) for entry in groups):
+        # First what is going to be, then what is: a file that is published in between counts, and counts once.
+        reserved = _reservations(group, own)
+        used += sum(reserved.values())
+        sizes = _sizes(group)
+        for name, size in sizes.items():
+            path = group / name
+            if is_temporary_name(name):
+                filled = group / _filled_file(name)
+                if filled != own:
+                    _remove_stale(path, filled)
+            elif f".{name}.lock" in sizes:  # so it is ours; files of other names are left alone
+                used += max(0, size - reserved.get(name, 0))
+                candidates.append((_last_use_ns(path), size, path))
+    return used, candidates
+
+
+def _reservations(group: Path, own: Path) -> dict[str, int]:
+    """Bytes that each file will have which some process, but for the holder of `own`, is filling."""
+    locks = {
+        name[1 : -len(".lock")]: group / name for name, size in _sizes(group).items() if size and _LOCK.match(name)
+    }
+    return {name: _reserved(lock) for name, lock in locks.items() if group / name != own}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    sizes = {}
+    for entry in list(os.scandir(folder)):
+        with contextlib.suppress(FileNotFoundError):  # a file that was just published
+            sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    return sizes
+
+
+def _last_use_ns(path: Path) -> int:
+    try:
+        return _beside(path, "checked").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor of a file with its exclusive lock, or None where another has it or the file is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a cached file unless it is pinned."""
+    descriptor = _try_lock(path)
+    if descriptor is None:
+        return False
+    path.unlink(missing_ok=True)
+    _beside(path, "checked").unlink(missing_ok=True)
+    os.close(descriptor)
+    return True
+
+
+def _remove_stale(temporary: Path, filled: Path) -> None:
+    """Remove a temporary file unless some process is filling the file it belongs to."""
+    descriptor = _try_lock(_beside(filled, "lock"))
+    if descriptor is not None:
+        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _reserved(lock: Path) -> int:
+    """Bytes that the process which fills a file is going to take; none where it has died."""
+    descriptor = _try_lock(lock)
+    if descriptor is None:
+        return int(lock.read_bytes() or 0)
+    os.ftruncate(descriptor, 0)
+    os.close(descriptor)
+    return 0

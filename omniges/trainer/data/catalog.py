@@ -1,0 +1,389 @@
+"""What a shard folder holds, as numpy columns: the clips that the filters leave, where their members lie, statistics.
+
+The manifest is read column by column, so a million samples take seconds, and none of it imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.shards.codecs import CodecEntry, read_entries
+from omniges.shards.dataset import read_dataset
+from omniges.shards.manifest import column_of
+from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
+from omniges.trainer.data.order import text_hashes
+from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["STREAM_MEMBERS", "VERIFY", "Catalog", "ClipTable", "Filters", "read_beside", "read_catalog"]
+
+STREAM_MEMBERS: Final = PLAIN_TRACKS.members
+"""Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
+
+VERIFY: Final = "Run omniges verify-shards, then preprocess again"
+
+_LABELS: Final = ("split", "shard", "speaker", "language", "emotion")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which clips are wanted; an empty tuple means all."""
+
+    split: Split = "train"
+    speakers: tuple[str, ...] = ()  # ids or names
+    languages: tuple[str, ...] = ()
+    emotions: tuple[str, ...] = ()
+    min_seconds: float = 0.0
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no clip can fit."""
+        if self.split not in SPLITS:
+            raise UsageFault(f"one of the splits {', '.join(SPLITS)} expected, found {self.split!r}")
+        longest = float("inf") if self.max_seconds is None else self.max_seconds
+        if not 0 <= self.min_seconds <= longest:
+            raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {self.min_seconds} and {self.max_seconds}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The filters as a loader's state has them: equal filters give equal documents."""
+        return {
+            "split": self.split,
+            "speakers": sorted(set(self.speakers)),
+            "languages": sorted(set(self.languages)),
+            "emotions": sorted(set(self.emotions)),
+            "min_seconds": float(self.min_seconds),
+            "max_seconds": None if self.max_seconds is None else float(self.max_seconds),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipTable:
+    """Columns of N clips in key order and of K shards. M is the axis of `Tracks.members`."""
+
+    keys: npt.NDArray[np.bytes_]  # (N,)
+    key_hashes: npt.NDArray[np.uint64]  # (N,)
+    frames: npt.NDArray[np.int64]  # (N,) gesture frames
+    mel_frames: npt.NDArray[np.int64]  # (N,)
+    ticks: npt.NDArray[np.int64]  # (N,)
+    shard: npt.NDArray[np.int32]  # (N,) number of the shard
+    offsets: npt.NDArray[np.int64]  # (N, M) first data byte in the shard
+    sizes: npt.NDArray[np.int64]  # (N, M) bytes
+    digests: npt.NDArray[np.uint8]  # (N, M, 32) sha256
+    shard_names: npt.NDArray[np.bytes_]  # (K,)
+    shard_bytes: npt.NDArray[np.int64]  # (K,)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, sample: int) -> str:
+        """The key of a clip."""
+        return bytes(self.keys[sample]).decode()
+
+    def keys_of(self, samples: npt.NDArray[np.int64]) -> list[str]:
+        """The keys of clips (k,)."""
+        return [key.decode() for key in self.keys[samples].tolist()]
+
+    def shard_name(self, shard: int) -> str:
+        """The file name of a shard."""
+        return bytes(self.shard_names[shard]).decode()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalog:
+    """The clips of a shard folder that the filters leave, in key order."""
+
+    folder: Path
+    manifest_hash: str
+    filters: Filters
+    table: ClipTable
+    speaker: npt.NDArray[np.int32]  # (N,) number of the name, -1 for none
+    speaker_names: tuple[str, ...]
+    statistics: dict[str, Any]  # stats.json
+    tokenizer: bytes  # tokenizer.json
+    tracks: Tracks = PLAIN_TRACKS
+    codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream they stand for
+    latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, where a codec is chosen
+
+    @property
+    def stream_statistics(self) -> dict[str, Any]:
+        """Mean and deviation of the arrays that batches hold, by stream."""
+        plain = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
+        return plain | {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
+
+    def speakers_of(self, samples: npt.NDArray[np.int64]) -> list[str | None]:
+        """The names of the speakers of clips (k,), None outside of the stem grammar."""
+        names = (*self.speaker_names, None)  # number -1 is the last
+        return [names[number] for number in self.speaker[samples].tolist()]
+
+
+def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
+    """A file beside the shards, whole; raises DataError where it is absent or not what dataset.json says."""
+    with _checked(folder, name, dataset) as stream:
+        return stream.read()
+
+
+def _checked(folder: Path, name: str, dataset: dict[str, Any]) -> io.BufferedReader:
+    """A file beside the shards, opened, its digest checked, at its beginning again.
+
+    The one descriptor is read twice, so what is parsed is what was checked, whatever is renamed meanwhile.
+    """
+    path = folder / name
+    try:
+        stream = path.open("rb")
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
+    expected = dataset["files"].get(name, {}).get("sha256")
+    if digest != expected:
+        stream.close()
+        raise DataError(f"{path}: sha256 {expected} expected as in dataset.json, found {digest}. {VERIFY}")
+    stream.seek(0, os.SEEK_SET)
+    return stream
+
+
+def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None) -> Catalog:
+    """Read the small files of a local shard folder and take the clips that the filters leave.
+
+    `codecs` names the codec whose latents stand for a stream: ``{"audio": "audioldm2-vae"}``. Raises UsageFault where
+    there is no such folder, its shards hold no such latents or nothing is left, DataError where a file is not what
+    dataset.json says or a row of the manifest contradicts itself.
+    """
+    dataset = read_dataset(folder)
+    statistics = json.loads(read_beside(folder, STATS_FILE, dataset))
+    tokenizer = read_beside(folder, TOKENIZER_FILE, dataset)
+    entries = _entries(folder, dataset, codecs or {})
+    latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
+    tracks = Tracks.with_codecs(entries)
+    shards: dict[str, dict[str, Any]] = dataset["shards"]
+    if any("/" in name or not name.isascii() for name in shards):
+        raise DataError(f"{folder}: dataset.json lists a shard outside of the folder. {VERIFY}")
+    with _checked(folder, MANIFEST_FILE, dataset) as stream:
+        manifest = _Manifest(folder / MANIFEST_FILE, stream)
+        labels = {name: manifest.labels(name) for name in _LABELS}
+        chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
+        keys = manifest.texts("key")[chosen]
+        if len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
+            order = np.argsort(keys, kind="stable")
+            chosen, keys = chosen[order], keys[order]
+        names, codes = labels["shard"]
+        numbers = _shard_numbers(folder, names, codes[chosen], shards)
+        table = _table(manifest, chosen, keys, numbers, shards, tracks)
+    _check(folder, table)
+    speaker_names, speaker = labels["speaker"]
+    return Catalog(
+        folder=folder,
+        manifest_hash=dataset["manifest_hash"],
+        filters=filters,
+        table=table,
+        speaker=speaker[chosen],
+        speaker_names=tuple(speaker_names),
+        statistics=statistics,
+        tokenizer=tokenizer,
+        tracks=tracks,
+        codecs=entries,
+        latents=latents,
+    )
+
+
+_STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture"}
+
+
+def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -> dict[str, CodecEntry]:
+    """The chosen codecs by stream, as the folder has them."""
+    try:
+        there = read_entries(dataset)
+    except ValueError as error:
+        raise DataError(f"{folder}: dataset.json: {error}. {VERIFY}") from error
+    for stream, name in codecs.items():
+        if name not in there:
+            held = f"latents of {', '.join(there)}" if there else "no latents"
+            raise UsageFault(
+                f"{folder}: latents of {name} expected, found {held}: run omniges encode --shards {folder} --with "
+                f"{name}=FOLDER"
+            )
+        if _STREAM_OF[there[name].source] != stream:
+            raise UsageFault(f"codec {name}: it is one of {_STREAM_OF[there[name].source]}, not of {stream}")
+    return {stream: there[name] for stream, name in codecs.items()}
+
+
+class _Manifest:
+    """The manifest's columns, one at a time."""
+
+    def __init__(self, path: Path, stream: io.BufferedReader) -> None:
+        import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        self._path = path
+        try:
+            # One thread, nothing read ahead: pyarrow's pools abort a process that ends soon after.
+            self._file = pq.ParquetFile(stream, pre_buffer=False)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: no parquet file ({error}). {VERIFY}") from error
+
+    def _column(self, name: str) -> pa.Array:
+        table = self._file.read(columns=[name], use_threads=False)
+        if name not in table.column_names:
+            raise DataError(f"{self._path}: a column {name!r} expected, found none. {VERIFY}")
+        return table.column(name).combine_chunks()
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """A column of numbers (N,), float64 with NaN where it has nulls."""
+        found: npt.NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
+        return found
+
+    def labels(self, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """A column of few distinct texts: these, and their numbers (N,), -1 for null."""
+        encoded = self._column(name).dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return encoded.dictionary.to_pylist(), codes
+
+    def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
+        column = self._column(name)
+        if column.null_count or not len(column):
+            if len(column):
+                raise DataError(f"{self._path}: column {name!r}: {column.null_count} nulls found. {VERIFY}")
+            return np.empty(0, np.uint8), np.zeros(1, np.int32)
+        _, ends, data = column.buffers()
+        ends = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1]
+        return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
+
+    def texts(self, name: str) -> npt.NDArray[np.bytes_]:
+        """A column of ASCII texts (N,) as fixed-width bytes."""
+        data, ends = self._bytes(name)
+        if data.size and not 0 < data.min() <= data.max() < 128:
+            raise DataError(f"{self._path}: column {name!r}: ASCII texts expected. {VERIFY}")
+        lengths = np.diff(ends)
+        width = int(lengths.max(initial=1))
+        fixed = np.zeros((len(lengths), width), dtype=np.uint8)
+        fixed[np.arange(width) < lengths[:, None]] = data
+        return fixed.view(f"S{width}").reshape(-1)
+
+    def digests(self, name: str) -> npt.NDArray[np.uint8]:
+        """A column of hexadecimal sha256 as bytes (N, 32)."""
+        data, ends = self._bytes(name)
+        if (np.diff(ends) != 64).any():
+            raise DataError(f"{self._path}: column {name!r}: sha256 of 64 digits expected, found others. {VERIFY}")
+        try:
+            raw = bytes.fromhex(str(data.data, "ascii"))
+        except ValueError as error:
+            raise DataError(f"{self._path}: column {name!r}: sha256 expected ({error}). {VERIFY}") from error
+        return np.frombuffer(raw, np.uint8).reshape(-1, 32)
+
+
+def _selection(
+    folder: Path, manifest: _Manifest, labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]], filters: Filters
+) -> npt.NDArray[np.bool_]:
+    """Which rows (N,) the filters leave; each filter in turn, so that the one that leaves nothing is named."""
+    names, codes = labels["split"]
+    left = _among(labels["split"], [filters.split])
+    if not left.any():
+        counts = ", ".join(f"{name} {int((codes == number).sum())}" for number, name in enumerate(names))
+        raise UsageFault(
+            f"{folder}: no sample is in split {filters.split!r}, found {counts or 'no samples at all'}: choose another "
+            "split, or preprocess again with a --split-csv that names recordings for it"
+        )
+    ids = manifest.numbers("speaker_id")
+    ids_wanted = [int(name) for name in filters.speakers if name.isdecimal()]
+    seconds = manifest.numbers("seconds")
+    longest = float("inf") if filters.max_seconds is None else filters.max_seconds
+    for name, wanted in (("speaker", filters.speakers), ("language", filters.languages), ("emotion", filters.emotions)):
+        if not wanted:
+            continue
+        passed = _among(labels[name], wanted)
+        if name == "speaker":
+            passed |= np.isin(ids, ids_wanted)
+        if not (left & passed).any():
+            raise UsageFault(
+                f"{folder}: no sample of split {filters.split!r} is left with {name} {' or '.join(wanted)}: choose "
+                f"from {', '.join(_found(labels[name], left)) or 'none, all are null'}"
+            )
+        left &= passed
+    in_time = (seconds >= filters.min_seconds) & (seconds <= longest)
+    if not (left & in_time).any():
+        raise UsageFault(
+            f"{folder}: no sample of split {filters.split!r} lasts {filters.min_seconds:g} to {longest:g} s, the "
+            f"others last {seconds[left].min():g} to {seconds[left].max():g} s: choose other limits"
+        )
+    return left & in_time
+
+
+def _among(column: tuple[list[str], npt.NDArray[np.int32]], wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+    names, codes = column
+    return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
+
+
+def _found(column: tuple[list[str], npt.NDArray[np.int32]], rows: npt.NDArray[np.bool_]) -> list[str]:
+    names, codes = column
+    return sorted(names[number] for number in np.unique(codes[rows]).tolist() if number >= 0)
+
+
+def _shard_numbers(
+    folder: Path, names: list[str], codes: npt.NDArray[np.int32], shards: dict[str, dict[str, Any]]
+) -> npt.NDArray[np.int32]:
+    """Numbers of the rows' shards in the order of dataset.json."""
+    place = {name: number for number, name in enumerate(shards)}
+    unknown = sorted({names[code] for code in np.unique(codes).tolist()} - place.keys())
+    if unknown:
+        raise DataError(f"{folder}: the manifest names the shard {unknown[0]}, which dataset.json does not. {VERIFY}")
+    return np.array([place.get(name, -1) for name in names], dtype=np.int32)[codes]
+
+
+def _table(
+    manifest: _Manifest,
+    rows: npt.NDArray[np.int64],
+    keys: npt.NDArray[np.bytes_],
+    shard: npt.NDArray[np.int32],
+    shards: dict[str, dict[str, Any]],
+    tracks: Tracks,
+) -> ClipTable:
+    columns = [column_of(member) for member in tracks.members]
+    digests = np.empty((len(rows), len(columns), 32), dtype=np.uint8)
+    for number, column in enumerate(columns):
+        np.take(manifest.digests(f"{column}_sha256"), rows, axis=0, out=digests[:, number])
+    return ClipTable(
+        keys=keys,
+        key_hashes=text_hashes(keys),
+        frames=manifest.numbers("frames")[rows],
+        mel_frames=manifest.numbers("mel_frames")[rows],
+        ticks=manifest.numbers("ticks")[rows],
+        shard=shard,
+        offsets=np.stack([manifest.numbers(f"{column}_offset")[rows] for column in columns], axis=1),
+        sizes=np.stack([manifest.numbers(f"{column}_size")[rows] for column in columns], axis=1),
+        digests=digests,
+        shard_names=np.array([name.encode() for name in shards]),
+        shard_bytes=np.array([entry["bytes"] for entry in shards.values()], dtype=np.int64),
+    )
+
+
+def _check(folder: Path, table: ClipTable) -> None:
+    """Refuse rows that contradict themselves: nothing later trusts an offset or a length."""
+    mel_frames = table.frames * MEL_FRAMES_PER_TICK // FRAMES_PER_TICK
+    lengths = (table.mel_frames == mel_frames) & (table.ticks == table.frames // FRAMES_PER_TICK)
+    ends = table.offsets + table.sizes
+    inside = (table.offsets >= 0) & (table.sizes >= 0) & (ends <= table.shard_bytes[table.shard][:, None])
+    for bad, what in ((~lengths, "lengths in frames, mel frames and ticks"), (~inside.all(axis=1), "byte ranges")):
+        if bad.any():
+            key = table.key(int(np.flatnonzero(bad)[0]))
+            raise DataError(f"{folder / MANIFEST_FILE}: row {key}: {what} do not fit together. {VERIFY}")
+    if len(table) > 1 and bool((table.keys[1:] == table.keys[:-1]).any()):
+        key = table.key(int(np.flatnonzero(table.keys[1:] == table.keys[:-1])[0]))
+        raise DataError(f"{folder / MANIFEST_FILE}: the key {key} stands there twice. {VERIFY}")

@@ -1,0 +1,49 @@
+"""The memory-copy limit: `np.copyto` of as many bytes as batches have, in a process of its own.
+
+Run as ``python -P -m omniges.trainer.data.copying ROWS TICKS``. Says ``ready``, then for each line with a number of
+seconds copies for so long and answers with the windows and the seconds it took.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+
+from omniges.trainer.data.collate import BatchBlock, batch_layout
+
+__all__ = ["copy_for"]
+
+_BLOCKS = 8  # more than caches hold, as in a loader
+
+
+def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
+    """Copy gesture, mel and text of one half of the blocks to the other; returns windows and seconds."""
+    half = len(blocks) // 2
+    windows = turn = 0
+    start = time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        source, target = blocks[turn % half], blocks[half + turn % half]
+        for name in ("gesture", "audio", "text"):
+            np.copyto(getattr(target, name), getattr(source, name))
+        windows += len(source.text)
+        turn += 1
+    return windows, passed
+
+
+def _main() -> None:
+    rows, ticks = int(sys.argv[1]), int(sys.argv[2])
+    places, size = batch_layout(rows, ticks)
+    blocks = [BatchBlock.of(np.ones(size, np.uint8), places) for _ in range(_BLOCKS)]
+    copy_for(blocks, 0.1)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        windows, seconds = copy_for(blocks, float(line))
+        sys.stdout.write(f"{windows} {seconds}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,352 @@
+"""Batches for training: collated, normalised, in the order of `order`, whoever reads them and wherever one resumes.
+
+Worker processes fill blocks of shared memory; a batch's tensors are views of such a block, which is filled again when
+nothing refers to them any more. docs/batches.md is the promise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.trainer.data.blocks import BlockStore
+from omniges.trainer.data.catalog import VERIFY
+from omniges.trainer.data.collate import Collator
+from omniges.trainer.data.normalise import Normaliser
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.pool import ReadingWorker, WorkerDied
+from omniges.trainer.data.reading import Verify
+from omniges.trainer.data.setup import (
+    DataSource,
+    Sequencing,
+    make_arrays,
+    make_collator,
+    make_document,
+    make_order,
+    tracks_of,
+)
+from omniges.trainer.data.shared import share_arrays
+from omniges.trainer.data.state import Resumed, make_state, resume
+
+__all__ = ["Batch", "BatchLoader", "LoaderSettings"]
+
+I64 = npt.NDArray[np.int64]
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderSettings:
+    """How batches are made; none of this decides what is in them."""
+
+    workers: int = 2  # processes; 0 reads in the calling one
+    prefetch: int = 2  # batches each worker may be ahead
+    verify: Verify = "first"  # compare a member's sha256 before its first use, or never
+    pin_memory: bool | None = None  # page-locked memory; None: if there is a GPU
+    stall_s: float = 600.0  # a batch that takes longer is an error
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        if self.workers < 0 or self.prefetch < 1 or not self.stall_s > 0:
+            raise UsageFault(
+                f"workers ≥ 0, prefetch ≥ 1 and stall_s > 0 expected, found {self.workers}, {self.prefetch} and "
+                f"{self.stall_s}"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B windows of w ticks, aligned; tensors are views of memory that is used again when none of them is left."""
+
+    gesture: torch.Tensor  # (B, w · 3, 415) float32, normalised
+    audio: torch.Tensor  # (B, w · 10, 64) float32, normalised; or latents
+    text: torch.Tensor  # (B, w) int32 text slots
+    positions: torch.Tensor  # (B,) int64, in the whole sequence
+    start_ticks: torch.Tensor  # (B,) int64, of the window in its clip
+    keys: tuple[str, ...]
+    speakers: tuple[str | None, ...]
+    sources: tuple[int, ...]  # number of the folder in a mixture
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device, without waiting where the memory is page-locked."""
+        names = ("gesture", "audio", "text", "positions", "start_ticks")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved)
+
+
+class BatchLoader:
+    """An iterator over this rank's batches; without end if shuffled, else one pass. Not for several threads at once.
+
+    ``for batch in loader`` may be left at any point and goes on where it was left. `close` ends the worker processes
+    (so does the end of a ``with`` block, of the object or of the program); the next batch starts them again.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[DataSource],
+        sequencing: Sequencing,
+        share: RankShare,
+        settings: LoaderSettings | None = None,
+        normaliser: Normaliser | None = None,
+        tokenizer: bytes | None = None,
+    ) -> None:
+        """Statistics and tokenizer are those of the first folder unless given.
+
+        Raises UsageFault where no window is left or the statistics are of no sample, DataError where they are damaged.
+        """
+        if not data:
+            raise UsageFault("at least one shard folder expected, found none")
+        self._data, self._sequencing, self._share = tuple(data), sequencing, share
+        self._settings = settings or LoaderSettings()
+        self._order = make_order(self._data, sequencing)
+        first = data[0].catalog
+        self._normaliser = normaliser or Normaliser.of_catalog(first)
+        self._tokenizer = first.tokenizer if tokenizer is None else tokenizer
+        self._position = 0  # of the next batch to hand over
+        self._submitted = 0  # of the next batch to have read
+        self._jobs = 0
+        self._pending: deque[tuple[int, int]] = deque()  # block, rows
+        self._workers: list[ReadingWorker] = []
+        self._collator: Collator | None = None
+        self._store: BlockStore | None = None
+        weakref.finalize(self, _end_workers, self._workers)
+        self._report()
+
+    def _report(self) -> None:
+        for source, order in zip(self._data, self._order.orders, strict=True):
+            _LOG.info(
+                "%s, %s: %d windows of %d ticks an epoch from %d clips; %d clips (%g s) are shorter and left out",
+                source.catalog.folder,
+                source.catalog.filters.split,
+                order.windows,
+                order.window_ticks,
+                len(source.catalog.table) - order.left_out_clips,
+                order.left_out_clips,
+                order.left_out_ticks / 10,
+            )
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows of all folders, each once."""
+        return self._order.windows
+
+    @property
+    def left_out_clips(self) -> int:
+        """Clips shorter than a window."""
+        return sum(order.left_out_clips for order in self._order.orders)
+
+    @property
+    def position(self) -> int:
+        """Windows of the whole sequence that all ranks have been handed."""
+        return self._position
+
+    @property
+    def batches(self) -> int | None:
+        """Batches of one pass, the same for all ranks; None if shuffled, which has no end."""
+        if self._sequencing.shuffle:
+            return None
+        return -(-self._order.windows // self._share.global_batch) * self._share.accumulation
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that are running."""
+        return tuple(worker.pid for worker in self._workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._end is not None and self._position >= self._end:
+            self._seek(0)
+        while (batch := self.next_batch()) is not None:
+            yield batch
+
+    @property
+    def _end(self) -> int | None:
+        """Position at which a pass ends: the last step may have fewer windows, but every rank has its batches."""
+        return None if self.batches is None else self.batches * self._share.micro_batch
+
+    def next_batch(self) -> Batch | None:
+        """The next batch, or None at the end of a pass.
+
+        Raises DataError with shard, key and offset for what cannot be read; nothing is skipped. After any exception
+        the loader stands where it was.
+        """
+        if self._end is not None and self._position >= self._end:
+            return None
+        try:
+            store = self._start()
+            self._submit(store)
+            block, rows = self._pending[0]
+            self._await(store, block)
+        except WorkerDied as death:
+            error = self._obituary(death)
+            self.close()
+            raise error from death
+        except BaseException:
+            self.close()
+            raise
+        self._pending.popleft()
+        self._position += self._share.micro_batch
+        return self._batch(store, block, rows)
+
+    def _start(self) -> BlockStore:
+        """The block store; it and the readers are made where there are none."""
+        if self._store is not None:
+            return self._store
+        settings, share = self._settings, self._share
+        stride = share.micro_batch * max(1, settings.workers)
+        document = make_document(self._data, self._sequencing, settings.verify, stride)
+        arrays = make_arrays(self._data, self._normaliser, self._tokenizer)
+        pin = torch.cuda.is_available() if settings.pin_memory is None else settings.pin_memory
+        store = BlockStore(share.batch_size, self._sequencing.window_ticks, pin=pin, tracks=tracks_of(self._data))
+        if settings.workers:
+            self._start_workers(document, arrays, store)
+        else:
+            self._collator = make_collator(document, arrays)
+        self._store, self._submitted, self._jobs = store, self._position, 0
+        return store
+
+    def _start_workers(
+        self, document: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]], store: BlockStore
+    ) -> None:
+        descriptor, places, size = share_arrays("omniges-clips", arrays)
+        document |= {"rows": self._share.batch_size, "blocks_fd": store.descriptor}
+        document |= {"places": places, "shared_fd": descriptor, "shared_bytes": size}
+        try:
+            for _ in range(self._settings.workers):
+                self._workers.append(ReadingWorker(document, (descriptor, store.descriptor)))
+        finally:
+            os.close(descriptor)  # the workers have it
+
+    def _submit(self, store: BlockStore) -> None:
+        """Have as many batches read as may be ahead."""
+        ahead = max(1, self._settings.workers * self._settings.prefetch)
+        while len(self._pending) < ahead and (self._end is None or self._submitted < self._end):
+            positions = self._share.positions(self._submitted)
+            if not self._sequencing.shuffle:
+                positions = positions[positions < self._order.windows]
+            block = store.take()
+            view = store.view(block)
+            view.positions[: len(positions)] = positions
+            view.progress[:] = len(positions), 0
+            self._pending.append((block, len(positions)))
+            if self._workers:
+                self._workers[self._jobs % len(self._workers)].submit(block)
+            self._jobs += 1
+            self._submitted += self._share.micro_batch
+
+    def _await(self, store: BlockStore, block: int) -> None:
+        """Have the oldest pending block filled, or wait until it is."""
+        if self._collator is not None:
+            view = store.view(block)
+            self._collator.fill(view, view.positions[: view.progress[0]].copy())
+            return
+        number = (self._jobs - len(self._pending)) % len(self._workers)
+        try:
+            self._workers[number].wait(self._settings.stall_s)
+        except TimeoutError as error:
+            raise EnvironmentFault(
+                f"no batch for {self._settings.stall_s:g} s: loader worker {number} (process "
+                f"{self._workers[number].pid}) is still reading {self._place(store, block)}: check the disk or network"
+            ) from error
+
+    def _place(self, store: BlockStore, block: int) -> str:
+        """Shard, key and byte offset of the window that a block's filling has come to."""
+        view = store.view(block)
+        picks = self._order.picks(view.positions[view.progress[1] : view.progress[1] + 1].copy())
+        source, sample = self._data[int(picks.source[0])], int(picks.sample[0])
+        table = source.catalog.table
+        shard = source.shard_source().describe(table.shard_name(int(table.shard[sample])))
+        return f"{shard}: {table.key(sample)} at byte {int(table.offsets[sample, 0])}"
+
+    def _obituary(self, death: WorkerDied) -> OmnigesError:
+        """What to raise for a dead worker. SIGBUS is how the kernel says that a mapped file has lost its bytes."""
+        if death.block is None or self._store is None:
+            return EnvironmentFault(f"a loader worker did not start ({death}): run the command again with workers 0")
+        place = self._place(self._store, death.block)
+        if "SIGBUS" in str(death):
+            return DataError(f"{place}: the shard was cut short while it was read, or the disk fails. {VERIFY}")
+        return EnvironmentFault(
+            f"a loader worker died ({death}) while it read {place}: if memory ran out, take fewer workers; what was "
+            "read is not lost, run the same command again"
+        )
+
+    def _batch(self, store: BlockStore, block: int, rows: int) -> Batch:
+        """A filled block as a batch, nothing copied but names."""
+        view = store.lend(block)
+        sources = view.sources[:rows]
+        keys, speakers = self._names(sources, view.samples[:rows])
+        return Batch(
+            gesture=torch.from_numpy(view.gesture[:rows]),
+            audio=torch.from_numpy(view.audio[:rows]),
+            text=torch.from_numpy(view.text[:rows]),
+            positions=torch.from_numpy(view.positions[:rows]),
+            start_ticks=torch.from_numpy(view.start_ticks[:rows]),
+            keys=tuple(keys),
+            speakers=tuple(speakers),
+            sources=tuple(sources.tolist()),
+        )
+
+    def _names(self, sources: I64, samples: I64) -> tuple[list[str], list[str | None]]:
+        """Keys and speakers of clips (k,) of folders (k,)."""
+        keys: list[str] = [""] * len(samples)
+        speakers: list[str | None] = [None] * len(samples)
+        for number, source in enumerate(self._data):
+            rows = np.flatnonzero(sources == number)
+            names = zip(
+                source.catalog.table.keys_of(samples[rows]), source.catalog.speakers_of(samples[rows]), strict=True
+            )
+            for row, (key, speaker) in zip(rows.tolist(), names, strict=True):
+                keys[row], speakers[row] = key, speaker
+        return keys, speakers
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as JSON; counts the batches that were handed over, not those read ahead."""
+        return make_state(self._data, self._sequencing, self._position, self._share.global_batch)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Resumed:
+        """Go on from a saved state, under any number of ranks and workers.
+
+        Returns the position and a remark where the global batch is another one. Raises UsageFault where the saved
+        sequence is another one, with every difference, DataError where it is no state.
+        """
+        resumed = resume(self.state_dict(), state)
+        self._seek(resumed.position)
+        if resumed.note:
+            _LOG.warning("%s", resumed.note)
+        return resumed
+
+    def _seek(self, position: int) -> None:
+        self.close()
+        self._position = position
+
+    def close(self) -> None:
+        """End the worker processes and let go of the memory; batches that were handed over stay valid."""
+        _end_workers(self._workers)
+        self._pending.clear()
+        self._collator = self._store = None
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _end_workers(workers: list[ReadingWorker]) -> None:
+    """All leave at once, then each is waited for."""
+    for worker in workers:
+        worker.hang_up()
+    while workers:
+        workers.pop().close()

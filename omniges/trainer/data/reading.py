@@ -1,0 +1,299 @@
+"""Windows out of tar shards: by byte range, over memory maps, straight into a batch's memory, nothing trusted.
+
+A shard's size is checked before it is mapped, a member's npy header before its first window is taken, and, unless told
+otherwise, a member's sha256 too. What is wrong is a DataError with shard, key, member and byte offset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, EnvironmentFault
+from omniges.trainer.data.cachefolder import CacheFull
+from omniges.trainer.data.catalog import VERIFY, ClipTable
+from omniges.trainer.data.normalise import Normaliser
+from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
+
+__all__ = ["ClipReader", "LocalShards", "ReadMarks", "ShardSource", "Verify"]
+
+F32 = npt.NDArray[np.float32]
+
+Verify = Literal["first", "never"]
+
+MAX_MAPS: Final = 64
+"""Shards a process keeps mapped; the one used longest ago goes first."""
+
+_MAX_CHECKED: Final = 1 << 16
+"""Clips whose checked places a process keeps at hand: 15 MB. The marks say of the others that they were checked."""
+
+_MAX_HEADER_BYTES: Final = 4096
+# As numpy.save writes it. numpy's own parser takes more and raises whatever Python's tokenizer does on the rest.
+_NPY_HEADER: Final = re.compile(
+    rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
+)
+_GESTURE, _AUDIO, _WORDS = range(len(PLAIN_TRACKS.members))
+
+
+class ShardSource(Protocol):
+    """Where the shards of a folder are: the folder itself, or a local cache of a remote one."""
+
+    def open(self, shard: str) -> int:
+        """A descriptor of the whole shard for reading, which the caller closes; may wait until the shard is here.
+
+        The descriptor keeps the content even if the file is evicted from a cache meanwhile. Raises DataError where
+        there is no such shard, EnvironmentFault where it cannot be had.
+        """
+        ...
+
+    def prefetch(self, shards: Iterable[str]) -> None:
+        """A hint that these shards are needed soon, the most urgent first; returns at once."""
+        ...
+
+    def describe(self, shard: str) -> str:
+        """The shard's path or URL as errors name it, without credentials."""
+        ...
+
+    def specification(self) -> dict[str, Any]:
+        """JSON from which a worker process makes its own (`collate.open_source`)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalShards:
+    """Shards in a local folder."""
+
+    folder: Path
+
+    def open(self, shard: str) -> int:
+        """Open a shard."""
+        try:
+            return os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.folder / shard}: the shard is not there. {VERIFY}") from error
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{self.folder / shard}: {error.strerror}: check permissions, the disk and ulimit -n"
+            ) from error
+
+    def prefetch(self, shards: Iterable[str]) -> None:
+        """Do nothing: the shards are here."""
+
+    def describe(self, shard: str) -> str:
+        """The shard's path."""
+        return str(self.folder / shard)
+
+    def specification(self) -> dict[str, Any]:
+        """The folder."""
+        return {"kind": "local", "folder": str(self.folder.absolute())}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadMarks:
+    """What has been checked of each clip; worker processes share it, so each check is made once.
+
+    Two processes may make the same check at the same time: both write the same value.
+    """
+
+    data_starts: npt.NDArray[np.uint16]  # (N, 2) bytes of the npy header of gesture and audio, 0 before it was checked
+    verified: npt.NDArray[np.uint8]  # (N, M) 1 where the member's sha256 was compared
+
+    @classmethod
+    def blank(cls, clips: int) -> ReadMarks:
+        """Nothing checked yet."""
+        return cls(np.zeros((clips, 2), np.uint16), np.zeros((clips, len(PLAIN_TRACKS.members)), np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """A shard in memory, as bytes and as float32."""
+
+    content: mmap.mmap
+    floats: F32
+
+    @classmethod
+    def of(cls, content: mmap.mmap) -> _Mapped:
+        return cls(content, np.frombuffer(content, np.float32, len(content) // 4))
+
+
+class ClipReader:
+    """Reads windows and words of the clips of one shard folder. Not for several threads at once."""
+
+    def __init__(
+        self,
+        table: ClipTable,
+        source: ShardSource,
+        marks: ReadMarks,
+        verify: Verify = "first",
+        tracks: Tracks = PLAIN_TRACKS,
+    ) -> None:
+        self.table = table
+        self._tracks = tracks
+        self._lengths = tuple(track.lengths(table.frames, table.mel_frames) for track in tracks.arrays)
+        self._source, self._marks, self._verify = source, marks, verify == "first"
+        self._maps: OrderedDict[int, _Mapped] = OrderedDict()
+        self._checked: dict[int, tuple[int, int, int]] = {}  # shard, first float of gesture and of audio
+
+    @property
+    def open_maps(self) -> int:
+        """Shards mapped now, at most `MAX_MAPS`."""
+        return len(self._maps)
+
+    def read_window(self, sample: int, start_tick: int, ticks: int, scales: Normaliser, out: tuple[F32, F32]) -> None:
+        """Normalised gesture and audio of a window into `out`, plainly (ticks · 3 · 415,) and (ticks · 10 · 64,).
+
+        Start and length are multiples of the tracks' `tick_multiple`. `scales` may be tiled. Raises DataError where
+        the shard is not what the manifest says.
+        """
+        # Python's own numbers: picking single numbers out of the table's columns took as long as a tenth of the copy.
+        shard, gesture_first, audio_first = self._checked.get(sample) or self._check(sample)
+        floats = self._map(shard, sample).floats
+        gesture, audio = out
+        first = gesture_first + start_tick * len(gesture) // ticks
+        scales.gesture.normalise_into(floats[first : first + len(gesture)], gesture)
+        first = audio_first + start_tick * len(audio) // ticks
+        scales.audio.normalise_into(floats[first : first + len(audio)], audio)
+
+    def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
+        """Tell the source which shards these clips (k,) need, in their order, but for those that are mapped."""
+        shards = dict.fromkeys(self.table.shard[samples].tolist())
+        wanted = [self.table.shard_name(shard) for shard in shards if shard not in self._maps]
+        if wanted:
+            self._source.prefetch(wanted)
+
+    def advise(self, sample: int, start_tick: int, ticks: int) -> None:
+        """Ask the kernel to read a window from the disk ahead of its use."""
+        mapped = self._map(int(self.table.shard[sample]), sample).content
+        for member, track in enumerate(self._tracks.arrays):
+            row_bytes = track.channels * 4
+            if self._verify and not self._marks.verified[sample, member]:
+                first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
+            else:
+                first = int(self.table.offsets[sample, member]) + track.rows(start_tick) * row_bytes
+                size = track.rows(ticks) * row_bytes
+            start = first - first % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
+
+    def words(self, sample: int) -> list[dict[str, Any]]:
+        """The words of a clip; raises DataError where they are no list of words."""
+        mapped = self._map(int(self.table.shard[sample]), sample).content
+        self._check_digest(mapped, sample, _WORDS)
+        first, size = int(self.table.offsets[sample, _WORDS]), int(self.table.sizes[sample, _WORDS])
+        try:
+            words = json.loads(mapped[first : first + size])
+        except ValueError as error:
+            raise self._fault(sample, _WORDS, f"no JSON ({error})") from error
+        if not isinstance(words, list) or not all(_is_word(word) for word in words):
+            raise self._fault(sample, _WORDS, "a list of words with start and end in seconds expected, found otherwise")
+        return words
+
+    def _map(self, shard: int, sample: int) -> _Mapped:
+        """A shard, whose size was checked when it was opened."""
+        mapped = self._maps.get(shard)
+        if mapped is not None:
+            self._maps.move_to_end(shard)
+            return mapped
+        name = self.table.shard_name(shard)
+        try:
+            descriptor = self._source.open(name)
+        except CacheFull:
+            if not self._maps:
+                raise
+            self._maps.clear()  # a cache cannot evict what is mapped: let go of all, and try once more
+            descriptor = self._source.open(name)
+        try:
+            found, expected = os.fstat(descriptor).st_size, int(self.table.shard_bytes[shard])
+            if found != expected:
+                raise DataError(
+                    f"{self._source.describe(name)}: {expected} bytes expected, found {found} (needed for "
+                    f"{self.table.key(sample)} at byte {int(self.table.offsets[sample, 0])}). {VERIFY}"
+                )
+            mapped = _Mapped.of(mmap.mmap(descriptor, found, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+        while len(self._maps) >= MAX_MAPS:
+            self._maps.popitem(last=False)
+        self._maps[shard] = mapped
+        return mapped
+
+    def _check(self, sample: int) -> tuple[int, int, int]:
+        """A clip's shard, and where its gesture and audio begin in it, counted in floats."""
+        shard = int(self.table.shard[sample])
+        content = self._map(shard, sample).content
+        gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))
+        if len(self._checked) >= _MAX_CHECKED:
+            self._checked.clear()
+        self._checked[sample] = shard, gesture, audio
+        return shard, gesture, audio
+
+    def _data_start(self, mapped: mmap.mmap, sample: int, member: int) -> int:
+        """Where a member's array data begins in the shard, its header and digest checked once."""
+        offset = int(self.table.offsets[sample, member])
+        known = int(self._marks.data_starts[sample, member])
+        if known:
+            return offset + known
+        self._check_digest(mapped, sample, member)
+        header = self._check_header(mapped, sample, member)
+        self._marks.data_starts[sample, member] = header
+        return offset + header
+
+    def _check_digest(self, mapped: mmap.mmap, sample: int, member: int) -> None:
+        if not self._verify or self._marks.verified[sample, member]:
+            return
+        first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
+        with memoryview(mapped) as view, view[first : first + size] as content:
+            found = hashlib.sha256(content).digest()
+        expected = self.table.digests[sample, member].tobytes()
+        if found != expected:
+            raise self._fault(sample, member, f"sha256 {expected.hex()} expected, found {found.hex()}")
+        self._marks.verified[sample, member] = 1
+
+    def _check_header(self, mapped: mmap.mmap, sample: int, member: int) -> int:
+        """Bytes of a member's npy header, once dtype, order, shape and size are those of the manifest."""
+        first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
+        rows = int(self._lengths[member][sample])
+        expected = (rows, self._tracks.arrays[member].channels)
+        head = mapped[first : first + min(size, _MAX_HEADER_BYTES)]
+        length = 10 + int.from_bytes(head[8:10], "little")
+        match = _NPY_HEADER.fullmatch(head[10:length])
+        if head[:6] != b"\x93NUMPY" or length > len(head):
+            raise self._fault(sample, member, f"no npy header, found {head[:16]!r}")
+        if head[6:8] != b"\x01\x00" or match is None:
+            raise self._fault(sample, member, f"a plain header of npy version 1.0 expected, found {head[6:80]!r}")
+        dtype, fortran, shape = match["dtype"].decode(), match["fortran"] == b"True", match["shape"].decode()
+        if dtype != "<f4" or fortran or shape.rstrip(",") != ", ".join(map(str, expected)):
+            order = ", Fortran order" if fortran else ""
+            raise self._fault(sample, member, f"{expected} <f4 expected, found ({shape}) {dtype}{order}")
+        if length + rows * expected[1] * 4 != size:
+            raise self._fault(sample, member, f"{size} bytes do not hold a header and {expected} float32")
+        if (first + length) % 4:
+            raise self._fault(sample, member, f"numbers from a multiple of 4 bytes expected, found {first + length}")
+        return length
+
+    def _fault(self, sample: int, member: int, what: str) -> DataError:
+        table = self.table
+        path = self._source.describe(table.shard_name(int(table.shard[sample])))
+        place = f"{table.key(sample)}.{self._tracks.members[member]} at byte {int(table.offsets[sample, member])}"
+        return DataError(f"{path}: {place}: {what}. {VERIFY}")
+
+
+def _is_word(word: Any) -> bool:
+    return (
+        isinstance(word, dict)
+        and isinstance(word.get("word"), str)
+        and all(
+            isinstance(word.get(name), (int, float)) and not isinstance(word[name], bool) for name in ("start", "end")
+        )
+    )

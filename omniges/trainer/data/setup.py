@@ -1,0 +1,140 @@
+"""What a reading process needs to fill blocks: a JSON document and arrays, made in one process, used in another."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import UsageFault
+from omniges.trainer.data.catalog import Catalog, ClipTable
+from omniges.trainer.data.collate import Collator, mixture_of, open_source
+from omniges.trainer.data.normalise import Normaliser, Scale
+from omniges.trainer.data.order import Mixture
+from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, ShardSource, Verify
+from omniges.trainer.data.tracks import Track, Tracks
+
+__all__ = [
+    "JOB",
+    "DataSource",
+    "Sequencing",
+    "make_arrays",
+    "make_collator",
+    "make_document",
+    "make_order",
+    "tracks_of",
+]
+
+JOB: Final = struct.Struct("<q")
+"""A job on a worker's standard input: the number of a block."""
+
+_STREAMS: Final = ("gesture", "audio")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataSource:
+    """One folder of a mixture: its clips, its share, and where the shards are if not in the catalogue's folder."""
+
+    catalog: Catalog
+    weight: float = 1.0
+    shards: ShardSource | None = None
+
+    def shard_source(self) -> ShardSource:
+        """Where the shards are."""
+        return self.shards or LocalShards(self.catalog.folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequencing:
+    """What, with the folders, decides the sequence of windows."""
+
+    window_ticks: int = 64
+    seed: int = 0
+    shuffle: bool = True  # else one pass in key order, windows without gaps
+
+
+def tracks_of(data: Sequence[DataSource]) -> Tracks:
+    """What batches of these folders are made of; raises UsageFault where they hold latents of different codecs."""
+    first = data[0].catalog
+    for source in data[1:]:
+        for stream, entry in first.codecs.items():
+            other = source.catalog.codecs.get(stream)
+            if (
+                other is None
+                or other.fingerprint != entry.fingerprint
+                or Track.of_codec(other) != Track.of_codec(entry)
+            ):
+                found = "none" if other is None else f"{other.name} {other.fingerprint[:16]}…"
+                raise UsageFault(
+                    f"{source.catalog.folder}: latents of {entry.name} {entry.fingerprint[:16]}… expected as in "
+                    f"{first.folder}, found {found}: encode both with one codec"
+                )
+    return first.tracks
+
+
+def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
+    """The order of the folders' windows."""
+    tables = [source.catalog.table for source in data]
+    weights = [source.weight for source in data]
+    return mixture_of(
+        tables,
+        weights,
+        sequencing.window_ticks,
+        sequencing.seed,
+        shuffle=sequencing.shuffle,
+        tracks=tracks_of(data),
+    )
+
+
+def make_document(data: Sequence[DataSource], sequencing: Sequencing, verify: Verify, stride: int) -> dict[str, Any]:
+    """The JSON part."""
+    return {
+        "sources": [source.shard_source().specification() for source in data],
+        "weights": [source.weight for source in data],
+        "window_ticks": sequencing.window_ticks,
+        "seed": sequencing.seed,
+        "shuffle": sequencing.shuffle,
+        "verify": verify,
+        "stride": stride,
+        "tracks": tracks_of(data).as_json(),
+    }
+
+
+def make_arrays(data: Sequence[DataSource], normaliser: Normaliser, tokenizer: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The arrays, by names that `make_collator` knows."""
+    arrays: dict[str, npt.NDArray[Any]] = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
+    for stream in _STREAMS:
+        scale: Scale = getattr(normaliser, stream)
+        arrays |= {f"{stream}_mean": scale.mean, f"{stream}_divisor": scale.divisor}
+    for number, source in enumerate(data):
+        marks = ReadMarks.blank(len(source.catalog.table))
+        own = source.catalog.table.arrays() | {"data_starts": marks.data_starts, "verified": marks.verified}
+        arrays |= {f"{number}.{name}": array for name, array in own.items()}
+    return arrays
+
+
+def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Collator:
+    """A collator that reads by the document and marks what it has checked in the arrays."""
+    tables, readers = [], []
+    tracks = Tracks.from_json(document["tracks"])
+    for number, specification in enumerate(document["sources"]):
+        prefix = f"{number}."
+        own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        marks = ReadMarks(own.pop("data_starts"), own.pop("verified"))
+        tables.append(ClipTable(**own))
+        readers.append(ClipReader(tables[-1], open_source(specification), marks, document["verify"], tracks))
+    order = mixture_of(
+        tables,
+        document["weights"],
+        document["window_ticks"],
+        document["seed"],
+        shuffle=document["shuffle"],
+        tracks=tracks,
+    )
+    scales = [Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"]) for stream in _STREAMS]
+    tokenizer = arrays["tokenizer"].tobytes()
+    return Collator(order, readers, Normaliser(*scales), tokenizer, document["stride"], tracks)

@@ -1,0 +1,203 @@
+"""How fast batches come, beside how fast memory copies the same bytes: what `omniges benchmark loader` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.features.audio import MEL_BANDS
+from omniges.features.gesture import LAYOUT
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.trainer.data.catalog import Catalog, Filters, read_catalog
+from omniges.trainer.data.loader import BatchLoader, LoaderSettings
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import DataSource, Sequencing
+
+__all__ = ["Reading", "SpeedSettings", "copy_limit", "drop_cached", "loader_speed", "measure", "report", "window_bytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedSettings:
+    """What to measure."""
+
+    shards: Path
+    filters: Filters
+    window_ticks: int = 64
+    batch_size: int = 64
+    workers: tuple[int, ...] = (0, 1, 2)
+    seconds: float = 5.0  # of each reading
+    repeats: int = 3
+    cold: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if not self.workers or min(self.workers) < 0 or self.repeats < 1 or not self.seconds > 0:
+            raise UsageFault(
+                f"workers ≥ 0 and at least 1 repeat of over 0 seconds expected, found {list(self.workers)}, "
+                f"{self.repeats} and {self.seconds}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One measurement."""
+
+    windows_per_s: float
+    cpu_us_per_window: float  # of this process and its workers
+
+
+def window_bytes(window_ticks: int) -> int:
+    """Bytes of a window in a batch: gesture, mel and text slots."""
+    floats = FRAMES_PER_TICK * LAYOUT.channels + MEL_FRAMES_PER_TICK * MEL_BANDS
+    return window_ticks * 4 * (floats + 1)
+
+
+def drop_cached(folder: Path, shards: Sequence[str]) -> None:
+    """Ask the kernel to forget what it holds of some files, so that the disk is read again."""
+    for shard in shards:
+        descriptor = os.open(folder / shard, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def _cpu_s(pids: Sequence[int]) -> float:
+    """CPU seconds of this process and of running workers."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    total = own.ru_utime + own.ru_stime
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
+    """Take batches for so long from a loader that is running."""
+    windows = 0
+    cpu_before = _cpu_s(loader.worker_pids)
+    start = time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        batch = loader.next_batch()
+        windows += len(batch) if batch else 0
+    return Reading(windows / passed, 1e6 * (_cpu_s(loader.worker_pids) - cpu_before) / windows)
+
+
+@contextlib.contextmanager
+def _copiers(processes: int, rows: int, window_ticks: int) -> Iterator[list[subprocess.Popen[str]]]:
+    command = [sys.executable, "-P", "-m", "omniges.trainer.data.copying", str(rows), str(window_ticks)]
+    with contextlib.ExitStack() as stack:
+        running = []
+        for _ in range(processes):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            running.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        for process in running:
+            if cast("Any", process.stdout).readline() != "ready\n":
+                raise EnvironmentFault("a process that measures memory did not start: is memory left?")
+        yield running
+
+
+def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> float:
+    """Windows a second that `np.copyto` moves in so many processes at once."""
+    with _copiers(processes, rows, window_ticks) as running:
+        for process in running:
+            cast("Any", process.stdin).write(f"{seconds}\n")
+            cast("Any", process.stdin).flush()
+        answers = [cast("Any", process.stdout).readline().split() for process in running]
+        return sum(int(windows) / float(passed) for windows, passed in answers)
+
+
+def _loader(catalog: Catalog, settings: SpeedSettings, workers: int) -> BatchLoader:
+    return BatchLoader(
+        [DataSource(catalog)],
+        Sequencing(window_ticks=settings.window_ticks),
+        RankShare(batch_size=settings.batch_size),
+        LoaderSettings(workers=workers),
+    )
+
+
+def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> float:
+    """Windows a second of the first epoch after the page cache was emptied of the shards, checks included."""
+    drop_cached(catalog.folder, [catalog.table.shard_name(number) for number in range(len(catalog.table.shard_names))])
+    with _loader(catalog, settings, workers) as loader:
+        windows, start = 0, time.perf_counter()
+        while windows < loader.windows_per_epoch and time.perf_counter() - start < settings.seconds:
+            batch = loader.next_batch()
+            windows += len(batch) if batch else 0
+        return windows / (time.perf_counter() - start)
+
+
+def measure(settings: SpeedSettings) -> dict[str, Any]:
+    """All figures, repeats in turns so that a slow spell of the machine meets each."""
+    catalog = read_catalog(settings.shards, settings.filters)
+    size = window_bytes(settings.window_ticks)
+    runs: dict[int, list[dict[str, float]]] = {workers: [] for workers in settings.workers}
+    for _ in range(settings.repeats):
+        for workers, found in runs.items():
+            limit = copy_limit(max(1, workers), settings.batch_size, settings.window_ticks, settings.seconds / 2)
+            run = {"copy_limit_per_s": limit}
+            if settings.cold:
+                run["cold_windows_per_s"] = _cold_speed(catalog, settings, workers)
+            with _loader(catalog, settings, workers) as loader:
+                while loader.position < loader.windows_per_epoch + 4 * settings.batch_size:
+                    loader.next_batch()  # checked, in the page cache, mapped
+                reading = loader_speed(loader, settings.seconds)
+            run |= {"windows_per_s": reading.windows_per_s, "cpu_us_per_window": reading.cpu_us_per_window}
+            found.append(run | {"copy_share": reading.windows_per_s / limit})
+    rows = [_row(workers, found, size) for workers, found in runs.items()]
+    return {
+        "window_ticks": settings.window_ticks,
+        "batch_size": settings.batch_size,
+        "window_bytes": size,
+        "rows": rows,
+    }
+
+
+def _row(workers: int, runs: list[dict[str, float]], size: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"workers": workers}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        row[name] = {"median": median(values), "min": min(values), "max": max(values)}
+    row["mb_per_s"] = row["windows_per_s"]["median"] * size / 1e6
+    return row
+
+
+def report(document: dict[str, Any]) -> str:
+    """The figures as aligned lines."""
+    size = document["window_bytes"]
+    head = (
+        f"windows of {document['window_ticks']} ticks ({size / 1e3:.0f} kB), batches of {document['batch_size']}; "
+        "medians, spread in brackets"
+    )
+    columns = ["workers", "windows/s", "MB/s", "share of np.copyto", "cold windows/s", "CPU µs/window"]
+    lines = [columns]
+    for row in document["rows"]:
+        cold = _spread(row["cold_windows_per_s"], ",.0f") if "cold_windows_per_s" in row else "–"
+        lines.append(
+            [
+                str(row["workers"]),
+                _spread(row["windows_per_s"], ",.0f"),
+                f"{row['mb_per_s']:,.0f}",
+                _spread(row["copy_share"], ".2f"),
+                cold,
+                f"{row['cpu_us_per_window']['median']:.0f}",
+            ]
+        )
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    return "\n".join([head, *("  ".join(map(str.rjust, line, widths)) for line in lines)])
+
+
+def _spread(figure: dict[str, float], form: str) -> str:
+    return f"{figure['median']:{form}} [{figure['min']:{form}}–{figure['max']:{form}}]"

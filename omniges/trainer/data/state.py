@@ -1,0 +1,85 @@
+"""A loader's state: what decides the sequence, and how far into it training is. Nothing per worker, rank or epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from omniges.errors import DataError, UsageFault
+from omniges.trainer.data.setup import DataSource, Sequencing
+
+__all__ = ["STATE_VERSION", "Resumed", "make_state", "resume"]
+
+STATE_VERSION: Final = 1
+
+_FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle")
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a loader goes on, and a remark where that is not quite what was saved."""
+
+    position: int
+    note: str | None
+
+
+def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int, global_batch: int) -> dict[str, Any]:
+    """The state as JSON."""
+    return {
+        "version": STATE_VERSION,
+        "manifest_hashes": [source.catalog.manifest_hash for source in data],
+        "filters": [source.catalog.filters.as_json() for source in data],
+        "weights": [source.weight for source in data],
+        "window_ticks": sequencing.window_ticks,
+        "seed": sequencing.seed,
+        "shuffle": sequencing.shuffle,
+        "position": position,
+        "global_batch": global_batch,
+    }
+
+
+def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
+    """Where to go on from a saved state; `own` is this loader's.
+
+    Raises UsageFault, with every difference, where the saved sequence is another one, DataError where it is no state.
+    """
+    if saved.get("version") != STATE_VERSION:
+        raise DataError(
+            f"loader state version {STATE_VERSION} expected, found {saved.get('version')!r}. Use the omniges that "
+            "wrote it"
+        )
+    missing = [name for name in own if name not in saved]
+    position, global_batch = saved.get("position"), saved.get("global_batch")
+    if missing or type(position) is not int or type(global_batch) is not int or position < 0 or global_batch < 1:
+        raise DataError(
+            f"loader state: position {position!r}, global batch {global_batch!r}"
+            + (f", without {', '.join(missing)}" if missing else "")
+            + ". It was edited or damaged: use another checkpoint"
+        )
+    differences = [line for name in _FIXED for line in _differences(name, saved[name], own[name])]
+    if differences:
+        raise UsageFault(
+            f"the saved position belongs to another sequence of windows: {'; '.join(differences)}. Go on with the "
+            "saved settings and shards, or start a new run"
+        )
+    note = None
+    if global_batch != own["global_batch"]:
+        note = (
+            f"global batch {own['global_batch']}, was {global_batch}: the windows come in the same order, grouped "
+            f"anew from position {position} on"
+        )
+    return Resumed(position, note)
+
+
+def _differences(name: str, saved: Any, own: Any) -> list[str]:
+    """Readable differences of two JSON values, one a line, down to single fields."""
+    if type(saved) is type(own) and saved == own:
+        return []
+    if isinstance(saved, dict) and isinstance(own, dict) and saved.keys() == own.keys():
+        return [line for key in own for line in _differences(f"{name}.{key}", saved[key], own[key])]
+    if isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own) == 1:
+        return _differences(name, saved[0], own[0])
+    if isinstance(saved, (int, float)) and isinstance(own, (int, float)) and saved == own:
+        return []
+    return [f"{name} was {saved!r}, is {own!r}"]

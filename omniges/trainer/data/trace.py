@@ -1,0 +1,91 @@
+"""What did step k see? The windows of a rank's steps, found without reading a shard unless their digests are wanted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omniges.errors import UsageFault
+from omniges.trainer.data.catalog import Filters, read_catalog
+from omniges.trainer.data.collate import BatchBlock, Collator, batch_layout
+from omniges.trainer.data.normalise import Normaliser
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import DataSource, Sequencing, make_arrays, make_collator, make_document, make_order
+
+__all__ = ["TraceSettings", "trace"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceSettings:
+    """Which steps of which run."""
+
+    shards: Path
+    filters: Filters
+    sequencing: Sequencing
+    share: RankShare
+    from_step: int = 0
+    steps: int = 1
+    decode: bool = False
+    codecs: Mapping[str, str] = field(default_factory=dict)  # the codec that stands for a stream
+
+    def __post_init__(self) -> None:
+        """Refuse steps that do not exist."""
+        if self.from_step < 0 or self.steps < 1:
+            raise UsageFault(f"--from-step ≥ 0 and --steps ≥ 1 expected, found {self.from_step} and {self.steps}")
+
+
+def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
+    """One record a window: step, rank, position, key, start_tick, split, with `decode` also sha256.
+
+    The digest is of the batch's normalised gesture, mel (or latents) and text slots of the window: float32, float32
+    and int32, little-endian, in this order. Raises what `read_catalog` and the reading of shards raise.
+    """
+    catalog = read_catalog(settings.shards, settings.filters, settings.codecs)
+    data = [DataSource(catalog)]
+    share = settings.share
+    reader = _Decoder(data, settings) if settings.decode else None
+    order = make_order(data, settings.sequencing)
+    for step in range(settings.from_step, settings.from_step + settings.steps):
+        for micro_step in range(share.accumulation):
+            positions = share.positions(step * share.global_batch + micro_step * share.micro_batch)
+            picks = order.picks(positions)
+            digests = reader.digests(positions) if reader else [None] * len(positions)
+            for row, digest in enumerate(digests):
+                record = {
+                    "step": step,
+                    "rank": share.rank,
+                    "position": int(positions[row]),
+                    "key": catalog.table.key(int(picks.sample[row])),
+                    "start_tick": int(picks.start_tick[row]),
+                    "split": settings.filters.split,
+                }
+                yield record | ({"sha256": digest} if digest else {})
+
+
+class _Decoder:
+    """Reads the windows as a loader does, in this process."""
+
+    def __init__(self, data: list[DataSource], settings: TraceSettings) -> None:
+        catalog, share = data[0].catalog, settings.share
+        normaliser = Normaliser.of_catalog(catalog)
+        document = make_document(data, settings.sequencing, "first", share.micro_batch)
+        arrays = make_arrays(data, normaliser, catalog.tokenizer)
+        self._collator: Collator = make_collator(document, arrays)
+        places, size = batch_layout(share.batch_size, settings.sequencing.window_ticks, catalog.tracks)
+        self._block = BatchBlock.of(np.zeros(size, np.uint8), places)
+
+    def digests(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
+        """Sha256 of the window at each position (rows,)."""
+        self._collator.fill(self._block, positions)
+        found = []
+        for row in range(len(positions)):
+            digest = hashlib.sha256()
+            for array in (self._block.gesture[row], self._block.audio[row], self._block.text[row]):
+                digest.update(np.ascontiguousarray(array).data)
+            found.append(digest.hexdigest())
+        return found

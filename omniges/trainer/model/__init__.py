@@ -1,0 +1,1 @@
+"""The joint flow model: streams of tokens, trunk, flow, tasks, noise, sampling."""

@@ -1,0 +1,207 @@
+"""The flow: a batch of windows to its loss, and predictions for sampling.
+
+x_σ = (1 − σ) x + σ ε for each stream at its own level σ (rectified flow: Liu et al. 2023). Nothing in a step asks
+the device for a value: what the host must know (tasks, who is present, at which level) was drawn on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from omniges.trainer.model.random import Purpose, normal
+from omniges.trainer.model.streams import STREAMS, Stream, StreamName, noised
+from omniges.trainer.model.tasks import FlowSettings, Group, Plan, carried_as_noise, groups_of
+from omniges.trainer.model.trunk import JointFlowTransformer
+
+__all__ = ["AbsentStreams", "FlowLoss", "FlowModel", "Windows", "draw_noise"]
+
+AbsentStreams = Literal["left-out", "noise"]
+"""What becomes of a stream that a sample has not: it takes no part, or it is there as noise at level 1 (OmniFlow)."""
+
+_NOISE: Final = {
+    "gesture": Purpose.NOISE_GESTURE,
+    "text": Purpose.NOISE_TEXT,
+    "audio": Purpose.NOISE_AUDIO,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A batch of windows of n ticks on the model's device."""
+
+    arrays: Mapping[StreamName, Tensor]  # gesture (B, 3 n, 415), audio (B, 10 n, 64), text (B, n): as shards hold them
+    positions: Tensor  # (B,) int64, places in the sample sequence
+    speakers: Tensor  # (B,) int64, 0: unknown
+
+
+@dataclass(frozen=True, slots=True)
+class FlowLoss:
+    """What a batch costs. ``total`` is the mean over samples of the weighted sum over their targets."""
+
+    total: Tensor  # ()
+    each: Tensor  # (B, 3), without gradient and weights, 0 where a stream is no target; columns as STREAMS
+
+
+def draw_noise(seed: int, positions: Tensor, name: StreamName, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (B, *shape) of one stream for positions (B,)."""
+    drawn = normal(seed, positions, _NOISE[name], torch.Size(shape).numel())
+    return drawn.reshape(-1, *shape)
+
+
+class FlowModel(nn.Module):
+    """Trunk and streams together: the one module that is trained, kept and sampled from."""
+
+    def __init__(
+        self,
+        trunk: JointFlowTransformer,
+        streams: Mapping[StreamName, Stream],
+        absent: AbsentStreams = "left-out",
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.absent = absent
+        self._width: int = trunk.config["width"]
+        self._pooled_width: int | None = trunk.config["pooled_width"]
+        self._rotary = trunk.rotary_periods_s is not None
+        self.streams = nn.ModuleDict({name: streams[name] for name in STREAMS})
+
+    def stream(self, name: StreamName) -> Stream:
+        """One stream's tokens."""
+        return cast("Stream", self.streams[name])
+
+    def forward(
+        self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, dense: bool = False
+    ) -> FlowLoss:
+        """The loss of windows under a plan drawn for their positions.
+
+        Every parameter that takes gradients gets one, whatever tasks were drawn, so ranks with different tasks can
+        average theirs. ``dense``: see `groups_of`.
+        """
+        device, batch = windows.positions.device, len(plan.task)
+        if self.absent == "noise":
+            plan, dense = carried_as_noise(plan), True
+        levels = torch.from_numpy(plan.levels).to(device, non_blocking=True)
+        present = torch.from_numpy(plan.present).to(device, non_blocking=True)
+        speakers = windows.speakers * torch.from_numpy(plan.speaker_known).to(device, non_blocking=True)
+        total = self._untouched(plan)
+        each = torch.zeros((batch, len(STREAMS)), device=device)
+        for group in groups_of(plan, dense=dense):
+            rows = torch.from_numpy(group.rows).to(device, non_blocking=True)
+            part = _Part(windows, group, seed, rows, levels[rows], present[rows], speakers[rows])
+            for name, (chosen, losses) in self._group_losses(part).items():
+                total = total + settings.weights[name] * losses.sum() / batch
+                each[:, STREAMS.index(name)].index_copy_(0, rows[chosen], losses.detach())
+        return FlowLoss(total, each)
+
+    def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
+        """Streams that `predict` must be given beside the targets: as clean conditions, or as noise at level 1."""
+        return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
+
+    def predict(
+        self,
+        tokens: Mapping[StreamName, Tensor],
+        levels: Mapping[StreamName, Tensor],
+        targets: Sequence[StreamName],
+        speakers: Tensor,
+    ) -> dict[StreamName, Tensor]:
+        """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,)."""
+        missing = [name for name in self.carried(targets) if name not in tokens]
+        if missing:
+            raise ValueError(f"this model carries absent streams as noise: pass tokens of {', '.join(missing)}")
+        every = torch.arange(len(speakers), device=speakers.device)
+        outputs = self.trunk(
+            tokens,
+            levels,
+            **self._places(tokens),
+            pooled=self._pooled(speakers),
+            speakers=speakers,
+            rows=dict.fromkeys(targets, every),
+        )
+        return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
+
+    def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
+        """Where tokens are, as the trunk's arguments: times for rotary positions, or embeddings that are added."""
+        if self._rotary:
+            return {"seconds": {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}}
+        found = {name: self.stream(name).positions(x.shape[1], self._width) for name, x in tokens.items()}
+        return {"added": {name: embedding for name, embedding in found.items() if embedding is not None}}
+
+    def _pooled(self, speakers: Tensor) -> Tensor | None:
+        """For trunks with a vector of the sample as a whole: zeros, which stand there for *none*."""
+        width = self._pooled_width
+        return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
+
+    def _group_losses(self, part: _Part) -> dict[StreamName, tuple[Tensor, Tensor]]:
+        """For each target stream of a group: the rows of the group that have it, and their losses."""
+        inputs = {name: self._inputs(part, name) for name in part.group.streams}
+        targets = {name: part.index(chosen) for name, chosen in part.group.targets.items()}
+        outputs = self.trunk(
+            {name: x.tokens for name, x in inputs.items()},
+            {name: part.levels[:, STREAMS.index(name)] for name in inputs},
+            **self._places({name: x.tokens for name, x in inputs.items()}),
+            pooled=self._pooled(part.speakers),
+            present={name: part.present[:, STREAMS.index(name)] for name in inputs if name in part.group.absent},
+            speakers=part.speakers,
+            rows=targets,
+        )
+        found = {}
+        for name, chosen in targets.items():
+            x = inputs[name]
+            among_noised = np.searchsorted(part.group.noised[name], part.group.targets[name])
+            noise = x.noise[part.index(among_noised)]
+            losses = self.stream(name).losses(outputs[name], x.arrays[chosen], x.clean[chosen].detach(), noise)
+            found[name] = chosen, losses
+        return found
+
+    def _inputs(self, part: _Part, name: StreamName) -> _Inputs:
+        """A group's tokens of one stream. Where they are noised, no gradient goes back into what made them."""
+        arrays = part.windows.arrays[name][part.rows]
+        clean = self.stream(name).tokens(arrays)
+        rows = part.index(part.group.noised[name])
+        noise = draw_noise(part.seed, part.windows.positions[part.rows[rows]], name, clean.shape[1:])
+        at_levels = noised(clean.detach()[rows], noise, part.levels[rows, STREAMS.index(name)])
+        return _Inputs(arrays, clean, noise, clean.index_copy(0, rows, at_levels.to(clean.dtype)))
+
+    def _untouched(self, plan: Plan) -> Tensor:
+        """Zero, with a gradient of zero for every parameter where the plan leaves some without any."""
+        made = plan.target.any(axis=0).all()
+        text = STREAMS.index("text")
+        read = (plan.present[:, text] & (plan.levels[:, text] == 0)).any()
+        zero = next(self.parameters()).new_zeros(())
+        if made and read:
+            return zero
+        return zero + 0.0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A group of a batch with what its samples were given, R rows."""
+
+    windows: Windows
+    group: Group
+    seed: int
+    rows: Tensor  # (R,) numbers in the batch
+    levels: Tensor  # (R, 3)
+    present: Tensor  # (R, 3)
+    speakers: Tensor  # (R,)
+
+    def index(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Row numbers on the device."""
+        return torch.from_numpy(rows).to(self.rows.device, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """One stream of a group."""
+
+    arrays: Tensor  # (R, …)
+    clean: Tensor  # (R, N, C)
+    noise: Tensor  # of the rows that are noised
+    tokens: Tensor  # (R, N, C), some of them noised

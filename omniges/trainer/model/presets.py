@@ -1,0 +1,195 @@
+"""Model sizes by name, and the model that a configuration and a shard folder's statistics make.
+
+A `ModelConfig` says everything about a model but what comes from the data: the statistics, the number of pieces of
+the tokenizer and the speakers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal, get_args
+
+import torch
+
+from omniges.errors import UsageFault
+from omniges.features.audio import MEL_BANDS
+from omniges.features.gesture import LAYOUT
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.shards.codecs import CodecEntry
+from omniges.trainer.model.attention import QKNormKind
+from omniges.trainer.model.flow import AbsentStreams, FlowModel
+from omniges.trainer.model.streams import Prediction, StreamName
+from omniges.trainer.model.tokens import FrameTokens, SlotTokens
+from omniges.trainer.model.trunk import Conditioning, JointFlowTransformer
+
+__all__ = [
+    "PRESETS",
+    "CodecLatents",
+    "ModelConfig",
+    "PresetName",
+    "build_model",
+    "model_for_weights",
+    "parameter_count",
+    "preset",
+]
+
+PresetName = Literal["tiny", "small", "base", "omniflow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Sizes and kinds of a model over the default tokens."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: int = 4
+    qk_norm: QKNormKind | None = "rms"
+    conditioning: Conditioning = "summed"
+    rotary_periods_s: tuple[float, float] | None = (0.5, 120.0)
+    """Shortest and longest period of the rotary positions, in seconds; None: sines of the time are added to tokens."""
+    pooled_width: int | None = None
+    """Features of a vector of the sample as a whole, which is zero here; None: there is none."""
+    text_head_width: int | None = None
+    """Width of a layer in front of the text head; None: there is none."""
+    context_only: tuple[StreamName, ...] = ()
+    """Streams that give keys and values only in the last block."""
+    absent: AbsentStreams = "left-out"
+    """What becomes of streams that a sample has not."""
+    piece_width: int = 48
+    """Features that tell a slot's piece."""
+    mark_width: int = 16
+    """Features that tell a slot's marks."""
+    gesture_prediction: Prediction = "clean"
+    audio_prediction: Prediction = "clean"
+    blank_weight: float = 0.25
+    """Weight of a blank tick in the text loss, where a spoken one has 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no trunk has, and kinds that nothing is called."""
+        sizes = [self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width]
+        sizes += [size for size in (self.pooled_width, self.text_head_width) if size is not None]
+        if min(sizes) < 1:
+            raise UsageFault(f"model: found {asdict(self)}; expected sizes of at least 1")
+        if self.width % (2 * self.heads):
+            raise UsageFault(
+                f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
+            )
+        for name, kind in (("absent", AbsentStreams), ("context_only", StreamName)):
+            found = getattr(self, name)
+            unknown = set((found,) if isinstance(found, str) else found) - set(get_args(kind))
+            if unknown:
+                raise UsageFault(f"model: {name}: found {found!r}; expected of {', '.join(get_args(kind))}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which checkpoints keep it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `as_json`."""
+        periods = found["rotary_periods_s"]
+        lists = {
+            "rotary_periods_s": None if periods is None else (periods[0], periods[1]),
+            "context_only": tuple(found.get("context_only", ())),
+        }
+        return cls(**{**found, **lists})
+
+
+PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
+    {
+        "tiny": ModelConfig(width=128, layers=4, heads=4),
+        "small": ModelConfig(width=384, layers=8, heads=6),
+        "base": ModelConfig(width=768, layers=12, heads=12),
+        "omniflow": ModelConfig(width=1536, layers=24, heads=24),
+    }
+)
+"""``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a name; raises `UsageFault` for another name."""
+    if name not in PRESETS:
+        raise UsageFault(f"preset: found {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecLatents:
+    """Latents that stand for a stream's own array: whose, and their statistics as latents.json has them."""
+
+    entry: CodecEntry
+    statistics: Mapping[str, Any]
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    statistics: Mapping[str, Any],
+    pieces: int,
+    speakers: int,
+    codecs: Mapping[StreamName, CodecLatents] | None = None,
+) -> FlowModel:
+    """An untrained model on the current default device, drawn from torch's global generator.
+
+    ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are, ``codecs``
+    whose latents stand for streams. Of a codec itself nothing is in the model.
+    """
+
+    def continuous(name: StreamName, member: str, frames: int, prediction: Prediction) -> FrameTokens:
+        latents = (codecs or {}).get(name)
+        if latents is None:
+            return FrameTokens.from_statistics(statistics[member], frames=frames, prediction=prediction)
+        return FrameTokens.from_statistics(
+            latents.statistics, frames=1, prediction=prediction, tokens_per_tick=latents.entry.rows_per_tick
+        )
+
+    gesture = continuous("gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction)
+    audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction)
+    text = SlotTokens(
+        pieces=pieces,
+        piece_width=config.piece_width,
+        mark_width=config.mark_width,
+        blank_weight=config.blank_weight,
+    )
+    streams = {"gesture": gesture, "text": text, "audio": audio}
+    sizes: dict[str, dict[str, int | None]] = {
+        name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
+    }
+    sizes["text"]["head_width"] = config.text_head_width
+    trunk = JointFlowTransformer(
+        streams=sizes,
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        qk_norm=config.qk_norm,
+        conditioning=config.conditioning,
+        pooled_width=config.pooled_width,
+        speakers=speakers,
+        rotary_periods_s=config.rotary_periods_s,
+        context_only=config.context_only,
+    )
+    return FlowModel(trunk, {"gesture": gesture, "text": text, "audio": audio}, config.absent)
+
+
+def model_for_weights(
+    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+) -> FlowModel:
+    """A model whose weights and statistics are still to be loaded, from a state dict that has them all."""
+    statistics = {
+        "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
+        "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
+    }
+    return build_model(config, statistics=statistics, pieces=pieces, speakers=speakers, codecs=codecs)
+
+
+def parameter_count(
+    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+) -> int:
+    """How many numbers a model learns; allocates nothing."""
+    with torch.device("meta"):
+        model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs)
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,191 @@
+"""The default tokens: one a tick in each stream, so that all streams lie on one time grid.
+
+Gesture is 3 frames × 415 channels a token, audio 10 mel frames × 64 bands, both normalised by the training data's
+statistics. Text is a slot a tick (`omniges.trainer.data.slots`), embedded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.shards.statistics import SMALLEST_STD
+from omniges.trainer.data.slots import BLANK, MARKS
+from omniges.trainer.model.streams import Prediction, Stream, clean_from_velocity
+
+__all__ = ["FrameTokens", "SlotTokens", "tick_seconds"]
+
+
+def tick_seconds(count: int) -> Tensor:
+    """Centres (N,) float32 in seconds of the first N ticks."""
+    return (torch.arange(count, dtype=torch.float32) + 0.5) / TICKS_PER_SECOND
+
+
+class FrameTokens(Stream):
+    """Frames (B, N · frames, channels) as tokens (B, N, frames · channels), one a tick unless told otherwise.
+
+    A codec's latents are frames too: rows of which each is a token.
+
+    Args:
+        frames: frames a token.
+        mean: each channel's mean over the training data.
+        std: each channel's standard deviation; below 1e-6 the scale is 1.
+        prediction: what the head gives.
+        weights: each channel's weight in the loss, of mean 1; None: all alike.
+        tokens_per_tick: how many tokens 0.1 s has.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weights: Tensor
+
+    def __init__(
+        self,
+        *,
+        frames: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        prediction: Prediction = "clean",
+        weights: Sequence[float] | None = None,
+        tokens_per_tick: Fraction = Fraction(1),
+    ) -> None:
+        super().__init__()
+        self.frames = frames
+        self.tokens_per_tick = tokens_per_tick
+        self.prediction = prediction
+        self.channels = frames * len(mean)
+        self.outputs = self.channels
+        spread = torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.where(spread < SMALLEST_STD, 1.0, spread).float())
+        self.register_buffer("weights", torch.tensor(weights or [1.0] * len(mean)).float())
+
+    @classmethod
+    def from_statistics(
+        cls,
+        statistics: Mapping[str, Any],
+        *,
+        frames: int,
+        prediction: Prediction = "clean",
+        weights: Sequence[float] | None = None,
+        tokens_per_tick: Fraction = Fraction(1),
+    ) -> FrameTokens:
+        """From one entry of stats.json or latents.json, with ``mean`` and ``std``."""
+        mean, std = statistics["mean"], statistics["std"]
+        return cls(
+            frames=frames,
+            mean=mean,
+            std=std,
+            prediction=prediction,
+            weights=weights,
+            tokens_per_tick=tokens_per_tick,
+        )
+
+    def tokens(self, arrays: Tensor) -> Tensor:
+        """Normalised frames, a tick's frames side by side."""
+        normal = (arrays - self.mean) / self.scale
+        return normal.reshape(len(arrays), -1, self.channels)
+
+    def arrays(self, tokens: Tensor) -> Tensor:
+        """Frames in the units of the shards."""
+        normal = tokens.reshape(len(tokens), -1, len(self.mean))
+        return normal * self.scale + self.mean
+
+    def seconds(self, count: int) -> Tensor:
+        """Centres of tokens: (k + ½) of their length."""
+        return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
+
+    def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
+        """The output itself, or through the velocity."""
+        return output if self.prediction == "clean" else clean_from_velocity(output, noised, levels)
+
+    def losses(self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        """Weighted mean squared error against the clean tokens or the velocity ε − x."""
+        del arrays
+        target = clean if self.prediction == "clean" else noise - clean
+        squared = (output.float() - target).square().reshape(len(output), -1, len(self.mean))
+        return (squared * self.weights).mean(dim=(1, 2))
+
+
+class SlotTokens(Stream):
+    """Text slots (B, N) as embeddings (B, N, piece_width + mark_width), and logits back.
+
+    A slot's piece (or blank) and its marks (or blank) are embedded apart and stand side by side, so a vocabulary of
+    V pieces needs V + 6 vectors rather than 4 V + 1. Each vector is scaled to the norm √(its width), which gives the
+    token the norm √C of unit noise. The head gives logits of pieces and of marks; its clean token is the softmax's
+    mean embedding, its loss the cross-entropy of both, blanks weighted down.
+
+    What was noised carries no gradient into the embeddings (see `omniges.trainer.model.flow`): it would move words to
+    where they are easy to tell rather than to where they mean something.
+
+    Args:
+        pieces: pieces of the tokenizer.
+        piece_width: features that tell the piece.
+        mark_width: features that tell the marks.
+        blank_weight: weight of a blank tick in the loss, where a spoken tick has 1.
+    """
+
+    def __init__(self, *, pieces: int, piece_width: int, mark_width: int, blank_weight: float) -> None:
+        super().__init__()
+        self.pieces = pieces
+        self.blank_weight = blank_weight
+        self.channels = piece_width + mark_width
+        self.outputs = (pieces + 1) + (MARKS + 1)
+        self.piece = nn.Parameter(torch.randn(pieces + 1, piece_width))
+        self.mark = nn.Parameter(torch.randn(MARKS + 1, mark_width))
+
+    def tokens(self, arrays: Tensor) -> Tensor:
+        """Embeddings of slots, any integer type."""
+        piece, mark = _parts(arrays.long())
+        return torch.cat([_scaled(self.piece)[piece], _scaled(self.mark)[mark]], dim=-1)
+
+    def arrays(self, tokens: Tensor) -> Tensor:
+        """The slots (B, N) int64 whose embeddings are nearest: piece first, then marks that fit it."""
+        width = self.piece.shape[1]
+        piece = (tokens[..., :width] @ _scaled(self.piece).mT).argmax(-1)
+        mark = (tokens[..., width:] @ _scaled(self.mark)[1:].mT).argmax(-1)
+        return torch.where(piece == 0, BLANK, 1 + MARKS * (piece - 1) + mark)
+
+    def seconds(self, count: int) -> Tensor:
+        """Centres of ticks."""
+        return tick_seconds(count).to(self.piece.device)
+
+    def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
+        """The mean embedding under the softmax of the logits."""
+        del noised, levels
+        piece, mark = self._logits(output)
+        return torch.cat(
+            [piece.softmax(-1) @ _scaled(self.piece).float(), mark.softmax(-1) @ _scaled(self.mark).float()], dim=-1
+        )
+
+    def losses(self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        """Weighted mean over ticks of the cross-entropy of piece and marks, in nats."""
+        del clean, noise
+        slots = arrays.long()
+        nats = sum(
+            functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+            for logits, target in zip(self._logits(output), _parts(slots), strict=True)
+        )
+        weights = torch.where(slots == BLANK, self.blank_weight, 1.0)
+        return (torch.as_tensor(nats).reshape(slots.shape) * weights).sum(1) / weights.sum(1)
+
+    def _logits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of pieces (B, N, V + 1) and of marks (B, N, 5), blank first, float32."""
+        return output[..., : self.pieces + 1].float(), output[..., self.pieces + 1 :].float()
+
+
+def _parts(slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots as numbers of piece and of marks, in both of which 0 is the blank."""
+    return (slots + MARKS - 1) // MARKS, torch.where(slots == BLANK, 0, (slots - 1) % MARKS + 1)
+
+
+def _scaled(table: Tensor) -> Tensor:
+    """Rows (K, E) scaled to the norm √E."""
+    return functional.normalize(table, dim=-1) * math.sqrt(table.shape[-1])

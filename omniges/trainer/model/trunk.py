@@ -1,0 +1,270 @@
+"""The trunk: a joint transformer over the tokens of several streams, each with its noise level.
+
+An MMDiT (Esser et al. 2024) of as many streams as one likes. By configuration it is exactly the trunk of OmniFlow
+(Li et al. 2024): `omniges.trainer.omniflow` has that configuration. By default it differs in three ways: tokens
+have rotary positions in seconds, which all streams share; the speaker is part of the condition; a stream that is
+not given takes no part, instead of being carried as noise.
+
+Shape letters: B batch, N tokens of one stream, C channels of its tokens, W width. Noise levels sigma are in [0, 1]:
+0 clean, 1 pure noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from omniges.trainer.model.attention import JointBlock, QKNormKind, modulate, rotary_angles
+
+__all__ = ["Conditioning", "JointFlowTransformer", "level_features"]
+
+Conditioning = Literal["summed", "split"]
+LEVEL_FEATURES = 256
+LEVEL_SCALE = 1000.0
+LONGEST_PERIOD = 10_000.0
+
+
+def level_features(levels: Tensor) -> Tensor:
+    """Noise levels (B,) as features (B, 256) float32: cos and sin of 1000 · level · 10⁴^(−j / 128), j = 0 … 127."""
+    half = LEVEL_FEATURES // 2
+    order = torch.arange(half, device=levels.device, dtype=torch.float32)
+    frequencies = torch.exp(-math.log(LONGEST_PERIOD) * order / half)
+    angles = LEVEL_SCALE * levels.to(torch.float32)[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class _TwoLayers(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs) to (B, W), in the weights' precision."""
+        found: Tensor = self.linear_2(functional.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
+        return found
+
+
+class _Head(nn.Module):
+    """Tokens to outputs: an optional wider layer, AdaLN with the scale first, a linear layer."""
+
+    def __init__(self, width: int, outputs: int, inner: int | None) -> None:
+        super().__init__()
+        self.widen = nn.Linear(width, inner) if inner is not None else None
+        self.modulation = nn.Linear(width, 2 * (inner or width))
+        self.out = nn.Linear(inner or width, outputs)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(B, N, W) and the activated condition (B, W) to (B, N, outputs)."""
+        if self.widen is not None:
+            x = self.widen(x)
+        scale, shift = self.modulation(condition).chunk(2, dim=-1)
+        found: Tensor = self.out(modulate(x, shift, scale))
+        return found
+
+
+class JointFlowTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # its own bases disagree
+    """Joint transformer over streams; `save_pretrained` and `from_pretrained` keep it as safetensors and JSON.
+
+    Args:
+        streams: for each stream, in the order in which attention joins them, ``inputs`` (channels of its tokens),
+            ``outputs`` (channels of its head), and optionally ``head_width`` (a wider layer in front of the head).
+        width: features of a token; a multiple of ``heads``, features of a head even where positions are rotary.
+        layers: number of blocks.
+        heads: attention heads.
+        mlp_ratio: inner width of the MLPs over ``width``.
+        qk_norm: norm of queries and keys, ``layer`` (shared by the streams), ``rms`` (one a stream) or None.
+        qk_norm_eps: its epsilon.
+        conditioning: ``summed``: one vector, the sum over the streams that take part, for all of them; ``split``:
+            each stream has its own.
+        pooled_width: features of a vector that describes the sample as a whole; None: there is none.
+        speakers: number of speakers; 0: none is given. Speaker 0 of 0 … speakers means *unknown*.
+        rotary_periods_s: shortest and longest period of the rotary positions in seconds; None: no rotary positions.
+        context_only: streams that in the last block give keys and values only, as OmniFlow's text.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(  # noqa: PLR0913 - each argument is one key of config.json, which diffusers takes from here
+        self,
+        *,
+        streams: Mapping[str, Mapping[str, int | None]],
+        width: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        mlp_ratio: int = 4,
+        qk_norm: QKNormKind | None = "rms",
+        qk_norm_eps: float = 1e-5,
+        conditioning: Conditioning = "summed",
+        pooled_width: int | None = None,
+        speakers: int = 0,
+        rotary_periods_s: Sequence[float] | None = (0.5, 120.0),
+        context_only: Sequence[str] = (),
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        names = list(streams)
+        self.gradient_checkpointing = False
+        self.summed = conditioning == "summed"
+        self.head_features = width // heads
+        self.rotary_periods_s = rotary_periods_s
+        self.embed = nn.ModuleDict({name: nn.Linear(_size(streams, name, "inputs"), width) for name in names})
+        self.level = nn.ModuleDict({name: _TwoLayers(LEVEL_FEATURES, width) for name in names})
+        self.pooled = (
+            nn.ModuleDict({name: _TwoLayers(pooled_width, width) for name in names})
+            if pooled_width is not None
+            else None
+        )
+        self.speaker = nn.Embedding(speakers + 1, width) if speakers else None
+        self.blocks = nn.ModuleList(
+            JointBlock(
+                names,
+                heads=heads,
+                width=width,
+                mlp_width=mlp_ratio * width,
+                qk_norm=qk_norm,
+                qk_norm_eps=qk_norm_eps,
+                context_only=context_only if k == layers - 1 else (),
+            )
+            for k in range(layers)
+        )
+        self.head = nn.ModuleDict(
+            {name: _Head(width, _size(streams, name, "outputs"), streams[name].get("head_width")) for name in names}
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start as the identity with zero outputs (AdaLN-zero, Peebles and Xie 2023); biases start at zero.
+
+        With rotary positions, the biases of queries and keys of every second head start at one. A query and a key
+        that are both a constant vector have the product Σ cos(2π Δt / period): such heads begin by looking at all
+        streams around their own time, which otherwise takes a long part of the training to be found.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+                if name.startswith(("level.", "pooled.")):
+                    nn.init.normal_(module.weight, std=0.02)
+                if name.endswith(".modulation") or (name.startswith("head.") and name.endswith(".out")):
+                    nn.init.zeros_(module.weight)
+                if name.endswith(".qkv") and self.rotary_periods_s is not None:
+                    nn.init.ones_(module.bias[: 2 * module.in_features].view(2, -1, self.head_features)[:, ::2])
+        if self.speaker is not None:
+            nn.init.normal_(self.speaker.weight, std=0.02)
+
+    def forward(  # noqa: PLR0913 - each argument is a quantity of its own
+        self,
+        tokens: Mapping[str, Tensor],
+        levels: Mapping[str, Tensor],
+        *,
+        seconds: Mapping[str, Tensor] | None = None,
+        added: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        pooled: Tensor | None = None,
+        speakers: Tensor | None = None,
+        rows: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Outputs (B, N, outputs) of the streams that are asked for.
+
+        Args:
+            tokens: (B, N, C) of each stream that takes part; the others are left out of the computation.
+            levels: noise level (B,) of each stream; a stream with tokens and without a level is context that
+                brings no condition of its own and has no output.
+            seconds: time (N,) or (B, N) of each stream's tokens, needed with rotary positions.
+            added: position embeddings (N, W) to add to a stream's tokens.
+            present: (B,) bool for each stream of which some samples are absent: as if left out, for those samples.
+                Their outputs mean nothing.
+            pooled: (B, pooled_width), with ``pooled_width``.
+            speakers: (B,) int64 in 0 … speakers; without it every speaker is unknown.
+            rows: streams whose output is wanted and the samples for which, (R,) int64: outputs are (R, N, outputs).
+                None: all samples of all streams that have a level.
+        """
+        names = [name for name in self.embed if name in tokens]
+        conditions = self._conditions(names, levels, present, pooled, speakers)
+        hidden = {name: self.embed[name](tokens[name]) for name in names}
+        for name, embedding in (added or {}).items():
+            hidden[name] = hidden[name] + embedding.to(hidden[name].dtype)
+        rotary = self._rotary(names, seconds)
+        mask = _key_mask(hidden, present)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, conditions, rotary, mask, use_reentrant=False)
+            else:
+                hidden = block(hidden, conditions, rotary, mask)
+        if rows is None:
+            return {name: self.head[name](hidden[name], conditions[name]) for name in names if name in levels}
+        return {
+            name: self.head[name](hidden[name].index_select(0, chosen), conditions[name].index_select(0, chosen))
+            for name, chosen in rows.items()
+        }
+
+    def _conditions(
+        self,
+        names: Sequence[str],
+        levels: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None,
+        pooled: Tensor | None,
+        speakers: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The activated conditioning vector (B, W) of each stream."""
+        own = {}
+        for name in names:
+            if name in levels:
+                vector = self.level[name](level_features(levels[name]))
+                if self.pooled is not None and pooled is not None:
+                    vector = vector + self.pooled[name](pooled)
+                if present is not None and name in present:
+                    vector = vector * present[name][:, None]
+                own[name] = vector
+        extra = self._speaker_vector(speakers, next(iter(own.values())))
+        if self.summed:
+            shared = functional.silu(sum(own.values(), start=extra))
+            return dict.fromkeys(names, shared)
+        first = next(iter(own.values()))
+        return {name: functional.silu(own.get(name, first) + extra) for name in names}
+
+    def _speaker_vector(self, speakers: Tensor | None, like: Tensor) -> Tensor:
+        if self.speaker is None:
+            return torch.zeros_like(like)
+        if speakers is None:
+            speakers = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        found: Tensor = self.speaker(speakers)
+        return found
+
+    def _rotary(self, names: Sequence[str], seconds: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine for all tokens in joined order, with axes for queries or keys and for heads."""
+        if self.rotary_periods_s is None:
+            return None
+        if seconds is None:
+            raise ValueError("rotary positions need the tokens' times: pass seconds")
+        times = torch.cat([seconds[name] for name in names], dim=-1)
+        angles = rotary_angles(times, self.head_features, self.rotary_periods_s)
+        angles = (angles if times.ndim == 2 else angles[None])[:, :, None, None]
+        return angles.cos(), angles.sin()
+
+
+def _size(streams: Mapping[str, Mapping[str, Any]], name: str, key: str) -> int:
+    return int(streams[name][key])
+
+
+def _key_mask(hidden: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor | None:
+    """Which keys are there, (B, 1, 1, N of all) bool; None: all of them."""
+    if not present:
+        return None
+    parts = []
+    for name, x in hidden.items():
+        batch, count = x.shape[:2]
+        there = present[name] if name in present else torch.ones(batch, dtype=torch.bool, device=x.device)
+        parts.append(there[:, None].expand(batch, count))
+    return torch.cat(parts, dim=1)[:, None, None]

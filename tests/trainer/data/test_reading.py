@@ -1,0 +1,256 @@
+"""What a shard gives is what the manifest says, or an error that says where; open files have a bound."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batch_builders import PlainReader, write_shards
+
+from omniges.errors import DataError, EnvironmentFault
+from omniges.shards.schema import canonical_json
+from omniges.shards.tar import npy_parts
+from omniges.trainer.data import reading
+from omniges.trainer.data.cachefolder import CacheFull
+from omniges.trainer.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
+from omniges.trainer.data.normalise import Normaliser, Scale
+from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, Verify
+from omniges.trainer.data.tracks import PLAIN_TRACKS
+
+LENGTHS = (20, 11, 33)
+PLAIN_SCALES = Normaliser(
+    *(Scale(np.zeros(track.channels, np.float32), np.ones(track.channels, np.float32)) for track in PLAIN_TRACKS.arrays)
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_shards(tmp_path / "shards", LENGTHS, per_shard=2)
+
+
+def reader_of(folder: Path, verify: Verify = "first", catalog: Catalog | None = None) -> ClipReader:
+    table = (catalog or read_catalog(folder, Filters())).table
+    return ClipReader(table, LocalShards(folder), ReadMarks.blank(len(table)), verify)
+
+
+def read(reader: ClipReader, sample: int, start: int = 2, ticks: int = 5) -> tuple[Any, Any]:
+    out = np.empty(ticks * 3 * 415, np.float32), np.empty(ticks * 10 * 64, np.float32)
+    reader.read_window(sample, start, ticks, PLAIN_SCALES, out)
+    return out[0].reshape(-1, 415), out[1].reshape(-1, 64)
+
+
+class TestContent:
+    @pytest.mark.parametrize("verify", ["first", "never"])
+    def test_windows_and_words_are_those_of_tarfile_and_numpy(self, folder: Path, verify: Verify) -> None:
+        reader, plain = reader_of(folder, verify), PlainReader(folder)
+        for sample in range(len(LENGTHS)):
+            key = reader.table.key(sample)
+            last = int(reader.table.ticks[sample]) - 5
+            for start in (0, 1, last):
+                gesture, mel = read(reader, sample, start)
+                np.testing.assert_array_equal(gesture, plain.array(key, "gesture")[3 * start : 3 * (start + 5)])
+                np.testing.assert_array_equal(mel, plain.array(key, "mel")[10 * start : 10 * (start + 5)])
+            assert reader.words(sample) == plain.words(key)
+
+    def test_advice_changes_nothing(self, folder: Path) -> None:
+        reader = reader_of(folder)
+        reader.advise(0, 2, 5)
+        first = read(reader, 0)
+        reader.advise(0, 2, 5)
+        np.testing.assert_array_equal(read(reader, 0)[0], first[0])
+
+
+class TestDamage:
+    @pytest.mark.parametrize("member", range(len(STREAM_MEMBERS)))
+    def test_any_flipped_byte_of_a_member_is_found_on_first_use(self, folder: Path, member: int) -> None:
+        catalog = read_catalog(folder, Filters())
+        table = catalog.table
+        shard = folder / table.shard_name(int(table.shard[1]))
+        sound = shard.read_bytes()
+        first, size = int(table.offsets[1, member]), int(table.sizes[1, member])
+        for place in sorted({0, 1, size // 2, size - 1, *np.random.default_rng(1).integers(0, size, 5).tolist()}):
+            data = bytearray(sound)
+            data[first + place] ^= 0x10
+            shard.write_bytes(data)
+            reader = reader_of(folder, catalog=catalog)
+            with pytest.raises(DataError) as caught:
+                reader.words(1) if member == 2 else read(reader, 1)
+            named = f"{shard}: {table.key(1)}.{STREAM_MEMBERS[member]} at byte {first}: "
+            assert str(caught.value).startswith(named)
+            assert str(caught.value).endswith("Run omniges verify-shards, then preprocess again")
+        shard.write_bytes(sound)
+        read(reader_of(folder, catalog=catalog), 1)
+
+    def test_a_digest_is_compared_once_and_by_whoever_shares_the_marks(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table = read_catalog(folder, Filters()).table
+        marks = ReadMarks.blank(len(table))
+        readers = [ClipReader(table, LocalShards(folder), marks) for _ in range(2)]
+        hashed: list[int] = []
+        real = reading.hashlib.sha256
+        monkeypatch.setattr(reading.hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
+        for _ in range(3):
+            for reader in readers:
+                for sample in range(len(table)):
+                    read(reader, sample)
+                    reader.words(sample)
+        assert sorted(hashed) == sorted(table.sizes.reshape(-1).tolist())
+
+    def test_never_means_never_but_the_header_is_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        catalog = read_catalog(folder, Filters())
+        monkeypatch.setattr(reading.hashlib, "sha256", None)
+        read(reader_of(folder, "never", catalog), 0)
+        shard = folder / catalog.table.shard_name(int(catalog.table.shard[0]))
+        data = bytearray(shard.read_bytes())
+        data[int(catalog.table.offsets[0, 0])] ^= 1
+        shard.write_bytes(data)
+        with pytest.raises(DataError, match=r"gesture\.npy at byte \d+: no npy header"):
+            read(reader_of(folder, "never", catalog), 0)
+
+    @pytest.mark.parametrize("left", [0, 1, 511, 512, 5000, -513, -1])
+    def test_a_shard_of_another_size_is_never_mapped(self, folder: Path, left: int) -> None:
+        reader = reader_of(folder)
+        shard = folder / reader.table.shard_name(int(reader.table.shard[0]))
+        size = shard.stat().st_size
+        os.truncate(shard, left if left >= 0 else size + left)
+        with pytest.raises(DataError, match=rf"{size} bytes expected, found \d+ \(needed for .* at byte \d+\)"):
+            read(reader, 0)
+        os.truncate(shard, size + 512)
+        with pytest.raises(DataError, match=f"found {size + 512}"):
+            read(reader, 0)
+        assert reader.open_maps == 0
+
+    def test_a_missing_shard(self, folder: Path) -> None:
+        reader = reader_of(folder)
+        (folder / "train-000000.tar").unlink()
+        with pytest.raises(DataError, match=r"train-000000\.tar: the shard is not there.*verify-shards"):
+            for sample in range(len(LENGTHS)):
+                read(reader, sample)
+
+    def test_one_that_may_not_be_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        reader = reader_of(folder)
+
+        def refuse(*_: object) -> int:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(EnvironmentFault, match="Permission denied"):
+            read(reader, 0)
+
+
+def header(array: np.ndarray[Any, Any]) -> tuple[bytes | memoryview, ...]:
+    return npy_parts(array)
+
+
+def saved(array: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+FRAMES = LENGTHS[0] * 3
+WRONG_GESTURES: dict[str, tuple[Callable[[], tuple[bytes | memoryview, ...]], str]] = {
+    "other dtype": (lambda: header(np.zeros((FRAMES, 415))), "found .* <f8"),
+    "integers": (lambda: header(np.zeros((FRAMES, 415), np.int32)), "found .* <i4"),
+    "other channels": (lambda: header(np.zeros((FRAMES, 414), np.float32)), rf"found \({FRAMES}, 414\)"),
+    "other frames": (lambda: header(np.zeros((FRAMES + 3, 415), np.float32)), rf"found \({FRAMES + 3}, 415\)"),
+    "flat": (lambda: header(np.zeros(FRAMES * 415, np.float32)), "found"),
+    "shorter than it says": (
+        lambda: (header(np.zeros((FRAMES, 415), np.float32))[0], b"x" * 99),
+        "bytes do not hold",
+    ),
+    "longer than it says": (
+        lambda: (*header(np.zeros((FRAMES, 415), np.float32)), b"xxxx"),
+        "bytes do not hold",
+    ),
+    "Fortran order": (lambda: (saved(np.asfortranarray(np.ones((FRAMES, 415), np.float32))),), "Fortran order"),
+    "version 2": (lambda: (b"\x93NUMPY\x02\x00\x04\x00\x00\x00{}  ",), "npy version 1.0 expected"),
+    "an expression": (
+        lambda: (bytes(header(np.zeros((1, 1), np.float32))[0]).replace(b"(1, 1)", b"(10**9,"),),
+        "a plain header of npy version 1.0 expected",
+    ),
+    "a header longer than the member": (lambda: (b"\x93NUMPY\x01\x00\xff\xff{",), "no npy header"),
+    "no array": (lambda: (b"hello",), "no npy header"),
+    "empty": (lambda: (b"",), "no npy header"),
+    "a claim of 10^12 floats": (
+        lambda: (
+            bytes(header(np.zeros((1, 1), np.float32))[0]).replace(b"(1, 1), }" + b" " * 10, b"(1000000000000,), }"),
+        ),
+        r"found \(1000000000000,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("verify", ["first", "never"])
+@pytest.mark.parametrize("name", WRONG_GESTURES)
+def test_an_array_that_is_not_what_the_manifest_says(tmp_path: Path, name: str, verify: Verify) -> None:
+    """Every checksum fits: only the header tells."""
+    make, words = WRONG_GESTURES[name]
+
+    def fault(key: str, members: dict[str, Any]) -> None:
+        if key.endswith("_0_0"):
+            members["gesture.npy"] = make()
+
+    folder = write_shards(tmp_path / "s", LENGTHS, per_shard=3, fault=fault)
+    reader = reader_of(folder, verify)
+    with pytest.raises(DataError, match=words) as caught:
+        read(reader, 0)
+    assert "gesture.npy at byte" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    read(reader, 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"{",
+        b"\xff",
+        canonical_json({"word": "a"}),
+        canonical_json([1]),
+        canonical_json([{"word": "a", "start": 0}]),
+        canonical_json([{"word": 1, "start": 0, "end": 1}]),
+        canonical_json([{"word": "a", "start": True, "end": 1}]),
+    ],
+)
+def test_words_that_are_no_words(tmp_path: Path, words: bytes) -> None:
+    folder = write_shards(
+        tmp_path / "s", LENGTHS, per_shard=3, fault=lambda _, members: members.update({"words.json": (words,)})
+    )
+    with pytest.raises(DataError, match=r"words\.json at byte"):
+        reader_of(folder).words(0)
+
+
+class TestBounds:
+    def test_so_many_shards_are_mapped_and_no_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reading, "MAX_MAPS", 4)
+        folder = write_shards(tmp_path / "s", [6] * 15, per_shard=1, alike=True)
+        reader = reader_of(folder)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            for sample in range(15):
+                read(reader, sample, 0)
+                assert reader.open_maps <= 4
+                assert len(os.listdir("/proc/self/fd")) <= before + 4
+        del reader
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_maps_are_let_go_where_a_source_has_no_room(self, folder: Path) -> None:
+        """A cache that is full of shards that are mapped: the second try finds them unmapped."""
+        table = read_catalog(folder, Filters()).table
+        local = LocalShards(folder)
+
+        class Full(LocalShards):
+            def open(self, shard: str) -> int:
+                if reader.open_maps:
+                    raise CacheFull("the cache is full")
+                return local.open(shard)
+
+        reader = ClipReader(table, Full(folder), ReadMarks.blank(len(table)))
+        for sample in (0, 1, 2, 0):
+            read(reader, sample)

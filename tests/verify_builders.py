@@ -1,0 +1,81 @@
+"""Ways to damage a shard folder: what `benchmarks/shard_sets.py` takes apart, applied to folders on disk."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import shard_sets
+from shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_of, with_fields
+
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
+from omniges.shards.verify import VerifyResult, VerifySettings, verify
+
+__all__ = [
+    "BLOCK",
+    "Fault",
+    "Member",
+    "Sample",
+    "ShardSet",
+    "codes",
+    "content",
+    "edited_dataset",
+    "edited_manifest",
+    "members_of",
+    "named",
+    "rebuilt",
+    "run",
+    "tar_of",
+    "with_fields",
+]
+
+
+def run(folder: Path, level: str = "full", **settings: Any) -> VerifyResult:
+    """Verify in this process."""
+    return verify(VerifySettings(folder=folder, level=level, **settings))  # type: ignore[arg-type]
+
+
+def codes(result: VerifyResult, severity: str = "error") -> set[str]:
+    return {finding.code for finding in result.findings if finding.severity == severity}
+
+
+@contextmanager
+def content(path: Path, data: bytes | None) -> Iterator[None]:
+    """A file with other content, or without it, for a while."""
+    before = path.read_bytes() if path.exists() else None
+    try:
+        path.write_bytes(data) if data is not None else path.unlink()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+
+
+Fault = Callable[[ShardSet], None]
+
+
+def rebuilt(source: Path, target: Path, fault: Fault) -> Path:
+    """A folder with a fault inserted and all checksums recomputed."""
+    shutil.rmtree(target, ignore_errors=True)
+    shards = ShardSet.read(source)
+    fault(shards)
+    return shards.write(target)
+
+
+def edited_dataset(folder: Path, edit: Callable[[dict[str, Any]], None]) -> bytes:
+    """dataset.json edited, its checksum made to fit."""
+    return shard_sets.edited_dataset((folder / DATASET_FILE).read_bytes(), edit)
+
+
+def edited_manifest(folder: Path, edit: Callable[[list[ManifestRow]], list[ManifestRow]]) -> dict[str, bytes]:
+    """The manifest with edited rows, and a dataset.json that lists its new checksum."""
+    files = {name: (folder / name).read_bytes() for name in (DATASET_FILE, MANIFEST_FILE)}
+    return shard_sets.edited_rows(files, edit)
