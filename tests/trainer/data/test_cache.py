@@ -533,8 +533,10 @@ class TestAhead:
             wait(1000.0)
             raise AssertionError("it went on")
 
+        before = set(threading.enumerate())  # other tests' threads may still be on their way out
         ahead = FetchAhead(patient, 1, 1)
         ahead.hint(["a"])
         waiting.wait(20)
+        assert {thread.name for thread in set(threading.enumerate()) - before} == {"fetch-ahead"}
         ahead.close()
-        assert not [thread for thread in threading.enumerate() if thread.name == "fetch-ahead"]
+        assert not set(threading.enumerate()) - before

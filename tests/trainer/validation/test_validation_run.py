@@ -25,6 +25,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
+from omniges.trainer.generate.speech import waveform_from_mel
 from omniges.trainer.generated import read_record
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
@@ -146,7 +147,7 @@ class TestWhatIsFound:
             omniflow = write_folder(tmp_path / "omniflow", Tiny(qk_norm="rms", dual=(0,), nested=True))
             changes |= {"pretrained_model_name_or_path": omniflow, "model": {}, "learning_rate": 0.05}
         run(shards, tmp_path / "run", **{**VALIDATED, **changes})
-        for task, ending in (("a2g", ".npz"), ("t2a", ".mel.npy"), ("t2a", ".wav"), ("g2t", ".TextGrid")):
+        for task, ending in (("a2g", ".npz"), ("t2a", ".mel.npy"), ("g2t", ".TextGrid")):
             folder = tmp_path / "run/validation/step-000002" / task
             (path,) = [path for path in folder.glob("*.json") if (read_record(path).source or {})["start_tick"] == 0]
             record = read_record(path)
@@ -174,12 +175,18 @@ class TestWhatIsFound:
             np.testing.assert_array_equal(one.betas, other.betas)
         elif ending == ".mel.npy":
             np.testing.assert_allclose(decode_npy(ours), decode_npy(theirs), atol=1e-4)
-        elif ending == ".wav":
-            one, other = decode_wav(ours), decode_wav(theirs)
-            assert one.rate_hz == other.rate_hz
-            np.testing.assert_allclose(one.samples, other.samples, atol=1e-3)
         else:
             assert decode_words(ours) == decode_words(theirs)
+
+    def test_waveforms_are_those_of_the_mels_beside_them(self, validated: Path) -> None:
+        """Held against the mel that is there: Griffin and Lim's phases turn last bits of a mel into other sound."""
+        paths = sorted((validated / "validation/step-000006/t2a").glob("*.json"))
+        assert paths
+        for path in paths:
+            mel, wav = path.with_suffix(".mel.npy").read_bytes(), decode_wav(path.with_suffix(".wav").read_bytes())
+            expected = waveform_from_mel(decode_npy(mel), VALIDATION_SEED + read_record(path).sample)
+            assert wav.rate_hz == 16000
+            np.testing.assert_allclose(np.ravel(wav.samples), expected, atol=2 / 32768)
 
     def test_evaluate_does_not_take_a_window_for_a_recording(self, validated: Path, shards: Path) -> None:
         from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
