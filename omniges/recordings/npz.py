@@ -60,8 +60,11 @@ class Motion:
     notes: tuple[Problem, ...] = ()
 
 
-def decode_motion(data: bytes | memoryview) -> Motion:
+def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
     """Read an NPZ in BEAT2 form or in the older split key style.
+
+    ``standing``: refuse a body that does not stand along +y, which tells another world's axes. A model's motion is in
+    ours, however its body lies.
 
     Raises RecordingFault with one of the ``npz-`` codes; notes ``motion-decimated`` and ``betas-extended``.
     """
@@ -84,7 +87,8 @@ def decode_motion(data: bytes | memoryview) -> Motion:
         motion = {name: np.ascontiguousarray(array[::stride]) for name, array in motion.items()}
         found = f"{len(poses)} frames at {rate_hz} per second, {len(motion['poses'])} kept"
         notes.append(Problem("motion-decimated", found, "30 per second"))
-    _check_upright(motion["poses"][:, :3])
+    if standing:
+        _check_upright(motion["poses"][:, :3])
     columns = len(betas)
     if columns < BETAS_COLUMNS:
         notes.append(Problem("betas-extended", f"{columns} shape coefficients", f"{BETAS_COLUMNS}"))

@@ -223,6 +223,8 @@ def test_a_body_that_does_not_stand_along_y_is_refused(root, axis):
     problem = fault_of(npz(motion(poses=axis_angle(*root)))).problem
     assert problem.code == "npz-not-y-up"
     assert f"along {axis}" in problem.found
+    lying = decode_motion(npz(motion(poses=axis_angle(*root))), standing=False)  # as a model's motion may be
+    np.testing.assert_array_equal(lying.poses, axis_angle(*root))
 
 
 @pytest.mark.parametrize("root", [(0, 0, 0), (0, np.pi, 0), (0.5, 1.0, 0.3), (0, 2 * np.pi, 0)])

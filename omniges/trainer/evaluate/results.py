@@ -90,7 +90,7 @@ class Result:
         """Generated motion. Raises DataError for what cannot be read."""
         path, data = self._content("gesture", "gesture", ".npz")
         try:
-            return decode_motion(data)
+            return decode_motion(data, standing=self.record is None)
         except RecordingFault as fault:
             raise DataError(f"{path}: {fault}") from fault
 

@@ -46,6 +46,6 @@ def _version(made: Made) -> Version:
     if target == "text":
         words = [{"word": word.word, "start": word.start, "end": word.end} for word in words_of(made)]
         return Version(name, words=words)
-    motion = decode_motion(contents[".npz"])
+    motion = decode_motion(contents[".npz"], standing=False)
     clip = gesture_from_motion(motion.poses, motion.expressions, motion.trans)
     return Version(name, clip.gesture, clip.start_xz)
