@@ -363,7 +363,9 @@ def _arranged(change: Rearrange, codes: tuple[str, ...], *, agreed: bool) -> Cal
         if not agreed:
             return _changed(name, data, "rearranged", *codes)
         changes = {name: data, DATASET_FILE: relisted(folder, {name: data})}
-        return Damage(changes, f"{name}: rearranged, relisted", relisted=True)
+        # Where both members are of one size, only the manifest's digests of members can tell.
+        level: Literal["full", "deep"] = "deep" if change is _contents_swapped else "full"
+        return Damage(changes, f"{name}: rearranged, relisted", level=level, relisted=True)
 
     return draw
 

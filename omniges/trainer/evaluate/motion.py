@@ -21,7 +21,15 @@ from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME, describe
 from omniges.trainer.metrics.encoders import Encoder
 from omniges.trainer.metrics.profiles import Profile, scored_poses
 
-__all__ = ["ClipMotion", "Instruments", "TrainSplit", "generated_motion", "learn_train_split", "recorded_motion"]
+__all__ = [
+    "ClipMotion",
+    "Instruments",
+    "TrainSplit",
+    "generated_motion",
+    "learn_train_split",
+    "recorded_motion",
+    "train_rows",
+]
 
 F64 = npt.NDArray[np.float64]
 
@@ -98,6 +106,17 @@ class TrainSplit:
     features: dict[str, F64]  # by key, of those that are long enough
 
 
+def train_rows(shards: ShardFolder, instruments: Instruments) -> list[ManifestRow]:
+    """The train split's recordings; raises UsageFault where mean speeds are needed of it and it has none."""
+    rows = [row for row in shards.rows if row.split == "train"]
+    if not rows and instruments.mean_speeds_m_s is None:
+        raise UsageFault(
+            f"{shards.folder}: a train split expected, whose mean speeds beats are measured in, found none: give "
+            "--mean-speeds FILE"
+        )
+    return rows
+
+
 def learn_train_split(
     shards: ShardFolder, instruments: Instruments, count: Callable[[float, float], None]
 ) -> TrainSplit | None:
@@ -105,14 +124,9 @@ def learn_train_split(
 
     Raises UsageFault where mean speeds are needed and there is no train split.
     """
-    rows = [row for row in shards.rows if row.split == "train"]
+    rows = train_rows(shards, instruments)
     if not rows:
-        if instruments.mean_speeds_m_s is not None:
-            return None
-        raise UsageFault(
-            f"{shards.folder}: a train split expected, whose mean speeds beats are measured in, found none: give "
-            "--mean-speeds FILE"
-        )
+        return None
     features: dict[str, F64] = {}
 
     def clips() -> Iterator[F64]:

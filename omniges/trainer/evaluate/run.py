@@ -23,7 +23,7 @@ from omniges.trainer.evaluate.bodies import load_bodies
 from omniges.trainer.evaluate.figures import Resampling
 from omniges.trainer.evaluate.fit import require_fit
 from omniges.trainer.evaluate.gesture import score_gesture
-from omniges.trainer.evaluate.motion import Instruments, TrainSplit, learn_train_split
+from omniges.trainer.evaluate.motion import Instruments, TrainSplit, learn_train_split, train_rows
 from omniges.trainer.evaluate.report import Report, TaskReport
 from omniges.trainer.evaluate.results import Result, find_results
 from omniges.trainer.evaluate.scored import Scored
@@ -104,7 +104,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting = _uncounted) -> Rep
         if settings.source is None:
             folders, remarks = settings.generated, list[str]()
         else:
-            folders, remarks = _generate(settings, settings.source, shards, Path(temporary), counting)
+            folders, remarks = _generate(settings, settings.source, shards, instruments, Path(temporary), counting)
         found = find_results(folders, shards, task)
         train = _train_split(found, shards, instruments, counting)
         how = Resampling(seed=settings.seed, resamples=settings.resamples)
@@ -124,7 +124,12 @@ def _instruments(settings: EvaluateSettings) -> Instruments:
 
 
 def _generate(
-    settings: EvaluateSettings, source: FromCheckpoint, shards: ShardFolder, temporary: Path, counting: Counting
+    settings: EvaluateSettings,
+    source: FromCheckpoint,
+    shards: ShardFolder,
+    instruments: Instruments,
+    temporary: Path,
+    counting: Counting,
 ) -> tuple[tuple[Path, ...], list[str]]:
     """Generate for a split, a folder a task; returns them, and remarks."""
     tasks, remarks = require_fit(find_checkpoint(source.checkpoint), shards, source.split, source.tasks)
@@ -135,6 +140,8 @@ def _generate(
             f"--work {work}: {taken[0]} has results already: score them with omniges evaluate {work} --shards "
             f"{settings.shards}, or choose another folder"
         )
+    if any("gesture" in TASKS[name].targets for name in tasks):
+        train_rows(shards, instruments)  # refused before minutes of generating, not behind them
     for name in tasks:
         wanted = GenerateSettings(
             checkpoint=source.checkpoint,

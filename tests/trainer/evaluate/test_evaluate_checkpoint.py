@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from evaluate_builders import shards_of
+from pipeline_helpers import run_preprocess
 from training_helpers import run
 
 from omniges import cli
 from omniges.errors import UsageFault
+from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.fit import require_fit
 from omniges.trainer.evaluate.report import Report
@@ -61,6 +63,15 @@ def test_work_is_kept_and_can_be_scored_again(checkpoint: Path, shards: Path, tm
     assert first.tasks["a2t"].made_by["model"]["step"] == 2  # type: ignore[index]
     with pytest.raises(UsageFault, match="has results already: score them with omniges evaluate"):
         scored(checkpoint, shards, tasks=("a2t",), work=tmp_path / "work")
+
+
+def test_shards_without_a_train_split_are_refused_before_anything_is_generated(
+    checkpoint: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run_preprocess(corpus, tmp_path / "shards", selection=Selection(splits=("test",)))
+    with pytest.raises(UsageFault, match=r"a train split expected, whose mean speeds .* give --mean-speeds FILE"):
+        scored(checkpoint, tmp_path / "shards", tasks=("a2g",), work=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
