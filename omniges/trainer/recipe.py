@@ -351,7 +351,7 @@ def _one(flag: str, rule: _Rule, value: Any) -> Any:
         return dict(value)
     converted = _converted(flag, rule.kind, value)
     if rule.choices and converted not in rule.choices:
-        raise UsageFault(f"{flag} {value}: one of {', '.join(rule.choices)} expected")
+        raise UsageFault(f"{flag} {_shown(value)}: one of {', '.join(rule.choices)} expected")
     if rule.kind in {int, float}:
         _in_range(flag, rule, converted)
     return converted
@@ -374,7 +374,13 @@ def _converted(flag: str, kind: type, value: Any) -> Any:
             pass
         if kind in {str, Path} and isinstance(value, (str, Path)) and str(value):
             return kind(value)
-    raise UsageFault(f"{flag} {value}: {names[kind]} expected")
+    raise UsageFault(f"{flag} {_shown(value)}: {names[kind]} expected")
+
+
+def _shown(value: Any) -> str:
+    """A value in one line, as it was written where it can be."""
+    text = str(value)
+    return text if text.isprintable() else repr(value)
 
 
 def _in_range(flag: str, rule: _Rule, value: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
@@ -128,12 +128,20 @@ class TestRefusals:
         with pytest.raises(UsageFault, match=r"--recipe .*: not UTF-8"):
             load_settings(tmp_path / "x", {})
 
+    @example({"0000000000": "\n"})
     @given(st.dictionaries(st.text(max_size=12), st.none() | st.text(max_size=5) | st.integers() | st.floats()))
     def test_whatever_a_recipe_says_is_taken_or_refused_in_one_line(self, found: dict[str, object]) -> None:
         names = [f.name for f in fields(TrainSettings)]
         known = {names[len(key) % len(names)]: value for key, value in found.items()}
         try:
             TrainSettings(**known)
+        except UsageFault as fault:
+            assert "\n" not in str(fault)
+
+    @pytest.mark.parametrize("name", [f.name for f in fields(TrainSettings)])
+    def test_a_value_of_two_lines_is_refused_in_one(self, name: str) -> None:
+        try:
+            TrainSettings(**{name: "a\nb"})
         except UsageFault as fault:
             assert "\n" not in str(fault)
 

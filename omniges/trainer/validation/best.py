@@ -84,7 +84,7 @@ def check_metric(name: str) -> None:
     if name not in _known():
         task = name.partition("/")[0]
         near = [known for known in _known() if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
-        raise UsageFault(f"--best-metric {name}: one of {', '.join(near)} expected")
+        raise UsageFault(f"--best-metric {name!r}: one of {', '.join(near)} expected")
 
 
 def better(name: str, value: float, than: Best | None) -> bool:
