@@ -21,6 +21,7 @@ ValidationSteps = Annotated[
 ValidationWindows = Annotated[int | None, typer.Option(help="Held-out windows to validate on.", show_default="16")]
 ValidationSamples = Annotated[int | None, typer.Option(help="Of these, kept as files and pictures.", show_default="2")]
 ValidationSampling = Annotated[int | None, typer.Option(help="Steps of sampling when validating.", show_default="10")]
+ValidationCodec = Annotated[list[str], typer.Option(help="Codec that decodes what is sampled: NAME=FOLDER.")]
 AudioCodec = Annotated[str | None, typer.Option(help="Whose latents stand for the mel.", show_default="mel")]
 GestureCodec = Annotated[
     str | None, typer.Option(help="Whose latents stand for the gesture channels.", show_default="channels")
@@ -72,6 +73,7 @@ def train(
     validation_windows: ValidationWindows = None,
     validation_samples: ValidationSamples = None,
     validation_sampling_steps: ValidationSampling = None,
+    validation_codec: ValidationCodec = [],
     best_metric: Annotated[str | None, typer.Option(help="What RUN/best is chosen by.", show_default="loss")] = None,
     report_to: Annotated[list[str], typer.Option(help="Also: tensorboard, wandb.")] = [],
     num_workers: Annotated[int | None, typer.Option(help="Processes that read.", show_default="2")] = None,

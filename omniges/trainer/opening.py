@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
-from omniges.errors import EnvironmentFault, UsageFault
+from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.dataset import read_dataset
@@ -24,10 +23,8 @@ from omniges.trainer.data.catalog import Filters, read_beside, read_catalog
 from omniges.trainer.data.loader import LoaderSettings
 from omniges.trainer.data.order import RankShare
 from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.feed import Feed, speakers_of
 from omniges.trainer.learner import Learner, LearnSettings
-from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.omniflow.reading import WhichWeights
 from omniges.trainer.pretrained import Start, open_start
@@ -35,8 +32,8 @@ from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.saved import ModelIdentity
 from omniges.trainer.schedule import LearningRate
-from omniges.trainer.validation.run import Validation, ValidationSettings
-from omniges.trainer.validation.windows import HeldOut, open_held_out
+from omniges.trainer.validation.opening import open_validation
+from omniges.trainer.validation.run import Validation
 
 __all__ = ["Run", "accelerated", "deterministic", "open_run"]
 
@@ -112,7 +109,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         total_steps=last_step,
     )
     learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
-    validation, remarks = _validation(settings, data, identity, learner, ranks)
+    validation, remarks = open_validation(settings, data, identity, learner, ranks)
     return Run(
         settings=settings,
         accelerator=accelerator,
@@ -160,51 +157,6 @@ def _loudness(data: Sequence[DataSource]) -> Loudness:
         found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
         raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
     return cast("Loudness", rules[0])
-
-
-def _held_out(settings: TrainSettings, data: tuple[DataSource, ...]) -> HeldOut:
-    """The windows to validate on; raises UsageFault where there can be none."""
-    if settings.codecs:
-        raise UsageFault(
-            "--validation-steps: windows of latents cannot be validated on yet: train with --validation-steps 0 and "
-            "score checkpoints with omniges evaluate"
-        )
-    return open_held_out(data, settings.window_ticks, settings.validation_windows)
-
-
-def _validation(
-    settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
-) -> tuple[Validation | None, list[str]]:
-    """The validation that was asked for, or by default one where the shards have something to validate on."""
-    if settings.validation_steps == 0:
-        return None, []
-    try:
-        held_out = _held_out(settings, data)
-    except UsageFault as fault:
-        if settings.validation_steps is not None:
-            raise
-        return None, [f"no validation: {fault}"]
-    if settings.validation_samples and importlib.util.find_spec("matplotlib") is None:
-        raise EnvironmentFault(
-            "validation draws pictures with matplotlib, which is not installed: pip install 'omniges[train]', or train "
-            "with --validation-samples 0"
-        )
-    own = ValidationSettings(
-        samples=settings.validation_samples,
-        sampling=SamplingSettings(steps=settings.validation_sampling_steps),
-        best_metric=settings.best_metric,
-    )
-    codec = SlotCodec(identity.tokenizer)
-    model = learner.averaged()
-    validation = Validation(held_out, model, codec, identity.speakers, own, ranks, learner.autocast)
-    speakers = {window.row.speaker for window in held_out.windows}
-    unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
-    recordings = {(window.source, window.row.key) for window in held_out.windows}
-    chosen = f"{len(held_out.windows)} of {held_out.available} windows of the val split"
-    remarks = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
-    if unknown:
-        remarks.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
-    return validation, remarks
 
 
 def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:

@@ -88,6 +88,7 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "validation_windows": _Rule(int, least=1),
         "validation_samples": _Rule(int, least=0),
         "validation_sampling_steps": _Rule(int, least=1),
+        "validation_codec": _Rule(many=True),
         "best_metric": _Rule(),
         "report_to": _Rule(choices=TRACKERS, many=True),
         "num_workers": _Rule(int, least=0),
@@ -171,6 +172,8 @@ class TrainSettings:
     """Of these, windows whose results are kept as files and pictures."""
     validation_sampling_steps: int = 10
     """Steps of sampling in a validation."""
+    validation_codec: tuple[str, ...] = ()
+    """Codecs that decode what is sampled as latents: NAME=FOLDER."""
     best_metric: str = "loss"
     """What the best checkpoint is chosen by."""
     report_to: tuple[str, ...] = ()
@@ -212,6 +215,7 @@ class TrainSettings:
                 "--max-train-steps or --num-train-epochs too, or take --lr-schedule constant"
             )
         check_metric(self.best_metric)
+        self._check_validation_codecs()
         if self.preset is not None:
             self.model_config()
         self.flow_settings()
@@ -221,6 +225,25 @@ class TrainSettings:
         """The codecs that stand for streams, where one was chosen."""
         chosen = {"audio": self.audio_codec, "gesture": self.gesture_codec}
         return {stream: name for stream, name in chosen.items() if name is not None}
+
+    @property
+    def validation_codecs(self) -> dict[str, Path]:
+        """Folders of the codecs that validation decodes with, by the codec's name."""
+        return {name: Path(folder) for name, _, folder in (text.partition("=") for text in self.validation_codec)}
+
+    def _check_validation_codecs(self) -> None:
+        """Refuse what names no folder, a codec that the run has no latents of, and one that is given twice."""
+        seen: set[str] = set()
+        for text in self.validation_codec:
+            name, _, folder = text.partition("=")
+            if not folder:
+                raise UsageFault(f"--validation-codec {_shown(text)}: NAME=FOLDER expected")
+            if name not in self.codecs.values():
+                own = f"latents of {' and '.join(self.codecs.values())}" if self.codecs else "no latents"
+                raise UsageFault(f"--validation-codec {_shown(name)}: the run learns from {own}: leave it away")
+            if name in seen:
+                raise UsageFault(f"--validation-codec {name}: it is given twice: name one folder")
+            seen.add(name)
 
     def _settle_the_model(self) -> None:
         """A preset, or pretrained weights in its place."""

@@ -21,7 +21,7 @@ from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.schema import canonical_json
 
-__all__ = ["CODECS", "Codec", "fingerprint_of", "load_codec", "named_folder"]
+__all__ = ["CODECS", "Codec", "fingerprint_of", "load_codec", "load_same_codec", "named_folder"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -71,6 +71,22 @@ def load_codec(name: str, folder: Path, device: torch.device | None = None) -> C
     if not folder.is_dir():
         raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
     return CODECS[name](folder, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_same_codec(
+    entry: CodecEntry, folder: Path, flag: str, holder: str, device: torch.device | None = None
+) -> Codec:
+    """The codec of an entry, whose folder a flag names; `holder` has the entry, for errors.
+
+    Raises UsageFault where the folder holds another codec of that name, and what `load_codec` raises.
+    """
+    codec = load_codec(entry.name, folder, device)
+    if codec.entry.fingerprint != entry.fingerprint:
+        raise UsageFault(
+            f"{flag} {entry.name}={folder}: fingerprint {entry.fingerprint[:16]}… expected as in {holder}, found "
+            f"{codec.entry.fingerprint[:16]}…: name the folder that latents were encoded with"
+        )
+    return codec
 
 
 def named_folder(flag: str, text: str) -> tuple[str, Path]:

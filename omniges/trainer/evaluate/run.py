@@ -29,6 +29,7 @@ from omniges.trainer.evaluate.results import Result, find_results
 from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
+from omniges.trainer.generate.codecs import CodecFolders
 from omniges.trainer.generate.run import GenerateSettings, generate, task_named
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.metrics.encoders import Encoder, load_encoder
@@ -36,6 +37,7 @@ from omniges.trainer.metrics.profiles import Profile, profile
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.resuming import find_checkpoint
+from omniges.trainer.saved import load_identity
 
 __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
 
@@ -132,7 +134,8 @@ def _generate(
     counting: Counting,
 ) -> tuple[tuple[Path, ...], list[str]]:
     """Generate for a split, a folder a task; returns them, and remarks."""
-    tasks, remarks = require_fit(find_checkpoint(source.checkpoint), shards, source.split, source.tasks)
+    saved = find_checkpoint(source.checkpoint)
+    tasks, remarks = require_fit(saved, shards, source.split, source.tasks)
     work = temporary if source.work is None else source.work
     taken = [work / name for name in tasks if (work / name).is_dir() and any((work / name).iterdir())]
     if taken:
@@ -142,13 +145,17 @@ def _generate(
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
         train_rows(shards, instruments)  # refused before minutes of generating, not behind them
+    inputs = Sources(shards=settings.shards, split=source.split)
+    codecs = CodecFolders(load_identity(saved).codecs, source.codecs)
+    for name in tasks:  # likewise: the last task may need what the first does not
+        codecs.require(TASKS[name], inputs)
     for name in tasks:
         wanted = GenerateSettings(
             checkpoint=source.checkpoint,
             task=name,
             out=work / name,
             codecs=source.codecs,
-            sources=Sources(shards=settings.shards, split=source.split),
+            sources=inputs,
             sampling=SamplingSettings(steps=source.steps),
             seed=settings.seed,
             num_samples=source.num_samples,

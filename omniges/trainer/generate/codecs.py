@@ -12,7 +12,7 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.codec import Codec, load_codec
+from omniges.trainer.codecs.codec import Codec, load_same_codec
 from omniges.trainer.data.tracks import Track
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Sources, latents_of
@@ -77,11 +77,5 @@ class CodecFolders:
                     f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
                 )
             folder = self._folders[entry.name]
-            codec = load_codec(entry.name, folder)
-            if codec.entry.fingerprint != entry.fingerprint:
-                raise UsageFault(
-                    f"--codec {entry.name}={folder}: fingerprint {entry.fingerprint[:16]}… expected as in the "
-                    f"checkpoint, found {codec.entry.fingerprint[:16]}…: name the folder its shards were encoded with"
-                )
-            self._loaded[stream] = codec
+            self._loaded[stream] = load_same_codec(entry, folder, "--codec", "the checkpoint")
         return self._loaded[stream]

@@ -5,6 +5,7 @@ Letters: T frames, J joints. Positions are metres, speeds are in units of a join
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ __all__ = [
     "beat_consistency",
     "beat_score",
     "joint_speeds",
+    "least_frames",
     "mean_joint_speeds",
     "motion_beats",
 ]
@@ -156,6 +158,11 @@ def _cropped(samples: F64, frames: int, settings: BeatSettings) -> npt.NDArray[n
         return np.asarray(whole[start : max(len(audio) - start, 0)])
     end = (frames - crop) / FRAME_RATE_HZ * SAMPLE_RATE_HZ
     return np.asarray(audio[start : max(round(end) if settings.audio_end == "rounded" else int(end), 0)])
+
+
+def least_frames(settings: BeatSettings) -> int:
+    """Motion frames of the shortest clip that can have beats of audio and motion."""
+    return 2 * settings.crop_frames + math.ceil(_LEAST_SAMPLES * FRAME_RATE_HZ / SAMPLE_RATE_HZ)
 
 
 def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int, settings: BeatSettings) -> BeatScore:

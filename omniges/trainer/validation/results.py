@@ -18,6 +18,7 @@ from omniges.errors import DataError, RecordingFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.recordings.arrays import decode_npy
 from omniges.recordings.textgrid import WordInterval, decode_words
+from omniges.shards.codecs import CodecEntry
 from omniges.shards.schema import sha256_hex
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.evaluate.bodies import GENERIC
@@ -30,7 +31,6 @@ from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.outputs import Results, Sink, SpeechSink
-from omniges.trainer.generate.series import ROWS_PER_TICK
 from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generate.windows import TicksOf, Timeline, WindowSettings, sample_timelines
 from omniges.trainer.generated import GeneratedRecord
@@ -39,6 +39,7 @@ from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
+from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.losses import VALIDATION_SEED
 from omniges.trainer.validation.windows import Window, WindowFolder
 
@@ -48,9 +49,11 @@ __all__ = [
     "Held",
     "Made",
     "MadeBy",
-    "make_results",
+    "Sampled",
+    "make_result",
     "pack",
     "record_of",
+    "sample_windows",
     "score_task",
     "unpack",
     "with_waveform",
@@ -64,7 +67,7 @@ _VOICE: Final = chosen_voice(None)
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
 """Beginnings of the names of metrics that are left away: windows have no seams, and there is no body model."""
-_MEMBERS: Final = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}
+_MEMBERS: Final[dict[StreamName, str]] = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,15 @@ class Held:
     speaker: int  # 0: unknown to the model
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """Its ticks of a stream, as a condition."""
-        return partial(_ticks, self.arrays[name], ROWS_PER_TICK[name])
+        """A stream of it, as a condition."""
+        return partial(_whole, self.arrays[name], self.window.ticks)
 
 
-def _ticks(array: npt.NDArray[Any], rows: int, first: int, count: int) -> npt.NDArray[Any]:
-    return array[first * rows : (first + count) * rows]
+def _whole(array: npt.NDArray[Any], ticks: int, first: int, count: int) -> npt.NDArray[Any]:
+    """All of a window: what latents there are of a part of it is nobody's to say."""
+    if (first, count) != (0, ticks):
+        raise ValueError(f"ticks 0 to {ticks} of a window expected, found {first} to {first + count}")
+    return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,30 +132,43 @@ class MadeBy:
     step: int
     preset: str
     sampling: SamplingSettings
+    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # of streams that are latents
+
+    def model(self) -> dict[str, Any]:
+        """The model as a record names it."""
+        codecs = {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in self.codecs.items()}
+        of_run = {"run": self.run, "step": self.step, "preset": self.preset}
+        return {"checkpoint": None} | of_run | {"weights": "ema", "codecs": codecs}
 
 
-def make_results(
-    model: FlowModel, task: str, held: Sequence[Held], samples: WindowFolder, codec: SlotCodec, how: SamplingSettings
-) -> list[Made]:
-    """Sample one task for some windows, as `omniges generate` does; without waveforms, which take long."""
+Sampled = dict[StreamName, npt.NDArray[Any]]
+"""What a model made of a window by stream; latents where the stream is latents."""
+
+
+def sample_windows(model: FlowModel, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Sampled]:
+    """Sample one task for some windows, as `omniges generate` does."""
     ticks, targets = held[0].window.ticks, TASKS[task].targets
     timelines = [
         Timeline(ticks, {name: one.ticks_of(name) for name in TASKS[task].conditions}, one.speaker, one.number)
         for one in held
     ]
     windows = WindowSettings(window_ticks=ticks, overlap_ticks=0)
-    found = []
-    for place, arrays, _ in sample_timelines(model, timelines, targets, VALIDATION_SEED, windows, how):
-        one = held[place]  # whole, for it is one window
-        body = Body.of_sample(samples.sample(samples.row(one.window.name)))
-        results = Results(targets, body, codec, None, VALIDATION_SEED, None)
-        try:
-            results.append({name: array.cpu().numpy() for name, array in arrays.items()})
-        except DataError as error:  # early on a model may give what no rotation is: counted, and said
-            found.append(Made(task, one.number, Files(), str(error).partition(": the model")[0]))
-        else:
-            found.append(Made(task, one.number, Files.of(results)))
-    return sorted(found, key=lambda each: each.number)
+    made = sample_timelines(model, timelines, targets, VALIDATION_SEED, windows, how)
+    by_place = {place: arrays for place, arrays, _ in made}  # whole, for each is one window
+    return [{name: array.cpu().numpy() for name, array in by_place[place].items()} for place in range(len(held))]
+
+
+def make_result(
+    task: str, one: Held, sampled: Sampled, samples: WindowFolder, codec: SlotCodec, decoders: Decoders
+) -> Made:
+    """What was sampled of a window as files; without a waveform, which takes long."""
+    body = Body.of_sample(samples.sample(samples.row(one.window.name)))
+    results = Results(TASKS[task].targets, body, codec, None, VALIDATION_SEED, None)
+    try:
+        results.append({name: decoders.decoded(name, array) for name, array in sampled.items()})
+    except DataError as error:  # early on a model may give what no rotation is: counted, and said
+        return Made(task, one.number, Files(), str(error).partition(": the model")[0])
+    return Made(task, one.number, Files.of(results))
 
 
 def with_waveform(made: Made) -> Made:
@@ -209,11 +228,12 @@ def unpack(data: bytes) -> list[Made]:
 
 def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
     """The record of a result, as `generate` writes it, with where the window comes from."""
+    members = _MEMBERS | {stream: entry.member for stream, entry in by.codecs.items()}
     inputs = [
         {
             "stream": stream,
-            "path": f"{window.shard}#{window.row.key}.{_MEMBERS[stream]}",
-            "sha256": window.row.members[_MEMBERS[stream]].sha256,
+            "path": f"{window.shard}#{window.row.key}.{members[stream]}",
+            "sha256": window.row.members[members[stream]].sha256,
             "remarks": [f"{window.ticks} ticks from tick {window.start_tick}"],
         }
         for stream in TASKS[made.task].conditions
@@ -231,7 +251,7 @@ def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
             for ending, content in made.files.contents.items()
         },
         inputs=tuple(inputs),
-        model={"checkpoint": None, "run": by.run, "step": by.step, "preset": by.preset, "weights": "ema"},
+        model=by.model(),
         settings=asdict(by.sampling)
         | {
             "seed": VALIDATION_SEED,

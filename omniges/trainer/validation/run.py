@@ -17,23 +17,27 @@ import numpy.typing as npt
 import torch
 
 from omniges.trainer.data.slots import SlotCodec
-from omniges.trainer.evaluate.figures import Figure
+from omniges.trainer.evaluate.figures import Figure, Heading, absent
 from omniges.trainer.evaluate.motion import TrainSplit, learn_train_split
 from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.choice import spread
+from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.losses import SIX, grid_losses, loss_table, streams_of
 from omniges.trainer.validation.pictures import window_picture
 from omniges.trainer.validation.results import (
     INSTRUMENTS,
+    Files,
     Held,
     Made,
     MadeBy,
-    make_results,
+    make_result,
     pack,
+    sample_windows,
     score_task,
     unpack,
     with_waveform,
@@ -41,7 +45,7 @@ from omniges.trainer.validation.results import (
 from omniges.trainer.validation.turns import Turns
 from omniges.trainer.validation.windows import HeldOut, WindowFolder, some_recordings
 
-__all__ = ["Found", "Validation", "ValidationSettings"]
+__all__ = ["Found", "Validated", "Validation", "ValidationSettings"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -58,6 +62,16 @@ class ValidationSettings:
     samples: int  # windows whose results are kept as files and pictures
     sampling: SamplingSettings
     best_metric: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """What is validated: a model, and what it takes to read for it and to make use of what it gives."""
+
+    model: FlowModel  # whose weights are the averages
+    codec: SlotCodec
+    speakers: Sequence[str]  # the first has number 1
+    decoders: Decoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +124,14 @@ class Validation:
     def __init__(
         self,
         held_out: HeldOut,
-        model: FlowModel,
-        codec: SlotCodec,
-        speakers: Sequence[str],
+        model: Validated,
         settings: ValidationSettings,
         ranks: Ranks,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.held_out, self.settings = held_out, settings
-        self._model, self._codec, self._autocast, self._ranks = model, codec, autocast, ranks
-        self._speakers = {name: number for number, name in enumerate(speakers, 1)}
+        self.held_out, self.settings, self.decoders = held_out, settings, model.decoders
+        self._model, self._codec, self._autocast, self._ranks = model.model, model.codec, autocast, ranks
+        self._speakers = {name: number for number, name in enumerate(model.speakers, 1)}
         self._samples: WindowFolder | None = None
         self._held: list[Held] = []
         self._train: TrainSplit | None = None
@@ -146,7 +158,8 @@ class Validation:
     def _read(self) -> WindowFolder:
         """The windows, from the shards the first time."""
         if self._samples is None:
-            samples, slots = self.held_out.read(self._codec)
+            entries = self.decoders.entries
+            samples, slots = self.held_out.read(self._codec, entries.values())
             for number, (window, row) in enumerate(zip(self.held_out.windows, samples.rows, strict=True)):
                 sample = samples.sample(row)
                 arrays: dict[StreamName, Any] = {
@@ -154,15 +167,16 @@ class Validation:
                     "audio": sample.mel,
                     "text": slots[number],
                 }
+                arrays |= {name: sample.latents[entry.name] for name, entry in entries.items()}
                 speaker = self._speakers.get(window.row.speaker or "", 0)
                 self._held.append(Held(number, window, arrays, speaker))
             self._samples = samples
         return self._samples
 
-    def _groups(self) -> list[tuple[list[Held], str]]:
+    def _groups(self, tasks: Sequence[str] = SIX) -> list[tuple[list[Held], str]]:
         """What goes through the model together."""
         starts = range(0, len(self._held), _GROUP)
-        return [(self._held[start : start + _GROUP], task) for start in starts for task in SIX]
+        return [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
 
     def _losses(self, turns: Turns) -> F64:
         """Losses (W, 6, levels) of all windows."""
@@ -186,14 +200,23 @@ class Validation:
 
     def _results(self, turns: Turns, samples: WindowFolder) -> list[Made]:
         """What the model makes of every window in every task, in the order of tasks and windows."""
+        reasons = {task: self.decoders.why_not(task) for task in SIX}
 
         def of(group: tuple[list[Held], str]) -> list[Made]:
             held, task = group
             with self._autocast():
-                return make_results(self._model, task, held, samples, self._codec, self.settings.sampling)
+                sampled = sample_windows(self._model, task, held, self.settings.sampling)
+            # Not in the precision of training: a codec decodes as it does for `omniges generate`.
+            return [
+                make_result(task, one, made, samples, self._codec, self.decoders)
+                for one, made in zip(held, sampled, strict=True)
+            ]
 
-        own = [made for group in turns.shared(self._groups(), of) for made in group]
-        return _in_order([made for data in self._ranks.collected(pack(own)) for made in unpack(data)])
+        groups = self._groups([task for task, why in reasons.items() if why is None])
+        own = [made for group in turns.shared(groups, of) for made in group]
+        results = [made for data in self._ranks.collected(pack(own)) for made in unpack(data)]
+        nothing = [Made(task, one.number, Files(), why) for task, why in reasons.items() if why for one in self._held]
+        return _in_order([*results, *nothing])
 
     def _scores(
         self, turns: Turns, samples: WindowFolder, results: Sequence[Made], by: MadeBy
@@ -201,6 +224,9 @@ class Validation:
         """Figures and remarks of every task."""
 
         def of(task: str) -> tuple[str, tuple[list[dict[str, Any]], list[str]]]:
+            if (why := self.decoders.why_not(task)) is not None:
+                (target,) = TASKS[task].targets
+                return task, ([asdict(absent(Heading(f"{target} metrics", ""), why))], [])
             own = [one for one in results if one.task == task]
             scored = score_task(own, self.held_out.windows, samples, by, self._learned)
             return task, ([asdict(figure) for figure in scored.figures], list(scored.remarks))

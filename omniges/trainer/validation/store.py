@@ -47,6 +47,7 @@ def write_validation(run: Path, validation: Validation, found: Found) -> Path:
             "omniges": __version__,
             "step": found.by.step,
             "weights": "ema",
+            "codecs": found.by.model()["codecs"],
             "seed": VALIDATION_SEED,
             "levels": list(LEVELS),
             "sampling": asdict(found.by.sampling),

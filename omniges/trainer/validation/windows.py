@@ -6,7 +6,7 @@ So what scores and writes whole samples (`omniges.trainer.evaluate`, `omniges.tr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from omniges.features.timebase import (
     TICKS_PER_SECOND,
 )
 from omniges.publish import os_errors
+from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
@@ -31,11 +32,13 @@ from omniges.trainer.data.catalog import VERIFY
 from omniges.trainer.data.reading import ShardSource
 from omniges.trainer.data.setup import DataSource
 from omniges.trainer.data.slots import SlotCodec
+from omniges.trainer.data.tracks import Track
 from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.validation.choice import Clip, choose_places
 
 __all__ = ["HeldOut", "Window", "WindowFolder", "open_held_out", "some_recordings"]
 
+F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 _LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
@@ -148,8 +151,11 @@ class HeldOut:
     available: int  # windows of the split
     folders: Mapping[int, SourceFolder]
 
-    def read(self, codec: SlotCodec) -> tuple[WindowFolder, list[I32]]:
-        """All windows as samples, and their text slots (ticks,). Raises DataError for what cannot be read."""
+    def read(self, codec: SlotCodec, latents: Collection[CodecEntry] = ()) -> tuple[WindowFolder, list[I32]]:
+        """All windows as samples, with these latents, and their text slots (ticks,).
+
+        Raises DataError for what cannot be read.
+        """
         samples: list[SampleArrays] = []
         slots: list[I32] = []
         whole: tuple[tuple[int, str], _Recording] | None = None
@@ -157,13 +163,16 @@ class HeldOut:
             name = (window.source, window.row.key)
             if whole is None or whole[0] != name:
                 whole = name, _Recording.read(self.folders[window.source], window.row, codec)
-            samples.append(_cut(whole[1], window))
+            samples.append(_cut(whole[1], window, latents))
             slots.append(whole[1].slots[window.start_tick : window.start_tick + window.ticks])
         return WindowFolder(samples), slots
 
 
-def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int) -> HeldOut:
-    """Choose windows of the val split; raises UsageFault, with the way to a val split, where there are none."""
+def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tick_multiple: int = 1) -> HeldOut:
+    """Choose windows of the val split; `tick_multiple` is what lengths of windows are multiples of in this run.
+
+    Raises UsageFault, with the way to a val split, where there are none.
+    """
     folders = {number: SourceFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
     rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "val"}
     shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
@@ -178,7 +187,8 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int) -> 
         longest = max(clip.ticks for clip in clips)
         raise UsageFault(
             f"{shown}: a window of {window_ticks} ticks fits into none of {len(clips)} recordings of the val split; "
-            f"the longest has {longest}: choose --window-ticks {longest} or less, or train with --validation-steps 0"
+            f"the longest has {longest}: choose --window-ticks {longest - longest % tick_multiple} or less, or train "
+            "with --validation-steps 0"
         )
     windows = []
     for place in places:
@@ -232,7 +242,7 @@ class _Recording:
     sample: SampleArrays
     slots: I32  # (ticks,)
     trans: npt.NDArray[np.float64]  # (T, 3) metres
-    heard: npt.NDArray[np.float32] | None  # (N,) at 16 kHz
+    heard: F32 | None  # (N,) at 16 kHz
 
     @classmethod
     def read(cls, folder: SourceFolder, row: ManifestRow, codec: SlotCodec) -> _Recording:
@@ -242,7 +252,7 @@ class _Recording:
         return cls(sample, codec.encode(sample.words, row.ticks).ids, trans, waveform(folder, row))
 
 
-def _cut(recording: _Recording, window: Window) -> SampleArrays:
+def _cut(recording: _Recording, window: Window, latents: Collection[CodecEntry]) -> SampleArrays:
     """The part of a recording that a window is: times from the window's start, the root where it then is."""
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
@@ -267,8 +277,15 @@ def _cut(recording: _Recording, window: Window) -> SampleArrays:
         semantic=None if sample.semantic is None else _within(sample.semantic, start_s, seconds, least_s=0.001),
         flac=None,
         audio=None if heard is None else heard[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
-        latents={},
+        latents={entry.name: _latents(sample.latents[entry.name], entry, window) for entry in latents},
     )
+
+
+def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
+    """What a window has of a clip's latents; it begins with a whole row and ends with one."""
+    track = Track.of_codec(entry)
+    first = track.rows(window.start_tick)
+    return whole[first : first + track.rows(window.ticks)]
 
 
 def _members(row: ManifestRow) -> dict[str, MemberPlace]:

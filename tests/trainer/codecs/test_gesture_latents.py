@@ -357,6 +357,17 @@ class TestGenerate:
         assert not (tmp_path / "out").exists()
 
 
+def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anything(
+    whole: Path, folders: Folders, encoded: Path, tmp_path: Path
+) -> None:
+    """Of audio, which only the second task makes."""
+    own = ((GESTURE, folders[GESTURE]),)
+    source = FromCheckpoint(checkpoint=whole, codecs=own, tasks=("a2g", "t2a"), steps=2, work=tmp_path / "work")
+    with pytest.raises(UsageFault, match=r"audio is latents of audioldm2-vae: give --codec audioldm2-vae=FOLDER"):
+        evaluate(EvaluateSettings(shards=encoded, source=source))
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.slow
 def test_evaluate_makes_and_scores_motion_of_latents(whole: Path, folders: Folders, encoded: Path) -> None:
     source = FromCheckpoint(checkpoint=whole, codecs=tuple(folders.items()), tasks=("a2g",), steps=2)

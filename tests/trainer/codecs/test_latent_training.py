@@ -181,7 +181,8 @@ class TestTraining:
         code = (
             "import sys; sys.path.insert(0, sys.argv[3])\n"
             "from training_helpers import run\n"
-            "run(sys.argv[1], sys.argv[2], audio_codec='audioldm2-vae', max_train_steps=1)\n"
+            "run(sys.argv[1], sys.argv[2], audio_codec='audioldm2-vae', max_train_steps=1, validation_steps=1,"
+            " validation_windows=1, validation_samples=0, validation_sampling_steps=1)\n"
             "print([name for name in sys.modules if name.startswith('omniges.trainer.codecs')])"
         )
         tests = Path(__file__).resolve().parents[2]

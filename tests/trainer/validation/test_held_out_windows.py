@@ -133,11 +133,3 @@ def test_a_flipped_bit_is_found(shards: Path, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"mel.npy at byte \d+ is damaged"):
         held_out.read(SlotCodec(data[0].catalog.tokenizer))
-
-
-def test_latents_of_a_codec_are_refused_not_validated_wrongly(data: list[DataSource]) -> None:
-    from omniges.trainer.opening import _held_out
-    from omniges.trainer.recipe import TrainSettings
-
-    with pytest.raises(UsageFault, match=r"windows of latents cannot be validated on yet.*--validation-steps 0"):
-        _held_out(TrainSettings(audio_codec="audioldm2-vae"), tuple(data))

@@ -313,7 +313,8 @@ def hooked(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable
 STAGES = {
     "reading": (run_module.HeldOut, "read"),
     "losses": (run_module, "grid_losses"),
-    "sampling": (run_module, "make_results"),
+    "sampling": (run_module, "sample_windows"),
+    "making": (run_module, "make_result"),
     "scoring": (run_module, "score_task"),
     "waveforms": (run_module, "with_waveform"),
     "pictures": (run_module, "window_picture"),
@@ -328,6 +329,7 @@ class TestSignals:
             ("reading", signal.SIGTERM),
             ("losses", signal.SIGINT),
             ("sampling", signal.SIGUSR1),
+            ("making", signal.SIGTERM),
             ("scoring", signal.SIGTERM),
             ("writing", signal.SIGTERM),
             pytest.param("waveforms", signal.SIGTERM, marks=pytest.mark.slow),  # pictures take seconds

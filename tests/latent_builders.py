@@ -1,0 +1,99 @@
+"""Small codecs with random weights, shards with their latents, and what tests of training on them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rvqvae_builders import write_codec
+from vae_builders import write_vae
+
+from omniges.trainer.codecs.encode import EncodeSettings, encode
+from omniges.trainer.data.catalog import Filters
+from omniges.trainer.data.order import RankShare
+from omniges.trainer.data.setup import Sequencing
+from omniges.trainer.data.trace import TraceSettings, trace
+from omniges.trainer.generate.run import GenerateSettings, generate
+from omniges.trainer.generate.sources import Sources
+from omniges.trainer.model.sampling import SamplingSettings
+
+__all__ = [
+    "AUDIO",
+    "BOTH",
+    "CODECS",
+    "GESTURE",
+    "GESTURE_CHANNELS",
+    "STEM",
+    "encoded_shards",
+    "generated",
+    "recording_files",
+    "traced",
+    "write_codecs",
+]
+
+GESTURE: Final = "gesture-rvqvae"
+AUDIO: Final = "audioldm2-vae"
+CODECS: Final = {"gesture": GESTURE, "audio": AUDIO}
+BOTH: Final = {"gesture_codec": GESTURE, "audio_codec": AUDIO}
+GESTURE_CHANNELS: Final = 22  # 4 + 5 + 6 + 7 of the small nets
+STEM: Final = "1_synthetica_0_1_1"
+
+
+def write_codecs(folder: Path) -> dict[str, Path]:
+    """A folder of each codec, by name."""
+    write_codec(folder / "rvqvae")
+    _stand_up(folder / "rvqvae")
+    write_vae(folder / "vae")
+    return {GESTURE: folder / "rvqvae", AUDIO: folder / "vae"}
+
+
+def _stand_up(folder: Path) -> None:
+    """Let what random nets make stand upright, as recordings must: pelvis about the identity, in 6D (1 0 0, 0 1 0)."""
+    for kind, values in (("mean", [1, 0, 0, 0, 1, 0]), ("std", [0.01] * 6)):
+        path = folder / "mean_std" / f"beatx_2_330_{kind}.npy"
+        array = np.load(path, allow_pickle=False)
+        array[:6] = values
+        np.save(path, array)
+
+
+def encoded_shards(shards: Path, out: Path, codecs: Mapping[str, Path]) -> Path:
+    """A copy of shards with latents; returns it."""
+    encode(EncodeSettings(shards=shards, codecs=tuple(codecs.items()), out=out))
+    return out
+
+
+def traced(shards: Path, window_ticks: int, codecs: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The windows of three steps, with digests of their arrays."""
+    settings = TraceSettings(
+        shards=shards,
+        filters=Filters(),
+        sequencing=Sequencing(window_ticks=window_ticks),
+        share=RankShare(batch_size=4),
+        steps=3,
+        decode=True,
+        codecs=dict(codecs or {}),
+    )
+    return list(trace(settings))
+
+
+def recording_files(corpus: Path) -> dict[str, Any]:
+    """The files of one recording, by what they are given as."""
+    found = {ending: next(corpus.rglob(f"{STEM}.{ending}")) for ending in ("wav", "npz", "TextGrid")}
+    return {"audio": (found["wav"],), "text": (str(found["TextGrid"]),), "gesture": (found["npz"],)}
+
+
+def generated(checkpoint: Path, out: Path, task: str, codecs: Mapping[str, Path], **sources: Any) -> dict[str, bytes]:
+    """Generate in two steps; returns the files that were written."""
+    generate(
+        GenerateSettings(
+            checkpoint=checkpoint,
+            task=task,
+            out=out,
+            codecs=tuple(codecs.items()),
+            sources=Sources(**sources),
+            sampling=SamplingSettings(steps=2),
+        )
+    )
+    return {path.name: path.read_bytes() for path in out.iterdir()}
