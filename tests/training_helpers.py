@@ -8,8 +8,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 
+from omniges.trainer.learner import Learner
 from omniges.trainer.progress import Progress
 from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.resuming import CHECKPOINTS
@@ -80,6 +82,19 @@ class SignalAt:
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), self._number)
+
+
+def run_with_signal(shards: Path | str, folder: Path, turn: int, **changes: Any) -> Summary:
+    """Train in this process, which gets SIGTERM before the turn-th update of the weights."""
+    stop, finish = SignalAt(signal.SIGTERM, turn), Learner.finish_step
+
+    def counted(self: Learner, step: int) -> Any:
+        stop()
+        return finish(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "finish_step", counted)
+        return run(shards, folder, **changes)
 
 
 class Collected:

@@ -32,7 +32,7 @@ from verify_builders import (
 
 from omniges.errors import UsageFault
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, sha256_hex
 from omniges.shards.tar import member_header
 
 SHARD = "train-000000.tar"  # of two samples
@@ -69,6 +69,15 @@ def tiny(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found_in(folder: Path, damaged: bytes, name: str = SHARD) -> set[str]:
     with content(folder / name, damaged):
         return codes(run(folder))
+
+
+def listed(data: bytes) -> Callable[[dict[str, Any]], None]:
+    """An edit after which dataset.json lists the shard with other content."""
+
+    def edit(document: dict[str, Any]) -> None:
+        document["shards"][SHARD] |= {"bytes": len(data), "sha256": sha256_hex(data)}
+
+    return edit
 
 
 class TestSound:
@@ -116,14 +125,8 @@ class TestCuts:
         data = (tiny / SHARD).read_bytes()
         for length in random.Random(1).sample(range(len(data)), 60):
             assert found_in(tiny, data[:length]) & {"shard-cut", "shard-end"}
-        from omniges.shards.schema import sha256_hex
-
         cut = data[: len(members_of(data)[0].raw)]
-
-        def agree(document: dict[str, Any]) -> None:
-            document["shards"][SHARD] |= {"bytes": len(cut), "sha256": sha256_hex(cut)}
-
-        with content(tiny / DATASET_FILE, edited_dataset(tiny, agree)), content(tiny / SHARD, cut):
+        with content(tiny / DATASET_FILE, edited_dataset(tiny, listed(cut))), content(tiny / SHARD, cut):
             assert {"manifest-layout", "shard-end"} <= codes(run(tiny))
 
     def test_longer_files(self, tiny: Path) -> None:
@@ -298,14 +301,8 @@ class TestMembers:
     @pytest.mark.parametrize("case", REARRANGED)
     def test_each_is_found_when_all_hashes_agree_and_without_a_manifest(self, tiny: Path, case: str) -> None:
         """A hostile writer: dataset.json lists the damaged shard; then the manifest is taken away as well."""
-        from omniges.shards.schema import sha256_hex
-
         data = tar_of(REARRANGED[case][1](members_of((tiny / SHARD).read_bytes())))
-
-        def agree(document: dict[str, Any]) -> None:
-            document["shards"][SHARD] |= {"bytes": len(data), "sha256": sha256_hex(data)}
-
-        with content(tiny / DATASET_FILE, edited_dataset(tiny, agree)), content(tiny / SHARD, data):
+        with content(tiny / DATASET_FILE, edited_dataset(tiny, listed(data))), content(tiny / SHARD, data):
             assert codes(run(tiny)), case
             with content(tiny / MANIFEST_FILE, None):
                 assert codes(run(tiny)) >= {"file-missing"}

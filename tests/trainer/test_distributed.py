@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_helpers import SMALLEST, TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run
@@ -166,9 +167,20 @@ class TestValidation:
         self, recipe: Path, many: Path, tmp_path: Path
     ) -> None:
         """On the same weights, which two processes and one have before the first update: the rate is next to zero."""
-        finish(torchrun(recipe, many, tmp_path / "two", max_train_steps=3, learning_rate=1e-30, **VALIDATION))
+        self._share(recipe, many, tmp_path)
+
+    def test_so_they_do_of_a_run_on_latents(self, many: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+        from latent_builders import BOTH, encoded_shards
+
+        codecs = {**BOTH, "validation_codec": [f"{name}={folder}" for name, folder in folders.items()]}
+        recipe = tmp_path / "latents.yaml"
+        recipe.write_text(json.dumps(RECIPE | codecs))
+        self._share(recipe, encoded_shards(many, tmp_path / "shards", folders), tmp_path, **codecs)
+
+    def _share(self, recipe: Path, shards: Path, tmp_path: Path, **changes: Any) -> None:
+        finish(torchrun(recipe, shards, tmp_path / "two", max_train_steps=3, learning_rate=1e-30, **VALIDATION))
         one = {"gradient_accumulation_steps": 2, "max_train_steps": 3, "learning_rate": 1e-30}
-        run(many, tmp_path / "one", **one, **VALIDATION)
+        run(shards, tmp_path / "one", **one, **VALIDATION, **changes)
         (alone,), (shared,) = (log_of(tmp_path / name, "validation") for name in ("one", "two"))
         assert alone["windows"] == 8
         for name in ("loss", "losses", "metrics", "recorded", "shuffled", "not_computed", "best"):

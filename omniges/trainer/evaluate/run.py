@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES
-from omniges.publish import os_errors
-from omniges.recordings.arrays import decode_npy
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.evaluate.bodies import load_bodies
 from omniges.trainer.evaluate.figures import Resampling
 from omniges.trainer.evaluate.fit import require_fit
@@ -36,6 +35,7 @@ from omniges.trainer.metrics.encoders import Encoder, load_encoder
 from omniges.trainer.metrics.profiles import Profile, profile
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
+from omniges.trainer.npyfile import read_array
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import load_identity
 
@@ -43,8 +43,6 @@ __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
 
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
 """Shows (done, total) of something named."""
-
-_MAX_SPEEDS_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +144,7 @@ def _generate(
     if any("gesture" in TASKS[name].targets for name in tasks):
         train_rows(shards, instruments)  # refused before minutes of generating, not behind them
     inputs = Sources(shards=settings.shards, split=source.split)
-    codecs = CodecFolders(load_identity(saved).codecs, source.codecs)
-    for name in tasks:  # likewise: the last task may need what the first does not
-        codecs.require(TASKS[name], inputs)
+    _require_codecs(saved, source, tasks, inputs)  # likewise: the last task may need what the first does not
     for name in tasks:
         wanted = GenerateSettings(
             checkpoint=source.checkpoint,
@@ -163,6 +159,13 @@ def _generate(
         with counting(f"s of {name} generated") as count:
             generate(wanted, count)
     return tuple(work / name for name in tasks), remarks
+
+
+def _require_codecs(saved: SavedCheckpoint, source: FromCheckpoint, tasks: Sequence[str], inputs: Sources) -> None:
+    """Raise UsageFault or DataError where a codec that a task needs is not given or is another one."""
+    codecs = CodecFolders(load_identity(saved).codecs, source.codecs)
+    for name in tasks:
+        codecs.require(TASKS[name], inputs)
 
 
 def _train_split(
@@ -284,18 +287,10 @@ def _encoder(settings: EvaluateSettings) -> Encoder | None:
 
 def _mean_speeds(path: Path) -> npt.NDArray[np.float64]:
     """Mean speeds (55,) m/s from an .npy file."""
-    with os_errors(path, "read"):
-        if not path.is_file():
-            raise UsageFault(f"--mean-speeds {path}: an .npy file expected, found none there")
-        if path.stat().st_size > _MAX_SPEEDS_BYTES:
-            raise DataError(f"{path}: {len(JOINT_NAMES)} speeds expected, found {path.stat().st_size} bytes")
-        data = path.read_bytes()
-    try:
-        found = decode_npy(data)
-    except RecordingFault as fault:
-        raise DataError(f"{path}: an .npy file of numbers expected: {fault}") from fault
+    wanted = f"--mean-speeds: an .npy file of ({len(JOINT_NAMES)},) floats expected"
+    found = read_array(path, wanted)
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
-        raise DataError(f"{path}: ({len(JOINT_NAMES)},) floats expected, found {found.shape} of {found.dtype}")
+        raise DataError(f"{path}: found {found.shape} of {found.dtype}; {wanted}")
     speeds = np.asarray(found, dtype=np.float64)
     if not (np.isfinite(speeds) & (speeds >= 0)).all():
         joint = int(np.argmin(np.isfinite(speeds) & (speeds >= 0)))

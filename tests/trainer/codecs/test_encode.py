@@ -21,7 +21,6 @@ import pytest
 import torch
 import webdataset
 from pipeline_helpers import digests, omniges, run_preprocess
-from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
 from omniges import publish
@@ -56,20 +55,6 @@ class Halves:
 
     def decode(self, latents: F32) -> F32:
         raise NotImplementedError
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vae")
-    write_vae(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "shards"
-    encode(EncodeSettings(shards=shards, codecs=((NAME, vae),), out=out))
-    return out
 
 
 @pytest.fixture

@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from latent_builders import AUDIO, BOTH, CODECS, GESTURE, GESTURE_CHANNELS, STEM, generated, traced
 from pipeline_helpers import omniges
 from rvqvae_builders import WIDTHS, random_tensors, write_codec
-from training_helpers import SignalAt, checkpoint_of, learned, log_of, losses_of, run
-from vae_builders import write_vae
+from training_helpers import checkpoint_of, learned, log_of, losses_of, run, run_with_signal
 from verify_builders import run as verify
 
 from omniges.errors import DataError, UsageFault
@@ -29,79 +28,43 @@ from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import LoaderSettings
 from omniges.trainer.data.order import RankShare
 from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.trace import TraceSettings, trace
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.feed import Feed
 from omniges.trainer.generate.codecs import CodecFolders
 from omniges.trainer.generate.inputs import read_gesture
 from omniges.trainer.generate.pipeline import OmnigesPipeline
-from omniges.trainer.generate.run import GenerateSettings, generate
-from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generated import read_record
 from omniges.trainer.loop import Ending
-from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import load_model
 
-GESTURE, AUDIO = "gesture-rvqvae", "audioldm2-vae"
-BOTH = {"gesture_codec": GESTURE, "audio_codec": AUDIO}
-CODECS = {"gesture": GESTURE, "audio": AUDIO}
 CPU = torch.device("cpu")
-CHANNELS = 22  # 4 + 5 + 6 + 7 of the small nets
-STEM = "1_synthetica_0_1_1"
 
 Folders = dict[str, Path]
 
 
-def stand_up(folder: Path) -> None:
-    """Let what random nets make stand upright, as recordings must: pelvis about the identity, in 6D (1 0 0, 0 1 0)."""
-    for kind, values in (("mean", [1, 0, 0, 0, 1, 0]), ("std", [0.01] * 6)):
-        path = folder / "mean_std" / f"beatx_2_330_{kind}.npy"
-        array = np.load(path, allow_pickle=False)
-        array[:6] = values
-        np.save(path, array)
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The codecs' folders by name."""
-    folder = tmp_path_factory.mktemp("codecs")
-    write_codec(folder / "rvqvae")
-    stand_up(folder / "rvqvae")
-    write_vae(folder / "vae")
-    return {GESTURE: folder / "rvqvae", AUDIO: folder / "vae"}
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards with the latents of both."""
-    out = tmp_path_factory.mktemp("encoded") / "shards"
-    encode(EncodeSettings(shards=shards, codecs=tuple(folders.items()), out=out))
-    return out
-
-
-@pytest.fixture(scope="module")
-def whole(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(encoded_both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps on both, which was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(encoded, folder, **BOTH, checkpointing_steps=3)
+    run(encoded_both, folder, **BOTH, checkpointing_steps=3)
     return folder
 
 
 class TestShards:
-    def test_are_sound_and_hold_the_codecs_latents_of_whole_clips(self, encoded: Path, folders: Folders) -> None:
-        assert verify(encoded, "deep").findings == ()
+    def test_are_sound_and_hold_the_codecs_latents_of_whole_clips(self, encoded_both: Path, folders: Folders) -> None:
+        assert verify(encoded_both, "deep").findings == ()
         codec = load_codec(GESTURE, folders[GESTURE], CPU)
-        folder = ShardFolder(encoded)
+        folder = ShardFolder(encoded_both)
         for row in folder.rows:
             sample = folder.sample(row)
-            assert sample.latents[GESTURE].shape == (row.frames // 4, CHANNELS)
+            assert sample.latents[GESTURE].shape == (row.frames // 4, GESTURE_CHANNELS)
             np.testing.assert_array_equal(sample.latents[GESTURE], codec.encode(sample.gesture.gesture))
 
-    def test_say_which_codec_and_with_which_options(self, encoded: Path, folders: Folders) -> None:
-        entry = ShardFolder(encoded).codecs[GESTURE]
+    def test_say_which_codec_and_with_which_options(self, encoded_both: Path, folders: Folders) -> None:
+        entry = ShardFolder(encoded_both).codecs[GESTURE]
         assert entry.fingerprint == load_codec(GESTURE, folders[GESTURE], CPU).entry.fingerprint
         assert entry.settings.keys() == {"quantised", "latent_scale", "parts", "tool"}
 
@@ -118,28 +81,23 @@ class TestShards:
 
     @pytest.mark.slow
     def test_the_command_adds_latents_of_both(
-        self, shards: Path, folders: Folders, encoded: Path, tmp_path: Path
+        self, shards: Path, folders: Folders, encoded_both: Path, tmp_path: Path
     ) -> None:
         codecs = [word for name, folder in folders.items() for word in ("--with", f"{name}={folder}")]
         done = omniges("encode", "--shards", shards, *codecs, "--out", tmp_path / "out")
         assert done.returncode == 0, done.stderr
         assert f"{GESTURE}, {AUDIO}: latents of 6 samples (24 s)" in done.stdout
-        found, wanted = ShardFolder(tmp_path / "out"), ShardFolder(encoded)
+        found, wanted = ShardFolder(tmp_path / "out"), ShardFolder(encoded_both)
         for row, other in zip(found.rows, wanted.rows, strict=True):
             latents = [folder.array(own, f"{GESTURE}.npy") for folder, own in ((found, row), (wanted, other))]
             np.testing.assert_allclose(*latents, atol=1e-5)
 
 
-def traced(shards: Path, **changes: Any) -> list[dict[str, Any]]:
-    settings = {"steps": 3, "decode": True, "share": RankShare(batch_size=4), "filters": Filters()}
-    return list(trace(TraceSettings(shards=shards, sequencing=Sequencing(window_ticks=12), **(settings | changes))))
-
-
 class TestWindows:
-    def test_hold_whole_rows_of_both_codecs(self, encoded: Path) -> None:
-        folder = ShardFolder(encoded)
+    def test_hold_whole_rows_of_both_codecs(self, encoded_both: Path) -> None:
+        folder = ShardFolder(encoded_both)
         latents = {row.key: folder.sample(row).latents for row in folder.rows}
-        catalog = read_catalog(encoded, Filters(), CODECS)
+        catalog = read_catalog(encoded_both, Filters(), CODECS)
         settings = LoaderSettings(workers=0)
         share, starts = RankShare(batch_size=5), set()
         with Feed([DataSource(catalog)], Sequencing(window_ticks=12), share, settings, CPU) as feed:
@@ -154,82 +112,73 @@ class TestWindows:
         assert len(starts) > 2
         assert all(start % 4 == 0 for start in starts)
 
-    def test_of_other_lengths_are_refused(self, encoded: Path, tmp_path: Path) -> None:
+    def test_of_other_lengths_are_refused(self, encoded_both: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match=r"--window-ticks 14: a multiple of 4 expected.*gesture-rvqvae.npy"):
-            run(encoded, tmp_path / "run", gesture_codec=GESTURE, window_ticks=14)
+            run(encoded_both, tmp_path / "run", gesture_codec=GESTURE, window_ticks=14)
 
-    def test_are_what_trace_batches_tells(self, encoded: Path, shards: Path) -> None:
+    def test_are_what_trace_batches_tells(self, encoded_both: Path, shards: Path) -> None:
         words = ("--window-ticks", 12, "--batch-size", 4, "--steps", 3, "--decode")
-        told = omniges("trace-batches", "--shards", encoded, *words, "--gesture-codec", GESTURE)
+        told = omniges("trace-batches", "--shards", encoded_both, *words, "--gesture-codec", GESTURE)
         found = [json.loads(line) for line in told.stdout.splitlines()]
-        assert found == traced(encoded, codecs={"gesture": GESTURE})
+        assert found == traced(encoded_both, 12, {"gesture": GESTURE})
         assert all(record["start_tick"] % 4 == 0 for record in found)
-        assert traced(encoded) == traced(shards)  # without a codec, encoded shards are what they were
+        assert traced(encoded_both, 12) == traced(shards, 12)  # without a codec, encoded_both shards are what they were
 
 
 class TestTraining:
     @pytest.mark.parametrize("chosen", [{"gesture_codec": GESTURE}, BOTH])
     def test_all_six_tasks_have_losses_and_none_asks_a_codec(
-        self, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str]
+        self, encoded_both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str]
     ) -> None:
         def never(*_: object, **__: object) -> None:
             raise AssertionError("a codec ran")
 
         monkeypatch.setattr(gesture_codec, "load_gesture_rvqvae", never)
         monkeypatch.setattr(audiovae, "load_audio_vae", never)
-        run(encoded, tmp_path / "run", **chosen, max_train_steps=12, logging_steps=12)
+        run(encoded_both, tmp_path / "run", **chosen, max_train_steps=12, logging_steps=12)
         (line,) = log_of(tmp_path / "run")
         assert {"t2g", "g2t", "a2g", "g2a", "t2a", "a2t"} <= line["tasks"].keys()
         assert all(np.isfinite(loss) for loss in losses_of(tmp_path / "run").values())
 
-    def test_the_checkpoint_says_whose_latents_and_holds_their_statistics(self, whole: Path, encoded: Path) -> None:
+    def test_the_checkpoint_says_whose_latents_and_holds_their_statistics(
+        self, whole: Path, encoded_both: Path
+    ) -> None:
         folder = checkpoint_of(whole, 6)
         codecs = json.loads((folder / "config.json").read_bytes())["codecs"]
-        there = ShardFolder(encoded).codecs
+        there = ShardFolder(encoded_both).codecs
         assert {stream: (c["name"], c["fingerprint"]) for stream, c in codecs.items()} == {
             stream: (name, there[name].fingerprint) for stream, name in CODECS.items()
         }
         model, identity = load_model(find_checkpoint(whole))
         assert identity.tick_multiple == 4
         stream = model.stream("gesture")
-        assert (stream.count(16), stream.channels) == (12, CHANNELS)
+        assert (stream.count(16), stream.channels) == (12, GESTURE_CHANNELS)
         np.testing.assert_allclose(stream.seconds(3).numpy(), np.array([0.5, 1.5, 2.5]) / 7.5, rtol=1e-6)
-        train = [s.latents[GESTURE] for s in samples_of(encoded) if s.row.split == "train"]
+        train = [s.latents[GESTURE] for s in samples_of(encoded_both) if s.row.split == "train"]
         rows = np.concatenate(train).astype(np.float64)
         np.testing.assert_allclose(stream.state_dict()["mean"].numpy(), rows.mean(0), rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(stream.state_dict()["scale"].numpy(), rows.std(0), rtol=1e-5)
 
     @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     def test_stopped_and_resumed_is_never_stopped_to_the_bit(
-        self, whole: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+        self, whole: Path, encoded_both: Path, tmp_path: Path, workers: int
     ) -> None:
-        from omniges.trainer import learner
-
-        stop = SignalAt(signal.SIGTERM, 4)
-        finish = learner.Learner.finish_step
-
-        def counted(self: learner.Learner, step: int) -> Any:
-            stop()
-            return finish(self, step)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(learner.Learner, "finish_step", counted)
-            stopped = run(encoded, tmp_path / "run", **BOTH, num_workers=workers)
+        stopped = run_with_signal(encoded_both, tmp_path / "run", 4, **BOTH, num_workers=workers)
         assert stopped.outcome.ending is Ending.STOPPED
         assert 0 < stopped.step < 6
-        run(encoded, tmp_path / "run", **BOTH, num_workers=workers)
+        run(encoded_both, tmp_path / "run", **BOTH, num_workers=workers)
         assert learned(tmp_path / "run", 6) == learned(whole, 6)
         assert losses_of(tmp_path / "run") == losses_of(whole)
 
     def test_a_run_does_not_go_on_without_its_codec_or_with_another(
-        self, whole: Path, encoded: Path, shards: Path, folders: Folders, tmp_path: Path
+        self, whole: Path, encoded_both: Path, shards: Path, folders: Folders, tmp_path: Path
     ) -> None:
         write_codec(tmp_path / "other", seed=50)
         others = (GESTURE, tmp_path / "other"), (AUDIO, folders[AUDIO])
         encode(EncodeSettings(shards=shards, codecs=others, out=tmp_path / "others"))
         without = {"audio_codec": AUDIO}
         for folder, chosen, words in (
-            (encoded, without, "gesture codec was gesture-rvqvae .*, is None"),
+            (encoded_both, without, "gesture codec was gesture-rvqvae .*, is None"),
             (tmp_path / "others", BOTH, "gesture codec was gesture-rvqvae .*, is gesture-rvqvae"),
         ):
             copy = Path(shutil.copytree(whole, tmp_path / f"run-{len(chosen)}"))
@@ -237,10 +186,10 @@ class TestTraining:
                 run(folder, copy, **chosen, max_train_steps=8)
 
     def test_codecs_of_other_streams_and_shards_without_latents_are_refused(
-        self, encoded: Path, shards: Path, tmp_path: Path
+        self, encoded_both: Path, shards: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(UsageFault, match="codec audioldm2-vae: it is one of audio, not of gesture"):
-            run(encoded, tmp_path / "run", gesture_codec=AUDIO)
+            run(encoded_both, tmp_path / "run", gesture_codec=AUDIO)
         with pytest.raises(
             UsageFault, match="latents of gesture-rvqvae expected, found no latents: run omniges encode"
         ):
@@ -257,34 +206,13 @@ def samples_of(folder: Path) -> list[Any]:
     return [shards.sample(row) for row in shards.rows]
 
 
-def make(checkpoint: Path, out: Path, task: str, codecs: Folders, **sources: Any) -> dict[str, bytes]:
-    generate(
-        GenerateSettings(
-            checkpoint=checkpoint,
-            task=task,
-            out=out,
-            codecs=tuple(codecs.items()),
-            sources=Sources(**sources),
-            sampling=SamplingSettings(steps=2),
-        )
-    )
-    return {path.name: path.read_bytes() for path in out.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def files(corpus: Path) -> dict[str, Any]:
-    """The files of one recording, by what they are given as."""
-    found = {ending: next(corpus.rglob(f"{STEM}.{ending}")) for ending in ("wav", "npz", "TextGrid")}
-    return {"audio": (found["wav"],), "text": (str(found["TextGrid"]),), "gesture": (found["npz"],)}
-
-
 class TestGenerate:
     @pytest.mark.parametrize("task", ["t2g", "g2t", "a2g", "ta2g", pytest.param("g2a", marks=pytest.mark.slow)])
     def test_tasks_of_gesture_from_files_to_files(
-        self, whole: Path, folders: Folders, files: dict[str, Any], tmp_path: Path, task: str
+        self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path, task: str
     ) -> None:
-        given = {name: files[name] for name in TASKS[task].conditions}
-        found = make(whole, tmp_path / "out", task, folders, **given)
+        given = {name: recording[name] for name in TASKS[task].conditions}
+        found = generated(whole, tmp_path / "out", task, folders, **given)
         record = read_record(tmp_path / "out" / f"{STEM}.json")
         assert record.ticks == 40
         assert {stream: codec["name"] for stream, codec in record.model["codecs"].items()} == CODECS
@@ -294,7 +222,7 @@ class TestGenerate:
             assert all(np.isfinite(motion[name]).all() for name in ("poses", "expressions", "trans"))
 
     def test_what_is_made_is_the_codecs_motion_of_the_models_latents(
-        self, whole: Path, folders: Folders, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
         decode = gesture_codec.GestureRvqvae.decode
@@ -305,73 +233,77 @@ class TestGenerate:
 
         monkeypatch.setattr(gesture_codec.GestureRvqvae, "decode", watched)
         own = {GESTURE: folders[GESTURE]}  # no audio is made or given, so its codec is not asked for
-        made = make(whole, tmp_path / "out", "t2g", own, text=files["text"])
+        made = generated(whole, tmp_path / "out", "t2g", own, text=recording["text"])
         (latents,) = seen  # the whole at once: no seams of the codec's
-        assert latents.shape == (30, CHANNELS)
+        assert latents.shape == (30, GESTURE_CHANNELS)
         channels = decode(load_codec(GESTURE, folders[GESTURE], CPU), latents)  # type: ignore[arg-type]
         wanted = motion_from_gesture(GestureClip(channels, np.zeros((120, 9), np.float32), np.zeros(2)))
         motion = np.load(io.BytesIO(made[f"{STEM}.npz"]), allow_pickle=False)
         for name in ("poses", "expressions", "trans"):
             np.testing.assert_array_equal(motion[name], getattr(wanted, name).astype(motion[name].dtype))
-        assert make(whole, tmp_path / "again", "t2g", own, text=files["text"]) == made
+        assert generated(whole, tmp_path / "again", "t2g", own, text=recording["text"]) == made
 
     def test_motion_as_a_file_is_the_condition_that_encoded_shards_hold(
-        self, whole: Path, folders: Folders, files: dict[str, Any], encoded: Path
+        self, whole: Path, folders: Folders, recording: dict[str, Any], encoded_both: Path
     ) -> None:
         entries = load_model(find_checkpoint(whole))[1].codecs
-        given = read_gesture(files["gesture"][0])
+        given = read_gesture(recording["gesture"][0])
         ticks_of = CodecFolders(entries, tuple(folders.items())).ticks_of(given, 40)
-        folder = ShardFolder(encoded)
+        folder = ShardFolder(encoded_both)
         latents = folder.sample(folder.row(STEM)).latents[GESTURE]  # four seconds are whole ticks: all frames are there
         np.testing.assert_allclose(ticks_of(0, 40), latents, atol=1e-5)
         np.testing.assert_allclose(ticks_of(8, 16), latents[6:18], atol=1e-5)
 
-    def test_latents_of_shards_need_no_codec(self, whole: Path, encoded: Path, shards: Path, tmp_path: Path) -> None:
-        make(whole, tmp_path / "a", "g2t", {}, shards=encoded, keys=(STEM,))
+    def test_latents_of_shards_need_no_codec(
+        self, whole: Path, encoded_both: Path, shards: Path, tmp_path: Path
+    ) -> None:
+        generated(whole, tmp_path / "a", "g2t", {}, shards=encoded_both, keys=(STEM,))
         with pytest.raises(UsageFault, match="give --codec gesture-rvqvae=FOLDER"):
-            make(whole, tmp_path / "b", "g2t", {}, shards=shards, keys=(STEM,))
+            generated(whole, tmp_path / "b", "g2t", {}, shards=shards, keys=(STEM,))
 
-    def test_the_pipeline_in_python_gives_channels(self, whole: Path, folders: Folders, files: dict[str, Any]) -> None:
+    def test_the_pipeline_in_python_gives_channels(
+        self, whole: Path, folders: Folders, recording: dict[str, Any]
+    ) -> None:
         pipeline = OmnigesPipeline.from_pretrained(whole, codecs=folders)
-        (sample,) = pipeline("a2g", audio=files["audio"][0], num_inference_steps=2).samples
+        (sample,) = pipeline("a2g", audio=recording["audio"][0], num_inference_steps=2).samples
         assert sample.gesture is not None
         assert sample.gesture.shape == (120, 415)
 
     def test_lengths_are_whole_rows_of_both_codecs(self, whole: Path, folders: Folders, tmp_path: Path) -> None:
-        make(whole, tmp_path / "out", "unconditional", folders, seconds=2.7)
+        generated(whole, tmp_path / "out", "unconditional", folders, seconds=2.7)
         assert read_record(tmp_path / "out" / "unconditional.json").ticks == 24
         with pytest.raises(DataError, match=r"at least 0.4 s expected"):
-            make(whole, tmp_path / "none", "unconditional", folders, seconds=0.3)
+            generated(whole, tmp_path / "none", "unconditional", folders, seconds=0.3)
 
     def test_the_right_codecs_are_asked_for_before_anything_is_made(
-        self, whole: Path, folders: Folders, files: dict[str, Any], tmp_path: Path
+        self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path
     ) -> None:
         other = Path(shutil.copytree(folders[GESTURE], tmp_path / "other"))
         torch.save({"net": random_tensors(77, channels=100, size=7)}, other / "net_300000_face.pth")
-        asked = {"t2g": {"text": files["text"]}, "g2t": {"gesture": files["gesture"]}}
+        asked = {"t2g": {"text": recording["text"]}, "g2t": {"gesture": recording["gesture"]}}
         for task, given in asked.items():
             with pytest.raises(UsageFault, match=r"gesture is latents of gesture-rvqvae: give --codec gesture-rvqvae="):
-                make(whole, tmp_path / "out", task, {AUDIO: folders[AUDIO]}, **given)
+                generated(whole, tmp_path / "out", task, {AUDIO: folders[AUDIO]}, **given)
             with pytest.raises(UsageFault, match="expected as in the checkpoint, found"):
-                make(whole, tmp_path / "out", task, {GESTURE: other}, **given)
+                generated(whole, tmp_path / "out", task, {GESTURE: other}, **given)
         assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anything(
-    whole: Path, folders: Folders, encoded: Path, tmp_path: Path
+    whole: Path, folders: Folders, encoded_both: Path, tmp_path: Path
 ) -> None:
     """Of audio, which only the second task makes."""
     own = ((GESTURE, folders[GESTURE]),)
     source = FromCheckpoint(checkpoint=whole, codecs=own, tasks=("a2g", "t2a"), steps=2, work=tmp_path / "work")
     with pytest.raises(UsageFault, match=r"audio is latents of audioldm2-vae: give --codec audioldm2-vae=FOLDER"):
-        evaluate(EvaluateSettings(shards=encoded, source=source))
+        evaluate(EvaluateSettings(shards=encoded_both, source=source))
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow
-def test_evaluate_makes_and_scores_motion_of_latents(whole: Path, folders: Folders, encoded: Path) -> None:
+def test_evaluate_makes_and_scores_motion_of_latents(whole: Path, folders: Folders, encoded_both: Path) -> None:
     source = FromCheckpoint(checkpoint=whole, codecs=tuple(folders.items()), tasks=("a2g",), steps=2)
-    report = evaluate(EvaluateSettings(shards=encoded, source=source, resamples=20))
+    report = evaluate(EvaluateSettings(shards=encoded_both, source=source, resamples=20))
     assert report.tasks.keys() == {"a2g"}
     found = report.tasks["a2g"]
     assert any(figure.value is not None and np.isfinite(figure.value) for figure in found.figures)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +15,11 @@ import remote_helpers as remote
 import torch
 from hypothesis import given as examples
 from hypothesis import strategies as st
+from latent_builders import AUDIO, STEM, generated, traced
 from pipeline_helpers import run_preprocess
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from training_helpers import TENSOR_FILES, SignalAt, checkpoint_of, learned, log_of, losses_of, run, settings_of
+from training_helpers import TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run, run_with_signal, settings_of
 from vae_builders import write_vae
 
 from omniges.errors import DataError, UsageFault
@@ -34,45 +34,27 @@ from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings
 from omniges.trainer.data.order import ClipOrder, RankShare, text_hashes
 from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.trace import TraceSettings, trace
 from omniges.trainer.feed import Feed
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generated import read_record
 from omniges.trainer.loop import Ending
 from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model
-from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.recipe import TrainSettings, load_settings
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import load_model
 from omniges.trainer.train import train
 
-NAME = "audioldm2-vae"
 CPU = torch.device("cpu")
-AUDIO = {"audio": NAME}
-STEM = "1_synthetica_0_1_1"
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vae")
-    write_vae(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "shards"
-    encode(EncodeSettings(shards=shards, codecs=((NAME, vae),), out=out))
-    return out
+CHOSEN = {"audio": AUDIO}
 
 
 @pytest.fixture(scope="module")
 def whole(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps that was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(encoded, folder, audio_codec=NAME, checkpointing_steps=3)
+    run(encoded, folder, audio_codec=AUDIO, checkpointing_steps=3)
     return folder
 
 
@@ -81,7 +63,7 @@ class TestWindows:
     def test_hold_the_rows_of_their_ticks_and_begin_with_one(self, encoded: Path, workers: int) -> None:
         folder = ShardFolder(encoded)
         samples = {row.key: folder.sample(row) for row in folder.rows}
-        data = [DataSource(read_catalog(encoded, Filters(), AUDIO))]
+        data = [DataSource(read_catalog(encoded, Filters(), CHOSEN))]
         settings = LoaderSettings(workers=workers)
         starts = set()
         with Feed(data, Sequencing(window_ticks=6), RankShare(batch_size=5), settings, CPU) as feed:
@@ -91,7 +73,7 @@ class TestWindows:
                 for row, place in enumerate(feed.places(positions)):
                     sample, start = samples[place.key], place.start_tick
                     starts.add(start)
-                    latents = sample.latents[NAME][start * 5 // 2 :][:15]
+                    latents = sample.latents[AUDIO][start * 5 // 2 :][:15]
                     np.testing.assert_array_equal(windows.arrays["audio"][row].numpy(), latents)
                     gesture = sample.gesture.gesture[start * 3 :][:18]
                     np.testing.assert_array_equal(windows.arrays["gesture"][row].numpy(), gesture)
@@ -99,12 +81,12 @@ class TestWindows:
         assert all(start % 2 == 0 for start in starts)
 
     def test_the_loader_normalises_by_the_train_splits_latents(self, encoded: Path) -> None:
-        data = [DataSource(read_catalog(encoded, Filters(), AUDIO))]
-        statistics = json.loads((encoded / "latents.json").read_bytes())[NAME]
+        data = [DataSource(read_catalog(encoded, Filters(), CHOSEN))]
+        statistics = json.loads((encoded / "latents.json").read_bytes())[AUDIO]
         share = RankShare(batch_size=1)
         with BatchLoader(data, Sequencing(window_ticks=40, shuffle=False), share, LoaderSettings(workers=0)) as loader:
             rows = np.concatenate([batch.audio.numpy()[0] for batch in loader])
-        latents = np.concatenate([s.latents[NAME] for s in map(ShardFolder(encoded).sample, train_rows(encoded))])
+        latents = np.concatenate([s.latents[AUDIO] for s in map(ShardFolder(encoded).sample, train_rows(encoded))])
         wanted = (latents - np.array(statistics["mean"])) / np.array(statistics["std"])
         np.testing.assert_allclose(rows, wanted, atol=1e-4)
 
@@ -134,29 +116,17 @@ class TestWindows:
 
     def test_windows_of_whole_rows_are_asked_for(self, encoded: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match=r"--window-ticks 15: a multiple of 2 expected.*audioldm2-vae.npy"):
-            run(encoded, tmp_path / "run", audio_codec=NAME, window_ticks=15)
+            run(encoded, tmp_path / "run", audio_codec=AUDIO, window_ticks=15)
 
     def test_trace_batches_tells_the_same_windows(self, encoded: Path, shards: Path) -> None:
-        def traced(folder: Path, codecs: dict[str, str]) -> list[dict[str, Any]]:
-            settings = TraceSettings(
-                shards=folder,
-                filters=Filters(),
-                sequencing=Sequencing(window_ticks=6),
-                share=RankShare(batch_size=4),
-                steps=3,
-                decode=True,
-                codecs=codecs,
-            )
-            return list(trace(settings))
-
-        found = traced(encoded, AUDIO)
+        found = traced(encoded, 6, CHOSEN)
         assert all(record["start_tick"] % 2 == 0 for record in found)
-        data = [DataSource(read_catalog(encoded, Filters(), AUDIO))]
+        data = [DataSource(read_catalog(encoded, Filters(), CHOSEN))]
         with Feed(data, Sequencing(window_ticks=6), RankShare(batch_size=4), LoaderSettings(workers=0), CPU) as feed:
             places = [place for _ in range(3) for place in feed.places(feed.next()[1])]
         assert [(r["key"], r["start_tick"]) for r in found] == [(p.key, p.start_tick) for p in places]
         # Without a codec, encoded shards are read as they were before.
-        assert traced(encoded, {}) == traced(shards, {})
+        assert traced(encoded, 6) == traced(shards, 6)
 
 
 def train_rows(folder: Path) -> list[Any]:
@@ -171,7 +141,7 @@ class TestTraining:
             raise AssertionError("the codec ran")
 
         monkeypatch.setattr(audiovae, "load_audio_vae", never)
-        run(encoded, tmp_path / "run", audio_codec=NAME, max_train_steps=12, logging_steps=12)
+        run(encoded, tmp_path / "run", audio_codec=AUDIO, max_train_steps=12, logging_steps=12)
         (line,) = log_of(tmp_path / "run")
         assert {"t2g", "g2t", "a2g", "g2a", "t2a", "a2t"} <= line["tasks"].keys()
         assert line["streams"].keys() == {"gesture", "text", "audio"}
@@ -205,8 +175,8 @@ class TestTraining:
     def test_the_checkpoint_says_whose_latents_and_holds_their_statistics(self, whole: Path, encoded: Path) -> None:
         folder = checkpoint_of(whole, 6)
         config = json.loads((folder / "config.json").read_bytes())["codecs"]["audio"]
-        entry = ShardFolder(encoded).codecs[NAME]
-        assert (config["name"], config["fingerprint"]) == (NAME, entry.fingerprint)
+        entry = ShardFolder(encoded).codecs[AUDIO]
+        assert (config["name"], config["fingerprint"]) == (AUDIO, entry.fingerprint)
         assert (folder / "latents.json").read_bytes() == (encoded / "latents.json").read_bytes()
         provenance = json.loads((folder / "provenance.json").read_bytes())["data"][0]
         assert provenance["codecs"]["audio"]["settings"]["loudness"] == "none"
@@ -214,45 +184,34 @@ class TestTraining:
         assert identity.codecs["audio"].rows_per_tick * 10 == 25
         assert model.stream("audio").count(16) == 40
         np.testing.assert_allclose(model.stream("audio").seconds(3).numpy(), [0.02, 0.06, 0.1], rtol=1e-6)
-        saved = json.loads((encoded / "latents.json").read_bytes())[NAME]
+        saved = json.loads((encoded / "latents.json").read_bytes())[AUDIO]
         np.testing.assert_allclose(model.stream("audio").state_dict()["mean"].numpy(), saved["mean"], rtol=1e-6)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_stopped_and_resumed_is_never_stopped_to_the_bit(
-        self, whole: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+        self, whole: Path, encoded: Path, tmp_path: Path, workers: int
     ) -> None:
-        from omniges.trainer import learner
-
-        stop = SignalAt(signal.SIGTERM, 4)
-        finish = learner.Learner.finish_step
-
-        def counted(self: learner.Learner, step: int) -> Any:
-            stop()
-            return finish(self, step)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(learner.Learner, "finish_step", counted)
-            stopped = run(encoded, tmp_path / "run", audio_codec=NAME, num_workers=workers)
+        stopped = run_with_signal(encoded, tmp_path / "run", 4, audio_codec=AUDIO, num_workers=workers)
         assert stopped.outcome.ending is Ending.STOPPED
         assert 0 < stopped.step < 6
-        run(encoded, tmp_path / "run", audio_codec=NAME, num_workers=workers)
+        run(encoded, tmp_path / "run", audio_codec=AUDIO, num_workers=workers)
         assert learned(tmp_path / "run", 6) == learned(whole, 6)
         assert losses_of(tmp_path / "run") == losses_of(whole)
 
     def test_from_a_url_it_is_the_same(self, whole: Path, encoded: Path, tmp_path: Path) -> None:
         with remote.web_server(encoded) as web:
-            run(web.url, tmp_path / "run", audio_codec=NAME, cache_dir=tmp_path / "cache", checkpointing_steps=3)
+            run(web.url, tmp_path / "run", audio_codec=AUDIO, cache_dir=tmp_path / "cache", checkpointing_steps=3)
             assert web.requests["latents.json"] == 1
         assert learned(tmp_path / "run", 6) == learned(whole, 6)
 
     @pytest.mark.parametrize("prediction", ["clean", "velocity"])
     def test_losses_are_mean_squares_of_what_the_head_gives(self, encoded: Path, prediction: Any) -> None:
-        catalog = read_catalog(encoded, Filters(), AUDIO)
+        catalog = read_catalog(encoded, Filters(), CHOSEN)
         config = ModelConfig(width=16, layers=1, heads=2, audio_prediction=prediction)
-        latents = {"audio": CodecLatents(catalog.codecs["audio"], catalog.latents[NAME])}
+        latents = {"audio": CodecLatents(catalog.codecs["audio"], catalog.latents[AUDIO])}
         model = build_model(config, statistics=catalog.statistics, pieces=300, speakers=1, codecs=latents)
         stream = model.stream("audio")
-        rows = torch.from_numpy(ShardFolder(encoded).sample(train_rows(encoded)[0]).latents[NAME][:10].copy())[None]
+        rows = torch.from_numpy(ShardFolder(encoded).sample(train_rows(encoded)[0]).latents[AUDIO][:10].copy())[None]
         clean, noise, output = stream.tokens(rows), torch.randn(1, 10, 128), torch.randn(1, 10, 128)
         target = clean if prediction == "clean" else noise - clean
         wanted = (output - target).square().mean((1, 2))
@@ -265,19 +224,19 @@ class TestRefusals:
         with pytest.raises(
             UsageFault, match=r"latents of audioldm2-vae expected, found no latents: run omniges encode"
         ):
-            run(shards, tmp_path / "run", audio_codec=NAME)
+            run(shards, tmp_path / "run", audio_codec=AUDIO)
 
     @pytest.fixture
     def others(self, shards: Path, tmp_path: Path) -> Path:
         """The same recordings, encoded by another codec of the same name."""
         write_vae(tmp_path / "other", seed=1)
-        encode(EncodeSettings(shards=shards, codecs=((NAME, tmp_path / "other"),), out=tmp_path / "others"))
+        encode(EncodeSettings(shards=shards, codecs=((AUDIO, tmp_path / "other"),), out=tmp_path / "others"))
         return tmp_path / "others"
 
     def test_a_run_does_not_go_on_with_latents_of_another_codec(
         self, whole: Path, others: Path, shards: Path, tmp_path: Path
     ) -> None:
-        for folder, codec, words in ((others, NAME, "audio codec was audioldm2-vae"), (shards, None, "is None")):
+        for folder, codec, words in ((others, AUDIO, "audio codec was audioldm2-vae"), (shards, None, "is None")):
             copy = Path(shutil.copytree(whole, tmp_path / f"run-{codec}"))
             with pytest.raises(UsageFault, match=words):
                 run(folder, copy, audio_codec=codec, max_train_steps=8)
@@ -285,54 +244,38 @@ class TestRefusals:
     def test_folders_of_a_mixture_have_one_codec(self, encoded: Path, others: Path, tmp_path: Path) -> None:
         both = (str(encoded), str(others))
         with pytest.raises(UsageFault, match=r"latents of audioldm2-vae \w+… expected as in .*, found"):
-            train(TrainSettings(shards=both, output_dir=tmp_path / "run", audio_codec=NAME, window_ticks=16))
+            train(TrainSettings(shards=both, output_dir=tmp_path / "run", audio_codec=AUDIO, window_ticks=16))
 
     def test_damaged_latents_are_told_with_their_place(self, encoded: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(encoded, tmp_path / "s"))
         row = train_rows(folder)[0]
         data = bytearray((folder / row.shard).read_bytes())
-        data[row.members[f"{NAME}.npy"].offset + 500] ^= 1
+        data[row.members[f"{AUDIO}.npy"].offset + 500] ^= 1
         (folder / row.shard).write_bytes(data)
-        with pytest.raises(DataError, match=rf"{row.key}.{NAME}.npy at byte \d+: sha256"):
-            run(folder, tmp_path / "run", audio_codec=NAME)
+        with pytest.raises(DataError, match=rf"{row.key}.{AUDIO}.npy at byte \d+: sha256"):
+            run(folder, tmp_path / "run", audio_codec=AUDIO)
 
     def test_the_setting_stands_in_a_recipe_too(self, encoded: Path, tmp_path: Path) -> None:
         recipe = tmp_path / "r.yaml"
-        recipe.write_text(f"audio-codec: {NAME}\n")
-        assert load_settings(recipe, {}).codecs == AUDIO
+        recipe.write_text(f"audio-codec: {AUDIO}\n")
+        assert load_settings(recipe, {}).codecs == CHOSEN
         assert settings_of(encoded, tmp_path).codecs == {}
 
 
-STEPS = SamplingSettings(steps=2)
-
-
 def make(checkpoint: Path, out: Path, task: str, vae: Path | None = None, **sources: Any) -> dict[str, bytes]:
-    codecs = () if vae is None else ((NAME, vae),)
-    generate(
-        GenerateSettings(
-            checkpoint=checkpoint, task=task, out=out, codecs=codecs, sources=Sources(**sources), sampling=STEPS
-        )
-    )
-    return {path.name: path.read_bytes() for path in out.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def files(corpus: Path) -> dict[str, Any]:
-    """The files of one recording, by what they are given as."""
-    found = {ending: next(corpus.rglob(f"{STEM}.{ending}")) for ending in ("wav", "npz", "TextGrid")}
-    return {"audio": (found["wav"],), "text": (str(found["TextGrid"]),), "gesture": (found["npz"],)}
+    return generated(checkpoint, out, task, {} if vae is None else {AUDIO: vae}, **sources)
 
 
 class TestGenerate:
     @pytest.mark.parametrize("task", [name for name in TASKS if name != "joint"])
     def test_every_task_from_files_to_files(
-        self, whole: Path, vae: Path, files: dict[str, Any], tmp_path: Path, task: str
+        self, whole: Path, vae: Path, recording: dict[str, Any], tmp_path: Path, task: str
     ) -> None:
-        given = {name: files[name] for name in TASKS[task].conditions}
+        given = {name: recording[name] for name in TASKS[task].conditions}
         found = make(whole, tmp_path / "out", task, vae, **given)
         record = read_record(tmp_path / "out" / f"{STEM}.json")
         assert record.ticks == 40
-        assert record.model["codecs"]["audio"]["name"] == NAME
+        assert record.model["codecs"]["audio"]["name"] == AUDIO
         if f"{STEM}.mel.npy" in found:
             mel = np.load(tmp_path / "out" / f"{STEM}.mel.npy", allow_pickle=False)
             assert mel.shape == (400, 64)
@@ -340,7 +283,7 @@ class TestGenerate:
         assert make(whole, tmp_path / "again", task, vae, **given) == found
 
     def test_what_is_made_is_the_codecs_mel_of_the_models_latents(
-        self, whole: Path, vae: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, whole: Path, vae: Path, recording: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
         decode = audiovae.AudioVae.decode
@@ -350,11 +293,11 @@ class TestGenerate:
             return decode(self, latents)
 
         monkeypatch.setattr(audiovae.AudioVae, "decode", watched)
-        make(whole, tmp_path / "out", "t2a", vae, text=files["text"])
+        make(whole, tmp_path / "out", "t2a", vae, text=recording["text"])
         (latents,) = seen  # the whole at once: no seams of the codec's
         assert latents.shape == (100, 128)
         mel = np.load(tmp_path / "out" / f"{STEM}.mel.npy", allow_pickle=False)
-        np.testing.assert_array_equal(mel, load_codec(NAME, vae, CPU).decode(latents))
+        np.testing.assert_array_equal(mel, load_codec(AUDIO, vae, CPU).decode(latents))
 
     def test_of_encoded_shards_conditions_need_no_codec(
         self, whole: Path, vae: Path, encoded: Path, shards: Path, tmp_path: Path
@@ -367,13 +310,13 @@ class TestGenerate:
             make(whole, tmp_path / "c", "a2g", shards=shards, keys=(key,))
 
     def test_audio_files_are_as_loud_as_what_the_model_learned_from(
-        self, corpus: Path, vae: Path, files: dict[str, Any], tmp_path: Path
+        self, corpus: Path, vae: Path, recording: dict[str, Any], tmp_path: Path
     ) -> None:
         run_preprocess(corpus, tmp_path / "peak", loudness="peak")
-        summary = encode(EncodeSettings(shards=tmp_path / "peak", codecs=((NAME, vae),)))
+        summary = encode(EncodeSettings(shards=tmp_path / "peak", codecs=((AUDIO, vae),)))
         assert not summary.remarks
-        run(tmp_path / "peak", tmp_path / "run", audio_codec=NAME, max_train_steps=1)
-        make(tmp_path / "run", tmp_path / "a", "a2g", vae, audio=files["audio"])
+        run(tmp_path / "peak", tmp_path / "run", audio_codec=AUDIO, max_train_steps=1)
+        make(tmp_path / "run", tmp_path / "a", "a2g", vae, audio=recording["audio"])
         make(tmp_path / "run", tmp_path / "b", "a2g", shards=tmp_path / "peak", keys=(STEM,))
         a, b = (np.load(tmp_path / name / f"{STEM}.npz", allow_pickle=False)["poses"] for name in "ab")
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -387,7 +330,7 @@ class TestGenerate:
             make(whole, tmp_path / "none", "unconditional", vae, seconds=0.1)
 
     def test_refusals_before_anything_is_made(
-        self, whole: Path, vae: Path, files: dict[str, Any], shards: Path, tmp_path: Path
+        self, whole: Path, vae: Path, recording: dict[str, Any], shards: Path, tmp_path: Path
     ) -> None:
         other = tmp_path / "other"
         shutil.copytree(vae, other)
@@ -396,19 +339,19 @@ class TestGenerate:
         save_file(weights, other / "diffusion_pytorch_model.safetensors")
         for folder, words in ((None, "give --codec"), (other, "expected as in the checkpoint, found")):
             with pytest.raises(UsageFault, match=words):
-                make(whole, tmp_path / "out", "t2a", folder, text=files["text"])
+                make(whole, tmp_path / "out", "t2a", folder, text=recording["text"])
             with pytest.raises(UsageFault, match=words):
-                make(whole, tmp_path / "out", "a2t", folder, audio=files["audio"])
+                make(whole, tmp_path / "out", "a2t", folder, audio=recording["audio"])
         run(shards, tmp_path / "plain", max_train_steps=1)
         with pytest.raises(UsageFault, match="the model has no codec: leave it away"):
-            make(tmp_path / "plain", tmp_path / "out", "t2g", vae, text=files["text"])
+            make(tmp_path / "plain", tmp_path / "out", "t2g", vae, text=recording["text"])
         with pytest.raises(UsageFault, match=r"overlap: 3 ticks found; expected a multiple of 2"):
             generate(
                 GenerateSettings(
                     checkpoint=whole,
                     task="t2g",
                     out=tmp_path / "out",
-                    sources=Sources(text=files["text"]),
+                    sources=Sources(text=recording["text"]),
                     overlap_ticks=3,
                 )
             )

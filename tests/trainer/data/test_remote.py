@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,19 @@ def shard_bytes(source: RemoteShards, name: str = SHARD) -> bytes:
 
 def shard_names(folder: Path) -> list[str]:
     return list(read_dataset(folder)["shards"])
+
+
+def secretive(url: str) -> str:
+    """The URL with a password and a signature."""
+    return url.replace("://", "://reader:hunter2hunter2@") + "?sig=abcdef0123456789"
+
+
+def damage(path: Path) -> None:
+    """Write over some bytes of a file, at a time that differs from that of its last change."""
+    time.sleep(0.02)  # the kernel's time stamps are some milliseconds coarse
+    with path.open("r+b") as stream:
+        stream.seek(700)
+        stream.write(b"damage")
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +164,12 @@ class TestS3:
     def test_a_corrupted_cache_file_is_fetched_again(self, bucket: remote.S3, shards: Path, tmp_path: Path) -> None:
         with opened(bucket.url, settings(tmp_path)) as source:
             shard_bytes(source)
-            time.sleep(0.02)  # the kernel's time stamps are some milliseconds coarse
-            with (source.folder / SHARD).open("r+b") as stream:
-                stream.seek(700)
-                stream.write(b"damage")
+            damage(source.folder / SHARD)
             assert shard_bytes(source) == (shards / SHARD).read_bytes()
             assert (source.counts.damaged, source.counts.fills) == (1, 6)  # four small files, the shard twice
 
     def test_an_object_of_the_wrong_length(self, endpoint: str, shards: Path, tmp_path: Path) -> None:
-        wrong = tmp_path / "wrong"
-        wrong.mkdir()
-        for path in shards.iterdir():
-            (wrong / path.name).write_bytes(path.read_bytes())
+        wrong = Path(shutil.copytree(shards, tmp_path / "wrong"))
         size = (shards / SHARD).stat().st_size
         os.truncate(wrong / SHARD, size - 512)
         url = remote.upload(endpoint, "wrong", wrong).url
@@ -221,7 +229,7 @@ class TestTraining:
     def test_a_run_over_a_url_is_that_over_the_folder_and_keeps_no_credentials(
         self, web: remote.Web, shards: Path, tmp_path: Path
     ) -> None:
-        url = web.url.replace("://", "://reader:hunter2hunter2@") + "?sig=abcdef0123456789"
+        url = secretive(web.url)
         validation = {"validation_steps": 4, "validation_windows": 1, "validation_sampling_steps": 1}
         validation |= {"validation_samples": 1, "max_train_steps": 4, "num_workers": 1}
         training.run(shards, tmp_path / "here", **validation)
@@ -255,7 +263,7 @@ class TestReading:
     def test_batches_are_those_of_the_original_and_the_state_has_no_credentials(
         self, web: remote.Web, shards: Path, tmp_path: Path, workers: int
     ) -> None:
-        url = web.url.replace("://", "://reader:hunter2hunter2@") + "?sig=abcdef0123456789"
+        url = secretive(web.url)
 
         def batches(source: LocalShards | RemoteShards) -> tuple[list[bytes], str]:
             data = DataSource(read_catalog(source.folder, Filters()), shards=source)
@@ -355,7 +363,7 @@ class TestMisbehaviour:
         assert web.requests[SHARD] == 1
 
     def test_signatures_and_passwords_are_nowhere(self, web: remote.Web, tmp_path: Path) -> None:
-        url = web.url.replace("://", "://reader:hunter2hunter2@") + "?sig=abcdef0123456789"
+        url = secretive(web.url)
         web.plan[SHARD] = [remote.fail(503), remote.flip, remote.cut(10)]
         with opened(url, settings(tmp_path)) as source:
             with pytest.raises(EnvironmentFault) as caught:
@@ -372,10 +380,7 @@ class TestMisbehaviour:
     def test_a_set_that_changes_is_noticed(self, web: remote.Web, shards: Path, tmp_path: Path) -> None:
         """Another dataset.json is another folder; shards replaced under a running process are refused."""
         with opened(web.url, settings(tmp_path / "cache")) as source:
-            changed = tmp_path / "changed"
-            changed.mkdir()
-            for path in shards.iterdir():
-                (changed / path.name).write_bytes(path.read_bytes())
+            changed = Path(shutil.copytree(shards, tmp_path / "changed"))
             document = {k: v for k, v in read_dataset(shards).items() if k != "checksum"} | {"note": "new"}
             (changed / "dataset.json").write_bytes(seal(document))
             (changed / SHARD).write_bytes((shards / SHARD).read_bytes() + bytes(512))
@@ -436,10 +441,7 @@ class TestCache:
     def test_a_damaged_file_is_fetched_again(self, web: remote.Web, shards: Path, tmp_path: Path) -> None:
         with opened(web.url, settings(tmp_path)) as source:
             shard_bytes(source)
-            time.sleep(0.02)  # the kernel's time stamps are some milliseconds coarse
-            with (source.folder / SHARD).open("r+b") as stream:
-                stream.seek(700)
-                stream.write(b"damage")
+            damage(source.folder / SHARD)
             assert shard_bytes(source) == (shards / SHARD).read_bytes()
             assert (web.requests[SHARD], source.counts.damaged) == (2, 1)
 

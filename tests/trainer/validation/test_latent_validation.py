@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latent_builders import AUDIO, BOTH, CODECS, GESTURE, encoded_shards, write_codecs
+from latent_builders import AUDIO, BOTH, CODECS, GESTURE
 from pipeline_helpers import run_preprocess
 from training_helpers import Collected, SignalAt, checkpoint_of, learned, log_of, losses_of, run, settings_of
 from vae_builders import write_vae
@@ -54,41 +54,31 @@ METRIC = {"gesture": "frechet_gesture_distance", "audio": "log_mel_l1", "text": 
 Folders = dict[str, Path]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return write_codecs(tmp_path_factory.mktemp("codecs"))
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return encoded_shards(shards, tmp_path_factory.mktemp("encoded") / "shards", folders)
-
-
 def given(folders: Folders) -> tuple[str, ...]:
     return tuple(f"{name}={folder}" for name, folder in folders.items())
 
 
 @pytest.fixture(scope="module")
-def plain(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(encoded_both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps without validation."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    run(encoded, folder, **BOTH)
+    run(encoded_both, folder, **BOTH)
     return folder
 
 
 @pytest.fixture(scope="module")
-def decoded(encoded: Path, folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decoded(encoded_both: Path, folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with two validations that decode."""
     folder = tmp_path_factory.mktemp("decoded") / "run"
-    run(encoded, folder, **VALIDATED, validation_codec=given(folders))
+    run(encoded_both, folder, **VALIDATED, validation_codec=given(folders))
     return folder
 
 
 @pytest.fixture(scope="module")
-def undecoded(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undecoded(encoded_both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with two validations that have no codec."""
     folder = tmp_path_factory.mktemp("undecoded") / "run"
-    run(encoded, folder, **VALIDATED)
+    run(encoded_both, folder, **VALIDATED)
     return folder
 
 
@@ -112,7 +102,7 @@ class TestTrainingIsUntouched:
         assert losses_of(folder) == losses_of(plain)
 
     def test_each_codec_is_loaded_once_frozen_and_left_as_it_was(
-        self, encoded: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         loaded: list[Any] = []
         inner = codec_module.load_codec
@@ -124,7 +114,7 @@ class TestTrainingIsUntouched:
         monkeypatch.setattr(codec_module, "load_codec", counted)
         settings = {**BARE, "validation_steps": 1, "validation_windows": 1, "max_train_steps": 2}
         generators = torch.get_rng_state()
-        run(encoded, tmp_path, **settings, validation_codec=given(folders))
+        run(encoded_both, tmp_path, **settings, validation_codec=given(folders))
         assert torch.equal(torch.get_rng_state(), generators)
         assert sorted(codec.entry.name for codec in loaded) == [AUDIO, GESTURE]
         for codec in loaded:
@@ -137,15 +127,15 @@ class TestTrainingIsUntouched:
                     assert torch.equal(tensor, other.state_dict()[name])
 
     def test_none_is_loaded_by_a_run_that_does_not_validate(
-        self, encoded: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(codec_module, "load_codec", None)
-        run(encoded, tmp_path, **BOTH, max_train_steps=1, validation_codec=given(folders))
+        run(encoded_both, tmp_path, **BOTH, max_train_steps=1, validation_codec=given(folders))
 
 
-def test_windows_have_the_latents_that_the_loader_gives(encoded: Path) -> None:
-    held_out = open_held_out([DataSource(read_catalog(encoded, Filters(), CODECS))], TICKS, 1000, 4)
-    val = [DataSource(read_catalog(encoded, Filters(split="val"), CODECS))]
+def test_windows_have_the_latents_that_the_loader_gives(encoded_both: Path) -> None:
+    held_out = open_held_out([DataSource(read_catalog(encoded_both, Filters(), CODECS))], TICKS, 1000, 4)
+    val = [DataSource(read_catalog(encoded_both, Filters(split="val"), CODECS))]
     entries = val[0].catalog.codecs
     folder, _ = held_out.read(SlotCodec(val[0].catalog.tokenizer), entries.values())
     sequencing, share = Sequencing(window_ticks=TICKS, shuffle=False), RankShare(batch_size=64)
@@ -195,7 +185,7 @@ class TestWithoutTheCodecs:
         assert len(list((folder / "pictures").iterdir())) == 2
 
     def test_only_tasks_that_can_be_scored_are_sampled(
-        self, encoded: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sampled: list[str] = []
         inner = run_module.sample_windows
@@ -207,7 +197,7 @@ class TestWithoutTheCodecs:
         monkeypatch.setattr(run_module, "sample_windows", watched)
         told = Collected()
         monkeypatch.setattr(train_module, "make_reporter", lambda speaks: told)
-        run(encoded, tmp_path, **BARE, validation_codec=(f"{AUDIO}={folders[AUDIO]}",))
+        run(encoded_both, tmp_path, **BARE, validation_codec=(f"{AUDIO}={folders[AUDIO]}",))
         assert sorted(sampled) == ["a2t", "g2a", "g2t", "t2a"]
         assert "validation decodes audio with audioldm2-vae" in told.remarks
         (lost,) = [remark for remark in told.remarks if "not computed" in remark]
@@ -228,7 +218,7 @@ class TestWithTheCodecs:
 
     @pytest.mark.parametrize(("task", "ending"), [("a2g", ".npz"), ("t2a", ".mel.npy"), ("g2t", ".TextGrid")])
     def test_results_are_those_that_generate_makes_with_the_averages(
-        self, task: str, ending: str, decoded: Path, encoded: Path, folders: Folders, tmp_path: Path
+        self, task: str, ending: str, decoded: Path, encoded_both: Path, folders: Folders, tmp_path: Path
     ) -> None:
         folder = decoded / "validation/step-000006" / task
         (path,) = [path for path in folder.glob("*.json") if (read_record(path).source or {})["start_tick"] == 0]
@@ -239,7 +229,7 @@ class TestWithTheCodecs:
             task=task,
             out=tmp_path / "generated",
             codecs=tuple(folders.items()),
-            sources=Sources(shards=encoded, keys=(key,), seconds=1.6),
+            sources=Sources(shards=encoded_both, keys=(key,), seconds=1.6),
             sampling=SamplingSettings(steps=2),
             overlap_ticks=0,
             seed=VALIDATION_SEED,
@@ -257,8 +247,8 @@ class TestWithTheCodecs:
         else:
             assert ours == other
 
-    def test_records_name_the_latents_that_were_given(self, decoded: Path, encoded: Path) -> None:
-        shards = ShardFolder(encoded)
+    def test_records_name_the_latents_that_were_given(self, decoded: Path, encoded_both: Path) -> None:
+        shards = ShardFolder(encoded_both)
         for task, stream in (("a2g", "audio"), ("g2a", "gesture")):
             path = next((decoded / "validation/step-000006" / task).glob("*.json"))
             (entry,) = read_record(path).inputs
@@ -268,15 +258,17 @@ class TestWithTheCodecs:
             assert Path(shard).is_file()
             assert entry["sha256"] == shards.row(key).members[f"{CODECS[stream]}.npy"].sha256
 
-    def test_the_best_step_can_go_by_what_was_decoded(self, encoded: Path, folders: Folders, tmp_path: Path) -> None:
+    def test_the_best_step_can_go_by_what_was_decoded(
+        self, encoded_both: Path, folders: Folders, tmp_path: Path
+    ) -> None:
         settings = {**BARE, "best_metric": "t2a/log_mel_l1"}
-        summary = run(encoded, tmp_path, **settings, validation_codec=given(folders))
+        summary = run(encoded_both, tmp_path, **settings, validation_codec=given(folders))
         assert summary.best is not None
         assert summary.best.value == last(tmp_path)["metrics"]["t2a"]["log_mel_l1"]
         assert (tmp_path / "best").resolve() == checkpoint_of(tmp_path, 3).resolve()
 
     def test_a_signal_while_decoding_saves_and_is_made_up_for(
-        self, encoded: Path, folders: Folders, tmp_path: Path, decoded: Path
+        self, encoded_both: Path, folders: Folders, tmp_path: Path, decoded: Path
     ) -> None:
         settings = {**VALIDATED, "validation_samples": 0, "validation_codec": given(folders)}
         stop, inner = SignalAt(signal.SIGTERM, 2), Decoders.decoded
@@ -287,24 +279,24 @@ class TestWithTheCodecs:
                 return inner(self, name, array)
 
             patch.setattr(Decoders, "decoded", stopping)
-            summary = run(encoded, tmp_path, **settings)
+            summary = run(encoded_both, tmp_path, **settings)
         assert summary.outcome.exit_code is ExitCode.STOPPED
         assert summary.step == 3
         assert not log_of(tmp_path, "validation")
-        run(encoded, tmp_path, **settings)
+        run(encoded_both, tmp_path, **settings)
         assert figures_of(tmp_path) == figures_of(decoded)
         assert learned(tmp_path, 6) == learned(decoded, 6)
 
 
 class TestRefusals:
-    def test_another_codec_than_that_of_the_shards(self, encoded: Path, tmp_path: Path) -> None:
+    def test_another_codec_than_that_of_the_shards(self, encoded_both: Path, tmp_path: Path) -> None:
         write_vae(tmp_path / "other", seed=1)
         with pytest.raises(
             UsageFault, match=r"--validation-codec audioldm2-vae=.*: fingerprint \w+… expected as in the shards, found"
         ):
-            run(encoded, tmp_path / "run", **BARE, validation_codec=(f"{AUDIO}={tmp_path / 'other'}",))
+            run(encoded_both, tmp_path / "run", **BARE, validation_codec=(f"{AUDIO}={tmp_path / 'other'}",))
         with pytest.raises(UsageFault, match=r"a folder with the codec's files expected, found none"):
-            run(encoded, tmp_path / "run", **BARE, validation_codec=(f"{AUDIO}={tmp_path / 'none'}",))
+            run(encoded_both, tmp_path / "run", **BARE, validation_codec=(f"{AUDIO}={tmp_path / 'none'}",))
 
     @pytest.mark.parametrize(
         ("codecs", "own", "words"),
@@ -322,7 +314,7 @@ class TestRefusals:
         assert "\n" not in str(refused.value)
 
     def test_a_best_metric_that_needs_a_codec_which_is_not_given(
-        self, encoded: Path, folders: Folders, tmp_path: Path
+        self, encoded_both: Path, folders: Folders, tmp_path: Path
     ) -> None:
         words = (
             r"--best-metric a2g/frechet_gesture_distance: not computed in this run, for gesture is latents of "
@@ -331,7 +323,7 @@ class TestRefusals:
         for steps in (3, None):  # by default it validates too
             settings = {**BARE, "validation_steps": steps, "best_metric": "a2g/frechet_gesture_distance"}
             with pytest.raises(UsageFault, match=words):
-                run(encoded, tmp_path / "run", **settings, validation_codec=(f"{AUDIO}={folders[AUDIO]}",))
+                run(encoded_both, tmp_path / "run", **settings, validation_codec=(f"{AUDIO}={folders[AUDIO]}",))
         assert not (tmp_path / "run/log.jsonl").exists()
 
     def test_windows_that_fit_into_no_recording_say_which_whole_rows_do(self, shards: Path) -> None:
