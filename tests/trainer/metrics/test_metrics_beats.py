@@ -15,6 +15,7 @@ from omniges.trainer.metrics.beats import (
     beat_consistency,
     beat_score,
     joint_speeds,
+    least_frames,
     mean_joint_speeds,
     motion_beats,
 )
@@ -115,6 +116,21 @@ class TestAgainstTheDefinition:
     def test_audio_too_short_for_the_crop(self, name, samples):
         with pytest.raises(DataError, match="after the crop"):
             audio_beats(np.ones(samples, dtype=np.float32), 300, profile(name).beats)
+
+    def test_the_shortest_clip_that_can_have_beats(self, name):
+        """Longer ones may still be without an onset; shorter ones are always refused."""
+        settings = profile(name).beats
+
+        def refusal(frames):
+            audio = np.random.default_rng(0).normal(0, 0.1, frames * 16000 // 30)
+            try:
+                audio_beats(audio, frames, settings)
+            except DataError as error:
+                return str(error)
+            return ""
+
+        assert "after the crop" in refusal(least_frames(settings) - 1)
+        assert "after the crop" not in refusal(least_frames(settings))
 
     def test_no_audio_at_all(self, name):
         with pytest.raises(DataError, match="audio: found 0"):
