@@ -247,6 +247,24 @@ class TestWithTheCodecs:
         else:
             assert ours == other
 
+    def test_decoding_is_not_in_the_precision_of_training(
+        self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reduced: dict[str, list[bool]] = {"sampling": [], "decoding": []}
+
+        def watched(stage: str, inner: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                reduced[stage].append(torch.is_autocast_enabled("cpu"))
+                return inner(*arguments)
+
+            return call
+
+        monkeypatch.setattr(run_module, "sample_windows", watched("sampling", run_module.sample_windows))
+        monkeypatch.setattr(Decoders, "decoded", watched("decoding", Decoders.decoded))
+        settings = {**BARE, "validation_windows": 1, "mixed_precision": "bf16"}
+        run(encoded_both, tmp_path, **settings, validation_codec=given(folders))
+        assert reduced == {"sampling": [True] * 6, "decoding": [False] * 6}
+
     def test_records_name_the_latents_that_were_given(self, decoded: Path, encoded_both: Path) -> None:
         shards = ShardFolder(encoded_both)
         for task, stream in (("a2g", "audio"), ("g2a", "gesture")):
