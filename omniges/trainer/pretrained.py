@@ -33,10 +33,8 @@ from omniges.trainer.saved import ModelIdentity, load_identity
 __all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_tokens", "open_start"]
 
 _SPEAKERS: Final = "trunk.speaker.weight"
-_OF_TOKENS: Final = frozenset(
-    {"piece_width", "mark_width", "gesture_prediction", "audio_prediction", "blank_weight", "absent"}
-)
-_OF_TRAINING: Final = frozenset({"blank_weight", "absent"})
+_OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
+_OF_TOKENS: Final = _OF_TRAINING | {"piece_width", "mark_width", "gesture_prediction", "audio_prediction"}
 
 
 @dataclass(frozen=True, slots=True)

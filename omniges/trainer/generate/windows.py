@@ -48,7 +48,7 @@ class WindowSettings:
 
     window_ticks: int
     overlap_ticks: int
-    windows: int = 16
+    windows: int = 8
     """Windows of a stretch, and about as many as go through the model at once."""
     tick_multiple: int = 1
     """Ticks that windows, overlaps and timelines are multiples of, so that all streams have whole tokens in them."""

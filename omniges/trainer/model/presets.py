@@ -6,6 +6,7 @@ the tokenizer and the speakers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -64,6 +65,10 @@ class ModelConfig:
     """Features that tell a slot's marks."""
     gesture_prediction: Prediction = "clean"
     audio_prediction: Prediction = "clean"
+    gesture_difference_weight: float = 10.0
+    """Weight in the loss of differences between successive gesture frames; of a codec's latents there are none."""
+    audio_difference_weight: float = 5.0
+    """The same for mel frames."""
     blank_weight: float = 0.25
     """Weight of a blank tick in the text loss, where a spoken one has 1."""
 
@@ -77,6 +82,9 @@ class ModelConfig:
             raise UsageFault(
                 f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
             )
+        for name in ("gesture_difference_weight", "audio_difference_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageFault(f"model: {name}: found {getattr(self, name)!r}; expected a number of at least 0")
         for name, kind in (("absent", AbsentStreams), ("context_only", StreamName)):
             found = getattr(self, name)
             unknown = set((found,) if isinstance(found, str) else found) - set(get_args(kind))
@@ -138,16 +146,22 @@ def build_model(
     whose latents stand for streams. Of a codec itself nothing is in the model.
     """
 
-    def continuous(name: StreamName, member: str, frames: int, prediction: Prediction) -> FrameTokens:
+    def continuous(
+        name: StreamName, member: str, frames: int, prediction: Prediction, difference_weight: float
+    ) -> FrameTokens:
         latents = (codecs or {}).get(name)
         if latents is None:
-            return FrameTokens.from_statistics(statistics[member], frames=frames, prediction=prediction)
+            return FrameTokens.from_statistics(
+                statistics[member], frames=frames, prediction=prediction, difference_weight=difference_weight
+            )
         return FrameTokens.from_statistics(
             latents.statistics, frames=1, prediction=prediction, tokens_per_tick=latents.entry.rows_per_tick
         )
 
-    gesture = continuous("gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction)
-    audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction)
+    gesture = continuous(
+        "gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
+    )
+    audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
     text = SlotTokens(
         pieces=pieces,
         piece_width=config.piece_width,

@@ -58,11 +58,27 @@ class TestFrameTokens:
         at = noised(clean, noise, levels)
         torch.testing.assert_close(stream.clean(noise - clean, at, levels), clean, rtol=1e-4, atol=1e-5)
 
-    def test_weights_are_per_channel(self):
-        stream = frame_tokens(weights=[3.0, 0.0, 0.0])
-        clean = torch.zeros(1, 1, 12)
-        output = torch.tensor([1.0, 7.0, 9.0] * 4).reshape(1, 1, 12)
-        assert stream.losses(output, torch.empty(0), clean, clean).item() == pytest.approx(1.0)
+    @pytest.mark.parametrize("prediction", ["clean", "velocity"])
+    def test_differences_of_successive_frames_count_as_told_over_borders_of_tokens_too(self, prediction):
+        stream = frame_tokens(prediction=prediction, difference_weight=2.5)
+        output, clean, noise = torch.randn(3, 2, 5, 12, dtype=torch.float64)
+        target = clean if prediction == "clean" else noise - clean
+        frames = (output - target).reshape(2, 20, 3).numpy()
+        expected = [
+            np.mean([one[f, c] ** 2 for f in range(20) for c in range(3)])
+            + 2.5 * np.mean([(one[f + 1, c] - one[f, c]) ** 2 for f in range(19) for c in range(3)])
+            for one in frames
+        ]
+        losses = stream.losses(output, torch.empty(0), clean, noise)
+        np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("difference_weight", [0.0, 1.0, 30.0])
+    def test_the_best_answer_is_the_mean_of_what_may_come_whatever_the_weight(self, difference_weight):
+        stream = frame_tokens(difference_weight=difference_weight)
+        outcomes = torch.randn(7, 5, 12)
+        answer = outcomes.mean(0).expand(7, 5, 12).clone().requires_grad_()
+        stream.losses(answer, torch.empty(0), outcomes, outcomes).sum().backward()
+        torch.testing.assert_close(answer.grad.sum(0), torch.zeros(5, 12), atol=1e-5, rtol=0)
 
     def test_statistics_travel_with_the_weights(self):
         assert frame_tokens().state_dict().keys() >= {"mean", "scale"}
