@@ -119,7 +119,7 @@ def timeline_of(mel: Held, ticks: int, sample: int) -> Timeline:
     return Timeline(ticks, {"audio": lambda first, count: mel.rows(10 * first, 10 * (first + count))}, 0, sample)
 
 
-def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSettings, windows: int = 16) -> Any:
+def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSettings, windows: int = 8) -> Any:
     """Gesture of timelines."""
     window = loaded.identity.window_ticks
     cut = WindowSettings(window_ticks=window, overlap_ticks=window // 4, windows=windows)
@@ -151,13 +151,13 @@ def seams(loaded: Loaded, mels: Mapping[str, Held], ticks: int, steps: int) -> d
     """Motion at borders against other borders of ticks, on audio of the corpus and on others' recordings.
 
     A token is a tick, so motion differs at every border of ticks: what a seam adds is told by comparing with those.
-    Stretches of one window have a border at the end of each window, which long inputs have after every 16.
+    Stretches of one window have a border at the end of each window, which long inputs have after every 8.
     """
     rows = []
     window = loaded.identity.window_ticks
     starts = window_starts(ticks, window, window // 4)
     begins, ends = starts[1:], [start + window for start in starts[:-1]]
-    for (name, mel), per_stretch in itertools.product(mels.items(), (16, 1)):
+    for (name, mel), per_stretch in itertools.product(mels.items(), (8, 1)):
         timelines = [timeline_of(mel, ticks, 0)]
         parts = [
             a["gesture"].numpy() for _, a, _ in sampled(loaded, timelines, SamplingSettings(steps=steps), per_stretch)

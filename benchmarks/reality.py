@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, default=Path("../shared/beat2_sample"))
     parser.add_argument("--folder", type=Path, default=Path("reality"))
     parser.add_argument("--minutes", type=float, default=6.0)
-    arguments = parser.parse_args()
+    arguments, extra = parser.parse_known_args()  # the rest is for train
     folder: Path = arguments.folder
     shards, run = folder / "shards", folder / "run"
     if not (folder / "corpus").exists():
@@ -185,7 +185,7 @@ def main() -> None:
         command("preprocess", "--root", folder / "corpus", "--out", shards)
     command(
         *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", arguments.minutes),
-        *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0, "--validation-steps", 0),
+        *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0, "--validation-steps", 0, *extra),
     )
     source = ShardFolder(shards)
     samples = {split: source.sample(source.row(stem)) for split, (stem, _, _) in PARTS.items()}

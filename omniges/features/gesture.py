@@ -254,10 +254,10 @@ def motion_from_gesture(clip: GestureClip) -> MotionArrays:
     poses = np.zeros((frames, POSE_COLUMNS))
     six_d = clip.gesture[:, LAYOUT.rotations].reshape(frames, -1, 6)
     joints = np.array(LAYOUT.joints)
-    for start in range(0, frames, 1024):
-        rotvec = rotvec_from_matrix(matrix_from_six_d(six_d[start : start + 1024]))
+    for start in range(0, frames, _BLOCK_FRAMES):
+        rotvec = rotvec_from_matrix(matrix_from_six_d(six_d[start : start + _BLOCK_FRAMES]))
         for k in range(3):
-            poses[start : start + 1024, 3 * joints + k] = rotvec[..., k]
+            poses[start : start + _BLOCK_FRAMES, 3 * joints + k] = rotvec[..., k]
     poses[:, JAW_EYES_COLUMNS] = clip.jaw_eyes
     root = clip.gesture[:, LAYOUT.root].astype(np.float64)
     trans = root.copy()

@@ -65,7 +65,7 @@ class ModelConfig:
     """Features that tell a slot's marks."""
     gesture_prediction: Prediction = "clean"
     audio_prediction: Prediction = "clean"
-    gesture_difference_weight: float = 10.0
+    gesture_difference_weight: float = 30.0
     """Weight in the loss of differences between successive gesture frames; of a codec's latents there are none."""
     audio_difference_weight: float = 5.0
     """The same for mel frames."""

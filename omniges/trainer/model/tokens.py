@@ -33,6 +33,12 @@ class FrameTokens(Stream):
 
     A codec's latents are frames too: rows of which each is a token.
 
+    Where the head gives clean frames, and several a token, it is lapped: a token says its own F frames and ⌊F/2⌋ on
+    either side, and a frame is the mean of what the two tokens near it say, weighted by a hat that is 1 in a token's
+    middle and 0 in its neighbours'. What tokens disagree about is so spread over their frames instead of standing at
+    the border as a jump (Malvar and Staelin 1989, *The LOT: Transform Coding Without Blocking Effects*). Velocities
+    are not lapped, for a token has no way to know its neighbour's noise.
+
     Args:
         frames: frames a token.
         mean: each channel's mean over the training data.
@@ -44,6 +50,7 @@ class FrameTokens(Stream):
 
     mean: Tensor
     scale: Tensor
+    hat: Tensor  # (F + 2 laps, 1), the weights of what a token says
 
     def __init__(
         self,
@@ -61,8 +68,11 @@ class FrameTokens(Stream):
         self.prediction = prediction
         self.difference_weight = difference_weight
         self.channels = frames * len(mean)
-        self.outputs = self.channels
+        self.laps = frames // 2 if prediction == "clean" else 0
+        self.outputs = (frames + 2 * self.laps) * len(mean)
         spread = torch.tensor(std, dtype=torch.float64)
+        at = torch.arange(-self.laps, frames + self.laps) - (frames - 1) / 2
+        self.register_buffer("hat", (1 - at.abs() / frames)[:, None], persistent=False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", torch.where(spread < SMALLEST_STD, 1.0, spread).float())
 
@@ -102,8 +112,9 @@ class FrameTokens(Stream):
         return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """The output itself, or through the velocity."""
-        return output if self.prediction == "clean" else clean_from_velocity(output, noised, levels)
+        """What the outputs say together, or through the velocity."""
+        said = self._said(output)
+        return said if self.prediction == "clean" else clean_from_velocity(said, noised, levels)
 
     def losses(self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error e² against the clean tokens or the velocity ε − x, and that of e from frame to frame.
@@ -115,11 +126,25 @@ class FrameTokens(Stream):
         """
         del arrays
         target = clean if self.prediction == "clean" else noise - clean
-        error = (output.float() - target).reshape(len(output), -1, len(self.mean))
+        error = (self._said(output).float() - target).reshape(len(output), -1, len(self.mean))
         found = error.square().mean(dim=(1, 2))
         if self.difference_weight:
             found = found + self.difference_weight * error.diff(dim=1).square().mean(dim=(1, 2))
         return found
+
+    def _said(self, output: Tensor) -> Tensor:
+        """Tokens (B, N, C) of outputs (B, N, O): where they lap, the weighted means."""
+        if not self.laps:
+            return output
+        laps, frames = self.laps, self.frames
+        said = output.reshape(*output.shape[:2], frames + 2 * laps, -1) * self.hat
+        before, own, after = said[:, :, :laps], said[:, :, laps : laps + frames], said[:, :, laps + frames :]
+        ends = functional.pad(before[:, 1:], (0, 0, frames - laps, 0, 0, 1))
+        starts = functional.pad(after[:, :-1], (0, 0, 0, frames - laps, 1, 0))
+        alone = torch.ones(own.shape[1:3], device=own.device)  # what one token alone says has its whole weight
+        alone[0, :laps] /= self.hat[laps : 2 * laps, 0]
+        alone[-1, -laps:] /= self.hat[-2 * laps : -laps, 0]
+        return ((own + ends + starts) * alone[..., None]).flatten(2)
 
 
 class SlotTokens(Stream):

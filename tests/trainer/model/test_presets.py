@@ -18,7 +18,7 @@ def formula(config: ModelConfig, pieces: int, speakers: int) -> int:
     """Learned numbers, counted by hand from the layers' shapes."""
     d, m = config.width, config.mlp_ratio * config.width
     text = config.piece_width + config.mark_width
-    widths = [(3 * 415, 3 * 415), (text, pieces + 6), (10 * 64, 10 * 64)]  # channels and outputs of each stream
+    widths = [(3 * 415, 5 * 415), (text, pieces + 6), (10 * 64, 20 * 64)]  # channels and outputs of each stream
     branch = (d * 6 * d + 6 * d) + (d * 3 * d + 3 * d) + (d * d + d) + (d * m + m) + (m * d + d) + 2 * d // config.heads
     outside = sum(c * d + d + (d * 2 * d + 2 * d) + d * o + o + (256 * d + d) + (d * d + d) for c, o in widths)
     tables = (pieces + 1) * config.piece_width + 5 * config.mark_width
@@ -49,6 +49,11 @@ class TestSizes:
 
 
 class TestConfig:
+    @pytest.mark.parametrize("found", [-1.0, float("nan"), float("inf")])
+    def test_a_weight_that_is_none_is_refused(self, found):
+        with pytest.raises(UsageFault, match="model: gesture_difference_weight: found"):
+            dataclasses.replace(PRESETS["tiny"], gesture_difference_weight=found)
+
     @pytest.mark.parametrize("name", PRESETS)
     def test_it_survives_json(self, name):
         config = dataclasses.replace(preset(name), gesture_prediction="velocity", qk_norm=None)

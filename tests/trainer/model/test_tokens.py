@@ -42,12 +42,39 @@ class TestFrameTokens:
     def test_a_channel_that_does_not_vary_has_scale_one(self):
         assert frame_tokens().scale.tolist() == pytest.approx([2.0, 0.1, 1.0])
 
+    @pytest.mark.parametrize("frames", [1, 2, 3, 4, 10])
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_a_frame_is_the_weighted_mean_of_what_the_tokens_near_it_say(self, frames, count):
+        stream = FrameTokens(frames=frames, mean=[0.0, 0.0], std=[1.0, 1.0])
+        laps = frames // 2
+        assert stream.outputs == 2 * (frames + 2 * laps)
+        output = torch.randn(3, count, stream.outputs)
+        said = output.reshape(3, count, frames + 2 * laps, 2).double().numpy()
+        expected = np.empty((3, count * frames, 2))
+        for frame in range(count * frames):
+            told, weights = [], []
+            for token in range(count):
+                at = frame - token * frames
+                if -laps <= at < frames + laps:
+                    told.append(said[:, token, at + laps])
+                    weights.append(1 - abs(at - (frames - 1) / 2) / frames)
+            expected[:, frame] = np.average(told, axis=0, weights=weights)
+        found = stream.clean(output, output, torch.ones(3)).reshape(3, -1, 2)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+    def test_tokens_that_say_one_value_each_are_joined_by_straight_lines(self):
+        stream = FrameTokens(frames=3, mean=[0.0], std=[1.0])
+        output = torch.tensor([0.0, 3.0, -3.0])[None, :, None].expand(1, 3, 5)
+        found = stream.clean(output, output, torch.ones(1)).flatten()
+        torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 1.0, -1.0, -3.0, -3.0]))
+
     def test_clean_losses_are_mean_squares_to_the_clean_tokens(self):
         stream = frame_tokens()
-        output, clean, noise = torch.randn(3, 2, 5, 12)
+        output = torch.randn(2, 5, stream.outputs)
+        clean, noise = torch.randn(2, 2, 5, 12)
+        said = stream.clean(output, noise, torch.rand(2))
         losses = stream.losses(output, torch.empty(0), clean, noise)
-        np.testing.assert_allclose(losses.numpy(), ((output - clean) ** 2).mean((1, 2)).numpy(), rtol=1e-5)
-        assert torch.equal(stream.clean(output, noise, torch.rand(2)), output)
+        np.testing.assert_allclose(losses.numpy(), ((said - clean) ** 2).mean((1, 2)).numpy(), rtol=1e-5)
 
     def test_velocity_losses_are_mean_squares_to_noise_minus_clean(self):
         stream = frame_tokens(prediction="velocity")
@@ -61,9 +88,11 @@ class TestFrameTokens:
     @pytest.mark.parametrize("prediction", ["clean", "velocity"])
     def test_differences_of_successive_frames_count_as_told_over_borders_of_tokens_too(self, prediction):
         stream = frame_tokens(prediction=prediction, difference_weight=2.5)
-        output, clean, noise = torch.randn(3, 2, 5, 12, dtype=torch.float64)
+        output = torch.randn(2, 5, stream.outputs)
+        clean, noise = torch.randn(2, 2, 5, 12)
+        said = stream.clean(output, noise, torch.ones(2)) if prediction == "clean" else output
         target = clean if prediction == "clean" else noise - clean
-        frames = (output - target).reshape(2, 20, 3).numpy()
+        frames = (said - target).reshape(2, 20, 3).double().numpy()
         expected = [
             np.mean([one[f, c] ** 2 for f in range(20) for c in range(3)])
             + 2.5 * np.mean([(one[f + 1, c] - one[f, c]) ** 2 for f in range(19) for c in range(3)])
@@ -76,9 +105,12 @@ class TestFrameTokens:
     def test_the_best_answer_is_the_mean_of_what_may_come_whatever_the_weight(self, difference_weight):
         stream = frame_tokens(difference_weight=difference_weight)
         outcomes = torch.randn(7, 5, 12)
-        answer = outcomes.mean(0).expand(7, 5, 12).clone().requires_grad_()
+        mean = stream.arrays(outcomes.mean(0, keepdim=True))
+        lapped = torch.nn.functional.pad((mean - stream.mean) / stream.scale, (0, 0, stream.laps, stream.laps))
+        answer = lapped.unfold(1, 4 + 2 * stream.laps, 4).mT.flatten(2).expand(7, -1, -1).clone().requires_grad_()
+        torch.testing.assert_close(stream.clean(answer, answer, torch.ones(7))[0], outcomes.mean(0))
         stream.losses(answer, torch.empty(0), outcomes, outcomes).sum().backward()
-        torch.testing.assert_close(answer.grad.sum(0), torch.zeros(5, 12), atol=1e-5, rtol=0)
+        torch.testing.assert_close(answer.grad.sum(0), torch.zeros(5, stream.outputs), atol=1e-4, rtol=0)
 
     def test_statistics_travel_with_the_weights(self):
         assert frame_tokens().state_dict().keys() >= {"mean", "scale"}
