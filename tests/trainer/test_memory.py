@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from test_flow import CONFIG, PIECES, model_of, windows_of
+from flow_builders import CONFIG, PIECES, model_of, windows_of
 
 from omniges.trainer.learner import Learner, LearnSettings
 from omniges.trainer.memory import training_memory

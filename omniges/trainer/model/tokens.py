@@ -50,7 +50,6 @@ class FrameTokens(Stream):
 
     mean: Tensor
     scale: Tensor
-    hat: Tensor  # (F + 2 laps, 1), the weights of what a token says
 
     def __init__(
         self,
@@ -71,8 +70,6 @@ class FrameTokens(Stream):
         self.laps = frames // 2 if prediction == "clean" else 0
         self.outputs = (frames + 2 * self.laps) * len(mean)
         spread = torch.tensor(std, dtype=torch.float64)
-        at = torch.arange(-self.laps, frames + self.laps) - (frames - 1) / 2
-        self.register_buffer("hat", (1 - at.abs() / frames)[:, None], persistent=False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", torch.where(spread < SMALLEST_STD, 1.0, spread).float())
 
@@ -137,13 +134,15 @@ class FrameTokens(Stream):
         if not self.laps:
             return output
         laps, frames = self.laps, self.frames
-        said = output.reshape(*output.shape[:2], frames + 2 * laps, -1) * self.hat
+        at = torch.arange(-laps, frames + laps, device=output.device) - (frames - 1) / 2
+        hat = 1 - at.abs() / frames
+        said = output.reshape(*output.shape[:2], frames + 2 * laps, -1) * hat[:, None]
         before, own, after = said[:, :, :laps], said[:, :, laps : laps + frames], said[:, :, laps + frames :]
         ends = functional.pad(before[:, 1:], (0, 0, frames - laps, 0, 0, 1))
         starts = functional.pad(after[:, :-1], (0, 0, 0, frames - laps, 1, 0))
         alone = torch.ones(own.shape[1:3], device=own.device)  # what one token alone says has its whole weight
-        alone[0, :laps] /= self.hat[laps : 2 * laps, 0]
-        alone[-1, -laps:] /= self.hat[-2 * laps : -laps, 0]
+        alone[0, :laps] /= hat[laps : 2 * laps]
+        alone[-1, -laps:] /= hat[-2 * laps : -laps]
         return ((own + ends + starts) * alone[..., None]).flatten(2)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_flow import TICKS, Recorder, gradients, model_of, run, windows_of
+from flow_builders import TICKS, Recorder, gradients, model_of, run, windows_of
 from torch import Tensor
 
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines

@@ -9,60 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flow_builders import CONFIG, Recorder, gradients, model_of, run, windows_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT
-from omniges.trainer.model.flow import FlowModel, Windows, draw_noise
-from omniges.trainer.model.presets import ModelConfig, build_model
+from omniges.trainer.model.flow import Windows, draw_noise
+from omniges.trainer.model.presets import build_model
 from omniges.trainer.model.streams import STREAMS, noised
-from omniges.trainer.model.tasks import TASKS, FlowSettings, Plan, draw_plan
-
-TICKS, PIECES = 6, 9
-CONFIG = ModelConfig(width=16, layers=2, heads=2, piece_width=12, mark_width=4)
-
-
-def statistics() -> dict[str, Any]:
-    return {
-        "gesture": {"mean": [0.5] * LAYOUT.channels, "std": [2.0] * LAYOUT.channels},
-        "mel": {"mean": [-5.0] * MEL_BANDS, "std": [3.0] * MEL_BANDS},
-    }
-
-
-def model_of(config: ModelConfig = CONFIG) -> FlowModel:
-    """A model with every parameter drawn anew, so that nothing is hidden by zeros."""
-    model = build_model(config, statistics=statistics(), pieces=PIECES, speakers=2)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return model
-
-
-def windows_of(positions: list[int]) -> Windows:
-    """Windows whose content follows from their position."""
-    arrays: dict[str, list[Tensor]] = {name: [] for name in STREAMS}
-    for position in positions:
-        generator = torch.Generator().manual_seed(position)
-        arrays["gesture"].append(torch.randn(3 * TICKS, LAYOUT.channels, generator=generator))
-        arrays["audio"].append(torch.randn(10 * TICKS, MEL_BANDS, generator=generator) - 5)
-        arrays["text"].append(torch.randint(0, 1 + 4 * PIECES, (TICKS,), generator=generator, dtype=torch.int32))
-    return Windows(
-        {name: torch.stack(found) for name, found in arrays.items()},
-        torch.tensor(positions),
-        torch.tensor([1 + position % 2 for position in positions]),
-    )
-
-
-def run(model: FlowModel, positions: list[int], flow: FlowSettings, *, dense: bool = False) -> tuple[Any, Plan]:
-    plan = draw_plan(flow, 7, np.array(positions))
-    return model(windows_of(positions), plan, flow, 7, dense=dense), plan
-
-
-def gradients(model: FlowModel, total: Tensor) -> list[Tensor]:
-    model.zero_grad()
-    total.backward()
-    return [parameter.grad.clone() for parameter in model.parameters()]
+from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
 
 
 class TestBatches:
@@ -117,19 +71,6 @@ class TestBatches:
             rough, _ = run(model, list(range(8)), FlowSettings())
         assert rough.total.dtype == torch.float32
         torch.testing.assert_close(rough.each, exact.each, rtol=0.1, atol=0.1)
-
-
-class Recorder(torch.nn.Module):
-    """A trunk that keeps what it was given and passes it on."""
-
-    def __init__(self, trunk: torch.nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.calls: list[dict[str, Any]] = []
-
-    def forward(self, tokens: Any, levels: Any, **others: Any) -> Any:
-        self.calls.append({"tokens": tokens, "levels": levels, **others})
-        return self.trunk(tokens, levels, **others)
 
 
 class TestWhatTheTrunkSees:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_flow import statistics
+from flow_builders import statistics
 
 from omniges.errors import UsageFault
 from omniges.trainer.model.presets import PRESETS, ModelConfig, build_model, model_for_weights, parameter_count, preset

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from test_flow import CONFIG, PIECES, TICKS, model_of, statistics, windows_of
+from flow_builders import CONFIG, PIECES, TICKS, model_of, statistics, windows_of
 from torch import Tensor
 
 from omniges.errors import UsageFault

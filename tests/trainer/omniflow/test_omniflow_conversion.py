@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flow_builders import statistics
 from omniflow_checkpoints import Given, Reference, Tiny, averages_of, parameter_shapes, tensors_of, write_folder
 from safetensors.torch import load_file
-from test_flow import statistics
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault

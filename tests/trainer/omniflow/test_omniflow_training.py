@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from flow_builders import statistics
 from omniflow_checkpoints import Tiny, tensors_of, write_folder
 from pipeline_helpers import omniges, run_preprocess
 from safetensors.torch import load_file
-from test_flow import statistics
 from torch import Tensor
 from training_helpers import checkpoint_of, learned, log_of, losses_of, run, settings_of
 from typer.testing import CliRunner
