@@ -23,6 +23,18 @@ def encode(
         typer.Option("--out", "-o", help="Folder for shards with latents; the shards themselves if not given."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace latents of the same codecs.")] = False,
+    window_ticks: Annotated[
+        int | None, typer.Option(help="Ticks of 0.1 s in a window of text.", show_default="64")
+    ] = None,
+    stride_ticks: Annotated[
+        int | None, typer.Option(help="Ticks between beginnings of windows.", show_default="a quarter of a window")
+    ] = None,
+    t5_tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of T5's tokenizer.", show_default="t5_tokenizer in the codec's folder")
+    ] = None,
+    max_lost: Annotated[
+        float | None, typer.Option(help="Share of windows that may lose words.", show_default="0.01")
+    ] = None,
 ) -> None:
     """Add a pretrained codec's latents to shards, so that training never runs the codec.
 
@@ -41,6 +53,10 @@ def encode(
             codecs=tuple(named_folder("--with", text) for text in codecs),
             out=out,
             overwrite=overwrite,
+            window_ticks=window_ticks,
+            stride_ticks=stride_ticks,
+            t5_tokenizer=t5_tokenizer,
+            max_lost=max_lost,
         )
         with counter("s encoded") as count:
             summary = run(settings, count)

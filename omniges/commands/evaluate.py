@@ -22,6 +22,9 @@ def evaluate(
     shards: Annotated[Path, typer.Option(help="Folder of shards with the recordings.")] = Path("shards"),
     checkpoint: Annotated[Path | None, typer.Option(help="Generate first, with this run or checkpoint.")] = None,
     codec: Annotated[list[str], typer.Option(help="Its codec and folder: NAME=FOLDER.")] = [],
+    t5_tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of T5's tokenizer.", show_default="t5_tokenizer in the codec's folder")
+    ] = None,
     tasks: Annotated[list[str], typer.Option(help="Tasks to generate.", show_default="the six")] = [],
     split: Annotated[str, typer.Option(help="Split to generate for.")] = _SPLIT,
     work: Annotated[
@@ -63,12 +66,21 @@ def evaluate(
         raise UsageFault(f"-o {out}: the folder {out.parent} expected, found none: create it first")
     source = None
     if checkpoint is None:
-        wanted = (codec != [], tasks != [], split != _SPLIT, work is not None, steps != _STEPS, num_samples != 1)
+        wanted = (
+            codec != [],
+            t5_tokenizer is not None,
+            tasks != [],
+            split != _SPLIT,
+            work is not None,
+            steps != _STEPS,
+            num_samples != 1,
+        )
         _refuse_unread(wanted)
     if checkpoint is not None:
         source = FromCheckpoint(
             checkpoint=checkpoint,
             codecs=tuple(named_folder("--codec", text) for text in codec),
+            t5_tokenizer=t5_tokenizer,
             tasks=listed(tasks),
             split=split,
             work=work,
@@ -97,7 +109,7 @@ def evaluate(
 
 def _refuse_unread(given: tuple[bool, ...]) -> None:
     """Refuse flags of generation where nothing is generated."""
-    flags = ("--codec", "--tasks", "--split", "--work", "--steps", "--num-samples")
+    flags = ("--codec", "--t5-tokenizer", "--tasks", "--split", "--work", "--steps", "--num-samples")
     unread = [flag for flag, is_given in zip(flags, given, strict=True) if is_given]
     if unread:
         raise UsageFault(f"{unread[0]}: it says how to generate, which only --checkpoint does: leave it away")

@@ -26,6 +26,7 @@ AudioCodec = Annotated[str | None, typer.Option(help="Whose latents stand for th
 GestureCodec = Annotated[
     str | None, typer.Option(help="Whose latents stand for the gesture channels.", show_default="channels")
 ]
+TextCodec = Annotated[str | None, typer.Option(help="Whose latents stand for the text slots.", show_default="slots")]
 
 
 def train(
@@ -42,6 +43,7 @@ def train(
     pretrained_weights: Annotated[str | None, typer.Option(help="Which of its weights: last or ema.")] = None,
     audio_codec: AudioCodec = None,
     gesture_codec: GestureCodec = None,
+    text_codec: TextCodec = None,
     window_ticks: Annotated[int | None, typer.Option(help="Ticks of 0.1 s in a window.", show_default="64")] = None,
     train_batch_size: Annotated[
         int | None, typer.Option(help="Windows per process and micro-step.", show_default="32")
@@ -132,6 +134,7 @@ def trace_batches(
     split: Annotated[Literal["train", "val", "test", "additional"], typer.Option(help="Split.")] = "train",
     audio_codec: AudioCodec = None,
     gesture_codec: GestureCodec = None,
+    text_codec: TextCodec = None,
     decode: Annotated[bool, typer.Option("--decode", help="Read the windows, add their sha256.")] = False,
 ) -> None:
     """List which windows a step of a training run sees, one JSON line each."""
@@ -142,7 +145,7 @@ def trace_batches(
     from omniges.trainer.data.setup import Sequencing
     from omniges.trainer.data.trace import TraceSettings, trace
 
-    chosen = {"audio": audio_codec, "gesture": gesture_codec}
+    chosen = {"audio": audio_codec, "gesture": gesture_codec, "text": text_codec}
     settings = TraceSettings(
         shards=shards,
         filters=Filters(split=split),

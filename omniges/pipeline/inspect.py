@@ -11,7 +11,6 @@ from rich.console import Console
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.pictures import draw_sample
 from omniges.pipeline.summary import duration_text, size_text
 from omniges.pipeline.summary import simple_table as _table
@@ -72,8 +71,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
     if len(source.rows) > shown:
         console.print(f"… and {len(source.rows) - shown} more (--json lists all)")
     for name, entry in source.codecs.items():
-        rate = f"{float(entry.rows_per_tick * TICKS_PER_SECOND):g} rows/s of {entry.channels}"
-        console.print(f"latents: {name}, {rate}, fingerprint {entry.fingerprint[:16]}…", markup=False)
+        console.print(f"latents: {name}, {entry.described}, fingerprint {entry.fingerprint[:16]}…", markup=False)
     total = sum(shard["bytes"] for shard in source.dataset["shards"].values())
     console.print(f"{size_text(total)}, manifest hash {source.dataset['manifest_hash'][:16]}…", markup=False)
 

@@ -21,7 +21,7 @@ from praatio.utilities import textgrid_io
 
 from omniges.errors import Problem, RecordingFault
 
-__all__ = ["SILENCE_LABELS", "WordInterval", "WordTier", "decode_words", "encode_words"]
+__all__ = ["SILENCE_LABELS", "WordInterval", "WordTier", "decode_words", "encode_tiers", "encode_words"]
 
 SILENCE_LABELS = frozenset({"", "sil", "sp", "<sil>", "<sp>", "<eps>"})
 """Labels, case folded, that mean nobody speaks; such intervals are dropped."""
@@ -157,7 +157,11 @@ def encode_words(words: Sequence[WordInterval], xmax_s: float, phones: Sequence[
     Gaps become intervals with empty text; `decode_words` gives back equal floats. Raises ValueError where
     intervals are not in order within 0..xmax_s or a label cannot be written (NUL, lone surrogate).
     """
-    tiers = [("words", words)] + ([("phones", phones)] if phones is not None else [])
+    return encode_tiers([("words", words)] + ([("phones", phones)] if phones is not None else []), xmax_s)
+
+
+def encode_tiers(tiers: Sequence[tuple[str, Sequence[WordInterval]]], xmax_s: float) -> bytes:
+    """Write a long-form TextGrid in UTF-8 with interval tiers of any names; gaps and errors as in `encode_words`."""
     head = (
         f'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0 \nxmax = {_time(xmax_s)} \n'
         f"tiers? <exists> \nsize = {len(tiers)} \nitem []: \n"

@@ -1,43 +1,66 @@
 """What dataset.json says of a codec's latents: whose they are, what they were made of, how many there are.
 
-A codec turns one member of a sample, an array of frames, into rows of latents: row k is made of the frames around
-``frames_per_row · k``. All arithmetic of lengths and times follows from that one whole number.
+A codec turns one member of a sample into an array of latents. There are two kinds:
+
+* of frames: row k is made of the frames around ``frames_per_row · k`` of an array, and all arithmetic of lengths and
+  times follows from that one whole number;
+* of windows: row k is made of the words of window k of a grid, as some vectors that have no times among themselves.
+
+Whoever copies, checks, shows or counts latents knows the entry alone; what cuts windows knows the kinds.
 """
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.errors import UsageFault
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.shards.grid import WindowGrid
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import LATENT_MEMBER
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 
-__all__ = ["SOURCE_FRAMES_PER_TICK", "CodecEntry", "latents_document", "read_entries"]
+__all__ = [
+    "BY_MIDDLE",
+    "SOURCE_FRAMES_PER_TICK",
+    "WORDS_MEMBER",
+    "CodecEntry",
+    "FrameEntry",
+    "WindowEntry",
+    "latents_document",
+    "read_entries",
+]
+
+F32 = npt.NDArray[np.float32]
 
 SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TICK, "gesture.npy": FRAMES_PER_TICK}
-"""Members that a codec may read, and their frames a tick."""
+"""Members of frames that a codec may read, and their frames a tick."""
+WORDS_MEMBER: Final = "words.json"
+"""The member that a codec of windows reads."""
+BY_MIDDLE: Final = "middle"
+"""The rule for a window's words: those whose middle, (start + end) / 2, lies in it."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_MOST: Final = 1 << 20  # frames a row, channels
-_FIELDS: Final = {"fingerprint", "source", "frames_per_row", "channels", "settings"}
+_MOST: Final = 1 << 20  # frames a row, channels, ticks, latents
+_LOST: Final = ("windows", "cut", "unknown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CodecEntry:
-    """One codec of ``codecs`` in dataset.json."""
+class CodecEntry(ABC):
+    """One codec of ``codecs`` in dataset.json; `FrameEntry` and `WindowEntry` are the kinds."""
 
     name: str  # such as audioldm2-vae
     fingerprint: str  # sha256 of the codec's configuration and weights
     source: str  # the member it reads
-    frames_per_row: int  # frames of the source that one row of latents stands for
-    channels: int  # numbers of a row
+    channels: int  # numbers of a vector, each with a mean and deviation of its own
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else decided the latents, for people and replays
 
     def __post_init__(self) -> None:
@@ -46,19 +69,75 @@ class CodecEntry:
             raise ValueError(f"name {self.name!r}")
         if not isinstance(self.fingerprint, str) or not _SHA256.fullmatch(self.fingerprint):
             raise ValueError(f"fingerprint {self.fingerprint!r}")
-        if self.source not in SOURCE_FRAMES_PER_TICK:
-            raise ValueError(f"source {self.source!r}")
-        for name in ("frames_per_row", "channels"):
+        self._check_counts("channels")
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"settings {self.settings!r}")  # noqa: TRY004 - one kind of error for a damaged file
+        self._check()
+
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= _MOST:
                 raise ValueError(f"{name} {value!r}")
-        if not isinstance(self.settings, dict):
-            raise ValueError(f"settings {self.settings!r}")  # noqa: TRY004 - one kind of error for a damaged file
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise ValueError where what the kind adds is none of it."""
 
     @property
     def member(self) -> str:
         """The member that holds its latents."""
         return f"{self.name}.npy"
+
+    @abstractmethod
+    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
+        """Shape of a sample's latents; 0 rows where the clip is too short for any."""
+
+    @abstractmethod
+    def vectors(self, latents: F32) -> F32:
+        """Latents of a sample as the vectors (vectors, channels) that statistics are of."""
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """How many there are, for people."""
+
+    def same_codec(self, other: CodecEntry) -> bool:
+        """Whether latents of the two are of one codec and one layout; versions and devices may differ."""
+        return self._deciding() == other._deciding()
+
+    def _deciding(self) -> tuple[Any, ...]:
+        told = {"settings", "lost"}  # of how they were made, and what came of it
+        return (type(self), *(getattr(self, f.name) for f in fields(self) if f.name not in told))
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as dataset.json has it, under the codec's name."""
+        return {name: value for name, value in asdict(self).items() if name != "name"}
+
+    @staticmethod
+    def from_json(name: str, found: Any) -> CodecEntry:
+        """The inverse of `as_json`; raises ValueError where it is no entry."""
+        for kind in (FrameEntry, WindowEntry):
+            if isinstance(found, dict) and found.keys() == _fields_of(kind):
+                return kind(name=name, **found)
+        kinds = " or ".join(", ".join(sorted(_fields_of(kind))) for kind in (FrameEntry, WindowEntry))
+        raise ValueError(f"{name!r}: {kinds} expected, found {found!r:.200}")
+
+
+def _fields_of(kind: type[CodecEntry]) -> set[str]:
+    return {f.name for f in fields(kind)} - {"name"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameEntry(CodecEntry):
+    """Rows (rows, channels) evenly spaced in time, each of some frames of an array."""
+
+    frames_per_row: int  # frames of the source that one row of latents stands for
+
+    def _check(self) -> None:
+        if self.source not in SOURCE_FRAMES_PER_TICK:
+            raise ValueError(f"source {self.source!r}")
+        self._check_counts("frames_per_row")
 
     @property
     def rows_per_tick(self) -> Fraction:
@@ -70,27 +149,66 @@ class CodecEntry:
         """Ticks that windows and their beginnings have to be multiples of, so that they hold whole rows."""
         return self.rows_per_tick.denominator
 
-    def rows_of(self, row: ManifestRow) -> int:
-        """Rows of a sample: as many as its frames fill."""
+    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
+        """As many rows as the sample's frames fill."""
         frames = row.mel_frames if self.source == "mel.npy" else row.frames
-        return frames // self.frames_per_row
+        return frames // self.frames_per_row, self.channels
 
-    def as_json(self) -> dict[str, Any]:
-        """The entry as dataset.json has it, under the codec's name."""
-        return {
-            "fingerprint": self.fingerprint,
-            "source": self.source,
-            "frames_per_row": self.frames_per_row,
-            "channels": self.channels,
-            "settings": dict(self.settings),
-        }
+    def vectors(self, latents: F32) -> F32:
+        """The rows themselves."""
+        return latents
 
-    @classmethod
-    def from_json(cls, name: str, found: Any) -> CodecEntry:
-        """The inverse of `as_json`; raises ValueError where it is no entry."""
-        if not isinstance(found, dict) or found.keys() != _FIELDS:
-            raise ValueError(f"{name!r}: {', '.join(sorted(_FIELDS))} expected, found {found!r:.200}")
-        return cls(name=name, **found)
+    @property
+    def described(self) -> str:
+        """Such as ``25 rows/s of 128``."""
+        return f"{float(self.rows_per_tick * TICKS_PER_SECOND):g} rows/s of {self.channels}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowEntry(CodecEntry):
+    """A row (latents · channels) for each window of a grid: the latents of the window's text, one after the other."""
+
+    window_ticks: int
+    stride_ticks: int  # between the beginnings of windows; divides the window
+    latents: int  # vectors of a window
+    words: str = BY_MIDDLE  # which words are a window's
+    lost: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_LOST, 0))
+    """Of all samples: ``windows``, those whose text was ``cut``, and those with ``unknown`` letters."""
+
+    def _check(self) -> None:
+        if self.source != WORDS_MEMBER:
+            raise ValueError(f"source {self.source!r}")
+        self._check_counts("window_ticks", "stride_ticks", "latents")
+        try:
+            WindowGrid(self.window_ticks, self.stride_ticks)
+        except UsageFault as fault:
+            raise ValueError(f"stride_ticks {self.stride_ticks}: {fault}") from fault
+        if self.words != BY_MIDDLE:
+            raise ValueError(f"words {self.words!r}")
+        if not isinstance(self.lost, dict) or self.lost.keys() != set(_LOST):
+            raise ValueError(f"lost {self.lost!r}")
+        counts = [self.lost[name] for name in _LOST]
+        if any(type(count) is not int or not 0 <= count <= counts[0] for count in counts):
+            raise ValueError(f"lost {self.lost!r}")
+
+    @property
+    def grid(self) -> WindowGrid:
+        """The windows."""
+        return WindowGrid(self.window_ticks, self.stride_ticks)
+
+    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
+        """A row for each window of the clip."""
+        return self.grid.count(row.ticks), self.latents * self.channels
+
+    def vectors(self, latents: F32) -> F32:
+        """All latents of all windows, one under the other."""
+        return latents.reshape(-1, self.channels)
+
+    @property
+    def described(self) -> str:
+        """Such as ``32 × 64 for each 6.4 s, every 1.6 s``."""
+        window_s, stride_s = (ticks / TICKS_PER_SECOND for ticks in (self.window_ticks, self.stride_ticks))
+        return f"{self.latents} × {self.channels} for each {window_s:g} s, every {stride_s:g} s"
 
 
 def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:

@@ -30,7 +30,7 @@ I64 = npt.NDArray[np.int64]
 
 def _as_stored(tracks: Tracks) -> Normaliser:
     """Scales that change nothing."""
-    counts = [track.channels for track in tracks.arrays]
+    counts = [track.channels for track in tracks.arrays]  # in the order of a normaliser's scales
     return Normaliser(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
 
 

@@ -15,7 +15,10 @@ from typing import Any, Final
 from omniges.errors import DataError
 from omniges.shards.schema import json_document
 
-__all__ = ["GeneratedRecord", "read_record"]
+__all__ = ["WINDOWS_TIER", "GeneratedRecord", "read_record"]
+
+WINDOWS_TIER: Final = "windows"
+"""The tier of a TextGrid whose text is that of whole windows: one interval a window, no tier of words."""
 
 _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1

@@ -34,7 +34,10 @@ __all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_to
 
 _SPEAKERS: Final = "trunk.speaker.weight"
 _OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
-_OF_TOKENS: Final = _OF_TRAINING | {"piece_width", "mark_width", "gesture_prediction", "audio_prediction"}
+_OF_TOKENS: Final = _OF_TRAINING | {
+    *("piece_width", "mark_width"),
+    *("gesture_prediction", "audio_prediction", "text_prediction"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,12 @@ class OmniFlowStart(Start):
         self._folder, self._weights = folder, weights
         trunk = converted_config(folder)["trunk"] if is_converted(folder) else config_of(folder)
         self.config = _changed(config_over_tokens(trunk), changes, _OF_TOKENS)
+
+    def adopt(self, identity: ModelIdentity) -> ModelIdentity:
+        """Latents of text as they are, for so the weights know them."""
+        if "text" not in identity.codecs:
+            return identity
+        return replace(identity, config=replace(identity.config, normalise_text=False))
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
         """All of the trunk but for projections of tokens that are not OmniFlow's."""

@@ -65,6 +65,7 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "pretrained_weights": _Rule(choices=("last", "ema"), optional=True),
         "audio_codec": _Rule(optional=True),
         "gesture_codec": _Rule(optional=True),
+        "text_codec": _Rule(optional=True),
         "window_ticks": _Rule(int, least=1),
         "train_batch_size": _Rule(int, least=1),
         "gradient_accumulation_steps": _Rule(int, least=1),
@@ -126,6 +127,8 @@ class TrainSettings:
     """Codec whose latents stand for the mel; the shards hold them."""
     gesture_codec: str | None = None
     """Codec whose latents stand for the gesture channels; the shards hold them."""
+    text_codec: str | None = None
+    """Codec whose latents stand for the text slots; the shards hold them, for windows of the same length."""
     window_ticks: int = 64
     """Ticks of 0.1 s in a window."""
     train_batch_size: int = 32
@@ -214,6 +217,11 @@ class TrainSettings:
                 f"--lr-schedule {self.lr_schedule}: a clock must not decide the learning rate: give "
                 "--max-train-steps or --num-train-epochs too, or take --lr-schedule constant"
             )
+        unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
+        if unread:
+            raise UsageFault(
+                f"recipe key model: {unread[0]} is of text that is latents; give --text-codec, or leave it"
+            )
         check_metric(self.best_metric)
         self._check_validation_codecs()
         if self.preset is not None:
@@ -223,7 +231,7 @@ class TrainSettings:
     @property
     def codecs(self) -> dict[str, str]:
         """The codecs that stand for streams, where one was chosen."""
-        chosen = {"audio": self.audio_codec, "gesture": self.gesture_codec}
+        chosen = {"audio": self.audio_codec, "gesture": self.gesture_codec, "text": self.text_codec}
         return {stream: name for stream, name in chosen.items() if name is not None}
 
     @property

@@ -43,7 +43,7 @@ class ModelIdentity:
     @property
     def tick_multiple(self) -> int:
         """Ticks that windows and inputs have to be multiples of."""
-        return Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).tick_multiple
+        return Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).row_multiple
 
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
         """The codecs with their statistics, as a model is built from them."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.features.timebase import mel_frames_for, ticks_of_frames
-from omniges.shards.codecs import CodecEntry, latents_document, read_entries
+from omniges.shards.codecs import FrameEntry, latents_document, read_entries
 from omniges.shards.manifest import ManifestRow, MemberPlace, parse_manifest, serialize_manifest
 from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, json_document, member_order
 from omniges.shards.statistics import partial_of
@@ -20,7 +20,7 @@ from omniges.shards.statistics import partial_of
 PRINT = "0123456789abcdef" * 4
 
 
-def entry_of(**changes: Any) -> CodecEntry:
+def entry_of(**changes: Any) -> FrameEntry:
     plain: dict[str, Any] = {
         "name": "audioldm2-vae",
         "fingerprint": PRINT,
@@ -28,7 +28,7 @@ def entry_of(**changes: Any) -> CodecEntry:
         "frames_per_row": 4,
         "channels": 128,
     }
-    return CodecEntry(**(plain | changes))
+    return FrameEntry(**(plain | changes))
 
 
 def row_of(frames: int, latents: tuple[str, ...] = ()) -> ManifestRow:
@@ -64,7 +64,7 @@ def row_of(frames: int, latents: tuple[str, ...] = ()) -> ManifestRow:
         (entry_of(frames_per_row=3), 100 / 3, 3),
     ],
 )
-def test_rates_and_the_ticks_that_hold_whole_rows(entry: CodecEntry, rate_hz: float, multiple: int) -> None:
+def test_rates_and_the_ticks_that_hold_whole_rows(entry: FrameEntry, rate_hz: float, multiple: int) -> None:
     assert float(entry.rows_per_tick * 10) == pytest.approx(rate_hz)
     assert entry.tick_multiple == multiple
     assert (multiple * entry.rows_per_tick).denominator == 1
@@ -78,8 +78,8 @@ def test_a_clip_has_the_rows_that_windows_of_its_whole_units_need(frames: int, p
     whole = row.ticks - row.ticks % entry.tick_multiple
     needed = whole * entry.rows_per_tick
     assert needed.denominator == 1
-    assert needed <= entry.rows_of(row)
-    assert entry.rows_of(row) * Fraction(per_row) <= (row.mel_frames if source == "mel.npy" else row.frames)
+    assert needed <= entry.shape_of(row)[0]
+    assert entry.shape_of(row)[0] * Fraction(per_row) <= (row.mel_frames if source == "mel.npy" else row.frames)
 
 
 @given(st.integers(1, 1 << 20), st.integers(1, 1 << 20))

@@ -46,7 +46,7 @@ def array_specs(row: ManifestRow, samples_16k: int | None, codecs: Sequence[Code
         "betas.npy": ArraySpec(("<f4", "<f8"), (BETAS,)),
         "start_xz.npy": ArraySpec(("<f8",), (2,)),
     }
-    specs |= {codec.member: ArraySpec(("<f4",), (codec.rows_of(row), codec.channels)) for codec in codecs}
+    specs |= {codec.member: ArraySpec(("<f4",), codec.shape_of(row)) for codec in codecs}
     if "audio.npy" in row.members and samples_16k is not None:
         specs["audio.npy"] = ArraySpec(("<f4",), (samples_16k,))
     return specs

@@ -192,7 +192,8 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
     """Every array member; by member the partial statistics of what is sound in a train sample."""
     row, out = sample.row, sample.out
     partials: dict[str, Partial] = {}
-    summed = {"gesture.npy", "mel.npy"} | {codec.member for codec in codecs}
+    vectors = {codec.member: codec.vectors for codec in codecs}
+    summed = {"gesture.npy", "mel.npy", *vectors}
     for member, spec in array_specs(row, audio["samples_16k"] if audio else None, codecs).items():
         data = sample.data(member)
         if data is None:
@@ -204,7 +205,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
         partial = None
         if row.split == "train" and member in summed and len(array):
             with np.errstate(over="ignore", invalid="ignore"):
-                partial = partial_of(array)
+                partial = partial_of(vectors[member](array) if member in vectors else array)
         # Minimum and maximum of every channel are finite where all values are.
         known = partial is not None and bool(np.isfinite(partial.rows[2:]).all())
         if not known and not check_finite(array, out, key=row.key, member=member, offset=place.offset + len(data)):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import FrameEntry
 from omniges.trainer.codecs.blocked import decoded, encoded
 from omniges.trainer.codecs.codec import fingerprint_of
 from omniges.trainer.picklefile import read_weights
@@ -53,7 +53,7 @@ _OLD_NAMES: Final = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v."
 class AudioVae:
     """An AutoencoderKL over the mel of a clip."""
 
-    def __init__(self, vae: Any, entry: CodecEntry) -> None:
+    def __init__(self, vae: Any, entry: FrameEntry) -> None:
         self._vae, self.entry = vae, entry
         self._scaling: float = vae.config.scaling_factor
         self._shift: float = vae.config.shift_factor or 0.0
@@ -107,7 +107,7 @@ def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
     vae = vae.to(device).eval().requires_grad_(False)
     found = {key: value for key in _KEYS if (value := vae.config.get(key)) is not None}
     columns = MEL_BANDS // frames_per_row  # both axes are halved as often
-    entry = CodecEntry(
+    entry = FrameEntry(
         name=NAME,
         fingerprint=fingerprint_of(json.loads(json.dumps(found)), vae.state_dict()),
         source="mel.npy",

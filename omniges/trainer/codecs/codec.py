@@ -1,16 +1,20 @@
 """What a codec is to omniges, and which ones there are. docs/codecs.md says how to add one.
 
-A codec turns one member of a sample (its source) into rows of latents and back. It is frozen: nothing of it is
-trained, averaged or kept in a checkpoint, and `encode` gives the same latents for the same array.
+A codec turns one member of a sample (its source) into latents and back: frames into rows, or the words of windows
+into a row each. It is frozen: nothing of it is trained, averaged or kept in a checkpoint, and the same source has the
+same latents.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +22,34 @@ import torch
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.grid import WindowGrid
+from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import canonical_json
 
-__all__ = ["CODECS", "Codec", "fingerprint_of", "load_codec", "load_same_codec", "named_folder"]
+if TYPE_CHECKING:
+    from omniges.trainer.codecs.textvae_files import LostText, SpokenText
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "FrameCodec",
+    "WindowCodec",
+    "fingerprint_of",
+    "latents_of_sample",
+    "load_codec",
+    "load_same_codec",
+    "named_folder",
+]
 
 F32 = npt.NDArray[np.float32]
 
 
-class Codec(Protocol):
-    """A frozen codec, loaded. Not for several threads at once."""
+class FrameCodec(Protocol):
+    """A frozen codec of arrays of frames, loaded. Not for several threads at once."""
 
     @property
-    def entry(self) -> CodecEntry:
+    def entry(self) -> FrameEntry:
         """Name, fingerprint, source, rows and channels: what shards and checkpoints keep of it."""
         ...
 
@@ -43,26 +62,83 @@ class Codec(Protocol):
         ...
 
 
-def _audio_vae(folder: Path, device: torch.device) -> Codec:
+class WindowCodec(Protocol):
+    """A frozen codec of windows' words, loaded. Not for several threads at once."""
+
+    @property
+    def entry(self) -> WindowEntry:
+        """Name, fingerprint, windows and latents: what shards and checkpoints keep of it."""
+        ...
+
+    def on(self, grid: WindowGrid, /) -> WindowCodec:
+        """The same over the windows of another grid."""
+        ...
+
+    def texts(
+        self, words: Sequence[Mapping[str, Any]], ticks: int, windows: Sequence[tuple[int, int]] | None = None
+    ) -> list[str]:
+        """The text of each window, (first tick, ticks), of a clip; of the grid's where none are given."""
+        ...
+
+    def lost(self, texts: Sequence[str], /) -> list[LostText]:
+        """What of each text would not be in its latents, known without computing these."""
+        ...
+
+    def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
+        """Latents (windows, latents · channels) of the grid's windows of a clip with these words."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str], /) -> F32:
+        """Latents (texts, latents · channels)."""
+        ...
+
+    def decode(self, latents: F32, /) -> list[SpokenText]:
+        """The text of each row (windows, latents · channels)."""
+        ...
+
+
+Codec = FrameCodec | WindowCodec
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a codec's files are, and where it computes."""
+
+    folder: Path
+    device: torch.device
+    t5_tokenizer: Path | None  # folder, of a codec of text
+
+
+def _audio_vae(place: _Place) -> Codec:
     from omniges.trainer.codecs.audiovae import load_audio_vae  # noqa: PLC0415 - diffusers' models, 2 s
 
-    return load_audio_vae(folder, device)
+    return load_audio_vae(place.folder, place.device)
 
 
-def _gesture_rvqvae(folder: Path, device: torch.device) -> Codec:
+def _gesture_rvqvae(place: _Place) -> Codec:
     from omniges.trainer.codecs.gesture import load_whole_gesture_rvqvae  # noqa: PLC0415 - its module imports this one
 
-    return load_whole_gesture_rvqvae(folder, device)
+    return load_whole_gesture_rvqvae(place.folder, place.device)
 
 
-CODECS: Final[Mapping[str, Callable[[Path, torch.device], Codec]]] = MappingProxyType(
-    {"audioldm2-vae": _audio_vae, "gesture-rvqvae": _gesture_rvqvae}
+def _text_vae(place: _Place) -> Codec:
+    from omniges.trainer.codecs.textwindows import load_text_windows  # noqa: PLC0415 - as the others
+
+    return load_text_windows(place.folder, place.device, place.t5_tokenizer)
+
+
+CODECS: Final[Mapping[str, Callable[[_Place], Codec]]] = MappingProxyType(
+    {"audioldm2-vae": _audio_vae, "gesture-rvqvae": _gesture_rvqvae, "omniflow-text-vae": _text_vae}
 )
-"""Loaders by name; each takes the codec's folder and the device to compute on."""
+"""Loaders by name."""
 
 
-def load_codec(name: str, folder: Path, device: torch.device | None = None) -> Codec:
+def load_codec(
+    name: str, folder: Path, device: torch.device | None = None, *, t5_tokenizer: Path | None = None
+) -> Codec:
     """A codec from its folder, on the GPU where there is one and none is named.
+
+    ``t5_tokenizer``: the folder of a text codec's T5 tokenizer where that is not in its own.
 
     Raises UsageFault for an unknown name or a folder that is not there, DataError for what is no such codec.
     """
@@ -70,17 +146,31 @@ def load_codec(name: str, folder: Path, device: torch.device | None = None) -> C
         raise UsageFault(f"codec {name!r}: one of {', '.join(CODECS)} expected")
     if not folder.is_dir():
         raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
-    return CODECS[name](folder, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return CODECS[name](_Place(folder, chosen, t5_tokenizer))
+
+
+def latents_of_sample(codec: Codec, source: bytes, row: ManifestRow) -> F32:
+    """A sample's latents, of the bytes of the member that the codec reads."""
+    if isinstance(codec.entry, WindowEntry):
+        return codec.encode(json.loads(source), row.ticks)
+    return codec.encode(np.load(BytesIO(source), allow_pickle=False))
 
 
 def load_same_codec(
-    entry: CodecEntry, folder: Path, flag: str, holder: str, device: torch.device | None = None
+    entry: CodecEntry,
+    folder: Path,
+    flag: str,
+    holder: str,
+    device: torch.device | None = None,
+    *,
+    t5_tokenizer: Path | None = None,
 ) -> Codec:
     """The codec of an entry, whose folder a flag names; `holder` has the entry, for errors.
 
     Raises UsageFault where the folder holds another codec of that name, and what `load_codec` raises.
     """
-    codec = load_codec(entry.name, folder, device)
+    codec = load_codec(entry.name, folder, device, t5_tokenizer=t5_tokenizer)
     if codec.entry.fingerprint != entry.fingerprint:
         raise UsageFault(
             f"{flag} {entry.name}={folder}: fingerprint {entry.fingerprint[:16]}… expected as in {holder}, found "

@@ -12,22 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import torch
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.publish import locked, make_folder
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, WindowEntry
 from omniges.shards.commit import finish_commit
+from omniges.shards.grid import WindowGrid
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
 from omniges.shards.workspace import Workspace, refuse_foreign
-from omniges.trainer.codecs.codec import Codec, load_codec
+from omniges.trainer.codecs.codec import Codec, WindowCodec, load_codec
 from omniges.trainer.codecs.encoding import Count, EncodeJob
 
 __all__ = ["EncodeSettings", "EncodeSummary", "encode"]
+
+_PACKAGES: Final = {"words.json": ("torch", "transformers", "tokenizers")}
+"""Whose versions may decide the last bits of latents, by what they are made of."""
+_MAX_LOST: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +43,15 @@ class EncodeSettings:
     codecs: tuple[tuple[str, Path], ...]  # name and folder
     out: Path | None = None  # None: the shards themselves
     overwrite: bool = False
+    window_ticks: int | None = None  # of a codec of text; None: 64
+    stride_ticks: int | None = None  # None: a quarter of the window, or as much of it as divides it
+    t5_tokenizer: Path | None = None  # None: in the codec's folder
+    max_lost: float | None = None  # share of windows that may lose a part of their text; None: 0.01
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, by the name of the flag."""
+        if self.max_lost is not None and not 0 <= self.max_lost <= 1:
+            raise UsageFault(f"--max-lost {self.max_lost}: a share between 0 and 1 expected")
         names = [name for name, _ in self.codecs]
         twice = [name for name in names if names.count(name) > 1]
         if not names or twice:
@@ -50,6 +61,23 @@ class EncodeSettings:
     def target(self) -> Path:
         """Where the shards with latents will lie."""
         return self.shards if self.out is None else self.out
+
+    @property
+    def of_text(self) -> tuple[str, ...]:
+        """The flags that only a codec of text reads, where they were given."""
+        given = {
+            "--window-ticks": self.window_ticks,
+            "--stride-ticks": self.stride_ticks,
+            "--t5-tokenizer": self.t5_tokenizer,
+            "--max-lost": self.max_lost,
+        }
+        return tuple(flag for flag, value in given.items() if value is not None)
+
+    def grid(self, default: WindowGrid) -> WindowGrid:
+        """The windows that were asked for; the stride is the largest of at most a quarter that divides the window."""
+        window = default.window_ticks if self.window_ticks is None else self.window_ticks
+        quarter = next((s for s in range(window // 4, 0, -1) if window % s == 0), 1)
+        return WindowGrid(window, quarter if self.stride_ticks is None else self.stride_ticks)
 
     @property
     def in_place(self) -> bool:
@@ -103,7 +131,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         refuse_foreign(target, workspace)
         finish_commit(workspace)
         source = ShardFolder(settings.shards)
-        codecs = {name: load_codec(name, folder) for name, folder in settings.codecs}
+        codecs = _loaded(settings)
         entries = {name: _entry(codec, source) for name, codec in codecs.items()}
         if not settings.in_place and (target / DATASET_FILE).exists():
             return _complete(target, source, entries, time.monotonic() - began)
@@ -114,17 +142,66 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
             if workspace.begun() is None:  # what a kill left of a finished run; another's unfinished work stays
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
-        wanted = tuple(entry for name, entry in entries.items() if name not in there)
+        wanted = tuple(
+            _counted(entry, codecs[name], source, settings) for name, entry in entries.items() if name not in there
+        )
         job = EncodeJob(source, workspace, {entry.name: codecs[entry.name] for entry in wanted}, wanted)
         resumed = job.run(count)
         summary = _summary(ShardFolder(target), wanted, there, time.monotonic() - began)
         return replace(summary, resumed=resumed, remarks=_remarks(wanted))
 
 
+def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
+    """The codecs, that of text over the windows that were asked for."""
+    found: dict[str, Codec] = {}
+    of_text = False
+    for name, folder in settings.codecs:
+        codec = load_codec(name, folder, t5_tokenizer=settings.t5_tokenizer)
+        if isinstance(codec.entry, WindowEntry):
+            of_text = True
+            codec = codec.on(settings.grid(codec.entry.grid))
+        found[name] = codec
+    if settings.of_text and not of_text:
+        raise UsageFault(f"{settings.of_text[0]}: it goes with a codec of text, --with omniflow-text-vae=FOLDER")
+    return found
+
+
+def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
+    """The entry with what its texts lose; raises DataError before any work where that is too much."""
+    if not isinstance(entry, WindowEntry):
+        return entry
+    texts = cast("WindowCodec", codec)
+    lost = [one for row in source.rows for one in texts.lost(texts.texts(source.words(row), row.ticks))]
+    if not lost:
+        longest = max((row.ticks for row in source.rows), default=0)
+        raise DataError(
+            f"{source.folder}: no clip has a window of {entry.window_ticks} ticks, the longest has {longest}: choose "
+            "a shorter --window-ticks"
+        )
+    counts = {"windows": len(lost), "cut": sum(x.cut for x in lost), "unknown": sum(x.unknown for x in lost)}
+    share = sum(x.cut or x.unknown for x in lost) / len(lost)
+    limit = _MAX_LOST if settings.max_lost is None else settings.max_lost
+    if share > limit:
+        raise DataError(
+            f"{source.folder}: {entry.name} would lose words of {100 * share:.3g} % of the windows, more than "
+            f"--max-lost {limit:g}: {_losses(counts)}: take a shorter --window-ticks, or shards of languages that T5 "
+            "can spell"
+        )
+    return replace(entry, lost=counts)
+
+
+def _losses(counts: Mapping[str, int]) -> str:
+    return (
+        f"of {counts['windows']} windows, {counts['cut']} have more text than T5's 76 tokens, {counts['unknown']} "
+        "letters that it cannot spell"
+    )
+
+
 def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
     """The codec's entry, with what else decided the latents."""
     convert = source.dataset["settings"].get("convert", {})
-    tool = {name: metadata.version(name) for name in ("torch", "diffusers")}
+    packages = _PACKAGES.get(codec.entry.source, ("torch", "diffusers"))
+    tool = {name: metadata.version(name) for name in packages}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     more: dict[str, Any] = {"tool": tool | {"device": device}}
     if codec.entry.source == "mel.npy":
@@ -133,17 +210,13 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 
 
 def _remarks(entries: Sequence[CodecEntry]) -> tuple[str, ...]:
-    return tuple(
+    loud = tuple(
         f"{entry.name}: these shards have the loudness of their recordings; its authors trained on a peak of 0.5 "
         "(omniges preprocess --loudness peak)"
         for entry in entries
         if entry.source == "mel.npy" and entry.settings.get("loudness") == "none"
     )
-
-
-def _same(one: CodecEntry, other: CodecEntry) -> bool:
-    """Whether two entries are of one codec; versions and devices may differ."""
-    return replace(one, settings={}) == replace(other, settings={})
+    return loud + tuple(f"{x.name}: {_losses(x.lost)}" for x in entries if isinstance(x, WindowEntry))
 
 
 def _there(source: ShardFolder, entries: Mapping[str, CodecEntry], *, overwrite: bool) -> tuple[str, ...]:
@@ -152,10 +225,15 @@ def _there(source: ShardFolder, entries: Mapping[str, CodecEntry], *, overwrite:
         return ()
     for name, entry in entries.items():
         found = source.codecs.get(name)
-        if found is not None and not _same(found, entry):
+        if found is not None and found.fingerprint != entry.fingerprint:
             raise UsageFault(
                 f"{source.folder}: it holds latents of another {name}, fingerprint {found.fingerprint[:16]}… and not "
                 f"{entry.fingerprint[:16]}…: name that codec's folder, or replace them with --overwrite"
+            )
+        if found is not None and not found.same_codec(entry):
+            raise UsageFault(
+                f"{source.folder}: it holds latents of {name}, {found.described} and not {entry.described}: ask for "
+                "what is there, or replace them with --overwrite"
             )
     return tuple(name for name in entries if name in source.codecs)
 
@@ -165,7 +243,7 @@ def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntr
     found = ShardFolder(target)
     wanted = source.codecs | dict(entries)
     members = {entry.member for entry in entries.values()}
-    same = found.codecs.keys() == wanted.keys() and all(_same(found.codecs[name], wanted[name]) for name in wanted)
+    same = found.codecs.keys() == wanted.keys() and all(found.codecs[name].same_codec(wanted[name]) for name in wanted)
     if not same or _hash_without(found.rows, members) != _hash_without(source.rows, members):
         raise UsageFault(f"{target}: shards of other recordings or codecs are there. Choose another --out")
     return _summary(found, (), tuple(entries), elapsed_s)

@@ -36,7 +36,7 @@ from omniges.shards.schema import (
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.workspace import Begun, Workspace, staged_name
-from omniges.trainer.codecs.codec import Codec
+from omniges.trainer.codecs.codec import Codec, latents_of_sample
 
 __all__ = ["Count", "EncodeJob"]
 
@@ -182,9 +182,8 @@ class EncodeJob:
             member: (self._source.member(row, member),) for member in row.members if member not in new
         }
         for entry in self._entries:
-            frames = np.load(BytesIO(b"".join(found[entry.source])), allow_pickle=False)
-            latents = _encoded(self._codecs[entry.name], frames, row)
-            expected = (entry.rows_of(row), entry.channels)
+            latents = _encoded(self._codecs[entry.name], b"".join(found[entry.source]), row)
+            expected = entry.shape_of(row)
             if latents.shape != expected or latents.dtype != np.float32:
                 raise RuntimeError(f"{entry.name}: {expected} float32 expected, found {latents.shape} {latents.dtype}")
             if not np.isfinite(latents).all():
@@ -257,14 +256,14 @@ def _digest(pieces: Sequence[bytes | memoryview]) -> str:
 
 
 def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:
-    """Take in a train sample's latents; a clip shorter than a row has none."""
+    """Take in a train sample's latents; a clip that is too short has none."""
     if row.split == "train" and len(latents):
-        partials.setdefault(entry.name, []).append(partial_of(latents))
+        partials.setdefault(entry.name, []).append(partial_of(entry.vectors(latents)))
 
 
-def _encoded(codec: Codec, frames: Any, row: ManifestRow) -> Any:
+def _encoded(codec: Codec, source: bytes, row: ManifestRow) -> Any:
     try:
-        return codec.encode(frames)
+        return latents_of_sample(codec, source, row)
     except RuntimeError as error:  # torch has a class of its own for a GPU's memory, and none for the host's
         if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
             raise

@@ -18,7 +18,7 @@ import torch
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.publish import os_errors
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import FrameEntry
 from omniges.trainer.codecs.codec import fingerprint_of
 from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales
 from omniges.trainer.codecs.rvqvae import Rvqvae
@@ -70,9 +70,9 @@ class GestureRvqvae:
         )
 
     @property
-    def entry(self) -> CodecEntry:
+    def entry(self) -> FrameEntry:
         """What shards and checkpoints keep of it."""
-        return CodecEntry(
+        return FrameEntry(
             name=NAME,
             fingerprint=self.fingerprint,
             source="gesture.npy",

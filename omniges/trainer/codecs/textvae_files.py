@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+import torch
 from torch import Tensor
 
 from omniges.errors import DataError
@@ -31,7 +32,7 @@ from omniges.trainer.codecs.textvae_tokens import LlamaTokens, T5Tokens
 from omniges.trainer.picklefile import read_weights
 from omniges.trainer.tensorfile import read_tensors
 
-__all__ = ["EncodedTexts", "SpokenText", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
+__all__ = ["EncodedTexts", "LostText", "SpokenText", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
 
 _PREFIX: Final = "text_decoder."
 _TRANSFORMER: Final = "transformer/diffusion_pytorch_model"
@@ -124,6 +125,16 @@ class EncodedTexts:
 
 
 @dataclass(frozen=True, slots=True)
+class LostText:
+    """What of a text cannot be in its latents."""
+
+    cut: bool
+    """It has more than 77 tokens; its end is lost."""
+    unknown: bool
+    """The vocabulary cannot spell all of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class SpokenText:
     """A text made from latents."""
 
@@ -168,11 +179,20 @@ class TextCodec:
         """(N, V): latents of a text, and the width of each."""
         return self.vae.config.vae.n_tokens, self.vae.config.vae.vae_dim
 
+    @property
+    def device(self) -> torch.device:
+        """Where the text VAE computes."""
+        return self.vae.query.device
+
+    def lost(self, texts: Sequence[str]) -> list[LostText]:
+        """What each of some texts, at least one, would lose; the text VAE is not run."""
+        tokens = self._t5_tokens.encode(texts)
+        return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
+
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Latents of texts, at least one, where the text VAE is."""
         tokens = self._t5_tokens.encode(texts)
-        device = self.vae.query.device
-        latents = self.vae.latents(tokens.ids.to(device), tokens.empty.to(device))
+        latents = self.vae.latents(tokens.ids.to(self.device), tokens.empty.to(self.device))
         return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
 
     def logits(self, latents: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -203,7 +203,7 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     )
 
 
-_STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture"}
+_STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture", "words.json": "text"}
 
 
 def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -> dict[str, CodecEntry]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.trainer.data.catalog import ClipTable
-from omniges.trainer.data.normalise import Normaliser
+from omniges.trainer.data.normalise import Normaliser, Scale
 from omniges.trainer.data.order import ClipOrder, Mixture, Picks
 from omniges.trainer.data.reading import ClipReader, LocalShards, ShardSource
 from omniges.trainer.data.shared import ArrayPlace, layout_of, place_arrays
@@ -35,12 +35,12 @@ _TILE_TICKS: Final = 64  # means and divisors of so many ticks are 1 MB: a cache
 
 def batch_layout(rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS) -> tuple[list[ArrayPlace], int]:
     """Places of a batch's arrays in its block, and the block's bytes."""
-    gesture, audio = tracks.arrays
+    gesture, audio, text = tracks.gesture, tracks.audio, tracks.text
     return layout_of(
         [
             ("gesture", "<f4", (rows, gesture.rows(window_ticks), gesture.channels)),
             ("audio", "<f4", (rows, audio.rows(window_ticks), audio.channels)),
-            ("text", "<i4", (rows, window_ticks)),
+            ("text", "<i4", (rows, window_ticks)) if text is None else ("text", "<f4", (rows, *text.shape)),
             ("positions", "<i8", (rows,)),
             ("sources", "<i8", (rows,)),
             ("epochs", "<i8", (rows,)),
@@ -57,7 +57,7 @@ class BatchBlock:
 
     gesture: npt.NDArray[np.float32]  # (R, w · 3, 415)
     audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents
-    text: npt.NDArray[np.int32]  # (R, w)
+    text: npt.NDArray[Any]  # (R, w) int32 slots, or (R, latents, channels) float32
     positions: I64  # (R,)
     sources: I64
     epochs: I64
@@ -141,7 +141,12 @@ class Collator:
             normaliser.gesture.tiled(tracks.gesture.rows(tile) or 1),
             normaliser.audio.tiled(tracks.audio.rows(tile) or 1),
         )
-        self._slots = _SlotCache(SlotCodec(tokenizer))
+        self._text_scale: Scale | None = None
+        self._slots: _SlotCache | None = None
+        if tracks.text is not None and normaliser.text is not None:
+            self._text_scale = normaliser.text.tiled(tracks.text.latents)
+        else:
+            self._slots = _SlotCache(SlotCodec(tokenizer))
         self._planned: dict[tuple[int, int], Picks] = {}
         self._cold = True
 
@@ -162,12 +167,15 @@ class Collator:
             for row, (source, sample, start) in enumerate(wanted):
                 block.progress[1] = row
                 self._readers[source].advise(sample, start, ticks)
-        gesture, audio = (array.reshape(len(array), -1) for array in (block.gesture, block.audio))
+        gesture, audio, text = (array.reshape(len(array), -1) for array in (block.gesture, block.audio, block.text))
         for row, (source, sample, start) in enumerate(wanted):
             block.progress[1] = row  # if this process is killed here, the other one knows where
             reader = self._readers[source]
             reader.read_window(sample, start, ticks, self._scales, (gesture[row], audio[row]))
-            block.text[row] = self._slots.slots(source, reader, sample)[start : start + ticks]
+            if self._slots is not None:
+                block.text[row] = self._slots.slots(source, reader, sample)[start : start + ticks]
+            elif self._text_scale is not None:
+                reader.read_text(sample, start, ticks, self._text_scale, text[row])
         # What the disk had to give shows in this count, read ahead or not: only then is asking ahead worth its calls.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 

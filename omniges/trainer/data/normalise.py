@@ -61,10 +61,11 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Normaliser:
-    """The scales of both streams."""
+    """The scales of the streams that are numbers."""
 
     gesture: Scale
     audio: Scale
+    text: Scale | None = None  # of latents
 
     @classmethod
     def from_statistics(cls, statistics: dict[str, Any], source: str = STATS_FILE) -> Normaliser:
@@ -87,10 +88,14 @@ class Normaliser:
                 "train split with omniges preprocess --split-csv"
             )
         channels = {"gesture": tracks.gesture.channels, "audio": tracks.audio.channels}
+        if tracks.text is not None:
+            channels["text"] = tracks.text.channels
         return cls(*(_scale(statistics, stream, count, source) for stream, count in channels.items()))
 
 
 def _scale(statistics: Mapping[str, Any], stream: str, channels: int, source: str) -> Scale:
+    if statistics.get(stream) == {"samples": 0}:
+        raise UsageFault(f"{source}: no train sample is long enough for latents of {stream}, so nothing can be learned")
     try:
         mean, std = (np.asarray(statistics[stream][name], dtype=np.float64) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, EnvironmentFault
 from omniges.trainer.data.cachefolder import CacheFull
 from omniges.trainer.data.catalog import VERIFY, ClipTable
-from omniges.trainer.data.normalise import Normaliser
+from omniges.trainer.data.normalise import Normaliser, Scale
 from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["ClipReader", "LocalShards", "ReadMarks", "ShardSource", "Verify"]
@@ -44,7 +44,7 @@ _NPY_HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
 )
-_GESTURE, _AUDIO, _WORDS = range(len(PLAIN_TRACKS.members))
+_GESTURE, _AUDIO, _TEXT = range(len(PLAIN_TRACKS.members))
 
 
 class ShardSource(Protocol):
@@ -107,13 +107,14 @@ class ReadMarks:
     Two processes may make the same check at the same time: both write the same value.
     """
 
-    data_starts: npt.NDArray[np.uint16]  # (N, 2) bytes of the npy header of gesture and audio, 0 before it was checked
+    data_starts: npt.NDArray[np.uint16]  # (N, M) bytes of the member's npy header, 0 before it was checked
     verified: npt.NDArray[np.uint8]  # (N, M) 1 where the member's sha256 was compared
 
     @classmethod
     def blank(cls, clips: int) -> ReadMarks:
         """Nothing checked yet."""
-        return cls(np.zeros((clips, 2), np.uint16), np.zeros((clips, len(PLAIN_TRACKS.members)), np.uint8))
+        shape = (clips, len(PLAIN_TRACKS.members))
+        return cls(np.zeros(shape, np.uint16), np.zeros(shape, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class ClipReader:
     ) -> None:
         self.table = table
         self._tracks = tracks
-        self._lengths = tuple(track.lengths(table.frames, table.mel_frames) for track in tracks.arrays)
+        self._lengths = tuple(track.lengths(table.frames, table.mel_frames, table.ticks) for track in tracks.arrays)
         self._source, self._marks, self._verify = source, marks, verify == "first"
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
         self._checked: dict[int, tuple[int, int, int]] = {}  # shard, first float of gesture and of audio
@@ -166,6 +167,16 @@ class ClipReader:
         first = audio_first + start_tick * len(audio) // ticks
         scales.audio.normalise_into(floats[first : first + len(audio)], audio)
 
+    def read_text(self, sample: int, start_tick: int, ticks: int, scale: Scale, out: F32) -> None:
+        """Normalised latents of a window's text into `out`, plainly (latents · channels,).
+
+        The window is one that they were made for; `scale` may be tiled. Raises as `read_window` does.
+        """
+        mapped = self._map(int(self.table.shard[sample]), sample)
+        row, _ = self._tracks.arrays[_TEXT].span(start_tick, ticks)
+        first = self._data_start(mapped.content, sample, _TEXT) // 4 + row * len(out)
+        scale.normalise_into(mapped.floats[first : first + len(out)], out)
+
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
         """Tell the source which shards these clips (k,) need, in their order, but for those that are mapped."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
@@ -177,26 +188,27 @@ class ClipReader:
         """Ask the kernel to read a window from the disk ahead of its use."""
         mapped = self._map(int(self.table.shard[sample]), sample).content
         for member, track in enumerate(self._tracks.arrays):
-            row_bytes = track.channels * 4
+            row_bytes = track.width * 4
+            start_row, rows = track.span(start_tick, ticks)
             if self._verify and not self._marks.verified[sample, member]:
                 first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
             else:
-                first = int(self.table.offsets[sample, member]) + track.rows(start_tick) * row_bytes
-                size = track.rows(ticks) * row_bytes
+                first = int(self.table.offsets[sample, member]) + start_row * row_bytes
+                size = rows * row_bytes
             start = first - first % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
 
     def words(self, sample: int) -> list[dict[str, Any]]:
         """The words of a clip; raises DataError where they are no list of words."""
         mapped = self._map(int(self.table.shard[sample]), sample).content
-        self._check_digest(mapped, sample, _WORDS)
-        first, size = int(self.table.offsets[sample, _WORDS]), int(self.table.sizes[sample, _WORDS])
+        self._check_digest(mapped, sample, _TEXT)
+        first, size = int(self.table.offsets[sample, _TEXT]), int(self.table.sizes[sample, _TEXT])
         try:
             words = json.loads(mapped[first : first + size])
         except ValueError as error:
-            raise self._fault(sample, _WORDS, f"no JSON ({error})") from error
+            raise self._fault(sample, _TEXT, f"no JSON ({error})") from error
         if not isinstance(words, list) or not all(_is_word(word) for word in words):
-            raise self._fault(sample, _WORDS, "a list of words with start and end in seconds expected, found otherwise")
+            raise self._fault(sample, _TEXT, "a list of words with start and end in seconds expected, found otherwise")
         return words
 
     def _map(self, shard: int, sample: int) -> _Mapped:
@@ -264,7 +276,7 @@ class ClipReader:
         """Bytes of a member's npy header, once dtype, order, shape and size are those of the manifest."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
         rows = int(self._lengths[member][sample])
-        expected = (rows, self._tracks.arrays[member].channels)
+        expected = (rows, self._tracks.arrays[member].width)
         head = mapped[first : first + min(size, _MAX_HEADER_BYTES)]
         length = 10 + int.from_bytes(head[8:10], "little")
         match = _NPY_HEADER.fullmatch(head[10:length])

@@ -16,7 +16,7 @@ from omniges.trainer.data.collate import Collator, mixture_of, open_source
 from omniges.trainer.data.normalise import Normaliser, Scale
 from omniges.trainer.data.order import Mixture
 from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, ShardSource, Verify
-from omniges.trainer.data.tracks import Track, Tracks
+from omniges.trainer.data.tracks import Tracks
 
 __all__ = [
     "JOB",
@@ -32,7 +32,7 @@ __all__ = [
 JOB: Final = struct.Struct("<q")
 """A job on a worker's standard input: the number of a block."""
 
-_STREAMS: Final = ("gesture", "audio")
+_STREAMS: Final = ("gesture", "audio", "text")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,15 +63,14 @@ def tracks_of(data: Sequence[DataSource]) -> Tracks:
     for source in data[1:]:
         for stream, entry in first.codecs.items():
             other = source.catalog.codecs.get(stream)
-            if (
-                other is None
-                or other.fingerprint != entry.fingerprint
-                or Track.of_codec(other) != Track.of_codec(entry)
-            ):
-                found = "none" if other is None else f"{other.name} {other.fingerprint[:16]}…"
+            if other is None or not other.same_codec(entry):
+                found, wanted = (
+                    "none" if one is None else f"{one.name} {one.fingerprint[:16]}… ({one.described})"
+                    for one in (other, entry)
+                )
                 raise UsageFault(
-                    f"{source.catalog.folder}: latents of {entry.name} {entry.fingerprint[:16]}… expected as in "
-                    f"{first.folder}, found {found}: encode both with one codec"
+                    f"{source.catalog.folder}: latents of {wanted} expected as in {first.folder}, found {found}: "
+                    "encode both with one codec"
                 )
     return first.tracks
 
@@ -108,8 +107,9 @@ def make_arrays(data: Sequence[DataSource], normaliser: Normaliser, tokenizer: b
     """The arrays, by names that `make_collator` knows."""
     arrays: dict[str, npt.NDArray[Any]] = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
     for stream in _STREAMS:
-        scale: Scale = getattr(normaliser, stream)
-        arrays |= {f"{stream}_mean": scale.mean, f"{stream}_divisor": scale.divisor}
+        scale: Scale | None = getattr(normaliser, stream)
+        if scale is not None:
+            arrays |= {f"{stream}_mean": scale.mean, f"{stream}_divisor": scale.divisor}
     for number, source in enumerate(data):
         marks = ReadMarks.blank(len(source.catalog.table))
         own = source.catalog.table.arrays() | {"data_starts": marks.data_starts, "verified": marks.verified}
@@ -135,6 +135,10 @@ def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[
         shuffle=document["shuffle"],
         tracks=tracks,
     )
-    scales = [Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"]) for stream in _STREAMS]
+    scales = [
+        Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"])
+        for stream in _STREAMS
+        if f"{stream}_mean" in arrays
+    ]
     tokenizer = arrays["tokenizer"].tobytes()
     return Collator(order, readers, Normaliser(*scales), tokenizer, document["stride"], tracks)

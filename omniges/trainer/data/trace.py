@@ -42,8 +42,8 @@ class TraceSettings:
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     """One record a window: step, rank, position, key, start_tick, split, with `decode` also sha256.
 
-    The digest is of the batch's normalised gesture, mel (or latents) and text slots of the window: float32, float32
-    and int32, little-endian, in this order. Raises what `read_catalog` and the reading of shards raise.
+    The digest is of the batch's normalised gesture, mel and text slots of the window (or of latents in their place):
+    float32, slots int32, little-endian, in this order. Raises what `read_catalog` and the reading of shards raise.
     """
     catalog = read_catalog(settings.shards, settings.filters, settings.codecs)
     data = [DataSource(catalog)]

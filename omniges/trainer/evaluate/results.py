@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,11 +29,11 @@ from omniges.recordings.wav import decode_wav
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
-from omniges.trainer.generated import GeneratedRecord, read_record
+from omniges.trainer.generated import WINDOWS_TIER, GeneratedRecord, read_record
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
 
-__all__ = ["LONGER_S", "MEL_RATE_HZ", "Result", "find_results", "waveform"]
+__all__ = ["LONGER_S", "MEL_RATE_HZ", "GeneratedWords", "Result", "find_results", "waveform"]
 
 LONGER_S: Final = 5.0
 """A result that is longer than its recording by no more is cut; audio files are often longer than the motion."""
@@ -43,6 +43,14 @@ _ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav",
 _REPORT: Final = "omniges-evaluation"
 _SAME: Final = ("seed", "steps", "solver", "guidance", "shift", "window_ticks", "overlap_ticks")
 """Settings that all results of a task should have in common."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedWords:
+    """Words in order; where they have no times of their own, each has those of its window."""
+
+    words: list[WordInterval]
+    timed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +102,22 @@ class Result:
         except RecordingFault as fault:
             raise DataError(f"{path}: {fault}") from fault
 
-    def words(self) -> list[WordInterval]:
-        """Generated words."""
+    def words(self) -> GeneratedWords:
+        """Generated words: those of the word tier, or of a tier `windows`, whose words have no times of their own."""
         path, data = self._content("text", "text", ".TextGrid")
         try:
-            return list(decode_words(data).words)
+            return GeneratedWords(_words_of(data, None), timed=True)
         except RecordingFault as fault:
-            if fault.problem.code == "textgrid-no-words":
-                return []  # a model may say nothing: every word is then a deletion
-            raise DataError(f"{path}: {fault}") from fault
+            if fault.problem.code != "textgrid-no-word-tier":
+                raise DataError(f"{path}: {fault}") from fault
+            without_words = fault
+        try:
+            windows = _words_of(data, WINDOWS_TIER)
+        except RecordingFault as fault:
+            told = without_words if fault.problem.code == "textgrid-no-word-tier" else fault
+            raise DataError(f"{path}: {told}") from fault
+        words = [replace(window, word=word) for window in windows for word in window.word.split()]
+        return GeneratedWords(words, timed=False)
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
         """The generated log-mel (F, 64), and whether it is the model's own or that of the waveform."""
@@ -146,6 +161,16 @@ class Result:
     def seams(self) -> tuple[int, ...]:
         """Frames before which windows begin."""
         return () if self.record is None else tuple(round(s * FRAME_RATE_HZ) for s in self.record.seams_s)
+
+
+def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
+    """A tier's intervals with a text; a model may say nothing: every word is then a deletion."""
+    try:
+        return list(decode_words(data, tier).words)
+    except RecordingFault as fault:
+        if fault.problem.code == "textgrid-no-words":
+            return []
+        raise
 
 
 def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[Result]]:

@@ -56,6 +56,7 @@ class FromCheckpoint:
     work: Path | None = None  # None: a folder that is removed afterwards
     steps: int = 20
     num_samples: int = 1
+    t5_tokenizer: Path | None = None  # of a codec of text; None: in its folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,7 @@ def _generate(
             task=name,
             out=work / name,
             codecs=source.codecs,
+            t5_tokenizer=source.t5_tokenizer,
             sources=inputs,
             sampling=SamplingSettings(steps=source.steps),
             seed=settings.seed,
@@ -163,7 +165,7 @@ def _generate(
 
 def _require_codecs(saved: SavedCheckpoint, source: FromCheckpoint, tasks: Sequence[str], inputs: Sources) -> None:
     """Raise UsageFault or DataError where a codec that a task needs is not given or is another one."""
-    codecs = CodecFolders(load_identity(saved).codecs, source.codecs)
+    codecs = CodecFolders(load_identity(saved).codecs, source.codecs, source.t5_tokenizer)
     for name in tasks:
         codecs.require(TASKS[name], inputs)
 

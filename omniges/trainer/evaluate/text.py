@@ -29,6 +29,7 @@ _TIMES: Final = {
     "word end error, median": (1, 50),
     "word end error, 90 %": (1, 90),
 }
+_UNTIMED: Final = "the text is that of whole windows, whose words have no times"
 _SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
@@ -44,16 +45,20 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
     recorded = {result.key: _recorded(shards, result) for result in results}
     other = partners(list(recorded), how.seed)
     rows: dict[Row, list[tuple[str, _Words, _Words]]] = {"generated": [], "shuffled": []}
+    timed = True
     for result in results:
-        found = _before(result.words(), seconds[result.key])
+        made = result.words()
+        timed = timed and made.timed
+        found = _before(made.words, seconds[result.key])
         rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
         if other:
             common = min(seconds[result.key], seconds[other[result.key]])
             rows["shuffled"].append((result.key, _before(found, common), _before(recorded[other[result.key]], common)))
         count()
     figures = [_rate(name, row, pairs, how) for name in _RATES for row, pairs in rows.items() if pairs]
-    for name in _TIMES:
+    for name in _TIMES if timed else ():
         figures += [_timing(name, row, pairs, how) for row, pairs in rows.items() if pairs]
+    figures += [] if timed else [absent(Heading(name, "s"), _UNTIMED) for name in _TIMES]
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
     cut = "words are as the annotator cut them, so read the characters' rate"
     remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]

@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import UsageFault
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.codec import Codec, load_same_codec
+from omniges.trainer.codecs.codec import Codec, FrameCodec, WindowCodec, load_same_codec
 from omniges.trainer.data.tracks import Track
 from omniges.trainer.generate.inputs import Given
-from omniges.trainer.generate.sources import Sources, latents_of
-from omniges.trainer.generate.windows import TicksOf
+from omniges.trainer.generate.sources import Input, Sources, latents_of
+from omniges.trainer.generate.windows import TicksOf, WindowSettings, window_spans
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import Task
 
-__all__ = ["CodecFolders"]
+__all__ = ["CodecFolders", "Conditions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a model takes of an input, by stream, and what there is to say of it."""
+
+    of: Mapping[StreamName, TicksOf]
+    remarks: tuple[str, ...]
 
 
 class CodecFolders:
     """The codecs that a checkpoint names, each loaded from the folder that a person gives when it is needed."""
 
-    def __init__(self, entries: Mapping[StreamName, CodecEntry], folders: Sequence[tuple[str, Path]]) -> None:
+    def __init__(
+        self,
+        entries: Mapping[StreamName, CodecEntry],
+        folders: Sequence[tuple[str, Path]],
+        t5_tokenizer: Path | None = None,
+    ) -> None:
         """Raises UsageFault for a folder of a codec that the model does not have."""
-        self._entries, self._folders = dict(entries), dict(folders)
+        self._entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
         self._loaded: dict[StreamName, Codec] = {}
         names = [entry.name for entry in self._entries.values()]
         for name in self._folders:
             if name not in names:
                 raise UsageFault(f"--codec {name}: the model has {', '.join(names) or 'no codec'}: leave it away")
+        if t5_tokenizer is not None and "text" not in self._entries:
+            raise UsageFault("--t5-tokenizer: the model has no codec of text: leave it away")
 
     def require(self, task: Task, sources: Sources) -> None:
         """Load what a task needs, before anything is made; what shards hold as latents needs no codec.
@@ -47,27 +63,62 @@ class CodecFolders:
             if of_files or stream in task.targets:
                 self._codec(stream)
 
-    def ticks_of(self, given: Given, ticks: int) -> TicksOf:
-        """What the model takes of an input of some ticks: latents where its stream is one of them."""
+    def conditions(self, item: Input, windows: WindowSettings) -> Conditions:
+        """What the model takes of an input in these windows: latents where a stream is one of them."""
+        found: dict[StreamName, TicksOf] = {}
+        remarks: list[str] = []
+        for given in item.given:
+            if isinstance(self._entries.get(given.stream), WindowEntry):
+                spans = window_spans(item.ticks, windows)
+                found[given.stream], said = self._texts_of(given, item.ticks, spans)
+                remarks += said
+            else:
+                found[given.stream] = self._ticks_of(given, item.ticks)
+        return Conditions(found, tuple(remarks))
+
+    def _ticks_of(self, given: Given, ticks: int) -> TicksOf:
+        """Ticks of an array, or of the rows of latents in its place."""
         entry = self._entries.get(given.stream)
-        if entry is None:
+        if not isinstance(entry, FrameEntry):
             return given.array
         rows = Track.of_codec(entry).rows
         if given.latents is None:
-            latents = self._codec(given.stream).encode(np.asarray(given.array(0, ticks), np.float32))
+            codec = cast("FrameCodec", self._codec(given.stream))
+            latents = codec.encode(np.asarray(given.array(0, ticks), np.float32))
         else:
             latents = given.latents
         return lambda first, count: latents[rows(first) : rows(first) + rows(count)]
+
+    def _texts_of(self, given: Given, ticks: int, spans: Sequence[tuple[int, int]]) -> tuple[TicksOf, list[str]]:
+        """Latents (N, V) of the text of each window, and remarks on what they lose of it."""
+        codec = cast("WindowCodec", self._codec(given.stream))
+        texts = codec.texts(given.words, ticks, spans)
+        shape = codec.entry.latents, codec.entry.channels
+        latents = dict(zip(spans, codec.encode_texts(texts).reshape(-1, *shape), strict=True))
+        lost = codec.lost(texts)
+        cut, unknown = sum(one.cut for one in lost), sum(one.unknown for one in lost)
+        of = f"of {len(texts)} windows of text"
+        remarks = [f"{cut} {of} lost their end: T5 reads 76 tokens"] if cut else []
+        remarks += [f"{unknown} {of} have letters that T5 cannot spell, which are lost"] if unknown else []
+        return lambda first, count: latents[first, count], remarks
 
     def has(self, stream: StreamName) -> bool:
         """Whether the model makes latents of a stream."""
         return stream in self._entries
 
-    def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What a person can use of what the model made: the mel of latents."""
-        if stream not in self._entries:
+    def windows_of_text(self, item: Input, windows: WindowSettings) -> list[tuple[int, int]] | None:
+        """First tick and ticks of the windows that texts are made for; None where text is slots."""
+        return window_spans(item.ticks, windows) if isinstance(self._entries.get("text"), WindowEntry) else None
+
+    def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
+        """What a person can use of what the model made: the mel of latents, or the text of each window."""
+        entry = self._entries.get(stream)
+        if entry is None:
             return array
-        return self._codec(stream).decode(np.asarray(array, np.float32))
+        latents = np.asarray(array, np.float32)
+        if isinstance(entry, WindowEntry):  # (windows · N, V)
+            latents = latents.reshape(-1, entry.latents * entry.channels)
+        return self._codec(stream).decode(latents)
 
     def _codec(self, stream: StreamName) -> Codec:
         if stream not in self._loaded:
@@ -77,5 +128,6 @@ class CodecFolders:
                     f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
                 )
             folder = self._folders[entry.name]
-            self._loaded[stream] = load_same_codec(entry, folder, "--codec", "the checkpoint")
+            tokenizer = self._t5_tokenizer
+            self._loaded[stream] = load_same_codec(entry, folder, "--codec", "the checkpoint", t5_tokenizer=tokenizer)
         return self._loaded[stream]

@@ -82,7 +82,7 @@ class Given:
     stream: StreamName
     name: str  # what results are called by
     ticks: int
-    series: Series  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
+    series: Series | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
     path: str
     sha256: str
     remarks: tuple[str, ...] = ()
@@ -96,7 +96,12 @@ class Given:
         return self if ticks == self.ticks else replace(self, ticks=ticks, words=words)
 
     def array(self, start: int, count: int) -> npt.NDArray[Any]:
-        """What shards hold of so many ticks from `start` on, no more than there are."""
+        """What shards hold of so many ticks from `start` on, no more than there are.
+
+        Raises ValueError for text of a model of latents: that is its words alone, without slots.
+        """
+        if self.series is None:
+            raise ValueError(f"{self.name}: {self.stream} without an array")
         rows = ROWS_PER_TICK[self.stream]
         return self.series.rows(start * rows, min(start + count, self.ticks) * rows)
 
@@ -133,8 +138,10 @@ def given_audio(heard: Heard, name: str, path: str, digest: str) -> Given:
     return Given("audio", name, heard.ticks, heard.mel, path, digest, tuple(heard.remarks))
 
 
-def read_text(source: str, codec: SlotCodec, rate: SpeakingRate | None, seconds: float | None = None) -> Given:
+def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, seconds: float | None = None) -> Given:
     """Words of a TextGrid, or of a plain text (``-``: standard input) with times estimated by a speaking rate.
+
+    `codec` makes slots of them; None: the model's text is latents, of words.
 
     Raises UsageFault for a plain text without a rate, DataError for what is damaged or has no words.
     """
@@ -168,7 +175,7 @@ def _beside(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seco
 
 def given_words(
     words: Sequence[Mapping[str, Any]],
-    codec: SlotCodec,
+    codec: SlotCodec | None,
     length_s: float,
     name: str,
     origin: tuple[str, str],
@@ -185,11 +192,14 @@ def given_words(
     found = list(remarks)
     if len(inside) < len(words):
         found.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
-    slots = codec.encode(inside, ticks)
-    if slots.overflow:
-        lost = ", ".join(str(word["word"]) for word in slots.overflow[:3])
-        found.append(f"{len(slots.overflow)} words too short for their pieces left out: {lost}")
-    return Given("text", name, ticks, Held(slots.ids), path, digest, tuple(found), inside)
+    series = None
+    if codec is not None:
+        slots = codec.encode(inside, ticks)
+        series = Held(slots.ids)
+        if slots.overflow:
+            lost = ", ".join(str(word["word"]) for word in slots.overflow[:3])
+            found.append(f"{len(slots.overflow)} words too short for their pieces left out: {lost}")
+    return Given("text", name, ticks, series, path, digest, tuple(found), inside)
 
 
 def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float, list[str]]:
@@ -258,13 +268,15 @@ def _channels(motion: Motion, folder: Path | None) -> Spool:
 
 
 def given_sample(
-    sample: SampleArrays, stream: StreamName, codec: SlotCodec, shards: Path, latents_of: str | None = None
+    sample: SampleArrays, stream: StreamName, codec: SlotCodec | None, shards: Path, latents_of: str | None = None
 ) -> Given:
-    """One stream of a sample of a shard folder, with the latents of a codec where it has them."""
+    """One stream of a sample of a shard folder, with the latents of a codec of frames where it has them."""
     row = sample.row
     remarks: tuple[str, ...] = ()
-    array: npt.NDArray[Any]
-    if stream == "text":
+    array: npt.NDArray[Any] | None
+    if stream == "text" and codec is None:
+        array = None
+    elif stream == "text" and codec is not None:
         slots = codec.encode(sample.words, row.ticks)
         array = slots.ids
         if slots.overflow:
@@ -278,7 +290,7 @@ def given_sample(
         stream,
         row.key,
         row.ticks,
-        Held(array),
+        None if array is None else Held(array),
         f"{shards / row.shard}#{row.key}.{member}",
         row.members[member].sha256,
         remarks,

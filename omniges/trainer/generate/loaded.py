@@ -16,6 +16,7 @@ from omniges.trainer.generate.sources import Input, Reading
 from omniges.trainer.generate.windows import WindowSettings
 from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.streams import StreamName
+from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import ModelIdentity, load_model
 
@@ -79,17 +80,22 @@ class Loaded:
             "sha256": {file: entry["sha256"] for file, entry in self.saved.files.items()},
         }
 
-    def windows(self, overlap_ticks: int | None) -> WindowSettings:
-        """Windows as the model was trained on; overlaps of a quarter unless told otherwise."""
+    def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
+        """Windows as the model was trained on; overlaps of a quarter unless told otherwise.
+
+        Where the task makes text that is latents, windows touch instead.
+        """
         window, multiple = self.identity.window_ticks, self.identity.tick_multiple
-        quarter = window // 4 - window // 4 % multiple
-        overlap = quarter if overlap_ticks is None else overlap_ticks
-        return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple)
+        apart = any(self.model.stream(name).whole_windows for name in TASKS[task].targets)
+        usual = 0 if apart else window // 4 - window // 4 % multiple
+        overlap = usual if overlap_ticks is None else overlap_ticks
+        return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple, apart=apart)
 
     def reading(self, folder: Path | None = None, recorded: tuple[StreamName, ...] = ()) -> Reading:
         """How inputs are read for the model."""
         identity = self.identity
-        return Reading(self.codec, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded)
+        slots = None if "text" in identity.codecs else self.codec
+        return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded)
 
     def history(self) -> dict[str, bytes]:
         """The documents that tell how it was trained, as far as the checkpoint has them."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,17 @@ from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_f
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.publish import os_errors
 from omniges.recordings.npz import MOTION_COLUMNS, write_motion
-from omniges.recordings.textgrid import WordInterval, encode_words
+from omniges.recordings.textgrid import WordInterval, encode_tiers, encode_words
 from omniges.recordings.wav import wav_parts
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.series import Spool
+from omniges.trainer.generated import WINDOWS_TIER
 from omniges.trainer.metrics.motion import invalid_rotations
 from omniges.trainer.model.streams import StreamName
+
+if TYPE_CHECKING:
+    from omniges.trainer.codecs.textvae_files import SpokenText
 
 __all__ = [
     "NEUTRAL",
@@ -39,6 +43,7 @@ __all__ = [
     "SpeechSink",
     "TextSink",
     "VoiceOf",
+    "WindowTextSink",
     "valid_motion",
 ]
 
@@ -84,13 +89,13 @@ class Sink(Protocol):
     measures: dict[str, float]
     remarks: list[str]
 
-    def append(self, rows: npt.NDArray[Any], /) -> None:
-        """The stream's next rows, as shards hold them."""
+    def append(self, rows: Any, /) -> None:
+        """The stream's next rows, as shards hold them; of text that is latents, the next windows' texts."""
 
     def files(self) -> Iterator[OutFile]:
         """The files, once all has come."""
 
-    def shown(self, ticks: int) -> npt.NDArray[Any]:
+    def shown(self, ticks: int) -> Any:
         """The first ticks as they came, for pictures."""
 
 
@@ -225,6 +230,39 @@ class TextSink:
         return np.concatenate(self._slots)[:ticks]
 
 
+class WindowTextSink:
+    """Texts of whole windows to a TextGrid and a plain text. Their words have no times, and none are made up."""
+
+    def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
+        """First tick and ticks of each window, which touch."""
+        self.measures: dict[str, float] = {}
+        self.remarks = ["the words have no times: text of latents is that of whole windows"]
+        self._windows = windows
+        self._intervals: list[WordInterval] = []
+
+    def append(self, texts: Sequence[SpokenText], /) -> None:
+        """The texts of the next windows."""
+        for spoken, (first, count) in zip(texts, self._windows[len(self._intervals) :], strict=False):
+            text = " ".join(spoken.text.replace("\0", "\ufffd").split())
+            start, end = first / TICKS_PER_SECOND, (first + count) / TICKS_PER_SECOND
+            self._intervals.append(WordInterval(text, start, end))
+            if not spoken.ended:
+                self.remarks.append(f"the text from {start:g} s on did not come to an end and was cut off")
+
+    def files(self) -> Iterator[OutFile]:
+        """The TextGrid with a tier `windows`, and the text."""
+        texts = [interval.word for interval in self._intervals if interval.word]
+        if not texts:
+            self.remarks.append("no word was made")
+        yield OutFile("text", ".TextGrid", [encode_tiers([(WINDOWS_TIER, self._intervals)], self._intervals[-1].end)])
+        yield OutFile("transcript", ".txt", [(" ".join(texts) + "\n").encode()])
+
+    def shown(self, ticks: int) -> list[dict[str, Any]]:
+        """The windows that begin in the first ticks, each as one word with its times."""
+        spoken = [interval for interval in self._intervals if interval.word]
+        return [asdict(interval) for interval in spoken if interval.start * TICKS_PER_SECOND < ticks]
+
+
 class Results:
     """The sinks of one result's targets."""
 
@@ -236,7 +274,9 @@ class Results:
         voice: VoiceOf | None,
         seed: int,
         folder: Path | None,
+        windows_of_text: Sequence[tuple[int, int]] | None = None,
     ) -> None:
+        """`windows_of_text`: the windows that texts come for where text is latents; else it is slots."""
         self.sinks: dict[StreamName, Sink] = {}
         for name in targets:
             sink: Sink
@@ -244,11 +284,13 @@ class Results:
                 sink = GestureSink(body, folder)
             elif name == "audio":
                 sink = SpeechSink(voice, seed, folder)
+            elif windows_of_text is not None:
+                sink = WindowTextSink(windows_of_text)
             else:
                 sink = TextSink(codec)
             self.sinks[name] = sink
 
-    def append(self, arrays: Mapping[StreamName, npt.NDArray[Any]]) -> None:
+    def append(self, arrays: Mapping[StreamName, Any]) -> None:
         """The next rows of some targets."""
         for name, rows in arrays.items():
             self.sinks[name].append(rows)
@@ -268,6 +310,6 @@ class Results:
         """What there is to say of the files, once they were given."""
         return [remark for sink in self.sinks.values() for remark in sink.remarks]
 
-    def shown(self, ticks: int) -> dict[StreamName, npt.NDArray[Any]]:
+    def shown(self, ticks: int) -> dict[StreamName, Any]:
         """The first ticks of every target."""
         return {name: sink.shown(ticks) for name, sink in self.sinks.items()}

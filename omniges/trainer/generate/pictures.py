@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.trainer.data.slots import SlotCodec
@@ -26,7 +25,7 @@ def result_picture(name: str, task: str, item: Input, results: Results, codec: S
 
     ticks = min(_SHOWN_TICKS, item.ticks)
     recorded = item.recorded if item.given else ()  # what follows from nothing has no recording to be held against
-    rows = [Row("given", g.stream, g.words or g.array(0, ticks)) for g in item.given]
+    rows = [Row("given", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.given]
     rows += [Row("made", stream, _shown(stream, rows_, codec)) for stream, rows_ in results.shown(ticks).items()]
     rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
     conditions = ", ".join(TASKS[task].conditions) or "nothing"
@@ -34,7 +33,7 @@ def result_picture(name: str, task: str, item: Input, results: Results, codec: S
     return draw_result(title=title, rows=rows, start_xz=body.start_xz, length_s=item.ticks / TICKS_PER_SECOND)
 
 
-def _shown(stream: StreamName, rows: npt.NDArray[Any], codec: SlotCodec) -> Any:
-    if stream != "text":
+def _shown(stream: StreamName, rows: Any, codec: SlotCodec) -> Any:
+    if stream != "text" or isinstance(rows, list):  # texts of windows, each drawn as one word
         return rows
     return [word.as_json() for word in codec.decode(np.asarray(rows, np.int32))]

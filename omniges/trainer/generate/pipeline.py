@@ -29,7 +29,6 @@ from omniges.trainer.generate.hearing import hear_samples
 from omniges.trainer.generate.inputs import Given, given_audio, given_words, read_audio, read_gesture, read_text
 from omniges.trainer.generate.loaded import Loaded, load
 from omniges.trainer.generate.outputs import valid_motion
-from omniges.trainer.generate.run import conditions_of
 from omniges.trainer.generate.series import Held
 from omniges.trainer.generate.settings import task_named
 from omniges.trainer.generate.sources import Input, Reading, Sources, cut_input
@@ -59,7 +58,9 @@ class OmnigesSample:
     mel: F32 | None = None
     """Log-mel (100 · seconds, 64)."""
     words: list[dict[str, Any]] | None = None
-    """``word``, ``start`` and ``end`` in seconds."""
+    """``word``, ``start`` and ``end`` in seconds; None too where the model's text is latents, whose words have none."""
+    windows: list[dict[str, Any]] | None = None
+    """Of such text: ``text``, ``start`` and ``end`` of each window in seconds."""
     seed: int = 0
 
     def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
@@ -104,14 +105,25 @@ class OmnigesOutput:
 class OmnigesPipeline:
     """A model with what it needs to read inputs. Make one with `from_pretrained`."""
 
-    def __init__(self, loaded: Loaded, codecs: Mapping[str, Path | str] | None = None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        codecs: Mapping[str, Path | str] | None = None,
+        t5_tokenizer: Path | str | None = None,
+    ) -> None:
         self._loaded = loaded
         folders = [(name, Path(folder)) for name, folder in (codecs or {}).items()]
-        self._codecs = CodecFolders(loaded.identity.codecs, folders)
+        tokenizer = None if t5_tokenizer is None else Path(t5_tokenizer)
+        self._codecs = CodecFolders(loaded.identity.codecs, folders, tokenizer)
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, weights: str = "ema", codecs: Mapping[str, Path | str] | None = None
+        cls,
+        folder: Path | str,
+        *,
+        weights: str = "ema",
+        codecs: Mapping[str, Path | str] | None = None,
+        t5_tokenizer: Path | str | None = None,
     ) -> Self:
         """The model of a run, a checkpoint or a folder of `save_pretrained`, on the GPU where there is one.
 
@@ -119,12 +131,13 @@ class OmnigesPipeline:
             folder: local; nothing is ever fetched.
             weights: ``ema``, the averaged ones, or ``last``.
             codecs: folders by name of the codecs of a model of latents.
+            t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
 
         Raises UsageFault where there is none, DataError where it is damaged.
         """
         if weights not in {"ema", "last"}:
             raise UsageFault(f"weights {weights!r}: ema or last expected")
-        return cls(load(Path(folder), "last" if weights == "last" else "ema"), codecs)
+        return cls(load(Path(folder), "last" if weights == "last" else "ema"), codecs, t5_tokenizer)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the model without what only training needs; `from_pretrained` and `generate --checkpoint` take it.
@@ -208,7 +221,7 @@ class OmnigesPipeline:
         self._loaded.require_trained(name)
         number = self._loaded.speaker_number(speaker, named=True)
         sampling = _sampling(num_inference_steps, guidance_scale, shift, solver)
-        windows = self._loaded.windows(overlap_ticks)
+        windows = self._loaded.windows(overlap_ticks, name)
         self._codecs.require(TASKS[name], Sources())
         given: list[Given] = []
         _require_inputs(name, {"audio": audio, "text": text, "gesture": gesture})
@@ -220,11 +233,12 @@ class OmnigesPipeline:
             length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
             given.append(self._text(text, speaking_rate, length_s))
         item = _item(given, seconds, self._loaded.reading())
-        conditions = conditions_of(item, self._codecs)
-        timelines = [Timeline(item.ticks, conditions, number, sample) for sample in range(num_samples)]
+        conditions = self._codecs.conditions(item, windows)
+        timelines = [Timeline(item.ticks, conditions.of, number, sample) for sample in range(num_samples)]
         made = self._made(timelines, TASKS[name].targets, seed, windows, sampling, callback)
-        samples = [self._sample(arrays, item, seed + k) for k, arrays in enumerate(made)]
-        remarks = (*item.remarks, *(remark for one in item.given for remark in one.remarks))
+        spans = self._codecs.windows_of_text(item, windows)
+        samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
+        remarks = (*item.remarks, *conditions.remarks, *(remark for one in item.given for remark in one.remarks))
         return OmnigesOutput(samples, name, remarks)
 
     def _made(
@@ -235,8 +249,8 @@ class OmnigesPipeline:
         windows: WindowSettings,
         sampling: SamplingSettings,
         callback: Callable[[float, float], None] | None,
-    ) -> list[dict[StreamName, npt.NDArray[Any]]]:
-        """Whole arrays of the targets of each timeline."""
+    ) -> list[dict[StreamName, Any]]:
+        """Whole arrays of the targets of each timeline; of text that is latents, each window's text."""
         done, total = 0.0, sum(timeline.ticks for timeline in timelines)
 
         def worked(ticks: float) -> None:
@@ -252,15 +266,23 @@ class OmnigesPipeline:
         whole = [{t: np.concatenate([part[t] for part in own]) for t in targets} for own in parts]
         return [{t: self._codecs.decoded(t, array) for t, array in own.items()} for own in whole]
 
-    def _sample(self, made: Mapping[StreamName, npt.NDArray[Any]], item: Input, seed: int) -> OmnigesSample:
-        words = None
-        if "text" in made:
+    def _sample(
+        self, made: Mapping[StreamName, Any], item: Input, seed: int, spans: Sequence[tuple[int, int]] | None
+    ) -> OmnigesSample:
+        words = windows = None
+        if "text" in made and spans is not None:
+            windows = [
+                {"text": spoken.text, "start": first / TICKS_PER_SECOND, "end": (first + count) / TICKS_PER_SECOND}
+                for spoken, (first, count) in zip(made["text"], spans, strict=True)
+            ]
+        elif "text" in made:
             found = self._loaded.codec.decode(made["text"].astype(np.int32))
             words = [word.as_json() for word in found if word.word.strip()]
-        return OmnigesSample(item.ticks / TICKS_PER_SECOND, made.get("gesture"), made.get("audio"), words, seed)
+        seconds = item.ticks / TICKS_PER_SECOND
+        return OmnigesSample(seconds, made.get("gesture"), made.get("audio"), words, windows, seed)
 
     def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Given:
-        codec = self._loaded.codec
+        codec = self._loaded.reading().slots
         if isinstance(text, Path):
             return read_text(str(text), codec, rate, length_s)
         remarks: list[str] = []

@@ -26,12 +26,12 @@ from omniges.trainer.generate.pictures import result_picture
 from omniges.trainer.generate.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.trainer.generate.sources import Input, PlannedInput, planned_inputs
 from omniges.trainer.generate.vocoder import VoiceOf, chosen_voice
-from omniges.trainer.generate.windows import TicksOf, Timeline, WindowSettings, sample_timelines, window_starts
+from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_spans
 from omniges.trainer.generated import GeneratedRecord, read_record
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
 
-__all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "conditions_of", "generate", "load", "task_named"]
+__all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "generate", "load", "task_named"]
 
 _MOST_WINDOWS: Final = 32
 """Windows of all inputs that are worked on together."""
@@ -57,8 +57,8 @@ def generate(settings: GenerateSettings, count: Count = lambda _done, _total: No
     loaded = load(settings.checkpoint, settings.weights)
     loaded.require_trained(task)
     voice = chosen_voice(settings.vocoder, used="audio" in TASKS[task].targets)
-    windows = loaded.windows(settings.overlap_ticks)
-    codecs = CodecFolders(loaded.identity.codecs, settings.codecs)
+    windows = loaded.windows(settings.overlap_ticks, task)
+    codecs = CodecFolders(loaded.identity.codecs, settings.codecs, settings.t5_tokenizer)
     loaded.speaker_number(settings.speaker, named=True)
     body = _body(settings)
     recorded = TASKS[task].targets if settings.pictures else ()
@@ -147,7 +147,7 @@ def _groups(inputs: Iterator[Input], windows: WindowSettings, samples: int) -> I
     group: list[Input] = []
     total = 0
     for item in inputs:
-        count = samples * len(window_starts(item.ticks, min(item.ticks, windows.window_ticks), windows.overlap_ticks))
+        count = samples * len(window_spans(item.ticks, windows))
         if group and total + count > _MOST_WINDOWS:
             yield group
             group, total = [], 0
@@ -155,11 +155,6 @@ def _groups(inputs: Iterator[Input], windows: WindowSettings, samples: int) -> I
         total += count
     if group:
         yield group
-
-
-def conditions_of(item: Input, codecs: CodecFolders) -> dict[StreamName, TicksOf]:
-    """What the model takes of an input, by stream."""
-    return {given.stream: codecs.ticks_of(given, item.ticks) for given in item.given}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +182,14 @@ class _Job:
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Result]:
         """Make and write the results of some inputs."""
         settings = self._settings
-        asked = [(item, sample) for item in group for sample in range(settings.num_samples)]
+        asked: list[tuple[Input, int]] = []
         timelines: list[Timeline] = []
-        for item in group:
-            conditions = conditions_of(item, self._codecs)  # once for all samples: a codec may take its time
+        for read in group:
+            conditions = self._codecs.conditions(read, self._windows)  # once for all samples: it may take its time
+            item = replace(read, remarks=(*read.remarks, *conditions.remarks))
             speaker, samples = self._speaker(item), range(settings.num_samples)
-            timelines += [Timeline(item.ticks, conditions, speaker, sample) for sample in samples]
+            asked += [(item, sample) for sample in samples]
+            timelines += [Timeline(item.ticks, conditions.of, speaker, sample) for sample in samples]
         targets = TASKS[self._task].targets
         waiting: dict[int, Results] = {}
         latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
@@ -202,8 +199,7 @@ class _Job:
         ):
             item, sample = asked[number]
             if number not in waiting:
-                codec, seed = self._loaded.codec, settings.seed + sample
-                waiting[number] = Results(targets, self._of_body(item), codec, self._voice, seed, settings.out)
+                waiting[number] = self._begun(item, sample)
             for name, array in arrays.items():
                 if self._codecs.has(name):  # a codec takes latents whole
                     latents.setdefault((number, name), []).append(array.cpu().numpy())
@@ -215,6 +211,13 @@ class _Job:
                     if (whole := latents.pop((number, name), None)) is not None:
                         waiting[number].append({name: self._codecs.decoded(name, np.concatenate(whole))})
                 yield self._write(item, sample, waiting.pop(number))
+
+    def _begun(self, item: Input, sample: int) -> Results:
+        """The sinks of a result."""
+        settings, codec = self._settings, self._loaded.codec
+        windows = self._codecs.windows_of_text(item, self._windows)
+        targets, seed = TASKS[self._task].targets, settings.seed + sample
+        return Results(targets, self._of_body(item), codec, self._voice, seed, settings.out, windows)
 
     def _speaker(self, item: Input) -> int:
         chosen = self._settings.speaker
@@ -254,7 +257,7 @@ class _Job:
         self, name: str, item: Input, sample: int, results: Results, entries: Mapping[str, Mapping[str, str]]
     ) -> GeneratedRecord:
         settings, loaded, windows = self._settings, self._loaded, self._windows
-        starts = window_starts(item.ticks, min(item.ticks, windows.window_ticks), windows.overlap_ticks)
+        starts = [start for start, _ in window_spans(item.ticks, windows)]
         chosen: dict[str, Any] = asdict(settings.sampling) | {
             "seed": settings.seed,
             "window_ticks": windows.window_ticks,

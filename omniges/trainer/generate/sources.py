@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, FrameEntry
 from omniges.shards.dataset import FEATURES
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
@@ -92,7 +92,7 @@ class PlannedInput:
 class Reading:
     """How inputs are read for a model."""
 
-    slots: SlotCodec
+    slots: SlotCodec | None  # None: the model's text is latents
     tick_multiple: int = 1  # lengths are cut to multiples of it
     loudness: Loudness = "none"  # of audio files
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # taken from shards that have them
@@ -249,7 +249,10 @@ def _within(recorded: Sequence[Given], ticks: int) -> tuple[Given, ...]:
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
-    """The codec's name where a folder holds latents of that very codec."""
-    found = None if entry is None else folder.codecs.get(entry.name)
+    """The codec's name where a folder holds latents of frames of that very codec.
+
+    Those of windows are of a grid, which the windows of a result need not lie on.
+    """
+    found = folder.codecs.get(entry.name) if isinstance(entry, FrameEntry) else None
     same = entry is not None and found is not None and found.fingerprint == entry.fingerprint
     return entry.name if entry is not None and same else None

@@ -35,6 +35,7 @@ __all__ = [
     "WindowSettings",
     "blend_weights",
     "sample_timelines",
+    "window_spans",
     "window_starts",
 ]
 
@@ -52,6 +53,8 @@ class WindowSettings:
     """Windows of a stretch, and about as many as go through the model at once."""
     tick_multiple: int = 1
     """Ticks that windows, overlaps and timelines are multiples of, so that all streams have whole tokens in them."""
+    apart: bool = False
+    """Whether windows share no ticks at all: for targets whose tokens stand for a window as a whole."""
 
     def __post_init__(self) -> None:
         """Refuse windows that do not go forward, or do not hold whole tokens."""
@@ -62,6 +65,11 @@ class WindowSettings:
         for what, ticks in (("window", self.window_ticks), ("overlap", self.overlap_ticks)):
             if ticks % self.tick_multiple:
                 raise UsageFault(f"{what}: {ticks} ticks found; expected a multiple of {self.tick_multiple}")
+        if self.apart and self.overlap_ticks:
+            raise UsageFault(
+                f"overlap: {self.overlap_ticks} ticks found; expected 0, for text that is latents is made window by "
+                "window, and two windows' texts cannot be blended"
+            )
 
 
 TicksOf = Callable[[int, int], npt.NDArray[Any]]
@@ -84,6 +92,24 @@ def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
         return [0]
     starts = list(range(0, ticks - window, window - overlap))
     return [*starts, ticks - window]
+
+
+def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
+    """First tick and ticks of the windows that cover a timeline.
+
+    They overlap as told. Windows that are apart touch, and what is left behind the last whole one is shared out between
+    the two last, so that of a timeline longer than a window none is shorter than half of one.
+    """
+    window = min(settings.window_ticks, ticks)
+    if not settings.apart:
+        return [(start, window) for start in window_starts(ticks, window, settings.overlap_ticks)]
+    whole, rest = divmod(ticks, window)
+    lengths = [window] * whole
+    if rest:
+        two = lengths.pop() + rest
+        half = two // 2
+        lengths += [two - (half - half % settings.tick_multiple), half - half % settings.tick_multiple]
+    return list(zip(itertools.accumulate(lengths, initial=0), lengths, strict=False))
 
 
 def blend_weights(starts: Sequence[int], window: int) -> npt.NDArray[np.float64]:
@@ -111,6 +137,7 @@ class _Stretch:
     starts: tuple[int, ...]  # in the timeline
     window: int
     shared: int  # ticks at its beginning that the stretch before has made too
+    number: int  # of its first window in the timeline
 
     @property
     def first(self) -> int:
@@ -124,14 +151,15 @@ class _Stretch:
 
 
 def _stretches(timeline: Timeline, settings: WindowSettings) -> list[_Stretch]:
-    window = min(settings.window_ticks, timeline.ticks)
-    starts = window_starts(timeline.ticks, window, settings.overlap_ticks)
     found: list[_Stretch] = []
-    made = 0
-    for place in range(0, len(starts), settings.windows):
-        own = tuple(starts[place : place + settings.windows])
-        found.append(_Stretch(timeline, own, window, max(0, made - own[0])))
-        made = own[-1] + window
+    made = number = 0
+    for window, spans in itertools.groupby(window_spans(timeline.ticks, settings), key=lambda span: span[1]):
+        starts = [start for start, _ in spans]
+        for place in range(0, len(starts), settings.windows):
+            own = tuple(starts[place : place + settings.windows])
+            found.append(_Stretch(timeline, own, window, max(0, made - own[0]), number))
+            made = own[-1] + window
+            number += len(own)
     return found
 
 
@@ -149,7 +177,11 @@ def sample_timelines(
     Yields (number of the timeline, arrays of the stretch but for what the next one shares, ticks of them). The model
     is in evaluation mode; samples whose windows have equal lengths share calls of it. After each step `worked` is told
     the step's share of the ticks that come out at the end.
+
+    Raises ValueError for a target whose tokens stand for whole windows where windows are not apart.
     """
+    if not windows.apart and any(model.stream(name).whole_windows for name in targets):
+        raise ValueError("targets of whole windows need windows that are apart")
     plans = [_stretches(timeline, windows) for timeline in timelines]
     kept: dict[int, Mapping[StreamName, Tensor]] = {}  # clean tokens that each timeline's next stretch shares
     for turn in range(max(map(len, plans), default=0)):
@@ -163,10 +195,15 @@ def sample_timelines(
             made = _denoise(model, stretches, before, targets, seed, settings, after_step)
             for number, stretch, wait, tokens in zip(group, stretches, waits, made, strict=True):
                 ready = stretch.ticks - wait
-                counts = {name: model.stream(name).count(ready) for name in tokens}
+                counts = {name: _count(model.stream(name), ready, stretch) for name in tokens}
                 kept[number] = {name: x[counts[name] :].clone() for name, x in tokens.items()}
                 arrays = {name: model.stream(name).arrays(x[None, : counts[name]])[0] for name, x in tokens.items()}
                 yield number, arrays, ready
+
+
+def _count(stream: Stream, ticks: int, stretch: _Stretch) -> int:
+    """Tokens of the first ticks of a stretch; where they stand for whole windows, which share none, all of them."""
+    return stream.count(stretch.window) * len(stretch.starts) if stream.whole_windows else stream.count(ticks)
 
 
 def _shared_with_next(plan: Sequence[_Stretch], turn: int) -> int:
@@ -244,6 +281,8 @@ class _Plan:
     @classmethod
     def of(cls, stream: Stream, stretches: Sequence[_Stretch], device: torch.device) -> _Plan:
         """The plan of a stream."""
+        if stream.whole_windows:
+            return cls._of_whole_windows(stream, stretches, device)
         count = stream.count
         offsets = np.cumsum([0, *(count(x.ticks) for x in stretches)]).tolist()
         starts = [[count(start - x.first) for start in x.starts] for x in stretches]
@@ -265,6 +304,23 @@ class _Plan:
             torch.cat(positions).to(device),
         )
 
+    @classmethod
+    def _of_whole_windows(cls, stream: Stream, stretches: Sequence[_Stretch], device: torch.device) -> _Plan:
+        """The plan of a stream each of whose tokens is one window's alone."""
+        count = stream.count(stretches[0].window)
+        sizes = [count * len(x.starts) for x in stretches]
+        rows = torch.arange(sum(sizes)).reshape(-1, count)
+        positions = [
+            x.timeline.sample * SAMPLE_TICKS + x.number * count + torch.arange(size)
+            for x, size in zip(stretches, sizes, strict=True)
+        ]
+        return cls(
+            np.cumsum([0, *sizes]).tolist(),
+            rows.to(device),
+            torch.ones(rows.shape, device=device),
+            torch.cat(positions).to(device),
+        )
+
 
 def _held(
     plan: _Plan,
@@ -275,7 +331,7 @@ def _held(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, clean tokens and weights (rows, 1) of what earlier stretches have made of a stream."""
     stream = model.stream(name)
-    counts = [stream.count(x.shared) for x in stretches]
+    counts = [0 if stream.whole_windows else stream.count(x.shared) for x in stretches]
     device = plan.rows.device
     places = [torch.arange(offset, offset + n) for offset, n in zip(plan.offsets, counts, strict=False)]
     fades = [1 - (torch.arange(n) + 1) / (n + 1) for n in counts]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
 
@@ -18,11 +18,11 @@ from omniges.errors import UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.trainer.model.attention import QKNormKind
 from omniges.trainer.model.flow import AbsentStreams, FlowModel
 from omniges.trainer.model.streams import Prediction, StreamName
-from omniges.trainer.model.tokens import FrameTokens, SlotTokens
+from omniges.trainer.model.tokens import FrameTokens, SlotTokens, WindowTokens
 from omniges.trainer.model.trunk import Conditioning, JointFlowTransformer
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 PresetName = Literal["tiny", "small", "base", "omniflow"]
+_OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,10 @@ class ModelConfig:
     """Features that tell a slot's marks."""
     gesture_prediction: Prediction = "clean"
     audio_prediction: Prediction = "clean"
+    text_prediction: Prediction = "clean"
+    """Where text is a codec's latents."""
+    normalise_text: bool = True
+    """Whether such latents are normalised by the train split's statistics; OmniFlow's weights take them as they are."""
     gesture_difference_weight: float = 30.0
     """Weight in the loss of differences between successive gesture frames; of a codec's latents there are none."""
     audio_difference_weight: float = 5.0
@@ -85,7 +90,11 @@ class ModelConfig:
         for name in ("gesture_difference_weight", "audio_difference_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageFault(f"model: {name}: found {getattr(self, name)!r}; expected a number of at least 0")
-        for name, kind in (("absent", AbsentStreams), ("context_only", StreamName)):
+        if not isinstance(self.normalise_text, bool):
+            raise UsageFault(f"model: normalise_text: found {self.normalise_text!r}; expected true or false")
+        kinds = {"absent": AbsentStreams, "context_only": StreamName}
+        kinds |= {f"{name}_prediction": Prediction for name in get_args(StreamName)}
+        for name, kind in kinds.items():
             found = getattr(self, name)
             unknown = set((found,) if isinstance(found, str) else found) - set(get_args(kind))
             if unknown:
@@ -154,20 +163,25 @@ def build_model(
             return FrameTokens.from_statistics(
                 statistics[member], frames=frames, prediction=prediction, difference_weight=difference_weight
             )
-        return FrameTokens.from_statistics(
-            latents.statistics, frames=1, prediction=prediction, tokens_per_tick=latents.entry.rows_per_tick
+        rate = cast("FrameEntry", latents.entry).rows_per_tick
+        return FrameTokens.from_statistics(latents.statistics, frames=1, prediction=prediction, tokens_per_tick=rate)
+
+    def texts() -> SlotTokens | WindowTokens:
+        latents = (codecs or {}).get("text")
+        if latents is not None:
+            return _window_tokens(latents, config)
+        return SlotTokens(
+            pieces=pieces,
+            piece_width=config.piece_width,
+            mark_width=config.mark_width,
+            blank_weight=config.blank_weight,
         )
 
     gesture = continuous(
         "gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
     )
     audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
-    text = SlotTokens(
-        pieces=pieces,
-        piece_width=config.piece_width,
-        mark_width=config.mark_width,
-        blank_weight=config.blank_weight,
-    )
+    text = texts()
     streams = {"gesture": gesture, "text": text, "audio": audio}
     sizes: dict[str, dict[str, int | None]] = {
         name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
@@ -187,6 +201,21 @@ def build_model(
         context_only=config.context_only,
     )
     return FlowModel(trunk, {"gesture": gesture, "text": text, "audio": audio}, config.absent)
+
+
+def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
+    """Tokens of text that is a codec's latents."""
+    entry = cast("WindowEntry", latents.entry)
+    plain = {"mean": [0.0] * entry.channels, "std": [1.0] * entry.channels}
+    statistics = latents.statistics if config.normalise_text else plain
+    return WindowTokens(
+        latents=entry.latents,
+        window_ticks=entry.window_ticks,
+        mean=statistics["mean"],
+        std=statistics["std"],
+        prediction=config.text_prediction,
+        omniflow_tokens=entry.name == _OMNIFLOW_TEXT and not config.normalise_text,
+    )
 
 
 def model_for_weights(

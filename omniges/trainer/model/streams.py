@@ -45,6 +45,8 @@ class Stream(nn.Module, ABC):
     """O."""
     tokens_per_tick: Fraction = Fraction(1)
     """N of a window of t ticks is t times this, for windows that hold whole tokens."""
+    whole_windows: bool = False
+    """Whether N tokens stand for a window as a whole, however long it is: windows then share none of them."""
     omniflow_tokens: bool = False
     """Whether the tokens are those of OmniFlow's stream of this name, so that its projections of them fit."""
 

@@ -20,7 +20,7 @@ from omniges.shards.statistics import SMALLEST_STD
 from omniges.trainer.data.slots import BLANK, MARKS
 from omniges.trainer.model.streams import Prediction, Stream, clean_from_velocity
 
-__all__ = ["FrameTokens", "SlotTokens", "tick_seconds"]
+__all__ = ["FrameTokens", "SlotTokens", "WindowTokens", "tick_seconds"]
 
 
 def tick_seconds(count: int) -> Tensor:
@@ -144,6 +144,52 @@ class FrameTokens(Stream):
         alone[0, :laps] /= hat[laps : 2 * laps]
         alone[-1, -laps:] /= hat[-2 * laps : -laps]
         return ((own + ends + starts) * alone[..., None]).flatten(2)
+
+
+class WindowTokens(FrameTokens):
+    """A codec's latents (B, N, V) of what a window says as as many tokens, which have no times among themselves.
+
+    A trunk with rotary positions has all of them at the middle of the windows that the codec was used with; one that
+    adds embeddings of places adds none to them, as OmniFlow's.
+
+    Args:
+        latents: N.
+        window_ticks: of those windows.
+        mean: each channel's mean over the training data.
+        std: each channel's standard deviation.
+        prediction: what the head gives.
+        omniflow_tokens: whether they are OmniFlow's text tokens.
+    """
+
+    whole_windows = True
+
+    def __init__(
+        self,
+        *,
+        latents: int,
+        window_ticks: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        prediction: Prediction = "clean",
+        omniflow_tokens: bool = False,
+    ) -> None:
+        super().__init__(frames=1, mean=mean, std=std, prediction=prediction)
+        self.latents = latents
+        self.omniflow_tokens = omniflow_tokens
+        self._middle_s = window_ticks / TICKS_PER_SECOND / 2
+
+    def count(self, ticks: int) -> int:
+        """N, of a window of any length."""
+        del ticks
+        return self.latents
+
+    def seconds(self, count: int) -> Tensor:
+        """The middle of the window, for all of them."""
+        return torch.full((count,), self._middle_s, device=self.mean.device)
+
+    def positions(self, count: int, width: int) -> None:
+        """Nothing: no place is told from another."""
+        del count, width
 
 
 class SlotTokens(Stream):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.losses import SIX
 
 if TYPE_CHECKING:
-    from omniges.trainer.codecs.codec import Codec
+    from omniges.trainer.codecs.codec import Codec, FrameCodec
 
 __all__ = ["Decoders", "open_decoders"]
 
@@ -44,7 +44,7 @@ class Decoders:
     def decoded(self, name: StreamName, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What a model made of a stream in one window, as shards hold the stream: of latents, what they stand for."""
         codec = self.loaded.get(name)
-        return array if codec is None else codec.decode(np.asarray(array, np.float32))
+        return array if codec is None else cast("FrameCodec", codec).decode(np.asarray(array, np.float32))
 
     def remarks(self) -> list[str]:
         """What a person should know before the first step."""

@@ -6,6 +6,7 @@ import importlib.util
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
+from omniges.shards.codecs import WindowEntry
 from omniges.trainer.data.setup import DataSource
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.learner import Learner
@@ -32,7 +33,7 @@ def open_validation(
     if settings.validation_steps == 0:
         return None, []
     try:
-        held_out = open_held_out(data, settings.window_ticks, settings.validation_windows, identity.tick_multiple)
+        held_out = _held_out(settings, data, identity)
     except UsageFault as fault:
         if settings.validation_steps is not None:
             raise
@@ -56,6 +57,16 @@ def open_validation(
     )
     validation = Validation(held_out, validated, own, ranks, learner.autocast)
     return validation, [*_remarks(held_out, identity), *decoders.remarks()]
+
+
+def _held_out(settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity) -> HeldOut:
+    """The windows to validate on; raises UsageFault where there can be none."""
+    if any(isinstance(entry, WindowEntry) for entry in identity.codecs.values()):
+        raise UsageFault(
+            "--validation-steps: latents of text cannot be validated on yet: train with --validation-steps 0 and score "
+            "checkpoints with omniges evaluate"
+        )
+    return open_held_out(data, settings.window_ticks, settings.validation_windows, identity.tick_multiple)
 
 
 def _remarks(held_out: HeldOut, identity: ModelIdentity) -> list[str]:

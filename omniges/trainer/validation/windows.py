@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from omniges.features.timebase import (
     TICKS_PER_SECOND,
 )
 from omniges.publish import os_errors
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
@@ -282,8 +282,8 @@ def _cut(recording: _Recording, window: Window, latents: Collection[CodecEntry])
 
 
 def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
-    """What a window has of a clip's latents; it begins with a whole row and ends with one."""
-    track = Track.of_codec(entry)
+    """What a window has of a clip's latents of frames; it begins with a whole row and ends with one."""
+    track = Track.of_codec(cast("FrameEntry", entry))
     first = track.rows(window.start_tick)
     return whole[first : first + track.rows(window.ticks)]
 

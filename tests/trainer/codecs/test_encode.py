@@ -26,7 +26,7 @@ from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 from omniges import publish
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
 from omniges.shards.workspace import Begun, Workspace
@@ -46,7 +46,7 @@ class Halves:
         digit = f"{int(weight) % 16:x}"
         self.weight = np.float32(weight)
         self.calls = 0
-        self.entry = CodecEntry(name=name, fingerprint=digit * 64, source="gesture.npy", frames_per_row=4, channels=6)
+        self.entry = FrameEntry(name=name, fingerprint=digit * 64, source="gesture.npy", frames_per_row=4, channels=6)
 
     def encode(self, array: F32) -> F32:
         self.calls += 1
@@ -62,7 +62,7 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> Callable[[Halves], None]:
     """Put a codec in the place of every other."""
 
     def use(codec: Halves) -> None:
-        monkeypatch.setattr(encode_module, "load_codec", lambda _name, _folder: codec)
+        monkeypatch.setattr(encode_module, "load_codec", lambda *_, **__: codec)
 
     use(Halves())
     return use
@@ -164,7 +164,7 @@ class TestStarts:
         self, shards: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         real = {NAME: lambda: load_codec(NAME, vae, torch.device("cpu")), "test-halves": Halves}
-        monkeypatch.setattr(encode_module, "load_codec", lambda name, _folder: real[name]())
+        monkeypatch.setattr(encode_module, "load_codec", lambda name, *_, **__: real[name]())
         both = (("test-halves", vae), (NAME, vae))
         encode(EncodeSettings(shards=shards, codecs=both, out=tmp_path / "both"))
         folder = copied(shards, tmp_path / "in")
@@ -511,6 +511,6 @@ class Stops(Halves):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().encode(array)
 
-module.load_codec = lambda _name, _folder: Stops(name=NAME)
+module.load_codec = lambda *_, **__: Stops(name=NAME)
 cli.main()
 """

@@ -24,7 +24,7 @@ from vae_builders import write_vae
 
 from omniges.errors import DataError, UsageFault
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs import audiovae
 from omniges.trainer.codecs import encode as encode_module
@@ -361,7 +361,7 @@ class TestGenerate:
 class ThreeQuarters:
     """A codec of gesture at 7.5 rows a second, as an RVQ-VAE has them: the mean of four frames."""
 
-    entry = CodecEntry(name="test-quarters", fingerprint="0" * 64, source="gesture.npy", frames_per_row=4, channels=415)
+    entry = FrameEntry(name="test-quarters", fingerprint="0" * 64, source="gesture.npy", frames_per_row=4, channels=415)
 
     def encode(self, array: Any) -> Any:
         rows = len(array) // 4
@@ -376,7 +376,7 @@ def test_rows_of_four_gesture_frames_fit_windows_of_four_ticks(
 
     write_sample_corpus(tmp_path / "c", CorpusSettings(clips=5, seconds=3.3, words=3, speakers=1))
     run_preprocess(tmp_path / "c", tmp_path / "s")
-    monkeypatch.setattr(encode_module, "load_codec", lambda _name, _folder: ThreeQuarters())
+    monkeypatch.setattr(encode_module, "load_codec", lambda *_, **__: ThreeQuarters())
     encode(EncodeSettings(shards=tmp_path / "s", codecs=(("test-quarters", tmp_path),)))
     catalog = read_catalog(tmp_path / "s", Filters(), {"gesture": "test-quarters"})
     folder = ShardFolder(tmp_path / "s")

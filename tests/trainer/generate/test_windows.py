@@ -20,6 +20,7 @@ from omniges.trainer.generate.windows import (
     WindowSettings,
     blend_weights,
     sample_timelines,
+    window_spans,
     window_starts,
 )
 from omniges.trainer.model.flow import FlowModel
@@ -39,6 +40,30 @@ def test_windows_cover_every_tick_and_share_at_least_the_overlap(window_overlap:
     for before, after in itertools.pairwise(starts):
         assert before < after
         assert before + window - after >= overlap
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 150), st.sampled_from([1, 2, 4]))
+def test_windows_that_are_apart_touch_and_none_is_shorter_than_half_of_one(
+    units: int, length: int, multiple: int
+) -> None:
+    window, ticks = units * multiple, length * multiple
+    apart = WindowSettings(window_ticks=window, overlap_ticks=0, tick_multiple=multiple, apart=True)
+    spans = window_spans(ticks, apart)
+    assert [start for start, _ in spans] == list(itertools.accumulate((n for _, n in spans[:-1]), initial=0))
+    assert sum(count for _, count in spans) == ticks
+    assert all(count % multiple == 0 and 0 < count <= window for _, count in spans)
+    assert all(count == window for _, count in spans[:-2])
+    if ticks > window:
+        assert 2 * min(count for _, count in spans) >= window
+        assert len(spans) == -(-ticks // window)
+    else:
+        assert spans == [(0, ticks)]
+
+
+def test_windows_that_are_apart_do_not_overlap() -> None:
+    with pytest.raises(UsageFault, match=r"overlap: 2 ticks found; expected 0"):
+        WindowSettings(window_ticks=8, overlap_ticks=2, apart=True)
 
 
 @settings(max_examples=100, deadline=None)
@@ -70,6 +95,7 @@ class Plain(torch.nn.Module):
     """A stream whose tokens are its arrays (n, 2), some for each tick."""
 
     channels = 2
+    whole_windows = False
 
     def __init__(self, tokens_per_tick: Fraction = Fraction(1)) -> None:
         super().__init__()
@@ -138,6 +164,28 @@ class ByWindow(PerTick):
         return {name: tokens["audio"][:, :1].expand_as(tokens["audio"]) for name in targets}
 
 
+class Whole(Plain):
+    """Three tokens for a window, whatever its length."""
+
+    whole_windows = True
+
+    def count(self, ticks: int) -> int:
+        return 3
+
+
+class WholeWindows(PerTick):
+    """Expects of a window's three tokens of text where the window begins, and of each tick of gesture as `PerTick`."""
+
+    def stream(self, name: str) -> Plain:
+        return Whole() if name == "text" else Plain()
+
+    def predict(
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+    ) -> dict[str, Tensor]:
+        said = {"text": tokens["audio"][:, :1].expand(-1, 3, -1), "gesture": 3 * tokens["audio"]}
+        return {name: said[name] for name in targets}
+
+
 def timeline(ticks: int, sample: int = 0) -> Timeline:
     counted = torch.arange(ticks, dtype=torch.float32)[:, None].expand(-1, 2)
     return Timeline(ticks, {"audio": lambda first, count: counted[first : first + count].numpy()}, 0, sample)
@@ -196,6 +244,35 @@ def test_streams_of_several_rates_come_out_in_order_whatever_the_windows(
         count = int(4 * units[number] * RATES[name])
         wanted = (torch.arange(count) / float(RATES[name])).floor()[:, None].expand(-1, 2)
         torch.testing.assert_close(torch.cat(parts), wanted, rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=3), st.integers(1, 4))
+def test_tokens_of_whole_windows_are_each_windows_own(lengths: list[int], windows: int) -> None:
+    apart = WindowSettings(window_ticks=9, overlap_ticks=0, windows=windows, apart=True)
+    timelines = [timeline(ticks, k) for k, ticks in enumerate(lengths)]
+    found: dict[tuple[int, str], list[torch.Tensor]] = {}
+    for number, arrays, _ in sample_timelines(
+        cast("FlowModel", WholeWindows()), timelines, ("gesture", "text"), 1, apart, SamplingSettings(steps=3)
+    ):
+        for name, array in arrays.items():
+            found.setdefault((number, name), []).append(array)
+    for number, ticks in enumerate(lengths):
+        starts = torch.tensor([start for start, _ in window_spans(ticks, apart)], dtype=torch.float32)
+        wanted = starts.repeat_interleave(3)[:, None].expand(-1, 2)
+        torch.testing.assert_close(torch.cat(found[number, "text"]), wanted, rtol=1e-5, atol=1e-4)
+        counted = torch.arange(ticks, dtype=torch.float32)[:, None].expand(-1, 2)
+        torch.testing.assert_close(torch.cat(found[number, "gesture"]), 3 * counted, rtol=1e-5, atol=1e-4)
+
+
+def test_tokens_of_whole_windows_need_windows_that_are_apart() -> None:
+    overlapping = WindowSettings(window_ticks=9, overlap_ticks=2)
+    with pytest.raises(ValueError, match="windows that are apart"):
+        next(
+            sample_timelines(
+                cast("FlowModel", WholeWindows()), [timeline(20)], ("text",), 1, overlapping, SamplingSettings(steps=1)
+            )
+        )
 
 
 def test_windows_and_overlaps_of_broken_tokens_are_refused() -> None:

@@ -1,0 +1,300 @@
+"""Generation and evaluation with text as latents: texts of windows, given and made, and no times made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pipeline_helpers import omniges
+from text_latents_builders import NAME, encoded_shards, write_text_vae
+from training_helpers import run
+
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.recordings.textgrid import WordInterval, decode_words, encode_tiers
+from omniges.shards.reader import ShardFolder
+from omniges.trainer.codecs.textvae_files import LostText, SpokenText
+from omniges.trainer.codecs.textwindows import TextWindows
+from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
+from omniges.trainer.generate.outputs import WindowTextSink
+from omniges.trainer.generate.pipeline import OmnigesPipeline
+from omniges.trainer.generate.run import GenerateSettings, generate
+from omniges.trainer.generate.sources import Sources
+from omniges.trainer.generated import read_record
+from omniges.trainer.model.sampling import SamplingSettings
+from omniges.trainer.model.tasks import TASKS
+
+STEM = "1_synthetica_0_1_1"
+SHARES = {"shares": dict.fromkeys(TASKS, 1)}
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_vae(tmp_path_factory.mktemp("text-vae"))
+
+
+@pytest.fixture(scope="module")
+def encoded(shards: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("encoded") / "shards"
+    encoded_shards(shards, codec, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run(encoded, folder, text_codec=NAME, max_train_steps=2, flow=SHARES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(corpus: Path) -> dict[str, Any]:
+    """The files of one recording, by what they are given as."""
+    found = {ending: next(corpus.rglob(f"{STEM}.{ending}")) for ending in ("wav", "npz", "TextGrid")}
+    return {"audio": (found["wav"],), "text": (str(found["TextGrid"]),), "gesture": (found["npz"],)}
+
+
+def make(checkpoint: Path, out: Path, task: str, codec: Path | None, **changes: Any) -> Path:
+    own = {name: changes.pop(name) for name in ("overlap_ticks", "num_samples", "pictures") if name in changes}
+    codecs = () if codec is None else ((NAME, codec),)
+    sampling, sources = SamplingSettings(steps=2), Sources(**changes)
+    settings = GenerateSettings(
+        checkpoint=checkpoint, task=task, out=out, codecs=codecs, sources=sources, sampling=sampling, **own
+    )
+    generate(settings)
+    return out
+
+
+class Asked:
+    """The texts that the codec was asked for, and what it decodes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, said: str = "what it says", *, ended: bool = True) -> None:
+        self.texts: list[list[str]] = []
+        self.rows: list[Any] = []
+        encode = TextWindows.encode_texts
+
+        def watched(windows: TextWindows, texts: Any) -> Any:
+            self.texts.append(list(texts))
+            return encode(windows, texts)
+
+        def decode(_: TextWindows, latents: Any) -> list[SpokenText]:
+            self.rows.append(latents)
+            return [SpokenText(f"{said} {k}", ended) for k in range(len(latents))]
+
+        monkeypatch.setattr(TextWindows, "encode_texts", watched)
+        monkeypatch.setattr(TextWindows, "decode", decode)
+
+
+class TestTasks:
+    @pytest.mark.parametrize("task", [name for name in TASKS if name != "joint"])
+    def test_every_task_from_files_to_files(
+        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, task: str
+    ) -> None:
+        given = {name: files[name] for name in TASKS[task].conditions}
+        for folder in ("out", "again"):
+            make(trained, tmp_path / folder, task, codec, **given)
+        record = read_record(tmp_path / "out" / f"{STEM}.json")
+        assert record.ticks == 40
+        for path in (tmp_path / "out").iterdir():
+            assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+        endings = {path.suffix for path in (tmp_path / "out").iterdir()}
+        assert {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}[TASKS[task].targets[0]] in endings
+
+    def test_made_text_is_one_interval_a_window_and_no_tier_of_words(
+        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = Asked(monkeypatch)
+        make(trained, tmp_path, "a2t", codec, audio=files["audio"])
+        data = (tmp_path / f"{STEM}.TextGrid").read_bytes()
+        windows = decode_words(data, "windows")
+        # 40 ticks are a window of 16, and what is left in two of 12: none is shorter than half a window
+        spans = [(0.0, 1.6), (1.6, 2.8), (2.8, 4.0)]
+        assert windows.words == tuple(WordInterval(f"what it says {k}", a, b) for k, (a, b) in enumerate(spans))
+        with pytest.raises(RecordingFault, match="textgrid-no-word-tier"):
+            decode_words(data)
+        assert (tmp_path / f"{STEM}.txt").read_text() == "what it says 0 what it says 1 what it says 2\n"
+        record = read_record(tmp_path / f"{STEM}.json")
+        assert record.seams_s == (1.6, 2.8)
+        assert record.settings["overlap_ticks"] == 0
+        assert any("the words have no times" in remark for remark in record.remarks)
+        assert [rows.shape for rows in asked.rows] == [(3, 30)]
+
+    def test_windows_of_text_are_told_apart_by_their_noise(
+        self, trained: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = Asked(monkeypatch)
+        make(trained, tmp_path, "unconditional", codec, seconds=6.4, num_samples=2)
+        rows = np.concatenate(asked.rows)
+        assert rows.shape == (8, 30)
+        assert len(np.unique(rows.round(3), axis=0)) == 8
+
+    def test_given_text_is_encoded_for_each_window_that_is_used(
+        self, trained: Path, codec: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = Asked(monkeypatch)
+        folder = ShardFolder(encoded)
+        row = folder.rows[0]
+        make(trained, tmp_path / "a", "t2g", codec, shards=encoded, keys=(row.key,))
+        make(trained, tmp_path / "b", "t2g", codec, shards=encoded, keys=(row.key,), overlap_ticks=7)
+        for texts, starts in zip(asked.texts, ([0, 12, 24], [0, 9, 18, 24]), strict=True):
+            words = folder.words(row)
+            wanted = [[w["word"] for w in words if s <= (w["start"] + w["end"]) * 5 < s + 16] for s in starts]
+            assert texts == [" ".join(said) for said in wanted]
+
+    def test_a_window_of_shards_is_given_the_latents_that_training_saw(self, codec: Path, encoded: Path) -> None:
+        from omniges.trainer.codecs.codec import load_codec
+
+        windows = load_codec(NAME, codec)
+        folder = ShardFolder(encoded)
+        for row in folder.rows[:3]:
+            spans = [(start, 16) for start in range(0, row.ticks - 15, 4)]
+            found = windows.encode_texts(windows.texts(folder.words(row), row.ticks, spans))  # type: ignore[union-attr]
+            np.testing.assert_allclose(found, folder.array(row, f"{NAME}.npy"), atol=1e-5)
+
+    def test_what_given_text_loses_is_said(
+        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(TextWindows, "lost", lambda _, texts: [LostText(cut=True, unknown=False) for _ in texts])
+        make(trained, tmp_path, "t2a", codec, text=files["text"])
+        remarks = read_record(tmp_path / f"{STEM}.json").remarks
+        assert "3 of 3 windows of text lost their end: T5 reads 76 tokens" in remarks
+
+    def test_an_input_shorter_than_a_window_is_one_window(
+        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Asked(monkeypatch)
+        make(trained, tmp_path, "a2t", codec, audio=files["audio"], seconds=0.7)
+        (window,) = decode_words((tmp_path / f"{STEM}.TextGrid").read_bytes(), "windows").words
+        assert (window.start, window.end) == (0.0, 0.7)
+
+    def test_pictures(self, trained: Path, codec: Path, encoded: Path, tmp_path: Path) -> None:
+        key = ShardFolder(encoded).rows[0].key
+        make(trained, tmp_path / "a", "a2t", codec, shards=encoded, keys=(key,), pictures=True)
+        make(trained, tmp_path / "b", "t2a", codec, shards=encoded, keys=(key,), pictures=True)
+        assert all((tmp_path / name / f"{key}.png").stat().st_size > 10_000 for name in "ab")
+
+
+class TestRefusals:
+    def test_overlaps_of_text_that_is_made(
+        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path
+    ) -> None:
+        with pytest.raises(UsageFault, match=r"overlap: 4 ticks found; expected 0, for text that is latents"):
+            make(trained, tmp_path / "out", "a2t", codec, audio=files["audio"], overlap_ticks=4)
+        assert not (tmp_path / "out").exists()
+
+    def test_without_its_codec_or_with_another(
+        self, trained: Path, files: dict[str, Any], encoded: Path, tmp_path: Path
+    ) -> None:
+        other = write_text_vae(tmp_path / "other", seed=1)
+        key = ShardFolder(encoded).rows[0].key
+        for folder, said in ((None, "give --codec omniflow-text-vae=FOLDER"), (other, "expected as in the checkpoint")):
+            for task, given in (("a2t", {"audio": files["audio"]}), ("t2g", {"shards": encoded, "keys": (key,)})):
+                with pytest.raises(UsageFault, match=said):
+                    make(trained, tmp_path / "out", task, folder, **given)
+        make(trained, tmp_path / "a2g", "a2g", None, audio=files["audio"])  # which does not need it
+
+    def test_a_tokenizer_for_a_model_without_a_codec_of_text(self, shards: Path, tmp_path: Path) -> None:
+        run(shards, tmp_path / "plain", max_train_steps=1)
+        with pytest.raises(UsageFault, match="--t5-tokenizer: the model has no codec of text"):
+            OmnigesPipeline.from_pretrained(tmp_path / "plain", t5_tokenizer=tmp_path)
+
+
+class TestSink:
+    def test_what_a_textgrid_cannot_hold_is_told(self) -> None:
+        sink = WindowTextSink([(0, 16), (16, 16)])
+        sink.append([SpokenText(' a "b"\n c\0 ', ended=True), SpokenText("", ended=False)])
+        grid, text = (b"".join(file.parts) for file in sink.files())
+        assert text.decode() == 'a "b" c\ufffd\n'
+        assert [w.word for w in decode_words(grid, "windows").words] == ['a "b" c\ufffd']
+        assert any("from 1.6 s on did not come to an end" in remark for remark in sink.remarks)
+
+    def test_nothing_said(self) -> None:
+        sink = WindowTextSink([(0, 16)])
+        sink.append([SpokenText("", ended=True)])
+        _, text = (b"".join(file.parts) for file in sink.files())
+        assert text == b"\n"
+        assert "no word was made" in sink.remarks
+
+
+class TestPipeline:
+    def test_gives_what_the_command_gives(
+        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path
+    ) -> None:
+        pipeline = OmnigesPipeline.from_pretrained(trained, codecs={NAME: codec})
+        output = pipeline("a2t", audio=files["audio"][0], num_inference_steps=2)
+        sample = output[0]
+        assert sample.words is None
+        assert [(w["start"], w["end"]) for w in sample.windows or []] == [(0.0, 1.6), (1.6, 2.8), (2.8, 4.0)]
+        make(trained, tmp_path, "a2t", codec, audio=files["audio"])
+        texts = [" ".join(w["text"].split()) for w in sample.windows or []]
+        assert " ".join(text for text in texts if text) == (tmp_path / f"{STEM}.txt").read_text().strip("\n")
+        words = [{"word": "hello", "start": 0.2, "end": 0.5}]
+        assert pipeline("t2g", text=words, seconds=0.5, num_inference_steps=1)[0].gesture is not None
+
+
+class TestEvaluate:
+    def test_words_are_scored_and_their_times_left_out_with_the_reason(
+        self, trained: Path, codec: Path, encoded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = ShardFolder(encoded)
+        (row,) = (row for row in folder.rows if row.split == "test")
+        words = folder.words(row)
+
+        def decode(_: TextWindows, latents: Any) -> list[SpokenText]:
+            spans = [(0, 16), (16, 12), (28, 12)]
+            assert len(latents) == len(spans)
+            said = [[w["word"] for w in words if a <= (w["start"] + w["end"]) * 5 < a + n] for a, n in spans]
+            return [SpokenText(" ".join(some), ended=True) for some in said]
+
+        monkeypatch.setattr(TextWindows, "decode", decode)
+        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, codec),), tasks=("a2t",), split="test", steps=1)
+        report = evaluate(EvaluateSettings(shards=encoded, source=source, resamples=10))
+        figures = {(f.metric, f.row): f for f in report.tasks["a2t"].figures}
+        assert figures["word error rate", "generated"].value == 0  # every word once, in order
+        assert figures["character error rate", "generated"].value == 0
+        timing = [f for f in report.tasks["a2t"].figures if f.metric.startswith(("word start", "word end"))]
+        assert len(timing) == 4
+        assert all(
+            f.value is None and f.why_not == "the text is that of whole windows, whose words have no times"
+            for f in timing
+        )
+
+    def test_a_word_left_out_is_one_deletion(self, encoded: Path, tmp_path: Path) -> None:
+        folder = ShardFolder(encoded)
+        row = next(row for row in folder.rows if row.split == "test")
+        said = [word["word"] for word in folder.words(row)][1:]
+        grid = encode_tiers([("windows", [WordInterval(" ".join(said), 0.0, 4.0)])], 4.0)
+        (tmp_path / f"{row.key}.TextGrid").write_bytes(grid)
+        report = evaluate(EvaluateSettings(shards=encoded, generated=(tmp_path,), task="a2t", resamples=10))
+        (rate,) = (f for f in report.tasks["a2t"].figures if f.metric == "word error rate" and f.row == "generated")
+        assert rate.value == pytest.approx(1 / (len(said) + 1))
+
+    def test_a_textgrid_with_neither_tier_is_told(self, encoded: Path, tmp_path: Path) -> None:
+        row = next(row for row in ShardFolder(encoded).rows if row.split == "test")
+        grid = encode_tiers([("phones", [WordInterval("a", 0.0, 4.0)])], 4.0)
+        (tmp_path / f"{row.key}.TextGrid").write_bytes(grid)
+        with pytest.raises(DataError, match="an interval tier called words or word"):
+            evaluate(EvaluateSettings(shards=encoded, generated=(tmp_path,), task="a2t", resamples=10))
+
+
+@pytest.mark.slow
+def test_the_commands_from_shards_to_a_report(shards: Path, codec: Path, tmp_path: Path) -> None:
+    done = omniges(
+        *("encode", "--shards", shards, "--with", f"{NAME}={codec}", "--out", tmp_path / "s"),
+        *("--window-ticks", "16", "--stride-ticks", "4"),
+    )
+    assert done.returncode == 0, done.stderr
+    done = omniges(
+        *("train", "--shards", tmp_path / "s", "--text-codec", NAME, "--output-dir", tmp_path / "run"),
+        *("--window-ticks", "16", "--max-train-steps", "2", "--train-batch-size", "4", "--num-workers", "0"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"text: latents of {NAME}" in done.stdout + done.stderr
+    done = omniges(
+        *("evaluate", "--checkpoint", tmp_path / "run", "--shards", tmp_path / "s", "--codec", f"{NAME}={codec}"),
+        *("--tasks", "a2t,t2a", "--steps", "2", "--resamples", "10", "--work", tmp_path / "work"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "word error rate" in done.stdout
+    assert "whose words have no times" in done.stdout
