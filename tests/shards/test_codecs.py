@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.features.timebase import mel_frames_for, ticks_of_frames
-from omniges.shards.codecs import FrameEntry, latents_document, read_entries
+from omniges.shards.codecs import FrameEntry, WindowEntry, latents_document, read_entries
 from omniges.shards.manifest import ManifestRow, MemberPlace, parse_manifest, serialize_manifest
 from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, json_document, member_order
 from omniges.shards.statistics import partial_of
@@ -146,3 +146,65 @@ def test_statistics_are_over_rows_of_the_train_samples() -> None:
     np.testing.assert_allclose(document["std"], rows.std(0), rtol=1e-12)
     assert latents_document([entry], {}) == {entry.name: {"samples": 0}}
     assert json.loads(json_document(document)) == document
+
+
+def windows_of(**changes: Any) -> WindowEntry:
+    plain: dict[str, Any] = {
+        "name": "omniflow-text-vae",
+        "fingerprint": PRINT,
+        "source": "words.json",
+        "window_ticks": 64,
+        "stride_ticks": 16,
+        "latents": 32,
+        "channels": 64,
+    }
+    return WindowEntry(**(plain | changes))
+
+
+class TestWindows:
+    @given(ticks=st.integers(1, 3000), stride=st.integers(1, 20), times=st.integers(1, 8), latents=st.integers(1, 40))
+    def test_a_clip_has_a_row_for_each_window_that_fits(
+        self, ticks: int, stride: int, times: int, latents: int
+    ) -> None:
+        window = stride * times
+        entry = windows_of(window_ticks=window, stride_ticks=stride, latents=latents, channels=3)
+        fitting = [start for start in range(0, ticks, stride) if start + window <= ticks]
+        row = row_of(3 * ticks)
+        assert row.ticks == ticks
+        assert entry.shape_of(row) == (len(fitting), 3 * latents)
+
+    def test_vectors_are_all_latents_of_all_windows(self) -> None:
+        entry = windows_of(latents=2, channels=3)
+        rows = np.arange(24, dtype=np.float32).reshape(4, 6)
+        np.testing.assert_array_equal(entry.vectors(rows), np.arange(24).reshape(8, 3))
+
+    def test_comes_back_from_json_beside_one_of_frames(self) -> None:
+        both = {e.name: e for e in (entry_of(), windows_of(lost={"windows": 9, "cut": 1, "unknown": 0}))}
+        document = json.loads(json.dumps({"codecs": {name: entry.as_json() for name, entry in both.items()}}))
+        assert read_entries(document) == both
+
+    def test_what_tells_codecs_apart(self) -> None:
+        lost = {"windows": 9, "cut": 1, "unknown": 0}
+        assert windows_of().same_codec(windows_of(lost=lost, settings={"tool": {}}))
+        assert entry_of().same_codec(entry_of(settings={"loudness": "peak"}))
+        for changes in ({"stride_ticks": 32}, {"latents": 16}, {"channels": 32}, {"fingerprint": PRINT[::-1]}):
+            assert not windows_of().same_codec(windows_of(**changes))
+        assert not entry_of().same_codec(windows_of())
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"source": "mel.npy"},
+            {"window_ticks": 0},
+            {"stride_ticks": 24},
+            {"stride_ticks": True},
+            {"latents": -1},
+            {"words": "start"},
+            {"lost": {}},
+            {"lost": {"windows": 1, "cut": 2, "unknown": 0}},
+            {"lost": {"windows": 1, "cut": 1.0, "unknown": 0}},
+        ],
+    )
+    def test_what_none_is(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            windows_of(**changes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pipeline_helpers import omniges
 from text_latents_builders import NAME, encoded_shards, write_text_vae
-from training_helpers import run
+from training_helpers import SMALLEST, run
 
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.recordings.textgrid import WordInterval, decode_words, encode_tiers
@@ -173,6 +173,20 @@ class TestTasks:
         make(trained, tmp_path / "a", "a2t", codec, shards=encoded, keys=(key,), pictures=True)
         make(trained, tmp_path / "b", "t2a", codec, shards=encoded, keys=(key,), pictures=True)
         assert all((tmp_path / name / f"{key}.png").stat().st_size > 10_000 for name in "ab")
+
+
+class TestCarriedAsNoise:
+    """As in a model that began with OmniFlow's weights, text stands there as noise where it is neither given nor made."""
+
+    def test_tasks_with_and_without_text_of_overlapping_windows(
+        self, encoded: Path, codec: Path, files: dict[str, Any], tmp_path: Path
+    ) -> None:
+        carried = SMALLEST | {"absent": "noise"}
+        run(encoded, tmp_path / "run", text_codec=NAME, max_train_steps=2, flow=SHARES, model=carried)
+        for task, folder in (("a2g", None), ("t2g", codec), ("a2t", codec)):
+            given = {name: files[name] for name in TASKS[task].conditions}
+            make(tmp_path / "run", tmp_path / task, task, folder, **given)
+            assert read_record(tmp_path / task / f"{STEM}.json").ticks == 40
 
 
 class TestRefusals:
