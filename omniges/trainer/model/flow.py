@@ -128,10 +128,13 @@ class FlowModel(nn.Module):
 
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
         """Where tokens are, as the trunk's arguments: times for rotary positions, or embeddings that are added."""
+        found = {name: self.stream(name).places for name in tokens}
+        learned = {name: embedding for name, embedding in found.items() if embedding is not None}
         if self._rotary:
-            return {"seconds": {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}}
+            seconds = {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}
+            return {"seconds": seconds, "added": learned}
         found = {name: self.stream(name).positions(x.shape[1], self._width) for name, x in tokens.items()}
-        return {"added": {name: embedding for name, embedding in found.items() if embedding is not None}}
+        return {"added": {name: embedding for name, embedding in found.items() if embedding is not None} | learned}
 
     def _pooled(self, speakers: Tensor) -> Tensor | None:
         """For trunks with a vector of the sample as a whole: zeros, which stand there for *none*."""

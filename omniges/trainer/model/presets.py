@@ -211,6 +211,7 @@ def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
     return WindowTokens(
         latents=entry.latents,
         window_ticks=entry.window_ticks,
+        width=config.width,
         mean=statistics["mean"],
         std=statistics["std"],
         prediction=config.text_prediction,

@@ -76,6 +76,11 @@ class Stream(nn.Module, ABC):
         """
         return line_embedding(self.seconds(count) * TICKS_PER_SECOND, width).to(torch.float32)
 
+    @property
+    def places(self) -> Tensor | None:
+        """Learned embeddings (N, W) of tokens that no time tells apart, which any trunk adds; None: there are none."""
+        return None
+
     @abstractmethod
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
         """The clean tokens (B, N, C) that outputs (B, N, O) at noised tokens (B, N, C) and levels (B,) stand for."""

@@ -150,11 +150,14 @@ class WindowTokens(FrameTokens):
     """A codec's latents (B, N, V) of what a window says as as many tokens, which have no times among themselves.
 
     A trunk with rotary positions has all of them at the middle of the windows that the codec was used with; one that
-    adds embeddings of places adds none to them, as OmniFlow's.
+    adds embeddings of times adds none to them, as OmniFlow's. Each has a learned embedding of its number instead, for
+    without one a trunk would give them in any order, and a codec's decoder reads them in theirs. It begins at zero, so
+    that a run with OmniFlow's weights begins with what OmniFlow computes.
 
     Args:
         latents: N.
         window_ticks: of those windows.
+        width: features of the trunk's tokens, W.
         mean: each channel's mean over the training data.
         std: each channel's standard deviation.
         prediction: what the head gives.
@@ -168,6 +171,7 @@ class WindowTokens(FrameTokens):
         *,
         latents: int,
         window_ticks: int,
+        width: int,
         mean: Sequence[float],
         std: Sequence[float],
         prediction: Prediction = "clean",
@@ -177,6 +181,7 @@ class WindowTokens(FrameTokens):
         self.latents = latents
         self.omniflow_tokens = omniflow_tokens
         self._middle_s = window_ticks / TICKS_PER_SECOND / 2
+        self.place = nn.Parameter(torch.zeros(latents, width))
 
     def count(self, ticks: int) -> int:
         """N, of a window of any length."""
@@ -188,8 +193,13 @@ class WindowTokens(FrameTokens):
         return torch.full((count,), self._middle_s, device=self.mean.device)
 
     def positions(self, count: int, width: int) -> None:
-        """Nothing: no place is told from another."""
+        """None: they have no times."""
         del count, width
+
+    @property
+    def places(self) -> Tensor:
+        """What tells them apart."""
+        return self.place
 
 
 class SlotTokens(Stream):

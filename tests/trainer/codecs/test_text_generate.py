@@ -176,7 +176,7 @@ class TestTasks:
 
 
 class TestCarriedAsNoise:
-    """As in a model that began with OmniFlow's weights, text stands there as noise where it is neither given nor made."""
+    """As in a model that began with OmniFlow's weights, text is there as noise where it is neither given nor made."""
 
     def test_tasks_with_and_without_text_of_overlapping_windows(
         self, encoded: Path, codec: Path, files: dict[str, Any], tmp_path: Path

@@ -29,7 +29,9 @@ from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.data.trace import TraceSettings, trace
 from omniges.trainer.feed import Feed
 from omniges.trainer.loop import Ending
+from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model
+from omniges.trainer.model.tokens import WindowTokens
 from omniges.trainer.recipe import TrainSettings, load_settings
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import load_model
@@ -164,7 +166,12 @@ class TestTraining:
                 names = set(tensors.keys())
             assert names
             assert not any(name.endswith(part) for name in names for part in own)
-            assert not any("streams.text" in name for name in names)  # slots' embeddings are not there either
+            # Of text the embedding of a latent's number alone; of slots there is nothing.
+            assert {name for name in names if name.startswith("streams.text")} <= {
+                *("streams.text.place", *(f"streams.text.place.{part}" for part in ("step", "exp_avg", "exp_avg_sq")))
+            }
+        learned_place = load_file(checkpoint_of(whole, 6) / "model.safetensors")["streams.text.place"]
+        assert len(learned_place.abs().sum(1).unique()) == 3
 
     def test_the_checkpoint_says_whose_latents_and_which_windows(self, whole: Path, encoded: Path) -> None:
         folder = checkpoint_of(whole, 6)
@@ -179,6 +186,8 @@ class TestTraining:
         assert stream.count(WINDOW) == stream.count(5) == 3
         np.testing.assert_allclose(stream.seconds(3).numpy(), [0.8] * 3, rtol=1e-6)
         assert stream.positions(3, 16) is None
+        assert stream.places is not None
+        assert stream.places.shape == (3, 16)
         saved = json.loads((encoded / "latents.json").read_bytes())[NAME]
         np.testing.assert_allclose(stream.state_dict()["mean"].numpy(), saved["mean"], rtol=1e-6)
 
@@ -223,6 +232,39 @@ class TestTraining:
         target = clean if prediction == "clean" else noise - clean
         torch.testing.assert_close(stream.losses(output, rows, clean, noise), (output - target).square().mean((1, 2)))
         torch.testing.assert_close(stream.arrays(clean), rows, atol=1e-5, rtol=1e-5)
+
+
+def model_of_text(folder: Path, **config: Any) -> FlowModel:
+    """A small model of the folder's latents of text, all of whose weights are random."""
+    catalog = read_catalog(folder, Filters(), TEXT)
+    latents: Any = {"text": CodecLatents(catalog.codecs["text"], catalog.latents[NAME])}
+    sizes = ModelConfig(width=16, layers=2, heads=2, **config)
+    model = build_model(sizes, statistics=catalog.statistics, pieces=300, speakers=1, codecs=latents)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("config", [{}, {"rotary_periods_s": None, "absent": "noise"}])
+def test_latents_are_told_apart_by_their_number_alone(encoded: Path, config: dict[str, Any]) -> None:
+    """With equal places a permutation of tokens permutes what is expected of them: their order would be nobody's."""
+    model = model_of_text(encoded, **config)
+    stream = model.stream("text")
+    assert isinstance(stream, WindowTokens)
+    gesture, audio, text = torch.randn(2, 16, 1245), torch.randn(2, 16, 640), torch.randn(2, 3, 10)
+    levels = {"gesture": torch.zeros(2), "audio": torch.ones(2), "text": torch.full((2,), 0.7)}
+    order = [2, 0, 1]
+
+    def expected(tokens: torch.Tensor) -> torch.Tensor:
+        given = {"gesture": gesture, "audio": audio, "text": tokens}
+        return model.predict(given, levels, ("text",), torch.zeros(2, dtype=torch.int64))["text"]
+
+    with torch.no_grad():
+        assert (expected(text[:, order]) - expected(text)[:, order]).abs().max() > 1e-2
+        stream.place.zero_()
+        torch.testing.assert_close(expected(text[:, order]), expected(text)[:, order], atol=1e-5, rtol=1e-5)
 
 
 class TestPretrained:
