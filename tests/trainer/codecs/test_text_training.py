@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from omniflow_checkpoints import Tiny, tensors_of, write_folder
+from pipeline_helpers import run_preprocess
 from safetensors import safe_open
 from safetensors.torch import load_file
 from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards, write_text_vae
@@ -21,7 +23,9 @@ from training_helpers import TENSOR_FILES, SignalAt, checkpoint_of, learned, log
 from vae_builders import write_vae
 
 from omniges.errors import DataError, UsageFault
+from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.reader import ShardFolder
+from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings
 from omniges.trainer.data.order import RankShare
@@ -31,6 +35,7 @@ from omniges.trainer.feed import Feed
 from omniges.trainer.loop import Ending
 from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model
+from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
 from omniges.trainer.model.tokens import WindowTokens
 from omniges.trainer.recipe import TrainSettings, load_settings
 from omniges.trainer.resuming import find_checkpoint
@@ -265,6 +270,41 @@ def test_latents_are_told_apart_by_their_number_alone(encoded: Path, config: dic
         assert (expected(text[:, order]) - expected(text)[:, order]).abs().max() > 1e-2
         stream.place.zero_()
         torch.testing.assert_close(expected(text[:, order]), expected(text)[:, order], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("places", [True, False])
+def test_a_model_learns_which_latent_is_which_by_their_places_alone(
+    tmp_path: Path, codec: Path, monkeypatch: pytest.MonkeyPatch, places: bool
+) -> None:
+    """The figure of docs/codecs-text.md, on latents whose mean hangs on their number."""
+    means = np.random.default_rng(0).normal(size=(3, 10))
+
+    def latents_of(text: str) -> np.ndarray:
+        drawn = np.random.default_rng(zlib.crc32(text.encode())).normal(size=(3, 10))
+        return (means + drawn / 2).astype(np.float32).reshape(-1)
+
+    monkeypatch.setattr(TextWindows, "encode_texts", lambda _, texts: np.stack([latents_of(text) for text in texts]))
+    write_sample_corpus(tmp_path / "c", CorpusSettings(clips=12, seconds=8.0, words=6, speakers=1))
+    run_preprocess(tmp_path / "c", tmp_path / "s")
+    encoded_shards(tmp_path / "s", codec)
+    if not places:
+        monkeypatch.setattr(WindowTokens, "places", None)
+    run(
+        *(tmp_path / "s", tmp_path / "run"),
+        text_codec=NAME, max_train_steps=400, train_batch_size=32, lr_warmup_steps=20,
+        learning_rate=0.002, ema_decay=0.98, flow={"shares": {"a2t": 1}},
+        model={"width": 64, "layers": 2, "heads": 4},
+    )
+    model, _ = load_model(find_checkpoint(tmp_path / "run"))
+    draws = Draws(WINDOW, 0, torch.arange(64), torch.zeros(64, dtype=torch.int64))
+    made = sample(model, {}, ["text"], draws, SamplingSettings())["text"]
+    stream = model.stream("text")
+    found = stream.tokens(made).mean(0)
+    wanted = stream.tokens(torch.from_numpy(means[None]).float())[0]
+    error, spread = (x.square().mean().sqrt() for x in (found - wanted, wanted - wanted.mean(0)))
+    assert error < spread / 2 if places else error > 0.8 * spread
 
 
 class TestPretrained:
