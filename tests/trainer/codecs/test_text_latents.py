@@ -132,6 +132,26 @@ class TestOutput:
         assert "of 10 windows, 0 have more text" in "\n".join(summary.lines)
 
 
+def test_stopped_it_goes_on_to_the_same_bytes(
+    corpus: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_preprocess(corpus, tmp_path / "s", shard_bytes=1)
+    encoded_shards(tmp_path / "s", codec, tmp_path / "whole")
+    encode_clip, calls = TextWindows.encode, iter(range(10))
+
+    def stops(windows: TextWindows, words: Any, ticks: int) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return encode_clip(windows, words, ticks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextWindows, "encode", stops)
+        with pytest.raises(KeyboardInterrupt):
+            encoded_shards(tmp_path / "s", codec, tmp_path / "out")
+    assert encoded_shards(tmp_path / "s", codec, tmp_path / "out").resumed == 3
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
 class TestEncoding:
     def test_each_different_text_of_a_clip_once_and_nothing_once_in_all(
         self, codec: Path, monkeypatch: pytest.MonkeyPatch

@@ -293,8 +293,13 @@ def test_a_model_learns_which_latent_is_which_by_their_places_alone(
         monkeypatch.setattr(WindowTokens, "places", None)
     run(
         *(tmp_path / "s", tmp_path / "run"),
-        text_codec=NAME, max_train_steps=400, train_batch_size=32, lr_warmup_steps=20,
-        learning_rate=0.002, ema_decay=0.98, flow={"shares": {"a2t": 1}},
+        text_codec=NAME,
+        max_train_steps=400,
+        train_batch_size=32,
+        lr_warmup_steps=20,
+        learning_rate=0.002,
+        ema_decay=0.98,
+        flow={"shares": {"a2t": 1}},
         model={"width": 64, "layers": 2, "heads": 4},
     )
     model, _ = load_model(find_checkpoint(tmp_path / "run"))
