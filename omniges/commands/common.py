@@ -7,7 +7,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +17,22 @@ from omniges.errors import EnvironmentFault, ExitCode
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Signalled", "listed", "make_console", "names_of", "needs", "raise_on", "resumable", "size_bytes"]
+__all__ = [
+    "Signalled",
+    "T5Tokenizer",
+    "listed",
+    "make_console",
+    "names_of",
+    "needs",
+    "raise_on",
+    "resumable",
+    "size_bytes",
+]
+
+T5Tokenizer = Annotated[
+    Path | None, typer.Option(help="Folder of T5's tokenizer.", show_default="t5_tokenizer in the codec's folder")
+]
+"""The flag of commands that load a codec of text."""
 
 
 class Signalled(BaseException):

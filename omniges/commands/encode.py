@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from omniges.commands.common import needs, resumable
+from omniges.commands.common import T5Tokenizer, needs, resumable
 
 __all__ = ["encode"]
 
@@ -29,9 +29,7 @@ def encode(
     stride_ticks: Annotated[
         int | None, typer.Option(help="Ticks between beginnings of windows.", show_default="a quarter of a window")
     ] = None,
-    t5_tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of T5's tokenizer.", show_default="t5_tokenizer in the codec's folder")
-    ] = None,
+    t5_tokenizer: T5Tokenizer = None,
     max_lost: Annotated[
         float | None, typer.Option(help="Share of windows that may lose words.", show_default="0.01")
     ] = None,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from omniges.commands.common import listed, needs
+from omniges.commands.common import T5Tokenizer, listed, needs
 from omniges.errors import UsageFault
 
 __all__ = ["evaluate"]
 
 _SPLIT, _STEPS = "test", 20
+
+Work = Annotated[
+    Path | None, typer.Option(help="Folder that keeps what is generated.", show_default="removed afterwards")
+]
 
 
 def evaluate(
@@ -22,14 +27,10 @@ def evaluate(
     shards: Annotated[Path, typer.Option(help="Folder of shards with the recordings.")] = Path("shards"),
     checkpoint: Annotated[Path | None, typer.Option(help="Generate first, with this run or checkpoint.")] = None,
     codec: Annotated[list[str], typer.Option(help="Its codec and folder: NAME=FOLDER.")] = [],
-    t5_tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of T5's tokenizer.", show_default="t5_tokenizer in the codec's folder")
-    ] = None,
+    t5_tokenizer: T5Tokenizer = None,
     tasks: Annotated[list[str], typer.Option(help="Tasks to generate.", show_default="the six")] = [],
     split: Annotated[str, typer.Option(help="Split to generate for.")] = _SPLIT,
-    work: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what is generated.", show_default="removed afterwards")
-    ] = None,
+    work: Work = None,
     steps: Annotated[int, typer.Option(help="Steps of sampling.")] = _STEPS,
     num_samples: Annotated[int, typer.Option(help="Results to generate for each recording.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of generation, intervals and shuffling.")] = 0,
@@ -66,17 +67,10 @@ def evaluate(
         raise UsageFault(f"-o {out}: the folder {out.parent} expected, found none: create it first")
     source = None
     if checkpoint is None:
-        wanted = (
-            codec != [],
-            t5_tokenizer is not None,
-            tasks != [],
-            split != _SPLIT,
-            work is not None,
-            steps != _STEPS,
-            num_samples != 1,
-        )
-        _refuse_unread(wanted)
-    if checkpoint is not None:
+        of_codecs = {"--codec": codec != [], "--t5-tokenizer": t5_tokenizer is not None}
+        of_results = {"--tasks": tasks != [], "--split": split != _SPLIT, "--work": work is not None}
+        _refuse_unread(of_codecs | of_results | {"--steps": steps != _STEPS, "--num-samples": num_samples != 1})
+    else:
         source = FromCheckpoint(
             checkpoint=checkpoint,
             codecs=tuple(named_folder("--codec", text) for text in codec),
@@ -107,9 +101,8 @@ def evaluate(
         publish_bytes(out, text.encode())
 
 
-def _refuse_unread(given: tuple[bool, ...]) -> None:
+def _refuse_unread(given: Mapping[str, bool]) -> None:
     """Refuse flags of generation where nothing is generated."""
-    flags = ("--codec", "--t5-tokenizer", "--tasks", "--split", "--work", "--steps", "--num-samples")
-    unread = [flag for flag, is_given in zip(flags, given, strict=True) if is_given]
+    unread = [flag for flag, is_given in given.items() if is_given]
     if unread:
         raise UsageFault(f"{unread[0]}: it says how to generate, which only --checkpoint does: leave it away")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from omniges.commands.common import listed, needs
+from omniges.commands.common import T5Tokenizer, listed, needs
 from omniges.errors import UsageFault
 
 __all__ = ["generate"]
@@ -28,9 +28,7 @@ def generate(
     codec: Annotated[
         list[str], typer.Option(help="Codec of a model trained on latents, and its folder: NAME=FOLDER.")
     ] = [],
-    t5_tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of T5's tokenizer.", show_default="t5_tokenizer in the codec's folder")
-    ] = None,
+    t5_tokenizer: T5Tokenizer = None,
     seconds: Annotated[float | None, typer.Option(help="At most so long; the length without inputs.")] = None,
     speaker: Annotated[str | None, typer.Option(help="Whose manner; unknown if not given.")] = None,
     body: Annotated[Path | None, typer.Option(help="NPZ whose betas and start position are taken.")] = None,

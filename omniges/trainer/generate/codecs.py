@@ -73,10 +73,10 @@ class CodecFolders:
                 found[given.stream], said = self._texts_of(given, item.ticks, spans)
                 remarks += said
             else:
-                found[given.stream] = self._ticks_of(given, item.ticks)
+                found[given.stream] = self.ticks_of(given, item.ticks)
         return Conditions(found, tuple(remarks))
 
-    def _ticks_of(self, given: Given, ticks: int) -> TicksOf:
+    def ticks_of(self, given: Given, ticks: int) -> TicksOf:
         """Ticks of an array, or of the rows of latents in its place."""
         entry = self._entries.get(given.stream)
         if not isinstance(entry, FrameEntry):
