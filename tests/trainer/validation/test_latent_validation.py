@@ -107,8 +107,8 @@ class TestTrainingIsUntouched:
         loaded: list[Any] = []
         inner = codec_module.load_codec
 
-        def counted(*arguments: Any) -> Any:
-            loaded.append(inner(*arguments))
+        def counted(*arguments: Any, **named: Any) -> Any:
+            loaded.append(inner(*arguments, **named))
             return loaded[-1]
 
         monkeypatch.setattr(codec_module, "load_codec", counted)
