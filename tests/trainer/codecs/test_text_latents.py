@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import textvae_builders as builders
 import torch
 from pipeline_helpers import digests, omniges, run_preprocess
 from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards, write_text_vae
@@ -306,4 +305,3 @@ class TestCommand:
         grid = TextWindows(TextCodec.load(codec)).grid
         assert (grid.window_ticks, grid.stride_ticks) == (64, 16)
         assert settings.grid(grid).stride_ticks == 2
-        assert builders.VAE["vae_dim"] == 10
