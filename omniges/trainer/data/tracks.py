@@ -88,13 +88,19 @@ class Tracks:
         """Ticks that a window's length and beginning have to be multiples of."""
         return math.lcm(*(track.rows_per_tick.denominator for track in self.arrays))
 
-    def check_window(self, ticks: int, flag: str = "--window-ticks") -> None:
-        """Raise UsageFault for a window that does not hold whole rows."""
-        if ticks % self.tick_multiple:
+    def multiple_for_window(self, ticks: int, tick_multiple: int = 1) -> int:
+        """Ticks that windows of some ticks begin at multiples of: `tick_multiple`, joined with another one.
+
+        Raises UsageFault for a window that does not hold whole rows, or is no multiple of the other.
+        """
+        multiple = math.lcm(self.tick_multiple, tick_multiple)
+        if ticks % multiple:
+            latents = [track.member for track in self.arrays if track.rows_per_tick.denominator > 1]
             raise UsageFault(
-                f"{flag} {ticks}: a multiple of {self.tick_multiple} expected, for a window has to hold whole rows of "
-                f"{', '.join(track.member for track in self.arrays if track.rows_per_tick.denominator > 1)}"
+                f"--window-ticks {ticks}: a multiple of {multiple} expected, for a window has to hold whole tokens of "
+                f"{', '.join(latents) or 'every stream'}"
             )
+        return multiple
 
     def as_json(self) -> dict[str, Any]:
         """The tracks for another process."""
