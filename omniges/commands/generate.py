@@ -28,6 +28,9 @@ def generate(
     codec: Annotated[
         list[str], typer.Option(help="Codec of a model trained on latents, and its folder: NAME=FOLDER.")
     ] = [],
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Do not snap latents to codes before decoding (gesture-rvqvae).")
+    ] = False,
     seconds: Annotated[float | None, typer.Option(help="At most so long; the length without inputs.")] = None,
     speaker: Annotated[str | None, typer.Option(help="Whose manner; unknown if not given.")] = None,
     body: Annotated[Path | None, typer.Option(help="NPZ whose betas and start position are taken.")] = None,
@@ -74,6 +77,7 @@ def generate(
         out=out,
         sources=sources,
         codecs=tuple(named_folder("--codec", text) for text in codec),
+        continuous=continuous,
         sampling=SamplingSettings(steps=steps, guidance=guidance, shift=shift, solver=solver),
         overlap_ticks=overlap_ticks,
         seed=seed,

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,15 @@ from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.schema import canonical_json
 
-__all__ = ["CODECS", "Codec", "fingerprint_of", "load_codec", "load_same_codec", "named_folder"]
+__all__ = [
+    "CODECS",
+    "Codec",
+    "QuantisingCodec",
+    "fingerprint_of",
+    "load_codec",
+    "load_same_codec",
+    "named_folder",
+]
 
 F32 = npt.NDArray[np.float32]
 
@@ -40,6 +48,15 @@ class Codec(Protocol):
 
     def decode(self, latents: F32, /) -> F32:
         """The source (rows · frames_per_row, columns) that latents (rows, channels) stand for."""
+        ...
+
+
+@runtime_checkable
+class QuantisingCodec(Protocol):
+    """A codec with codes, to which `decode` snaps latents first, or does not."""
+
+    def decoding(self, *, quantised: bool) -> Self:
+        """The same codec, told whether to."""
         ...
 
 

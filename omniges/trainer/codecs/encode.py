@@ -93,24 +93,19 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
     """
     began = time.monotonic()
     target = settings.target
+    codecs = _loaded(settings)
     if not settings.in_place:
-        ShardFolder(settings.shards)  # refused before a folder is made
         make_folder(target)
-    elif not target.is_dir():
-        ShardFolder(target)
     workspace = Workspace(target)
     with locked(target):
         refuse_foreign(target, workspace)
         finish_commit(workspace)
         source = ShardFolder(settings.shards)
-        codecs = {name: load_codec(name, folder) for name, folder in settings.codecs}
         entries = {name: _entry(codec, source) for name, codec in codecs.items()}
         if not settings.in_place and (target / DATASET_FILE).exists():
             return _complete(target, source, entries, time.monotonic() - began)
-        there = _there(source, entries, overwrite=settings.overwrite)
+        there = _there(settings, source, entries)
         if len(there) == len(entries):
-            if not settings.in_place:
-                raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents are there: leave --out away")
             if workspace.begun() is None:  # what a kill left of a finished run; another's unfinished work stays
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
@@ -119,6 +114,17 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         resumed = job.run(count)
         summary = _summary(ShardFolder(target), wanted, there, time.monotonic() - began)
         return replace(summary, resumed=resumed, remarks=_remarks(wanted))
+
+
+def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
+    """The codecs; whatever of shards and codecs can be refused is, before a folder is made for the result."""
+    target = settings.target
+    new = not settings.in_place and not (target / DATASET_FILE).exists()
+    source = None if settings.in_place and target.is_dir() else ShardFolder(settings.shards)
+    codecs = {name: load_codec(name, folder) for name, folder in settings.codecs}
+    if new and source is not None:
+        _there(settings, source, {name: _entry(codec, source) for name, codec in codecs.items()})
+    return codecs
 
 
 def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
@@ -146,9 +152,12 @@ def _same(one: CodecEntry, other: CodecEntry) -> bool:
     return replace(one, settings={}) == replace(other, settings={})
 
 
-def _there(source: ShardFolder, entries: Mapping[str, CodecEntry], *, overwrite: bool) -> tuple[str, ...]:
-    """The codecs whose latents are there and stay; raises UsageFault where they are another codec's."""
-    if overwrite:
+def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
+    """The codecs whose latents are there and stay.
+
+    Raises UsageFault where they are another codec's, or where nothing is left to do for a folder of its own.
+    """
+    if settings.overwrite:
         return ()
     for name, entry in entries.items():
         found = source.codecs.get(name)
@@ -157,7 +166,10 @@ def _there(source: ShardFolder, entries: Mapping[str, CodecEntry], *, overwrite:
                 f"{source.folder}: it holds latents of another {name}, fingerprint {found.fingerprint[:16]}… and not "
                 f"{entry.fingerprint[:16]}…: name that codec's folder, or replace them with --overwrite"
             )
-    return tuple(name for name in entries if name in source.codecs)
+    there = tuple(name for name in entries if name in source.codecs)
+    if len(there) == len(entries) and not settings.in_place:
+        raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents are there: leave --out away")
+    return there
 
 
 def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntry], elapsed_s: float) -> EncodeSummary:

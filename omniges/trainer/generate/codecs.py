@@ -12,7 +12,7 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.codec import Codec, load_same_codec
+from omniges.trainer.codecs.codec import Codec, QuantisingCodec, load_same_codec
 from omniges.trainer.data.tracks import Track
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Sources, latents_of
@@ -26,9 +26,14 @@ __all__ = ["CodecFolders"]
 class CodecFolders:
     """The codecs that a checkpoint names, each loaded from the folder that a person gives when it is needed."""
 
-    def __init__(self, entries: Mapping[StreamName, CodecEntry], folders: Sequence[tuple[str, Path]]) -> None:
-        """Raises UsageFault for a folder of a codec that the model does not have."""
-        self._entries, self._folders = dict(entries), dict(folders)
+    def __init__(
+        self, entries: Mapping[StreamName, CodecEntry], folders: Sequence[tuple[str, Path]], *, quantised: bool = True
+    ) -> None:
+        """`quantised`: codecs with codes snap what the model made to them before decoding.
+
+        Raises UsageFault for a folder of a codec that the model does not have.
+        """
+        self._entries, self._folders, self._quantised = dict(entries), dict(folders), quantised
         self._loaded: dict[StreamName, Codec] = {}
         names = [entry.name for entry in self._entries.values()]
         for name in self._folders:
@@ -46,6 +51,11 @@ class CodecFolders:
                 of_files = latents_of(ShardFolder(sources.shards), entry) is None
             if of_files or stream in task.targets:
                 self._codec(stream)
+
+    def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
+        """Whether what is made of these streams is decoded through codes; None: no codec with codes decodes it."""
+        codecs = [self._codec(stream) for stream in targets if stream in self._entries]
+        return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def ticks_of(self, given: Given, ticks: int) -> TicksOf:
         """What the model takes of an input of some ticks: latents where its stream is one of them."""
@@ -77,5 +87,8 @@ class CodecFolders:
                     f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
                 )
             folder = self._folders[entry.name]
-            self._loaded[stream] = load_same_codec(entry, folder, "--codec", "the checkpoint")
+            codec = load_same_codec(entry, folder, "--codec", "the checkpoint")
+            if isinstance(codec, QuantisingCodec):
+                codec = codec.decoding(quantised=self._quantised)
+            self._loaded[stream] = codec
         return self._loaded[stream]

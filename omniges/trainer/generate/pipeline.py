@@ -104,14 +104,21 @@ class OmnigesOutput:
 class OmnigesPipeline:
     """A model with what it needs to read inputs. Make one with `from_pretrained`."""
 
-    def __init__(self, loaded: Loaded, codecs: Mapping[str, Path | str] | None = None) -> None:
+    def __init__(
+        self, loaded: Loaded, codecs: Mapping[str, Path | str] | None = None, *, quantised: bool = True
+    ) -> None:
         self._loaded = loaded
         folders = [(name, Path(folder)) for name, folder in (codecs or {}).items()]
-        self._codecs = CodecFolders(loaded.identity.codecs, folders)
+        self._codecs = CodecFolders(loaded.identity.codecs, folders, quantised=quantised)
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, weights: str = "ema", codecs: Mapping[str, Path | str] | None = None
+        cls,
+        folder: Path | str,
+        *,
+        weights: str = "ema",
+        codecs: Mapping[str, Path | str] | None = None,
+        quantised: bool = True,
     ) -> Self:
         """The model of a run, a checkpoint or a folder of `save_pretrained`, on the GPU where there is one.
 
@@ -119,12 +126,13 @@ class OmnigesPipeline:
             folder: local; nothing is ever fetched.
             weights: ``ema``, the averaged ones, or ``last``.
             codecs: folders by name of the codecs of a model of latents.
+            quantised: whether a codec with codes snaps latents to them before it decodes them.
 
         Raises UsageFault where there is none, DataError where it is damaged.
         """
         if weights not in {"ema", "last"}:
             raise UsageFault(f"weights {weights!r}: ema or last expected")
-        return cls(load(Path(folder), "last" if weights == "last" else "ema"), codecs)
+        return cls(load(Path(folder), "last" if weights == "last" else "ema"), codecs, quantised=quantised)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the model without what only training needs; `from_pretrained` and `generate --checkpoint` take it.

@@ -48,6 +48,7 @@ class GenerateSettings:
     out: Path
     sources: Sources
     codecs: tuple[tuple[str, Path], ...] = ()  # name and folder
+    continuous: bool = False  # a codec with codes decodes latents as they are
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     overlap_ticks: int | None = None  # None: a quarter of the model's window
     seed: int = 0
