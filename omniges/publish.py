@@ -93,16 +93,28 @@ def sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep a second run out of the folder; the kernel lets go when the owner dies, so no lock is ever stale."""
-    with os_errors(out, "open"):
-        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = _lock(out)
+    if descriptor is None:
+        raise EnvironmentFault(f"{out}: another omniges run is writing here. Wait for it, or stop it")
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EnvironmentFault(f"{out}: another omniges run is writing here. Wait for it, or stop it") from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor of a folder that holds its lock; None where somebody else does."""
+    with os_errors(folder, "open"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class PendingFile:
@@ -223,20 +235,39 @@ class PendingGroup:
 def pending_folder(final: Path) -> Iterator[Path]:
     """A folder that gets its final name in one step, or goes.
 
-    Files in it are published one by one, so they are on the disk before the name is.
+    Files in it are published one by one, so they are on the disk before the name is. What killed processes left of
+    the same folder goes first; a folder that is still being written is locked, and stays.
     """
+    _remove_abandoned(final)
     unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     with os_errors(final):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
     try:
-        yield unfinished
+        with locked(unfinished):
+            yield unfinished
         with os_errors(final):
             sync_folder(unfinished)
             unfinished.rename(final)
             sync_folder(final.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Remove the unfinished folders of a final name whose owners are dead: nobody holds their locks."""
+    with os_errors(final):
+        beside = [path for path in final.parent.iterdir() if final_name(path.name) == final.name]
+    for path in beside:
+        if path.is_symlink() or not path.is_dir():
+            continue
+        descriptor = _lock(path)
+        if descriptor is not None:
+            try:
+                with os_errors(path, "remove"):
+                    shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def remove_folder(path: Path) -> None:

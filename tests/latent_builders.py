@@ -84,7 +84,9 @@ def recording_files(corpus: Path) -> dict[str, Any]:
     return {"audio": (found["wav"],), "text": (str(found["TextGrid"]),), "gesture": (found["npz"],)}
 
 
-def generated(checkpoint: Path, out: Path, task: str, codecs: Mapping[str, Path], **sources: Any) -> dict[str, bytes]:
+def generated(
+    checkpoint: Path, out: Path, task: str, codecs: Mapping[str, Path], *, continuous: bool = False, **sources: Any
+) -> dict[str, bytes]:
     """Generate in two steps; returns the files that were written."""
     generate(
         GenerateSettings(
@@ -92,6 +94,7 @@ def generated(checkpoint: Path, out: Path, task: str, codecs: Mapping[str, Path]
             task=task,
             out=out,
             codecs=tuple(codecs.items()),
+            continuous=continuous,
             sources=Sources(**sources),
             sampling=SamplingSettings(steps=2),
         )

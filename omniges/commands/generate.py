@@ -29,6 +29,9 @@ def generate(
         list[str], typer.Option(help="Codec of a model trained on latents, and its folder: NAME=FOLDER.")
     ] = [],
     t5_tokenizer: T5Tokenizer = None,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Do not snap latents to codes before decoding (gesture-rvqvae).")
+    ] = False,
     seconds: Annotated[float | None, typer.Option(help="At most so long; the length without inputs.")] = None,
     speaker: Annotated[str | None, typer.Option(help="Whose manner; unknown if not given.")] = None,
     body: Annotated[Path | None, typer.Option(help="NPZ whose betas and start position are taken.")] = None,
@@ -76,6 +79,7 @@ def generate(
         sources=sources,
         codecs=tuple(named_folder("--codec", text) for text in codec),
         t5_tokenizer=t5_tokenizer,
+        continuous=continuous,
         sampling=SamplingSettings(steps=steps, guidance=guidance, shift=shift, solver=solver),
         overlap_ticks=overlap_ticks,
         seed=seed,

@@ -135,6 +135,9 @@ def trace_batches(
     audio_codec: AudioCodec = None,
     gesture_codec: GestureCodec = None,
     text_codec: TextCodec = None,
+    tick_multiple: Annotated[
+        int, typer.Option(help="Ticks that windows begin at multiples of, beside what the codecs ask.")
+    ] = 1,
     decode: Annotated[bool, typer.Option("--decode", help="Read the windows, add their sha256.")] = False,
 ) -> None:
     """List which windows a step of a training run sees, one JSON line each."""
@@ -149,7 +152,7 @@ def trace_batches(
     settings = TraceSettings(
         shards=shards,
         filters=Filters(split=split),
-        sequencing=Sequencing(window_ticks=window_ticks, seed=seed),
+        sequencing=Sequencing(window_ticks=window_ticks, seed=seed, tick_multiple=tick_multiple),
         share=RankShare(rank=rank, world_size=world_size, batch_size=batch_size),
         from_step=from_step,
         steps=steps,

@@ -95,9 +95,11 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         batch_size=settings.train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
     )
-    sequencing = Sequencing(window_ticks=settings.window_ticks, seed=settings.seed)
     start = _start(settings)
     identity = _identity(settings, data, start)
+    sequencing = Sequencing(
+        window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=identity.tick_multiple
+    )
     loading = LoaderSettings(workers=settings.num_workers)
     feed = Feed(data, sequencing, share, loading, accelerator.device, identity)
     stack.enter_context(feed)
@@ -131,7 +133,8 @@ def _start(settings: TrainSettings) -> Start | None:
     path = settings.pretrained_model_name_or_path
     if path is None:
         return None
-    return open_start(path, cast("WhichWeights | None", settings.pretrained_weights), settings.model)
+    weights = cast("WhichWeights | None", settings.pretrained_weights)
+    return open_start(path, weights, settings.model, settings.audio_codec)
 
 
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:

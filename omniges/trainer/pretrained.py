@@ -20,11 +20,12 @@ from omniges.errors import DataError, UsageFault
 from omniges.trainer.checkpoint import CHECKPOINT_FILE, SavedCheckpoint
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
 from omniges.trainer.model.flow import FlowModel
+from omniges.trainer.model.latents import PatchGrid
 from omniges.trainer.model.presets import ModelConfig
 from omniges.trainer.model.streams import STREAMS, StreamName
 from omniges.trainer.omniflow.convert import converted_config, is_converted, read_converted
 from omniges.trainer.omniflow.mapping import Fate
-from omniges.trainer.omniflow.reading import SourceTrunk, WhichWeights, config_of, read_omniflow
+from omniges.trainer.omniflow.reading import SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow
 from omniges.trainer.omniflow.report import table_of
 from omniges.trainer.omniflow.source import file_entry, is_omniflow
 from omniges.trainer.resuming import CHECKPOINTS, find_checkpoint
@@ -35,9 +36,11 @@ __all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_to
 _SPEAKERS: Final = "trunk.speaker.weight"
 _OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
 _OF_TOKENS: Final = _OF_TRAINING | {
-    *("piece_width", "mark_width"),
+    *("piece_width", "mark_width", "audio_tokens"),
     *("gesture_prediction", "audio_prediction", "text_prediction"),
 }
+_OMNIFLOW_AUDIO: Final = "audioldm2-vae"
+"""The codec whose latents OmniFlow's audio stream has learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,12 @@ class Start(ABC):
         """Put the weights into a model that was built for the identity; raises `DataError` where they do not fit."""
 
 
-def open_start(path: Path, weights: WhichWeights | None, changes: Mapping[str, Any]) -> Start:
+def open_start(
+    path: Path, weights: WhichWeights | None, changes: Mapping[str, Any], audio_codec: str | None = None
+) -> Start:
     """The start that a folder holds; ``changes`` are fields of ModelConfig that a recipe sets.
+
+    ``audio_codec`` is the name of the codec whose latents the audio stream has, if it has one's.
 
     Raises `UsageFault` where there is none or a change does not go with it, `DataError` where it is damaged.
     """
@@ -90,9 +97,9 @@ def open_start(path: Path, weights: WhichWeights | None, changes: Mapping[str, A
     if is_converted(path):
         if weights is not None:
             raise UsageFault("--pretrained-weights: a converted folder has one set of weights; leave the flag away")
-        return OmniFlowStart(path, "last", changes)
+        return OmniFlowStart(path, "last", changes, audio_codec)
     if is_omniflow(path):
-        return OmniFlowStart(path, weights or "last", changes)
+        return OmniFlowStart(path, weights or "last", changes, audio_codec)
     raise UsageFault(
         f"--pretrained-model-name-or-path {path}: an OmniFlow folder (transformer/config.json and weights), one of "
         "convert-omniflow, or a run or checkpoint of omniges expected, found neither"
@@ -178,17 +185,42 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
 
 
 class OmniFlowStart(Start):
-    """OmniFlow's trunk: text and audio as they are, gesture from the image stream."""
+    """OmniFlow's trunk: text and audio as they are, gesture from the image stream.
+
+    Audio tokens are OmniFlow's own patches where the stream is latents of its autoencoder, unless the recipe says rows.
+    """
 
     preset = "pretrained"
 
-    def __init__(self, folder: Path, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, weights: WhichWeights, changes: Mapping[str, Any], audio_codec: str | None
+    ) -> None:
         self._folder, self._weights = folder, weights
         trunk = converted_config(folder)["trunk"] if is_converted(folder) else config_of(folder)
-        self.config = _changed(config_over_tokens(trunk), changes, _OF_TOKENS)
+        config = config_over_tokens(trunk)
+        default = "patches" if audio_codec == _OMNIFLOW_AUDIO else "rows"
+        if changes.get("audio_tokens", default) == "patches":
+            if audio_codec is None:
+                raise UsageFault(
+                    f"recipe key model: audio_tokens: found patches without --audio-codec; expected {_OMNIFLOW_AUDIO}"
+                )
+            grid = converted_config(folder)["grids"]["audio"] if is_converted(folder) else audio_grid_of(folder)
+            own = PatchGrid(**grid)
+            config = replace(config, audio_tokens="patches", audio_grid=own, audio_prediction="velocity")
+        self.config = _changed(config, changes, _OF_TOKENS)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Latents of text as they are, for so the weights know them."""
+        """The same model, but that latents of text are not normalised, for the weights know them as they are.
+
+        Raises UsageFault where its audio latents are not those that the projections expect.
+        """
+        grid = self.config.audio_grid
+        found = None if grid is None else identity.codecs["audio"].settings.get("latent_channels")
+        if grid is not None and found != grid.channels:
+            raise UsageFault(
+                f"--audio-codec: latents of {grid.channels} channels expected as in {self._folder}, found {found}: "
+                "encode with that model's autoencoder, or set audio_tokens: rows under model in a recipe"
+            )
         if "text" not in identity.codecs:
             return identity
         return replace(identity, config=replace(identity.config, normalise_text=False))

@@ -50,7 +50,7 @@ class _Rule:
 
 
 def _model_keys() -> frozenset[str]:
-    return frozenset(f.name for f in fields(ModelConfig))
+    return frozenset(f.name for f in fields(ModelConfig)) - {"audio_grid"}  # which the pretrained weights say
 
 
 _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(

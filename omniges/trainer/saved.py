@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, cast
@@ -11,7 +12,7 @@ import torch
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, FrameEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, json_document
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.data.slots import SlotCodec
@@ -42,8 +43,12 @@ class ModelIdentity:
 
     @property
     def tick_multiple(self) -> int:
-        """Ticks that windows and inputs have to be multiples of."""
-        return Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).row_multiple
+        """Ticks that windows and inputs have to be multiples of, to hold whole rows and whole tokens."""
+        rows = Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).row_multiple
+        grid = self.config.audio_grid
+        if grid is None:
+            return rows
+        return math.lcm(rows, (cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
 
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
         """The codecs with their statistics, as a model is built from them."""
@@ -91,8 +96,9 @@ class ModelIdentity:
             for name in sorted(was.keys() | now.keys())
             if was.get(name) != now.get(name) and name != "preset"
         ]
+        used = {entry.name for entry in self.codecs.values()}
         differences += [
-            f"{name} is another" for name in sorted(own.keys() - {CONFIG_FILE}) if _other(saved, name, own[name])
+            f"{name} is another" for name in sorted(own.keys() - {CONFIG_FILE}) if _other(saved, name, own[name], used)
         ]
         if differences:
             raise UsageFault(
@@ -106,9 +112,17 @@ def _lasting(entry: CodecEntry) -> dict[str, Any]:
     return {name: value for name, value in entry.settings.items() if name == "loudness"}
 
 
-def _other(saved: SavedCheckpoint, name: str, own: Any) -> bool:
-    """Whether a checkpoint has another document of a name; one that it has not at all shows in its configuration."""
-    return name in saved.files and saved.document(name) != own
+def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> bool:
+    """Whether a checkpoint has another document of a name; one that it has not at all shows in its configuration.
+
+    Statistics of codecs that the model does not use may come and go.
+    """
+    if name not in saved.files:
+        return False
+    was = saved.document(name)
+    if name == LATENTS_FILE:
+        return any(was.get(codec) != own.get(codec) for codec in codecs)
+    return bool(was != own)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,7 @@ def _loop_settings(run: Run) -> LoopSettings:
     trace: tuple[str, ...] = ("omniges", "trace-batches", f"--shards={location}")
     trace += (f"--window-ticks={settings.window_ticks}",)
     trace += tuple(f"--{stream}-codec={name}" for stream, name in settings.codecs.items())
+    trace += (f"--tick-multiple={run.identity.tick_multiple}",) if run.identity.config.audio_grid else ()
     return LoopSettings(
         seed=settings.seed,
         flow=settings.flow_settings(),

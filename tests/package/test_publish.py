@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from omniges.errors import EnvironmentFault
-from omniges.publish import PendingFile, PendingGroup, is_temporary_name, publish_bytes
+from omniges.publish import PendingFile, PendingGroup, is_temporary_name, locked, pending_folder, publish_bytes
 
 
 class TestPublish:
@@ -134,3 +134,29 @@ class TestGroup:
         with pytest.raises(KeyboardInterrupt), PendingGroup() as group:
             group.open(tmp_path / "a").write(b"x")
         assert not list(tmp_path.iterdir())
+
+
+class TestPendingFolder:
+    def test_what_dead_processes_left_of_it_goes_and_nothing_else(self, tmp_path: Path) -> None:
+        final = tmp_path / "out"
+        for name in (".out.tmp-1", ".out.tmp-999999999", ".other.tmp-1", ".out.tmp-x", "out.tmp-1"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "half").write_bytes(b"x")
+        (tmp_path / ".out.tmp-2").write_bytes(b"a file")
+        (tmp_path / ".out.tmp-3").symlink_to(tmp_path / ".other.tmp-1")
+        with pending_folder(final) as folder:
+            publish_bytes(folder / "whole", b"x")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            *(".other.tmp-1", ".out.tmp-2", ".out.tmp-3", ".out.tmp-x", "out", "out.tmp-1"),
+        ]
+        assert (tmp_path / ".other.tmp-1" / "half").exists()
+
+    def test_one_that_is_still_being_written_stays(self, tmp_path: Path) -> None:
+        living = tmp_path / ".out.tmp-1"
+        living.mkdir()
+        with locked(living), pending_folder(tmp_path / "out"):
+            assert living.is_dir()
+        with pending_folder(tmp_path / "out" / "x") as folder:
+            refused = pytest.raises(EnvironmentFault, match="another omniges run is writing here")
+            with refused, locked(folder):
+                raise AssertionError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ __all__ = [
     "CODECS",
     "Codec",
     "FrameCodec",
+    "QuantisingCodec",
     "WindowCodec",
     "fingerprint_of",
     "latents_of_sample",
@@ -59,6 +60,15 @@ class FrameCodec(Protocol):
 
     def decode(self, latents: F32, /) -> F32:
         """The source (rows · frames_per_row, columns) that latents (rows, channels) stand for."""
+        ...
+
+
+@runtime_checkable
+class QuantisingCodec(Protocol):
+    """A codec with codes, to which `decode` snaps latents first, or does not."""
+
+    def decoding(self, *, quantised: bool) -> Self:
+        """The same codec, told whether to."""
         ...
 
 

@@ -121,24 +121,19 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
     """
     began = time.monotonic()
     target = settings.target
+    codecs = _loaded(settings)
     if not settings.in_place:
-        ShardFolder(settings.shards)  # refused before a folder is made
         make_folder(target)
-    elif not target.is_dir():
-        ShardFolder(target)
     workspace = Workspace(target)
     with locked(target):
         refuse_foreign(target, workspace)
         finish_commit(workspace)
         source = ShardFolder(settings.shards)
-        codecs = _loaded(settings)
         entries = {name: _entry(codec, source) for name, codec in codecs.items()}
         if not settings.in_place and (target / DATASET_FILE).exists():
             return _complete(target, source, entries, time.monotonic() - began)
-        there = _there(source, entries, overwrite=settings.overwrite)
+        there = _there(settings, source, entries)
         if len(there) == len(entries):
-            if not settings.in_place:
-                raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents are there: leave --out away")
             if workspace.begun() is None:  # what a kill left of a finished run; another's unfinished work stays
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
@@ -152,18 +147,27 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
 
 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
-    """The codecs, that of text over the windows that were asked for."""
-    found: dict[str, Codec] = {}
-    of_text = False
-    for name, folder in settings.codecs:
-        codec = load_codec(name, folder, t5_tokenizer=settings.t5_tokenizer)
-        if isinstance(codec.entry, WindowEntry):
-            of_text = True
-            codec = codec.on(settings.grid(codec.entry.grid))
-        found[name] = codec
-    if settings.of_text and not of_text:
+    """The codecs, that of text over the windows that were asked for.
+
+    Whatever of shards and codecs can be refused is, before a folder is made for the result.
+    """
+    target = settings.target
+    new = not settings.in_place and not (target / DATASET_FILE).exists()
+    source = None if settings.in_place and target.is_dir() else ShardFolder(settings.shards)
+    codecs = {
+        name: _on_windows(load_codec(name, folder, t5_tokenizer=settings.t5_tokenizer), settings)
+        for name, folder in settings.codecs
+    }
+    if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
         raise UsageFault(f"{settings.of_text[0]}: it goes with a codec of text, --with omniflow-text-vae=FOLDER")
-    return found
+    if new and source is not None:
+        _there(settings, source, {name: _entry(codec, source) for name, codec in codecs.items()})
+    return codecs
+
+
+def _on_windows(codec: Codec, settings: EncodeSettings) -> Codec:
+    """The codec, over the windows that were asked for where it is one of text."""
+    return codec.on(settings.grid(codec.entry.grid)) if isinstance(codec.entry, WindowEntry) else codec
 
 
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
@@ -219,9 +223,12 @@ def _remarks(entries: Sequence[CodecEntry]) -> tuple[str, ...]:
     return loud + tuple(f"{x.name}: {_losses(x.lost)}" for x in entries if isinstance(x, WindowEntry))
 
 
-def _there(source: ShardFolder, entries: Mapping[str, CodecEntry], *, overwrite: bool) -> tuple[str, ...]:
-    """The codecs whose latents are there and stay; raises UsageFault where they are another codec's."""
-    if overwrite:
+def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
+    """The codecs whose latents are there and stay.
+
+    Raises UsageFault where they are another codec's, or where nothing is left to do for a folder of its own.
+    """
+    if settings.overwrite:
         return ()
     for name, entry in entries.items():
         found = source.codecs.get(name)
@@ -235,7 +242,10 @@ def _there(source: ShardFolder, entries: Mapping[str, CodecEntry], *, overwrite:
                 f"{source.folder}: it holds latents of {name}, {found.described} and not {entry.described}: ask for "
                 "what is there, or replace them with --overwrite"
             )
-    return tuple(name for name in entries if name in source.codecs)
+    there = tuple(name for name in entries if name in source.codecs)
+    if len(there) == len(entries) and not settings.in_place:
+        raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents are there: leave --out away")
+    return there
 
 
 def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntry], elapsed_s: float) -> EncodeSummary:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,14 +81,19 @@ class GestureRvqvae:
             settings=self._options(),
         )
 
+    def decoding(self, *, quantised: bool) -> GestureRvqvae:
+        """The same nets, whose `decode` snaps latents to codes first or does not."""
+        return replace(self, quantised=quantised)
+
     def record(self) -> dict[str, Any]:
         """What tells this codec from another, as JSON: to be kept beside latents and whatever is made of them."""
         sizes = {"frames_per_latent": self.frames_per_latent, "latent_channels": self.latent_channels}
-        return {"codec": NAME, "fingerprint": self.fingerprint} | sizes | self._options()
+        named = {"codec": NAME, "fingerprint": self.fingerprint, "quantised": self.quantised}
+        return named | sizes | self._options()
 
     def _options(self) -> dict[str, Any]:
+        """What decides latents."""
         return {
-            "quantised": self.quantised,
             "latent_scale": LATENT_SCALE,
             "parts": {part: asdict(net.spec) for part, net in self.nets.items()},
         }

@@ -22,7 +22,15 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import read_dataset
 from omniges.shards.manifest import column_of
-from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
+from omniges.shards.schema import (
+    LATENTS_FILE,
+    MANIFEST_FILE,
+    SPLITS,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    Split,
+    canonical_json,
+)
 from omniges.trainer.data.order import text_hashes
 from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
@@ -112,6 +120,8 @@ class Catalog:
 
     folder: Path
     manifest_hash: str
+    content_hash: str
+    """sha256 of the clips and of the members that batches read of them: others may come and go."""
     filters: Filters
     table: ClipTable
     speaker: npt.NDArray[np.int32]  # (N,) number of the name, -1 for none
@@ -191,6 +201,7 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     return Catalog(
         folder=folder,
         manifest_hash=dataset["manifest_hash"],
+        content_hash=_content_hash(table, speaker_names, speaker[chosen]),
         filters=filters,
         table=table,
         speaker=speaker[chosen],
@@ -201,6 +212,14 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
         codecs=entries,
         latents=latents,
     )
+
+
+def _content_hash(table: ClipTable, speaker_names: Sequence[str], speaker: npt.NDArray[np.int32]) -> str:
+    """Over keys, speakers, lengths and digests of members, of all clips in key order."""
+    digest = hashlib.sha256(canonical_json([str(table.keys.dtype), list(speaker_names), list(table.digests.shape)]))
+    for array in (table.keys, speaker, table.frames, table.mel_frames, table.digests):
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 _STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture", "words.json": "text"}

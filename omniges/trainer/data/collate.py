@@ -79,11 +79,12 @@ def mixture_of(
     *,
     shuffle: bool,
     tracks: Tracks = PLAIN_TRACKS,
+    tick_multiple: int = 1,
 ) -> Mixture:
-    """The order of the windows of several folders' clips."""
-    tracks.check_window(window_ticks)
+    """The order of the windows of several folders' clips; windows begin at multiples of `tick_multiple` at least."""
+    multiple = tracks.multiple_for_window(window_ticks, tick_multiple)
     orders = [
-        ClipOrder(table.ticks, table.key_hashes, window_ticks, seed, shuffle=shuffle, multiple=tracks.tick_multiple)
+        ClipOrder(table.ticks, table.key_hashes, window_ticks, seed, shuffle=shuffle, multiple=multiple)
         for table in tables
     ]
     return Mixture(orders, weights)

@@ -55,6 +55,12 @@ class Sequencing:
     window_ticks: int = 64
     seed: int = 0
     shuffle: bool = True  # else one pass in key order, windows without gaps
+    tick_multiple: int = 1  # windows begin at multiples of it, where a model's tokens hold several rows
+
+    def __post_init__(self) -> None:
+        """Refuse a multiple that no number is one of."""
+        if self.tick_multiple < 1:
+            raise UsageFault(f"--tick-multiple {self.tick_multiple}: at least 1 expected")
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
@@ -86,6 +92,7 @@ def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
         sequencing.seed,
         shuffle=sequencing.shuffle,
         tracks=tracks_of(data),
+        tick_multiple=sequencing.tick_multiple,
     )
 
 
@@ -97,6 +104,7 @@ def make_document(data: Sequence[DataSource], sequencing: Sequencing, verify: Ve
         "window_ticks": sequencing.window_ticks,
         "seed": sequencing.seed,
         "shuffle": sequencing.shuffle,
+        "tick_multiple": sequencing.tick_multiple,
         "verify": verify,
         "stride": stride,
         "tracks": tracks_of(data).as_json(),
@@ -134,6 +142,7 @@ def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[
         document["seed"],
         shuffle=document["shuffle"],
         tracks=tracks,
+        tick_multiple=document["tick_multiple"],
     )
     scales = [
         Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"])

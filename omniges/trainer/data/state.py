@@ -13,6 +13,9 @@ __all__ = ["STATE_VERSION", "Resumed", "make_state", "resume"]
 
 STATE_VERSION: Final = 1
 
+_CONTENT: Final = "content_hashes"
+"""What batches are made of. States of earlier versions do not have it."""
+
 _FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle")
 
 
@@ -29,6 +32,7 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
     return {
         "version": STATE_VERSION,
         "manifest_hashes": [source.catalog.manifest_hash for source in data],
+        _CONTENT: [source.catalog.content_hash for source in data],
         "filters": [source.catalog.filters.as_json() for source in data],
         "weights": [source.weight for source in data],
         "window_ticks": sequencing.window_ticks,
@@ -42,14 +46,16 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
 def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
     """Where to go on from a saved state; `own` is this loader's.
 
-    Raises UsageFault, with every difference, where the saved sequence is another one, DataError where it is no state.
+    Another manifest is no hindrance where all that batches read is the same, as after latents of another codec were
+    added. Raises UsageFault, with every difference, where the saved sequence is another one, DataError where it is no
+    state.
     """
     if saved.get("version") != STATE_VERSION:
         raise DataError(
             f"loader state version {STATE_VERSION} expected, found {saved.get('version')!r}. Use the omniges that "
             "wrote it"
         )
-    missing = [name for name in own if name not in saved]
+    missing = [name for name in own if name not in saved and name != _CONTENT]
     position, global_batch = saved.get("position"), saved.get("global_batch")
     if missing or type(position) is not int or type(global_batch) is not int or position < 0 or global_batch < 1:
         raise DataError(
@@ -57,7 +63,8 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
             + (f", without {', '.join(missing)}" if missing else "")
             + ". It was edited or damaged: use another checkpoint"
         )
-    differences = [line for name in _FIXED for line in _differences(name, saved[name], own[name])]
+    fixed = [name for name in _FIXED if name != "manifest_hashes" or saved.get(_CONTENT) != own[_CONTENT]]
+    differences = [line for name in fixed for line in _differences(name, saved[name], own[name])]
     if differences:
         raise UsageFault(
             f"the saved position belongs to another sequence of windows: {'; '.join(differences)}. Go on with the "

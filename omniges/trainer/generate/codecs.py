@@ -13,7 +13,7 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.codec import Codec, FrameCodec, WindowCodec, load_same_codec
+from omniges.trainer.codecs.codec import Codec, FrameCodec, QuantisingCodec, WindowCodec, load_same_codec
 from omniges.trainer.data.tracks import Track
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Input, Sources, latents_of
@@ -40,9 +40,15 @@ class CodecFolders:
         entries: Mapping[StreamName, CodecEntry],
         folders: Sequence[tuple[str, Path]],
         t5_tokenizer: Path | None = None,
+        *,
+        quantised: bool = True,
     ) -> None:
-        """Raises UsageFault for a folder of a codec that the model does not have."""
+        """`quantised`: codecs with codes snap what the model made to them before decoding.
+
+        Raises UsageFault for a folder of a codec that the model does not have.
+        """
         self._entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
+        self._quantised = quantised
         self._loaded: dict[StreamName, Codec] = {}
         names = [entry.name for entry in self._entries.values()]
         for name in self._folders:
@@ -75,6 +81,11 @@ class CodecFolders:
             else:
                 found[given.stream] = self.ticks_of(given, item.ticks)
         return Conditions(found, tuple(remarks))
+
+    def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
+        """Whether what is made of these streams is decoded through codes; None: no codec with codes decodes it."""
+        codecs = [self._codec(stream) for stream in targets if stream in self._entries]
+        return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def ticks_of(self, given: Given, ticks: int) -> TicksOf:
         """Ticks of an array, or of the rows of latents in its place."""
@@ -129,5 +140,8 @@ class CodecFolders:
                 )
             folder = self._folders[entry.name]
             tokenizer = self._t5_tokenizer
-            self._loaded[stream] = load_same_codec(entry, folder, "--codec", "the checkpoint", t5_tokenizer=tokenizer)
+            codec = load_same_codec(entry, folder, "--codec", "the checkpoint", t5_tokenizer=tokenizer)
+            if isinstance(codec, QuantisingCodec):
+                codec = codec.decoding(quantised=self._quantised)
+            self._loaded[stream] = codec
         return self._loaded[stream]

@@ -110,11 +110,13 @@ class OmnigesPipeline:
         loaded: Loaded,
         codecs: Mapping[str, Path | str] | None = None,
         t5_tokenizer: Path | str | None = None,
+        *,
+        quantised: bool = True,
     ) -> None:
         self._loaded = loaded
         folders = [(name, Path(folder)) for name, folder in (codecs or {}).items()]
         tokenizer = None if t5_tokenizer is None else Path(t5_tokenizer)
-        self._codecs = CodecFolders(loaded.identity.codecs, folders, tokenizer)
+        self._codecs = CodecFolders(loaded.identity.codecs, folders, tokenizer, quantised=quantised)
 
     @classmethod
     def from_pretrained(
@@ -124,6 +126,7 @@ class OmnigesPipeline:
         weights: str = "ema",
         codecs: Mapping[str, Path | str] | None = None,
         t5_tokenizer: Path | str | None = None,
+        quantised: bool = True,
     ) -> Self:
         """The model of a run, a checkpoint or a folder of `save_pretrained`, on the GPU where there is one.
 
@@ -132,12 +135,14 @@ class OmnigesPipeline:
             weights: ``ema``, the averaged ones, or ``last``.
             codecs: folders by name of the codecs of a model of latents.
             t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
+            quantised: whether a codec with codes snaps latents to them before it decodes them.
 
         Raises UsageFault where there is none, DataError where it is damaged.
         """
         if weights not in {"ema", "last"}:
             raise UsageFault(f"weights {weights!r}: ema or last expected")
-        return cls(load(Path(folder), "last" if weights == "last" else "ema"), codecs, t5_tokenizer)
+        chosen = load(Path(folder), "last" if weights == "last" else "ema")
+        return cls(chosen, codecs, t5_tokenizer, quantised=quantised)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the model without what only training needs; `from_pretrained` and `generate --checkpoint` take it.

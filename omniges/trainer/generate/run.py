@@ -58,11 +58,15 @@ def generate(settings: GenerateSettings, count: Count = lambda _done, _total: No
     loaded.require_trained(task)
     voice = chosen_voice(settings.vocoder, used="audio" in TASKS[task].targets)
     windows = loaded.windows(settings.overlap_ticks, task)
-    codecs = CodecFolders(loaded.identity.codecs, settings.codecs, settings.t5_tokenizer)
+    codecs = CodecFolders(
+        loaded.identity.codecs, settings.codecs, settings.t5_tokenizer, quantised=not settings.continuous
+    )
     loaded.speaker_number(settings.speaker, named=True)
     body = _body(settings)
     recorded = TASKS[task].targets if settings.pictures else ()
     codecs.require(TASKS[task], settings.sources)
+    if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
+        raise UsageFault("--continuous: latents of gesture-rvqvae to decode expected, found none: leave it away")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, loaded.reading(settings.out, recorded))
     _refuse_taken(settings, task, inputs)
     new = not settings.out.exists()
@@ -266,6 +270,7 @@ class _Job:
             "body": None if settings.body is None else str(settings.body),
             "start_xz": None if settings.start_xz is None else list(settings.start_xz),
             "voice": self._voice.name if "audio" in results.sinks else None,
+            "quantised": self._codecs.through_codes(TASKS[self._task].targets),
         }
         inputs = [
             {"stream": g.stream, "path": g.path, "sha256": g.sha256, "remarks": list(g.remarks)} for g in item.given

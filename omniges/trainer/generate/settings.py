@@ -49,6 +49,7 @@ class GenerateSettings:
     sources: Sources
     codecs: tuple[tuple[str, Path], ...] = ()  # name and folder
     t5_tokenizer: Path | None = None  # of a codec of text; None: in its folder
+    continuous: bool = False  # a codec with codes decodes latents as they are
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     overlap_ticks: int | None = None  # None: a quarter of the model's window
     seed: int = 0

@@ -290,9 +290,7 @@ class _Plan:
             torch.tensor(own)[:, None] + offset + torch.arange(count(x.window))[None]
             for own, x, offset in zip(starts, stretches, offsets[:-1], strict=True)
         ]
-        weights = [
-            torch.from_numpy(blend_weights(own, count(x.window))) for own, x in zip(starts, stretches, strict=True)
-        ]
+        weights = [_token_weights(own, count(x.window), stream) for own, x in zip(starts, stretches, strict=True)]
         positions = [
             x.timeline.sample * SAMPLE_TICKS + torch.arange(count(x.first), count(x.first) + count(x.ticks))
             for x in stretches
@@ -322,6 +320,13 @@ class _Plan:
         )
 
 
+def _token_weights(starts: Sequence[int], window: int, stream: Stream) -> Tensor:
+    """`blend_weights` of windows of tokens, in which those of one time weigh the same."""
+    together = stream.tokens_at_once
+    weights = torch.from_numpy(blend_weights([start // together for start in starts], window // together))
+    return weights.repeat_interleave(together, dim=1)
+
+
 def _held(
     plan: _Plan,
     stretches: Sequence[_Stretch],
@@ -334,7 +339,9 @@ def _held(
     counts = [0 if stream.whole_windows else stream.count(x.shared) for x in stretches]
     device = plan.rows.device
     places = [torch.arange(offset, offset + n) for offset, n in zip(plan.offsets, counts, strict=False)]
-    fades = [1 - (torch.arange(n) + 1) / (n + 1) for n in counts]
+    together = stream.tokens_at_once
+    times = [n // together for n in counts]
+    fades = [(1 - (torch.arange(n) + 1) / (n + 1)).repeat_interleave(together) for n in times]
     tokens = [ends[name] for n, ends in zip(counts, before, strict=True) if n]
     nothing = torch.zeros(0, stream.channels, device=device)
     return torch.cat(places).to(device), torch.cat([*tokens, nothing]), torch.cat(fades)[:, None].to(device)

@@ -5,10 +5,27 @@ Shape letters: B batch, K channels, H rows, W columns of a latent, P patch side,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["grid_embedding", "line_embedding", "patches", "unpatched"]
+__all__ = ["PatchGrid", "axes_embedding", "grid_embedding", "line_embedding", "patches", "unpatched"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchGrid:
+    """Which patches a trunk takes of two-dimensional latents, and the table that tells it their places."""
+
+    channels: int
+    """K."""
+    patch: int
+    """P."""
+    table_side: int
+    """Entries of the table along each axis."""
+    table_base: int
+    """Patches that latents of the length and width of training have along an axis; entry i stands for the coordinate
+    i · base / side."""
 
 
 def patches(latents: Tensor, patch: int) -> Tensor:
@@ -41,11 +58,18 @@ def grid_embedding(rows: int, columns: int, *, side: int, base: int, width: int)
 
     def axis(count: int) -> Tensor:
         first = (side - count) // 2
-        coordinates = torch.arange(first, first + count, dtype=torch.float64) * (base / side)
-        return line_embedding(coordinates, width // 2)
+        return torch.arange(first, first + count, dtype=torch.float64) * (base / side)
 
-    by_column = axis(columns)[None].expand(rows, -1, -1)
-    by_row = axis(rows)[:, None].expand(-1, columns, -1)
+    return axes_embedding(axis(rows), axis(columns), width)
+
+
+def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Embeddings (R · C, width) float32, rows first, of coordinates of rows (R,) and columns (C,).
+
+    The first half of the features is `line_embedding` of the column, the second that of the row.
+    """
+    by_column = line_embedding(columns, width // 2)[None].expand(len(rows), -1, -1)
+    by_row = line_embedding(rows, width // 2)[:, None].expand(-1, len(columns), -1)
     return torch.cat([by_column, by_row], dim=-1).flatten(0, 1).to(torch.float32)
 
 

@@ -21,12 +21,15 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.trainer.model.attention import QKNormKind
 from omniges.trainer.model.flow import AbsentStreams, FlowModel
-from omniges.trainer.model.streams import Prediction, StreamName
+from omniges.trainer.model.latents import PatchGrid
+from omniges.trainer.model.patches import PatchTokens
+from omniges.trainer.model.streams import Prediction, Stream, StreamName
 from omniges.trainer.model.tokens import FrameTokens, SlotTokens, WindowTokens
 from omniges.trainer.model.trunk import Conditioning, JointFlowTransformer
 
 __all__ = [
     "PRESETS",
+    "AudioTokens",
     "CodecLatents",
     "ModelConfig",
     "PresetName",
@@ -37,6 +40,8 @@ __all__ = [
 ]
 
 PresetName = Literal["tiny", "small", "base", "omniflow"]
+AudioTokens = Literal["rows", "patches"]
+"""What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 
 
@@ -74,6 +79,9 @@ class ModelConfig:
     """Weight in the loss of differences between successive gesture frames; of a codec's latents there are none."""
     audio_difference_weight: float = 5.0
     """The same for mel frames."""
+    audio_tokens: AudioTokens = "rows"
+    audio_grid: PatchGrid | None = None
+    """The patches and their table where audio tokens are patches, as the weights that the run begins with have them."""
     blank_weight: float = 0.25
     """Weight of a blank tick in the text loss, where a spoken one has 1."""
 
@@ -92,13 +100,31 @@ class ModelConfig:
                 raise UsageFault(f"model: {name}: found {getattr(self, name)!r}; expected a number of at least 0")
         if not isinstance(self.normalise_text, bool):
             raise UsageFault(f"model: normalise_text: found {self.normalise_text!r}; expected true or false")
-        kinds = {"absent": AbsentStreams, "context_only": StreamName}
+        kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}
         kinds |= {f"{name}_prediction": Prediction for name in get_args(StreamName)}
         for name, kind in kinds.items():
             found = getattr(self, name)
-            unknown = set((found,) if isinstance(found, str) else found) - set(get_args(kind))
-            if unknown:
+            several = name == "context_only" and not isinstance(found, str)
+            if any(one not in get_args(kind) for one in (found if several else (found,))):
                 raise UsageFault(f"model: {name}: found {found!r}; expected of {', '.join(get_args(kind))}")
+        self._check_patches()
+
+    def _check_patches(self) -> None:
+        """Patches are what OmniFlow's weights know: with its table, its velocities, and positions that are added.
+
+        With rotary positions all patches of a row would have one place, and nothing would tell the columns apart.
+        """
+        patches = self.audio_tokens == "patches"
+        if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
+            raise UsageFault(
+                "model: audio_tokens patches: they are OmniFlow's: begin with its weights "
+                "(--pretrained-model-name-or-path), or take rows"
+            )
+        if patches and self.audio_prediction != "velocity":
+            raise UsageFault(
+                f"model: audio_prediction: found {self.audio_prediction} and audio_tokens patches; expected velocity, "
+                "which is what OmniFlow's head for them gives"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The form in which checkpoints keep it."""
@@ -108,11 +134,13 @@ class ModelConfig:
     def from_json(cls, found: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `as_json`."""
         periods = found["rotary_periods_s"]
-        lists = {
+        grid = found.get("audio_grid")
+        typed = {
             "rotary_periods_s": None if periods is None else (periods[0], periods[1]),
             "context_only": tuple(found.get("context_only", ())),
+            "audio_grid": None if grid is None else PatchGrid(**grid),
         }
-        return cls(**{**found, **lists})
+        return cls(**{**found, **typed})
 
 
 PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
@@ -157,8 +185,10 @@ def build_model(
 
     def continuous(
         name: StreamName, member: str, frames: int, prediction: Prediction, difference_weight: float
-    ) -> FrameTokens:
+    ) -> Stream:
         latents = (codecs or {}).get(name)
+        if name == "audio" and config.audio_grid is not None:
+            return _patch_tokens(config.audio_grid, latents)
         if latents is None:
             return FrameTokens.from_statistics(
                 statistics[member], frames=frames, prediction=prediction, difference_weight=difference_weight
@@ -181,8 +211,7 @@ def build_model(
         "gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
     )
     audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
-    text = texts()
-    streams = {"gesture": gesture, "text": text, "audio": audio}
+    streams: dict[StreamName, Stream] = {"gesture": gesture, "text": texts(), "audio": audio}
     sizes: dict[str, dict[str, int | None]] = {
         name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
     }
@@ -200,7 +229,20 @@ def build_model(
         rotary_periods_s=config.rotary_periods_s,
         context_only=config.context_only,
     )
-    return FlowModel(trunk, {"gesture": gesture, "text": text, "audio": audio}, config.absent)
+    return FlowModel(trunk, streams, config.absent)
+
+
+def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
+    """The audio stream of patches; raises UsageFault where a codec's rows are not made of whole ones."""
+    channels = 0 if latents is None else latents.entry.channels
+    columns, left = divmod(channels, grid.channels)
+    if latents is None or left or columns % grid.patch:
+        raise UsageFault(
+            f"model: audio_tokens patches: rows of {grid.channels} channels and a multiple of {grid.patch} columns "
+            f"expected of --audio-codec, found {f'{channels} numbers' if latents else 'no codec'}: take rows"
+        )
+    rate = cast("FrameEntry", latents.entry).rows_per_tick
+    return PatchTokens(grid, columns=columns, rows_per_tick=rate)
 
 
 def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:

@@ -47,15 +47,17 @@ class Stream(nn.Module, ABC):
     """N of a window of t ticks is t times this, for windows that hold whole tokens."""
     whole_windows: bool = False
     """Whether N tokens stand for a window as a whole, however long it is: windows then share none of them."""
+    tokens_at_once: int = 1
+    """Tokens that have one time and follow one another; a window holds all of them or none."""
     omniflow_tokens: bool = False
     """Whether the tokens are those of OmniFlow's stream of this name, so that its projections of them fit."""
 
     def count(self, ticks: int) -> int:
         """N of a window of some ticks; raises ValueError where it holds no whole number of tokens."""
-        found = ticks * self.tokens_per_tick
-        if found.denominator != 1:
+        times = ticks * self.tokens_per_tick / self.tokens_at_once
+        if times.denominator != 1:
             raise ValueError(f"{ticks} ticks do not hold whole tokens, {self.tokens_per_tick} a tick")
-        return int(found)
+        return int(times) * self.tokens_at_once
 
     @abstractmethod
     def tokens(self, arrays: Tensor) -> Tensor:

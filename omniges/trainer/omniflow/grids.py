@@ -10,10 +10,10 @@ from torch import Tensor
 
 from omniges.errors import DataError
 from omniges.trainer.model.latents import line_embedding
-from omniges.trainer.omniflow.names import Anatomy, tables
+from omniges.trainer.omniflow.names import Anatomy, SourceStream, tables
 from omniges.trainer.omniflow.source import Tensors
 
-__all__ = ["read_tables"]
+__all__ = ["read_base", "read_tables"]
 
 _LEAST_TOLERANCE: Final = 2e-5  # of a table that was computed in float32
 
@@ -27,9 +27,9 @@ def read_tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}
     for name in tables(anatomy):
-        stream = "image" if name.startswith("pos_embed") else "audio"
-        side = (anatomy.image if stream == "image" else anatomy.audio).table_side
-        saved = source.read(name).reshape(side, side, anatomy.width)
+        stream: SourceStream = "image" if name.startswith("pos_embed") else "audio"
+        saved = _saved(name, anatomy, source)
+        side = len(saved)
         bases[stream] = _base(saved, f"{source.where}: {name}")
         off = max(_difference(saved, row, bases[stream]) for row in range(side))
         if not off <= max(_LEAST_TOLERANCE, torch.finfo(saved.dtype).eps):
@@ -39,6 +39,18 @@ def read_tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict
             )
         reasons[name] = f"computed from side {side} and base {bases[stream]}; differs by at most {off:.1g}"
     return bases, reasons
+
+
+def read_base(anatomy: Anatomy, source: Tensors, stream: SourceStream) -> int:
+    """The base of one stream's saved table, of which no more is looked at than that takes."""
+    name = f"{'pos_embed' if stream == 'image' else 'audio_embedder'}.pos_embed"
+    return _base(_saved(name, anatomy, source), f"{source.where}: {name}")
+
+
+def _saved(name: str, anatomy: Anatomy, source: Tensors) -> Tensor:
+    """A saved table (side, side, W)."""
+    side = (anatomy.image if name.startswith("pos_embed") else anatomy.audio).table_side
+    return source.read(name).reshape(side, side, anatomy.width)
 
 
 def _base(saved: Tensor, where: str) -> int:

@@ -12,7 +12,17 @@ from typing import Final, Literal
 
 from omniges.trainer.model.attention import QKNormKind
 
-__all__ = ["LEVEL_FEATURES", "NESTED", "STREAM_NAMES", "Anatomy", "Grid", "StreamNames", "parameters", "tables"]
+__all__ = [
+    "LEVEL_FEATURES",
+    "NESTED",
+    "STREAM_NAMES",
+    "Anatomy",
+    "Grid",
+    "SourceStream",
+    "StreamNames",
+    "parameters",
+    "tables",
+]
 
 Shape = tuple[int, ...]
 SourceStream = Literal["image", "text", "audio"]

@@ -14,11 +14,12 @@ from omniges.errors import UsageFault
 from omniges.trainer.model.trunk import JointFlowTransformer
 from omniges.trainer.omniflow.anatomy import read_anatomy
 from omniges.trainer.omniflow.average import open_average
-from omniges.trainer.omniflow.grids import read_tables
+from omniges.trainer.omniflow.grids import read_base, read_tables
 from omniges.trainer.omniflow.mapping import Fate, conversion_fates, made, rules, trunk_config
+from omniges.trainer.omniflow.names import Grid
 from omniges.trainer.omniflow.source import find_omniflow, open_tensors
 
-__all__ = ["SourceTrunk", "WhichWeights", "config_of", "parameter_shapes", "read_omniflow"]
+__all__ = ["SourceTrunk", "WhichWeights", "audio_grid_of", "config_of", "parameter_shapes", "read_omniflow"]
 
 WhichWeights = Literal["last", "ema"]
 
@@ -45,6 +46,18 @@ def config_of(folder: Path) -> dict[str, Any]:
     return trunk_config(read_anatomy(source.shapes, found.config, source.where)[0])
 
 
+def audio_grid_of(folder: Path) -> dict[str, int]:
+    """The audio stream's grid, as `SourceTrunk.grids` has it, of an OmniFlow folder; its table is not compared."""
+    found = find_omniflow(folder)
+    source = open_tensors(found.weights)
+    anatomy, _ = read_anatomy(source.shapes, found.config, source.where)
+    return _as_entry(anatomy.audio, read_base(anatomy, source, "audio"))
+
+
+def _as_entry(grid: Grid, base: int) -> dict[str, int]:
+    return {"channels": grid.channels, "patch": grid.patch, "table_side": grid.table_side, "table_base": base}
+
+
 def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
     """Check an OmniFlow folder whole and stand ready to make our trunk of it.
 
@@ -59,10 +72,7 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
         if found.average is None:
             raise UsageFault(f"{folder}: no ema_transformer.pt with averaged weights there; take the last weights")
         source = open_average(found.average, anatomy, source)
-    grids = {
-        name: {"channels": grid.channels, "patch": grid.patch, "table_side": grid.table_side, "table_base": bases[name]}
-        for name, grid in (("image", anatomy.image), ("audio", anatomy.audio))
-    }
+    grids = {"image": _as_entry(anatomy.image, bases["image"]), "audio": _as_entry(anatomy.audio, bases["audio"])}
     by_target = {rule.target: rule for rule in rules(anatomy)}
     config = trunk_config(anatomy)
     return SourceTrunk(

@@ -21,6 +21,7 @@ import pytest
 import torch
 import webdataset
 from pipeline_helpers import digests, omniges, run_preprocess
+from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
 from omniges import publish
@@ -339,6 +340,24 @@ class TestRefusals:
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
         with pytest.raises(EnvironmentFault, match="GB needed beside what is there"):
             encode(settings_of(shards, tmp_path / "out"))
+
+    def test_a_refused_codec_or_nothing_to_do_leaves_no_new_folder(
+        self, shards: Path, vae: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(encode_module, "load_codec", load_codec)
+        out = tmp_path / "new" / "out"
+        (tmp_path / "empty").mkdir()
+        write_vae(tmp_path / "other", seed=1)
+        for source, codec, words in (
+            (shards, tmp_path / "none", "a folder with the codec's files expected"),
+            (shards, tmp_path / "empty", "config.json"),
+            (tmp_path / "none", vae, "no"),
+            (encoded, vae, "its latents are there: leave --out away"),
+            (encoded, tmp_path / "other", "it holds latents of another audioldm2-vae"),
+        ):
+            with pytest.raises((UsageFault, DataError), match=words):
+                encode(EncodeSettings(shards=source, codecs=((NAME, codec),), out=out))
+            assert not out.parent.exists()
 
     def test_names_that_no_tar_header_holds(self, shards: Path, tmp_path: Path, halves: Any) -> None:
         halves(Halves(name="test-" + "b" * 80))

@@ -15,8 +15,10 @@ from latent_builders import AUDIO, BOTH, CODECS, GESTURE, GESTURE_CHANNELS, STEM
 from pipeline_helpers import omniges
 from rvqvae_builders import WIDTHS, random_tensors, write_codec
 from training_helpers import checkpoint_of, learned, log_of, losses_of, run, run_with_signal
+from typer.testing import CliRunner
 from verify_builders import run as verify
 
+from omniges.cli import app
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.shards.reader import ShardFolder
@@ -24,6 +26,7 @@ from omniges.trainer.codecs import audiovae
 from omniges.trainer.codecs import gesture as gesture_codec
 from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.codecs.encode import EncodeSettings, encode
+from omniges.trainer.codecs.rvqvae import Rvqvae
 from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import LoaderSettings
 from omniges.trainer.data.order import RankShare
@@ -66,7 +69,7 @@ class TestShards:
     def test_say_which_codec_and_with_which_options(self, encoded_both: Path, folders: Folders) -> None:
         entry = ShardFolder(encoded_both).codecs[GESTURE]
         assert entry.fingerprint == load_codec(GESTURE, folders[GESTURE], CPU).entry.fingerprint
-        assert entry.settings.keys() == {"quantised", "latent_scale", "parts", "tool"}
+        assert entry.settings.keys() == {"latent_scale", "parts", "tool"}
 
     def test_folders_that_cannot_give_every_channel_back_are_refused(self, shards: Path, tmp_path: Path) -> None:
         write_codec(tmp_path / "rootless", **WIDTHS | {"lower": 54})
@@ -77,7 +80,7 @@ class TestShards:
             with pytest.raises(UsageFault, match=words) as refused:
                 encode(EncodeSettings(shards=shards, codecs=codecs, out=tmp_path / "out"))
             assert "\n" not in str(refused.value)
-            assert list((tmp_path / "out").glob("*.tar")) == []
+            assert not (tmp_path / "out").exists()
 
     @pytest.mark.slow
     def test_the_command_adds_latents_of_both(
@@ -243,6 +246,39 @@ class TestGenerate:
             np.testing.assert_array_equal(motion[name], getattr(wanted, name).astype(motion[name].dtype))
         assert generated(whole, tmp_path / "again", "t2g", own, text=recording["text"]) == made
 
+    def test_latents_are_snapped_to_codes_unless_told_otherwise_and_the_record_says_so(
+        self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+        decode = Rvqvae.decode
+
+        def watched(self: Rvqvae, latents: Any, *, quantised: bool, **more: Any) -> Any:
+            seen.append(quantised)
+            return decode(self, latents, quantised=quantised, **more)
+
+        monkeypatch.setattr(Rvqvae, "decode", watched)
+        own, text = {GESTURE: folders[GESTURE]}, {"text": recording["text"]}
+        words = ("--checkpoint", whole, "--task", "t2g", "--text", recording["text"][0], "--steps", 2)
+        codec = ("--codec", f"{GESTURE}={folders[GESTURE]}")
+        generated(whole, tmp_path / "codes", "t2g", own, **text)
+        done = CliRunner().invoke(app, [*map(str, ("generate", *words, *codec, "-o", tmp_path / "as")), "--continuous"])
+        assert done.exit_code == 0, done.output
+        assert seen == [True] * 4 + [False] * 4
+        records = [read_record(tmp_path / name / f"{STEM}.json") for name in ("codes", "as")]
+        assert [record.settings["quantised"] for record in records] == [True, False]
+        poses = [np.load(tmp_path / name / f"{STEM}.npz", allow_pickle=False)["poses"] for name in ("codes", "as")]
+        assert np.abs(poses[0] - poses[1]).max() > 0.01
+        generated(whole, tmp_path / "text", "g2t", own, gesture=recording["gesture"])
+        assert read_record(tmp_path / "text" / f"{STEM}.json").settings["quantised"] is None
+
+    def test_without_motion_of_a_codec_there_is_nothing_to_snap(
+        self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path
+    ) -> None:
+        for task, given in (("g2t", {"gesture": recording["gesture"]}), ("t2a", {"text": recording["text"]})):
+            with pytest.raises(UsageFault, match="--continuous: latents of gesture-rvqvae to decode expected"):
+                generated(whole, tmp_path / "out", task, folders, continuous=True, **given)
+        assert not (tmp_path / "out").exists()
+
     def test_motion_as_a_file_is_the_condition_that_encoded_shards_hold(
         self, whole: Path, folders: Folders, recording: dict[str, Any], encoded_both: Path
     ) -> None:
@@ -264,10 +300,14 @@ class TestGenerate:
     def test_the_pipeline_in_python_gives_channels(
         self, whole: Path, folders: Folders, recording: dict[str, Any]
     ) -> None:
-        pipeline = OmnigesPipeline.from_pretrained(whole, codecs=folders)
-        (sample,) = pipeline("a2g", audio=recording["audio"][0], num_inference_steps=2).samples
-        assert sample.gesture is not None
-        assert sample.gesture.shape == (120, 415)
+        found = []
+        for quantised in (True, False):
+            pipeline = OmnigesPipeline.from_pretrained(whole, codecs=folders, quantised=quantised)
+            (sample,) = pipeline("a2g", audio=recording["audio"][0], num_inference_steps=2).samples
+            assert sample.gesture is not None
+            assert sample.gesture.shape == (120, 415)
+            found.append(sample.gesture)
+        assert np.abs(found[0] - found[1]).max() > 0.01
 
     def test_lengths_are_whole_rows_of_both_codecs(self, whole: Path, folders: Folders, tmp_path: Path) -> None:
         generated(whole, tmp_path / "out", "unconditional", folders, seconds=2.7)

@@ -243,7 +243,7 @@ class TestAsACodecOfShards:
         assert (entry.name, entry.source) == ("gesture-rvqvae", "gesture.npy")
         assert (entry.frames_per_row, entry.channels, entry.tick_multiple) == (4, 22, 4)
         assert entry.fingerprint == load_gesture_rvqvae(folder).fingerprint
-        assert entry.settings["quantised"] is True
+        assert "quantised" not in entry.settings  # it decides no latent
         assert entry.settings["parts"]["hands"]["channels"] == 180
         assert json.loads(json.dumps(entry.as_json())) == entry.as_json()
         np.testing.assert_array_equal(codec.encode(gesture(22)), load_gesture_rvqvae(folder).encode(gesture(22)))

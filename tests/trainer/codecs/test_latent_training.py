@@ -17,6 +17,7 @@ from hypothesis import given as examples
 from hypothesis import strategies as st
 from latent_builders import AUDIO, STEM, generated, traced
 from pipeline_helpers import run_preprocess
+from rvqvae_builders import write_codec
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_helpers import TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run, run_with_signal, settings_of
@@ -240,6 +241,30 @@ class TestRefusals:
             copy = Path(shutil.copytree(whole, tmp_path / f"run-{codec}"))
             with pytest.raises(UsageFault, match=words):
                 run(folder, copy, audio_codec=codec, max_train_steps=8)
+
+    @pytest.mark.parametrize("codec", [AUDIO, None])
+    def test_latents_of_a_codec_that_a_run_does_not_use_may_come_and_be_replaced(
+        self, codec: str | None, shards: Path, vae: Path, tmp_path: Path
+    ) -> None:
+        folder = Path(shutil.copytree(shards, tmp_path / "s"))
+        if codec is not None:
+            encode(EncodeSettings(shards=folder, codecs=((AUDIO, vae),)))
+        run(folder, tmp_path / "never", audio_codec=codec, max_train_steps=4)
+        run(folder, tmp_path / "run", audio_codec=codec, max_train_steps=2)
+        write_codec(tmp_path / "rvqvae")
+        encode(EncodeSettings(shards=folder, codecs=(("gesture-rvqvae", tmp_path / "rvqvae"),)))
+        run(folder, tmp_path / "run", audio_codec=codec, max_train_steps=3)
+        write_codec(tmp_path / "another", seed=5)
+        encode(EncodeSettings(shards=folder, codecs=(("gesture-rvqvae", tmp_path / "another"),), overwrite=True))
+        run(folder, tmp_path / "run", audio_codec=codec, max_train_steps=4)
+        assert learned(tmp_path / "run", 4) == learned(tmp_path / "never", 4)
+        write_vae(tmp_path / "other", seed=1)
+        encode(EncodeSettings(shards=folder, codecs=((AUDIO, tmp_path / "other"),), overwrite=True))
+        if codec is None:
+            run(folder, tmp_path / "run", max_train_steps=5)
+        else:
+            with pytest.raises(UsageFault, match="audio codec was audioldm2-vae"):
+                run(folder, tmp_path / "run", audio_codec=codec, max_train_steps=5)
 
     def test_folders_of_a_mixture_have_one_codec(self, encoded: Path, others: Path, tmp_path: Path) -> None:
         both = (str(encoded), str(others))

@@ -287,10 +287,21 @@ class TestState:
             state = loader.state_dict()
         assert len(json.dumps(state)) < 1000
         assert state.keys() == {
-            *("version", "manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle"),
+            *("version", "manifest_hashes", "content_hashes", "filters", "weights", "window_ticks", "seed", "shuffle"),
             *("position", "global_batch"),
         }
         assert str(folder) not in json.dumps(state)
+
+    def test_another_manifest_with_the_same_content_is_gone_on_with_and_an_earlier_state_by_its_manifest(
+        self, folder: Path
+    ) -> None:
+        with loader_of(folder) as loader:
+            state = loader.state_dict()
+            assert loader.load_state_dict(state | {"manifest_hashes": ["f" * 64]}).note is None
+            earlier = {name: value for name, value in state.items() if name != "content_hashes"}
+            assert loader.load_state_dict(earlier).note is None
+            with pytest.raises(UsageFault, match="manifest_hashes was"):
+                loader.load_state_dict(earlier | {"manifest_hashes": ["f" * 64]})
 
     def test_a_distant_position_costs_no_more(self, folder: Path) -> None:
         with loader_of(folder) as loader:
@@ -305,7 +316,10 @@ class TestState:
         [
             ({"seed": 12}, "seed was 12, is 11"),
             ({"window_ticks": 9}, "window_ticks was 9, is 8"),
-            ({"manifest_hashes": ["f" * 64]}, f"manifest_hashes was '{'f' * 64}', is '"),
+            (
+                {"manifest_hashes": ["f" * 64], "content_hashes": ["e" * 64]},
+                f"manifest_hashes was '{'f' * 64}', is '",
+            ),
             ({"weights": [1.0, 1.0]}, r"weights was \[1.0, 1.0\], is \[1.0\]"),
             ({"shuffle": False}, "shuffle was False, is True"),
             ({"seed": 12, "window_ticks": 9}, "window_ticks was 9, is 8; seed was 12, is 11"),

@@ -97,9 +97,9 @@ class Plain(torch.nn.Module):
     channels = 2
     whole_windows = False
 
-    def __init__(self, tokens_per_tick: Fraction = Fraction(1)) -> None:
+    def __init__(self, tokens_per_tick: Fraction = Fraction(1), tokens_at_once: int = 1) -> None:
         super().__init__()
-        self.tokens_per_tick = tokens_per_tick
+        self.tokens_per_tick, self.tokens_at_once = tokens_per_tick, tokens_at_once
 
     def count(self, ticks: int) -> int:
         found = ticks * self.tokens_per_tick
@@ -184,6 +184,18 @@ class WholeWindows(PerTick):
     ) -> dict[str, Tensor]:
         said = {"text": tokens["audio"][:, :1].expand(-1, 3, -1), "gesture": 3 * tokens["audio"]}
         return {name: said[name] for name in targets}
+
+
+class ThreeAtOnce(PerTick):
+    """Windows disagree, and each tick of what is made has three tokens."""
+
+    def stream(self, name: str) -> Plain:
+        return Plain(Fraction(3), 3) if name == "gesture" else Plain()
+
+    def predict(
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+    ) -> dict[str, Tensor]:
+        return {name: tokens["audio"][:, :1].expand_as(tokens[name]) for name in targets}
 
 
 def timeline(ticks: int, sample: int = 0) -> Timeline:
@@ -293,6 +305,15 @@ def test_what_an_earlier_stretch_made_fades_out_as_a_window_does() -> None:
     found = made(ByWindow(), [timeline(11)], alone, steps=4)[0][:, 0]
     torch.testing.assert_close(found, torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4, 4, 4, 4]))
     torch.testing.assert_close(found, made(ByWindow(), [timeline(11)], together, steps=4)[0][:, 0])
+
+
+@pytest.mark.parametrize("windows", [1, 16])
+def test_tokens_of_one_time_are_blended_alike(windows: int) -> None:
+    settings = WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows)
+    model, sampling = cast("FlowModel", ThreeAtOnce()), SamplingSettings(steps=4)
+    parts = [x["gesture"] for _, x, _ in sample_timelines(model, [timeline(11)], ("gesture",), 1, settings, sampling)]
+    wanted = torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4, 4, 4, 4]).repeat_interleave(3)
+    torch.testing.assert_close(torch.cat(parts)[:, 0], wanted)
 
 
 def test_windows_of_equal_length_share_calls_and_no_call_grows_with_length() -> None:

@@ -11,7 +11,16 @@ import torch
 from flow_builders import statistics
 
 from omniges.errors import UsageFault
-from omniges.trainer.model.presets import PRESETS, ModelConfig, build_model, model_for_weights, parameter_count, preset
+from omniges.shards.codecs import FrameEntry
+from omniges.trainer.model.presets import (
+    PRESETS,
+    CodecLatents,
+    ModelConfig,
+    build_model,
+    model_for_weights,
+    parameter_count,
+    preset,
+)
 
 
 def formula(config: ModelConfig, pieces: int, speakers: int) -> int:
@@ -41,6 +50,19 @@ class TestSizes:
         row = f"| `{name}` | {config.width} | {config.layers} | {config.heads} | {counts[0]:,} | {counts[1]:,} |"
         page = Path(__file__).resolve().parents[3] / "docs" / "model.md"
         assert row in page.read_text().splitlines()
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_over_latents_it_differs_by_the_projections_of_tokens_alone(self, name):
+        config, codecs = PRESETS[name], {}
+        for stream, codec, source, channels in (
+            ("gesture", "gesture-rvqvae", "gesture.npy", 512),
+            ("audio", "audioldm2-vae", "mel.npy", 128),
+        ):
+            entry = FrameEntry(name=codec, fingerprint="0" * 64, source=source, frames_per_row=4, channels=channels)
+            codecs[stream] = CodecLatents(entry, {"mean": [0.0] * channels, "std": [1.0] * channels})
+        inputs, outputs = (3 * 415 - 512) + (10 * 64 - 128), (5 * 415 - 512) + (20 * 64 - 128)
+        expected = formula(config, 1000, 25) - inputs * config.width - outputs * (config.width + 1)
+        assert parameter_count(config, pieces=1000, speakers=25, codecs=codecs) == expected
 
     def test_they_grow(self):
         counts = [formula(config, 1000, 25) for config in PRESETS.values()]

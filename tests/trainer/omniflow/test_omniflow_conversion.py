@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -308,6 +311,29 @@ class TestPublishing:
         with pytest.raises(DataError, match="half-way"):
             convert(folder, tmp_path / "place" / "out")
         assert list((tmp_path / "place").iterdir()) == []
+
+    def test_what_a_killed_conversion_left_goes_with_the_next(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "omniflow", Tiny())
+        code = (
+            "import os, signal, sys\nfrom pathlib import Path\n"
+            "from omniges.trainer.omniflow import convert, reading\n"
+            "real, calls = reading.made, []\n"
+            "def made(rule, source):\n"
+            "    calls.append(rule)\n"
+            "    if len(calls) == 20:\n"
+            "        os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return real(rule, source)\n"
+            "reading.made = made\n"
+            "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        )
+        words = [sys.executable, "-c", code, str(folder), str(tmp_path / "place" / "out")]
+        killed = subprocess.run(words, capture_output=True, timeout=100, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        (left,) = (tmp_path / "place").iterdir()
+        assert left.name.startswith(".out.tmp-")
+        assert any(left.iterdir())
+        convert(folder, tmp_path / "place" / "out")
+        assert [path.name for path in (tmp_path / "place").iterdir()] == ["out"]
 
     def test_an_empty_folder_is_taken(self, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
