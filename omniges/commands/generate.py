@@ -12,6 +12,11 @@ from omniges.errors import UsageFault
 
 __all__ = ["generate"]
 
+Codecs = Annotated[list[str], typer.Option(help="Codec of a model trained on latents, and its folder: NAME=FOLDER.")]
+Continuous = Annotated[
+    bool, typer.Option("--continuous", help="Do not snap latents to codes before decoding (gesture-rvqvae).")
+]
+
 
 def generate(
     checkpoint: Annotated[Path, typer.Option(help="Folder of a run or of a checkpoint.", show_default=False)],
@@ -25,13 +30,9 @@ def generate(
     ] = None,
     key: Annotated[list[str], typer.Option(help="Samples of the shards as inputs.")] = [],
     split: Annotated[str | None, typer.Option(help="All samples of a split as inputs.")] = None,
-    codec: Annotated[
-        list[str], typer.Option(help="Codec of a model trained on latents, and its folder: NAME=FOLDER.")
-    ] = [],
+    codec: Codecs = [],
     t5_tokenizer: T5Tokenizer = None,
-    continuous: Annotated[
-        bool, typer.Option("--continuous", help="Do not snap latents to codes before decoding (gesture-rvqvae).")
-    ] = False,
+    continuous: Continuous = False,
     seconds: Annotated[float | None, typer.Option(help="At most so long; the length without inputs.")] = None,
     speaker: Annotated[str | None, typer.Option(help="Whose manner; unknown if not given.")] = None,
     body: Annotated[Path | None, typer.Option(help="NPZ whose betas and start position are taken.")] = None,
