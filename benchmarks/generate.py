@@ -9,7 +9,8 @@ takes a run trained on the synthetic corpus and its shards, and measures
   and how far gesture and sound are from those of 64 steps of Heun's method with the same noise, in standard deviations;
 * speed: seconds a generated minute of gesture from audio by steps and by number of inputs at once, of the model alone;
 * memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
-* seams: velocity and acceleration at borders of windows and of stretches against other borders of ticks.
+* seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end,
+  against those elsewhere, and the same of the recordings.
 
 Figures are of use on a quiet machine only; ``--only`` takes some of the parts.
 """
@@ -21,7 +22,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,7 @@ from omniges.trainer.generate.loaded import Loaded, load
 from omniges.trainer.generate.outputs import valid_motion
 from omniges.trainer.generate.series import Held
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_starts
-from omniges.trainer.metrics.seams import seam_score
+from omniges.trainer.metrics.seams import SeamComparison, SeamScore, seam_score
 from omniges.trainer.model.sampling import SamplingSettings, Solver
 
 STEPS: Final = (2, 4, 8, 16, 32)
@@ -147,27 +148,40 @@ def memory(run: Path, audio: npt.NDArray[np.float32], folder: Path, steps: int) 
     return {"rows": rows}
 
 
-def seams(loaded: Loaded, mels: Mapping[str, Held], ticks: int, steps: int) -> dict[str, Any]:
-    """Motion at borders against other borders of ticks, on audio of the corpus and on others' recordings.
+def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]:
+    """Motion made of the audio of whole clips where windows begin and end, and the recorded motion at the same places.
 
-    A token is a tick, so motion differs at every border of ticks: what a seam adds is told by comparing with those.
-    Stretches of one window have a border at the end of each window, which long inputs have after every 8.
+    What is fast in both is the clip's own doing. Stretches of one window have a border at the end of each window, which
+    `generate` has at the end of every eighth.
     """
     rows = []
-    window = loaded.identity.window_ticks
-    starts = window_starts(ticks, window, window // 4)
-    begins, ends = starts[1:], [start + window for start in starts[:-1]]
-    for (name, mel), per_stretch in itertools.product(mels.items(), (8, 1)):
-        timelines = [timeline_of(mel, ticks, 0)]
-        parts = [
-            a["gesture"].numpy() for _, a, _ in sampled(loaded, timelines, SamplingSettings(steps=steps), per_stretch)
-        ]
-        joints = joints_of(np.concatenate(parts))
-        for what, places in (("windows begin", begins), ("windows end" if per_stretch > 1 else "stretches end", ends)):
-            row = {"audio": name, "at": what, "windows_per_stretch": per_stretch} | compared(joints, places, ticks)
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+    for folder, per_stretch in itertools.product(folders, (8, 1)):
+        compared: dict[tuple[str, str, str], list[SeamComparison]] = {}
+        shards = ShardFolder(folder)
+        for row in shards.rows:
+            clip = shards.sample(row)
+            timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
+            parts = sampled(loaded, timelines, SamplingSettings(steps=steps), per_stretch)
+            made = np.concatenate([arrays["gesture"].numpy() for _, arrays, _ in parts])
+            for whose, gesture in (("made", made), ("recorded", clip.gesture.gesture)):
+                for what, score in at_borders(gesture, row.ticks, loaded.identity.window_ticks).items():
+                    compared.setdefault((what, whose, "velocity"), []).append(score.velocity)
+                    compared.setdefault((what, whose, "acceleration"), []).append(score.acceleration)
+        for (what, whose, order), found in compared.items():
+            counts = [len(one.at_seams) for one in found]
+            above = float(np.average([one.above for one in found], weights=counts))
+            row_of = {"shards": folder.name, "windows_per_stretch": per_stretch, "windows": what, "motion": whose}
+            rows.append(row_of | {"what": order, "values": sum(counts), "above_percent": round(100 * above, 1)})
+            print(json.dumps(rows[-1]), flush=True)
     return {"rows": rows}
+
+
+def at_borders(gesture: npt.NDArray[np.float32], ticks: int, window: int) -> dict[str, SeamScore]:
+    """`seam_score` of a clip where windows that overlap by a quarter begin, and where they end."""
+    starts = window_starts(ticks, window, window // 4)
+    joints = joints_of(gesture[: FRAMES_PER_TICK * ticks])
+    places = {"begin": starts[1:], "end": [start + window for start in starts[:-1]]}
+    return {what: seam_score(joints, [FRAMES_PER_TICK * tick for tick in of]) for what, of in places.items()}
 
 
 def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
@@ -177,39 +191,16 @@ def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
     return np.concatenate([joint_positions(motion.poses[k : k + 2000], motion.trans[k : k + 2000]) for k in blocks])
 
 
-def compared(joints: F64, at_ticks: Sequence[int], ticks: int) -> dict[str, Any]:
-    """`seam_score` over the frames beside borders of ticks alone, and over all frames as it is."""
-    seams_frames = [FRAMES_PER_TICK * tick for tick in at_ticks]
-    plain = seam_score(joints, seams_frames)
-    others = [tick for tick in range(1, ticks - 1) if tick not in set(at_ticks)]
-    found: dict[str, Any] = {"seams": len(at_ticks)}
-    for name, order, scale in (("velocity", 1, 30), ("acceleration", 2, 900)):
-        lengths = np.sqrt(np.square(np.diff(joints, n=order, axis=0)).sum(-1).mean(-1)) * scale
-        here, there = (
-            np.max([lengths[FRAMES_PER_TICK * np.array(where) - 1 - k] for k in range(order)], axis=0)
-            for where in (at_ticks, others)
-        )
-        limit = np.percentile(there, 99)
-        found |= {
-            f"{name}_above_percent": round(100 * float((here > limit).mean()), 1),
-            f"{name}_median": round(float(np.median(here)), 2),
-            f"{name}_median_of_other_borders": round(float(np.median(there)), 2),
-            f"{name}_above_percent_of_all_frames": round(100 * getattr(plain, name).above, 1),
-        }
-    return found
-
-
 def main() -> None:
     """Measure what is asked for, print it, keep it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=Path("generated"), help="for files and generate.json")
-    parser.add_argument("--audio", type=Path, action="append", default=[], help="others' recordings, for seams")
+    parser.add_argument("--seam-shards", type=Path, action="append", default=[], help="clips of a minute, for seams")
     parser.add_argument("--only", choices=PARTS, action="append", help="some of the parts")
     parser.add_argument("--steps", type=int, default=20, help="of sampling, for memory and seams")
     parser.add_argument("--tasks", default=",".join(TASKS), help="for quality")
-    parser.add_argument("--seam-seconds", type=int, default=600)
     arguments = parser.parse_args()
     parts: Sequence[str] = arguments.only or PARTS
     folder: Path = arguments.folder
@@ -217,27 +208,24 @@ def main() -> None:
     shards, loaded = ShardFolder(arguments.shards), load(arguments.run)
     found: dict[str, Any] = {"machine": describe_machine(folder), "torch_threads": torch.get_num_threads()}
     audio = minute_of(shards, 600)
-    long = folder / "corpus.wav"
-    soundfile.write(long, np.resize(audio, arguments.seam_seconds * SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
-    ticks = arguments.seam_seconds * TICKS_PER_SECOND
-    mels = {"corpus": mel_of(long, ticks)} | {path.stem: mel_of(path, ticks) for path in arguments.audio}
     if "quality" in parts:
         found["quality"] = quality(loaded, shards, arguments.tasks.split(","))
     if "speed" in parts:
-        found["speed"] = speed(loaded, mel_of(long, max(ticks, 600)))
+        found["speed"] = speed(loaded, mel_of(audio[: 60 * SAMPLE_RATE_HZ], folder))
     if "memory" in parts:
         found["memory"] = memory(arguments.run, audio, folder, arguments.steps)
     if "seams" in parts:
-        found["seams"] = seams(loaded, mels, ticks, arguments.steps)
+        found["seams"] = seams(loaded, arguments.seam_shards, arguments.steps)
     (folder / "generate.json").write_text(json.dumps(found, indent=1))
     print(f"{folder / 'generate.json'}")
 
 
-def mel_of(path: Path, ticks: int) -> Held:
-    """The mel of a recording, repeated to so many ticks."""
+def mel_of(audio: npt.NDArray[np.float32], folder: Path) -> Held:
+    """The mel of a waveform, heard from a file."""
+    path = folder / "heard.wav"
+    soundfile.write(path, audio, SAMPLE_RATE_HZ)
     heard = hear(path, None)
-    mel = heard.mel.rows(0, 10 * heard.ticks)
-    return Held(np.concatenate([mel] * -(-ticks // heard.ticks))[: 10 * ticks])
+    return Held(heard.mel.rows(0, 10 * heard.ticks))
 
 
 if __name__ == "__main__":
