@@ -120,7 +120,7 @@ def timeline_of(mel: Held, ticks: int, sample: int) -> Timeline:
     return Timeline(ticks, {"audio": lambda first, count: mel.rows(10 * first, 10 * (first + count))}, 0, sample)
 
 
-def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSettings, windows: int = 8) -> Any:
+def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSettings, windows: int = 6) -> Any:
     """Gesture of timelines."""
     window = loaded.identity.window_ticks
     cut = WindowSettings(window_ticks=window, overlap_ticks=window // 4, windows=windows)
@@ -152,10 +152,10 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
     """Motion made of the audio of whole clips where windows begin and end, and the recorded motion at the same places.
 
     What is fast in both is the clip's own doing. Stretches of one window have a border at the end of each window, which
-    `generate` has at the end of every eighth.
+    `generate` has at the end of every sixth.
     """
     rows = []
-    for folder, per_stretch in itertools.product(folders, (8, 1)):
+    for folder, per_stretch in itertools.product(folders, (6, 1)):
         compared: dict[tuple[str, str, str], list[SeamComparison]] = {}
         shards = ShardFolder(folder)
         for row in shards.rows:

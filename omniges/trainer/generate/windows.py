@@ -49,8 +49,10 @@ class WindowSettings:
 
     window_ticks: int
     overlap_ticks: int
-    windows: int = 8
-    """Windows of a stretch, and about as many as go through the model at once."""
+    windows: int = 6
+    """Windows of a stretch: what one timeline holds in memory, so few that a minute holds no less than an hour."""
+    at_once: int = 16
+    """Windows of several timelines' stretches that go through the model together, where one stretch has no more."""
     tick_multiple: int = 1
     """Ticks that windows, overlaps and timelines are multiples of, so that all streams have whole tokens in them."""
     apart: bool = False
@@ -58,7 +60,7 @@ class WindowSettings:
 
     def __post_init__(self) -> None:
         """Refuse windows that do not go forward, or do not hold whole tokens."""
-        if not 0 <= self.overlap_ticks <= self.window_ticks // 2 or self.windows < 1:
+        if not 0 <= self.overlap_ticks <= self.window_ticks // 2 or min(self.windows, self.at_once) < 1:
             raise UsageFault(
                 f"overlap: found {self.overlap_ticks} ticks of a window of {self.window_ticks}; expected from 0 to half"
             )
@@ -186,7 +188,7 @@ def sample_timelines(
     kept: dict[int, Mapping[StreamName, Tensor]] = {}  # clean tokens that each timeline's next stretch shares
     for turn in range(max(map(len, plans), default=0)):
         active = [number for number, plan in enumerate(plans) if turn < len(plan)]
-        for group in _groups(active, [plans[number][turn] for number in active], windows.windows):
+        for group in _groups(active, [plans[number][turn] for number in active], windows.at_once):
             stretches = [plans[number][turn] for number in group]
             waits = [_shared_with_next(plans[number], turn) for number in group]
             share = (sum(x.ticks for x in stretches) - sum(waits)) / settings.steps

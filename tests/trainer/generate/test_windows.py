@@ -318,9 +318,9 @@ def test_tokens_of_one_time_are_blended_alike(windows: int) -> None:
 
 def test_windows_of_equal_length_share_calls_and_no_call_grows_with_length() -> None:
     model = PerTick()
-    settings = WindowSettings(window_ticks=8, overlap_ticks=2, windows=4)
+    settings = WindowSettings(window_ticks=8, overlap_ticks=2, windows=2, at_once=3)
     made(model, [timeline(8, k) for k in range(4)], settings, steps=1)
-    assert model.calls == [4]
+    assert model.calls == [3, 1]
     model = PerTick()
     made(model, [timeline(800)], settings, steps=1)
-    assert max(model.calls) == 4
+    assert max(model.calls) == 2
