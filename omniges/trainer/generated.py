@@ -39,7 +39,7 @@ class GeneratedRecord:
     inputs: tuple[Mapping[str, Any], ...]  # stream, path, sha256, remarks
     model: Mapping[str, Any]  # checkpoint, step, weights, sha256 of its files
     settings: Mapping[str, Any]
-    seams_s: tuple[float, ...]  # where windows begin that overlap the one before
+    seams_s: tuple[float, ...]  # where windows begin and end, but for the first beginning and the last end
     measures: Mapping[str, float]  # of what the model gave, before it was made valid
     remarks: tuple[str, ...]
 

@@ -26,7 +26,7 @@ from omniges.trainer.generate.pictures import result_picture
 from omniges.trainer.generate.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.trainer.generate.sources import Input, PlannedInput, planned_inputs
 from omniges.trainer.generate.vocoder import VoiceOf, chosen_voice
-from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_spans
+from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_borders, window_spans
 from omniges.trainer.generated import GeneratedRecord, read_record
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
@@ -261,7 +261,7 @@ class _Job:
         self, name: str, item: Input, sample: int, results: Results, entries: Mapping[str, Mapping[str, str]]
     ) -> GeneratedRecord:
         settings, loaded, windows = self._settings, self._loaded, self._windows
-        starts = [start for start, _ in window_spans(item.ticks, windows)]
+        borders = window_borders(window_spans(item.ticks, windows))
         chosen: dict[str, Any] = asdict(settings.sampling) | {
             "seed": settings.seed,
             "window_ticks": windows.window_ticks,
@@ -288,7 +288,7 @@ class _Job:
             inputs=tuple(inputs),
             model=loaded.facts(),
             settings=chosen,
-            seams_s=tuple(start / TICKS_PER_SECOND for start in starts[1:]),
+            seams_s=tuple(tick / TICKS_PER_SECOND for tick in borders),
             measures=results.measures,
             remarks=(*item.remarks, *loaded.remarks_on(item, settings.speaker), *of_inputs, *results.remarks),
         )

@@ -35,6 +35,7 @@ __all__ = [
     "WindowSettings",
     "blend_weights",
     "sample_timelines",
+    "window_borders",
     "window_spans",
     "window_starts",
 ]
@@ -112,6 +113,12 @@ def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
         half = two // 2
         lengths += [two - (half - half % settings.tick_multiple), half - half % settings.tick_multiple]
     return list(zip(itertools.accumulate(lengths, initial=0), lengths, strict=False))
+
+
+def window_borders(spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Ticks within a timeline at which one of its windows, (first tick, ticks), begins or ends."""
+    last = max(start + ticks for start, ticks in spans)
+    return sorted({tick for start, ticks in spans for tick in (start, start + ticks)} - {0, last})
 
 
 def blend_weights(starts: Sequence[int], window: int) -> npt.NDArray[np.float64]:

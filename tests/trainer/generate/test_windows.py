@@ -20,6 +20,7 @@ from omniges.trainer.generate.windows import (
     WindowSettings,
     blend_weights,
     sample_timelines,
+    window_borders,
     window_spans,
     window_starts,
 )
@@ -64,6 +65,12 @@ def test_windows_that_are_apart_touch_and_none_is_shorter_than_half_of_one(
 def test_windows_that_are_apart_do_not_overlap() -> None:
     with pytest.raises(UsageFault, match=r"overlap: 2 ticks found; expected 0"):
         WindowSettings(window_ticks=8, overlap_ticks=2, apart=True)
+
+
+def test_borders_are_all_beginnings_and_ends_within() -> None:
+    assert window_borders([(0, 7), (4, 7), (6, 7)]) == [4, 6, 7, 11]
+    assert window_borders([(0, 5), (5, 5)]) == [5]
+    assert window_borders([(0, 5)]) == []
 
 
 @settings(max_examples=100, deadline=None)
