@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from omniges.commands.common import listed, needs, resumable
+from omniges.commands.common import T5Tokenizer, listed, needs, resumable
 
 __all__ = ["convert_omniflow", "trace_batches", "train"]
 
@@ -76,6 +76,7 @@ def train(
     validation_samples: ValidationSamples = None,
     validation_sampling_steps: ValidationSampling = None,
     validation_codec: ValidationCodec = [],
+    t5_tokenizer: T5Tokenizer = None,
     best_metric: Annotated[str | None, typer.Option(help="What RUN/best is chosen by.", show_default="loss")] = None,
     report_to: Annotated[list[str], typer.Option(help="Also: tensorboard, wandb.")] = [],
     num_workers: Annotated[int | None, typer.Option(help="Processes that read.", show_default="2")] = None,

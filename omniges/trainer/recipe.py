@@ -90,6 +90,7 @@ _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
         "validation_samples": _Rule(int, least=0),
         "validation_sampling_steps": _Rule(int, least=1),
         "validation_codec": _Rule(many=True),
+        "t5_tokenizer": _Rule(Path, optional=True),
         "best_metric": _Rule(),
         "report_to": _Rule(choices=TRACKERS, many=True),
         "num_workers": _Rule(int, least=0),
@@ -177,6 +178,8 @@ class TrainSettings:
     """Steps of sampling in a validation."""
     validation_codec: tuple[str, ...] = ()
     """Codecs that decode what is sampled as latents: NAME=FOLDER."""
+    t5_tokenizer: Path | None = None
+    """Folder of T5's tokenizer, of a validation codec of text; None: in its folder."""
     best_metric: str = "loss"
     """What the best checkpoint is chosen by."""
     report_to: tuple[str, ...] = ()
@@ -252,6 +255,10 @@ class TrainSettings:
             if name in seen:
                 raise UsageFault(f"--validation-codec {name}: it is given twice: name one folder")
             seen.add(name)
+        if self.t5_tokenizer is not None and self.text_codec not in seen:
+            raise UsageFault(
+                "--t5-tokenizer: it goes with a codec of text, --text-codec NAME and --validation-codec NAME=FOLDER"
+            )
 
     def _settle_the_model(self) -> None:
         """A preset, or pretrained weights in its place."""

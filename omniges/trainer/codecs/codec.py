@@ -36,6 +36,7 @@ __all__ = [
     "FrameCodec",
     "QuantisingCodec",
     "WindowCodec",
+    "decode_latents",
     "fingerprint_of",
     "latents_of_sample",
     "load_codec",
@@ -158,6 +159,13 @@ def load_codec(
         raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return CODECS[name](_Place(folder, chosen, t5_tokenizer))
+
+
+def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
+    """What latents stand for: frames of rows (rows, channels), or texts of windows (windows · latents, channels)."""
+    rows = np.asarray(latents, np.float32)
+    entry = codec.entry
+    return codec.decode(rows.reshape(-1, entry.latents * entry.channels) if isinstance(entry, WindowEntry) else rows)
 
 
 def latents_of_sample(codec: Codec, source: bytes, row: ManifestRow) -> F32:

@@ -33,7 +33,7 @@ from omniges.trainer.generated import WINDOWS_TIER, GeneratedRecord, read_record
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
 
-__all__ = ["LONGER_S", "MEL_RATE_HZ", "GeneratedWords", "Result", "find_results", "waveform"]
+__all__ = ["LONGER_S", "MEL_RATE_HZ", "GeneratedWords", "Result", "find_results", "spoken_intervals", "waveform"]
 
 LONGER_S: Final = 5.0
 """A result that is longer than its recording by no more is cut; audio files are often longer than the motion."""
@@ -106,18 +106,12 @@ class Result:
         """Generated words: those of the word tier, or of a tier `windows`, whose words have no times of their own."""
         path, data = self._content("text", "text", ".TextGrid")
         try:
-            return GeneratedWords(_words_of(data, None), timed=True)
+            intervals, timed = spoken_intervals(data)
         except RecordingFault as fault:
-            if fault.problem.code != "textgrid-no-word-tier":
-                raise DataError(f"{path}: {fault}") from fault
-            without_words = fault
-        try:
-            windows = _words_of(data, WINDOWS_TIER)
-        except RecordingFault as fault:
-            told = without_words if fault.problem.code == "textgrid-no-word-tier" else fault
-            raise DataError(f"{path}: {told}") from fault
-        words = [replace(window, word=word) for window in windows for word in window.word.split()]
-        return GeneratedWords(words, timed=False)
+            raise DataError(f"{path}: {fault}") from fault
+        if timed:
+            return GeneratedWords(intervals, timed=True)
+        return GeneratedWords([replace(one, word=word) for one in intervals for word in one.word.split()], timed=False)
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
         """The generated log-mel (F, 64), and whether it is the model's own or that of the waveform."""
@@ -161,6 +155,25 @@ class Result:
     def seams(self) -> tuple[int, ...]:
         """Frames before which windows begin."""
         return () if self.record is None else tuple(round(s * FRAME_RATE_HZ) for s in self.record.seams_s)
+
+
+def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
+    """What a generated TextGrid says: its words, True; or the texts of its tier `windows`, False.
+
+    Raises RecordingFault where it has neither tier or is damaged.
+    """
+    try:
+        return _words_of(data, None), True
+    except RecordingFault as fault:
+        if fault.problem.code != "textgrid-no-word-tier":
+            raise
+        without_words = fault
+    try:
+        return _words_of(data, WINDOWS_TIER), False
+    except RecordingFault as fault:
+        if fault.problem.code == "textgrid-no-word-tier":
+            raise without_words from fault
+        raise
 
 
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:

@@ -16,7 +16,7 @@ from omniges.trainer.evaluate.results import Result
 from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
 from omniges.trainer.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 
-__all__ = ["score_text"]
+__all__ = ["UNTIMED", "score_text"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -29,7 +29,8 @@ _TIMES: Final = {
     "word end error, median": (1, 50),
     "word end error, 90 %": (1, 90),
 }
-_UNTIMED: Final = "the text is that of whole windows, whose words have no times"
+UNTIMED: Final = "the text is that of whole windows, whose words have no times"
+"""Why there are no errors of word times."""
 _SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
@@ -58,7 +59,7 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
     figures = [_rate(name, row, pairs, how) for name in _RATES for row, pairs in rows.items() if pairs]
     for name in _TIMES if timed else ():
         figures += [_timing(name, row, pairs, how) for row, pairs in rows.items() if pairs]
-    figures += [] if timed else [absent(Heading(name, "s"), _UNTIMED) for name in _TIMES]
+    figures += [] if timed else [absent(Heading(name, "s"), UNTIMED) for name in _TIMES]
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
     cut = "words are as the annotator cut them, so read the characters' rate"
     remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]

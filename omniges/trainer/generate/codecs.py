@@ -13,7 +13,14 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.codec import Codec, FrameCodec, QuantisingCodec, WindowCodec, load_same_codec
+from omniges.trainer.codecs.codec import (
+    Codec,
+    FrameCodec,
+    QuantisingCodec,
+    WindowCodec,
+    decode_latents,
+    load_same_codec,
+)
 from omniges.trainer.data.tracks import Track
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Input, Sources, latents_of
@@ -123,13 +130,7 @@ class CodecFolders:
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
         """What a person can use of what the model made: the mel of latents, or the text of each window."""
-        entry = self._entries.get(stream)
-        if entry is None:
-            return array
-        latents = np.asarray(array, np.float32)
-        if isinstance(entry, WindowEntry):  # (windows · N, V)
-            latents = latents.reshape(-1, entry.latents * entry.channels)
-        return self._codec(stream).decode(latents)
+        return decode_latents(self._codec(stream), array) if stream in self._entries else array
 
     def _codec(self, stream: StreamName) -> Codec:
         if stream not in self._loaded:

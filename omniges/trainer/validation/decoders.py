@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.codecs import CodecEntry, WindowEntry
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.losses import SIX
 
 if TYPE_CHECKING:
-    from omniges.trainer.codecs.codec import Codec, FrameCodec
+    from omniges.trainer.codecs.codec import Codec
 
 __all__ = ["Decoders", "open_decoders"]
 
@@ -41,10 +40,18 @@ class Decoders:
                 return f"{name} is latents of {codec}: give --validation-codec {codec}=FOLDER"
         return None
 
-    def decoded(self, name: StreamName, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What a model made of a stream in one window, as shards hold the stream: of latents, what they stand for."""
-        codec = self.loaded.get(name)
-        return array if codec is None else cast("FrameCodec", codec).decode(np.asarray(array, np.float32))
+    @property
+    def untimed_text(self) -> bool:
+        """Whether text is latents of whole windows, whose words have no times."""
+        return isinstance(self.entries.get("text"), WindowEntry)
+
+    def decoded(self, name: StreamName, array: npt.NDArray[Any]) -> Any:
+        """What a model made of a stream in one window: of latents, the frames or the text that they stand for."""
+        if name not in self.loaded:
+            return array
+        from omniges.trainer.codecs.codec import decode_latents  # noqa: PLC0415 - loaded, where a codec is
+
+        return decode_latents(self.loaded[name], array)
 
     def remarks(self) -> list[str]:
         """What a person should know before the first step."""
@@ -58,9 +65,14 @@ class Decoders:
 
 
 def open_decoders(
-    entries: Mapping[StreamName, CodecEntry], folders: Mapping[str, Path], device: torch.device
+    entries: Mapping[StreamName, CodecEntry],
+    folders: Mapping[str, Path],
+    device: torch.device,
+    t5_tokenizer: Path | None = None,
 ) -> Decoders:
     """The codecs of a run's latents, loaded from the folders that are given by codec name.
+
+    ``t5_tokenizer``: the folder of a text codec's T5 tokenizer where that is not in its own.
 
     Nothing else changes: a codec's first weights are drawn from torch's generators, which are put back. Raises
     UsageFault where a folder holds another codec than the one that made the shards' latents, DataError where it holds
@@ -73,7 +85,9 @@ def open_decoders(
 
     with torch.random.fork_rng(devices=[]):
         loaded = {
-            name: load_same_codec(entries[name], folder, "--validation-codec", "the shards", device)
+            name: load_same_codec(
+                entries[name], folder, "--validation-codec", "the shards", device, t5_tokenizer=t5_tokenizer
+            )
             for name, folder in given.items()
         }
     return Decoders(entries, loaded)

@@ -6,9 +6,9 @@ import importlib.util
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
-from omniges.shards.codecs import WindowEntry
 from omniges.trainer.data.setup import DataSource
 from omniges.trainer.data.slots import SlotCodec
+from omniges.trainer.evaluate.text import UNTIMED
 from omniges.trainer.learner import Learner
 from omniges.trainer.metrics.beats import least_frames
 from omniges.trainer.model.sampling import SamplingSettings
@@ -33,7 +33,7 @@ def open_validation(
     if settings.validation_steps == 0:
         return None, []
     try:
-        held_out = _held_out(settings, data, identity)
+        held_out = open_held_out(data, settings.window_ticks, settings.validation_windows, identity.tick_multiple)
     except UsageFault as fault:
         if settings.validation_steps is not None:
             raise
@@ -45,7 +45,7 @@ def open_validation(
         )
     model = learner.averaged()
     device = next(model.parameters()).device
-    decoders = open_decoders(identity.codecs, settings.validation_codecs, device)
+    decoders = open_decoders(identity.codecs, settings.validation_codecs, device, settings.t5_tokenizer)
     require_computable(settings.best_metric, held_out, decoders)
     own = ValidationSettings(
         samples=settings.validation_samples,
@@ -57,16 +57,6 @@ def open_validation(
     )
     validation = Validation(held_out, validated, own, ranks, learner.autocast)
     return validation, [*_remarks(held_out, identity), *decoders.remarks()]
-
-
-def _held_out(settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity) -> HeldOut:
-    """The windows to validate on; raises UsageFault where there can be none."""
-    if any(isinstance(entry, WindowEntry) for entry in identity.codecs.values()):
-        raise UsageFault(
-            "--validation-steps: latents of text cannot be validated on yet: train with --validation-steps 0 and score "
-            "checkpoints with omniges evaluate"
-        )
-    return open_held_out(data, settings.window_ticks, settings.validation_windows, identity.tick_multiple)
 
 
 def _remarks(held_out: HeldOut, identity: ModelIdentity) -> list[str]:
@@ -85,13 +75,15 @@ def require_computable(metric: str, held_out: HeldOut, decoders: Decoders) -> No
     task, _, name = metric.partition("/")
     if name in {"", "loss"}:
         return
-    why = decoders.why_not(task) or _lacking(name, held_out)
+    why = decoders.why_not(task) or _lacking(name, held_out, decoders)
     if why is not None:
         raise UsageFault(f"--best-metric {metric}: not computed in this run, for {why}; or choose loss or {task}/loss")
 
 
-def _lacking(metric: str, held_out: HeldOut) -> str | None:
+def _lacking(metric: str, held_out: HeldOut, decoders: Decoders) -> str | None:
     """What a metric needs that no window has, with the way to it."""
+    if metric.startswith(("word_start", "word_end")) and decoders.untimed_text:
+        return UNTIMED
     members = {name for window in held_out.windows for name in window.row.members}
     if metric == "semantic_recall" and "sem.json" not in members:
         return "no recording that it validates on has a semantic annotation"

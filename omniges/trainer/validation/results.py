@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.errors import DataError, RecordingFault
+from omniges.errors import DataError
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.recordings.arrays import decode_npy
-from omniges.recordings.textgrid import WordInterval, decode_words
+from omniges.recordings.textgrid import WordInterval
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.schema import sha256_hex
 from omniges.trainer.data.slots import SlotCodec
@@ -25,7 +25,7 @@ from omniges.trainer.evaluate.bodies import GENERIC
 from omniges.trainer.evaluate.figures import Heading, Resampling, absent
 from omniges.trainer.evaluate.gesture import score_gesture
 from omniges.trainer.evaluate.motion import Instruments, TrainSplit
-from omniges.trainer.evaluate.results import Result
+from omniges.trainer.evaluate.results import Result, spoken_intervals
 from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
@@ -152,7 +152,7 @@ def sample_windows(model: FlowModel, task: str, held: Sequence[Held], how: Sampl
         Timeline(ticks, {name: one.ticks_of(name) for name in TASKS[task].conditions}, one.speaker, one.number)
         for one in held
     ]
-    windows = WindowSettings(window_ticks=ticks, overlap_ticks=0)
+    windows = WindowSettings(window_ticks=ticks, overlap_ticks=0, apart=True)
     made = sample_timelines(model, timelines, targets, VALIDATION_SEED, windows, how)
     by_place = {place: arrays for place, arrays, _ in made}  # whole, for each is one window
     return [{name: array.cpu().numpy() for name, array in by_place[place].items()} for place in range(len(held))]
@@ -163,7 +163,8 @@ def make_result(
 ) -> Made:
     """What was sampled of a window as files; without a waveform, which takes long."""
     body = Body.of_sample(samples.sample(samples.row(one.window.name)))
-    results = Results(TASKS[task].targets, body, codec, None, VALIDATION_SEED, None)
+    windows_of_text = [(0, one.window.ticks)] if decoders.untimed_text else None
+    results = Results(TASKS[task].targets, body, codec, None, VALIDATION_SEED, None, windows_of_text)
     try:
         results.append({name: decoders.decoded(name, array) for name, array in sampled.items()})
     except DataError as error:  # early on a model may give what no rotation is: counted, and said
@@ -182,13 +183,9 @@ def with_waveform(made: Made) -> Made:
 
 
 def words_of(made: Made) -> list[WordInterval]:
-    """The words of a result that is text."""
-    try:
-        return list(decode_words(made.files.contents[".TextGrid"]).words)
-    except RecordingFault as fault:
-        if fault.problem.code == "textgrid-no-words":
-            return []  # a model may say nothing
-        raise
+    """The words of a result that is text; where these have no times, the window's text as one."""
+    intervals, _ = spoken_intervals(made.files.contents[".TextGrid"])
+    return intervals
 
 
 # --- to other ranks and back

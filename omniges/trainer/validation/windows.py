@@ -24,7 +24,7 @@ from omniges.features.timebase import (
     TICKS_PER_SECOND,
 )
 from omniges.publish import os_errors
-from omniges.shards.codecs import CodecEntry, FrameEntry
+from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
@@ -139,7 +139,7 @@ class WindowFolder(ShardFolder):
         return self._samples[row.key].semantic
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Words that the window has half a tick of, clipped to it."""
+        """Words of the window, clipped to it."""
         return self._samples[row.key].words
 
 
@@ -185,10 +185,12 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
     places = choose_places(clips, window_ticks, limit)
     if not places:
         longest = max(clip.ticks for clip in clips)
+        of_text = any(one.catalog.tracks.text is not None for one in data)
+        way = "encode text again with --window-ticks" if of_text else "choose --window-ticks"
         raise UsageFault(
             f"{shown}: a window of {window_ticks} ticks fits into none of {len(clips)} recordings of the val split; "
-            f"the longest has {longest}: choose --window-ticks {longest - longest % tick_multiple} or less, or train "
-            "with --validation-steps 0"
+            f"the longest has {longest}: {way} {longest - longest % tick_multiple} or less, or train with "
+            "--validation-steps 0"
         )
     windows = []
     for place in places:
@@ -273,7 +275,7 @@ def _cut(recording: _Recording, window: Window, latents: Collection[CodecEntry])
             sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], recording.trans[frames.start, [0, 2]]
         ),
         mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
-        words=_within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S),
+        words=_words(sample, window, latents),
         semantic=None if sample.semantic is None else _within(sample.semantic, start_s, seconds, least_s=0.001),
         flac=None,
         audio=None if heard is None else heard[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
@@ -282,10 +284,28 @@ def _cut(recording: _Recording, window: Window, latents: Collection[CodecEntry])
 
 
 def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
-    """What a window has of a clip's latents of frames; it begins with a whole row and ends with one."""
+    """What a window has of a clip's latents, as training reads them.
+
+    Of frames, rows (rows, channels): it begins with a whole one and ends with one. Of windows, which it is one of:
+    vectors (latents, channels).
+    """
+    if isinstance(entry, WindowEntry):
+        vectors: F32 = whole[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
+        return vectors
     track = Track.of_codec(cast("FrameEntry", entry))
-    first = track.rows(window.start_tick)
-    return whole[first : first + track.rows(window.ticks)]
+    first, rows = track.span(window.start_tick, window.ticks)
+    return whole[first : first + rows]
+
+
+def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]) -> list[dict[str, Any]]:
+    """The window's words, clipped to it: those it has half a tick of, or, of latents, those that these stand for."""
+    start_s, seconds = window.start_tick / TICKS_PER_SECOND, window.ticks / TICKS_PER_SECOND
+    if not any(isinstance(entry, WindowEntry) for entry in latents):
+        return _within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S)
+    from omniges.trainer.codecs.windowtexts import said_in_windows  # noqa: PLC0415 - runs on slots load no codec
+
+    (said,) = said_in_windows(sample.words, sample.row.ticks, [(window.start_tick, window.ticks)])
+    return _within(said, start_s, seconds, least_s=0.0)
 
 
 def _members(row: ManifestRow) -> dict[str, MemberPlace]:

@@ -354,12 +354,6 @@ class TestRefusals:
         with pytest.raises(UsageFault, match=r"omniflow-text-vae: it is one of text, not of audio"):
             run(encoded, tmp_path / "run", audio_codec=NAME)
 
-    def test_validation_on_latents(self, encoded: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--validation-steps: latents of text cannot be validated on yet"):
-            run(encoded, tmp_path / "run", text_codec=NAME, validation_steps=2)
-        run(encoded, tmp_path / "run", text_codec=NAME, validation_steps=None, max_train_steps=1)  # not asked for
-        assert not log_of(tmp_path / "run", "validation")
-
     def test_a_run_does_not_go_on_with_text_of_another_kind(self, whole: Path, encoded: Path, tmp_path: Path) -> None:
         copy = Path(shutil.copytree(whole, tmp_path / "run"))
         with pytest.raises(UsageFault, match="text codec was omniflow-text-vae"):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-PARITY = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "textvae_parity"
+PARITY = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "textvae_parity"
 needs_parity = pytest.mark.skipif(
     not PARITY.is_dir(), reason=f"no golden data at {PARITY} (set OMNIGES_SHARED to where they are)"
 )
