@@ -50,6 +50,11 @@ class ModelIdentity:
             return rows
         return math.lcm(rows, (cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
 
+    @property
+    def codec_names(self) -> dict[str, str]:
+        """Names of the codecs by stream, as they are chosen for a run."""
+        return {stream: entry.name for stream, entry in self.codecs.items()}
+
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
         """The codecs with their statistics, as a model is built from them."""
         statistics = json.loads(self.latents) if self.codecs else {}

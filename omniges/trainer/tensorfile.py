@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from torch import Tensor
 from omniges.errors import DataError
 from omniges.publish import PendingFile
 
-__all__ = ["read_tensors", "write_each", "write_tensors"]
+__all__ = ["TensorFile", "open_tensors", "read_tensors", "write_each", "write_tensors"]
 
 _TYPES: Final = {
     torch.float32: "F32",
@@ -63,11 +64,41 @@ def write_each(
     return size, digest
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a file whose names begin so, on the host; raises DataError where it is not such a file."""
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of an open file whose names begin so, on the host, each read when it is asked for."""
+
+    def __init__(self, file: Any, prefix: str) -> None:
+        self._file = file
+        self._names = {name: None for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118 - no mapping
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, which the file's header tells."""
+        return tuple(self._file.get_slice(name).get_shape())
+
+
+@contextmanager
+def open_tensors(path: Path, prefix: str = "") -> Iterator[TensorFile]:
+    """The tensors of a file whose names begin so; raises DataError where it is not such a file."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
-            return {name: file.get_tensor(name) for name in names}
+            yield TensorFile(file, prefix)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a safetensors file ({error}). Choose another checkpoint") from error
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names begin so, on the host; raises DataError where it is not such a file."""
+    with open_tensors(path, prefix) as tensors:
+        return dict(tensors)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from omniges.trainer.codecs.textvae_files import LostText, SpokenText
 
 __all__ = [
+    "BOTH_ENDS",
     "CODECS",
     "Codec",
+    "End",
     "FrameCodec",
     "QuantisingCodec",
     "WindowCodec",
@@ -45,6 +47,10 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+
+End = Literal["encode", "decode"]
+"""What a codec may be loaded for."""
+BOTH_ENDS: Final[frozenset[End]] = frozenset({"encode", "decode"})
 
 
 class FrameCodec(Protocol):
@@ -118,6 +124,7 @@ class _Place:
     folder: Path
     device: torch.device
     t5_tokenizer: Path | None  # folder, of a codec of text
+    ends: frozenset[End]  # that are used
 
 
 def _audio_vae(place: _Place) -> Codec:
@@ -135,7 +142,7 @@ def _gesture_rvqvae(place: _Place) -> Codec:
 def _text_vae(place: _Place) -> Codec:
     from omniges.trainer.codecs.textwindows import load_text_windows  # noqa: PLC0415 - as the others
 
-    return load_text_windows(place.folder, place.device, place.t5_tokenizer)
+    return load_text_windows(place.folder, place.device, place.t5_tokenizer, place.ends)
 
 
 CODECS: Final[Mapping[str, Callable[[_Place], Codec]]] = MappingProxyType(
@@ -145,11 +152,17 @@ CODECS: Final[Mapping[str, Callable[[_Place], Codec]]] = MappingProxyType(
 
 
 def load_codec(
-    name: str, folder: Path, device: torch.device | None = None, *, t5_tokenizer: Path | None = None
+    name: str,
+    folder: Path,
+    device: torch.device | None = None,
+    *,
+    t5_tokenizer: Path | None = None,
+    ends: frozenset[End] = BOTH_ENDS,
 ) -> Codec:
     """A codec from its folder, on the GPU where there is one and none is named.
 
-    ``t5_tokenizer``: the folder of a text codec's T5 tokenizer where that is not in its own.
+    ``t5_tokenizer``: the folder of a text codec's T5 tokenizer where that is not in its own. ``ends``: whether it will
+    encode, decode or both; one of text, whose nets are large, keeps those of these alone.
 
     Raises UsageFault for an unknown name or a folder that is not there, DataError for what is no such codec.
     """
@@ -158,7 +171,7 @@ def load_codec(
     if not folder.is_dir():
         raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return CODECS[name](_Place(folder, chosen, t5_tokenizer))
+    return CODECS[name](_Place(folder, chosen, t5_tokenizer, ends))
 
 
 def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
@@ -183,12 +196,13 @@ def load_same_codec(
     device: torch.device | None = None,
     *,
     t5_tokenizer: Path | None = None,
+    ends: frozenset[End] = BOTH_ENDS,
 ) -> Codec:
     """The codec of an entry, whose folder a flag names; `holder` has the entry, for errors.
 
     Raises UsageFault where the folder holds another codec of that name, and what `load_codec` raises.
     """
-    codec = load_codec(entry.name, folder, device, t5_tokenizer=t5_tokenizer)
+    codec = load_codec(entry.name, folder, device, t5_tokenizer=t5_tokenizer, ends=ends)
     if codec.entry.fingerprint != entry.fingerprint:
         raise UsageFault(
             f"{flag} {entry.name}={folder}: fingerprint {entry.fingerprint[:16]}… expected as in {holder}, found "

@@ -25,7 +25,7 @@ from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
 from omniges.shards.workspace import Workspace, refuse_foreign
-from omniges.trainer.codecs.codec import Codec, WindowCodec, load_codec
+from omniges.trainer.codecs.codec import Codec, End, WindowCodec, load_codec
 from omniges.trainer.codecs.encoding import Count, EncodeJob
 
 __all__ = ["EncodeSettings", "EncodeSummary", "encode"]
@@ -33,6 +33,7 @@ __all__ = ["EncodeSettings", "EncodeSummary", "encode"]
 _PACKAGES: Final = {"words.json": ("torch", "transformers", "tokenizers")}
 """Whose versions may decide the last bits of latents, by what they are made of."""
 _MAX_LOST: Final = 0.01
+_ENCODE: Final[frozenset[End]] = frozenset({"encode"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,7 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
     new = not settings.in_place and not (target / DATASET_FILE).exists()
     source = None if settings.in_place and target.is_dir() else ShardFolder(settings.shards)
     codecs = {
-        name: _on_windows(load_codec(name, folder, t5_tokenizer=settings.t5_tokenizer), settings)
+        name: _on_windows(load_codec(name, folder, t5_tokenizer=settings.t5_tokenizer, ends=_ENCODE), settings)
         for name, folder in settings.codecs
     }
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):

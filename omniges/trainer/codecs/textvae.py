@@ -10,9 +10,9 @@ W words in LLaMA's vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from torch.nn import functional
 
 from omniges.errors import DataError, EnvironmentFault
 from omniges.shards.schema import canonical_json
+from omniges.trainer.codecs.codec import BOTH_ENDS, End
 from omniges.trainer.codecs.qformer import QFormer
 from omniges.trainer.codecs.textvae_config import LlamaSizes, T5Sizes, TextVaeConfig
 
 if TYPE_CHECKING:
     from transformers import LlamaModel, T5EncoderModel
 
-__all__ = ["IGNORED", "MAX_LENGTH", "TextVae", "fingerprint", "standardised", "token_losses"]
+__all__ = ["IGNORED", "MAX_LENGTH", "TextVae", "standardised", "token_losses"]
 
 IGNORED: Final = -100
 """Label of a token that no loss is taken of."""
@@ -34,6 +35,11 @@ MAX_LENGTH: Final = 256
 """Tokens of a generated text at most; the latents and the begin token count."""
 _LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width do not treat the empty text apart
 _SAMPLING: Final = 0.001
+_REMEDY: Final = "give the whole text VAE that belongs to this configuration"
+_NETS: Final[Mapping[End, tuple[str, ...]]] = {
+    "encode": ("query", "q_norm", "qformer", "vae_proj", "encoder"),
+    "decode": ("model", "lm_head", "input_proj"),
+}
 _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.weight"  # one tensor, two names
 
 
@@ -48,6 +54,9 @@ class TextVae(nn.Module):
         super().__init__()
         vae = config.vae
         self.config = config
+        self.ends = BOTH_ENDS
+        self.fingerprint: str | None = None
+        """sha256 over configuration and all weights, those of an end that was not kept too; None: random weights."""
         self.query = nn.Parameter(torch.zeros(1, vae.n_tokens, vae.vae_hidden_size))
         self.model = _llama(config.llama)
         self.lm_head = nn.Linear(config.llama.hidden_size, config.llama.vocab_size, bias=False)
@@ -74,19 +83,51 @@ class TextVae(nn.Module):
         return super().train(False)
 
     @classmethod
-    def of_tensors(cls, config: TextVaeConfig, tensors: Mapping[str, Tensor], where: str) -> Self:
-        """One with these weights as float32, which it may share; raises `DataError` unless they are all it has.
+    def of_tensors(
+        cls, config: TextVaeConfig, tensors: Mapping[str, Tensor], where: str, ends: frozenset[End] = BOTH_ENDS
+    ) -> Self:
+        """One with copies of these weights as float32; raises `DataError` unless they are all it has.
 
-        T5's table may stand under both of its names or under one. ``where`` names the file in errors.
+        All of them are checked and in the fingerprint, one after the other, whatever is kept: ``ends`` says of which
+        ends. T5's table may stand under both of its names or under one. ``where`` names the file in errors.
         """
-        tensors = _with_both_tables(tensors, where)
         with torch.device("meta"):
             found = cls(config)
-        _check(found, tensors, where)
-        found.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-        found.encoder.encoder.embed_tokens.weight = found.encoder.shared.weight  # one parameter again
-        found.model.rotary_emb = type(found.model.rotary_emb)(config=found.model.config)  # is computed, not loaded
+        expected = found.state_dict()
+        stored = _stored_names(tensors, expected, where)
+        found._keep(ends)
+        kept = set(found.state_dict())
+        digest = hashlib.sha256(canonical_json(asdict(config)))
+        weights = {}
+        for name in sorted(expected):
+            tensor = tensors[stored[name]]
+            _check(name, tensor, expected[name], where)
+            if name == _TABLE_AGAIN:
+                continue  # the same tensor as the other, which is the parameter
+            values = tensor.to(torch.float32, copy=name in kept)
+            _update(digest, name, values)
+            if name in kept:
+                weights[name] = values
+        if "encode" in ends:
+            weights[_TABLE_AGAIN] = weights[_TABLE]
+        found.load_state_dict(weights, assign=True)
+        if "encode" in ends:
+            found.encoder.encoder.embed_tokens.weight = found.encoder.shared.weight  # one parameter again
+        if "decode" in ends:
+            found.model.rotary_emb = type(found.model.rotary_emb)(config=found.model.config)  # is computed, not loaded
+        found.fingerprint = digest.hexdigest()
         return found.eval()
+
+    def _keep(self, ends: frozenset[End]) -> None:
+        """Drop the nets of the other end."""
+        self.ends = ends
+        for end in BOTH_ENDS - ends:
+            for name in _NETS[end]:
+                delattr(self, name)
+
+    def _require(self, end: End) -> None:
+        if end not in self.ends:
+            raise RuntimeError(f"the text VAE was loaded without the nets that {end}")
 
     @torch.no_grad()
     def features(self, ids: Tensor) -> Tensor:
@@ -100,6 +141,7 @@ class TextVae(nn.Module):
 
         Features are standardised a token; those of the empty text are zeroed.
         """
+        self._require("encode")
         features = standardised(self.features(ids))
         if self.config.vae.vae_dim != _LEGACY_WIDTH:
             features = features * ~empty[:, None, None]
@@ -121,6 +163,7 @@ class TextVae(nn.Module):
 
     def prefix(self, latents: Tensor) -> Tensor:
         """Latents (B, N, V) as what LLaMA reads before a text, (B, N, its width)."""
+        self._require("decode")
         result: Tensor = self.input_proj(latents / self.config.vae.vae_scale)
         return result
 
@@ -174,18 +217,11 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.reshape(len(labels), -1)
 
 
-def fingerprint(vae: TextVae) -> str:
-    """sha256 over the configuration and all weights: the same for one model in any file format.
-
-    Over the canonical JSON of the configuration, then of each parameter, by name, its name, type and shape as canonical
-    JSON and its bytes, little-endian.
-    """
-    digest = hashlib.sha256(canonical_json(asdict(vae.config)))
-    for name, parameter in sorted(vae.named_parameters()):
-        values = parameter.detach().cpu().contiguous()
-        digest.update(canonical_json([name, str(values.dtype).removeprefix("torch."), list(values.shape)]))
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _update(digest: Any, name: str, values: Tensor) -> None:
+    """Take a parameter into a fingerprint: name, type and shape as canonical JSON, then its bytes, little-endian."""
+    values = values.contiguous()
+    digest.update(canonical_json([name, str(values.dtype).removeprefix("torch."), list(values.shape)]))
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _llama(sizes: LlamaSizes) -> LlamaModel:
@@ -214,32 +250,33 @@ def _t5(sizes: T5Sizes) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-def _with_both_tables(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    found = dict(tensors)
+def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where: str) -> dict[str, str]:
+    """Where each weight stands, of which T5's table may stand twice or once.
+
+    Raises `DataError` unless the names are exactly those of a model, and where the two tables differ.
+    """
+    found = {name: name for name in tensors}
     present = [name for name in (_TABLE, _TABLE_AGAIN) if name in found]
-    if len(present) == 2 and not torch.equal(found[_TABLE], found[_TABLE_AGAIN]):
+    if len(present) == 2 and not torch.equal(tensors[_TABLE], tensors[_TABLE_AGAIN]):
         raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
     if present:
-        found[_TABLE] = found[_TABLE_AGAIN] = found[present[0]]
-    return found
-
-
-def _check(vae: TextVae, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise unless the tensors are exactly those of a model, in shape and kind."""
-    expected = vae.state_dict()
-    remedy = "give the whole text VAE that belongs to this configuration"
+        found[_TABLE] = found[_TABLE_AGAIN] = present[0]
     for kind, names in (
-        ("missing", expected.keys() - tensors.keys()),
-        ("not the text VAE's", tensors.keys() - expected.keys()),
+        ("missing", set(expected) - found.keys()),
+        ("not the text VAE's", found.keys() - set(expected)),
     ):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise DataError(f"{where}: {len(names)} tensors are {kind}: {shown}; {remedy}")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape or not tensor.is_floating_point():
-            raise DataError(
-                f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
-                f"{list(expected[name].shape)}; {remedy}"
-            )
-        if not tensor.isfinite().all():
-            raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; download it again")
+            raise DataError(f"{where}: {len(names)} tensors are {kind}: {shown}; {_REMEDY}")
+    return found
+
+
+def _check(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
+    """Raise unless a tensor has the shape and kind of a weight."""
+    if tensor.shape != expected.shape or not tensor.is_floating_point():
+        raise DataError(
+            f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
+            f"{list(expected.shape)}; {_REMEDY}"
+        )
+    if not tensor.isfinite().all():
+        raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; download it again")

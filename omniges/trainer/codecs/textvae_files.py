@@ -16,7 +16,8 @@ OmniFlow's checkpoints have no T5 tokenizer: it is that of flan-T5-large, which 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -26,11 +27,12 @@ from torch import Tensor
 
 from omniges.errors import DataError
 from omniges.shards.schema import canonical_json, sha256_hex
-from omniges.trainer.codecs.textvae import MAX_LENGTH, TextVae, fingerprint
+from omniges.trainer.codecs.codec import BOTH_ENDS, End
+from omniges.trainer.codecs.textvae import MAX_LENGTH, TextVae
 from omniges.trainer.codecs.textvae_config import require_agreement, text_vae_config
 from omniges.trainer.codecs.textvae_tokens import LlamaTokens, T5Tokens
 from omniges.trainer.picklefile import read_weights
-from omniges.trainer.tensorfile import read_tensors
+from omniges.trainer.tensorfile import open_tensors
 
 __all__ = ["EncodedTexts", "LostText", "SpokenText", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
 
@@ -75,17 +77,17 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
     )
 
 
-def load_text_vae(files: TextVaeFiles) -> TextVae:
-    """The frozen text VAE of files, float32 on the host.
+def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> TextVae:
+    """The frozen text VAE of files, or an end of it, float32 on the host; one tensor after the other is read.
 
     Raises `DataError` for a damaged file and for a tensor that is missing, misshapen or not the text VAE's;
     `EnvironmentFault` where transformers is not installed.
     """
     where, weights = str(files.config), str(files.weights)
     config = text_vae_config(_json(files.config), where)
-    tensors = _tensors(files)
-    require_agreement(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where, weights)
-    return TextVae.of_tensors(config, tensors, weights)
+    with _opened(files) as (tensors, shapes):
+        require_agreement(config, shapes, where, weights)
+        return TextVae.of_tensors(config, tensors, weights, ends)
 
 
 def _json(path: Path) -> Any:
@@ -97,19 +99,43 @@ def _json(path: Path) -> Any:
         raise DataError(f"{path}: not JSON ({error}); download it again") from error
 
 
-def _tensors(files: TextVaeFiles) -> dict[str, Tensor]:
-    """The text VAE's tensors by its own names."""
-    safe = files.weights.suffix == ".safetensors"
-    tensors = read_tensors(files.weights, files.prefix) if safe else read_weights(files.weights)
-    found = {
-        name.removeprefix(files.prefix): tensor for name, tensor in tensors.items() if name.startswith(files.prefix)
-    }
-    if not found:
+class _Unprefixed(Mapping[str, Tensor]):
+    """Tensors under names without a prefix that all of them have, each read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        self._tensors, self._prefix = tensors, prefix
+        self._names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[f"{self._prefix}{name}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextmanager
+def _opened(files: TextVaeFiles) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, tuple[int, ...]]]]:
+    """The text VAE's tensors by its own names, read when they are asked for, and their shapes."""
+    prefix = files.prefix
+    if files.weights.suffix == ".safetensors":
+        with open_tensors(files.weights, prefix) as file:
+            tensors = _some(_Unprefixed(file, prefix), files)
+            yield tensors, {name: file.shape(f"{prefix}{name}") for name in tensors}
+        return
+    tensors = _some(_Unprefixed(read_weights(files.weights, mapped=True), prefix), files)
+    yield tensors, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _some(tensors: _Unprefixed, files: TextVaeFiles) -> _Unprefixed:
+    if not tensors:
         raise DataError(
             f"{files.weights}: no tensor is called {files.prefix}…; this checkpoint was saved without its text VAE; "
             "give one with it"
         )
-    return found
+    return tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +176,23 @@ class TextCodec:
     """
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
+        if vae.fingerprint is None:
+            raise ValueError("a text VAE with weights of a file expected, found one with random weights")
         self.vae = vae
         self._t5_tokens = t5_tokens
         self._llama_tokens = llama_tokens
-        parts = [fingerprint(vae), t5_tokens.sha256, llama_tokens.sha256]
+        parts = [vae.fingerprint, t5_tokens.sha256, llama_tokens.sha256]
         self.fingerprint = sha256_hex(canonical_json(parts))
         """sha256 over configuration, weights and tokenizers: latents of another one are other latents."""
 
     @classmethod
-    def load(cls, folder: Path, t5_tokenizer: Path | None = None) -> Self:
-        """From a checkpoint of OmniFlow or a text VAE's own folder; see `find_text_vae` and `load_text_vae`."""
+    def load(cls, folder: Path, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS) -> Self:
+        """From a checkpoint of OmniFlow or a text VAE's own folder; see `find_text_vae` and `load_text_vae`.
+
+        ``ends``: what it is loaded for. Weights and tokenizers are all checked, and in the fingerprint, in any case.
+        """
         files = find_text_vae(folder, t5_tokenizer)
-        vae = load_text_vae(files)
+        vae = load_text_vae(files, ends)
         llama = vae.config.llama
         return cls(
             vae,
@@ -182,7 +213,7 @@ class TextCodec:
     @property
     def device(self) -> torch.device:
         """Where the text VAE computes."""
-        return self.vae.query.device
+        return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
         """What each of some texts, at least one, would lose; the text VAE is not run."""

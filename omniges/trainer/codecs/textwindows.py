@@ -17,6 +17,7 @@ import torch
 
 from omniges.shards.codecs import WORDS_MEMBER, WindowEntry
 from omniges.shards.grid import WindowGrid
+from omniges.trainer.codecs.codec import BOTH_ENDS, End
 from omniges.trainer.codecs.textvae_files import LostText, SpokenText, TextCodec
 from omniges.trainer.codecs.windowtexts import window_words
 
@@ -102,11 +103,13 @@ class TextWindows:
         ]
 
 
-def load_text_windows(folder: Path, device: torch.device, t5_tokenizer: Path | None = None) -> TextWindows:
+def load_text_windows(
+    folder: Path, device: torch.device, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS
+) -> TextWindows:
     """The codec of a checkpoint of OmniFlow or of its text VAE's own folder; raises as `TextCodec.load` does.
 
-    ``t5_tokenizer``: the folder of T5's tokenizer where it is not in there.
+    ``t5_tokenizer``: the folder of T5's tokenizer where it is not in there. ``ends``: what it is loaded for.
     """
-    codec = TextCodec.load(folder, t5_tokenizer)
+    codec = TextCodec.load(folder, t5_tokenizer, ends)
     codec.vae.to(device)
     return TextWindows(codec)

@@ -77,6 +77,11 @@ class Filters:
             "max_seconds": None if self.max_seconds is None else float(self.max_seconds),
         }
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Filters:
+        """The inverse of `as_json`."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:

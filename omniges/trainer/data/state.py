@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import DataError, UsageFault
+from omniges.shards.dataset import read_dataset
+from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.setup import DataSource, Sequencing
 
-__all__ = ["STATE_VERSION", "Resumed", "make_state", "resume"]
+__all__ = ["STATE_VERSION", "Resumed", "make_state", "resume", "trained_on"]
 
 STATE_VERSION: Final = 1
 
@@ -77,6 +80,29 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
             f"anew from position {position} on"
         )
     return Resumed(position, note)
+
+
+def trained_on(saved: Mapping[str, Any], folder: Path, codecs: Mapping[str, str]) -> list[int]:
+    """Numbers of those folders of a saved state whose clips a local folder has, all that batches read of them.
+
+    The manifests' hashes may differ by what batches do not read, such as latents of another codec; states of earlier
+    versions have no other ones. ``codecs``: of the model, names by stream. Raises DataError for a damaged folder.
+    """
+    manifests, filters = saved.get("manifest_hashes") or [], saved.get("filters") or []
+    contents = saved.get(_CONTENT) or [None] * len(manifests)
+    own = read_dataset(folder)["manifest_hash"]
+    numbers = []
+    for number, (manifest, content, chosen) in enumerate(zip(manifests, contents, filters, strict=False)):
+        if manifest == own or (content is not None and content == _content_of(folder, chosen, codecs)):
+            numbers.append(number)
+    return numbers
+
+
+def _content_of(folder: Path, filters: Mapping[str, Any], codecs: Mapping[str, str]) -> str | None:
+    try:
+        return read_catalog(folder, Filters.from_json(filters), codecs).content_hash
+    except UsageFault:  # it has no such clips or latents, so none that are the same
+        return None
 
 
 def _differences(name: str, saved: Any, own: Any) -> list[str]:

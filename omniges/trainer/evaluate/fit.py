@@ -9,6 +9,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
 from omniges.trainer.checkpoint import SavedCheckpoint
+from omniges.trainer.data.state import trained_on
 from omniges.trainer.generate.run import task_named
 from omniges.trainer.model.tasks import FlowSettings
 from omniges.trainer.saved import load_identity
@@ -68,11 +69,10 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
 def _of_other_data(saved: SavedCheckpoint, shards: ShardFolder, split: str) -> list[str]:
     """What the clips of a split are to the model: new, known, or of data that it says nothing about."""
     loader = saved.document("state.json").get("loader")
-    hashes = loader.get("manifest_hashes", []) if isinstance(loader, dict) else []
-    filters = loader.get("filters", []) if isinstance(loader, dict) else []
-    own = shards.dataset["manifest_hash"]
-    if own not in hashes:
+    state = loader if isinstance(loader, dict) else {}
+    numbers = trained_on(state, shards.folder, load_identity(saved).codec_names)
+    if not numbers:
         found = f"the checkpoint was trained on other shards than {shards.folder}"
         return [f"{found}: it does not say whether these clips were among them"]
-    splits = {str(one.get("split")) for one, digest in zip(filters, hashes, strict=False) if digest == own}
+    splits = {str(state["filters"][number].get("split")) for number in numbers}
     return [f"the model was trained on these very clips, the {split} split"] if split in splits else []

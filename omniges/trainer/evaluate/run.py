@@ -17,7 +17,6 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, sha256_hex
-from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.evaluate.bodies import load_bodies
 from omniges.trainer.evaluate.figures import Resampling
 from omniges.trainer.evaluate.fit import require_fit
@@ -28,8 +27,7 @@ from omniges.trainer.evaluate.results import Result, find_results
 from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
-from omniges.trainer.generate.codecs import CodecFolders
-from omniges.trainer.generate.run import GenerateSettings, generate, task_named
+from omniges.trainer.generate.run import GenerateSettings, codecs_of, generate, task_named
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.metrics.encoders import Encoder, load_encoder
 from omniges.trainer.metrics.profiles import Profile, profile
@@ -145,9 +143,8 @@ def _generate(
     if any("gesture" in TASKS[name].targets for name in tasks):
         train_rows(shards, instruments)  # refused before minutes of generating, not behind them
     inputs = Sources(shards=settings.shards, split=source.split)
-    _require_codecs(saved, source, tasks, inputs)  # likewise: the last task may need what the first does not
-    for name in tasks:
-        wanted = GenerateSettings(
+    wanted = [
+        GenerateSettings(
             checkpoint=source.checkpoint,
             task=name,
             out=work / name,
@@ -158,16 +155,14 @@ def _generate(
             seed=settings.seed,
             num_samples=source.num_samples,
         )
-        with counting(f"s of {name} generated") as count:
-            generate(wanted, count)
-    return tuple(work / name for name in tasks), remarks
-
-
-def _require_codecs(saved: SavedCheckpoint, source: FromCheckpoint, tasks: Sequence[str], inputs: Sources) -> None:
-    """Raise UsageFault or DataError where a codec that a task needs is not given or is another one."""
-    codecs = CodecFolders(load_identity(saved).codecs, source.codecs, source.t5_tokenizer)
-    for name in tasks:
-        codecs.require(TASKS[name], inputs)
+        for name in tasks
+    ]
+    codecs = codecs_of(wanted[0], load_identity(saved))
+    codecs.require([TASKS[name] for name in tasks], inputs)  # likewise, and each is loaded once for all tasks
+    for one in wanted:
+        with counting(f"s of {one.task} generated") as count:
+            generate(one, count, codecs)
+    return tuple(one.out for one in wanted), remarks
 
 
 def _train_split(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs.codec import (
     Codec,
+    End,
     FrameCodec,
     QuantisingCodec,
     WindowCodec,
@@ -57,6 +58,7 @@ class CodecFolders:
         self._entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
         self._quantised = quantised
         self._loaded: dict[StreamName, Codec] = {}
+        self._ends: dict[StreamName, frozenset[End]] = {}  # that each is loaded for
         names = [entry.name for entry in self._entries.values()]
         for name in self._folders:
             if name not in names:
@@ -64,17 +66,24 @@ class CodecFolders:
         if t5_tokenizer is not None and "text" not in self._entries:
             raise UsageFault("--t5-tokenizer: the model has no codec of text: leave it away")
 
-    def require(self, task: Task, sources: Sources) -> None:
-        """Load what a task needs, before anything is made; what shards hold as latents needs no codec.
+    def require(self, tasks: Iterable[Task], sources: Sources) -> None:
+        """Load what tasks need, before anything is made; what shards hold as latents needs no codec.
+
+        A codec that is loaded for these ends already is not loaded again.
 
         Raises UsageFault where its folder is not given or holds another codec, DataError where it holds none.
         """
+        wanted = list(tasks)
+        conditions = {stream for task in wanted for stream in task.conditions}
+        targets = {stream for task in wanted for stream in task.targets}
         for stream, entry in self._entries.items():
-            of_files = stream in task.conditions
+            of_files = stream in conditions
             if of_files and sources.from_shards and sources.shards is not None:
                 of_files = latents_of(ShardFolder(sources.shards), entry) is None
-            if of_files or stream in task.targets:
-                self._codec(stream)
+            ends: set[End] = {"encode"} if of_files else set()
+            ends |= {"decode"} if stream in targets else set()
+            if ends:
+                self._codec(stream, *ends)
 
     def conditions(self, item: Input, windows: WindowSettings) -> Conditions:
         """What the model takes of an input in these windows: latents where a stream is one of them."""
@@ -91,7 +100,7 @@ class CodecFolders:
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
         """Whether what is made of these streams is decoded through codes; None: no codec with codes decodes it."""
-        codecs = [self._codec(stream) for stream in targets if stream in self._entries]
+        codecs = [self._codec(stream, "decode") for stream in targets if stream in self._entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def ticks_of(self, given: Given, ticks: int) -> TicksOf:
@@ -101,7 +110,7 @@ class CodecFolders:
             return given.array
         rows = Track.of_codec(entry).rows
         if given.latents is None:
-            codec = cast("FrameCodec", self._codec(given.stream))
+            codec = cast("FrameCodec", self._codec(given.stream, "encode"))
             latents = codec.encode(np.asarray(given.array(0, ticks), np.float32))
         else:
             latents = given.latents
@@ -109,7 +118,7 @@ class CodecFolders:
 
     def _texts_of(self, given: Given, ticks: int, spans: Sequence[tuple[int, int]]) -> tuple[TicksOf, list[str]]:
         """Latents (N, V) of the text of each window, and remarks on what they lose of it."""
-        codec = cast("WindowCodec", self._codec(given.stream))
+        codec = cast("WindowCodec", self._codec(given.stream, "encode"))
         texts = codec.texts(given.words, ticks, spans)
         shape = codec.entry.latents, codec.entry.channels
         latents = dict(zip(spans, codec.encode_texts(texts).reshape(-1, *shape), strict=True))
@@ -130,19 +139,29 @@ class CodecFolders:
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
         """What a person can use of what the model made: the mel of latents, or the text of each window."""
-        return decode_latents(self._codec(stream), array) if stream in self._entries else array
+        return decode_latents(self._codec(stream, "decode"), array) if stream in self._entries else array
 
-    def _codec(self, stream: StreamName) -> Codec:
-        if stream not in self._loaded:
+    def _codec(self, stream: StreamName, *ends: End) -> Codec:
+        """A stream's codec, loaded for some ends at least."""
+        there = self._ends.get(stream, frozenset())
+        if not there.issuperset(ends):
             entry = self._entries[stream]
             if entry.name not in self._folders:
                 raise UsageFault(
                     f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
                 )
-            folder = self._folders[entry.name]
-            tokenizer = self._t5_tokenizer
-            codec = load_same_codec(entry, folder, "--codec", "the checkpoint", t5_tokenizer=tokenizer)
+            self._loaded.pop(stream, None)  # two at once would be large
+            self._ends.pop(stream, None)
+            wanted = there | frozenset(ends)
+            codec = load_same_codec(
+                entry,
+                self._folders[entry.name],
+                "--codec",
+                "the checkpoint",
+                t5_tokenizer=self._t5_tokenizer,
+                ends=wanted,
+            )
             if isinstance(codec, QuantisingCodec):
                 codec = codec.decoding(quantised=self._quantised)
-            self._loaded[stream] = codec
+            self._loaded[stream], self._ends[stream] = codec, wanted
         return self._loaded[stream]

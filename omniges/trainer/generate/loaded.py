@@ -11,6 +11,7 @@ import torch
 from omniges.errors import UsageFault
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.data.slots import SlotCodec
+from omniges.trainer.data.state import trained_on
 from omniges.trainer.generate.settings import Weights
 from omniges.trainer.generate.sources import Input, Reading
 from omniges.trainer.generate.windows import WindowSettings
@@ -56,11 +57,20 @@ class Loaded:
             trained = ", ".join(name for name, share in shares.items() if share)
             raise UsageFault(f"{self.saved.path}: it was not trained on {task}, only on {trained}: take another task")
 
-    def remarks_on(self, item: Input, speaker: str | None) -> list[str]:
-        """What a person should know of an input to this model, when they chose this speaker or none."""
+    def knows(self, shards: Path) -> bool | None:
+        """Whether it was trained on a folder of shards; None where the checkpoint does not say on which."""
+        loader = self._told(STATE_FILE).get("loader", {})
+        if not loader.get("manifest_hashes"):
+            return None
+        return bool(trained_on(loader, shards, self.identity.codec_names))
+
+    def remarks_on(self, item: Input, speaker: str | None, *, known: bool | None) -> list[str]:
+        """What a person should know of an input to this model, when they chose this speaker or none.
+
+        `known`: what `knows` says of the shards that it is a sample of, if it is one.
+        """
         remarks = []
-        known = self._told(STATE_FILE).get("loader", {}).get("manifest_hashes")
-        if item.source is not None and known and item.source["manifest_hash"] not in known:
+        if item.source is not None and known is False:
             remarks.append("the sample is of other shards than those the model was trained on")
         if speaker is None and item.speaker is not None and item.speaker not in self.identity.speakers:
             remarks.append(f"the model does not know the speaker {item.speaker}: an unknown one was taken")

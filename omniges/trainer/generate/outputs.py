@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_f
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.publish import os_errors
 from omniges.recordings.npz import MOTION_COLUMNS, write_motion
-from omniges.recordings.textgrid import WordInterval, encode_tiers, encode_words
+from omniges.recordings.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
 from omniges.recordings.wav import wav_parts
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body
@@ -53,6 +54,9 @@ NEUTRAL: Final = Body(np.zeros(300), "neutral", "smplx2020", np.zeros(2))
 """The average body at the origin, where the inputs have none."""
 
 _COPY_BYTES: Final = 1 << 20
+_NO_TEXT: Final = "\ufffd"
+_UNWRITABLE: Final = frozenset({"Cc", "Cs"})
+"""Unicode categories of what no label holds: control characters and lone surrogates."""
 
 
 class MelVoice(Protocol):
@@ -199,6 +203,35 @@ class SpeechSink:
         return self._mel.rows(0, MEL_FRAMES_PER_TICK * ticks)
 
 
+class _Labels:
+    """What a model says as labels of a TextGrid that readers give back as they were written, and what that changed."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind  # what has a label, for remarks
+        self._controls = 0
+        self._silences: set[str] = set()
+
+    def label(self, text: str) -> str:
+        """A text in one line: white space is one space, and a control character U+FFFD, like bytes that are no text."""
+        joined = " ".join(text.split())
+        found = "".join(_NO_TEXT if category(letter) in _UNWRITABLE else letter for letter in joined)
+        self._controls += found != joined
+        if found and found.casefold() in SILENCE_LABELS:
+            self._silences.add(found)
+        return found
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of the labels so far."""
+        told = []
+        if self._controls:
+            told.append(f"{self._controls} {self._kind} with control characters, each written as {_NO_TEXT}")
+        if self._silences:
+            shown = ", ".join(sorted(self._silences))
+            told.append(f"{self._kind} that readers of TextGrids take for silence: {shown}")
+        return told
+
+
 class TextSink:
     """Text slots to a TextGrid and a plain text; a slot is 4 bytes a tick, which is kept in memory."""
 
@@ -215,13 +248,14 @@ class TextSink:
     def files(self) -> Iterator[OutFile]:
         """The TextGrid and the text."""
         slots = np.concatenate(self._slots)
-        words = self._codec.decode(slots)
-        spoken = [word for word in words if word.word.strip()]
-        if len(spoken) < len(words):
-            self.remarks.append(f"{len(words) - len(spoken)} words without a letter left out")
-        if not spoken:
+        labels = _Labels("words")
+        words = [WordInterval(labels.label(word.word), word.start, word.end) for word in self._codec.decode(slots)]
+        intervals = [word for word in words if word.word]
+        if len(intervals) < len(words):
+            self.remarks.append(f"{len(words) - len(intervals)} words without a letter left out")
+        self.remarks += labels.remarks
+        if not intervals:
             self.remarks.append("no word was made")
-        intervals = [WordInterval(word.word.strip(), word.start, word.end) for word in spoken]
         yield OutFile("text", ".TextGrid", [encode_words(intervals, len(slots) / TICKS_PER_SECOND)])
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
@@ -238,12 +272,13 @@ class WindowTextSink:
         self.measures: dict[str, float] = {}
         self.remarks = ["the words have no times: text of latents is that of whole windows"]
         self._windows = windows
+        self._labels = _Labels("windows of text")
         self._intervals: list[WordInterval] = []
 
     def append(self, texts: Sequence[SpokenText], /) -> None:
         """The texts of the next windows."""
         for spoken, (first, count) in zip(texts, self._windows[len(self._intervals) :], strict=False):
-            text = " ".join(spoken.text.replace("\0", "\ufffd").split())
+            text = self._labels.label(spoken.text)
             start, end = first / TICKS_PER_SECOND, (first + count) / TICKS_PER_SECOND
             self._intervals.append(WordInterval(text, start, end))
             if not spoken.ended:
@@ -252,6 +287,7 @@ class WindowTextSink:
     def files(self) -> Iterator[OutFile]:
         """The TextGrid with a tier `windows`, and the text."""
         texts = [interval.word for interval in self._intervals if interval.word]
+        self.remarks += self._labels.remarks
         if not texts:
             self.remarks.append("no word was made")
         yield OutFile("text", ".TextGrid", [encode_tiers([(WINDOWS_TIER, self._intervals)], self._intervals[-1].end)])

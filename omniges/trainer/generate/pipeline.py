@@ -227,7 +227,7 @@ class OmnigesPipeline:
         number = self._loaded.speaker_number(speaker, named=True)
         sampling = _sampling(num_inference_steps, guidance_scale, shift, solver)
         windows = self._loaded.windows(overlap_ticks, name)
-        self._codecs.require(TASKS[name], Sources())
+        self._codecs.require([TASKS[name]], Sources())
         given: list[Given] = []
         _require_inputs(name, {"audio": audio, "text": text, "gesture": gesture})
         if audio is not None:

@@ -30,8 +30,9 @@ from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_ti
 from omniges.trainer.generated import GeneratedRecord, read_record
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
+from omniges.trainer.saved import ModelIdentity
 
-__all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "generate", "load", "task_named"]
+__all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "codecs_of", "generate", "load", "task_named"]
 
 _MOST_WINDOWS: Final = 32
 """Windows of all inputs that are worked on together."""
@@ -45,10 +46,15 @@ _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
 Count = Callable[[float, float], None]
 
 
-def generate(settings: GenerateSettings, count: Count = lambda _done, _total: None) -> GenerateSummary:
+def generate(
+    settings: GenerateSettings,
+    count: Count = lambda _done, _total: None,
+    codecs: CodecFolders | None = None,
+) -> GenerateSummary:
     """Make all results; `count` is told how many seconds are made of how many.
 
-    The latter are estimated from the inputs that were read so far.
+    The latter are estimated from the inputs that were read so far. `codecs`: those that `codecs_of` gives for these
+    settings, where somebody has loaded some of them already.
 
     Raises UsageFault, DataError or EnvironmentFault; results that were written before are whole.
     """
@@ -58,13 +64,11 @@ def generate(settings: GenerateSettings, count: Count = lambda _done, _total: No
     loaded.require_trained(task)
     voice = chosen_voice(settings.vocoder, used="audio" in TASKS[task].targets)
     windows = loaded.windows(settings.overlap_ticks, task)
-    codecs = CodecFolders(
-        loaded.identity.codecs, settings.codecs, settings.t5_tokenizer, quantised=not settings.continuous
-    )
+    codecs = codecs or codecs_of(settings, loaded.identity)
     loaded.speaker_number(settings.speaker, named=True)
     body = _body(settings)
     recorded = TASKS[task].targets if settings.pictures else ()
-    codecs.require(TASKS[task], settings.sources)
+    codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
         raise UsageFault("--continuous: latents of gesture-rvqvae to decode expected, found none: leave it away")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, loaded.reading(settings.out, recorded))
@@ -89,6 +93,11 @@ def generate(settings: GenerateSettings, count: Count = lambda _done, _total: No
                 settings.out.rmdir()
     elapsed = time.monotonic() - began
     return GenerateSummary(settings.out, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(remarks))
+
+
+def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> CodecFolders:
+    """The codecs of a model, from the folders that the settings name; none is loaded yet."""
+    return CodecFolders(identity.codecs, settings.codecs, settings.t5_tokenizer, quantised=not settings.continuous)
 
 
 class _Progress:
@@ -182,6 +191,8 @@ class _Job:
     ) -> None:
         self._settings, self._task, self._loaded = settings, task, loaded
         self._windows, self._body, self._voice, self._codecs = windows, body, voice, codecs
+        shards = settings.sources.shards if settings.sources.from_shards else None
+        self._known = None if shards is None else loaded.knows(shards)
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Result]:
         """Make and write the results of some inputs."""
@@ -290,7 +301,12 @@ class _Job:
             settings=chosen,
             seams_s=tuple(tick / TICKS_PER_SECOND for tick in borders),
             measures=results.measures,
-            remarks=(*item.remarks, *loaded.remarks_on(item, settings.speaker), *of_inputs, *results.remarks),
+            remarks=(
+                *item.remarks,
+                *loaded.remarks_on(item, settings.speaker, known=self._known),
+                *of_inputs,
+                *results.remarks,
+            ),
         )
 
 

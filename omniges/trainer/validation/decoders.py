@@ -20,7 +20,7 @@ from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.losses import SIX
 
 if TYPE_CHECKING:
-    from omniges.trainer.codecs.codec import Codec
+    from omniges.trainer.codecs.codec import Codec, End
 
 __all__ = ["Decoders", "open_decoders"]
 
@@ -83,10 +83,17 @@ def open_decoders(
         return Decoders(entries)
     from omniges.trainer.codecs.codec import load_same_codec  # noqa: PLC0415 - runs that decode nothing load no codec
 
+    decode: frozenset[End] = frozenset({"decode"})
     with torch.random.fork_rng(devices=[]):
         loaded = {
             name: load_same_codec(
-                entries[name], folder, "--validation-codec", "the shards", device, t5_tokenizer=t5_tokenizer
+                entries[name],
+                folder,
+                "--validation-codec",
+                "the shards",
+                device,
+                t5_tokenizer=t5_tokenizer,
+                ends=decode,
             )
             for name, folder in given.items()
         }

@@ -14,7 +14,7 @@ from textvae_reference import Reference
 from textvae_reference import token_losses as reference_losses
 from torch import nn
 
-from omniges.trainer.codecs.textvae import IGNORED, TextVae, fingerprint, standardised, token_losses
+from omniges.trainer.codecs.textvae import IGNORED, TextVae, standardised, token_losses
 from omniges.trainer.codecs.textvae_config import TextVaeConfig, text_vae_config
 
 pytest.importorskip("transformers", reason="the text VAE needs transformers: pip install 'omniges[text-vae]'")
@@ -220,20 +220,20 @@ class TestFingerprint:
         tensors = {name: tensor.bfloat16() for name, tensor in random_tensors(config).items()}
         parsed = text_vae_config(config, "c")
         one_table = {n: t.float() for n, t in reversed(tensors.items()) if n != "encoder.shared.weight"}
-        found = {fingerprint(TextVae.of_tensors(parsed, given, "w")) for given in (tensors, one_table)}
+        found = {TextVae.of_tensors(parsed, given, "w").fingerprint for given in (tensors, one_table)}
         assert len(found) == 1
 
     @pytest.mark.parametrize("name", ["query", "vae_proj.bias", "lm_head.weight", "encoder.shared.weight"])
     def test_a_single_bit_of_any_weight_changes_it(self, name):
         config = configuration()
         tensors = random_tensors(config)
-        before = fingerprint(TextVae.of_tensors(text_vae_config(config, "c"), tensors, "w"))
+        before = TextVae.of_tensors(text_vae_config(config, "c"), tensors, "w").fingerprint
         tensors[name].view(torch.int32).flatten()[-1] ^= 1
-        assert fingerprint(TextVae.of_tensors(text_vae_config(config, "c"), tensors, "w")) != before
+        assert TextVae.of_tensors(text_vae_config(config, "c"), tensors, "w").fingerprint != before
 
     def test_a_setting_that_no_tensor_shows_changes_it(self):
         kinds = [configuration(rope_theta=base, vae={"vae_scale": scale}) for base, scale in ((9, 1), (8, 1), (9, 2))]
-        assert len({fingerprint(model(config)) for config in kinds}) == 3
+        assert len({model(config).fingerprint for config in kinds}) == 3
 
 
 def test_the_published_sizes_give_the_published_counts():

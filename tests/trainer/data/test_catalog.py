@@ -307,3 +307,9 @@ def test_a_million_samples_are_ordered_in_seconds(folder: Path, tmp_path: Path) 
     assert (samples, windows) == (1_000_000, 64)
     assert cpu_s < 5
     assert gigabytes < 1.5
+
+
+def test_filters_come_back_from_json() -> None:
+    for filters in (Filters(), Filters(split="val", speakers=("b", "a"), languages=("english",), max_seconds=9.5)):
+        found = Filters.from_json(json.loads(json.dumps(filters.as_json())))
+        assert found.as_json() == filters.as_json()

@@ -118,6 +118,28 @@ class TestFit:
         _, remarks = require_fit(find_checkpoint(checkpoint), others, "test", ())
         assert "was trained on other shards than" in remarks[0]
 
+    def test_shards_to_which_latents_were_added_are_the_same(
+        self, checkpoint: Path, shards: Path, vae: Path, tmp_path: Path
+    ) -> None:
+        from latent_builders import AUDIO, encoded_shards
+
+        encoded = ShardFolder(encoded_shards(shards, tmp_path / "encoded", {AUDIO: vae}))
+        assert encoded.dataset["manifest_hash"] != ShardFolder(shards).dataset["manifest_hash"]
+        saved = find_checkpoint(checkpoint)
+        assert require_fit(saved, encoded, "test", ())[1] == []
+        _, remarks = require_fit(saved, encoded, "train", ())
+        assert remarks == ["the model was trained on these very clips, the train split"]
+
+    def test_shards_without_the_latents_it_was_trained_on_are_others(
+        self, encoded: Path, shards: Path, tmp_path: Path
+    ) -> None:
+        from latent_builders import AUDIO
+
+        run(encoded, tmp_path / "run", audio_codec=AUDIO, max_train_steps=1)
+        saved = find_checkpoint(tmp_path / "run")
+        assert require_fit(saved, ShardFolder(encoded), "test", ())[1] == []
+        assert "was trained on other shards than" in require_fit(saved, ShardFolder(shards), "test", ())[1][0]
+
     def test_tasks_it_was_not_trained_on(self, shards: Path, tmp_path: Path) -> None:
         run(shards, tmp_path / "run", max_train_steps=1, flow={"shares": {"a2g": 1.0, "t2g": 1.0}})
         saved, folder = find_checkpoint(tmp_path / "run"), ShardFolder(shards)

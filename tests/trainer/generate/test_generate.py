@@ -336,6 +336,19 @@ def test_a_checkpoint_that_never_saw_a_task_says_so(shards: Path, files: dict[st
         make(tmp_path / "run", tmp_path / "out", "a2g", audio=(files["wav"],))
 
 
+def test_samples_of_the_shards_it_learned_from_are_known_after_latents_were_added(
+    checkpoint: Path, shards: Path, vae: Path, tmp_path: Path
+) -> None:
+    from latent_builders import AUDIO, encoded_shards
+
+    remark = "the sample is of other shards than those the model was trained on"
+    encoded = encoded_shards(shards, tmp_path / "encoded", {AUDIO: vae})
+    key = ShardFolder(shards).rows[0].key
+    for number, folder in enumerate((shards, encoded)):
+        summary = make(checkpoint, tmp_path / str(number), "a2t", shards=folder, keys=(key,))
+        assert remark not in read_record(summary.records[0]).remarks
+
+
 def test_samples_of_other_shards_are_remarked_and_other_features_refused(
     checkpoint: Path, shards: Path, corpus: Path, tmp_path: Path
 ) -> None:

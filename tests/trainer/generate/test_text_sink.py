@@ -1,0 +1,113 @@
+"""Text slots as files: whatever a model puts into slots is a TextGrid that reads back, and what is lost is said."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniges.recordings.textgrid import SILENCE_LABELS, decode_words
+from omniges.shards.tokenizer import train_tokenizer
+from omniges.trainer.codecs.textvae_files import SpokenText
+from omniges.trainer.data.slots import MARKS, SlotCodec, pack_slots
+from omniges.trainer.evaluate.results import spoken_intervals
+from omniges.trainer.generate.outputs import TextSink, WindowTextSink
+
+# Words, a word that readers take for silence, and all 256 bytes as pieces of their own.
+CODEC = SlotCodec(train_tokenizer(dict.fromkeys(["tree", "sp", "you're"], 2)))
+ANY_SLOTS = st.lists(st.integers(0, CODEC.vocabulary_size - 1), min_size=1, max_size=60)
+
+
+def files_of(slots: np.ndarray) -> tuple[TextSink, bytes, str]:
+    sink = TextSink(CODEC)
+    sink.append(slots)
+    grid, text = (b"".join(file.parts) for file in sink.files())
+    return sink, grid, text.decode()
+
+
+def slots_of(*words: str) -> np.ndarray:
+    """Two ticks of each piece of words, a blank between the words."""
+    slots: list[int] = []
+    for word in words:
+        for number, piece in enumerate(CODEC.encode_word(word)):
+            slots += [1 + MARKS * piece + 2 * first + (number == 0) for first in (1, 0)]
+        slots.append(0)
+    return np.array(slots, np.int32)
+
+
+def counted(remarks: list[str], what: str) -> int:
+    found = [re.match(rf"(\d+) {what}", remark) for remark in remarks]
+    return sum(int(match[1]) for match in found if match)
+
+
+@given(ANY_SLOTS)
+def test_any_slots_become_files_that_read_back_word_for_word(slots: list[int]) -> None:
+    sink, grid, text = files_of(np.array(slots, np.int32))
+    words, timed = spoken_intervals(grid)
+    assert timed
+    said = CODEC.decode(np.array(slots, np.int32))
+    assert text.count("\n") == 1
+    assert not any(unicodedata.category(letter) == "Cc" for letter in text.rstrip("\n"))
+    silent = any("take for silence" in remark for remark in sink.remarks)
+    written = text.split()
+    read = " ".join(word.word for word in words).split()
+    assert read == written or (silent and [word for word in written if word not in SILENCE_LABELS] == read)
+    # Nothing is lost silently: each word is in the files, or counted as one without a letter.
+    times = {(word.start, word.end) for word in words}
+    missing = [word for word in said if (word.start, word.end) not in times]
+    spoken = [word for word in missing if word.word.strip().casefold() not in SILENCE_LABELS - {""}]
+    assert len(spoken) == counted(sink.remarks, "words without a letter left out")
+    changed = [w for w in said if any(unicodedata.category(c) == "Cc" for c in " ".join(w.word.split()))]
+    assert len(changed) == counted(sink.remarks, "words with control characters")
+
+
+@pytest.mark.parametrize("byte", [*range(32), *range(127, 160)])
+def test_each_control_character_alone_or_within_a_word(byte: int) -> None:
+    letter = chr(byte)
+    sink, grid, text = files_of(slots_of("tree", letter, f"a{letter}b"))
+    words = [word.word for word in decode_words(grid).words]
+    if letter.isspace():
+        assert words == ["tree", "a b"]
+        assert "1 words without a letter left out" in sink.remarks
+    else:
+        assert words == ["tree", "\ufffd", "a\ufffdb"]
+        assert "2 words with control characters, each written as \ufffd" in sink.remarks
+    assert text == " ".join(words) + "\n"
+
+
+def test_a_word_that_reads_as_silence_is_told() -> None:
+    sink, grid, text = files_of(slots_of("tree", "sp"))
+    assert [word.word for word in decode_words(grid).words] == ["tree"]
+    assert text == "tree sp\n"
+    assert "words that readers of TextGrids take for silence: sp" in sink.remarks
+
+
+def test_words_that_were_said_as_they_are_have_no_remark() -> None:
+    sink, grid, _ = files_of(slots_of("tree", "you're", "他說", 'a"b'))
+    assert [word.word for word in decode_words(grid).words] == ["tree", "you're", "他說", 'a"b']
+    assert sink.remarks == []
+
+
+def test_blanks_alone_are_no_word() -> None:
+    blank = pack_slots(np.full(4, -1, np.int32), np.zeros(4, bool), np.zeros(4, bool))
+    sink, _, text = files_of(blank)
+    assert text == "\n"
+    assert sink.remarks == ["no word was made"]
+
+
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
+def test_any_texts_of_windows_become_files_that_read_back(texts: list[str]) -> None:
+    sink = WindowTextSink([(16 * number, 16) for number in range(len(texts))])
+    sink.append([SpokenText(text, ended=True) for text in texts])
+    grid, text = (b"".join(file.parts) for file in sink.files())
+    windows, timed = spoken_intervals(grid)
+    assert not timed
+    read = " ".join(window.word for window in windows)
+    silent = any("take for silence" in remark for remark in sink.remarks)
+    assert read == text.decode().rstrip("\n") or silent
+    controls = [t for t in texts if any(unicodedata.category(c) in {"Cc", "Cs"} for c in " ".join(t.split()))]
+    assert len(controls) == counted(sink.remarks, "windows of text with control characters")
