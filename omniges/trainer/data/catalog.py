@@ -80,7 +80,8 @@ class Filters:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Filters:
         """The inverse of `as_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        lists: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return cls(**lists)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,8 @@ from training_helpers import SMALLEST, run
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.recordings.textgrid import WordInterval, decode_words, encode_tiers
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.textvae_files import LostText, SpokenText
+from omniges.trainer.codecs.codec import BOTH_ENDS
+from omniges.trainer.codecs.textvae_files import LostText, SpokenText, TextCodec
 from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.generate.outputs import WindowTextSink
@@ -84,6 +85,19 @@ class Asked:
 
         monkeypatch.setattr(TextWindows, "encode_texts", watched)
         monkeypatch.setattr(TextWindows, "decode", decode)
+
+
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What text VAEs are loaded for, from now on."""
+    found: list[Any] = []
+    load = TextCodec.load.__func__  # type: ignore[attr-defined]
+
+    def watched(cls: type[TextCodec], folder: Path, t5_tokenizer: Path | None = None, ends: Any = BOTH_ENDS) -> Any:
+        found.append(set(ends))
+        return load(cls, folder, t5_tokenizer, ends)
+
+    monkeypatch.setattr(TextCodec, "load", classmethod(watched))
+    return found
 
 
 class TestTasks:
@@ -232,6 +246,20 @@ class TestSink:
 
 
 class TestPipeline:
+    def test_the_codec_is_loaded_for_what_calls_need_and_then_kept(
+        self, trained: Path, codec: Path, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded = loads(monkeypatch)
+        pipeline = OmnigesPipeline.from_pretrained(trained, codecs={NAME: codec})
+        words = [{"word": "hello", "start": 0.2, "end": 0.5}]
+        for _ in range(2):
+            pipeline("t2g", text=words, seconds=0.5, num_inference_steps=1)
+        assert loaded == [{"encode"}]
+        for _ in range(2):
+            pipeline("a2t", audio=files["audio"][0], num_inference_steps=1)
+            pipeline("t2g", text=words, seconds=0.5, num_inference_steps=1)
+        assert loaded == [{"encode"}, {"encode", "decode"}]
+
     def test_gives_what_the_command_gives(
         self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
@@ -273,6 +301,19 @@ class TestEvaluate:
             f.value is None and f.why_not == "the text is that of whole windows, whose words have no times"
             for f in timing
         )
+
+    @pytest.mark.parametrize(
+        ("tasks", "ends"),
+        [(("a2t", "t2a", "t2g", "a2g"), {"encode", "decode"}), (("a2t", "g2t"), {"decode"}), (("t2a",), {"encode"})],
+    )
+    def test_the_codec_is_loaded_once_for_all_tasks_and_for_what_they_need(
+        self, trained: Path, codec: Path, encoded: Path, monkeypatch: pytest.MonkeyPatch, tasks: Any, ends: set[str]
+    ) -> None:
+        loaded = loads(monkeypatch)
+        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, codec),), tasks=tasks, split="test", steps=1)
+        report = evaluate(EvaluateSettings(shards=encoded, source=source, resamples=10))
+        assert set(report.tasks) == set(tasks)
+        assert loaded == [ends]
 
     def test_a_word_left_out_is_one_deletion(self, encoded: Path, tmp_path: Path) -> None:
         folder = ShardFolder(encoded)

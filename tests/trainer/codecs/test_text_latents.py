@@ -67,6 +67,24 @@ class TestOutput:
                 seen.add(text)
         assert len(seen) > 10
 
+    def test_encoding_keeps_no_llama_in_memory(
+        self, shards: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept: list[Any] = []
+        encode_texts = TextWindows.encode_texts
+
+        def watched(windows: TextWindows, texts: Any) -> Any:
+            kept.append(windows._codec.vae)
+            return encode_texts(windows, texts)
+
+        monkeypatch.setattr(TextWindows, "encode_texts", watched)
+        encoded_shards(shards, codec, tmp_path / "s")
+        whole = TextCodec.load(codec)
+        assert {vae.fingerprint for vae in kept} == {whole.vae.fingerprint}
+        names = {name for vae in kept for name, _ in vae.named_parameters()}
+        llama = {name for name, _ in whole.vae.named_parameters() if name.startswith(("model.", "lm_head.", "input_"))}
+        assert names == {name for name, _ in whole.vae.named_parameters()} - llama
+
     def test_statistics_are_of_each_number_over_all_latents_of_the_train_split(self, encoded: Path) -> None:
         folder = ShardFolder(encoded)
         train = [folder.array(row, MEMBER) for row in folder.rows if row.split == "train"]

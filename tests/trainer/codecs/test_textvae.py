@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ from textvae_reference import Reference
 from textvae_reference import token_losses as reference_losses
 from torch import nn
 
+from omniges.errors import DataError
 from omniges.trainer.codecs.textvae import IGNORED, TextVae, standardised, token_losses
 from omniges.trainer.codecs.textvae_config import TextVaeConfig, text_vae_config
 
@@ -214,7 +219,83 @@ class TestFrozen:
         np.testing.assert_allclose(vae.latents(ids, empty), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+class Rationed(Mapping[str, torch.Tensor]):
+    """Tensors that are made when they are asked for; knows how many of them were alive at once."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors, self._given = tensors, list[weakref.ref[torch.Tensor]]()
+        self.most = 0
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        found = self._tensors[name].clone()
+        self._given.append(weakref.ref(found))
+        self.most = max(self.most, sum(given() is not None for given in self._given))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+class TestEnds:
+    """What encodes needs no LLaMA, and what decodes no T5: an end is loaded alone, and all of it is checked."""
+
+    ONE: tuple[Any, ...] = (frozenset({"encode"}), frozenset({"decode"}))
+
+    @pytest.mark.parametrize("config", KINDS.values(), ids=list(KINDS))
+    def test_each_computes_what_the_whole_does(self, config):
+        parsed, tensors = text_vae_config(config, "c"), random_tensors(config)
+        whole = TextVae.of_tensors(parsed, tensors, "w")
+        encoder, decoder = (TextVae.of_tensors(parsed, tensors, "w", ends) for ends in self.ONE)
+        assert encoder.fingerprint == decoder.fingerprint == whole.fingerprint
+        made = whole.latents(*tokens(config))
+        assert torch.equal(encoder.latents(*tokens(config)), made)
+        assert torch.equal(decoder.generated(made, 12), whole.generated(made, 12))
+        names = [{name for name, _ in vae.named_parameters()} for vae in (encoder, decoder)]
+        assert not names[0] & names[1]
+        assert names[0] | names[1] == {name for name, _ in whole.named_parameters()}
+        assert all(any(name.startswith(net) for net in ("model.", "lm_head.", "input_proj.")) for name in names[1])
+
+    @pytest.mark.parametrize("ends", ONE)
+    def test_a_tensor_of_either_end_that_is_wrong_is_refused(self, ends):
+        config = configuration()
+        for name in ("lm_head.weight", "vae_proj.bias"):
+            for damage in (lambda t: t[..., :-1], lambda t: t.long(), lambda t: t * float("inf"), lambda _: None):
+                tensors = random_tensors(config)
+                damaged = damage(tensors.pop(name))
+                tensors |= {} if damaged is None else {name: damaged}
+                with pytest.raises(DataError, match=name):
+                    TextVae.of_tensors(text_vae_config(config, "c"), tensors, "w", ends)
+
+    @pytest.mark.parametrize("ends", [*ONE, frozenset({"encode", "decode"})])
+    def test_files_tensors_are_in_memory_one_after_the_other(self, ends):
+        config = configuration()
+        tensors = Rationed(random_tensors(config))
+        TextVae.of_tensors(text_vae_config(config, "c"), tensors, "w", ends)
+        assert tensors.most == 2  # the next one comes before the one behind it goes
+
+    def test_what_was_not_loaded_is_not_computed(self):
+        config = configuration()
+        parsed, tensors = text_vae_config(config, "c"), random_tensors(config)
+        encoder, decoder = (TextVae.of_tensors(parsed, tensors, "w", ends) for ends in self.ONE)
+        with pytest.raises(RuntimeError, match="without the nets that encode"):
+            decoder.latents(*tokens(config))
+        with pytest.raises(RuntimeError, match="without the nets that decode"):
+            encoder.generated(latents(config))
+
+
 class TestFingerprint:
+    @pytest.mark.parametrize("config", KINDS.values(), ids=list(KINDS))
+    def test_it_is_that_of_configuration_and_tensors_by_name(self, config):
+        parsed, tensors = text_vae_config(config, "c"), random_tensors(config)
+        wanted = hashlib.sha256(json.dumps(asdict(parsed), sort_keys=True, separators=(",", ":")).encode())
+        for name in sorted(tensors.keys() - {"encoder.encoder.embed_tokens.weight"}):
+            head = json.dumps([name, "float32", list(tensors[name].shape)], separators=(",", ":"))
+            wanted.update(head.encode() + tensors[name].numpy().tobytes())
+        assert TextVae.of_tensors(parsed, tensors, "w").fingerprint == wanted.hexdigest()
+
     def test_it_is_of_the_model_and_not_of_the_file(self):
         config = configuration()
         tensors = {name: tensor.bfloat16() for name, tensor in random_tensors(config).items()}

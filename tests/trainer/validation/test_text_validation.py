@@ -254,6 +254,7 @@ class TestWithTheCodec:
         assert torch.equal(torch.get_rng_state(), generators)
         (windows,) = loaded
         assert not any(parameter.requires_grad for parameter in windows._codec.vae.parameters())
+        assert windows._codec.vae.ends == {"decode"}  # no T5 in memory
 
     def test_the_best_step_can_go_by_the_word_error_rate(self, encoded: Path, codec: Path, tmp_path: Path) -> None:
         settings = {**BARE, "best_metric": "a2t/word_error_rate"}
