@@ -14,6 +14,7 @@ __all__ = ["convert_omniflow", "trace_batches", "train"]
 
 TrainEpochs = Annotated[float | None, typer.Option(help="Passes over the windows; 100 if no length is given.")]
 Accumulation = Annotated[int | None, typer.Option(help="Micro-steps per step.", show_default="1")]
+GradNorm = Annotated[float | None, typer.Option(help="Norm to clip gradients to; 0: not.", show_default="1.0")]
 Schedule = Annotated[str | None, typer.Option(help="constant, cosine or linear.", show_default="constant")]
 ValidationSteps = Annotated[
     int | None, typer.Option(help="Steps between validations; 0: none.", show_default="500 where there is a val split")
@@ -56,9 +57,7 @@ def train(
     lr_schedule: Schedule = None,
     lr_warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up.", show_default="100")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of matrices.", show_default="0.01")] = None,
-    max_grad_norm: Annotated[
-        float | None, typer.Option(help="Norm to clip gradients to; 0: not.", show_default="1.0")
-    ] = None,
+    max_grad_norm: GradNorm = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.", show_default="no")] = None,
     ema_decay: Annotated[float | None, typer.Option(help="Of the average.", show_default="0.999")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides all that is random.", show_default="0")] = None,
