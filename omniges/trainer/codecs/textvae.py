@@ -255,7 +255,7 @@ def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where:
     """
     found = {name: name for name in tensors}
     present = [name for name in (_TABLE, _TABLE_AGAIN) if name in found]
-    if len(present) == 2 and not torch.equal(tensors[_TABLE], tensors[_TABLE_AGAIN]):
+    if len(present) == 2 and not _equal(tensors[_TABLE], tensors[_TABLE_AGAIN]):
         raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
     if present:
         found[_TABLE] = found[_TABLE_AGAIN] = present[0]
@@ -267,6 +267,10 @@ def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
             raise DataError(f"{where}: {len(names)} tensors are {kind}: {shown}; {_REMEDY}")
     return found
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _check(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:

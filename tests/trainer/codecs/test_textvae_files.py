@@ -181,9 +181,10 @@ class TestDamagedTensors:
             assert "tensors are missing" in text
             assert lost in text
 
-    def test_two_different_tables_under_the_names_of_one(self, tmp_path):
+    @pytest.mark.parametrize("change", [lambda table: table + 1, lambda table: table.bfloat16()])
+    def test_two_different_tables_under_the_names_of_one(self, tmp_path, change):
         tensors = random_tensors(CONFIG)
-        tensors["encoder.shared.weight"] = tensors["encoder.shared.weight"] + 1
+        tensors["encoder.shared.weight"] = change(tensors["encoder.shared.weight"])
         assert "differ; expected one tensor" in refusal(own_folder(tmp_path / "v", CONFIG, tensors))
 
     def test_a_checkpoint_without_its_text_vae(self, tmp_path):
