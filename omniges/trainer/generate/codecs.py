@@ -14,6 +14,7 @@ from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs.codec import (
+    BOTH_ENDS,
     Codec,
     End,
     FrameCodec,
@@ -152,7 +153,8 @@ class CodecFolders:
                 )
             self._loaded.pop(stream, None)  # two at once would be large
             self._ends.pop(stream, None)
-            wanted = there | frozenset(ends)
+            of_text = isinstance(entry, WindowEntry)  # whose nets are large; others are whole in any case
+            wanted = there | frozenset(ends) if of_text else BOTH_ENDS
             codec = load_same_codec(
                 entry,
                 self._folders[entry.name],
