@@ -34,6 +34,7 @@ __all__ = [
     "sync_folder",
 ]
 
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
 _REASONS: Final = {
@@ -93,8 +94,9 @@ def sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep a second run out of the folder; the kernel lets go when the owner dies, so no lock is ever stale."""
-    descriptor = _lock(out)
-    if descriptor is None:
+    with os_errors(out, "open"):
+        descriptor = os.open(out, _FOLDER)
+    if not _take_lock(descriptor, out):
         raise EnvironmentFault(f"{out}: another omniges run is writing here. Wait for it, or stop it")
     try:
         yield
@@ -102,19 +104,17 @@ def locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor of a folder that holds its lock; None where somebody else does."""
-    with os_errors(folder, "open"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _take_lock(descriptor: int, folder: Path) -> bool:
+    """Lock an open folder; False where somebody else holds its lock, and the descriptor is then closed."""
+    taken = False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+        with os_errors(folder, "lock"), contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = True
+    finally:
+        if not taken:
+            os.close(descriptor)
+    return taken
 
 
 class PendingFile:
@@ -240,18 +240,47 @@ def pending_folder(final: Path) -> Iterator[Path]:
     """
     _remove_abandoned(final)
     unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    with os_errors(final):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-    try:
-        with locked(unfinished):
-            yield unfinished
+    descriptor = _made_and_claimed(unfinished)
+    try:  # the lock is held until the folder has its final name: without it, another run would take it for abandoned
+        yield unfinished
         with os_errors(final):
             sync_folder(unfinished)
             unfinished.rename(final)
             sync_folder(final.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _made_and_claimed(unfinished: Path) -> int:
+    """A descriptor of a new folder that holds its lock."""
+    while True:
+        with os_errors(unfinished):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+        descriptor = _claim(unfinished)
+        if descriptor is not None:
+            return descriptor
+        # Another run found it before it was locked and removes it as abandoned: once more.
+
+
+def _claim(unfinished: Path) -> int | None:
+    """A descriptor that holds an unfinished folder's lock; None where somebody else does, or where it lost its name."""
+    with os_errors(unfinished, "open"):
+        try:
+            descriptor = os.open(unfinished, _FOLDER | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+    if not _take_lock(descriptor, unfinished):
+        return None
+    try:  # before it was locked it may have got its final name, or have gone
+        same = os.path.samestat(os.stat(unfinished, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        same = False
+    if not same:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _remove_abandoned(final: Path) -> None:
@@ -261,7 +290,7 @@ def _remove_abandoned(final: Path) -> None:
     for path in beside:
         if path.is_symlink() or not path.is_dir():
             continue
-        descriptor = _lock(path)
+        descriptor = _claim(path)
         if descriptor is not None:
             try:
                 with os_errors(path, "remove"):

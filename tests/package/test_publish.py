@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -160,3 +161,66 @@ class TestPendingFolder:
             refused = pytest.raises(EnvironmentFault, match="another omniges run is writing here")
             with refused, locked(folder):
                 raise AssertionError
+
+    def test_it_is_locked_until_it_has_its_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the lock another run would empty it while it is being renamed."""
+        rename = Path.rename
+        held: list[Path] = []
+
+        def watched(path: Path, target: Path) -> Path:
+            with pytest.raises(EnvironmentFault, match="another omniges run"), locked(path):
+                raise AssertionError
+            held.append(path)
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", watched)
+        with pending_folder(tmp_path / "out") as folder:
+            (folder / "whole").write_bytes(b"x")
+        assert held == [folder]
+        assert (tmp_path / "out" / "whole").read_bytes() == b"x"
+
+    def test_a_folder_that_got_its_name_before_it_could_be_locked_is_left_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other, final = tmp_path / ".out.tmp-1", tmp_path / "out"
+        other.mkdir()
+        (other / "whole").write_bytes(b"x")
+        flock = fcntl.flock
+
+        def late(descriptor: int, operation: int) -> None:
+            if other.is_dir():
+                other.rename(final)
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with pytest.raises(EnvironmentFault, match="out"), pending_folder(final):
+            pass  # two runs of one name: the first has it
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert (final / "whole").read_bytes() == b"x"
+
+    def test_a_folder_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flock = fcntl.flock
+        losses: list[Path] = []
+
+        def late(descriptor: int, operation: int) -> None:
+            if not losses:
+                (lost,) = tmp_path.iterdir()
+                lost.rmdir()
+                losses.append(lost)
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with pending_folder(tmp_path / "out") as folder:
+            (folder / "whole").write_bytes(b"x")
+        assert losses
+        assert (tmp_path / "out" / "whole").read_bytes() == b"x"
+
+    def test_a_file_system_without_locks_is_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", refused)
+        with pytest.raises(EnvironmentFault, match="cannot lock"), locked(tmp_path):
+            raise AssertionError
