@@ -19,7 +19,10 @@ STATE_VERSION: Final = 1
 _CONTENT: Final = "content_hashes"
 """What batches are made of. States of earlier versions do not have it."""
 
-_FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle")
+_MULTIPLE: Final = "tick_multiple"
+"""Ticks that windows begin at multiples of. States of earlier versions do not have it: it was 1."""
+
+_FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle", _MULTIPLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
         "window_ticks": sequencing.window_ticks,
         "seed": sequencing.seed,
         "shuffle": sequencing.shuffle,
+        _MULTIPLE: sequencing.tick_multiple,
         "position": position,
         "global_batch": global_batch,
     }
@@ -58,7 +62,7 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
             f"loader state version {STATE_VERSION} expected, found {saved.get('version')!r}. Use the omniges that "
             "wrote it"
         )
-    missing = [name for name in own if name not in saved and name != _CONTENT]
+    missing = [name for name in own if name not in saved and name not in {_CONTENT, _MULTIPLE}]
     position, global_batch = saved.get("position"), saved.get("global_batch")
     if missing or type(position) is not int or type(global_batch) is not int or position < 0 or global_batch < 1:
         raise DataError(
@@ -66,8 +70,12 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
             + (f", without {', '.join(missing)}" if missing else "")
             + ". It was edited or damaged: use another checkpoint"
         )
-    fixed = [name for name in _FIXED if name != "manifest_hashes" or saved.get(_CONTENT) != own[_CONTENT]]
-    differences = [line for name in fixed for line in _differences(name, saved[name], own[name])]
+    known = {_MULTIPLE: 1} | dict(saved)
+    same = known.get(_CONTENT) == own[_CONTENT]
+    fixed = [name for name in _FIXED if name != "manifest_hashes" or not same]
+    differences = [line for name in fixed for line in _differences(name, known[name], own[name])]
+    if not differences and _CONTENT in known:  # of the same shards other members, as of another codec
+        differences = _differences(_CONTENT, known[_CONTENT], own[_CONTENT])
     if differences:
         raise UsageFault(
             f"the saved position belongs to another sequence of windows: {'; '.join(differences)}. Go on with the "

@@ -288,7 +288,7 @@ class TestState:
         assert len(json.dumps(state)) < 1000
         assert state.keys() == {
             *("version", "manifest_hashes", "content_hashes", "filters", "weights", "window_ticks", "seed", "shuffle"),
-            *("position", "global_batch"),
+            *("tick_multiple", "position", "global_batch"),
         }
         assert str(folder) not in json.dumps(state)
 
@@ -298,7 +298,8 @@ class TestState:
         with loader_of(folder) as loader:
             state = loader.state_dict()
             assert loader.load_state_dict(state | {"manifest_hashes": ["f" * 64]}).note is None
-            earlier = {name: value for name, value in state.items() if name != "content_hashes"}
+            later = {"content_hashes", "tick_multiple"}
+            earlier = {name: value for name, value in state.items() if name not in later}
             assert loader.load_state_dict(earlier).note is None
             with pytest.raises(UsageFault, match="manifest_hashes was"):
                 loader.load_state_dict(earlier | {"manifest_hashes": ["f" * 64]})
@@ -322,6 +323,9 @@ class TestState:
             ),
             ({"weights": [1.0, 1.0]}, r"weights was \[1.0, 1.0\], is \[1.0\]"),
             ({"shuffle": False}, "shuffle was False, is True"),
+            ({"tick_multiple": 4}, "tick_multiple was 4, is 1"),
+            ({"content_hashes": ["e" * 64]}, f"content_hashes was '{'e' * 64}', is '"),
+            ({"content_hashes": ["e" * 64], "seed": 12}, "windows: seed was 12, is 11. Go on"),
             ({"seed": 12, "window_ticks": 9}, "window_ticks was 9, is 8; seed was 12, is 11"),
         ],
     )
