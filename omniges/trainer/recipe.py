@@ -220,11 +220,7 @@ class TrainSettings:
                 f"--lr-schedule {self.lr_schedule}: a clock must not decide the learning rate: give "
                 "--max-train-steps or --num-train-epochs too, or take --lr-schedule constant"
             )
-        unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
-        if unread:
-            raise UsageFault(
-                f"recipe key model: {unread[0]} is of text that is latents; give --text-codec, or leave it"
-            )
+        self._refuse_unread_model_keys()
         check_metric(self.best_metric)
         self._check_validation_codecs()
         if self.preset is not None:
@@ -241,6 +237,20 @@ class TrainSettings:
     def validation_codecs(self) -> dict[str, Path]:
         """Folders of the codecs that validation decodes with, by the codec's name."""
         return {name: Path(folder) for name, _, folder in (text.partition("=") for text in self.validation_codec)}
+
+    def _refuse_unread_model_keys(self) -> None:
+        """Refuse what the model would not read, for a stream is latents of a codec or is not."""
+        unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
+        if unread:
+            raise UsageFault(
+                f"recipe key model: {unread[0]} is of text that is latents; give --text-codec, or leave it"
+            )
+        for stream, codec in (("gesture", self.gesture_codec), ("audio", self.audio_codec)):
+            if codec is not None and f"{stream}_difference_weight" in self.model:
+                raise UsageFault(
+                    f"recipe key model: {stream}_difference_weight is of frames, and {stream} is latents of {codec}, "
+                    "whose loss has no differences; leave it"
+                )
 
     def _check_validation_codecs(self) -> None:
         """Refuse what names no folder, a codec that the run has no latents of, and one that is given twice."""

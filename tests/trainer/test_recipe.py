@@ -150,3 +150,12 @@ def test_differences_are_told_by_flag_name() -> None:
     one, two = TrainSettings().as_json(), TrainSettings(seed=1, report_to=("wandb",)).as_json()
     assert differences(one, two) == ["--seed was 0, is 1", "--report-to was [], is ['wandb']"]
     assert differences(json.loads(json.dumps(two)), two) == []
+
+
+class TestDifferenceWeights:
+    @pytest.mark.parametrize(("stream", "codec"), [("gesture", "gesture-rvqvae"), ("audio", "audioldm2-vae")])
+    def test_are_refused_of_a_stream_that_is_latents(self, stream: str, codec: str) -> None:
+        model = {f"{stream}_difference_weight": 1.0}
+        assert TrainSettings(model=model).model_config().as_json()[f"{stream}_difference_weight"] == 1.0
+        with pytest.raises(UsageFault, match=f"{stream}_difference_weight is of frames, and {stream} is latents"):
+            TrainSettings(model=model, **{f"{stream}_codec": codec})
