@@ -114,6 +114,7 @@ class TestMixtures:
             {"model": {"step": 2, "sha256": {"model.safetensors": "b"}}},
             {"settings": {"steps": 50}},
             {"settings": {"seed": 1}},
+            {"settings": {"steps": 20, "quantised": False}},
         ],
     )
     def test_results_of_two_models_or_ways_of_sampling_are_refused(
