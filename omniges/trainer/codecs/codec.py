@@ -170,6 +170,8 @@ def load_codec(
         raise UsageFault(f"codec {name!r}: one of {', '.join(CODECS)} expected")
     if not folder.is_dir():
         raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
+    if t5_tokenizer is not None and not t5_tokenizer.is_dir():
+        raise UsageFault(f"--t5-tokenizer {t5_tokenizer}: a folder with T5's tokenizer.json expected, found none")
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return CODECS[name](_Place(folder, chosen, t5_tokenizer, ends))
 

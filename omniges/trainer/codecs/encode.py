@@ -51,6 +51,9 @@ class EncodeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, by the name of the flag."""
+        for flag, ticks in (("--window-ticks", self.window_ticks), ("--stride-ticks", self.stride_ticks)):
+            if ticks is not None and ticks < 1:
+                raise UsageFault(f"{flag} {ticks}: at least 1 expected")
         if self.max_lost is not None and not 0 <= self.max_lost <= 1:
             raise UsageFault(f"--max-lost {self.max_lost}: a share between 0 and 1 expected")
         names = [name for name, _ in self.codecs]

@@ -60,7 +60,7 @@ class OmnigesSample:
     words: list[dict[str, Any]] | None = None
     """``word``, ``start`` and ``end`` in seconds; None too where the model's text is latents, whose words have none."""
     windows: list[dict[str, Any]] | None = None
-    """Of such text: ``text``, ``start`` and ``end`` of each window in seconds."""
+    """Of such text, for each window: ``text``, ``start`` and ``end`` in seconds, whether it ``ended`` or was cut."""
     seed: int = 0
 
     def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
@@ -277,7 +277,12 @@ class OmnigesPipeline:
         words = windows = None
         if "text" in made and spans is not None:
             windows = [
-                {"text": spoken.text, "start": first / TICKS_PER_SECOND, "end": (first + count) / TICKS_PER_SECOND}
+                {
+                    "text": spoken.text,
+                    "start": first / TICKS_PER_SECOND,
+                    "end": (first + count) / TICKS_PER_SECOND,
+                    "ended": spoken.ended,
+                }
                 for spoken, (first, count) in zip(made["text"], spans, strict=True)
             ]
         elif "text" in made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,9 @@ class TestPipeline:
         assert sample.words is None
         assert [(w["start"], w["end"]) for w in sample.windows or []] == [(0.0, 1.6), (1.6, 2.8), (2.8, 4.0)]
         make(trained, tmp_path, "a2t", codec, audio=files["audio"])
+        remarks = json.loads((tmp_path / f"{STEM}.json").read_bytes())["remarks"]
+        cut = [remark for remark in remarks if "did not come to an end" in remark]
+        assert len(cut) == sum(not w["ended"] for w in sample.windows or [])
         texts = [" ".join(w["text"].split()) for w in sample.windows or []]
         assert " ".join(text for text in texts if text) == (tmp_path / f"{STEM}.txt").read_text().strip("\n")
         words = [{"word": "hello", "start": 0.2, "end": 0.5}]

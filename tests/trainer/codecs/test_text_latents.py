@@ -316,6 +316,17 @@ class TestCommand:
         with pytest.raises(UsageFault, match="--stride-ticks: it goes with a codec of text"):
             encode(settings)
 
+    @pytest.mark.parametrize("flag", ["window_ticks", "stride_ticks"])
+    def test_no_ticks_are_refused_by_the_flag(self, shards: Path, codec: Path, flag: str) -> None:
+        with pytest.raises(UsageFault, match=f"--{flag.replace('_', '-')} 0: at least 1 expected"):
+            encoded_shards(shards, codec, **{flag: 0})
+
+    def test_a_tokenizers_folder_that_is_not_there_is_refused_by_the_flag(
+        self, shards: Path, codec: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UsageFault, match=r"--t5-tokenizer .*nowhere: a folder with T5's tokenizer.json expected"):
+            encoded_shards(shards, codec, t5_tokenizer=tmp_path / "nowhere")
+
     def test_a_stride_that_does_not_divide_and_the_one_that_is_taken(self, shards: Path, codec: Path) -> None:
         with pytest.raises(UsageFault, match="a stride that divides the window"):
             encoded_shards(shards, codec, stride_ticks=5)
