@@ -133,17 +133,14 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         refuse_foreign(target, workspace)
         finish_commit(workspace)
         source = ShardFolder(settings.shards)
-        entries = {name: _entry(codec, source) for name, codec in codecs.items()}
         if not settings.in_place and (target / DATASET_FILE).exists():
+            entries = {name: _entry(codec, source) for name, codec in codecs.items()}
             return _complete(target, source, entries, time.monotonic() - began)
-        there = _there(settings, source, entries)
-        if len(there) == len(entries):
+        wanted, there = _wanted(settings, source, codecs)
+        if not wanted:
             if workspace.begun() is None:  # what a kill left of a finished run; another's unfinished work stays
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
-        wanted = tuple(
-            _counted(entry, codecs[name], source, settings) for name, entry in entries.items() if name not in there
-        )
         job = EncodeJob(source, workspace, {entry.name: codecs[entry.name] for entry in wanted}, wanted)
         resumed = job.run(count)
         summary = _summary(ShardFolder(target), wanted, there, time.monotonic() - began)
@@ -165,8 +162,18 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
         raise UsageFault(f"{settings.of_text[0]}: it goes with a codec of text, --with omniflow-text-vae=FOLDER")
     if new and source is not None:
-        _there(settings, source, {name: _entry(codec, source) for name, codec in codecs.items()})
+        _wanted(settings, source, codecs)
     return codecs
+
+
+def _wanted(
+    settings: EncodeSettings, source: ShardFolder, codecs: Mapping[str, Codec]
+) -> tuple[tuple[CodecEntry, ...], tuple[str, ...]]:
+    """Entries of what is to be computed, with what their texts lose, and the codecs whose latents are there."""
+    entries = {name: _entry(codec, source) for name, codec in codecs.items()}
+    there = _there(settings, source, entries)
+    left = [entry for name, entry in entries.items() if name not in there]
+    return tuple(_counted(entry, codecs[entry.name], source, settings) for entry in left), there
 
 
 def _on_windows(codec: Codec, settings: EncodeSettings) -> Codec:

@@ -274,20 +274,27 @@ class WindowTextSink:
         self._windows = windows
         self._labels = _Labels("windows of text")
         self._intervals: list[WordInterval] = []
+        self._cut_from_s: list[float] = []
 
     def append(self, texts: Sequence[SpokenText], /) -> None:
         """The texts of the next windows."""
-        for spoken, (first, count) in zip(texts, self._windows[len(self._intervals) :], strict=False):
+        done = len(self._intervals)
+        for spoken, (first, count) in zip(texts, self._windows[done : done + len(texts)], strict=True):
             text = self._labels.label(spoken.text)
             start, end = first / TICKS_PER_SECOND, (first + count) / TICKS_PER_SECOND
             self._intervals.append(WordInterval(text, start, end))
             if not spoken.ended:
-                self.remarks.append(f"the text from {start:g} s on did not come to an end and was cut off")
+                self._cut_from_s.append(start)
 
     def files(self) -> Iterator[OutFile]:
         """The TextGrid with a tier `windows`, and the text."""
         texts = [interval.word for interval in self._intervals if interval.word]
         self.remarks += self._labels.remarks
+        if self._cut_from_s:
+            self.remarks.append(
+                f"the texts of {len(self._cut_from_s)} of {len(self._intervals)} windows did not come to an end and "
+                f"were cut off, the first from {self._cut_from_s[0]:g} s on"
+            )
         if not texts:
             self.remarks.append("no word was made")
         yield OutFile("text", ".TextGrid", [encode_tiers([(WINDOWS_TIER, self._intervals)], self._intervals[-1].end)])

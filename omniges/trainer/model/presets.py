@@ -96,8 +96,9 @@ class ModelConfig:
                 f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
             )
         for name in ("gesture_difference_weight", "audio_difference_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageFault(f"model: {name}: found {getattr(self, name)!r}; expected a number of at least 0")
+            weight = getattr(self, name)
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise UsageFault(f"model: {name}: found {weight!r}; expected a number of at least 0")
         if not isinstance(self.normalise_text, bool):
             raise UsageFault(f"model: normalise_text: found {self.normalise_text!r}; expected true or false")
         kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}

@@ -41,6 +41,15 @@ class Decoders:
         return None
 
     @property
+    def quantising(self) -> frozenset[StreamName]:
+        """Streams whose codec snaps latents to codes before it decodes them."""
+        if not self.loaded:
+            return frozenset()
+        from omniges.trainer.codecs.codec import QuantisingCodec  # noqa: PLC0415 - loaded, where a codec is
+
+        return frozenset(name for name, codec in self.loaded.items() if isinstance(codec, QuantisingCodec))
+
+    @property
     def untimed_text(self) -> bool:
         """Whether text is latents of whole windows, whose words have no times."""
         return isinstance(self.entries.get("text"), WindowEntry)

@@ -64,8 +64,9 @@ class RunValidator:
         """Validate, keep files, choose the best, tell."""
         settings, began_s = self._settings, self._clock()
         self._reporter.say(f"validating step {state.step} on {len(self._validation.held_out.windows)} windows")
-        sampling, codecs = self._validation.settings.sampling, self._validation.decoders.entries
-        by = MadeBy(str(settings.run), state.step, settings.preset, sampling, codecs)
+        sampling, decoders = self._validation.settings.sampling, self._validation.decoders
+        run = str(settings.run)
+        by = MadeBy(run, state.step, settings.preset, sampling, decoders.entries, decoders.quantising)
         found = self._validation.run(by, Turns(self._ranks, stopper))
         value = found.value(settings.best_metric)
         is_best = value is not None and better(settings.best_metric, value, state.best)

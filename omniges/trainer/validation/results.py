@@ -133,6 +133,7 @@ class MadeBy:
     preset: str
     sampling: SamplingSettings
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # of streams that are latents
+    quantising: frozenset[StreamName] = frozenset()  # of these, those decoded through codes
 
     def model(self) -> dict[str, Any]:
         """The model as a record names it."""
@@ -256,6 +257,7 @@ def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
             "overlap_ticks": 0,
             "speaker": window.row.speaker,
             "voice": _VOICE.name if ".wav" in made.files.contents else None,
+            "quantised": True if by.quantising & set(TASKS[made.task].targets) else None,
         },
         seams_s=(),
         measures=made.files.measures,

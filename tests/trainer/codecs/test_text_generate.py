@@ -236,7 +236,12 @@ class TestSink:
         grid, text = (b"".join(file.parts) for file in sink.files())
         assert text.decode() == 'a "b" c\ufffd\n'
         assert [w.word for w in decode_words(grid, "windows").words] == ['a "b" c\ufffd']
-        assert any("from 1.6 s on did not come to an end" in remark for remark in sink.remarks)
+        assert any("the texts of 1 of 2 windows did not come to an end" in remark for remark in sink.remarks)
+        assert any("the first from 1.6 s on" in remark for remark in sink.remarks)
+
+    def test_more_texts_than_windows_are_no_result(self) -> None:
+        with pytest.raises(ValueError, match="zip"):
+            WindowTextSink([(0, 16)]).append([SpokenText("a", ended=True), SpokenText("b", ended=True)])
 
     def test_nothing_said(self) -> None:
         sink = WindowTextSink([(0, 16)])
@@ -271,8 +276,9 @@ class TestPipeline:
         assert [(w["start"], w["end"]) for w in sample.windows or []] == [(0.0, 1.6), (1.6, 2.8), (2.8, 4.0)]
         make(trained, tmp_path, "a2t", codec, audio=files["audio"])
         remarks = json.loads((tmp_path / f"{STEM}.json").read_bytes())["remarks"]
-        cut = [remark for remark in remarks if "did not come to an end" in remark]
-        assert len(cut) == sum(not w["ended"] for w in sample.windows or [])
+        cut = sum(not w["ended"] for w in sample.windows or [])
+        told = [remark for remark in remarks if "did not come to an end" in remark]
+        assert [remark.split()[3] for remark in told] == ([str(cut)] if cut else [])
         texts = [" ".join(w["text"].split()) for w in sample.windows or []]
         assert " ".join(text for text in texts if text) == (tmp_path / f"{STEM}.txt").read_text().strip("\n")
         words = [{"word": "hello", "start": 0.2, "end": 0.5}]

@@ -251,6 +251,9 @@ class TestLosses:
         with pytest.raises(DataError, match=rf"more than --max-lost 0.01: .*{said}"):
             encoded_shards(shards, codec)
         assert digests(shards) == before
+        with pytest.raises(DataError, match=r"more than --max-lost 0.01"):
+            encoded_shards(shards, codec, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 class TestVerify:

@@ -71,7 +71,7 @@ class TestSizes:
 
 
 class TestConfig:
-    @pytest.mark.parametrize("found", [-1.0, float("nan"), float("inf")])
+    @pytest.mark.parametrize("found", [-1.0, float("nan"), float("inf"), "x", None])
     def test_a_weight_that_is_none_is_refused(self, found):
         with pytest.raises(UsageFault, match="model: gesture_difference_weight: found"):
             dataclasses.replace(PRESETS["tiny"], gesture_difference_weight=found)

@@ -237,6 +237,7 @@ class TestWithTheCodecs:
         generate(settings)
         theirs = read_record(settings.out / f"{key}.json")
         assert record.model["codecs"] == theirs.model["codecs"]
+        assert record.settings["quantised"] == theirs.settings["quantised"]
         ours, other = path.with_suffix(ending).read_bytes(), (settings.out / f"{key}{ending}").read_bytes()
         if ending == ".npz":
             one, two = decode_motion(ours), decode_motion(other)
