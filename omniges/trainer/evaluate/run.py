@@ -99,6 +99,8 @@ def evaluate(settings: EvaluateSettings, counting: Counting = _uncounted) -> Rep
     instruments = _instruments(settings)
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
+    if task is not None and settings.source is not None:
+        raise UsageFault(f"--task {task}: it is of files that have no record; of a checkpoint give --tasks {task}")
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
         if settings.source is None:
             folders, remarks = settings.generated, list[str]()

@@ -164,6 +164,11 @@ class TestFit:
         (["nowhere"], 2, "a folder of generated results expected, found none there"),
         ([], 2, "folders of generated results, or --checkpoint to make some, expected; found neither"),
         (["--checkpoint", "nowhere"], 2, "nowhere: a checkpoint or the folder of a run"),
+        (
+            ["--checkpoint", "run", "--task", "a2g"],
+            2,
+            "--task a2g: it is of files that have no record; of a checkpoint",
+        ),
         (["nowhere", "--num-samples", "2"], 2, "--num-samples: it says how to generate, which only --checkpoint does"),
         (["nowhere", "--split", "val"], 2, "--split: it says how to generate"),
         (["nowhere", "-o", "absent/report.json"], 2, "the folder absent expected, found none"),
