@@ -34,6 +34,7 @@ from omniges.trainer.saved import ModelIdentity, load_identity
 __all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_tokens", "open_start"]
 
 _SPEAKERS: Final = "trunk.speaker.weight"
+_TEXT_PLACES: Final = "streams.text.place"
 _OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
 _OF_TOKENS: Final = _OF_TRAINING | {
     *("piece_width", "mark_width", "audio_tokens"),
@@ -284,6 +285,8 @@ def _newness(name: str) -> str | None:
     """Why a weight of the model has no counterpart; None: it should have one."""
     if name == _SPEAKERS:
         return "OmniFlow knows no speakers; begins at zero"
+    if name == _TEXT_PLACES:
+        return "tells latents of a text apart, OmniFlow does not; begins at zero"
     if name.startswith("streams."):
         return "makes tokens of this project"
     stream, projection = _place(name.removeprefix("trunk."))

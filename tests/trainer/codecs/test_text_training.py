@@ -337,6 +337,12 @@ class TestPretrained:
         assert not identity.config.normalise_text
         (line,) = log_of(tmp_path / "run")
         assert line["tasks"].keys() >= SIX
+        (event,) = log_of(tmp_path / "run", "pretrained")
+        (place,) = [fate for fate in event["tensors"] if fate["target"] == "streams.text.place"]
+        assert (place["kind"], place["reason"]) == (
+            "new",
+            "tells latents of a text apart, OmniFlow does not; begins at zero",
+        )
 
     def test_latents_of_another_width_than_the_checkpoints_are_refused(self, encoded: Path, tmp_path: Path) -> None:
         omniflow = write_folder(tmp_path / "omniflow", Tiny(qk_norm="rms", text_outputs=20, nested=True))
