@@ -82,8 +82,8 @@ def test_what_a_measuring_process_meets_is_raised_here(tmp_path: Path) -> None:
 def test_each_configuration_has_a_process_and_memory_of_its_own(shards: Path) -> None:
     """`python -m pytest -m slow tests/trainer/test_stepspeed.py`: about a minute."""
     given = StepSpeedSettings(
-        shards=str(shards), presets=("tiny",), batch_sizes=(2, 8), window_ticks=16, num_workers=0, seconds=0.5
+        shards=str(shards), presets=("tiny",), batch_sizes=(2, 48), window_ticks=16, num_workers=0, seconds=0.5
     )
     small, large = measure(given)
-    assert (small["batch_size"], large["batch_size"]) == (2, 8)
+    assert (small["batch_size"], large["batch_size"]) == (2, 48)
     assert small["memory_bytes"] < large["memory_bytes"]
