@@ -42,6 +42,24 @@ def encoded_both(shards: Path, folders: Folders, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
+def text_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a codec of text."""
+    from text_latents_builders import write_text_vae
+
+    return write_text_vae(tmp_path_factory.mktemp("text-vae"))
+
+
+@pytest.fixture(scope="session")
+def encoded_text(shards: Path, text_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with latents of text. Whoever changes them takes a copy."""
+    from text_latents_builders import encoded_shards
+
+    out = tmp_path_factory.mktemp("encoded-text") / "shards"
+    encoded_shards(shards, text_vae, out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def recording(corpus: Path) -> dict[str, tuple[Path, ...]]:
     """The files of one recording, by what they are given as."""
     from latent_builders import recording_files

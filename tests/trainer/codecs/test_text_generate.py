@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pipeline_helpers import omniges
-from text_latents_builders import NAME, encoded_shards, write_text_vae
+from text_latents_builders import NAME, write_text_vae
 from training_helpers import SMALLEST, run
 
 from omniges.errors import DataError, RecordingFault, UsageFault
@@ -32,21 +32,9 @@ SHARES = {"shares": dict.fromkeys(TASKS, 1)}
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_vae(tmp_path_factory.mktemp("text-vae"))
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "shards"
-    encoded_shards(shards, codec, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def trained(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(encoded_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run(encoded, folder, text_codec=NAME, max_train_steps=2, flow=SHARES)
+    run(encoded_text, folder, text_codec=NAME, max_train_steps=2, flow=SHARES)
     return folder
 
 
@@ -57,9 +45,9 @@ def files(corpus: Path) -> dict[str, Any]:
     return {"audio": (found["wav"],), "text": (str(found["TextGrid"]),), "gesture": (found["npz"],)}
 
 
-def make(checkpoint: Path, out: Path, task: str, codec: Path | None, **changes: Any) -> Path:
+def make(checkpoint: Path, out: Path, task: str, text_vae: Path | None, **changes: Any) -> Path:
     own = {name: changes.pop(name) for name in ("overlap_ticks", "num_samples", "pictures") if name in changes}
-    codecs = () if codec is None else ((NAME, codec),)
+    codecs = () if text_vae is None else ((NAME, text_vae),)
     sampling, sources = SamplingSettings(steps=2), Sources(**changes)
     settings = GenerateSettings(
         checkpoint=checkpoint, task=task, out=out, codecs=codecs, sources=sources, sampling=sampling, **own
@@ -104,11 +92,11 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 class TestTasks:
     @pytest.mark.parametrize("task", [name for name in TASKS if name != "joint"])
     def test_every_task_from_files_to_files(
-        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, task: str
+        self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, task: str
     ) -> None:
         given = {name: files[name] for name in TASKS[task].conditions}
         for folder in ("out", "again"):
-            make(trained, tmp_path / folder, task, codec, **given)
+            make(trained, tmp_path / folder, task, text_vae, **given)
         record = read_record(tmp_path / "out" / f"{STEM}.json")
         assert record.ticks == 40
         for path in (tmp_path / "out").iterdir():
@@ -117,10 +105,10 @@ class TestTasks:
         assert {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}[TASKS[task].targets[0]] in endings
 
     def test_made_text_is_one_interval_a_window_and_no_tier_of_words(
-        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = Asked(monkeypatch)
-        make(trained, tmp_path, "a2t", codec, audio=files["audio"])
+        make(trained, tmp_path, "a2t", text_vae, audio=files["audio"])
         data = (tmp_path / f"{STEM}.TextGrid").read_bytes()
         windows = decode_words(data, "windows")
         # 40 ticks are a window of 16, and what is left in two of 12: none is shorter than half a window
@@ -136,57 +124,59 @@ class TestTasks:
         assert [rows.shape for rows in asked.rows] == [(3, 30)]
 
     def test_windows_of_text_are_told_apart_by_their_noise(
-        self, trained: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = Asked(monkeypatch)
-        make(trained, tmp_path, "unconditional", codec, seconds=6.4, num_samples=2)
+        make(trained, tmp_path, "unconditional", text_vae, seconds=6.4, num_samples=2)
         rows = np.concatenate(asked.rows)
         assert rows.shape == (8, 30)
         assert len(np.unique(rows.round(3), axis=0)) == 8
 
     def test_given_text_is_encoded_for_each_window_that_is_used(
-        self, trained: Path, codec: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, text_vae: Path, encoded_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = Asked(monkeypatch)
-        folder = ShardFolder(encoded)
+        folder = ShardFolder(encoded_text)
         row = folder.rows[0]
-        make(trained, tmp_path / "a", "t2g", codec, shards=encoded, keys=(row.key,))
-        make(trained, tmp_path / "b", "t2g", codec, shards=encoded, keys=(row.key,), overlap_ticks=7)
+        make(trained, tmp_path / "a", "t2g", text_vae, shards=encoded_text, keys=(row.key,))
+        make(trained, tmp_path / "b", "t2g", text_vae, shards=encoded_text, keys=(row.key,), overlap_ticks=7)
         for texts, starts in zip(asked.texts, ([0, 12, 24], [0, 9, 18, 24]), strict=True):
             words = folder.words(row)
             wanted = [[w["word"] for w in words if s <= (w["start"] + w["end"]) * 5 < s + 16] for s in starts]
             assert texts == [" ".join(said) for said in wanted]
 
-    def test_a_window_of_shards_is_given_the_latents_that_training_saw(self, codec: Path, encoded: Path) -> None:
+    def test_a_window_of_shards_is_given_the_latents_that_training_saw(
+        self, text_vae: Path, encoded_text: Path
+    ) -> None:
         from omniges.trainer.codecs.codec import load_codec
 
-        windows = load_codec(NAME, codec)
-        folder = ShardFolder(encoded)
+        windows = load_codec(NAME, text_vae)
+        folder = ShardFolder(encoded_text)
         for row in folder.rows[:3]:
             spans = [(start, 16) for start in range(0, row.ticks - 15, 4)]
             found = windows.encode_texts(windows.texts(folder.words(row), row.ticks, spans))  # type: ignore[union-attr]
             np.testing.assert_allclose(found, folder.array(row, f"{NAME}.npy"), atol=1e-5)
 
     def test_what_given_text_loses_is_said(
-        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(TextWindows, "lost", lambda _, texts: [LostText(cut=True, unknown=False) for _ in texts])
-        make(trained, tmp_path, "t2a", codec, text=files["text"])
+        make(trained, tmp_path, "t2a", text_vae, text=files["text"])
         remarks = read_record(tmp_path / f"{STEM}.json").remarks
         assert "3 of 3 windows of text lost their end: T5 reads 76 tokens" in remarks
 
     def test_an_input_shorter_than_a_window_is_one_window(
-        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         Asked(monkeypatch)
-        make(trained, tmp_path, "a2t", codec, audio=files["audio"], seconds=0.7)
+        make(trained, tmp_path, "a2t", text_vae, audio=files["audio"], seconds=0.7)
         (window,) = decode_words((tmp_path / f"{STEM}.TextGrid").read_bytes(), "windows").words
         assert (window.start, window.end) == (0.0, 0.7)
 
-    def test_pictures(self, trained: Path, codec: Path, encoded: Path, tmp_path: Path) -> None:
-        key = ShardFolder(encoded).rows[0].key
-        make(trained, tmp_path / "a", "a2t", codec, shards=encoded, keys=(key,), pictures=True)
-        make(trained, tmp_path / "b", "t2a", codec, shards=encoded, keys=(key,), pictures=True)
+    def test_pictures(self, trained: Path, text_vae: Path, encoded_text: Path, tmp_path: Path) -> None:
+        key = ShardFolder(encoded_text).rows[0].key
+        make(trained, tmp_path / "a", "a2t", text_vae, shards=encoded_text, keys=(key,), pictures=True)
+        make(trained, tmp_path / "b", "t2a", text_vae, shards=encoded_text, keys=(key,), pictures=True)
         assert all((tmp_path / name / f"{key}.png").stat().st_size > 10_000 for name in "ab")
 
 
@@ -194,11 +184,11 @@ class TestCarriedAsNoise:
     """As in a model that began with OmniFlow's weights, text is there as noise where it is neither given nor made."""
 
     def test_tasks_with_and_without_text_of_overlapping_windows(
-        self, encoded: Path, codec: Path, files: dict[str, Any], tmp_path: Path
+        self, encoded_text: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
         carried = SMALLEST | {"absent": "noise"}
-        run(encoded, tmp_path / "run", text_codec=NAME, max_train_steps=2, flow=SHARES, model=carried)
-        for task, folder in (("a2g", None), ("t2g", codec), ("a2t", codec)):
+        run(encoded_text, tmp_path / "run", text_codec=NAME, max_train_steps=2, flow=SHARES, model=carried)
+        for task, folder in (("a2g", None), ("t2g", text_vae), ("a2t", text_vae)):
             given = {name: files[name] for name in TASKS[task].conditions}
             make(tmp_path / "run", tmp_path / task, task, folder, **given)
             assert read_record(tmp_path / task / f"{STEM}.json").ticks == 40
@@ -206,19 +196,19 @@ class TestCarriedAsNoise:
 
 class TestRefusals:
     def test_overlaps_of_text_that_is_made(
-        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path
+        self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
         with pytest.raises(UsageFault, match=r"overlap: 4 ticks found; expected 0, for text that is latents"):
-            make(trained, tmp_path / "out", "a2t", codec, audio=files["audio"], overlap_ticks=4)
+            make(trained, tmp_path / "out", "a2t", text_vae, audio=files["audio"], overlap_ticks=4)
         assert not (tmp_path / "out").exists()
 
     def test_without_its_codec_or_with_another(
-        self, trained: Path, files: dict[str, Any], encoded: Path, tmp_path: Path
+        self, trained: Path, files: dict[str, Any], encoded_text: Path, tmp_path: Path
     ) -> None:
         other = write_text_vae(tmp_path / "other", seed=1)
-        key = ShardFolder(encoded).rows[0].key
+        key = ShardFolder(encoded_text).rows[0].key
         for folder, said in ((None, "give --codec omniflow-text-vae=FOLDER"), (other, "expected as in the checkpoint")):
-            for task, given in (("a2t", {"audio": files["audio"]}), ("t2g", {"shards": encoded, "keys": (key,)})):
+            for task, given in (("a2t", {"audio": files["audio"]}), ("t2g", {"shards": encoded_text, "keys": (key,)})):
                 with pytest.raises(UsageFault, match=said):
                     make(trained, tmp_path / "out", task, folder, **given)
         make(trained, tmp_path / "a2g", "a2g", None, audio=files["audio"])  # which does not need it
@@ -253,10 +243,10 @@ class TestSink:
 
 class TestPipeline:
     def test_the_codec_is_loaded_for_what_calls_need_and_then_kept(
-        self, trained: Path, codec: Path, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, text_vae: Path, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         loaded = loads(monkeypatch)
-        pipeline = OmnigesPipeline.from_pretrained(trained, codecs={NAME: codec})
+        pipeline = OmnigesPipeline.from_pretrained(trained, codecs={NAME: text_vae})
         words = [{"word": "hello", "start": 0.2, "end": 0.5}]
         for _ in range(2):
             pipeline("t2g", text=words, seconds=0.5, num_inference_steps=1)
@@ -267,14 +257,14 @@ class TestPipeline:
         assert loaded == [{"encode"}, {"encode", "decode"}]
 
     def test_gives_what_the_command_gives(
-        self, trained: Path, codec: Path, files: dict[str, Any], tmp_path: Path
+        self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
-        pipeline = OmnigesPipeline.from_pretrained(trained, codecs={NAME: codec})
+        pipeline = OmnigesPipeline.from_pretrained(trained, codecs={NAME: text_vae})
         output = pipeline("a2t", audio=files["audio"][0], num_inference_steps=2)
         sample = output[0]
         assert sample.words is None
         assert [(w["start"], w["end"]) for w in sample.windows or []] == [(0.0, 1.6), (1.6, 2.8), (2.8, 4.0)]
-        make(trained, tmp_path, "a2t", codec, audio=files["audio"])
+        make(trained, tmp_path, "a2t", text_vae, audio=files["audio"])
         remarks = json.loads((tmp_path / f"{STEM}.json").read_bytes())["remarks"]
         cut = sum(not w["ended"] for w in sample.windows or [])
         told = [remark for remark in remarks if "did not come to an end" in remark]
@@ -287,9 +277,9 @@ class TestPipeline:
 
 class TestEvaluate:
     def test_words_are_scored_and_their_times_left_out_with_the_reason(
-        self, trained: Path, codec: Path, encoded: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, text_vae: Path, encoded_text: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = ShardFolder(encoded)
+        folder = ShardFolder(encoded_text)
         (row,) = (row for row in folder.rows if row.split == "test")
         words = folder.words(row)
 
@@ -300,8 +290,8 @@ class TestEvaluate:
             return [SpokenText(" ".join(some), ended=True) for some in said]
 
         monkeypatch.setattr(TextWindows, "decode", decode)
-        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, codec),), tasks=("a2t",), split="test", steps=1)
-        report = evaluate(EvaluateSettings(shards=encoded, source=source, resamples=10))
+        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, text_vae),), tasks=("a2t",), split="test", steps=1)
+        report = evaluate(EvaluateSettings(shards=encoded_text, source=source, resamples=10))
         figures = {(f.metric, f.row): f for f in report.tasks["a2t"].figures}
         assert figures["word error rate", "generated"].value == 0  # every word once, in order
         assert figures["character error rate", "generated"].value == 0
@@ -317,36 +307,42 @@ class TestEvaluate:
         [(("a2t", "t2a", "t2g", "a2g"), {"encode", "decode"}), (("a2t", "g2t"), {"decode"}), (("t2a",), {"encode"})],
     )
     def test_the_codec_is_loaded_once_for_all_tasks_and_for_what_they_need(
-        self, trained: Path, codec: Path, encoded: Path, monkeypatch: pytest.MonkeyPatch, tasks: Any, ends: set[str]
+        self,
+        trained: Path,
+        text_vae: Path,
+        encoded_text: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        tasks: Any,
+        ends: set[str],
     ) -> None:
         loaded = loads(monkeypatch)
-        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, codec),), tasks=tasks, split="test", steps=1)
-        report = evaluate(EvaluateSettings(shards=encoded, source=source, resamples=10))
+        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, text_vae),), tasks=tasks, split="test", steps=1)
+        report = evaluate(EvaluateSettings(shards=encoded_text, source=source, resamples=10))
         assert set(report.tasks) == set(tasks)
         assert loaded == [ends]
 
-    def test_a_word_left_out_is_one_deletion(self, encoded: Path, tmp_path: Path) -> None:
-        folder = ShardFolder(encoded)
+    def test_a_word_left_out_is_one_deletion(self, encoded_text: Path, tmp_path: Path) -> None:
+        folder = ShardFolder(encoded_text)
         row = next(row for row in folder.rows if row.split == "test")
         said = [word["word"] for word in folder.words(row)][1:]
         grid = encode_tiers([("windows", [WordInterval(" ".join(said), 0.0, 4.0)])], 4.0)
         (tmp_path / f"{row.key}.TextGrid").write_bytes(grid)
-        report = evaluate(EvaluateSettings(shards=encoded, generated=(tmp_path,), task="a2t", resamples=10))
+        report = evaluate(EvaluateSettings(shards=encoded_text, generated=(tmp_path,), task="a2t", resamples=10))
         (rate,) = (f for f in report.tasks["a2t"].figures if f.metric == "word error rate" and f.row == "generated")
         assert rate.value == pytest.approx(1 / (len(said) + 1))
 
-    def test_a_textgrid_with_neither_tier_is_told(self, encoded: Path, tmp_path: Path) -> None:
-        row = next(row for row in ShardFolder(encoded).rows if row.split == "test")
+    def test_a_textgrid_with_neither_tier_is_told(self, encoded_text: Path, tmp_path: Path) -> None:
+        row = next(row for row in ShardFolder(encoded_text).rows if row.split == "test")
         grid = encode_tiers([("phones", [WordInterval("a", 0.0, 4.0)])], 4.0)
         (tmp_path / f"{row.key}.TextGrid").write_bytes(grid)
         with pytest.raises(DataError, match="an interval tier called words or word"):
-            evaluate(EvaluateSettings(shards=encoded, generated=(tmp_path,), task="a2t", resamples=10))
+            evaluate(EvaluateSettings(shards=encoded_text, generated=(tmp_path,), task="a2t", resamples=10))
 
 
 @pytest.mark.slow
-def test_the_commands_from_shards_to_a_report(shards: Path, codec: Path, tmp_path: Path) -> None:
+def test_the_commands_from_shards_to_a_report(shards: Path, text_vae: Path, tmp_path: Path) -> None:
     done = omniges(
-        *("encode", "--shards", shards, "--with", f"{NAME}={codec}", "--out", tmp_path / "s"),
+        *("encode", "--shards", shards, "--with", f"{NAME}={text_vae}", "--out", tmp_path / "s"),
         *("--window-ticks", "16", "--stride-ticks", "4"),
     )
     assert done.returncode == 0, done.stderr
@@ -357,7 +353,7 @@ def test_the_commands_from_shards_to_a_report(shards: Path, codec: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert f"text: latents of {NAME}" in done.stdout + done.stderr
     done = omniges(
-        *("evaluate", "--checkpoint", tmp_path / "run", "--shards", tmp_path / "s", "--codec", f"{NAME}={codec}"),
+        *("evaluate", "--checkpoint", tmp_path / "run", "--shards", tmp_path / "s", "--codec", f"{NAME}={text_vae}"),
         *("--tasks", "a2t,t2a", "--steps", "2", "--resamples", "10", "--work", tmp_path / "work"),
     )
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_helpers import digests, omniges, run_preprocess
-from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards, write_text_vae
+from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards
 from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt
 from verify_builders import run as verified
@@ -29,31 +29,19 @@ from omniges.trainer.codecs.textwindows import TextWindows
 MEMBER = f"{NAME}.npy"
 
 
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_vae(tmp_path_factory.mktemp("text-vae"))
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "shards"
-    encoded_shards(shards, codec, out)
-    return out
-
-
 def text_of(words: list[dict[str, Any]], start: int, window: int) -> str:
     """The rule of docs/codecs-text.md: the words whose middle is in the window."""
     return " ".join(w["word"] for w in words if start <= (w["start"] + w["end"]) * 5 < start + window)
 
 
 class TestOutput:
-    def test_is_a_sound_folder_at_every_level(self, encoded: Path) -> None:
+    def test_is_a_sound_folder_at_every_level(self, encoded_text: Path) -> None:
         for level in ("quick", "full", "deep"):
-            assert verified(encoded, level).findings == ()
+            assert verified(encoded_text, level).findings == ()
 
-    def test_a_row_is_the_latents_of_its_windows_text(self, encoded: Path, codec: Path) -> None:
-        text_codec = TextCodec.load(codec)
-        folder = ShardFolder(encoded)
+    def test_a_row_is_the_latents_of_its_windows_text(self, encoded_text: Path, text_vae: Path) -> None:
+        text_codec = TextCodec.load(text_vae)
+        folder = ShardFolder(encoded_text)
         seen = set()
         for row in folder.rows:
             latents = folder.array(row, MEMBER)
@@ -68,7 +56,7 @@ class TestOutput:
         assert len(seen) > 10
 
     def test_encoding_keeps_no_llama_in_memory(
-        self, shards: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, shards: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kept: list[Any] = []
         encode_texts = TextWindows.encode_texts
@@ -78,25 +66,25 @@ class TestOutput:
             return encode_texts(windows, texts)
 
         monkeypatch.setattr(TextWindows, "encode_texts", watched)
-        encoded_shards(shards, codec, tmp_path / "s")
-        whole = TextCodec.load(codec)
+        encoded_shards(shards, text_vae, tmp_path / "s")
+        whole = TextCodec.load(text_vae)
         assert {vae.fingerprint for vae in kept} == {whole.vae.fingerprint}
         names = {name for vae in kept for name, _ in vae.named_parameters()}
         llama = {name for name, _ in whole.vae.named_parameters() if name.startswith(("model.", "lm_head.", "input_"))}
         assert names == {name for name, _ in whole.vae.named_parameters()} - llama
 
-    def test_statistics_are_of_each_number_over_all_latents_of_the_train_split(self, encoded: Path) -> None:
-        folder = ShardFolder(encoded)
+    def test_statistics_are_of_each_number_over_all_latents_of_the_train_split(self, encoded_text: Path) -> None:
+        folder = ShardFolder(encoded_text)
         train = [folder.array(row, MEMBER) for row in folder.rows if row.split == "train"]
         rows = np.concatenate(train).astype(np.float64).reshape(-1, 10)
-        found = json.loads((encoded / "latents.json").read_bytes())[NAME]
+        found = json.loads((encoded_text / "latents.json").read_bytes())[NAME]
         assert (found["samples"], found["rows"]) == (len(train), len(rows))
         np.testing.assert_allclose(found["mean"], rows.mean(0), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(found["std"], rows.std(0), rtol=1e-9)
 
-    def test_the_entry_says_windows_rule_and_losses(self, encoded: Path, codec: Path) -> None:
-        found = json.loads((encoded / DATASET_FILE).read_bytes())["codecs"][NAME]
-        assert found["fingerprint"] == TextCodec.load(codec).fingerprint
+    def test_the_entry_says_windows_rule_and_losses(self, encoded_text: Path, text_vae: Path) -> None:
+        found = json.loads((encoded_text / DATASET_FILE).read_bytes())["codecs"][NAME]
+        assert found["fingerprint"] == TextCodec.load(text_vae).fingerprint
         told = {
             name: found[name] for name in ("source", "window_ticks", "stride_ticks", "latents", "channels", "words")
         }
@@ -108,52 +96,52 @@ class TestOutput:
             "channels": 10,
             "words": "middle",
         }
-        folder = ShardFolder(encoded)
+        folder = ShardFolder(encoded_text)
         windows = sum(len(folder.array(row, MEMBER)) for row in folder.rows)
         assert found["lost"] == {"windows": windows, "cut": 0, "unknown": 0}
         assert found["settings"]["tool"].keys() == {"torch", "transformers", "tokenizers", "device"}
 
-    def test_inspect_says_them(self, encoded: Path) -> None:
-        shown = omniges("inspect", encoded).stdout
+    def test_inspect_says_them(self, encoded_text: Path) -> None:
+        shown = omniges("inspect", encoded_text).stdout
         assert f"{NAME}, 3 × 10 for each 1.6 s, every 0.4 s" in shown
 
     def test_with_other_codecs_in_one_go_and_one_after_the_other(
-        self, shards: Path, codec: Path, encoded: Path, tmp_path: Path
+        self, shards: Path, text_vae: Path, encoded_text: Path, tmp_path: Path
     ) -> None:
         write_vae(tmp_path / "vae")
         audio = ("audioldm2-vae", tmp_path / "vae")
-        encoded_shards(shards, codec, tmp_path / "one", codecs=(audio, (NAME, codec)))
-        encode(EncodeSettings(shards=encoded, codecs=(audio,), out=tmp_path / "two"))
+        encoded_shards(shards, text_vae, tmp_path / "one", codecs=(audio, (NAME, text_vae)))
+        encode(EncodeSettings(shards=encoded_text, codecs=(audio,), out=tmp_path / "two"))
         assert digests(tmp_path / "one") == digests(tmp_path / "two")
         assert verified(tmp_path / "two", "deep").findings == ()
 
     def test_again_it_does_nothing_and_another_grid_is_told_apart(
-        self, encoded: Path, codec: Path, tmp_path: Path
+        self, encoded_text: Path, text_vae: Path, tmp_path: Path
     ) -> None:
-        folder = Path(shutil.copytree(encoded, tmp_path / "s"))
+        folder = Path(shutil.copytree(encoded_text, tmp_path / "s"))
         before = digests(folder)
-        assert encoded_shards(folder, codec).there == (NAME,)
+        assert encoded_shards(folder, text_vae).there == (NAME,)
         with pytest.raises(UsageFault, match=r"every 0.4 s and not 3 × 10 for each 1.6 s, every 0.8 s"):
-            encoded_shards(folder, codec, stride_ticks=8)
+            encoded_shards(folder, text_vae, stride_ticks=8)
         assert digests(folder) == before
-        encoded_shards(folder, codec, stride_ticks=8, overwrite=True)
+        encoded_shards(folder, text_vae, stride_ticks=8, overwrite=True)
         assert verified(folder, "deep").findings == ()
         assert ShardFolder(folder).codecs[NAME].described.endswith("every 0.8 s")
 
-    def test_clips_without_a_window_have_no_rows(self, codec: Path, tmp_path: Path) -> None:
+    def test_clips_without_a_window_have_no_rows(self, text_vae: Path, tmp_path: Path) -> None:
         write_sample_corpus(tmp_path / "c", CorpusSettings(clips=5, seconds=2.0, words=2, speakers=1))
         run_preprocess(tmp_path / "c", tmp_path / "s")
         with pytest.raises(DataError, match=r"no clip has a window of 24 ticks, the longest has 20"):
-            encoded_shards(tmp_path / "s", codec, window_ticks=24)
-        summary = encoded_shards(tmp_path / "s", codec)
+            encoded_shards(tmp_path / "s", text_vae, window_ticks=24)
+        summary = encoded_shards(tmp_path / "s", text_vae)
         assert "of 10 windows, 0 have more text" in "\n".join(summary.lines)
 
 
 def test_stopped_it_goes_on_to_the_same_bytes(
-    corpus: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_preprocess(corpus, tmp_path / "s", shard_bytes=1)
-    encoded_shards(tmp_path / "s", codec, tmp_path / "whole")
+    encoded_shards(tmp_path / "s", text_vae, tmp_path / "whole")
     encode_clip, calls = TextWindows.encode, iter(range(10))
 
     def stops(windows: TextWindows, words: Any, ticks: int) -> Any:
@@ -164,16 +152,16 @@ def test_stopped_it_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(TextWindows, "encode", stops)
         with pytest.raises(KeyboardInterrupt):
-            encoded_shards(tmp_path / "s", codec, tmp_path / "out")
-    assert encoded_shards(tmp_path / "s", codec, tmp_path / "out").resumed == 3
+            encoded_shards(tmp_path / "s", text_vae, tmp_path / "out")
+    assert encoded_shards(tmp_path / "s", text_vae, tmp_path / "out").resumed == 3
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
 class TestEncoding:
     def test_each_different_text_of_a_clip_once_and_nothing_once_in_all(
-        self, codec: Path, monkeypatch: pytest.MonkeyPatch
+        self, text_vae: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        text_codec = TextCodec.load(codec)
+        text_codec = TextCodec.load(text_vae)
         asked: list[str] = []
         encode_texts = text_codec.encode
 
@@ -191,14 +179,14 @@ class TestEncoding:
         np.testing.assert_array_equal(found[1], found[4])
         assert windows.encode_texts([]).shape == (0, 30)
 
-    def test_many_texts_are_what_each_is_alone(self, codec: Path) -> None:
-        windows = TextWindows(TextCodec.load(codec))
+    def test_many_texts_are_what_each_is_alone(self, text_vae: Path) -> None:
+        windows = TextWindows(TextCodec.load(text_vae))
         texts = [" ".join(["hello"] * k) for k in range(40)]
         alone = np.concatenate([windows.encode_texts([text]) for text in texts])
         np.testing.assert_allclose(windows.encode_texts(texts), alone, atol=1e-5)
 
-    def test_decoded_rows_are_the_codecs_texts(self, codec: Path) -> None:
-        text_codec = TextCodec.load(codec)
+    def test_decoded_rows_are_the_codecs_texts(self, text_vae: Path) -> None:
+        text_codec = TextCodec.load(text_vae)
         windows = TextWindows(text_codec)
         rows = windows.encode_texts(["hello world", "the"])
         wanted = text_codec.decode(torch.from_numpy(rows).reshape(2, 3, 10))
@@ -221,9 +209,9 @@ def spoken(folder: Path, words: list[str]) -> Path:
 
 
 class TestLosses:
-    def test_windows_that_lose_words_are_counted_stored_and_said(self, codec: Path, tmp_path: Path) -> None:
+    def test_windows_that_lose_words_are_counted_stored_and_said(self, text_vae: Path, tmp_path: Path) -> None:
         shards = spoken(tmp_path, ["hello", "there"] * 20 + ["世界"])
-        summary = encoded_shards(shards, codec, max_lost=1.0)
+        summary = encoded_shards(shards, text_vae, max_lost=1.0)
         folder = ShardFolder(shards)
         windows = [
             text_of(folder.words(row), start, WINDOW)
@@ -240,7 +228,7 @@ class TestLosses:
         [(["世界"], r"letters that it cannot spell"), (["h" * 90], r"\d+ have more text than T5's 76 tokens")],
     )
     def test_too_many_are_refused_before_anything_is_encoded(
-        self, codec: Path, tmp_path: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+        self, text_vae: Path, tmp_path: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def never(*_: object) -> None:
             raise AssertionError("a text was encoded")
@@ -249,10 +237,10 @@ class TestLosses:
         shards = spoken(tmp_path, words)
         before = digests(shards)
         with pytest.raises(DataError, match=rf"more than --max-lost 0.01: .*{said}"):
-            encoded_shards(shards, codec)
+            encoded_shards(shards, text_vae)
         assert digests(shards) == before
         with pytest.raises(DataError, match=r"more than --max-lost 0.01"):
-            encoded_shards(shards, codec, tmp_path / "out")
+            encoded_shards(shards, text_vae, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -267,7 +255,7 @@ class TestVerify:
         ],
     )
     def test_deep_finds_what_latents_cannot_be(
-        self, encoded: Path, tmp_path: Path, change: Callable[[Any], Any], code: str
+        self, encoded_text: Path, tmp_path: Path, change: Callable[[Any], Any], code: str
     ) -> None:
         def fault(shards: ShardSet) -> None:
             sample = next(s for s in shards.samples if s.row.split == "train")
@@ -276,7 +264,7 @@ class TestVerify:
             np.lib.format.write_array(stream, change(found), (1, 0), allow_pickle=False)
             sample.raw[MEMBER] = stream.getvalue()
 
-        assert codes(verified(rebuilt(encoded, tmp_path / "s", fault), "deep")) == {code}
+        assert codes(verified(rebuilt(encoded_text, tmp_path / "s", fault), "deep")) == {code}
 
     @pytest.mark.parametrize(
         "edit",
@@ -293,16 +281,16 @@ class TestVerify:
         ],
     )
     def test_entries_in_another_form_are_found(
-        self, encoded: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], Any]
+        self, encoded_text: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], Any]
     ) -> None:
-        folder = Path(shutil.copytree(encoded, tmp_path / "s"))
+        folder = Path(shutil.copytree(encoded_text, tmp_path / "s"))
         (folder / DATASET_FILE).write_bytes(edited_dataset(folder, lambda d: edit(d["codecs"][NAME])))
         assert "dataset-malformed" in codes(verified(folder))
 
 
 class TestCommand:
-    def test_flags_and_the_tokenizer_in_a_folder_of_its_own(self, shards: Path, codec: Path, tmp_path: Path) -> None:
-        apart = Path(shutil.copytree(codec, tmp_path / "vae"))
+    def test_flags_and_the_tokenizer_in_a_folder_of_its_own(self, shards: Path, text_vae: Path, tmp_path: Path) -> None:
+        apart = Path(shutil.copytree(text_vae, tmp_path / "vae"))
         (apart / "t5_tokenizer").rename(tmp_path / "t5")
         words = ["encode", "--shards", shards, "--with", f"{NAME}={apart}", "--out", tmp_path / "out"]
         words += ["--window-ticks", "16", "--stride-ticks", "4"]
@@ -320,20 +308,20 @@ class TestCommand:
             encode(settings)
 
     @pytest.mark.parametrize("flag", ["window_ticks", "stride_ticks"])
-    def test_no_ticks_are_refused_by_the_flag(self, shards: Path, codec: Path, flag: str) -> None:
+    def test_no_ticks_are_refused_by_the_flag(self, shards: Path, text_vae: Path, flag: str) -> None:
         with pytest.raises(UsageFault, match=f"--{flag.replace('_', '-')} 0: at least 1 expected"):
-            encoded_shards(shards, codec, **{flag: 0})
+            encoded_shards(shards, text_vae, **{flag: 0})
 
     def test_a_tokenizers_folder_that_is_not_there_is_refused_by_the_flag(
-        self, shards: Path, codec: Path, tmp_path: Path
+        self, shards: Path, text_vae: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(UsageFault, match=r"--t5-tokenizer .*nowhere: a folder with T5's tokenizer.json expected"):
-            encoded_shards(shards, codec, t5_tokenizer=tmp_path / "nowhere")
+            encoded_shards(shards, text_vae, t5_tokenizer=tmp_path / "nowhere")
 
-    def test_a_stride_that_does_not_divide_and_the_one_that_is_taken(self, shards: Path, codec: Path) -> None:
+    def test_a_stride_that_does_not_divide_and_the_one_that_is_taken(self, shards: Path, text_vae: Path) -> None:
         with pytest.raises(UsageFault, match="a stride that divides the window"):
-            encoded_shards(shards, codec, stride_ticks=5)
-        settings = EncodeSettings(shards=shards, codecs=((NAME, codec),), window_ticks=14)
-        grid = TextWindows(TextCodec.load(codec)).grid
+            encoded_shards(shards, text_vae, stride_ticks=5)
+        settings = EncodeSettings(shards=shards, codecs=((NAME, text_vae),), window_ticks=14)
+        grid = TextWindows(TextCodec.load(text_vae)).grid
         assert (grid.window_ticks, grid.stride_ticks) == (64, 16)
         assert settings.grid(grid).stride_ticks == 2

@@ -18,7 +18,7 @@ from omniflow_checkpoints import Tiny, tensors_of, write_folder
 from pipeline_helpers import run_preprocess
 from safetensors import safe_open
 from safetensors.torch import load_file
-from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards, write_text_vae
+from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards
 from training_helpers import TENSOR_FILES, SignalAt, checkpoint_of, learned, log_of, losses_of, run, settings_of
 from vae_builders import write_vae
 
@@ -49,22 +49,10 @@ SIX = {"t2g", "g2t", "a2g", "g2a", "t2a", "a2t"}
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_vae(tmp_path_factory.mktemp("text-vae"))
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "shards"
-    encoded_shards(shards, codec, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def whole(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(encoded_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps that was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(encoded, folder, text_codec=NAME, checkpointing_steps=3)
+    run(encoded_text, folder, text_codec=NAME, checkpointing_steps=3)
     return folder
 
 
@@ -74,12 +62,14 @@ def source(folder: Path, codecs: dict[str, str] = TEXT) -> list[DataSource]:
 
 class TestWindows:
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_hold_the_latents_of_their_own_window(self, encoded: Path, workers: int) -> None:
-        folder = ShardFolder(encoded)
+    def test_hold_the_latents_of_their_own_window(self, encoded_text: Path, workers: int) -> None:
+        folder = ShardFolder(encoded_text)
         rows = {row.key: row for row in folder.rows}
         starts = set()
         settings = LoaderSettings(workers=workers)
-        with Feed(source(encoded), Sequencing(window_ticks=WINDOW), RankShare(batch_size=5), settings, CPU) as feed:
+        with Feed(
+            source(encoded_text), Sequencing(window_ticks=WINDOW), RankShare(batch_size=5), settings, CPU
+        ) as feed:
             for _ in range(12):
                 windows, positions = feed.next()
                 assert windows.arrays["text"].shape == (5, 3, 10)
@@ -92,25 +82,25 @@ class TestWindows:
         assert all(start % STRIDE == 0 for start in starts)
         assert len(starts) > 4
 
-    def test_the_loader_normalises_each_number_of_a_latent(self, encoded: Path) -> None:
-        statistics = json.loads((encoded / "latents.json").read_bytes())[NAME]
+    def test_the_loader_normalises_each_number_of_a_latent(self, encoded_text: Path) -> None:
+        statistics = json.loads((encoded_text / "latents.json").read_bytes())[NAME]
         sequencing = Sequencing(window_ticks=WINDOW, shuffle=False)
-        with BatchLoader(source(encoded), sequencing, RankShare(), LoaderSettings(workers=0)) as loader:
+        with BatchLoader(source(encoded_text), sequencing, RankShare(), LoaderSettings(workers=0)) as loader:
             found = [(batch.keys[0], int(batch.start_ticks[0]), batch.text.numpy()[0].copy()) for batch in loader]
-        folder = ShardFolder(encoded)
+        folder = ShardFolder(encoded_text)
         for key, start, text in found:
             latents = folder.array(folder.row(key), MEMBER)[start // STRIDE].reshape(3, 10)
             wanted = (latents - np.array(statistics["mean"])) / np.array(statistics["std"])
             np.testing.assert_allclose(text, wanted, atol=1e-4)
 
-    def test_the_window_is_the_codecs(self, encoded: Path, tmp_path: Path) -> None:
+    def test_the_window_is_the_codecs(self, encoded_text: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match=r"--window-ticks 8: 16 expected, the window that omniflow-text-vae.npy"):
-            run(encoded, tmp_path / "run", text_codec=NAME, window_ticks=8)
+            run(encoded_text, tmp_path / "run", text_codec=NAME, window_ticks=8)
 
-    def test_begin_where_all_codecs_have_a_row(self, encoded: Path, tmp_path: Path) -> None:
+    def test_begin_where_all_codecs_have_a_row(self, encoded_text: Path, tmp_path: Path) -> None:
         write_vae(tmp_path / "vae")
         audio = ("audioldm2-vae", tmp_path / "vae")
-        encoded_shards(encoded, tmp_path, tmp_path / "both", codecs=(audio,), window_ticks=None, stride_ticks=None)
+        encoded_shards(encoded_text, tmp_path, tmp_path / "both", codecs=(audio,), window_ticks=None, stride_ticks=None)
         both = source(tmp_path / "both", TEXT | {"audio": "audioldm2-vae"})
         settings = LoaderSettings(workers=0)
         with Feed(both, Sequencing(window_ticks=WINDOW), RankShare(batch_size=4), settings, CPU) as feed:
@@ -122,7 +112,7 @@ class TestWindows:
             "text": (3, 10),
         }
 
-    def test_trace_batches_tells_the_same_windows(self, encoded: Path, shards: Path) -> None:
+    def test_trace_batches_tells_the_same_windows(self, encoded_text: Path, shards: Path) -> None:
         def traced(folder: Path, codecs: dict[str, str]) -> list[dict[str, Any]]:
             share, sequencing = RankShare(batch_size=4), Sequencing(window_ticks=WINDOW)
             settings = TraceSettings(
@@ -136,23 +126,25 @@ class TestWindows:
             )
             return list(trace(settings))
 
-        found = traced(encoded, TEXT)
+        found = traced(encoded_text, TEXT)
         settings = LoaderSettings(workers=0)
-        with Feed(source(encoded), Sequencing(window_ticks=WINDOW), RankShare(batch_size=4), settings, CPU) as feed:
+        with Feed(
+            source(encoded_text), Sequencing(window_ticks=WINDOW), RankShare(batch_size=4), settings, CPU
+        ) as feed:
             places = [place for _ in range(3) for place in feed.places(feed.next()[1])]
         assert [(r["key"], r["start_tick"]) for r in found] == [(p.key, p.start_tick) for p in places]
-        assert traced(encoded, {}) == traced(shards, {})  # without it, encoded shards are read as they were before
+        assert traced(encoded_text, {}) == traced(shards, {})  # without it, encoded shards are read as they were before
 
 
 class TestTraining:
-    def test_all_six_tasks_have_losses(self, encoded: Path, tmp_path: Path) -> None:
-        run(encoded, tmp_path / "run", text_codec=NAME, max_train_steps=12, logging_steps=12)
+    def test_all_six_tasks_have_losses(self, encoded_text: Path, tmp_path: Path) -> None:
+        run(encoded_text, tmp_path / "run", text_codec=NAME, max_train_steps=12, logging_steps=12)
         (line,) = log_of(tmp_path / "run")
         assert line["tasks"].keys() >= SIX
         assert line["streams"].keys() == {"gesture", "text", "audio"}
         assert all(np.isfinite(loss) for loss in losses_of(tmp_path / "run").values())
 
-    def test_never_imports_a_codec_or_transformers(self, encoded: Path, tmp_path: Path) -> None:
+    def test_never_imports_a_codec_or_transformers(self, encoded_text: Path, tmp_path: Path) -> None:
         code = (
             "import sys; sys.path.insert(0, sys.argv[3])\n"
             "from training_helpers import run\n"
@@ -160,12 +152,12 @@ class TestTraining:
             "print([n for n in sys.modules if n.startswith(('omniges.trainer.codecs', 'transformers.models.t5'))])"
         )
         tests = Path(__file__).resolve().parents[2]
-        words = [sys.executable, "-c", code, str(encoded), str(tmp_path / "run"), str(tests)]
+        words = [sys.executable, "-c", code, str(encoded_text), str(tmp_path / "run"), str(tests)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
 
-    def test_nothing_of_the_codec_is_learned_averaged_or_saved(self, whole: Path, codec: Path) -> None:
-        own = set(load_file(codec / "model.safetensors"))
+    def test_nothing_of_the_codec_is_learned_averaged_or_saved(self, whole: Path, text_vae: Path) -> None:
+        own = set(load_file(text_vae / "model.safetensors"))
         for file in TENSOR_FILES:
             with safe_open(checkpoint_of(whole, 6) / file, framework="pt") as tensors:
                 names = set(tensors.keys())
@@ -178,13 +170,13 @@ class TestTraining:
         learned_place = load_file(checkpoint_of(whole, 6) / "model.safetensors")["streams.text.place"]
         assert len(learned_place.abs().sum(1).unique()) == 3
 
-    def test_the_checkpoint_says_whose_latents_and_which_windows(self, whole: Path, encoded: Path) -> None:
+    def test_the_checkpoint_says_whose_latents_and_which_windows(self, whole: Path, encoded_text: Path) -> None:
         folder = checkpoint_of(whole, 6)
         config = json.loads((folder / "config.json").read_bytes())["codecs"]["text"]
-        entry = ShardFolder(encoded).codecs[NAME]
+        entry = ShardFolder(encoded_text).codecs[NAME]
         assert (config["name"], config["fingerprint"]) == (NAME, entry.fingerprint)
         assert (config["window_ticks"], config["stride_ticks"]) == (WINDOW, STRIDE)
-        assert (folder / "latents.json").read_bytes() == (encoded / "latents.json").read_bytes()
+        assert (folder / "latents.json").read_bytes() == (encoded_text / "latents.json").read_bytes()
         model, identity = load_model(find_checkpoint(whole))
         assert identity.tick_multiple == 1  # of inputs: their text is encoded anew, wherever windows begin
         stream = model.stream("text")
@@ -193,12 +185,12 @@ class TestTraining:
         assert stream.positions(3, 16) is None
         assert stream.places is not None
         assert stream.places.shape == (3, 16)
-        saved = json.loads((encoded / "latents.json").read_bytes())[NAME]
+        saved = json.loads((encoded_text / "latents.json").read_bytes())[NAME]
         np.testing.assert_allclose(stream.state_dict()["mean"].numpy(), saved["mean"], rtol=1e-6)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_stopped_and_resumed_is_never_stopped_to_the_bit(
-        self, whole: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+        self, whole: Path, encoded_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
     ) -> None:
         from omniges.trainer import learner
 
@@ -211,25 +203,25 @@ class TestTraining:
 
         with monkeypatch.context() as patch:
             patch.setattr(learner.Learner, "finish_step", counted)
-            stopped = run(encoded, tmp_path / "run", text_codec=NAME, num_workers=workers)
+            stopped = run(encoded_text, tmp_path / "run", text_codec=NAME, num_workers=workers)
         assert stopped.outcome.ending is Ending.STOPPED
         assert 0 < stopped.step < 6
-        run(encoded, tmp_path / "run", text_codec=NAME, num_workers=workers)
+        run(encoded_text, tmp_path / "run", text_codec=NAME, num_workers=workers)
         assert learned(tmp_path / "run", 6) == learned(whole, 6)
         assert losses_of(tmp_path / "run") == losses_of(whole)
 
     @pytest.mark.parametrize("prediction", ["clean", "velocity"])
     @pytest.mark.parametrize("normalise", [True, False])
     def test_losses_are_mean_squares_of_what_the_head_gives(
-        self, encoded: Path, prediction: Any, normalise: bool
+        self, encoded_text: Path, prediction: Any, normalise: bool
     ) -> None:
-        catalog = read_catalog(encoded, Filters(), TEXT)
+        catalog = read_catalog(encoded_text, Filters(), TEXT)
         config = ModelConfig(width=16, layers=1, heads=2, text_prediction=prediction, normalise_text=normalise)
         entry, statistics = catalog.codecs["text"], catalog.latents[NAME]
         latents: Any = {"text": CodecLatents(entry, statistics)}
         model = build_model(config, statistics=catalog.statistics, pieces=300, speakers=1, codecs=latents)
         stream = model.stream("text")
-        folder = ShardFolder(encoded)
+        folder = ShardFolder(encoded_text)
         rows = torch.from_numpy(folder.array(folder.rows[0], MEMBER)[:2].reshape(2, 3, 10).copy())
         clean, noise, output = stream.tokens(rows), torch.randn(2, 3, 10), torch.randn(2, 3, 10)
         mean, std = (torch.tensor(statistics[name]).float() for name in ("mean", "std"))
@@ -253,9 +245,9 @@ def model_of_text(folder: Path, **config: Any) -> FlowModel:
 
 
 @pytest.mark.parametrize("config", [{}, {"rotary_periods_s": None, "absent": "noise"}])
-def test_latents_are_told_apart_by_their_number_alone(encoded: Path, config: dict[str, Any]) -> None:
+def test_latents_are_told_apart_by_their_number_alone(encoded_text: Path, config: dict[str, Any]) -> None:
     """With equal places a permutation of tokens permutes what is expected of them: their order would be nobody's."""
-    model = model_of_text(encoded, **config)
+    model = model_of_text(encoded_text, **config)
     stream = model.stream("text")
     assert isinstance(stream, WindowTokens)
     gesture, audio, text = torch.randn(2, 16, 1245), torch.randn(2, 16, 640), torch.randn(2, 3, 10)
@@ -276,7 +268,7 @@ def test_latents_are_told_apart_by_their_number_alone(encoded: Path, config: dic
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("places", [True, False])
 def test_a_model_learns_which_latent_is_which_by_their_places_alone(
-    tmp_path: Path, codec: Path, monkeypatch: pytest.MonkeyPatch, places: bool
+    tmp_path: Path, text_vae: Path, monkeypatch: pytest.MonkeyPatch, places: bool
 ) -> None:
     """The figure of docs/codecs-text.md, on latents whose mean hangs on their number."""
     means = np.random.default_rng(0).normal(size=(3, 10))
@@ -288,7 +280,7 @@ def test_a_model_learns_which_latent_is_which_by_their_places_alone(
     monkeypatch.setattr(TextWindows, "encode_texts", lambda _, texts: np.stack([latents_of(text) for text in texts]))
     write_sample_corpus(tmp_path / "c", CorpusSettings(clips=12, seconds=8.0, words=6, speakers=1))
     run_preprocess(tmp_path / "c", tmp_path / "s")
-    encoded_shards(tmp_path / "s", codec)
+    encoded_shards(tmp_path / "s", text_vae)
     if not places:
         monkeypatch.setattr(WindowTokens, "places", None)
     run(
@@ -317,11 +309,11 @@ class TestPretrained:
 
     TINY = Tiny(qk_norm="rms", text_outputs=10, nested=True)
 
-    def test_text_keeps_omniflows_projections(self, encoded: Path, tmp_path: Path) -> None:
+    def test_text_keeps_omniflows_projections(self, encoded_text: Path, tmp_path: Path) -> None:
         omniflow = write_folder(tmp_path / "omniflow", self.TINY)
         flow = {"shares": dict.fromkeys(sorted(SIX), 1)}
         began = {"pretrained_model_name_or_path": omniflow, "model": {}, "text_codec": NAME, "flow": flow}
-        run(encoded, tmp_path / "run", **began, max_train_steps=2, learning_rate=1e-9, train_batch_size=12)
+        run(encoded_text, tmp_path / "run", **began, max_train_steps=2, learning_rate=1e-9, train_batch_size=12)
         theirs = tensors_of(self.TINY)
         ours = load_file(checkpoint_of(tmp_path / "run", 2) / "model.safetensors")
         for own, name in (
@@ -344,35 +336,41 @@ class TestPretrained:
             "tells latents of a text apart, OmniFlow does not; begins at zero",
         )
 
-    def test_latents_of_another_width_than_the_checkpoints_are_refused(self, encoded: Path, tmp_path: Path) -> None:
+    def test_latents_of_another_width_than_the_checkpoints_are_refused(
+        self, encoded_text: Path, tmp_path: Path
+    ) -> None:
         omniflow = write_folder(tmp_path / "omniflow", Tiny(qk_norm="rms", text_outputs=20, nested=True))
         began = {"pretrained_model_name_or_path": omniflow, "model": {}, "text_codec": NAME}
         with pytest.raises(DataError, match=r"head.text.out.weight"):
-            run(encoded, tmp_path / "run", **began)
+            run(encoded_text, tmp_path / "run", **began)
 
 
 class TestRefusals:
     def test_shards_without_latents_and_codecs_of_other_streams(
-        self, shards: Path, encoded: Path, tmp_path: Path
+        self, shards: Path, encoded_text: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(UsageFault, match=r"latents of omniflow-text-vae expected, found no latents"):
             run(shards, tmp_path / "run", text_codec=NAME)
         with pytest.raises(UsageFault, match=r"omniflow-text-vae: it is one of text, not of audio"):
-            run(encoded, tmp_path / "run", audio_codec=NAME)
+            run(encoded_text, tmp_path / "run", audio_codec=NAME)
 
-    def test_a_run_does_not_go_on_with_text_of_another_kind(self, whole: Path, encoded: Path, tmp_path: Path) -> None:
+    def test_a_run_does_not_go_on_with_text_of_another_kind(
+        self, whole: Path, encoded_text: Path, tmp_path: Path
+    ) -> None:
         copy = Path(shutil.copytree(whole, tmp_path / "run"))
         with pytest.raises(UsageFault, match="text codec was omniflow-text-vae"):
-            run(encoded, copy, max_train_steps=8)
+            run(encoded_text, copy, max_train_steps=8)
 
-    def test_folders_of_a_mixture_have_one_grid(self, shards: Path, encoded: Path, codec: Path, tmp_path: Path) -> None:
-        encoded_shards(shards, codec, tmp_path / "others", stride_ticks=8)
-        both = (str(encoded), str(tmp_path / "others"))
+    def test_folders_of_a_mixture_have_one_grid(
+        self, shards: Path, encoded_text: Path, text_vae: Path, tmp_path: Path
+    ) -> None:
+        encoded_shards(shards, text_vae, tmp_path / "others", stride_ticks=8)
+        both = (str(encoded_text), str(tmp_path / "others"))
         with pytest.raises(UsageFault, match=r"every 0.4 s\) expected as in .*, found .*every 0.8 s"):
             train(TrainSettings(shards=both, output_dir=tmp_path / "run", text_codec=NAME, window_ticks=WINDOW))
 
-    def test_damaged_latents_are_told_with_their_place(self, encoded: Path, tmp_path: Path) -> None:
-        folder = Path(shutil.copytree(encoded, tmp_path / "s"))
+    def test_damaged_latents_are_told_with_their_place(self, encoded_text: Path, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(encoded_text, tmp_path / "s"))
         row = next(row for row in ShardFolder(folder).rows if row.split == "train")
         data = bytearray((folder / row.shard).read_bytes())
         data[row.members[MEMBER].offset + 200] ^= 1
@@ -380,12 +378,12 @@ class TestRefusals:
         with pytest.raises(DataError, match=rf"{row.key}.{NAME}.npy at byte \d+: sha256"):
             run(folder, tmp_path / "run", text_codec=NAME)
 
-    def test_a_recipe_takes_it_and_settings_of_latents_need_it(self, encoded: Path, tmp_path: Path) -> None:
+    def test_a_recipe_takes_it_and_settings_of_latents_need_it(self, encoded_text: Path, tmp_path: Path) -> None:
         recipe = tmp_path / "r.yaml"
         recipe.write_text(f"text-codec: {NAME}\nmodel:\n  text_prediction: velocity\n")
         assert load_settings(recipe, {}).codecs == TEXT
         assert load_settings(recipe, {}).model_config().text_prediction == "velocity"
         with pytest.raises(UsageFault, match="text_prediction is of text that is latents"):
-            settings_of(encoded, tmp_path, model={"text_prediction": "velocity"})
+            settings_of(encoded_text, tmp_path, model={"text_prediction": "velocity"})
         with pytest.raises(UsageFault, match="text_prediction: found 'best'"):
-            settings_of(encoded, tmp_path, text_codec=NAME, model={"text_prediction": "best"})
+            settings_of(encoded_text, tmp_path, text_codec=NAME, model={"text_prediction": "best"})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_helpers import omniges
-from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards, write_text_vae
+from text_latents_builders import NAME, STRIDE, WINDOW, write_text_vae
 from training_helpers import Collected, learned, log_of, losses_of, run, settings_of
 
 from omniges.errors import UsageFault
@@ -50,38 +50,26 @@ BARE = {**VALIDATED, "validation_samples": 0, "max_train_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_vae(tmp_path_factory.mktemp("text-vae"))
-
-
-@pytest.fixture(scope="module")
-def encoded(shards: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "shards"
-    encoded_shards(shards, codec, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def plain(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(encoded_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps without validation."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    run(encoded, folder, text_codec=NAME)
+    run(encoded_text, folder, text_codec=NAME)
     return folder
 
 
 @pytest.fixture(scope="module")
-def decoded(encoded: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decoded(encoded_text: Path, text_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with two validations that decode."""
     folder = tmp_path_factory.mktemp("decoded") / "run"
-    run(encoded, folder, **VALIDATED, validation_codec=(f"{NAME}={codec}",))
+    run(encoded_text, folder, **VALIDATED, validation_codec=(f"{NAME}={text_vae}",))
     return folder
 
 
 @pytest.fixture(scope="module")
-def undecoded(encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undecoded(encoded_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with two validations that have no codec."""
     folder = tmp_path_factory.mktemp("undecoded") / "run"
-    run(encoded, folder, **VALIDATED)
+    run(encoded_text, folder, **VALIDATED)
     return folder
 
 
@@ -97,9 +85,11 @@ def test_what_is_learned_is_equal_to_the_last_bit(which: str, plain: Path, reque
 
 
 class TestWindows:
-    def test_have_the_latents_that_the_loader_gives_and_the_words_that_these_stand_for(self, encoded: Path) -> None:
-        held_out = open_held_out([DataSource(read_catalog(encoded, Filters(), TEXT))], WINDOW, 1000)
-        val = [DataSource(read_catalog(encoded, Filters(split="val"), TEXT))]
+    def test_have_the_latents_that_the_loader_gives_and_the_words_that_these_stand_for(
+        self, encoded_text: Path
+    ) -> None:
+        held_out = open_held_out([DataSource(read_catalog(encoded_text, Filters(), TEXT))], WINDOW, 1000)
+        val = [DataSource(read_catalog(encoded_text, Filters(split="val"), TEXT))]
         entries = val[0].catalog.codecs
         folder, _ = held_out.read(SlotCodec(val[0].catalog.tokenizer), entries.values())
         scales = _as_stored(tracks_of(val))
@@ -107,7 +97,7 @@ class TestWindows:
         with BatchLoader(val, sequencing, share, LoaderSettings(workers=0), normaliser=scales) as loader:
             (batch,) = list(loader)
         assert len(batch) == len(held_out.windows) > 1
-        shards = ShardFolder(encoded)
+        shards = ShardFolder(encoded_text)
         for number, (window, row) in enumerate(zip(held_out.windows, folder.rows, strict=True)):
             assert window.start_tick % STRIDE == 0
             latents = folder.sample(row).latents[NAME]
@@ -123,11 +113,11 @@ class TestWindows:
             assert [word["word"] for word in words] == said
             assert all(0 <= word["start"] < word["end"] <= WINDOW / 10 for word in words)
 
-    def test_every_word_of_a_clip_is_in_one_of_the_windows_that_touch(self, encoded: Path) -> None:
-        data = [DataSource(read_catalog(encoded, Filters(), TEXT))]
+    def test_every_word_of_a_clip_is_in_one_of_the_windows_that_touch(self, encoded_text: Path) -> None:
+        data = [DataSource(read_catalog(encoded_text, Filters(), TEXT))]
         held_out = open_held_out(data, WINDOW, 1000)
         folder, _ = held_out.read(SlotCodec(data[0].catalog.tokenizer), data[0].catalog.codecs.values())
-        shards = ShardFolder(encoded)
+        shards = ShardFolder(encoded_text)
         for key in {window.row.key for window in held_out.windows}:
             own = [window for window in held_out.windows if window.row.key == key]
             end_s = len(own) * WINDOW / 10
@@ -135,8 +125,8 @@ class TestWindows:
             said = [w["word"] for w in shards.words(shards.row(key)) if (w["start"] + w["end"]) / 2 < end_s]
             assert found == said
 
-    def test_that_fit_into_no_recording_say_to_encode_again(self, encoded: Path) -> None:
-        data = [DataSource(read_catalog(encoded, Filters(), TEXT))]
+    def test_that_fit_into_no_recording_say_to_encode_again(self, encoded_text: Path) -> None:
+        data = [DataSource(read_catalog(encoded_text, Filters(), TEXT))]
         with pytest.raises(UsageFault, match=r"encode text again with --window-ticks 40 or less"):
             open_held_out(data, 48, 4)
 
@@ -165,8 +155,8 @@ class TestWithoutTheCodec:
         assert remark in log_of(undecoded, "start")[0]["remarks"]
         assert not (undecoded / "validation/step-000006/g2t").exists()
 
-    def test_by_default_it_validates_where_there_is_a_val_split(self, encoded: Path, tmp_path: Path) -> None:
-        run(encoded, tmp_path, **{**BARE, "validation_steps": None, "max_train_steps": 1})
+    def test_by_default_it_validates_where_there_is_a_val_split(self, encoded_text: Path, tmp_path: Path) -> None:
+        run(encoded_text, tmp_path, **{**BARE, "validation_steps": None, "max_train_steps": 1})
         assert set(last(tmp_path)["losses"]) == set(SIX)
 
 
@@ -181,12 +171,12 @@ class TestWithTheCodec:
         assert f"validation decodes text with {NAME}" in log_of(decoded, "start")[0]["remarks"]
 
     def test_a_codec_that_says_what_was_said_makes_no_error(
-        self, encoded: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, encoded_text: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The texts that the latents of the windows stand for are those that results are held against."""
-        data = [DataSource(read_catalog(encoded, Filters(), TEXT))]
+        data = [DataSource(read_catalog(encoded_text, Filters(), TEXT))]
         held_out = open_held_out(data, WINDOW, 3)
-        shards = ShardFolder(encoded)
+        shards = ShardFolder(encoded_text)
         texts = []
         for window in held_out.windows:
             first, end = window.start_tick, window.start_tick + WINDOW
@@ -199,14 +189,14 @@ class TestWithTheCodec:
             return [SpokenText(texts[(len(asked) - 1) % len(texts)], ended=True)]
 
         monkeypatch.setattr(TextWindows, "decode", decode)
-        run(encoded, tmp_path, **BARE, validation_codec=(f"{NAME}={codec}",))
+        run(encoded_text, tmp_path, **BARE, validation_codec=(f"{NAME}={text_vae}",))
         assert asked == [(1, 30)] * 2 * len(texts)
         metrics = last(tmp_path)["metrics"]
         assert all(metrics[task]["word_error_rate"] == metrics[task]["character_error_rate"] == 0 for task in OF_TEXT)
 
     @pytest.mark.parametrize("task", OF_TEXT)
     def test_samples_are_those_that_generate_makes_with_the_averages(
-        self, task: str, decoded: Path, encoded: Path, codec: Path, tmp_path: Path
+        self, task: str, decoded: Path, encoded_text: Path, text_vae: Path, tmp_path: Path
     ) -> None:
         folder = decoded / "validation/step-000006" / task
         paths = [path for path in folder.glob("*.json") if (read_record(path).source or {})["start_tick"] == 0]
@@ -216,8 +206,8 @@ class TestWithTheCodec:
             checkpoint=decoded,
             task=task,
             out=tmp_path / "generated",
-            codecs=((NAME, codec),),
-            sources=Sources(shards=encoded, keys=(key,), seconds=WINDOW / 10),
+            codecs=((NAME, text_vae),),
+            sources=Sources(shards=encoded_text, keys=(key,), seconds=WINDOW / 10),
             sampling=SamplingSettings(steps=2),
             seed=VALIDATION_SEED,
         )
@@ -230,15 +220,15 @@ class TestWithTheCodec:
         with pytest.raises(Exception, match="textgrid-no-word-tier"):
             decode_words(paths[0].with_suffix(".TextGrid").read_bytes())
 
-    def test_records_of_tasks_that_text_is_given_to_name_its_latents(self, decoded: Path, encoded: Path) -> None:
-        shards = ShardFolder(encoded)
+    def test_records_of_tasks_that_text_is_given_to_name_its_latents(self, decoded: Path, encoded_text: Path) -> None:
+        shards = ShardFolder(encoded_text)
         (entry,) = read_record(next((decoded / "validation/step-000006/t2g").glob("*.json"))).inputs
         key = entry["path"].partition("#")[2].partition(".")[0]
         assert entry["path"].endswith(f"#{key}.{NAME}.npy")
         assert entry["sha256"] == shards.row(key).members[f"{NAME}.npy"].sha256
 
     def test_it_is_loaded_once_and_generators_are_left(
-        self, encoded: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, encoded_text: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         loaded: list[Any] = []
         inner = codec_module.load_codec
@@ -250,15 +240,17 @@ class TestWithTheCodec:
         monkeypatch.setattr(codec_module, "load_codec", counted)
         generators = torch.get_rng_state()
         settings = {**BARE, "validation_steps": 1, "validation_windows": 1, "max_train_steps": 2}
-        run(encoded, tmp_path, **settings, validation_codec=(f"{NAME}={codec}",))
+        run(encoded_text, tmp_path, **settings, validation_codec=(f"{NAME}={text_vae}",))
         assert torch.equal(torch.get_rng_state(), generators)
         (windows,) = loaded
         assert not any(parameter.requires_grad for parameter in windows._codec.vae.parameters())
         assert windows._codec.vae.ends == {"decode"}  # no T5 in memory
 
-    def test_the_best_step_can_go_by_the_word_error_rate(self, encoded: Path, codec: Path, tmp_path: Path) -> None:
+    def test_the_best_step_can_go_by_the_word_error_rate(
+        self, encoded_text: Path, text_vae: Path, tmp_path: Path
+    ) -> None:
         settings = {**BARE, "best_metric": "a2t/word_error_rate"}
-        summary = run(encoded, tmp_path, **settings, validation_codec=(f"{NAME}={codec}",))
+        summary = run(encoded_text, tmp_path, **settings, validation_codec=(f"{NAME}={text_vae}",))
         assert summary.best is not None
         assert summary.best.value == last(tmp_path)["metrics"]["a2t"]["word_error_rate"]
 
@@ -271,12 +263,12 @@ class TestTokenizer:
         (folder / "t5_tokenizer").rename(tmp_path / "flan")
         return folder, tmp_path / "flan"
 
-    def test_may_lie_elsewhere(self, encoded: Path, apart: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_may_lie_elsewhere(self, encoded_text: Path, apart: tuple[Path, Path], tmp_path: Path) -> None:
         folder, tokenizer = apart
         given = {**BARE, "validation_codec": (f"{NAME}={folder}",)}
         with pytest.raises(Exception, match=r"t5_tokenizer/tokenizer\.json: No such file"):
-            run(encoded, tmp_path / "run", **given)
-        run(encoded, tmp_path / "run", **given, t5_tokenizer=tokenizer)
+            run(encoded_text, tmp_path / "run", **given)
+        run(encoded_text, tmp_path / "run", **given, t5_tokenizer=tokenizer)
         assert last(tmp_path / "run")["metrics"]["a2t"]["word_error_rate"] >= 0
 
     def test_stands_in_a_recipe(self, tmp_path: Path) -> None:
@@ -293,21 +285,23 @@ class TestTokenizer:
 
 
 class TestRefusals:
-    def test_another_codec_than_that_of_the_shards(self, encoded: Path, tmp_path: Path) -> None:
+    def test_another_codec_than_that_of_the_shards(self, encoded_text: Path, tmp_path: Path) -> None:
         other = write_text_vae(tmp_path / "other", seed=1)
         with pytest.raises(UsageFault, match=r"--validation-codec omniflow-text-vae=.*: fingerprint \w+… expected as"):
-            run(encoded, tmp_path / "run", **BARE, validation_codec=(f"{NAME}={other}",))
+            run(encoded_text, tmp_path / "run", **BARE, validation_codec=(f"{NAME}={other}",))
 
-    def test_a_best_metric_of_times_that_words_do_not_have(self, encoded: Path, codec: Path, tmp_path: Path) -> None:
+    def test_a_best_metric_of_times_that_words_do_not_have(
+        self, encoded_text: Path, text_vae: Path, tmp_path: Path
+    ) -> None:
         settings = {**BARE, "best_metric": "g2t/word_start_error_median"}
         with pytest.raises(UsageFault, match=rf"not computed in this run, for {UNTIMED}; or choose loss or g2t/loss"):
-            run(encoded, tmp_path / "run", **settings, validation_codec=(f"{NAME}={codec}",))
+            run(encoded_text, tmp_path / "run", **settings, validation_codec=(f"{NAME}={text_vae}",))
         with pytest.raises(UsageFault, match=r"for text is latents of omniflow-text-vae: give --validation-codec"):
-            run(encoded, tmp_path / "run", **settings)
+            run(encoded_text, tmp_path / "run", **settings)
 
 
 def test_only_tasks_that_can_be_scored_are_sampled(
-    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoded_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampled: list[str] = []
     inner = run_module.sample_windows
@@ -318,14 +312,16 @@ def test_only_tasks_that_can_be_scored_are_sampled(
 
     monkeypatch.setattr(run_module, "sample_windows", watched)
     monkeypatch.setattr(train_module, "make_reporter", lambda speaks: Collected())
-    run(encoded, tmp_path, **BARE)
+    run(encoded_text, tmp_path, **BARE)
     assert sorted(sampled) == ["a2g", "g2a", "t2a", "t2g"]
 
 
-def test_a_model_that_carries_text_as_noise_is_validated_too(encoded: Path, codec: Path, tmp_path: Path) -> None:
+def test_a_model_that_carries_text_as_noise_is_validated_too(
+    encoded_text: Path, text_vae: Path, tmp_path: Path
+) -> None:
     from training_helpers import SMALLEST
 
-    run(encoded, tmp_path, **BARE, model=SMALLEST | {"absent": "noise"}, validation_codec=(f"{NAME}={codec}",))
+    run(encoded_text, tmp_path, **BARE, model=SMALLEST | {"absent": "noise"}, validation_codec=(f"{NAME}={text_vae}",))
     assert last(tmp_path)["metrics"]["g2t"]["word_error_rate"] >= 0
 
 
@@ -342,12 +338,12 @@ def test_what_is_shown_of_a_text_is_its_words_or_the_window_as_one(grid: bytes, 
 
 
 @pytest.mark.slow
-def test_the_command(encoded: Path, codec: Path, tmp_path: Path) -> None:
+def test_the_command(encoded_text: Path, text_vae: Path, tmp_path: Path) -> None:
     done = omniges(
-        *("train", "--shards", encoded, "--text-codec", NAME, "--output-dir", tmp_path / "run"),
+        *("train", "--shards", encoded_text, "--text-codec", NAME, "--output-dir", tmp_path / "run"),
         *("--window-ticks", "16", "--max-train-steps", "1", "--train-batch-size", "4", "--num-workers", "0"),
-        *("--validation-windows", "1", "--validation-codec", f"{NAME}={codec}"),
-        *("--t5-tokenizer", codec / "t5_tokenizer", "--best-metric", "a2t/character_error_rate"),
+        *("--validation-windows", "1", "--validation-codec", f"{NAME}={text_vae}"),
+        *("--t5-tokenizer", text_vae / "t5_tokenizer", "--best-metric", "a2t/character_error_rate"),
     )
     assert done.returncode == 0, done.stderr
     assert "validation at step 1: a2t/character_error_rate" in done.stdout + done.stderr
