@@ -107,7 +107,7 @@ class _Scorer:
         self._beats = BeatRows(instruments.profile.beats, np.empty(0) if speeds is None else speeds)
         self._features = FeatureRows(instruments, train)
         self._scores: dict[tuple[str, Row], Values] = {}
-        self._seams = {name: Values() for name in _SEAMS}
+        self._seams: dict[tuple[str, Row], Values] = {}
         self._unconditional = results[0].unconditional
         self._rows = {result.key: result.row for result in results}
         self._partners = partners(list(self._rows), how.seed)
@@ -174,8 +174,9 @@ class _Scorer:
         self._values("root drift, end", row).keep(key, ClipValue(drift.end_m, 1.0))
         self._values("root drift, farthest", row).keep(key, ClipValue(drift.farthest_m, 1.0))
         seams = [s for s in result.seams if 2 <= s <= motion.frames - 2]
-        if row == "generated" and seams:
-            for name, values in self._seams.items():
+        if seams:
+            for name in _SEAMS:
+                values = self._seams.setdefault((name, row), Values())
                 values.add(key, lambda n=name: getattr(seam_score(placed, seams), n))  # type: ignore[misc]
 
     def _add_recall(self, key: str, recording: _Recording, own: F64, true: F64, other: ClipMotion | None) -> None:
@@ -238,23 +239,29 @@ class _Scorer:
         return [figure_of_mean(Heading(metric, unit, row), values, self._how, _details(values)) for row, values in rows]
 
     def _seam_figures(self) -> list[Figure]:
-        """Share of values at seams above the 99th percentile of elsewhere in their clip; 0.01 is expected."""
+        """Those of `_seam_figure`, of what was generated and of the recordings at the same moments."""
         figures = []
-        for name, values in self._seams.items():
-            metric = _SEAMS[name]
-            if not values.found and not values.left_out:
+        for name, metric in _SEAMS.items():
+            rows = [(row, self._seams[name, row]) for row in ROWS if (name, row) in self._seams]
+            if not rows:
                 figures.append(absent(Heading(metric, "share"), "no result was put together from windows"))
-                continue
-            counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
-            details = {"values": int(counts[:, 1].sum())} if len(counts) else {}
-            if len(counts):
-                details["worst_ratio"] = max(one.worst_ratio for one in values.found)
-
-            def share(chosen: I64, counts: I64 = counts) -> float:
-                return float(counts[chosen, 0].sum() / counts[chosen, 1].sum())
-
-            figures.append(figure_of_statistic(Heading(metric, "share"), values, share, self._how, details))
+            figures += [self._seam_figure(Heading(metric, "share", row), values) for row, values in rows]
         return figures
+
+    def _seam_figure(self, heading: Heading, values: Values) -> Figure:
+        """Share of values at seams above the 99th percentile of elsewhere in their clip; 0.01 is expected."""
+        counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
+        details = {}
+        if len(counts):
+            details = {
+                "values": int(counts[:, 1].sum()),
+                "worst_ratio": max(one.worst_ratio for one in values.found),
+            }
+
+        def share(chosen: I64) -> float:
+            return float(counts[chosen, 0].sum() / counts[chosen, 1].sum())
+
+        return figure_of_statistic(heading, values, share, self._how, details)
 
 
 def _details(values: Values) -> dict[str, Any]:

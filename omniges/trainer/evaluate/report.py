@@ -154,7 +154,10 @@ def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
         moved = ", ".join(f"{figure.details['motion_beats']} {row}" for row, figure in found.items() if figure.details)
         yield f"{metric}: {d['audio_beats']} beats of audio; of motion, all joints together: {moved}"
     if metric == "seams, velocity":
-        yield f"seams: {d['values']} of them; 0.01 is expected of seams that cannot be seen"
+        yield (
+            f"seams: {d['values']} of them; 0.01 is expected of seams that cannot be seen, and recorded are the "
+            "recordings at the same moments: a seam can lie where a word begins"
+        )
     if metric == "log-mel L1" and "of" in d:
         yield f"audio: measured on {d['of']}"
 

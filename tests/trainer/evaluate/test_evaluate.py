@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluate_builders import put_mel, scored, shards_of, task_of, write
+from evaluate_builders import put, put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.skeleton import joint_positions
@@ -97,6 +97,26 @@ class TestGesture:
         else:
             found = scored(tmp_path / "own", shards, task="a2g")
             assert found["semantic recall", "generated"].value == pytest.approx(1)
+
+    def test_seams_stand_beside_the_recordings_at_the_same_moments(self, shards: Path, tmp_path: Path) -> None:
+        seam, source = 60, ShardFolder(shards)
+        above = []
+        for row in source.rows:
+            motion = decode_motion(motion_file(source.sample(row)))
+            away = motion.trans.copy()
+            away[seam:] += 1.0
+            jumped = encode_motion(
+                motion.poses, motion.expressions, away, motion.betas, gender="neutral", model="smplx2020"
+            )
+            put(tmp_path / "made", shards, row.key, "a2g", {".npz": jumped}, seams_s=(seam / 30,))
+            steps = np.diff(joint_positions(motion.poses, motion.trans), axis=0)
+            speeds = np.sqrt(np.square(steps).sum(axis=2).mean(axis=1))
+            above.append(speeds[seam - 1] > np.percentile(np.delete(speeds, seam - 1), 99))
+        found = scored(tmp_path / "made", shards)
+        assert found["seams, velocity", "generated"].value == 1
+        assert found["seams, acceleration", "generated"].value == 1
+        assert found["seams, velocity", "recorded"].value == pytest.approx(np.mean(above))
+        assert found["seams, acceleration", "recorded"].details["values"] == 2 * len(source.rows)
 
     def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
         def short(sample: SampleArrays) -> bytes:

@@ -19,6 +19,7 @@ from omniges.trainer.generate.windows import (
     Timeline,
     WindowSettings,
     blend_weights,
+    fade_in,
     sample_timelines,
     window_borders,
     window_spans,
@@ -87,10 +88,21 @@ def test_weights_of_each_tick_sum_to_one_and_none_is_negative(window_overlap: tu
     assert (weights >= 0).all()
 
 
-def test_one_window_fades_into_the_next_in_equal_steps() -> None:
+def test_one_window_fades_into_the_next_along_a_raised_cosine() -> None:
     weights = blend_weights([0, 4], 7)
-    np.testing.assert_allclose(weights[0], [1, 1, 1, 1, 0.75, 0.5, 0.25])
-    np.testing.assert_allclose(weights[1], [0.25, 0.5, 0.75, 1, 1, 1, 1])
+    quarter = np.sqrt(0.5) / 2  # of 1 − cos(π t) over 2 at t = 1/4, 1/2, 3/4
+    np.testing.assert_allclose(weights[0], [1, 1, 1, 1, 0.5 + quarter, 0.5, 0.5 - quarter])
+    np.testing.assert_allclose(weights[1], [0.5 - quarter, 0.5, 0.5 + quarter, 1, 1, 1, 1])
+
+
+@given(st.integers(0, 200))
+def test_a_fade_rises_is_its_own_mirror_and_begins_flatter_than_a_straight_one(ticks: int) -> None:
+    fade = fade_in(ticks)
+    assert len(fade) == ticks
+    assert (np.diff(fade) > 0).all()
+    np.testing.assert_allclose(fade + fade[::-1], 1, rtol=0, atol=1e-12)
+    if ticks > 1:
+        assert 0 < fade[0] < 1 / (ticks + 1)
 
 
 def test_an_overlap_of_more_than_half_a_window_is_refused() -> None:
@@ -300,17 +312,21 @@ def test_windows_and_overlaps_of_broken_tokens_are_refused() -> None:
             WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=4)
 
 
+DISAGREED = torch.tensor([0.0, 0, 0, 0, 2 - 2**0.5, 2, 2 + 2**0.5, 4, 4, 4, 4])
+"""Answers 0 of one window and 4 of the next, which share three ticks: 4 sin² of 22.5°, 45° and 67.5°."""
+
+
 def test_windows_that_disagree_are_blended_over_their_overlap() -> None:
     settings = WindowSettings(window_ticks=7, overlap_ticks=3)
     found = made(ByWindow(), [timeline(11)], settings, steps=1)[0][:, 0]
-    torch.testing.assert_close(found, torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4, 4, 4, 4]))
+    torch.testing.assert_close(found, DISAGREED)
 
 
 def test_what_an_earlier_stretch_made_fades_out_as_a_window_does() -> None:
     """With one window a stretch, what comes out is what comes out of windows that are denoised together."""
     alone, together = (WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows) for windows in (1, 16))
     found = made(ByWindow(), [timeline(11)], alone, steps=4)[0][:, 0]
-    torch.testing.assert_close(found, torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4, 4, 4, 4]))
+    torch.testing.assert_close(found, DISAGREED)
     torch.testing.assert_close(found, made(ByWindow(), [timeline(11)], together, steps=4)[0][:, 0])
 
 
@@ -319,7 +335,7 @@ def test_tokens_of_one_time_are_blended_alike(windows: int) -> None:
     settings = WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows)
     model, sampling = cast("FlowModel", ThreeAtOnce()), SamplingSettings(steps=4)
     parts = [x["gesture"] for _, x, _ in sample_timelines(model, [timeline(11)], ("gesture",), 1, settings, sampling)]
-    wanted = torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4, 4, 4, 4]).repeat_interleave(3)
+    wanted = DISAGREED.repeat_interleave(3)
     torch.testing.assert_close(torch.cat(parts)[:, 0], wanted)
 
 
