@@ -17,7 +17,8 @@ from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.resuming import CHECKPOINTS
 from omniges.trainer.train import Summary, train
 
-SMALLEST = {"width": 16, "layers": 1, "heads": 2, "piece_width": 8, "mark_width": 4}
+SMALLEST = {"width": 16, "layers": 1, "heads": 2}
+SLOTS = {"piece_width": 8, "mark_width": 4}
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
@@ -33,7 +34,7 @@ def settings_of(shards: Path | str, run: Path, **changes: Any) -> TrainSettings:
         "num_workers": 0,
         "logging_steps": 4,
         "validation_steps": 0,
-        "model": SMALLEST,
+        "model": SMALLEST if "text_codec" in changes else SMALLEST | SLOTS,
     }
     return TrainSettings(**(plain | changes))
 

@@ -245,6 +245,11 @@ class TrainSettings:
             raise UsageFault(
                 f"recipe key model: {unread[0]} is of text that is latents; give --text-codec, or leave it"
             )
+        slots = sorted({"piece_width", "mark_width", "blank_weight"} & self.model.keys())
+        if slots and self.text_codec is not None:
+            raise UsageFault(
+                f"recipe key model: {slots[0]} is of text in slots, and text is latents of {self.text_codec}; leave it"
+            )
         for stream, codec in (("gesture", self.gesture_codec), ("audio", self.audio_codec)):
             if codec is not None and f"{stream}_difference_weight" in self.model:
                 raise UsageFault(

@@ -152,6 +152,13 @@ def test_differences_are_told_by_flag_name() -> None:
     assert differences(json.loads(json.dumps(two)), two) == []
 
 
+@pytest.mark.parametrize("key", ["piece_width", "mark_width", "blank_weight"])
+def test_what_slots_of_text_have_is_refused_where_text_is_latents(key: str) -> None:
+    assert getattr(TrainSettings(model={key: 8}).model_config(), key) == 8
+    with pytest.raises(UsageFault, match=f"{key} is of text in slots, and text is latents of omniflow-text-vae"):
+        TrainSettings(model={key: 8}, text_codec="omniflow-text-vae")
+
+
 class TestDifferenceWeights:
     @pytest.mark.parametrize(("stream", "codec"), [("gesture", "gesture-rvqvae"), ("audio", "audioldm2-vae")])
     def test_are_refused_of_a_stream_that_is_latents(self, stream: str, codec: str) -> None:
