@@ -9,8 +9,8 @@ takes a run trained on the synthetic corpus and its shards, and measures
   and how far gesture and sound are from those of 64 steps of Heun's method with the same noise, in standard deviations;
 * speed: seconds a generated minute of gesture from audio by steps and by number of inputs at once, of the model alone;
 * memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
-* seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end,
-  against those elsewhere, and the same of the recordings.
+* seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end, and
+  in their middles, against those elsewhere, and the same of the recordings.
 
 Figures are of use on a quiet machine only; ``--only`` takes some of the parts.
 """
@@ -151,8 +151,8 @@ def memory(run: Path, audio: npt.NDArray[np.float32], folder: Path, steps: int) 
 def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]:
     """Motion made of the audio of whole clips where windows begin and end, and the recorded motion at the same places.
 
-    What is fast in both is the clip's own doing. Stretches of one window have a border at the end of each window, which
-    `generate` has at the end of every sixth.
+    What is fast in both is the clip's own doing, and what is as fast in the middle of windows is no seam's.
+    Stretches of one window have a border at the end of each window, which `generate` has at the end of every sixth.
     """
     rows = []
     for folder, per_stretch in itertools.product(folders, (6, 1)):
@@ -168,19 +168,26 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
                     compared.setdefault((what, whose, "velocity"), []).append(score.velocity)
                     compared.setdefault((what, whose, "acceleration"), []).append(score.acceleration)
         for (what, whose, order), found in compared.items():
-            counts = [len(one.at_seams) for one in found]
-            above = float(np.average([one.above for one in found], weights=counts))
+            counts = np.array([len(one.at_seams) for one in found])
+            above = np.array([one.above for one in found]) * counts
+            share = above.sum() / counts.sum()
+            error = np.sqrt(np.square(above - share * counts).sum()) / counts.sum()  # of a ratio, over clips
             row_of = {"shards": folder.name, "windows_per_stretch": per_stretch, "windows": what, "motion": whose}
-            rows.append(row_of | {"what": order, "values": sum(counts), "above_percent": round(100 * above, 1)})
+            figures = {"above_percent": round(100 * share, 2), "standard_error": round(100 * error, 2)}
+            rows.append(row_of | {"what": order, "values": int(counts.sum())} | figures)
             print(json.dumps(rows[-1]), flush=True)
     return {"rows": rows}
 
 
 def at_borders(gesture: npt.NDArray[np.float32], ticks: int, window: int) -> dict[str, SeamScore]:
-    """`seam_score` of a clip where windows that overlap by a quarter begin, and where they end."""
+    """`seam_score` of a clip where windows that overlap by a quarter begin, where they end, and in their middles."""
     starts = window_starts(ticks, window, window // 4)
     joints = joints_of(gesture[: FRAMES_PER_TICK * ticks])
-    places = {"begin": starts[1:], "end": [start + window for start in starts[:-1]]}
+    places = {
+        "begin": starts[1:],
+        "end": [start + window for start in starts[:-1]],
+        "middle": [start + window // 2 for start in starts],
+    }
     return {what: seam_score(joints, [FRAMES_PER_TICK * tick for tick in of]) for what, of in places.items()}
 
 

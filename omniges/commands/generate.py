@@ -40,7 +40,7 @@ def generate(
     steps: Annotated[int, typer.Option(help="Steps of sampling.")] = 20,
     guidance: Annotated[float, typer.Option(help="Weight of the inputs; 1: plain.")] = 1.0,
     solver: Annotated[Literal["euler", "heun", "dpm++"], typer.Option(help="How a step is taken.")] = "euler",
-    shift: Annotated[float, typer.Option(help="Above 1: more of the steps at high noise.")] = 3.0,
+    shift: Annotated[float, typer.Option(help="Above 1: more of the steps at high noise.")] = 8.0,
     overlap_ticks: Annotated[
         int | None, typer.Option(help="Ticks that windows share; a quarter of one if not given.")
     ] = None,

@@ -192,7 +192,7 @@ class OmnigesPipeline:
         num_inference_steps: int = 20,
         guidance_scale: float = 1.0,
         solver: str = "euler",
-        shift: float = 3.0,
+        shift: float = 8.0,
         overlap_ticks: int | None = None,
         seed: int = 0,
         callback: Callable[[float, float], None] | None = None,
