@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from omniges.commands.generate import generate as generate_command
 from omniges.errors import UsageFault
 from omniges.features.gesture import gesture_from_motion
 from omniges.recordings.npz import decode_motion
@@ -48,6 +51,13 @@ def test_a_call_gives_what_the_command_writes(
     np.testing.assert_array_equal(sample.mel, written)
     steps = decode_wav((tmp_path / f"{STEM}.wav").read_bytes()).samples
     np.testing.assert_allclose(sample.waveform(), steps, atol=1 / 32768)
+
+
+def test_calls_and_the_command_sample_as_the_settings_do_by_default() -> None:
+    call, command = (inspect.signature(made).parameters for made in (OmnigesPipeline.__call__, generate_command))
+    for name, value in asdict(SamplingSettings()).items():
+        called = {"steps": "num_inference_steps", "guidance": "guidance_scale"}.get(name, name)
+        assert call[called].default == command[name].default == value
 
 
 def test_arrays_are_taken_as_files_are(pipeline: OmnigesPipeline, files: dict[str, Path]) -> None:

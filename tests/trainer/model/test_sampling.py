@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -16,7 +17,9 @@ from torch import Tensor
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.trainer.model.presets import build_model
+from omniges.trainer.model.random import Purpose
 from omniges.trainer.model.sampling import Draws, SamplingSettings, follow, sample, step_levels
+from omniges.trainer.model.tasks import FlowSettings, draw_levels
 
 MEAN, STD = 0.7, 0.5
 
@@ -69,6 +72,11 @@ class TestEuler:
         assert (levels[0], levels[-1], len(levels)) == (1.0, 0.0, 11)
         assert all(a > b for a, b in itertools.pairwise(levels))
         assert levels[5] == pytest.approx(shift * 0.5 / (1 + (shift - 1) * 0.5))
+
+    def test_the_default_steps_begin_at_levels_that_models_are_trained_at(self):
+        last = step_levels(SamplingSettings())[-2]
+        trained = draw_levels(FlowSettings(), 0, np.arange(100_000), Purpose.LEVEL_GESTURE)
+        assert (trained < last).mean() > 0.01
 
 
 class TestSample:
