@@ -34,6 +34,7 @@ class ExitCode(enum.IntEnum):
     ENVIRONMENT = 3
     STOPPED = 75
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class OmnigesError(Exception):
@@ -256,3 +257,11 @@ class RecordingFault(Exception):
     def __init__(self, code: str, found: str, expected: str = "") -> None:
         super().__init__(f"{code}: {found}" + (f" (expected {expected})" if expected else ""))
         self.problem = Problem(code, found, expected)
+
+    def refusal(self, path: object) -> DataError:
+        """The line of a command that was given the file itself, with what to do; its flags are not preprocess's."""
+        code = self.problem.code
+        return DataError(f"{path}: {self}: {_REMEDIES_WITHOUT_FLAGS.get(code, CODES[code].remedy)}")
+
+
+_REMEDIES_WITHOUT_FLAGS = {"textgrid-no-word-tier": "call the tier of words 'words' in Praat"}

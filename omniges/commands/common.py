@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +27,7 @@ __all__ = [
     "raise_on",
     "resumable",
     "size_bytes",
+    "tidy",
 ]
 
 T5Tokenizer = Annotated[
@@ -55,9 +56,22 @@ def raise_on(number: signal.Signals, code: ExitCode) -> None:
 @contextmanager
 def resumable() -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 end a command that the same words take up again (exit 75)."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    for number in previous:
-        raise_on(number, ExitCode.STOPPED)
+    with _raising({signal.SIGTERM: ExitCode.STOPPED, signal.SIGUSR1: ExitCode.STOPPED}):
+        yield
+
+
+@contextmanager
+def tidy() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that no temporary folder stays (exit 143, what shells call it)."""
+    with _raising({signal.SIGTERM: ExitCode.TERMINATED}):
+        yield
+
+
+@contextmanager
+def _raising(codes: Mapping[signal.Signals, ExitCode]) -> Iterator[None]:
+    previous = {number: signal.getsignal(number) for number in codes}
+    for number, code in codes.items():
+        raise_on(number, code)
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from omniges.commands.common import T5Tokenizer, listed, needs
+from omniges.commands.common import T5Tokenizer, listed, needs, tidy
 from omniges.errors import UsageFault
 
 __all__ = ["evaluate"]
@@ -52,7 +52,7 @@ def evaluate(
 ) -> None:
     """Score generated files, or a checkpoint, against the recordings in shards.
 
-    Exit codes: 0 done, 1 bad files, 2 usage, 3 environment, 130 Ctrl-C.
+    Exit codes: 0 done, 1 bad files, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
     from omniges.pipeline.progress import counter
     from omniges.publish import publish_bytes
@@ -94,7 +94,8 @@ def evaluate(
         resamples=resamples,
         seed=seed,
     )
-    text = render(run(settings, counter), format)
+    with tidy():
+        text = render(run(settings, counter), format)
     if out is None:
         typer.echo(text, nl=False)
     else:

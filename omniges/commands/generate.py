@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from omniges.commands.common import T5Tokenizer, listed, needs
+from omniges.commands.common import T5Tokenizer, listed, needs, tidy
 from omniges.errors import UsageFault
 
 __all__ = ["generate"]
@@ -53,7 +53,7 @@ def generate(
 ) -> None:
     """Make gesture, audio or text from your own files with a trained model.
 
-    Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C.
+    Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
     from omniges.pipeline.progress import counter
 
@@ -93,7 +93,7 @@ def generate(
         pictures=png,
         overwrite=overwrite,
     )
-    with counter("s generated") as count:
+    with tidy(), counter("s generated") as count:
         summary = run(settings, count)
     typer.echo("\n".join(summary.lines))
 

@@ -67,6 +67,7 @@ def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds:
             _draw_words(_titled(next(panels), name), view)
         for name, view in mels:
             parts.draw_mel(_titled(next(panels), name), view)
+        parts.share_mel_colours(figure)
         if motions:
             _draw_speeds(next(panels), motions)
         for name, view in motions:

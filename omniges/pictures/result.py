@@ -70,6 +70,7 @@ def draw_result(
             view = _view(row, rows, start_xz, stop_s)
             curves += _DRAW[row.stream](figure, box, view, number == len(rows) - 1)
             top -= room
+        parts.share_mel_colours(figure)
         for axes in curves:
             axes.set_ylim(0, max(other.get_ylim()[1] for other in curves))
         png = io.BytesIO()

@@ -50,6 +50,7 @@ __all__ = [
     "draw_words",
     "legend",
     "new_figure",
+    "share_mel_colours",
     "time_axis",
     "without_motion",
     "write",
@@ -369,7 +370,16 @@ def draw_mel(axes: Axes, view: View) -> None:
     time_axis(axes, view)  # imshow sets its own
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
-    bar.set_ylabel("log magnitude")
+    bar.set_ylabel("log magnitude", labelpad=0)  # its numbers may be long, and the figure ends there
+
+
+def share_mel_colours(figure: Figure) -> None:
+    """Show all mels of a figure on one scale of colours, so that what was made can be held against a recording."""
+    images = [image for axes in figure.axes for image in axes.images]
+    if images:
+        lows, highs = zip(*(image.get_clim() for image in images), strict=True)
+        for image in images:
+            image.set_clim(min(lows), max(highs))
 
 
 def draw_motion(axes: Axes, view: View) -> None:
@@ -460,7 +470,7 @@ def draw_figures(axes: Axes, view: View) -> None:
             color="black" if word else "#999999",
             **label,
         )
-    (x0, z0), (x1, z1) = view.root_xz[0], view.root_xz[-1]
+    (x0, z0), (x1, z1) = np.round(view.root_xz[[0, -1]], 2) + 0.0  # no -0.00
     note = (
         "front view, generic skeleton (no body model), centred on the pelvis; "
         f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"

@@ -7,7 +7,8 @@ whole result. docs/generate.md describes the fields.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,51 @@ WINDOWS_TIER: Final = "windows"
 
 _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1
+
+
+_Fits = Callable[[Any], bool]
+
+
+def _of(kind: type | tuple[type, ...]) -> _Fits:
+    """JSON's true and false are no numbers, though Python's are."""
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _map_of(fits: _Fits) -> _Fits:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _list_of(fits: _Fits) -> _Fits:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _number(value: Any) -> bool:
+    """Python's reader of JSON takes NaN and Infinity too."""
+    return _of((int, float))(value) and abs(value) < _MOST
+
+
+def _file(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
+
+
+_MOST: Final = 1e12
+_FIELDS: Final[Mapping[str, tuple[str, _Fits]]] = {
+    "omniges": ("str", _of(str)),
+    "task": ("str", _of(str)),
+    "name": ("str", _of(str)),
+    "source": ("dict or null", lambda value: value is None or isinstance(value, dict)),
+    "sample": ("int", _of(int)),
+    "ticks": ("int", _of(int)),
+    "seconds": ("number", _number),
+    "files": ("dict of files, each with path and sha256,", _map_of(_file)),
+    "inputs": ("list of dicts", _list_of(_of(dict))),
+    "model": ("dict", _of(dict)),
+    "settings": ("dict", _of(dict)),
+    "seams_s": ("list of numbers", _list_of(_number)),
+    "measures": ("dict of numbers", _map_of(_number)),
+    "remarks": ("list of str", _list_of(_of(str))),
+}
+"""What each field of a record holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +100,7 @@ def read_record(path: Path) -> GeneratedRecord:
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON document, so it was damaged: generate it again") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise DataError(f"{path}: format {_FORMAT!r} expected: this is no record of omniges generate")
@@ -64,10 +110,10 @@ def read_record(path: Path) -> GeneratedRecord:
     wrong = sorted(names ^ (found.keys() - {"format", "version"}))
     if wrong:
         raise DataError(f"{path}: fields unknown or absent: {', '.join(wrong)}: generate it again")
-    kinds = {"task": str, "name": str, "sample": int, "ticks": int, "files": dict, "settings": dict, "seams_s": list}
-    for name, kind in kinds.items():
-        if not isinstance(found[name], kind):
-            raise DataError(f"{path}: {name}: {kind.__name__} expected, found {found[name]!r}: generate it again")
+    for name, (expected, fits) in _FIELDS.items():
+        if not fits(found[name]):
+            what = reprlib.repr(found[name])
+            raise DataError(f"{path}: {name}: {expected} expected, found {what}: generate it again")
     own: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if name in names
     }

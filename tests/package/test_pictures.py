@@ -247,3 +247,18 @@ def test_a_result_has_a_row_for_what_was_given_made_and_recorded(given, made):
 def test_a_result_without_a_word_says_so():
     rows = [Row("given", "audio", ROWS["audio"]), Row("made", "text", [])]
     assert _pixels(draw_result(title="x", rows=rows, start_xz=np.zeros(2), length_s=3.0))[1]
+
+
+def test_mels_of_one_picture_have_one_scale_of_colours():
+    """Else what was made too softly looks like the recording."""
+    pytest.importorskip("matplotlib")
+    from omniges.pictures import sample as parts
+
+    mel = ROWS["audio"]
+    with parts.new_figure(6.0, 4.0) as figure:
+        panels = [figure.add_axes((0.1, bottom, 0.7, 0.3)) for bottom in (0.1, 0.5)]
+        for axes, data in zip(panels, (mel, mel - 3.0), strict=True):
+            parts.draw_mel(axes, parts.without_motion(data, (), 0.0, 3.0))
+        alone = [axes.images[0].get_clim() for axes in panels]
+        parts.share_mel_colours(figure)
+        assert {axes.images[0].get_clim() for axes in panels} == {(alone[1][0], alone[0][1])}

@@ -210,6 +210,14 @@ def _markdown(report: Report) -> str:
         out.append("| --- | --- |" + " --- |" * len(heads))
         out.append(f"| {name} | {len(task.recordings)} | " + " | ".join(_cell(figure, 4) for _, figure in known) + " |")
         out += ["", f"{name}: {_extent(task)}.", ""]
-        out += [f"* {note}" for note in dict.fromkeys(_notes(task, metrics))]
+        out += [f"* {note}" for note in dict.fromkeys([*_notes(task, metrics), *_absences(metrics)])]
         out.append("")
-    return "\n".join([*out, *report.remarks, _footer(report), ""])
+    remarks = [f"* {remark}" for remark in report.remarks] + [""] * bool(report.remarks)
+    return "\n".join([*out, *remarks, _footer(report), ""])
+
+
+def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
+    """Metrics without any value, which have no column."""
+    for metric, found in metrics.items():
+        if all(figure.value is None for figure in found.values()):
+            yield f"{metric}: not computed: {next(iter(found.values())).why_not}"

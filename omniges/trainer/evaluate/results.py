@@ -100,7 +100,7 @@ class Result:
         try:
             return decode_motion(data, standing=self.record is None)
         except RecordingFault as fault:
-            raise DataError(f"{path}: {fault}") from fault
+            raise fault.refusal(path) from fault
 
     def words(self) -> GeneratedWords:
         """Generated words: those of the word tier, or of a tier `windows`, whose words have no times of their own."""
@@ -108,7 +108,7 @@ class Result:
         try:
             intervals, timed = spoken_intervals(data)
         except RecordingFault as fault:
-            raise DataError(f"{path}: {fault}") from fault
+            raise fault.refusal(path) from fault
         if timed:
             return GeneratedWords(intervals, timed=True)
         return GeneratedWords([replace(one, word=word) for one in intervals for word in one.word.split()], timed=False)
@@ -120,7 +120,7 @@ class Result:
             try:
                 mel = decode_npy(data)
             except RecordingFault as fault:
-                raise DataError(f"{path}: {fault}") from fault
+                raise fault.refusal(path) from fault
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
                 raise DataError(f"{path}: (F, {MEL_BANDS}) float32 expected, found {mel.shape} {mel.dtype}")
             return mel, "the model's mel"
@@ -128,7 +128,7 @@ class Result:
         try:
             wav = decode_wav(data)
         except RecordingFault as fault:
-            raise DataError(f"{path}: {fault}") from fault
+            raise fault.refusal(path) from fault
         samples = resample(mix_down(wav.samples), wav.rate_hz)
         if len(samples) < SAMPLES_PER_TICK:
             raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
@@ -199,8 +199,8 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
             for result in _results(place, rows, task, shards):
                 found.setdefault(result.task, []).append(result)
     if not found:
-        hint = " of the task's kind" if task else ""
-        raise UsageFault(f"{folders[0]}: generated results expected, found no files{hint}")
+        kinds = "" if task is None else " for " + " and ".join(_ENDINGS[name] for name in TASKS[task].targets)
+        raise UsageFault(f"{folders[0]}: generated results expected{kinds}, found no such files")
     for results in found.values():
         results.sort(key=lambda result: (result.key, result.name))
         _refuse_mixtures(results)

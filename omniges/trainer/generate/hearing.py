@@ -25,6 +25,11 @@ F32 = npt.NDArray[np.float32]
 _BLOCK_FRAMES: Final = 1 << 16
 _SLACK_S: Final = 0.1  # compressed formats count whole packets
 _UNKNOWN_FRAMES: Final = 1 << 62  # of a stream whose writer could not tell
+_OGG_PAGE: Final = b"OggS"
+_OGG_FLAGS: Final = 5  # where a page's flags are
+_OGG_LAST: Final = 4  # the flag of a stream's last page
+_OGG_HEADER_BYTES: Final = 27
+_OGG_MOST_BYTES: Final = 65307  # of a page
 _OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may know it
 
 
@@ -64,7 +69,7 @@ def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
         try:
             heard = _mel_of(path, lambda: wav.blocks(_BLOCK_FRAMES), wav.rate_hz, folder, loudness)
         except RecordingFault as fault:
-            raise DataError(f"{path}: {fault}") from fault
+            raise fault.refusal(path) from fault
         return _with_remarks(heard, wav.channels, wav.rate_hz, [f"{note.code}: {note.found}" for note in wav.notes])
 
 
@@ -87,7 +92,8 @@ def _with_remarks(heard: Heard, channels: int, rate_hz: int, notes: list[str]) -
     if channels > 1:
         heard.remarks.append(f"{channels} channels averaged")
     if rate_hz != SAMPLE_RATE_HZ:
-        heard.remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz")
+        lost = f", with nothing above {rate_hz / 2:g} Hz" if rate_hz < SAMPLE_RATE_HZ else ""
+        heard.remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz{lost}")
     return heard
 
 
@@ -100,7 +106,7 @@ def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
     except RecordingFault as fault:
         if fault.problem.code in _OTHER_DECODER:
             return None
-        raise DataError(f"{path}: {fault}") from fault
+        raise fault.refusal(path) from fault
 
 
 def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: Loudness) -> Heard:
@@ -108,6 +114,7 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
         import soundfile  # noqa: PLC0415 - libsndfile, only where audio is given
     except ModuleNotFoundError as error:
         raise EnvironmentFault(f"{path}: the package soundfile is not installed: pip install soundfile") from error
+    _require_end_of_ogg(path, file)
     try:
         with soundfile.SoundFile(file) as sound:
 
@@ -122,6 +129,25 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
             f"{path}: audio that libsndfile reads expected, found what it refuses ({error.error_string}): export it as "
             "WAV"
         ) from error
+
+
+def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
+    """Refuse an Ogg file (RFC 3533) without the page that ends a stream: its length is read from what is there."""
+    descriptor = file.fileno()
+    if os.pread(descriptor, len(_OGG_PAGE), 0) != _OGG_PAGE:
+        return
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, _OGG_MOST_BYTES, max(0, size - _OGG_MOST_BYTES))
+    at = tail.rfind(_OGG_PAGE)
+    page = tail[at:]
+    segments = page[_OGG_HEADER_BYTES - 1] if at >= 0 and len(page) >= _OGG_HEADER_BYTES else 0
+    table = page[_OGG_HEADER_BYTES : _OGG_HEADER_BYTES + segments]
+    whole = len(table) == segments and len(page) >= _OGG_HEADER_BYTES + segments + sum(table)
+    if at < 0 or len(page) < _OGG_HEADER_BYTES or not page[_OGG_FLAGS] & _OGG_LAST or not whole:
+        raise DataError(
+            f"{path}: the last page of an Ogg stream expected, found none: the file is cut off: copy it again, or "
+            "export it as WAV"
+        )
 
 
 def _all_of(path: Path, sound: Any) -> Iterator[F32]:

@@ -6,6 +6,7 @@ What is read is treated as `preprocess` treats it: the same readers, the same fe
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -149,6 +150,10 @@ def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, s
         data, path, name = sys.stdin.buffer.read(), "standard input", "text"
     else:
         place = Path(source)
+        if not place.is_file() and not place.is_dir():
+            raise UsageFault(
+                f"--text {source}: a file expected, found nothing there: give words themselves to --text -"
+            )
         data, path, name = _content(place), source, place.stem
     if Path(source).suffix.lower() == ".textgrid":
         words, length_s, remarks = _textgrid(path, data)
@@ -197,7 +202,7 @@ def given_words(
         slots = codec.encode(inside, ticks)
         series = Held(slots.ids)
         if slots.overflow:
-            lost = ", ".join(str(word["word"]) for word in slots.overflow[:3])
+            lost = ", ".join(reprlib.repr(str(word["word"])) for word in slots.overflow[:3])
             found.append(f"{len(slots.overflow)} words too short for their pieces left out: {lost}")
     return Given("text", name, ticks, series, path, digest, tuple(found), inside)
 
@@ -206,7 +211,7 @@ def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float, list
     try:
         tier = decode_words(data)
     except RecordingFault as fault:
-        raise DataError(f"{path}: {fault}") from fault
+        raise fault.refusal(path) from fault
     if not tier.words:
         raise DataError(f"{path}: words expected, found none")
     words = [{"word": word.word, "start": word.start, "end": word.end} for word in tier.words]
@@ -217,7 +222,9 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: text in UTF-8 expected, found other bytes at {error.start}") from error
+        raise DataError(
+            f"{path}: text in UTF-8 expected, found other bytes at {error.start}: save it as UTF-8"
+        ) from error
     if rate is None:
         raise UsageFault(
             f"{path}: plain text has no times: give --shards DIR, from whose words the speaking rate is learned, or a "
@@ -239,7 +246,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
     try:
         motion = decode_motion(data)
     except RecordingFault as fault:
-        raise DataError(f"{path}: {fault}") from fault
+        raise fault.refusal(path) from fault
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")

@@ -50,7 +50,7 @@ __all__ = [
 
 F32 = npt.NDArray[np.float32]
 
-NEUTRAL: Final = Body(np.zeros(300), "neutral", "smplx2020", np.zeros(2))
+NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))
 """The average body at the origin, where the inputs have none."""
 
 _COPY_BYTES: Final = 1 << 20

@@ -28,7 +28,7 @@ def result_picture(name: str, task: str, item: Input, results: Results, codec: S
     rows = [Row("given", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.given]
     rows += [Row("made", stream, _shown(stream, rows_, codec)) for stream, rows_ in results.shown(ticks).items()]
     rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
-    conditions = ", ".join(TASKS[task].conditions) or "nothing"
+    conditions = " and ".join(TASKS[task].conditions) or "nothing"
     title = f"{name}: {' and '.join(results.sinks)} from {conditions} ({task})"
     return draw_result(title=title, rows=rows, start_xz=body.start_xz, length_s=item.ticks / TICKS_PER_SECOND)
 

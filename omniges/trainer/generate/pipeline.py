@@ -9,6 +9,7 @@ every byte is checked, nothing is fetched, and noise is keyed by seed, sample an
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,10 +331,12 @@ def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
 
 
 def _item(given: Sequence[Given], seconds: float | None, reading: Reading) -> Input:
+    if seconds is not None and not 1 / TICKS_PER_SECOND <= seconds < math.inf:
+        raise UsageFault(f"seconds {seconds}: a number of at least 0.1 expected")
     if given:
         return cut_input(Input("input", 0, tuple(given)), seconds, reading)
-    if seconds is None or seconds * TICKS_PER_SECOND < 1:
-        raise UsageFault(f"seconds {seconds}: at least 0.1 expected for samples that follow from no input")
+    if seconds is None:
+        raise UsageFault("seconds: a number of at least 0.1 expected for samples that follow from no input, found none")
     ticks = int(seconds * TICKS_PER_SECOND + 1e-6)
     return Input("unconditional", max(1, ticks - ticks % reading.tick_multiple), ())
 

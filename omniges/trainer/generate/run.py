@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.publish import PendingGroup, make_folder
 from omniges.trainer.generate.codecs import CodecFolders
@@ -148,6 +148,17 @@ def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[Planne
         raise UsageFault(
             f"-o {settings.out}: {found[0].name}{more} would be replaced: choose another folder, or --overwrite"
         )
+    for path in found:
+        if path.suffix == ".json":
+            _earlier_record(path)  # refused before minutes of sampling, not behind them
+
+
+def _earlier_record(path: Path) -> GeneratedRecord:
+    """The record of a result that --overwrite replaces; UsageFault for a file that is none, which stays."""
+    try:
+        return read_record(path)
+    except DataError as error:
+        raise UsageFault(f"--overwrite: {error.args[0].partition(': generate it')[0]}: move it away") from error
 
 
 def _body(settings: GenerateSettings) -> Body | None:
@@ -314,7 +325,7 @@ def _take_away(path: Path) -> None:
     """Remove an earlier result: its record first, then those of its files that are still as they were written."""
     if not path.exists():
         return
-    record = read_record(path)
+    record = _earlier_record(path)
     path.unlink()
     for entry in record.files.values():
         file = path.with_name(os.path.basename(entry["path"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,8 @@ class GenerateSettings:
             raise UsageFault(f"--num-samples {self.num_samples}: at least 1 expected")
         if not 0 <= self.seed < 2**32:
             raise UsageFault(f"--seed {self.seed}: from 0 to {2**32 - 1} expected")
+        if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
+            raise UsageFault("--start {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
 
 
 @dataclass(frozen=True, slots=True)

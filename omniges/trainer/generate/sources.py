@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,8 +50,8 @@ class Sources:
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself, by the name of the flag."""
-        if self.seconds is not None and not self.seconds >= 1 / TICKS_PER_SECOND:
-            raise UsageFault(f"--seconds {self.seconds}: at least 0.1 expected")
+        if self.seconds is not None and not 1 / TICKS_PER_SECOND <= self.seconds < math.inf:
+            raise UsageFault(f"--seconds {self.seconds}: a number of at least 0.1 expected")
         if self.split is not None and self.split not in SPLITS:
             raise UsageFault(f"--split {self.split}: one of {', '.join(SPLITS)} expected")
         if (self.keys or self.split) and self.shards is None:

@@ -48,10 +48,11 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
-        if self.steps < 1 or self.shift <= 0 or self.guidance < 0:
+        finite = math.isfinite(self.shift) and math.isfinite(self.guidance)
+        if self.steps < 1 or not finite or self.shift <= 0 or self.guidance < 0:
             raise UsageFault(
                 f"sampling: found {self.steps} steps, shift {self.shift}, guidance {self.guidance}; expected at least "
-                "one step, a positive shift and a guidance of at least 0"
+                "one step, a positive shift and a guidance of at least 0, both finite"
             )
 
 

@@ -201,7 +201,7 @@ class TestRefusals:
             scored(tmp_path / "own", shards)
 
     def test_nothing_generated(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="generated results expected, found no files"):
+        with pytest.raises(UsageFault, match="generated results expected, found no such files"):
             scored(tmp_path, shards)
 
     @pytest.mark.parametrize("name", ["emage-2024", "emage-eval-2025"])
@@ -267,7 +267,10 @@ def test_reports_say_the_same_in_every_form() -> None:
     assert [row["value"] for row in rows] == ["0.25", "0.5", ""]
     assert [row["profile"] for row in rows] == ["corrected"] * 3
     assert rows[2]["why_not"] == "no audio"
-    assert "| a2t | 5 | 0.25 [0.2, 0.3] |" in render(report, "markdown")
+    markdown = render(report, "markdown")
+    assert "| a2t | 5 | 0.25 [0.2, 0.3] |" in markdown
+    assert "* other: not computed: no audio" in markdown
+    assert "* other shards" in markdown
 
 
 def test_a_table_fits_a_hundred_columns(with_audio: Path, tmp_path: Path) -> None:

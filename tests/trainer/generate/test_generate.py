@@ -195,6 +195,10 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("unconditional", {}, UsageFault, "--seconds: expected"),
         ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
         ("a2g", {"keys": ("x",)}, UsageFault, "add --shards"),
+        ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "--start nan,1: finite"),
+        ("unconditional", {"seconds": float("inf")}, UsageFault, "--seconds inf: a number of at least 0.1"),
+        ("t2g", {"text": ("good morning",)}, UsageFault, "give words themselves to --text -"),
+        ("a2g", {"audio": ("cut.wav",)}, DataError, "copy the file again$"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(
@@ -240,10 +244,24 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
         ({"format": "other"}, "format 'omniges-generated' expected"),
         ({"version": 2}, "version 1 expected, found 2"),
         ({"more": 1}, "fields unknown or absent: more"),
+        ({"files": {"text": "x"}}, "files: dict of files"),
+        ({"files": {"text": {"path": "x"}}}, "files: dict of files"),
+        ({"inputs": ["x"]}, "inputs: list of dicts expected"),
+        ({"model": None}, "model: dict expected"),
+        ({"source": []}, "source: dict or null expected"),
+        ({"seconds": True}, "seconds: number expected"),
+        ({"seams_s": [float("nan")]}, "seams_s: list of numbers expected"),
+        ({"measures": {"invalid_rotations": "0"}}, "measures: dict of numbers expected"),
+        ({"remarks": [1]}, "remarks: list of str expected"),
+        ({"settings": "s" * 9999}, "settings: dict expected"),
     ):
         path.write_text(json.dumps(found | change), encoding="utf-8")
-        with pytest.raises(DataError, match=line):
+        with pytest.raises(DataError, match=line) as caught:
             read_record(path)
+        assert len(str(caught.value)) < 300 + len(str(path))
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match="no JSON document"):
+        read_record(path)
 
 
 def test_the_command_makes_a_picture_and_ends_with_a_summary(
@@ -286,6 +304,18 @@ def test_an_earlier_result_goes_whole_when_it_is_replaced(
     assert set(contents(tmp_path)) == {f"{STEM}{ending}" for ending in (".json", ".npz", ".txt")}
 
 
+@pytest.mark.parametrize("content", ['{"mine": 1}', "torn"])
+def test_overwrite_stops_at_a_file_that_is_no_record_before_it_makes_anything(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """It may be a person's own, and what it was the record of cannot be known."""
+    (tmp_path / f"{STEM}.json").write_text(content, encoding="utf-8")
+    monkeypatch.setattr("omniges.trainer.generate.run.sample_timelines", None)  # which is not come to
+    with pytest.raises(UsageFault, match=rf"--overwrite: .*{STEM}\.json: .*: move it away"):
+        make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
+    assert contents(tmp_path) == {f"{STEM}.json": content.encode()}
+
+
 @pytest.mark.parametrize("when", [1, 2, 3])
 def test_ctrl_c_between_the_files_of_a_result_leaves_none_of_them(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
@@ -306,18 +336,21 @@ def test_ctrl_c_between_the_files_of_a_result_leaves_none_of_them(
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_while_sampling_exits_130_and_leaves_nothing(
-    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped")]
+)
+def test_a_signal_while_sampling_has_its_exit_code_and_leaves_nothing(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, number: signal.Signals, code: int, how: str
 ) -> None:
     words = ["generate", "--checkpoint", str(checkpoint), "--task", "a2g", "--audio", str(files["wav"])]
     words += ["-o", str(tmp_path / "out"), "--steps", "100000"]
     with subprocess.Popen([sys.executable, "-m", "omniges.cli", *words], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "s generated" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said = process.stderr.read()
-        assert process.wait(timeout=60) == 130
-    assert said.splitlines()[-1] == "omniges: interrupted; nothing half-written was published"
+        assert process.wait(timeout=60) == code
+    assert said.splitlines()[-1] == f"omniges: {how}; nothing half-written was published"
     assert not (tmp_path / "out").exists()
 
 

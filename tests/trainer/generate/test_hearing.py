@@ -61,6 +61,27 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_ogg_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    """libsndfile takes for its length what is there."""
+    path = tmp_path / "x.ogg"
+    soundfile.write(path, sound(16000, 2.0, 1), 16000)
+    whole = path.read_bytes()
+    hear(path, None)
+    path.write_bytes(whole + b"a tag that some tool left")
+    hear(path, None)
+    for length in (len(whole) - 1, len(whole) - 40, *np.linspace(4, len(whole) - 2, 20).astype(int)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match="the file is cut off") as caught:
+            hear(path, None)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_a_low_rate_cannot_hold_is_said() -> None:
+    assert hear_samples(sound(8000, 1.0, 1), 8000, None).remarks == [
+        "8000 Hz resampled to 16000 Hz, with nothing above 4000 Hz"
+    ]
+
+
 @pytest.mark.parametrize("samples", [np.zeros(16000, np.float32), np.full(16000, np.nan, np.float32)])
 def test_silence_and_what_is_no_number_are_refused(samples: npt.NDArray[np.float32]) -> None:
     with pytest.raises(DataError, match=r"sound expected|finite samples expected"):

@@ -118,7 +118,10 @@ class TestSample:
             with pytest.raises(UsageFault, match="at least one target"):
                 sample(model, conditions, targets, draws(1), SamplingSettings())
 
-    @pytest.mark.parametrize("changes", [{"steps": 0}, {"shift": 0.0}, {"guidance": -1.0}])
+    @pytest.mark.parametrize(
+        "changes",
+        [{"steps": 0}, {"shift": 0.0}, {"guidance": -1.0}, {"guidance": math.nan}, {"shift": math.inf}],
+    )
     def test_settings_that_cannot_be_are_refused(self, changes):
         with pytest.raises(UsageFault, match="sampling: found"):
             SamplingSettings(**changes)
