@@ -10,7 +10,9 @@ takes a run trained on the synthetic corpus and its shards, and measures
 * speed: seconds a generated minute of gesture from audio by steps and by number of inputs at once, of the model alone;
 * memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
 * seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end, and
-  in their middles, against those elsewhere, and the same of the recordings.
+  in their middles, against those elsewhere, and the same of the recordings;
+* stutter: by steps and ``--shift``, the share of the recorded velocity that is found in motion made for some of these
+  clips, from tick to tick and from frame to frame within ticks: what differs there is motion at 10 Hz.
 
 Figures are of use on a quiet machine only; ``--only`` takes some of the parts.
 """
@@ -22,7 +24,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +52,7 @@ from omniges.trainer.model.sampling import SamplingSettings, Solver
 STEPS: Final = (2, 4, 8, 16, 32)
 SOLVERS: Final[tuple[Solver, ...]] = ("euler", "heun", "dpm++")
 TASKS: Final = ("t2g", "a2g", "t2a", "g2a", "a2t", "g2t")
-PARTS: Final = ("quality", "speed", "memory", "seams")
+PARTS: Final = ("quality", "speed", "memory", "seams", "stutter")
 
 F64 = npt.NDArray[np.float64]
 
@@ -161,8 +163,7 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
         for row in shards.rows:
             clip = shards.sample(row)
             timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
-            parts = sampled(loaded, timelines, SamplingSettings(steps=steps), per_stretch)
-            made = np.concatenate([arrays["gesture"].numpy() for _, arrays, _ in parts])
+            made = whole(sampled(loaded, timelines, SamplingSettings(steps=steps), per_stretch))
             for whose, gesture in (("made", made), ("recorded", clip.gesture.gesture)):
                 for what, score in at_borders(gesture, row.ticks, loaded.identity.window_ticks).items():
                     compared.setdefault((what, whose, "velocity"), []).append(score.velocity)
@@ -189,6 +190,31 @@ def at_borders(gesture: npt.NDArray[np.float32], ticks: int, window: int) -> dic
         "middle": [start + window // 2 for start in starts],
     }
     return {what: seam_score(joints, [FRAMES_PER_TICK * tick for tick in of]) for what, of in places.items()}
+
+
+def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[str, Any]:
+    """Gain <m, r> / <r, r> of made against recorded velocities of joints, at borders of ticks and within ticks."""
+    rows = []
+    for folder, steps, shift in itertools.product(folders, (1, 5, 20, 60), (3.0, 8.0)):
+        shards = ShardFolder(folder)
+        sums = np.zeros((FRAMES_PER_TICK, 2))
+        for row in shards.rows[:clips]:
+            clip, frames = shards.sample(row), FRAMES_PER_TICK * row.ticks
+            timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
+            made = whole(sampled(loaded, timelines, SamplingSettings(steps=steps, shift=shift)))
+            m, r = (np.diff(joints_of(gesture[:frames]), axis=0) for gesture in (made, clip.gesture.gesture))
+            for place in range(FRAMES_PER_TICK):
+                at = slice((place - 1) % FRAMES_PER_TICK, None, FRAMES_PER_TICK)  # the first is from frame 0 to 1
+                sums[place] += (m[at] * r[at]).sum(), np.square(r[at]).sum()
+        border, *within = (sums[:, 0] / sums[:, 1]).round(3).tolist()
+        rows.append({"steps": steps, "shift": shift, "at_borders": border, "within": within})
+        print(json.dumps(rows[-1]), flush=True)
+    return {"rows": rows}
+
+
+def whole(parts: Iterable[tuple[int, dict[str, torch.Tensor], int]]) -> npt.NDArray[np.float32]:
+    """Gesture of one timeline."""
+    return np.concatenate([arrays["gesture"].numpy() for _, arrays, _ in parts])
 
 
 def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
@@ -223,6 +249,8 @@ def main() -> None:
         found["memory"] = memory(arguments.run, audio, folder, arguments.steps)
     if "seams" in parts:
         found["seams"] = seams(loaded, arguments.seam_shards, arguments.steps)
+    if "stutter" in parts:
+        found["stutter"] = stutter(loaded, arguments.seam_shards)
     (folder / "generate.json").write_text(json.dumps(found, indent=1))
     print(f"{folder / 'generate.json'}")
 
