@@ -11,7 +11,7 @@ takes a run trained on the synthetic corpus and its shards, and measures
 * memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
 * seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end, and
   in their middles, against those elsewhere, and the same of the recordings;
-* stutter: by steps and ``--shift``, the share of the recorded velocity that is found in motion made for some of these
+* stutter: by steps and ``--last-level``, the share of the recorded velocity that is found in motion made for some of these
   clips, from tick to tick and from frame to frame within ticks: what differs there is motion at 10 Hz.
 
 Figures are of use on a quiet machine only; ``--only`` takes some of the parts.
@@ -195,19 +195,19 @@ def at_borders(gesture: npt.NDArray[np.float32], ticks: int, window: int) -> dic
 def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[str, Any]:
     """Gain <m, r> / <r, r> of made against recorded velocities of joints, at borders of ticks and within ticks."""
     rows = []
-    for folder, steps, shift in itertools.product(folders, (1, 5, 20, 60), (3.0, 8.0)):
+    for folder, steps, last in itertools.product(folders, (1, 5, 20, 60), (0.0, 0.3)):
         shards = ShardFolder(folder)
         sums = np.zeros((FRAMES_PER_TICK, 2))
         for row in shards.rows[:clips]:
             clip, frames = shards.sample(row), FRAMES_PER_TICK * row.ticks
             timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
-            made = whole(sampled(loaded, timelines, SamplingSettings(steps=steps, shift=shift)))
+            made = whole(sampled(loaded, timelines, SamplingSettings(steps=steps, last_level=last)))
             m, r = (np.diff(joints_of(gesture[:frames]), axis=0) for gesture in (made, clip.gesture.gesture))
             for place in range(FRAMES_PER_TICK):
                 at = slice((place - 1) % FRAMES_PER_TICK, None, FRAMES_PER_TICK)  # the first is from frame 0 to 1
                 sums[place] += (m[at] * r[at]).sum(), np.square(r[at]).sum()
         border, *within = (sums[:, 0] / sums[:, 1]).round(3).tolist()
-        rows.append({"steps": steps, "shift": shift, "at_borders": border, "within": within})
+        rows.append({"steps": steps, "last_level": last, "at_borders": border, "within": within})
         print(json.dumps(rows[-1]), flush=True)
     return {"rows": rows}
 

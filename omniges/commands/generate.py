@@ -13,6 +13,7 @@ from omniges.errors import UsageFault
 __all__ = ["generate"]
 
 Codecs = Annotated[list[str], typer.Option(help="Codec of a model trained on latents, and its folder: NAME=FOLDER.")]
+OverlapTicks = Annotated[int | None, typer.Option(help="Ticks that windows share; a quarter of one if not given.")]
 Continuous = Annotated[
     bool, typer.Option("--continuous", help="Do not snap latents to codes before decoding (gesture-rvqvae).")
 ]
@@ -40,10 +41,9 @@ def generate(
     steps: Annotated[int, typer.Option(help="Steps of sampling.")] = 20,
     guidance: Annotated[float, typer.Option(help="Weight of the inputs; 1: plain.")] = 1.0,
     solver: Annotated[Literal["euler", "heun", "dpm++"], typer.Option(help="How a step is taken.")] = "euler",
-    shift: Annotated[float, typer.Option(help="Above 1: more of the steps at high noise.")] = 8.0,
-    overlap_ticks: Annotated[
-        int | None, typer.Option(help="Ticks that windows share; a quarter of one if not given.")
-    ] = None,
+    shift: Annotated[float, typer.Option(help="Above 1: more of the steps at high noise.")] = 3.0,
+    last_level: Annotated[float, typer.Option(help="Noise level below which no step begins.")] = 0.3,
+    overlap_ticks: OverlapTicks = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 0,
     num_samples: Annotated[int, typer.Option(help="Results for each input.")] = 1,
     weights: Annotated[Literal["ema", "last"], typer.Option(help="Averaged weights, or the last ones.")] = "ema",
@@ -81,7 +81,7 @@ def generate(
         codecs=tuple(named_folder("--codec", text) for text in codec),
         t5_tokenizer=t5_tokenizer,
         continuous=continuous,
-        sampling=SamplingSettings(steps=steps, guidance=guidance, shift=shift, solver=solver),
+        sampling=SamplingSettings(steps=steps, guidance=guidance, shift=shift, last_level=last_level, solver=solver),
         overlap_ticks=overlap_ticks,
         seed=seed,
         num_samples=num_samples,

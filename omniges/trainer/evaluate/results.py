@@ -41,7 +41,10 @@ MEL_RATE_HZ: Final = MEL_FRAMES_PER_TICK * TICKS_PER_SECOND
 
 _ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}
 _REPORT: Final = "omniges-evaluation"
-_SAME: Final = ("seed", "steps", "solver", "guidance", "shift", "window_ticks", "overlap_ticks", "quantised")
+_SAME: Final = (
+    *("seed", "steps", "solver", "guidance", "shift", "last_level"),
+    *("window_ticks", "overlap_ticks", "quantised"),
+)
 """Settings that all results of a task should have in common."""
 
 

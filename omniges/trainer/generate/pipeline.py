@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -193,7 +193,8 @@ class OmnigesPipeline:
         num_inference_steps: int = 20,
         guidance_scale: float = 1.0,
         solver: str = "euler",
-        shift: float = 8.0,
+        shift: float = 3.0,
+        last_level: float = 0.3,
         overlap_ticks: int | None = None,
         seed: int = 0,
         callback: Callable[[float, float], None] | None = None,
@@ -215,6 +216,7 @@ class OmnigesPipeline:
             guidance_scale: weight of the inputs; 1: plain.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: above 1: more steps at high noise.
+            last_level: noise level below which no step begins.
             overlap_ticks: that windows share; None: a quarter of one.
             seed: the same gives the same arrays on CPU.
             callback: told how many seconds of how many are made.
@@ -226,7 +228,13 @@ class OmnigesPipeline:
             raise UsageFault(f"found {num_samples} samples, seed {seed}; at least 1 and a seed below 2**32 expected")
         self._loaded.require_trained(name)
         number = self._loaded.speaker_number(speaker, named=True)
-        sampling = _sampling(num_inference_steps, guidance_scale, shift, solver)
+        sampling = SamplingSettings(
+            steps=num_inference_steps,
+            guidance=guidance_scale,
+            shift=shift,
+            last_level=last_level,
+            solver=_solver_named(solver),
+        )
         windows = self._loaded.windows(overlap_ticks, name)
         self._codecs.require([TASKS[name]], Sources())
         given: list[Given] = []
@@ -312,10 +320,10 @@ class OmnigesPipeline:
         return given_words(words, codec, length, "text", ("text", digest), remarks)
 
 
-def _sampling(steps: int, guidance: float, shift: float, solver: str) -> SamplingSettings:
+def _solver_named(solver: str) -> Solver:
     for known in get_args(Solver):
         if solver == known:
-            return SamplingSettings(steps=steps, guidance=guidance, shift=shift, solver=known)
+            return cast("Solver", known)
     raise UsageFault(f"solver {solver!r}: one of {', '.join(get_args(Solver))} expected")
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,10 +39,11 @@ class SamplingSettings:
     """Steps, each one evaluation of the model, two with guidance, twice that with Heun but for the last."""
     guidance: float = 1.0
     """The conditions' weight w: 1 is the plain conditional model, 0 the unconditional one, above 1 exaggerates."""
-    shift: float = 8.0
-    """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps where it is decided what is said. With 8,
-    20 steps end at σ 0.3, below which lies 1 % of the levels that models are trained at: what a step does there has
-    hardly been learned (docs/generate.md)."""
+    shift: float = 3.0
+    """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps where it is decided what is said."""
+    last_level: float = 0.3
+    """Level σ below which no step begins: 1 % of the levels that models are trained at are below 0.3, so what they
+    would do there has hardly been learned (docs/generate.md). The σ_min of Karras et al. (2022)."""
 
     solver: Solver = "euler"
     """How a step is taken."""
@@ -54,12 +56,16 @@ class SamplingSettings:
                 f"sampling: found {self.steps} steps, shift {self.shift}, guidance {self.guidance}; expected at least "
                 "one step, a positive shift and a guidance of at least 0, both finite"
             )
+        if not 0 <= self.last_level < 1:
+            raise UsageFault(f"sampling: found last level {self.last_level}; expected one from 0 to below 1")
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:
-    """The steps + 1 levels from 1 down to 0."""
-    even = [1 - k / settings.steps for k in range(settings.steps + 1)]
-    return [settings.shift * u / (1 + (settings.shift - 1) * u) for u in even]
+    """The steps + 1 levels from 1 down to 0: even but for the shift, and squeezed where one would be below the last."""
+    shift, last = settings.shift, settings.last_level
+    lowest = max(1 / settings.steps, last / (shift - (shift - 1) * last))
+    even = np.linspace(1, lowest, settings.steps).tolist()
+    return [*(shift * u / (shift * u + (1 - u)) for u in even), 0.0]  # exactly 1 at 1
 
 
 def follow(

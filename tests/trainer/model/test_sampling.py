@@ -12,6 +12,8 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from flow_builders import CONFIG, PIECES, TICKS, model_of, statistics, windows_of
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from omniges.errors import UsageFault
@@ -22,6 +24,7 @@ from omniges.trainer.model.sampling import Draws, SamplingSettings, follow, samp
 from omniges.trainer.model.tasks import FlowSettings, draw_levels
 
 MEAN, STD = 0.7, 0.5
+EVEN = {"shift": 1.0, "last_level": 0.0}
 
 
 def optimal(tokens: Mapping[str, Tensor], levels: Tensor) -> dict[str, Tensor]:
@@ -42,9 +45,7 @@ class TestEuler:
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
         errors = []
         for steps in (20, 40, 80, 160):
-            found = follow({"gesture": noise}, step_levels(SamplingSettings(steps=steps, shift=1.0)), optimal)[
-                "gesture"
-            ]
+            found = follow({"gesture": noise}, step_levels(SamplingSettings(steps=steps, **EVEN)), optimal)["gesture"]
             errors.append(float((found - (MEAN + STD * noise)).abs().max()))
         assert errors[0] < 0.1
         for coarse, fine in itertools.pairwise(errors):
@@ -53,7 +54,7 @@ class TestEuler:
     def test_half_way_it_is_at_the_marginal_of_its_level(self):
         """Standard deviation √((1−σ)² s² + σ²) and mean (1−σ) m at each level."""
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-        levels = [level for level in step_levels(SamplingSettings(steps=400, shift=1.0)) if level >= 0.5]
+        levels = [level for level in step_levels(SamplingSettings(steps=400, **EVEN)) if level >= 0.5]
         found = follow({"gesture": noise}, levels, optimal)["gesture"]
         expected = 0.5 * MEAN + math.sqrt(0.25 * STD**2 + 0.25) * noise
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
@@ -67,11 +68,23 @@ class TestEuler:
         torch.testing.assert_close(found["text"], point)
 
     @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
-    def test_levels_go_down_from_one_to_zero_by_the_shift(self, shift):
-        levels = step_levels(SamplingSettings(steps=10, shift=shift))
-        assert (levels[0], levels[-1], len(levels)) == (1.0, 0.0, 11)
+    @pytest.mark.parametrize("last_level", [0.0, 0.05])
+    def test_levels_go_down_from_one_to_zero_by_the_shift(self, shift, last_level):
+        levels = step_levels(SamplingSettings(steps=10, shift=shift, last_level=last_level))
+        for k, level in enumerate(levels):
+            even = 1 - k / 10
+            assert level == pytest.approx(shift * even / (1 + (shift - 1) * even), abs=1e-12)
+
+    @given(st.integers(1, 200), st.floats(0.2, 10), st.floats(0, 0.99))
+    def test_no_step_begins_below_the_last_level(self, steps, shift, last_level):
+        levels = step_levels(SamplingSettings(steps=steps, shift=shift, last_level=last_level))
+        assert (levels[0], levels[-1], len(levels)) == (1.0, 0.0, steps + 1)
         assert all(a > b for a, b in itertools.pairwise(levels))
-        assert levels[5] == pytest.approx(shift * 0.5 / (1 + (shift - 1) * 0.5))
+        assert levels[-2] >= last_level - 1e-12
+        unshifted = [level / (shift - (shift - 1) * level) for level in levels[:-1]]
+        np.testing.assert_allclose(np.diff(unshifted), (unshifted[-1] - 1) / max(steps - 1, 1), atol=1e-9)
+        plain = shift / steps / (1 + (shift - 1) / steps)
+        assert levels[-2] == pytest.approx(max(plain, last_level))
 
     def test_the_default_steps_begin_at_levels_that_models_are_trained_at(self):
         last = step_levels(SamplingSettings())[-2]
@@ -120,7 +133,14 @@ class TestSample:
 
     @pytest.mark.parametrize(
         "changes",
-        [{"steps": 0}, {"shift": 0.0}, {"guidance": -1.0}, {"guidance": math.nan}, {"shift": math.inf}],
+        [
+            {"steps": 0},
+            {"shift": 0.0},
+            {"guidance": -1.0},
+            {"guidance": math.nan},
+            {"shift": math.inf},
+            {"last_level": 1.0},
+        ],
     )
     def test_settings_that_cannot_be_are_refused(self, changes):
         with pytest.raises(UsageFault, match="sampling: found"):
@@ -199,7 +219,7 @@ class TestDpmSolver:
                 calls += 1
                 return optimal(tokens, at)
 
-            levels = step_levels(SamplingSettings(steps=16, shift=1.0))
+            levels = step_levels(SamplingSettings(steps=16, **EVEN))
             found = follow({"gesture": noise}, levels, counted, solver)["gesture"]
             assert calls == 16
             errors[solver] = float((found - (MEAN + STD * noise)).abs().max())
