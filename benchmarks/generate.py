@@ -11,7 +11,7 @@ takes a run trained on the synthetic corpus and its shards, and measures
 * memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
 * seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end, and
   in their middles, against those elsewhere, and the same of the recordings;
-* stutter: by steps and ``--last-level``, the share of the recorded velocity that is found in motion made for some of these
+* stutter: by steps and ``--last-level``, the share of the recorded velocity found in motion made for some of these
   clips, from tick to tick and from frame to frame within ticks: what differs there is motion at 10 Hz.
 
 Figures are of use on a quiet machine only; ``--only`` takes some of the parts.
