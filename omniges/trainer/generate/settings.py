@@ -71,6 +71,17 @@ class GenerateSettings:
             raise UsageFault(f"--seed {self.seed}: from 0 to {2**32 - 1} expected")
         if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
             raise UsageFault("--start {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """Refuse what would change nothing of what the task makes."""
+        task = TASKS[task_named(self.task)]
+        of_motion = {"--body": self.body is not None, "--start": self.start_xz is not None}
+        unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
+        if unread:
+            raise UsageFault(f"{unread[0]}: this task makes no gesture: leave it away")
+        if self.sampling.guidance != 1 and not task.conditions:
+            raise UsageFault(f"--guidance {self.sampling.guidance:g}: this task has no inputs to weigh: leave it away")
 
 
 @dataclass(frozen=True, slots=True)
