@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class EvaluateSettings:
             raise UsageFault(
                 f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
             )
+        if self.trust_program and self.encoder is None:
+            raise UsageFault("--trust-encoder-program: an --encoder that it is about expected, found none: leave it away")
         if self.resamples < 1:
             raise UsageFault(f"--resamples {self.resamples}: at least 1 expected")
         if not 0 <= self.seed < 2**32:
@@ -246,6 +248,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instrum
         "shards": str(shards.folder),
         "manifest_sha256": shards.dataset["files"][MANIFEST_FILE]["sha256"],
         "profile": instruments.profile.name,
+        "profile_settings": asdict(instruments.profile),
         "skeleton": instruments.bodies.name,
         "encoder": instruments.encoder_name,
         "mean_speeds": "of the train split"

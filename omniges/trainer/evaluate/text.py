@@ -50,6 +50,8 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
     for result in results:
         made = result.words()
         timed = timed and made.timed
+        last_ms = round(1000 * max((word.end for word in made.words), default=0.0))
+        result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses what is another recording's
         found = _before(made.words, seconds[result.key])
         rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
         if other:
