@@ -81,7 +81,9 @@ class EvaluateSettings:
                 f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
             )
         if self.trust_program and self.encoder is None:
-            raise UsageFault("--trust-encoder-program: an --encoder that it is about expected, found none: leave it away")
+            raise UsageFault(
+                "--trust-encoder-program: an --encoder that it is about expected, found none: leave it away"
+            )
         if self.resamples < 1:
             raise UsageFault(f"--resamples {self.resamples}: at least 1 expected")
         if not 0 <= self.seed < 2**32:

@@ -31,7 +31,7 @@ from omniges.trainer.generate.inputs import Given, given_audio, given_words, rea
 from omniges.trainer.generate.loaded import Loaded, load
 from omniges.trainer.generate.outputs import valid_motion
 from omniges.trainer.generate.series import Held
-from omniges.trainer.generate.settings import task_named
+from omniges.trainer.generate.settings import require_guidable, task_named
 from omniges.trainer.generate.sources import Input, Reading, Sources, cut_input
 from omniges.trainer.generate.speech import waveform_from_mel
 from omniges.trainer.generate.timing import SpeakingRate, learn_rate, timed_words
@@ -235,6 +235,7 @@ class OmnigesPipeline:
             last_level=last_level,
             solver=_solver_named(solver),
         )
+        require_guidable(TASKS[name], sampling)
         windows = self._loaded.windows(overlap_ticks, name)
         self._codecs.require([TASKS[name]], Sources())
         given: list[Given] = []
