@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -48,8 +48,8 @@ class FeatureRows:
         """The distance of the results, and that of the train split."""
         values = self._generated
         if min(sum(map(len, values.found)), sum(map(len, self._recorded.values()))) < 2:
-            why = "; ".join(f"{count} × {reason}" for reason, count in values.left_out.items())
-            return [absent(_HEADING, why or "fewer than two rows of features")]
+            why = _reasons(values.left_out) or "fewer than two rows of features"
+            return [replace(absent(_HEADING, why), left_out=dict(values.left_out))]
         self._first = {int(group[0]) for group in values.groups}
         whole = self._distance(np.arange(len(values.found)))
         fewer = replace(how, resamples=min(how.resamples, _RESAMPLES))
@@ -84,8 +84,10 @@ class FeatureRows:
     def _baseline(self) -> Figure:
         train = self._train
         others = [] if train is None else [own for key, own in train.features.items() if key not in self._recorded]
+        left_out = {} if train is None else train.left_out
         if sum(map(len, others)) < 2:
-            return absent(replace(_HEADING, row="recorded"), "no other recordings in the train split")
+            why = _reasons(left_out) or "no other recordings in the train split"
+            return replace(absent(replace(_HEADING, row="recorded"), why), left_out=left_out)
         score = self._score(others, list(self._recorded.values()))
         return Figure(
             metric=_HEADING.metric,
@@ -94,13 +96,20 @@ class FeatureRows:
             value=score.value,
             recordings=len(others),
             results=len(others),
+            left_out=left_out,
             details=_details(score) | {"of": _TRAIN},
         )
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
 
 
 def _details(score: FrechetScore) -> dict[str, Any]:
     return {
         "encoder": score.encoder,
+        "offset": score.offset,
+        "mean_term": score.mean_term,
         "dimensions": score.dimensions,
         "rows": [score.rows_generated, score.rows_recorded],
         "ranks": [score.rank_generated, score.rank_recorded],

@@ -10,8 +10,8 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.data.state import trained_on
+from omniges.trainer.generate.loaded import trained_tasks
 from omniges.trainer.generate.run import task_named
-from omniges.trainer.model.tasks import FlowSettings
 from omniges.trainer.saved import load_identity
 
 __all__ = ["SIX", "require_fit"]
@@ -43,13 +43,11 @@ def require_fit(
 
 
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    flow = saved.document("settings.json").get("flow")
-    shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
-    if not isinstance(shares, dict):
+    trained = trained_tasks(saved)
+    if trained is None:
         raise DataError(
             f"{saved.path}/settings.json: flow settings expected, found none: use the omniges that wrote it"
         )
-    trained = {name for name, share in shares.items() if share}
     if named:
         tasks = tuple(dict.fromkeys(task_named(name) for name in named))
         for name in tasks:

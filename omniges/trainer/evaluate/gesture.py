@@ -35,9 +35,9 @@ from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
 from omniges.trainer.metrics.clips import ClipValue
 from omniges.trainer.metrics.diversity import l1_diversity
 from omniges.trainer.metrics.face import FaceScore, FaceSums
-from omniges.trainer.metrics.motion import foot_skate, jerk, root_drift
+from omniges.trainer.metrics.motion import SkateScore, foot_skate, jerk, root_drift
 from omniges.trainer.metrics.seams import seam_score
-from omniges.trainer.metrics.srgr import semantic_recall, semantic_scores
+from omniges.trainer.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 
 __all__ = ["score_gesture"]
 
@@ -267,4 +267,11 @@ class _Scorer:
 def _details(values: Values) -> dict[str, Any]:
     """What some metrics say beside their values."""
     found = values.found[0] if values.found else None
-    return {"vertices": found.vertices} if isinstance(found, FaceScore) else {}
+    if isinstance(found, FaceScore):
+        return {"vertices": found.vertices}
+    if isinstance(found, RecallScore):
+        return {"joints": found.joints, "annotated": sum(one.annotated for one in values.found)}
+    if isinstance(found, SkateScore):  # one that never touches the floor cannot skate on it
+        contact = sum(one.weight for one in values.found)
+        return {"contact_share": contact / sum(one.toe_frames for one in values.found)}
+    return {}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, UsageFault
+from omniges.errors import UsageFault
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.bodies import Bodies, Body
+from omniges.trainer.evaluate.figures import Values
 from omniges.trainer.evaluate.results import Result
 from omniges.trainer.metrics.beats import mean_joint_speeds
 from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME, describe
@@ -101,9 +102,9 @@ class Instruments:
 class TrainSplit:
     """What the train split's recordings tell."""
 
-    clips: int
     mean_speeds_m_s: F64  # (55,)
-    features: dict[str, F64]  # by key, of those that are long enough
+    features: dict[str, F64]  # by key, of those that have some
+    left_out: Mapping[str, int]  # those that have none, by reason
 
 
 def train_rows(shards: ShardFolder, instruments: Instruments) -> list[ManifestRow]:
@@ -127,15 +128,15 @@ def learn_train_split(
     rows = train_rows(shards, instruments)
     if not rows:
         return None
-    features: dict[str, F64] = {}
+    features = Values()
 
     def clips() -> Iterator[F64]:
         for done, row in enumerate(rows, 1):
             motion = recorded_motion(shards, row)
             joints = instruments.scored_joints(motion, instruments.bodies.of(shards.array(row, "betas.npy")))
-            with contextlib.suppress(DataError):  # too short for a window; the figure says how many clips it is of
-                features[row.key] = instruments.features(motion, joints)
+            features.add(row.key, partial(instruments.features, motion, joints))
             count(done, len(rows))
             yield joints
 
-    return TrainSplit(len(rows), mean_joint_speeds(clips()), features)
+    speeds = mean_joint_speeds(clips())
+    return TrainSplit(speeds, dict(zip(features.keys, features.found, strict=True)), dict(features.left_out))

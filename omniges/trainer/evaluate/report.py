@@ -22,6 +22,7 @@ _FEW: Final = 10
 _ZERO: Final = 1e-12
 _PLAIN: Final = ("", "share", "F")  # numbers between 0 and 1 in a table for reading
 _PAIR: Final = 2
+_NOT_FOR_READING: Final = frozenset({"manifest_sha256", "profile_settings"})
 _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
 """How papers print what is very small; JSON and CSV have units."""
 
@@ -123,9 +124,10 @@ def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Ite
         generated = found.get("generated")
         if generated is not None and generated.value is not None:
             if generated.left_out:
-                reasons = [f"{count} × {reason}" for reason, count in generated.left_out.items()]
-                more = [f"{len(reasons) - 2} more reasons"] if len(reasons) > 2 else []
-                yield f"{metric}: without {'; '.join(reasons[:2] + more)}"
+                yield f"{metric}: without {_reasons(generated)}"
+            for row, figure in found.items():
+                if figure.value is not None and figure.left_out and figure.left_out != generated.left_out:
+                    yield f"{metric}, {row}: without {_reasons(figure)}"
             yield from _basis(metric, found)
         for row, figure in found.items():
             if row != "generated" and figure.why_not is not None and generated is not None and not generated.why_not:
@@ -133,6 +135,12 @@ def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Ite
     few = {figure.recordings for found in metrics.values() for figure in found.values() if figure.low is not None}
     if few and min(few) < _FEW:
         yield f"intervals of {min(few)} recordings are narrower than what is known: take at least {_FEW}"
+
+
+def _reasons(figure: Figure) -> str:
+    reasons = [f"{count} × {reason}" for reason, count in figure.left_out.items()]
+    more = [f"{len(reasons) - 2} more reasons"] if len(reasons) > 2 else []
+    return "; ".join(reasons[:2] + more)
 
 
 def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
@@ -190,7 +198,7 @@ def _table(report: Report) -> str:
 
 def _footer(report: Report) -> str:
     facts = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in report.facts.items() if name != "manifest_sha256"
+        f"{name.replace('_', ' ')} {value}" for name, value in report.facts.items() if name not in _NOT_FOR_READING
     )
     return f"in brackets: 95 % intervals over recordings; {facts}"
 

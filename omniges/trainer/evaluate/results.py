@@ -126,6 +126,8 @@ class Result:
                 raise fault.refusal(path) from fault
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
                 raise DataError(f"{path}: (F, {MEL_BANDS}) float32 expected, found {mel.shape} {mel.dtype}")
+            if not np.isfinite(mel).all():
+                raise DataError(f"{path}: finite levels expected, found others: generate it again")
             return mel, "the model's mel"
         path, data = self._content("audio", "audio", ".wav")
         try:

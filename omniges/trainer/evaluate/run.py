@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,10 @@ class EvaluateSettings:
             found = "both" if self.generated else "neither"
             raise UsageFault(
                 f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
+            )
+        if self.trust_program and self.encoder is None:
+            raise UsageFault(
+                "--trust-encoder-program: an --encoder that it is about expected, found none: leave it away"
             )
         if self.resamples < 1:
             raise UsageFault(f"--resamples {self.resamples}: at least 1 expected")
@@ -246,6 +250,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instrum
         "shards": str(shards.folder),
         "manifest_sha256": shards.dataset["files"][MANIFEST_FILE]["sha256"],
         "profile": instruments.profile.name,
+        "profile_settings": asdict(instruments.profile),
         "skeleton": instruments.bodies.name,
         "encoder": instruments.encoder_name,
         "mean_speeds": "of the train split"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -50,6 +51,8 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
     for result in results:
         made = result.words()
         timed = timed and made.timed
+        last_ms = round(1000 * max((word.end for word in made.words), default=0.0))
+        result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses what is another recording's
         found = _before(made.words, seconds[result.key])
         rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
         if other:
@@ -57,8 +60,9 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
             rows["shuffled"].append((result.key, _before(found, common), _before(recorded[other[result.key]], common)))
         count()
     figures = [_rate(name, row, pairs, how) for name in _RATES for row, pairs in rows.items() if pairs]
-    for name in _TIMES if timed else ():
-        figures += [_timing(name, row, pairs, how) for row, pairs in rows.items() if pairs]
+    if timed:
+        times = {row: _time_differences(pairs) for row, pairs in rows.items() if pairs}
+        figures += [_timing(name, row, *found, how) for name in _TIMES for row, found in times.items()]
     figures += [] if timed else [absent(Heading(name, "s"), UNTIMED) for name in _TIMES]
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
     cut = "words are as the annotator cut them, so read the characters' rate"
@@ -108,18 +112,24 @@ def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
     return counts
 
 
-def _timing(name: str, row: Row, pairs: Sequence[tuple[str, _Words, _Words]], how: Resampling) -> Figure:
-    """A percentile over all words that are equal, of all results together."""
-    side, percent = _TIMES[name]
+def _time_differences(pairs: Sequence[tuple[str, _Words, _Words]]) -> tuple[Values, int]:
+    """Differences (starts, ends) of the equal words of each result, and how many words are expected of all."""
     values = Values()
     for key, found, expected in pairs:
         if not expected:
             values.leave_out("the recording has no word here")
         else:
-            values.add(key, lambda a=found, b=expected: word_time_differences(a, b)[side])  # type: ignore[misc]
-    details = {"words": sum(map(len, values.found)), "expected": sum(len(expected) for _, _, expected in pairs)}
+            values.add(key, partial(word_time_differences, found, expected))
+    return values, sum(len(expected) for _, _, expected in pairs)
+
+
+def _timing(name: str, row: Row, values: Values, expected: int, how: Resampling) -> Figure:
+    """A percentile over all words that are equal, of all results together."""
+    side, percent = _TIMES[name]
+    errors: list[F64] = [differences[side] for differences in values.found]
+    details = {"words": sum(map(len, errors)), "expected": expected}
 
     def percentile(chosen: I64) -> float:
-        return float(np.percentile(np.concatenate([values.found[int(k)] for k in chosen]), percent))
+        return float(np.percentile(np.concatenate([errors[int(k)] for k in chosen]), percent))
 
     return figure_of_statistic(Heading(name, "s", row), values, percentile, how, details)

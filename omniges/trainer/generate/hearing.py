@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, RecordingFault
-from omniges.features.audio import MEL_BANDS, N_FFT, Loudness, MelStream, loudness_gain, mix_down
+from omniges.features.audio import MEL_BANDS, Loudness, MelStream, loudness_gain, mix_down
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
 from omniges.publish import os_errors
 from omniges.recordings.wav import WavStream, open_wav
@@ -196,7 +196,7 @@ def _mel_of(
         count += len(samples)
         mel.append(stream.push(samples if gain == 1.0 else samples * np.float32(gain)))
     ticks = count // SAMPLES_PER_TICK
-    if ticks < 1 or count <= N_FFT // 2:
+    if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of audio expected, found {count / SAMPLE_RATE_HZ:.3f} s")
     mel.append(stream.finish())
     if len(mel) < ticks * MEL_FRAMES_PER_TICK:

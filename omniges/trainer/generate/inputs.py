@@ -40,6 +40,7 @@ __all__ = [
     "given_sample",
     "given_words",
     "read_audio",
+    "read_body",
     "read_gesture",
     "read_text",
 ]
@@ -242,11 +243,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
 
     Raises UsageFault where there is no such file, DataError for what is damaged or shorter than a tick.
     """
-    data = _content(path)
-    try:
-        motion = decode_motion(data)
-    except RecordingFault as fault:
-        raise fault.refusal(path) from fault
+    motion, digest = _motion(path)
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
@@ -257,10 +254,25 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
         ticks,
         _channels(motion, folder),
         str(path),
-        sha256_hex(data),
+        digest,
         remarks,
         body=Body.of(motion),
     )
+
+
+def read_body(path: Path) -> Body:
+    """Whose motion a file in BEAT2's form is. Raises UsageFault where there is no such file, DataError for damage."""
+    motion, _ = _motion(path)
+    return Body.of(motion)
+
+
+def _motion(path: Path) -> tuple[Motion, str]:
+    """The motion of a file, and the file's sha256."""
+    data = _content(path)
+    try:
+        return decode_motion(data), sha256_hex(data)
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
 
 
 def _channels(motion: Motion, folder: Path | None) -> Spool:

@@ -17,11 +17,11 @@ from omniges.trainer.generate.sources import Input, Reading
 from omniges.trainer.generate.windows import WindowSettings
 from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
+from omniges.trainer.model.tasks import TASKS, FlowSettings
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import ModelIdentity, load_model
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "trained_tasks"]
 
 SETTINGS_FILE: Final = "settings.json"
 STATE_FILE: Final = "state.json"
@@ -51,11 +51,11 @@ class Loaded:
 
     def require_trained(self, task: str) -> None:
         """Raise UsageFault where the checkpoint says that a task had no share in its training."""
-        flow = self._told(SETTINGS_FILE).get("flow") or {}
-        shares = flow.get("shares")
-        if shares and not shares.get(task):
-            trained = ", ".join(name for name, share in shares.items() if share)
-            raise UsageFault(f"{self.saved.path}: it was not trained on {task}, only on {trained}: take another task")
+        trained = trained_tasks(self.saved)
+        if trained is not None and task not in trained:
+            raise UsageFault(
+                f"{self.saved.path}: it was not trained on {task}, only on {', '.join(trained)}: take another task"
+            )
 
     def knows(self, shards: Path) -> bool | None:
         """Whether it was trained on a folder of shards; None where the checkpoint does not say on which."""
@@ -114,6 +114,13 @@ class Loaded:
     def _told(self, name: str) -> dict[str, Any]:
         """A document that a checkpoint of training has and a saved pipeline need not."""
         return dict(self.saved.document(name)) if name in self.saved.files else {}
+
+
+def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
+    """The tasks that had a share in a checkpoint's training; None where it does not say how it was trained."""
+    flow = saved.document(SETTINGS_FILE).get("flow") if SETTINGS_FILE in saved.files else None
+    shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
+    return tuple(name for name, share in shares.items() if share) if isinstance(shares, dict) else None
 
 
 def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:

@@ -171,7 +171,12 @@ class SpeechSink:
         self._peak = 1.0
 
     def append(self, mel: F32, /) -> None:
-        """More of the mel."""
+        """More of the mel. Raises DataError for one that is none."""
+        if not np.isfinite(mel).all():
+            raise DataError(
+                "generated sound: found levels that are no numbers: the model is not trained enough; take another "
+                "checkpoint"
+            )
         self._mel.append(mel)
         if self._voice is not None:
             self._hear(self._voice.push(mel))

@@ -31,8 +31,9 @@ from omniges.trainer.generate.inputs import Given, given_audio, given_words, rea
 from omniges.trainer.generate.loaded import Loaded, load
 from omniges.trainer.generate.outputs import valid_motion
 from omniges.trainer.generate.series import Held
-from omniges.trainer.generate.settings import task_named
+from omniges.trainer.generate.settings import require_guidable, task_named
 from omniges.trainer.generate.sources import Input, Reading, Sources, cut_input
+from omniges.trainer.generate.speech import waveform_from_mel
 from omniges.trainer.generate.timing import SpeakingRate, learn_rate, timed_words
 from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines
@@ -80,9 +81,8 @@ class OmnigesSample:
         """
         if self.mel is None:
             raise UsageFault("waveform: this task makes no audio: take one such as t2a")
-        voice = chosen_voice(None if vocoder is None else Path(vocoder)).begin(self.seed)
-        samples = np.concatenate([voice.push(self.mel), voice.finish()])
-        return np.asarray(samples / max(1.0, float(np.abs(samples).max())), dtype=np.float32)
+        voice = chosen_voice(None if vocoder is None else Path(vocoder))
+        return waveform_from_mel(self.mel, voice.begin(self.seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +235,7 @@ class OmnigesPipeline:
             last_level=last_level,
             solver=_solver_named(solver),
         )
+        require_guidable(TASKS[name], sampling)
         windows = self._loaded.windows(overlap_ticks, name)
         self._codecs.require([TASKS[name]], Sources())
         given: list[Given] = []

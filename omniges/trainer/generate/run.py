@@ -6,10 +6,11 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.publish import PendingGroup, make_folder
 from omniges.trainer.generate.codecs import CodecFolders
-from omniges.trainer.generate.inputs import Body, read_gesture
+from omniges.trainer.generate.inputs import Body, read_body
 from omniges.trainer.generate.loaded import Loaded, load
 from omniges.trainer.generate.outputs import NEUTRAL, Results
 from omniges.trainer.generate.pictures import result_picture
@@ -35,7 +36,7 @@ from omniges.trainer.saved import ModelIdentity
 __all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "codecs_of", "generate", "load", "task_named"]
 
 _MOST_WINDOWS: Final = 32
-"""Windows of all inputs that are worked on together."""
+"""Windows of all results that are worked on together."""
 
 _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
     "gesture": (".npz",),
@@ -44,6 +45,7 @@ _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
 }
 
 Count = Callable[[float, float], None]
+Item = TypeVar("Item")
 
 
 def generate(
@@ -81,7 +83,8 @@ def generate(
     remarks: dict[str, None] = {}
     made_ticks = 0
     try:
-        for group in _groups((plan.load() for plan in inputs), windows, settings.num_samples):
+        read = (plan.load() for plan in inputs)
+        for group in _groups(read, lambda item: settings.num_samples * len(window_spans(item.ticks, windows))):
             progress.begin(group)
             for result in job.results(group, progress.worked):
                 records.append(result.path)
@@ -129,7 +132,7 @@ def _names(name: str, samples: int) -> list[str]:
 def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput]) -> None:
     """No result may take the place of another, of a person's file, or of its own input."""
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
-    twice = sorted({name for name in names if names.count(name) > 1})[:1]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)[:1]
     if twice:
         raise UsageFault(f"two inputs are called {twice[0]}, and so would be their results: rename one of the files")
     endings = [ending for target in TASKS[task].targets for ending in _ENDINGS[target]]
@@ -163,15 +166,15 @@ def _earlier_record(path: Path) -> GeneratedRecord:
 
 def _body(settings: GenerateSettings) -> Body | None:
     """The body that was asked for; None: that of the input, else the average one."""
-    return None if settings.body is None else read_gesture(settings.body).body
+    return None if settings.body is None else read_body(settings.body)
 
 
-def _groups(inputs: Iterator[Input], windows: WindowSettings, samples: int) -> Iterator[list[Input]]:
-    """Inputs that are worked on together, read when their turn comes."""
-    group: list[Input] = []
+def _groups(items: Iterable[Item], windows_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """What is worked on together, read when its turn comes: as many as have at most so many windows, or one."""
+    group: list[Item] = []
     total = 0
-    for item in inputs:
-        count = samples * len(window_spans(item.ticks, windows))
+    for item in items:
+        count = windows_of(item)
         if group and total + count > _MOST_WINDOWS:
             yield group
             group, total = [], 0
@@ -207,23 +210,26 @@ class _Job:
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Result]:
         """Make and write the results of some inputs."""
-        settings = self._settings
-        asked: list[tuple[Input, int]] = []
-        timelines: list[Timeline] = []
+        asked: list[tuple[Input, Timeline]] = []
         for read in group:
             conditions = self._codecs.conditions(read, self._windows)  # once for all samples: it may take its time
             item = replace(read, remarks=(*read.remarks, *conditions.remarks))
-            speaker, samples = self._speaker(item), range(settings.num_samples)
-            asked += [(item, sample) for sample in samples]
-            timelines += [Timeline(item.ticks, conditions.of, speaker, sample) for sample in samples]
-        targets = TASKS[self._task].targets
+            speaker, samples = self._speaker(item), range(self._settings.num_samples)
+            asked += [(item, Timeline(item.ticks, conditions.of, speaker, sample)) for sample in samples]
+        for some in _groups(asked, lambda one: len(window_spans(one[1].ticks, self._windows))):
+            yield from self._sampled(some, worked)
+
+    def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Result]:
+        """Make and write results side by side; each has files open until it is whole."""
+        settings, targets = self._settings, TASKS[self._task].targets
+        timelines = [timeline for _, timeline in asked]
         waiting: dict[int, Results] = {}
         latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
         left = [timeline.ticks for timeline in timelines]
         for number, arrays, ticks in sample_timelines(
             self._loaded.model, timelines, targets, settings.seed, self._windows, settings.sampling, worked
         ):
-            item, sample = asked[number]
+            item, sample = asked[number][0], timelines[number].sample
             if number not in waiting:
                 waiting[number] = self._begun(item, sample)
             for name, array in arrays.items():

@@ -12,9 +12,9 @@ from omniges.errors import UsageFault
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
+from omniges.trainer.model.tasks import TASKS, Task
 
-__all__ = ["GenerateSettings", "GenerateSummary", "Weights", "task_named"]
+__all__ = ["GenerateSettings", "GenerateSummary", "Weights", "require_guidable", "task_named"]
 
 _MOST_REMARKS: Final = 5
 _LETTERS: Final[Mapping[str, StreamName]] = {"t": "text", "a": "audio", "g": "gesture"}
@@ -34,6 +34,12 @@ def task_named(name: str) -> str:
         f"--task {name}: expected one of {', '.join(known for known in TASKS if known != 'joint')} or unconditional "
         "(t text, a audio, g gesture)"
     )
+
+
+def require_guidable(task: Task, sampling: SamplingSettings) -> None:
+    """Raise UsageFault for a weight of inputs where the task has none."""
+    if sampling.guidance != 1 and not task.conditions:
+        raise UsageFault(f"guidance {sampling.guidance:g}: this task has no inputs to weigh: leave it away")
 
 
 def _sides(task: Any) -> tuple[tuple[StreamName, ...], tuple[StreamName, ...]]:
@@ -71,6 +77,16 @@ class GenerateSettings:
             raise UsageFault(f"--seed {self.seed}: from 0 to {2**32 - 1} expected")
         if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
             raise UsageFault("--start {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """Refuse what would change nothing of what the task makes."""
+        task = TASKS[task_named(self.task)]
+        of_motion = {"--body": self.body is not None, "--start": self.start_xz is not None}
+        unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
+        if unread:
+            raise UsageFault(f"{unread[0]}: this task makes no gesture: leave it away")
+        require_guidable(task, self.sampling)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     if not conditions:
         if sources.seconds is None:
             raise UsageFault("--seconds: expected for results that follow from no input")
+        _refuse_unread_shards(sources)
         ticks = _whole(_UNCONDITIONAL, int(sources.seconds * TICKS_PER_SECOND + 1e-6), reading)
         return [PlannedInput(_UNCONDITIONAL, partial(Input, _UNCONDITIONAL, ticks, ()))]
     missing = [name for name in conditions if not sources.files(name)]
@@ -120,6 +121,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
         raise UsageFault(
             f"--{missing[0]}: this task takes {' and '.join(conditions)}: give a file, or --shards and --key"
         )
+    _refuse_unread_shards(sources)
     rate = _rate(sources) if "text" in conditions else None
     return [
         PlannedInput(name, partial(_of_files, name, files, sources, reading, rate))
@@ -151,10 +153,23 @@ def _stem(file: str) -> str:
     return "text" if file == STANDARD_INPUT else Path(file).stem
 
 
+def _refuse_unread_shards(sources: Sources) -> None:
+    """Shards that neither inputs nor a speaking rate would be taken from are a mistake."""
+    if sources.shards is not None and not _plain(sources):
+        raise UsageFault(
+            f"--shards {sources.shards}: nothing would be read of it, for only plain text needs a speaking rate: name "
+            "samples by --key or --split, or leave it away"
+        )
+
+
+def _plain(sources: Sources) -> list[str]:
+    """Texts without times."""
+    return [file for file in sources.text if Path(file).suffix.lower() != ".textgrid"]
+
+
 def _rate(sources: Sources) -> SpeakingRate | None:
     """The speaking rate of the shards' train split, where a plain text needs one and shards are given."""
-    plain = [file for file in sources.text if Path(file).suffix.lower() != ".textgrid"]
-    if not plain or sources.shards is None:
+    if sources.shards is None or not _plain(sources):
         return None
     folder = _open(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES
+from omniges.trainer.generate.outputs import MelVoice
 
 __all__ = ["LEAST_FRAMES", "GriffinLim", "waveform_from_mel"]
 
@@ -95,14 +96,13 @@ def _joined(pieces: list[F64]) -> F32:
     return np.concatenate([np.zeros(0), *pieces]).astype(np.float32)
 
 
-def waveform_from_mel(mel: F32, seed: int) -> F32:
-    """16 kHz samples (160 F,) float32 of a log-mel (F, 64), in [−1, 1]: louder ones are scaled down.
+def waveform_from_mel(mel: F32, voice: MelVoice) -> F32:
+    """16 kHz samples (160 F,) float32 of a whole log-mel (F, 64), in [−1, 1]: louder ones are scaled down.
 
-    Same mel and seed, same bytes. Raises ValueError for another shape or fewer than 4 frames.
+    Raises what the voice does; Griffin–Lim ValueError for another shape or fewer than 4 frames.
     """
-    voice = GriffinLim(seed)
     samples = np.concatenate([voice.push(mel), voice.finish()])
-    return np.asarray(samples / max(1.0, np.abs(samples).max()), dtype=np.float32)
+    return np.asarray(samples / max(1.0, float(np.abs(samples).max())), dtype=np.float32)
 
 
 def _griffin_lim(mel: F32, seed: int) -> F64:

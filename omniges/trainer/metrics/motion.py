@@ -38,11 +38,17 @@ class DriftScore:
 
 @dataclass(frozen=True, slots=True)
 class SkateScore:
-    """Foot skate in m/s, weight 2 (T − 1), and the share of toe frames near the floor."""
+    """Foot skate in m/s, weighed by the toe frames near the floor, which it is the mean of."""
 
     value: float
     weight: float
-    contact_share: float
+    toe_frames: int
+    """Both toes' frames, near the floor or not: 2 (T − 1)."""
+
+    @property
+    def contact_share(self) -> float:
+        """Share of toe frames near the floor."""
+        return self.weight / self.toe_frames
 
 
 def root_drift(root: Numbers) -> DriftScore:
@@ -73,7 +79,7 @@ def foot_skate(joints: Numbers, *, floor_m: float | None = None) -> SkateScore:
     count = int(contact.sum())
     sliding = speed * (2 - 2 ** (height / CONTACT_HEIGHT_M))
     value = float(sliding[contact].sum() / count) if count else 0.0
-    return SkateScore(value, float(count), count / contact.size)
+    return SkateScore(value, float(count), contact.size)
 
 
 def jerk(joints: Numbers) -> ClipValue:

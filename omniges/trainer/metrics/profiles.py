@@ -1,6 +1,6 @@
 """Which variant of each gesture metric is meant: two published profiles, fault by fault, and a corrected one.
 
-docs/metrics.md has the same table in words. Every setting of a profile is printed with its scores.
+docs/metrics.md has the same table in words. Reports as JSON have every setting of their profile.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def make_result(
     results = Results(TASKS[task].targets, body, codec, None, VALIDATION_SEED, None, windows_of_text)
     try:
         results.append({name: decoders.decoded(name, array) for name, array in sampled.items()})
-    except DataError as error:  # early on a model may give what no rotation is: counted, and said
+    except DataError as error:  # early on a model may give what is no rotation, or no number: counted, and said
         return Made(task, one.number, Files(), str(error).partition(": the model")[0])
     return Made(task, one.number, Files.of(results))
 
@@ -285,7 +285,7 @@ def score_task(
 ) -> Scored:
     """Scores of one task's results, by the functions of `omniges evaluate`; windows are its recordings.
 
-    ``train`` is asked for where gesture is scored. Results that are no motion are left out and counted.
+    ``train`` is asked for where gesture is scored. Results that are no motion or no sound are left out and counted.
     """
     task = results[0].task
     (target,) = TASKS[task].targets
@@ -297,7 +297,8 @@ def score_task(
             row, record = samples.row(window.name), record_of(one, window, by)
             found.append(_InMemory(task, row, Path(), window.name, record, {}, one.files.contents))
     if not found:
-        return Scored([replace(absent(Heading(f"{target} metrics", ""), "no result is motion yet"), left_out=lost)], {})
+        why = "; ".join(f"{count} × {reason}" for reason, count in lost.items())
+        return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=lost)], {})
     how = Resampling(seed=0, resamples=_RESAMPLES)
     if target == "text":
         scored = score_text(found, samples, how, _nobody)

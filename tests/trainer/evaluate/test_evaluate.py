@@ -20,9 +20,19 @@ from omniges.pipeline.export import motion_file, text_file
 from omniges.recordings.npz import decode_motion, encode_motion
 from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.trainer.evaluate import run
 from omniges.trainer.evaluate.figures import Figure
 from omniges.trainer.evaluate.report import Report, TaskReport, render
 from omniges.trainer.metrics.profiles import profile, scored_poses
+
+
+def _toes_near_the_floor(joints: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Toe frames below 2.5 cm over the toe's 5th percentile, and all that a step begins at."""
+    near = 0
+    for toe in (10, 11):
+        heights = joints[:, toe, 1]
+        near += sum(height - np.percentile(heights, 5) < 0.025 for height in heights[:-1])
+    return int(near), 2 * (len(joints) - 1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +50,13 @@ class TestGesture:
         for metric in ("L1 diversity", "beat consistency", "jerk", "foot skate", "root drift, end"):
             own, true = (found[metric, row].value for row in ("generated", "recorded"))
             assert own == pytest.approx(true, rel=2e-3), metric
-        poses = [decode_motion(motion_file(sample)).poses for sample in samples]
+        assert found["semantic recall", "generated"].details == {"joints": 55, "annotated": len(samples)}
+        motions = [decode_motion(motion_file(sample)) for sample in samples]
+        near = [_toes_near_the_floor(joint_positions(one.poses, one.trans)) for one in motions]
+        assert found["foot skate", "generated"].details["contact_share"] == pytest.approx(
+            sum(count for count, _ in near) / sum(frames for _, frames in near)
+        )
+        poses = [motion.poses for motion in motions]
         total = frames = 0.0
         for each in poses:  # the formula of docs/metrics.md, frame by frame
             joints = joint_positions(
@@ -137,6 +153,33 @@ class TestGesture:
         table = render(Report(tasks={"a2g": task}, facts={}), "table")
         assert f"Fréchet gesture distance: without {few} × found 20; expected at least 32" in table
 
+    def test_train_recordings_that_an_encoder_fails_on_are_counted(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Picky:
+            """Takes all but the first clip, which is one of the train split."""
+
+            name = "picky"
+            calls = 0
+
+            def encode(self, poses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+                self.calls += 1
+                if self.calls == 1:
+                    raise DataError("picky: no memory for this one")
+                return np.asarray(poses[:32, :8], np.float64)
+
+        monkeypatch.setattr(run, "load_encoder", lambda _path: Picky())
+        source = ShardFolder(shards)
+        row = next(row for row in source.rows if row.split == "test")
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / f"{row.key}.npz").write_bytes(motion_file(source.sample(row)))
+        task = task_of(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "picky.safetensors")
+        (figure,) = [one for one in task.figures if one.row == "recorded" and one.metric.startswith("Fréchet")]
+        train = sum(row.split == "train" for row in source.rows)
+        assert (figure.results, figure.left_out) == (train - 1, {"no memory for this one": 1})
+        table = render(Report(tasks={"a2g": task}, facts={}), "table")
+        assert "Fréchet gesture distance, recorded: without 1 × no memory for this one" in table
+
 
 class TestText:
     def test_recorded_words_have_no_error_and_others_words_have(self, shards: Path, tmp_path: Path) -> None:
@@ -159,6 +202,34 @@ class TestText:
         assert rate.value == pytest.approx(len(samples) / words)
         assert (rate.details["deletions"], rate.details["expected"]) == (len(samples), words)
         assert found["word start error, median", "generated"].value == pytest.approx(0.02, abs=1e-6)
+
+    @pytest.mark.parametrize("extra_s", [4.9, 5.1])
+    def test_words_far_beyond_the_recording_are_those_of_another(
+        self, shards: Path, tmp_path: Path, extra_s: float
+    ) -> None:
+        def longer(sample: SampleArrays) -> bytes:
+            words = [WordInterval(word["word"], word["start"], word["end"]) for word in sample.words]
+            end_s = sample.row.seconds + extra_s
+            return encode_words([*words, WordInterval("beyond", end_s - 0.1, end_s)], end_s)
+
+        write(tmp_path / "own", shards, longer, ".TextGrid")
+        if extra_s > 5:
+            with pytest.raises(DataError, match=r"9\.1 s found where the recording has 4\.0 s: this is not what was"):
+                scored(tmp_path / "own", shards, task="a2t")
+        else:
+            assert scored(tmp_path / "own", shards, task="a2t")["word error rate", "generated"].value == 0
+
+    def test_words_missing_at_the_end_of_files_without_records_are_deletions(
+        self, shards: Path, tmp_path: Path
+    ) -> None:
+        def first(sample: SampleArrays) -> bytes:
+            word = sample.words[0]
+            return encode_words([WordInterval(word["word"], word["start"], word["end"])], word["end"])
+
+        samples = write(tmp_path / "own", shards, first, ".TextGrid")
+        rate = scored(tmp_path / "own", shards, task="a2t")["word error rate", "generated"]
+        words = sum(len(sample.words) for sample in samples)
+        assert (rate.details["deletions"], rate.details["expected"]) == (words - len(samples), words)
 
 
 class TestSpeech:
@@ -186,6 +257,15 @@ class TestSpeech:
             scored(tmp_path / "own", shards)
         path.unlink()
         with pytest.raises(DataError, match="a generated file expected, found none"):
+            scored(tmp_path / "own", shards)
+
+    def test_a_mel_that_is_no_number_is_refused_and_not_left_out(self, shards: Path, tmp_path: Path) -> None:
+        """Left out, it would make the others' mean look better than the system is."""
+        source = ShardFolder(shards)
+        for number, row in enumerate(source.rows):
+            sample = source.sample(row)
+            put_mel(tmp_path / "own", shards, sample, sample.mel * (np.nan if number == 0 else 1))
+        with pytest.raises(DataError, match=r"\.mel\.npy: finite levels expected, found others"):
             scored(tmp_path / "own", shards)
 
 
@@ -218,6 +298,8 @@ class TestRefusals:
         write(tmp_path / "own", shards, motion_file, ".npz")
         with pytest.raises(UsageFault, match="a program that runs with your rights"):
             scored(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "encoder.pt")
+        with pytest.raises(UsageFault, match="--trust-encoder-program: an --encoder that it is about expected"):
+            scored(tmp_path / "own", shards, task="a2g", trust_program=True)
 
     def test_mean_speeds_of_another_shape(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
@@ -290,3 +372,5 @@ def test_the_command_writes_a_report(shards: Path, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert document["tasks"]["a2t"]["figures"][0]["value"] == 0
     assert document["profile"] == "corrected"
+    assert document["profile_settings"]["beats"]["threshold"] == 0.1
+    assert document["profile_settings"]["semantic"]["weights"] == "by-sum"

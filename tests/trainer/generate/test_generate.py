@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,13 +22,15 @@ from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
 from omniges.pipeline.discover import Selection
 from omniges.publish import PendingFile
-from omniges.recordings.npz import decode_motion
+from omniges.recordings.npz import decode_motion, encode_motion
 from omniges.recordings.textgrid import WordInterval, decode_words, encode_words
 from omniges.recordings.wav import decode_wav
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, generate, task_named
+from omniges.trainer.generate.outputs import NEUTRAL, Results
+from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, _Job, generate, load, task_named
 from omniges.trainer.generate.sources import Sources
+from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generated import read_record
 from omniges.trainer.model.sampling import SamplingSettings
 
@@ -122,6 +125,70 @@ def test_samples_of_shards_have_their_speaker_and_body_and_say_where_they_are_fr
     assert not np.array_equal(motions[0].poses, motions[1].poses)
 
 
+def test_a_body_that_is_named_goes_before_that_of_the_sample_and_a_start_before_both(
+    checkpoint: Path, shards: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    motion = decode_motion(files["npz"].read_bytes())
+    betas = np.linspace(-1, 1, 300)
+    other = encode_motion(
+        motion.poses, motion.expressions, motion.trans + 3, betas, gender="female", model=motion.model
+    )
+    (tmp_path / "body.npz").write_bytes(other)
+    row = next(row for row in ShardFolder(shards).rows if row.split == "test")
+    common: dict[str, Any] = {"shards": shards, "keys": (row.key,), "body": tmp_path / "body.npz"}
+    make(checkpoint, tmp_path / "body", "a2g", **common)
+    make(checkpoint, tmp_path / "start", "a2g", start_xz=(0.5, -1.0), **common)
+    for name, start_xz in (("body", motion.trans[0, [0, 2]] + 3), ("start", (0.5, -1.0))):
+        made = decode_motion((tmp_path / name / f"{row.key}.npz").read_bytes())
+        assert made.gender == "female"
+        np.testing.assert_allclose(made.betas, betas)
+        np.testing.assert_allclose(made.trans[0, [0, 2]], start_xz, atol=1e-9)
+
+
+def test_guidance_where_there_is_nothing_to_weigh_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    guided = SamplingSettings(steps=2, guidance=2.0)
+    with pytest.raises(UsageFault, match="guidance 2: this task has no inputs to weigh"):
+        GenerateSettings(
+            checkpoint=checkpoint,
+            task="unconditional",
+            out=tmp_path / "out",
+            sources=Sources(seconds=1),
+            sampling=guided,
+        )
+
+
+def test_any_number_of_samples_needs_few_open_files(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input of several stretches has results that are begun and not whole; each waits in files of its own."""
+    samples = np.tile(np.asarray(decode_wav(files["wav"].read_bytes()).samples), 4)[: 16000 * 12]
+    soundfile.write(tmp_path / "long.wav", samples, 16000)
+    waiting: list[int] = []
+    write = _Job._write
+
+    def counted(job: _Job, *result: Any) -> Any:
+        waiting.append(sum("(deleted)" in os.readlink(f"/proc/self/fd/{fd}") for fd in _open_files()))
+        return write(job, *result)
+
+    monkeypatch.setattr(_Job, "_write", counted)
+    summary = make(checkpoint, tmp_path / "out", "a2g", audio=(tmp_path / "long.wav",), num_samples=12)
+    assert len(summary.records) == 12
+    assert max(waiting) <= 1 + 4 * 4  # the mel that is given; 32 windows are 3 results of 10, of 4 files each
+
+
+def _open_files() -> list[str]:
+    """Descriptors that are open, but for that of the listing itself."""
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")]
+
+
+def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """As motion that is none is: a voice would stop at it in the middle of a file."""
+    loaded = load(checkpoint)
+    results = Results(("audio",), NEUTRAL, loaded.codec, chosen_voice(None), 0, tmp_path)
+    with pytest.raises(DataError, match=r"^generated sound: found levels that are no numbers: the model is not"):
+        results.append({"audio": np.full((40, 64), np.nan, np.float32)})
+
+
 def test_an_inputs_result_does_not_depend_on_its_neighbours_but_for_rounding(
     checkpoint: Path, shards: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +263,10 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
         ("a2g", {"keys": ("x",)}, UsageFault, "add --shards"),
         ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "--start nan,1: finite"),
+        ("a2t", {"audio": ("sound.wav",), "body": Path("body.npz")}, UsageFault, "--body: this task makes no gesture"),
+        ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "--start: this task makes no"),
+        ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: nothing would be"),
+        ("unconditional", {"seconds": 1, "shards": Path("shards")}, UsageFault, "name samples by --key or --split"),
         ("unconditional", {"seconds": float("inf")}, UsageFault, "--seconds inf: a number of at least 0.1"),
         ("t2g", {"text": ("good morning",)}, UsageFault, "give words themselves to --text -"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "copy the file again$"),

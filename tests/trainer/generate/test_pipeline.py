@@ -117,6 +117,7 @@ def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weigh
         ({"task": "unconditional"}, "seconds: a number of at least 0.1 expected"),
         ({"task": "unconditional", "seconds": float("nan")}, "seconds nan: a number of at least 0.1"),
         ({"task": "unconditional", "seconds": 1, "solver": "rk4"}, "solver 'rk4'"),
+        ({"task": "unconditional", "seconds": 1, "guidance_scale": 2.0}, "guidance 2: this task has no inputs"),
         ({"task": "unconditional", "seconds": 1, "num_samples": 0}, "found 0 samples"),
         ({"task": "unconditional", "seconds": 1, "seed": -1}, "seed -1"),
         ({"task": "unconditional", "seconds": 1, "speaker": "nobody"}, "--speaker nobody"),
