@@ -19,6 +19,15 @@ Work = Annotated[
     Path | None, typer.Option(help="Folder that keeps what is generated.", show_default="removed afterwards")
 ]
 
+Profile = Annotated[Literal["corrected", "emage-2024", "emage-eval-2025"], typer.Option(help="How gesture is scored.")]
+FeatureFiles = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(help="Features of the results and of their recordings, .npy each, in place of an encoder."),
+]
+TrustProgram = Annotated[
+    bool, typer.Option("--trust-encoder-program", help="Run a TorchScript encoder, which is a program.")
+]
+
 
 def evaluate(
     generated: Annotated[
@@ -35,14 +44,11 @@ def evaluate(
     num_samples: Annotated[int, typer.Option(help="Results to generate for each recording.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of generation, intervals and shuffling.")] = 0,
     task: Annotated[str | None, typer.Option(help="Task of files that have no record.")] = None,
-    profile: Annotated[
-        Literal["corrected", "emage-2024", "emage-eval-2025"], typer.Option(help="How gesture is scored.")
-    ] = "corrected",
+    profile: Profile = "corrected",
     body_model: Annotated[Path | None, typer.Option(help="SMPL-X model, .npz, for joints and face.")] = None,
     encoder: Annotated[Path | None, typer.Option(help="Encoder for the Fréchet distance.")] = None,
-    trust_encoder_program: Annotated[
-        bool, typer.Option("--trust-encoder-program", help="Run a TorchScript encoder, which is a program.")
-    ] = False,
+    features: FeatureFiles = None,
+    trust_encoder_program: TrustProgram = False,
     mean_speeds: Annotated[Path | None, typer.Option(help="Mean joint speeds, .npy of (55,) m/s.")] = None,
     resamples: Annotated[int, typer.Option(help="Draws of recordings for the intervals.")] = 2000,
     format: Annotated[  # noqa: A002 - the flag's name
@@ -89,6 +95,7 @@ def evaluate(
         profile=profile,
         body_model=body_model,
         encoder=encoder,
+        features=features,
         trust_program=trust_encoder_program,
         mean_speeds=mean_speeds,
         resamples=resamples,

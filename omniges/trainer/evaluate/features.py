@@ -12,12 +12,14 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.trainer.evaluate.figures import Figure, Heading, Resampling, Values, absent, figure_of_statistic
 from omniges.trainer.evaluate.motion import ClipMotion, Instruments, TrainSplit
+from omniges.trainer.metrics.encoders import Features
 from omniges.trainer.metrics.frechet import FrechetScore, frechet_distance
 
 __all__ = ["FeatureRows"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.floating]
 
 _HEADING: Final = Heading("Fréchet gesture distance", "")
 _RESAMPLES: Final = 200  # each of them is a decomposition
@@ -35,6 +37,9 @@ class FeatureRows:
 
     def add(self, key: str, generated: tuple[ClipMotion, F64], recorded: tuple[ClipMotion, F64]) -> None:
         """A result's and its recording's motion and joints."""
+        if self._with.given is not None:
+            self._generated.keep(key, None)
+            return
         try:
             features = self._with.features(*generated)
             if key not in self._recorded:
@@ -46,6 +51,8 @@ class FeatureRows:
 
     def figures(self, how: Resampling) -> list[Figure]:
         """The distance of the results, and that of the train split."""
+        if self._with.given is not None:
+            return self._of_files(*self._with.given)
         values = self._generated
         if min(sum(map(len, values.found)), sum(map(len, self._recorded.values()))) < 2:
             why = _reasons(values.left_out) or "fewer than two rows of features"
@@ -66,6 +73,22 @@ class FeatureRows:
             figure = replace(figure, low=max(figure.low, 0.0))  # no distance is less, wherever the draws were shifted
         return [figure, self._baseline()]
 
+    def _of_files(self, generated: Features, recorded: Features) -> list[Figure]:
+        """The distance of features made elsewhere, whose rows tell of no recording: so there is no interval."""
+        score = self._score([generated.rows], [recorded.rows])
+        return [
+            Figure(
+                metric=_HEADING.metric,
+                unit=_HEADING.unit,
+                row="generated",
+                value=score.value,
+                recordings=len(set(self._generated.keys)),
+                results=len(self._generated.keys),
+                details=_details(score),
+            ),
+            absent(replace(_HEADING, row="recorded"), "--features has none of the train split"),
+        ]
+
     def _distance(self, numbers: I64) -> FrechetScore:
         """Of the results of some numbers, which may repeat, from their recordings."""
         values = self._generated
@@ -73,7 +96,7 @@ class FeatureRows:
         recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]
         return self._score([values.found[int(k)] for k in numbers], recorded)
 
-    def _score(self, generated: Sequence[F64], recorded: Sequence[F64]) -> FrechetScore:
+    def _score(self, generated: Sequence[Numbers], recorded: Sequence[Numbers]) -> FrechetScore:
         return frechet_distance(
             np.concatenate(generated),
             np.concatenate(recorded),

@@ -19,7 +19,7 @@ from omniges.trainer.evaluate.figures import Values
 from omniges.trainer.evaluate.results import Result
 from omniges.trainer.metrics.beats import mean_joint_speeds
 from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME, describe
-from omniges.trainer.metrics.encoders import Encoder
+from omniges.trainer.metrics.encoders import Encoder, Features
 from omniges.trainer.metrics.profiles import Profile, scored_poses
 
 __all__ = [
@@ -83,10 +83,13 @@ class Instruments:
     bodies: Bodies
     encoder: Encoder | None  # None: the built-in descriptor
     mean_speeds_m_s: F64 | None  # (55,); None: those of the train split
+    given: tuple[Features, Features] | None = None  # generated and recorded, made elsewhere: nothing is encoded
 
     @property
     def encoder_name(self) -> str:
         """What features are called in reports."""
+        if self.given is not None:
+            return " and ".join(features.name for features in self.given)
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
 
     def scored_joints(self, motion: ClipMotion, body: Body) -> F64:
@@ -134,7 +137,8 @@ def learn_train_split(
         for done, row in enumerate(rows, 1):
             motion = recorded_motion(shards, row)
             joints = instruments.scored_joints(motion, instruments.bodies.of(shards.array(row, "betas.npy")))
-            features.add(row.key, partial(instruments.features, motion, joints))
+            if instruments.given is None:
+                features.add(row.key, partial(instruments.features, motion, joints))
             count(done, len(rows))
             yield joints
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
 from omniges.trainer.generate.run import GenerateSettings, codecs_of, generate, task_named
 from omniges.trainer.generate.sources import Sources
-from omniges.trainer.metrics.encoders import Encoder, load_encoder
+from omniges.trainer.metrics.encoders import Encoder, Features, load_encoder, load_features
 from omniges.trainer.metrics.profiles import Profile, profile
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
@@ -68,6 +68,7 @@ class EvaluateSettings:
     profile: str = "corrected"
     body_model: Path | None = None
     encoder: Path | None = None
+    features: tuple[Path, Path] | None = None  # of the results and of their recordings, made elsewhere
     trust_program: bool = False  # run a TorchScript encoder, which is a program
     mean_speeds: Path | None = None
     resamples: int = 2000
@@ -84,6 +85,9 @@ class EvaluateSettings:
             raise UsageFault(
                 "--trust-encoder-program: an --encoder that it is about expected, found none: leave it away"
             )
+        if self.features is not None and (self.encoder is not None or self.source is not None):
+            other = "--checkpoint, whose results are not there yet" if self.encoder is None else "--encoder"
+            raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")
         if self.resamples < 1:
             raise UsageFault(f"--resamples {self.resamples}: at least 1 expected")
         if not 0 <= self.seed < 2**32:
@@ -111,6 +115,8 @@ def evaluate(settings: EvaluateSettings, counting: Counting = _uncounted) -> Rep
         else:
             folders, remarks = _generate(settings, settings.source, shards, instruments, Path(temporary), counting)
         found = find_results(folders, shards, task)
+        if settings.features is not None:
+            _require_one_of_gesture(found)
         train = _train_split(found, shards, instruments, counting)
         how = Resampling(seed=settings.seed, resamples=settings.resamples)
         with counting("results scored") as count:
@@ -125,6 +131,7 @@ def _instruments(settings: EvaluateSettings) -> Instruments:
         bodies=load_bodies(settings.body_model),
         encoder=_encoder(settings),
         mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
+        given=None if settings.features is None else _features(*settings.features),
     )
 
 
@@ -266,7 +273,7 @@ def _profile(settings: EvaluateSettings) -> Profile:
     chosen = profile(settings.profile)
     needed = {
         "--body-model": settings.body_model,
-        "--encoder": settings.encoder,
+        "--encoder": settings.encoder or settings.features,
         "--mean-speeds": settings.mean_speeds,
     }
     lost = [flag for flag, path in needed.items() if path is None]
@@ -276,6 +283,26 @@ def _profile(settings: EvaluateSettings) -> Profile:
             f"published mean speeds: give {' and '.join(lost)} too, or take --profile corrected"
         )
     return chosen
+
+
+def _features(generated: Path, recorded: Path) -> tuple[Features, Features]:
+    made, true = load_features(generated), load_features(recorded)
+    if made.rows.shape[1] != true.rows.shape[1]:
+        raise UsageFault(
+            f"--features: {made.rows.shape[1]} columns found in {generated} and {true.rows.shape[1]} in {recorded}; "
+            "expected both from one encoder"
+        )
+    return made, true
+
+
+def _require_one_of_gesture(tasks: Iterable[str]) -> None:
+    """Raise UsageFault where it is not plain of which results features are."""
+    made = [task for task in tasks if "gesture" in TASKS[task].targets]
+    if len(made) != 1:
+        found = ", ".join(made) or "none"
+        raise UsageFault(
+            f"--features: results of one task that makes gesture expected, found {found}: evaluate it alone"
+        )
 
 
 def _encoder(settings: EvaluateSettings) -> Encoder | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 from evaluate_builders import put, put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
@@ -133,6 +134,45 @@ class TestGesture:
         assert found["seams, acceleration", "generated"].value == 1
         assert found["seams, velocity", "recorded"].value == pytest.approx(np.mean(above))
         assert found["seams, acceleration", "recorded"].details["values"] == 2 * len(source.rows)
+
+    def test_features_from_files_give_the_distance_and_nothing_is_encoded(self, shards: Path, tmp_path: Path) -> None:
+        write(tmp_path / "own", shards, motion_file, ".npz")
+        rng = np.random.default_rng(3)
+        made, true = rng.normal(size=(40, 5)), rng.normal(1.0, 2.0, size=(30, 5))
+        files = tmp_path / "made.npy", tmp_path / "true.npy"
+        for path, rows in zip(files, (made, true), strict=True):
+            np.save(path, rows)
+        task = task_of(tmp_path / "own", shards, task="a2g", features=files)
+        found = {(figure.metric, figure.row): figure for figure in task.figures}
+        figure = found["Fréchet gesture distance", "generated"]
+        first, second = np.cov(made.T), np.cov(true.T)
+        means = np.square(made.mean(axis=0) - true.mean(axis=0)).sum()
+        root = np.real(scipy.linalg.sqrtm(first @ second))
+        assert figure.value == pytest.approx(means + np.trace(first + second - 2 * root), rel=1e-6)
+        assert figure.details["rows"] == [40, 30]
+        assert figure.details["encoder"].startswith("features:made.npy:")
+        assert (figure.low, figure.high) == (None, None)
+        assert found["Fréchet gesture distance", "recorded"].why_not == "--features has none of the train split"
+        assert found["L1 diversity", "generated"].value is not None
+
+    def test_features_that_do_not_say_of_what_are_refused(self, shards: Path, tmp_path: Path) -> None:
+        write(tmp_path / "own", shards, motion_file, ".npz")
+        write(tmp_path / "text", shards, text_file, ".TextGrid")
+        for name, shape in (("a", (9, 4)), ("b", (9, 5)), ("one", (1, 4))):
+            np.save(tmp_path / f"{name}.npy", np.zeros(shape))
+        (tmp_path / "damaged.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
+
+        def refused(kind: type[Exception], match: str, own: str = "own", task: str = "a2g", **more: Any) -> None:
+            settings = {"features": (tmp_path / "a.npy", tmp_path / "a.npy")} | more
+            with pytest.raises(kind, match=match):
+                task_of(tmp_path / own, shards, task=task, **settings)
+
+        refused(UsageFault, "4 columns found in", features=(tmp_path / "a.npy", tmp_path / "b.npy"))
+        refused(UsageFault, "no such file", features=(tmp_path / "a.npy", tmp_path / "none.npy"))
+        refused(DataError, "one.npy", features=(tmp_path / "a.npy", tmp_path / "one.npy"))
+        refused(DataError, "damaged.npy", features=(tmp_path / "a.npy", tmp_path / "damaged.npy"))
+        refused(UsageFault, "found --encoder too", encoder=tmp_path / "e.safetensors")
+        refused(UsageFault, "one task that makes gesture expected, found none", own="text", task="a2t")
 
     def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
         def short(sample: SampleArrays) -> bytes:
