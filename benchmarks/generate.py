@@ -175,6 +175,7 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
             error = np.sqrt(np.square(above - share * counts).sum()) / counts.sum()  # of a ratio, over clips
             row_of = {"shards": folder.name, "windows_per_stretch": per_stretch, "windows": what, "motion": whose}
             figures = {"above_percent": round(100 * share, 2), "standard_error": round(100 * error, 2)}
+            figures["clips_with_none_percent"] = round(100 * float((above == 0).mean()), 1)
             rows.append(row_of | {"what": order, "values": int(counts.sum())} | figures)
             print(json.dumps(rows[-1]), flush=True)
     return {"rows": rows}
@@ -184,11 +185,9 @@ def at_borders(gesture: npt.NDArray[np.float32], ticks: int, window: int) -> dic
     """`seam_score` of a clip where windows that overlap by a quarter begin, where they end, and in their middles."""
     starts = window_starts(ticks, window, window // 4)
     joints = joints_of(gesture[: FRAMES_PER_TICK * ticks])
-    places = {
-        "begin": starts[1:],
-        "end": [start + window for start in starts[:-1]],
-        "middle": [start + window // 2 for start in starts],
-    }
+    begin, end = starts[1:], [start + window for start in starts[:-1]]
+    middle = [start + window // 2 for start in starts]
+    places = {"begin": begin, "end": end, "either": begin + end, "middle": middle}
     return {what: seam_score(joints, [FRAMES_PER_TICK * tick for tick in of]) for what, of in places.items()}
 
 
