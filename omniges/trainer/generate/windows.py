@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.trainer.model.flow import FlowModel, draw_noise
 from omniges.trainer.model.sampling import SamplingSettings, follow, guided_clean, step_levels
 from omniges.trainer.model.streams import Stream, StreamName
@@ -197,7 +197,8 @@ def sample_timelines(
     is in evaluation mode; samples whose windows have equal lengths share calls of it. After each step `worked` is told
     the step's share of the ticks that come out at the end.
 
-    Raises ValueError for a target whose tokens stand for whole windows where windows are not apart.
+    Raises ValueError for a target whose tokens stand for whole windows where windows are not apart, DataError for text
+    that is no number.
     """
     if not windows.apart and any(model.stream(name).whole_windows for name in targets):
         raise ValueError("targets of whole windows need windows that are apart")
@@ -213,11 +214,20 @@ def sample_timelines(
             after_step = functools.partial(worked, share)
             made = _denoise(model, stretches, before, targets, seed, settings, after_step)
             for number, stretch, wait, tokens in zip(group, stretches, waits, made, strict=True):
+                _require_numbers(tokens)
                 ready = stretch.ticks - wait
                 counts = {name: _count(model.stream(name), ready, stretch) for name in tokens}
                 kept[number] = {name: x[counts[name] :].clone() for name, x in tokens.items()}
                 arrays = {name: model.stream(name).arrays(x[None, : counts[name]])[0] for name, x in tokens.items()}
                 yield number, arrays, ready
+
+
+def _require_numbers(made: Mapping[StreamName, Tensor]) -> None:
+    """Refuse text that is no number: the slots nearest to it would be words (motion and sound are looked at later)."""
+    if "text" in made and not made["text"].isfinite().all():
+        raise DataError(
+            "generated text: found tokens that are no numbers: the model is not trained enough; take another checkpoint"
+        )
 
 
 def _count(stream: Stream, ticks: int, stretch: _Stretch) -> int:

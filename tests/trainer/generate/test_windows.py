@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.trainer.generate.windows import (
     Timeline,
     WindowSettings,
@@ -304,6 +304,21 @@ def test_tokens_of_whole_windows_need_windows_that_are_apart() -> None:
                 cast("FlowModel", WholeWindows()), [timeline(20)], ("text",), 1, overlapping, SamplingSettings(steps=1)
             )
         )
+
+
+class Nowhere(PerTick):
+    """Expects nothing that is a number."""
+
+    def predict(
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+    ) -> dict[str, Tensor]:
+        return {name: torch.full_like(tokens["audio"], torch.nan) for name in targets}
+
+
+def test_text_that_is_no_number_is_refused_instead_of_read() -> None:
+    settings = WindowSettings(window_ticks=9, overlap_ticks=2)
+    with pytest.raises(DataError, match="generated text: found tokens that are no numbers"):
+        list(sample_timelines(cast("FlowModel", Nowhere()), [timeline(20)], ("text",), 1, settings, SamplingSettings()))
 
 
 def test_windows_and_overlaps_of_broken_tokens_are_refused() -> None:
