@@ -33,7 +33,6 @@ LENGTHS = (30, 9, 17, 8, 25, 7, 40, 12, 19, 31, 5)  # 21 windows of 8 ticks; two
 WINDOWS = sum(length // TICKS for length in LENGTHS)
 SEQUENCING = Sequencing(window_ticks=TICKS, seed=11)
 IN_PROCESS = LoaderSettings(workers=0)
-SHARED_NAMES = "/dev/shm"  # noqa: S108 - where named shared memory would be
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +62,12 @@ def loader_of(
 def names(batch: Batch) -> list[tuple[int, str, int]]:
     """Position, key and first tick of each window."""
     return list(zip(batch.positions.tolist(), batch.keys, batch.start_ticks.tolist(), strict=True))
+
+
+def mapped_names(pid: int) -> set[str]:
+    """Names in shared memory that a process has mapped."""
+    maps = Path(f"/proc/{pid}/maps").read_text("utf-8").splitlines()
+    return {line.split(maxsplit=5)[5] for line in maps if " /dev/shm/" in line}
 
 
 def take(loader: BatchLoader, batches: int) -> list[tuple[int, str, int]]:
@@ -538,7 +543,7 @@ class TestNothingIsLeft:
         with loader_of(folder, settings=LoaderSettings(workers=1)) as loader:
             take(loader, 1)  # what is opened once for all is open now
         del loader
-        before, names_before = descriptors(), set(os.listdir(SHARED_NAMES))
+        before = descriptors()
         loader = loader_of(folder, settings=LoaderSettings(workers=2))
         pids = self.leave(loader, end)
         assert len(pids) == 2
@@ -549,7 +554,14 @@ class TestNothingIsLeft:
         del loader
         wait_until(lambda: descriptors() == before)
         assert not any(map(is_running, pids))
-        assert set(os.listdir(SHARED_NAMES)) <= names_before
+
+    def test_no_process_of_it_has_a_name_in_shared_memory(self, folder: Path) -> None:
+        """What is there belongs to all of the machine, tests beside this one too: so the maps of its own are read."""
+        before = mapped_names(os.getpid())
+        with loader_of(folder, settings=LoaderSettings(workers=2)) as loader:
+            take(loader, 2)
+            assert mapped_names(os.getpid()) <= before
+            assert [mapped_names(pid) for pid in loader.worker_pids] == [set(), set()]
 
     SCRIPT = """
 import signal, sys, time
