@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from omniges.trainer.train import Summary, train
 
 SMALLEST = {"width": 16, "layers": 1, "heads": 2}
 SLOTS = {"piece_width": 8, "mark_width": 4}
+Trained = Callable[..., Path]
+"""Trains on shards with some settings and returns the run's folder."""
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
@@ -71,6 +74,17 @@ def learned(run_folder: Path, step: int) -> dict[str, bytes]:
         for name, tensor in load_file(checkpoint_of(run_folder, step) / file).items():
             found[f"{file}/{name}"] = tensor.numpy().tobytes()
     return found
+
+
+def require_same_learning(run_folder: Path, other: Path, step: int = 6) -> None:
+    """Two runs have learned the same to the last bit, and by the same losses."""
+    assert learned(run_folder, step) == learned(other, step)
+    assert losses_of(run_folder) == losses_of(other)
+
+
+def last_validation(run_folder: Path) -> dict[str, Any]:
+    """The event of the last validation."""
+    return log_of(run_folder, "validation")[-1]
 
 
 class SignalAt:

@@ -13,7 +13,18 @@ import pytest
 import torch
 from latent_builders import AUDIO, BOTH, CODECS, GESTURE
 from pipeline_helpers import run_preprocess
-from training_helpers import Collected, SignalAt, checkpoint_of, learned, log_of, losses_of, run, settings_of
+from training_helpers import (
+    Collected,
+    SignalAt,
+    Trained,
+    checkpoint_of,
+    last_validation,
+    learned,
+    log_of,
+    require_same_learning,
+    run,
+    settings_of,
+)
 from vae_builders import write_vae
 
 from omniges.errors import ExitCode, UsageFault
@@ -59,36 +70,26 @@ def given(folders: Folders) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def plain(encoded_both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(encoded_both: Path, trained: Trained) -> Path:
     """Six steps without validation."""
-    folder = tmp_path_factory.mktemp("plain") / "run"
-    run(encoded_both, folder, **BOTH)
-    return folder
+    return trained(encoded_both, **BOTH)
 
 
 @pytest.fixture(scope="module")
-def decoded(encoded_both: Path, folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decoded(encoded_both: Path, folders: Folders, trained: Trained) -> Path:
     """The same with two validations that decode."""
-    folder = tmp_path_factory.mktemp("decoded") / "run"
-    run(encoded_both, folder, **VALIDATED, validation_codec=given(folders))
-    return folder
+    return trained(encoded_both, **VALIDATED, validation_codec=given(folders))
 
 
 @pytest.fixture(scope="module")
-def undecoded(encoded_both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undecoded(encoded_both: Path, trained: Trained) -> Path:
     """The same with two validations that have no codec."""
-    folder = tmp_path_factory.mktemp("undecoded") / "run"
-    run(encoded_both, folder, **VALIDATED)
-    return folder
-
-
-def last(folder: Path) -> dict[str, Any]:
-    return log_of(folder, "validation")[-1]
+    return trained(encoded_both, **VALIDATED)
 
 
 def figures_of(folder: Path) -> dict[str, Any]:
     names = ("losses", "metrics", "recorded", "shuffled", "not_computed")
-    return {name: last(folder)[name] for name in names}
+    return {name: last_validation(folder)[name] for name in names}
 
 
 class TestTrainingIsUntouched:
@@ -98,8 +99,7 @@ class TestTrainingIsUntouched:
     ) -> None:
         """So nothing of a codec is in any of them either."""
         folder = request.getfixturevalue(which)
-        assert learned(folder, 6) == learned(plain, 6)
-        assert losses_of(folder) == losses_of(plain)
+        require_same_learning(folder, plain)
 
     def test_each_codec_is_loaded_once_frozen_and_left_as_it_was(
         self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,19 +155,19 @@ class TestWithoutTheCodecs:
     def test_losses_of_all_tasks_by_level_are_those_that_a_run_with_codecs_has(
         self, undecoded: Path, decoded: Path
     ) -> None:
-        losses = last(undecoded)["losses"]
+        losses = last_validation(undecoded)["losses"]
         assert list(losses) == list(SIX)
         for table in losses.values():
             assert [float(level) for level in table["levels"]] == list(LEVELS)
             assert all(np.isfinite(loss) for loss in table["levels"].values())
-        assert losses == last(decoded)["losses"]
+        assert losses == last_validation(decoded)["losses"]
 
     def test_text_is_scored_and_what_is_not_says_what_to_give(self, undecoded: Path, decoded: Path) -> None:
-        event = last(undecoded)
+        event = last_validation(undecoded)
         for stream, tasks in MADE.items():
             for task in tasks:
                 if stream == "text":
-                    assert event["metrics"][task] == last(decoded)["metrics"][task]
+                    assert event["metrics"][task] == last_validation(decoded)["metrics"][task]
                     continue
                 codec = CODECS[stream]
                 why = f"{stream} is latents of {codec}: give --validation-codec {codec}=FOLDER"
@@ -202,14 +202,14 @@ class TestWithoutTheCodecs:
         assert "validation decodes audio with audioldm2-vae" in told.remarks
         (lost,) = [remark for remark in told.remarks if "not computed" in remark]
         assert "of t2g and a2g not computed: gesture is latents of gesture-rvqvae" in lost
-        event = last(tmp_path)
+        event = last_validation(tmp_path)
         assert event["metrics"]["g2a"]["log_mel_l1"] > 0
         assert event["metrics"]["a2g"] == {}
 
 
 class TestWithTheCodecs:
     def test_every_task_has_its_metrics_and_samples(self, decoded: Path) -> None:
-        event = last(decoded)
+        event = last_validation(decoded)
         for stream, tasks in MADE.items():
             for task in tasks:
                 assert event["metrics"][task][METRIC[stream]] >= 0
@@ -283,7 +283,7 @@ class TestWithTheCodecs:
         settings = {**BARE, "best_metric": "t2a/log_mel_l1"}
         summary = run(encoded_both, tmp_path, **settings, validation_codec=given(folders))
         assert summary.best is not None
-        assert summary.best.value == last(tmp_path)["metrics"]["t2a"]["log_mel_l1"]
+        assert summary.best.value == last_validation(tmp_path)["metrics"]["t2a"]["log_mel_l1"]
         assert (tmp_path / "best").resolve() == checkpoint_of(tmp_path, 3).resolve()
 
     def test_a_signal_while_decoding_saves_and_is_made_up_for(

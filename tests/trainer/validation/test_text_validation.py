@@ -11,7 +11,7 @@ import pytest
 import torch
 from pipeline_helpers import omniges
 from text_latents_builders import NAME, STRIDE, WINDOW, write_text_vae
-from training_helpers import Collected, learned, log_of, losses_of, run, settings_of
+from training_helpers import Collected, Trained, last_validation, log_of, require_same_learning, run, settings_of
 
 from omniges.errors import UsageFault
 from omniges.recordings.textgrid import WordInterval, decode_words, encode_tiers, encode_words
@@ -50,38 +50,27 @@ BARE = {**VALIDATED, "validation_samples": 0, "max_train_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def plain(encoded_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(encoded_text: Path, trained: Trained) -> Path:
     """Six steps without validation."""
-    folder = tmp_path_factory.mktemp("plain") / "run"
-    run(encoded_text, folder, text_codec=NAME)
-    return folder
+    return trained(encoded_text, text_codec=NAME)
 
 
 @pytest.fixture(scope="module")
-def decoded(encoded_text: Path, text_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decoded(encoded_text: Path, text_vae: Path, trained: Trained) -> Path:
     """The same with two validations that decode."""
-    folder = tmp_path_factory.mktemp("decoded") / "run"
-    run(encoded_text, folder, **VALIDATED, validation_codec=(f"{NAME}={text_vae}",))
-    return folder
+    return trained(encoded_text, **VALIDATED, validation_codec=(f"{NAME}={text_vae}",))
 
 
 @pytest.fixture(scope="module")
-def undecoded(encoded_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undecoded(encoded_text: Path, trained: Trained) -> Path:
     """The same with two validations that have no codec."""
-    folder = tmp_path_factory.mktemp("undecoded") / "run"
-    run(encoded_text, folder, **VALIDATED)
-    return folder
-
-
-def last(folder: Path) -> dict[str, Any]:
-    return log_of(folder, "validation")[-1]
+    return trained(encoded_text, **VALIDATED)
 
 
 @pytest.mark.parametrize("which", ["decoded", "undecoded"])
 def test_what_is_learned_is_equal_to_the_last_bit(which: str, plain: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(which)
-    assert learned(folder, 6) == learned(plain, 6)
-    assert losses_of(folder) == losses_of(plain)
+    require_same_learning(folder, plain)
 
 
 class TestWindows:
@@ -135,18 +124,18 @@ class TestWithoutTheCodec:
     def test_losses_of_all_tasks_by_level_are_those_that_a_run_with_it_has(
         self, undecoded: Path, decoded: Path
     ) -> None:
-        losses = last(undecoded)["losses"]
+        losses = last_validation(undecoded)["losses"]
         assert list(losses) == list(SIX)
         for table in losses.values():
             assert [float(level) for level in table["levels"]] == list(LEVELS)
             assert all(np.isfinite(loss) for loss in table["levels"].values())
-        assert losses == last(decoded)["losses"]
+        assert losses == last_validation(decoded)["losses"]
 
     def test_what_is_no_text_is_scored_and_text_says_what_to_give(self, undecoded: Path, decoded: Path) -> None:
-        event, why = last(undecoded), f"text is latents of {NAME}: give --validation-codec {NAME}=FOLDER"
+        event, why = last_validation(undecoded), f"text is latents of {NAME}: give --validation-codec {NAME}=FOLDER"
         for task in SIX:
             if task not in OF_TEXT:
-                assert event["metrics"][task] == last(decoded)["metrics"][task] != {}
+                assert event["metrics"][task] == last_validation(decoded)["metrics"][task] != {}
                 continue
             assert event["metrics"][task] == {}
             assert event["not_computed"][task] == {"text_metrics": why}
@@ -157,12 +146,12 @@ class TestWithoutTheCodec:
 
     def test_by_default_it_validates_where_there_is_a_val_split(self, encoded_text: Path, tmp_path: Path) -> None:
         run(encoded_text, tmp_path, **{**BARE, "validation_steps": None, "max_train_steps": 1})
-        assert set(last(tmp_path)["losses"]) == set(SIX)
+        assert set(last_validation(tmp_path)["losses"]) == set(SIX)
 
 
 class TestWithTheCodec:
     def test_rates_are_computed_and_times_of_words_are_not_with_the_reason(self, decoded: Path) -> None:
-        event = last(decoded)
+        event = last_validation(decoded)
         for task in OF_TEXT:
             assert event["metrics"][task].keys() == {"word_error_rate", "character_error_rate"}
             assert set(event["not_computed"][task].values()) == {UNTIMED}
@@ -191,7 +180,7 @@ class TestWithTheCodec:
         monkeypatch.setattr(TextWindows, "decode", decode)
         run(encoded_text, tmp_path, **BARE, validation_codec=(f"{NAME}={text_vae}",))
         assert asked == [(1, 30)] * 2 * len(texts)
-        metrics = last(tmp_path)["metrics"]
+        metrics = last_validation(tmp_path)["metrics"]
         assert all(metrics[task]["word_error_rate"] == metrics[task]["character_error_rate"] == 0 for task in OF_TEXT)
 
     @pytest.mark.parametrize("task", OF_TEXT)
@@ -252,7 +241,7 @@ class TestWithTheCodec:
         settings = {**BARE, "best_metric": "a2t/word_error_rate"}
         summary = run(encoded_text, tmp_path, **settings, validation_codec=(f"{NAME}={text_vae}",))
         assert summary.best is not None
-        assert summary.best.value == last(tmp_path)["metrics"]["a2t"]["word_error_rate"]
+        assert summary.best.value == last_validation(tmp_path)["metrics"]["a2t"]["word_error_rate"]
 
 
 class TestTokenizer:
@@ -269,7 +258,7 @@ class TestTokenizer:
         with pytest.raises(Exception, match=r"t5_tokenizer/tokenizer\.json: No such file"):
             run(encoded_text, tmp_path / "run", **given)
         run(encoded_text, tmp_path / "run", **given, t5_tokenizer=tokenizer)
-        assert last(tmp_path / "run")["metrics"]["a2t"]["word_error_rate"] >= 0
+        assert last_validation(tmp_path / "run")["metrics"]["a2t"]["word_error_rate"] >= 0
 
     def test_stands_in_a_recipe(self, tmp_path: Path) -> None:
         recipe = tmp_path / "r.yaml"
@@ -322,7 +311,7 @@ def test_a_model_that_carries_text_as_noise_is_validated_too(
     from training_helpers import SMALLEST
 
     run(encoded_text, tmp_path, **BARE, model=SMALLEST | {"absent": "noise"}, validation_codec=(f"{NAME}={text_vae}",))
-    assert last(tmp_path)["metrics"]["g2t"]["word_error_rate"] >= 0
+    assert last_validation(tmp_path)["metrics"]["g2t"]["word_error_rate"] >= 0
 
 
 @pytest.mark.parametrize(

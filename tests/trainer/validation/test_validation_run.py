@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from omniflow_checkpoints import Tiny, write_folder
 from pipeline_helpers import run_preprocess
-from training_helpers import Collected, SignalAt, checkpoint_of, learned, log_of, losses_of, run
+from training_helpers import Collected, SignalAt, Trained, checkpoint_of, learned, log_of, require_same_learning, run
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, UsageFault
 from omniges.pipeline.discover import Selection
@@ -45,19 +45,15 @@ BARE = {**VALIDATED, "validation_windows": 1, "validation_samples": 0, "validati
 
 
 @pytest.fixture(scope="module")
-def plain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(shards: Path, trained: Trained) -> Path:
     """Six steps without validation."""
-    folder = tmp_path_factory.mktemp("plain") / "run"
-    run(shards, folder)
-    return folder
+    return trained(shards)
 
 
 @pytest.fixture(scope="module")
-def validated(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def validated(shards: Path, trained: Trained) -> Path:
     """The same with three validations."""
-    folder = tmp_path_factory.mktemp("validated") / "run"
-    run(shards, folder, **VALIDATED)
-    return folder
+    return trained(shards, **VALIDATED)
 
 
 def figures_of(run_folder: Path) -> dict[int, dict[str, Any]]:
@@ -68,8 +64,7 @@ def figures_of(run_folder: Path) -> dict[int, dict[str, Any]]:
 
 class TestTrainingIsUntouched:
     def test_weights_average_optimizer_and_losses_are_equal_to_the_last_bit(self, plain: Path, validated: Path) -> None:
-        assert learned(validated, 6) == learned(plain, 6)
-        assert losses_of(validated) == losses_of(plain)
+        require_same_learning(validated, plain)
 
     def test_with_bf16_too(self, shards: Path, tmp_path: Path) -> None:
         for name, changes in (("plain", {}), ("validated", BARE)):
@@ -83,8 +78,7 @@ class TestTrainingIsUntouched:
         settings = {**VALIDATED, "validation_samples": 0}  # no figure hangs on what is kept
         run(shards, tmp_path, **settings, max_train_steps=k)
         run(shards, tmp_path, **settings)
-        assert learned(tmp_path, 6) == learned(validated, 6)
-        assert losses_of(tmp_path) == losses_of(validated)
+        require_same_learning(tmp_path, validated)
         found = figures_of(tmp_path)
         found.pop(3, None)  # the first start's last step
         assert found == figures_of(validated)
@@ -352,8 +346,7 @@ class TestSignals:
             assert not log_of(tmp_path, "validation")
         assert run(shards, tmp_path, **settings).outcome.exit_code is ExitCode.OK
         assert figures_of(tmp_path) == figures_of(validated)
-        assert learned(tmp_path, 6) == learned(validated, 6)
-        assert losses_of(tmp_path) == losses_of(validated)
+        require_same_learning(tmp_path, validated)
         assert (tmp_path / "best").readlink() == (validated / "best").readlink()
 
 
