@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from omniges.trainer.progress import Progress
 from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.resuming import CHECKPOINTS
 from omniges.trainer.train import Summary, train
+from omniges.trainer.validation.losses import LEVELS, SIX
 
 SMALLEST = {"width": 16, "layers": 1, "heads": 2}
 SLOTS = {"piece_width": 8, "mark_width": 4}
@@ -85,6 +87,16 @@ def require_same_learning(run_folder: Path, other: Path, step: int = 6) -> None:
 def last_validation(run_folder: Path) -> dict[str, Any]:
     """The event of the last validation."""
     return log_of(run_folder, "validation")[-1]
+
+
+def require_same_losses_by_level(run_folder: Path, other: Path) -> None:
+    """The last validations of two runs have equal, finite losses of all six tasks at all levels."""
+    losses = last_validation(run_folder)["losses"]
+    assert list(losses) == list(SIX)
+    for table in losses.values():
+        assert [float(level) for level in table["levels"]] == list(LEVELS)
+        assert all(math.isfinite(loss) for loss in table["levels"].values())
+    assert losses == last_validation(other)["losses"]
 
 
 class SignalAt:

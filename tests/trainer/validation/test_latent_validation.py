@@ -22,6 +22,7 @@ from training_helpers import (
     learned,
     log_of,
     require_same_learning,
+    require_same_losses_by_level,
     run,
     settings_of,
 )
@@ -47,7 +48,7 @@ from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.decoders import Decoders
-from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
+from omniges.trainer.validation.losses import VALIDATION_SEED
 from omniges.trainer.validation.windows import open_held_out
 
 TICKS = 16
@@ -155,12 +156,7 @@ class TestWithoutTheCodecs:
     def test_losses_of_all_tasks_by_level_are_those_that_a_run_with_codecs_has(
         self, undecoded: Path, decoded: Path
     ) -> None:
-        losses = last_validation(undecoded)["losses"]
-        assert list(losses) == list(SIX)
-        for table in losses.values():
-            assert [float(level) for level in table["levels"]] == list(LEVELS)
-            assert all(np.isfinite(loss) for loss in table["levels"].values())
-        assert losses == last_validation(decoded)["losses"]
+        require_same_losses_by_level(undecoded, decoded)
 
     def test_text_is_scored_and_what_is_not_says_what_to_give(self, undecoded: Path, decoded: Path) -> None:
         event = last_validation(undecoded)

@@ -11,7 +11,16 @@ import pytest
 import torch
 from pipeline_helpers import omniges
 from text_latents_builders import NAME, STRIDE, WINDOW, write_text_vae
-from training_helpers import Collected, Trained, last_validation, log_of, require_same_learning, run, settings_of
+from training_helpers import (
+    Collected,
+    Trained,
+    last_validation,
+    log_of,
+    require_same_learning,
+    require_same_losses_by_level,
+    run,
+    settings_of,
+)
 
 from omniges.errors import UsageFault
 from omniges.recordings.textgrid import WordInterval, decode_words, encode_tiers, encode_words
@@ -32,7 +41,7 @@ from omniges.trainer.generated import read_record
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.validation import run as run_module
-from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
+from omniges.trainer.validation.losses import SIX, VALIDATION_SEED
 from omniges.trainer.validation.results import Files, Made, words_of
 from omniges.trainer.validation.windows import open_held_out
 
@@ -124,12 +133,7 @@ class TestWithoutTheCodec:
     def test_losses_of_all_tasks_by_level_are_those_that_a_run_with_it_has(
         self, undecoded: Path, decoded: Path
     ) -> None:
-        losses = last_validation(undecoded)["losses"]
-        assert list(losses) == list(SIX)
-        for table in losses.values():
-            assert [float(level) for level in table["levels"]] == list(LEVELS)
-            assert all(np.isfinite(loss) for loss in table["levels"].values())
-        assert losses == last_validation(decoded)["losses"]
+        require_same_losses_by_level(undecoded, decoded)
 
     def test_what_is_no_text_is_scored_and_text_says_what_to_give(self, undecoded: Path, decoded: Path) -> None:
         event, why = last_validation(undecoded), f"text is latents of {NAME}: give --validation-codec {NAME}=FOLDER"
