@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from omniges.errors import EnvironmentFault
+from omniges.errors import EnvironmentFault, UsageFault
 
 __all__ = [
     "PendingFile",
@@ -30,7 +30,9 @@ __all__ = [
     "os_errors",
     "pending_folder",
     "publish_bytes",
+    "refuse_links",
     "remove_folder",
+    "remove_tree",
     "sync_folder",
 ]
 
@@ -46,6 +48,7 @@ _REASONS: Final = {
     errno.ENOENT: "the folder is not there (any more): create it and run the same command again",
     errno.ENOTDIR: "part of the path is a file, not a folder: choose another folder",
     errno.EEXIST: "a file of that name is in the way: choose another path",
+    errno.ELOOP: "a link is in the way, and nothing is written through it: remove it, or choose another path",
     errno.EISDIR: "a folder of that name is in the way: choose another path",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
 }
@@ -69,6 +72,19 @@ def make_folder(path: Path) -> None:
         # What is synced inside a new folder is lost with the folder as long as its own name is not on the disk.
         for folder in missing:
             sync_folder(folder.parent)
+
+
+def refuse_links(folder: Path, names: Sequence[str]) -> None:
+    """Raise UsageFault where a link stands for one of these files and folders of ours inside a folder.
+
+    A folder that came from elsewhere may hold links, and files behind them would be replaced or removed.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise UsageFault(
+                f"{folder / name}: a file or folder of this run expected, found a link, behind which files outside of "
+                f"{folder} would be changed. Put what it leads to in its place, or choose another folder"
+            )
 
 
 def is_temporary_name(name: str) -> bool:
@@ -117,6 +133,19 @@ def _take_lock(descriptor: int, folder: Path) -> bool:
     return taken
 
 
+def _create(path: Path) -> int:
+    """A descriptor of a new file, 0o666 less the umask as open() gives; what lay there loses this name unread.
+
+    What lay there may be a link of either kind to a file elsewhere, which must not be written to.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except FileExistsError:
+        path.unlink()
+        return os.open(path, flags, 0o666)
+
+
 class PendingFile:
     """A file being written: `write` and `append`, then `publish` or `abort`; as a context manager one of the two."""
 
@@ -127,9 +156,7 @@ class PendingFile:
         self._published = False
         self._hash = hashlib.sha256()
         with os_errors(path):
-            # 0o666 less the umask, as open() does, and never through a link someone left at the temporary name.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self.temporary, flags, 0o666)
+            self._descriptor = _create(self.temporary)
 
     @property
     def sha256(self) -> str:
@@ -305,7 +332,15 @@ def remove_folder(path: Path) -> None:
     with os_errors(path, "remove"):
         path.rename(doomed)
         sync_folder(path.parent)
-        shutil.rmtree(doomed)
+        remove_tree(doomed)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it; of a link, or of anything else that is no folder, only the name."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from omniges.shards.reader import SampleArrays, ShardFolder
 __all__ = ["ExportSummary", "export"]
 
 _FOLDERS: Final = {"npz": "smplxflame_30", "textgrid": "textgrid", "wav": "wave16k"}
-_UNSAFE: Final = re.compile(r"[/\\\0]|^\.{1,2}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +61,6 @@ def export(
 
 def _export_sample(source: ShardFolder, row: ManifestRow, out: Path) -> bool:
     """Write one sample's files; returns whether there was audio."""
-    if _UNSAFE.search(row.stem):
-        raise DataError(f"{source.folder / row.shard}: stem {row.stem!r} is no file name; refused")
     sample = source.sample(row)
     publish_bytes(out / _FOLDERS["npz"] / f"{row.stem}.npz", motion_file(sample))
     publish_bytes(out / _FOLDERS["textgrid"] / f"{row.stem}.TextGrid", text_file(sample))

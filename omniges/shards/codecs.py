@@ -11,7 +11,6 @@ Whoever copies, checks, shows or counts latents knows the entry alone; what cuts
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -25,6 +24,7 @@ from omniges.errors import UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.grid import WindowGrid
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.names import is_sha256
 from omniges.shards.schema import LATENT_MEMBER
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 
@@ -48,7 +48,6 @@ WORDS_MEMBER: Final = "words.json"
 BY_MIDDLE: Final = "middle"
 """The rule for a window's words: those whose middle, (start + end) / 2, lies in it."""
 
-_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MOST: Final = 1 << 20  # frames a row, channels, ticks, latents
 _LOST: Final = ("windows", "cut", "unknown")
 
@@ -67,7 +66,7 @@ class CodecEntry(ABC):
         """Raise ValueError for what no codec is."""
         if not LATENT_MEMBER.fullmatch(self.member):
             raise ValueError(f"name {self.name!r}")
-        if not isinstance(self.fingerprint, str) or not _SHA256.fullmatch(self.fingerprint):
+        if not is_sha256(self.fingerprint):
             raise ValueError(f"fingerprint {self.fingerprint!r}")
         self._check_counts("channels")
         if not isinstance(self.settings, dict):

@@ -13,18 +13,16 @@ are synced between steps.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from omniges.errors import DataError
 from omniges.publish import final_name, os_errors, publish_bytes, sync_folder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, SIDE_FILES, canonical_json
-from omniges.shards.workspace import OWN_NAMES, Workspace
+from omniges.shards.workspace import COMMIT_FILE, PLACE_FILE, CommitSteps, Workspace, aside_name, is_own_name
 
 __all__ = ["commit", "finish_commit"]
-
-_COMMIT, _PLACE = "commit.json", "place.json"
 
 
 def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
@@ -41,27 +39,31 @@ def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
         if path == out / name:
             stay.add(name)
         elif path.parent == out:
-            moved[path.name] = f"moved-{path.name}"
+            moved[path.name] = aside_name(path.name)
             place[moved[path.name]] = name
         else:
             place[path.name] = name
     with os_errors(out):
-        ours = {path.name for path in out.iterdir() if OWN_NAMES.fullmatch(final_name(path.name) or path.name)}
-    steps = {"moved": moved, "removed": sorted(ours - moved.keys() - stay), "place": place}
-    publish_bytes(workspace.folder / _COMMIT, canonical_json(steps))
+        ours = {path.name for path in out.iterdir() if is_own_name(final_name(path.name) or path.name)}
+    steps = CommitSteps(moved, sorted(ours - moved.keys() - stay), place)
+    publish_bytes(workspace.folder / COMMIT_FILE, canonical_json(asdict(steps)))
     finish_commit(workspace)
 
 
 def finish_commit(workspace: Workspace) -> bool:
-    """Carry out what a commit in the workspace says, or the rest of it; False where none has begun."""
+    """Carry out what a commit in the workspace says, or the rest of it; False where none has begun.
+
+    Raises UsageFault for steps that no run of ours writes.
+    """
     out, folder = workspace.out, workspace.folder
-    if (folder / _COMMIT).is_file():
-        _make_room(out, folder)
-    if not (folder / _PLACE).is_file():
+    begun = workspace.steps(COMMIT_FILE)
+    if begun is not None:
+        _make_room(out, folder, begun)
+    steps = workspace.steps(PLACE_FILE)
+    if steps is None:
         return False
-    steps = json.loads((folder / _PLACE).read_bytes())
     last = {DATASET_FILE: DATASET_FILE}
-    for places in (steps["place"], last):
+    for places in (steps.place, last):
         for source, name in places.items():
             if places is last or name != DATASET_FILE:
                 _rename(folder / source, out / name)
@@ -74,17 +76,16 @@ def finish_commit(workspace: Workspace) -> bool:
     return True
 
 
-def _make_room(out: Path, folder: Path) -> None:
-    steps = json.loads((folder / _COMMIT).read_bytes())
+def _make_room(out: Path, folder: Path, steps: CommitSteps) -> None:
     with os_errors(out):
         (out / DATASET_FILE).unlink(missing_ok=True)
         sync_folder(out)
-        for name in steps["removed"]:
+        for name in steps.removed:
             (out / name).unlink(missing_ok=True)
-    for name, aside in steps["moved"].items():
+    for name, aside in steps.moved.items():
         _rename(out / name, folder / aside)
     _sync(out, folder)
-    _rename(folder / _COMMIT, folder / _PLACE)
+    _rename(folder / COMMIT_FILE, folder / PLACE_FILE)
     with os_errors(folder):
         sync_folder(folder)
 

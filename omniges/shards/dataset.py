@@ -16,12 +16,16 @@ from omniges.errors import DataError, UsageFault
 from omniges.features import audio, timebase
 from omniges.features.gesture import LAYOUT
 from omniges.shards.manifest import ManifestRow, manifest_hash
+from omniges.shards.names import SHARD_NAME, is_sha256
 from omniges.shards.schema import (
     DATASET_FILE,
     FORMAT,
     FORMAT_VERSION,
+    LATENTS_FILE,
+    SIDE_FILES,
     SPLITS,
     canonical_json,
+    is_count,
     json_document,
     sha256_hex,
 )
@@ -31,6 +35,7 @@ from omniges.shards.writer import ShardFile
 __all__ = [
     "FEATURES",
     "dataset_document",
+    "entry_problem",
     "read_dataset",
     "seal",
     "sealed_correctly",
@@ -38,6 +43,7 @@ __all__ = [
     "tool_versions",
 ]
 
+_VERIFY: Final = "Run omniges verify-shards on it"
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 
 FEATURES: Final[dict[str, Any]] = {
@@ -109,7 +115,37 @@ def read_dataset(folder: Path) -> dict[str, Any]:
         )
     if not sealed_correctly(document):
         raise DataError(f"{path}: the checksum does not fit the content. It was edited or damaged: preprocess again")
+    for field_name in ("shards", "files"):
+        listed = document.get(field_name)
+        if not isinstance(listed, dict):
+            raise DataError(f"{path}: {field_name}: an object expected, found {type(listed).__name__}. {_VERIFY}")
+        for name, entry in listed.items():
+            problem = entry_problem(name, entry, field_name)
+            if problem:
+                raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}. {_VERIFY}")
     return document
+
+
+def entry_problem(name: str, entry: object, field_name: str) -> str:
+    """Return why an entry of ``shards`` or ``files`` cannot be used, or nothing.
+
+    The name must be one that the contract gives, so that no reader joins another one to the folder's path.
+    """
+    match = SHARD_NAME.fullmatch(name)
+    if (match is None) if field_name == "shards" else name not in {*SIDE_FILES, LATENTS_FILE}:
+        return "no name of the contract"
+    if not isinstance(entry, dict):
+        return f"{type(entry).__name__}"
+    fields = {"bytes", "sha256"} | ({"split", "samples"} if match else set())
+    if entry.keys() != fields:
+        return f"fields {', '.join(sorted(entry))!a}"
+    if not is_count(entry["bytes"]):
+        return f"bytes {entry['bytes']!r}"
+    if not is_sha256(entry["sha256"]):
+        return f"sha256 {entry['sha256']!r}"
+    if match and entry["split"] != match["split"]:
+        return f"split {entry['split']!r}"
+    return f"samples {entry['samples']!r}" if match and not is_count(entry["samples"], 1) else ""
 
 
 def statistics_document(

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.publish import os_errors
+from omniges.shards.names import is_file_name
 from omniges.shards.redact import one_line, redact, secrets_in_environment, secrets_in_url
 
 __all__ = [
@@ -39,7 +40,6 @@ T = TypeVar("T")
 
 _URL: Final = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _CHAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::|.*::[A-Za-z][A-Za-z0-9+.-]*://", re.DOTALL)
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _LOCAL: Final = ("file", "local")
 _WEB: Final = ("http", "https")
 _NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would take user:password for a bucket's name
@@ -142,7 +142,7 @@ def check_name(name: str) -> str:
     Raises DataError for anything but letters, digits, dots, dashes and underscores, so that no name leads out of the
     folder or changes a URL's meaning.
     """
-    if not _NAME.fullmatch(name) or ".." in name or name == ".":
+    if not is_file_name(name):
         raise DataError(f"{one_line(name, 80)!r} is no file name of a shard set: letters, digits, . _ and - expected")
     return name
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from omniges.shards.schema import LATENT_MEMBER, MEMBERS, OPTIONAL_MEMBERS, canonical_json, member_order, sha256_hex
+from omniges.features import timebase
+from omniges.shards.names import SHARD_NAME, is_key, is_relative_path, is_sha256, is_stem
+from omniges.shards.schema import (
+    LATENT_MEMBER,
+    MEMBERS,
+    OPTIONAL_MEMBERS,
+    SPLITS,
+    canonical_json,
+    is_count,
+    key_from_stem,
+    member_order,
+    sha256_hex,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,11 +33,15 @@ __all__ = [
     "latent_members",
     "manifest_hash",
     "parse_manifest",
+    "read_manifest",
+    "row_from_journal",
     "row_from_json",
+    "row_problem",
     "serialize_manifest",
 ]
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
+_MAX_MEMBER_BYTES: Final = 8**11 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +156,26 @@ def _unflatten(flat: dict[str, Any], latents: Sequence[str]) -> ManifestRow:
 
 
 def row_from_json(fields: dict[str, Any]) -> ManifestRow:
-    """The inverse of ``dataclasses.asdict`` and a passage through JSON."""
+    """The inverse of ``dataclasses.asdict`` and a passage through JSON, for rows of this run's own workers."""
     changed = {
         "sources": {name: (path, digest) for name, (path, digest) in fields["sources"].items()},
         "notes": tuple(fields["notes"]),
         "members": {member: MemberPlace(**place) for member, place in fields["members"].items()},
     }
     return ManifestRow(**(fields | changed))
+
+
+def row_from_journal(fields: Any) -> ManifestRow:
+    """Return the row of a journal that lies in a folder, checked as one of a manifest is.
+
+    Raises ValueError for fields that are none of a row, or that hold what a row cannot.
+    """
+    try:
+        row = row_from_json(fields)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"no row of a manifest ({type(error).__name__})") from error
+    _require_sound(row)
+    return row
 
 
 def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
@@ -166,7 +196,7 @@ def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
 
 
 def parse_manifest(data: bytes) -> list[ManifestRow]:
-    """The inverse of `serialize_manifest`.
+    """Return the rows as they stand in the file, unchecked: for the verifier, which reports every fault of each.
 
     Raises ValueError (pyarrow.ArrowInvalid is one) if the bytes are no parquet file of this schema.
     """
@@ -179,3 +209,65 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
     if not table.schema.equals(_arrow_schema(latents)):
         raise ValueError("the manifest's columns are not those of shard contract version 1")
     return [_unflatten(flat, latents) for flat in table.to_pylist()]
+
+
+def read_manifest(data: bytes) -> list[ManifestRow]:
+    """Return the rows of a manifest, each checked: what all readers but the verifier use.
+
+    Raises ValueError if the bytes are no manifest, or a row holds what it cannot hold.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+
+    try:
+        rows = parse_manifest(data)
+    except (pa.ArrowException, OSError, TypeError, KeyError, OverflowError) as error:
+        raise ValueError(f"no manifest of the contract ({type(error).__name__}: {error})") from error
+    for row in rows:
+        _require_sound(row)
+    return rows
+
+
+def _require_sound(row: ManifestRow) -> None:
+    problem = row_problem(row)
+    if not problem and key_from_stem(row.stem) != row.key:
+        problem = f"stem {row.stem!r}"
+    if problem:
+        raise ValueError(f"sample {ascii(row.key)[:100]}: {problem}")
+
+
+def row_problem(row: ManifestRow) -> str:
+    """Return why a row cannot be used, or nothing: its names lead out of a folder, or its numbers are none."""
+    if not is_key(row.key) or row.split not in SPLITS or not _is_shard_name(row.shard):
+        return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
+    if not is_stem(row.stem):
+        return f"stem {row.stem!r}"
+    counts = (row.mel_frames, row.ticks, row.words)
+    least = is_count(row.frames, timebase.FRAMES_PER_TICK) and is_count(row.mel_frames, 1)
+    if not least or not all(map(is_count, counts)):
+        return f"frames {row.frames}, mel frames, ticks and words {counts}"
+    if not isinstance(row.seconds, (int, float)) or not math.isfinite(row.seconds):
+        return f"seconds {row.seconds}"
+    if not all(isinstance(note, str) for note in row.notes):
+        return "a note that is no text"
+    return _places_problem(row)
+
+
+def _is_shard_name(text: object) -> bool:
+    return isinstance(text, str) and SHARD_NAME.fullmatch(text) is not None
+
+
+def _places_problem(row: ManifestRow) -> str:
+    """Return what is wrong with the places of a row's members and sources, or nothing."""
+    if not set(MEMBERS) <= row.members.keys():
+        return "no place of a needed member"
+    for member, place in row.members.items():
+        if member not in {*MEMBERS, *OPTIONAL_MEMBERS} and not LATENT_MEMBER.fullmatch(member):
+            return f"member {member!r}"
+        sound = is_count(place.offset, 512) and is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
+        if not sound or not is_sha256(place.sha256):
+            return f"{member}: offset {place.offset}, size {place.size}, sha256 {place.sha256}"
+    for source, (path, digest) in row.sources.items():
+        if not is_sha256(digest) or not is_relative_path(path):
+            return f"{source}: {path!r}, sha256 {digest!r}"
+    needed = set(SOURCES) - {"sem"}
+    return "" if needed <= row.sources.keys() else f"sources {', '.join(sorted(row.sources))}"

@@ -17,7 +17,8 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import read_dataset
-from omniges.shards.manifest import ManifestRow, parse_manifest
+from omniges.shards.manifest import ManifestRow, read_manifest
+from omniges.shards.redact import one_line
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, sha256_hex
 
 __all__ = ["SampleArrays", "ShardFolder"]
@@ -67,7 +68,10 @@ class ShardFolder:
             raise DataError(f"{path}: {error.strerror}. {_VERIFY}") from error
         if sha256_hex(data) != self.dataset["files"].get(MANIFEST_FILE, {}).get("sha256"):
             raise DataError(f"{path}: the checksum differs from dataset.json. {_VERIFY}")
-        return parse_manifest(data)
+        try:
+            return read_manifest(data)
+        except ValueError as error:
+            raise DataError(f"{path}: {one_line(str(error), 200)}. {_VERIFY}") from error
 
     def row(self, name: str) -> ManifestRow:
         """The row of a key or stem; raises UsageFault with near names where there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Any, Final, Literal, get_args
 
@@ -26,6 +27,8 @@ __all__ = [
     "Split",
     "as_split",
     "canonical_json",
+    "is_count",
+    "is_real",
     "json_document",
     "key_from_stem",
     "member_order",
@@ -59,6 +62,7 @@ LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", r
 # The longest suffix is ".jaw_eyes.npy" (13); a ustar name holds 100 bytes.
 MAX_KEY_BYTES: Final = 86
 
+_MAX_COUNT: Final = 1 << 60
 _ESCAPE: Final = "_x"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
@@ -120,6 +124,18 @@ def json_document(value: Any) -> bytes:
 def sha256_hex(data: bytes | memoryview) -> str:
     """Hexadecimal sha256."""
     return hashlib.sha256(data).hexdigest()
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """Return whether a value is a whole number that a file could hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_COUNT
+
+
+def is_real(value: object) -> bool:
+    """Return whether a value is a finite number of a size that means something."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
 def as_split(text: str) -> Split | None:

@@ -9,40 +9,123 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import threading
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.errors import UsageFault
+from omniges.errors import CODES, UsageFault
 from omniges.publish import final_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.shards.dataset import tool_versions
-from omniges.shards.schema import (
-    DATASET_FILE,
-    LATENTS_FILE,
-    SIDE_FILES,
-    SPLITS,
-    UNFINISHED_FILE,
-    canonical_json,
-    sha256_hex,
-)
+from omniges.shards.manifest import row_from_journal
+from omniges.shards.names import CONTRACT_FILES, SHARD_NAME, is_contract_name, is_sha256
+from omniges.shards.schema import DATASET_FILE, UNFINISHED_FILE, canonical_json, is_count, sha256_hex
 
-__all__ = ["OWN_NAMES", "Begun", "Journal", "Workspace", "refuse_foreign", "staged_name"]
+__all__ = [
+    "COMMIT_FILE",
+    "FOREIGN",
+    "PLACE_FILE",
+    "Begun",
+    "CommitSteps",
+    "Journal",
+    "Workspace",
+    "aside_name",
+    "is_own_name",
+    "refuse_foreign",
+    "staged_name",
+]
 
-SHARD_PATTERN: Final = rf"(?:{'|'.join(SPLITS)})-\d{{6}}\.tar"
-# The files of a finished set, and of no one else in a folder that has our dataset.json or our workspace.
-OWN_NAMES: Final = re.compile(rf"{SHARD_PATTERN}|" + "|".join(map(re.escape, (*SIDE_FILES, LATENTS_FILE))))
-_WORK_NAMES: Final = re.compile(
-    rf"begun\.json|journal\.jsonl|commit\.json|place\.json|staged-\d{{6}}\.tar|moved-{SHARD_PATTERN}|"
-    + "|".join(map(re.escape, (*SIDE_FILES, LATENTS_FILE, DATASET_FILE)))
-)
+BEGUN_FILE: Final = "begun.json"
+JOURNAL_FILE: Final = "journal.jsonl"
+COMMIT_FILE: Final = "commit.json"
+PLACE_FILE: Final = "place.json"
+_STAGED: Final = re.compile(r"staged-[0-9]{6}\.tar", re.ASCII)
+_ASIDE: Final = "moved-"
+FOREIGN: Final = "not from an omniges run. Move it away, then run this again"
 _CHECK_CHARACTERS: Final = 16  # of the digest before each line: enough to tell a torn line from a whole one
 
 
 def staged_name(index: int) -> str:
     """The name of a finished shard inside the workspace."""
     return f"staged-{index:06d}.tar"
+
+
+def aside_name(shard: str) -> str:
+    """The name of an earlier set's shard inside the workspace."""
+    return f"{_ASIDE}{shard}"
+
+
+def is_own_name(name: str) -> bool:
+    """Return whether a name is of a finished set, and of no one else in a folder that is ours; dataset.json apart."""
+    return is_contract_name(name) and name != DATASET_FILE
+
+
+def _is_work_name(name: str) -> bool:
+    """Return whether a name is one that a run gives inside its workspace."""
+    plain = {BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE}
+    return name in plain or _is_source(name)
+
+
+def _is_source(name: str) -> bool:
+    """Return whether a file of this name in the workspace becomes one of the set."""
+    return name in CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or _of_aside(name) is not None
+
+
+def _of_aside(name: str) -> str | None:
+    """Return the shard that was moved aside under a name, or None."""
+    shard = name.removeprefix(_ASIDE)
+    return shard if shard != name and SHARD_NAME.fullmatch(shard) else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON object of the workspace; None where there is no such file."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        raise UsageFault(f"{path}: {FOREIGN}") from None
+    if not isinstance(document, dict):
+        raise UsageFault(f"{path}: {FOREIGN}")
+    return document
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSteps:
+    """What turns the workspace into the folder's set: names alone, each inside one of the two folders."""
+
+    moved: dict[str, str]  # shard of the earlier set -> its name in the workspace
+    removed: list[str]  # files of the earlier set
+    place: dict[str, str]  # name in the workspace -> name in the folder
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], path: Path) -> CommitSteps:
+        """Return the steps of a file; raises UsageFault for names that a run of ours would not have written."""
+        fields = {"moved": dict, "removed": list, "place": dict}
+        whole = document.keys() == fields.keys() and all(isinstance(document[name], fields[name]) for name in fields)
+        if not whole or not cls(**document)._sound():
+            raise UsageFault(f"{path}: {FOREIGN}")
+        return cls(**document)
+
+    def _sound(self) -> bool:
+        texts = [*self.moved.values(), *self.removed, *self.place.values()]
+        if not all(isinstance(text, str) for text in texts):
+            return False
+        return (
+            all(SHARD_NAME.fullmatch(shard) and aside == aside_name(shard) for shard, aside in self.moved.items())
+            and all(is_own_name(final_name(name) or name) for name in self.removed)
+            and all(map(_fits, self.place, self.place.values()))
+            and len(set(self.place.values())) == len(self.place)
+        )
+
+
+def _fits(source: str, name: str) -> bool:
+    """Return whether a file of the workspace can get a name in the folder."""
+    if source in CONTRACT_FILES:
+        return name == source
+    return _is_source(source) and SHARD_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +148,46 @@ class Workspace:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.folder = out / UNFINISHED_FILE
-        self.journal = Journal(self.folder / "journal.jsonl")
+        self.journal = Journal(self.folder / JOURNAL_FILE)
+
+    def problem(self) -> str | None:
+        """Return what lies in the way that no run of ours left, or None; nothing is changed.
+
+        A folder that came from elsewhere may hold a workspace, and what is written in it decides which files are
+        renamed and removed. So every name in it has to be one that a run gives, to a plain file.
+        """
+        try:
+            if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
+                return f"{self.folder}: a folder of an unfinished run expected, found something else. Move it"
+        except FileNotFoundError:
+            return None
+        for name in self._names():
+            path = self.folder / name
+            if not _is_work_name(final_name(name) or name) or not stat.S_ISREG(os.lstat(path).st_mode):
+                return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
+        try:
+            self.begun()
+            self.journal.load()
+            self.steps(COMMIT_FILE)
+            self.steps(PLACE_FILE)
+        except UsageFault as fault:
+            return str(fault)
+        return None
 
     def refuse_foreign(self) -> None:
         """Raise UsageFault for anything in the way that no run of ours left."""
-        if not self.folder.exists() and not self.folder.is_symlink():
-            return
-        if not self.folder.is_dir() or self.folder.is_symlink():
-            raise UsageFault(f"{self.folder}: a folder of an unfinished run expected, found something else. Move it")
-        for name in self._names():
-            if not _WORK_NAMES.fullmatch(final_name(name) or name):
-                raise UsageFault(f"{self.folder / name}: not from an omniges run. Move it, then run this again")
+        with os_errors(self.folder, "read"):
+            problem = self.problem()
+        if problem:
+            raise UsageFault(problem)
+
+    def steps(self, name: str) -> CommitSteps | None:
+        """Return what commit.json or place.json says is to be done; None where there is none.
+
+        Raises UsageFault for steps that no run of ours writes.
+        """
+        document = _read_json(self.folder / name)
+        return None if document is None else CommitSteps.from_json(document, self.folder / name)
 
     def _names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
@@ -87,17 +199,20 @@ class Workspace:
             for name in self._names():
                 if final_name(name):
                     (self.folder / name).unlink()
-        publish_bytes(self.folder / "begun.json", canonical_json(asdict(begun)))
+        publish_bytes(self.folder / BEGUN_FILE, canonical_json(asdict(begun)))
         with os_errors(self.out):
             sync_folder(self.out)
 
     def begun(self) -> Begun | None:
         """What the unfinished run was told; None where none has begun, or not got as far as to say."""
-        try:
-            data = (self.folder / "begun.json").read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        path = self.folder / BEGUN_FILE
+        document = _read_json(path)
+        if document is None:
             return None
-        return Begun(**json.loads(data))
+        fields = {"settings": dict, "tool": dict, "anew": bool}
+        if document.keys() != fields.keys() or not all(isinstance(document[name], fields[name]) for name in fields):
+            raise UsageFault(f"{path}: {FOREIGN}")
+        return Begun(**document)
 
     def free_index(self) -> int:
         """The first number that no staged shard has."""
@@ -120,7 +235,7 @@ def refuse_foreign(out: Path, workspace: Workspace) -> None:
     workspace.refuse_foreign()
     if (out / DATASET_FILE).exists() or workspace.folder.is_dir() or not out.is_dir():
         return
-    ours = sorted(path.name for path in out.iterdir() if OWN_NAMES.fullmatch(path.name))
+    ours = sorted(path.name for path in out.iterdir() if is_own_name(path.name))
     if ours:
         raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
@@ -134,29 +249,33 @@ class Journal:
         self._lock = threading.Lock()  # finished shards and rejections come from two threads
 
     def load(self) -> list[dict[str, Any]]:
-        """The whole lines up to the first torn one."""
+        """Return the complete lines up to the first torn one.
+
+        Raises UsageFault for a line whose names or samples no run of ours writes.
+        """
         try:
             data = self._path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return self._whole_lines(data)[0]
+        return [self._row(text, number) for number, text in enumerate(_complete_lines(data)[0], 1)]
 
-    @staticmethod
-    def _whole_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
-        rows, end = [], 0
-        for line in data.split(b"\n")[:-1]:
-            check, _, text = line.partition(b" ")
-            if check.decode("ascii", "replace") != sha256_hex(text)[:_CHECK_CHARACTERS]:
-                break
-            rows.append(json.loads(text))
-            end += len(line) + 1
-        return rows, end
+    def _row(self, text: bytes, number: int) -> dict[str, Any]:
+        """Return a line's row; raises UsageFault for one whose names or samples no run of ours writes."""
+        try:
+            row = json.loads(text)
+            problem = _journal_problem(row)
+        except (ValueError, RecursionError) as error:
+            problem = type(error).__name__
+        if problem:
+            raise UsageFault(f"{self._path}: line {number}: {ascii(problem)[1:-1][:160]}: {FOREIGN}")
+        found: dict[str, Any] = row
+        return found
 
     def open(self) -> None:
         """Open for appending, after cutting a torn line off."""
         with os_errors(self._path):
             self._stream = self._path.open("ab", buffering=0)
-            self._stream.truncate(self._whole_lines(self._path.read_bytes())[1])
+            self._stream.truncate(_complete_lines(self._path.read_bytes())[1])
 
     def append(self, row: dict[str, Any], *, durable: bool) -> None:
         """Add a line; a durable one, and all before it, survives a power loss from here on."""
@@ -175,3 +294,60 @@ class Journal:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
+    """Return the texts of a journal's lines up to the first torn one, and where the last of them ends."""
+    texts, end = [], 0
+    for line in data.split(b"\n")[:-1]:
+        check, _, text = line.partition(b" ")
+        if check.decode("ascii", "replace") != sha256_hex(text)[:_CHECK_CHARACTERS]:
+            break
+        texts.append(text)
+        end += len(line) + 1
+    return texts, end
+
+
+def _journal_problem(row: Any) -> str:
+    """Return why a line of a journal is none of ours, or nothing: that of a finished shard or of a rejection."""
+    if not isinstance(row, dict):
+        return "an object expected"
+    if row.keys() >= {"rejected", "findings", "inputs"}:
+        return _rejection_problem(row)
+    if not row.keys() >= {"staged", "bytes", "sha256", "rows"} or not isinstance(row["rows"], list):
+        return "a shard or a rejection expected"
+    staged, shard = row["staged"], row.get("shard", "train-000000.tar")
+    if not isinstance(staged, str) or not _STAGED.fullmatch(staged):
+        return f"staged {staged!r}"
+    if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+        return f"shard {shard!r}"
+    if not is_count(row["bytes"]) or not is_sha256(row["sha256"]):
+        return f"bytes {row['bytes']!r}, sha256 {row['sha256']!r}"
+    for fields in row["rows"]:
+        row_from_journal(fields)
+    notes = row.get("notes", {})
+    if not isinstance(notes, dict) or not all(map(_are_findings, notes.values())):
+        return "notes that are no findings"
+    return ""
+
+
+def _rejection_problem(row: dict[str, Any]) -> str:
+    inputs = row["inputs"]
+    sound = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
+    if not isinstance(row["rejected"], str) or not _are_findings(row["findings"]) or not sound:
+        return "findings and inputs of a rejected recording expected"
+    return ""
+
+
+def _are_findings(rows: Any) -> bool:
+    """Return whether JSON values are findings with known codes."""
+    if not isinstance(rows, list):
+        return False
+    fields = {"severity", "code", "stem", "file", "found", "expected", "meaning", "remedy"}
+    return all(
+        isinstance(row, dict)
+        and row.keys() == fields
+        and all(isinstance(value, str) or (value is None and name in {"stem", "file"}) for name, value in row.items())
+        and row["code"] in CODES
+        for row in rows
+    )

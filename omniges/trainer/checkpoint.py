@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,11 @@ from omniges.publish import (
     pending_folder,
     publish_bytes,
     remove_folder,
+    remove_tree,
     sync_folder,
 )
 from omniges.shards.dataset import seal, sealed_correctly
+from omniges.shards.names import is_file_name
 from omniges.trainer.tensorfile import read_tensors, write_tensors
 
 __all__ = [
@@ -98,8 +99,13 @@ def checkpoints(folder: Path) -> list[Path]:
     """Folders that have a checkpoint's name, sound or not, newest first."""
     if not folder.is_dir():
         return []
-    found = [(step, path) for path in folder.iterdir() if path.is_dir() and (step := step_of(path)) is not None]
+    found = [(step, path) for path in folder.iterdir() if _is_folder(path) and (step := step_of(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder itself and no link to one, which is nobody's checkpoint to remove."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def save_checkpoint(folder: Path, contents: Contents) -> Path:
@@ -154,6 +160,9 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: format {_FORMAT!r} expected. This is no checkpoint of omniges")
     if not sealed_correctly(index):
         raise DataError(f"{file}: its checksum does not fit: it was edited or damaged. {_OTHER}")
+    listed = index.get("files")
+    if not isinstance(listed, dict) or not all(map(is_file_name, listed)):
+        raise DataError(f"{file}: files: names of files in this folder expected. {_OTHER}")
     if index.get("version") != _VERSION:
         raise DataError(f"{file}: version {_VERSION} expected, found {index.get('version')}. Use the omniges it is of")
     return index
@@ -189,7 +198,7 @@ def remove_unfinished(folder: Path) -> None:
         for path in folder.iterdir():
             if is_temporary_name(path.name):
                 with os_errors(path, "remove"):
-                    shutil.rmtree(path)
+                    remove_tree(path)
 
 
 def set_aside(path: Path) -> Path:

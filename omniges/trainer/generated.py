@@ -50,6 +50,11 @@ def _file(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
 
 
+def _beside(name: str) -> bool:
+    """Whether a text names a file in the record's own folder; people's own files may have any characters."""
+    return bool(name) and name not in {".", ".."} and "/" not in name and "\0" not in name
+
+
 _MOST: Final = 1e12
 _FIELDS: Final[Mapping[str, tuple[str, _Fits]]] = {
     "omniges": ("str", _of(str)),
@@ -114,6 +119,12 @@ def read_record(path: Path) -> GeneratedRecord:
         if not fits(found[name]):
             what = reprlib.repr(found[name])
             raise DataError(f"{path}: {name}: {expected} expected, found {what}: generate it again")
+    for kind, entry in found["files"].items():
+        if not _beside(entry["path"]):
+            raise DataError(
+                f"{path}: files: {ascii(kind)[:40]}: the name of a file beside the record expected, found "
+                f"{ascii(entry['path'])[:80]}: generate it again"
+            )
     own: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if name in names
     }

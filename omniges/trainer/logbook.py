@@ -14,9 +14,11 @@ from typing import Any, Final, Protocol
 from omniges.errors import EnvironmentFault
 from omniges.publish import make_folder, os_errors
 
-__all__ = ["COLUMNS", "LOG_FILE", "Logbook", "Shown", "Tracker", "flat_numbers", "open_trackers"]
+__all__ = ["COLUMNS", "LOG_FILE", "TRACKER_FOLDERS", "Logbook", "Shown", "Tracker", "flat_numbers", "open_trackers"]
 
 LOG_FILE: Final = "log.jsonl"
+TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
+"""Where trackers write in a run's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class Logbook:
         if active:
             make_folder(run)
             with os_errors(self.path):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._descriptor = os.open(self.path, flags, 0o666)
 
     def write(self, event: str, **facts: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from omniges.errors import DataError, UsageFault
-from omniges.publish import locked, make_folder
+from omniges.publish import locked, make_folder, refuse_links
 from omniges.shards.locations import parse_location
 from omniges.shards.schema import json_document
 from omniges.trainer.checkpoint import (
@@ -27,7 +27,7 @@ from omniges.trainer.checkpoint import (
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.state import resume as check_state
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
-from omniges.trainer.logbook import Logbook, open_trackers
+from omniges.trainer.logbook import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings
 from omniges.trainer.model.losses import Smoothed
 from omniges.trainer.model.presets import parameter_count
@@ -107,6 +107,7 @@ def train(settings: TrainSettings) -> Summary:
             if ranks.first:
                 make_folder(settings.output_dir)
                 stack.enter_context(locked(settings.output_dir))
+                refuse_links(settings.output_dir, (CHECKPOINTS, VALIDATIONS, LOG_FILE, *TRACKER_FOLDERS))
                 for name in (CHECKPOINTS, VALIDATIONS):
                     remove_unfinished(settings.output_dir / name)
         with ranks.together("open the shards"):

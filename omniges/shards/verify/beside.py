@@ -25,11 +25,18 @@ from omniges.shards.schema import (
     json_document,
 )
 from omniges.shards.statistics import Partial
-from omniges.shards.tokenizer import train_tokenizer
+from omniges.shards.tokenizer import tokenizer_problem, train_tokenizer
 from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.shards.verify.inventory import strict_json
 
-__all__ = ["check_cut_totals", "check_latents", "check_report", "check_statistics", "check_tokenizer"]
+__all__ = [
+    "check_cut_totals",
+    "check_latents",
+    "check_report",
+    "check_statistics",
+    "check_tokenizer",
+    "check_tokenizer_form",
+]
 
 _FINDING: Final = {"code", "severity", "stem", "file", "found", "expected", "meaning", "remedy"}
 
@@ -92,22 +99,25 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
     wanted = train_tokenizer(words)
     if data == wanted:
         return []
+    if tokenizer_problem(data) is not None:  # reported already, as tokenizer-invalid
+        return []
     out = Collector(TOKENIZER_FILE)
     installed = metadata.version("tokenizers")
     made_with = tool.get("tokenizers")
-    try:
-        found = strict_json(data)
-    except ValueError as error:
-        out.add("tokenizer-differs", str(error), "a JSON object")
-        return out.finish()
-    same = isinstance(found, dict) and found.get("model") == json.loads(wanted)["model"]
+    found, expected = json.loads(data), json.loads(wanted)
     if made_with != installed:
-        if not same:
+        if found["model"] != expected["model"]:
             out.add("tokenizer-other-version", f"tokenizers {installed}", f"{made_with}")
         return out.finish()
-    difference = _first_difference(found, json.loads(wanted)) if len(data) < len(wanted) * 4 else ("more", "less")
+    difference = _first_difference(found, expected) if len(data) < len(wanted) * 4 else ("more", "less")
     out.add("tokenizer-differs", *difference)
     return out.finish()
+
+
+def check_tokenizer_form(data: bytes) -> list[VerifyFinding]:
+    """tokenizer.json by itself: the pipeline that preprocess writes, and nothing that could change a word."""
+    problem = tokenizer_problem(data)
+    return [] if problem is None else [VerifyFinding("tokenizer-invalid", TOKENIZER_FILE, problem, "preprocess's own")]
 
 
 def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | int]]) -> list[VerifyFinding]:

@@ -62,6 +62,11 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
         "the marker of a run that has begun and not ended lies in the folder",
         "if no run is going on, run omniges preprocess again",
     ),
+    "unfinished-foreign": _error(
+        "the folder of an unfinished run holds names or steps that no omniges run writes, such as paths that lead out "
+        "of the shard folder",
+        "remove that folder, and run preprocess or encode here only if you trust where the shards came from",
+    ),
     "shard-unlisted": _error(
         "a tar file that dataset.json does not list lies in the folder, and readers would take it for a shard",
         "move it elsewhere",
@@ -123,6 +128,9 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
     "cut-totals": _error("totals.cut in dataset.json is not the sum over the samples", _REPORT),
     "statistics-differ": _error("stats.json is not what the train samples give", _REPORT),
     "latents-differ": _error("latents.json is not what the latents of the train samples give", _LATENTS),
+    "tokenizer-invalid": _error(
+        "tokenizer.json is not a tokenizer as preprocess writes it: it could change words, or make them random", _COPY
+    ),
     "tokenizer-differs": _error("tokenizer.json is not what the words of the train samples give", _REPORT),
     "tokenizer-other-version": _note(
         "another version of the tokenizers package gives other bytes, so tokenizer.json could not be recomputed",

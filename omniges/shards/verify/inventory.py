@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any, Final
 
 from omniges.publish import is_temporary_name
 from omniges.shards.codecs import CodecEntry, read_entries
-from omniges.shards.dataset import FEATURES, sealed_correctly
+from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
+from omniges.shards.names import is_sha256
 from omniges.shards.schema import (
     DATASET_FILE,
     FORMAT,
@@ -25,6 +25,8 @@ from omniges.shards.schema import (
     TOKENIZER_FILE,
     UNFINISHED_FILE,
     canonical_json,
+    is_count,
+    is_real,
     json_document,
     sha256_hex,
 )
@@ -32,24 +34,17 @@ from omniges.shards.verify.files import FileFault, Folder
 from omniges.shards.verify.findings import Collector, VerifyFinding
 
 __all__ = [
-    "SHA256",
-    "SHARD_NAME",
     "Inventory",
     "Listed",
     "check_names",
-    "is_count",
-    "is_real",
     "read_inventory",
     "strict_json",
     "strict_json_form",
 ]
 
-SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-SHARD_NAME: Final = re.compile(rf"(?P<split>{'|'.join(SPLITS)})-(?P<index>[0-9]{{6}})\.tar", re.ASCII)
 _SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)
 _COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
 _MAX_DOCUMENT_BYTES: Final = 64 << 20
-_MAX_COUNT: Final = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +79,6 @@ class Inventory:
         """The versions of the packages that wrote the shards."""
         found = self.document.get("tool")
         return found if isinstance(found, dict) else {}
-
-
-def is_count(value: object, least: int = 0) -> bool:
-    """Whether a value is a whole number that a file could hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_COUNT
-
-
-def is_real(value: object) -> bool:
-    """Whether a value is a finite number of a size that means something."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
 def strict_json(data: bytes) -> Any:
@@ -193,31 +176,13 @@ def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed]
         return None
     listed = {}
     for name, entry in found.items():
-        problem = _entry_problem(name, entry, field_name)
+        problem = entry_problem(name, entry, field_name)
         if problem:
             out.add("dataset-malformed", f"{field_name}: {name!r}: {problem}", "bytes and sha256 of a contract file")
         else:
             shard = (entry["split"], entry["samples"]) if field_name == "shards" else ()
             listed[name] = Listed(name, entry["bytes"], entry["sha256"], *shard)
     return listed
-
-
-def _entry_problem(name: str, entry: object, field_name: str) -> str:
-    match = SHARD_NAME.fullmatch(name)
-    if (match is None) if field_name == "shards" else name not in {*_SIDE_FILES, LATENTS_FILE}:
-        return "no name of the contract"
-    if not isinstance(entry, dict):
-        return f"{type(entry).__name__}"
-    fields = {"bytes", "sha256"} | ({"split", "samples"} if match else set())
-    if entry.keys() != fields:
-        return f"fields {', '.join(sorted(entry))}"
-    if not is_count(entry["bytes"]):
-        return f"bytes {entry['bytes']!r}"
-    if not isinstance(entry["sha256"], str) or not SHA256.fullmatch(entry["sha256"]):
-        return f"sha256 {entry['sha256']!r}"
-    if match and entry["split"] != match["split"]:
-        return f"split {entry['split']!r}"
-    return f"samples {entry['samples']!r}" if match and not is_count(entry["samples"], 1) else ""
 
 
 def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
@@ -230,7 +195,7 @@ def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
         found = ", ".join(sorted((document.keys() - {"codecs"}) ^ fields))
         out.add("dataset-malformed", f"fields unknown or absent: {found}", "the contract's fields")
     digest = document.get("manifest_hash")
-    if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+    if not is_sha256(digest):
         out.add("dataset-malformed", f"manifest_hash {digest!r}", "a sha256")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -16,25 +15,22 @@ from omniges.shards.manifest import (
     latent_members,
     manifest_hash,
     parse_manifest,
+    row_problem,
 )
 from omniges.shards.schema import (
     LATENT_MEMBER,
     MANIFEST_FILE,
-    MAX_KEY_BYTES,
-    MEMBERS,
     OPTIONAL_MEMBERS,
     SPLITS,
     key_from_stem,
 )
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.shards.verify.findings import Collector, VerifyFinding
-from omniges.shards.verify.inventory import SHA256, SHARD_NAME, Inventory, is_count
+from omniges.shards.verify.inventory import Inventory
 from omniges.shards.verify.walk import ShardPlan
 
 __all__ = ["check_recordings", "check_rows", "read_rows"]
 
-_KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}", re.ASCII)
-_MAX_MEMBER_BYTES: Final = 8**11 - 1
 _ROW_BYTES: Final = 16 << 10  # what a row may unpack to on average
 
 
@@ -59,7 +55,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[ManifestRow] | 
         return None
     if torn:
         out.add("manifest-malformed", f"{torn}: values of a part that is not there", "all of a part's columns or none")
-    wrong = [(row, problem) for row in rows for problem in [_row_problem(row)] if problem]
+    wrong = [(row, problem) for row in rows for problem in [row_problem(row)] if problem]
     for row, problem in wrong:
         out.add("manifest-malformed", problem, key=row.key)
     return None if wrong or torn else rows
@@ -82,36 +78,6 @@ def _torn_places(data: bytes) -> str:
         if torn:
             return torn[0]
     return ""
-
-
-def _row_problem(row: ManifestRow) -> str:
-    """Why a row cannot be used, or nothing."""
-    if not _KEY.fullmatch(row.key) or row.split not in SPLITS or not SHARD_NAME.fullmatch(row.shard):
-        return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
-    counts = (row.mel_frames, row.ticks, row.words)
-    least = is_count(row.frames, timebase.FRAMES_PER_TICK) and is_count(row.mel_frames, 1)
-    if not least or not all(map(is_count, counts)):
-        return f"frames {row.frames}, mel frames, ticks and words {counts}"
-    if not math.isfinite(row.seconds):
-        return f"seconds {row.seconds}"
-    if any(note is None for note in row.notes):
-        return "a note that is null"
-    if not set(MEMBERS) <= row.members.keys():
-        return "no place of a needed member"
-    for member, place in row.members.items():
-        sound = is_count(place.offset, 512) and is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
-        if not sound or not isinstance(place.sha256, str) or not SHA256.fullmatch(place.sha256):
-            return f"{member}: offset {place.offset}, size {place.size}, sha256 {place.sha256}"
-    for source, (path, digest) in row.sources.items():
-        if digest is None or not SHA256.fullmatch(digest) or not _inside(path):
-            return f"{source}: {path!r}, sha256 {digest!r}"
-    needed = set(SOURCES) - {"sem"}
-    return "" if needed <= row.sources.keys() else f"sources {', '.join(sorted(row.sources))}"
-
-
-def _inside(path: str) -> bool:
-    """Whether a source path stays below the root it is relative to."""
-    return bool(path) and not path.startswith("/") and "\0" not in path and ".." not in path.split("/")
 
 
 def check_rows(

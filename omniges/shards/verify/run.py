@@ -21,6 +21,7 @@ from omniges.shards.schema import (
     SPLITS,
     STATS_FILE,
     TOKENIZER_FILE,
+    UNFINISHED_FILE,
 )
 from omniges.shards.statistics import Partial
 from omniges.shards.verify.files import FileFault, Folder, hash_chunks
@@ -29,6 +30,7 @@ from omniges.shards.verify.inventory import Inventory, Listed, check_names, read
 from omniges.shards.verify.remote import Folders, location_of
 from omniges.shards.verify.shard import Level, ShardJob, ShardReport
 from omniges.shards.verify.workers import reports
+from omniges.shards.workspace import FOREIGN, Workspace
 
 __all__ = ["VerifyResult", "VerifySettings", "verify"]
 
@@ -193,10 +195,24 @@ def _unlisted(
         return []
     if not names and settings.location.path is None:
         raise UsageFault(f"{settings.location}: a folder of shards expected, found nothing there")
+    found = check_names(names, set() if inventory is None else {*inventory.shards, *inventory.files})
     if inventory is None:
-        left = check_names(names, set())
-        return [finding for finding in left if finding.code in {"temporary-file", "unfinished-run"}]
-    return check_names(names, {*inventory.shards, *inventory.files})
+        found = [finding for finding in found if finding.code in {"temporary-file", "unfinished-run"}]
+    return found + _foreign_work(settings.location.path, names)
+
+
+def _foreign_work(path: Path | None, names: Sequence[str]) -> list[VerifyFinding]:
+    """What the folder of an unfinished run holds that no run writes: preprocess and encode would refuse it."""
+    if path is None or UNFINISHED_FILE not in names:
+        return []
+    try:
+        problem = Workspace(path).problem()
+    except OSError as error:
+        return [VerifyFinding("file-unreadable", UNFINISHED_FILE, error.strerror or str(error), "a readable folder")]
+    if problem is None:
+        return []
+    found = problem.removeprefix(f"{path / UNFINISHED_FILE}").lstrip("/: ").partition(f": {FOREIGN}")[0]
+    return [VerifyFinding("unfinished-foreign", UNFINISHED_FILE, found, "what omniges preprocess or encode leaves")]
 
 
 def _verify(settings: VerifySettings, folders: Folders, tally: _Tally, count: Callable[[int, int], None]) -> None:
@@ -214,6 +230,11 @@ def _verify(settings: VerifySettings, folders: Folders, tally: _Tally, count: Ca
         for name in sorted(inventory.files):
             tally.files.append(name)
             tally.add(_check_side_file(settings, folder, inventory.files[name], tally))
+    tokenizer = tally.contents.get(TOKENIZER_FILE)
+    if tokenizer is not None:
+        from omniges.shards.verify import beside  # noqa: PLC0415 - tokenizers, not at level quick
+
+        tally.add(beside.check_tokenizer_form(tokenizer))
     rows, planned = _manifest(settings, inventory, tally)
     elsewhere = {row.key: row.shard for row in rows or ()}
     jobs = [
@@ -253,8 +274,8 @@ def _chosen(settings: VerifySettings, inventory: Inventory) -> list[Listed]:
 def _check_side_file(settings: VerifySettings, folder: Folder, listed: Listed, tally: _Tally) -> list[VerifyFinding]:
     """Size, and above level quick the checksum; content that later checks need is kept if it is what it should be."""
     out = Collector(listed.name)
-    deep = {STATS_FILE, TOKENIZER_FILE, REPORT_FILE, LATENTS_FILE} if settings.level == "deep" else set()
-    wanted = {MANIFEST_FILE, *deep}
+    deep = {STATS_FILE, REPORT_FILE, LATENTS_FILE} if settings.level == "deep" else set()
+    wanted = {MANIFEST_FILE, TOKENIZER_FILE, *deep}
     try:
         with folder.opened(listed.name) as source:
             size = source.size

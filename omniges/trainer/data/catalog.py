@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from omniges.shards.manifest import column_of
 from omniges.shards.schema import (
     LATENTS_FILE,
     MANIFEST_FILE,
+    MAX_KEY_BYTES,
     SPLITS,
     STATS_FILE,
     TOKENIZER_FILE,
@@ -189,13 +191,11 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
     tracks = Tracks.with_codecs(entries)
     shards: dict[str, dict[str, Any]] = dataset["shards"]
-    if any("/" in name or not name.isascii() for name in shards):
-        raise DataError(f"{folder}: dataset.json lists a shard outside of the folder. {VERIFY}")
     with _checked(folder, MANIFEST_FILE, dataset) as stream:
         manifest = _Manifest(folder / MANIFEST_FILE, stream)
         labels = {name: manifest.labels(name) for name in _LABELS}
         chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
-        keys = manifest.texts("key")[chosen]
+        keys = manifest.keys()[chosen]
         if len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
             order = np.argsort(keys, kind="stable")
             chosen, keys = chosen[order], keys[order]
@@ -249,6 +249,12 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
     return {stream: there[name] for stream, name in codecs.items()}
 
 
+_IN_KEYS: Final = np.isin(
+    np.arange(256), np.frombuffer(f"\0{string.ascii_letters}{string.digits}_-".encode(), np.uint8)
+)
+"""Which bytes stand in keys; a zero fills shorter ones."""
+
+
 class _Manifest:
     """The manifest's columns, one at a time."""
 
@@ -290,6 +296,18 @@ class _Manifest:
         _, ends, data = column.buffers()
         ends = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1]
         return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
+
+    def keys(self) -> npt.NDArray[np.bytes_]:
+        """The keys (N,), each in the grammar of keys, so that no file name made of one leads out of a folder."""
+        found = self.texts("key")
+        shapes = found.view(np.uint8).reshape(len(found), found.dtype.itemsize)
+        sound = _IN_KEYS[shapes].all(axis=1) & (shapes[:, 0] != 0) & (shapes.shape[1] <= MAX_KEY_BYTES)
+        if not sound.all():
+            shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
+            raise DataError(
+                f"{self._path}: key {shown}: at most {MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. {VERIFY}"
+            )
+        return found
 
     def texts(self, name: str) -> npt.NDArray[np.bytes_]:
         """A column of ASCII texts (N,) as fixed-width bytes."""

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.schema import TOKENIZER_FILE
+from omniges.shards.tokenizer import tokenizer_problem
 
 __all__ = ["BLANK", "MARKS", "MAX_PUSH_TICKS", "SlotCodec", "SlotWord", "Slots", "pack_slots", "unpack_slots"]
 
@@ -81,22 +82,16 @@ class SlotCodec:
     """
 
     def __init__(self, tokenizer_json: bytes) -> None:
-        from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 - native, 70 ms
-
-        try:
-            self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-        except Exception as error:  # the native library raises the base class itself
+        problem = tokenizer_problem(tokenizer_json)
+        if problem is not None:
             raise DataError(
-                f"{TOKENIZER_FILE}: {error}; expected a Hugging Face tokenizer; run omniges verify-shards"
-            ) from error
+                f"{TOKENIZER_FILE}: {problem}; expected the tokenizer that preprocess writes; run omniges verify-shards"
+            )
+        from tokenizers import Tokenizer  # noqa: PLC0415 - native, 70 ms
+
+        self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self.pieces: int = self._tokenizer.get_vocab_size()
         """Number of pieces; piece ids are 0 to pieces − 1."""
-        missing = set(pre_tokenizers.ByteLevel.alphabet()) - self._tokenizer.get_vocab().keys()
-        if missing:
-            raise DataError(
-                f"{TOKENIZER_FILE}: {len(missing)} of the 256 bytes are not in the vocabulary, so not every word can "
-                "be spelled; expected the tokenizer that preprocess writes; run omniges verify-shards"
-            )
 
     @property
     def vocabulary_size(self) -> int:
