@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ __all__ = ["data_provenance", "git_state", "machine", "package_versions"]
 
 _PACKAGES: Final = ("accelerate", "diffusers", "numpy", "safetensors", "tokenizers", "torch")
 _GIT_LIMIT_S: Final = 10
+_SHA1_DIGITS: Final = 40
 
 
 def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
@@ -51,26 +53,57 @@ def package_versions() -> dict[str, str]:
     return versions | {name: metadata.version(name) for name in _PACKAGES}
 
 
-def git_state(folder: Path | None = None) -> dict[str, Any] | None:
-    """Commit and whether files differ from it, of the checkout that this code lies in; None for installed packages."""
+def git_state(package: Path | None = None) -> dict[str, Any] | None:
+    """Return the commit of the checkout that this package is part of, and its files that differ from that commit.
+
+    None for an installed package, also where its environment lies inside a repository of somebody else: the
+    package's own ``__init__.py`` has to be in the commit. git is asked for objects alone, never for the state of the
+    working tree, since it may run programs that the repository configures (core.fsmonitor, filters); the files are
+    hashed here instead.
+    """
     program = shutil.which("git")
-    where = folder or Path(__file__).resolve().parent
+    where = package or Path(__file__).resolve().parents[1]
     if program is None:
         return None
-    commit = _git(program, where, "rev-parse", "HEAD")
-    changed = _git(program, where, "status", "--porcelain", "--untracked-files=no")
-    if commit is None or changed is None:
+    commit = _git(program, where, "rev-parse", "--verify", "HEAD^{commit}")
+    listing = None if commit is None else _git(program, where, "ls-tree", "-r", "-z", commit.strip(), ".")
+    if commit is None or listing is None:
         return None
-    return {"commit": commit.strip(), "changed": sorted(line[3:] for line in changed.splitlines())}
+    committed = dict(_blob_of(line) for line in listing.split("\0") if line)
+    if "__init__.py" not in committed:
+        return None
+    changed = [name for name, digest in committed.items() if _blob_digest(where / name, len(digest)) != digest]
+    return {"commit": commit.strip(), "changed": sorted(changed)}
+
+
+def _blob_of(line: str) -> tuple[str, str]:
+    """The path and the object name of a line of ``git ls-tree``: mode, type, object name, tab, path."""
+    facts, _, name = line.partition("\t")
+    return name, facts.rpartition(" ")[2]
+
+
+def _blob_digest(path: Path, digits: int) -> str | None:
+    """The name that git gives to a file's content (40 digits are SHA-1, 64 SHA-256); None where there is none."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest = hashlib.sha1(usedforsecurity=False) if digits == _SHA1_DIGITS else hashlib.sha256()
+    digest.update(b"blob %d\0" % len(content) + content)
+    return digest.hexdigest()
 
 
 def _git(program: str, folder: Path, *words: str) -> str | None:
     """What git prints, or None where the folder is in no repository or git does not answer."""
-    # Without optional locks: looking must not get in the way of a commit that is being made.
-    command = [program, "--no-optional-locks", "-C", str(folder), *words]
+    command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
+    # No other repository than the one around the folder, no object fetched from anywhere, and nobody asked.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    closed = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GIT_LIMIT_S, check=False, env=kept | closed
+        )
+    except (subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
     return done.stdout if done.returncode == 0 else None
 
