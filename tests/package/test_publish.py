@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,13 +60,15 @@ class TestPublish:
         assert os.listdir(tmp_path) == ["x"]
         assert (tmp_path / "x").read_bytes() == b"old"
 
-    def test_a_link_at_the_temporary_name_is_not_followed(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("link", [os.symlink, os.link])
+    def test_a_link_at_the_temporary_name_is_not_written_through(self, link: Any, tmp_path: Path) -> None:
         victim = tmp_path / "victim"
         victim.write_bytes(b"precious")
-        (tmp_path / f".x.tmp-{os.getpid()}").symlink_to(victim)
-        with pytest.raises(EnvironmentFault):
-            publish_bytes(tmp_path / "x", b"new")
+        link(victim, tmp_path / f".x.tmp-{os.getpid()}")
+        publish_bytes(tmp_path / "x", b"new")
         assert victim.read_bytes() == b"precious"
+        assert (tmp_path / "x").read_bytes() == b"new"
+        assert (tmp_path / "x").stat().st_nlink == 1
 
     @pytest.mark.parametrize(
         ("code", "advice"),

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipeline_helpers import changed_unseen, digests, omniges, run_preprocess
@@ -306,8 +307,12 @@ class TestUnfinished:
 
 
 class TestJournal:
+    @staticmethod
+    def rejection(stem: str) -> dict[str, Any]:
+        return {"rejected": stem, "findings": [], "inputs": {}}
+
     def test_a_torn_line_is_cut_off_and_the_lines_before_it_hold(self, tmp_path: Path) -> None:
-        whole = [{"n": n, "text": "ü" * n} for n in range(5)]
+        whole = [self.rejection("ü" * n) for n in range(5)]
         journal = Journal(tmp_path / "j")
         journal.open()
         for row in whole:
@@ -321,21 +326,21 @@ class TestJournal:
             again = Journal(tmp_path / "j")
             assert again.load() == whole[:kept]
             again.open()
-            again.append({"new": True}, durable=True)
+            again.append(self.rejection("new"), durable=True)
             again.close()
-            assert Journal(tmp_path / "j").load() == [*whole[:kept], {"new": True}]
+            assert Journal(tmp_path / "j").load() == [*whole[:kept], self.rejection("new")]
 
     def test_a_line_with_a_flipped_bit_ends_what_is_believed(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path / "j")
         journal.open()
         for n in range(3):
-            journal.append({"n": n}, durable=False)
+            journal.append(self.rejection(f"n{n}"), durable=False)
         journal.close()
         data = bytearray((tmp_path / "j").read_bytes())
-        place = data.index(b'"n":1') + 4
+        place = data.index(b"n1") + 1
         data[place] ^= 1
         (tmp_path / "j").write_bytes(data)
-        assert Journal(tmp_path / "j").load() == [{"n": 0}]
+        assert Journal(tmp_path / "j").load() == [self.rejection("n0")]
 
 
 class TestCommand:

@@ -81,6 +81,14 @@ def other(name: str, data: bytes | None) -> Fault:
     return first(lambda s: s.others.__setitem__(name, data) if data is not None else s.others.pop(name))
 
 
+def without_the_last_merge(data: bytes) -> bytes:
+    """Another tokenizer of the same kind: its last subword is spelled by two."""
+    document = json.loads(data)
+    pair = document["model"]["merges"].pop()
+    del document["model"]["vocab"]["".join(pair)]
+    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
 def file(name: str, change: Callable[[bytes], bytes]) -> Fault:
     return lambda shards: shards.files.__setitem__(name, change(shards.files[name]))
 
@@ -232,8 +240,9 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "statistics samples": ("statistics-differ", stats(lambda d: d.update(samples=99))),
     "statistics of nothing": ("statistics-differ", file(STATS_FILE, lambda _: b"{}")),
     "statistics no JSON": ("statistics-differ", file(STATS_FILE, lambda data: data[:-9])),
-    "tokenizer merge": ("tokenizer-differs", file(TOKENIZER_FILE, lambda d: d.replace(b'"BPE"', b'"WordPiece"'))),
-    "tokenizer of nothing": ("tokenizer-differs", file(TOKENIZER_FILE, lambda _: b"")),
+    "tokenizer model": ("tokenizer-invalid", file(TOKENIZER_FILE, lambda d: d.replace(b'"BPE"', b'"WordPiece"'))),
+    "tokenizer merge": ("tokenizer-differs", file(TOKENIZER_FILE, without_the_last_merge)),
+    "tokenizer of nothing": ("tokenizer-invalid", file(TOKENIZER_FILE, lambda _: b"")),
     "tokenizer spaces": ("tokenizer-differs", file(TOKENIZER_FILE, lambda d: d + b"\n")),
     "report code": ("report-unknown-code", report_line(code="no-such-code")),
     "report severity": ("report-unknown-code", report_line(severity="rejected")),

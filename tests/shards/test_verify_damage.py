@@ -365,7 +365,6 @@ class TestFolder:
             ("train-000009.tar", "shard-unlisted", "error"),
             ("other.TAR", "shard-unlisted", "error"),
             (".train-000000.tar.tmp-123", "temporary-file", "error"),
-            (".omniges-unfinished", "unfinished-run", "note"),
             ("README.md", "file-unlisted", "note"),
             ("a\n::error::\x1b[31m", "file-unlisted", "note"),
         ],
@@ -377,6 +376,18 @@ class TestFolder:
             assert codes(result, severity) == {code}
             assert len(result.findings) == 1
             assert "\n" not in result.findings[0].file
+
+    def test_the_folder_of_an_unfinished_run(self, tiny: Path) -> None:
+        work = tiny / ".omniges-unfinished"
+        for level in ("quick", "full", "deep"):
+            with content(work, b"x"):
+                assert codes(run(tiny, level)) == {"unfinished-foreign"}
+            work.mkdir()
+            assert codes(run(tiny, level), "note") == {"unfinished-run"}
+            with content(work / "thesis.tex", b"x"):
+                assert codes(run(tiny, level)) == {"unfinished-foreign"}
+            assert run(tiny, level).sound
+            work.rmdir()
 
     def test_links_folders_and_pipes_are_not_read(self, tiny: Path, tmp_path: Path) -> None:
         data = (tiny / SHARD).read_bytes()

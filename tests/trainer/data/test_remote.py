@@ -399,11 +399,11 @@ class TestMisbehaviour:
             (seal({"format": "omniges-shards", "version": 99}), "version 1 expected, found 99"),
             (
                 seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"../x.tar": {}}}),
-                "no file name of a shard set",
+                r"'\.\./x\.tar': no name of the contract",
             ),
             (
-                seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"x.tar": {"bytes": -1}}}),
-                r"bytes and sha256 of x\.tar expected",
+                seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"train-000000.tar": {"bytes": -1}}}),
+                r"'train-000000\.tar': fields bytes",
             ),
             (seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {}}), "lists no manifest.parquet"),
         ],
