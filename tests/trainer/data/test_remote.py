@@ -402,8 +402,15 @@ class TestMisbehaviour:
                 r"'\.\./x\.tar': no name of the contract",
             ),
             (
-                seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"train-000000.tar": {"bytes": -1}}}),
-                r"'train-000000\.tar': fields bytes",
+                seal(
+                    {
+                        "format": "omniges-shards",
+                        "version": 1,
+                        "files": {},
+                        "shards": {"train-000000.tar": {"bytes": -1}},
+                    }
+                ),
+                r"'train-000000\.tar': fields 'bytes'",
             ),
             (seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {}}), "lists no manifest.parquet"),
         ],
