@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from omniges.publish import final_name
 from omniges.shards.schema import UNFINISHED_FILE
+from omniges.storage.atomic import final_name
 
 __all__ = ["KINDS", "Around", "Call", "Kind", "Perform", "Recorder", "kind_of", "tapped"]
 

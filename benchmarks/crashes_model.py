@@ -23,8 +23,8 @@ from typing import Final, Protocol
 
 from crashes_calls import Call
 
-from omniges.publish import is_temporary_name
 from omniges.shards.schema import DATASET_FILE
+from omniges.storage.atomic import is_temporary_name
 
 __all__ = ["Disk", "Fate", "RandomFate", "Tree", "order_faults", "read_tree", "replay", "write_tree"]
 

@@ -17,15 +17,9 @@ from faults import pick
 from shard_sets import Sample, ShardSet
 
 from omniges.shards.manifest import ManifestRow, MemberPlace
-from omniges.shards.schema import (
-    MEMBERS,
-    REPORT_FILE,
-    STATS_FILE,
-    TOKENIZER_FILE,
-    canonical_json,
-    json_document,
-)
+from omniges.shards.schema import MEMBERS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import npy_parts
+from omniges.storage.canonical_json import canonical_json, json_document
 
 __all__ = ["CONTENT_KINDS", "ContentKind"]
 

@@ -41,9 +41,10 @@ from faults import Folder, pick, shard_names
 from shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 
 from omniges.shards.manifest import parse_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, canonical_json
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.shards.verify import VerifyResult, VerifySettings, verify
 from omniges.shards.verify.shard import Level
+from omniges.storage.canonical_json import canonical_json
 
 __all__ = ["TARGETS", "Case", "draw", "judge", "main"]
 

@@ -61,7 +61,7 @@ def evaluate(
     Exit codes: 0 done, 1 bad files, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
     from omniges.pipeline.progress import counter
-    from omniges.publish import publish_bytes
+    from omniges.storage.atomic import publish_bytes
 
     with needs("train"):
         from omniges.trainer.codecs.codec import named_folder

@@ -28,9 +28,9 @@ from omniges.recordings.semantic import decode_semantic
 from omniges.recordings.textgrid import WordTier, decode_words
 from omniges.recordings.wav import Wav, decode_wav
 from omniges.shards.manifest import ManifestRow, MemberPlace
-from omniges.shards.schema import canonical_json, sha256_hex
 from omniges.shards.statistics import partial_of
 from omniges.shards.tar import build_segment, npy_parts
+from omniges.storage.canonical_json import canonical_json, sha256_hex
 
 __all__ = ["convert"]
 

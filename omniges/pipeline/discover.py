@@ -19,7 +19,8 @@ from typing import Final, Literal
 from omniges.errors import Finding, Problem, UsageFault
 from omniges.pipeline.splits import SplitList, parse_split_list, split_by_rule
 from omniges.pipeline.stems import StemFields, parse_stem, speaker_of_folder
-from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem, sha256_hex
+from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
+from omniges.storage.canonical_json import sha256_hex
 
 __all__ = ["Discovery", "Recording", "Selection", "SourceFile", "discover"]
 

@@ -26,11 +26,12 @@ from omniges.pipeline.discover import Recording
 from omniges.pipeline.outcome import Cut, Rejected
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import REPORT_FILE, sha256_hex
+from omniges.shards.schema import REPORT_FILE
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import BLOCK_BYTES
 from omniges.shards.workspace import Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
+from omniges.storage.canonical_json import sha256_hex
 
 __all__ = ["Digests", "Earlier", "Recalled", "journal_rejection", "journal_shard", "known_outcomes", "recall"]
 

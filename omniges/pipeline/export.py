@@ -12,12 +12,12 @@ import numpy as np
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.timebase import SAMPLE_RATE_HZ
-from omniges.publish import make_folder, publish_bytes
 from omniges.recordings.npz import encode_motion
 from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.recordings.wav import encode_pcm_wav, encode_wav
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.storage.atomic import make_folder, publish_bytes
 
 __all__ = ["ExportSummary", "export"]
 

@@ -14,9 +14,9 @@ from omniges.features.gesture import LAYOUT
 from omniges.pictures import draw_sample
 from omniges.pipeline.summary import duration_text, size_text
 from omniges.pipeline.summary import simple_table as _table
-from omniges.publish import publish_bytes
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.storage.atomic import publish_bytes
 
 __all__ = ["draw", "folder_facts", "print_folder", "print_sample", "sample_facts"]
 

@@ -15,8 +15,9 @@ from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.outcome import MAX_FILE_BYTES
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.shards.dataset import read_dataset
-from omniges.shards.schema import DATASET_FILE, canonical_json, sha256_hex
+from omniges.shards.schema import DATASET_FILE
 from omniges.shards.workspace import Begun, Workspace
+from omniges.storage.canonical_json import canonical_json, sha256_hex
 
 __all__ = [
     "check_begun",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omniges.pipeline.supervisor import WorkerEvent
-from omniges.publish import os_errors
+from omniges.storage.atomic import os_errors
 
 __all__ = ["RunLog"]
 

@@ -27,10 +27,10 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.gesture import BETAS, EXPRESSIONS, JOINT_NAMES, POSE_COLUMNS
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from omniges.publish import make_folder, publish_bytes
 from omniges.recordings.npz import encode_motion
 from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.recordings.wav import encode_wav
+from omniges.storage.atomic import make_folder, publish_bytes
 
 __all__ = [
     "MAX_WORDS",

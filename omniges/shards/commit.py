@@ -18,9 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from omniges.errors import DataError
-from omniges.publish import final_name, os_errors, publish_bytes, sync_folder
-from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, SIDE_FILES, canonical_json
+from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, SIDE_FILES
 from omniges.shards.workspace import COMMIT_FILE, PLACE_FILE, CommitSteps, Workspace, aside_name, is_own_name
+from omniges.storage.atomic import final_name, os_errors, publish_bytes, sync_folder
+from omniges.storage.canonical_json import canonical_json
 
 __all__ = ["commit", "finish_commit"]
 

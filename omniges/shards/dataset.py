@@ -17,20 +17,10 @@ from omniges.features import audio, timebase
 from omniges.features.gesture import LAYOUT
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.names import SHARD_NAME, is_sha256
-from omniges.shards.schema import (
-    DATASET_FILE,
-    FORMAT,
-    FORMAT_VERSION,
-    LATENTS_FILE,
-    SIDE_FILES,
-    SPLITS,
-    canonical_json,
-    is_count,
-    json_document,
-    sha256_hex,
-)
+from omniges.shards.schema import DATASET_FILE, FORMAT, FORMAT_VERSION, LATENTS_FILE, SIDE_FILES, SPLITS, is_count
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 from omniges.shards.writer import ShardFile
+from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
 __all__ = [
     "FEATURES",

@@ -15,12 +15,11 @@ from omniges.shards.schema import (
     MEMBERS,
     OPTIONAL_MEMBERS,
     SPLITS,
-    canonical_json,
     is_count,
     key_from_stem,
     member_order,
-    sha256_hex,
 )
+from omniges.storage.canonical_json import canonical_json, sha256_hex
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,8 +18,9 @@ from omniges.features.gesture import GestureClip
 from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import read_dataset
 from omniges.shards.manifest import ManifestRow, read_manifest
-from omniges.shards.redact import one_line
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, sha256_hex
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
+from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.redact import one_line
 
 __all__ = ["SampleArrays", "ShardFolder"]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 __all__ = [
     "DATASET_FILE",
@@ -26,13 +24,10 @@ __all__ = [
     "UNFINISHED_FILE",
     "Split",
     "as_split",
-    "canonical_json",
     "is_count",
     "is_real",
-    "json_document",
     "key_from_stem",
     "member_order",
-    "sha256_hex",
     "shard_name",
     "stem_from_key",
 ]
@@ -107,23 +102,6 @@ def key_from_stem(stem: str) -> str:
 def stem_from_key(key: str) -> str:
     """The inverse of `key_from_stem`."""
     return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), key)
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one byte form of a JSON value that hashes are taken of: sorted keys, no spaces, UTF-8."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
-
-
-def json_document(value: Any) -> bytes:
-    """A JSON file for people: sorted keys, indented, UTF-8, with a final line break."""
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
-
-
-def sha256_hex(data: bytes | memoryview) -> str:
-    """Hexadecimal sha256."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def is_count(value: object, least: int = 0) -> bool:

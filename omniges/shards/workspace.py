@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import CODES, UsageFault
-from omniges.publish import final_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
 from omniges.shards.names import CONTRACT_FILES, SHARD_NAME, is_contract_name, is_sha256
-from omniges.shards.schema import DATASET_FILE, UNFINISHED_FILE, canonical_json, is_count, sha256_hex
+from omniges.shards.schema import DATASET_FILE, UNFINISHED_FILE, is_count
+from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
+from omniges.storage.canonical_json import canonical_json, sha256_hex
 
 __all__ = [
     "COMMIT_FILE",

@@ -20,10 +20,10 @@ from types import TracebackType
 from typing import Final
 
 from omniges.errors import DataError
-from omniges.publish import PendingFile, os_errors
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.schema import Split, as_split, shard_name
 from omniges.shards.tar import END_OF_ARCHIVE
+from omniges.storage.atomic import PendingFile, os_errors
 
 __all__ = ["ShardFile", "ShardWriter", "StoredSegment", "StoredShard", "closes_shard"]
 

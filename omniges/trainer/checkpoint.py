@@ -18,7 +18,9 @@ from typing import Any, Final
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.publish import (
+from omniges.shards.dataset import seal, sealed_correctly
+from omniges.shards.names import is_file_name
+from omniges.storage.atomic import (
     is_temporary_name,
     make_folder,
     os_errors,
@@ -28,9 +30,7 @@ from omniges.publish import (
     remove_tree,
     sync_folder,
 )
-from omniges.shards.dataset import seal, sealed_correctly
-from omniges.shards.names import is_file_name
-from omniges.trainer.tensorfile import read_tensors, write_tensors
+from omniges.storage.tensors import read_tensors, write_tensors
 
 __all__ = [
     "CHECKPOINT_FILE",

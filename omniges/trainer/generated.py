@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import DataError
-from omniges.shards.schema import json_document
+from omniges.storage.canonical_json import json_document
 
 __all__ = ["WINDOWS_TIER", "GeneratedRecord", "read_record"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from omniges.errors import EnvironmentFault
-from omniges.publish import make_folder, os_errors
+from omniges.storage.atomic import make_folder, os_errors
 
 __all__ = ["COLUMNS", "LOG_FILE", "TRACKER_FOLDERS", "Logbook", "Shown", "Tracker", "flat_numbers", "open_trackers"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.publish import os_errors
 from omniges.recordings.arrays import decode_npy
+from omniges.storage.atomic import os_errors
 
 __all__ = ["read_array"]
 

@@ -16,8 +16,8 @@ from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.dataset import read_dataset
-from omniges.shards.locations import parse_location
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
+from omniges.storage.remote import parse_location
 from omniges.trainer.data.cache import CacheSettings, RemoteShards, open_location
 from omniges.trainer.data.catalog import Filters, read_beside, read_catalog
 from omniges.trainer.data.loader import LoaderSettings

@@ -13,7 +13,8 @@ import torch
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.shards.codecs import CodecEntry, FrameEntry
-from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, json_document
+from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
+from omniges.storage.canonical_json import json_document
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.tracks import Tracks

@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 
 from omniges.errors import DataError, UsageFault
-from omniges.publish import locked, make_folder, refuse_links
-from omniges.shards.locations import parse_location
-from omniges.shards.schema import json_document
+from omniges.storage.atomic import locked, make_folder, refuse_links
+from omniges.storage.canonical_json import json_document
+from omniges.storage.remote import parse_location
 from omniges.trainer.checkpoint import (
     Contents,
     SavedCheckpoint,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from omniges.errors import EnvironmentFault
-from omniges.publish import PendingFile, PendingGroup, is_temporary_name, locked, pending_folder, publish_bytes
+from omniges.storage.atomic import PendingFile, PendingGroup, is_temporary_name, locked, pending_folder, publish_bytes
 
 
 class TestPublish:

@@ -18,10 +18,10 @@ from crashes_model import Disk, RandomFate, Tree, order_faults, read_tree, repla
 from crashes_power import laid_out, power_loss_case, recorded, survive
 from crashes_scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
 
-from omniges import publish
-from omniges.publish import make_folder, publish_bytes
 from omniges.shards import commit as commit_module
 from omniges.shards import workspace as workspace_module
+from omniges.storage import atomic
+from omniges.storage.atomic import make_folder, publish_bytes
 
 Recording = tuple[Scenario, Tree, list[Call]]
 
@@ -326,7 +326,7 @@ class TestLosses:
     @pytest.mark.parametrize(
         ("owner", "name"),
         [
-            pytest.param(publish.os, "fsync", id="all"),
+            pytest.param(atomic.os, "fsync", id="all"),
             pytest.param(commit_module, "sync_folder", id="of the commit"),
             pytest.param(workspace_module, "sync_folder", id="of the workspace"),
         ],
@@ -348,7 +348,7 @@ class TestLosses:
     def test_the_order_is_broken_where_the_folder_of_a_published_file_is_not_synced(
         self, scenarios: dict[str, Scenario], tmp_path: Path
     ) -> None:
-        assert order_faults(careless(scenarios["update"], tmp_path / "begun", publish, "sync_folder")[1])
+        assert order_faults(careless(scenarios["update"], tmp_path / "begun", atomic, "sync_folder")[1])
 
     @pytest.mark.slow
     @pytest.mark.timeout(1800)

@@ -27,8 +27,8 @@ from omniges.pipeline.discover import Selection
 from omniges.recordings.textgrid import decode_words
 from omniges.shards.manifest import manifest_hash
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import sha256_hex
 from omniges.shards.statistics import combine, partial_of
+from omniges.storage.canonical_json import sha256_hex
 
 STEM = "2_scott_0_1_1"
 

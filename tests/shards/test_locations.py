@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.shards.locations import (
+from omniges.storage.remote import (
     LocalStore,
     MissingFile,
     Store,
@@ -331,7 +331,7 @@ class TestPackages:
             "import sys\n"
             f"sys.modules[{absent!r}] = None\n"
             "from omniges.errors import EnvironmentFault\n"
-            "from omniges.shards.locations import open_store, parse_location\n"
+            "from omniges.storage.remote import open_store, parse_location\n"
             "try:\n"
             f"    open_store(parse_location({address!r}))\n"
             "except EnvironmentFault as error:\n"
@@ -344,7 +344,7 @@ class TestPackages:
     def test_a_path_loads_no_fsspec(self, folder: Path) -> None:
         script = (
             "import sys\n"
-            "from omniges.shards.locations import open_store, parse_location\n"
+            "from omniges.storage.remote import open_store, parse_location\n"
             f"open_store(parse_location({str(folder)!r})).listing()\n"
             "assert not {'fsspec', 'torch', 'webdataset', 'numpy'} & set(sys.modules)\n"
         )

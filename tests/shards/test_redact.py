@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from omniges.shards.redact import one_line, redact, secrets_in_environment, secrets_in_url
+from omniges.storage.redact import one_line, redact, secrets_in_environment, secrets_in_url
 
 MARK = "Zq7Zq7"  # begins every secret of these tests, and nothing else has it
 ID = "AKIA" + "IOSFODNN7EXAMPLE"

@@ -8,7 +8,8 @@ import re
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from omniges.shards.schema import canonical_json, json_document, key_from_stem, stem_from_key
+from omniges.shards.schema import key_from_stem, stem_from_key
+from omniges.storage.canonical_json import canonical_json, json_document
 
 stems = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 

@@ -32,8 +32,9 @@ from verify_builders import (
 
 from omniges.errors import UsageFault
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, sha256_hex
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import member_header
+from omniges.storage.canonical_json import sha256_hex
 
 SHARD = "train-000000.tar"  # of two samples
 
@@ -591,7 +592,7 @@ class TestManifest:
             assert codes(run(tiny)) == {"manifest-malformed"}
 
     def test_not_parquet_in_spite_of_its_checksum(self, tiny: Path) -> None:
-        from omniges.shards.schema import sha256_hex
+        from omniges.storage.canonical_json import sha256_hex
 
         whole = (tiny / MANIFEST_FILE).read_bytes()
         draw = random.Random(3)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.publish import is_temporary_name
+from omniges.storage.atomic import is_temporary_name
+from omniges.storage.tensors import read_tensors, write_tensors
 from omniges.trainer.checkpoint import (
     CHECKPOINT_FILE,
     Contents,
@@ -28,7 +29,6 @@ from omniges.trainer.checkpoint import (
     set_aside,
 )
 from omniges.trainer.resuming import choose, find_checkpoint
-from omniges.trainer.tensorfile import read_tensors, write_tensors
 
 TYPES = [
     torch.float32,

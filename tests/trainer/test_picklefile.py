@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.trainer.picklefile import read_weight_list, read_weights
+from omniges.storage.tensors import read_weight_list, read_weights
 
 WEIGHTS = {"encoder.weight": torch.arange(12.0).reshape(3, 4), "scale": torch.tensor(2.5, dtype=torch.float64)}
 ZIP_OR_LEGACY = pytest.mark.parametrize("as_zip", [True, False])

@@ -318,7 +318,7 @@ class TestChoice:
 
     def test_a_second_run_in_the_folder_is_refused(self, two: Path, shards: Path) -> None:
         from omniges.errors import EnvironmentFault
-        from omniges.publish import locked
+        from omniges.storage.atomic import locked
 
         with locked(two), pytest.raises(EnvironmentFault, match="another omniges run"):
             run(shards, two)

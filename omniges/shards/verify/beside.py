@@ -15,19 +15,12 @@ from omniges.errors import CODES
 from omniges.shards.codecs import CodecEntry, latents_document
 from omniges.shards.dataset import statistics_document
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import (
-    DATASET_FILE,
-    LATENTS_FILE,
-    REPORT_FILE,
-    STATS_FILE,
-    TOKENIZER_FILE,
-    canonical_json,
-    json_document,
-)
+from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.statistics import Partial
 from omniges.shards.tokenizer import tokenizer_problem, train_tokenizer
 from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.shards.verify.inventory import strict_json
+from omniges.storage.canonical_json import canonical_json, json_document
 
 __all__ = [
     "check_cut_totals",

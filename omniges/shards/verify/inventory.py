@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from omniges.publish import is_temporary_name
 from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
 from omniges.shards.names import is_sha256
@@ -24,14 +23,13 @@ from omniges.shards.schema import (
     STATS_FILE,
     TOKENIZER_FILE,
     UNFINISHED_FILE,
-    canonical_json,
     is_count,
     is_real,
-    json_document,
-    sha256_hex,
 )
 from omniges.shards.verify.files import FileFault, Folder
 from omniges.shards.verify.findings import Collector, VerifyFinding
+from omniges.storage.atomic import is_temporary_name
+from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
 __all__ = [
     "Inventory",

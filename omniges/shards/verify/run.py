@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from omniges.errors import ExitCode, UsageFault
-from omniges.shards.locations import Location
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import (
     DATASET_FILE,
@@ -31,6 +30,7 @@ from omniges.shards.verify.remote import Folders, location_of
 from omniges.shards.verify.shard import Level, ShardJob, ShardReport
 from omniges.shards.verify.workers import reports
 from omniges.shards.workspace import FOREIGN, Workspace
+from omniges.storage.remote import Location
 
 __all__ = ["VerifyResult", "VerifySettings", "verify"]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from omniges.shards.codecs import CodecEntry
-from omniges.shards.locations import Location
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 from omniges.shards.verify.content import Content, check_samples
@@ -17,6 +16,7 @@ from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.shards.verify.inventory import Listed
 from omniges.shards.verify.remote import Folders
 from omniges.shards.verify.walk import HeaderFault, ShardPlan, exact_blocks, parse_header, walk_shard
+from omniges.storage.remote import Location
 
 __all__ = ["Level", "ShardJob", "ShardReport", "inspect_alone", "inspect_shard"]
 

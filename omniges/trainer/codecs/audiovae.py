@@ -25,10 +25,9 @@ from torch import Tensor
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.shards.codecs import FrameEntry
+from omniges.storage.tensors import read_tensors, read_weights
 from omniges.trainer.codecs.blocked import decoded, encoded
 from omniges.trainer.codecs.codec import fingerprint_of
-from omniges.trainer.picklefile import read_weights
-from omniges.trainer.tensorfile import read_tensors
 
 __all__ = ["NAME", "AudioVae", "load_audio_vae"]
 

@@ -25,7 +25,7 @@ from omniges.errors import UsageFault
 from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.grid import WindowGrid
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import canonical_json
+from omniges.storage.canonical_json import canonical_json
 
 if TYPE_CHECKING:
     from omniges.trainer.codecs.textvae_files import LostText, SpokenText

@@ -17,7 +17,6 @@ from typing import Any, Final, cast
 import torch
 
 from omniges.errors import DataError, UsageFault
-from omniges.publish import locked, make_folder
 from omniges.shards.codecs import CodecEntry, WindowEntry
 from omniges.shards.commit import finish_commit
 from omniges.shards.grid import WindowGrid
@@ -25,6 +24,7 @@ from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
 from omniges.shards.workspace import Workspace, refuse_foreign
+from omniges.storage.atomic import locked, make_folder
 from omniges.trainer.codecs.codec import Codec, End, WindowCodec, load_codec
 from omniges.trainer.codecs.encoding import Count, EncodeJob
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
+from omniges.storage.tensors import read_tensors, read_weights
 from omniges.trainer.codecs.rvqvae import Rvqvae, RvqvaeSpec
-from omniges.trainer.picklefile import read_weights
-from omniges.trainer.tensorfile import read_tensors
 
 __all__ = ["ENTRY", "load_rvqvae", "rvqvae_of", "spec_of"]
 

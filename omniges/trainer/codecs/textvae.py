@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniges.errors import DataError, EnvironmentFault
-from omniges.shards.schema import canonical_json
+from omniges.storage.canonical_json import canonical_json
 from omniges.trainer.codecs.codec import BOTH_ENDS, End
 from omniges.trainer.codecs.qformer import QFormer
 from omniges.trainer.codecs.textvae_config import LlamaSizes, T5Sizes, TextVaeConfig

@@ -26,13 +26,12 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.shards.schema import canonical_json, sha256_hex
+from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.tensors import open_tensors, read_weights
 from omniges.trainer.codecs.codec import BOTH_ENDS, End
 from omniges.trainer.codecs.textvae import MAX_LENGTH, TextVae
 from omniges.trainer.codecs.textvae_config import require_agreement, text_vae_config
 from omniges.trainer.codecs.textvae_tokens import LlamaTokens, T5Tokens
-from omniges.trainer.picklefile import read_weights
-from omniges.trainer.tensorfile import open_tensors
 
 __all__ = ["EncodedTexts", "LostText", "SpokenText", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
 

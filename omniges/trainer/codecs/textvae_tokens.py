@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.shards.schema import sha256_hex
+from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.codecs.textvae import IGNORED
 
 if TYPE_CHECKING:

@@ -18,22 +18,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.publish import PendingFile
 from omniges.shards.dataset import read_dataset, sealed_correctly
-from omniges.shards.locations import Location, MissingFile, Store, Timeouts, open_store, parse_location
-from omniges.shards.redact import one_line
-from omniges.shards.schema import (
-    DATASET_FILE,
-    LATENTS_FILE,
-    MANIFEST_FILE,
-    SPLITS,
-    STATS_FILE,
-    TOKENIZER_FILE,
-    sha256_hex,
+from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
+from omniges.storage.atomic import PendingFile
+from omniges.storage.cache import (
+    CacheCounts,
+    CachedFile,
+    CacheFolder,
+    CacheFull,
+    Expected,
+    FetchAhead,
+    Pin,
+    Retries,
+    Wait,
+    WrongContent,
+    copy_checked,
+    fetch_small,
+    with_retries,
 )
-from omniges.trainer.data.ahead import FetchAhead
-from omniges.trainer.data.cachefolder import CacheCounts, CachedFile, CacheFolder, CacheFull, Pin
-from omniges.trainer.data.download import Expected, Retries, Wait, WrongContent, copy_checked, fetch_small, with_retries
+from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.redact import one_line
+from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
 from omniges.trainer.data.reading import LocalShards
 
 __all__ = ["CacheSettings", "RemoteShards", "open_location", "open_specification"]

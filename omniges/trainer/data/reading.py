@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault
-from omniges.trainer.data.cachefolder import CacheFull
+from omniges.storage.cache import CacheFull
 from omniges.trainer.data.catalog import VERIFY, ClipTable
 from omniges.trainer.data.normalise import Normaliser, Scale
 from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks

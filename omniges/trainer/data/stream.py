@@ -24,18 +24,12 @@ from omniges.errors import DataError, EnvironmentFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import BETAS, LAYOUT
 from omniges.features.timebase import mel_frames_for
-from omniges.shards.locations import ByteStream, open_store, parse_location
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.redact import one_line, redact, secrets_in_url
-from omniges.shards.schema import (
-    LATENT_MEMBER,
-    MAX_KEY_BYTES,
-    MEMBERS,
-    OPTIONAL_MEMBERS,
-    member_order,
-    sha256_hex,
-)
+from omniges.shards.schema import LATENT_MEMBER, MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, member_order
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
+from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.redact import one_line, redact, secrets_in_url
+from omniges.storage.remote import ByteStream, open_store, parse_location
 
 __all__ = ["StreamedSample", "stream_samples"]
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.body import BodyModel, Person
 from omniges.features.skeleton import joint_positions
-from omniges.publish import os_errors
 from omniges.recordings.body_model import decode_body_model
-from omniges.shards.schema import sha256_hex
+from omniges.storage.atomic import os_errors
+from omniges.storage.canonical_json import sha256_hex
 
 __all__ = ["GENERIC", "Bodies", "Body", "load_bodies"]
 

@@ -21,14 +21,15 @@ from omniges.features.timebase import (
     SAMPLES_PER_TICK,
     TICKS_PER_SECOND,
 )
-from omniges.publish import os_errors
 from omniges.recordings.arrays import decode_npy
 from omniges.recordings.npz import Motion, decode_motion
 from omniges.recordings.textgrid import WordInterval, decode_words
 from omniges.recordings.wav import decode_wav
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.shards.schema import MANIFEST_FILE
+from omniges.storage.atomic import os_errors
+from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.generated import WINDOWS_TIER, GeneratedRecord, read_record
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS

@@ -16,7 +16,8 @@ from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.shards.schema import MANIFEST_FILE
+from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.evaluate.bodies import load_bodies
 from omniges.trainer.evaluate.figures import Resampling
 from omniges.trainer.evaluate.fit import require_fit

@@ -20,10 +20,10 @@ from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_from_gesture
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.publish import os_errors
 from omniges.recordings.npz import MOTION_COLUMNS, write_motion
 from omniges.recordings.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
 from omniges.recordings.wav import wav_parts
+from omniges.storage.atomic import os_errors
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.series import Spool

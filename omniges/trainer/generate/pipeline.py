@@ -23,7 +23,7 @@ from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import sha256_hex
+from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.checkpoint import Contents, write_checkpoint
 from omniges.trainer.generate.codecs import CodecFolders
 from omniges.trainer.generate.hearing import hear_samples

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.publish import PendingGroup, make_folder
+from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.trainer.generate.codecs import CodecFolders
 from omniges.trainer.generate.inputs import Body, read_body
 from omniges.trainer.generate.loaded import Loaded, load

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.gesture import POSE_COLUMNS, six_d_from_rotvec
-from omniges.publish import os_errors
+from omniges.storage.atomic import os_errors
 from omniges.trainer.metrics.clips import checked
 from omniges.trainer.npyfile import read_array
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.publish import os_errors
-from omniges.trainer.picklefile import read_weights
+from omniges.storage.atomic import os_errors
+from omniges.storage.tensors import read_weights
 
 __all__ = [
     "OmniFlowFolder",

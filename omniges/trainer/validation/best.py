@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from omniges.errors import UsageFault
-from omniges.publish import is_temporary_name, os_errors, sync_folder
+from omniges.storage.atomic import is_temporary_name, os_errors, sync_folder
 from omniges.trainer.checkpoint import Contents, prune, save_checkpoint
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS

@@ -19,7 +19,7 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.recordings.arrays import decode_npy
 from omniges.recordings.textgrid import WordInterval
 from omniges.shards.codecs import CodecEntry
-from omniges.shards.schema import sha256_hex
+from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.evaluate.bodies import GENERIC
 from omniges.trainer.evaluate.figures import Heading, Resampling, absent

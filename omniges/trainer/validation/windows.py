@@ -23,11 +23,12 @@ from omniges.features.timebase import (
     SAMPLES_PER_TICK,
     TICKS_PER_SECOND,
 )
-from omniges.publish import os_errors
 from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.shards.schema import MANIFEST_FILE, sha256_hex
+from omniges.shards.schema import MANIFEST_FILE
+from omniges.storage.atomic import os_errors
+from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.data.catalog import VERIFY
 from omniges.trainer.data.reading import ShardSource
 from omniges.trainer.data.setup import DataSource

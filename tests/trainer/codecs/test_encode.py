@@ -24,13 +24,13 @@ from pipeline_helpers import digests, omniges, run_preprocess
 from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
-from omniges import publish
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.codecs import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
 from omniges.shards.workspace import Begun, Workspace
+from omniges.storage import atomic
 from omniges.trainer.codecs import encode as encode_module
 from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.codecs.encode import EncodeSettings, EncodeSummary, encode
@@ -250,7 +250,7 @@ def killed_run(settings: EncodeSettings, turn: int) -> int:
     if child == 0:
         try:
             killer = Killed(turn)
-            for owner, name in ((Path, "rename"), (Path, "unlink"), (os, "fsync"), (publish, "sync_folder")):
+            for owner, name in ((Path, "rename"), (Path, "unlink"), (os, "fsync"), (atomic, "sync_folder")):
                 setattr(owner, name, killer.before(getattr(owner, name)))
             encode(settings)
             os._exit(0)

@@ -20,11 +20,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.publish import PendingFile
-from omniges.shards.locations import StoreFault
-from omniges.trainer.data.ahead import FetchAhead
-from omniges.trainer.data.cachefolder import CachedFile, CacheFolder, CacheFull, Pin
-from omniges.trainer.data.download import Expected, Retries, WrongContent, backoff_s, with_retries
+from omniges.storage.atomic import PendingFile
+from omniges.storage.cache import (
+    CachedFile,
+    CacheFolder,
+    CacheFull,
+    Expected,
+    FetchAhead,
+    Pin,
+    Retries,
+    WrongContent,
+    backoff_s,
+    with_retries,
+)
+from omniges.storage.remote import StoreFault
 
 GROUP = "0" * 32
 

@@ -20,7 +20,8 @@ from batch_builders import write_shards
 from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import seal
 from omniges.shards.manifest import ManifestRow, parse_manifest, serialize_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, sha256_hex
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
+from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.data.catalog import STREAM_MEMBERS, Filters, read_catalog
 from omniges.trainer.data.normalise import Normaliser
 

@@ -13,10 +13,10 @@ import pytest
 from batch_builders import PlainReader, write_shards
 
 from omniges.errors import DataError, EnvironmentFault
-from omniges.shards.schema import canonical_json
 from omniges.shards.tar import npy_parts
+from omniges.storage.cache import CacheFull
+from omniges.storage.canonical_json import canonical_json
 from omniges.trainer.data import reading
-from omniges.trainer.data.cachefolder import CacheFull
 from omniges.trainer.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
 from omniges.trainer.data.normalise import Normaliser, Scale
 from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, Verify

@@ -19,14 +19,13 @@ import training_helpers as training
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import read_dataset, seal
-from omniges.shards.locations import Timeouts, parse_location
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
+from omniges.storage.cache import CacheFull, Retries
+from omniges.storage.remote import Timeouts, parse_location
 from omniges.trainer.data.cache import CacheSettings, RemoteShards, open_location, open_specification
-from omniges.trainer.data.cachefolder import CacheFull
 from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.collate import open_source
-from omniges.trainer.data.download import Retries
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings
 from omniges.trainer.data.order import RankShare
 from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, ShardSource
@@ -113,8 +112,8 @@ class TestS3:
         script = (
             "import sys, time\n"
             "from pathlib import Path\n"
-            "from omniges.publish import PendingFile\n"
-            "from omniges.shards.locations import parse_location\n"
+            "from omniges.storage.atomic import PendingFile\n"
+            "from omniges.storage.remote import parse_location\n"
             "from omniges.trainer.data.cache import CacheSettings, open_location\n"
             "source = open_location(parse_location(sys.argv[1]),"
             " CacheSettings(folder=Path(sys.argv[2]), capacity_bytes=1 << 30))\n"
@@ -182,7 +181,7 @@ class TestTwoProcesses:
     SCRIPT = (
         "import hashlib, json, os, sys\n"
         "from pathlib import Path\n"
-        "from omniges.shards.locations import parse_location\n"
+        "from omniges.storage.remote import parse_location\n"
         "from omniges.trainer.data.cache import CacheSettings, open_location\n"
         "source = open_location(parse_location(sys.argv[1]),"
         " CacheSettings(folder=Path(sys.argv[2]), capacity_bytes=int(sys.argv[3]), space_wait_s=30))\n"
@@ -459,7 +458,7 @@ class TestCache:
         with opened(web.url, settings(tmp_path)) as source:
             shard_bytes(source)
         taken: list[str] = []
-        from omniges.trainer.data import cachefolder
+        from omniges.storage import cache as cachefolder
 
         digest = cachefolder._digest
         monkeypatch.setattr(cachefolder, "_digest", lambda path: taken.append(path.name) or digest(path))

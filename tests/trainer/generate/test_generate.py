@@ -21,12 +21,12 @@ from training_helpers import run
 from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
 from omniges.pipeline.discover import Selection
-from omniges.publish import PendingFile
 from omniges.recordings.npz import decode_motion, encode_motion
 from omniges.recordings.textgrid import WordInterval, decode_words, encode_words
 from omniges.recordings.wav import decode_wav
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
+from omniges.storage.atomic import PendingFile
 from omniges.trainer.generate.outputs import NEUTRAL, Results
 from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, _Job, generate, load, task_named
 from omniges.trainer.generate.sources import Sources

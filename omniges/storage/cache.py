@@ -9,6 +9,13 @@ Every file is ``GROUP/NAME`` with two hidden files beside it:
 A file in use is *pinned*: its reader holds a shared flock on it, and who wants to evict it asks for an exclusive one.
 All locks are the kernel's, so a process that dies leaves none. Sums are taken and files evicted under the lock of the
 whole folder; nothing waits for another lock while holding that one.
+
+Fetching shards into the cache before they are asked for, in background threads.
+
+Fetching a file from a store: whole, checked, a bounded number of tries.
+
+Waiting between tries follows from the attempt and a salt alone, no random generator and no clock, and nothing of it
+can reach a result: what arrives either has the expected bytes or is thrown away.
 """
 
 from __future__ import annotations
@@ -16,22 +23,154 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from omniges.errors import EnvironmentFault
-from omniges.publish import PendingFile, final_name, is_temporary_name, make_folder, os_errors, publish_bytes
-from omniges.shards.schema import canonical_json
-from omniges.trainer.data.download import Expected
+from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.storage.atomic import PendingFile, final_name, is_temporary_name, make_folder, os_errors, publish_bytes
+from omniges.storage.canonical_json import canonical_json
+from omniges.storage.remote import MissingFile, Store, StoreFault
 
-__all__ = ["CacheCounts", "CacheFolder", "CacheFull", "CachedFile", "Pin"]
+__all__ = [
+    "CacheCounts",
+    "CacheFolder",
+    "CacheFull",
+    "CachedFile",
+    "Expected",
+    "FetchAhead",
+    "Pin",
+    "Retries",
+    "Wait",
+    "WrongContent",
+    "backoff_s",
+    "copy_checked",
+    "fetch_small",
+    "with_retries",
+]
+
+T = TypeVar("T")
+
+Wait = Callable[[float], object]
+"""Waits for some seconds; may raise to give up."""
+
+_AGAIN: Final = "Run omniges verify-shards on the original and copy the shards there again"
+_CHUNK_BYTES: Final = 1 << 20
+_MOST_SMALL_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often to try, and how long to wait between."""
+
+    attempts: int = 5
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would never try, or wait a negative time."""
+        if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
+            raise UsageFault(f"at least one attempt and waits of at least 0 s expected, found {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a file has to be."""
+
+    size: int
+    sha256: str
+
+
+class WrongContent(DataError):
+    """A file is not what dataset.json says."""
+
+
+def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
+    """Seconds to wait before try `attempt` (1 is the second try): doubled each time, and spread over a half to a whole.
+
+    The salt keeps processes apart that failed together.
+    """
+    longest = min(retries.longest_wait_s, retries.first_wait_s * 2.0 ** min(attempt - 1, 60))
+    drawn = int.from_bytes(hashlib.sha256(f"{salt}:{attempt}".encode()).digest()[:4], "big") / 2**32
+    return longest * (0.5 + 0.5 * drawn)
+
+
+def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wait = time.sleep) -> T:
+    """Carry out an action until it succeeds.
+
+    Tried again are transient faults of the store and wrong content. Raises the last of them with the number of tries,
+    and anything else at once.
+    """
+    attempt = 0
+    while True:
+        try:
+            return action()
+        except (StoreFault, WrongContent) as fault:
+            if isinstance(fault, StoreFault) and not fault.transient:
+                raise
+            last = fault
+        attempt += 1
+        if attempt == retries.attempts:
+            raise type(last)(f"{last} (given up after {attempt} tries)")
+        wait(backoff_s(retries, attempt, salt))
+
+
+def copy_checked(store: Store, name: str, expected: Expected, path: Path, check: Callable[[], object]) -> PendingFile:
+    """Copy a file of a store into a new pending file and hold it against its size and sha256.
+
+    `check` is called before each piece and may raise to give up. Raises WrongContent naming the file, what was
+    expected and what was found; MissingFile and StoreFault as the store. Nothing is left of a file that fails.
+    """
+    with contextlib.ExitStack() as undo:
+        pending = PendingFile(path)
+        undo.callback(pending.abort)
+        _copy(store, name, expected, pending, check)
+        undo.pop_all()
+    return pending
+
+
+def _copy(store: Store, name: str, expected: Expected, pending: PendingFile, check: Callable[[], object]) -> None:
+    place = store.location.shown_file(name)
+    try:
+        with store.open_stream(name) as stream:
+            while pending.size <= expected.size:
+                check()
+                piece = stream.read(_CHUNK_BYTES)
+                if not piece:
+                    break
+                pending.write(piece)
+    except MissingFile as error:
+        raise MissingFile(f"{error}, though dataset.json lists it. Copy the shards there again") from None
+    if pending.size != expected.size:
+        found = f"{pending.size} bytes" if pending.size < expected.size else "more"
+        raise WrongContent(f"{place}: {expected.size} bytes expected as in dataset.json, found {found}. {_AGAIN}")
+    if pending.sha256 != expected.sha256:
+        raise WrongContent(
+            f"{place}: sha256 {expected.sha256} expected as in dataset.json, found {pending.sha256}. {_AGAIN}"
+        )
+
+
+def fetch_small(store: Store, name: str) -> bytes:
+    """A small file whole, of unknown size; raises EnvironmentFault beyond 256 MiB."""
+    data = bytearray()
+    with store.open_stream(name) as stream:
+        while piece := stream.read(_CHUNK_BYTES):
+            data += piece
+            if len(data) > _MOST_SMALL_BYTES:
+                raise EnvironmentFault(
+                    f"{store.location.shown_file(name)}: at most {_MOST_SMALL_BYTES} bytes expected, found more. "
+                    "Check the address"
+                )
+    return bytes(data)
+
 
 _GROUP: Final = re.compile(r"[0-9a-f]{32}")
 _LOCK: Final = re.compile(r"\..+\.lock\Z")
@@ -372,3 +511,112 @@ def _reserved(lock: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.close(descriptor)
     return 0
+
+
+_LONGEST_HINT: Final = 1024
+
+
+class _Closed(Exception):
+    """`close` was called while a shard was being fetched."""
+
+
+class FetchAhead:
+    """Keeps the next few shards of a changing order pinned in the cache."""
+
+    def __init__(self, acquire: Callable[[str, Wait], Pin], most: int, threads: int) -> None:
+        """`acquire(shard, wait)` fetches and pins; `most` shards are held at a time. Threads start with a hint."""
+        self._acquire, self._most, self._threads = acquire, most, threads
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._order: list[str] = []
+        self._busy: set[str] = set()
+        self._awaited: Counter[str] = Counter()
+        self._pins: dict[str, Pin] = {}
+        self._errors: dict[str, BaseException] = {}
+        self._running: list[threading.Thread] = []
+
+    def hint(self, shards: Iterable[str]) -> None:
+        """The shards that are wanted next; those fetched for an earlier hint and not in this one are let go."""
+        order = list(dict.fromkeys(itertools.islice(shards, _LONGEST_HINT)))
+        with self._changed:
+            self._order = order
+            for name in self._pins.keys() - order:
+                self._pins.pop(name).close()
+            self._errors = {name: error for name, error in self._errors.items() if name in order}
+            while order and len(self._running) < self._threads and not self._closed.is_set():
+                self._running.append(threading.Thread(target=self._run, name="fetch-ahead", daemon=True))
+                self._running[-1].start()
+            self._changed.notify_all()
+
+    def take(self, name: str) -> Pin | None:
+        """The pin of a shard that was fetched or is being fetched; None where it is neither.
+
+        Raises what fetching it ended with; the next call tries again.
+        """
+        with self._changed:
+            self._order = [other for other in self._order if other != name]
+            self._awaited[name] += 1
+            while name in self._busy:
+                self._changed.wait()
+            self._awaited[name] -= 1
+            if name in self._errors:
+                raise self._errors.pop(name)
+            self._changed.notify_all()  # there is room for the next
+            return self._pins.pop(name, None)
+
+    def drop(self) -> None:
+        """Let go of all that was fetched, and fetch nothing more before the next hint."""
+        with self._changed:
+            self._order = []
+            while self._pins:
+                self._pins.popitem()[1].close()
+
+    def close(self) -> None:
+        """Stop the threads; one that waits for a silent server ends with its time-out."""
+        self._closed.set()
+        self.drop()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._running:
+            thread.join(timeout=1.0)
+
+    def _next(self) -> str | None:
+        """Wait for a shard to fetch and mark it as busy; None after `close`."""
+        with self._changed:
+            while not self._closed.is_set():
+                room = self._most > len(self._busy) + len(self._pins)
+                for name in self._order if room else ():
+                    if name not in self._busy and name not in self._pins and name not in self._errors:
+                        self._busy.add(name)
+                        return name
+                self._changed.wait()
+        return None
+
+    def _run(self) -> None:
+        while (name := self._next()) is not None:
+            pin: Pin | None = None
+            error: BaseException | None = None
+            try:
+                pin = self._acquire(name, self._wait)
+            except BaseException as caught:  # noqa: BLE001 - handed to the thread that opens the shard
+                error = caught
+            with self._changed:
+                self._file(name, pin, error)
+
+    def _file(self, name: str, pin: Pin | None, error: BaseException | None) -> None:
+        """Under the lock: put down what became of a shard."""
+        self._busy.discard(name)
+        wanted = name in self._order or self._awaited[name] > 0
+        if isinstance(error, CacheFull):
+            self._order = []  # nothing more before the next hint; the one who opens it makes space
+        elif error is not None and wanted and not isinstance(error, _Closed):
+            self._errors[name] = error
+        elif pin is not None and wanted:
+            self._pins[name] = pin
+        elif pin is not None:
+            pin.close()
+        self._changed.notify_all()
+
+    def _wait(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise _Closed

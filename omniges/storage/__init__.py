@@ -1,0 +1,1 @@
+"""Files and stores: published whole, locked, fetched, cached, checked."""

@@ -1,0 +1,26 @@
+"""The byte forms of JSON values, and the hash of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+__all__ = ["canonical_json", "json_document", "sha256_hex"]
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte form of a JSON value that hashes are taken of: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def json_document(value: Any) -> bytes:
+    """A JSON file for people: sorted keys, indented, UTF-8, with a final line break."""
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(data).hexdigest()
