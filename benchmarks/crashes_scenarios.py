@@ -16,10 +16,10 @@ from omniges.pipeline import run as run_module
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.outcome import Converted, ConvertSettings, Rejected
-from omniges.pipeline.progress import LineReporter
 from omniges.pipeline.protocol import Sample
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.settings import PreprocessSettings, Summary
+from omniges.progress import LineReporter
 from omniges.shards.schema import DATASET_FILE
 from omniges.shards.verify import VerifySettings, verify
 from omniges.shards.verify.shard import Level

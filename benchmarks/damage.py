@@ -40,10 +40,10 @@ from shard_sets import Sample, ShardSet
 
 from omniges.features import timebase
 from omniges.pipeline.outcome import ConvertSettings
-from omniges.pipeline.progress import LineReporter
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.settings import PreprocessSettings
+from omniges.progress import LineReporter
 from omniges.shards.schema import shard_name
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
 from omniges.shards.verify import VerifyResult, VerifySettings, verify

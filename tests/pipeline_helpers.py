@@ -12,9 +12,9 @@ from typing import Any
 
 from omniges.features.audio import Loudness
 from omniges.pipeline.outcome import ConvertSettings
-from omniges.pipeline.progress import LineReporter
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import PreprocessSettings, Summary
+from omniges.progress import LineReporter
 
 COMMAND = (str(Path(sys.executable).with_name("omniges")),)
 

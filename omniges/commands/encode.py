@@ -39,7 +39,7 @@ def encode(
     Exit codes: 0 done, 1 bad shards or codec, 2 usage, 3 environment, 75 stopped by a signal (the same command goes
     on), 130 Ctrl-C.
     """
-    from omniges.pipeline.progress import counter
+    from omniges.progress import counter
 
     with resumable():
         with needs("train"):

@@ -60,7 +60,7 @@ def evaluate(
 
     Exit codes: 0 done, 1 bad files, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
-    from omniges.pipeline.progress import counter
+    from omniges.progress import counter
     from omniges.storage.atomic import publish_bytes
 
     with needs("train"):

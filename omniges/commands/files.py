@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Write shards back as BEAT2 files: NPZ, TextGrid, and WAV where the audio was kept."""
     from omniges.pipeline.export import export as run
-    from omniges.pipeline.progress import counter
+    from omniges.progress import counter
 
     with counter("samples") as count:
         summary = run(shards, out, listed(keys), count)
@@ -77,8 +77,8 @@ def sample_corpus(
     audio: Annotated[Literal["pcm16", "float32"], typer.Option(help="WAV encoding: pcm16 or float32.")] = "pcm16",
 ) -> None:
     """Write a small synthetic corpus in BEAT2 layout, for trying and testing."""
-    from omniges.pipeline.progress import counter
     from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+    from omniges.progress import counter
 
     settings = CorpusSettings(
         clips=clips,

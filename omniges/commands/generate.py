@@ -55,7 +55,7 @@ def generate(
 
     Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
-    from omniges.pipeline.progress import counter
+    from omniges.progress import counter
 
     with needs("train"):
         from omniges.trainer.codecs.codec import named_folder

@@ -93,9 +93,9 @@ def preprocess(
 
 def _carry_out(settings: PreprocessSettings, *, plan: bool, as_json: bool) -> None:
     """Plan or run a preprocessing and say what came of it; leaves with its exit code."""
-    from omniges.pipeline.progress import counter, make_reporter
     from omniges.pipeline.run import preprocess as run
     from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json
+    from omniges.progress import counter, make_reporter
 
     if plan:
         from omniges.pipeline.plan import make_plan

@@ -36,7 +36,7 @@ def verify_shards(
 
     Exit codes: 0 sound, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
     """
-    from omniges.pipeline.progress import counter
+    from omniges.progress import counter
     from omniges.shards.verify import VerifySettings, render, verify, write_report
     from omniges.storage.remote import parse_location
 

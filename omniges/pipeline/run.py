@@ -31,11 +31,11 @@ from omniges.pipeline.output import (
     is_unchanged,
     read_complete,
 )
-from omniges.pipeline.progress import Reporter
 from omniges.pipeline.runlog import RunLog
 from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.pipeline.supervisor import Supervisor
 from omniges.pipeline.tally import Tally, cut_totals, progress_of, summarize, summary_of_complete
+from omniges.progress import Reporter
 from omniges.shards.commit import commit, finish_commit
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest

@@ -11,10 +11,10 @@ from omniges.errors import Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.earlier import Digests, Recalled, journal_rejection, read_report
 from omniges.pipeline.outcome import Cut, Rejected
-from omniges.pipeline.progress import Progress
 from omniges.pipeline.protocol import Sample
 from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.pipeline.supervisor import Lost, Outcome, Supervisor
+from omniges.progress import Progress
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from omniges.pipeline.progress import JsonReporter, LineReporter, LiveReporter, Progress, counter
+from omniges.progress import JsonReporter, LineReporter, LiveReporter, Progress, counter
 
 HALF = Progress(
     done=150, total=300, converted=120, rejected=20, noted=7, lost=10, reused=0, computed_s=7200.0, elapsed_s=4.0,
@@ -62,7 +62,7 @@ class TestCounter:
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = itertools.count(0.0, 4.0)  # two looks a line
-        monkeypatch.setattr("omniges.pipeline.progress.time.monotonic", lambda: next(clock))
+        monkeypatch.setattr("omniges.progress.time.monotonic", lambda: next(clock))
         with counter("s generated") as count:
             for done in range(1, 5):
                 count(10 * done, 40)
