@@ -11,12 +11,12 @@ from rich.console import Console
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.pictures import draw_sample
 from omniges.pipeline.summary import duration_text, size_text
 from omniges.pipeline.summary import simple_table as _table
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import publish_bytes
+from omniges.visualize import draw_sample
 
 __all__ = ["draw", "folder_facts", "print_folder", "print_sample", "sample_facts"]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.pictures import Row, Version, draw_comparison, draw_result, draw_sample
-from omniges.pictures import sample as pictures
+from omniges.visualize import Row, Version, draw_comparison, draw_result, draw_sample
+from omniges.visualize import sample as pictures
 
 
 def _sample(frames, words=()):
@@ -179,7 +179,7 @@ def test_no_global_state_and_no_early_import():
     code = """
 import sys
 import numpy as np
-from omniges.pictures import Version, draw_comparison, draw_sample
+from omniges.visualize import Version, draw_comparison, draw_sample
 from omniges.features.gesture import gesture_from_motion
 assert "matplotlib" not in sys.modules
 clip = gesture_from_motion(np.zeros((5, 165)), np.zeros((5, 100)), np.ones((5, 3)))
@@ -252,7 +252,7 @@ def test_a_result_without_a_word_says_so():
 def test_mels_of_one_picture_have_one_scale_of_colours():
     """Else what was made too softly looks like the recording."""
     pytest.importorskip("matplotlib")
-    from omniges.pictures import sample as parts
+    from omniges.visualize import sample as parts
 
     mel = ROWS["audio"]
     with parts.new_figure(6.0, 4.0) as figure:

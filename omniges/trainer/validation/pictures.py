@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from omniges.features.gesture import gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.pictures import Version, draw_comparison
 from omniges.recordings.arrays import decode_npy
 from omniges.recordings.npz import decode_motion
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.results import Made, words_of
 from omniges.trainer.validation.windows import Window, WindowFolder
+from omniges.visualize import Version, draw_comparison
 
 __all__ = ["window_picture"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from omniges.pictures import sample as parts
+from omniges.visualize import sample as parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.features.gesture import LAYOUT
-from omniges.pictures import sample as parts
+from omniges.visualize import sample as parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
