@@ -25,9 +25,9 @@ import torch
 
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import joint_positions
-from omniges.recordings.npz import Motion, decode_motion, encode_motion
-from omniges.recordings.textgrid import WordInterval, decode_words, encode_words
-from omniges.recordings.wav import decode_wav, encode_wav
+from omniges.formats.npz import Motion, decode_motion, encode_motion
+from omniges.formats.textgrid import WordInterval, decode_words, encode_words
+from omniges.formats.wav import decode_wav, encode_wav
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.checkpoint import checkpoints, open_checkpoint
 from omniges.trainer.data.slots import SlotCodec

@@ -27,7 +27,7 @@ import torch
 from wordscore import Score, Templates, learn_templates, score_words, word_error_rate
 
 from omniges.features.gesture import gesture_from_motion
-from omniges.recordings.npz import decode_motion
+from omniges.formats.npz import decode_motion
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.checkpoint import checkpoints, open_checkpoint
 from omniges.trainer.data.slots import SlotCodec

@@ -21,12 +21,12 @@ from omniges.errors import Finding, Problem, RecordingFault
 from omniges.features import timebase
 from omniges.features.audio import N_FFT, log_mel, loudness_gain, mix_down, resample
 from omniges.features.gesture import GestureClip, gesture_from_motion
+from omniges.formats.npz import Motion, decode_motion
+from omniges.formats.semantic import decode_semantic
+from omniges.formats.textgrid import WordTier, decode_words
+from omniges.formats.wav import Wav, decode_wav
 from omniges.pipeline.discover import Modality, Recording
 from omniges.pipeline.outcome import MAX_FILE_BYTES, Converted, ConvertSettings, Cut, Rejected
-from omniges.recordings.npz import Motion, decode_motion
-from omniges.recordings.semantic import decode_semantic
-from omniges.recordings.textgrid import WordTier, decode_words
-from omniges.recordings.wav import Wav, decode_wav
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.statistics import partial_of
 from omniges.shards.tar import build_segment, npy_parts
@@ -222,7 +222,7 @@ def _audio_member(wav: Wav, samples: npt.NDArray[np.float32]) -> tuple[str, Piec
     """The waveform bit-exactly: FLAC for 16 and 24 bit mono sources at 16 kHz, float32 samples for all others."""
     if wav.pcm is None or wav.rate_hz != timebase.SAMPLE_RATE_HZ:
         return "audio.npy", npy_parts(np.ascontiguousarray(samples))
-    from omniges.recordings.flac import encode_flac  # noqa: PLC0415 - libsndfile, 0.2 s that most runs do without
+    from omniges.formats.flac import encode_flac  # noqa: PLC0415 - libsndfile, 0.2 s that most runs do without
 
     return "flac", (encode_flac(wav.pcm, bits=16 if wav.encoding == "pcm16" else 24),)
 

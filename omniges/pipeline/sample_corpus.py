@@ -27,9 +27,9 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.gesture import BETAS, EXPRESSIONS, JOINT_NAMES, POSE_COLUMNS
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from omniges.recordings.npz import encode_motion
-from omniges.recordings.textgrid import WordInterval, encode_words
-from omniges.recordings.wav import encode_wav
+from omniges.formats.npz import encode_motion
+from omniges.formats.textgrid import WordInterval, encode_words
+from omniges.formats.wav import encode_wav
 from omniges.storage.atomic import make_folder, publish_bytes
 
 __all__ = [

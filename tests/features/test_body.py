@@ -11,7 +11,7 @@ from body_builders import body_arrays, body_file, slow_body
 from omniges.features.body import BodyModel
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import PARENTS
-from omniges.recordings.body_model import decode_body_model
+from omniges.formats.body_model import decode_body_model
 
 ARRAYS = body_arrays(vertices=40)
 RNG = np.random.default_rng(1)

@@ -19,8 +19,8 @@ import pytest
 import soundfile
 from pipeline_helpers import report, run_preprocess
 
+from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.pipeline.settings import Summary
-from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.shards.reader import ShardFolder
 
 SECONDS = 4.0

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.gesture import LAYOUT
+from omniges.formats.textgrid import decode_words
 from omniges.pipeline.discover import Selection
-from omniges.recordings.textgrid import decode_words
 from omniges.shards.manifest import manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.statistics import combine, partial_of

@@ -18,12 +18,12 @@ import soundfile
 from omniges.errors import ExitCode, UsageFault
 from omniges.features.audio import mel_filterbank
 from omniges.features.gesture import LAYOUT
+from omniges.formats.npz import decode_motion
+from omniges.formats.semantic import decode_semantic
+from omniges.formats.textgrid import decode_words
 from omniges.pipeline.sample_corpus import MAX_WORDS, CorpusSettings, word_signature, write_sample_corpus
 from omniges.pipeline.splits import parse_split_list
 from omniges.pipeline.stems import parse_stem, speaker_of_folder
-from omniges.recordings.npz import decode_motion
-from omniges.recordings.semantic import decode_semantic
-from omniges.recordings.textgrid import decode_words
 
 GOLDEN = {
     "sem": "ef3f9820d1b8070f",

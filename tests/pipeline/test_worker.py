@@ -7,11 +7,11 @@ import errno
 import numpy as np
 import pytest
 
+from omniges.formats.flac import encode_flac
 from omniges.pipeline import worker
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.outcome import ConvertSettings, Rejected
 from omniges.pipeline.stems import parse_stem
-from omniges.recordings.flac import encode_flac
 
 RECORDING = Recording("a", "a", "train", parse_stem("a"), {})
 

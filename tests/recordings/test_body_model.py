@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from recording_builders import npy_header
 
 from omniges.errors import RecordingFault
-from omniges.recordings.arrays import decode_npy
-from omniges.recordings.body_model import decode_body_model
+from omniges.formats.arrays import decode_npy
+from omniges.formats.body_model import decode_body_model
 
 GOOD = body_file(20)
 

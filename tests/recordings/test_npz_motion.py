@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from recording_builders import SAMPLE, motion, needs_sample, npy, npy_header, npz, npz_raw, split_motion
 
 from omniges.errors import RecordingFault
-from omniges.recordings.arrays import MAX_TOTAL_BYTES
-from omniges.recordings.npz import decode_motion, encode_motion, write_motion
+from omniges.formats.arrays import MAX_TOTAL_BYTES
+from omniges.formats.npz import decode_motion, encode_motion, write_motion
 
 GOOD = npz(motion(2))
 MEMBERS = {key: npy(array) for key, array in motion(2).items()}

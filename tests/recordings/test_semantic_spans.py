@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from recording_builders import SHARED, needs_sample
 
 from omniges.errors import RecordingFault
-from omniges.recordings.semantic import SemanticSpan, decode_semantic
+from omniges.formats.semantic import SemanticSpan, decode_semantic
 
 
 @needs_sample

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from recording_builders import CORPUS, SAMPLE, needs_corpus, needs_sample, textgrid
 
 from omniges.errors import RecordingFault
-from omniges.recordings.textgrid import (
-    MAX_BYTES,
-    SILENCE_LABELS,
-    WordInterval,
-    decode_words,
-    encode_words,
-)
+from omniges.formats.textgrid import MAX_BYTES, SILENCE_LABELS, WordInterval, decode_words, encode_words
 
 HEADER = 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n'
 TWO = [("0", "1", "one"), ("1", "2", "two")]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.npyfile import read_array
+from omniges.formats.arrays import read_array
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.gesture import JOINT_NAMES, LAYOUT
-from omniges.trainer.npyfile import read_array
+from omniges.formats.arrays import read_array
 
 __all__ = ["PARTS", "Part", "PartScale", "part_columns", "read_scales", "statistics_files"]
 

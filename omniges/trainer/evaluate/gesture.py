@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
-from omniges.recordings.semantic import SemanticSpan
+from omniges.formats.semantic import SemanticSpan
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.beats import BeatRows

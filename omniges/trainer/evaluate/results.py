@@ -21,10 +21,10 @@ from omniges.features.timebase import (
     SAMPLES_PER_TICK,
     TICKS_PER_SECOND,
 )
-from omniges.recordings.arrays import decode_npy
-from omniges.recordings.npz import Motion, decode_motion
-from omniges.recordings.textgrid import WordInterval, decode_words
-from omniges.recordings.wav import decode_wav
+from omniges.formats.arrays import decode_npy
+from omniges.formats.npz import Motion, decode_motion
+from omniges.formats.textgrid import WordInterval, decode_words
+from omniges.formats.wav import decode_wav
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
@@ -349,7 +349,7 @@ def _made_by(record: GeneratedRecord | None) -> str:
 def waveform(shards: ShardFolder, row: ManifestRow) -> npt.NDArray[np.float32] | None:
     """A recording's kept audio at 16 kHz (N,), or None where the shards have none."""
     if "flac" in row.members:
-        from omniges.recordings.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
+        from omniges.formats.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
 
         pcm, bits = decode_flac(shards.member(row, "flac"))
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))  # exact, and no float64 of eleven minutes

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES
+from omniges.formats.arrays import read_array
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.canonical_json import sha256_hex
@@ -34,7 +35,6 @@ from omniges.trainer.metrics.encoders import Encoder, Features, load_encoder, lo
 from omniges.trainer.metrics.profiles import Profile, profile
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
-from omniges.trainer.npyfile import read_array
 from omniges.trainer.resuming import find_checkpoint
 from omniges.trainer.saved import load_identity
 

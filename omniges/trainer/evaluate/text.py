@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.recordings.textgrid import WordInterval
+from omniges.formats.textgrid import WordInterval
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.figures import Figure, Heading, Resampling, Row, Values, absent, figure_of_statistic
 from omniges.trainer.evaluate.results import Result

@@ -20,8 +20,8 @@ from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, gesture_from_motion
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
-from omniges.recordings.npz import Motion, decode_motion
-from omniges.recordings.textgrid import decode_words
+from omniges.formats.npz import Motion, decode_motion
+from omniges.formats.textgrid import decode_words
 from omniges.shards.reader import SampleArrays
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex

@@ -20,9 +20,9 @@ from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_from_gesture
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.recordings.npz import MOTION_COLUMNS, write_motion
-from omniges.recordings.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
-from omniges.recordings.wav import wav_parts
+from omniges.formats.npz import MOTION_COLUMNS, write_motion
+from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
+from omniges.formats.wav import wav_parts
 from omniges.storage.atomic import os_errors
 from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body

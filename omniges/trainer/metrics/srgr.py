@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAME_RATE_HZ
-from omniges.recordings.semantic import SemanticSpan
+from omniges.formats.semantic import SemanticSpan
 from omniges.trainer.metrics.clips import checked, checked_pair
 from omniges.trainer.metrics.profiles import SemanticSettings
 

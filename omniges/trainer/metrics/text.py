@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.recordings.textgrid import WordInterval
+from omniges.formats.textgrid import WordInterval
 
 __all__ = [
     "Alignment",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from omniges.features.gesture import gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.recordings.arrays import decode_npy
-from omniges.recordings.npz import decode_motion
+from omniges.formats.arrays import decode_npy
+from omniges.formats.npz import decode_motion
 from omniges.trainer.model.streams import StreamName
 from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.results import Made, words_of

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from omniges import __version__
 from omniges.errors import DataError
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.recordings.arrays import decode_npy
-from omniges.recordings.textgrid import WordInterval
+from omniges.formats.arrays import decode_npy
+from omniges.formats.textgrid import WordInterval
 from omniges.shards.codecs import CodecEntry
 from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.data.slots import SlotCodec

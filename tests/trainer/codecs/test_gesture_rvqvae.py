@@ -265,7 +265,7 @@ class TestAsACodecOfShards:
 
 class TestRealRecording:
     def test_loses_its_last_two_frames_and_no_other(self, folder, beat2_sample):
-        from omniges.recordings.npz import decode_motion
+        from omniges.formats.npz import decode_motion
 
         path = beat2_sample / "beat_english_v2.0.0" / "smplxflame_30" / "2_scott_0_1_1.npz"
         motion = decode_motion(path.read_bytes())

@@ -13,7 +13,7 @@ from text_latents_builders import NAME, write_text_vae
 from training_helpers import SMALLEST, run
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.recordings.textgrid import WordInterval, decode_words, encode_tiers
+from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs.codec import BOTH_ENDS
 from omniges.trainer.codecs.textvae_files import LostText, SpokenText, TextCodec

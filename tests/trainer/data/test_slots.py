@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import DataError
-from omniges.recordings.textgrid import decode_words
+from omniges.formats.textgrid import decode_words
 from omniges.shards.tokenizer import train_tokenizer
 from omniges.trainer.data.slots import BLANK, MARKS, MAX_PUSH_TICKS, SlotCodec, SlotWord, pack_slots, unpack_slots
 

@@ -17,9 +17,9 @@ from evaluate_builders import put, put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.skeleton import joint_positions
+from omniges.formats.npz import decode_motion, encode_motion
+from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.pipeline.export import motion_file, text_file
-from omniges.recordings.npz import decode_motion, encode_motion
-from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.evaluate import run
 from omniges.trainer.evaluate.figures import Figure

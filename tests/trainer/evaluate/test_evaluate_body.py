@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import motion_from_gesture
+from omniges.formats.npz import Motion, decode_motion, encode_motion
+from omniges.formats.semantic import SemanticSpan
 from omniges.pipeline.export import motion_file
-from omniges.recordings.npz import Motion, decode_motion, encode_motion
-from omniges.recordings.semantic import SemanticSpan
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.evaluate.bodies import load_bodies
 from omniges.trainer.evaluate.report import Report, render

@@ -12,10 +12,10 @@ import pytest
 from evaluate_builders import npy, put, put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
+from omniges.formats.npz import decode_motion, encode_motion
+from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.pipeline.export import motion_file, text_file
 from omniges.pipeline.stems import _LANGUAGES as LANGUAGES
-from omniges.recordings.npz import decode_motion, encode_motion
-from omniges.recordings.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.evaluate.beats import BeatRows
 from omniges.trainer.evaluate.figures import Heading as Head

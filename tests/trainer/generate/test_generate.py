@@ -20,10 +20,10 @@ from training_helpers import run
 
 from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
+from omniges.formats.npz import decode_motion, encode_motion
+from omniges.formats.textgrid import WordInterval, decode_words, encode_words
+from omniges.formats.wav import decode_wav
 from omniges.pipeline.discover import Selection
-from omniges.recordings.npz import decode_motion, encode_motion
-from omniges.recordings.textgrid import WordInterval, decode_words, encode_words
-from omniges.recordings.wav import decode_wav
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.storage.atomic import PendingFile

@@ -14,9 +14,9 @@ import pytest
 from omniges.commands.generate import generate as generate_command
 from omniges.errors import UsageFault
 from omniges.features.gesture import gesture_from_motion
-from omniges.recordings.npz import decode_motion
-from omniges.recordings.textgrid import decode_words
-from omniges.recordings.wav import decode_wav
+from omniges.formats.npz import decode_motion
+from omniges.formats.textgrid import decode_words
+from omniges.formats.wav import decode_wav
 from omniges.trainer.generate.pipeline import OmnigesPipeline
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from omniges.features.skeleton import joint_positions
-from omniges.recordings.npz import decode_motion
-from omniges.recordings.semantic import SemanticSpan, decode_semantic
-from omniges.recordings.wav import decode_wav
+from omniges.formats.npz import decode_motion
+from omniges.formats.semantic import SemanticSpan, decode_semantic
+from omniges.formats.wav import decode_wav
 from omniges.trainer.metrics.beats import mean_joint_speeds
 from omniges.trainer.metrics.profiles import PROFILES, scored_poses
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import DataError
-from omniges.recordings.textgrid import WordInterval
+from omniges.formats.textgrid import WordInterval
 from omniges.trainer.metrics.text import (
     EditCounts,
     align,
@@ -221,7 +221,7 @@ class TestTimes:
             word_timing_error(said(("a", float("nan"), 1)), said(("a", 0, 1)))
 
     def test_the_real_transcript_against_itself_delayed(self, beat2_sample):
-        from omniges.recordings.textgrid import decode_words
+        from omniges.formats.textgrid import decode_words
 
         path = beat2_sample / "beat_english_v2.0.0" / "textgrid" / "2_scott_0_1_1.TextGrid"
         words = decode_words(path.read_bytes()).words

@@ -11,8 +11,8 @@ from pipeline_helpers import run_preprocess
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import motion_from_gesture
+from omniges.formats.flac import decode_flac
 from omniges.pipeline.discover import Selection
-from omniges.recordings.flac import decode_flac
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings

@@ -29,8 +29,8 @@ from training_helpers import (
 from vae_builders import write_vae
 
 from omniges.errors import ExitCode, UsageFault
-from omniges.recordings.arrays import decode_npy
-from omniges.recordings.npz import decode_motion
+from omniges.formats.arrays import decode_npy
+from omniges.formats.npz import decode_motion
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.codecs import codec as codec_module

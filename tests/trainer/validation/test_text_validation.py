@@ -23,7 +23,7 @@ from training_helpers import (
 )
 
 from omniges.errors import UsageFault
-from omniges.recordings.textgrid import WordInterval, decode_words, encode_tiers, encode_words
+from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.codecs import codec as codec_module

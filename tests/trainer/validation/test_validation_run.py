@@ -16,11 +16,11 @@ from pipeline_helpers import run_preprocess
 from training_helpers import Collected, SignalAt, Trained, checkpoint_of, learned, log_of, require_same_learning, run
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, UsageFault
+from omniges.formats.arrays import decode_npy
+from omniges.formats.npz import decode_motion
+from omniges.formats.textgrid import decode_words
+from omniges.formats.wav import decode_wav
 from omniges.pipeline.discover import Selection
-from omniges.recordings.arrays import decode_npy
-from omniges.recordings.npz import decode_motion
-from omniges.recordings.textgrid import decode_words
-from omniges.recordings.wav import decode_wav
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.generate.run import GenerateSettings, generate

@@ -2,6 +2,8 @@
 
 ``zipfile`` reads the directory only. Member data is cut out here, checked (npy header against claimed size, CRC,
 bounded inflation) and only for the keys that are asked for; no array is allocated before its claim has been checked.
+
+Arrays of ``.npy`` files, never unpickled; a header is believed only as far as the file is long.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import RecordingFault
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.storage.atomic import os_errors
 
-__all__ = ["MAX_TOTAL_BYTES", "Archive", "Member", "decode_npy"]
+__all__ = ["MAX_TOTAL_BYTES", "Archive", "Member", "decode_npy", "read_array"]
 
 Array = npt.NDArray[Any]
 
@@ -206,3 +210,18 @@ class Archive:
             found = f"{len(body)} of {info.compress_size} bytes of {name}"
             raise RecordingFault("npz-damaged", found, "all of them")
         return body
+
+
+def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
+    """The array of numbers of a file; `wanted` says what it should hold, for errors.
+
+    Raises UsageFault where there is no such file, DataError for one that is of another kind, damaged or pickled.
+    """
+    if not path.is_file():
+        raise UsageFault(f"{path}: no such file; {wanted}")
+    with os_errors(path, "read"):
+        data = path.read_bytes()
+    try:
+        return decode_npy(data)
+    except RecordingFault as fault:
+        raise DataError(f"{path}: found {fault.problem.found}; {wanted}") from fault

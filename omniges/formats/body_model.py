@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import RecordingFault
-from omniges.recordings.arrays import Archive, Member
+from omniges.formats.arrays import Archive, Member
 
 __all__ = ["BodyModelArrays", "decode_body_model"]
 

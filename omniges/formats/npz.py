@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import Problem, RecordingFault
-from omniges.recordings.arrays import Archive, Member
+from omniges.formats.arrays import Archive, Member
 
 __all__ = ["Motion", "decode_motion", "encode_motion", "write_motion"]
 
