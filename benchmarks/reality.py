@@ -25,12 +25,12 @@ import torch
 
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import joint_positions
+from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.formats.wav import decode_wav, encode_wav
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.checkpoint import checkpoints, open_checkpoint
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.model.flow import FlowModel, Windows
 from omniges.trainer.model.streams import STREAMS
 from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan

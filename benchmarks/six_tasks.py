@@ -27,10 +27,10 @@ import torch
 from wordscore import Score, Templates, learn_templates, score_words, word_error_rate
 
 from omniges.features.gesture import gesture_from_motion
+from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.checkpoint import checkpoints, open_checkpoint
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
 from omniges.trainer.model.streams import StreamName

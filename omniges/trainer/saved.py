@@ -12,11 +12,11 @@ import torch
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
+from omniges.features.text_slots import SlotCodec
 from omniges.shards.codecs import CodecEntry, FrameEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.canonical_json import json_document
 from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.tracks import Tracks
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
 from omniges.trainer.model.flow import FlowModel

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.storage.atomic import locked, make_folder, refuse_links
 from omniges.storage.canonical_json import json_document
 from omniges.storage.remote import parse_location
@@ -24,7 +25,6 @@ from omniges.trainer.checkpoint import (
     remove_unfinished,
     set_aside,
 )
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.state import resume as check_state
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
 from omniges.trainer.logbook import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.arrays import checked
 from omniges.features.gesture import LAYOUT
 from omniges.shards.codecs import FrameEntry
 from omniges.storage.atomic import os_errors
@@ -23,7 +24,6 @@ from omniges.trainer.codecs.codec import fingerprint_of
 from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales
 from omniges.trainer.codecs.rvqvae import Rvqvae
 from omniges.trainer.codecs.rvqvaefile import load_rvqvae
-from omniges.trainer.metrics.clips import checked
 
 __all__ = ["LATENT_SCALE", "NAME", "GestureRvqvae", "load_gesture_rvqvae", "load_whole_gesture_rvqvae"]
 

@@ -16,12 +16,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.features.text_slots import SlotCodec
 from omniges.trainer.data.catalog import ClipTable
 from omniges.trainer.data.normalise import Normaliser, Scale
 from omniges.trainer.data.order import ClipOrder, Mixture, Picks
 from omniges.trainer.data.reading import ClipReader, LocalShards, ShardSource
 from omniges.trainer.data.shared import ArrayPlace, layout_of, place_arrays
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["BatchBlock", "Collator", "batch_layout", "mixture_of", "open_source"]

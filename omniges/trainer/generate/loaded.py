@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 
 from omniges.errors import UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.state import trained_on
 from omniges.trainer.generate.settings import Weights
 from omniges.trainer.generate.sources import Input, Reading

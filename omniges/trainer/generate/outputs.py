@@ -19,12 +19,12 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_from_gesture
+from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
 from omniges.formats.wav import wav_parts
 from omniges.storage.atomic import os_errors
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.series import Spool
 from omniges.trainer.generated import WINDOWS_TIER

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.outputs import Results
 from omniges.trainer.generate.sources import Input

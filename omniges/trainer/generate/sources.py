@@ -11,13 +11,13 @@ from typing import Any, Final, cast
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
+from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.codecs import CodecEntry, FrameEntry
 from omniges.shards.dataset import FEATURES
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, SPLITS
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.generate.inputs import (
     MOST_APART_S,
     STANDARD_INPUT,

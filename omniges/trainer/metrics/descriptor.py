@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.features.arrays import checked
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
-from omniges.trainer.metrics.clips import checked
 
 __all__ = ["DESCRIPTOR_NAME", "describe"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from omniges.trainer.metrics.clips import ClipValue, checked
+from omniges.features.arrays import checked
+from omniges.trainer.metrics.clips import ClipValue
 
 __all__ = ["l1_diversity"]
 

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.features.arrays import checked
 from omniges.features.gesture import POSE_COLUMNS, six_d_from_rotvec
 from omniges.formats.arrays import read_array
 from omniges.storage.atomic import os_errors
-from omniges.trainer.metrics.clips import checked
 
 __all__ = ["Encoder", "Features", "encoder_input", "load_encoder", "load_features"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import UsageFault
-from omniges.trainer.metrics.clips import checked
+from omniges.features.arrays import checked
 from omniges.trainer.metrics.profiles import FrechetSettings
 
 __all__ = ["FrechetScore", "frechet_distance"]

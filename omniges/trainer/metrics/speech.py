@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.arrays import checked
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from omniges.trainer.metrics.clips import ClipValue, checked, checked_pair
+from omniges.trainer.metrics.clips import ClipValue, checked_pair
 
 __all__ = [
     "CEPSTRA",

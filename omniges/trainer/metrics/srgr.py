@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
-from omniges.trainer.metrics.clips import checked, checked_pair
+from omniges.trainer.metrics.clips import checked_pair
 from omniges.trainer.metrics.profiles import SemanticSettings
 
 __all__ = ["RecallScore", "semantic_recall", "semantic_scores"]

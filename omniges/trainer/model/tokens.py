@@ -1,7 +1,7 @@
 """The default tokens: one a tick in each stream, so that all streams lie on one time grid.
 
 Gesture is 3 frames × 415 channels a token, audio 10 mel frames × 64 bands, both normalised by the training data's
-statistics. Text is a slot a tick (`omniges.trainer.data.slots`), embedded.
+statistics. Text is a slot a tick (`omniges.features.text_slots`), embedded.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniges.features.text_slots import BLANK, MARKS
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.statistics import SMALLEST_STD
-from omniges.trainer.data.slots import BLANK, MARKS
 from omniges.trainer.model.streams import Prediction, Stream, clean_from_velocity
 
 __all__ = ["FrameTokens", "SlotTokens", "WindowTokens", "tick_seconds"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 from omniges.errors import EnvironmentFault, UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.trainer.data.setup import DataSource
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.evaluate.text import UNTIMED
 from omniges.trainer.learner import Learner
 from omniges.trainer.metrics.beats import least_frames

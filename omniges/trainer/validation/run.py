@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.trainer.data.slots import SlotCodec
+from omniges.features.text_slots import SlotCodec
 from omniges.trainer.evaluate.figures import Figure, Heading, absent
 from omniges.trainer.evaluate.motion import TrainSplit, learn_train_split
 from omniges.trainer.model.flow import FlowModel

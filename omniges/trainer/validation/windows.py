@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
+from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import (
     FRAMES_PER_TICK,
     MEL_FRAMES_PER_TICK,
@@ -32,7 +33,6 @@ from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.data.catalog import VERIFY
 from omniges.trainer.data.reading import ShardSource
 from omniges.trainer.data.setup import DataSource
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.tracks import Track
 from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.validation.choice import Clip, choose_places

@@ -21,12 +21,12 @@ import torch
 from batch_builders import PlainReader, write_shards
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.trainer.data import pool
 from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.trainer.data.order import RankShare
 from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.slots import SlotCodec
 
 TICKS = 8
 LENGTHS = (30, 9, 17, 8, 25, 7, 40, 12, 19, 31, 5)  # 21 windows of 8 ticks; two clips are shorter

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import DataError
+from omniges.features.text_slots import BLANK, MARKS, MAX_PUSH_TICKS, SlotCodec, SlotWord, pack_slots, unpack_slots
 from omniges.formats.textgrid import decode_words
 from omniges.shards.tokenizer import train_tokenizer
-from omniges.trainer.data.slots import BLANK, MARKS, MAX_PUSH_TICKS, SlotCodec, SlotWord, pack_slots, unpack_slots
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared"))
 BYTES_ALONE = train_tokenizer({})

@@ -12,11 +12,11 @@ from batch_builders import PlainReader, write_shards
 from pipeline_helpers import omniges
 
 from omniges.errors import UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings
 from omniges.trainer.data.order import RankShare
 from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.data.trace import TraceSettings, trace
 
 LENGTHS = (30, 9, 17, 8, 25, 7)

@@ -7,9 +7,10 @@ import pytest
 from metrics_builders import turned, untouched, walk
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.arrays import checked
 from omniges.features.gesture import six_d_from_rotvec
 from omniges.formats.semantic import SemanticSpan
-from omniges.trainer.metrics.clips import ClipValue, checked, checked_pair, weighted_mean
+from omniges.trainer.metrics.clips import ClipValue, checked_pair, weighted_mean
 from omniges.trainer.metrics.diversity import l1_diversity
 from omniges.trainer.metrics.face import FaceSums, face_mse, face_velocity
 from omniges.trainer.metrics.motion import foot_skate, invalid_rotations, jerk, root_drift

@@ -201,8 +201,8 @@ class TestClosedForms:
 class TestOnShards:
     def test_all_tasks_run_on_real_shards_and_learning_lowers_the_loss(self, shards: Path):
         """Twenty steps on the small corpus; the long test learns for minutes."""
+        from omniges.features.text_slots import SlotCodec
         from omniges.shards.reader import ShardFolder
-        from omniges.trainer.data.slots import SlotCodec
 
         folder = ShardFolder(shards)
         codec = SlotCodec((shards / "tokenizer.json").read_bytes())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from omniges.trainer.data.slots import BLANK, MARKS, unpack_slots
+from omniges.features.text_slots import BLANK, MARKS, unpack_slots
 from omniges.trainer.model.streams import clean_from_velocity, noised, velocity_from_clean
 from omniges.trainer.model.tokens import FrameTokens, SlotTokens, tick_seconds
 

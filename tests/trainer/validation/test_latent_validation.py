@@ -29,6 +29,7 @@ from training_helpers import (
 from vae_builders import write_vae
 
 from omniges.errors import ExitCode, UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.shards.reader import ShardFolder
@@ -39,7 +40,6 @@ from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings
 from omniges.trainer.data.order import RankShare
 from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources

@@ -23,6 +23,7 @@ from training_helpers import (
 )
 
 from omniges.errors import UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
@@ -33,7 +34,6 @@ from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings
 from omniges.trainer.data.order import RankShare
 from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.slots import SlotCodec
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
