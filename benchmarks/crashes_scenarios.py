@@ -21,8 +21,8 @@ from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.progress import LineReporter
 from omniges.shards.schema import DATASET_FILE
-from omniges.shards.verify import VerifySettings, verify
-from omniges.shards.verify.shard import Level
+from omniges.verify import VerifySettings, verify
+from omniges.verify.shard import Level
 
 __all__ = [
     "NAMES",

@@ -46,8 +46,8 @@ from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import LineReporter
 from omniges.shards.schema import shard_name
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
-from omniges.shards.verify import VerifyResult, VerifySettings, verify
-from omniges.shards.verify.shard import Level
+from omniges.verify import VerifyResult, VerifySettings, verify
+from omniges.verify.shard import Level
 
 __all__ = [
     "Bases",

@@ -42,9 +42,9 @@ from shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 
 from omniges.shards.manifest import parse_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
-from omniges.shards.verify import VerifyResult, VerifySettings, verify
-from omniges.shards.verify.shard import Level
 from omniges.storage.canonical_json import canonical_json
+from omniges.verify import VerifyResult, VerifySettings, verify
+from omniges.verify.shard import Level
 
 __all__ = ["TARGETS", "Case", "draw", "judge", "main"]
 

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from corpora import COMMAND, find_recordings, link_corpus, make_corpus, say
 
-from omniges.shards.verify import VerifySettings, verify
-from omniges.shards.verify.shard import Level
+from omniges.verify import VerifySettings, verify
+from omniges.verify.shard import Level
 
 __all__ = ["main", "measure"]
 

@@ -16,7 +16,7 @@ from shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_o
 
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
-from omniges.shards.verify import VerifyResult, VerifySettings, verify
+from omniges.verify import VerifyResult, VerifySettings, verify
 
 __all__ = [
     "BLOCK",

@@ -37,8 +37,8 @@ def verify_shards(
     Exit codes: 0 sound, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
     """
     from omniges.progress import counter
-    from omniges.shards.verify import VerifySettings, render, verify, write_report
     from omniges.storage.remote import parse_location
+    from omniges.verify import VerifySettings, render, verify, write_report
 
     location = parse_location(folder)
     if quarantine and location.path is None:
@@ -68,7 +68,7 @@ def verify_shards(
 
 def _move_aside(folder: Path, damaged: tuple[str, ...]) -> None:
     """Move damaged files aside and say what to do next."""
-    from omniges.shards.quarantine import quarantine
+    from omniges.verify.quarantine import quarantine
 
     moved = quarantine(folder, damaged)
     for name, target in moved.items():

@@ -34,7 +34,7 @@ from crashes_scenarios import (
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.supervisor import Supervisor
-from omniges.shards.verify import VerifySettings, verify
+from omniges.verify import VerifySettings, verify
 
 
 @pytest.fixture(scope="module")

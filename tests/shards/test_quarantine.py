@@ -11,8 +11,8 @@ import pytest
 from pipeline_helpers import digests, omniges
 
 from omniges.errors import EnvironmentFault
-from omniges.shards.quarantine import quarantine, quarantine_folder
 from omniges.storage.atomic import locked
+from omniges.verify.quarantine import quarantine, quarantine_folder
 
 
 @pytest.fixture

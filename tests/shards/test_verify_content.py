@@ -20,9 +20,9 @@ from verify_builders import Fault, Sample, ShardSet, codes, content, edited_data
 from omniges.errors import CODES
 from omniges.shards.schema import DATASET_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, key_from_stem
 from omniges.shards.tar import npy_parts
-from omniges.shards.verify import VERIFY_CODES, VerifyFinding, VerifySettings, render, verify, workers
-from omniges.shards.verify import run as verify_run
 from omniges.storage.canonical_json import canonical_json, json_document
+from omniges.verify import VERIFY_CODES, VerifyFinding, VerifySettings, render, verify, workers
+from omniges.verify import run as verify_run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

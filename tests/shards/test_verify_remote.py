@@ -17,9 +17,9 @@ from verify_builders import Fault, ShardSet, members_of, rebuilt, run, tar_of
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE
-from omniges.shards.verify import VerifyResult, remote
-from omniges.shards.verify.files import FileFault, hash_chunks
 from omniges.storage.remote import Location, MissingFile, StoreFault, parse_location
+from omniges.verify import VerifyResult, remote
+from omniges.verify.files import FileFault, hash_chunks
 
 SHARD = "train-000000.tar"
 LEVELS = ("quick", "full", "deep")

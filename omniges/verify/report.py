@@ -10,9 +10,9 @@ from typing import Final, Literal
 from xml.sax.saxutils import escape, quoteattr
 
 from omniges import __version__
-from omniges.shards.verify.findings import VERIFY_CODES, VerifyFinding
-from omniges.shards.verify.run import VerifyResult
 from omniges.storage.atomic import publish_bytes
+from omniges.verify.findings import VERIFY_CODES, VerifyFinding
+from omniges.verify.run import VerifyResult
 
 __all__ = ["Format", "render", "write_report"]
 

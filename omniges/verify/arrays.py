@@ -14,7 +14,7 @@ from omniges.features.audio import LOG_FLOOR, MEL_BANDS
 from omniges.features.gesture import BETAS, LAYOUT
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.verify.findings import Collector
+from omniges.verify.findings import Collector
 
 __all__ = ["ArraySpec", "array_specs", "check_finite", "check_gesture", "check_mel", "npy_array"]
 

@@ -23,14 +23,14 @@ from omniges.shards.schema import (
     UNFINISHED_FILE,
 )
 from omniges.shards.statistics import Partial
-from omniges.shards.verify.files import FileFault, Folder, hash_chunks
-from omniges.shards.verify.findings import Collector, VerifyFinding
-from omniges.shards.verify.inventory import Inventory, Listed, check_names, read_inventory
-from omniges.shards.verify.remote import Folders, location_of
-from omniges.shards.verify.shard import Level, ShardJob, ShardReport
-from omniges.shards.verify.workers import reports
 from omniges.shards.workspace import FOREIGN, Workspace
 from omniges.storage.remote import Location
+from omniges.verify.dataset import Inventory, Listed, check_names, read_inventory
+from omniges.verify.files import FileFault, Folder, hash_chunks
+from omniges.verify.findings import Collector, VerifyFinding
+from omniges.verify.remote import Folders, location_of
+from omniges.verify.shard import Level, ShardJob, ShardReport
+from omniges.verify.workers import reports
 
 __all__ = ["VerifyResult", "VerifySettings", "verify"]
 
@@ -232,9 +232,9 @@ def _verify(settings: VerifySettings, folders: Folders, tally: _Tally, count: Ca
             tally.add(_check_side_file(settings, folder, inventory.files[name], tally))
     tokenizer = tally.contents.get(TOKENIZER_FILE)
     if tokenizer is not None:
-        from omniges.shards.verify import beside  # noqa: PLC0415 - tokenizers, not at level quick
+        from omniges.verify import side_files  # noqa: PLC0415 - tokenizers, not at level quick
 
-        tally.add(beside.check_tokenizer_form(tokenizer))
+        tally.add(side_files.check_tokenizer_form(tokenizer))
     rows, planned = _manifest(settings, inventory, tally)
     elsewhere = {row.key: row.shard for row in rows or ()}
     jobs = [
@@ -307,7 +307,7 @@ def _manifest(
     if data is None:
         tally.not_checked.append("what the manifest says: it is not what dataset.json lists")
         return None, {}
-    from omniges.shards.verify import rows as checks  # noqa: PLC0415 - pyarrow, 0.3 s that level quick does not pay
+    from omniges.verify import manifest as checks  # noqa: PLC0415 - pyarrow, 0.3 s that level quick does not pay
 
     out = Collector(MANIFEST_FILE)
     rows = checks.read_rows(data, sum(shard.samples for shard in inventory.shards.values()), out)
@@ -326,13 +326,13 @@ def _check_beside(
     inventory: Inventory, chosen: Sequence[Listed], rows: list[ManifestRow] | None, tally: _Tally
 ) -> None:
     """Statistics, tokenizer and report against the samples."""
-    from omniges.shards.verify import beside  # noqa: PLC0415 - tokenizers, only here
+    from omniges.verify import side_files  # noqa: PLC0415 - tokenizers, only here
 
     report = tally.contents.get(REPORT_FILE)
     if report is not None:
-        tally.add(beside.check_report(report, rows or ()))
+        tally.add(side_files.check_report(report, rows or ()))
     if rows is not None and not tally.damaged and len(chosen) == len(inventory.shards):
-        tally.add(beside.check_cut_totals(inventory.document, tally.cuts))
+        tally.add(side_files.check_cut_totals(inventory.document, tally.cuts))
     train = {name for name, shard in inventory.shards.items() if shard.split == "train"}
     if rows is None or tally.damaged or not train <= {shard.name for shard in chosen}:
         reason = "shards have errors" if tally.damaged or rows is None else "train shards were left out"
@@ -340,9 +340,9 @@ def _check_beside(
         return
     latents = tally.contents.get(LATENTS_FILE)
     if latents is not None:
-        tally.add(beside.check_latents(latents, inventory.codecs, tally.latents))
+        tally.add(side_files.check_latents(latents, inventory.codecs, tally.latents))
     stats, tokenizer = tally.contents.get(STATS_FILE), tally.contents.get(TOKENIZER_FILE)
     if stats is not None:
-        tally.add(beside.check_statistics(stats, rows, tally.partials, tally.words))
+        tally.add(side_files.check_statistics(stats, rows, tally.partials, tally.words))
     if tokenizer is not None:
-        tally.add(beside.check_tokenizer(tokenizer, tally.words, inventory.tool))
+        tally.add(side_files.check_tokenizer(tokenizer, tally.words, inventory.tool))

@@ -10,9 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Final
 
-from omniges.shards.verify.findings import Collector
-from omniges.shards.verify.remote import Folders
-from omniges.shards.verify.shard import ShardJob, ShardReport, inspect_alone, inspect_shard
+from omniges.verify.findings import Collector
+from omniges.verify.remote import Folders
+from omniges.verify.shard import ShardJob, ShardReport, inspect_alone, inspect_shard
 
 __all__ = ["reports"]
 

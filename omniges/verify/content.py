@@ -17,10 +17,10 @@ from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import is_count, is_real
 from omniges.shards.statistics import Partial, partial_of
-from omniges.shards.verify.arrays import array_specs, check_finite, check_gesture, check_mel, npy_array
-from omniges.shards.verify.files import Source
-from omniges.shards.verify.findings import Collector
-from omniges.shards.verify.inventory import strict_json_form
+from omniges.verify.arrays import array_specs, check_finite, check_gesture, check_mel, npy_array
+from omniges.verify.dataset import strict_json_form
+from omniges.verify.files import Source
+from omniges.verify.findings import Collector
 
 __all__ = ["Content", "check_samples"]
 

@@ -18,9 +18,9 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.statistics import Partial
 from omniges.shards.tokenizer import tokenizer_problem, train_tokenizer
-from omniges.shards.verify.findings import Collector, VerifyFinding
-from omniges.shards.verify.inventory import strict_json
 from omniges.storage.canonical_json import canonical_json, json_document
+from omniges.verify.dataset import strict_json
+from omniges.verify.findings import Collector, VerifyFinding
 
 __all__ = [
     "check_cut_totals",

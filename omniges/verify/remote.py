@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from omniges.errors import DataError
-from omniges.shards.verify.files import FileFault, Folder, LocalFolder, Source
 from omniges.storage.remote import Location, MissingFile, Store, StoreFault, open_store
+from omniges.verify.files import FileFault, Folder, LocalFolder, Source
 
 __all__ = ["Folders", "RemoteFolder", "location_of"]
 

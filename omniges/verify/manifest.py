@@ -25,9 +25,9 @@ from omniges.shards.schema import (
     key_from_stem,
 )
 from omniges.shards.tar import END_OF_ARCHIVE
-from omniges.shards.verify.findings import Collector, VerifyFinding
-from omniges.shards.verify.inventory import Inventory
-from omniges.shards.verify.walk import ShardPlan
+from omniges.verify.dataset import Inventory
+from omniges.verify.findings import Collector, VerifyFinding
+from omniges.verify.tar_walk import ShardPlan
 
 __all__ = ["check_recordings", "check_rows", "read_rows"]
 

@@ -17,8 +17,8 @@ from typing import Final
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import LATENT_MEMBER, MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, member_order
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
-from omniges.shards.verify.files import Source, hash_chunks
-from omniges.shards.verify.findings import Collector
+from omniges.verify.files import Source, hash_chunks
+from omniges.verify.findings import Collector
 
 __all__ = ["Header", "HeaderFault", "Planned", "ShardPlan", "exact_blocks", "parse_header", "walk_shard"]
 

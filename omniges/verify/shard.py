@@ -10,13 +10,13 @@ from typing import Any, Literal
 from omniges.shards.codecs import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
-from omniges.shards.verify.content import Content, check_samples
-from omniges.shards.verify.files import FileFault, Source, hash_chunks
-from omniges.shards.verify.findings import Collector, VerifyFinding
-from omniges.shards.verify.inventory import Listed
-from omniges.shards.verify.remote import Folders
-from omniges.shards.verify.walk import HeaderFault, ShardPlan, exact_blocks, parse_header, walk_shard
 from omniges.storage.remote import Location
+from omniges.verify.content import Content, check_samples
+from omniges.verify.dataset import Listed
+from omniges.verify.files import FileFault, Source, hash_chunks
+from omniges.verify.findings import Collector, VerifyFinding
+from omniges.verify.remote import Folders
+from omniges.verify.tar_walk import HeaderFault, ShardPlan, exact_blocks, parse_header, walk_shard
 
 __all__ = ["Level", "ShardJob", "ShardReport", "inspect_alone", "inspect_shard"]
 

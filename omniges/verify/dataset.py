@@ -26,10 +26,10 @@ from omniges.shards.schema import (
     is_count,
     is_real,
 )
-from omniges.shards.verify.files import FileFault, Folder
-from omniges.shards.verify.findings import Collector, VerifyFinding
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.verify.files import FileFault, Folder
+from omniges.verify.findings import Collector, VerifyFinding
 
 __all__ = [
     "Inventory",
