@@ -29,7 +29,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import BLOCK_BYTES
-from omniges.shards.workspace import Workspace
+from omniges.shards.transaction import Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
 from omniges.storage.canonical_json import sha256_hex
 

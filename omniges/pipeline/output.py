@@ -16,7 +16,7 @@ from omniges.pipeline.outcome import MAX_FILE_BYTES
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.shards.dataset import read_dataset
 from omniges.shards.schema import DATASET_FILE
-from omniges.shards.workspace import Begun, Workspace
+from omniges.shards.transaction import Begun, Workspace
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
 __all__ = [

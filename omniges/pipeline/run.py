@@ -36,12 +36,11 @@ from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.pipeline.supervisor import Supervisor
 from omniges.pipeline.tally import Tally, cut_totals, progress_of, summarize, summary_of_complete
 from omniges.progress import Reporter
-from omniges.shards.commit import commit, finish_commit
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tokenizer import train_tokenizer
-from omniges.shards.workspace import Begun, Workspace, refuse_foreign, staged_name
+from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, refuse_foreign, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import locked, make_folder, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex

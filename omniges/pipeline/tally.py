@@ -19,7 +19,7 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
 from omniges.shards.statistics import Partial
-from omniges.shards.workspace import Journal
+from omniges.shards.transaction import Journal
 from omniges.shards.writer import ShardFile, ShardWriter
 
 __all__ = ["Tally", "cut_totals", "progress_of", "summarize", "summary_of_complete"]

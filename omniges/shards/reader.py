@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip
-from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import read_dataset
+from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.storage.canonical_json import sha256_hex

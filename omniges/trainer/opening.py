@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 
 from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
-from omniges.shards.codecs import CodecEntry
 from omniges.shards.dataset import read_dataset
+from omniges.shards.latents import CodecEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.storage.remote import parse_location
 from omniges.trainer.data.cache import CacheSettings, RemoteShards, open_location

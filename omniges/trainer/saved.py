@@ -13,7 +13,7 @@ import torch
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.text_slots import SlotCodec
-from omniges.shards.codecs import CodecEntry, FrameEntry
+from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.canonical_json import json_document
 from omniges.trainer.checkpoint import SavedCheckpoint

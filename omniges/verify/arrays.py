@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from omniges.features.audio import LOG_FLOOR, MEL_BANDS
 from omniges.features.gesture import BETAS, LAYOUT
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.verify.findings import Collector
 

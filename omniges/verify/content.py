@@ -13,7 +13,7 @@ import numpy as np
 
 from omniges.errors import CODES
 from omniges.features import timebase
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import is_count, is_real
 from omniges.shards.statistics import Partial, partial_of

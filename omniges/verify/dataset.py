@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
+from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.names import is_sha256
 from omniges.shards.schema import (
     DATASET_FILE,

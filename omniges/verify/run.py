@@ -23,7 +23,7 @@ from omniges.shards.schema import (
     UNFINISHED_FILE,
 )
 from omniges.shards.statistics import Partial
-from omniges.shards.workspace import FOREIGN, Workspace
+from omniges.shards.transaction import FOREIGN, Workspace
 from omniges.storage.remote import Location
 from omniges.verify.dataset import Inventory, Listed, check_names, read_inventory
 from omniges.verify.files import FileFault, Folder, hash_chunks

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 from omniges.storage.remote import Location

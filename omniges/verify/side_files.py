@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from omniges.errors import CODES
-from omniges.shards.codecs import CodecEntry, latents_document
 from omniges.shards.dataset import statistics_document
+from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.statistics import Partial

@@ -18,8 +18,8 @@ from crashes_model import Disk, RandomFate, Tree, order_faults, read_tree, repla
 from crashes_power import laid_out, power_loss_case, recorded, survive
 from crashes_scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
 
-from omniges.shards import commit as commit_module
-from omniges.shards import workspace as workspace_module
+from omniges.shards import transaction as commit_module
+from omniges.shards import transaction as workspace_module
 from omniges.storage import atomic
 from omniges.storage.atomic import make_folder, publish_bytes
 

@@ -16,7 +16,7 @@ from omniges.errors import UsageFault
 from omniges.pipeline import run as run_module
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.supervisor import Supervisor
-from omniges.shards.workspace import Journal
+from omniges.shards.transaction import Journal
 
 SHARD_BYTES = 1 << 20  # a 4 s clip takes 0.3 MB: shards of two to four
 
@@ -183,10 +183,10 @@ class TestUpdate:
     ) -> None:
         out = tmp_path / "o"
         convert(root, out)
-        from omniges.shards import workspace
+        from omniges.shards import transaction
 
-        real = workspace.tool_versions()
-        monkeypatch.setattr(workspace, "tool_versions", lambda: real | {"numpy": "9.9"})
+        real = transaction.tool_versions()
+        monkeypatch.setattr(transaction, "tool_versions", lambda: real | {"numpy": "9.9"})
         assert run_preprocess(root, out, shard_bytes=SHARD_BYTES).unchanged  # nothing to mix
         change_audio(root, stems(root)[0])
         with pytest.raises(UsageFault, match=r"package versions: numpy was .* is now \"9\.9\".*--force"):

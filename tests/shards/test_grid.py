@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.shards.grid import WindowGrid
+from omniges.shards.window_grid import WindowGrid
 
 GRIDS = st.builds(lambda stride, times: WindowGrid(stride * times, stride), st.integers(1, 20), st.integers(1, 8))
 

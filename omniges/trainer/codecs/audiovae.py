@@ -24,7 +24,7 @@ from torch import Tensor
 
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
-from omniges.shards.codecs import FrameEntry
+from omniges.shards.latents import FrameEntry
 from omniges.storage.tensors import read_tensors, read_weights
 from omniges.trainer.codecs.blocked import decoded, encoded
 from omniges.trainer.codecs.codec import fingerprint_of

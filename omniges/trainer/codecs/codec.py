@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.grid import WindowGrid
+from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.window_grid import WindowGrid
 from omniges.storage.canonical_json import canonical_json
 
 if TYPE_CHECKING:

@@ -17,13 +17,12 @@ from typing import Any, Final, cast
 import torch
 
 from omniges.errors import DataError, UsageFault
-from omniges.shards.codecs import CodecEntry, WindowEntry
-from omniges.shards.commit import finish_commit
-from omniges.shards.grid import WindowGrid
+from omniges.shards.latents import CodecEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
-from omniges.shards.workspace import Workspace, refuse_foreign
+from omniges.shards.transaction import Workspace, finish_commit, refuse_foreign
+from omniges.shards.window_grid import WindowGrid
 from omniges.storage.atomic import locked, make_folder
 from omniges.trainer.codecs.codec import Codec, End, WindowCodec, load_codec
 from omniges.trainer.codecs.encoding import Count, EncodeJob

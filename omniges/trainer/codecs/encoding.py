@@ -18,15 +18,14 @@ import numpy as np
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.shards.codecs import CodecEntry, latents_document
-from omniges.shards.commit import commit
 from omniges.shards.dataset import seal, tool_versions
+from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, member_order
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
-from omniges.shards.workspace import Begun, Workspace, staged_name
+from omniges.shards.transaction import Begun, Workspace, commit, staged_name
 from omniges.storage.atomic import PendingFile, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 from omniges.trainer.codecs.codec import Codec, latents_of_sample

@@ -18,7 +18,7 @@ import torch
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.gesture import LAYOUT
-from omniges.shards.codecs import FrameEntry
+from omniges.shards.latents import FrameEntry
 from omniges.storage.atomic import os_errors
 from omniges.trainer.codecs.codec import fingerprint_of
 from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales

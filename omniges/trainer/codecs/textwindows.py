@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.shards.codecs import WORDS_MEMBER, WindowEntry
-from omniges.shards.grid import WindowGrid
+from omniges.shards.latents import WORDS_MEMBER, WindowEntry
+from omniges.shards.window_grid import WindowGrid
 from omniges.trainer.codecs.codec import BOTH_ENDS, End
 from omniges.trainer.codecs.textvae_files import LostText, SpokenText, TextCodec
 from omniges.trainer.codecs.windowtexts import window_words

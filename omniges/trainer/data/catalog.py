@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.shards.codecs import CodecEntry, read_entries
 from omniges.shards.dataset import read_dataset
+from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import column_of
 from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, MAX_KEY_BYTES, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
 from omniges.storage.canonical_json import canonical_json

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
-from omniges.shards.codecs import SOURCE_FRAMES_PER_TICK, WORDS_MEMBER, CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.grid import WindowGrid
+from omniges.shards.latents import SOURCE_FRAMES_PER_TICK, WORDS_MEMBER, CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.window_grid import WindowGrid
 
 __all__ = ["PLAIN_TRACKS", "Track", "Tracks", "WindowTrack"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import UsageFault
-from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs.codec import (
     BOTH_ENDS,

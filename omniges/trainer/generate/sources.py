@@ -13,8 +13,8 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.shards.codecs import CodecEntry, FrameEntry
 from omniges.shards.dataset import FEATURES
+from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, SPLITS

@@ -18,7 +18,7 @@ from omniges.errors import UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.trainer.model.attention import QKNormKind
 from omniges.trainer.model.flow import AbsentStreams, FlowModel
 from omniges.trainer.model.latents import PatchGrid

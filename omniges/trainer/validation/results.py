@@ -19,7 +19,7 @@ from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.arrays import decode_npy
 from omniges.formats.textgrid import WordInterval
-from omniges.shards.codecs import CodecEntry
+from omniges.shards.latents import CodecEntry
 from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.evaluate.bodies import GENERIC
 from omniges.trainer.evaluate.figures import Heading, Resampling, absent

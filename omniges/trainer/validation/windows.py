@@ -24,7 +24,7 @@ from omniges.features.timebase import (
     SAMPLES_PER_TICK,
     TICKS_PER_SECOND,
 )
-from omniges.shards.codecs import CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE

@@ -25,7 +25,7 @@ from vae_builders import write_vae
 
 from omniges.errors import DataError, UsageFault
 from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
-from omniges.shards.codecs import FrameEntry
+from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.codecs import audiovae
 from omniges.trainer.codecs import encode as encode_module

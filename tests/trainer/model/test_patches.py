@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omniges.errors import UsageFault
-from omniges.shards.codecs import FrameEntry
+from omniges.shards.latents import FrameEntry
 from omniges.trainer.model.latents import PatchGrid, grid_embedding
 from omniges.trainer.model.patches import PatchTokens
 from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model, preset

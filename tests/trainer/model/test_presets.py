@@ -11,7 +11,7 @@ import torch
 from flow_builders import statistics
 
 from omniges.errors import UsageFault
-from omniges.shards.codecs import FrameEntry
+from omniges.shards.latents import FrameEntry
 from omniges.trainer.model.presets import (
     PRESETS,
     CodecLatents,

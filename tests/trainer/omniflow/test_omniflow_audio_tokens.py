@@ -20,7 +20,7 @@ from omniflow_checkpoints import Given, Reference, Tiny, tensors_of, write_folde
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.shards.codecs import FrameEntry
+from omniges.shards.latents import FrameEntry
 from omniges.trainer.model import presets
 from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.latents import PatchGrid, grid_embedding

@@ -2,25 +2,38 @@
 
 Nothing appears under its final name before everything is there, so an earlier set stays whole and readable while the
 next one is made. The journal says what each finished shard holds; a run that was stopped goes on from there.
+
+From the workspace to the output folder: a few renames that a crash at any point leaves able to be finished.
+
+1. ``commit.json`` says what will be done. From here on the new set comes, whatever happens.
+2. dataset.json goes: the folder is not complete now.
+3. Shards of the earlier set that live on under another name go to the workspace; those that do not are removed.
+4. ``commit.json`` becomes ``place.json``: what has a name of ours in the folder now is of the new set.
+5. Everything goes to its final name, dataset.json last.
+
+Steps 2 to 5 can be done again from wherever they stopped; within a step the order does not matter, and both folders
+are synced between steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.errors import CODES, UsageFault
+from omniges.errors import CODES, DataError, UsageFault
 from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
 from omniges.shards.names import CONTRACT_FILES, SHARD_NAME, is_contract_name, is_sha256
-from omniges.shards.schema import DATASET_FILE, UNFINISHED_FILE, is_count
+from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, SIDE_FILES, UNFINISHED_FILE, is_count
 from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
@@ -33,6 +46,8 @@ __all__ = [
     "Journal",
     "Workspace",
     "aside_name",
+    "commit",
+    "finish_commit",
     "is_own_name",
     "refuse_foreign",
     "staged_name",
@@ -352,3 +367,80 @@ def _are_findings(rows: Any) -> bool:
         and row["code"] in CODES
         for row in rows
     )
+
+
+def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
+    """Make the new set the folder's: `shards` maps each name to the file that holds it now, in either folder.
+
+    manifest, statistics, tokenizer, report, dataset.json and, where a codec has encoded the set, latents.json lie in
+    the workspace under their own names.
+    """
+    out = workspace.out
+    place = {name: name for name in (*SIDE_FILES, LATENTS_FILE, DATASET_FILE)}
+    moved: dict[str, str] = {}
+    stay = set()
+    for name, path in shards.items():
+        if path == out / name:
+            stay.add(name)
+        elif path.parent == out:
+            moved[path.name] = aside_name(path.name)
+            place[moved[path.name]] = name
+        else:
+            place[path.name] = name
+    with os_errors(out):
+        ours = {path.name for path in out.iterdir() if is_own_name(final_name(path.name) or path.name)}
+    steps = CommitSteps(moved, sorted(ours - moved.keys() - stay), place)
+    publish_bytes(workspace.folder / COMMIT_FILE, canonical_json(asdict(steps)))
+    finish_commit(workspace)
+
+
+def finish_commit(workspace: Workspace) -> bool:
+    """Carry out what a commit in the workspace says, or the rest of it; False where none has begun.
+
+    Raises UsageFault for steps that no run of ours writes.
+    """
+    out, folder = workspace.out, workspace.folder
+    begun = workspace.steps(COMMIT_FILE)
+    if begun is not None:
+        _make_room(out, folder, begun)
+    steps = workspace.steps(PLACE_FILE)
+    if steps is None:
+        return False
+    last = {DATASET_FILE: DATASET_FILE}
+    for places in (steps.place, last):
+        for source, name in places.items():
+            if places is last or name != DATASET_FILE:
+                _rename(folder / source, out / name)
+        _sync(out, folder)
+    if not (out / DATASET_FILE).is_file():
+        raise DataError(
+            f"{folder}: {DATASET_FILE} has been taken out, so the shards cannot be completed. Choose another --out"
+        )
+    workspace.wipe()
+    return True
+
+
+def _make_room(out: Path, folder: Path, steps: CommitSteps) -> None:
+    with os_errors(out):
+        (out / DATASET_FILE).unlink(missing_ok=True)
+        sync_folder(out)
+        for name in steps.removed:
+            (out / name).unlink(missing_ok=True)
+    for name, aside in steps.moved.items():
+        _rename(out / name, folder / aside)
+    _sync(out, folder)
+    _rename(folder / COMMIT_FILE, folder / PLACE_FILE)
+    with os_errors(folder):
+        sync_folder(folder)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename; a source that is not there was renamed before the crash."""
+    with os_errors(target), contextlib.suppress(FileNotFoundError):
+        source.rename(target)
+
+
+def _sync(*folders: Path) -> None:
+    for folder in folders:
+        with os_errors(folder):
+            sync_folder(folder)
