@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.trainer.metrics.clips import ClipValue, Weighted, weighted_mean
-from omniges.trainer.metrics.intervals import bootstrap, bootstrap_mean
+from omniges.metrics.clips import ClipValue, Weighted, weighted_mean
+from omniges.metrics.intervals import bootstrap, bootstrap_mean
 
 __all__ = [
     "ROWS",

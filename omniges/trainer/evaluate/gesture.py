@@ -13,6 +13,12 @@ import numpy.typing as npt
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
+from omniges.metrics.clips import ClipValue
+from omniges.metrics.diversity import l1_diversity
+from omniges.metrics.face import FaceScore, FaceSums
+from omniges.metrics.motion import SkateScore, foot_skate, jerk, root_drift
+from omniges.metrics.seams import seam_score
+from omniges.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.beats import BeatRows
@@ -32,12 +38,6 @@ from omniges.trainer.evaluate.figures import (
 from omniges.trainer.evaluate.motion import ClipMotion, Instruments, TrainSplit, generated_motion, recorded_motion
 from omniges.trainer.evaluate.results import Result, waveform
 from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
-from omniges.trainer.metrics.clips import ClipValue
-from omniges.trainer.metrics.diversity import l1_diversity
-from omniges.trainer.metrics.face import FaceScore, FaceSums
-from omniges.trainer.metrics.motion import SkateScore, foot_skate, jerk, root_drift
-from omniges.trainer.metrics.seams import seam_score
-from omniges.trainer.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 
 __all__ = ["score_gesture"]
 

@@ -12,15 +12,15 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.metrics.beats import mean_joint_speeds
+from omniges.metrics.descriptor import DESCRIPTOR_NAME, describe
+from omniges.metrics.encoders import Encoder, Features
+from omniges.metrics.profiles import Profile, scored_poses
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.bodies import Bodies, Body
 from omniges.trainer.evaluate.figures import Values
 from omniges.trainer.evaluate.results import Result
-from omniges.trainer.metrics.beats import mean_joint_speeds
-from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME, describe
-from omniges.trainer.metrics.encoders import Encoder, Features
-from omniges.trainer.metrics.profiles import Profile, scored_poses
 
 __all__ = [
     "ClipMotion",

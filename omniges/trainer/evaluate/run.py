@@ -16,6 +16,8 @@ from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.arrays import read_array
+from omniges.metrics.encoders import Encoder, Features, load_encoder, load_features
+from omniges.metrics.profiles import Profile, profile
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.canonical_json import sha256_hex
@@ -31,8 +33,6 @@ from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
 from omniges.trainer.generate.run import GenerateSettings, codecs_of, generate, task_named
 from omniges.trainer.generate.sources import Sources
-from omniges.trainer.metrics.encoders import Encoder, Features, load_encoder, load_features
-from omniges.trainer.metrics.profiles import Profile, profile
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.resuming import find_checkpoint

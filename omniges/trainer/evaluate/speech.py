@@ -11,6 +11,14 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.audio import LOG_FLOOR
+from omniges.metrics.speech import (
+    CEPSTRA,
+    OnsetCounts,
+    log_mel_l1,
+    mel_cepstral_distortion,
+    mel_onsets,
+    onset_agreement,
+)
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.figures import (
     Figure,
@@ -24,14 +32,6 @@ from omniges.trainer.evaluate.figures import (
 )
 from omniges.trainer.evaluate.results import MEL_RATE_HZ, Result
 from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
-from omniges.trainer.metrics.speech import (
-    CEPSTRA,
-    OnsetCounts,
-    log_mel_l1,
-    mel_cepstral_distortion,
-    mel_onsets,
-    onset_agreement,
-)
 
 __all__ = ["score_speech"]
 

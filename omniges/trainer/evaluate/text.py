@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.formats.textgrid import WordInterval
+from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.figures import Figure, Heading, Resampling, Row, Values, absent, figure_of_statistic
 from omniges.trainer.evaluate.results import Result
 from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
-from omniges.trainer.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 
 __all__ = ["UNTIMED", "score_text"]
 

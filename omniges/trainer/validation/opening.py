@@ -7,10 +7,10 @@ import importlib.util
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
+from omniges.metrics.beats import least_frames
 from omniges.trainer.data.setup import DataSource
 from omniges.trainer.evaluate.text import UNTIMED
 from omniges.trainer.learner import Learner
-from omniges.trainer.metrics.beats import least_frames
 from omniges.trainer.model.sampling import SamplingSettings
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings

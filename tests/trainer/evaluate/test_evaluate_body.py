@@ -18,15 +18,15 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import motion_from_gesture
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.semantic import SemanticSpan
+from omniges.metrics.beats import audio_beats, beat_score, motion_beats
+from omniges.metrics.encoders import load_encoder
+from omniges.metrics.frechet import frechet_distance
+from omniges.metrics.profiles import profile
 from omniges.pipeline.export import motion_file
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.trainer.evaluate.bodies import load_bodies
 from omniges.trainer.evaluate.report import Report, render
 from omniges.trainer.evaluate.results import waveform
-from omniges.trainer.metrics.beats import audio_beats, beat_score, motion_beats
-from omniges.trainer.metrics.encoders import load_encoder
-from omniges.trainer.metrics.frechet import frechet_distance
-from omniges.trainer.metrics.profiles import profile
 
 VERTICES, FRAMES = 6, 130
 PUBLISHED = ("emage-2024", "emage-eval-2025")

@@ -14,6 +14,10 @@ from evaluate_builders import npy, put, put_mel, scored, shards_of, task_of, wri
 from omniges.errors import DataError, UsageFault
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
+from omniges.metrics.clips import ClipValue
+from omniges.metrics.frechet import frechet_distance
+from omniges.metrics.intervals import bootstrap
+from omniges.metrics.profiles import profile
 from omniges.pipeline.export import motion_file, text_file
 from omniges.pipeline.stems import _LANGUAGES as LANGUAGES
 from omniges.shards.reader import SampleArrays, ShardFolder
@@ -25,10 +29,6 @@ from omniges.trainer.evaluate.results import find_results
 from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
 from omniges.trainer.evaluate.scored import partners
 from omniges.trainer.evaluate.text import score_text
-from omniges.trainer.metrics.clips import ClipValue
-from omniges.trainer.metrics.frechet import frechet_distance
-from omniges.trainer.metrics.intervals import bootstrap
-from omniges.trainer.metrics.profiles import profile
 
 
 def samples_of(shards: Path) -> list[SampleArrays]:

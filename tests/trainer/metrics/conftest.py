@@ -13,8 +13,8 @@ from omniges.features.skeleton import joint_positions
 from omniges.formats.npz import decode_motion
 from omniges.formats.semantic import SemanticSpan, decode_semantic
 from omniges.formats.wav import decode_wav
-from omniges.trainer.metrics.beats import mean_joint_speeds
-from omniges.trainer.metrics.profiles import PROFILES, scored_poses
+from omniges.metrics.beats import mean_joint_speeds
+from omniges.metrics.profiles import PROFILES, scored_poses
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from metrics_builders import clicks, turned, untouched, walk
 from scipy.signal import argrelextrema
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.metrics.beats import (
+from omniges.metrics.beats import (
     audio_beats,
     beat_consistency,
     beat_score,
@@ -19,8 +19,8 @@ from omniges.trainer.metrics.beats import (
     mean_joint_speeds,
     motion_beats,
 )
-from omniges.trainer.metrics.clips import weighted_mean
-from omniges.trainer.metrics.profiles import PROFILES, profile
+from omniges.metrics.clips import weighted_mean
+from omniges.metrics.profiles import PROFILES, profile
 
 ALL = list(PROFILES)
 UPPER = (3, 6, 9, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)

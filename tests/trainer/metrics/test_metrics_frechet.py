@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from metrics_builders import untouched
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.metrics.descriptor import DESCRIPTOR_NAME, describe
-from omniges.trainer.metrics.frechet import frechet_distance
-from omniges.trainer.metrics.profiles import PROFILES, FrechetSettings, profile
+from omniges.metrics.descriptor import DESCRIPTOR_NAME, describe
+from omniges.metrics.frechet import frechet_distance
+from omniges.metrics.profiles import PROFILES, FrechetSettings, profile
 
 EXACT = FrechetSettings(offset=0.0)
 OFFSET = profile("emage-eval-2025").frechet

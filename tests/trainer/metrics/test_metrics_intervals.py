@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.metrics.clips import ClipValue, weighted_mean
-from omniges.trainer.metrics.intervals import (
-    bootstrap,
-    bootstrap_mean,
-    draw_clips,
-    shuffled_baseline,
-    shuffled_pairing,
-)
+from omniges.metrics.clips import ClipValue, weighted_mean
+from omniges.metrics.intervals import bootstrap, bootstrap_mean, draw_clips, shuffled_baseline, shuffled_pairing
 
 RNG = np.random.default_rng(0)
 CLIPS = [ClipValue(float(v), float(w)) for v, w in zip(RNG.normal(5, 2, 40), RNG.uniform(1, 9, 40), strict=True)]

@@ -10,13 +10,13 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.gesture import six_d_from_rotvec
 from omniges.formats.semantic import SemanticSpan
-from omniges.trainer.metrics.clips import ClipValue, checked_pair, weighted_mean
-from omniges.trainer.metrics.diversity import l1_diversity
-from omniges.trainer.metrics.face import FaceSums, face_mse, face_velocity
-from omniges.trainer.metrics.motion import foot_skate, invalid_rotations, jerk, root_drift
-from omniges.trainer.metrics.profiles import PROFILES, profile, scored_poses
-from omniges.trainer.metrics.seams import seam_score
-from omniges.trainer.metrics.srgr import semantic_recall, semantic_scores
+from omniges.metrics.clips import ClipValue, checked_pair, weighted_mean
+from omniges.metrics.diversity import l1_diversity
+from omniges.metrics.face import FaceSums, face_mse, face_velocity
+from omniges.metrics.motion import foot_skate, invalid_rotations, jerk, root_drift
+from omniges.metrics.profiles import PROFILES, profile, scored_poses
+from omniges.metrics.seams import seam_score
+from omniges.metrics.srgr import semantic_recall, semantic_scores
 
 ALL = list(PROFILES)
 RNG = np.random.default_rng(0)

@@ -12,13 +12,7 @@ from metrics_builders import clicks, untouched
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import log_mel
-from omniges.trainer.metrics.speech import (
-    OnsetCounts,
-    log_mel_l1,
-    mel_cepstral_distortion,
-    mel_onsets,
-    onset_agreement,
-)
+from omniges.metrics.speech import OnsetCounts, log_mel_l1, mel_cepstral_distortion, mel_onsets, onset_agreement
 
 RNG = np.random.default_rng(0)
 P, G = RNG.normal(-4, 2, (2, 50, 64)).astype(np.float32)

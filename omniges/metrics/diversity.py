@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.features.arrays import checked
-from omniges.trainer.metrics.clips import ClipValue
+from omniges.metrics.clips import ClipValue
 
 __all__ = ["l1_diversity"]
 

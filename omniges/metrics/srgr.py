@@ -12,8 +12,8 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
-from omniges.trainer.metrics.clips import checked_pair
-from omniges.trainer.metrics.profiles import SemanticSettings
+from omniges.metrics.clips import checked_pair
+from omniges.metrics.profiles import SemanticSettings
 
 __all__ = ["RecallScore", "semantic_recall", "semantic_scores"]
 

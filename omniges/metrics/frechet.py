@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from omniges.errors import UsageFault
 from omniges.features.arrays import checked
-from omniges.trainer.metrics.profiles import FrechetSettings
+from omniges.metrics.profiles import FrechetSettings
 
 __all__ = ["FrechetScore", "frechet_distance"]
 

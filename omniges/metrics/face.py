@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.metrics.clips import checked_pair
-from omniges.trainer.metrics.profiles import FaceSettings
+from omniges.metrics.clips import checked_pair
+from omniges.metrics.profiles import FaceSettings
 
 __all__ = ["FaceScore", "FaceSums", "face_mse", "face_velocity"]
 

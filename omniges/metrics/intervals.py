@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.metrics.clips import Weighted, weighted_mean
+from omniges.metrics.clips import Weighted, weighted_mean
 
 __all__ = [
     "RESAMPLES",

@@ -15,7 +15,7 @@ from omniges.errors import UsageFault
 from omniges.features.arrays import checked
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
-from omniges.trainer.metrics.clips import ClipValue
+from omniges.metrics.clips import ClipValue
 
 __all__ = ["DriftScore", "SkateScore", "foot_skate", "invalid_rotations", "jerk", "root_drift"]
 

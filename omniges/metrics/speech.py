@@ -15,7 +15,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from omniges.trainer.metrics.clips import ClipValue, checked_pair
+from omniges.metrics.clips import ClipValue, checked_pair
 
 __all__ = [
     "CEPSTRA",

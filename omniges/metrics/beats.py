@@ -16,7 +16,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from omniges.trainer.metrics.profiles import BeatSettings
+from omniges.metrics.profiles import BeatSettings
 
 __all__ = [
     "BeatScore",
