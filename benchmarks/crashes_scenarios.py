@@ -17,10 +17,10 @@ from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.outcome import Converted, ConvertSettings, Rejected
 from omniges.pipeline.protocol import Sample
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.settings import PreprocessSettings, Summary
 from omniges.progress import LineReporter
 from omniges.shards.schema import DATASET_FILE
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.verify import VerifySettings, verify
 from omniges.verify.shard import Level
 

@@ -41,11 +41,11 @@ from shard_sets import Sample, ShardSet
 from omniges.features import timebase
 from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.run import preprocess
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import LineReporter
 from omniges.shards.schema import shard_name
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.verify import VerifyResult, VerifySettings, verify
 from omniges.verify.shard import Level
 

@@ -77,8 +77,8 @@ def sample_corpus(
     audio: Annotated[Literal["pcm16", "float32"], typer.Option(help="WAV encoding: pcm16 or float32.")] = "pcm16",
 ) -> None:
     """Write a small synthetic corpus in BEAT2 layout, for trying and testing."""
-    from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
     from omniges.progress import counter
+    from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 
     settings = CorpusSettings(
         clips=clips,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pipeline_helpers import omniges, run_preprocess
 
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.data.speed import window_bytes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,9 +21,9 @@ from omniges.features.gesture import LAYOUT
 from omniges.formats.npz import decode_motion
 from omniges.formats.semantic import decode_semantic
 from omniges.formats.textgrid import decode_words
-from omniges.pipeline.sample_corpus import MAX_WORDS, CorpusSettings, word_signature, write_sample_corpus
 from omniges.pipeline.splits import parse_split_list
 from omniges.pipeline.stems import parse_stem, speaker_of_folder
+from omniges.testing.synthetic_corpus import MAX_WORDS, CorpusSettings, word_signature, write_sample_corpus
 
 GOLDEN = {
     "sem": "ef3f9820d1b8070f",

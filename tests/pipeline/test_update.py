@@ -14,9 +14,9 @@ from pipeline_helpers import changed_unseen, digests, omniges, run_preprocess
 
 from omniges.errors import UsageFault
 from omniges.pipeline import run as run_module
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.supervisor import Supervisor
 from omniges.shards.transaction import Journal
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 
 SHARD_BYTES = 1 << 20  # a 4 s clip takes 0.3 MB: shards of two to four
 

@@ -31,10 +31,10 @@ from verify_builders import (
 )
 
 from omniges.errors import UsageFault
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import member_header
 from omniges.storage.canonical_json import sha256_hex
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 
 SHARD = "train-000000.tar"  # of two samples
 

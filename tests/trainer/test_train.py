@@ -110,7 +110,7 @@ class TestRefusals:
 
     def test_shards_of_another_manifest_are_refused(self, corpus: Path, shards: Path, tmp_path: Path) -> None:
         run(shards, tmp_path / "run", max_train_steps=1)
-        from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+        from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 
         write_sample_corpus(tmp_path / "other", CorpusSettings(clips=6, seconds=4.0, words=6, speakers=2, seed=4))
         run_preprocess(tmp_path / "other", tmp_path / "other-shards")

@@ -25,12 +25,12 @@ from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
 from omniges.shards.transaction import Begun, Workspace
 from omniges.storage import atomic
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.codecs import encode as encode_module
 from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.codecs.encode import EncodeSettings, EncodeSummary, encode

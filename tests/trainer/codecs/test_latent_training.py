@@ -24,9 +24,9 @@ from training_helpers import TENSOR_FILES, checkpoint_of, learned, log_of, losse
 from vae_builders import write_vae
 
 from omniges.errors import DataError, UsageFault
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.codecs import audiovae
 from omniges.trainer.codecs import encode as encode_module
 from omniges.trainer.codecs.codec import load_codec

@@ -23,8 +23,8 @@ from training_helpers import TENSOR_FILES, SignalAt, checkpoint_of, learned, log
 from vae_builders import write_vae
 
 from omniges.errors import DataError, UsageFault
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.reader import ShardFolder
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.data.catalog import Filters, read_catalog
 from omniges.trainer.data.loader import BatchLoader, LoaderSettings

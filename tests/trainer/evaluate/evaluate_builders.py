@@ -13,10 +13,10 @@ import numpy as np
 from omniges.pipeline.discover import Selection
 from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.run import preprocess
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import make_reporter
 from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.evaluate.figures import Figure
 from omniges.trainer.evaluate.report import TaskReport
 from omniges.trainer.evaluate.run import EvaluateSettings, evaluate

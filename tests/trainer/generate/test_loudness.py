@@ -11,7 +11,7 @@ from pipeline_helpers import run_preprocess
 from training_helpers import run, settings_of
 
 from omniges.errors import UsageFault
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generated import read_record

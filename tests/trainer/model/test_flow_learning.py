@@ -12,8 +12,8 @@ from pipeline_helpers import run_preprocess
 from torch import Tensor
 
 from omniges.features.text_slots import SlotCodec
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
 from omniges.shards.reader import ShardFolder
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.model.flow import FlowModel, Windows, draw_noise
 from omniges.trainer.model.presets import PRESETS, build_model
 from omniges.trainer.model.streams import STREAMS, noised

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from omniges.cli import app
 from omniges.errors import DataError, ExitCode, UsageFault
-from omniges.pipeline.sample_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.checkpoint import SavedCheckpoint
 from omniges.trainer.model.presets import build_model
 from omniges.trainer.model.sampling import Draws, SamplingSettings, sample

@@ -1,0 +1,1 @@
+"""Synthetic corpora and builders that other people's tests may use."""
