@@ -15,9 +15,8 @@ from unittest import mock
 from omniges.pipeline import run as run_module
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.outcome import Converted, ConvertSettings, Rejected
 from omniges.pipeline.protocol import Sample
-from omniges.pipeline.settings import PreprocessSettings, Summary
+from omniges.pipeline.settings import Converted, ConvertSettings, PreprocessSettings, Rejected, Summary
 from omniges.progress import LineReporter
 from omniges.shards.schema import DATASET_FILE
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus

@@ -39,9 +39,8 @@ from faults_folder import FOLDER_KINDS
 from shard_sets import Sample, ShardSet
 
 from omniges.features import timebase
-from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.run import preprocess
-from omniges.pipeline.settings import PreprocessSettings
+from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
 from omniges.progress import LineReporter
 from omniges.shards.schema import shard_name
 from omniges.shards.tar import END_OF_ARCHIVE, member_header

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from omniges.pipeline import convert as module
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.outcome import Converted, ConvertSettings
 from omniges.pipeline.protocol import decode_recording
+from omniges.pipeline.settings import Converted, ConvertSettings
 from omniges.shards.writer import ShardWriter
 
 # Functions as the conversion calls them; none of them calls another.

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from omniges.features.audio import Loudness
-from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.run import preprocess
-from omniges.pipeline.settings import PreprocessSettings, Summary
+from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Summary
 from omniges.progress import LineReporter
 
 COMMAND = (str(Path(sys.executable).with_name("omniges")),)

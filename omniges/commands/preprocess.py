@@ -57,8 +57,7 @@ def preprocess(
     130 Ctrl-C.
     """
     from omniges.pipeline.discover import Selection
-    from omniges.pipeline.outcome import ConvertSettings
-    from omniges.pipeline.settings import PreprocessSettings
+    from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
 
     settings = PreprocessSettings(
         root=root,

@@ -26,7 +26,7 @@ from omniges.formats.semantic import decode_semantic
 from omniges.formats.textgrid import WordTier, decode_words
 from omniges.formats.wav import Wav, decode_wav
 from omniges.pipeline.discover import Modality, Recording
-from omniges.pipeline.outcome import MAX_FILE_BYTES, Converted, ConvertSettings, Cut, Rejected
+from omniges.pipeline.settings import MAX_FILE_BYTES, Converted, ConvertSettings, Cut, Rejected
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.statistics import partial_of
 from omniges.shards.tar import build_segment, npy_parts

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.pipeline.discover import Discovery, Recording
-from omniges.pipeline.outcome import MAX_FILE_BYTES
-from omniges.pipeline.settings import PreprocessSettings
+from omniges.pipeline.settings import MAX_FILE_BYTES, PreprocessSettings
 from omniges.shards.dataset import read_dataset
 from omniges.shards.schema import DATASET_FILE
 from omniges.shards.transaction import Begun, Workspace

@@ -9,8 +9,7 @@ from typing import Final
 
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Discovery, Recording, discover
-from omniges.pipeline.outcome import Converted
-from omniges.pipeline.settings import PreprocessSettings
+from omniges.pipeline.settings import Converted, PreprocessSettings
 from omniges.shards.schema import SPLITS
 
 __all__ = ["Plan", "make_plan"]

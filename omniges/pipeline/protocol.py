@@ -17,7 +17,7 @@ import numpy as np
 
 from omniges.errors import Finding
 from omniges.pipeline.discover import Recording, SourceFile
-from omniges.pipeline.outcome import Converted, ConvertSettings, Cut, Rejected
+from omniges.pipeline.settings import Converted, ConvertSettings, Cut, Rejected
 from omniges.pipeline.stems import StemFields
 from omniges.shards.manifest import ManifestRow, row_from_json
 from omniges.shards.statistics import Partial

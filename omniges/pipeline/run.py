@@ -11,15 +11,7 @@ from typing import Any
 
 from omniges.errors import DataError, Finding, Problem
 from omniges.pipeline.discover import Discovery, Recording, discover
-from omniges.pipeline.earlier import (
-    Digests,
-    Earlier,
-    Recalled,
-    journal_shard,
-    known_outcomes,
-    recall,
-)
-from omniges.pipeline.outcome import Rejected
+from omniges.pipeline.incremental import Digests, Earlier, Recalled, journal_shard, known_outcomes, recall
 from omniges.pipeline.output import (
     check_begun,
     check_latents,
@@ -32,9 +24,9 @@ from omniges.pipeline.output import (
     read_complete,
 )
 from omniges.pipeline.runlog import RunLog
-from omniges.pipeline.settings import PreprocessSettings, Summary
+from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
+from omniges.pipeline.summary import Tally, cut_totals, progress_of, summarize, summary_of_complete
 from omniges.pipeline.supervisor import Supervisor
-from omniges.pipeline.tally import Tally, cut_totals, progress_of, summarize, summary_of_complete
 from omniges.progress import Reporter
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest

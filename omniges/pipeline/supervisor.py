@@ -23,8 +23,8 @@ from typing import IO, Final, cast
 
 from omniges.errors import EnvironmentFault
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.outcome import ConvertSettings, Rejected
 from omniges.pipeline.protocol import Sample, encode_recording, encode_settings, receive
+from omniges.pipeline.settings import ConvertSettings, Rejected
 
 __all__ = ["WORKER_COMMAND", "Lost", "Outcome", "Supervisor", "WorkerEvent"]
 

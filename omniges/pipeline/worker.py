@@ -14,8 +14,8 @@ import sys
 from omniges.errors import Finding, Problem
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.outcome import Converted, ConvertSettings, Rejected
 from omniges.pipeline.protocol import decode_recording, decode_settings, send
+from omniges.pipeline.settings import Converted, ConvertSettings, Rejected
 
 __all__ = ["main"]
 

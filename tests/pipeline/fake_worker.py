@@ -8,8 +8,8 @@ import sys
 import time
 
 from omniges.errors import Finding, Problem
-from omniges.pipeline.outcome import Rejected
 from omniges.pipeline.protocol import decode_recording, decode_settings, send
+from omniges.pipeline.settings import Rejected
 
 
 def main() -> None:

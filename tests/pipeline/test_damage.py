@@ -357,7 +357,7 @@ class TestUnreadableFiles:
     ) -> None:
         from omniges.pipeline.convert import convert
         from omniges.pipeline.discover import Selection, discover
-        from omniges.pipeline.outcome import Converted, ConvertSettings, Rejected
+        from omniges.pipeline.settings import Converted, ConvertSettings, Rejected
 
         bad, good = discover(corpus, Selection()).recordings[:2]
         real = Path.read_bytes

@@ -367,7 +367,7 @@ class TestMemory:
         )
         script = (
             "import re, sys\nfrom pathlib import Path\n"
-            "from omniges.pipeline.convert import convert\nfrom omniges.pipeline.outcome import ConvertSettings\n"
+            "from omniges.pipeline.convert import convert\nfrom omniges.pipeline.settings import ConvertSettings\n"
             "from omniges.pipeline.discover import Selection, discover\n"
             "(recording,) = discover(Path(sys.argv[1]), Selection()).recordings\n"
             "sample = convert(recording, ConvertSettings(keep_audio=True))\n"

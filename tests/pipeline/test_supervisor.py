@@ -14,7 +14,7 @@ from pipeline_helpers import run_preprocess
 from omniges.errors import EnvironmentFault
 from omniges.pipeline import supervisor as supervisor_module
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.outcome import ConvertSettings, Rejected
+from omniges.pipeline.settings import ConvertSettings, Rejected
 from omniges.pipeline.stems import StemFields
 from omniges.pipeline.supervisor import Lost, Outcome, Supervisor, WorkerEvent
 

@@ -10,7 +10,7 @@ import pytest
 from omniges.formats.flac import encode_flac
 from omniges.pipeline import worker
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.outcome import ConvertSettings, Rejected
+from omniges.pipeline.settings import ConvertSettings, Rejected
 from omniges.pipeline.stems import parse_stem
 
 RECORDING = Recording("a", "a", "train", parse_stem("a"), {})

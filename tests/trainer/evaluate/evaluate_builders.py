@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from omniges.pipeline.discover import Selection
-from omniges.pipeline.outcome import ConvertSettings
 from omniges.pipeline.run import preprocess
-from omniges.pipeline.settings import PreprocessSettings
+from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
 from omniges.progress import make_reporter
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus

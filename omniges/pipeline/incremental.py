@@ -23,7 +23,7 @@ import numpy as np
 
 from omniges.errors import DataError, Finding
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.outcome import Cut, Rejected
+from omniges.pipeline.settings import Cut, Rejected
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE
