@@ -29,11 +29,11 @@ from machine import describe_machine
 from measure import _children
 from peer_readers import PEERS
 
+from omniges.data.catalog import Catalog, Filters, read_catalog
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import OmnigesError
-from omniges.trainer.data.catalog import Catalog, Filters, read_catalog
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.data.speed import loader_speed, window_bytes
 
 __all__ = ["main", "measure"]

@@ -27,7 +27,7 @@ def benchmark_loader(
     """Measure how fast batches come, beside how fast memory copies as many bytes."""
     import json
 
-    from omniges.trainer.data.catalog import Filters
+    from omniges.data.catalog import Filters
     from omniges.trainer.data.speed import SpeedSettings, measure, report
 
     counts = names_of(workers)

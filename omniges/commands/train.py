@@ -143,10 +143,10 @@ def trace_batches(
     """List which windows a step of a training run sees, one JSON line each."""
     import json
 
-    from omniges.trainer.data.catalog import Filters
-    from omniges.trainer.data.order import RankShare
-    from omniges.trainer.data.setup import Sequencing
-    from omniges.trainer.data.trace import TraceSettings, trace
+    from omniges.data.catalog import Filters
+    from omniges.data.order import RankShare
+    from omniges.data.trace import TraceSettings, trace
+    from omniges.data.worker_setup import Sequencing
 
     chosen = {"audio": audio_codec, "gesture": gesture_codec, "text": text_codec}
     settings = TraceSettings(

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.normalise import Normaliser, Scale
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing, make_order, tracks_of
-from omniges.trainer.data.tracks import Tracks
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.normalize import Normaliser, Scale
+from omniges.data.order import RankShare
+from omniges.data.tracks import Tracks
+from omniges.data.worker_setup import DataSource, Sequencing, make_order, tracks_of
 from omniges.trainer.model.flow import Windows
 from omniges.trainer.saved import ModelIdentity
 

@@ -12,17 +12,17 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
+from omniges.data.catalog import Filters, read_beside, read_catalog
+from omniges.data.loader import LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.storage.remote import parse_location
-from omniges.trainer.data.cache import CacheSettings, RemoteShards, open_location
-from omniges.trainer.data.catalog import Filters, read_beside, read_catalog
-from omniges.trainer.data.loader import LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.feed import Feed, speakers_of
 from omniges.trainer.learner import Learner, LearnSettings
 from omniges.trainer.model.streams import StreamName

@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 
 from omniges import __version__
+from omniges.data.worker_setup import DataSource
 from omniges.shards.dataset import read_dataset
-from omniges.trainer.data.setup import DataSource
 
 __all__ = ["data_provenance", "git_state", "machine", "package_versions"]
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast
 
 import torch
 
+from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.text_slots import SlotCodec
@@ -17,7 +18,6 @@ from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.canonical_json import json_document
 from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.data.tracks import Tracks
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
 from omniges.trainer.model.flow import FlowModel
 from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from omniges.data.state import resume as check_state
 from omniges.errors import DataError, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.storage.atomic import locked, make_folder, refuse_links
@@ -25,7 +26,6 @@ from omniges.trainer.checkpoint import (
     remove_unfinished,
     set_aside,
 )
-from omniges.trainer.data.state import resume as check_state
 from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
 from omniges.trainer.logbook import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings

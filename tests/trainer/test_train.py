@@ -14,13 +14,13 @@ import torch
 from pipeline_helpers import COMMAND, omniges, run_preprocess
 from training_helpers import checkpoint_of, learned, log_of, losses_of, run
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.pipeline.discover import Selection
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.feed import Feed, speakers_of
 from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
 from omniges.trainer.resuming import find_checkpoint

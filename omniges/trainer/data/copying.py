@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from omniges.trainer.data.collate import BatchBlock, batch_layout
+from omniges.data.collate import BatchBlock, batch_layout
 
 __all__ = ["copy_for"]
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+from omniges.data.catalog import Catalog, Filters, read_catalog
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.trainer.data.catalog import Catalog, Filters, read_catalog
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 
 __all__ = ["Reading", "SpeedSettings", "copy_limit", "drop_cached", "loader_speed", "measure", "report", "window_bytes"]
 

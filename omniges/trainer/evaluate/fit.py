@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from omniges.data.state import trained_on
 from omniges.errors import DataError, UsageFault
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
 from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.data.state import trained_on
 from omniges.trainer.generate.loaded import trained_tasks
 from omniges.trainer.generate.run import task_named
 from omniges.trainer.saved import load_identity

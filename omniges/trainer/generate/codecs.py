@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.tracks import Track
 from omniges.errors import UsageFault
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
@@ -23,7 +24,6 @@ from omniges.trainer.codecs.codec import (
     decode_latents,
     load_same_codec,
 )
-from omniges.trainer.data.tracks import Track
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Input, Sources, latents_of
 from omniges.trainer.generate.windows import TicksOf, WindowSettings, window_spans

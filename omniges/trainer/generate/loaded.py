@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import torch
 
+from omniges.data.state import trained_on
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.data.state import trained_on
 from omniges.trainer.generate.settings import Weights
 from omniges.trainer.generate.sources import Input, Reading
 from omniges.trainer.generate.windows import WindowSettings

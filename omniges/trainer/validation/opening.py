@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 
+from omniges.data.worker_setup import DataSource
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.metrics.beats import least_frames
-from omniges.trainer.data.setup import DataSource
 from omniges.trainer.evaluate.text import UNTIMED
 from omniges.trainer.learner import Learner
 from omniges.trainer.model.sampling import SamplingSettings

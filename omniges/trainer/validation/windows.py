@@ -15,6 +15,10 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.catalog import VERIFY
+from omniges.data.tracks import Track
+from omniges.data.window_reader import ShardSource
+from omniges.data.worker_setup import DataSource
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
@@ -30,10 +34,6 @@ from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.data.catalog import VERIFY
-from omniges.trainer.data.reading import ShardSource
-from omniges.trainer.data.setup import DataSource
-from omniges.trainer.data.tracks import Track
 from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.validation.choice import Clip, choose_places
 

@@ -24,6 +24,7 @@ from pipeline_helpers import digests, omniges, run_preprocess
 from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
+from omniges.data.streaming import stream_samples
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
@@ -34,7 +35,6 @@ from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.codecs import encode as encode_module
 from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.codecs.encode import EncodeSettings, EncodeSummary, encode
-from omniges.trainer.data.stream import stream_samples
 
 NAME = "audioldm2-vae"
 F32 = npt.NDArray[np.float32]

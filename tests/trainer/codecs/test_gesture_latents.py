@@ -19,6 +19,10 @@ from typer.testing import CliRunner
 from verify_builders import run as verify
 
 from omniges.cli import app
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.shards.reader import ShardFolder
@@ -27,10 +31,6 @@ from omniges.trainer.codecs import gesture as gesture_codec
 from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.codecs.encode import EncodeSettings, encode
 from omniges.trainer.codecs.rvqvae import Rvqvae
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.feed import Feed
 from omniges.trainer.generate.codecs import CodecFolders

@@ -23,6 +23,10 @@ from safetensors.torch import load_file, save_file
 from training_helpers import TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run, run_with_signal, settings_of
 from vae_builders import write_vae
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import ClipOrder, RankShare, text_hashes
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
@@ -31,10 +35,6 @@ from omniges.trainer.codecs import audiovae
 from omniges.trainer.codecs import encode as encode_module
 from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.codecs.encode import EncodeSettings, encode
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import ClipOrder, RankShare, text_hashes
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.feed import Feed
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources

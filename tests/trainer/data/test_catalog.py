@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from batch_builders import write_shards
 
+from omniges.data.catalog import STREAM_MEMBERS, Filters, read_catalog
+from omniges.data.normalize import Normaliser
 from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import seal
 from omniges.shards.manifest import ManifestRow, parse_manifest, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.data.catalog import STREAM_MEMBERS, Filters, read_catalog
-from omniges.trainer.data.normalise import Normaliser
 
 LENGTHS = (30, 9, 17, 8, 25, 7)
 
@@ -88,8 +88,8 @@ class TestColumns:
 
     def test_torch_is_not_loaded(self, folder: Path) -> None:
         script = (
-            "import sys\nfrom pathlib import Path\nfrom omniges.trainer.data.catalog import Filters, read_catalog\n"
-            "import omniges.trainer.data.trace, omniges.trainer.data.worker\n"
+            "import sys\nfrom pathlib import Path\nfrom omniges.data.catalog import Filters, read_catalog\n"
+            "import omniges.data.trace, omniges.data.worker\n"
             "read_catalog(Path(sys.argv[1]), Filters())\nprint('torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
@@ -292,8 +292,8 @@ def test_a_million_samples_are_ordered_in_seconds(folder: Path, tmp_path: Path) 
     write_large_manifest(tmp_path / "large", folder, 1_000_000)
     script = (
         "import resource, sys\nfrom pathlib import Path\nimport numpy as np\n"
-        "from omniges.trainer.data.catalog import Filters, read_catalog\n"
-        "from omniges.trainer.data.setup import DataSource, Sequencing, make_order\n"
+        "from omniges.data.catalog import Filters, read_catalog\n"
+        "from omniges.data.worker_setup import DataSource, Sequencing, make_order\n"
         "catalog = read_catalog(Path(sys.argv[1]), Filters())\n"
         "picks = make_order([DataSource(catalog)], Sequencing()).picks(np.arange(64))\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"

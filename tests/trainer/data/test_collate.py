@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from batch_builders import write_shards
 
-from omniges.trainer.data.blocks import BlockStore
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.collate import Collator, mixture_of
-from omniges.trainer.data.normalise import Normaliser
-from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks
+from omniges.data.blocks import BlockStore
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.collate import Collator, mixture_of
+from omniges.data.normalize import Normaliser
+from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks
 
 
 @dataclass

@@ -20,13 +20,13 @@ import pytest
 import torch
 from batch_builders import PlainReader, write_shards
 
+from omniges.data import worker_pool
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import Batch, BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.trainer.data import pool
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import Batch, BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 
 TICKS = 8
 LENGTHS = (30, 9, 17, 8, 25, 7, 40, 12, 19, 31, 5)  # 21 windows of 8 ticks; two clips are shorter
@@ -498,7 +498,7 @@ class TestFaults:
             assert not is_running(pid)
 
     def test_a_worker_that_does_not_start_is_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "WORKER_COMMAND", (sys.executable, "-c", "raise SystemExit('no luck')"))
+        monkeypatch.setattr(worker_pool, "WORKER_COMMAND", (sys.executable, "-c", "raise SystemExit('no luck')"))
         with (
             loader_of(folder, settings=LoaderSettings(workers=1)) as loader,
             pytest.raises(EnvironmentFault, match=r"worker.*exit code 1: no luck"),
@@ -567,10 +567,10 @@ class TestNothingIsLeft:
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it
 from pathlib import Path
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 data = [DataSource(read_catalog(Path(sys.argv[1]), Filters()))]
 loader = BatchLoader(data, Sequencing(window_ticks=8), RankShare(batch_size=6), LoaderSettings(workers=2))
 for batch in loader:

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from omniges.errors import UsageFault
-from omniges.trainer.data.order import (
+from omniges.data.order import (
     ClipOrder,
     Mixture,
     RankShare,
@@ -25,6 +24,7 @@ from omniges.trainer.data.order import (
     text_hashes,
     window_starts,
 )
+from omniges.errors import UsageFault
 
 RELAXED = settings(deadline=None)
 MASK = 2**64 - 1

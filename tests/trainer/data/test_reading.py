@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from batch_builders import PlainReader, write_shards
 
+from omniges.data import window_reader
+from omniges.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
+from omniges.data.normalize import Normaliser, Scale
+from omniges.data.tracks import PLAIN_TRACKS
+from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks, Verify
 from omniges.errors import DataError, EnvironmentFault
 from omniges.shards.tar import npy_parts
 from omniges.storage.cache import CacheFull
 from omniges.storage.canonical_json import canonical_json
-from omniges.trainer.data import reading
-from omniges.trainer.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
-from omniges.trainer.data.normalise import Normaliser, Scale
-from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, Verify
-from omniges.trainer.data.tracks import PLAIN_TRACKS
 
 LENGTHS = (20, 11, 33)
 PLAIN_SCALES = Normaliser(
@@ -93,8 +93,8 @@ class TestDamage:
         marks = ReadMarks.blank(len(table))
         readers = [ClipReader(table, LocalShards(folder), marks) for _ in range(2)]
         hashed: list[int] = []
-        real = reading.hashlib.sha256
-        monkeypatch.setattr(reading.hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
+        real = window_reader.hashlib.sha256
+        monkeypatch.setattr(window_reader.hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
         for _ in range(3):
             for reader in readers:
                 for sample in range(len(table)):
@@ -104,7 +104,7 @@ class TestDamage:
 
     def test_never_means_never_but_the_header_is_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         catalog = read_catalog(folder, Filters())
-        monkeypatch.setattr(reading.hashlib, "sha256", None)
+        monkeypatch.setattr(window_reader.hashlib, "sha256", None)
         read(reader_of(folder, "never", catalog), 0)
         shard = folder / catalog.table.shard_name(int(catalog.table.shard[0]))
         data = bytearray(shard.read_bytes())
@@ -228,7 +228,7 @@ def test_words_that_are_no_words(tmp_path: Path, words: bytes) -> None:
 
 class TestBounds:
     def test_so_many_shards_are_mapped_and_no_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reading, "MAX_MAPS", 4)
+        monkeypatch.setattr(window_reader, "MAX_MAPS", 4)
         folder = write_shards(tmp_path / "s", [6] * 15, per_shard=1, alike=True)
         reader = reader_of(folder)
         before = len(os.listdir("/proc/self/fd"))

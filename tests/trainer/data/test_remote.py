@@ -17,19 +17,19 @@ import pytest
 import remote_helpers as remote
 import training_helpers as training
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.collate import open_source
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location, open_specification
+from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks, ShardSource
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import read_dataset, seal
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
 from omniges.storage.cache import CacheFull, Retries
 from omniges.storage.remote import Timeouts, parse_location
-from omniges.trainer.data.cache import CacheSettings, RemoteShards, open_location, open_specification
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.collate import open_source
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, ShardSource
-from omniges.trainer.data.setup import DataSource, Sequencing
 
 SHARD = "train-000000.tar"
 QUICK = Retries(attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
@@ -114,7 +114,7 @@ class TestS3:
             "from pathlib import Path\n"
             "from omniges.storage.atomic import PendingFile\n"
             "from omniges.storage.remote import parse_location\n"
-            "from omniges.trainer.data.cache import CacheSettings, open_location\n"
+            "from omniges.data.remote_shards import CacheSettings, open_location\n"
             "source = open_location(parse_location(sys.argv[1]),"
             " CacheSettings(folder=Path(sys.argv[2]), capacity_bytes=1 << 30))\n"
             "write = PendingFile.write\n"
@@ -182,7 +182,7 @@ class TestTwoProcesses:
         "import hashlib, json, os, sys\n"
         "from pathlib import Path\n"
         "from omniges.storage.remote import parse_location\n"
-        "from omniges.trainer.data.cache import CacheSettings, open_location\n"
+        "from omniges.data.remote_shards import CacheSettings, open_location\n"
         "source = open_location(parse_location(sys.argv[1]),"
         " CacheSettings(folder=Path(sys.argv[2]), capacity_bytes=int(sys.argv[3]), space_wait_s=30))\n"
         "for name in sys.argv[4:]:\n"

@@ -16,11 +16,11 @@ import remote_helpers as remote
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniges.data.streaming import StreamedSample, stream_samples
 from omniges.errors import DataError, EnvironmentFault, OmnigesError
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
-from omniges.trainer.data.stream import StreamedSample, stream_samples
 
 
 def pipe(path: Path) -> str:
@@ -101,7 +101,7 @@ class TestSound:
     def test_files_and_urls_import_no_torch(self, folder: ShardFolder) -> None:
         script = (
             "import sys\n"
-            "from omniges.trainer.data.stream import stream_samples\n"
+            "from omniges.data.streaming import stream_samples\n"
             f"print(len(list(stream_samples([{str(folder.folder / 'train-000000.tar')!r}]))))\n"
             "assert not {'torch', 'webdataset'} & set(sys.modules)\n"
         )

@@ -11,13 +11,13 @@ import pytest
 from batch_builders import PlainReader, write_shards
 from pipeline_helpers import omniges
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.trace import TraceSettings, trace
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
-from omniges.trainer.data.trace import TraceSettings, trace
 
 LENGTHS = (30, 9, 17, 8, 25, 7)
 FLAGS = ("--world-size", 2, "--rank", 1, "--batch-size", 3, "--window-ticks", 8, "--seed", 5)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.trainer.data.order import RankShare
+from omniges.data.order import RankShare
 from omniges.trainer.model.losses import Smoothed, in_order, per_step, per_stream, per_task
 from omniges.trainer.model.streams import STREAMS
 from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan

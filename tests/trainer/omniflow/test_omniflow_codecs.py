@@ -15,12 +15,12 @@ from pipeline_helpers import omniges
 from safetensors.torch import load_file
 from training_helpers import checkpoint_of, learned, log_of, losses_of, run, run_with_signal
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.feed import Feed
 from omniges.trainer.generated import read_record
 from omniges.trainer.loop import Ending

@@ -28,6 +28,10 @@ from training_helpers import (
 )
 from vae_builders import write_vae
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import ExitCode, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy
@@ -36,10 +40,6 @@ from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.codecs import codec as codec_module
 from omniges.trainer.codecs.codec import load_codec
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources

@@ -22,6 +22,10 @@ from training_helpers import (
     settings_of,
 )
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
@@ -30,10 +34,6 @@ from omniges.trainer import train as train_module
 from omniges.trainer.codecs import codec as codec_module
 from omniges.trainer.codecs.textvae_files import SpokenText
 from omniges.trainer.codecs.textwindows import TextWindows
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.loader import BatchLoader, LoaderSettings
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from omniges.data.window_reader import LocalShards
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import read_dataset, sealed_correctly
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
@@ -39,7 +40,6 @@ from omniges.storage.cache import (
 from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.redact import one_line
 from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
-from omniges.trainer.data.reading import LocalShards
 
 __all__ = ["CacheSettings", "RemoteShards", "open_location", "open_specification"]
 

@@ -1,6 +1,6 @@
 """A loader's worker process: numbers of blocks in on standard input, a line of JSON for each filled one out.
 
-Run by the loader as ``python -P -m omniges.trainer.data.worker``. It ends when its input ends, so it never outlives the
+Run by the loader as ``python -P -m omniges.data.worker``. It ends when its input ends, so it never outlives the
 process it works for. It imports numpy, not torch.
 """
 
@@ -19,11 +19,11 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from omniges.data.collate import BatchBlock, Collator, batch_layout
+from omniges.data.shared_memory import map_memory, place_arrays
+from omniges.data.tracks import Tracks
+from omniges.data.worker_setup import JOB, make_collator
 from omniges.errors import OmnigesError
-from omniges.trainer.data.collate import BatchBlock, Collator, batch_layout
-from omniges.trainer.data.setup import JOB, make_collator
-from omniges.trainer.data.shared import map_memory, place_arrays
-from omniges.trainer.data.tracks import Tracks
 
 __all__ = ["main"]
 

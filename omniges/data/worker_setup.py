@@ -10,13 +10,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.catalog import Catalog, ClipTable
+from omniges.data.collate import Collator, mixture_of, open_source
+from omniges.data.normalize import Normaliser, Scale
+from omniges.data.order import Mixture
+from omniges.data.tracks import Tracks
+from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks, ShardSource, Verify
 from omniges.errors import UsageFault
-from omniges.trainer.data.catalog import Catalog, ClipTable
-from omniges.trainer.data.collate import Collator, mixture_of, open_source
-from omniges.trainer.data.normalise import Normaliser, Scale
-from omniges.trainer.data.order import Mixture
-from omniges.trainer.data.reading import ClipReader, LocalShards, ReadMarks, ShardSource, Verify
-from omniges.trainer.data.tracks import Tracks
 
 __all__ = [
     "JOB",

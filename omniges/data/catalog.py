@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.order import text_hashes
+from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
@@ -25,8 +27,6 @@ from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import column_of
 from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, MAX_KEY_BYTES, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
 from omniges.storage.canonical_json import canonical_json
-from omniges.trainer.data.order import text_hashes
-from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.data.collate import BatchBlock, batch_layout
+from omniges.data.shared_memory import map_memory, new_memory
+from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import EnvironmentFault
-from omniges.trainer.data.collate import BatchBlock, batch_layout
-from omniges.trainer.data.shared import map_memory, new_memory
-from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["BlockStore"]
 

@@ -20,11 +20,11 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.catalog import VERIFY, ClipTable
+from omniges.data.normalize import Normaliser, Scale
+from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import DataError, EnvironmentFault
 from omniges.storage.cache import CacheFull
-from omniges.trainer.data.catalog import VERIFY, ClipTable
-from omniges.trainer.data.normalise import Normaliser, Scale
-from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["ClipReader", "LocalShards", "ReadMarks", "ShardSource", "Verify"]
 

@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Final, cast
 
+from omniges.data.worker_setup import JOB
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.trainer.data.setup import JOB
 
 __all__ = ["WORKER_COMMAND", "ReadingWorker", "WorkerDied"]
 
-WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "omniges.trainer.data.worker")
+WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "omniges.data.worker")
 
 _KINDS: Final[dict[str, type[OmnigesError]]] = {
     error.__name__: error for error in (DataError, EnvironmentFault, UsageFault)

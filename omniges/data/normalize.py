@@ -9,11 +9,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.catalog import Catalog
+from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.shards.statistics import SMALLEST_STD
-from omniges.trainer.data.catalog import Catalog
-from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["Normaliser", "Scale"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import read_dataset
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.setup import DataSource, Sequencing
 
 __all__ = ["STATE_VERSION", "Resumed", "make_state", "resume", "trained_on"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.collate import BatchBlock, Collator, batch_layout
+from omniges.data.normalize import Normaliser
+from omniges.data.order import RankShare
+from omniges.data.worker_setup import DataSource, Sequencing, make_arrays, make_collator, make_document, make_order
 from omniges.errors import UsageFault
-from omniges.trainer.data.catalog import Filters, read_catalog
-from omniges.trainer.data.collate import BatchBlock, Collator, batch_layout
-from omniges.trainer.data.normalise import Normaliser
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.setup import DataSource, Sequencing, make_arrays, make_collator, make_document, make_order
 
 __all__ = ["TraceSettings", "trace"]
 

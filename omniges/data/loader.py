@@ -18,15 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.trainer.data.blocks import BlockStore
-from omniges.trainer.data.catalog import VERIFY
-from omniges.trainer.data.collate import Collator
-from omniges.trainer.data.normalise import Normaliser
-from omniges.trainer.data.order import RankShare
-from omniges.trainer.data.pool import ReadingWorker, WorkerDied
-from omniges.trainer.data.reading import Verify
-from omniges.trainer.data.setup import (
+from omniges.data.blocks import BlockStore
+from omniges.data.catalog import VERIFY
+from omniges.data.collate import Collator
+from omniges.data.normalize import Normaliser
+from omniges.data.order import RankShare
+from omniges.data.shared_memory import share_arrays
+from omniges.data.state import Resumed, make_state, resume
+from omniges.data.window_reader import Verify
+from omniges.data.worker_pool import ReadingWorker, WorkerDied
+from omniges.data.worker_setup import (
     DataSource,
     Sequencing,
     make_arrays,
@@ -35,8 +36,7 @@ from omniges.trainer.data.setup import (
     make_order,
     tracks_of,
 )
-from omniges.trainer.data.shared import share_arrays
-from omniges.trainer.data.state import Resumed, make_state, resume
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 
 __all__ = ["Batch", "BatchLoader", "LoaderSettings"]
 

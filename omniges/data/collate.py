@@ -16,13 +16,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.catalog import ClipTable
+from omniges.data.normalize import Normaliser, Scale
+from omniges.data.order import ClipOrder, Mixture, Picks
+from omniges.data.shared_memory import ArrayPlace, layout_of, place_arrays
+from omniges.data.tracks import PLAIN_TRACKS, Tracks
+from omniges.data.window_reader import ClipReader, LocalShards, ShardSource
 from omniges.features.text_slots import SlotCodec
-from omniges.trainer.data.catalog import ClipTable
-from omniges.trainer.data.normalise import Normaliser, Scale
-from omniges.trainer.data.order import ClipOrder, Mixture, Picks
-from omniges.trainer.data.reading import ClipReader, LocalShards, ShardSource
-from omniges.trainer.data.shared import ArrayPlace, layout_of, place_arrays
-from omniges.trainer.data.tracks import PLAIN_TRACKS, Tracks
 
 __all__ = ["BatchBlock", "Collator", "batch_layout", "mixture_of", "open_source"]
 
@@ -94,7 +94,7 @@ def open_source(specification: Mapping[str, Any]) -> ShardSource:
     """The shard source that `ShardSource.specification` describes."""
     if specification["kind"] == "local":
         return LocalShards(Path(specification["folder"]))
-    from omniges.trainer.data.cache import open_specification  # noqa: PLC0415 - only remote shards pay for it
+    from omniges.data.remote_shards import open_specification  # noqa: PLC0415 - only remote shards pay for it
 
     return open_specification(specification)
 
