@@ -10,11 +10,11 @@ import numpy as np
 from rvqvae_builders import write_codec
 from vae_builders import write_vae
 
+from omniges.codecs.encode import EncodeSettings, encode
 from omniges.data.catalog import Filters
 from omniges.data.order import RankShare
 from omniges.data.trace import TraceSettings, trace
 from omniges.data.worker_setup import Sequencing
-from omniges.trainer.codecs.encode import EncodeSettings, encode
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.model.sampling import SamplingSettings

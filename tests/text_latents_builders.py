@@ -7,7 +7,7 @@ from typing import Any
 
 import textvae_builders as builders
 
-from omniges.trainer.codecs.encode import EncodeSettings, EncodeSummary, encode
+from omniges.codecs.encode import EncodeSettings, EncodeSummary, encode
 
 NAME = "omniflow-text-vae"
 WINDOW, STRIDE = 16, 4

@@ -43,9 +43,9 @@ def encode(
 
     with resumable():
         with needs("train"):
-            from omniges.trainer.codecs.codec import named_folder
-            from omniges.trainer.codecs.encode import EncodeSettings
-            from omniges.trainer.codecs.encode import encode as run
+            from omniges.codecs.encode import EncodeSettings
+            from omniges.codecs.encode import encode as run
+            from omniges.codecs.registry import named_folder
         settings = EncodeSettings(
             shards=shards,
             codecs=tuple(named_folder("--with", text) for text in codecs),

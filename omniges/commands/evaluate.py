@@ -64,7 +64,7 @@ def evaluate(
     from omniges.storage.atomic import publish_bytes
 
     with needs("train"):
-        from omniges.trainer.codecs.codec import named_folder
+        from omniges.codecs.registry import named_folder
         from omniges.trainer.evaluate.report import render
         from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint
         from omniges.trainer.evaluate.run import evaluate as run

@@ -58,7 +58,7 @@ def generate(
     from omniges.progress import counter
 
     with needs("train"):
-        from omniges.trainer.codecs.codec import named_folder
+        from omniges.codecs.registry import named_folder
         from omniges.trainer.generate.run import GenerateSettings
         from omniges.trainer.generate.run import generate as run
         from omniges.trainer.generate.sources import Sources

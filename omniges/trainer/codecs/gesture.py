@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.codecs.base import fingerprint_of
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.gesture import LAYOUT
 from omniges.shards.latents import FrameEntry
 from omniges.storage.atomic import os_errors
-from omniges.trainer.codecs.codec import fingerprint_of
 from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales
 from omniges.trainer.codecs.rvqvae import Rvqvae
 from omniges.trainer.codecs.rvqvaefile import load_rvqvae

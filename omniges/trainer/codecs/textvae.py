@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniges.codecs.base import BOTH_ENDS, End
 from omniges.errors import DataError, EnvironmentFault
 from omniges.storage.canonical_json import canonical_json
-from omniges.trainer.codecs.codec import BOTH_ENDS, End
 from omniges.trainer.codecs.qformer import QFormer
 from omniges.trainer.codecs.textvae_config import LlamaSizes, T5Sizes, TextVaeConfig
 

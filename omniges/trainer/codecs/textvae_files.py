@@ -25,15 +25,15 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
+from omniges.codecs.base import BOTH_ENDS, End, LostText, SpokenText
 from omniges.errors import DataError
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.tensors import open_tensors, read_weights
-from omniges.trainer.codecs.codec import BOTH_ENDS, End
 from omniges.trainer.codecs.textvae import MAX_LENGTH, TextVae
 from omniges.trainer.codecs.textvae_config import require_agreement, text_vae_config
 from omniges.trainer.codecs.textvae_tokens import LlamaTokens, T5Tokens
 
-__all__ = ["EncodedTexts", "LostText", "SpokenText", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
+__all__ = ["EncodedTexts", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
 
 _PREFIX: Final = "text_decoder."
 _TRANSFORMER: Final = "transformer/diffusion_pytorch_model"
@@ -147,25 +147,6 @@ class EncodedTexts:
     """The text has more than 77 tokens; its end is not in the latents."""
     unknown: tuple[bool, ...]
     """The vocabulary cannot spell all of the text."""
-
-
-@dataclass(frozen=True, slots=True)
-class LostText:
-    """What of a text cannot be in its latents."""
-
-    cut: bool
-    """It has more than 77 tokens; its end is lost."""
-    unknown: bool
-    """The vocabulary cannot spell all of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpokenText:
-    """A text made from latents."""
-
-    text: str
-    ended: bool
-    """It came to its end within the length that was allowed."""
 
 
 class TextCodec:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.codecs.base import BOTH_ENDS, End, LostText, SpokenText
 from omniges.shards.latents import WORDS_MEMBER, WindowEntry
 from omniges.shards.window_grid import WindowGrid
-from omniges.trainer.codecs.codec import BOTH_ENDS, End
-from omniges.trainer.codecs.textvae_files import LostText, SpokenText, TextCodec
+from omniges.trainer.codecs.textvae_files import TextCodec
 from omniges.trainer.codecs.windowtexts import window_words
 
 __all__ = ["DEFAULT_GRID", "NAME", "TextWindows", "load_text_windows"]

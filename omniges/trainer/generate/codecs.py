@@ -10,20 +10,12 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
+from omniges.codecs.registry import load_same_codec
 from omniges.data.tracks import Track
 from omniges.errors import UsageFault
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.codec import (
-    BOTH_ENDS,
-    Codec,
-    End,
-    FrameCodec,
-    QuantisingCodec,
-    WindowCodec,
-    decode_latents,
-    load_same_codec,
-)
 from omniges.trainer.generate.inputs import Given
 from omniges.trainer.generate.sources import Input, Sources, latents_of
 from omniges.trainer.generate.windows import TicksOf, WindowSettings, window_spans

@@ -32,7 +32,7 @@ from omniges.trainer.generated import WINDOWS_TIER
 from omniges.trainer.model.streams import StreamName
 
 if TYPE_CHECKING:
-    from omniges.trainer.codecs.textvae_files import SpokenText
+    from omniges.codecs.base import SpokenText
 
 __all__ = [
     "NEUTRAL",

@@ -20,7 +20,7 @@ from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.losses import SIX
 
 if TYPE_CHECKING:
-    from omniges.trainer.codecs.codec import Codec, End
+    from omniges.codecs.base import Codec, End
 
 __all__ = ["Decoders", "open_decoders"]
 
@@ -45,7 +45,7 @@ class Decoders:
         """Streams whose codec snaps latents to codes before it decodes them."""
         if not self.loaded:
             return frozenset()
-        from omniges.trainer.codecs.codec import QuantisingCodec  # noqa: PLC0415 - loaded, where a codec is
+        from omniges.codecs.base import QuantisingCodec  # noqa: PLC0415 - loaded, where a codec is
 
         return frozenset(name for name, codec in self.loaded.items() if isinstance(codec, QuantisingCodec))
 
@@ -58,7 +58,7 @@ class Decoders:
         """What a model made of a stream in one window: of latents, the frames or the text that they stand for."""
         if name not in self.loaded:
             return array
-        from omniges.trainer.codecs.codec import decode_latents  # noqa: PLC0415 - loaded, where a codec is
+        from omniges.codecs.base import decode_latents  # noqa: PLC0415 - loaded, where a codec is
 
         return decode_latents(self.loaded[name], array)
 
@@ -90,7 +90,7 @@ def open_decoders(
     given = {name: folders[entry.name] for name, entry in entries.items() if entry.name in folders}
     if not given:
         return Decoders(entries)
-    from omniges.trainer.codecs.codec import load_same_codec  # noqa: PLC0415 - runs that decode nothing load no codec
+    from omniges.codecs.registry import load_same_codec  # noqa: PLC0415 - runs that decode nothing load no codec
 
     decode: frozenset[End] = frozenset({"decode"})
     with torch.random.fork_rng(devices=[]):

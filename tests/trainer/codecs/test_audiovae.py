@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from vae_builders import SMALL, mel_like, random_vae, write_vae
 
+from omniges.codecs.audio_vae_blocks import decoded, encoded
+from omniges.codecs.base import fingerprint_of
+from omniges.codecs.registry import load_codec, named_folder
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.codecs.blocked import decoded, encoded
-from omniges.trainer.codecs.codec import fingerprint_of, load_codec, named_folder
 
 CPU = torch.device("cpu")
 

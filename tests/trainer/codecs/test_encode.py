@@ -24,6 +24,9 @@ from pipeline_helpers import digests, omniges, run_preprocess
 from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
+from omniges.codecs import encode as encode_module
+from omniges.codecs.encode import EncodeSettings, EncodeSummary, encode
+from omniges.codecs.registry import load_codec
 from omniges.data.streaming import stream_samples
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.latents import FrameEntry
@@ -32,9 +35,6 @@ from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
 from omniges.shards.transaction import Begun, Workspace
 from omniges.storage import atomic
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.codecs import encode as encode_module
-from omniges.trainer.codecs.codec import load_codec
-from omniges.trainer.codecs.encode import EncodeSettings, EncodeSummary, encode
 
 NAME = "audioldm2-vae"
 F32 = npt.NDArray[np.float32]
@@ -521,7 +521,7 @@ sys.path.insert(0, sys.argv.pop(1))
 sys.path.insert(0, os.path.dirname(os.path.dirname(sys.path[0])))
 from test_encode import NAME, Halves
 from omniges import cli
-from omniges.trainer.codecs import encode as module
+from omniges.codecs import encode as module
 
 class Stops(Halves):
     def encode(self, array):

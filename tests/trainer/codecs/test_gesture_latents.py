@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 from verify_builders import run as verify
 
 from omniges.cli import app
+from omniges.codecs import audio_vae
+from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.registry import load_codec
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
@@ -26,10 +29,7 @@ from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs import audiovae
 from omniges.trainer.codecs import gesture as gesture_codec
-from omniges.trainer.codecs.codec import load_codec
-from omniges.trainer.codecs.encode import EncodeSettings, encode
 from omniges.trainer.codecs.rvqvae import Rvqvae
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.feed import Feed
@@ -137,7 +137,7 @@ class TestTraining:
             raise AssertionError("a codec ran")
 
         monkeypatch.setattr(gesture_codec, "load_gesture_rvqvae", never)
-        monkeypatch.setattr(audiovae, "load_audio_vae", never)
+        monkeypatch.setattr(audio_vae, "load_audio_vae", never)
         run(encoded_both, tmp_path / "run", **chosen, max_train_steps=12, logging_steps=12)
         (line,) = log_of(tmp_path / "run")
         assert {"t2g", "g2t", "a2g", "g2a", "t2a", "a2t"} <= line["tasks"].keys()

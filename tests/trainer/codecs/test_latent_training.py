@@ -23,6 +23,10 @@ from safetensors.torch import load_file, save_file
 from training_helpers import TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run, run_with_signal, settings_of
 from vae_builders import write_vae
 
+from omniges.codecs import audio_vae
+from omniges.codecs import encode as encode_module
+from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.registry import load_codec
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import ClipOrder, RankShare, text_hashes
@@ -31,10 +35,6 @@ from omniges.errors import DataError, UsageFault
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.codecs import audiovae
-from omniges.trainer.codecs import encode as encode_module
-from omniges.trainer.codecs.codec import load_codec
-from omniges.trainer.codecs.encode import EncodeSettings, encode
 from omniges.trainer.feed import Feed
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
@@ -141,7 +141,7 @@ class TestTraining:
         def never(*_: object) -> None:
             raise AssertionError("the codec ran")
 
-        monkeypatch.setattr(audiovae, "load_audio_vae", never)
+        monkeypatch.setattr(audio_vae, "load_audio_vae", never)
         run(encoded, tmp_path / "run", audio_codec=AUDIO, max_train_steps=12, logging_steps=12)
         (line,) = log_of(tmp_path / "run")
         assert {"t2g", "g2t", "a2g", "g2a", "t2a", "a2t"} <= line["tasks"].keys()
@@ -154,7 +154,7 @@ class TestTraining:
             "from training_helpers import run\n"
             "run(sys.argv[1], sys.argv[2], audio_codec='audioldm2-vae', max_train_steps=1, validation_steps=1,"
             " validation_windows=1, validation_samples=0, validation_sampling_steps=1)\n"
-            "print([name for name in sys.modules if name.startswith('omniges.trainer.codecs')])"
+            "print([name for name in sys.modules if name.startswith('omniges.codecs')])"
         )
         tests = Path(__file__).resolve().parents[2]
         words = [sys.executable, "-c", code, str(encoded), str(tmp_path / "run"), str(tests)]
@@ -311,13 +311,13 @@ class TestGenerate:
         self, whole: Path, vae: Path, recording: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
-        decode = audiovae.AudioVae.decode
+        decode = audio_vae.AudioVae.decode
 
-        def watched(self: audiovae.AudioVae, latents: Any) -> Any:
+        def watched(self: audio_vae.AudioVae, latents: Any) -> Any:
             seen.append(latents)
             return decode(self, latents)
 
-        monkeypatch.setattr(audiovae.AudioVae, "decode", watched)
+        monkeypatch.setattr(audio_vae.AudioVae, "decode", watched)
         make(whole, tmp_path / "out", "t2a", vae, text=recording["text"])
         (latents,) = seen  # the whole at once: no seams of the codec's
         assert latents.shape == (100, 128)

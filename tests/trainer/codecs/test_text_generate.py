@@ -12,11 +12,11 @@ from pipeline_helpers import omniges
 from text_latents_builders import NAME, write_text_vae
 from training_helpers import SMALLEST, run
 
+from omniges.codecs.base import BOTH_ENDS, LostText, SpokenText
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.codec import BOTH_ENDS
-from omniges.trainer.codecs.textvae_files import LostText, SpokenText, TextCodec
+from omniges.trainer.codecs.textvae_files import TextCodec
 from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.generate.outputs import WindowTextSink
@@ -148,7 +148,7 @@ class TestTasks:
     def test_a_window_of_shards_is_given_the_latents_that_training_saw(
         self, text_vae: Path, encoded_text: Path
     ) -> None:
-        from omniges.trainer.codecs.codec import load_codec
+        from omniges.codecs.registry import load_codec
 
         windows = load_codec(NAME, text_vae)
         folder = ShardFolder(encoded_text)

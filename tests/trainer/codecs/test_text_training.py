@@ -149,7 +149,7 @@ class TestTraining:
             "import sys; sys.path.insert(0, sys.argv[3])\n"
             "from training_helpers import run\n"
             f"run(sys.argv[1], sys.argv[2], text_codec='{NAME}', max_train_steps=1)\n"
-            "print([n for n in sys.modules if n.startswith(('omniges.trainer.codecs', 'transformers.models.t5'))])"
+            "print([n for n in sys.modules if n.startswith(('omniges.codecs', 'transformers.models.t5'))])"
         )
         tests = Path(__file__).resolve().parents[2]
         words = [sys.executable, "-c", code, str(encoded_text), str(tmp_path / "run"), str(tests)]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omniges.codecs.base import SpokenText
 from omniges.features.text_slots import MARKS, SlotCodec, pack_slots
 from omniges.formats.textgrid import SILENCE_LABELS, decode_words
 from omniges.shards.tokenizer import train_tokenizer
-from omniges.trainer.codecs.textvae_files import SpokenText
 from omniges.trainer.evaluate.results import spoken_intervals
 from omniges.trainer.generate.outputs import TextSink, WindowTextSink
 

@@ -28,6 +28,8 @@ from training_helpers import (
 )
 from vae_builders import write_vae
 
+from omniges.codecs import registry
+from omniges.codecs.registry import load_codec
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
@@ -38,8 +40,6 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.codecs import codec as codec_module
-from omniges.trainer.codecs.codec import load_codec
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
@@ -106,13 +106,13 @@ class TestTrainingIsUntouched:
         self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         loaded: list[Any] = []
-        inner = codec_module.load_codec
+        inner = registry.load_codec
 
         def counted(*arguments: Any, **named: Any) -> Any:
             loaded.append(inner(*arguments, **named))
             return loaded[-1]
 
-        monkeypatch.setattr(codec_module, "load_codec", counted)
+        monkeypatch.setattr(registry, "load_codec", counted)
         settings = {**BARE, "validation_steps": 1, "validation_windows": 1, "max_train_steps": 2}
         generators = torch.get_rng_state()
         run(encoded_both, tmp_path, **settings, validation_codec=given(folders))
@@ -130,7 +130,7 @@ class TestTrainingIsUntouched:
     def test_none_is_loaded_by_a_run_that_does_not_validate(
         self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(codec_module, "load_codec", None)
+        monkeypatch.setattr(registry, "load_codec", None)
         run(encoded_both, tmp_path, **BOTH, max_train_steps=1, validation_codec=given(folders))
 
 

@@ -22,6 +22,8 @@ from training_helpers import (
     settings_of,
 )
 
+from omniges.codecs import registry
+from omniges.codecs.base import SpokenText
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
@@ -31,8 +33,6 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.codecs import codec as codec_module
-from omniges.trainer.codecs.textvae_files import SpokenText
 from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.generate.run import GenerateSettings, generate
@@ -224,13 +224,13 @@ class TestWithTheCodec:
         self, encoded_text: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         loaded: list[Any] = []
-        inner = codec_module.load_codec
+        inner = registry.load_codec
 
         def counted(*arguments: Any, **named: Any) -> Any:
             loaded.append(inner(*arguments, **named))
             return loaded[-1]
 
-        monkeypatch.setattr(codec_module, "load_codec", counted)
+        monkeypatch.setattr(registry, "load_codec", counted)
         generators = torch.get_rng_state()
         settings = {**BARE, "validation_steps": 1, "validation_windows": 1, "max_train_steps": 2}
         run(encoded_text, tmp_path, **settings, validation_codec=(f"{NAME}={text_vae}",))

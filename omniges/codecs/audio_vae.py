@@ -22,12 +22,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from omniges.codecs.audio_vae_blocks import decoded, encoded
+from omniges.codecs.base import fingerprint_of
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.shards.latents import FrameEntry
 from omniges.storage.tensors import read_tensors, read_weights
-from omniges.trainer.codecs.blocked import decoded, encoded
-from omniges.trainer.codecs.codec import fingerprint_of
 
 __all__ = ["NAME", "AudioVae", "load_audio_vae"]
 

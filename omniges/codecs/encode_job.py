@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from omniges.codecs.base import Codec, latents_of_sample
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.dataset import seal, tool_versions
 from omniges.shards.latents import CodecEntry, latents_document
@@ -28,7 +29,6 @@ from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import Begun, Workspace, commit, staged_name
 from omniges.storage.atomic import PendingFile, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
-from omniges.trainer.codecs.codec import Codec, latents_of_sample
 
 __all__ = ["Count", "EncodeJob"]
 

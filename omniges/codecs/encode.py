@@ -16,6 +16,9 @@ from typing import Any, Final, cast
 
 import torch
 
+from omniges.codecs.base import Codec, End, WindowCodec
+from omniges.codecs.encode_job import Count, EncodeJob
+from omniges.codecs.registry import load_codec
 from omniges.errors import DataError, UsageFault
 from omniges.shards.latents import CodecEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, manifest_hash
@@ -24,8 +27,6 @@ from omniges.shards.schema import DATASET_FILE
 from omniges.shards.transaction import Workspace, finish_commit, refuse_foreign
 from omniges.shards.window_grid import WindowGrid
 from omniges.storage.atomic import locked, make_folder
-from omniges.trainer.codecs.codec import Codec, End, WindowCodec, load_codec
-from omniges.trainer.codecs.encoding import Count, EncodeJob
 
 __all__ = ["EncodeSettings", "EncodeSummary", "encode"]
 
