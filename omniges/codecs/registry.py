@@ -34,7 +34,7 @@ def _audio_vae(place: _Place) -> Codec:
 
 
 def _gesture_rvqvae(place: _Place) -> Codec:
-    from omniges.trainer.codecs.gesture import load_whole_gesture_rvqvae  # noqa: PLC0415 - its module imports this one
+    from omniges.codecs.gesture_rvqvae.codec import load_whole_gesture_rvqvae  # noqa: PLC0415 - its module imports this one
 
     return load_whole_gesture_rvqvae(place.folder, place.device)
 

@@ -21,6 +21,8 @@ from verify_builders import run as verify
 from omniges.cli import app
 from omniges.codecs import audio_vae
 from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.gesture_rvqvae import codec as gesture_codec
+from omniges.codecs.gesture_rvqvae.network import Rvqvae
 from omniges.codecs.registry import load_codec
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
@@ -29,8 +31,6 @@ from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs import gesture as gesture_codec
-from omniges.trainer.codecs.rvqvae import Rvqvae
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.feed import Feed
 from omniges.trainer.generate.codecs import CodecFolders

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rvqvae_builders import PlainNet, random_tensors
 
+from omniges.codecs.gesture_rvqvae.network import Rvqvae, RvqvaeSpec
+from omniges.codecs.gesture_rvqvae.weights import load_rvqvae, rvqvae_of
 from omniges.errors import DataError
-from omniges.trainer.codecs.rvqvae import Rvqvae, RvqvaeSpec
-from omniges.trainer.codecs.rvqvaefile import load_rvqvae, rvqvae_of
 
 GOLDEN = {"rtol": 0, "atol": 2e-5}
 CASES = [(part, case) for part in ("upper", "face") for case in ("T64", "T128", "T23", "T4", "free_latent")]

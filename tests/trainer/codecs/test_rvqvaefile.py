@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rvqvae_builders import TINY, random_tensors, shapes
 from safetensors.torch import save_file
 
+from omniges.codecs.gesture_rvqvae.network import Rvqvae, RvqvaeSpec
+from omniges.codecs.gesture_rvqvae.weights import load_rvqvae, rvqvae_of, spec_of
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.codecs.rvqvae import Rvqvae, RvqvaeSpec
-from omniges.trainer.codecs.rvqvaefile import load_rvqvae, rvqvae_of, spec_of
 
 NET = random_tensors()
 PUBLISHED = {"width": 512, "size": 128, "codes": 1024, "quantizers": 6, "stages": 2, "depth": 3, "projected": True}

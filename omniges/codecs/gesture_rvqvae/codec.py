@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 
 from omniges.codecs.base import fingerprint_of
+from omniges.codecs.gesture_rvqvae.body_parts import PARTS, Part, PartScale, part_columns, read_scales
+from omniges.codecs.gesture_rvqvae.network import Rvqvae
+from omniges.codecs.gesture_rvqvae.weights import load_rvqvae
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.gesture import LAYOUT
 from omniges.shards.latents import FrameEntry
 from omniges.storage.atomic import os_errors
-from omniges.trainer.codecs.parts import PARTS, Part, PartScale, part_columns, read_scales
-from omniges.trainer.codecs.rvqvae import Rvqvae
-from omniges.trainer.codecs.rvqvaefile import load_rvqvae
 
 __all__ = ["LATENT_SCALE", "NAME", "GestureRvqvae", "load_gesture_rvqvae", "load_whole_gesture_rvqvae"]
 

@@ -224,7 +224,7 @@ def _perplexity(indices: Tensor, codes: int) -> Tensor:
 
 
 class Rvqvae(nn.Module):
-    """A frozen net with random weights; `omniges.trainer.codecs.rvqvaefile` reads one from a file.
+    """A frozen net with random weights; `omniges.codecs.gesture_rvqvae.weights` reads one from a file.
 
     `encode`, `quantise` and `decode` compute in float32, whatever autocast says, and without gradients. They change
     none of their arguments.

@@ -10,9 +10,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from omniges.codecs.gesture_rvqvae.network import Rvqvae, RvqvaeSpec
 from omniges.errors import DataError, UsageFault
 from omniges.storage.tensors import read_tensors, read_weights
-from omniges.trainer.codecs.rvqvae import Rvqvae, RvqvaeSpec
 
 __all__ = ["ENTRY", "load_rvqvae", "rvqvae_of", "spec_of"]
 

@@ -1,0 +1,1 @@
+"""GestureLSM's four RVQ-VAEs as one codec of gesture."""
