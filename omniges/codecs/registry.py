@@ -40,7 +40,7 @@ def _gesture_rvqvae(place: _Place) -> Codec:
 
 
 def _text_vae(place: _Place) -> Codec:
-    from omniges.trainer.codecs.textwindows import load_text_windows  # noqa: PLC0415 - as the others
+    from omniges.codecs.text_vae.codec import load_text_windows  # noqa: PLC0415 - as the others
 
     return load_text_windows(place.folder, place.device, place.t5_tokenizer, place.ends)
 

@@ -303,7 +303,7 @@ def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]
     start_s, seconds = window.start_tick / TICKS_PER_SECOND, window.ticks / TICKS_PER_SECOND
     if not any(isinstance(entry, WindowEntry) for entry in latents):
         return _within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S)
-    from omniges.trainer.codecs.windowtexts import said_in_windows  # noqa: PLC0415 - runs on slots load no codec
+    from omniges.codecs.text_vae.codec import said_in_windows  # noqa: PLC0415 - runs on slots load no codec
 
     (said,) = said_in_windows(sample.words, sample.row.ticks, [(window.start_tick, window.ticks)])
     return _within(said, start_s, seconds, least_s=0.0)

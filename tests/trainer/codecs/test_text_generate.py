@@ -13,11 +13,11 @@ from text_latents_builders import NAME, write_text_vae
 from training_helpers import SMALLEST, run
 
 from omniges.codecs.base import BOTH_ENDS, LostText, SpokenText
+from omniges.codecs.text_vae.codec import TextWindows
+from omniges.codecs.text_vae.weights import TextCodec
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.codecs.textvae_files import TextCodec
-from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.generate.outputs import WindowTextSink
 from omniges.trainer.generate.pipeline import OmnigesPipeline

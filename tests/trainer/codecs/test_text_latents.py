@@ -19,12 +19,12 @@ from verify_builders import ShardSet, codes, edited_dataset, rebuilt
 from verify_builders import run as verified
 
 from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.text_vae.codec import TextWindows
+from omniges.codecs.text_vae.weights import TextCodec
 from omniges.errors import DataError, UsageFault
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.codecs.textvae_files import TextCodec
-from omniges.trainer.codecs.textwindows import TextWindows
 
 MEMBER = f"{NAME}.npy"
 

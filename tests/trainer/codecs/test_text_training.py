@@ -22,6 +22,7 @@ from text_latents_builders import NAME, STRIDE, WINDOW, encoded_shards
 from training_helpers import TENSOR_FILES, SignalAt, checkpoint_of, learned, log_of, losses_of, run, settings_of
 from vae_builders import write_vae
 
+from omniges.codecs.text_vae.codec import TextWindows
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
@@ -30,7 +31,6 @@ from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.shards.reader import ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.feed import Feed
 from omniges.trainer.loop import Ending
 from omniges.trainer.model.flow import FlowModel

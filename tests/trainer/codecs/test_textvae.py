@@ -18,9 +18,10 @@ from textvae_reference import Reference
 from textvae_reference import token_losses as reference_losses
 from torch import nn
 
+from omniges.codecs.text_vae.config import TextVaeConfig, text_vae_config
+from omniges.codecs.text_vae.network import TextVae, standardised, token_losses
+from omniges.codecs.text_vae.tokenizers import IGNORED
 from omniges.errors import DataError
-from omniges.trainer.codecs.textvae import IGNORED, TextVae, standardised, token_losses
-from omniges.trainer.codecs.textvae_config import TextVaeConfig, text_vae_config
 
 pytest.importorskip("transformers", reason="the text VAE needs transformers: pip install 'omniges[text-vae]'")
 

@@ -24,9 +24,9 @@ from textvae_builders import (
 )
 from torch import nn
 
+from omniges.codecs.text_vae.network import token_losses
+from omniges.codecs.text_vae.weights import TextCodec, find_text_vae, load_text_vae
 from omniges.errors import DataError
-from omniges.trainer.codecs.textvae import token_losses
-from omniges.trainer.codecs.textvae_files import TextCodec, find_text_vae, load_text_vae
 
 pytest.importorskip("transformers", reason="the text VAE needs transformers: pip install 'omniges[text-vae]'")
 
@@ -314,7 +314,7 @@ def test_without_transformers_there_is_one_line_with_the_way_out(folder):
         "import sys; sys.modules['transformers'] = None\n"
         "from pathlib import Path\n"
         "from omniges.errors import EnvironmentFault\n"
-        "from omniges.trainer.codecs.textvae_files import TextCodec\n"
+        "from omniges.codecs.text_vae.weights import TextCodec\n"
         "try:\n"
         "    TextCodec.load(Path(sys.argv[1]))\n"
         "except EnvironmentFault as fault:\n"

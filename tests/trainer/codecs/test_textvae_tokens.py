@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textvae_builders import llama_tokenizer, t5_tokenizer, write_tokenizers
 
+from omniges.codecs.text_vae.tokenizers import IGNORED, MAX_TOKENS, LlamaTokens, T5Tokens
 from omniges.errors import DataError
-from omniges.trainer.codecs.textvae import IGNORED
-from omniges.trainer.codecs.textvae_tokens import MAX_TOKENS, LlamaTokens, T5Tokens
 
 LLAMA = {"vocabulary": 300, "begin": 1, "end": 2}
 PLAIN = st.lists(st.text("helowrdabc'é你", min_size=1, max_size=8), max_size=30).map(" ".join)

@@ -24,6 +24,7 @@ from training_helpers import (
 
 from omniges.codecs import registry
 from omniges.codecs.base import SpokenText
+from omniges.codecs.text_vae.codec import TextWindows
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
@@ -33,7 +34,6 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.codecs.textwindows import TextWindows
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources

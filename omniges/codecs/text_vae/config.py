@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_args
 
+from omniges.codecs.text_vae.qformer import HEADS
 from omniges.errors import DataError
-from omniges.trainer.codecs.qformer import HEADS
 
 __all__ = ["LlamaSizes", "NormType", "T5Sizes", "TextVaeConfig", "VaeConfig", "require_agreement", "text_vae_config"]
 

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from omniges.errors import DataError
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.codecs.textvae import IGNORED
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["MAX_TOKENS", "LlamaTokens", "T5Tokens", "TextTokens", "WrittenTokens"]
+__all__ = ["IGNORED", "MAX_TOKENS", "LlamaTokens", "T5Tokens", "TextTokens", "WrittenTokens"]
+
+IGNORED: Final = -100
+"""Label of a token that no loss is taken of."""
+
 
 MAX_TOKENS: Final = 77
 """Tokens of a text at most, those that are added included; what is more is cut off and said to be."""

@@ -1,13 +1,19 @@
 """OmniFlow's text VAE as a codec of shards and models: a row of latents for each window of a clip's words.
 
 docs/codecs-text.md is the promise.
+
+Which words a window says.
+
+Latents of a text depend on the whole text, so they cannot be cut as frames or slots can: they are made for windows,
+each of which has a text of its own. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from math import floor
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +22,33 @@ import numpy.typing as npt
 import torch
 
 from omniges.codecs.base import BOTH_ENDS, End, LostText, SpokenText
+from omniges.codecs.text_vae.weights import TextCodec
+from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.latents import WORDS_MEMBER, WindowEntry
 from omniges.shards.window_grid import WindowGrid
-from omniges.trainer.codecs.textvae_files import TextCodec
-from omniges.trainer.codecs.windowtexts import window_words
 
-__all__ = ["DEFAULT_GRID", "NAME", "TextWindows", "load_text_windows"]
+__all__ = ["DEFAULT_GRID", "NAME", "TextWindows", "load_text_windows", "said_in_windows", "window_words"]
+
+
+def window_words(words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]) -> list[list[str]]:
+    """`said_in_windows` without times."""
+    return [[word["word"] for word in said] for said in said_in_windows(words, ticks, windows)]
+
+
+def said_in_windows(
+    words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]
+) -> list[list[Mapping[str, Any]]]:
+    """The words of each window, (first tick, ticks), of a clip of some ticks, in the order they were given.
+
+    A word (``word``, ``start`` and ``end`` in seconds) is a window's where its middle lies in it, so of windows that
+    touch, each word is in exactly one. A middle at the very end of the clip is in its last tick.
+    """
+    middles = [min(floor((word["start"] + word["end"]) * TICKS_PER_SECOND / 2), ticks - 1) for word in words]
+    return [
+        [word for word, middle in zip(words, middles, strict=True) if first <= middle < first + count]
+        for first, count in windows
+    ]
+
 
 F32 = npt.NDArray[np.float32]
 

@@ -19,18 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniges.codecs.base import BOTH_ENDS, End
+from omniges.codecs.text_vae.config import LlamaSizes, T5Sizes, TextVaeConfig
+from omniges.codecs.text_vae.qformer import QFormer
+from omniges.codecs.text_vae.tokenizers import IGNORED
 from omniges.errors import DataError, EnvironmentFault
 from omniges.storage.canonical_json import canonical_json
-from omniges.trainer.codecs.qformer import QFormer
-from omniges.trainer.codecs.textvae_config import LlamaSizes, T5Sizes, TextVaeConfig
 
 if TYPE_CHECKING:
     from transformers import LlamaModel, T5EncoderModel
 
-__all__ = ["IGNORED", "MAX_LENGTH", "TextVae", "standardised", "token_losses"]
+__all__ = ["MAX_LENGTH", "TextVae", "standardised", "token_losses"]
 
-IGNORED: Final = -100
-"""Label of a token that no loss is taken of."""
 MAX_LENGTH: Final = 256
 """Tokens of a generated text at most; the latents and the begin token count."""
 _LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width do not treat the empty text apart

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from omniges.codecs.base import BOTH_ENDS, End, LostText, SpokenText
+from omniges.codecs.text_vae.config import require_agreement, text_vae_config
+from omniges.codecs.text_vae.network import MAX_LENGTH, TextVae
+from omniges.codecs.text_vae.tokenizers import LlamaTokens, T5Tokens
 from omniges.errors import DataError
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.tensors import open_tensors, read_weights
-from omniges.trainer.codecs.textvae import MAX_LENGTH, TextVae
-from omniges.trainer.codecs.textvae_config import require_agreement, text_vae_config
-from omniges.trainer.codecs.textvae_tokens import LlamaTokens, T5Tokens
 
 __all__ = ["EncodedTexts", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
 
@@ -209,7 +209,7 @@ class TextCodec:
     def logits(self, latents: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Logits (B, L, words) of texts read after latents (B, N, V), and their labels (B, L).
 
-        `omniges.trainer.codecs.textvae.token_losses` makes losses of the two. Raises `DataError` for a text of more
+        `omniges.codecs.text_vae.network.token_losses` makes losses of the two. Raises `DataError` for a text of more
         than 77 tokens.
         """
         tokens = self._llama_tokens.encode(texts)

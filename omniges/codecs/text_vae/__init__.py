@@ -1,0 +1,1 @@
+"""OmniFlow's text VAE as a codec of the words of windows."""
