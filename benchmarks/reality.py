@@ -29,13 +29,12 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.formats.wav import decode_wav, encode_wav
+from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
+from omniges.model.flow import FlowModel, Windows
+from omniges.model.spec import load_model
+from omniges.model.streams import STREAMS
+from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.trainer.checkpoint import checkpoints, open_checkpoint
-from omniges.trainer.model.flow import FlowModel, Windows
-from omniges.trainer.model.streams import STREAMS
-from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
-from omniges.trainer.resuming import CHECKPOINTS
-from omniges.trainer.saved import load_model
 
 STEM: Final = "2_scott_0_1_1"
 PARTS: Final = {"train": ("2_scott_0_1_1", 0, 50), "val": ("2_scott_0_2_2", 51, 63)}

@@ -29,14 +29,13 @@ from wordscore import Score, Templates, learn_templates, score_words, word_error
 from omniges.features.gesture import gesture_from_motion
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion
+from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
+from omniges.model.flow import FlowModel
+from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.spec import load_model
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.trainer.checkpoint import checkpoints, open_checkpoint
-from omniges.trainer.model.flow import FlowModel
-from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
-from omniges.trainer.resuming import CHECKPOINTS
-from omniges.trainer.saved import load_model
 
 SIX = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 RATES: Mapping[StreamName, float] = {"gesture": 30.0, "audio": 100.0}

@@ -27,7 +27,7 @@ import torch
 from corpora import say
 from torch import Tensor
 
-from omniges.trainer.model.trunk import JointFlowTransformer
+from omniges.model.trunk import JointFlowTransformer
 
 __all__ = ["LAYOUTS", "Layout", "main", "measure"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from omniges.model.checkpoint import CHECKPOINTS
 from omniges.trainer.learner import Learner
 from omniges.trainer.progress import Progress
 from omniges.trainer.recipe import TrainSettings
-from omniges.trainer.resuming import CHECKPOINTS
 from omniges.trainer.train import Summary, train
 from omniges.trainer.validation.losses import LEVELS, SIX
 

@@ -20,8 +20,8 @@ from omniges.data.normalize import Normaliser, Scale
 from omniges.data.order import RankShare
 from omniges.data.tracks import Tracks
 from omniges.data.worker_setup import DataSource, Sequencing, make_order, tracks_of
-from omniges.trainer.model.flow import Windows
-from omniges.trainer.saved import ModelIdentity
+from omniges.model.flow import Windows
+from omniges.model.spec import ModelIdentity
 
 __all__ = ["Feed", "Place", "speakers_of"]
 

@@ -9,24 +9,21 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from omniges.errors import DataError
+from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, load_into
+from omniges.model.flow import FlowLoss, FlowModel, Windows
+from omniges.model.tasks import FlowSettings, Plan
 from omniges.trainer.ema import Ema
-from omniges.trainer.model.flow import FlowLoss, FlowModel, Windows
-from omniges.trainer.model.tasks import FlowSettings, Plan
 from omniges.trainer.optimizer import load_moments, make_optimizer, moments
 from omniges.trainer.schedule import LearningRate
 
-__all__ = ["EMA_FILE", "MODEL_FILE", "OPTIMIZER_FILE", "LearnSettings", "Learner"]
+__all__ = ["LearnSettings", "Learner"]
 
-MODEL_FILE: Final = "model.safetensors"
-EMA_FILE: Final = "ema.safetensors"
-OPTIMIZER_FILE: Final = "optimizer.safetensors"
 Filled = TypeVar("Filled")
 
 
@@ -136,17 +133,3 @@ class Learner:
         scaler = self._accelerator.scaler
         if scaler is not None and scale is not None:
             scaler.load_state_dict(dict(scale))
-
-
-@torch.no_grad()
-def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
-    """Copy saved tensors into those of the same names; raises DataError for other names or shapes."""
-    for name in sorted(own.keys() | saved.keys()):
-        shapes = [None if found is None else tuple(found.shape) for found in (own.get(name), saved.get(name))]
-        if shapes[0] != shapes[1]:
-            raise DataError(
-                f"{where}: {name}: shape {shapes[0] or 'none'} expected, found {shapes[1] or 'none'}. It is of "
-                "another model: choose another checkpoint"
-            )
-    for name, tensor in own.items():
-        tensor.copy_(saved[name])

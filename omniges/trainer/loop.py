@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
+from omniges.model.flow import Windows
+from omniges.model.losses import Smoothed, in_order, per_step, per_stream, per_task
+from omniges.model.tasks import FlowSettings, draw_plan
 from omniges.trainer.feed import Feed
 from omniges.trainer.learner import Learner
 from omniges.trainer.logbook import Logbook
-from omniges.trainer.model.flow import Windows
-from omniges.trainer.model.losses import Smoothed, in_order, per_step, per_stream, per_task
-from omniges.trainer.model.tasks import FlowSettings, draw_plan
 from omniges.trainer.progress import Progress, Reporter
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.refusals import Refusals

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from omniges.trainer.model.presets import ModelConfig, model_for_weights
+from omniges.model.presets import ModelConfig, model_for_weights
 
 __all__ = ["TrainingMemory", "training_memory"]
 

@@ -17,19 +17,25 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.checkpoint import CHECKPOINT_FILE, SavedCheckpoint
-from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
-from omniges.trainer.model.flow import FlowModel
-from omniges.trainer.model.latents import PatchGrid
-from omniges.trainer.model.presets import ModelConfig
-from omniges.trainer.model.streams import STREAMS, StreamName
+from omniges.model.checkpoint import (
+    CHECKPOINT_FILE,
+    CHECKPOINTS,
+    EMA_FILE,
+    MODEL_FILE,
+    SavedCheckpoint,
+    find_checkpoint,
+    load_into,
+)
+from omniges.model.flow import FlowModel
+from omniges.model.latents import PatchGrid
+from omniges.model.presets import ModelConfig
+from omniges.model.spec import ModelIdentity, load_identity
+from omniges.model.streams import STREAMS, StreamName
 from omniges.trainer.omniflow.convert import converted_config, is_converted, read_converted
 from omniges.trainer.omniflow.mapping import Fate
 from omniges.trainer.omniflow.reading import SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow
 from omniges.trainer.omniflow.report import table_of
 from omniges.trainer.omniflow.source import file_entry, is_omniflow
-from omniges.trainer.resuming import CHECKPOINTS, find_checkpoint
-from omniges.trainer.saved import ModelIdentity, load_identity
 
 __all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_tokens", "open_start"]
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 import yaml  # type: ignore[import-untyped]
 
 from omniges.errors import OmnigesError, UsageFault
+from omniges.model.presets import PRESETS, ModelConfig, preset
+from omniges.model.tasks import FlowSettings
 from omniges.storage.remote import parse_location
-from omniges.trainer.model.presets import PRESETS, ModelConfig, preset
-from omniges.trainer.model.tasks import FlowSettings
 from omniges.trainer.schedule import SCHEDULES
 from omniges.trainer.validation.best import check_metric
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 from omniges.trainer.feed import Feed
 from omniges.trainer.logbook import Logbook
-from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
 
 __all__ = ["Refusals"]
 

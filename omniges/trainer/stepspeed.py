@@ -24,9 +24,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.model.tasks import FlowSettings, Plan, draw_plan, groups_of
 from omniges.trainer.feed import Feed
 from omniges.trainer.learner import Learner
-from omniges.trainer.model.tasks import FlowSettings, Plan, draw_plan, groups_of
 from omniges.trainer.opening import accelerated, deterministic, open_run
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings

@@ -16,28 +16,32 @@ import torch
 from omniges.data.state import resume as check_state
 from omniges.errors import DataError, UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.storage.atomic import locked, make_folder, refuse_links
-from omniges.storage.canonical_json import json_document
-from omniges.storage.remote import parse_location
-from omniges.trainer.checkpoint import (
+from omniges.model.checkpoint import (
+    CHECKPOINTS,
+    EMA_FILE,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    Choice,
     Contents,
     SavedCheckpoint,
+    choose,
     open_checkpoint,
     remove_unfinished,
     set_aside,
 )
-from omniges.trainer.learner import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
+from omniges.model.losses import Smoothed
+from omniges.model.presets import parameter_count
+from omniges.storage.atomic import locked, make_folder, refuse_links
+from omniges.storage.canonical_json import json_document
+from omniges.storage.remote import parse_location
 from omniges.trainer.logbook import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings
-from omniges.trainer.model.losses import Smoothed
-from omniges.trainer.model.presets import parameter_count
 from omniges.trainer.opening import Run, accelerated, deterministic, open_run
 from omniges.trainer.pretrained import Start
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import DEFAULT_VALIDATION_STEPS, TrainSettings, differences
-from omniges.trainer.resuming import CHECKPOINTS, Choice, choose
 from omniges.trainer.stopping import Stopper
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
 from omniges.trainer.validation.hook import HookSettings, RunValidator

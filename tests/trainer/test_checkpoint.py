@@ -16,19 +16,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.storage.atomic import is_temporary_name
-from omniges.storage.tensors import read_tensors, write_tensors
-from omniges.trainer.checkpoint import (
+from omniges.model.checkpoint import (
     CHECKPOINT_FILE,
     Contents,
     checkpoints,
+    choose,
+    find_checkpoint,
     open_checkpoint,
     prune,
     remove_unfinished,
     save_checkpoint,
     set_aside,
 )
-from omniges.trainer.resuming import choose, find_checkpoint
+from omniges.storage.atomic import is_temporary_name
+from omniges.storage.tensors import read_tensors, write_tensors
 
 TYPES = [
     torch.float32,
@@ -94,7 +95,7 @@ class TestSaving:
     def test_a_disk_that_gives_back_other_bytes_is_noticed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from omniges.trainer import checkpoint as module
+        from omniges.model import checkpoint as module
 
         inner = module.write_tensors
 
@@ -207,8 +208,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import contents
-from omniges.trainer.checkpoint import checkpoints, open_checkpoint, prune, remove_unfinished, save_checkpoint
-from omniges.trainer.resuming import choose
+from omniges.model.checkpoint import checkpoints, open_checkpoint, prune, remove_unfinished, save_checkpoint
+from omniges.model.checkpoint import choose
 
 folder = Path(sys.argv[1])
 names = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir")

@@ -9,10 +9,10 @@ import numpy as np
 from accelerate import Accelerator
 from flow_builders import CONFIG, PIECES, model_of, windows_of
 
+from omniges.model.presets import ModelConfig
+from omniges.model.tasks import FlowSettings, draw_plan
 from omniges.trainer.learner import Learner, LearnSettings
 from omniges.trainer.memory import training_memory
-from omniges.trainer.model.presets import ModelConfig
-from omniges.trainer.model.tasks import FlowSettings, draw_plan
 from omniges.trainer.omniflow.mapping import trunk_config
 from omniges.trainer.omniflow.names import Anatomy, Grid
 from omniges.trainer.pretrained import config_over_tokens

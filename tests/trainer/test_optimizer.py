@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omniges.errors import DataError
-from omniges.trainer.model.presets import ModelConfig, build_model
+from omniges.model.presets import ModelConfig, build_model
 from omniges.trainer.optimizer import decaying, load_moments, make_optimizer, moments
 
 BETAS = (0.9, 0.95)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.trainer.model.presets import PRESETS
+from omniges.model.presets import PRESETS
 from omniges.trainer.recipe import LEARNING_RATES, TrainSettings, differences, flag_of, load_settings
 
 

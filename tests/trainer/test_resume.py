@@ -21,11 +21,11 @@ import torch
 from training_helpers import SignalAt, checkpoint_of, learned, log_of, losses_of, run
 
 from omniges.errors import DataError, ExitCode, UsageFault
+from omniges.model.checkpoint import CHECKPOINTS
 from omniges.trainer import feed as feed_module
 from omniges.trainer import learner as learner_module
 from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
-from omniges.trainer.resuming import CHECKPOINTS
 
 STEPS = 6
 

@@ -20,11 +20,11 @@ from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
+from omniges.model.checkpoint import find_checkpoint
+from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.spec import load_model
 from omniges.pipeline.discover import Selection
 from omniges.trainer.feed import Feed, speakers_of
-from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
-from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.saved import load_model
 
 RECIPE = """
 window_ticks: 16

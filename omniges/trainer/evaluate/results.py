@@ -25,14 +25,14 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
 from omniges.formats.wav import decode_wav
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.generated import WINDOWS_TIER, GeneratedRecord, read_record
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
 
 __all__ = ["LONGER_S", "MEL_RATE_HZ", "GeneratedWords", "Result", "find_results", "spoken_intervals", "waveform"]
 

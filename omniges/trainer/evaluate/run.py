@@ -18,6 +18,10 @@ from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.arrays import read_array
 from omniges.metrics.encoders import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import Profile, profile
+from omniges.model.checkpoint import find_checkpoint
+from omniges.model.sampling import SamplingSettings
+from omniges.model.spec import load_identity
+from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.canonical_json import sha256_hex
@@ -33,10 +37,6 @@ from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
 from omniges.trainer.generate.run import GenerateSettings, codecs_of, generate, task_named
 from omniges.trainer.generate.sources import Sources
-from omniges.trainer.model.sampling import SamplingSettings
-from omniges.trainer.model.tasks import TASKS
-from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.saved import load_identity
 
 __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
 

@@ -11,15 +11,14 @@ import torch
 from omniges.data.state import trained_on
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.trainer.checkpoint import SavedCheckpoint
+from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
+from omniges.model.flow import FlowModel
+from omniges.model.spec import ModelIdentity, load_model
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS, FlowSettings
 from omniges.trainer.generate.settings import Weights
 from omniges.trainer.generate.sources import Input, Reading
 from omniges.trainer.generate.windows import WindowSettings
-from omniges.trainer.model.flow import FlowModel
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS, FlowSettings
-from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.saved import ModelIdentity, load_model
 
 __all__ = ["Loaded", "load", "trained_tasks"]
 

@@ -25,11 +25,11 @@ from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
 from omniges.formats.wav import wav_parts
 from omniges.metrics.motion import invalid_rotations
+from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
 from omniges.trainer.generate.inputs import Body
 from omniges.trainer.generate.series import Spool
 from omniges.trainer.generated import WINDOWS_TIER
-from omniges.trainer.model.streams import StreamName
 
 if TYPE_CHECKING:
     from omniges.codecs.base import SpokenText

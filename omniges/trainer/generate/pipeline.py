@@ -22,9 +22,13 @@ from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.model.checkpoint import Contents, write_checkpoint
+from omniges.model.sampling import SamplingSettings, Solver
+from omniges.model.spec import weights_file
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.checkpoint import Contents, write_checkpoint
 from omniges.trainer.generate.codecs import CodecFolders
 from omniges.trainer.generate.hearing import hear_samples
 from omniges.trainer.generate.inputs import Given, given_audio, given_words, read_audio, read_gesture, read_text
@@ -37,10 +41,6 @@ from omniges.trainer.generate.speech import waveform_from_mel
 from omniges.trainer.generate.timing import SpeakingRate, learn_rate, timed_words
 from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines
-from omniges.trainer.model.sampling import SamplingSettings, Solver
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
-from omniges.trainer.saved import weights_file
 
 __all__ = ["OmnigesOutput", "OmnigesPipeline", "OmnigesSample"]
 

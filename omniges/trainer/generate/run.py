@@ -18,6 +18,9 @@ import numpy.typing as npt
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.model.spec import ModelIdentity
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.trainer.generate.codecs import CodecFolders
 from omniges.trainer.generate.inputs import Body, read_body
@@ -29,9 +32,6 @@ from omniges.trainer.generate.sources import Input, PlannedInput, planned_inputs
 from omniges.trainer.generate.vocoder import VoiceOf, chosen_voice
 from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_borders, window_spans
 from omniges.trainer.generated import GeneratedRecord, read_record
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
-from omniges.trainer.saved import ModelIdentity
 
 __all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "codecs_of", "generate", "load", "task_named"]
 

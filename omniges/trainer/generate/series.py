@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
-from omniges.trainer.model.streams import StreamName
 
 __all__ = ["ROWS_PER_TICK", "Held", "Series", "Spool"]
 

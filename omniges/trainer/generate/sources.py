@@ -13,6 +13,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
@@ -29,7 +30,6 @@ from omniges.trainer.generate.inputs import (
     read_text,
 )
 from omniges.trainer.generate.timing import SpeakingRate, learn_rate
-from omniges.trainer.model.streams import STREAMS, StreamName
 
 __all__ = ["Input", "PlannedInput", "Reading", "Sources", "cut_input", "latents_of", "planned_inputs"]
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.model.flow import FlowModel, draw_noise
-from omniges.trainer.model.sampling import SamplingSettings, follow, guided_clean, step_levels
-from omniges.trainer.model.streams import Stream, StreamName
+from omniges.model.flow import FlowModel, draw_noise
+from omniges.model.sampling import SamplingSettings, follow, guided_clean, step_levels
+from omniges.model.streams import Stream, StreamName
 
 __all__ = [
     "SAMPLE_TICKS",

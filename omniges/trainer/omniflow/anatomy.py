@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from omniges.errors import DataError
-from omniges.trainer.model.attention import QKNormKind
+from omniges.model.attention import QKNormKind
 from omniges.trainer.omniflow.names import NESTED, Anatomy, Grid, parameters, tables
 
 __all__ = ["listed", "nested_names", "read_anatomy", "require_whole"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.trainer.model.latents import line_embedding
+from omniges.model.latents import line_embedding
 from omniges.trainer.omniflow.names import Anatomy, SourceStream, tables
 from omniges.trainer.omniflow.source import Tensors
 

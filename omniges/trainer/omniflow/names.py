@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from omniges.trainer.model.attention import QKNormKind
+from omniges.model.attention import QKNormKind
 
 __all__ = [
     "LEVEL_FEATURES",
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 SourceStream = Literal["image", "text", "audio"]
 
 LEVEL_FEATURES: Final = 256
-"""Features of a noise level, as `omniges.trainer.model.trunk.level_features` has them."""
+"""Features of a noise level, as `omniges.model.trunk.level_features` has them."""
 
 NESTED: Final = {"text_decoder.": "the text VAE, a model of its own", "audio_pooler.": "an audio encoder, never used"}
 """Prefixes of other models that are saved inside a transformer's file."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.trainer.model.trunk import JointFlowTransformer
+from omniges.model.trunk import JointFlowTransformer
 from omniges.trainer.omniflow.anatomy import read_anatomy
 from omniges.trainer.omniflow.average import open_average
 from omniges.trainer.omniflow.grids import read_base, read_tables

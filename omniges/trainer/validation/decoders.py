@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import torch
 
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.shards.latents import CodecEntry, WindowEntry
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.losses import SIX
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.trainer.checkpoint import prune
+from omniges.model.checkpoint import CHECKPOINTS, prune
 from omniges.trainer.logbook import Logbook
 from omniges.trainer.loop import RunState
 from omniges.trainer.progress import Reporter, duration
 from omniges.trainer.ranks import Ranks
-from omniges.trainer.resuming import CHECKPOINTS
 from omniges.trainer.stopping import Stopper
 from omniges.trainer.validation.best import Best, better, point_best
 from omniges.trainer.validation.results import MadeBy

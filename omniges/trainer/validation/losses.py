@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import DataError
-from omniges.trainer.model.flow import FlowModel, Windows
-from omniges.trainer.model.streams import STREAMS, StreamName
-from omniges.trainer.model.tasks import TASKS, FlowSettings, Plan
+from omniges.model.flow import FlowModel, Windows
+from omniges.model.streams import STREAMS, StreamName
+from omniges.model.tasks import TASKS, FlowSettings, Plan
 
 __all__ = ["LEVELS", "SIX", "VALIDATION_SEED", "grid_losses", "loss_table", "streams_of"]
 

@@ -8,8 +8,8 @@ from omniges.features.gesture import gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.trainer.validation.results import Made, words_of
 from omniges.trainer.validation.windows import Window, WindowFolder
 from omniges.visualize import Version, draw_comparison

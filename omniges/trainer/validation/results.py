@@ -20,6 +20,10 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.arrays import decode_npy
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.profiles import profile
+from omniges.model.flow import FlowModel
+from omniges.model.sampling import SamplingSettings
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.shards.latents import CodecEntry
 from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.evaluate.bodies import GENERIC
@@ -35,10 +39,6 @@ from omniges.trainer.generate.outputs import Results, Sink, SpeechSink
 from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generate.windows import TicksOf, Timeline, WindowSettings, sample_timelines
 from omniges.trainer.generated import GeneratedRecord
-from omniges.trainer.model.flow import FlowModel
-from omniges.trainer.model.sampling import SamplingSettings
-from omniges.trainer.model.streams import StreamName
-from omniges.trainer.model.tasks import TASKS
 from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.losses import VALIDATION_SEED
 from omniges.trainer.validation.windows import Window, WindowFolder

@@ -29,17 +29,17 @@ from omniges.data.order import RankShare
 from omniges.data.trace import TraceSettings, trace
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
+from omniges.model.checkpoint import find_checkpoint
+from omniges.model.flow import FlowModel
+from omniges.model.presets import CodecLatents, ModelConfig, build_model
+from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.spec import load_model
+from omniges.model.tokens import WindowTokens
 from omniges.shards.reader import ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.feed import Feed
 from omniges.trainer.loop import Ending
-from omniges.trainer.model.flow import FlowModel
-from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model
-from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
-from omniges.trainer.model.tokens import WindowTokens
 from omniges.trainer.recipe import TrainSettings, load_settings
-from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.saved import load_model
 from omniges.trainer.train import train
 
 CPU = torch.device("cpu")

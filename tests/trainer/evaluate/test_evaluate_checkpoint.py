@@ -15,12 +15,12 @@ from training_helpers import run
 
 from omniges import cli
 from omniges.errors import UsageFault
+from omniges.model.checkpoint import find_checkpoint
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.fit import require_fit
 from omniges.trainer.evaluate.report import Report
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
-from omniges.trainer.resuming import find_checkpoint
 
 
 @pytest.fixture(scope="module")

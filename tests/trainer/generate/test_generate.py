@@ -23,6 +23,7 @@ from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.formats.wav import decode_wav
+from omniges.model.sampling import SamplingSettings
 from omniges.pipeline.discover import Selection
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
@@ -32,7 +33,6 @@ from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, _Job
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generate.vocoder import chosen_voice
 from omniges.trainer.generated import read_record
-from omniges.trainer.model.sampling import SamplingSettings
 
 STEPS = SamplingSettings(steps=2)
 STEM = "1_synthetica_0_1_1"

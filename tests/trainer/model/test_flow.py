@@ -13,10 +13,10 @@ from flow_builders import CONFIG, Recorder, gradients, model_of, run, windows_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omniges.trainer.model.flow import Windows, draw_noise
-from omniges.trainer.model.presets import build_model
-from omniges.trainer.model.streams import STREAMS, noised
-from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.flow import Windows, draw_noise
+from omniges.model.presets import build_model
+from omniges.model.streams import STREAMS, noised
+from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 
 
 class TestBatches:
@@ -178,7 +178,7 @@ class TestClosedForms:
     @pytest.mark.parametrize("prediction", ["clean", "velocity"])
     @pytest.mark.parametrize("level", [0.2, 0.8])
     def test_the_loss_of_the_optimal_prediction_is_its_variance_and_none_is_better(self, gaussian, level, prediction):
-        from omniges.trainer.model.tokens import FrameTokens
+        from omniges.model.tokens import FrameTokens
 
         x, noise, mean, std = gaussian
         stream = FrameTokens(frames=1, mean=[0.0], std=[1.0], prediction=prediction)

@@ -12,12 +12,12 @@ from pipeline_helpers import run_preprocess
 from torch import Tensor
 
 from omniges.features.text_slots import SlotCodec
+from omniges.model.flow import FlowModel, Windows, draw_noise
+from omniges.model.presets import PRESETS, build_model
+from omniges.model.streams import STREAMS, noised
+from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 from omniges.shards.reader import ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.model.flow import FlowModel, Windows, draw_noise
-from omniges.trainer.model.presets import PRESETS, build_model
-from omniges.trainer.model.streams import STREAMS, noised
-from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
 
 TICKS, BATCH, STEPS, LEVEL = 40, 16, 160, 0.97
 

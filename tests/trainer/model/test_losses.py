@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.data.order import RankShare
-from omniges.trainer.model.losses import Smoothed, in_order, per_step, per_stream, per_task
-from omniges.trainer.model.streams import STREAMS
-from omniges.trainer.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.losses import Smoothed, in_order, per_step, per_stream, per_task
+from omniges.model.streams import STREAMS
+from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 
 WEIGHTS = {"gesture": 1.0, "text": 0.25, "audio": 2.0}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from omniges.errors import UsageFault
+from omniges.model.latents import PatchGrid, grid_embedding
+from omniges.model.patches import PatchTokens
+from omniges.model.presets import CodecLatents, ModelConfig, build_model, preset
 from omniges.shards.latents import FrameEntry
-from omniges.trainer.model.latents import PatchGrid, grid_embedding
-from omniges.trainer.model.patches import PatchTokens
-from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model, preset
 
 GRID = PatchGrid(channels=8, patch=2, table_side=192, table_base=128)
 PUBLISHED = PatchTokens(GRID, columns=16, rows_per_tick=Fraction(5, 2))

@@ -11,8 +11,7 @@ import torch
 from flow_builders import statistics
 
 from omniges.errors import UsageFault
-from omniges.shards.latents import FrameEntry
-from omniges.trainer.model.presets import (
+from omniges.model.presets import (
     PRESETS,
     CodecLatents,
     ModelConfig,
@@ -21,6 +20,7 @@ from omniges.trainer.model.presets import (
     parameter_count,
     preset,
 )
+from omniges.shards.latents import FrameEntry
 
 
 def formula(config: ModelConfig, pieces: int, speakers: int) -> int:

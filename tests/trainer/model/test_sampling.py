@@ -18,10 +18,10 @@ from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.trainer.model.presets import build_model
-from omniges.trainer.model.random import Purpose
-from omniges.trainer.model.sampling import Draws, SamplingSettings, follow, sample, step_levels
-from omniges.trainer.model.tasks import FlowSettings, draw_levels
+from omniges.model.presets import build_model
+from omniges.model.random import Purpose
+from omniges.model.sampling import Draws, SamplingSettings, follow, sample, step_levels
+from omniges.model.tasks import FlowSettings, draw_levels
 
 MEAN, STD = 0.7, 0.5
 EVEN = {"shift": 1.0, "last_level": 0.0}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from omniges.features.text_slots import BLANK, MARKS, unpack_slots
-from omniges.trainer.model.streams import clean_from_velocity, noised, velocity_from_clean
-from omniges.trainer.model.tokens import FrameTokens, SlotTokens, tick_seconds
+from omniges.model.streams import clean_from_velocity, noised, velocity_from_clean
+from omniges.model.tokens import FrameTokens, SlotTokens, tick_seconds
 
 GESTURE = {"mean": [1.0, -2.0, 0.5], "std": [2.0, 0.1, 1e-7]}
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from omniges.trainer.model.attention import rotary_angles, rotate
-from omniges.trainer.model.latents import patches, unpatched
-from omniges.trainer.model.trunk import JointFlowTransformer, level_features
+from omniges.model.attention import rotary_angles, rotate
+from omniges.model.latents import patches, unpatched
+from omniges.model.trunk import JointFlowTransformer, level_features
 
 STREAMS = {
     "gesture": {"inputs": 5, "outputs": 6},

@@ -20,16 +20,16 @@ from omniflow_checkpoints import Given, Reference, Tiny, tensors_of, write_folde
 from torch import Tensor
 
 from omniges.errors import UsageFault
+from omniges.model import presets
+from omniges.model.flow import FlowModel
+from omniges.model.latents import PatchGrid, grid_embedding
+from omniges.model.patches import PatchTokens
+from omniges.model.presets import CodecLatents, build_model
+from omniges.model.spec import ModelIdentity
+from omniges.model.streams import Stream
 from omniges.shards.latents import FrameEntry
-from omniges.trainer.model import presets
-from omniges.trainer.model.flow import FlowModel
-from omniges.trainer.model.latents import PatchGrid, grid_embedding
-from omniges.trainer.model.patches import PatchTokens
-from omniges.trainer.model.presets import CodecLatents, build_model
-from omniges.trainer.model.streams import Stream
 from omniges.trainer.omniflow.convert import convert
 from omniges.trainer.pretrained import open_start
-from omniges.trainer.saved import ModelIdentity
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "omniflow_parity"
 PARITY = SHARED / "qknorm_layer"

@@ -20,13 +20,13 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
+from omniges.model.checkpoint import find_checkpoint
+from omniges.model.spec import load_model
+from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.feed import Feed
 from omniges.trainer.generated import read_record
 from omniges.trainer.loop import Ending
-from omniges.trainer.model.tasks import TASKS
-from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.saved import load_model
 
 TINY = Tiny(qk_norm="rms", dual=(0,), audio_channels=8)
 CHOICES = {
@@ -191,7 +191,7 @@ class TestWindows:
         self, encoded_both: Path, omniflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from omniges.errors import DataError
-        from omniges.trainer.model.patches import PatchTokens
+        from omniges.model.patches import PatchTokens
 
         monkeypatch.setattr(PatchTokens, "losses", lambda _s, output, *_: output.mean((1, 2)) * float("nan"))
         with pytest.raises(DataError, match=r"--audio-codec=audioldm2-vae .*--tick-multiple=4"):

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.trainer.model.latents import grid_embedding, patches, unpatched
-from omniges.trainer.model.presets import build_model
-from omniges.trainer.model.trunk import JointFlowTransformer
+from omniges.model.latents import grid_embedding, patches, unpatched
+from omniges.model.presets import build_model
+from omniges.model.trunk import JointFlowTransformer
 from omniges.trainer.omniflow.anatomy import read_anatomy
 from omniges.trainer.omniflow.convert import convert, read_converted, table, whole_trunk
 from omniges.trainer.omniflow.mapping import conversion_fates, made, rules, trunk_config

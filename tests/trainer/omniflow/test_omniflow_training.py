@@ -21,15 +21,14 @@ from typer.testing import CliRunner
 
 from omniges.cli import app
 from omniges.errors import DataError, ExitCode, UsageFault
+from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
+from omniges.model.presets import build_model
+from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.spec import ModelIdentity, load_identity, load_model
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.model.presets import build_model
-from omniges.trainer.model.sampling import Draws, SamplingSettings, sample
 from omniges.trainer.omniflow.convert import convert
 from omniges.trainer.pretrained import OmniFlowStart, open_start
 from omniges.trainer.recipe import TrainSettings
-from omniges.trainer.resuming import find_checkpoint
-from omniges.trainer.saved import ModelIdentity, load_identity, load_model
 
 TINY = Tiny(qk_norm="rms", dual=(0,), nested=True)
 SIX = ("t2g", "g2t", "a2g", "g2a", "t2a", "a2t")
@@ -130,8 +129,8 @@ class TestWhatIsCarriedOver:
         self, omniflow: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As a codec's stream will be: text latents in, of which the zeros behind them are left away."""
-        from omniges.trainer.model import presets
-        from omniges.trainer.model.tokens import SlotTokens
+        from omniges.model import presets
+        from omniges.model.tokens import SlotTokens
 
         class Latents(SlotTokens):
             omniflow_tokens = True

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from omniges.errors import UsageFault
-from omniges.trainer.checkpoint import open_checkpoint
+from omniges.model.checkpoint import open_checkpoint
 from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.validation.best import Best, better, metric_name, point_best, remove_best
 
@@ -62,7 +62,7 @@ KILLER = """
 import json, os, shutil, signal, sys, warnings
 from pathlib import Path
 import torch
-from omniges.trainer.checkpoint import Contents
+from omniges.model.checkpoint import Contents
 from omniges.trainer.validation.best import Best, save_and_prune
 
 warnings.simplefilter("ignore")

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 from omniges.errors import DataError
-from omniges.trainer.model.flow import FlowModel, draw_noise
-from omniges.trainer.model.presets import ModelConfig, build_model
-from omniges.trainer.model.random import Purpose, normal
-from omniges.trainer.model.streams import STREAMS
-from omniges.trainer.model.tasks import TASKS
+from omniges.model.flow import FlowModel, draw_noise
+from omniges.model.presets import ModelConfig, build_model
+from omniges.model.random import Purpose, normal
+from omniges.model.streams import STREAMS
+from omniges.model.tasks import TASKS
 from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED, grid_losses, loss_table, streams_of
 
 TICKS, PIECES = 8, 20

@@ -20,6 +20,9 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.formats.wav import decode_wav
+from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
+from omniges.model.sampling import SamplingSettings
+from omniges.model.tasks import TASKS
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
@@ -27,9 +30,6 @@ from omniges.trainer.generate.run import GenerateSettings, generate
 from omniges.trainer.generate.sources import Sources
 from omniges.trainer.generate.speech import GriffinLim, waveform_from_mel
 from omniges.trainer.generated import read_record
-from omniges.trainer.model.sampling import SamplingSettings
-from omniges.trainer.model.tasks import TASKS
-from omniges.trainer.resuming import CHECKPOINTS, find_checkpoint
 from omniges.trainer.validation import hook as hook_module
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
@@ -194,10 +194,10 @@ class TestWhatIsFound:
         self, shards: Path, tmp_path: Path, validated: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With the same weights, by which alone runs differ: those of the first run."""
-        from omniges.trainer import saved
+        from omniges.model import spec
 
-        inner = saved.ModelIdentity.build
-        monkeypatch.setattr(saved.ModelIdentity, "build", lambda self, seed: inner(self, 0))
+        inner = spec.ModelIdentity.build
+        monkeypatch.setattr(spec.ModelIdentity, "build", lambda self, seed: inner(self, 0))
         found = {}
         for seed in (0, 7):
             run(shards, tmp_path / str(seed), seed=seed, learning_rate=1e-30, **{**BARE, "max_train_steps": 2})

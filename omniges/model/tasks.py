@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import UsageFault
-from omniges.trainer.model.random import Purpose, normal, uniform
-from omniges.trainer.model.streams import STREAMS, StreamName
+from omniges.model.random import Purpose, normal, uniform
+from omniges.model.streams import STREAMS, StreamName
 
 __all__ = ["TASKS", "FlowSettings", "Group", "Plan", "Task", "carried_as_noise", "draw_plan", "groups_of"]
 

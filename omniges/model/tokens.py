@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from omniges.features.text_slots import BLANK, MARKS
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.model.streams import Prediction, Stream, clean_from_velocity
 from omniges.shards.statistics import SMALLEST_STD
-from omniges.trainer.model.streams import Prediction, Stream, clean_from_velocity
 
 __all__ = ["FrameTokens", "SlotTokens", "WindowTokens", "tick_seconds"]
 
@@ -210,7 +210,7 @@ class SlotTokens(Stream):
     token the norm √C of unit noise. The head gives logits of pieces and of marks; its clean token is the softmax's
     mean embedding, its loss the cross-entropy of both, blanks weighted down.
 
-    What was noised carries no gradient into the embeddings (see `omniges.trainer.model.flow`): it would move words to
+    What was noised carries no gradient into the embeddings (see `omniges.model.flow`): it would move words to
     where they are easy to tell rather than to where they mean something.
 
     Args:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.trainer.model.latents import PatchGrid, axes_embedding, patches
-from omniges.trainer.model.streams import Stream, clean_from_velocity
+from omniges.model.latents import PatchGrid, axes_embedding, patches
+from omniges.model.streams import Stream, clean_from_velocity
 
 __all__ = ["PatchTokens"]
 

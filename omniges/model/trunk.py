@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from omniges.trainer.model.attention import JointBlock, QKNormKind, modulate, rotary_angles
+from omniges.model.attention import JointBlock, QKNormKind, modulate, rotary_angles
 
 __all__ = ["Conditioning", "JointFlowTransformer", "level_features"]
 

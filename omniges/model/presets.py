@@ -18,14 +18,14 @@ from omniges.errors import UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
+from omniges.model.attention import QKNormKind
+from omniges.model.flow import AbsentStreams, FlowModel
+from omniges.model.latents import PatchGrid
+from omniges.model.patches import PatchTokens
+from omniges.model.streams import Prediction, Stream, StreamName
+from omniges.model.tokens import FrameTokens, SlotTokens, WindowTokens
+from omniges.model.trunk import Conditioning, JointFlowTransformer
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
-from omniges.trainer.model.attention import QKNormKind
-from omniges.trainer.model.flow import AbsentStreams, FlowModel
-from omniges.trainer.model.latents import PatchGrid
-from omniges.trainer.model.patches import PatchTokens
-from omniges.trainer.model.streams import Prediction, Stream, StreamName
-from omniges.trainer.model.tokens import FrameTokens, SlotTokens, WindowTokens
-from omniges.trainer.model.trunk import Conditioning, JointFlowTransformer
 
 __all__ = [
     "PRESETS",

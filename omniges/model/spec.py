@@ -14,14 +14,13 @@ from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.text_slots import SlotCodec
+from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, load_into
+from omniges.model.flow import FlowModel
+from omniges.model.presets import CodecLatents, ModelConfig, build_model
+from omniges.model.streams import StreamName
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.canonical_json import json_document
-from omniges.trainer.checkpoint import SavedCheckpoint
-from omniges.trainer.learner import EMA_FILE, MODEL_FILE, load_into
-from omniges.trainer.model.flow import FlowModel
-from omniges.trainer.model.presets import CodecLatents, ModelConfig, build_model
-from omniges.trainer.model.streams import StreamName
 
 __all__ = ["CONFIG_FILE", "ModelIdentity", "load_identity", "load_model", "weights_file"]
 

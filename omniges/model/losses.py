@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.trainer.model.streams import STREAMS, StreamName
-from omniges.trainer.model.tasks import TASKS, Plan
+from omniges.model.streams import STREAMS, StreamName
+from omniges.model.tasks import TASKS, Plan
 
 __all__ = ["Smoothed", "in_order", "per_step", "per_stream", "per_task"]
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.trainer.model.flow import FlowModel, draw_noise
-from omniges.trainer.model.streams import STREAMS, StreamName, velocity_from_clean
+from omniges.model.flow import FlowModel, draw_noise
+from omniges.model.streams import STREAMS, StreamName, velocity_from_clean
 
 __all__ = ["Draws", "SamplingSettings", "Solver", "follow", "guided_clean", "sample", "step_levels"]
 

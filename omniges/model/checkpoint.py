@@ -2,6 +2,8 @@
 
 ``checkpoint.json`` lists every file with its size and sha256 and is written last, so a folder without a sound one is
 no checkpoint, whoever copied it. docs/training.md is the promise.
+
+Which checkpoint a run goes on from, and why not from the newer ones.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
-from omniges.errors import DataError
+from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.shards.names import is_file_name
 from omniges.storage.atomic import (
@@ -33,10 +36,17 @@ from omniges.storage.atomic import (
 from omniges.storage.tensors import read_tensors, write_tensors
 
 __all__ = [
+    "CHECKPOINTS",
     "CHECKPOINT_FILE",
+    "EMA_FILE",
+    "MODEL_FILE",
+    "OPTIMIZER_FILE",
+    "Choice",
     "Contents",
     "SavedCheckpoint",
     "checkpoints",
+    "choose",
+    "find_checkpoint",
     "open_checkpoint",
     "prune",
     "remove_unfinished",
@@ -210,3 +220,104 @@ def set_aside(path: Path) -> Path:
         path.rename(aside)
         sync_folder(path.parent)
     return aside
+
+
+CHECKPOINTS = "checkpoints"
+"""Their folder in a run's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a run goes on; nothing: it begins."""
+
+    checkpoint: SavedCheckpoint | None
+    passed: tuple[tuple[Path, str], ...] = ()
+    """Newer checkpoints that were passed over, with the reason."""
+
+
+def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> Choice:
+    """Follow ``--resume latest|never|PATH``; ``fits`` raises where a sound checkpoint is not of this run.
+
+    Raises UsageFault or DataError, with each reason, where there are checkpoints and none can be taken.
+    """
+    folder = run / CHECKPOINTS
+    found = checkpoints(folder)
+    if resume == "never":
+        if found:
+            raise UsageFault(
+                f"--resume never: {folder} has {len(found)} checkpoints, the newest {found[0].name}: choose another "
+                "--output-dir, or --resume latest"
+            )
+        return Choice(None)
+    if resume != "latest":
+        return _named(Path(resume), found, fits)
+    passed: list[tuple[Path, str]] = []
+    damaged = True
+    for path in found:
+        try:
+            checkpoint = open_checkpoint(path)
+            damaged = False
+            fits(checkpoint)
+        except OmnigesError as error:
+            passed.append((path, str(error)))
+        else:
+            return Choice(checkpoint, tuple(passed))
+    if passed:
+        reasons = "; ".join(reason for _, reason in passed)
+        kind = DataError if damaged else UsageFault
+        raise kind(f"{folder}: none of {len(passed)} checkpoints can be taken; choose another --output-dir: {reasons}")
+    return Choice(None)
+
+
+def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None]) -> Choice:
+    """The checkpoint that the user named, and no other."""
+    if not path.is_dir():
+        raise UsageFault(f"--resume {path}: latest, never or the folder of a checkpoint expected, found nothing there")
+    newer = [own for own in found if not _same(own, path) and (step_of(own) or 0) > (step_of(path) or 0)]
+    if newer:
+        raise UsageFault(
+            f"--resume {path}: {newer[0].parent} has a newer one, {newer[0].name}, which would be taken for this "
+            "branch's: choose another --output-dir"
+        )
+    checkpoint = open_checkpoint(path)
+    fits(checkpoint)
+    return Choice(checkpoint)
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
+
+
+def find_checkpoint(path: Path) -> SavedCheckpoint:
+    """The checkpoint at a path, or the newest sound one of the run at a path; raises as `open_checkpoint` does.
+
+    RUN/best is a link; what is found is called by the name of the step it leads to.
+    """
+    if path.is_symlink():
+        path = path.parent / path.readlink()
+    if (path / CHECKPOINTS).is_dir():
+        chosen = choose(path, "latest", lambda _: None).checkpoint
+        if chosen is not None:
+            return chosen
+    if not path.is_dir() or (path / CHECKPOINTS).is_dir():
+        raise UsageFault(f"{path}: a checkpoint or the folder of a run that has one expected, found none")
+    return open_checkpoint(path)
+
+
+MODEL_FILE: Final = "model.safetensors"
+EMA_FILE: Final = "ema.safetensors"
+OPTIMIZER_FILE: Final = "optimizer.safetensors"
+
+
+@torch.no_grad()
+def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
+    """Copy saved tensors into those of the same names; raises DataError for other names or shapes."""
+    for name in sorted(own.keys() | saved.keys()):
+        shapes = [None if found is None else tuple(found.shape) for found in (own.get(name), saved.get(name))]
+        if shapes[0] != shapes[1]:
+            raise DataError(
+                f"{where}: {name}: shape {shapes[0] or 'none'} expected, found {shapes[1] or 'none'}. It is of "
+                "another model: choose another checkpoint"
+            )
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.trainer.model.latents import line_embedding
+from omniges.model.latents import line_embedding
 
 __all__ = [
     "STREAMS",

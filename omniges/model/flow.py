@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from omniges.trainer.model.random import Purpose, normal
-from omniges.trainer.model.streams import STREAMS, Stream, StreamName, noised
-from omniges.trainer.model.tasks import FlowSettings, Group, Plan, carried_as_noise, groups_of
-from omniges.trainer.model.trunk import JointFlowTransformer
+from omniges.model.random import Purpose, normal
+from omniges.model.streams import STREAMS, Stream, StreamName, noised
+from omniges.model.tasks import FlowSettings, Group, Plan, carried_as_noise, groups_of
+from omniges.model.trunk import JointFlowTransformer
 
 __all__ = ["AbsentStreams", "FlowLoss", "FlowModel", "Windows", "draw_noise"]
 
