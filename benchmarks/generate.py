@@ -39,15 +39,15 @@ from six_tasks import generate as made_windows
 
 from omniges.features.skeleton import joint_positions
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.generation.audio import hear
+from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_starts
+from omniges.generation.model import Loaded, load
+from omniges.generation.spool import Held
+from omniges.generation.writers import valid_motion
 from omniges.metrics.seams import SeamComparison, SeamScore, seam_score
 from omniges.model.sampling import SamplingSettings, Solver
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.results import waveform
-from omniges.trainer.generate.hearing import hear
-from omniges.trainer.generate.loaded import Loaded, load
-from omniges.trainer.generate.outputs import valid_motion
-from omniges.trainer.generate.series import Held
-from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_starts
 
 STEPS: Final = (2, 4, 8, 16, 32)
 SOLVERS: Final[tuple[Solver, ...]] = ("euler", "heun", "dpm++")

@@ -15,9 +15,9 @@ from omniges.data.catalog import Filters
 from omniges.data.order import RankShare
 from omniges.data.trace import TraceSettings, trace
 from omniges.data.worker_setup import Sequencing
+from omniges.generation.inputs import Sources
+from omniges.generation.run import GenerateSettings, generate
 from omniges.model.sampling import SamplingSettings
-from omniges.trainer.generate.run import GenerateSettings, generate
-from omniges.trainer.generate.sources import Sources
 
 __all__ = [
     "AUDIO",

@@ -59,10 +59,10 @@ def generate(
 
     with needs("train"):
         from omniges.codecs.registry import named_folder
+        from omniges.generation.inputs import Sources
+        from omniges.generation.run import GenerateSettings
+        from omniges.generation.run import generate as run
         from omniges.model.sampling import SamplingSettings
-        from omniges.trainer.generate.run import GenerateSettings
-        from omniges.trainer.generate.run import generate as run
-        from omniges.trainer.generate.sources import Sources
 
     sources = Sources(
         audio=tuple(audio),

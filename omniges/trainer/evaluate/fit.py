@@ -7,12 +7,12 @@ from typing import Final
 
 from omniges.data.state import trained_on
 from omniges.errors import DataError, UsageFault
+from omniges.generation.model import trained_tasks
+from omniges.generation.run import task_named
 from omniges.model.checkpoint import SavedCheckpoint
 from omniges.model.spec import load_identity
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
-from omniges.trainer.generate.loaded import trained_tasks
-from omniges.trainer.generate.run import task_named
 
 __all__ = ["SIX", "require_fit"]
 

@@ -25,6 +25,7 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
 from omniges.formats.wav import decode_wav
+from omniges.generation.record import WINDOWS_TIER, GeneratedRecord, read_record
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow
@@ -32,7 +33,6 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.generated import WINDOWS_TIER, GeneratedRecord, read_record
 
 __all__ = ["LONGER_S", "MEL_RATE_HZ", "GeneratedWords", "Result", "find_results", "spoken_intervals", "waveform"]
 

@@ -16,6 +16,8 @@ from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.arrays import read_array
+from omniges.generation.inputs import Sources
+from omniges.generation.run import GenerateSettings, codecs_of, generate, task_named
 from omniges.metrics.encoders import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import Profile, profile
 from omniges.model.checkpoint import find_checkpoint
@@ -35,8 +37,6 @@ from omniges.trainer.evaluate.results import Result, find_results
 from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
-from omniges.trainer.generate.run import GenerateSettings, codecs_of, generate, task_named
-from omniges.trainer.generate.sources import Sources
 
 __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
 

@@ -19,6 +19,11 @@ from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.arrays import decode_npy
 from omniges.formats.textgrid import WordInterval
+from omniges.generation.conditions import Body
+from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines
+from omniges.generation.record import GeneratedRecord
+from omniges.generation.vocoder import chosen_voice
+from omniges.generation.writers import Results, Sink, SpeechSink
 from omniges.metrics.profiles import profile
 from omniges.model.flow import FlowModel
 from omniges.model.sampling import SamplingSettings
@@ -34,11 +39,6 @@ from omniges.trainer.evaluate.results import Result, spoken_intervals
 from omniges.trainer.evaluate.scored import Scored
 from omniges.trainer.evaluate.speech import score_speech
 from omniges.trainer.evaluate.text import score_text
-from omniges.trainer.generate.inputs import Body
-from omniges.trainer.generate.outputs import Results, Sink, SpeechSink
-from omniges.trainer.generate.vocoder import chosen_voice
-from omniges.trainer.generate.windows import TicksOf, Timeline, WindowSettings, sample_timelines
-from omniges.trainer.generated import GeneratedRecord
 from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.losses import VALIDATION_SEED
 from omniges.trainer.validation.windows import Window, WindowFolder

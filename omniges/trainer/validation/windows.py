@@ -1,6 +1,6 @@
 """The held-out windows themselves: read from the shards once, cut, and presented as if they were short samples.
 
-So what scores and writes whole samples (`omniges.trainer.evaluate`, `omniges.trainer.generate`) does it to windows.
+So what scores and writes whole samples (`omniges.trainer.evaluate`, `omniges.generation`) does it to windows.
 """
 
 from __future__ import annotations

@@ -30,16 +30,16 @@ from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
+from omniges.generation.codecs import CodecFolders
+from omniges.generation.conditions import read_gesture
+from omniges.generation.pipeline import OmnigesPipeline
+from omniges.generation.record import read_record
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.feed import Feed
-from omniges.trainer.generate.codecs import CodecFolders
-from omniges.trainer.generate.inputs import read_gesture
-from omniges.trainer.generate.pipeline import OmnigesPipeline
-from omniges.trainer.generated import read_record
 from omniges.trainer.loop import Ending
 from omniges.trainer.recipe import load_settings
 

@@ -32,6 +32,9 @@ from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import ClipOrder, RankShare, text_hashes
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
+from omniges.generation.inputs import Sources
+from omniges.generation.record import read_record
+from omniges.generation.run import GenerateSettings, generate
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.presets import CodecLatents, ModelConfig, build_model
 from omniges.model.spec import load_model
@@ -40,9 +43,6 @@ from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.feed import Feed
-from omniges.trainer.generate.run import GenerateSettings, generate
-from omniges.trainer.generate.sources import Sources
-from omniges.trainer.generated import read_record
 from omniges.trainer.loop import Ending
 from omniges.trainer.recipe import TrainSettings, load_settings
 from omniges.trainer.train import train

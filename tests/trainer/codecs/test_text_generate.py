@@ -17,15 +17,15 @@ from omniges.codecs.text_vae.codec import TextWindows
 from omniges.codecs.text_vae.weights import TextCodec
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
+from omniges.generation.inputs import Sources
+from omniges.generation.pipeline import OmnigesPipeline
+from omniges.generation.record import read_record
+from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.writers import WindowTextSink
 from omniges.model.sampling import SamplingSettings
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
-from omniges.trainer.generate.outputs import WindowTextSink
-from omniges.trainer.generate.pipeline import OmnigesPipeline
-from omniges.trainer.generate.run import GenerateSettings, generate
-from omniges.trainer.generate.sources import Sources
-from omniges.trainer.generated import read_record
 
 STEM = "1_synthetica_0_1_1"
 SHARES = {"shares": dict.fromkeys(TASKS, 1)}

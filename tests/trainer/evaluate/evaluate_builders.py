@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from omniges.generation.record import GeneratedRecord
 from omniges.pipeline.discover import Selection
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
@@ -19,7 +20,6 @@ from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.trainer.evaluate.figures import Figure
 from omniges.trainer.evaluate.report import TaskReport
 from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
-from omniges.trainer.generated import GeneratedRecord
 
 
 def shards_of(folder: Path, *, keep_audio: bool) -> Path:

@@ -23,16 +23,16 @@ from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.formats.wav import decode_wav
+from omniges.generation.inputs import Sources
+from omniges.generation.record import read_record
+from omniges.generation.run import GenerateSettings, GenerateSummary, _Job, generate, load, task_named
+from omniges.generation.vocoder import chosen_voice
+from omniges.generation.writers import NEUTRAL, Results
 from omniges.model.sampling import SamplingSettings
 from omniges.pipeline.discover import Selection
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.storage.atomic import PendingFile
-from omniges.trainer.generate.outputs import NEUTRAL, Results
-from omniges.trainer.generate.run import GenerateSettings, GenerateSummary, _Job, generate, load, task_named
-from omniges.trainer.generate.sources import Sources
-from omniges.trainer.generate.vocoder import chosen_voice
-from omniges.trainer.generated import read_record
 
 STEPS = SamplingSettings(steps=2)
 STEM = "1_synthetica_0_1_1"
@@ -381,7 +381,7 @@ def test_overwrite_stops_at_a_file_that_is_no_record_before_it_makes_anything(
 ) -> None:
     """It may be a person's own, and what it was the record of cannot be known."""
     (tmp_path / f"{STEM}.json").write_text(content, encoding="utf-8")
-    monkeypatch.setattr("omniges.trainer.generate.run.sample_timelines", None)  # which is not come to
+    monkeypatch.setattr("omniges.generation.run.sample_timelines", None)  # which is not come to
     with pytest.raises(UsageFault, match=rf"--overwrite: .*{STEM}\.json: .*: move it away"):
         make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
     assert contents(tmp_path) == {f"{STEM}.json": content.encode()}

@@ -11,8 +11,8 @@ import soundfile
 
 from omniges.errors import DataError
 from omniges.features.audio import log_mel, mix_down, resample
-from omniges.trainer.generate import hearing
-from omniges.trainer.generate.hearing import hear, hear_samples
+from omniges.generation import audio
+from omniges.generation.audio import hear, hear_samples
 
 
 def sound(rate_hz: int, seconds: float, channels: int) -> npt.NDArray[np.float32]:
@@ -30,7 +30,7 @@ def sound(rate_hz: int, seconds: float, channels: int) -> npt.NDArray[np.float32
 def test_any_file_is_heard_as_the_whole_of_it_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rate_hz: int, channels: int
 ) -> None:
-    monkeypatch.setattr(hearing, "_BLOCK_FRAMES", 4099)
+    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 4099)
     soundfile.write(tmp_path / name, sound(rate_hz, 2.03, channels), rate_hz)
     heard = hear(tmp_path / name, tmp_path)
     samples, _ = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)

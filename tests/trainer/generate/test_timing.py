@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.trainer.generate.timing import SpeakingRate, learn_rate, timed_words
+from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 
 RATE = SpeakingRate(base_s=0.1, letter_s=0.05, gap_s=0.02, phrase_s=0.3, sentence_s=0.8, words=100)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.generation.inputs import Sources
+from omniges.generation.record import read_record
+from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.vocoder import chosen_voice, load_hifi_gan
 from omniges.model.sampling import SamplingSettings
-from omniges.trainer.generate.run import GenerateSettings, generate
-from omniges.trainer.generate.sources import Sources
-from omniges.trainer.generate.vocoder import chosen_voice, load_hifi_gan
-from omniges.trainer.generated import read_record
 
 SMALL: dict[str, Any] = {
     "model_in_dim": 64,

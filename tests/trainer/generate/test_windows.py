@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.flow import FlowModel
-from omniges.model.sampling import SamplingSettings
-from omniges.trainer.generate.windows import (
+from omniges.generation.long_form import (
     Timeline,
     WindowSettings,
     blend_weights,
@@ -27,6 +25,8 @@ from omniges.trainer.generate.windows import (
     window_spans,
     window_starts,
 )
+from omniges.model.flow import FlowModel
+from omniges.model.sampling import SamplingSettings
 
 WINDOWS = st.integers(1, 40).flatmap(lambda window: st.tuples(st.just(window), st.integers(0, window // 2)))
 

@@ -13,12 +13,12 @@ import torch
 from flow_builders import TICKS, Recorder, gradients, model_of, run, windows_of
 from torch import Tensor
 
+from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines
 from omniges.model.flow import FlowModel, draw_noise
 from omniges.model.presets import ModelConfig
 from omniges.model.sampling import Draws, SamplingSettings, sample, step_levels
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import TASKS, FlowSettings, draw_plan
-from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines
 
 CONFIG = ModelConfig(
     width=16,

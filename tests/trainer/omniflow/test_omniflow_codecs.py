@@ -20,12 +20,12 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
+from omniges.generation.record import read_record
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.feed import Feed
-from omniges.trainer.generated import read_record
 from omniges.trainer.loop import Ending
 
 TINY = Tiny(qk_norm="rms", dual=(0,), audio_channels=8)

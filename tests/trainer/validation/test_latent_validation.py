@@ -38,13 +38,13 @@ from omniges.errors import ExitCode, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
+from omniges.generation.inputs import Sources
+from omniges.generation.record import read_record
+from omniges.generation.run import GenerateSettings, generate
 from omniges.model.sampling import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.feed import _as_stored, tracks_of
-from omniges.trainer.generate.run import GenerateSettings, generate
-from omniges.trainer.generate.sources import Sources
-from omniges.trainer.generated import read_record
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.decoders import Decoders

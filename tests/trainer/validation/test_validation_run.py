@@ -20,16 +20,16 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.formats.wav import decode_wav
+from omniges.generation.griffin_lim import GriffinLim, waveform_from_mel
+from omniges.generation.inputs import Sources
+from omniges.generation.record import read_record
+from omniges.generation.run import GenerateSettings, generate
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
 from omniges.model.sampling import SamplingSettings
 from omniges.model.tasks import TASKS
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.generate.run import GenerateSettings, generate
-from omniges.trainer.generate.sources import Sources
-from omniges.trainer.generate.speech import GriffinLim, waveform_from_mel
-from omniges.trainer.generated import read_record
 from omniges.trainer.validation import hook as hook_module
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
@@ -368,15 +368,15 @@ class TestFaults:
     def test_motion_that_is_none_is_counted_not_hidden(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from omniges.trainer.generate import outputs
+        from omniges.generation import writers
 
-        inner = outputs.valid_motion
+        inner = writers.valid_motion
         turns = iter(range(1000))
 
         def refuse_first(gesture: Any, start_xz: Any) -> Any:
             return inner(gesture * 0.0 if next(turns) == 0 else gesture, start_xz)
 
-        monkeypatch.setattr(outputs, "valid_motion", refuse_first)
+        monkeypatch.setattr(writers, "valid_motion", refuse_first)
         run(shards, tmp_path, **{**VALIDATED, "validation_samples": 0, "max_train_steps": 2})
         document = json.loads((tmp_path / "validation/step-000002/validation.json").read_bytes())
         first, second = (

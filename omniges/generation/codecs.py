@@ -14,13 +14,13 @@ from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCod
 from omniges.codecs.registry import load_same_codec
 from omniges.data.tracks import Track
 from omniges.errors import UsageFault
+from omniges.generation.conditions import Given
+from omniges.generation.inputs import Input, Sources, latents_of
+from omniges.generation.long_form import TicksOf, WindowSettings, window_spans
 from omniges.model.streams import StreamName
 from omniges.model.tasks import Task
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.generate.inputs import Given
-from omniges.trainer.generate.sources import Input, Sources, latents_of
-from omniges.trainer.generate.windows import TicksOf, WindowSettings, window_spans
 
 __all__ = ["CodecFolders", "Conditions"]
 

@@ -23,13 +23,13 @@ from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words
+from omniges.generation.audio import Heard, hear
+from omniges.generation.spool import ROWS_PER_TICK, Held, Series, Spool
+from omniges.generation.word_timing import SpeakingRate, timed_words
 from omniges.model.streams import StreamName
 from omniges.shards.reader import SampleArrays
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.generate.hearing import Heard, hear
-from omniges.trainer.generate.series import ROWS_PER_TICK, Held, Series, Spool
-from omniges.trainer.generate.timing import SpeakingRate, timed_words
 
 __all__ = [
     "MOST_APART_S",

@@ -13,13 +13,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.model.streams import STREAMS, StreamName
-from omniges.shards.dataset import FEATURES
-from omniges.shards.latents import CodecEntry, FrameEntry
-from omniges.shards.manifest import ManifestRow
-from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import MANIFEST_FILE, SPLITS
-from omniges.trainer.generate.inputs import (
+from omniges.generation.conditions import (
     MOST_APART_S,
     STANDARD_INPUT,
     Body,
@@ -29,7 +23,13 @@ from omniges.trainer.generate.inputs import (
     read_gesture,
     read_text,
 )
-from omniges.trainer.generate.timing import SpeakingRate, learn_rate
+from omniges.generation.word_timing import SpeakingRate, learn_rate
+from omniges.model.streams import STREAMS, StreamName
+from omniges.shards.dataset import FEATURES
+from omniges.shards.latents import CodecEntry, FrameEntry
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import MANIFEST_FILE, SPLITS
 
 __all__ = ["Input", "PlannedInput", "Reading", "Sources", "cut_input", "latents_of", "planned_inputs"]
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from omniges.generation.griffin_lim import GriffinLim
+from omniges.generation.writers import VoiceOf
 from omniges.storage.atomic import os_errors
 from omniges.storage.tensors import read_tensors, read_weights
-from omniges.trainer.generate.outputs import VoiceOf
-from omniges.trainer.generate.speech import GriffinLim
 
 __all__ = ["HifiGan", "VoiceOf", "chosen_voice", "load_hifi_gan"]
 

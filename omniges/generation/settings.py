@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from omniges.errors import UsageFault
+from omniges.generation.inputs import Sources
 from omniges.model.sampling import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, Task
-from omniges.trainer.generate.sources import Sources
 
 __all__ = ["GenerateSettings", "GenerateSummary", "Weights", "require_guidable", "task_named"]
 

@@ -11,14 +11,14 @@ import torch
 from omniges.data.state import trained_on
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
+from omniges.generation.inputs import Input, Reading
+from omniges.generation.long_form import WindowSettings
+from omniges.generation.settings import Weights
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.flow import FlowModel
 from omniges.model.spec import ModelIdentity, load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, FlowSettings
-from omniges.trainer.generate.settings import Weights
-from omniges.trainer.generate.sources import Input, Reading
-from omniges.trainer.generate.windows import WindowSettings
 
 __all__ = ["Loaded", "load", "trained_tasks"]
 

@@ -18,20 +18,20 @@ import numpy.typing as npt
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.generation.codecs import CodecFolders
+from omniges.generation.conditions import Body, read_body
+from omniges.generation.inputs import Input, PlannedInput, planned_inputs
+from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_borders, window_spans
+from omniges.generation.model import Loaded, load
+from omniges.generation.pictures import result_picture
+from omniges.generation.record import GeneratedRecord, read_record
+from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
+from omniges.generation.vocoder import VoiceOf, chosen_voice
+from omniges.generation.writers import NEUTRAL, Results
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import PendingGroup, make_folder
-from omniges.trainer.generate.codecs import CodecFolders
-from omniges.trainer.generate.inputs import Body, read_body
-from omniges.trainer.generate.loaded import Loaded, load
-from omniges.trainer.generate.outputs import NEUTRAL, Results
-from omniges.trainer.generate.pictures import result_picture
-from omniges.trainer.generate.settings import GenerateSettings, GenerateSummary, task_named
-from omniges.trainer.generate.sources import Input, PlannedInput, planned_inputs
-from omniges.trainer.generate.vocoder import VoiceOf, chosen_voice
-from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines, window_borders, window_spans
-from omniges.trainer.generated import GeneratedRecord, read_record
 
 __all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "codecs_of", "generate", "load", "task_named"]
 

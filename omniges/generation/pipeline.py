@@ -22,6 +22,18 @@ from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.generation.audio import hear_samples
+from omniges.generation.codecs import CodecFolders
+from omniges.generation.conditions import Given, given_audio, given_words, read_audio, read_gesture, read_text
+from omniges.generation.griffin_lim import waveform_from_mel
+from omniges.generation.inputs import Input, Reading, Sources, cut_input
+from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines
+from omniges.generation.model import Loaded, load
+from omniges.generation.settings import require_guidable, task_named
+from omniges.generation.spool import Held
+from omniges.generation.vocoder import chosen_voice
+from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
+from omniges.generation.writers import valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.sampling import SamplingSettings, Solver
 from omniges.model.spec import weights_file
@@ -29,18 +41,6 @@ from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.generate.codecs import CodecFolders
-from omniges.trainer.generate.hearing import hear_samples
-from omniges.trainer.generate.inputs import Given, given_audio, given_words, read_audio, read_gesture, read_text
-from omniges.trainer.generate.loaded import Loaded, load
-from omniges.trainer.generate.outputs import valid_motion
-from omniges.trainer.generate.series import Held
-from omniges.trainer.generate.settings import require_guidable, task_named
-from omniges.trainer.generate.sources import Input, Reading, Sources, cut_input
-from omniges.trainer.generate.speech import waveform_from_mel
-from omniges.trainer.generate.timing import SpeakingRate, learn_rate, timed_words
-from omniges.trainer.generate.vocoder import chosen_voice
-from omniges.trainer.generate.windows import Timeline, WindowSettings, sample_timelines
 
 __all__ = ["OmnigesOutput", "OmnigesPipeline", "OmnigesSample"]
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.generation.conditions import Body
+from omniges.generation.inputs import Input
+from omniges.generation.writers import Results
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
-from omniges.trainer.generate.inputs import Body
-from omniges.trainer.generate.outputs import Results
-from omniges.trainer.generate.sources import Input
 
 __all__ = ["result_picture"]
 

@@ -24,12 +24,12 @@ from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
 from omniges.formats.wav import wav_parts
+from omniges.generation.conditions import Body
+from omniges.generation.record import WINDOWS_TIER
+from omniges.generation.spool import Spool
 from omniges.metrics.motion import invalid_rotations
 from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
-from omniges.trainer.generate.inputs import Body
-from omniges.trainer.generate.series import Spool
-from omniges.trainer.generated import WINDOWS_TIER
 
 if TYPE_CHECKING:
     from omniges.codecs.base import SpokenText

@@ -15,8 +15,8 @@ from omniges.errors import DataError, EnvironmentFault, RecordingFault
 from omniges.features.audio import MEL_BANDS, Loudness, MelStream, loudness_gain, mix_down
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
 from omniges.formats.wav import WavStream, open_wav
+from omniges.generation.spool import Spool
 from omniges.storage.atomic import os_errors
-from omniges.trainer.generate.series import Spool
 
 __all__ = ["Heard", "hear", "hear_samples"]
 

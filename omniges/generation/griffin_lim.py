@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES
-from omniges.trainer.generate.outputs import MelVoice
+from omniges.generation.writers import MelVoice
 
 __all__ = ["LEAST_FRAMES", "GriffinLim", "waveform_from_mel"]
 
