@@ -118,7 +118,7 @@ def convert_omniflow(
 ) -> None:
     """Write an OmniFlow checkpoint in this project's own form, with the fate of every tensor."""
     with needs("train"):
-        from omniges.trainer.omniflow.convert import convert
+        from omniges.pretrained.omniflow.convert import convert
     typer.echo("\n".join(convert(folder, out, weights).lines))
 
 

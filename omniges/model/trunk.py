@@ -1,7 +1,7 @@
 """The trunk: a joint transformer over the tokens of several streams, each with its noise level.
 
 An MMDiT (Esser et al. 2024) of as many streams as one likes. By configuration it is exactly the trunk of OmniFlow
-(Li et al. 2024): `omniges.trainer.omniflow` has that configuration. By default it differs in three ways: tokens
+(Li et al. 2024): `omniges.pretrained.omniflow` has that configuration. By default it differs in three ways: tokens
 have rotary positions in seconds, which all streams share; the speaker is part of the condition; a stream that is
 not given takes no part, instead of being carried as noise.
 

@@ -27,8 +27,8 @@ from omniges.model.patches import PatchTokens
 from omniges.model.presets import CodecLatents, build_model
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import Stream
+from omniges.pretrained.omniflow.convert import convert
 from omniges.shards.latents import FrameEntry
-from omniges.trainer.omniflow.convert import convert
 from omniges.trainer.pretrained import open_start
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "omniflow_parity"

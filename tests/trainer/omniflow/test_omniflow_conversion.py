@@ -24,13 +24,13 @@ from omniges.errors import DataError, UsageFault
 from omniges.model.latents import grid_embedding, patches, unpatched
 from omniges.model.presets import build_model
 from omniges.model.trunk import JointFlowTransformer
-from omniges.trainer.omniflow.anatomy import read_anatomy
-from omniges.trainer.omniflow.convert import convert, read_converted, table, whole_trunk
-from omniges.trainer.omniflow.mapping import conversion_fates, made, rules, trunk_config
-from omniges.trainer.omniflow.names import parameters, tables
-from omniges.trainer.omniflow.reading import parameter_shapes as shapes_of_trunk
-from omniges.trainer.omniflow.reading import read_omniflow
-from omniges.trainer.omniflow.source import tensors_in
+from omniges.pretrained.omniflow.anatomy import read_anatomy
+from omniges.pretrained.omniflow.convert import convert, read_converted, table, whole_trunk
+from omniges.pretrained.omniflow.parameter_names import parameters, tables
+from omniges.pretrained.omniflow.tensors import tensors_in
+from omniges.pretrained.omniflow.trunk import parameter_shapes as shapes_of_trunk
+from omniges.pretrained.omniflow.trunk import read_omniflow
+from omniges.pretrained.omniflow.weight_map import conversion_fates, made, rules, trunk_config
 from omniges.trainer.pretrained import config_over_tokens
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "omniflow_parity"
@@ -296,7 +296,7 @@ class TestPublishing:
     def test_nothing_is_left_of_a_conversion_that_failed_half_way(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from omniges.trainer.omniflow import reading
+        from omniges.pretrained.omniflow import trunk as reading
 
         folder = write_folder(tmp_path / "omniflow", Tiny())
         real, calls = reading.made, []
@@ -316,7 +316,7 @@ class TestPublishing:
         folder = write_folder(tmp_path / "omniflow", Tiny())
         code = (
             "import os, signal, sys\nfrom pathlib import Path\n"
-            "from omniges.trainer.omniflow import convert, reading\n"
+            "from omniges.pretrained.omniflow import convert, trunk as reading\n"
             "real, calls = reading.made, []\n"
             "def made(rule, source):\n"
             "    calls.append(rule)\n"

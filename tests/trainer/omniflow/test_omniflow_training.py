@@ -25,8 +25,8 @@ from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.presets import build_model
 from omniges.model.sampling import Draws, SamplingSettings, sample
 from omniges.model.spec import ModelIdentity, load_identity, load_model
+from omniges.pretrained.omniflow.convert import convert
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.omniflow.convert import convert
 from omniges.trainer.pretrained import OmniFlowStart, open_start
 from omniges.trainer.recipe import TrainSettings
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.model.trunk import JointFlowTransformer
-from omniges.trainer.omniflow.anatomy import read_anatomy
-from omniges.trainer.omniflow.average import open_average
-from omniges.trainer.omniflow.grids import read_base, read_tables
-from omniges.trainer.omniflow.mapping import Fate, conversion_fates, made, rules, trunk_config
-from omniges.trainer.omniflow.names import Grid
-from omniges.trainer.omniflow.source import find_omniflow, open_tensors
+from omniges.pretrained.omniflow.anatomy import read_anatomy
+from omniges.pretrained.omniflow.ema_list import open_average
+from omniges.pretrained.omniflow.parameter_names import Grid
+from omniges.pretrained.omniflow.position_tables import read_base, read_tables
+from omniges.pretrained.omniflow.tensors import find_omniflow, open_tensors
+from omniges.pretrained.omniflow.weight_map import Fate, conversion_fates, made, rules, trunk_config
 
 __all__ = ["SourceTrunk", "WhichWeights", "audio_grid_of", "config_of", "parameter_shapes", "read_omniflow"]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from omniges.errors import DataError
 from omniges.model.attention import QKNormKind
-from omniges.trainer.omniflow.names import NESTED, Anatomy, Grid, parameters, tables
+from omniges.pretrained.omniflow.parameter_names import NESTED, Anatomy, Grid, parameters, tables
 
 __all__ = ["listed", "nested_names", "read_anatomy", "require_whole"]
 

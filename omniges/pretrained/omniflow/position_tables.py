@@ -10,8 +10,8 @@ from torch import Tensor
 
 from omniges.errors import DataError
 from omniges.model.latents import line_embedding
-from omniges.trainer.omniflow.names import Anatomy, SourceStream, tables
-from omniges.trainer.omniflow.source import Tensors
+from omniges.pretrained.omniflow.parameter_names import Anatomy, SourceStream, tables
+from omniges.pretrained.omniflow.tensors import Tensors
 
 __all__ = ["read_base", "read_tables"]
 

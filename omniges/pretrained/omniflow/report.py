@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from omniges.trainer.omniflow.mapping import Fate, FateKind
+from omniges.pretrained.omniflow.weight_map import Fate, FateKind
 
 __all__ = ["table_of"]
 

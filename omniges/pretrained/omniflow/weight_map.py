@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.trainer.omniflow.anatomy import nested_names
-from omniges.trainer.omniflow.names import NESTED, STREAM_NAMES, Anatomy, Grid, StreamNames
-from omniges.trainer.omniflow.source import Tensors
+from omniges.pretrained.omniflow.anatomy import nested_names
+from omniges.pretrained.omniflow.parameter_names import NESTED, STREAM_NAMES, Anatomy, Grid, StreamNames
+from omniges.pretrained.omniflow.tensors import Tensors
 
 __all__ = ["Fate", "FateKind", "Rule", "conversion_fates", "made", "rules", "trunk_config"]
 

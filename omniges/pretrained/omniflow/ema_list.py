@@ -9,10 +9,10 @@ from typing import Final
 from torch import Tensor
 
 from omniges.errors import DataError
+from omniges.pretrained.omniflow.anatomy import nested_names
+from omniges.pretrained.omniflow.parameter_names import Anatomy, parameters, tables
+from omniges.pretrained.omniflow.tensors import Tensors
 from omniges.storage.tensors import read_weight_list
-from omniges.trainer.omniflow.anatomy import nested_names
-from omniges.trainer.omniflow.names import Anatomy, parameters, tables
-from omniges.trainer.omniflow.source import Tensors
 
 __all__ = ["open_average"]
 

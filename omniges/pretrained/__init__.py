@@ -1,0 +1,1 @@
+"""Weights of others, and runs that begin with them."""
