@@ -21,6 +21,7 @@ from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
+from omniges.pretrained.initialize import Start, open_start
 from omniges.pretrained.omniflow.trunk import WhichWeights
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
@@ -28,7 +29,6 @@ from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.storage.remote import parse_location
 from omniges.trainer.feed import Feed, speakers_of
 from omniges.trainer.learner import Learner, LearnSettings
-from omniges.trainer.pretrained import Start, open_start
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.schedule import LearningRate

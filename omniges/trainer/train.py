@@ -31,13 +31,13 @@ from omniges.model.checkpoint import (
 )
 from omniges.model.losses import Smoothed
 from omniges.model.presets import parameter_count
+from omniges.pretrained.initialize import Start
 from omniges.storage.atomic import locked, make_folder, refuse_links
 from omniges.storage.canonical_json import json_document
 from omniges.storage.remote import parse_location
 from omniges.trainer.logbook import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings
 from omniges.trainer.opening import Run, accelerated, deterministic, open_run
-from omniges.trainer.pretrained import Start
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.ranks import Ranks

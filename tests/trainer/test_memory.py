@@ -11,11 +11,11 @@ from flow_builders import CONFIG, PIECES, model_of, windows_of
 
 from omniges.model.presets import ModelConfig
 from omniges.model.tasks import FlowSettings, draw_plan
+from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.omniflow.parameter_names import Anatomy, Grid
 from omniges.pretrained.omniflow.weight_map import trunk_config
 from omniges.trainer.learner import Learner, LearnSettings
 from omniges.trainer.memory import training_memory
-from omniges.trainer.pretrained import config_over_tokens
 from omniges.trainer.schedule import LearningRate
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretrained.md"

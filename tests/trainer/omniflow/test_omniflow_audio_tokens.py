@@ -27,9 +27,9 @@ from omniges.model.patches import PatchTokens
 from omniges.model.presets import CodecLatents, build_model
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import Stream
+from omniges.pretrained.initialize import open_start
 from omniges.pretrained.omniflow.convert import convert
 from omniges.shards.latents import FrameEntry
-from omniges.trainer.pretrained import open_start
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "omniflow_parity"
 PARITY = SHARED / "qknorm_layer"

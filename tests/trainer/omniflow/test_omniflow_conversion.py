@@ -24,6 +24,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.model.latents import grid_embedding, patches, unpatched
 from omniges.model.presets import build_model
 from omniges.model.trunk import JointFlowTransformer
+from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.omniflow.anatomy import read_anatomy
 from omniges.pretrained.omniflow.convert import convert, read_converted, table, whole_trunk
 from omniges.pretrained.omniflow.parameter_names import parameters, tables
@@ -31,7 +32,6 @@ from omniges.pretrained.omniflow.tensors import tensors_in
 from omniges.pretrained.omniflow.trunk import parameter_shapes as shapes_of_trunk
 from omniges.pretrained.omniflow.trunk import read_omniflow
 from omniges.pretrained.omniflow.weight_map import conversion_fates, made, rules, trunk_config
-from omniges.trainer.pretrained import config_over_tokens
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "omniflow_parity"
 PARITY = SHARED / "qknorm_layer"

@@ -25,9 +25,9 @@ from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.presets import build_model
 from omniges.model.sampling import Draws, SamplingSettings, sample
 from omniges.model.spec import ModelIdentity, load_identity, load_model
+from omniges.pretrained.initialize import OmniFlowStart, open_start
 from omniges.pretrained.omniflow.convert import convert
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.pretrained import OmniFlowStart, open_start
 from omniges.trainer.recipe import TrainSettings
 
 TINY = Tiny(qk_norm="rms", dual=(0,), nested=True)
