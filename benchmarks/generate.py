@@ -37,6 +37,7 @@ from measure import run_measured
 from six_tasks import clips_of, references, score_task, templates_of, windows_of
 from six_tasks import generate as made_windows
 
+from omniges.evaluation.results import waveform
 from omniges.features.skeleton import joint_positions
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import hear
@@ -47,7 +48,6 @@ from omniges.generation.writers import valid_motion
 from omniges.metrics.seams import SeamComparison, SeamScore, seam_score
 from omniges.model.sampling import SamplingSettings, Solver
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.results import waveform
 
 STEPS: Final = (2, 4, 8, 16, 32)
 SOLVERS: Final[tuple[Solver, ...]] = ("euler", "heun", "dpm++")

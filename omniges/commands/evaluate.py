@@ -65,9 +65,9 @@ def evaluate(
 
     with needs("train"):
         from omniges.codecs.registry import named_folder
-        from omniges.trainer.evaluate.report import render
-        from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint
-        from omniges.trainer.evaluate.run import evaluate as run
+        from omniges.evaluation.report import render
+        from omniges.evaluation.run import EvaluateSettings, FromCheckpoint
+        from omniges.evaluation.run import evaluate as run
 
     if out is not None and not out.parent.is_dir():
         raise UsageFault(f"-o {out}: the folder {out.parent} expected, found none: create it first")

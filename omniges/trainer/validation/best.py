@@ -64,7 +64,7 @@ class Best:
 
 
 def metric_name(metric: str) -> str:
-    """What a metric of `omniges.trainer.evaluate` is called in logs and flags: letters, digits, underscores."""
+    """What a metric of `omniges.evaluation` is called in logs and flags: letters, digits, underscores."""
     plain = unicodedata.normalize("NFKD", metric).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
 

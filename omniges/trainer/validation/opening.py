@@ -6,12 +6,12 @@ import importlib.util
 
 from omniges.data.worker_setup import DataSource
 from omniges.errors import EnvironmentFault, UsageFault
+from omniges.evaluation.text import UNTIMED
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.metrics.beats import least_frames
 from omniges.model.sampling import SamplingSettings
 from omniges.model.spec import ModelIdentity
-from omniges.trainer.evaluate.text import UNTIMED
 from omniges.trainer.learner import Learner
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.recipe import TrainSettings

@@ -15,6 +15,14 @@ import numpy.typing as npt
 
 from omniges import __version__
 from omniges.errors import DataError
+from omniges.evaluation.body_models import GENERIC
+from omniges.evaluation.gesture import score_gesture
+from omniges.evaluation.motion import Instruments, TrainSplit
+from omniges.evaluation.results import Result, spoken_intervals
+from omniges.evaluation.scores import Scored
+from omniges.evaluation.speech import score_speech
+from omniges.evaluation.statistics import Heading, Resampling, absent
+from omniges.evaluation.text import score_text
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.arrays import decode_npy
@@ -31,14 +39,6 @@ from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.latents import CodecEntry
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.evaluate.bodies import GENERIC
-from omniges.trainer.evaluate.figures import Heading, Resampling, absent
-from omniges.trainer.evaluate.gesture import score_gesture
-from omniges.trainer.evaluate.motion import Instruments, TrainSplit
-from omniges.trainer.evaluate.results import Result, spoken_intervals
-from omniges.trainer.evaluate.scored import Scored
-from omniges.trainer.evaluate.speech import score_speech
-from omniges.trainer.evaluate.text import score_text
 from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.losses import VALIDATION_SEED
 from omniges.trainer.validation.windows import Window, WindowFolder

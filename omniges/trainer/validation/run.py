@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.evaluation.motion import TrainSplit, learn_train_split
+from omniges.evaluation.statistics import Figure, Heading, absent
 from omniges.features.text_slots import SlotCodec
 from omniges.model.flow import FlowModel
 from omniges.model.sampling import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
-from omniges.trainer.evaluate.figures import Figure, Heading, absent
-from omniges.trainer.evaluate.motion import TrainSplit, learn_train_split
 from omniges.trainer.ranks import Ranks
 from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.choice import spread

@@ -1,6 +1,6 @@
 """The held-out windows themselves: read from the shards once, cut, and presented as if they were short samples.
 
-So what scores and writes whole samples (`omniges.trainer.evaluate`, `omniges.generation`) does it to windows.
+So what scores and writes whole samples (`omniges.evaluation`, `omniges.generation`) does it to windows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from omniges.data.tracks import Track
 from omniges.data.window_reader import ShardSource
 from omniges.data.worker_setup import DataSource
 from omniges.errors import DataError, UsageFault
+from omniges.evaluation.results import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import (
@@ -34,7 +35,6 @@ from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.validation.choice import Clip, choose_places
 
 __all__ = ["HeldOut", "Window", "WindowFolder", "open_held_out", "some_recordings"]

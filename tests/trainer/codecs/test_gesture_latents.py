@@ -29,6 +29,7 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
+from omniges.evaluation.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.generation.codecs import CodecFolders
 from omniges.generation.conditions import read_gesture
@@ -38,7 +39,6 @@ from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.trainer.feed import Feed
 from omniges.trainer.loop import Ending
 from omniges.trainer.recipe import load_settings

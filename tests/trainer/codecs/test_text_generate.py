@@ -16,6 +16,7 @@ from omniges.codecs.base import BOTH_ENDS, LostText, SpokenText
 from omniges.codecs.text_vae.codec import TextWindows
 from omniges.codecs.text_vae.weights import TextCodec
 from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.evaluation.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
 from omniges.generation.inputs import Sources
 from omniges.generation.pipeline import OmnigesPipeline
@@ -25,7 +26,6 @@ from omniges.generation.writers import WindowTextSink
 from omniges.model.sampling import SamplingSettings
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 
 STEM = "1_synthetica_0_1_1"
 SHARES = {"shares": dict.fromkeys(TASKS, 1)}

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from omniges.evaluation.report import TaskReport
+from omniges.evaluation.run import EvaluateSettings, evaluate
+from omniges.evaluation.statistics import Figure
 from omniges.generation.record import GeneratedRecord
 from omniges.pipeline.discover import Selection
 from omniges.pipeline.run import preprocess
@@ -17,9 +20,6 @@ from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
 from omniges.progress import make_reporter
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.evaluate.figures import Figure
-from omniges.trainer.evaluate.report import TaskReport
-from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
 
 
 def shards_of(folder: Path, *, keep_audio: bool) -> Path:

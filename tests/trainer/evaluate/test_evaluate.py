@@ -16,15 +16,15 @@ import scipy.linalg
 from evaluate_builders import put, put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
+from omniges.evaluation import run
+from omniges.evaluation.report import Report, TaskReport, render
+from omniges.evaluation.statistics import Figure
 from omniges.features.skeleton import joint_positions
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.metrics.profiles import profile, scored_poses
 from omniges.pipeline.export import motion_file, text_file
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.trainer.evaluate import run
-from omniges.trainer.evaluate.figures import Figure
-from omniges.trainer.evaluate.report import Report, TaskReport, render
 
 
 def _toes_near_the_floor(joints: np.ndarray[Any, Any]) -> tuple[int, int]:

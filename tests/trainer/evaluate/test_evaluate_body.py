@@ -15,6 +15,9 @@ from evaluate_builders import scored, shards_of, task_of, write
 from safetensors.numpy import save_file
 
 from omniges.errors import DataError, UsageFault
+from omniges.evaluation.body_models import load_bodies
+from omniges.evaluation.report import Report, render
+from omniges.evaluation.results import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.semantic import SemanticSpan
@@ -24,9 +27,6 @@ from omniges.metrics.frechet import frechet_distance
 from omniges.metrics.profiles import profile
 from omniges.pipeline.export import motion_file
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.trainer.evaluate.bodies import load_bodies
-from omniges.trainer.evaluate.report import Report, render
-from omniges.trainer.evaluate.results import waveform
 
 VERTICES, FRAMES = 6, 130
 PUBLISHED = ("emage-2024", "emage-eval-2025")

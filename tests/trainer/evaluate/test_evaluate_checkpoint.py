@@ -15,12 +15,12 @@ from training_helpers import run
 
 from omniges import cli
 from omniges.errors import UsageFault
+from omniges.evaluation.compatibility import require_fit
+from omniges.evaluation.report import Report
+from omniges.evaluation.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.model.checkpoint import find_checkpoint
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.fit import require_fit
-from omniges.trainer.evaluate.report import Report
-from omniges.trainer.evaluate.run import EvaluateSettings, FromCheckpoint, evaluate
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,14 @@ import pytest
 from evaluate_builders import npy, put, put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
+from omniges.evaluation.beat_alignment import BeatRows
+from omniges.evaluation.report import render
+from omniges.evaluation.results import find_results
+from omniges.evaluation.run import EvaluateSettings, evaluate
+from omniges.evaluation.scores import partners
+from omniges.evaluation.statistics import Heading as Head
+from omniges.evaluation.statistics import Resampling, Values, figure_of_mean
+from omniges.evaluation.text import score_text
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.metrics.clips import ClipValue
@@ -21,14 +29,6 @@ from omniges.metrics.profiles import profile
 from omniges.pipeline.export import motion_file, text_file
 from omniges.pipeline.stems import _LANGUAGES as LANGUAGES
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.trainer.evaluate.beats import BeatRows
-from omniges.trainer.evaluate.figures import Heading as Head
-from omniges.trainer.evaluate.figures import Resampling, Values, figure_of_mean
-from omniges.trainer.evaluate.report import render
-from omniges.trainer.evaluate.results import find_results
-from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
-from omniges.trainer.evaluate.scored import partners
-from omniges.trainer.evaluate.text import score_text
 
 
 def samples_of(shards: Path) -> list[SampleArrays]:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.codecs.base import SpokenText
+from omniges.evaluation.results import spoken_intervals
 from omniges.features.text_slots import MARKS, SlotCodec, pack_slots
 from omniges.formats.textgrid import SILENCE_LABELS, decode_words
 from omniges.generation.writers import TextSink, WindowTextSink
 from omniges.shards.tokenizer import train_tokenizer
-from omniges.trainer.evaluate.results import spoken_intervals
 
 # Words, a word that readers take for silence, and all 256 bytes as pieces of their own.
 CODEC = SlotCodec(train_tokenizer(dict.fromkeys(["tree", "sp", "you're"], 2)))

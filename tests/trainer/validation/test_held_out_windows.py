@@ -14,12 +14,12 @@ from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
+from omniges.evaluation.results import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.flac import decode_flac
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.results import waveform
 from omniges.trainer.feed import _as_stored, tracks_of
 from omniges.trainer.validation.windows import open_held_out, some_recordings
 

@@ -183,7 +183,7 @@ class TestWhatIsFound:
             np.testing.assert_allclose(np.ravel(wav.samples), expected, atol=2 / 32768)
 
     def test_evaluate_does_not_take_a_window_for_a_recording(self, validated: Path, shards: Path) -> None:
-        from omniges.trainer.evaluate.run import EvaluateSettings, evaluate
+        from omniges.evaluation.run import EvaluateSettings, evaluate
 
         path = next((validated / "validation/step-000006/a2t").glob("*.json"))
         assert (read_record(path).source or {})["start_tick"] > 0

@@ -10,6 +10,23 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.evaluation.beat_alignment import BeatRows
+from omniges.evaluation.body_models import Body
+from omniges.evaluation.features import FeatureRows
+from omniges.evaluation.motion import ClipMotion, Instruments, TrainSplit, generated_motion, recorded_motion
+from omniges.evaluation.results import Result, waveform
+from omniges.evaluation.scores import UNCONDITIONAL, Scored, partners
+from omniges.evaluation.statistics import (
+    ROWS,
+    Figure,
+    Heading,
+    Resampling,
+    Row,
+    Values,
+    absent,
+    figure_of_mean,
+    figure_of_statistic,
+)
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
@@ -21,23 +38,6 @@ from omniges.metrics.seams import seam_score
 from omniges.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.beats import BeatRows
-from omniges.trainer.evaluate.bodies import Body
-from omniges.trainer.evaluate.features import FeatureRows
-from omniges.trainer.evaluate.figures import (
-    ROWS,
-    Figure,
-    Heading,
-    Resampling,
-    Row,
-    Values,
-    absent,
-    figure_of_mean,
-    figure_of_statistic,
-)
-from omniges.trainer.evaluate.motion import ClipMotion, Instruments, TrainSplit, generated_motion, recorded_motion
-from omniges.trainer.evaluate.results import Result, waveform
-from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
 
 __all__ = ["score_gesture"]
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.evaluation.results import Result
+from omniges.evaluation.scores import UNCONDITIONAL, Scored, partners
+from omniges.evaluation.statistics import Figure, Heading, Resampling, Row, Values, absent, figure_of_statistic
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.figures import Figure, Heading, Resampling, Row, Values, absent, figure_of_statistic
-from omniges.trainer.evaluate.results import Result
-from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
 
 __all__ = ["UNTIMED", "score_text"]
 

@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import UsageFault
+from omniges.evaluation.body_models import Bodies, Body
+from omniges.evaluation.results import Result
+from omniges.evaluation.statistics import Values
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics.beats import mean_joint_speeds
@@ -18,9 +21,6 @@ from omniges.metrics.encoders import Encoder, Features
 from omniges.metrics.profiles import Profile, scored_poses
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.bodies import Bodies, Body
-from omniges.trainer.evaluate.figures import Values
-from omniges.trainer.evaluate.results import Result
 
 __all__ = [
     "ClipMotion",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from omniges.trainer.evaluate.figures import ROWS, Figure
+from omniges.evaluation.statistics import ROWS, Figure
 
 __all__ = ["Form", "Report", "TaskReport", "render"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.evaluation.motion import ClipMotion, Instruments, TrainSplit
+from omniges.evaluation.statistics import Figure, Heading, Resampling, Values, absent, figure_of_statistic
 from omniges.metrics.encoders import Features
 from omniges.metrics.frechet import FrechetScore, frechet_distance
-from omniges.trainer.evaluate.figures import Figure, Heading, Resampling, Values, absent, figure_of_statistic
-from omniges.trainer.evaluate.motion import ClipMotion, Instruments, TrainSplit
 
 __all__ = ["FeatureRows"]
 

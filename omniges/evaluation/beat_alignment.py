@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.evaluation.statistics import ROWS, Figure, Heading, Resampling, Row, Values, absent, figure_of_mean
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics.beats import BeatScore, audio_beats, beat_score, motion_beats
 from omniges.metrics.intervals import shuffled_pairing
 from omniges.metrics.profiles import BeatSettings
-from omniges.trainer.evaluate.figures import ROWS, Figure, Heading, Resampling, Row, Values, absent, figure_of_mean
 
 __all__ = ["BeatRows"]
 

@@ -14,6 +14,16 @@ import numpy.typing as npt
 
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
+from omniges.evaluation.body_models import load_bodies
+from omniges.evaluation.compatibility import require_fit
+from omniges.evaluation.gesture import score_gesture
+from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split, train_rows
+from omniges.evaluation.report import Report, TaskReport
+from omniges.evaluation.results import Result, find_results
+from omniges.evaluation.scores import Scored
+from omniges.evaluation.speech import score_speech
+from omniges.evaluation.statistics import Resampling
+from omniges.evaluation.text import score_text
 from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.arrays import read_array
 from omniges.generation.inputs import Sources
@@ -27,16 +37,6 @@ from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.evaluate.bodies import load_bodies
-from omniges.trainer.evaluate.figures import Resampling
-from omniges.trainer.evaluate.fit import require_fit
-from omniges.trainer.evaluate.gesture import score_gesture
-from omniges.trainer.evaluate.motion import Instruments, TrainSplit, learn_train_split, train_rows
-from omniges.trainer.evaluate.report import Report, TaskReport
-from omniges.trainer.evaluate.results import Result, find_results
-from omniges.trainer.evaluate.scored import Scored
-from omniges.trainer.evaluate.speech import score_speech
-from omniges.trainer.evaluate.text import score_text
 
 __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
 

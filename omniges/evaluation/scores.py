@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from omniges.evaluation.statistics import Figure
 from omniges.metrics.intervals import shuffled_pairing
-from omniges.trainer.evaluate.figures import Figure
 
 __all__ = ["UNCONDITIONAL", "Scored", "partners"]
 

@@ -10,6 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.evaluation.results import MEL_RATE_HZ, Result
+from omniges.evaluation.scores import UNCONDITIONAL, Scored, partners
+from omniges.evaluation.statistics import (
+    Figure,
+    Heading,
+    Resampling,
+    Row,
+    Values,
+    absent,
+    figure_of_mean,
+    figure_of_statistic,
+)
 from omniges.features.audio import LOG_FLOOR
 from omniges.metrics.speech import (
     CEPSTRA,
@@ -20,18 +32,6 @@ from omniges.metrics.speech import (
     onset_agreement,
 )
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.evaluate.figures import (
-    Figure,
-    Heading,
-    Resampling,
-    Row,
-    Values,
-    absent,
-    figure_of_mean,
-    figure_of_statistic,
-)
-from omniges.trainer.evaluate.results import MEL_RATE_HZ, Result
-from omniges.trainer.evaluate.scored import UNCONDITIONAL, Scored, partners
 
 __all__ = ["score_speech"]
 
