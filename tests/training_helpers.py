@@ -14,10 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 from omniges.model.checkpoint import CHECKPOINTS
-from omniges.trainer.learner import Learner
+from omniges.trainer.config import TrainSettings
 from omniges.trainer.progress import Progress
-from omniges.trainer.recipe import TrainSettings
 from omniges.trainer.train import Summary, train
+from omniges.trainer.train_step import Learner
 from omniges.trainer.validation.losses import LEVELS, SIX
 
 SMALLEST = {"width": 16, "layers": 1, "heads": 2}

@@ -103,7 +103,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with resumable():
         with needs("train"):
-            from omniges.trainer.recipe import load_settings
+            from omniges.trainer.config import load_settings
             from omniges.trainer.train import train as run
         summary = run(load_settings(recipe, flags))
     if summary.speaks:

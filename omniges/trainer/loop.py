@@ -15,20 +15,19 @@ import torch
 
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 from omniges.model.flow import Windows
-from omniges.model.losses import Smoothed, in_order, per_step, per_stream, per_task
+from omniges.model.losses import in_order, per_step, per_stream, per_task
 from omniges.model.tasks import FlowSettings, draw_plan
-from omniges.trainer.feed import Feed
-from omniges.trainer.learner import Learner
-from omniges.trainer.logbook import Logbook
+from omniges.trainer.batches import Feed
+from omniges.trainer.distributed import Interrupted, Ranks
+from omniges.trainer.divergence import Refusals
+from omniges.trainer.logging import Logbook
+from omniges.trainer.optimizer import LearningRate, ema_decay
 from omniges.trainer.progress import Progress, Reporter
-from omniges.trainer.ranks import Ranks
-from omniges.trainer.refusals import Refusals
-from omniges.trainer.schedule import LearningRate, ema_decay
-from omniges.trainer.stopping import StopNow, Stopper
-from omniges.trainer.validation.best import Best
-from omniges.trainer.validation.turns import Interrupted
+from omniges.trainer.signals import StopNow, Stopper
+from omniges.trainer.state import RunState
+from omniges.trainer.train_step import Learner
 
-__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "RunState", "Surroundings", "Validator"]
+__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "Surroundings", "Validator"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -63,19 +62,6 @@ class LoopSettings:
     divergence_factor: float
     trace: tuple[str, ...] | None
     """Words of the command that lists batches, but for ranks and steps; None: there is none for this run."""
-
-
-@dataclass(slots=True)
-class RunState:
-    """How far a run is, at the end of a step. What is learned is the learner's."""
-
-    step: int = 0
-    position: int = 0
-    elapsed_s: float = 0.0
-    smoothed: Smoothed = field(default_factory=Smoothed)
-    validated: int = 0
-    """The last step whose validation was finished."""
-    best: Best | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.model.tasks import FlowSettings, Plan, draw_plan, groups_of
-from omniges.trainer.feed import Feed
-from omniges.trainer.learner import Learner
-from omniges.trainer.opening import accelerated, deterministic, open_run
-from omniges.trainer.ranks import Ranks
-from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.batches import Feed
+from omniges.trainer.config import TrainSettings
+from omniges.trainer.distributed import Ranks
+from omniges.trainer.run import accelerated, deterministic, open_run
+from omniges.trainer.train_step import Learner
 
 __all__ = ["ProductPeak", "StepSpeedSettings", "measure", "measure_one", "operation_counter", "report"]
 

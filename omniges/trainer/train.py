@@ -35,14 +35,15 @@ from omniges.pretrained.initialize import Start
 from omniges.storage.atomic import locked, make_folder, refuse_links
 from omniges.storage.canonical_json import json_document
 from omniges.storage.remote import parse_location
-from omniges.trainer.logbook import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
-from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, RunState, Surroundings
-from omniges.trainer.opening import Run, accelerated, deterministic, open_run
+from omniges.trainer.config import DEFAULT_VALIDATION_STEPS, TrainSettings, differences
+from omniges.trainer.distributed import Ranks
+from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
+from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, Surroundings
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
-from omniges.trainer.ranks import Ranks
-from omniges.trainer.recipe import DEFAULT_VALIDATION_STEPS, TrainSettings, differences
-from omniges.trainer.stopping import Stopper
+from omniges.trainer.run import Run, accelerated, deterministic, open_run
+from omniges.trainer.signals import Stopper
+from omniges.trainer.state import RunState
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
 from omniges.trainer.validation.hook import HookSettings, RunValidator
 from omniges.trainer.validation.store import VALIDATIONS

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from omniges.errors import EnvironmentFault
-from omniges.trainer.logbook import COLUMNS, Logbook, Shown, flat_numbers, open_trackers
+from omniges.trainer.logging import COLUMNS, Logbook, Shown, flat_numbers, open_trackers
 
 
 class Kept:

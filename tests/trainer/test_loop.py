@@ -19,9 +19,9 @@ from training_helpers import Collected, checkpoint_of, log_of, losses_of, run
 from omniges.errors import DataError
 from omniges.model.checkpoint import CHECKPOINTS
 from omniges.model.flow import FlowLoss, FlowModel
-from omniges.trainer import learner as learner_module
 from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
+from omniges.trainer import train_step as learner_module
 from omniges.trainer.progress import LineReporter, Progress, duration
 
 

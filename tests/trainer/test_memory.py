@@ -14,9 +14,9 @@ from omniges.model.tasks import FlowSettings, draw_plan
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.omniflow.parameter_names import Anatomy, Grid
 from omniges.pretrained.omniflow.weight_map import trunk_config
-from omniges.trainer.learner import Learner, LearnSettings
 from omniges.trainer.memory import training_memory
-from omniges.trainer.schedule import LearningRate
+from omniges.trainer.optimizer import LearningRate
+from omniges.trainer.train_step import Learner, LearnSettings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretrained.md"
 

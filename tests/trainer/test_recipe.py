@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
 from omniges.model.presets import PRESETS
-from omniges.trainer.recipe import LEARNING_RATES, TrainSettings, differences, flag_of, load_settings
+from omniges.trainer.config import LEARNING_RATES, TrainSettings, differences, flag_of, load_settings
 
 
 def load(text: str, tmp_path: Path, **flags: object) -> TrainSettings:

@@ -22,10 +22,10 @@ from training_helpers import SignalAt, checkpoint_of, learned, log_of, losses_of
 
 from omniges.errors import DataError, ExitCode, UsageFault
 from omniges.model.checkpoint import CHECKPOINTS
-from omniges.trainer import feed as feed_module
-from omniges.trainer import learner as learner_module
+from omniges.trainer import batches as feed_module
 from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
+from omniges.trainer import train_step as learner_module
 
 STEPS = 6
 

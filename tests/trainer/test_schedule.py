@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.trainer.schedule import SCHEDULES, LearningRate, ema_decay
+from omniges.trainer.optimizer import SCHEDULES, LearningRate, ema_decay
 
 STEPS = st.integers(0, 10**7)
 

@@ -24,7 +24,7 @@ from omniges.model.checkpoint import find_checkpoint
 from omniges.model.sampling import Draws, SamplingSettings, sample
 from omniges.model.spec import load_model
 from omniges.pipeline.discover import Selection
-from omniges.trainer.feed import Feed, speakers_of
+from omniges.trainer.batches import Feed, speakers_of
 
 RECIPE = """
 window_ticks: 16

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.model.checkpoint import CHECKPOINTS, prune
-from omniges.trainer.logbook import Logbook
-from omniges.trainer.loop import RunState
+from omniges.trainer.distributed import Ranks, Turns
+from omniges.trainer.logging import Logbook
 from omniges.trainer.progress import Reporter, duration
-from omniges.trainer.ranks import Ranks
-from omniges.trainer.stopping import Stopper
+from omniges.trainer.signals import Stopper
+from omniges.trainer.state import RunState
 from omniges.trainer.validation.best import Best, better, point_best
 from omniges.trainer.validation.results import MadeBy
 from omniges.trainer.validation.run import Found, Validation
 from omniges.trainer.validation.store import VALIDATIONS, samples_of, shown_samples, write_validation
-from omniges.trainer.validation.turns import Turns
 
 __all__ = ["HookSettings", "RunValidator"]
 

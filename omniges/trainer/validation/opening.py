@@ -12,9 +12,9 @@ from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.metrics.beats import least_frames
 from omniges.model.sampling import SamplingSettings
 from omniges.model.spec import ModelIdentity
-from omniges.trainer.learner import Learner
-from omniges.trainer.ranks import Ranks
-from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.config import TrainSettings
+from omniges.trainer.distributed import Ranks
+from omniges.trainer.train_step import Learner
 from omniges.trainer.validation.decoders import Decoders, open_decoders
 from omniges.trainer.validation.results import INSTRUMENTS
 from omniges.trainer.validation.run import Validated, Validation, ValidationSettings

@@ -23,7 +23,7 @@ from omniges.model.flow import FlowModel
 from omniges.model.sampling import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
-from omniges.trainer.ranks import Ranks
+from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.choice import spread
 from omniges.trainer.validation.decoders import Decoders
@@ -42,7 +42,6 @@ from omniges.trainer.validation.results import (
     unpack,
     with_waveform,
 )
-from omniges.trainer.validation.turns import Turns
 from omniges.trainer.validation.windows import HeldOut, WindowFolder, some_recordings
 
 __all__ = ["Found", "Validated", "Validation", "ValidationSettings"]

@@ -9,7 +9,7 @@ from typing import Any, Final
 from omniges import __version__
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes, remove_folder
 from omniges.storage.canonical_json import json_document
-from omniges.trainer.logbook import Shown
+from omniges.trainer.logging import Shown
 from omniges.trainer.validation.losses import LEVELS, VALIDATION_SEED
 from omniges.trainer.validation.results import Made, record_of, words_of
 from omniges.trainer.validation.run import Found, Validation

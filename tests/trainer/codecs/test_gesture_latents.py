@@ -39,9 +39,9 @@ from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.feed import Feed
+from omniges.trainer.batches import Feed
+from omniges.trainer.config import load_settings
 from omniges.trainer.loop import Ending
-from omniges.trainer.recipe import load_settings
 
 CPU = torch.device("cpu")
 

@@ -42,9 +42,9 @@ from omniges.model.tasks import TASKS
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.feed import Feed
+from omniges.trainer.batches import Feed
+from omniges.trainer.config import TrainSettings, load_settings
 from omniges.trainer.loop import Ending
-from omniges.trainer.recipe import TrainSettings, load_settings
 from omniges.trainer.train import train
 
 CPU = torch.device("cpu")

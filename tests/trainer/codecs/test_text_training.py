@@ -37,9 +37,9 @@ from omniges.model.spec import load_model
 from omniges.model.tokens import WindowTokens
 from omniges.shards.reader import ShardFolder
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.feed import Feed
+from omniges.trainer.batches import Feed
+from omniges.trainer.config import TrainSettings, load_settings
 from omniges.trainer.loop import Ending
-from omniges.trainer.recipe import TrainSettings, load_settings
 from omniges.trainer.train import train
 
 CPU = torch.device("cpu")
@@ -192,17 +192,17 @@ class TestTraining:
     def test_stopped_and_resumed_is_never_stopped_to_the_bit(
         self, whole: Path, encoded_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
     ) -> None:
-        from omniges.trainer import learner
+        from omniges.trainer import train_step
 
         stop = SignalAt(signal.SIGTERM, 4)
-        finish = learner.Learner.finish_step
+        finish = train_step.Learner.finish_step
 
-        def counted(self: learner.Learner, step: int) -> Any:
+        def counted(self: train_step.Learner, step: int) -> Any:
             stop()
             return finish(self, step)
 
         with monkeypatch.context() as patch:
-            patch.setattr(learner.Learner, "finish_step", counted)
+            patch.setattr(train_step.Learner, "finish_step", counted)
             stopped = run(encoded_text, tmp_path / "run", text_codec=NAME, num_workers=workers)
         assert stopped.outcome.ending is Ending.STOPPED
         assert 0 < stopped.step < 6

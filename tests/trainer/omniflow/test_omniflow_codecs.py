@@ -25,7 +25,7 @@ from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.feed import Feed
+from omniges.trainer.batches import Feed
 from omniges.trainer.loop import Ending
 
 TINY = Tiny(qk_norm="rms", dual=(0,), audio_channels=8)

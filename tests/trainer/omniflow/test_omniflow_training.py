@@ -28,7 +28,7 @@ from omniges.model.spec import ModelIdentity, load_identity, load_model
 from omniges.pretrained.initialize import OmniFlowStart, open_start
 from omniges.pretrained.omniflow.convert import convert
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.config import TrainSettings
 
 TINY = Tiny(qk_norm="rms", dual=(0,), nested=True)
 SIX = ("t2g", "g2t", "a2g", "g2a", "t2a", "a2t")
@@ -363,7 +363,7 @@ class TestWords:
         assert TrainSettings(**json.loads(json.dumps(own.as_json()))) == own
 
     def test_a_recipe_may_name_it(self, omniflow: Path, tmp_path: Path) -> None:
-        from omniges.trainer.recipe import load_settings
+        from omniges.trainer.config import load_settings
 
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(f"pretrained-model-name-or-path: {omniflow}\npretrained-weights: ema\n")

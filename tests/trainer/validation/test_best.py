@@ -11,7 +11,7 @@ import pytest
 
 from omniges.errors import UsageFault
 from omniges.model.checkpoint import open_checkpoint
-from omniges.trainer.recipe import TrainSettings
+from omniges.trainer.config import TrainSettings
 from omniges.trainer.validation.best import Best, better, metric_name, point_best, remove_best
 
 

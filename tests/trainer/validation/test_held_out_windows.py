@@ -20,7 +20,7 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.flac import decode_flac
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.feed import _as_stored, tracks_of
+from omniges.trainer.batches import _as_stored, tracks_of
 from omniges.trainer.validation.windows import open_held_out, some_recordings
 
 TICKS = 16

@@ -44,8 +44,8 @@ from omniges.generation.run import GenerateSettings, generate
 from omniges.model.sampling import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.feed import _as_stored, tracks_of
-from omniges.trainer.recipe import load_settings
+from omniges.trainer.batches import _as_stored, tracks_of
+from omniges.trainer.config import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.losses import VALIDATION_SEED

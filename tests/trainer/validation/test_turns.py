@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode
-from omniges.trainer.stopping import Stopper
-from omniges.trainer.validation.turns import Interrupted, Turns
+from omniges.trainer.distributed import Interrupted, Turns
+from omniges.trainer.signals import Stopper
 
 
 class Pretended:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.model.tasks import TASKS, FlowSettings, draw_plan
-from omniges.trainer.feed import Feed
-from omniges.trainer.logbook import Logbook
+from omniges.trainer.batches import Feed
+from omniges.trainer.logging import Logbook
 
 __all__ = ["Refusals"]
 

@@ -27,11 +27,11 @@ from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.storage.remote import parse_location
-from omniges.trainer.feed import Feed, speakers_of
-from omniges.trainer.learner import Learner, LearnSettings
-from omniges.trainer.ranks import Ranks
-from omniges.trainer.recipe import TrainSettings
-from omniges.trainer.schedule import LearningRate
+from omniges.trainer.batches import Feed, speakers_of
+from omniges.trainer.config import TrainSettings
+from omniges.trainer.distributed import Ranks
+from omniges.trainer.optimizer import LearningRate
+from omniges.trainer.train_step import Learner, LearnSettings
 from omniges.trainer.validation.opening import open_validation
 from omniges.trainer.validation.run import Validation
 

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, load_into
 from omniges.model.flow import FlowLoss, FlowModel, Windows
 from omniges.model.tasks import FlowSettings, Plan
-from omniges.trainer.ema import Ema
-from omniges.trainer.optimizer import load_moments, make_optimizer, moments
-from omniges.trainer.schedule import LearningRate
+from omniges.trainer.optimizer import Ema, LearningRate, load_moments, make_optimizer, moments
 
 __all__ = ["LearnSettings", "Learner"]
 

@@ -15,7 +15,7 @@ from omniges.errors import OmnigesError, UsageFault
 from omniges.model.presets import PRESETS, ModelConfig, preset
 from omniges.model.tasks import FlowSettings
 from omniges.storage.remote import parse_location
-from omniges.trainer.schedule import SCHEDULES
+from omniges.trainer.optimizer import SCHEDULES
 from omniges.trainer.validation.best import check_metric
 
 __all__ = ["DEFAULT_VALIDATION_STEPS", "LEARNING_RATES", "TrainSettings", "differences", "flag_of", "load_settings"]
