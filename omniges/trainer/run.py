@@ -32,8 +32,8 @@ from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.optimizer import LearningRate
 from omniges.trainer.train_step import Learner, LearnSettings
-from omniges.trainer.validation.opening import open_validation
 from omniges.trainer.validation.run import Validation
+from omniges.trainer.validation.setup import open_validation
 
 __all__ = ["Run", "accelerated", "deterministic", "open_run"]
 

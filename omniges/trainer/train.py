@@ -45,7 +45,7 @@ from omniges.trainer.run import Run, accelerated, deterministic, open_run
 from omniges.trainer.signals import Stopper
 from omniges.trainer.state import RunState
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
-from omniges.trainer.validation.hook import HookSettings, RunValidator
+from omniges.trainer.validation.callback import HookSettings, RunValidator
 from omniges.trainer.validation.store import VALIDATIONS
 
 __all__ = ["STATE_FILE", "Summary", "train"]

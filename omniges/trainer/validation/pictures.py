@@ -10,8 +10,8 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
-from omniges.trainer.validation.results import Made, words_of
-from omniges.trainer.validation.windows import Window, WindowFolder
+from omniges.trainer.validation.held_out import Window, WindowFolder
+from omniges.trainer.validation.samples import Made, words_of
 from omniges.visualize import Version, draw_comparison
 
 __all__ = ["window_picture"]

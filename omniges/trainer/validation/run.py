@@ -25,11 +25,11 @@ from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.best import metric_name
-from omniges.trainer.validation.choice import spread
 from omniges.trainer.validation.decoders import Decoders
+from omniges.trainer.validation.held_out import HeldOut, WindowFolder, some_recordings, spread
 from omniges.trainer.validation.losses import SIX, grid_losses, loss_table, streams_of
 from omniges.trainer.validation.pictures import window_picture
-from omniges.trainer.validation.results import (
+from omniges.trainer.validation.samples import (
     INSTRUMENTS,
     Files,
     Held,
@@ -42,7 +42,6 @@ from omniges.trainer.validation.results import (
     unpack,
     with_waveform,
 )
-from omniges.trainer.validation.windows import HeldOut, WindowFolder, some_recordings
 
 __all__ = ["Found", "Validated", "Validation", "ValidationSettings"]
 

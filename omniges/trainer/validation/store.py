@@ -11,8 +11,8 @@ from omniges.storage.atomic import make_folder, pending_folder, publish_bytes, r
 from omniges.storage.canonical_json import json_document
 from omniges.trainer.logging import Shown
 from omniges.trainer.validation.losses import LEVELS, VALIDATION_SEED
-from omniges.trainer.validation.results import Made, record_of, words_of
 from omniges.trainer.validation.run import Found, Validation
+from omniges.trainer.validation.samples import Made, record_of, words_of
 
 __all__ = ["VALIDATIONS", "samples_of", "shown_samples", "write_validation"]
 

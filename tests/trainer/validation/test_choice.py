@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.trainer.validation.choice import Clip, choose_places, spread
+from omniges.trainer.validation.held_out import Clip, choose_places, spread
 
 CLIPS = st.lists(
     st.builds(

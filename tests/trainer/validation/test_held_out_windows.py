@@ -21,7 +21,7 @@ from omniges.formats.flac import decode_flac
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.batches import _as_stored, tracks_of
-from omniges.trainer.validation.windows import open_held_out, some_recordings
+from omniges.trainer.validation.held_out import open_held_out, some_recordings
 
 TICKS = 16
 

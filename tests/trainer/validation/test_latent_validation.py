@@ -48,8 +48,8 @@ from omniges.trainer.batches import _as_stored, tracks_of
 from omniges.trainer.config import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.decoders import Decoders
+from omniges.trainer.validation.held_out import open_held_out
 from omniges.trainer.validation.losses import VALIDATION_SEED
-from omniges.trainer.validation.windows import open_held_out
 
 TICKS = 16
 VALIDATED: dict[str, Any] = {

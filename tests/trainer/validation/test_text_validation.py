@@ -41,9 +41,9 @@ from omniges.trainer import train as train_module
 from omniges.trainer.batches import _as_stored, tracks_of
 from omniges.trainer.config import load_settings
 from omniges.trainer.validation import run as run_module
+from omniges.trainer.validation.held_out import open_held_out
 from omniges.trainer.validation.losses import SIX, VALIDATION_SEED
-from omniges.trainer.validation.results import Files, Made, words_of
-from omniges.trainer.validation.windows import open_held_out
+from omniges.trainer.validation.samples import Files, Made, words_of
 
 TEXT = {"text": NAME}
 OF_TEXT = ("g2t", "a2t")

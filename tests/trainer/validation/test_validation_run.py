@@ -30,7 +30,7 @@ from omniges.model.tasks import TASKS
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.validation import hook as hook_module
+from omniges.trainer.validation import callback as hook_module
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
 from omniges.trainer.validation.run import Found

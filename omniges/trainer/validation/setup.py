@@ -16,9 +16,9 @@ from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.train_step import Learner
 from omniges.trainer.validation.decoders import Decoders, open_decoders
-from omniges.trainer.validation.results import INSTRUMENTS
+from omniges.trainer.validation.held_out import HeldOut, open_held_out
 from omniges.trainer.validation.run import Validated, Validation, ValidationSettings
-from omniges.trainer.validation.windows import HeldOut, open_held_out
+from omniges.trainer.validation.samples import INSTRUMENTS
 
 __all__ = ["open_validation", "require_computable"]
 

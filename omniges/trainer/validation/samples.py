@@ -40,8 +40,8 @@ from omniges.model.tasks import TASKS
 from omniges.shards.latents import CodecEntry
 from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.validation.decoders import Decoders
+from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.trainer.validation.losses import VALIDATION_SEED
-from omniges.trainer.validation.windows import Window, WindowFolder
 
 __all__ = [
     "INSTRUMENTS",

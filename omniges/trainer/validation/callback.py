@@ -15,8 +15,8 @@ from omniges.trainer.progress import Reporter, duration
 from omniges.trainer.signals import Stopper
 from omniges.trainer.state import RunState
 from omniges.trainer.validation.best import Best, better, point_best
-from omniges.trainer.validation.results import MadeBy
 from omniges.trainer.validation.run import Found, Validation
+from omniges.trainer.validation.samples import MadeBy
 from omniges.trainer.validation.store import VALIDATIONS, samples_of, shown_samples, write_validation
 
 __all__ = ["HookSettings", "RunValidator"]
