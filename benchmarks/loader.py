@@ -29,12 +29,12 @@ from machine import describe_machine
 from measure import _children
 from peer_readers import PEERS
 
+from omniges.benchmark.loader import loader_speed, window_bytes
 from omniges.data.catalog import Catalog, Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import OmnigesError
-from omniges.trainer.data.speed import loader_speed, window_bytes
 
 __all__ = ["main", "measure"]
 
@@ -192,7 +192,7 @@ def _contenders(
             stack.callback(processes.close)
             contenders[peer] = processes
         sizes = [str(settings.batch_size), str(settings.ticks)]
-        copy = [sys.executable, "-P", "-m", "omniges.trainer.data.copying", *sizes]
+        copy = [sys.executable, "-P", "-m", "omniges.benchmark.memcpy", *sizes]
         copiers = Processes([copy] * max(1, settings.workers), work / "copying.log")
         stack.callback(copiers.close)
         ours = Ours(catalog, settings)

@@ -27,8 +27,8 @@ def benchmark_loader(
     """Measure how fast batches come, beside how fast memory copies as many bytes."""
     import json
 
+    from omniges.benchmark.loader import SpeedSettings, measure, report
     from omniges.data.catalog import Filters
-    from omniges.trainer.data.speed import SpeedSettings, measure, report
 
     counts = names_of(workers)
     if not counts or not all(count.isdecimal() for count in counts):
@@ -68,7 +68,7 @@ def benchmark_train(
     if not sizes or not all(size.isdecimal() for size in sizes):
         raise UsageFault(f"--train-batch-size {train_batch_size}: numbers separated by commas expected")
     with needs("train"):
-        from omniges.trainer.stepspeed import StepSpeedSettings, measure, report
+        from omniges.benchmark.train_step import StepSpeedSettings, measure, report
     settings = StepSpeedSettings(
         shards=shards,
         presets=listed(preset) or ("tiny",),

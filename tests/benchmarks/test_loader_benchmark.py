@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from pipeline_helpers import omniges, run_preprocess
 
+from omniges.benchmark.loader import window_bytes
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.trainer.data.speed import window_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"

@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_helpers import settings_of
 
+from omniges.benchmark.train_step import ProductPeak, StepSpeedSettings, measure, measure_one, operation_counter, report
 from omniges.errors import UsageFault
-from omniges.trainer.stepspeed import (
-    ProductPeak,
-    StepSpeedSettings,
-    measure,
-    measure_one,
-    operation_counter,
-    report,
-)
 
 SIZES = st.integers(1, 9)
 
@@ -49,7 +42,7 @@ def test_attention_costs_two_products_forward_and_four_backward(
 def test_plain_products_are_timed_with_the_operations_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that moves a millisecond a look, a product of side n does 2 n³ operations in a millisecond."""
     now = iter(0.001 * k for k in range(10**6))
-    monkeypatch.setattr("omniges.trainer.stepspeed.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("omniges.benchmark.train_step.time.perf_counter", lambda: next(now))
     peak = ProductPeak(torch.device("cpu"), torch.float32)
     assert peak.measure() == pytest.approx(2 * 2048**3 / 0.001)
 

@@ -96,7 +96,7 @@ def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
 
 @contextlib.contextmanager
 def _copiers(processes: int, rows: int, window_ticks: int) -> Iterator[list[subprocess.Popen[str]]]:
-    command = [sys.executable, "-P", "-m", "omniges.trainer.data.copying", str(rows), str(window_ticks)]
+    command = [sys.executable, "-P", "-m", "omniges.benchmark.memcpy", str(rows), str(window_ticks)]
     with contextlib.ExitStack() as stack:
         running = []
         for _ in range(processes):

@@ -88,7 +88,7 @@ def _apart(settings: StepSpeedSettings, preset: str, batch_size: int) -> dict[st
     """One configuration in a process of its own."""
     settings.of(preset, batch_size)
     question = asdict(settings) | {"presets": [preset], "batch_sizes": [batch_size]}
-    command = [sys.executable, "-P", "-m", "omniges.trainer.stepspeed"]
+    command = [sys.executable, "-P", "-m", "omniges.benchmark.train_step"]
     done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
     try:
         found: dict[str, Any] = json.loads(done.stdout)

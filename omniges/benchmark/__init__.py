@@ -1,0 +1,1 @@
+"""How fast loading and training are on this machine."""
