@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.shards.schema import TOKENIZER_FILE
-from omniges.shards.tokenizer import tokenizer_problem
+from omniges.features.tokenizer import tokenizer_problem
 
 __all__ = ["BLANK", "MARKS", "MAX_PUSH_TICKS", "SlotCodec", "SlotWord", "Slots", "pack_slots", "unpack_slots"]
 
@@ -85,7 +84,7 @@ class SlotCodec:
         problem = tokenizer_problem(tokenizer_json)
         if problem is not None:
             raise DataError(
-                f"{TOKENIZER_FILE}: {problem}; expected the tokenizer that preprocess writes; run omniges verify-shards"
+                f"tokenizer.json: {problem}; expected the tokenizer that preprocess writes; run omniges verify-shards"
             )
         from tokenizers import Tokenizer  # noqa: PLC0415 - native, 70 ms
 

@@ -1,1 +1,1 @@
-"""Decoders and encoders of the recording files: pure bytes to arrays and back, no file access."""
+"""Decoders and encoders of the recording files: bytes to arrays and back; `arrays.read_array` alone opens a file."""

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
-from omniges.shards.names import is_file_name
 from omniges.storage.atomic import (
     is_temporary_name,
     make_folder,
@@ -33,6 +32,7 @@ from omniges.storage.atomic import (
     remove_tree,
     sync_folder,
 )
+from omniges.storage.names import is_file_name
 from omniges.storage.tensors import read_tensors, write_tensors
 
 __all__ = [

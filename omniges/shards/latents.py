@@ -23,10 +23,10 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.names import is_sha256
 from omniges.shards.schema import LATENT_MEMBER
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 from omniges.shards.window_grid import WindowGrid
+from omniges.storage.names import is_sha256
 
 __all__ = [
     "BY_MIDDLE",

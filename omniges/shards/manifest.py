@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from omniges.features import timebase
-from omniges.shards.names import SHARD_NAME, is_key, is_relative_path, is_sha256, is_stem
+from omniges.shards.names import SHARD_NAME, is_key, is_stem
 from omniges.shards.schema import (
     LATENT_MEMBER,
     MEMBERS,
@@ -20,6 +20,7 @@ from omniges.shards.schema import (
     member_order,
 )
 from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.names import is_relative_path, is_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,25 +18,13 @@ from omniges.shards.schema import (
     key_from_stem,
 )
 
-__all__ = [
-    "CONTRACT_FILES",
-    "SHA256",
-    "SHARD_NAME",
-    "is_contract_name",
-    "is_file_name",
-    "is_key",
-    "is_relative_path",
-    "is_sha256",
-    "is_stem",
-]
+__all__ = ["CONTRACT_FILES", "SHARD_NAME", "is_contract_name", "is_key", "is_stem"]
 
-SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SHARD_NAME: Final = re.compile(rf"(?P<split>{'|'.join(SPLITS)})-(?P<index>[0-9]{{6}})\.tar", re.ASCII)
 CONTRACT_FILES: Final = frozenset({*SIDE_FILES, LATENTS_FILE, DATASET_FILE})
 """The files that a complete set may have beside its shards."""
 
 _KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}", re.ASCII)
-_FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _MAX_STEM_BYTES: Final = 255  # what a Linux file name holds
 
 
@@ -58,21 +46,3 @@ def is_stem(text: object) -> bool:
 def is_contract_name(text: object) -> bool:
     """Return whether a text is the name of a shard or of a file beside the shards, dataset.json included."""
     return isinstance(text, str) and (text in CONTRACT_FILES or SHARD_NAME.fullmatch(text) is not None)
-
-
-def is_file_name(text: object) -> bool:
-    """Return whether a text names a file in a folder of ours: ASCII letters, digits, dots, hyphens and underscores.
-
-    Names without those characters change the meaning of no URL; names with two dots in a row are refused too.
-    """
-    return isinstance(text, str) and _FILE_NAME.fullmatch(text) is not None and ".." not in text and text != "."
-
-
-def is_relative_path(text: object) -> bool:
-    """Return whether a path names something below the folder that it is relative to, in plain steps."""
-    return isinstance(text, str) and "\0" not in text and not {"", ".", ".."} & set(text.split("/"))
-
-
-def is_sha256(text: object) -> bool:
-    """Return whether a text is a sha256 in lower-case hexadecimal digits."""
-    return isinstance(text, str) and SHA256.fullmatch(text) is not None

@@ -32,10 +32,11 @@ from typing import Any, Final
 from omniges.errors import CODES, DataError, UsageFault
 from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
-from omniges.shards.names import CONTRACT_FILES, SHARD_NAME, is_contract_name, is_sha256
+from omniges.shards.names import CONTRACT_FILES, SHARD_NAME, is_contract_name
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, SIDE_FILES, UNFINISHED_FILE, is_count
 from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.names import is_sha256
 
 __all__ = [
     "COMMIT_FILE",

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.names import is_sha256
 from omniges.shards.schema import (
     DATASET_FILE,
     FORMAT,
@@ -28,6 +27,7 @@ from omniges.shards.schema import (
 )
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.names import is_sha256
 from omniges.verify.files import FileFault, Folder
 from omniges.verify.findings import Collector, VerifyFinding
 
