@@ -156,7 +156,7 @@ class TestTraining:
             " validation_windows=1, validation_samples=0, validation_sampling_steps=1)\n"
             "print([name for name in sys.modules if name.startswith('omniges.codecs')])"
         )
-        tests = Path(__file__).resolve().parents[2]
+        tests = Path(__file__).resolve().parents[1]
         words = [sys.executable, "-c", code, str(encoded), str(tmp_path / "run"), str(tests)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=True)
         assert done.stdout.splitlines()[-1] == "[]"

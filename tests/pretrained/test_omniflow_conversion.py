@@ -33,7 +33,7 @@ from omniges.pretrained.omniflow.trunk import parameter_shapes as shapes_of_trun
 from omniges.pretrained.omniflow.trunk import read_omniflow
 from omniges.pretrained.omniflow.weight_map import conversion_fates, made, rules, trunk_config
 
-SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "omniflow_parity"
+SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "omniflow_parity"
 PARITY = SHARED / "qknorm_layer"
 needs_parity = pytest.mark.skipif(
     not PARITY.is_dir(), reason=f"no golden data at {PARITY} (set OMNIGES_SHARED to where they are)"

@@ -518,7 +518,7 @@ class TestCommand:
 STOPPED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
-sys.path.insert(0, os.path.dirname(os.path.dirname(sys.path[0])))
+sys.path.insert(0, os.path.dirname(sys.path[0]))
 from test_encode import NAME, Halves
 from omniges import cli
 from omniges.codecs import encode as module

@@ -81,7 +81,7 @@ class TestWhatIsNotTensors:
         ("value", "name"),
         [
             (argparse.Namespace(lr=1), "argparse.Namespace"),
-            (Local(), "test_picklefile.Local"),
+            (Local(), "test_pickled_tensors.Local"),
             (Path("x"), "pathlib"),
             (np.zeros(3), "numpy"),
             (print, "print"),

@@ -151,7 +151,7 @@ class TestTraining:
             f"run(sys.argv[1], sys.argv[2], text_codec='{NAME}', max_train_steps=1)\n"
             "print([n for n in sys.modules if n.startswith(('omniges.codecs', 'transformers.models.t5'))])"
         )
-        tests = Path(__file__).resolve().parents[2]
+        tests = Path(__file__).resolve().parents[1]
         words = [sys.executable, "-c", code, str(encoded_text), str(tmp_path / "run"), str(tests)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=True)
         assert done.stdout.splitlines()[-1] == "[]"

@@ -23,7 +23,7 @@ from omniges.generation.run import GenerateSettings, generate
 from omniges.model.sampling import SamplingSettings
 
 STEM = "1_synthetica_0_1_1"
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "generate.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "generate.md"
 
 
 @pytest.fixture(scope="module")

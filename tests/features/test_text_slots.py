@@ -19,7 +19,7 @@ from omniges.features.text_slots import BLANK, MARKS, MAX_PUSH_TICKS, SlotCodec,
 from omniges.formats.textgrid import decode_words
 from omniges.shards.tokenizer import train_tokenizer
 
-SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared"))
+SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 BYTES_ALONE = train_tokenizer({})
 
 

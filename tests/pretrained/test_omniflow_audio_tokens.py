@@ -31,7 +31,7 @@ from omniges.pretrained.initialize import open_start
 from omniges.pretrained.omniflow.convert import convert
 from omniges.shards.latents import FrameEntry
 
-SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "omniflow_parity"
+SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "omniflow_parity"
 PARITY = SHARED / "qknorm_layer"
 TOLERANCE = 5e-5
 CODEC = "audioldm2-vae"
