@@ -3,16 +3,16 @@
     python benchmarks/crashes.py --kills 300 --seed 0 --workers 2
     python benchmarks/crashes.py --power-loss 300 --seed 0
 
-A case begins with a folder in some state (`crashes_scenarios`), starts the command and kills it by SIGKILL, up to
-three times in a row: at a random moment, or before, after or in the middle of a chosen change of the folder, all kinds
-of changes in turn. Between the runs dataset.json, where it is there, has to stand for a whole set, the old one or the
-new. Then the command runs undisturbed: it must exit 0 and leave the very bytes of a run into a new folder, nothing
-else, `verify-shards --level deep` must find nothing, and no worker may go on for a run that is no more.
+A case begins with a folder in some state (`omniges.testing.crashes.scenarios`), starts the command and kills it by
+SIGKILL, up to three times in a row: at a random moment, or before, after or in the middle of a chosen change of the
+folder, all kinds of changes in turn. Between the runs dataset.json, where it is there, has to stand for a whole set,
+the old one or the new. Then the command runs undisturbed: it must exit 0 and leave the very bytes of a run into a new
+folder, nothing else, `verify-shards --level deep` must find nothing, and no worker may go on for a run that is no more.
 
 With `--signals` a chosen moment brings SIGTERM or SIGINT instead, and the command has to end with 75 or 130.
 
 With `--power-loss` nothing is killed: the calls of a run in this process are recorded, and what a power loss could
-leave after any of them (`crashes_model`) is laid out and run over, again up to three times.
+leave after any of them (`omniges.testing.crashes.model`) is laid out and run over, again up to three times.
 
 A case follows from seed and index; `--only 123` repeats one and keeps its folder. Exit code 1 if any case failed.
 """
@@ -22,10 +22,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -36,71 +34,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from crashes_power import Result, power_loss_case
-from crashes_scenarios import NAMES, Scenario, end_faults, make_scenarios, state_faults
+from omniges.testing.crashes.kills import left_behind, run_child
+from omniges.testing.crashes.power import Result, power_loss_case
+from omniges.testing.crashes.scenarios import NAMES, Scenario, end_faults, make_scenarios, state_faults
 
-from omniges.errors import ExitCode
+__all__ = ["count_calls", "kill_case", "main"]
 
-__all__ = ["count_calls", "kill_case", "left_behind", "main", "run_child"]
-
-_CHILD: Final = Path(__file__).with_name("crashes_child.py")
-_LIMIT_S: Final = 120.0
 _MAX_IN_A_ROW: Final = 3
 _RANDOM_SHARE: Final = 0.35
 
 
 # --- the process
-
-
-def run_child(
-    scenario: Scenario,
-    out: Path,
-    *,
-    first: bool,
-    spec: dict[str, object],
-    after_s: float | None = None,
-    groups: list[int] | None = None,
-) -> int:
-    """The command through the child script; 0, or how it was ended (here, after a time, or by itself).
-
-    Raises RuntimeError, with what it said, for any other end. The number of its process group goes into `groups`.
-    """
-    ends = {"SIGTERM": ExitCode.STOPPED, "SIGINT": ExitCode.INTERRUPTED}
-    expected = (0, ends.get(str(spec.get("victims")), -signal.SIGKILL))
-    command = [sys.executable, str(_CHILD), json.dumps(spec | {"watch": str(out.parent)})]
-    with tempfile.TemporaryFile() as stream:
-        process = subprocess.Popen(
-            [*command, *scenario.words(out, first=first)], stdout=stream, stderr=stream, start_new_session=True
-        )
-        if groups is not None:
-            groups.append(process.pid)
-        try:
-            code = process.wait(_LIMIT_S if after_s is None else after_s)
-        except subprocess.TimeoutExpired:
-            if after_s is None:
-                raise
-            os.kill(-process.pid if spec["victims"] == "group" else process.pid, signal.SIGKILL)
-            code = process.wait()
-        if code not in expected:
-            stream.seek(0)
-            raise RuntimeError(f"exit code {code}: {stream.read().decode(errors='replace')[-2000:]}")
-        return code
-
-
-def left_behind(groups: list[int]) -> list[str]:
-    """The process groups that do not come to their end, though nobody waits for them any more."""
-    end = time.monotonic() + _LIMIT_S
-    faults = []
-    for group in groups:
-        while time.monotonic() < end:
-            try:
-                os.killpg(group, 0)
-            except ProcessLookupError:
-                break
-            time.sleep(0.05)
-        else:
-            faults.append(f"left behind: a worker in process group {group}")
-    return faults
 
 
 def count_calls(scenario: Scenario, work: Path) -> tuple[dict[str, int], float]:

@@ -2,12 +2,12 @@
 
     python benchmarks/damage.py --faults 10000 --sound 1000 --content 2000 --seed 0 --workers 2
 
-Four parts. **Faults**: shards cut at every 512-byte boundary, then faults drawn over all kinds of `faults` and
-`faults_folder`; level full must find every one and name it (faults that dataset.json agrees with down to the checksum
-of the data: level deep), level quick all that docs/verify.md promises of it. **Content faults** of `faults_content`,
-every checksum recomputed: deep must find every one. **Sound sets** of varied size and options, from
-`omniges preprocess` and repacked from what it wrote: no finding at any level. **One shard with 10^6 tiny members**,
-with its manifest and without, and the time that took.
+Four parts. **Faults**: shards cut at every 512-byte boundary, then faults drawn over all kinds of
+`omniges.testing.faults.shards` and `omniges.testing.faults.folder`; level full must find every one and name it (faults
+that dataset.json agrees with down to the checksum of the data: level deep), level quick all that docs/verify.md
+promises of it. **Content faults** of `omniges.testing.faults.content`, every checksum recomputed: deep must find every
+one. **Sound sets** of varied size and options, from `omniges preprocess` and repacked from what it wrote: no finding at
+any level. **One shard with 10^6 tiny members**, with its manifest and without, and the time that took.
 
 Each draw follows from seed and index alone: `--only faults:123` repeats one and prints what was found. `--minutes`
 goes on with new faults until that time is over. Exit code 1 if anything was missed, or anything sound was not.
@@ -33,10 +33,6 @@ from types import FrameType
 from typing import Any, Final, Literal
 
 import numpy as np
-from faults import SHARD_KINDS, Content, Damage, Folder, block_cuts, pick, quick_finds, shard_names
-from faults_content import CONTENT_KINDS
-from faults_folder import FOLDER_KINDS
-from shard_sets import Sample, ShardSet
 
 from omniges.features import timebase
 from omniges.pipeline.run import preprocess
@@ -44,6 +40,19 @@ from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
 from omniges.progress import LineReporter
 from omniges.shards.schema import shard_name
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
+from omniges.testing.faults.content import CONTENT_KINDS
+from omniges.testing.faults.folder import FOLDER_KINDS
+from omniges.testing.faults.shards import (
+    SHARD_KINDS,
+    Content,
+    Damage,
+    Folder,
+    block_cuts,
+    pick,
+    quick_finds,
+    shard_names,
+)
+from omniges.testing.shard_sets import Sample, ShardSet
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.verify import VerifyResult, VerifySettings, verify
 from omniges.verify.shard import Level

@@ -37,12 +37,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from damage import Bases, Site, make_bases, pack, read_bases
-from faults import Folder, pick, shard_names
-from shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 
 from omniges.shards.manifest import parse_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.storage.canonical_json import canonical_json
+from omniges.testing.faults.shards import Folder, pick, shard_names
+from omniges.testing.shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 from omniges.verify import VerifyResult, VerifySettings, verify
 from omniges.verify.shard import Level
 

@@ -1,21 +1,17 @@
-"""Ways to damage a shard folder: what `benchmarks/shard_sets.py` takes apart, applied to folders on disk."""
+"""Ways to damage a shard folder: what `omniges/testing/shard_sets.py` takes apart, applied to folders on disk."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import shard_sets
-from shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_of, with_fields
-
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
+from omniges.testing import shard_sets
+from omniges.testing.shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_of, with_fields
 from omniges.verify import VerifyResult, VerifySettings, verify
 
 __all__ = [

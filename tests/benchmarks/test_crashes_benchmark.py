@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import crashes
-import crashes_power
-from crashes_scenarios import NAMES
+import pytest
+
+from omniges.testing.crashes import power as crashes_power
+from omniges.testing.crashes.scenarios import NAMES
 
 pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
 

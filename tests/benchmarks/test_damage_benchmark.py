@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 damage: Any = importlib.import_module("damage")
-faults: Any = importlib.import_module("faults")
+faults: Any = importlib.import_module("omniges.testing.faults.shards")
 fuzz: Any = importlib.import_module("fuzz")
 
 SEED = 11

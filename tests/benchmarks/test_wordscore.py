@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wordscore import edit_distance, learn_templates, middle, score_words, word_error_rate
 
 from omniges.shards.reader import ShardFolder
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from wordscore import edit_distance, learn_templates, middle, score_words, word_error_rate
 
 STREAMS = [("gesture", 30.0), ("mel", 100.0)]
 

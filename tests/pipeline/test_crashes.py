@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from pipeline_helpers import digests, run_preprocess
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from crashes import left_behind, run_child
-from crashes_calls import Call, Perform, Recorder, kind_of, tapped
-from crashes_scenarios import (
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.pipeline.discover import Recording
+from omniges.pipeline.supervisor import Supervisor
+from omniges.testing.crashes.calls import Call, Perform, Recorder, kind_of, tapped
+from omniges.testing.crashes.kills import left_behind, run_child
+from omniges.testing.crashes.scenarios import (
     NAMES,
     Scenario,
     end_faults,
@@ -30,10 +31,6 @@ from crashes_scenarios import (
     preprocess_here,
     state_faults,
 )
-
-from omniges.errors import EnvironmentFault, UsageFault
-from omniges.pipeline.discover import Recording
-from omniges.pipeline.supervisor import Supervisor
 from omniges.verify import VerifySettings, verify
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from crashes_calls import Call, Recorder, kind_of, tapped
-from crashes_model import Disk, RandomFate, Tree, order_faults, read_tree, replay
-from crashes_power import laid_out, power_loss_case, recorded, survive
-from crashes_scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
-
 from omniges.shards import transaction as commit_module
 from omniges.shards import transaction as workspace_module
 from omniges.storage import atomic
 from omniges.storage.atomic import make_folder, publish_bytes
+from omniges.testing.crashes.calls import Call, Recorder, kind_of, tapped
+from omniges.testing.crashes.model import Disk, RandomFate, Tree, order_faults, read_tree, replay
+from omniges.testing.crashes.power import laid_out, power_loss_case, recorded, survive
+from omniges.testing.crashes.scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
 
 Recording = tuple[Scenario, Tree, list[Call]]
 

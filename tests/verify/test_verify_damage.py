@@ -579,7 +579,8 @@ class TestManifest:
         import io
 
         import pyarrow.parquet as pq
-        from shard_sets import relisted
+
+        from omniges.testing.shard_sets import relisted
 
         files = {name: (tiny / name).read_bytes() for name in (DATASET_FILE, MANIFEST_FILE)}
         table = pq.ParquetFile(io.BytesIO(files[MANIFEST_FILE])).read(use_threads=False)

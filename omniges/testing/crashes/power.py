@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from crashes_calls import Call, Recorder, kind_of, tapped
-from crashes_model import Fate, RandomFate, Tree, order_faults, read_tree, replay, write_tree
-from crashes_scenarios import Scenario, end_faults, preprocess_here, state_faults
-
 from omniges.errors import OmnigesError
+from omniges.testing.crashes.calls import Call, Recorder, kind_of, tapped
+from omniges.testing.crashes.model import Fate, RandomFate, Tree, order_faults, read_tree, replay, write_tree
+from omniges.testing.crashes.scenarios import Scenario, end_faults, preprocess_here, state_faults
 
 __all__ = ["Result", "laid_out", "power_loss_case", "recorded", "survive"]
 

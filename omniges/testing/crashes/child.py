@@ -1,9 +1,10 @@
-"""Runs `omniges` with the words given, and kills itself at a chosen call; started by `crashes.py`.
+"""Runs `omniges` with the words given, and kills itself at a chosen call; started by `kills.run_child`.
 
-    python benchmarks/crashes_child.py '{"watch": FOLDER, "kind": "rename out/dataset.json", "nth": 0, "when": "before",
-                                         "victims": "group"}' preprocess …
+    python -m omniges.testing.crashes.child '{"watch": FOLDER,
+        "kind": "rename out/dataset.json", "nth": 0, "when": "before",
+        "victims": "group"}' preprocess …
 
-`kind` and `nth` say at which call, as `crashes_calls.kind_of` names them, and `when`: before it, after it, or (of a
+`kind` and `nth` say at which call, as `calls.kind_of` names them, and `when`: before it, after it, or (of a
 write) when half of it is done. `victims`: the process `alone`, so that its workers are left behind, or its `group`;
 `SIGTERM` or `SIGINT`: the process is told to stop.
 Without a kind it runs to its end and writes the number of calls of each kind to the file named by `calls`.
@@ -13,15 +14,14 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from crashes_calls import Call, Perform, kind_of, tapped
-
-from omniges.cli import main
+from omniges.testing.crashes.calls import Call, Perform, kind_of, tapped
 
 
 class Killer:
@@ -57,7 +57,7 @@ if __name__ == "__main__":
     killer = Killer(spec)
     try:
         with tapped(Path(spec["watch"]), killer):
-            main()
+            runpy.run_module("omniges.cli", run_name="__main__")
     finally:
         if spec.get("calls"):
             Path(spec["calls"]).write_text(json.dumps(killer.seen), encoding="utf-8")

@@ -1,6 +1,6 @@
 """What a power loss may leave: a model of a file system that keeps only what was synced, and the order writers owe.
 
-`Disk` takes in calls (`crashes_calls.Call`) and tells what may be there after a power loss:
+`Disk` takes in calls (`calls.Call`) and tells what may be there after a power loss:
 
 * bytes written to a file and not followed by a sync of that file may be there, be gone, be there in part, or be
   zeros, each write on its own; the same goes for changes of a file's length;
@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from crashes_calls import Call
-
 from omniges.shards.schema import DATASET_FILE
 from omniges.storage.atomic import is_temporary_name
+from omniges.testing.crashes.calls import Call
 
 __all__ = ["Disk", "Fate", "RandomFate", "Tree", "order_faults", "read_tree", "replay", "write_tree"]
 

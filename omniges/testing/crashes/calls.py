@@ -3,7 +3,7 @@
 `tapped(root, around)` replaces functions of `os`, and the unbuffered files of `io.open`, for as long as it is open.
 Every call that changes something below `root` goes through `around(call, perform)`, one at a time, so that the order
 is that of the disk; `around` may record it, raise an OSError in its place, carry out a part of a write, or end the
-process. A way of writing that the tap does not know is refused, and `crashes_model.replay` shows that nothing went
+process. A way of writing that the tap does not know is refused, and `model.replay` shows that nothing went
 past it.
 """
 

@@ -1,0 +1,1 @@
+"""Faults of shard folders, each with what must be found of it."""
