@@ -1,75 +1,163 @@
-"""The halves stay apart: who may import whom, what never loads in the offline half, and what --help costs."""
+"""The house stands: one order of rooms, no circles, what loads where, nothing unpickled, what --help costs."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "omniges"
 
-# part -> parts of the package it may import (itself always)
-ALLOWED = {
-    "errors": set(),
-    "publish": {"errors"},
-    "features": {"errors"},
-    "recordings": {"errors"},
-    "pictures": {"errors", "features"},
-    "shards": {"errors", "publish", "features", "recordings"},
-    "pipeline": {"errors", "publish", "features", "recordings", "shards", "pictures"},
-    "trainer": {"errors", "publish", "features", "recordings", "shards", "pictures"},
-    "commands": {"errors", "publish", "features", "recordings", "shards", "pictures", "pipeline", "trainer"},
-    "cli": {"errors", "commands"},
-}
+# A room imports rooms above it alone; those in one line do not know each other.
+ORDER = """
+errors | version | progress | workers
+storage
+features
+formats
+shards | visualize
+metrics | pipeline | verify | data | codecs
+model
+generation | pretrained
+evaluation
+trainer
+exchange
+testing | benchmark
+commands
+cli
+"""
+HEIGHT = {room: height for height, line in enumerate(ORDER.split("\n")) for room in line.split(" | ") if room}
+
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
+# What loads none of these when it is imported, in whole; a file of such a room that does is named here.
+OFFLINE = {
+    *("errors", "version", "progress", "workers", "storage", "features", "formats", "shards", "visualize"),
+    *("metrics", "pipeline", "verify", "exchange", "testing", "commands", "cli"),
+}
+NEEDS_TORCH = {"omniges.storage.tensors"}
+ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which model imports, loads it too)
+FOR_GENERATION = {"data", "codecs", "model", "generation", "pretrained", "evaluation"}  # none of it loads the trainer
+READS_A_FILE = PACKAGE / "formats" / "arrays.py"  # the one file of formats that does
 UNSAFE = {"pickle", "dill", "joblib", "shelve", "marshal"}
 HARMLESS = {"pickle.UnpicklingError"}  # the name of an error
-WEIGHTS_READER = PACKAGE / "trainer" / "picklefile.py"
+WEIGHTS_READER = PACKAGE / "storage" / "tensors.py"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The room of a module of ours, "" of the package itself."""
+    return (*module.split("."), "")[1]
+
+
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {module_of(path): path for path in FILES}
+ROOMS = sorted({room_of(module) for module in MODULES} - {""})
+
+
+def arrows(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and module of every import of a file, those inside functions and for types too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                inside = whole in MODULES or not (node.module or "").startswith("omniges")
+                yield node.lineno, whole if inside else node.module or ""
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports anywhere, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return {name for _, name in arrows(path)}
 
 
-def part_of(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+def loaded_by(*modules: str, then: str = "") -> set[str]:
+    """All that a fresh interpreter has loaded after these."""
+    script = "import sys\n" + "".join(f"import {module}\n" for module in modules) + f"{then}\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def tops(modules: set[str]) -> set[str]:
+    return {module.partition(".")[0] for module in modules}
+
+
+class TestHouse:
+    def test_every_room_stands_in_the_order(self) -> None:
+        assert set(ROOMS) <= set(HEIGHT), "a new room: give it a place in ORDER"
+
+    @pytest.mark.parametrize("room", ROOMS)
+    def test_a_room_imports_only_rooms_before_it(self, room: str) -> None:
+        wrong = [
+            f"{path.relative_to(PACKAGE.parent)}:{line} imports {name}"
+            for module, path in MODULES.items()
+            if room_of(module) == room
+            for line, name in arrows(path)
+            if name in MODULES and room_of(name) not in {room, ""} and HEIGHT[room_of(name)] >= HEIGHT[room]
+        ]
+        assert wrong == []
+
+    def test_the_package_itself_imports_no_room_before_it_is_asked(self) -> None:
+        assert {module for module in loaded_by("omniges") if module.startswith("omniges.")} == set()
+
+    def test_no_file_imports_itself_in_a_circle(self) -> None:
+        graph = {module: {name for name in imports(path) if name in MODULES} for module, path in MODULES.items()}
+        graph["omniges"] = set()  # names that are imported when they are asked for
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            pytest.fail(" imports ".join(reversed(error.args[1])))
+
+    def test_no_room_is_the_house(self) -> None:
+        lines = dict.fromkeys(ROOMS, 0)
+        for module, path in MODULES.items():
+            if room_of(module):
+                lines[room_of(module)] += len(path.read_text().splitlines())
+        assert {room: n for room, n in lines.items() if n > 0.15 * sum(lines.values())} == {}
+
+
+class TestLoading:
+    @pytest.mark.parametrize("room", sorted(OFFLINE & set(ROOMS)))
+    def test_the_offline_rooms_load_nothing_of_training(self, room: str) -> None:
+        modules = [module for module in MODULES if room_of(module) == room and module not in NEEDS_TORCH]
+        assert not tops(loaded_by(*modules)) & TRAINING
+
+    def test_generation_never_loads_the_trainer(self) -> None:
+        modules = [module for module in MODULES if room_of(module) in FOR_GENERATION]
+        assert not {module for module in loaded_by(*modules) if room_of(module) == "trainer"}
+
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+    def test_accelerate_is_imported_where_models_are_trained_alone(self, path: Path) -> None:
+        assert "accelerate" not in tops(imports(path)) or room_of(module_of(path)) in ACCELERATED
+
+    def test_help_loads_neither_numpy_nor_anything_heavy(self) -> None:
+        heavy = {"numpy", "scipy", "pyarrow", "librosa", "numba", "tokenizers", "soundfile", "matplotlib"}
+        assert not tops(loaded_by("omniges.cli")) & (heavy | TRAINING)
+
+    def test_a_worker_loads_no_librosa_and_nothing_of_training(self) -> None:
+        then = "omniges.features.audio._analysis('float32')"
+        loaded = tops(loaded_by("omniges.pipeline.worker", "omniges.features.audio", then=then))
+        assert "scipy" in loaded
+        assert not loaded & ({"librosa", "numba", "pyarrow", "tokenizers", "rich", "typer"} | TRAINING)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 class TestEachFile:
-    def test_imports_only_the_parts_below_it(self, path: Path) -> None:
-        part = part_of(path)
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("omniges.")} - {"__version__"}
-        if part == "__init__":
-            assert not used
-        else:
-            assert used - {part} <= ALLOWED[part]
-
-    def test_never_loads_training_packages_in_the_offline_half(self, path: Path) -> None:
-        if part_of(path) != "trainer":
-            assert not {name.split(".")[0] for name in imports(path)} & TRAINING
-
-    def test_features_touch_no_files(self, path: Path) -> None:
-        if part_of(path) in {"features", "recordings"}:
-            assert not {"pathlib", "os", "shutil", "tempfile"} & imports(path)
+    def test_features_and_formats_touch_no_files(self, path: Path) -> None:
+        if room_of(module_of(path)) in {"features", "formats"} and path != READS_A_FILE:
+            assert not {"pathlib", "os", "shutil", "tempfile"} & tops(imports(path))
 
     def test_nothing_is_unpickled(self, path: Path) -> None:
         unsafe = {name for name in imports(path) if name.split(".")[0] in UNSAFE}
-        assert unsafe <= HARMLESS | {name.split(".")[0] for name in unsafe & HARMLESS}
+        assert unsafe <= HARMLESS
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant)
@@ -85,20 +173,3 @@ class TestEachFile:
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 assert length <= 80, f"{node.name}: {length} lines"
-
-
-def loaded_by(statement: str) -> set[str]:
-    script = f"import sys\n{statement}\nprint(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name.split(".")[0] for name in run.stdout.split()}
-
-
-class TestStartUp:
-    def test_help_loads_neither_numpy_nor_anything_heavy(self) -> None:
-        heavy = {"numpy", "scipy", "pyarrow", "librosa", "numba", "tokenizers", "soundfile", "matplotlib"}
-        assert not loaded_by("import omniges.cli") & (heavy | TRAINING)
-
-    def test_a_worker_loads_no_librosa_and_nothing_of_training(self) -> None:
-        loaded = loaded_by("import omniges.pipeline.worker, omniges.features.audio as a\na._analysis('float32')")
-        assert "scipy" in loaded
-        assert not loaded & ({"librosa", "numba", "pyarrow", "tokenizers", "rich", "typer"} | TRAINING)
