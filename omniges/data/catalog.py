@@ -6,14 +6,12 @@ The manifest is read column by column, so a million samples take seconds, and no
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +23,17 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import column_of
+from omniges.shards.reader import VERIFY, open_beside, read_beside
 from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, MAX_KEY_BYTES, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
 from omniges.storage.canonical_json import canonical_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["STREAM_MEMBERS", "VERIFY", "Catalog", "ClipTable", "Filters", "read_beside", "read_catalog"]
+__all__ = ["STREAM_MEMBERS", "Catalog", "ClipTable", "Filters", "read_catalog"]
 
 STREAM_MEMBERS: Final = PLAIN_TRACKS.members
 """Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
-
-VERIFY: Final = "Run omniges verify-shards, then preprocess again"
 
 _LABELS: Final = ("split", "shard", "speaker", "language", "emotion")
 
@@ -144,31 +141,6 @@ class Catalog:
         return [names[number] for number in self.speaker[samples].tolist()]
 
 
-def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
-    """A file beside the shards, whole; raises DataError where it is absent or not what dataset.json says."""
-    with _checked(folder, name, dataset) as stream:
-        return stream.read()
-
-
-def _checked(folder: Path, name: str, dataset: dict[str, Any]) -> io.BufferedReader:
-    """A file beside the shards, opened, its digest checked, at its beginning again.
-
-    The one descriptor is read twice, so what is parsed is what was checked, whatever is renamed meanwhile.
-    """
-    path = folder / name
-    try:
-        stream = path.open("rb")
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
-    expected = dataset["files"].get(name, {}).get("sha256")
-    if digest != expected:
-        stream.close()
-        raise DataError(f"{path}: sha256 {expected} expected as in dataset.json, found {digest}. {VERIFY}")
-    stream.seek(0, os.SEEK_SET)
-    return stream
-
-
 def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None) -> Catalog:
     """Read the small files of a local shard folder and take the clips that the filters leave.
 
@@ -183,7 +155,7 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
     tracks = Tracks.with_codecs(entries)
     shards: dict[str, dict[str, Any]] = dataset["shards"]
-    with _checked(folder, MANIFEST_FILE, dataset) as stream:
+    with open_beside(folder, MANIFEST_FILE, dataset) as stream:
         manifest = _Manifest(folder / MANIFEST_FILE, stream)
         labels = {name: manifest.labels(name) for name in _LABELS}
         chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
@@ -250,7 +222,7 @@ _IN_KEYS: Final = np.isin(
 class _Manifest:
     """The manifest's columns, one at a time."""
 
-    def __init__(self, path: Path, stream: io.BufferedReader) -> None:
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
         import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
         import pyarrow.parquet as pq  # noqa: PLC0415
 

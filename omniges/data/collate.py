@@ -21,8 +21,9 @@ from omniges.data.normalize import Normaliser, Scale
 from omniges.data.order import ClipOrder, Mixture, Picks
 from omniges.data.shared_memory import ArrayPlace, layout_of, place_arrays
 from omniges.data.tracks import PLAIN_TRACKS, Tracks
-from omniges.data.window_reader import ClipReader, LocalShards, ShardSource
+from omniges.data.window_reader import ClipReader
 from omniges.features.text_slots import SlotCodec
+from omniges.shards.reader import LocalShards, ShardSource
 
 __all__ = ["BatchBlock", "Collator", "batch_layout", "mixture_of", "open_source"]
 

@@ -12,7 +12,7 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
-from omniges.data.catalog import Filters, read_beside, read_catalog
+from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
@@ -25,6 +25,7 @@ from omniges.pretrained.initialize import Start, open_start
 from omniges.pretrained.omniflow.trunk import WhichWeights
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
+from omniges.shards.reader import read_beside
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.storage.remote import parse_location
 from omniges.trainer.batches import Feed, speakers_of

@@ -16,8 +16,9 @@ from omniges.data import window_reader
 from omniges.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
 from omniges.data.normalize import Normaliser, Scale
 from omniges.data.tracks import PLAIN_TRACKS
-from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks, Verify
+from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.errors import DataError, EnvironmentFault
+from omniges.shards.reader import LocalShards
 from omniges.shards.tar import npy_parts
 from omniges.storage.cache import CacheFull
 from omniges.storage.canonical_json import canonical_json

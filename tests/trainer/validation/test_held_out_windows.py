@@ -131,5 +131,5 @@ def test_a_flipped_bit_is_found(shards: Path, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[row.members["mel.npy"].offset + 300] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"mel.npy at byte \d+ is damaged"):
+    with pytest.raises(DataError, match=r"mel.npy at byte \d+: sha256 \w+ expected, found \w+"):
         held_out.read(SlotCodec(data[0].catalog.tokenizer))
