@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +21,10 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.manifest import column_of
-from omniges.shards.reader import VERIFY, open_beside, read_beside
-from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, MAX_KEY_BYTES, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
+from omniges.shards.manifest import ManifestColumns, column_of
+from omniges.shards.reader import open_beside, read_beside
+from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Split
 from omniges.storage.canonical_json import canonical_json
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["STREAM_MEMBERS", "Catalog", "ClipTable", "Filters", "read_catalog"]
 
@@ -36,6 +32,7 @@ STREAM_MEMBERS: Final = PLAIN_TRACKS.members
 """Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
 
 _LABELS: Final = ("split", "shard", "speaker", "language", "emotion")
+_Labels = tuple[list[str], npt.NDArray[np.int32]]  # distinct texts, and the number (N,) of each row's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +153,7 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     tracks = Tracks.with_codecs(entries)
     shards: dict[str, dict[str, Any]] = dataset["shards"]
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
-        manifest = _Manifest(folder / MANIFEST_FILE, stream)
+        manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
         labels = {name: manifest.labels(name) for name in _LABELS}
         chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
         keys = manifest.keys()[chosen]
@@ -213,91 +210,11 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
     return {stream: there[name] for stream, name in codecs.items()}
 
 
-_IN_KEYS: Final = np.isin(
-    np.arange(256), np.frombuffer(f"\0{string.ascii_letters}{string.digits}_-".encode(), np.uint8)
-)
-"""Which bytes stand in keys; a zero fills shorter ones."""
-
-
-class _Manifest:
-    """The manifest's columns, one at a time."""
-
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
-        import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
-        import pyarrow.parquet as pq  # noqa: PLC0415
-
-        self._path = path
-        try:
-            # One thread, nothing read ahead: pyarrow's pools abort a process that ends soon after.
-            self._file = pq.ParquetFile(stream, pre_buffer=False)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: no parquet file ({error}). {VERIFY}") from error
-
-    def _column(self, name: str) -> pa.Array:
-        table = self._file.read(columns=[name], use_threads=False)
-        if name not in table.column_names:
-            raise DataError(f"{self._path}: a column {name!r} expected, found none. {VERIFY}")
-        return table.column(name).combine_chunks()
-
-    def numbers(self, name: str) -> npt.NDArray[Any]:
-        """A column of numbers (N,), float64 with NaN where it has nulls."""
-        found: npt.NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
-        return found
-
-    def labels(self, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """A column of few distinct texts: these, and their numbers (N,), -1 for null."""
-        encoded = self._column(name).dictionary_encode()
-        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-        return encoded.dictionary.to_pylist(), codes
-
-    def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
-        column = self._column(name)
-        if column.null_count or not len(column):
-            if len(column):
-                raise DataError(f"{self._path}: column {name!r}: {column.null_count} nulls found. {VERIFY}")
-            return np.empty(0, np.uint8), np.zeros(1, np.int32)
-        _, ends, data = column.buffers()
-        ends = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1]
-        return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
-
-    def keys(self) -> npt.NDArray[np.bytes_]:
-        """The keys (N,), each in the grammar of keys, so that no file name made of one leads out of a folder."""
-        found = self.texts("key")
-        shapes = found.view(np.uint8).reshape(len(found), found.dtype.itemsize)
-        sound = _IN_KEYS[shapes].all(axis=1) & (shapes[:, 0] != 0) & (shapes.shape[1] <= MAX_KEY_BYTES)
-        if not sound.all():
-            shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
-            raise DataError(
-                f"{self._path}: key {shown}: at most {MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. {VERIFY}"
-            )
-        return found
-
-    def texts(self, name: str) -> npt.NDArray[np.bytes_]:
-        """A column of ASCII texts (N,) as fixed-width bytes."""
-        data, ends = self._bytes(name)
-        if data.size and not 0 < data.min() <= data.max() < 128:
-            raise DataError(f"{self._path}: column {name!r}: ASCII texts expected. {VERIFY}")
-        lengths = np.diff(ends)
-        width = int(lengths.max(initial=1))
-        fixed = np.zeros((len(lengths), width), dtype=np.uint8)
-        fixed[np.arange(width) < lengths[:, None]] = data
-        return fixed.view(f"S{width}").reshape(-1)
-
-    def digests(self, name: str) -> npt.NDArray[np.uint8]:
-        """A column of hexadecimal sha256 as bytes (N, 32)."""
-        data, ends = self._bytes(name)
-        if (np.diff(ends) != 64).any():
-            raise DataError(f"{self._path}: column {name!r}: sha256 of 64 digits expected, found others. {VERIFY}")
-        try:
-            raw = bytes.fromhex(str(data.data, "ascii"))
-        except ValueError as error:
-            raise DataError(f"{self._path}: column {name!r}: sha256 expected ({error}). {VERIFY}") from error
-        return np.frombuffer(raw, np.uint8).reshape(-1, 32)
-
-
 def _selection(
-    folder: Path, manifest: _Manifest, labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]], filters: Filters
+    folder: Path,
+    manifest: ManifestColumns,
+    labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]],
+    filters: Filters,
 ) -> npt.NDArray[np.bool_]:
     """Which rows (N,) the filters leave; each filter in turn, so that the one that leaves nothing is named."""
     names, codes = labels["split"]
@@ -333,12 +250,12 @@ def _selection(
     return left & in_time
 
 
-def _among(column: tuple[list[str], npt.NDArray[np.int32]], wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
     names, codes = column
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
 
 
-def _found(column: tuple[list[str], npt.NDArray[np.int32]], rows: npt.NDArray[np.bool_]) -> list[str]:
+def _found(column: _Labels, rows: npt.NDArray[np.bool_]) -> list[str]:
     names, codes = column
     return sorted(names[number] for number in np.unique(codes[rows]).tolist() if number >= 0)
 
@@ -355,7 +272,7 @@ def _shard_numbers(
 
 
 def _table(
-    manifest: _Manifest,
+    manifest: ManifestColumns,
     rows: npt.NDArray[np.int64],
     keys: npt.NDArray[np.bytes_],
     shard: npt.NDArray[np.int32],

@@ -36,7 +36,7 @@ from omniges.data.worker_setup import (
     tracks_of,
 )
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.shards.reader import VERIFY
+from omniges.shards.schema import VERIFY
 
 __all__ = ["Batch", "BatchLoader", "LoaderSettings"]
 

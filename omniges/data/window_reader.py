@@ -21,7 +21,8 @@ from omniges.data.catalog import ClipTable
 from omniges.data.normalize import Normaliser, Scale
 from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import DataError
-from omniges.shards.reader import VERIFY, ShardSource, check_digest, place_of_member
+from omniges.shards.reader import ShardSource, check_digest, place_of_member
+from omniges.shards.schema import VERIFY
 from omniges.storage.cache import CacheFull
 
 __all__ = ["ClipReader", "ReadMarks", "Verify"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,11 @@ from omniges.features.gesture import GestureClip
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
 from omniges.storage.atomic import os_errors
 from omniges.storage.redact import one_line
 
 __all__ = [
-    "VERIFY",
     "LocalShards",
     "SampleArrays",
     "ShardFolder",
@@ -39,8 +38,6 @@ __all__ = [
     "place_of_member",
     "read_beside",
 ]
-
-VERIFY: Final = "Run omniges verify-shards, then preprocess again"
 
 
 class ShardSource(Protocol):

@@ -22,6 +22,7 @@ __all__ = [
     "STATS_FILE",
     "TOKENIZER_FILE",
     "UNFINISHED_FILE",
+    "VERIFY",
     "Split",
     "as_split",
     "is_count",
@@ -43,6 +44,8 @@ REPORT_FILE: Final = "report.jsonl"
 LATENTS_FILE: Final = "latents.json"  # statistics of latents, where a codec has encoded the shards
 SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)  # beside the shards, dataset.json apart
 UNFINISHED_FILE: Final = ".omniges-unfinished"  # the folder of a run that has begun and not ended
+VERIFY: Final = "Run omniges verify-shards, then preprocess again"
+"""What errors of damaged shards advise."""
 
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)

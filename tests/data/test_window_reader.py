@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -94,8 +95,8 @@ class TestDamage:
         marks = ReadMarks.blank(len(table))
         readers = [ClipReader(table, LocalShards(folder), marks) for _ in range(2)]
         hashed: list[int] = []
-        real = window_reader.hashlib.sha256
-        monkeypatch.setattr(window_reader.hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
+        real = hashlib.sha256
+        monkeypatch.setattr(hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
         for _ in range(3):
             for reader in readers:
                 for sample in range(len(table)):
@@ -105,7 +106,7 @@ class TestDamage:
 
     def test_never_means_never_but_the_header_is_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         catalog = read_catalog(folder, Filters())
-        monkeypatch.setattr(window_reader.hashlib, "sha256", None)
+        monkeypatch.setattr(hashlib, "sha256", None)
         read(reader_of(folder, "never", catalog), 0)
         shard = folder / catalog.table.shard_name(int(catalog.table.shard[0]))
         data = bytearray(shard.read_bytes())
