@@ -13,7 +13,7 @@ from omniges.data.catalog import Catalog
 from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
-from omniges.shards.statistics import SMALLEST_STD
+from omniges.shards.statistics import divisors
 
 __all__ = ["Normaliser", "Scale"]
 
@@ -105,4 +105,4 @@ def _scale(statistics: Mapping[str, Any], stream: str, channels: int, source: st
             f"{source}: {channels} finite means and non-negative deviations of {stream} expected, found {mean.shape} "
             f"and {std.shape}. Run omniges verify-shards"
         )
-    return Scale(mean.astype(np.float32), np.where(std < SMALLEST_STD, 1.0, std).astype(np.float32))
+    return Scale(mean.astype(np.float32), divisors(std))
