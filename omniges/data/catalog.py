@@ -236,9 +236,11 @@ def _selection(
         if name == "speaker":
             passed |= np.isin(ids, ids_wanted)
         if not (left & passed).any():
+            names, codes = labels[name]
+            found = ", ".join(sorted(names[code] for code in np.unique(codes[left]).tolist() if code >= 0))
             raise UsageFault(
                 f"{folder}: no sample of split {filters.split!r} is left with {name} {' or '.join(wanted)}: choose "
-                f"from {', '.join(_found(labels[name], left)) or 'none, all are null'}"
+                f"from {found or 'none, all are null'}"
             )
         left &= passed
     in_time = (seconds >= filters.min_seconds) & (seconds <= longest)
@@ -253,11 +255,6 @@ def _selection(
 def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
     names, codes = column
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
-
-
-def _found(column: _Labels, rows: npt.NDArray[np.bool_]) -> list[str]:
-    names, codes = column
-    return sorted(names[number] for number in np.unique(codes[rows]).tolist() if number >= 0)
 
 
 def _shard_numbers(

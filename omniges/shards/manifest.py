@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features import timebase
-from omniges.shards.names import SHARD_NAME, is_key, is_stem
 from omniges.shards.schema import (
     LATENT_MEMBER,
     MAX_KEY_BYTES,
@@ -24,6 +23,9 @@ from omniges.shards.schema import (
     SPLITS,
     VERIFY,
     is_count,
+    is_key,
+    is_shard_name,
+    is_stem,
     key_from_stem,
     member_order,
 )
@@ -255,7 +257,7 @@ def _require_sound(row: ManifestRow) -> None:
 
 def row_problem(row: ManifestRow) -> str:
     """Return why a row cannot be used, or nothing: its names lead out of a folder, or its numbers are none."""
-    if not is_key(row.key) or row.split not in SPLITS or not _is_shard_name(row.shard):
+    if not is_key(row.key) or row.split not in SPLITS or not is_shard_name(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
     if not is_stem(row.stem):
         return f"stem {row.stem!r}"
@@ -268,10 +270,6 @@ def row_problem(row: ManifestRow) -> str:
     if not all(isinstance(note, str) for note in row.notes):
         return "a note that is no text"
     return _places_problem(row)
-
-
-def _is_shard_name(text: object) -> bool:
-    return isinstance(text, str) and SHARD_NAME.fullmatch(text) is not None
 
 
 def _places_problem(row: ManifestRow) -> str:

@@ -211,7 +211,7 @@ class ShardFolder:
             EnvironmentFault: the shard cannot be read.
         """
         place = row.members[member]
-        with open(self.source.open(row.shard), "rb") as stream, os_errors(self.folder / row.shard, "read"):
+        with os_errors(self.folder / row.shard, "read"), open(self.source.open(row.shard), "rb") as stream:
             stream.seek(place.offset)
             data = stream.read(place.size)
         shown = place_of_member(self.source, row.shard, row.key, member, place.offset)
