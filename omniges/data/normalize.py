@@ -68,6 +68,12 @@ class Normaliser:
     text: Scale | None = None  # of latents
 
     @classmethod
+    def identity(cls, tracks: Tracks) -> Normaliser:
+        """Return scales that change nothing."""
+        counts = [track.channels for track in tracks.arrays]  # in the order of the fields
+        return cls(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
+
+    @classmethod
     def from_statistics(cls, statistics: dict[str, Any], source: str = STATS_FILE) -> Normaliser:
         """From stats.json; raises UsageFault if made of no sample, DataError if it is not as the contract says."""
         plain = {stream: statistics.get(name) for stream, name in _IN_STATS.items()}

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.data.loader import BatchLoader, LoaderSettings
-from omniges.data.normalize import Normaliser, Scale
+from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing, make_order, tracks_of
 from omniges.model.flow import Windows
@@ -61,9 +61,9 @@ class Feed:
         """
         Normaliser.of_catalog(data[0].catalog)  # is there one to learn by?
         tokenizer = data[0].catalog.tokenizer if identity is None else identity.tokenizer
-        counts = [track.channels for track in tracks_of(data).arrays]  # in the order of a normaliser's scales
-        scales = Normaliser(*(Scale(np.zeros(n, np.float32), np.ones(n, np.float32)) for n in counts))
-        self._loader = BatchLoader(data, sequencing, share, settings, normaliser=scales, tokenizer=tokenizer)
+        self._loader = BatchLoader(
+            data, sequencing, share, settings, normaliser=Normaliser.identity(tracks_of(data)), tokenizer=tokenizer
+        )
         speakers = speakers_of(data) if identity is None else identity.speakers
         self._order = make_order(data, sequencing)
         self._data = tuple(data)

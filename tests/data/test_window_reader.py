@@ -15,7 +15,7 @@ from batch_builders import PlainReader, write_shards
 
 from omniges.data import window_reader
 from omniges.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
-from omniges.data.normalize import Normaliser, Scale
+from omniges.data.normalize import Normaliser
 from omniges.data.tracks import PLAIN_TRACKS
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.errors import DataError, EnvironmentFault
@@ -25,9 +25,7 @@ from omniges.storage.cache import CacheFull
 from omniges.storage.canonical_json import canonical_json
 
 LENGTHS = (20, 11, 33)
-PLAIN_SCALES = Normaliser(
-    *(Scale(np.zeros(track.channels, np.float32), np.ones(track.channels, np.float32)) for track in PLAIN_TRACKS.arrays)
-)
+PLAIN_SCALES = Normaliser.identity(PLAIN_TRACKS)
 
 
 @pytest.fixture
