@@ -22,13 +22,13 @@ from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.dataset import seal, tool_versions
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
-from omniges.shards.reader import ShardFolder
+from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, member_order
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import Begun, Workspace, commit, staged_name
 from omniges.storage.atomic import PendingFile, publish_bytes
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.canonical_json import canonical_json, json_document
 
 __all__ = ["Count", "EncodeJob"]
 
@@ -197,7 +197,7 @@ class EncodeJob:
             for name, own in shard.partials.items():
                 partials.setdefault(name, []).extend(own)
         latents = latents_document(self._entries, partials)
-        contents = {name: self._beside(name) for name in source.dataset["files"]}
+        contents = {name: read_beside(source.folder, name, source.dataset) for name in source.dataset["files"]}
         kept = json.loads(contents[LATENTS_FILE]) if LATENTS_FILE in contents else {}
         contents[MANIFEST_FILE] = serialize_manifest(rows)
         contents[LATENTS_FILE] = json_document(kept | latents)
@@ -216,17 +216,6 @@ class EncodeJob:
         }
         publish_bytes(folder / DATASET_FILE, seal(document))
         commit(self._workspace, {name: shard.path for name, shard in shards.items()})
-
-    def _beside(self, name: str) -> bytes:
-        """A file beside the source's shards, checked against its dataset.json."""
-        path = self._source.folder / name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}. Run omniges verify-shards") from error
-        if sha256_hex(data) != self._source.dataset["files"][name]["sha256"]:
-            raise DataError(f"{path}: the checksum differs from dataset.json. Run omniges verify-shards")
-        return data
 
 
 def _line(shard: str, written: _Written) -> dict[str, Any]:

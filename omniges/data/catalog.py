@@ -6,14 +6,11 @@ The manifest is read column by column, so a million samples take seconds, and no
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +21,18 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.manifest import column_of
-from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, MAX_KEY_BYTES, SPLITS, STATS_FILE, TOKENIZER_FILE, Split
+from omniges.shards.manifest import ManifestColumns, column_of
+from omniges.shards.reader import open_beside, read_beside
+from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Split
 from omniges.storage.canonical_json import canonical_json
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-__all__ = ["STREAM_MEMBERS", "VERIFY", "Catalog", "ClipTable", "Filters", "read_beside", "read_catalog"]
+__all__ = ["STREAM_MEMBERS", "Catalog", "ClipTable", "Filters", "read_catalog"]
 
 STREAM_MEMBERS: Final = PLAIN_TRACKS.members
 """Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
 
-VERIFY: Final = "Run omniges verify-shards, then preprocess again"
-
 _LABELS: Final = ("split", "shard", "speaker", "language", "emotion")
+_Labels = tuple[list[str], npt.NDArray[np.int32]]  # distinct texts, and the number (N,) of each row's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,31 +138,6 @@ class Catalog:
         return [names[number] for number in self.speaker[samples].tolist()]
 
 
-def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
-    """A file beside the shards, whole; raises DataError where it is absent or not what dataset.json says."""
-    with _checked(folder, name, dataset) as stream:
-        return stream.read()
-
-
-def _checked(folder: Path, name: str, dataset: dict[str, Any]) -> io.BufferedReader:
-    """A file beside the shards, opened, its digest checked, at its beginning again.
-
-    The one descriptor is read twice, so what is parsed is what was checked, whatever is renamed meanwhile.
-    """
-    path = folder / name
-    try:
-        stream = path.open("rb")
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
-    expected = dataset["files"].get(name, {}).get("sha256")
-    if digest != expected:
-        stream.close()
-        raise DataError(f"{path}: sha256 {expected} expected as in dataset.json, found {digest}. {VERIFY}")
-    stream.seek(0, os.SEEK_SET)
-    return stream
-
-
 def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None) -> Catalog:
     """Read the small files of a local shard folder and take the clips that the filters leave.
 
@@ -183,8 +152,8 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
     tracks = Tracks.with_codecs(entries)
     shards: dict[str, dict[str, Any]] = dataset["shards"]
-    with _checked(folder, MANIFEST_FILE, dataset) as stream:
-        manifest = _Manifest(folder / MANIFEST_FILE, stream)
+    with open_beside(folder, MANIFEST_FILE, dataset) as stream:
+        manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
         labels = {name: manifest.labels(name) for name in _LABELS}
         chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
         keys = manifest.keys()[chosen]
@@ -241,91 +210,11 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
     return {stream: there[name] for stream, name in codecs.items()}
 
 
-_IN_KEYS: Final = np.isin(
-    np.arange(256), np.frombuffer(f"\0{string.ascii_letters}{string.digits}_-".encode(), np.uint8)
-)
-"""Which bytes stand in keys; a zero fills shorter ones."""
-
-
-class _Manifest:
-    """The manifest's columns, one at a time."""
-
-    def __init__(self, path: Path, stream: io.BufferedReader) -> None:
-        import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
-        import pyarrow.parquet as pq  # noqa: PLC0415
-
-        self._path = path
-        try:
-            # One thread, nothing read ahead: pyarrow's pools abort a process that ends soon after.
-            self._file = pq.ParquetFile(stream, pre_buffer=False)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: no parquet file ({error}). {VERIFY}") from error
-
-    def _column(self, name: str) -> pa.Array:
-        table = self._file.read(columns=[name], use_threads=False)
-        if name not in table.column_names:
-            raise DataError(f"{self._path}: a column {name!r} expected, found none. {VERIFY}")
-        return table.column(name).combine_chunks()
-
-    def numbers(self, name: str) -> npt.NDArray[Any]:
-        """A column of numbers (N,), float64 with NaN where it has nulls."""
-        found: npt.NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
-        return found
-
-    def labels(self, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """A column of few distinct texts: these, and their numbers (N,), -1 for null."""
-        encoded = self._column(name).dictionary_encode()
-        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-        return encoded.dictionary.to_pylist(), codes
-
-    def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
-        column = self._column(name)
-        if column.null_count or not len(column):
-            if len(column):
-                raise DataError(f"{self._path}: column {name!r}: {column.null_count} nulls found. {VERIFY}")
-            return np.empty(0, np.uint8), np.zeros(1, np.int32)
-        _, ends, data = column.buffers()
-        ends = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1]
-        return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
-
-    def keys(self) -> npt.NDArray[np.bytes_]:
-        """The keys (N,), each in the grammar of keys, so that no file name made of one leads out of a folder."""
-        found = self.texts("key")
-        shapes = found.view(np.uint8).reshape(len(found), found.dtype.itemsize)
-        sound = _IN_KEYS[shapes].all(axis=1) & (shapes[:, 0] != 0) & (shapes.shape[1] <= MAX_KEY_BYTES)
-        if not sound.all():
-            shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
-            raise DataError(
-                f"{self._path}: key {shown}: at most {MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. {VERIFY}"
-            )
-        return found
-
-    def texts(self, name: str) -> npt.NDArray[np.bytes_]:
-        """A column of ASCII texts (N,) as fixed-width bytes."""
-        data, ends = self._bytes(name)
-        if data.size and not 0 < data.min() <= data.max() < 128:
-            raise DataError(f"{self._path}: column {name!r}: ASCII texts expected. {VERIFY}")
-        lengths = np.diff(ends)
-        width = int(lengths.max(initial=1))
-        fixed = np.zeros((len(lengths), width), dtype=np.uint8)
-        fixed[np.arange(width) < lengths[:, None]] = data
-        return fixed.view(f"S{width}").reshape(-1)
-
-    def digests(self, name: str) -> npt.NDArray[np.uint8]:
-        """A column of hexadecimal sha256 as bytes (N, 32)."""
-        data, ends = self._bytes(name)
-        if (np.diff(ends) != 64).any():
-            raise DataError(f"{self._path}: column {name!r}: sha256 of 64 digits expected, found others. {VERIFY}")
-        try:
-            raw = bytes.fromhex(str(data.data, "ascii"))
-        except ValueError as error:
-            raise DataError(f"{self._path}: column {name!r}: sha256 expected ({error}). {VERIFY}") from error
-        return np.frombuffer(raw, np.uint8).reshape(-1, 32)
-
-
 def _selection(
-    folder: Path, manifest: _Manifest, labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]], filters: Filters
+    folder: Path,
+    manifest: ManifestColumns,
+    labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]],
+    filters: Filters,
 ) -> npt.NDArray[np.bool_]:
     """Which rows (N,) the filters leave; each filter in turn, so that the one that leaves nothing is named."""
     names, codes = labels["split"]
@@ -347,9 +236,11 @@ def _selection(
         if name == "speaker":
             passed |= np.isin(ids, ids_wanted)
         if not (left & passed).any():
+            names, codes = labels[name]
+            found = ", ".join(sorted(names[code] for code in np.unique(codes[left]).tolist() if code >= 0))
             raise UsageFault(
                 f"{folder}: no sample of split {filters.split!r} is left with {name} {' or '.join(wanted)}: choose "
-                f"from {', '.join(_found(labels[name], left)) or 'none, all are null'}"
+                f"from {found or 'none, all are null'}"
             )
         left &= passed
     in_time = (seconds >= filters.min_seconds) & (seconds <= longest)
@@ -361,14 +252,9 @@ def _selection(
     return left & in_time
 
 
-def _among(column: tuple[list[str], npt.NDArray[np.int32]], wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
     names, codes = column
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
-
-
-def _found(column: tuple[list[str], npt.NDArray[np.int32]], rows: npt.NDArray[np.bool_]) -> list[str]:
-    names, codes = column
-    return sorted(names[number] for number in np.unique(codes[rows]).tolist() if number >= 0)
 
 
 def _shard_numbers(
@@ -383,7 +269,7 @@ def _shard_numbers(
 
 
 def _table(
-    manifest: _Manifest,
+    manifest: ManifestColumns,
     rows: npt.NDArray[np.int64],
     keys: npt.NDArray[np.bytes_],
     shard: npt.NDArray[np.int32],

@@ -21,8 +21,9 @@ from omniges.data.normalize import Normaliser, Scale
 from omniges.data.order import ClipOrder, Mixture, Picks
 from omniges.data.shared_memory import ArrayPlace, layout_of, place_arrays
 from omniges.data.tracks import PLAIN_TRACKS, Tracks
-from omniges.data.window_reader import ClipReader, LocalShards, ShardSource
+from omniges.data.window_reader import ClipReader
 from omniges.features.text_slots import SlotCodec
+from omniges.shards.reader import LocalShards, ShardSource
 
 __all__ = ["BatchBlock", "Collator", "batch_layout", "mixture_of", "open_source"]
 
@@ -160,9 +161,10 @@ class Collator:
         block.sources[:rows], block.epochs[:rows] = picks.source, picks.epoch
         block.samples[:rows], block.start_ticks[:rows] = picks.sample, picks.start_tick
         wanted = list(zip(picks.source.tolist(), picks.sample.tolist(), picks.start_tick.tolist(), strict=True))
-        coming = [picks, *self._planned_after(positions)]
+        ahead = [(int(first) + self._stride * k, rows) for first in positions[:1] for k in (1, 2)]
+        coming = [picks, *(self._planned[name] for name in ahead if name in self._planned)]  # shards take time to come
         for number, reader in enumerate(self._readers):
-            reader.prefetch(np.concatenate([ahead.sample[ahead.source == number] for ahead in coming]))
+            reader.prefetch(np.concatenate([one.sample[one.source == number] for one in coming]))
         disk_before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
         if self._cold:
             for row, (source, sample, start) in enumerate(wanted):
@@ -179,11 +181,6 @@ class Collator:
                 reader.read_text(sample, start, ticks, self._text_scale, text[row])
         # What the disk had to give shows in this count, read ahead or not: only then is asking ahead worth its calls.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
-
-    def _planned_after(self, positions: I64) -> list[Picks]:
-        """What will be filled after the present block, as far as it is planned: remote shards take time to come."""
-        names = [(int(first) + self._stride * k, len(positions)) for first in positions[:1] for k in (1, 2)]
-        return [self._planned[name] for name in names if name in self._planned]
 
     def _picks(self, positions: I64) -> Picks:
         """What stands at these positions, planned for many blocks at once: small arrays cost as much as large ones."""

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 
 from omniges.data.blocks import BlockStore
-from omniges.data.catalog import VERIFY
 from omniges.data.collate import Collator
 from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
@@ -37,6 +36,7 @@ from omniges.data.worker_setup import (
     tracks_of,
 )
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.shards.schema import VERIFY
 
 __all__ = ["Batch", "BatchLoader", "LoaderSettings"]
 

@@ -13,7 +13,7 @@ from omniges.data.catalog import Catalog
 from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
-from omniges.shards.statistics import SMALLEST_STD
+from omniges.shards.statistics import divisors
 
 __all__ = ["Normaliser", "Scale"]
 
@@ -68,6 +68,12 @@ class Normaliser:
     text: Scale | None = None  # of latents
 
     @classmethod
+    def identity(cls, tracks: Tracks) -> Normaliser:
+        """Return scales that change nothing."""
+        counts = [track.channels for track in tracks.arrays]  # in the order of the fields
+        return cls(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
+
+    @classmethod
     def from_statistics(cls, statistics: dict[str, Any], source: str = STATS_FILE) -> Normaliser:
         """From stats.json; raises UsageFault if made of no sample, DataError if it is not as the contract says."""
         plain = {stream: statistics.get(name) for stream, name in _IN_STATS.items()}
@@ -105,4 +111,4 @@ def _scale(statistics: Mapping[str, Any], stream: str, channels: int, source: st
             f"{source}: {channels} finite means and non-negative deviations of {stream} expected, found {mean.shape} "
             f"and {std.shape}. Run omniges verify-shards"
         )
-    return Scale(mean.astype(np.float32), np.where(std < SMALLEST_STD, 1.0, std).astype(np.float32))
+    return Scale(mean.astype(np.float32), divisors(std))

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.data.window_reader import LocalShards
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import read_dataset, sealed_correctly
+from omniges.shards.reader import LocalShards
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.atomic import PendingFile
 from omniges.storage.cache import (
@@ -98,7 +98,7 @@ class RemoteShards:
         if store is not None:
             self._stores.store = store
         self._rechecked: set[str] = set()
-        self._ahead = FetchAhead(self._acquire_ahead, settings.ahead, settings.threads)
+        self._ahead = FetchAhead(lambda name, wait: self._acquire(name, 0.0, wait), settings.ahead, settings.threads)
 
     @property
     def counts(self) -> CacheCounts:
@@ -112,7 +112,14 @@ class RemoteShards:
         DataError where the shard is missing or not what dataset.json says, EnvironmentFault where it cannot be had,
         CacheFull (an EnvironmentFault) where shards that are in use take all the space.
         """
-        return (self._ahead.take(shard) or self._acquire_now(shard)).descriptor
+        pin = self._ahead.take(shard)
+        if pin is None:
+            try:
+                pin = self._acquire(shard, 0.0, time.sleep)
+            except CacheFull:
+                self._ahead.drop()  # what is needed now goes before what is needed later
+                pin = self._acquire(shard, self._settings.space_wait_s, time.sleep)
+        return pin.descriptor
 
     def prefetch(self, shards: Iterable[str]) -> None:
         """Fetch these shards in the background, the first first, as far as `ahead` and the space allow.
@@ -167,16 +174,6 @@ class RemoteShards:
         small = sum(self._files[name].expected.size for name in self._small_files())
         size, name = max(shards, default=(0, ""))
         return small + size, name
-
-    def _acquire_now(self, name: str) -> Pin:
-        try:
-            return self._acquire(name, 0.0, time.sleep)
-        except CacheFull:
-            self._ahead.drop()  # what is needed now goes before what is needed later
-            return self._acquire(name, self._settings.space_wait_s, time.sleep)
-
-    def _acquire_ahead(self, name: str, wait: Wait) -> Pin:
-        return self._acquire(name, 0.0, wait)
 
     def _acquire(self, name: str, space_wait_s: float, wait: Wait) -> Pin:
         """A file of the set, pinned, fetched first where it is not here; raises the errors of cache and download.

@@ -165,9 +165,17 @@ class _Walk:
             if block == _ZERO_BLOCK:
                 break
             match = _HEADER.match(block)
-            if match is None or block != member_header(f"{_text(match['key'])}.{_text(match['member'])}", _size(match)):
+            parts = match.group("key", "member", "size") if match else (b"", b"", b"0")
+            key, name, size = parts[0].decode(), parts[1].decode(), int(parts[2], 8)
+            if match is None or block != member_header(f"{key}.{name}", size):
                 raise self.fault(start, f"the header of a member expected, found {block[:32]!r}…")
-            yield self._member(_text(match["key"]), _text(match["member"]), _size(match), start)
+            if size > _MOST_MEMBER_BYTES:
+                raise self.fault(start, f"{key}.{name}: at most {_MOST_MEMBER_BYTES} bytes expected, found {size}")
+            offset = self.position
+            data = self._exactly(size, f"{key}.{name}")
+            if self._exactly(-size % BLOCK_BYTES, f"the padding of {key}.{name}").strip(b"\0"):
+                raise self.fault(offset + size, f"zeros expected after {key}.{name}, found other bytes")
+            yield key, _Member(name, offset, data)
         rest = self._exactly(len(END_OF_ARCHIVE) - BLOCK_BYTES, "the second zero block")
         if rest.strip(b"\0") or self._stream.read(1):
             raise self.fault(start, "two zero blocks and the end expected, found more")
@@ -175,15 +183,6 @@ class _Walk:
     def fault(self, position: int, what: str) -> DataError:
         """An error at a byte of the shard."""
         return DataError(f"{self.shown}: byte {position}: {what}. {_VERIFY}")
-
-    def _member(self, key: str, name: str, size: int, start: int) -> tuple[str, _Member]:
-        if size > _MOST_MEMBER_BYTES:
-            raise self.fault(start, f"{key}.{name}: at most {_MOST_MEMBER_BYTES} bytes expected, found {size}")
-        offset = self.position
-        data = self._exactly(size, f"{key}.{name}")
-        if self._exactly(-size % BLOCK_BYTES, f"the padding of {key}.{name}").strip(b"\0"):
-            raise self.fault(offset + size, f"zeros expected after {key}.{name}, found other bytes")
-        return key, _Member(name, offset, data)
 
     def _exactly(self, size: int, what: str) -> bytes:
         pieces: list[bytes] = []
@@ -198,14 +197,6 @@ class _Walk:
             left -= len(piece)
             self.position += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _text(piece: bytes) -> str:
-    return piece.decode("ascii")
-
-
-def _size(match: re.Match[bytes]) -> int:
-    return int(match["size"], 8)
 
 
 def _grouped(

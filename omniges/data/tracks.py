@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Final
 
@@ -67,10 +67,6 @@ class Track:
         found: I64 = own // self.frames_per_row
         return found
 
-    def as_json(self) -> dict[str, Any]:
-        """The track for another process."""
-        return {name: getattr(self, name) for name in ("member", "channels", "source", "frames_per_row")}
-
 
 @dataclass(frozen=True, slots=True)
 class WindowTrack:
@@ -107,10 +103,6 @@ class WindowTrack:
         del frames, mel_frames
         grid = WindowGrid(self.window_ticks, self.stride_ticks)
         return np.array([grid.count(count) for count in ticks.tolist()], dtype=np.int64)
-
-    def as_json(self) -> dict[str, Any]:
-        """The track for another process."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +162,7 @@ class Tracks:
 
     def as_json(self) -> dict[str, Any]:
         """The tracks for another process."""
-        text = None if self.text is None else self.text.as_json()
-        return {"gesture": self.gesture.as_json(), "audio": self.audio.as_json(), "text": text}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Tracks:

@@ -6,27 +6,26 @@ otherwise, a member's sha256 too. What is wrong is a DataError with shard, key, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.data.catalog import VERIFY, ClipTable
+from omniges.data.catalog import ClipTable
 from omniges.data.normalize import Normaliser, Scale
 from omniges.data.tracks import PLAIN_TRACKS, Tracks
-from omniges.errors import DataError, EnvironmentFault
+from omniges.errors import DataError
+from omniges.shards.reader import ShardSource, check_digest, place_of_member
+from omniges.shards.schema import VERIFY
 from omniges.storage.cache import CacheFull
 
-__all__ = ["ClipReader", "LocalShards", "ReadMarks", "ShardSource", "Verify"]
+__all__ = ["ClipReader", "ReadMarks", "Verify"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -45,59 +44,6 @@ _NPY_HEADER: Final = re.compile(
     rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
 )
 _GESTURE, _AUDIO, _TEXT = range(len(PLAIN_TRACKS.members))
-
-
-class ShardSource(Protocol):
-    """Where the shards of a folder are: the folder itself, or a local cache of a remote one."""
-
-    def open(self, shard: str) -> int:
-        """A descriptor of the whole shard for reading, which the caller closes; may wait until the shard is here.
-
-        The descriptor keeps the content even if the file is evicted from a cache meanwhile. Raises DataError where
-        there is no such shard, EnvironmentFault where it cannot be had.
-        """
-        ...
-
-    def prefetch(self, shards: Iterable[str]) -> None:
-        """A hint that these shards are needed soon, the most urgent first; returns at once."""
-        ...
-
-    def describe(self, shard: str) -> str:
-        """The shard's path or URL as errors name it, without credentials."""
-        ...
-
-    def specification(self) -> dict[str, Any]:
-        """JSON from which a worker process makes its own (`collate.open_source`)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LocalShards:
-    """Shards in a local folder."""
-
-    folder: Path
-
-    def open(self, shard: str) -> int:
-        """Open a shard."""
-        try:
-            return os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise DataError(f"{self.folder / shard}: the shard is not there. {VERIFY}") from error
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{self.folder / shard}: {error.strerror}: check permissions, the disk and ulimit -n"
-            ) from error
-
-    def prefetch(self, shards: Iterable[str]) -> None:
-        """Do nothing: the shards are here."""
-
-    def describe(self, shard: str) -> str:
-        """The shard's path."""
-        return str(self.folder / shard)
-
-    def specification(self) -> dict[str, Any]:
-        """The folder."""
-        return {"kind": "local", "folder": str(self.folder.absolute())}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -266,10 +212,7 @@ class ClipReader:
             return
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
         with memoryview(mapped) as view, view[first : first + size] as content:
-            found = hashlib.sha256(content).digest()
-        expected = self.table.digests[sample, member].tobytes()
-        if found != expected:
-            raise self._fault(sample, member, f"sha256 {expected.hex()} expected, found {found.hex()}")
+            check_digest(content, self.table.digests[sample, member].tobytes(), self._place(sample, member))
         self._marks.verified[sample, member] = 1
 
     def _check_header(self, mapped: mmap.mmap, sample: int, member: int) -> int:
@@ -294,11 +237,13 @@ class ClipReader:
             raise self._fault(sample, member, f"numbers from a multiple of 4 bytes expected, found {first + length}")
         return length
 
-    def _fault(self, sample: int, member: int, what: str) -> DataError:
+    def _place(self, sample: int, member: int) -> str:
         table = self.table
-        path = self._source.describe(table.shard_name(int(table.shard[sample])))
-        place = f"{table.key(sample)}.{self._tracks.members[member]} at byte {int(table.offsets[sample, member])}"
-        return DataError(f"{path}: {place}: {what}. {VERIFY}")
+        shard, offset = table.shard_name(int(table.shard[sample])), int(table.offsets[sample, member])
+        return place_of_member(self._source, shard, table.key(sample), self._tracks.members[member], offset)
+
+    def _fault(self, sample: int, member: int, what: str) -> DataError:
+        return DataError(f"{self._place(sample, member)}: {what}. {VERIFY}")
 
 
 def _is_word(word: Any) -> bool:

@@ -15,8 +15,9 @@ from omniges.data.collate import Collator, mixture_of, open_source
 from omniges.data.normalize import Normaliser, Scale
 from omniges.data.order import Mixture
 from omniges.data.tracks import Tracks
-from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks, ShardSource, Verify
+from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.errors import UsageFault
+from omniges.shards.reader import LocalShards, ShardSource
 
 __all__ = [
     "JOB",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -69,8 +69,7 @@ def load_bodies(path: Path | None) -> Bodies:
             raise DataError(f"{path}: at most {_MAX_BYTES >> 20} MiB expected, found {path.stat().st_size} bytes")
         data = path.read_bytes()
     try:
-        arrays = decode_body_model(data)
-        model = BodyModel(**{field.name: getattr(arrays, field.name) for field in fields(arrays)})
+        model = decode_body_model(data)
     except (RecordingFault, ValueError) as fault:
         raise DataError(f"{path}: {fault}: give SMPL-X's own .npz, such as SMPLX_NEUTRAL_2020.npz") from fault
     return Bodies(f"SMPL-X:{path.name}:{sha256_hex(data)[:12]}", model)

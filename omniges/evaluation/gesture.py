@@ -31,9 +31,8 @@ from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.clips import ClipValue
-from omniges.metrics.diversity import l1_diversity
 from omniges.metrics.face import FaceScore, FaceSums
-from omniges.metrics.motion import SkateScore, foot_skate, jerk, root_drift
+from omniges.metrics.motion import SkateScore, foot_skate, jerk, l1_diversity, root_drift
 from omniges.metrics.seams import seam_score
 from omniges.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 from omniges.shards.manifest import ManifestRow

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.metrics.clips import ClipValue, Weighted, weighted_mean
+from omniges.metrics.clips import ClipValue, weighted_mean
 from omniges.metrics.intervals import bootstrap, bootstrap_mean
 
 __all__ = [
@@ -128,7 +128,7 @@ def figure_of_mean(
     weighted.left_out.update(values.left_out)
     means: list[ClipValue] = []
     for key, group in zip(values.recordings, values.groups, strict=True):
-        own: Sequence[Weighted] = [values.found[number] for number in group if values.found[number].weight > 0]
+        own: Sequence[ClipValue] = [values.found[number] for number in group if values.found[number].weight > 0]
         if len(own) < len(group):
             weighted.left_out["nothing in it to weigh"] += len(group) - len(own)
         if own:

@@ -32,16 +32,16 @@ _BODY_COLUMNS: Final = 75  # of a pose, before the hands'
 
 @dataclass(frozen=True, slots=True)
 class BodyModel:
-    """The arrays of a body model, in the joint order of `JOINT_NAMES`."""
+    """The arrays of a body model in metres, in the joint order of `JOINT_NAMES`."""
 
     template: F64  # (V, 3)
     shape_directions: F64  # (V, 3, 300)
     expression_directions: F64  # (V, 3, 100)
     pose_directions: F64  # (V, 3, 486), of the matrices of joints 1 to 54 less the identity, row by row
     joint_regressor: F64  # (55, V)
-    weights: F64  # (V, 55)
-    parents: tuple[int, ...]
-    mean_hands: F64  # (90,)
+    weights: F64  # (V, 55), each row sums to 1
+    parents: tuple[int, ...]  # 55, −1 for the pelvis
+    mean_hands: F64  # (90,) rad, left and right: what the model adds to the angles of hands
 
     def __post_init__(self) -> None:
         """Refuse another tree of joints; raises ValueError."""

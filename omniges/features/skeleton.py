@@ -84,16 +84,11 @@ def _joint(name: str) -> tuple[int, _Offset]:
     return JOINT_NAMES.index(owner), ((x if side == "left" else -x), y, z)
 
 
-def _rest_offsets() -> F64:
-    offsets = np.array([_joint(name)[1] for name in JOINT_NAMES])
-    offsets.setflags(write=False)
-    return offsets
-
-
 PARENTS: Final[tuple[int, ...]] = tuple(_joint(name)[0] for name in JOINT_NAMES)
 """Parent of each of the 55 joints, −1 for the pelvis; a parent always comes before its children."""
 
-REST_OFFSETS: Final = _rest_offsets()
+REST_OFFSETS: Final[F64] = np.array([_joint(name)[1] for name in JOINT_NAMES])
+REST_OFFSETS.setflags(write=False)
 """(55, 3) metres: where each joint lies relative to its parent in the rest pose; read-only."""
 
 

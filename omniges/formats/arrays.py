@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,9 @@ _ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotI
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """One checked npy member; ``dtype`` is numpy's text for it, such as ``<f4``."""
+class _Header:
+    """What an npy header claims; ``dtype`` is numpy's text for it, such as ``<f4``."""
 
-    key: str
-    info: zipfile.ZipInfo
     kind: str
     itemsize: int
     dtype: str
@@ -56,15 +54,11 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
-    """What an npy header claims; ``dtype`` is numpy's text for it, such as ``<f4``."""
+class Member(_Header):
+    """One checked npy member of an archive."""
 
-    kind: str
-    itemsize: int
-    dtype: str
-    shape: tuple[int, ...]
-    fortran: bool
-    bytes: int  # length of the header
+    key: str
+    info: zipfile.ZipInfo
 
 
 def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
@@ -93,10 +87,10 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
     return _Header(kind, itemsize, f"{order}{kind}{size}", dims, fortran[1] == "True", end)
 
 
-def _content(body: bytes | memoryview, dtype: str, shape: tuple[int, ...], fortran: bool, offset: int) -> Array:
+def _content(body: bytes | memoryview, header: _Header) -> Array:
     """A fresh native C-ordered array of checked bytes."""
-    flat = np.frombuffer(body, dtype, offset=offset)
-    shaped = flat.reshape(shape, order="F" if fortran else "C")
+    flat = np.frombuffer(body, header.dtype, offset=header.header_bytes)
+    shaped = flat.reshape(header.shape, order="F" if header.fortran else "C")
     return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
 
 
@@ -105,7 +99,7 @@ def decode_npy(data: bytes | memoryview) -> Array:
     header = _header(bytes(data[:_MAX_HEADER]), "the array", len(data))
     if header.kind not in "fiu" or header.itemsize not in ({2, 4, 8} if header.kind == "f" else {1, 2, 4, 8}):
         raise RecordingFault("npz-wrong-dtype", f"an array of {header.dtype}", "numbers")
-    return _content(data, header.dtype, header.shape, header.fortran, header.bytes)
+    return _content(data, header)
 
 
 class Archive:
@@ -146,7 +140,7 @@ class Archive:
         info = self._infos[f"{key}.npy"]
         start = self._inflate(info, min(_MAX_HEADER, info.file_size))
         header = _header(start, key, info.file_size)
-        return Member(key, info, header.kind, header.itemsize, header.dtype, header.shape, header.fortran, header.bytes)
+        return Member(**asdict(header), key=key, info=info)
 
     def array(self, member: Member) -> Array:
         """Read the whole member with its CRC; give a fresh native C-ordered array."""
@@ -156,7 +150,7 @@ class Archive:
             raise RecordingFault("npz-damaged", found, f"{member.info.file_size}")
         if zlib.crc32(body) != member.info.CRC:
             raise RecordingFault("npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}")
-        return _content(body, member.dtype, member.shape, member.fortran, member.header_bytes)
+        return _content(body, member)
 
     def text(self, key: str) -> str:
         """Read a plain string member; "" for anything else, as these fields are never a reason to refuse."""

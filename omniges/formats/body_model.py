@@ -6,16 +6,16 @@ the arrays named here are read; others in it may be pickled objects and are pass
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import RecordingFault
+from omniges.features.body import BodyModel
 from omniges.formats.arrays import Archive, Member
 
-__all__ = ["BodyModelArrays", "decode_body_model"]
+__all__ = ["decode_body_model"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -31,22 +31,11 @@ _ROOT = (-1, 2**32 - 1)  # how files write that the pelvis has no parent
 _WEIGHTS_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class BodyModelArrays:
-    """Arrays of a body model in metres, float64 and finite."""
+def decode_body_model(data: bytes | memoryview) -> BodyModel:
+    """Read a body model, float64 and finite.
 
-    template: F64  # (V, 3)
-    shape_directions: F64  # (V, 3, 300)
-    expression_directions: F64  # (V, 3, 100)
-    pose_directions: F64  # (V, 3, 486)
-    joint_regressor: F64  # (55, V)
-    weights: F64  # (V, 55), each row sums to 1
-    parents: tuple[int, ...]  # 55, −1 for the pelvis
-    mean_hands: F64  # (90,) rad, left and right: what the model adds to the angles of hands
-
-
-def decode_body_model(data: bytes | memoryview) -> BodyModelArrays:
-    """Read a body model; raises RecordingFault with one of the ``npz-`` codes."""
+    Raises RecordingFault with one of the ``npz-`` codes, ValueError for another tree of joints than SMPL-X's.
+    """
     if bytes(data[:1]) == _PICKLE:
         raise RecordingFault("npz-not-zip", "a pickle, which runs code when it is opened", "the model as .npz")
     archive = Archive(data)
@@ -64,7 +53,7 @@ def decode_body_model(data: bytes | memoryview) -> BodyModelArrays:
     numbers = {key: _finite(key, array) for key, array in arrays.items()}
     _check_weights(numbers["weights"])
     shapes = numbers["shapedirs"]
-    return BodyModelArrays(
+    return BodyModel(
         template=numbers["v_template"],
         shape_directions=np.ascontiguousarray(shapes[..., :SHAPES]),
         expression_directions=numbers.get("exprdirs", np.ascontiguousarray(shapes[..., SHAPES:])),

@@ -153,10 +153,12 @@ def write_motion(
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         _add_member(archive, "betas", betas)
         for name, (columns, kind) in MOTION_COLUMNS.items():
-            head = _npy_head((frames, columns), kind)
-            size = len(head) + frames * columns * np.dtype(kind).itemsize
+            head = io.BytesIO()
+            layout = {"descr": kind, "fortran_order": False, "shape": (frames, columns)}
+            np.lib.format.write_array_header_1_0(head, layout)
+            size = head.tell() + frames * columns * np.dtype(kind).itemsize
             with archive.open(_member_info(name, size), "w") as member:
-                member.write(head)
+                member.write(head.getvalue())
                 left = frames
                 for block in blocks[name]:
                     if block.ndim != 2 or block.shape[1] != columns or len(block) > left:
@@ -175,13 +177,6 @@ def _member_info(name: str, size: int) -> zipfile.ZipInfo:
     info.create_system = 3  # else the byte depends on the machine
     info.file_size = size
     return info
-
-
-def _npy_head(shape: tuple[int, ...], kind: str) -> bytes:
-    head = io.BytesIO()
-    layout = {"descr": kind, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, layout)
-    return head.getvalue()
 
 
 def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 
 from praatio.utilities import errors as praatio_errors
 from praatio.utilities import textgrid_io
@@ -252,7 +252,9 @@ def _mask(text: str) -> _Masked:
             out.append(f'"S{len(strings)}"\n')
             strings.append(string)
         elif never_closed is not None:
-            _refuse_open_quote(text, offset)
+            quote = next(match for match in _TOKEN.finditer(text, offset) if match["open"] is not None)
+            line = text.count("\n", 0, quote.start()) + 1
+            raise RecordingFault("textgrid-syntax", f"the quote in line {line} is never closed", "a closing quote")
         else:
             out.append(f"{token}\n")
         out.append(between)
@@ -260,12 +262,6 @@ def _mask(text: str) -> _Masked:
     # patterns for the end of a line then have nothing to search through.
     body = re.sub(r"\n\s+", "\n", "".join(out)).lstrip()
     return _Masked(text, 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n' + body + "\n", strings, numbers)
-
-
-def _refuse_open_quote(text: str, offset: int) -> NoReturn:
-    quote = next(match for match in _TOKEN.finditer(text, offset) if match["open"] is not None)
-    line = text.count("\n", 0, quote.start()) + 1
-    raise RecordingFault("textgrid-syntax", f"the quote in line {line} is never closed", "a closing quote")
 
 
 def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:

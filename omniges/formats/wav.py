@@ -94,8 +94,10 @@ def decode_wav(data: bytes | memoryview) -> Wav:
     """
     view = memoryview(data).cast("B")
     fmt, start, size, notes = _locate(view)
-    samples, pcm = _convert(view[start : start + size], fmt)
-    return Wav(samples, fmt.rate_hz, fmt.channels, fmt.encoding, pcm, notes)
+    raw = _raw(view[start : start + size], fmt)
+    _refuse_silence(*_finite_range(raw, 0), len(raw))
+    pcm = raw if fmt.channels == 1 and fmt.encoding in {"pcm16", "pcm24"} else None
+    return Wav(_scaled(raw, fmt), fmt.rate_hz, fmt.channels, fmt.encoding, pcm, notes)
 
 
 class ByteRanges(Protocol):
@@ -185,7 +187,7 @@ def encode_wav(
         tag, bits, body = _FLOAT, 32, samples.astype("<f4").tobytes()
     else:
         raise ValueError(f"encoding {encoding!r} is not float32 or pcm16")
-    return _wav_file(body, rate_hz, tag, bits)
+    return _head(len(body), rate_hz, tag, bits) + body
 
 
 def wav_parts(blocks: Iterable[npt.NDArray[np.float32]], count: int, rate_hz: int) -> Iterator[bytes]:
@@ -217,12 +219,8 @@ def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16
     limit = 1 << (bits - 1)
     if pcm.ndim != 1 or bits not in {16, 24} or (pcm.size and not (-limit <= pcm.min() and pcm.max() < limit)):
         raise ValueError(f"{bits}-bit samples (n,) expected, found shape {pcm.shape}")
-    wide = np.ascontiguousarray(pcm, "<i4").view(np.uint8).reshape(-1, 4)
-    return _wav_file(wide[:, : bits // 8].tobytes(), rate_hz, _PCM, bits)
-
-
-def _wav_file(body: bytes, rate_hz: int, tag: int, bits: int) -> bytes:
-    return _head(len(body), rate_hz, tag, bits) + body
+    body = np.ascontiguousarray(pcm, "<i4").view(np.uint8).reshape(-1, 4)[:, : bits // 8].tobytes()
+    return _head(len(body), rate_hz, _PCM, bits) + body
 
 
 def _head(body_bytes: int, rate_hz: int, tag: int, bits: int) -> bytes:
@@ -231,13 +229,8 @@ def _head(body_bytes: int, rate_hz: int, tag: int, bits: int) -> bytes:
         raise ValueError(f"{body_bytes} bytes of audio do not fit into a WAV file")
     # 16 bytes of format and no fact chunk also for float: the form of the BEAT2 files.
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, 1, rate_hz, rate_hz * bits // 8, bits // 8, bits)
-    return b"".join(
-        (
-            struct.pack("<4sI4s", b"RIFF", 36 + body_bytes, b"WAVE"),
-            fmt,
-            struct.pack("<4sI", b"data", body_bytes),
-        )
-    )
+    riff = struct.pack("<4sI4s", b"RIFF", 36 + body_bytes, b"WAVE")
+    return riff + fmt + struct.pack("<4sI", b"data", body_bytes)
 
 
 def _check_riff(view: ByteRanges) -> int:
@@ -329,18 +322,15 @@ def _is_streamed(riff_size: int, data_size: int) -> bool:
     return data_size == _UNKNOWN_SIZE or (data_size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE)
 
 
-def _convert(
-    body: memoryview, fmt: _Format
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | npt.NDArray[np.int32] | None]:
-    raw = _raw(body, fmt)
-    _refuse_silence(*_finite_range(raw, 0), len(raw))
-    exact = fmt.channels == 1 and fmt.encoding in {"pcm16", "pcm24"}
-    return _scaled(raw, fmt), raw if exact else None
-
-
 def _raw(body: memoryview, fmt: _Format) -> Array:
     """The numbers as stored: (n,), or (n, channels)."""
-    raw = _integers24(body) if fmt.encoding == "pcm24" else _aligned(body, _DTYPES[fmt.encoding])
+    if fmt.encoding == "pcm24":
+        wide = np.zeros((len(body) // 3, 4), np.uint8)
+        wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
+        raw: Array = np.right_shift(wide.view("<i4").reshape(-1), 8, dtype=np.int32)
+    else:  # a view; copied only where alignment or byte order forces it
+        raw = np.frombuffer(body, _DTYPES[fmt.encoding])
+        raw = np.require(raw, dtype=raw.dtype.newbyteorder("="), requirements="A")
     return raw.reshape(-1, fmt.channels) if fmt.channels > 1 else raw
 
 
@@ -355,19 +345,6 @@ def _scaled(raw: Array, fmt: _Format) -> npt.NDArray[np.float32]:
 
 _DTYPES = {"pcm16": "<i2", "pcm32": "<i4", "float32": "<f4", "float64": "<f8"}
 _SCALES = {"pcm16": np.float32(2.0**-15), "pcm24": np.float32(2.0**-23), "pcm32": np.float32(2.0**-31)}
-
-
-def _aligned(body: memoryview, dtype: str) -> Array:
-    """View the bytes as native numbers; copy only where alignment or byte order forces it."""
-    view = np.frombuffer(body, dtype)
-    return np.require(view, dtype=view.dtype.newbyteorder("="), requirements="A")
-
-
-def _integers24(body: memoryview) -> npt.NDArray[np.int32]:
-    wide = np.zeros((len(body) // 3, 4), np.uint8)
-    wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
-    values: npt.NDArray[np.int32] = np.right_shift(wide.view("<i4").reshape(-1), 8, dtype=np.int32)
-    return values
 
 
 def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
 
 __all__ = [
     "BeatScore",
     "audio_beats",
-    "beat_consistency",
     "beat_score",
     "joint_speeds",
     "least_frames",
@@ -38,11 +38,9 @@ _LEAST_SAMPLES: Final = 2048  # librosa's window
 
 
 @dataclass(frozen=True, slots=True)
-class BeatScore:
+class BeatScore(ClipValue):
     """A clip's beat consistency, weight T − 2 crop, and how many beats there were to be near to."""
 
-    value: float
-    weight: float
     audio_beats: int
     motion_beats: int
     """Of all scored joints together. Many of them raise the value whether or not they belong to the sound."""
@@ -87,7 +85,9 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
     Raises DataError for a clip that the crop leaves nothing of, non-finite values, and a mean speed of zero for a
     joint that moves.
     """
-    positions = _long_enough(joints, settings)
+    positions = checked(joints, "joints", (None, None, 3), at_least=max(2 * settings.crop_frames + 1, 2))
+    if max(settings.joints) >= positions.shape[1]:
+        raise UsageFault(f"joints: found {positions.shape[1]}; expected more than {max(settings.joints)}")
     means = checked(mean_speeds_m_s, "mean speeds", (positions.shape[1],))
     if settings.motion == "deviations":
         positions = np.abs(positions - positions.mean(axis=0))
@@ -101,14 +101,6 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
         )
     relative = np.divide(speeds, means, out=np.zeros_like(speeds), where=means > 0)
     return tuple(_beats_of(relative[:, k], settings) for k in range(len(scored)))
-
-
-def _long_enough(joints: Numbers, settings: BeatSettings) -> F64:
-    least = 2 * settings.crop_frames + 1
-    positions = checked(joints, "joints", (None, None, 3), at_least=max(least, 2))
-    if max(settings.joints) >= positions.shape[1]:
-        raise UsageFault(f"joints: found {positions.shape[1]}; expected more than {max(settings.joints)}")
-    return positions
 
 
 def _beats_of(speed: F64, settings: BeatSettings) -> I64:
@@ -166,8 +158,9 @@ def least_frames(settings: BeatSettings) -> int:
 
 
 def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int, settings: BeatSettings) -> BeatScore:
-    """The score of audio beats (B,) in seconds and motion beats of each joint in frames, both from the crop.
+    """Return the beat consistency, 0 to 1, of audio beats (B,) in seconds and motion beats of each joint in frames.
 
+    Both count from the crop. Li et al. (2021), Liu et al. (2022).
     Raises DataError for no audio beats, or a clip that the crop leaves nothing of.
     """
     times = checked(audio_times_s, "audio beats", (None,))
@@ -187,12 +180,3 @@ def _nearest(times: F64, others: F64) -> F64:
     after = np.searchsorted(others, times).clip(1, max(len(others) - 1, 1))
     before, behind = others[after - 1], others[np.minimum(after, len(others) - 1)]
     return np.asarray(np.minimum(np.abs(times - before), np.abs(times - behind)))
-
-
-def beat_consistency(joints: Numbers, mean_speeds_m_s: Numbers, samples: Numbers, settings: BeatSettings) -> BeatScore:
-    """Beat consistency of a clip: joints (T, J, 3) m, means (J,) m/s, 16 kHz mono audio (L,); in 0..1.
-
-    Li et al. (2021), Liu et al. (2022). Raises what `motion_beats` and `audio_beats` raise.
-    """
-    beats = motion_beats(joints, mean_speeds_m_s, settings)
-    return beat_score(audio_beats(samples, len(joints), settings), beats, len(joints), settings)

@@ -8,35 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import F64, Numbers, checked
 
-__all__ = ["ClipValue", "Weighted", "checked_pair", "weighted_mean"]
-
-
-class Weighted(Protocol):
-    """A clip's value of a metric, and how much the clip counts among others."""
-
-    @property
-    def value(self) -> float:
-        """The clip's value."""
-
-    @property
-    def weight(self) -> float:
-        """Its weight in a mean over clips."""
+__all__ = ["ClipValue", "checked_pair", "weighted_mean"]
 
 
 @dataclass(frozen=True, slots=True)
 class ClipValue:
-    """A clip's value of a metric; a corpus has the mean of its clips' values by weight."""
+    """A clip's value of a metric, and how much the clip counts among others; a corpus has the weighted mean."""
 
     value: float
     weight: float
 
 
-def weighted_mean(clips: Sequence[Weighted]) -> float:
+def weighted_mean(clips: Sequence[ClipValue]) -> float:
     """The corpus value: mean of the clips' values by weight. Raises DataError where no clip has weight."""
     total = math.fsum(clip.weight for clip in clips)
     if not total > 0:

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.metrics.clips import checked_pair
+from omniges.metrics.clips import ClipValue, checked_pair
 from omniges.metrics.profiles import FaceSettings
 
-__all__ = ["FaceScore", "FaceSums", "face_mse", "face_velocity"]
+__all__ = ["FaceScore", "FaceSums"]
 
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
@@ -21,32 +21,10 @@ _LEAST_FRAMES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class FaceScore:
+class FaceScore(ClipValue):
     """A clip's value; values over another number of vertices do not compare."""
 
-    value: float
-    weight: float
     vertices: int
-
-
-def face_mse(generated: Numbers, recorded: Numbers) -> FaceScore:
-    """Mean over frames and coordinates of the squared error: vertices (T, V, 3) m to m², weight T.
-
-    The same in all profiles. Raises UsageFault for unequal or other shapes, DataError for no or non-finite frames.
-    """
-    sums = FaceSums()
-    sums.add(generated, recorded)
-    return sums.mse()
-
-
-def face_velocity(generated: Numbers, recorded: Numbers, settings: FaceSettings) -> FaceScore:
-    """LVD as the profile has it: vertices (T, V, 3) m to metres per frame (a position error in m in ``emage-2024``).
-
-    Raises UsageFault for unequal or other shapes, DataError for fewer than 2 or non-finite frames.
-    """
-    sums = FaceSums()
-    sums.add(generated, recorded)
-    return sums.velocity(settings)
 
 
 class FaceSums:
@@ -58,7 +36,10 @@ class FaceSums:
         self._last: F64 | None = None  # error of the last frame
 
     def add(self, generated: Numbers, recorded: Numbers) -> None:
-        """The next frames: vertices (T, V, 3) m. Raises what `face_mse` raises."""
+        """Take in the next frames: vertices (T, V, 3) m.
+
+        Raises UsageFault for unequal or other shapes, DataError for no or non-finite frames.
+        """
         found, expected = checked_pair(generated, recorded, "vertices", (None, None, 3))
         if self._last is not None and found.shape[1] != self._vertices:
             raise UsageFault(f"vertices: found {found.shape[1]} after {self._vertices}; expected one number of them")
@@ -74,11 +55,14 @@ class FaceSums:
         self._last = error[-1].copy()
 
     def mse(self) -> FaceScore:
-        """As `face_mse` of all frames."""
+        """Return the mean of squared errors over frames and coordinates in m², weight T; the same in all profiles."""
         return FaceScore(self._squares / (self._frames * self._vertices * 3), float(self._frames), self._vertices)
 
     def velocity(self, settings: FaceSettings) -> FaceScore:
-        """As `face_velocity` of all frames."""
+        """Return LVD as the profile has it, in metres per frame (a position error in m in ``emage-2024``).
+
+        Raises DataError for fewer than 2 frames.
+        """
         frames = self._frames
         if frames < _LEAST_FRAMES:
             raise DataError(f"vertices: found {frames}; expected at least {_LEAST_FRAMES}: leave this clip out")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.metrics.clips import Weighted, weighted_mean
+from omniges.metrics.clips import ClipValue, weighted_mean
 
 __all__ = [
     "RESAMPLES",
@@ -21,14 +21,11 @@ __all__ = [
     "bootstrap",
     "bootstrap_mean",
     "draw_clips",
-    "shuffled_baseline",
     "shuffled_pairing",
 ]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-
-ScoreT = TypeVar("ScoreT", bound=Weighted)
 
 RESAMPLES: Final = 2000
 
@@ -93,7 +90,7 @@ def bootstrap(
 
 
 def bootstrap_mean(
-    clips: Sequence[Weighted], *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
+    clips: Sequence[ClipValue], *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
     """Interval of the weighted mean of clips; the same as `bootstrap` with `weighted_mean`, faster.
 
@@ -133,8 +130,3 @@ def shuffled_pairing(clips: int, seed: int, rounds: int = 1) -> I64:
             other = min(int(u * last), last - 1)
             order[last], order[other] = order[other], order[last]
     return pairings
-
-
-def shuffled_baseline(score: Callable[[int, int], ScoreT], clips: int, *, seed: int, rounds: int = 1) -> list[ScoreT]:
-    """Scores of every clip's motion with another clip's audio: score(motion, audio), rounds · clips of them."""
-    return [score(i, int(j)) for order in shuffled_pairing(clips, seed, rounds) for i, j in enumerate(order)]

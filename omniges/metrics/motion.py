@@ -1,4 +1,4 @@
-"""Plausibility of motion by itself: root drift, foot skate, jerk, rotations that are none.
+"""Motion by itself: root drift, foot skate, jerk, rotations that are none, L1 diversity.
 
 Letters: T frames, J joints. World: metres, y up.
 """
@@ -17,7 +17,7 @@ from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics.clips import ClipValue
 
-__all__ = ["DriftScore", "SkateScore", "foot_skate", "invalid_rotations", "jerk", "root_drift"]
+__all__ = ["DriftScore", "SkateScore", "foot_skate", "invalid_rotations", "jerk", "l1_diversity", "root_drift"]
 
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
@@ -38,11 +38,9 @@ class DriftScore:
 
 
 @dataclass(frozen=True, slots=True)
-class SkateScore:
+class SkateScore(ClipValue):
     """Foot skate in m/s, weighed by the toe frames near the floor, which it is the mean of."""
 
-    value: float
-    weight: float
     toe_frames: int
     """Both toes' frames, near the floor or not: 2 (T − 1)."""
 
@@ -110,3 +108,14 @@ def invalid_rotations(six_d: Numbers, *, tolerance: float = ROTATION_TOLERANCE) 
     lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])
     good = (np.abs(lengths - 1) <= tolerance).all(axis=0) & (np.abs((first * second).sum(axis=-1)) <= tolerance)
     return ClipValue(float(1 - good.mean()), float(finite.size))
+
+
+def l1_diversity(joints: Numbers) -> ClipValue:
+    """Sum over coordinates of the mean absolute deviation from the mean: joints (T, J, 3) m to metres, weight T.
+
+    The same in all profiles. One frame gives 0. Raises UsageFault for another shape, DataError for no or non-finite
+    frames.
+    """
+    positions = checked(joints, "joints", (None, None, 3))
+    deviation = np.abs(positions - positions.mean(axis=0)).sum() / len(positions)
+    return ClipValue(float(deviation), float(len(positions)))

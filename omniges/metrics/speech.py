@@ -37,11 +37,9 @@ _LEAST_FRAMES: Final = 4  # fewer have no peaks
 
 
 @dataclass(frozen=True, slots=True)
-class DistortionScore:
+class DistortionScore(ClipValue):
     """Mel-cepstral distortion in dB, weight F, and the number of cepstra it is of."""
 
-    value: float
-    weight: float
     cepstra: int
 
 

@@ -12,7 +12,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
-from omniges.metrics.clips import checked_pair
+from omniges.metrics.clips import ClipValue, checked_pair
 from omniges.metrics.profiles import SemanticSettings
 
 __all__ = ["RecallScore", "semantic_recall", "semantic_scores"]
@@ -21,11 +21,9 @@ F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class RecallScore:
+class RecallScore(ClipValue):
     """A clip's recall; the published forms can exceed 1."""
 
-    value: float
-    weight: float
     joints: int
     annotated: bool
 

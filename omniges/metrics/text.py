@@ -16,7 +16,6 @@ from omniges.formats.textgrid import WordInterval
 __all__ = [
     "Alignment",
     "EditCounts",
-    "TimingError",
     "align",
     "character_errors",
     "count_edits",
@@ -24,7 +23,6 @@ __all__ = [
     "normalised_word",
     "word_errors",
     "word_time_differences",
-    "word_timing_error",
 ]
 
 F64 = npt.NDArray[np.float64]
@@ -74,17 +72,6 @@ class Alignment:
 
     counts: EditCounts
     pairs: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TimingError:
-    """How far equal words are apart, in seconds."""
-
-    words: int
-    start_median_s: float
-    start_p90_s: float
-    end_median_s: float
-    end_p90_s: float
 
 
 def normalised_text(text: str) -> str:
@@ -235,10 +222,3 @@ def word_time_differences(found: Sequence[WordInterval], expected: Sequence[Word
     if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
         raise DataError("word times: found a time that is not finite; expected seconds")
     return starts, ends
-
-
-def word_timing_error(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> TimingError:
-    """Median and 90th percentile of `word_time_differences`. Raises DataError where no word is equal."""
-    differences = word_time_differences(found, expected)
-    quantiles = [float(q) for errors in differences for q in np.percentile(errors, (50, 90))]
-    return TimingError(len(differences[0]), *quantiles)

@@ -22,7 +22,7 @@ from omniges.errors import UsageFault
 from omniges.model.random import Purpose, normal, uniform
 from omniges.model.streams import STREAMS, StreamName
 
-__all__ = ["TASKS", "FlowSettings", "Group", "Plan", "Task", "carried_as_noise", "draw_plan", "groups_of"]
+__all__ = ["SIX", "TASKS", "FlowSettings", "Group", "Plan", "Task", "carried_as_noise", "draw_plan", "groups_of"]
 
 Bools = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
@@ -58,9 +58,10 @@ _LEVEL: Final = {
     "text": Purpose.LEVEL_TEXT,
     "audio": Purpose.LEVEL_AUDIO,
 }
-_SIX: Final = ("t2g", "g2t", "a2g", "g2a", "t2a", "a2t")
+SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) == 1)
+"""Tasks from one stream to another, in the order of `TASKS`; validation reports them so."""
 _DEFAULT_SHARES: Final = MappingProxyType(
-    dict.fromkeys(_SIX, 2.0) | dict.fromkeys(("ta2g", "tg2a", "ag2t", "joint"), 0.5)
+    dict.fromkeys(SIX, 2.0) | dict.fromkeys(("ta2g", "tg2a", "ag2t", "joint"), 0.5)
 )
 
 

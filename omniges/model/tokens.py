@@ -18,7 +18,7 @@ from torch.nn import functional
 from omniges.features.text_slots import BLANK, MARKS
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.model.streams import Prediction, Stream, clean_from_velocity
-from omniges.shards.statistics import SMALLEST_STD
+from omniges.shards.statistics import divisors
 
 __all__ = ["FrameTokens", "SlotTokens", "WindowTokens", "tick_seconds"]
 
@@ -69,9 +69,8 @@ class FrameTokens(Stream):
         self.channels = frames * len(mean)
         self.laps = frames // 2 if prediction == "clean" else 0
         self.outputs = (frames + 2 * self.laps) * len(mean)
-        spread = torch.tensor(std, dtype=torch.float64)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("scale", torch.where(spread < SMALLEST_STD, 1.0, spread).float())
+        self.register_buffer("scale", torch.from_numpy(divisors(std)))
 
     @classmethod
     def from_statistics(

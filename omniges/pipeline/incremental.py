@@ -21,17 +21,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from omniges.errors import DataError, Finding
+from omniges.errors import Finding
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.settings import Cut, Rejected
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
-from omniges.shards.reader import ShardFolder
+from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import REPORT_FILE
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import BLOCK_BYTES
 from omniges.shards.transaction import Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
-from omniges.storage.canonical_json import sha256_hex
 
 __all__ = ["Digests", "Earlier", "Recalled", "journal_rejection", "journal_shard", "known_outcomes", "recall"]
 
@@ -123,13 +122,7 @@ def _add_complete(earlier: Earlier, out: Path, complete: dict[str, Any]) -> None
 
 def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
     """The findings of a complete set; raises DataError if the report is not the one it was made with."""
-    path = out / REPORT_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if sha256_hex(data) != complete["files"][REPORT_FILE]["sha256"]:
-        raise DataError(f"{path}: the checksum differs from dataset.json")
+    data = read_beside(out, REPORT_FILE, complete)
     return [Finding.from_json(json.loads(line)) for line in data.split(b"\n") if line]
 
 

@@ -16,8 +16,16 @@ from omniges.errors import DataError, UsageFault
 from omniges.features import audio, timebase
 from omniges.features.gesture import LAYOUT
 from omniges.shards.manifest import ManifestRow, manifest_hash
-from omniges.shards.names import SHARD_NAME
-from omniges.shards.schema import DATASET_FILE, FORMAT, FORMAT_VERSION, LATENTS_FILE, SIDE_FILES, SPLITS, is_count
+from omniges.shards.schema import (
+    DATASET_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    LATENTS_FILE,
+    SHARD_NAME,
+    SIDE_FILES,
+    SPLITS,
+    is_count,
+)
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex

@@ -220,19 +220,13 @@ def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
 
 def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Sequence[Partial]]) -> dict[str, Any]:
     """latents.json: each codec's statistics over the train samples' partials, given by codec."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for entry in entries:
         own = partials.get(entry.name, ())
         with np.errstate(over="ignore", invalid="ignore"):
             statistics = combine(own)
-        found[entry.name] = (
-            {"samples": 0}
-            if statistics is None
-            else {"samples": len(own), "smallest_std": SMALLEST_STD} | _in_rows(statistics.as_json())
-        )
+        found[entry.name] = {"samples": len(own)}
+        if statistics is not None:
+            as_json = statistics.as_json()
+            found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": as_json.pop("frames")} | as_json
     return found
-
-
-def _in_rows(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Channel statistics count frames; of latents they are rows."""
-    return {"rows" if name == "frames" else name: value for name, value in statistics.items()}

@@ -1,21 +1,31 @@
-"""The manifest: one row per sample, as parquet, and the hash that names the content of a shard set."""
+"""The manifest: one row per sample, as parquet, read as rows or as columns; the hash that names a set's content."""
 
 from __future__ import annotations
 
 import io
 import math
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError
 from omniges.features import timebase
-from omniges.shards.names import SHARD_NAME, is_key, is_stem
 from omniges.shards.schema import (
     LATENT_MEMBER,
+    MAX_KEY_BYTES,
     MEMBERS,
     OPTIONAL_MEMBERS,
     SPLITS,
+    VERIFY,
     is_count,
+    is_key,
+    is_shard_name,
+    is_stem,
     key_from_stem,
     member_order,
 )
@@ -24,9 +34,11 @@ from omniges.storage.names import is_relative_path, is_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 __all__ = [
     "SOURCES",
+    "ManifestColumns",
     "ManifestRow",
     "MemberPlace",
     "column_of",
@@ -195,16 +207,24 @@ def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
     return buffer.getvalue()
 
 
+def _parquet(stream: BinaryIO | pa.BufferReader) -> pq.ParquetFile:
+    """Open a parquet file, with nothing read ahead; read it with ``use_threads=False``.
+
+    pyarrow's pools abort a process that ends soon after (4 % of short commands did).
+    """
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    return pq.ParquetFile(stream, pre_buffer=False)
+
+
 def parse_manifest(data: bytes) -> list[ManifestRow]:
     """Return the rows as they stand in the file, unchecked: for the verifier, which reports every fault of each.
 
     Raises ValueError (pyarrow.ArrowInvalid is one) if the bytes are no parquet file of this schema.
     """
     import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
 
-    # One thread, nothing read ahead: pyarrow's pools abort a process that ends soon after (4 % of short commands did).
-    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    table = _parquet(pa.BufferReader(data)).read(use_threads=False)
     latents = latent_members(table.column_names)
     if not table.schema.equals(_arrow_schema(latents)):
         raise ValueError("the manifest's columns are not those of shard contract version 1")
@@ -237,7 +257,7 @@ def _require_sound(row: ManifestRow) -> None:
 
 def row_problem(row: ManifestRow) -> str:
     """Return why a row cannot be used, or nothing: its names lead out of a folder, or its numbers are none."""
-    if not is_key(row.key) or row.split not in SPLITS or not _is_shard_name(row.shard):
+    if not is_key(row.key) or row.split not in SPLITS or not is_shard_name(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
     if not is_stem(row.stem):
         return f"stem {row.stem!r}"
@@ -250,10 +270,6 @@ def row_problem(row: ManifestRow) -> str:
     if not all(isinstance(note, str) for note in row.notes):
         return "a note that is no text"
     return _places_problem(row)
-
-
-def _is_shard_name(text: object) -> bool:
-    return isinstance(text, str) and SHARD_NAME.fullmatch(text) is not None
 
 
 def _places_problem(row: ManifestRow) -> str:
@@ -271,3 +287,87 @@ def _places_problem(row: ManifestRow) -> str:
             return f"{source}: {path!r}, sha256 {digest!r}"
     needed = set(SOURCES) - {"sem"}
     return "" if needed <= row.sources.keys() else f"sources {', '.join(sorted(row.sources))}"
+
+
+_IN_KEYS: Final = np.isin(
+    np.arange(256), np.frombuffer(f"\0{string.ascii_letters}{string.digits}_-".encode(), np.uint8)
+)
+"""Which bytes stand in keys; a zero fills shorter ones."""
+
+
+class ManifestColumns:
+    """The manifest's columns as arrays, one at a time, so that a million samples take seconds.
+
+    Every method raises DataError where the file has no such column or the column holds what it cannot.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
+
+        self._path = path
+        try:
+            self._file = _parquet(stream)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: no parquet file ({error}). {VERIFY}") from error
+
+    def _column(self, name: str) -> pa.Array:
+        table = self._file.read(columns=[name], use_threads=False)
+        if name not in table.column_names:
+            raise DataError(f"{self._path}: a column {name!r} expected, found none. {VERIFY}")
+        return table.column(name).combine_chunks()
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """A column of numbers (N,), float64 with NaN where it has nulls."""
+        found: npt.NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
+        return found
+
+    def labels(self, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """A column of few distinct texts: these, and their numbers (N,), -1 for null."""
+        encoded = self._column(name).dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return encoded.dictionary.to_pylist(), codes
+
+    def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
+        column = self._column(name)
+        if column.null_count:
+            raise DataError(f"{self._path}: column {name!r}: {column.null_count} nulls found. {VERIFY}")
+        if not len(column):
+            return np.empty(0, np.uint8), np.zeros(1, np.int32)
+        _, ends, data = column.buffers()
+        ends = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1]
+        return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
+
+    def keys(self) -> npt.NDArray[np.bytes_]:
+        """The keys (N,), each in the grammar of keys, so that no file name made of one leads out of a folder."""
+        found = self.texts("key")
+        shapes = found.view(np.uint8).reshape(len(found), found.dtype.itemsize)
+        sound = _IN_KEYS[shapes].all(axis=1) & (shapes[:, 0] != 0) & (shapes.shape[1] <= MAX_KEY_BYTES)
+        if not sound.all():
+            shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
+            raise DataError(
+                f"{self._path}: key {shown}: at most {MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. {VERIFY}"
+            )
+        return found
+
+    def texts(self, name: str) -> npt.NDArray[np.bytes_]:
+        """A column of ASCII texts (N,) as fixed-width bytes."""
+        data, ends = self._bytes(name)
+        if data.size and not 0 < data.min() <= data.max() < 128:
+            raise DataError(f"{self._path}: column {name!r}: ASCII texts expected. {VERIFY}")
+        lengths = np.diff(ends)
+        width = int(lengths.max(initial=1))
+        fixed = np.zeros((len(lengths), width), dtype=np.uint8)
+        fixed[np.arange(width) < lengths[:, None]] = data
+        return fixed.view(f"S{width}").reshape(-1)
+
+    def digests(self, name: str) -> npt.NDArray[np.uint8]:
+        """A column of hexadecimal sha256 as bytes (N, 32)."""
+        data, ends = self._bytes(name)
+        if (np.diff(ends) != 64).any():
+            raise DataError(f"{self._path}: column {name!r}: sha256 of 64 digits expected, found others. {VERIFY}")
+        try:
+            raw = bytes.fromhex(str(data.data, "ascii"))
+        except ValueError as error:
+            raise DataError(f"{self._path}: column {name!r}: sha256 expected ({error}). {VERIFY}") from error
+        return np.frombuffer(raw, np.uint8).reshape(-1, 32)

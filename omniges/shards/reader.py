@@ -1,30 +1,153 @@
-"""Read samples back from a shard folder by byte range, each member checked against the manifest's digest."""
+"""Read samples from shards, every byte checked against the manifest, and files beside them against dataset.json.
+
+Shards are in the folder, or wherever a `ShardSource` has them, such as in the cache of a URL.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
-from omniges.storage.canonical_json import sha256_hex
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
+from omniges.storage.atomic import os_errors
 from omniges.storage.redact import one_line
 
-__all__ = ["SampleArrays", "ShardFolder"]
+__all__ = [
+    "LocalShards",
+    "SampleArrays",
+    "ShardFolder",
+    "ShardSource",
+    "check_digest",
+    "open_beside",
+    "place_of_member",
+    "read_beside",
+]
 
-_VERIFY: str = "Run omniges verify-shards, then preprocess again"
+
+class ShardSource(Protocol):
+    """Where the shards of a folder are: the folder itself, or a local cache of a remote one."""
+
+    def open(self, shard: str) -> int:
+        """Open a complete shard for reading and return a descriptor, which the caller closes.
+
+        May wait until the shard is here. The descriptor keeps the content even if the file is evicted from a cache
+        meanwhile.
+
+        Raises:
+            DataError: there is no such shard.
+            EnvironmentFault: it cannot be had.
+        """
+        ...
+
+    def prefetch(self, shards: Iterable[str]) -> None:
+        """Take a hint that these shards are needed soon, the most urgent first; return at once."""
+        ...
+
+    def describe(self, shard: str) -> str:
+        """Return the shard's path or URL as errors name it, without credentials."""
+        ...
+
+    def specification(self) -> dict[str, Any]:
+        """Return JSON from which a worker process makes its own (`collate.open_source`)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalShards:
+    """Shards in a local folder."""
+
+    folder: Path
+
+    def open(self, shard: str) -> int:
+        """Open a shard."""
+        try:
+            return os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.folder / shard}: the shard is not there. {VERIFY}") from error
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{self.folder / shard}: {error.strerror}: check permissions, the disk and ulimit -n"
+            ) from error
+
+    def prefetch(self, shards: Iterable[str]) -> None:
+        """Do nothing: the shards are here."""
+
+    def describe(self, shard: str) -> str:
+        """Return the shard's path."""
+        return str(self.folder / shard)
+
+    def specification(self) -> dict[str, Any]:
+        """Return the folder."""
+        return {"kind": "local", "folder": str(self.folder.absolute())}
+
+
+def place_of_member(source: ShardSource, shard: str, key: str, member: str, offset: int) -> str:
+    """Return how errors name a member: shard, key and byte."""
+    return f"{source.describe(shard)}: {key}.{member} at byte {offset}"
+
+
+def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None:
+    """Refuse content that does not have the digest that the manifest or dataset.json gives it.
+
+    Args:
+        content: all bytes of a member or file.
+        sha256: the expected digest, 32 bytes.
+        place: what the error names.
+
+    Raises:
+        DataError: the content is another one.
+    """
+    found = hashlib.sha256(content).digest()
+    if found != sha256:
+        raise DataError(f"{place}: sha256 {sha256.hex()} expected, found {found.hex()}. {VERIFY}")
+
+
+@contextlib.contextmanager
+def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[BinaryIO]:
+    """Open a file beside the shards, its digest checked against dataset.json.
+
+    The one descriptor is read twice, so what is parsed is what was checked, whatever is renamed meanwhile.
+
+    Raises:
+        DataError: the file is absent or not what dataset.json says.
+    """
+    path = folder / name
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
+    with stream:
+        try:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
+        expected = dataset["files"].get(name, {}).get("sha256")
+        if found != expected:
+            raise DataError(f"{path}: sha256 {expected} expected as in dataset.json, found {found}. {VERIFY}")
+        stream.seek(0)
+        yield stream
+
+
+def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
+    """Return a file beside the shards; raises as `open_beside` does."""
+    with open_beside(folder, name, dataset) as stream:
+        return stream.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +167,12 @@ class SampleArrays:
 
 
 class ShardFolder:
-    """A complete shard set in a local folder."""
+    """A complete shard set: its small files in a local folder, its shards where the source has them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: ShardSource | None = None) -> None:
         """Read dataset.json; raises UsageFault or DataError where it is absent, damaged or of another version."""
         self.folder = folder
+        self.source = source or LocalShards(folder)
         self.dataset = read_dataset(folder)
 
     @cached_property
@@ -57,25 +181,19 @@ class ShardFolder:
         try:
             return read_entries(self.dataset)
         except ValueError as error:
-            raise DataError(f"{self.folder / DATASET_FILE}: {error}. {_VERIFY}") from error
+            raise DataError(f"{self.folder / DATASET_FILE}: {error}. {VERIFY}") from error
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
         """The manifest, checked against dataset.json."""
-        path = self.folder / MANIFEST_FILE
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}. {_VERIFY}") from error
-        if sha256_hex(data) != self.dataset["files"].get(MANIFEST_FILE, {}).get("sha256"):
-            raise DataError(f"{path}: the checksum differs from dataset.json. {_VERIFY}")
+        data = read_beside(self.folder, MANIFEST_FILE, self.dataset)
         try:
             return read_manifest(data)
         except ValueError as error:
-            raise DataError(f"{path}: {one_line(str(error), 200)}. {_VERIFY}") from error
+            raise DataError(f"{self.folder / MANIFEST_FILE}: {one_line(str(error), 200)}. {VERIFY}") from error
 
     def row(self, name: str) -> ManifestRow:
-        """The row of a key or stem; raises UsageFault with near names where there is none."""
+        """Return the row of a key or stem; raises UsageFault with near names where there is none."""
         for row in self.rows:
             if name in (row.key, row.stem):
                 return row
@@ -86,17 +204,18 @@ class ShardFolder:
         raise UsageFault(f"{self.folder}: no sample {name!r}. {hint}")
 
     def member(self, row: ManifestRow, member: str) -> bytes:
-        """A member's bytes; raises DataError with shard, key and offset where they are not what the manifest says."""
+        """Return a member's bytes.
+
+        Raises:
+            DataError: there is no such shard, or the bytes are not what the manifest says.
+            EnvironmentFault: the shard cannot be read.
+        """
         place = row.members[member]
-        path = self.folder / row.shard
-        try:
-            with path.open("rb") as stream:
-                stream.seek(place.offset)
-                data = stream.read(place.size)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror} ({row.key}.{member}). {_VERIFY}") from error
-        if sha256_hex(data) != place.sha256:
-            raise DataError(f"{path}: {row.key}.{member} at byte {place.offset} is damaged. {_VERIFY}")
+        with os_errors(self.folder / row.shard, "read"), open(self.source.open(row.shard), "rb") as stream:
+            stream.seek(place.offset)
+            data = stream.read(place.size)
+        shown = place_of_member(self.source, row.shard, row.key, member, place.offset)
+        check_digest(data, bytes.fromhex(place.sha256), shown)
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:

@@ -1,4 +1,8 @@
-"""Names and shapes of the shard contract, version 1: members, keys, splits, files beside the shards."""
+"""Names of the shard contract, version 1: members, keys, stems, splits, files beside the shards, and their grammar.
+
+A shard folder is data. Its keys, stems, shard names and file names lead nowhere but into the folder they belong to,
+and readers of every command ask this module before they join one to a path.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import re
 from typing import Final, Literal, get_args
 
 __all__ = [
+    "CONTRACT_FILES",
     "DATASET_FILE",
     "FORMAT",
     "FORMAT_VERSION",
@@ -17,15 +22,21 @@ __all__ = [
     "MEMBERS",
     "OPTIONAL_MEMBERS",
     "REPORT_FILE",
+    "SHARD_NAME",
     "SIDE_FILES",
     "SPLITS",
     "STATS_FILE",
     "TOKENIZER_FILE",
     "UNFINISHED_FILE",
+    "VERIFY",
     "Split",
     "as_split",
+    "is_contract_name",
     "is_count",
+    "is_key",
     "is_real",
+    "is_shard_name",
+    "is_stem",
     "key_from_stem",
     "member_order",
     "shard_name",
@@ -43,6 +54,8 @@ REPORT_FILE: Final = "report.jsonl"
 LATENTS_FILE: Final = "latents.json"  # statistics of latents, where a codec has encoded the shards
 SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)  # beside the shards, dataset.json apart
 UNFINISHED_FILE: Final = ".omniges-unfinished"  # the folder of a run that has begun and not ended
+VERIFY: Final = "Run omniges verify-shards, then preprocess again"
+"""What errors of damaged shards advise."""
 
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -61,6 +74,14 @@ _MAX_COUNT: Final = 1 << 60
 _ESCAPE: Final = "_x"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
+
+
+SHARD_NAME: Final = re.compile(rf"(?P<split>{'|'.join(SPLITS)})-(?P<index>[0-9]{{6}})\.tar", re.ASCII)
+CONTRACT_FILES: Final = frozenset({*SIDE_FILES, LATENTS_FILE, DATASET_FILE})
+"""The files that a complete set may have beside its shards."""
+
+_KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}", re.ASCII)
+_MAX_STEM_BYTES: Final = 255  # what a Linux file name holds
 
 
 def member_order(member: str) -> tuple[int, str]:
@@ -119,3 +140,28 @@ def is_real(value: object) -> bool:
 def as_split(text: str) -> Split | None:
     """The split named by a text, or None."""
     return text if text in SPLITS else None
+
+
+def is_key(text: object) -> bool:
+    """Return whether a text can be a sample key: 1 to 86 ASCII letters, digits, underscores and hyphens."""
+    return isinstance(text, str) and _KEY.fullmatch(text) is not None
+
+
+def is_stem(text: object) -> bool:
+    """Return whether a text can be a recording's stem: a file name without its ending, and no path."""
+    if not isinstance(text, str) or not text or text in {".", ".."} or "/" in text or "\0" in text:
+        return False
+    try:
+        return len(text.encode()) <= _MAX_STEM_BYTES and is_key(key_from_stem(text))
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
+def is_contract_name(text: object) -> bool:
+    """Return whether a text is the name of a shard or of a file beside the shards, dataset.json included."""
+    return isinstance(text, str) and (text in CONTRACT_FILES or is_shard_name(text))
+
+
+def is_shard_name(text: object) -> bool:
+    """Return whether a text is the name of a shard."""
+    return isinstance(text, str) and SHARD_NAME.fullmatch(text) is not None

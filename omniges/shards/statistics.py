@@ -14,12 +14,25 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SMALLEST_STD", "ChannelStatistics", "Partial", "combine", "partial_of"]
+__all__ = ["SMALLEST_STD", "ChannelStatistics", "Partial", "combine", "divisors", "partial_of"]
 
 F64 = npt.NDArray[np.float64]
 
 SMALLEST_STD: Final = 1e-6  # a channel that varies less is normalised with scale 1
 _BLOCK_FRAMES = 256
+
+
+def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
+    """Return what channels are divided by once their mean is taken off: their deviation, or 1 below `SMALLEST_STD`.
+
+    Args:
+        std: standard deviations (C,), in the units of the channels.
+
+    Returns:
+        Divisors (C,); what is divided by them has a deviation of 1, or stays as it is where it hardly varies.
+    """
+    spread = np.asarray(std, dtype=np.float64)
+    return np.where(spread < SMALLEST_STD, 1.0, spread).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

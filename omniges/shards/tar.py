@@ -11,10 +11,20 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK_BYTES", "END_OF_ARCHIVE", "Segment", "build_segment", "member_header", "npy_parts"]
+__all__ = [
+    "BLOCK_BYTES",
+    "END_OF_ARCHIVE",
+    "NPY_MAGIC",
+    "Segment",
+    "build_segment",
+    "member_header",
+    "npy_header",
+    "npy_parts",
+]
 
 BLOCK_BYTES: Final = 512
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK_BYTES)
+NPY_MAGIC: Final = b"\x93NUMPY\x01\x00"
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
 
 
@@ -34,16 +44,19 @@ def member_header(name: str, size: int) -> bytes:
     return head + b"%06o\0 " % checksum + tail
 
 
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The one header of an array that the contract has: npy 1.0, as short as a multiple of 64 bytes can be."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    size = -(-(10 + len(text) + 1) // 64) * 64
+    return NPY_MAGIC + (size - 10).to_bytes(2, "little") + text.ljust(size - 11).encode("ascii") + b"\n"
+
+
 def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
     """An array as `.npy` version 1.0: its header, padded to a multiple of 64 bytes, and a view of its data."""
     if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
         raise ValueError(f"a C-contiguous little-endian array expected, found {array.dtype} {array.flags}")
-    description = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {array.shape}, }}"
-    prefix = 10
-    length = -(-(prefix + len(description) + 1) // 64) * 64
-    header = description.ljust(length - prefix - 1).encode("ascii") + b"\n"
     data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header, data
+    return npy_header(array.dtype.str, array.shape), data
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ one whole piece, because merging goes on until no pair of pieces occurs twice.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 __all__ = ["MIN_FREQUENCY", "train_tokenizer"]
@@ -37,11 +36,6 @@ def train_tokenizer(words: Mapping[str, int]) -> bytes:
         special_tokens=[],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_repeated(Counter(words)), trainer)
+    tokenizer.train_from_iterator(([word] * count for word, count in sorted(words.items())), trainer)
     document: str = tokenizer.to_str(pretty=True)
     return document.encode() + b"\n"
-
-
-def _repeated(counts: Counter[str]) -> Iterator[list[str]]:
-    for word in sorted(counts):
-        yield [word] * counts[word]

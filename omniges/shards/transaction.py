@@ -32,8 +32,16 @@ from typing import Any, Final
 from omniges.errors import CODES, DataError, UsageFault
 from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
-from omniges.shards.names import CONTRACT_FILES, SHARD_NAME, is_contract_name
-from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, SIDE_FILES, UNFINISHED_FILE, is_count
+from omniges.shards.schema import (
+    CONTRACT_FILES,
+    DATASET_FILE,
+    LATENTS_FILE,
+    SIDE_FILES,
+    UNFINISHED_FILE,
+    is_contract_name,
+    is_count,
+    is_shard_name,
+)
 from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.names import is_sha256
@@ -58,6 +66,7 @@ BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"
 COMMIT_FILE: Final = "commit.json"
 PLACE_FILE: Final = "place.json"
+_WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE})
 _STAGED: Final = re.compile(r"staged-[0-9]{6}\.tar", re.ASCII)
 _ASIDE: Final = "moved-"
 FOREIGN: Final = "not from an omniges run. Move it away, then run this again"
@@ -79,21 +88,10 @@ def is_own_name(name: str) -> bool:
     return is_contract_name(name) and name != DATASET_FILE
 
 
-def _is_work_name(name: str) -> bool:
-    """Return whether a name is one that a run gives inside its workspace."""
-    plain = {BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE}
-    return name in plain or _is_source(name)
-
-
 def _is_source(name: str) -> bool:
     """Return whether a file of this name in the workspace becomes one of the set."""
-    return name in CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or _of_aside(name) is not None
-
-
-def _of_aside(name: str) -> str | None:
-    """Return the shard that was moved aside under a name, or None."""
-    shard = name.removeprefix(_ASIDE)
-    return shard if shard != name and SHARD_NAME.fullmatch(shard) else None
+    aside = name.startswith(_ASIDE) and is_shard_name(name.removeprefix(_ASIDE))
+    return name in CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -131,19 +129,15 @@ class CommitSteps:
         if not all(isinstance(text, str) for text in texts):
             return False
         return (
-            all(SHARD_NAME.fullmatch(shard) and aside == aside_name(shard) for shard, aside in self.moved.items())
+            all(is_shard_name(shard) and aside == aside_name(shard) for shard, aside in self.moved.items())
             and all(is_own_name(final_name(name) or name) for name in self.removed)
             and {*SIDE_FILES, DATASET_FILE} <= self.place.keys()
-            and all(map(_fits, self.place, self.place.values()))
+            and all(
+                name == source if source in CONTRACT_FILES else _is_source(source) and is_shard_name(name)
+                for source, name in self.place.items()
+            )
             and len(set(self.place.values())) == len(self.place)
         )
-
-
-def _fits(source: str, name: str) -> bool:
-    """Return whether a file of the workspace can get a name in the folder."""
-    if source in CONTRACT_FILES:
-        return name == source
-    return _is_source(source) and SHARD_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +175,10 @@ class Workspace:
             return None
         for name in self._names():
             path = self.folder / name
-            status = os.lstat(path)
+            plain, status = final_name(name) or name, os.lstat(path)
             # The journal is the one file that is written in place: its other name would be a file elsewhere.
             linked = name == JOURNAL_FILE and status.st_nlink > 1
-            if not _is_work_name(final_name(name) or name) or not stat.S_ISREG(status.st_mode) or linked:
+            if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(status.st_mode) or linked:
                 return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
         try:
             self.begun()
@@ -278,19 +272,16 @@ class Journal:
             data = self._path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [self._row(text, number) for number, text in enumerate(_complete_lines(data)[0], 1)]
-
-    def _row(self, text: bytes, number: int) -> dict[str, Any]:
-        """Return a line's row; raises UsageFault for one whose names or samples no run of ours writes."""
-        try:
-            row = json.loads(text)
-            problem = _journal_problem(row)
-        except (ValueError, RecursionError) as error:
-            problem = type(error).__name__
-        if problem:
-            raise UsageFault(f"{self._path}: line {number}: {ascii(problem)[1:-1][:160]}: {FOREIGN}")
-        found: dict[str, Any] = row
-        return found
+        rows: list[dict[str, Any]] = []
+        for number, text in enumerate(_complete_lines(data)[0], 1):
+            try:
+                rows.append(json.loads(text))
+                problem = _journal_problem(rows[-1])
+            except (ValueError, RecursionError) as error:
+                problem = type(error).__name__
+            if problem:
+                raise UsageFault(f"{self._path}: line {number}: {ascii(problem)[1:-1][:160]}: {FOREIGN}")
+        return rows
 
     def open(self) -> None:
         """Open for appending, after cutting a torn line off."""
@@ -334,13 +325,16 @@ def _journal_problem(row: Any) -> str:
     if not isinstance(row, dict):
         return "an object expected"
     if row.keys() >= {"rejected", "findings", "inputs"}:
-        return _rejection_problem(row)
+        inputs = row["inputs"]
+        sound = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
+        sound = sound and isinstance(row["rejected"], str) and _are_findings(row["findings"])
+        return "" if sound else "findings and inputs of a rejected recording expected"
     if not row.keys() >= {"staged", "bytes", "sha256", "rows"} or not isinstance(row["rows"], list):
         return "a shard or a rejection expected"
     staged, shard = row["staged"], row.get("shard", "train-000000.tar")
     if not isinstance(staged, str) or not _STAGED.fullmatch(staged):
         return f"staged {staged!r}"
-    if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+    if not is_shard_name(shard):
         return f"shard {shard!r}"
     if not is_count(row["bytes"]) or not is_sha256(row["sha256"]):
         return f"bytes {row['bytes']!r}, sha256 {row['sha256']!r}"
@@ -349,14 +343,6 @@ def _journal_problem(row: Any) -> str:
     notes = row.get("notes", {})
     if not isinstance(notes, dict) or not all(map(_are_findings, notes.values())):
         return "notes that are no findings"
-    return ""
-
-
-def _rejection_problem(row: dict[str, Any]) -> str:
-    inputs = row["inputs"]
-    sound = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
-    if not isinstance(row["rejected"], str) or not _are_findings(row["findings"]) or not sound:
-        return "findings and inputs of a rejected recording expected"
     return ""
 
 

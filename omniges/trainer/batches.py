@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 
 from omniges.data.loader import BatchLoader, LoaderSettings
-from omniges.data.normalize import Normaliser, Scale
+from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.tracks import Tracks
 from omniges.data.worker_setup import DataSource, Sequencing, make_order, tracks_of
 from omniges.model.flow import Windows
 from omniges.model.spec import ModelIdentity
@@ -26,12 +25,6 @@ from omniges.model.spec import ModelIdentity
 __all__ = ["Feed", "Place", "speakers_of"]
 
 I64 = npt.NDArray[np.int64]
-
-
-def _as_stored(tracks: Tracks) -> Normaliser:
-    """Scales that change nothing."""
-    counts = [track.channels for track in tracks.arrays]  # in the order of a normaliser's scales
-    return Normaliser(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +61,9 @@ class Feed:
         """
         Normaliser.of_catalog(data[0].catalog)  # is there one to learn by?
         tokenizer = data[0].catalog.tokenizer if identity is None else identity.tokenizer
-        scales = _as_stored(tracks_of(data))
-        self._loader = BatchLoader(data, sequencing, share, settings, normaliser=scales, tokenizer=tokenizer)
+        self._loader = BatchLoader(
+            data, sequencing, share, settings, normaliser=Normaliser.identity(tracks_of(data)), tokenizer=tokenizer
+        )
         speakers = speakers_of(data) if identity is None else identity.speakers
         self._order = make_order(data, sequencing)
         self._data = tuple(data)

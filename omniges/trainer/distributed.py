@@ -109,16 +109,13 @@ class Turns:
         for first in range(0, len(items), self._ranks.world_size):
             mine = first + self._ranks.rank
             if mine < len(items):
-                found += self._turn(lambda number=mine: [work(items[number])])  # type: ignore[misc]
+                found += self.everyone(lambda number=mine: [work(items[number])])  # type: ignore[misc]
             else:
-                self._turn(list)
+                self.everyone(list)
         return found
 
     def everyone(self, work: Callable[[], Found]) -> Found:
-        """All ranks do the same."""
-        return self._turn(work)
-
-    def _turn(self, work: Callable[[], Found]) -> Found:
+        """Let all ranks do the same; raises as `shared` does."""
         done: list[Found] = []
         fault: OmnigesError | None = None
         try:

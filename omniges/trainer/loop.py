@@ -16,8 +16,9 @@ import torch
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 from omniges.model.flow import Windows
 from omniges.model.losses import in_order, per_step, per_stream, per_task
-from omniges.model.tasks import FlowSettings, draw_plan
+from omniges.model.tasks import draw_plan
 from omniges.trainer.batches import Feed
+from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Interrupted, Ranks
 from omniges.trainer.divergence import Refusals
 from omniges.trainer.logging import Logbook
@@ -27,7 +28,7 @@ from omniges.trainer.signals import StopNow, Stopper
 from omniges.trainer.state import RunState
 from omniges.trainer.train_step import Learner
 
-__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "Surroundings", "Validator"]
+__all__ = ["Ending", "Loop", "LoopContext", "Outcome", "Validator"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -45,23 +46,6 @@ class Ending(enum.IntEnum):
 
 _OF_SIGNALS: Final = {ExitCode.STOPPED: Ending.STOPPED, ExitCode.INTERRUPTED: Ending.INTERRUPTED}
 _EXIT_CODES: Final = {Ending.STOPPED: ExitCode.STOPPED, Ending.INTERRUPTED: ExitCode.INTERRUPTED}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopSettings:
-    """How long, and what happens how often."""
-
-    seed: int
-    flow: FlowSettings
-    rate: LearningRate
-    ema_decay: float
-    last_step: int | None
-    limit_s: float | None
-    checkpointing_steps: int
-    logging_steps: int
-    divergence_factor: float
-    trace: tuple[str, ...] | None
-    """Words of the command that lists batches, but for ranks and steps; None: there is none for this run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +83,13 @@ class Validator(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What a loop talks to."""
+class LoopContext:
+    """What a loop talks to, and what a run derives from its settings."""
 
+    rate: LearningRate
+    last_step: int | None
+    trace: tuple[str, ...] | None
+    """Words of the command that lists batches, but for ranks and steps; None: there is none for this run."""
     ranks: Ranks
     save: Callable[[RunState], Path]
     """Makes a checkpoint of a state; every rank calls it."""
@@ -131,14 +119,16 @@ class Loop:
         learner: Learner,
         feed: Feed,
         state: RunState,
-        settings: LoopSettings,
-        around: Surroundings,
+        settings: TrainSettings,
+        around: LoopContext,
     ) -> None:
         self._learner, self._feed, self._state, self._settings = learner, feed, state, settings
+        self._flow, self._rate, self._last_step = settings.flow_settings(), around.rate, around.last_step
+        self._limit_s = None if settings.max_minutes is None else settings.max_minutes * 60
         self._ranks, self._save_state, self._stopper = around.ranks, around.save, around.stopper
         self._logbook, self._reporter, self._clock = around.logbook, around.reporter, around.clock
         self._validator = around.validator
-        self._refusals = Refusals(feed, around.logbook, settings.flow, settings.seed, settings.trace)
+        self._refusals = Refusals(feed, around.logbook, self._flow, settings.seed, around.trace)
         self._accumulation = feed.share.accumulation
         self._interval = _Interval(began_s=self._clock())
         self._began_s, self._elapsed_before_s, self._first_step = self._clock(), state.elapsed_s, state.step
@@ -183,7 +173,7 @@ class Loop:
 
     def _step(self) -> Ending:
         """Take a step, or find that the run ends; then nothing of the step has happened."""
-        if self._settings.last_step is not None and self._state.step >= self._settings.last_step:
+        if self._last_step is not None and self._state.step >= self._last_step:
             return Ending.DONE
         each = []
         for micro_step in range(self._accumulation):
@@ -219,7 +209,9 @@ class Loop:
         waited = self._clock() - began
         self._interval.waited_s += waited
         self._waited_s += waited
-        own = max(own, self._wished(), Ending.TIME_UP if first and self._time_is_up() else Ending.GOES_ON)
+        elapsed = self._elapsed_before_s + self._clock() - self._began_s
+        late = self._limit_s is not None and elapsed >= self._limit_s
+        own = max(own, self._wished(), Ending.TIME_UP if first and late else Ending.GOES_ON)
         agreed = Ending(self._ranks.largest(own))
         return (fetched if agreed is Ending.GOES_ON else None), agreed
 
@@ -230,7 +222,7 @@ class Loop:
         """
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):
-                plan = draw_plan(self._settings.flow, self._settings.seed, positions)
+                plan = draw_plan(self._flow, self._settings.seed, positions)
                 return self._learner.micro_step(windows, plan, last=last)
         except StopNow:
             return None
@@ -238,10 +230,6 @@ class Loop:
     def _wished(self) -> Ending:
         wish = self._stopper.wish
         return Ending.GOES_ON if wish is None else _OF_SIGNALS[wish]
-
-    def _time_is_up(self) -> bool:
-        limit = self._settings.limit_s
-        return limit is not None and self._elapsed_before_s + self._clock() - self._began_s >= limit
 
     # --- between steps
 
@@ -295,7 +283,7 @@ class Loop:
         gathered = self._ranks.gathered(torch.stack(interval.each)).cpu().numpy().astype(np.float64)
         norms = torch.stack(interval.norms).cpu().numpy().astype(np.float64)
         losses = in_order(gathered, steps)
-        totals = per_step(losses, self._settings.flow.weights)
+        totals = per_step(losses, self._flow.weights)
         first = self._state.step - steps
         self._refusals.check(first, interval.starts, losses, norms, scaled=self._learner.scale() is not None)
         for k, total in enumerate(totals.tolist()):
@@ -320,15 +308,15 @@ class Loop:
         settings, state = self._settings, self._state
         steps, samples = len(totals), losses.shape[1]
         positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)
-        plan = draw_plan(settings.flow, settings.seed, positions)
+        plan = draw_plan(self._flow, settings.seed, positions)
         flat = losses.reshape(-1, losses.shape[2])
         seconds = max(self._clock() - interval.began_s, 1e-9)
         rate = steps * samples / seconds
         facts: dict[str, Any] = {
             "loss": float(totals.mean()),
-            "tasks": per_task(flat, plan, settings.flow.weights),
+            "tasks": per_task(flat, plan, self._flow.weights),
             "streams": per_stream(flat, plan),
-            "learning_rate": settings.rate.at(state.step - 1),
+            "learning_rate": self._rate.at(state.step - 1),
             "gradient_norm": float(norms[np.isfinite(norms)].mean()) if np.isfinite(norms).any() else None,
             "ema_decay": ema_decay(settings.ema_decay, state.step - 1),
             "smoothed_loss": state.smoothed.value,
@@ -340,21 +328,17 @@ class Loop:
         kept = [norm if np.isfinite(norm) else None for norm in norms.tolist()]  # not finite: a step fp16 left out
         self._logbook.write("steps", step=state.step, **facts, losses=totals.tolist(), gradient_norms=kept)
         self._logbook.track(state.step, facts)
+        left = [] if self._last_step is None else [(self._last_step - state.step) * (seconds / steps)]
+        left += [] if self._limit_s is None else [max(0.0, self._limit_s - state.elapsed_s)]
         self._reporter.update(
             Progress(
                 step=state.step,
-                last_step=settings.last_step,
+                last_step=self._last_step,
                 epoch=facts["epoch"],
                 loss=facts["loss"],
                 learning_rate=facts["learning_rate"],
                 samples_per_s=rate,
                 waiting=facts["waiting_for_data"],
-                left_s=self._left_s(seconds / steps),
+                left_s=min(left, default=None),
             )
         )
-
-    def _left_s(self, step_s: float) -> float | None:
-        settings, state = self._settings, self._state
-        by_steps = None if settings.last_step is None else (settings.last_step - state.step) * step_s
-        by_clock = None if settings.limit_s is None else max(0.0, settings.limit_s - state.elapsed_s)
-        return min((left for left in (by_steps, by_clock) if left is not None), default=None)

@@ -70,18 +70,15 @@ def git_state(package: Path | None = None) -> dict[str, Any] | None:
     listing = None if commit is None else _git(program, where, "ls-tree", "-r", "-z", commit.strip(), ".")
     if commit is None or listing is None:
         return None
-    committed = dict(_blob_of(line) for line in listing.split("\0") if line)
+    committed = {}  # path -> object name, of lines of mode, type, object name, tab, path
+    for line in filter(None, listing.split("\0")):
+        facts, _, name = line.partition("\t")
+        committed[name] = facts.rpartition(" ")[2]
     if "__init__.py" not in committed:
         return None
     changed = [name for name, digest in committed.items() if _blob_digest(where / name, len(digest)) != digest]
     shown = [name.encode("utf-8", "backslashreplace").decode() for name in changed]
     return {"commit": commit.strip(), "changed": sorted(shown)}
-
-
-def _blob_of(line: str) -> tuple[str, str]:
-    """The path and the object name of a line of ``git ls-tree``: mode, type, object name, tab, path."""
-    facts, _, name = line.partition("\t")
-    return name, facts.rpartition(" ")[2]
 
 
 def _blob_digest(path: Path, digits: int) -> str | None:

@@ -12,7 +12,7 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
-from omniges.data.catalog import Filters, read_beside, read_catalog
+from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
@@ -25,13 +25,14 @@ from omniges.pretrained.initialize import Start, open_start
 from omniges.pretrained.omniflow.trunk import WhichWeights
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
+from omniges.shards.reader import read_beside
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.storage.remote import parse_location
 from omniges.trainer.batches import Feed, speakers_of
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.optimizer import LearningRate
-from omniges.trainer.train_step import Learner, LearnSettings
+from omniges.trainer.train_step import Learner
 from omniges.trainer.validation.run import Validation
 from omniges.trainer.validation.setup import open_validation
 
@@ -95,7 +96,11 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         batch_size=settings.train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
     )
-    start = _start(settings)
+    # Of a run that goes on, pretrained weights decide the model's sizes.
+    start = None
+    if settings.pretrained_model_name_or_path is not None:
+        which = cast("WhichWeights | None", settings.pretrained_weights)
+        start = open_start(settings.pretrained_model_name_or_path, which, settings.model, settings.audio_codec)
     identity = _identity(settings, data, start)
     sequencing = Sequencing(
         window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=identity.tick_multiple
@@ -110,7 +115,9 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         warmup_steps=settings.lr_warmup_steps,
         total_steps=last_step,
     )
-    learner = Learner(_model(settings, identity), accelerator, _learn_settings(settings, rate))
+    model = identity.build(settings.seed)
+    model.trunk.gradient_checkpointing = settings.gradient_checkpointing
+    learner = Learner(model, accelerator, settings, rate)
     validation, remarks = open_validation(settings, data, identity, learner, ranks)
     return Run(
         settings=settings,
@@ -126,15 +133,6 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         validation=validation,
         remarks=tuple(remarks),
     )
-
-
-def _start(settings: TrainSettings) -> Start | None:
-    """The pretrained weights that a new run begins with; of one that goes on they decide the model's sizes."""
-    path = settings.pretrained_model_name_or_path
-    if path is None:
-        return None
-    weights = cast("WhichWeights | None", settings.pretrained_weights)
-    return open_start(path, weights, settings.model, settings.audio_codec)
 
 
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
@@ -170,27 +168,6 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
     return DataSource(read_catalog(shards.folder, Filters(split="train"), settings.codecs), weight, shards=shards)
-
-
-def _model(settings: TrainSettings, identity: ModelIdentity) -> Any:
-    model = identity.build(settings.seed)
-    model.trunk.gradient_checkpointing = settings.gradient_checkpointing
-    return model
-
-
-def _learn_settings(settings: TrainSettings, rate: LearningRate) -> LearnSettings:
-    return LearnSettings(
-        rate=rate,
-        flow=settings.flow_settings(),
-        seed=settings.seed,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        ema_decay=settings.ema_decay,
-        accumulation=settings.gradient_accumulation_steps,
-        dense=settings.compile,
-        compile=settings.compile,
-    )
 
 
 def _last_step(settings: TrainSettings, windows: int, global_batch: int) -> int | None:

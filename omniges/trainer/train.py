@@ -38,7 +38,7 @@ from omniges.storage.remote import parse_location
 from omniges.trainer.config import DEFAULT_VALIDATION_STEPS, TrainSettings, differences
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
-from omniges.trainer.loop import Ending, Loop, LoopSettings, Outcome, Surroundings
+from omniges.trainer.loop import Ending, Loop, LoopContext, Outcome
 from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.run import Run, accelerated, deterministic, open_run
@@ -123,7 +123,15 @@ def train(settings: TrainSettings) -> Summary:
 def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     settings, ranks = run.settings, run.ranks
     state, choice, remarks = _resume(run)
-    provenance = _provenance(run) | _earlier_start(choice)
+    provenance = {
+        "data": data_provenance(run.data),
+        "git": git_state(),
+        "packages": package_versions(),
+        "machine": machine(run.accelerator.device, ranks.world_size),
+    }
+    if choice.checkpoint is not None:  # what it goes on from remembers what the run began with
+        origin = choice.checkpoint.document(PROVENANCE_FILE).get(_PRETRAINED)
+        provenance |= {} if origin is None else {_PRETRAINED: origin}
     config = settings.as_json()
     with ranks.together("open the log"):
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
@@ -147,10 +155,18 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     # What it took to get here counts: a limit of minutes is what a person waits.
     state.elapsed_s += time.monotonic() - began_s
     validator = _validator(run, logbook, reporter)
-    around = Surroundings(
-        ranks=ranks, save=save, logbook=logbook, reporter=reporter, stopper=Stopper(), validator=validator
+    around = LoopContext(
+        rate=run.rate,
+        last_step=run.last_step,
+        trace=_trace_command(run),
+        ranks=ranks,
+        save=save,
+        logbook=logbook,
+        reporter=reporter,
+        stopper=Stopper(),
+        validator=validator,
     )
-    loop = Loop(run.learner, run.feed, state, _loop_settings(run), around)
+    loop = Loop(run.learner, run.feed, state, settings, around)
     outcome = loop.run()
     epoch = state.position / run.feed.windows_per_epoch
     return Summary(settings.output_dir, state.step, epoch, outcome, state.best, speaks=ranks.first)
@@ -182,42 +198,16 @@ def _begin_with(run: Run, start: Start, logbook: Logbook, reporter: Reporter) ->
     return {_PRETRAINED: origin}
 
 
-def _earlier_start(choice: Choice) -> dict[str, Any]:
-    """What the run began with, as the checkpoint that it goes on from remembers it."""
-    if choice.checkpoint is None:
-        return {}
-    origin = choice.checkpoint.document(PROVENANCE_FILE).get(_PRETRAINED)
-    return {} if origin is None else {_PRETRAINED: origin}
-
-
-def _loop_settings(run: Run) -> LoopSettings:
+def _trace_command(run: Run) -> tuple[str, ...] | None:
+    """Return the words of the command that lists batches, but for ranks and steps; None where there is none."""
     settings = run.settings
     location = parse_location(settings.shards[0])
-    trace: tuple[str, ...] = ("omniges", "trace-batches", f"--shards={location}")
-    trace += (f"--window-ticks={settings.window_ticks}",)
-    trace += tuple(f"--{stream}-codec={name}" for stream, name in settings.codecs.items())
-    trace += (f"--tick-multiple={run.identity.tick_multiple}",) if run.identity.config.audio_grid else ()
-    return LoopSettings(
-        seed=settings.seed,
-        flow=settings.flow_settings(),
-        rate=run.rate,
-        ema_decay=settings.ema_decay,
-        last_step=run.last_step,
-        limit_s=None if settings.max_minutes is None else settings.max_minutes * 60,
-        checkpointing_steps=settings.checkpointing_steps,
-        logging_steps=settings.logging_steps,
-        divergence_factor=settings.divergence_factor,
-        trace=(*trace, f"--seed={settings.seed}") if len(settings.shards) == 1 and location.path else None,
-    )
-
-
-def _provenance(run: Run) -> dict[str, Any]:
-    return {
-        "data": data_provenance(run.data),
-        "git": git_state(),
-        "packages": package_versions(),
-        "machine": machine(run.accelerator.device, run.ranks.world_size),
-    }
+    if len(settings.shards) > 1 or not location.path:
+        return None
+    words = ["omniges", "trace-batches", f"--shards={location}", f"--window-ticks={settings.window_ticks}"]
+    words += [f"--{stream}-codec={name}" for stream, name in settings.codecs.items()]
+    words += [f"--tick-multiple={run.identity.tick_multiple}"] if run.identity.config.audio_grid else []
+    return (*words, f"--seed={settings.seed}")
 
 
 def _welcome(run: Run, state: RunState) -> list[str]:
@@ -308,7 +298,10 @@ def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
         state, more = _load(run, chosen)
     kept = _crown_again(run, state.best)
     if kept != state.best and state.best is not None:
-        more.append(f"step {state.best.step} is no longer the best: {_why_not_best(run, state.best)}")
+        metric = settings.best_metric
+        other = f"it was by {state.best.metric}, now it goes by {metric}"
+        why = "its checkpoint is gone" if state.best.metric == metric else other
+        more.append(f"step {state.best.step} is no longer the best: {why}")
     state.best = kept
     return state, replace(choice, checkpoint=chosen), remarks + more
 
@@ -326,12 +319,6 @@ def _crown_again(run: Run, best: Best | None) -> Best | None:
         elif run.ranks.first:
             remove_best(folder)
     return best if run.ranks.largest(kept) else None
-
-
-def _why_not_best(run: Run, best: Best) -> str:
-    if best.metric != run.settings.best_metric:
-        return f"it was by {best.metric}, now it goes by {run.settings.best_metric}"
-    return "its checkpoint is gone"
 
 
 def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:

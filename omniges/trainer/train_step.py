@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,42 +16,29 @@ from torch import Tensor, nn
 
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, load_into
 from omniges.model.flow import FlowLoss, FlowModel, Windows
-from omniges.model.tasks import FlowSettings, Plan
+from omniges.model.tasks import Plan
+from omniges.trainer.config import TrainSettings
 from omniges.trainer.optimizer import Ema, LearningRate, load_moments, make_optimizer, moments
 
-__all__ = ["LearnSettings", "Learner"]
+__all__ = ["Learner"]
 
 Filled = TypeVar("Filled")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnSettings:
-    """What decides an update, but for the model and the data."""
-
-    rate: LearningRate
-    flow: FlowSettings
-    seed: int  # of noise
-    betas: tuple[float, float]
-    weight_decay: float
-    max_grad_norm: float  # 0: no clipping
-    ema_decay: float
-    accumulation: int
-    dense: bool = False  # one shape for all batches, for compiling
-    compile: bool = False
 
 
 class Learner:
     """A model that learns; on the accelerator's device, spread over its processes."""
 
-    def __init__(self, model: FlowModel, accelerator: Accelerator, settings: LearnSettings) -> None:
+    def __init__(self, model: FlowModel, accelerator: Accelerator, settings: TrainSettings, rate: LearningRate) -> None:
         self.model = model
-        self._settings = settings
+        self._settings, self._flow, self._rate = settings, settings.flow_settings(), rate
         self._accelerator = accelerator
         # Before anything wraps the model: a copy of its modules, not of its weights.
         self._skeleton = copy.deepcopy(model, {id(p): p for p in model.parameters()})
         self._wrapped: nn.Module = accelerator.prepare_model(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = make_optimizer(model, betas=settings.betas, weight_decay=settings.weight_decay)
+        self._optimizer = make_optimizer(
+            model, betas=(settings.adam_beta1, settings.adam_beta2), weight_decay=settings.weight_decay
+        )
         self._stepper = accelerator.prepare_optimizer(self._optimizer)
         self._ema = Ema(model, settings.ema_decay)
         if settings.compile:
@@ -82,8 +68,8 @@ class Learner:
         settings = self._settings
         alone = contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped)
         with alone:
-            loss: FlowLoss = self._wrapped(windows, plan, settings.flow, settings.seed, dense=settings.dense)
-            self._accelerator.backward(loss.total / settings.accumulation)
+            loss: FlowLoss = self._wrapped(windows, plan, self._flow, settings.seed, dense=settings.compile)
+            self._accelerator.backward(loss.total / settings.gradient_accumulation_steps)
         return loss.each
 
     def finish_step(self, step: int) -> Tensor:
@@ -94,7 +80,7 @@ class Learner:
         if self._settings.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, self._settings.max_grad_norm, norm, foreach=True)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.rate.at(step)
+            group["lr"] = self._rate.at(step)
         self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
         self._ema.update(step)

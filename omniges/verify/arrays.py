@@ -14,6 +14,7 @@ from omniges.features.audio import LOG_FLOOR, MEL_BANDS
 from omniges.features.gesture import BETAS, LAYOUT
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.tar import NPY_MAGIC, npy_header
 from omniges.verify.findings import Collector
 
 __all__ = ["ArraySpec", "array_specs", "check_finite", "check_gesture", "check_mel", "npy_array"]
@@ -22,7 +23,6 @@ _HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': "
     rb"\((?P<shape>[0-9]{1,18}(?:, [0-9]{1,18})*),?\), \} *\n"
 )
-_MAGIC: Final = b"\x93NUMPY\x01\x00"
 _BLOCK_FRAMES: Final = 512
 _ORTHONORMAL: Final = 1e-5
 _MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
@@ -52,13 +52,6 @@ def array_specs(row: ManifestRow, samples_16k: int | None, codecs: Sequence[Code
     return specs
 
 
-def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """The one header of an array, a multiple of 64 bytes, that the contract has: npy 1.0, as short as it can be."""
-    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
-    size = -(-(10 + len(text) + 1) // 64) * 64
-    return _MAGIC + (size - 10).to_bytes(2, "little") + text.ljust(size - 11).encode() + b"\n"
-
-
 def npy_array(
     data: memoryview | bytes, spec: ArraySpec, out: Collector, *, key: str, member: str, offset: int
 ) -> npt.NDArray[Any] | None:
@@ -67,7 +60,7 @@ def npy_array(
     length = int.from_bytes(head[8:10], "little")
     text = bytes(data[10 : 10 + length])
     match = _HEADER.fullmatch(text)
-    if head[:8] != _MAGIC or len(text) != length or (10 + length) % 64 or match is None:
+    if head[:8] != NPY_MAGIC or len(text) != length or (10 + length) % 64 or match is None:
         out.add("array-invalid", f"{head + text[:80]!r}", "an npy 1.0 header", key=key, member=member, offset=offset)
         return None
     dtype, shape = match["dtype"].decode(), tuple(int(part) for part in match["shape"].split(b", "))

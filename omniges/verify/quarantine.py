@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from omniges.errors import EnvironmentFault
-from omniges.shards.names import SHARD_NAME
-from omniges.shards.schema import LATENTS_FILE, SIDE_FILES
+from omniges.shards.schema import LATENTS_FILE, SHARD_NAME, SIDE_FILES
 from omniges.storage.atomic import locked, make_folder, os_errors, refuse_links, sync_folder
 
 __all__ = ["quarantine", "quarantine_folder"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -44,8 +44,9 @@ def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds:
     A version is drawn in each part that it has something of. Raises ValueError where motion has fewer than two frames,
     EnvironmentFault without matplotlib.
     """
-    words = [(one.name, _of_words(one.words, seconds)) for one in versions if one.words is not None]
-    mels = [(one.name, parts.without_motion(one.mel, (), 0.0, seconds)) for one in versions if one.mel is not None]
+    still = partial(parts.without_motion, start_s=0.0, stop_s=seconds)
+    words = [(one.name, still(None, one.words)) for one in versions if one.words is not None]
+    mels = [(one.name, still(one.mel, ())) for one in versions if one.mel is not None]
     motions = [(one.name, view) for one in versions if (view := _of_motion(one, seconds)) is not None]
     heights = [_WORDS_IN] * len(words) + [_MEL_IN] * len(mels)
     heights += [_SPEEDS_IN] * bool(motions) + [_FIGURES_IN] * len(motions)
@@ -64,7 +65,7 @@ def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds:
         parts.write(figure, (parts.LEFT, 1 - 0.2 / inches), title, size=12, weight="bold", va="center")
         parts.write(figure, (parts.LEFT, 1 - 0.42 / inches), note, longest=160, color=parts.GREY, va="center")
         for name, view in words:
-            _draw_words(_titled(next(panels), name), view)
+            parts.draw_words(_titled(next(panels), name), view, empty="no word")
         for name, view in mels:
             parts.draw_mel(_titled(next(panels), name), view)
         parts.share_mel_colours(figure)
@@ -72,13 +73,7 @@ def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds:
             _draw_speeds(next(panels), motions)
         for name, view in motions:
             parts.draw_figures(_titled(next(panels), name), view)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
-
-
-def _of_words(words: Sequence[parts.Word], seconds: float) -> parts.View:
-    return parts.without_motion(None, words, 0.0, seconds)
+        return parts.png_of(figure)
 
 
 def _of_motion(version: Version, seconds: float) -> parts.View | None:
@@ -91,12 +86,6 @@ def _of_motion(version: Version, seconds: float) -> parts.View | None:
 def _titled(axes: Axes, name: str) -> Axes:
     axes.set_title(name)
     return axes
-
-
-def _draw_words(axes: Axes, view: parts.View) -> None:
-    parts.draw_words(axes, view)
-    if not view.words:
-        axes.text(0.5, 0.4, "no word", transform=axes.transAxes, ha="center", color=parts.GREY)
 
 
 def _draw_speeds(axes: Axes, motions: Sequence[tuple[str, parts.View]]) -> None:

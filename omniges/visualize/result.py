@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -68,14 +67,12 @@ def draw_result(
             )
             box = (parts.LEFT, (top - room) / height, parts.RIGHT - parts.LEFT, _HEIGHTS_IN[row.stream] / height)
             view = _view(row, rows, start_xz, stop_s)
-            curves += _DRAW[row.stream](figure, box, view, number == len(rows) - 1)
+            curves += _draw(row.stream, figure, box, view, last=number == len(rows) - 1)
             top -= room
         parts.share_mel_colours(figure)
         for axes in curves:
             axes.set_ylim(0, max(other.get_ylim()[1] for other in curves))
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
+        return parts.png_of(figure)
 
 
 def _view(row: Row, rows: Sequence[Row], start_xz: npt.NDArray[np.floating], stop_s: float) -> parts.View:
@@ -89,32 +86,23 @@ def _view(row: Row, rows: Sequence[Row], start_xz: npt.NDArray[np.floating], sto
     return parts.cut(row.data, jaw_eyes, start_xz, parts.NO_MEL, words, 0.0, stop_s)
 
 
-def _text(figure: Figure, box: Box, view: parts.View, last: bool) -> list[Axes]:
+def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> list[Axes]:
+    """Draw a row, with the time line below it if it is the last; returns the axes of motion's curves."""
+    if stream == "gesture":  # its time line stands between curves and figures
+        left, bottom, width, height = box
+        curves = figure.add_axes((left, bottom + 0.72 * height, width, 0.28 * height))
+        parts.draw_motion(curves, view)
+        _seconds(curves)
+        parts.draw_figures(figure.add_axes((left, bottom, width, 0.62 * height)), view)
+        return [curves]
     axes = figure.add_axes(box)
-    parts.draw_words(axes, view)
+    if stream == "text":
+        parts.draw_words(axes, view, empty="no word")
+    else:
+        parts.draw_mel(axes, view)
     if last:
         _seconds(axes)
-    if not view.words:
-        axes.text(0.5, 0.4, "no word", transform=axes.transAxes, ha="center", color=parts.GREY)
     return []
-
-
-def _audio(figure: Figure, box: Box, view: parts.View, last: bool) -> list[Axes]:
-    axes = figure.add_axes(box)
-    parts.draw_mel(axes, view)
-    if last:
-        _seconds(axes)
-    return []
-
-
-def _gesture(figure: Figure, box: Box, view: parts.View, last: bool) -> list[Axes]:
-    del last  # its time line stands between curves and figures
-    left, bottom, width, height = box
-    curves = figure.add_axes((left, bottom + 0.72 * height, width, 0.28 * height))
-    parts.draw_motion(curves, view)
-    _seconds(curves)
-    parts.draw_figures(figure.add_axes((left, bottom, width, 0.62 * height)), view)
-    return [curves]
 
 
 def _seconds(axes: Axes) -> None:
@@ -124,10 +112,3 @@ def _seconds(axes: Axes) -> None:
         axes.spines["left"].set_visible(False)
     axes.tick_params(labelbottom=True)
     axes.set_xlabel("time (s)", labelpad=1)
-
-
-_DRAW: Final[Mapping[Stream, Callable[[Figure, Box, parts.View, bool], list[Axes]]]] = {
-    "text": _text,
-    "audio": _audio,
-    "gesture": _gesture,
-}

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -50,6 +50,7 @@ __all__ = [
     "draw_words",
     "legend",
     "new_figure",
+    "png_of",
     "share_mel_colours",
     "time_axis",
     "without_motion",
@@ -139,8 +140,13 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         draw_motion(axes[2], view)
         _draw_face(axes[3], view)
         draw_figures(axes[4], view)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
+        return png_of(figure)
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as a PNG file that says nothing of the program that drew it."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
 
 
@@ -200,28 +206,21 @@ def cut(
         raise ValueError(f"{start_s} s and {seconds} s show fewer than two of {frames} frames")
     steps = gesture[:, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
     steps[0] = start_xz  # the repeated first step is not one
-    begin, end = first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ
-    mel_first = min(round(begin * _MEL_RATE_HZ), len(mel))
-    intervals = tuple((str(w["word"]), float(w["start"]), float(w["end"])) for w in words)
-    return View(
-        start_s=begin,
-        stop_s=end,
+    return replace(
+        without_motion(mel, words, first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ),
         times=np.arange(first, stop) / FRAME_RATE_HZ,
         gesture=gesture[first:stop],
         jaw_eyes=jaw_eyes[first:stop],
         root_xz=np.cumsum(steps, axis=0)[first:stop],
-        mel=mel[mel_first : round(end * _MEL_RATE_HZ)],
-        mel_start_s=mel_first / _MEL_RATE_HZ,
-        words=tuple((w, max(a, begin), min(b, end)) for w, a, b in intervals if b > begin and a < end),
     )
 
 
 def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> View:
     """The part of a sample without motion that is shown."""
-    if stop_s - start_s < 2 / FRAME_RATE_HZ:
+    if (stop_s - start_s) * FRAME_RATE_HZ < 2 - 1e-6:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
     heard = NO_MEL if mel is None else mel
-    first = round(start_s * _MEL_RATE_HZ)
+    first = min(round(start_s * _MEL_RATE_HZ), len(heard))
     inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
     return View(
         start_s=start_s,
@@ -279,14 +278,12 @@ def _fonts() -> tuple[tuple[str, FT2Font], ...]:
 def _drawable(text: str, longest: int) -> str:
     """At most `longest` characters of a text, each with a glyph in some font; the others become escapes."""
     shown = "".join(
-        c if c.isprintable() and any(font.get_char_index(ord(c)) for _, font in _fonts()) else _escape(c)
+        c
+        if c.isprintable() and any(font.get_char_index(ord(c)) for _, font in _fonts())
+        else c.encode("unicode_escape").decode("ascii")
         for c in text[: longest + 1]
     )
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
@@ -324,8 +321,11 @@ def legend(axes: Axes, handles: Sequence[Any]) -> None:
     )
 
 
-def draw_words(axes: Axes, view: View) -> None:
-    """Bars for the words' intervals, and labels above them spread so that none covers another."""
+def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
+    """Draw bars for the words' intervals, and labels above them spread so that none covers another.
+
+    ``empty`` stands there where no word is shown.
+    """
     axes.set_axis_off()
     time_axis(axes, view)
     axes.set_ylim(0, 1)
@@ -334,6 +334,7 @@ def draw_words(axes: Axes, view: View) -> None:
     every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # of a long view only each n-th word is labelled
     labelled = view.words[::every]
     if not labelled:
+        axes.text(0.5, 0.4, empty, transform=axes.transAxes, ha="center", color=GREY)
         return
     centres = np.array([(a + b) / 2 for _, a, b in labelled])
     places = _spread(centres, _LABEL_GAP * span, view.start_s, view.stop_s - 0.01 * span)
@@ -483,8 +484,7 @@ def draw_figures(axes: Axes, view: View) -> None:
 def _people(gesture: F32, jaw_eyes: F32) -> F64:
     """Joint positions (K, 55, 3) m of single frames, the pelvis at x = z = 0."""
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
-    trans = motion.trans * np.array([0.0, 1.0, 0.0])
-    return joint_positions(motion.poses, trans)
+    return joint_positions(motion.poses, motion.trans * np.array([0.0, 1.0, 0.0]))
 
 
 def _draw_person(axes: Axes, joints: F64) -> None:

@@ -323,7 +323,7 @@ class TestRefusals:
         data[row.members["gesture.npy"].offset + 1000] ^= 1
         (folder / row.shard).write_bytes(data)
         before = {p.name: p.read_bytes() for p in folder.iterdir()}
-        with pytest.raises(DataError, match=rf"{row.key}.gesture.npy at byte \d+ is damaged"):
+        with pytest.raises(DataError, match=rf"{row.key}.gesture.npy at byte \d+: sha256 \w+ expected, found \w+"):
             encode(settings_of(folder))
         assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 

@@ -14,7 +14,8 @@ from omniges.data.blocks import BlockStore
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.collate import Collator, mixture_of
 from omniges.data.normalize import Normaliser
-from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks
+from omniges.data.window_reader import ClipReader, ReadMarks
+from omniges.shards.reader import LocalShards
 
 
 @dataclass

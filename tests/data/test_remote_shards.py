@@ -22,11 +22,11 @@ from omniges.data.collate import open_source
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location, open_specification
-from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks, ShardSource
+from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import read_dataset, seal
-from omniges.shards.reader import ShardFolder
+from omniges.shards.reader import LocalShards, ShardFolder, ShardSource
 from omniges.shards.schema import SPLITS
 from omniges.storage.cache import CacheFull, Retries
 from omniges.storage.remote import Timeouts, parse_location

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -14,18 +15,17 @@ from batch_builders import PlainReader, write_shards
 
 from omniges.data import window_reader
 from omniges.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
-from omniges.data.normalize import Normaliser, Scale
+from omniges.data.normalize import Normaliser
 from omniges.data.tracks import PLAIN_TRACKS
-from omniges.data.window_reader import ClipReader, LocalShards, ReadMarks, Verify
+from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.errors import DataError, EnvironmentFault
+from omniges.shards.reader import LocalShards
 from omniges.shards.tar import npy_parts
 from omniges.storage.cache import CacheFull
 from omniges.storage.canonical_json import canonical_json
 
 LENGTHS = (20, 11, 33)
-PLAIN_SCALES = Normaliser(
-    *(Scale(np.zeros(track.channels, np.float32), np.ones(track.channels, np.float32)) for track in PLAIN_TRACKS.arrays)
-)
+PLAIN_SCALES = Normaliser.identity(PLAIN_TRACKS)
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ class TestDamage:
         marks = ReadMarks.blank(len(table))
         readers = [ClipReader(table, LocalShards(folder), marks) for _ in range(2)]
         hashed: list[int] = []
-        real = window_reader.hashlib.sha256
-        monkeypatch.setattr(window_reader.hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
+        real = hashlib.sha256
+        monkeypatch.setattr(hashlib, "sha256", lambda data: hashed.append(len(data)) or real(data))
         for _ in range(3):
             for reader in readers:
                 for sample in range(len(table)):
@@ -104,7 +104,7 @@ class TestDamage:
 
     def test_never_means_never_but_the_header_is_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         catalog = read_catalog(folder, Filters())
-        monkeypatch.setattr(window_reader.hashlib, "sha256", None)
+        monkeypatch.setattr(hashlib, "sha256", None)
         read(reader_of(folder, "never", catalog), 0)
         shard = folder / catalog.table.shard_name(int(catalog.table.shard[0]))
         data = bytearray(shard.read_bytes())

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from body_builders import body_arrays, body_file, slow_body
 
-from omniges.features.body import BodyModel
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import PARENTS
 from omniges.formats.body_model import decode_body_model
@@ -21,12 +20,7 @@ FACES = RNG.normal(0, 1, (5, 100))
 TRANS = RNG.normal(0, 1, (5, 3))
 
 
-def model(vertices: int = 40, seed: int = 0) -> BodyModel:
-    arrays = decode_body_model(body_file(vertices, seed))
-    return BodyModel(**{field.name: getattr(arrays, field.name) for field in dataclasses.fields(arrays)})
-
-
-MODEL = model()
+MODEL = decode_body_model(body_file(40, 0))
 PERSON = MODEL.person(BETAS)
 
 

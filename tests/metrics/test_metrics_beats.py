@@ -11,8 +11,8 @@ from scipy.signal import argrelextrema
 
 from omniges.errors import DataError, UsageFault
 from omniges.metrics.beats import (
+    BeatScore,
     audio_beats,
-    beat_consistency,
     beat_score,
     joint_speeds,
     least_frames,
@@ -23,6 +23,13 @@ from omniges.metrics.clips import weighted_mean
 from omniges.metrics.profiles import PROFILES, profile
 
 ALL = list(PROFILES)
+
+
+def beat_consistency(joints, mean_speeds_m_s, samples, settings) -> BeatScore:
+    beats = motion_beats(joints, mean_speeds_m_s, settings)
+    return beat_score(audio_beats(samples, len(joints), settings), beats, len(joints), settings)
+
+
 UPPER = (3, 6, 9, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from metrics_builders import untouched
 
 from omniges.errors import DataError, UsageFault
-from omniges.metrics.descriptor import DESCRIPTOR_NAME, describe
-from omniges.metrics.frechet import frechet_distance
+from omniges.metrics.frechet import DESCRIPTOR_NAME, describe, frechet_distance
 from omniges.metrics.profiles import PROFILES, FrechetSettings, profile
 
 EXACT = FrechetSettings(offset=0.0)

@@ -11,10 +11,9 @@ from omniges.features.arrays import checked
 from omniges.features.gesture import six_d_from_rotvec
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.clips import ClipValue, checked_pair, weighted_mean
-from omniges.metrics.diversity import l1_diversity
-from omniges.metrics.face import FaceSums, face_mse, face_velocity
-from omniges.metrics.motion import foot_skate, invalid_rotations, jerk, root_drift
-from omniges.metrics.profiles import PROFILES, profile, scored_poses
+from omniges.metrics.face import FaceScore, FaceSums
+from omniges.metrics.motion import foot_skate, invalid_rotations, jerk, l1_diversity, root_drift
+from omniges.metrics.profiles import PROFILES, FaceSettings, profile, scored_poses
 from omniges.metrics.seams import seam_score
 from omniges.metrics.srgr import semantic_recall, semantic_scores
 
@@ -50,6 +49,20 @@ class TestDiversity:
         assert l1_diversity(np.ones((1, 55, 3))) == ClipValue(0.0, 1.0)
         with pytest.raises(DataError, match="found 0"):
             l1_diversity(np.ones((0, 55, 3)))
+
+
+def face_sums(generated: np.ndarray, recorded: np.ndarray) -> FaceSums:
+    sums = FaceSums()
+    sums.add(generated, recorded)
+    return sums
+
+
+def face_mse(generated: np.ndarray, recorded: np.ndarray) -> FaceScore:
+    return face_sums(generated, recorded).mse()
+
+
+def face_velocity(generated: np.ndarray, recorded: np.ndarray, settings: FaceSettings) -> FaceScore:
+    return face_sums(generated, recorded).velocity(settings)
 
 
 class TestFace:

@@ -29,8 +29,16 @@ from omniges import cli
 from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.names import is_contract_name, is_key, is_stem
-from omniges.shards.schema import DATASET_FILE, SIDE_FILES, TOKENIZER_FILE, UNFINISHED_FILE, key_from_stem
+from omniges.shards.schema import (
+    DATASET_FILE,
+    SIDE_FILES,
+    TOKENIZER_FILE,
+    UNFINISHED_FILE,
+    is_contract_name,
+    is_key,
+    is_stem,
+    key_from_stem,
+)
 from omniges.shards.transaction import Workspace
 from omniges.storage.canonical_json import canonical_json
 from omniges.storage.names import is_file_name, is_relative_path

@@ -10,31 +10,24 @@ from accelerate import Accelerator
 from flow_builders import CONFIG, PIECES, model_of, windows_of
 
 from omniges.model.presets import ModelConfig
-from omniges.model.tasks import FlowSettings, draw_plan
+from omniges.model.tasks import draw_plan
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.omniflow.parameter_names import Anatomy, Grid
 from omniges.pretrained.omniflow.weight_map import trunk_config
+from omniges.trainer.config import TrainSettings
 from omniges.trainer.memory import training_memory
 from omniges.trainer.optimizer import LearningRate
-from omniges.trainer.train_step import Learner, LearnSettings
+from omniges.trainer.train_step import Learner
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretrained.md"
 
 
 def test_it_is_what_a_learner_holds_after_a_step() -> None:
-    settings = LearnSettings(
-        rate=LearningRate(peak=1e-3, schedule="constant", warmup_steps=0, total_steps=None),
-        flow=FlowSettings(),
-        seed=0,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        ema_decay=0.9,
-        accumulation=1,
-    )
-    learner = Learner(model_of(), Accelerator(cpu=True), settings)
+    rate = LearningRate(peak=1e-3, schedule="constant", warmup_steps=0, total_steps=None)
+    settings = TrainSettings()
+    learner = Learner(model_of(), Accelerator(cpu=True), settings, rate)
     positions = list(range(8))
-    learner.micro_step(windows_of(positions), draw_plan(settings.flow, 0, np.array(positions)), last=True)
+    learner.micro_step(windows_of(positions), draw_plan(settings.flow_settings(), 0, np.array(positions)), last=True)
     gradients = sum(p.grad.nbytes for p in learner.model.parameters() if p.grad is not None)
     learner.finish_step(0)
     held = {file: sum(x.nbytes for x in tensors.values()) for file, tensors in learner.tensors().items()}

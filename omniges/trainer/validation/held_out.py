@@ -9,7 +9,6 @@ As the loader's unshuffled order has them, a clip of n ticks holds floor(n/w) wi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,11 +19,9 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from omniges.data.catalog import VERIFY
 from omniges.data.tracks import Track
-from omniges.data.window_reader import ShardSource
 from omniges.data.worker_setup import DataSource
-from omniges.errors import DataError, UsageFault
+from omniges.errors import UsageFault
 from omniges.evaluation.results import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
@@ -38,8 +35,6 @@ from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
-from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import sha256_hex
 
 __all__ = [
     "Clip",
@@ -113,28 +108,6 @@ I32 = npt.NDArray[np.int32]
 
 _LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
 """A word that has less than half a tick in a window is none of its words, for no tick tells it."""
-
-
-class SourceFolder(ShardFolder):
-    """A shard folder whose shards are wherever its source has them: in the folder, or in the cache of a URL."""
-
-    def __init__(self, folder: Path, source: ShardSource) -> None:
-        super().__init__(folder)
-        self.source = source
-
-    def member(self, row: ManifestRow, member: str) -> bytes:
-        """A member's bytes, checked against the manifest; raises DataError where they are others."""
-        place = row.members[member]
-        where = f"{self.source.describe(row.shard)}: {row.key}.{member} at byte {place.offset}"
-        descriptor = self.source.open(row.shard)
-        try:
-            with os_errors(self.folder / row.shard, "read"):
-                data = os.pread(descriptor, place.size, place.offset)
-        finally:
-            os.close(descriptor)
-        if sha256_hex(data) != place.sha256:
-            raise DataError(f"{where} is damaged. {VERIFY}")
-        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +192,7 @@ class HeldOut:
 
     windows: tuple[Window, ...]
     available: int  # windows of the split
-    folders: Mapping[int, SourceFolder]
+    folders: Mapping[int, ShardFolder]
 
     def read(self, codec: SlotCodec, latents: Collection[CodecEntry] = ()) -> tuple[WindowFolder, list[I32]]:
         """All windows as samples, with these latents, and their text slots (ticks,).
@@ -243,7 +216,7 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
 
     Raises UsageFault, with the way to a val split, where there are none.
     """
-    folders = {number: SourceFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
+    folders = {number: ShardFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
     rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "val"}
     shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
     if not rows:
@@ -284,7 +257,7 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
 class SomeRecordings(ShardFolder):
     """Some recordings of several folders as those of one, each read when it is asked for."""
 
-    def __init__(self, chosen: Sequence[tuple[SourceFolder, ManifestRow]]) -> None:
+    def __init__(self, chosen: Sequence[tuple[ShardFolder, ManifestRow]]) -> None:
         self.folder = Path("train recordings")
         self._chosen = {f"{number}-{row.key}": one for number, one in enumerate(chosen) for row in one[1:]}
 
@@ -299,7 +272,7 @@ class SomeRecordings(ShardFolder):
         return folder.member(own, member)
 
 
-def some_recordings(folders: Mapping[int, SourceFolder], ticks: int, limit: int) -> SomeRecordings:
+def some_recordings(folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> SomeRecordings:
     """At most `limit` recordings of the train split that last so many ticks or more, evenly over speakers."""
     rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "train"}
     clips = [Clip(number, key, row.speaker or "", 1) for (number, key), row in rows.items() if row.ticks >= ticks]
@@ -317,7 +290,7 @@ class _Recording:
     heard: F32 | None  # (N,) at 16 kHz
 
     @classmethod
-    def read(cls, folder: SourceFolder, row: ManifestRow, codec: SlotCodec) -> _Recording:
+    def read(cls, folder: ShardFolder, row: ManifestRow, codec: SlotCodec) -> _Recording:
         """Raises DataError for what cannot be read."""
         sample = folder.sample(row)
         trans = motion_from_gesture(sample.gesture).trans

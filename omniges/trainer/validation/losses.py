@@ -13,13 +13,12 @@ import torch
 from omniges.errors import DataError
 from omniges.model.flow import FlowModel, Windows
 from omniges.model.streams import STREAMS, StreamName
-from omniges.model.tasks import TASKS, FlowSettings, Plan
+from omniges.model.tasks import SIX, TASKS, FlowSettings, Plan
 
 __all__ = ["LEVELS", "SIX", "VALIDATION_SEED", "grid_losses", "loss_table", "streams_of"]
 
 F64 = npt.NDArray[np.float64]
 
-SIX: Final = ("t2g", "g2t", "a2g", "g2a", "t2a", "a2t")
 LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 VALIDATION_SEED: Final = 0x56414C
 """Of noise and samples; not the run's, so that runs of other seeds can be compared."""

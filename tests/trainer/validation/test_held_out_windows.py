@@ -11,8 +11,9 @@ from pipeline_helpers import run_preprocess
 
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.results import waveform
 from omniges.features.gesture import motion_from_gesture
@@ -20,7 +21,6 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.flac import decode_flac
 from omniges.pipeline.discover import Selection
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.batches import _as_stored, tracks_of
 from omniges.trainer.validation.held_out import open_held_out, some_recordings
 
 TICKS = 16
@@ -40,7 +40,7 @@ def test_all_windows_are_those_of_the_loaders_unshuffled_pass(shards: Path, data
         Sequencing(window_ticks=TICKS, shuffle=False),
         RankShare(batch_size=64),
         LoaderSettings(workers=0),
-        normaliser=_as_stored(tracks_of(val)),
+        normaliser=Normaliser.identity(tracks_of(val)),
     )
     with pass_:
         (batch,) = list(pass_)
@@ -131,5 +131,5 @@ def test_a_flipped_bit_is_found(shards: Path, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[row.members["mel.npy"].offset + 300] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"mel.npy at byte \d+ is damaged"):
+    with pytest.raises(DataError, match=r"mel.npy at byte \d+: sha256 \w+ expected, found \w+"):
         held_out.read(SlotCodec(data[0].catalog.tokenizer))

@@ -32,8 +32,9 @@ from omniges.codecs import registry
 from omniges.codecs.registry import load_codec
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
 from omniges.errors import ExitCode, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy
@@ -44,7 +45,6 @@ from omniges.generation.run import GenerateSettings, generate
 from omniges.model.sampling import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.batches import _as_stored, tracks_of
 from omniges.trainer.config import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.decoders import Decoders
@@ -140,7 +140,7 @@ def test_windows_have_the_latents_that_the_loader_gives(encoded_both: Path) -> N
     entries = val[0].catalog.codecs
     folder, _ = held_out.read(SlotCodec(val[0].catalog.tokenizer), entries.values())
     sequencing, share = Sequencing(window_ticks=TICKS, shuffle=False), RankShare(batch_size=64)
-    scales = _as_stored(tracks_of(val))
+    scales = Normaliser.identity(tracks_of(val))
     with BatchLoader(val, sequencing, share, LoaderSettings(workers=0), normaliser=scales) as loader:
         (batch,) = list(loader)
     assert len(batch) == len(held_out.windows) > 1

@@ -27,8 +27,9 @@ from omniges.codecs.base import SpokenText
 from omniges.codecs.text_vae.codec import TextWindows
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
@@ -38,7 +39,6 @@ from omniges.generation.run import GenerateSettings, generate
 from omniges.model.sampling import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.batches import _as_stored, tracks_of
 from omniges.trainer.config import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.held_out import open_held_out
@@ -90,7 +90,7 @@ class TestWindows:
         val = [DataSource(read_catalog(encoded_text, Filters(split="val"), TEXT))]
         entries = val[0].catalog.codecs
         folder, _ = held_out.read(SlotCodec(val[0].catalog.tokenizer), entries.values())
-        scales = _as_stored(tracks_of(val))
+        scales = Normaliser.identity(tracks_of(val))
         sequencing, share = Sequencing(window_ticks=WINDOW, shuffle=False), RankShare(batch_size=64)
         with BatchLoader(val, sequencing, share, LoaderSettings(workers=0), normaliser=scales) as loader:
             (batch,) = list(loader)

@@ -360,7 +360,7 @@ class TestFaults:
         with (own / row.shard).open("r+b") as stream:
             stream.seek(row.members["gesture.npy"].offset + 500)
             stream.write(b"\x00\x01\x02\x03")
-        with pytest.raises(DataError, match=r"gesture.npy at byte \d+ is damaged"):
+        with pytest.raises(DataError, match=r"gesture.npy at byte \d+: sha256 \w+ expected, found \w+"):
             run(own, tmp_path / "run", **BARE)
         assert log_of(tmp_path / "run", "end")[-1]["ending"] == "failed"
         assert checkpoint_of(tmp_path / "run", 2).is_dir()
