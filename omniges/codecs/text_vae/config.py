@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_args
 
-from omniges.codecs.text_vae.qformer import HEADS
 from omniges.errors import DataError
 
-__all__ = ["LlamaSizes", "NormType", "T5Sizes", "TextVaeConfig", "VaeConfig", "require_agreement", "text_vae_config"]
+__all__ = ["QFORMER_HEADS", "LlamaSizes", "NormType", "T5Sizes", "TextVaeConfig", "VaeConfig", "require_agreement", "text_vae_config"]
 
 NormType = Literal["layer_norm", "rms_norm"]
+QFORMER_HEADS: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +83,8 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
     """
     found = _Document(document, where)
     config = TextVaeConfig(vae=_vae(found), llama=_llama(found), t5=_t5(found))
-    if config.vae.vae_hidden_size % HEADS:
-        raise found.fault("vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {HEADS}")
+    if config.vae.vae_hidden_size % QFORMER_HEADS:
+        raise found.fault("vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}")
     return config
 
 

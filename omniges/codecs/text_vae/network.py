@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniges.codecs.base import BOTH_ENDS, End
-from omniges.codecs.text_vae.config import LlamaSizes, T5Sizes, TextVaeConfig
-from omniges.codecs.text_vae.qformer import QFormer
+from omniges.codecs.text_vae.config import QFORMER_HEADS, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
 from omniges.codecs.text_vae.tokenizers import IGNORED
 from omniges.errors import DataError, EnvironmentFault
 from omniges.storage.canonical_json import canonical_json
 
 if TYPE_CHECKING:
-    from transformers import LlamaModel, T5EncoderModel
+    from transformers import Blip2QFormerModel, LlamaModel, T5EncoderModel
 
 __all__ = ["MAX_LENGTH", "TextVae", "standardised", "token_losses"]
 
@@ -65,7 +64,7 @@ class TextVae(nn.Module):
             if vae.norm_type == "rms_norm"
             else nn.LayerNorm(normed, eps=1e-5, elementwise_affine=False)
         )
-        self.qformer = QFormer(width=vae.vae_hidden_size, features=vae.prompt_size)
+        self.qformer = _qformer(vae)
         self.vae_proj = nn.Linear(vae.vae_hidden_size, 2 * vae.vae_dim)
         self.input_proj = (
             nn.Identity()
@@ -142,7 +141,8 @@ class TextVae(nn.Module):
         features = standardised(self.features(ids))
         if self.config.vae.vae_dim != _LEGACY_WIDTH:
             features = features * ~empty[:, None, None]
-        result: Tensor = self.qformer(self.query.expand(len(ids), -1, -1), features)
+        queries = self.query.expand(len(ids), -1, -1)
+        result: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
         return result
 
     @torch.no_grad()
@@ -245,6 +245,23 @@ def _t5(sizes: T5Sizes) -> T5EncoderModel:
         use_cache=False,
     )
     return T5EncoderModel(config)
+
+
+def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
+    """BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without its text side; every other one looks at features."""
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel  # noqa: PLC0415 - optional, and slow to import
+
+    config = Blip2QFormerConfig(
+        hidden_size=vae.vae_hidden_size,
+        encoder_hidden_size=vae.prompt_size,
+        num_hidden_layers=6,
+        num_attention_heads=QFORMER_HEADS,
+        intermediate_size=3072,
+        cross_attention_frequency=2,
+        layer_norm_eps=1e-12,
+        hidden_act="gelu",
+    )
+    return Blip2QFormerModel(config)
 
 
 def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where: str) -> dict[str, str]:
