@@ -20,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 
 from omniges.codecs.audio_vae_blocks import decoded, encoded
 from omniges.codecs.base import fingerprint_of
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.shards.latents import FrameEntry
-from omniges.storage.tensors import read_tensors, read_weights
+from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 __all__ = ["NAME", "AudioVae", "load_audio_vae"]
 
@@ -180,29 +179,15 @@ def _load_weights(vae: Any, folder: Path) -> None:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder}: {' or '.join(_WEIGHTS)} expected, found neither: copy the codec's weights there")
-    found = {_today(name): tensor for name, tensor in _stored(path).items()}
-    own = vae.state_dict()
-    for name in sorted(own.keys() | found.keys()):
-        shapes = [tuple(held[name].shape) if name in held else None for held in (own, found)]
-        if shapes[0] != shapes[1]:
-            raise DataError(
-                f"{path}: {name}: shape {shapes[0] or 'none'} expected by {_CONFIG}, found {shapes[1] or 'none'}: "
-                "configuration and weights are of different codecs"
-            )
-        if not found[name].isfinite().all():
-            raise DataError(f"{path}: {name}: finite numbers expected, found others: copy the codec again")
+    found = {}
+    for name, tensor in read_tensors(path).items():
+        for old, new in _OLD_NAMES.items():
+            name = name.replace(old, new)  # noqa: PLW2901 - the name that it has in diffusers today
+        require_finite(name, tensor, str(path))
+        found[name] = tensor
+    remedy = f"{_CONFIG} and weights are of different codecs: give those that belong together"
+    require_same(shapes_of(vae.state_dict()), shapes_of(found), str(path), remedy)
     vae.load_state_dict(found)
-
-
-def _today(name: str) -> str:
-    """The name that a weight has in diffusers today."""
-    for old, new in _OLD_NAMES.items():
-        name = name.replace(old, new)
-    return name
-
-
-def _stored(path: Path) -> dict[str, Tensor]:
-    return read_tensors(path) if path.suffix == ".safetensors" else read_weights(path)
 
 
 def _line(error: BaseException) -> str:

@@ -13,7 +13,16 @@ from typing import Any, Final, Literal, get_args
 
 from omniges.errors import DataError
 
-__all__ = ["QFORMER_HEADS", "LlamaSizes", "NormType", "T5Sizes", "TextVaeConfig", "VaeConfig", "require_agreement", "text_vae_config"]
+__all__ = [
+    "QFORMER_HEADS",
+    "LlamaSizes",
+    "NormType",
+    "T5Sizes",
+    "TextVaeConfig",
+    "VaeConfig",
+    "require_agreement",
+    "text_vae_config",
+]
 
 NormType = Literal["layer_norm", "rms_norm"]
 QFORMER_HEADS: Final = 12
@@ -84,7 +93,9 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
     found = _Document(document, where)
     config = TextVaeConfig(vae=_vae(found), llama=_llama(found), t5=_t5(found))
     if config.vae.vae_hidden_size % QFORMER_HEADS:
-        raise found.fault("vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}")
+        raise found.fault(
+            "vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}"
+        )
     return config
 
 

@@ -16,7 +16,7 @@ from omniges.pretrained.omniflow.anatomy import read_anatomy
 from omniges.pretrained.omniflow.ema_list import open_average
 from omniges.pretrained.omniflow.parameter_names import Grid
 from omniges.pretrained.omniflow.position_tables import read_base, read_tables
-from omniges.pretrained.omniflow.tensors import find_omniflow, open_tensors
+from omniges.pretrained.omniflow.tensors import find_omniflow, open_parts
 from omniges.pretrained.omniflow.weight_map import Fate, conversion_fates, made, rules, trunk_config
 
 __all__ = ["SourceTrunk", "WhichWeights", "audio_grid_of", "config_of", "parameter_shapes", "read_omniflow"]
@@ -42,14 +42,14 @@ class SourceTrunk:
 def config_of(folder: Path) -> dict[str, Any]:
     """The trunk's configuration of an OmniFlow folder, from names and shapes alone."""
     found = find_omniflow(folder)
-    source = open_tensors(found.weights)
+    source = open_parts(found.weights)
     return trunk_config(read_anatomy(source.shapes, found.config, source.where)[0])
 
 
 def audio_grid_of(folder: Path) -> dict[str, int]:
     """The audio stream's grid, as `SourceTrunk.grids` has it, of an OmniFlow folder; its table is not compared."""
     found = find_omniflow(folder)
-    source = open_tensors(found.weights)
+    source = open_parts(found.weights)
     anatomy, _ = read_anatomy(source.shapes, found.config, source.where)
     return _as_entry(anatomy.audio, read_base(anatomy, source, "audio"))
 
@@ -65,7 +65,7 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
     is no such thing, `DataError` where anything is missing, damaged, unexpected or of another shape.
     """
     found = find_omniflow(folder)
-    source = open_tensors(found.weights)
+    source = open_parts(found.weights)
     anatomy, remarks = read_anatomy(source.shapes, found.config, source.where)
     bases, reasons = read_tables(anatomy, source)
     if weights == "ema":
