@@ -234,12 +234,11 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
         if not isinstance(found, dict) or entry not in found:
             raise DataError(f"{path}: found {_summary(found)}; expected a dictionary with weights under {entry!r}")
         found, where = found[entry], f"{path}: entry {entry!r}"
-    if not isinstance(found, kind) or not found:
+    fits = isinstance(found, kind)
+    if not fits or not found:
         wanted = "tensors by name" if kind is dict else "a list of tensors"
         raise DataError(f"{where}: found {_summary(found)}; expected {wanted}: {_SAFE}")
-    tensors: dict[Any, Any] = (
-        found if isinstance(found, dict) else dict(zip(map(str, range(len(found))), found, strict=True))
-    )
+    tensors = found if isinstance(found, dict) else {str(number): value for number, value in enumerate(found)}
     for name, value in tensors.items():
         if not isinstance(name, str) or not name.isprintable():
             raise DataError(f"{where}: found the key {repr(name)[:80]}; expected tensors by name: {_SAFE}")

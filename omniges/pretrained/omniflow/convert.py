@@ -19,10 +19,9 @@ from torch import Tensor
 from omniges.errors import DataError, UsageFault
 from omniges.model.latents import grid_embedding
 from omniges.model.trunk import JointFlowTransformer
-from omniges.pretrained.omniflow.report import table_of
 from omniges.pretrained.omniflow.tensors import file_entry, open_parts, read_json
 from omniges.pretrained.omniflow.trunk import SourceTrunk, WhichWeights, parameter_shapes, read_omniflow
-from omniges.pretrained.omniflow.weight_map import Fate
+from omniges.pretrained.omniflow.weight_map import Fate, table_of
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes
 from omniges.storage.canonical_json import json_document, sha256_hex
