@@ -11,8 +11,7 @@ configuration's shift factor, times its scaling factor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from omniges.codecs.audio_vae_blocks import decoded, encoded
-from omniges.codecs.base import fingerprint_of
+from omniges.codecs.base import exact, fingerprint_of
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.shards.latents import FrameEntry
@@ -60,7 +59,7 @@ class AudioVae:
         """Latents (M // frames_per_row, channels) of log-mel (M, 64)."""
         if len(array) < self.entry.frames_per_row:
             return np.empty((0, self.entry.channels), np.float32)
-        with _exact():
+        with exact(self._vae.device):
             mel = torch.from_numpy(np.array(array, np.float32)).to(self._vae.device)
             mean = encoded(self._vae, mel[None])[: self._vae.config.latent_channels]
             latents = ((mean - self._shift) * self._scaling).transpose(0, 1).flatten(1)
@@ -71,23 +70,11 @@ class AudioVae:
         channels = self._vae.config.latent_channels
         if not len(latents):
             return np.empty((0, MEL_BANDS), np.float32)
-        with _exact():
+        with exact(self._vae.device):
             rows = torch.from_numpy(np.array(latents, np.float32)).to(self._vae.device)
             grid = rows.reshape(len(rows), channels, -1).transpose(0, 1) / self._scaling + self._shift
             mel = decoded(self._vae, grid)[0]
         return np.ascontiguousarray(mel.cpu().numpy())
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """On a GPU, float32 products in float32: TensorFloat-32 would leave ten bits of them."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:

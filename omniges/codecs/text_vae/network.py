@@ -12,17 +12,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniges.codecs.base import BOTH_ENDS, End
+from omniges.codecs.base import BOTH_ENDS, End, add_to_fingerprint
 from omniges.codecs.text_vae.config import QFORMER_HEADS, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
 from omniges.codecs.text_vae.tokenizers import IGNORED
 from omniges.errors import DataError, EnvironmentFault
 from omniges.storage.canonical_json import canonical_json
+from omniges.storage.tensors import require_finite
 
 if TYPE_CHECKING:
     from transformers import Blip2QFormerModel, LlamaModel, T5EncoderModel
@@ -101,7 +102,7 @@ class TextVae(nn.Module):
             tensor = tensors[stored[name]]
             _check(name, tensor, expected[name], where)
             values = tensor.to(torch.float32, copy=name in kept)
-            _update(digest, name, values)
+            add_to_fingerprint(digest, name, values)
             if name in kept:
                 weights[name] = values
         if "encode" in ends:
@@ -214,13 +215,6 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.reshape(len(labels), -1)
 
 
-def _update(digest: Any, name: str, values: Tensor) -> None:
-    """Take a parameter into a fingerprint: name, type and shape as canonical JSON, then its bytes, little-endian."""
-    values = values.contiguous()
-    digest.update(canonical_json([name, str(values.dtype).removeprefix("torch."), list(values.shape)]))
-    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-
-
 def _llama(sizes: LlamaSizes) -> LlamaModel:
     try:
         from transformers import LlamaConfig, LlamaModel  # noqa: PLC0415 - optional, and slow to import
@@ -296,5 +290,4 @@ def _check(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
             f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
             f"{list(expected.shape)}; {_REMEDY}"
         )
-    if not tensor.isfinite().all():
-        raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; download it again")
+    require_finite(name, tensor, where)
