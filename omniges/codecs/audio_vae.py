@@ -11,8 +11,7 @@ configuration's shift factor, times its scaling factor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 
 from omniges.codecs.audio_vae_blocks import decoded, encoded
-from omniges.codecs.base import fingerprint_of
+from omniges.codecs.base import exact, fingerprint_of
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.shards.latents import FrameEntry
-from omniges.storage.tensors import read_tensors, read_weights
+from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 __all__ = ["NAME", "AudioVae", "load_audio_vae"]
 
@@ -61,7 +59,7 @@ class AudioVae:
         """Latents (M // frames_per_row, channels) of log-mel (M, 64)."""
         if len(array) < self.entry.frames_per_row:
             return np.empty((0, self.entry.channels), np.float32)
-        with _exact():
+        with exact(self._vae.device):
             mel = torch.from_numpy(np.array(array, np.float32)).to(self._vae.device)
             mean = encoded(self._vae, mel[None])[: self._vae.config.latent_channels]
             latents = ((mean - self._shift) * self._scaling).transpose(0, 1).flatten(1)
@@ -72,23 +70,11 @@ class AudioVae:
         channels = self._vae.config.latent_channels
         if not len(latents):
             return np.empty((0, MEL_BANDS), np.float32)
-        with _exact():
+        with exact(self._vae.device):
             rows = torch.from_numpy(np.array(latents, np.float32)).to(self._vae.device)
             grid = rows.reshape(len(rows), channels, -1).transpose(0, 1) / self._scaling + self._shift
             mel = decoded(self._vae, grid)[0]
         return np.ascontiguousarray(mel.cpu().numpy())
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """On a GPU, float32 products in float32: TensorFloat-32 would leave ten bits of them."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
@@ -180,29 +166,15 @@ def _load_weights(vae: Any, folder: Path) -> None:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder}: {' or '.join(_WEIGHTS)} expected, found neither: copy the codec's weights there")
-    found = {_today(name): tensor for name, tensor in _stored(path).items()}
-    own = vae.state_dict()
-    for name in sorted(own.keys() | found.keys()):
-        shapes = [tuple(held[name].shape) if name in held else None for held in (own, found)]
-        if shapes[0] != shapes[1]:
-            raise DataError(
-                f"{path}: {name}: shape {shapes[0] or 'none'} expected by {_CONFIG}, found {shapes[1] or 'none'}: "
-                "configuration and weights are of different codecs"
-            )
-        if not found[name].isfinite().all():
-            raise DataError(f"{path}: {name}: finite numbers expected, found others: copy the codec again")
+    found = {}
+    for name, tensor in read_tensors(path).items():
+        for old, new in _OLD_NAMES.items():
+            name = name.replace(old, new)  # noqa: PLW2901 - the name that it has in diffusers today
+        require_finite(name, tensor, str(path))
+        found[name] = tensor
+    remedy = f"{_CONFIG} and weights are of different codecs: give those that belong together"
+    require_same(shapes_of(vae.state_dict()), shapes_of(found), str(path), remedy)
     vae.load_state_dict(found)
-
-
-def _today(name: str) -> str:
-    """The name that a weight has in diffusers today."""
-    for old, new in _OLD_NAMES.items():
-        name = name.replace(old, new)
-    return name
-
-
-def _stored(path: Path) -> dict[str, Tensor]:
-    return read_tensors(path) if path.suffix == ".safetensors" else read_weights(path)
 
 
 def _line(error: BaseException) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
@@ -33,7 +34,9 @@ __all__ = [
     "QuantisingCodec",
     "SpokenText",
     "WindowCodec",
+    "add_to_fingerprint",
     "decode_latents",
+    "exact",
     "fingerprint_of",
     "latents_of_sample",
 ]
@@ -151,7 +154,27 @@ def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     """
     digest = hashlib.sha256(canonical_json(dict(config)))
     for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(canonical_json([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]))
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        add_to_fingerprint(digest, name, weights[name])
     return digest.hexdigest()
+
+
+def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
+    """Add one weight to the digest of `fingerprint_of`, which takes them sorted by name."""
+    tensor = weight.detach().cpu().contiguous()
+    digest.update(canonical_json([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]))
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Compute float32 products in float32: without autocast, and without TensorFloat-32, which keeps ten bits."""
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul

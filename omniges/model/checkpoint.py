@@ -33,7 +33,7 @@ from omniges.storage.atomic import (
     sync_folder,
 )
 from omniges.storage.names import is_file_name
-from omniges.storage.tensors import read_tensors, write_tensors
+from omniges.storage.tensors import read_tensors, require_same, shapes_of, write_tensors
 
 __all__ = [
     "CHECKPOINTS",
@@ -312,12 +312,6 @@ OPTIMIZER_FILE: Final = "optimizer.safetensors"
 @torch.no_grad()
 def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
     """Copy saved tensors into those of the same names; raises DataError for other names or shapes."""
-    for name in sorted(own.keys() | saved.keys()):
-        shapes = [None if found is None else tuple(found.shape) for found in (own.get(name), saved.get(name))]
-        if shapes[0] != shapes[1]:
-            raise DataError(
-                f"{where}: {name}: shape {shapes[0] or 'none'} expected, found {shapes[1] or 'none'}. It is of "
-                "another model: choose another checkpoint"
-            )
+    require_same(shapes_of(own), shapes_of(saved), where, "it is of another model: choose another checkpoint")
     for name, tensor in own.items():
         tensor.copy_(saved[name])

@@ -32,10 +32,9 @@ from omniges.model.presets import ModelConfig
 from omniges.model.spec import ModelIdentity, load_identity
 from omniges.model.streams import STREAMS, StreamName
 from omniges.pretrained.omniflow.convert import converted_config, is_converted, read_converted
-from omniges.pretrained.omniflow.report import table_of
 from omniges.pretrained.omniflow.tensors import file_entry, is_omniflow
 from omniges.pretrained.omniflow.trunk import SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow
-from omniges.pretrained.omniflow.weight_map import Fate
+from omniges.pretrained.omniflow.weight_map import Fate, table_of
 
 __all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_tokens", "open_start"]
 

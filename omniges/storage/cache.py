@@ -1,4 +1,4 @@
-"""A folder of cached files, bounded in size, that several processes share.
+"""A folder of cached files, bounded in size, that several processes share; files are fetched into it checked.
 
 Every file is ``GROUP/NAME`` with two hidden files beside it:
 
@@ -10,12 +10,12 @@ A file in use is *pinned*: its reader holds a shared flock on it, and who wants 
 All locks are the kernel's, so a process that dies leaves none. Sums are taken and files evicted under the lock of the
 whole folder; nothing waits for another lock while holding that one.
 
-Fetching shards into the cache before they are asked for, in background threads.
+No library covers this. filelock locks a separate file, exclusively, so it can neither pin the cached file itself (a
+memory map of it, too) nor say how many bytes its holder reserves. diskcache evicts what is in use, exceeds its limit
+until the next culling, checks no sums and unpickles what it finds.
 
-Fetching a file from a store: whole, checked, a bounded number of tries.
-
-Waiting between tries follows from the attempt and a salt alone, no random generator and no clock, and nothing of it
-can reach a result: what arrives either has the expected bytes or is thrown away.
+A file is fetched whole, checked, in a bounded number of tries. Waiting between tries follows from the attempt and a
+salt alone, without a random generator or a clock. `FetchAhead` fetches in background threads before files are needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Final, TypeVar
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.storage.atomic import PendingFile, final_name, is_temporary_name, make_folder, os_errors, publish_bytes
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.canonical_json import canonical_json, file_sha256
 from omniges.storage.remote import MissingFile, Store, StoreFault
 
 __all__ = [
@@ -129,33 +129,29 @@ def copy_checked(store: Store, name: str, expected: Expected, path: Path, check:
     `check` is called before each piece and may raise to give up. Raises WrongContent naming the file, what was
     expected and what was found; MissingFile and StoreFault as the store. Nothing is left of a file that fails.
     """
+    place = store.location.shown_file(name)
     with contextlib.ExitStack() as undo:
         pending = PendingFile(path)
         undo.callback(pending.abort)
-        _copy(store, name, expected, pending, check)
+        try:
+            with store.open_stream(name) as stream:
+                while pending.size <= expected.size:
+                    check()
+                    piece = stream.read(_CHUNK_BYTES)
+                    if not piece:
+                        break
+                    pending.write(piece)
+        except MissingFile as error:
+            raise MissingFile(f"{error}, though dataset.json lists it. Copy the shards there again") from None
+        if pending.size != expected.size:
+            found = f"{pending.size} bytes" if pending.size < expected.size else "more"
+            raise WrongContent(f"{place}: {expected.size} bytes expected as in dataset.json, found {found}. {_AGAIN}")
+        if pending.sha256 != expected.sha256:
+            raise WrongContent(
+                f"{place}: sha256 {expected.sha256} expected as in dataset.json, found {pending.sha256}. {_AGAIN}"
+            )
         undo.pop_all()
     return pending
-
-
-def _copy(store: Store, name: str, expected: Expected, pending: PendingFile, check: Callable[[], object]) -> None:
-    place = store.location.shown_file(name)
-    try:
-        with store.open_stream(name) as stream:
-            while pending.size <= expected.size:
-                check()
-                piece = stream.read(_CHUNK_BYTES)
-                if not piece:
-                    break
-                pending.write(piece)
-    except MissingFile as error:
-        raise MissingFile(f"{error}, though dataset.json lists it. Copy the shards there again") from None
-    if pending.size != expected.size:
-        found = f"{pending.size} bytes" if pending.size < expected.size else "more"
-        raise WrongContent(f"{place}: {expected.size} bytes expected as in dataset.json, found {found}. {_AGAIN}")
-    if pending.sha256 != expected.sha256:
-        raise WrongContent(
-            f"{place}: sha256 {expected.sha256} expected as in dataset.json, found {pending.sha256}. {_AGAIN}"
-        )
 
 
 def fetch_small(store: Store, name: str) -> bytes:
@@ -262,7 +258,10 @@ class CacheFolder:
             if pin is not None:  # another process was faster
                 self.count(hits=1)
                 return pin
-            _remove_leftovers(path)
+            with os_errors(path.parent, "clear"):  # of killed processes: only the holder of the lock writes
+                for entry in list(os.scandir(path.parent)):
+                    if is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
+                        Path(entry.path).unlink(missing_ok=True)
             self._make_space(path, file.expected.size, lock, wait_s)
             try:
                 return self._fill(path, file.expected, fill)
@@ -275,7 +274,7 @@ class CacheFolder:
         if pin is None:
             return None
         with os_errors(path, "read"):
-            if _recorded(path, expected) and not (recheck and _digest(path) != expected.sha256):
+            if _recorded(path, expected) and not (recheck and file_sha256(path) != expected.sha256):
                 _touch(path)
                 return pin
             pin.close()
@@ -289,7 +288,7 @@ class CacheFolder:
         if pin is None:
             return None
         with os_errors(path, "read"):
-            if path.stat().st_size == expected.size and _digest(path) == expected.sha256:
+            if path.stat().st_size == expected.size and file_sha256(path) == expected.sha256:
                 _record(path, expected)
                 return pin
             pin.close()
@@ -336,9 +335,12 @@ class CacheFolder:
         for _, freed, candidate in sorted(candidates):
             if missing <= 0:
                 break
-            if _remove_unused(candidate):
-                missing -= freed
-                self.count(evicted=1)
+            with _try_lock(candidate) as unused:
+                if unused is not None:
+                    candidate.unlink(missing_ok=True)
+                    _beside(candidate, "checked").unlink(missing_ok=True)
+                    missing -= freed
+                    self.count(evicted=1)
         return missing
 
 
@@ -400,20 +402,8 @@ def _record(path: Path, expected: Expected) -> None:
 def _touch(path: Path) -> None:
     """Note that a file is used now; the kernel's own stamps are some milliseconds coarse."""
     now_ns = time.time_ns()
-    os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Under a file's lock: remove what a killed process wrote; only the holder of the lock writes, so no other does."""
-    with os_errors(path.parent, "clear"):
-        for entry in list(os.scandir(path.parent)):
-            if is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
-                Path(entry.path).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # who finds the content damaged removes the record at any moment
+        os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
 
 
 def _filled_file(temporary: str) -> str:
@@ -440,19 +430,31 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
             if is_temporary_name(name):
                 filled = group / _filled_file(name)
                 if filled != own:
-                    _remove_stale(path, filled)
+                    with _try_lock(_beside(filled, "lock")) as lock:
+                        if lock is not None:  # so nobody is filling the file it belongs to
+                            path.unlink(missing_ok=True)
             elif f".{name}.lock" in sizes:  # so it is ours; files of other names are left alone
                 used += max(0, size - reserved.get(name, 0))
-                candidates.append((_last_use_ns(path), size, path))
+                try:
+                    last_use_ns = _beside(path, "checked").stat().st_mtime_ns
+                except FileNotFoundError:
+                    last_use_ns = 0
+                candidates.append((last_use_ns, size, path))
     return used, candidates
 
 
 def _reservations(group: Path, own: Path) -> dict[str, int]:
-    """Bytes that each file will have which some process, but for the holder of `own`, is filling."""
-    locks = {
-        name[1 : -len(".lock")]: group / name for name, size in _sizes(group).items() if size and _LOCK.match(name)
-    }
-    return {name: _reserved(lock) for name, lock in locks.items() if group / name != own}
+    """Bytes that each file will have which some live process, but for the holder of `own`, is filling."""
+    found = {}
+    for name, size in _sizes(group).items():
+        filled = name[1 : -len(".lock")]
+        if size and _LOCK.match(name) and group / filled != own:
+            with _try_lock(group / name) as lock:
+                if lock is None:
+                    found[filled] = int((group / name).read_bytes() or 0)
+                else:  # its holder has died
+                    os.ftruncate(lock, 0)
+    return found
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -463,54 +465,17 @@ def _sizes(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _last_use_ns(path: Path) -> int:
-    try:
-        return _beside(path, "checked").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
-def _try_lock(path: Path) -> int | None:
+@contextlib.contextmanager
+def _try_lock(path: Path) -> Iterator[int | None]:
     """A descriptor of a file with its exclusive lock, or None where another has it or the file is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _remove_unused(path: Path) -> bool:
-    """Remove a cached file unless it is pinned."""
-    descriptor = _try_lock(path)
-    if descriptor is None:
-        return False
-    path.unlink(missing_ok=True)
-    _beside(path, "checked").unlink(missing_ok=True)
-    os.close(descriptor)
-    return True
-
-
-def _remove_stale(temporary: Path, filled: Path) -> None:
-    """Remove a temporary file unless some process is filling the file it belongs to."""
-    descriptor = _try_lock(_beside(filled, "lock"))
-    if descriptor is not None:
-        temporary.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _reserved(lock: Path) -> int:
-    """Bytes that the process which fills a file is going to take; none where it has died."""
-    descriptor = _try_lock(lock)
-    if descriptor is None:
-        return int(lock.read_bytes() or 0)
-    os.ftruncate(descriptor, 0)
-    os.close(descriptor)
-    return 0
+    with contextlib.ExitStack() as held:
+        descriptor: int | None = None
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            opened = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            held.callback(os.close, opened)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = opened
+        yield descriptor
 
 
 _LONGEST_HINT: Final = 1024
@@ -593,6 +558,7 @@ class FetchAhead:
         return None
 
     def _run(self) -> None:
+        """Fetch one shard after the other and put down what became of each."""
         while (name := self._next()) is not None:
             pin: Pin | None = None
             error: BaseException | None = None
@@ -601,21 +567,17 @@ class FetchAhead:
             except BaseException as caught:  # noqa: BLE001 - handed to the thread that opens the shard
                 error = caught
             with self._changed:
-                self._file(name, pin, error)
-
-    def _file(self, name: str, pin: Pin | None, error: BaseException | None) -> None:
-        """Under the lock: put down what became of a shard."""
-        self._busy.discard(name)
-        wanted = name in self._order or self._awaited[name] > 0
-        if isinstance(error, CacheFull):
-            self._order = []  # nothing more before the next hint; the one who opens it makes space
-        elif error is not None and wanted and not isinstance(error, _Closed):
-            self._errors[name] = error
-        elif pin is not None and wanted:
-            self._pins[name] = pin
-        elif pin is not None:
-            pin.close()
-        self._changed.notify_all()
+                self._busy.discard(name)
+                wanted = name in self._order or self._awaited[name] > 0
+                if isinstance(error, CacheFull):
+                    self._order = []  # nothing more before the next hint; the one who opens it makes space
+                elif error is not None and wanted and not isinstance(error, _Closed):
+                    self._errors[name] = error
+                elif pin is not None and wanted:
+                    self._pins[name] = pin
+                elif pin is not None:
+                    pin.close()
+                self._changed.notify_all()
 
     def _wait(self, seconds: float) -> None:
         if self._closed.wait(seconds):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "json_document", "sha256_hex"]
+__all__ = ["canonical_json", "file_sha256", "json_document", "sha256_hex"]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -24,3 +25,9 @@ def json_document(value: Any) -> bytes:
 def sha256_hex(data: bytes | memoryview) -> str:
     """Hexadecimal sha256."""
     return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces; raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,11 +1,11 @@
-"""Tensors by name in a safetensors file, written one tensor at a time and published whole.
+"""Tensors by name in files: safetensors, ours and others', and what ``torch.save`` wrote, which is read here alone.
 
-Tensors by name from files that ``torch.save`` wrote: the one place where such a file is read.
+Own files are safetensors, written one tensor at a time and published whole.
 
-Nothing is unpickled but tensors and plain containers (torch's ``weights_only``), so a file cannot run a program. What
-else can be wrong with one is an error of one line here. The checksums of the archive are compared, which torch does not
-do; files in the format before torch 1.6 are no archives and have none. Own files are safetensors, see
-`omniges.storage.tensors`.
+Of files of ``torch.save`` torch's ``weights_only`` unpickles nothing but tensors and plain containers, so a file cannot
+run a program. Added here is what torch does not check: the checksums of the archive (files in the format before torch
+1.6 are no archives and have none), that every tensor has a name, is dense and within the file, and that any damage is
+an error of one line.
 """
 
 from __future__ import annotations
@@ -17,39 +17,49 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the name of an error; nothing is loaded with that module
-from typing import Any, Final
-
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.storage.atomic import PendingFile, os_errors
 
+if TYPE_CHECKING:  # it takes seconds to import, and shards are made without it
+    import torch
+    from torch import Tensor
+
+    Kind = tuple[torch.dtype, tuple[int, ...]]
+
 __all__ = [
     "TensorFile",
+    "kinds_of",
     "open_tensors",
     "read_tensors",
     "read_weight_list",
     "read_weights",
+    "require_finite",
+    "require_same",
+    "shapes_of",
     "write_each",
     "write_tensors",
 ]
 
 _TYPES: Final = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "int16": "I16",
+    "int8": "I8",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
 }
+_SHOWN: Final = 4
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
@@ -57,42 +67,49 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
 
     Only one tensor at a time is copied to the host.
     """
-    kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    return write_each(path, kinds, lambda name: tensors[name])
+    return write_each(path, kinds_of(tensors), lambda name: tensors[name])
 
 
-def write_each(
-    path: Path, kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]], tensor_of: Callable[[str], Tensor]
-) -> tuple[int, str]:
+def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str], Tensor]) -> tuple[int, str]:
     """Write tensors that are made one after the other, each of the kind (type, shape) said before.
 
     The layout is that of safetensors: the header's length (8 bytes, little endian), a JSON header, the data.
     """
+    import torch  # noqa: PLC0415 - see above
+
     header: dict[str, object] = {}
     end = 0
     for name, (dtype, shape) in kinds.items():
         start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        stored = _TYPES[str(dtype).removeprefix("torch.")]
+        header[name] = {"dtype": stored, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with PendingFile(path) as pending:
         pending.write(len(text).to_bytes(8, "little") + text)
         for name, kind in kinds.items():
             tensor = tensor_of(name)
-            if (tensor.dtype, tuple(tensor.shape)) != (kind[0], tuple(kind[1])):
+            if (tensor.dtype, tuple(tensor.shape)) != kind:
                 raise ValueError(f"{name}: {kind} was said, {tensor.dtype} {tuple(tensor.shape)} came")
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             pending.write(flat.cpu().numpy().data)
-        size, digest = pending.size, pending.sha256
-    return size, digest
+        return pending.size, pending.sha256
 
 
-class TensorFile(Mapping[str, Tensor]):
-    """The tensors of an open file whose names begin so, on the host, each read when it is asked for."""
+class TensorFile(Mapping[str, "Tensor"]):
+    """The tensors of a safetensors file, on the host, each read when it is asked for."""
 
-    def __init__(self, file: Any, prefix: str) -> None:
-        self._file = file
-        self._names = {name: None for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118 - no mapping
+    def __init__(self, path: Path) -> None:
+        """Read the header; raises DataError where it is not such a file."""
+        from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - comes with torch
+
+        open_file: Any = safe_open
+        self._path = path
+        try:
+            self._file = open_file(path, framework="pt")
+            self._names: dict[str, None] = dict.fromkeys(self._file.keys())
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: not a safetensors file ({error}); download it again or choose another") from error
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -106,25 +123,71 @@ class TensorFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, which the file's header tells."""
-        return tuple(self._file.get_slice(name).get_shape())
+    def kind(self, name: str) -> Kind:
+        """A tensor's type and shape, from the file's header."""
+        import torch  # noqa: PLC0415 - see above
+
+        part = self._file.get_slice(name)
+        stored = part.get_dtype()
+        own = next((own for own, other in _TYPES.items() if other == stored), None)
+        if own is None:
+            raise DataError(f"{self._path}: {name} is {stored}; expected one of {', '.join(_TYPES.values())}")
+        return getattr(torch, own), tuple(part.get_shape())
 
 
-@contextmanager
-def open_tensors(path: Path, prefix: str = "") -> Iterator[TensorFile]:
-    """The tensors of a file whose names begin so; raises DataError where it is not such a file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield TensorFile(file, prefix)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a safetensors file ({error}). Choose another checkpoint") from error
+def open_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a ``.safetensors`` file, or of any other as torch.save's; data stay in the file until looked at.
+
+    Raises DataError where it is not such a file, and what `read_weights` raises.
+    """
+    return TensorFile(path) if path.suffix == ".safetensors" else read_weights(path, mapped=True)
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a file whose names begin so, on the host; raises DataError where it is not such a file."""
-    with open_tensors(path, prefix) as tensors:
-        return dict(tensors)
+def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """The same tensors in memory; `entry` is the one of a file of torch.save, see `read_weights`."""
+    return dict(TensorFile(path)) if path.suffix == ".safetensors" else read_weights(path, entry)
+
+
+def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    """Type and shape of each tensor; of an open file nothing but the header is read."""
+    if isinstance(tensors, TensorFile):
+        return {name: tensors.kind(name) for name in tensors}
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """As `kinds_of`, shapes alone."""
+    return {name: shape for name, (_, shape) in kinds_of(tensors).items()}
+
+
+def require_same(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str, remedy: str
+) -> None:
+    """Raise DataError with names and shapes of the tensors that are missing, unexpected or of another shape."""
+    wrong = {
+        "missing": [name for name in expected if name not in found],
+        "not expected": [repr(name) for name in found if name not in expected],  # names of a foreign file
+        "of another shape": [
+            f"{name} {found[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    faults = []
+    for kind, names in wrong.items():
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            faults.append(f"{len(names)} tensors {kind}: {', '.join(names[:_SHOWN])}{more}")
+    if faults:
+        raise DataError(f"{where}: {'; '.join(faults)}; {remedy}")
+
+
+def require_finite(name: str, tensor: Tensor, where: str) -> None:
+    """Raise DataError for a weight that is not of floating point or holds NaN or infinite numbers."""
+    if not tensor.is_floating_point():
+        raise DataError(f"{where}: {name} is {tensor.dtype}; expected floating point; choose another file")
+    if not tensor.isfinite().all():
+        raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; {_AGAIN}")
 
 
 _SAFE_SINCE: Final = "2.10"  # before, a file could damage memory through the restricted reader (CVE-2026-24747)
@@ -152,48 +215,50 @@ def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) 
     Raises UsageFault where there is no such file, DataError where it is damaged, holds pickled objects, or anything
     but dense tensors by name, EnvironmentFault where this torch is too old to read files of others safely.
     """
-    loaded, where = _content(path, entry, mapped=mapped)
-    if not isinstance(loaded, dict) or not loaded:
-        raise DataError(f"{where}: found {_summary(loaded)}; expected tensors by name: {_SAFE}")
-    return _checked(where, loaded, path.stat().st_size)
+    return _content(path, entry, dict, mapped=mapped)
 
 
 def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Tensor]:
     """As `read_weights`, of a file whose entry is a list of tensors without names."""
-    loaded, where = _content(path, entry, mapped=mapped)
-    if not isinstance(loaded, list) or not loaded:
-        raise DataError(f"{where}: found {_summary(loaded)}; expected a list of tensors: {_SAFE}")
-    numbered = {str(number): value for number, value in enumerate(loaded)}
-    return list(_checked(where, numbered, path.stat().st_size).values())
+    return list(_content(path, entry, list, mapped=mapped).values())
 
 
-def _content(path: Path, entry: str | None, *, mapped: bool) -> tuple[Any, str]:
-    """What a file holds, or an entry of it, and how to call it."""
-    if torch.__version__ < _SAFE_SINCE:
-        raise EnvironmentFault(
-            f"{path}: torch {torch.__version__} does not read such files safely; expected {_SAFE_SINCE} or newer: "
-            "update it, or save the weights as safetensors"
-        )
+def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict[str, Tensor]:
+    """The tensors that a file, or its entry, holds as a dictionary or a list, checked."""
+    import torch  # noqa: PLC0415 - see above
+
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; expected weights that torch.save wrote")
-    with os_errors(path, "read"), path.open("rb") as file:
-        start = file.read(len(_ZIP_START))
-        if start == _ZIP_START:
-            _require_whole(path)
-    loaded = _loaded(path, mapped=mapped and start == _ZIP_START)
-    if entry is None:
-        return loaded, str(path)
-    if not isinstance(loaded, dict) or entry not in loaded:
-        raise DataError(f"{path}: found {_summary(loaded)}; expected a dictionary with weights under {entry!r}")
-    return loaded[entry], f"{path}: entry {entry!r}"
-
-
-def _checked(where: str, tensors: dict[str, Any], size: int) -> dict[str, Tensor]:
-    """Tensors that are dense and held by a file of a size."""
+    found, where = _loaded(path, mapped=mapped), str(path)
+    if entry is not None:
+        if not isinstance(found, dict) or entry not in found:
+            raise DataError(f"{path}: found {_summary(found)}; expected a dictionary with weights under {entry!r}")
+        found, where = found[entry], f"{path}: entry {entry!r}"
+    fits = isinstance(found, kind)
+    if not fits or not found:
+        wanted = "tensors by name" if kind is dict else "a list of tensors"
+        raise DataError(f"{where}: found {_summary(found)}; expected {wanted}: {_SAFE}")
+    tensors = found if isinstance(found, dict) else {str(number): value for number, value in enumerate(found)}
     for name, value in tensors.items():
-        _require_dense(where, name, value)
-    _require_held(where, tensors, size)
-    return {name: value.detach() for name, value in tensors.items()}
+        if not isinstance(name, str) or not name.isprintable():
+            raise DataError(f"{where}: found the key {repr(name)[:80]}; expected tensors by name: {_SAFE}")
+        if not isinstance(value, torch.Tensor):
+            raise DataError(f"{where}: {name[:80]} is {_summary(value)}; expected a tensor: {_SAFE}")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            kept = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
+            raise DataError(f"{where}: {name[:80]} is {kept}; expected a plain, dense tensor: {_SAFE}")
+    _require_held(where, tensors, path.stat().st_size)
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _require_held(where: str, tensors: Mapping[str, Tensor], size: int) -> None:
+    """Refuse tensors that claim more bytes than the file has, by strides or storages it does not hold."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    if sum(storages.values()) > size:
+        raise DataError(f"{where}: {sum(storages.values())} bytes of tensors in a file of {size}: {_AGAIN}")
+    for name, tensor in tensors.items():
+        if tensor.nbytes > size:
+            raise DataError(f"{where}: {name} claims {tensor.nbytes} bytes, the file has {size}: {_AGAIN}")
 
 
 def _require_whole(path: Path) -> None:
@@ -218,10 +283,22 @@ def _require_whole(path: Path) -> None:
 
 
 def _loaded(path: Path, *, mapped: bool) -> Any:
+    """What torch gives for a file, of an archive after its directory and its checksums."""
+    import torch  # noqa: PLC0415 - see above
+
+    if torch.__version__ < _SAFE_SINCE:
+        raise EnvironmentFault(
+            f"{path}: torch {torch.__version__} does not read such files safely; expected {_SAFE_SINCE} or newer: "
+            "update it, or save the weights as safetensors"
+        )
     with os_errors(path, "read"), warnings.catch_warnings():
+        with path.open("rb") as file:
+            archive = file.read(len(_ZIP_START)) == _ZIP_START
+        if archive:
+            _require_whole(path)
         warnings.simplefilter("ignore", UserWarning)  # odd protocols and TorchScript, which then fail
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
         except _FAULTS as error:
             found = _FORBIDDEN.search(str(error))
             if isinstance(error, UnpicklingError) and found:
@@ -233,32 +310,13 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
             ) from error
 
 
-def _require_dense(where: str, name: object, value: object) -> None:
-    if not isinstance(name, str) or not name.isprintable():
-        raise DataError(f"{where}: found the key {repr(name)[:80]}; expected tensors by name: {_SAFE}")
-    if not isinstance(value, Tensor):
-        raise DataError(f"{where}: {name[:80]} is {_summary(value)}; expected a tensor: {_SAFE}")
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-        found = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
-        raise DataError(f"{where}: {name[:80]} is {found}; expected a plain, dense tensor: {_SAFE}")
-
-
-def _require_held(where: str, tensors: dict[str, Tensor], size: int) -> None:
-    """Refuse tensors that claim more bytes than the file has, by strides or storages it does not hold."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
-    if sum(storages.values()) > size:
-        raise DataError(f"{where}: {sum(storages.values())} bytes of tensors in a file of {size}: {_AGAIN}")
-    for name, tensor in tensors.items():
-        if tensor.nbytes > size:
-            raise DataError(f"{where}: {name} claims {tensor.nbytes} bytes, the file has {size}: {_AGAIN}")
-
-
 def _summary(value: object) -> str:
     """What a value is, in a few words."""
     if isinstance(value, dict):
         names = ", ".join(repr(name)[:60] for name in list(value)[:4])
         return f"a dictionary of {names or 'nothing'}" + (", …" if len(value) > 4 else "")
-    return "a tensor" if isinstance(value, Tensor) else f"an object of type {type(value).__name__}"
+    kind = type(value).__name__
+    return "a tensor" if kind == "Tensor" else f"an object of type {kind}"
 
 
 def _line(error: Exception) -> str:

@@ -73,9 +73,10 @@ class TestTensorFile:
         assert torch.equal(read["part"], whole[:, 1])
 
     def test_another_file_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "x").write_bytes(b"\xff" * 100)
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(b"\xff" * 100)
         with pytest.raises(DataError, match="not a safetensors file"):
-            read_tensors(tmp_path / "x")
+            read_tensors(path)
 
 
 class TestSaving:

@@ -33,12 +33,11 @@ cli
 HEIGHT = {room: height for height, line in enumerate(ORDER.split("\n")) for room in line.split(" | ") if room}
 
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
-# What loads none of these when it is imported, in whole; a file of such a room that does is named here.
+# What loads none of these when it is imported, in whole.
 OFFLINE = {
     *("errors", "version", "progress", "workers", "storage", "features", "formats", "shards", "visualize"),
     *("metrics", "pipeline", "verify", "exchange", "testing", "commands", "cli"),
 }
-NEEDS_TORCH = {"omniges.storage.tensors"}
 ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which model imports, loads it too)
 FOR_GENERATION = {"data", "codecs", "model", "generation", "pretrained", "evaluation"}  # none of it loads the trainer
 READS_A_FILE = PACKAGE / "formats" / "arrays.py"  # the one file of formats that does
@@ -127,7 +126,7 @@ class TestHouse:
 class TestLoading:
     @pytest.mark.parametrize("room", sorted(OFFLINE & set(ROOMS)))
     def test_the_offline_rooms_load_nothing_of_training(self, room: str) -> None:
-        modules = [module for module in MODULES if room_of(module) == room and module not in NEEDS_TORCH]
+        modules = [module for module in MODULES if room_of(module) == room]
         assert not tops(loaded_by(*modules)) & TRAINING
 
     def test_generation_never_loads_the_trainer(self) -> None:

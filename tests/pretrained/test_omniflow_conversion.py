@@ -28,7 +28,7 @@ from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.omniflow.anatomy import read_anatomy
 from omniges.pretrained.omniflow.convert import convert, read_converted, table, whole_trunk
 from omniges.pretrained.omniflow.parameter_names import parameters, tables
-from omniges.pretrained.omniflow.tensors import tensors_in
+from omniges.pretrained.omniflow.tensors import Tensors
 from omniges.pretrained.omniflow.trunk import parameter_shapes as shapes_of_trunk
 from omniges.pretrained.omniflow.trunk import read_omniflow
 from omniges.pretrained.omniflow.weight_map import conversion_fates, made, rules, trunk_config
@@ -384,7 +384,9 @@ class TestRealSize:
         with torch.device("meta"):
             model = JointFlowTransformer(**trunk_config(anatomy))
             tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
-        source = tensors_in(tensors, "real size")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        source = Tensors("real size", (), shapes, dtypes, tensors.__getitem__)
         found = {rule.target: tuple(made(rule, source).shape) for rule in rules(anatomy)}
         assert found == {name: tuple(x.shape) for name, x in model.named_parameters()}
         dead = sum(math.prod(s) for n, s in shapes.items() if n.startswith("transformer_blocks.23.ff_context."))

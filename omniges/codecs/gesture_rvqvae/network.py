@@ -11,13 +11,13 @@ K codes of a quantiser.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from omniges.codecs.base import exact
 from omniges.errors import DataError
 
 __all__ = ["BLOCK_LATENTS", "Quantised", "Rvqvae", "RvqvaeSpec"]
@@ -264,13 +264,13 @@ class Rvqvae(nn.Module):
             found: Tensor = self.encoder(motion[:, start * per : stop * per].float().mT)
             return found.mT
 
-        with _exact(motion.device):
+        with exact(motion.device):
             return _in_blocks(latents, count, block_latents, self.spec.encoder_context)
 
     @torch.no_grad()
     def quantise(self, latents: Tensor) -> Quantised:
         """Latents (B, N, D) as sums of codes (van den Oord et al. 2017; residual: Lee et al. 2022)."""
-        with _exact(latents.device):
+        with exact(latents.device):
             found: Quantised = self.quantizer(latents.float())
             return found
 
@@ -292,19 +292,9 @@ class Rvqvae(nn.Module):
             found: Tensor = self.decoder(taken[:, start:stop].mT)
             return found.mT
 
-        with _exact(latents.device):
+        with exact(latents.device):
             per = self.spec.frames_per_latent
             return _in_blocks(frames, count, block_latents, self.spec.decoder_reach, rows=per)
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Float32 as it is: without autocast, and without the shortened factors of TF32 in convolutions."""
-    with (
-        torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-    ):
-        yield
 
 
 def _in_blocks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omniges.codecs.gesture_rvqvae.network import Rvqvae, RvqvaeSpec
 from omniges.errors import DataError, UsageFault
-from omniges.storage.tensors import read_tensors, read_weights
+from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 __all__ = ["ENTRY", "load_rvqvae", "rvqvae_of", "spec_of"]
 
@@ -30,11 +30,9 @@ def load_rvqvae(path: Path) -> Rvqvae:
 
     Raises UsageFault where there is no such file, DataError where it is damaged or not exactly such a net.
     """
-    if path.suffix != ".safetensors":
-        return rvqvae_of(read_weights(path, ENTRY), str(path))
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; expected the tensors of an RVQ-VAE")
-    return rvqvae_of(read_tensors(path), str(path))
+    return rvqvae_of(read_tensors(path, ENTRY), str(path))
 
 
 def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
@@ -42,12 +40,9 @@ def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
     with torch.device("meta"):
         net = Rvqvae(spec_of(tensors, where))
     expected = net.state_dict()
-    _require_same(expected, tensors, where)
+    require_same(shapes_of(expected), shapes_of(tensors), where, f"expected the tensors of one RVQ-VAE: {_OTHER}")
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise DataError(f"{where}: {name} is of {tensor.dtype}; expected floats: {_OTHER}")
-        if not tensor.isfinite().all():
-            raise DataError(f"{where}: {name} has values that are not finite: {_OTHER}")
+        require_finite(name, tensor, where)
     net.load_state_dict({name: tensors[name].float().contiguous() for name in expected}, assign=True)
     return net
 
@@ -86,29 +81,3 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> t
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers tensors have at a place of their names; numbers, not the largest, bound the net."""
     return len({found[1] for found in map(re.compile(pattern).match, tensors) if found})
-
-
-def _require_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Raise DataError naming what is missing, what is too much and what has another shape."""
-    both = sorted(expected.keys() & found.keys())
-    wrong = [
-        f"{name} is {tuple(found[name].shape)} where {tuple(expected[name].shape)} is expected"
-        for name in both
-        if found[name].shape != expected[name].shape
-    ]
-    faults = [
-        f"{word} {_some(names)}"
-        for word, names in (
-            ("missing", sorted(expected.keys() - found.keys())),
-            ("not expected", sorted(map(repr, found.keys() - expected.keys()))),  # names of a foreign file
-            ("of another shape", wrong),
-        )
-        if names
-    ]
-    if faults:
-        raise DataError(f"{where}: not the tensors of one RVQ-VAE: {'; '.join(faults)}: {_OTHER}")
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

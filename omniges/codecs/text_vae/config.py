@@ -9,14 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
-from omniges.codecs.text_vae.qformer import HEADS
 from omniges.errors import DataError
 
-__all__ = ["LlamaSizes", "NormType", "T5Sizes", "TextVaeConfig", "VaeConfig", "require_agreement", "text_vae_config"]
+__all__ = [
+    "QFORMER_HEADS",
+    "LlamaSizes",
+    "NormType",
+    "T5Sizes",
+    "TextVaeConfig",
+    "VaeConfig",
+    "require_agreement",
+    "text_vae_config",
+]
 
 NormType = Literal["layer_norm", "rms_norm"]
+QFORMER_HEADS: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +76,9 @@ class T5Sizes:
     relative_attention_num_buckets: int = 32
 
 
+Sizes = TypeVar("Sizes", VaeConfig, LlamaSizes, T5Sizes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextVaeConfig:
     """Everything about a text VAE but its weights."""
@@ -82,9 +94,13 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
     Raises `DataError` where a key is missing or has a value that is not computed here.
     """
     found = _Document(document, where)
-    config = TextVaeConfig(vae=_vae(found), llama=_llama(found), t5=_t5(found))
-    if config.vae.vae_hidden_size % HEADS:
-        raise found.fault("vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {HEADS}")
+    config = TextVaeConfig(
+        vae=_vae(found), llama=_llama(found), t5=found.part("t5").sizes(T5Sizes) if "t5" in found.found else T5Sizes()
+    )
+    if config.vae.vae_hidden_size % QFORMER_HEADS:
+        raise found.fault(
+            "vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}"
+        )
     return config
 
 
@@ -110,17 +126,26 @@ class _Document:
             raise self.fault(key, "missing", "the key")
         return self.found[key]
 
-    def flag(self, key: str) -> bool:
-        value = self.value(key)
-        if not isinstance(value, bool):
-            raise self.fault(key, repr(value), "true or false")
-        return value
-
-    def whole(self, key: str, least: int = 1) -> int:
-        value = self.value(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.fault(key, repr(value), f"a whole number of at least {least}")
-        return value
+    def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
+        """A dataclass of which each field is a key: a flag, a whole number (an id from 0 on) or a number above 0."""
+        for field in fields(kind):
+            key = field.name
+            if key in own:
+                continue
+            value = self.value(key)
+            if field.type == "bool":
+                if not isinstance(value, bool):
+                    raise self.fault(key, repr(value), "true or false")
+            elif field.type == "int":
+                least = 0 if key.endswith("_id") else 1
+                if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                    raise self.fault(key, repr(value), f"a whole number of at least {least}")
+            elif field.type == "float":
+                value = self.number(key)
+            elif value not in get_args(NormType):
+                raise self.fault(key, repr(value), f"one of {', '.join(get_args(NormType))}")
+            own[key] = value
+        return kind(**own)
 
     def number(self, key: str) -> float:
         value = self.value(key)
@@ -136,18 +161,7 @@ def _vae(document: _Document) -> VaeConfig:
     unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
     if unknown:
         raise entry.fault(unknown[0], "not a known key", "none but those of OmniFlow's text VAE")
-    norm = entry.value("norm_type")
-    if norm not in get_args(NormType):
-        raise entry.fault("norm_type", repr(norm), f"one of {', '.join(get_args(NormType))}")
-    return VaeConfig(
-        prompt_size=entry.whole("prompt_size"),
-        vae_dim=entry.whole("vae_dim"),
-        vae_hidden_size=entry.whole("vae_hidden_size"),
-        n_tokens=entry.whole("n_tokens"),
-        pre_norm=entry.flag("pre_norm"),
-        norm_type=norm,
-        vae_scale=entry.number("vae_scale"),
-    )
+    return entry.sizes(VaeConfig)
 
 
 _ONLY: Final[Mapping[str, Any]] = {
@@ -164,19 +178,7 @@ def _llama(document: _Document) -> LlamaSizes:
     for key, value in _ONLY.items():
         if document.found.get(key, value) != value:
             raise document.fault(key, repr(document.found[key]), repr(value))
-    sizes = LlamaSizes(
-        hidden_size=document.whole("hidden_size"),
-        intermediate_size=document.whole("intermediate_size"),
-        num_hidden_layers=document.whole("num_hidden_layers"),
-        num_attention_heads=document.whole("num_attention_heads"),
-        num_key_value_heads=document.whole("num_key_value_heads"),
-        vocab_size=document.whole("vocab_size"),
-        max_position_embeddings=document.whole("max_position_embeddings"),
-        bos_token_id=document.whole("bos_token_id", least=0),
-        eos_token_id=document.whole("eos_token_id", least=0),
-        rms_norm_eps=document.number("rms_norm_eps"),
-        rope_theta=_rope_theta(document),
-    )
+    sizes = document.sizes(LlamaSizes, rope_theta=_rope_theta(document))
     heads = sizes.num_attention_heads
     if sizes.hidden_size % (2 * heads) or heads % sizes.num_key_value_heads:
         raise document.fault("num_attention_heads", str(heads), "heads of even width that the key heads divide")
@@ -197,13 +199,6 @@ def _rope_theta(document: _Document) -> float:
     if "rope_theta" not in document.found and document.found.get("rope_parameters") is not None:
         return document.part("rope_parameters").number("rope_theta")
     return document.number("rope_theta")
-
-
-def _t5(document: _Document) -> T5Sizes:
-    if "t5" not in document.found:
-        return T5Sizes()
-    entry = document.part("t5")
-    return T5Sizes(**{field.name: entry.whole(field.name) for field in fields(T5Sizes)})
 
 
 def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]], where: str, weights: str) -> None:

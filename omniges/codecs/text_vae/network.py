@@ -12,21 +12,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniges.codecs.base import BOTH_ENDS, End
-from omniges.codecs.text_vae.config import LlamaSizes, T5Sizes, TextVaeConfig
-from omniges.codecs.text_vae.qformer import QFormer
+from omniges.codecs.base import BOTH_ENDS, End, add_to_fingerprint
+from omniges.codecs.text_vae.config import QFORMER_HEADS, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
 from omniges.codecs.text_vae.tokenizers import IGNORED
 from omniges.errors import DataError, EnvironmentFault
 from omniges.storage.canonical_json import canonical_json
+from omniges.storage.tensors import require_finite
 
 if TYPE_CHECKING:
-    from transformers import LlamaModel, T5EncoderModel
+    from transformers import Blip2QFormerModel, LlamaModel, T5EncoderModel
 
 __all__ = ["MAX_LENGTH", "TextVae", "standardised", "token_losses"]
 
@@ -65,7 +65,7 @@ class TextVae(nn.Module):
             if vae.norm_type == "rms_norm"
             else nn.LayerNorm(normed, eps=1e-5, elementwise_affine=False)
         )
-        self.qformer = QFormer(width=vae.vae_hidden_size, features=vae.prompt_size)
+        self.qformer = _qformer(vae)
         self.vae_proj = nn.Linear(vae.vae_hidden_size, 2 * vae.vae_dim)
         self.input_proj = (
             nn.Identity()
@@ -102,7 +102,7 @@ class TextVae(nn.Module):
             tensor = tensors[stored[name]]
             _check(name, tensor, expected[name], where)
             values = tensor.to(torch.float32, copy=name in kept)
-            _update(digest, name, values)
+            add_to_fingerprint(digest, name, values)
             if name in kept:
                 weights[name] = values
         if "encode" in ends:
@@ -142,7 +142,8 @@ class TextVae(nn.Module):
         features = standardised(self.features(ids))
         if self.config.vae.vae_dim != _LEGACY_WIDTH:
             features = features * ~empty[:, None, None]
-        result: Tensor = self.qformer(self.query.expand(len(ids), -1, -1), features)
+        queries = self.query.expand(len(ids), -1, -1)
+        result: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
         return result
 
     @torch.no_grad()
@@ -214,13 +215,6 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.reshape(len(labels), -1)
 
 
-def _update(digest: Any, name: str, values: Tensor) -> None:
-    """Take a parameter into a fingerprint: name, type and shape as canonical JSON, then its bytes, little-endian."""
-    values = values.contiguous()
-    digest.update(canonical_json([name, str(values.dtype).removeprefix("torch."), list(values.shape)]))
-    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-
-
 def _llama(sizes: LlamaSizes) -> LlamaModel:
     try:
         from transformers import LlamaConfig, LlamaModel  # noqa: PLC0415 - optional, and slow to import
@@ -245,6 +239,23 @@ def _t5(sizes: T5Sizes) -> T5EncoderModel:
         use_cache=False,
     )
     return T5EncoderModel(config)
+
+
+def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
+    """BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without its text side; every other one looks at features."""
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel  # noqa: PLC0415 - optional, and slow to import
+
+    config = Blip2QFormerConfig(
+        hidden_size=vae.vae_hidden_size,
+        encoder_hidden_size=vae.prompt_size,
+        num_hidden_layers=6,
+        num_attention_heads=QFORMER_HEADS,
+        intermediate_size=3072,
+        cross_attention_frequency=2,
+        layer_norm_eps=1e-12,
+        hidden_act="gelu",
+    )
+    return Blip2QFormerModel(config)
 
 
 def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where: str) -> dict[str, str]:
@@ -279,5 +290,4 @@ def _check(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
             f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
             f"{list(expected.shape)}; {_REMEDY}"
         )
-    if not tensor.isfinite().all():
-        raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; download it again")
+    require_finite(name, tensor, where)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -31,7 +30,7 @@ from omniges.codecs.text_vae.network import MAX_LENGTH, TextVae
 from omniges.codecs.text_vae.tokenizers import LlamaTokens, T5Tokens
 from omniges.errors import DataError
 from omniges.storage.canonical_json import canonical_json, sha256_hex
-from omniges.storage.tensors import open_tensors, read_weights
+from omniges.storage.tensors import open_tensors, shapes_of
 
 __all__ = ["EncodedTexts", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
 
@@ -84,9 +83,16 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
     """
     where, weights = str(files.config), str(files.weights)
     config = text_vae_config(_json(files.config), where)
-    with _opened(files) as (tensors, shapes):
-        require_agreement(config, shapes, where, weights)
-        return TextVae.of_tensors(config, tensors, weights, ends)
+    stored = open_tensors(files.weights)
+    shapes, prefix = shapes_of(stored), files.prefix
+    names = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
+    if not names:
+        raise DataError(
+            f"{weights}: no tensor is called {prefix}…; this checkpoint was saved without its text VAE; "
+            "give one with it"
+        )
+    require_agreement(config, {own: shapes[name] for own, name in names.items()}, where, weights)
+    return TextVae.of_tensors(config, _Unprefixed(stored, names), weights, ends)
 
 
 def _json(path: Path) -> Any:
@@ -101,40 +107,17 @@ def _json(path: Path) -> Any:
 class _Unprefixed(Mapping[str, Tensor]):
     """Tensors under names without a prefix that all of them have, each read when it is asked for."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
-        self._tensors, self._prefix = tensors, prefix
-        self._names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[f"{self._prefix}{name}"]
+        return self._tensors[self._names[name]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-@contextmanager
-def _opened(files: TextVaeFiles) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, tuple[int, ...]]]]:
-    """The text VAE's tensors by its own names, read when they are asked for, and their shapes."""
-    prefix = files.prefix
-    if files.weights.suffix == ".safetensors":
-        with open_tensors(files.weights, prefix) as file:
-            tensors = _some(_Unprefixed(file, prefix), files)
-            yield tensors, {name: file.shape(f"{prefix}{name}") for name in tensors}
-        return
-    tensors = _some(_Unprefixed(read_weights(files.weights, mapped=True), prefix), files)
-    yield tensors, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _some(tensors: _Unprefixed, files: TextVaeFiles) -> _Unprefixed:
-    if not tensors:
-        raise DataError(
-            f"{files.weights}: no tensor is called {files.prefix}…; this checkpoint was saved without its text VAE; "
-            "give one with it"
-        )
-    return tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,12 @@ from typing import Any, Final
 from omniges.errors import DataError
 from omniges.model.attention import QKNormKind
 from omniges.pretrained.omniflow.parameter_names import NESTED, Anatomy, Grid, parameters, tables
+from omniges.storage.tensors import require_same
 
-__all__ = ["listed", "nested_names", "read_anatomy", "require_whole"]
+__all__ = ["nested_names", "read_anatomy", "require_whole"]
 
 _BLOCK: Final = re.compile(r"transformer_blocks\.(\d+)\.")
 _QK_NORMS: Final[dict[QKNormKind | None, str | None]] = {None: None, "layer": "layer_norm", "rms": "rms_norm"}
-_SHOWN: Final = 4
-
-
-def listed(names: list[str]) -> str:
-    """The first few names and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def nested_names(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -113,26 +107,10 @@ def _grid(look: _Look, embedder: str, head: str) -> Grid:
 
 def require_whole(shapes: Mapping[str, tuple[int, ...]], anatomy: Anatomy, where: str) -> None:
     """Refuse a set of tensors that is not exactly a transformer of these sizes, other models' tensors aside."""
-    expected = parameters(anatomy) | tables(anatomy)
     nested = set(nested_names(shapes))
-    missing = [name for name in expected if name not in shapes]
-    extra = [name for name in shapes if name not in expected and name not in nested]
-    other = [
-        f"{name} {shapes[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if shapes.get(name, shape) != shape
-    ]
-    wrong = [
-        f"{words}: {listed(names)}"
-        for words, names in (
-            (f"{len(missing)} tensors missing", missing),
-            (f"{len(extra)} tensors that are not its own", extra),
-            (f"{len(other)} tensors of another shape", other),
-        )
-        if names
-    ]
-    if wrong:
-        raise DataError(f"{where}: {'; '.join(wrong)}; a whole OmniFlow transformer expected; download it again")
+    own = {name: shape for name, shape in shapes.items() if name not in nested}
+    remedy = "a whole OmniFlow transformer expected; download it again"
+    require_same(parameters(anatomy) | tables(anatomy), own, where, remedy)
 
 
 def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[str]:

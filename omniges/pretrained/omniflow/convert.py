@@ -19,14 +19,13 @@ from torch import Tensor
 from omniges.errors import DataError, UsageFault
 from omniges.model.latents import grid_embedding
 from omniges.model.trunk import JointFlowTransformer
-from omniges.pretrained.omniflow.report import table_of
-from omniges.pretrained.omniflow.tensors import file_entry, open_tensors, read_json
+from omniges.pretrained.omniflow.tensors import file_entry, open_parts, read_json
 from omniges.pretrained.omniflow.trunk import SourceTrunk, WhichWeights, parameter_shapes, read_omniflow
-from omniges.pretrained.omniflow.weight_map import Fate
+from omniges.pretrained.omniflow.weight_map import Fate, table_of
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes
 from omniges.storage.canonical_json import json_document, sha256_hex
-from omniges.storage.tensors import write_each
+from omniges.storage.tensors import require_same, write_each
 
 __all__ = [
     "CONVERSION_FILE",
@@ -129,13 +128,9 @@ def read_converted(folder: Path) -> SourceTrunk:
     path = folder / _MODEL_FILE
     if not path.is_file() or file_entry(path) != document["files"][_MODEL_FILE]:
         raise DataError(f"{path}: it is missing or not as it was written; {_AGAIN}")
-    tensors = open_tensors((path,))
+    tensors = open_parts((path,))
     expected = parameter_shapes(config["trunk"])
-    if dict(tensors.shapes) != expected:
-        names = sorted(
-            name for name in {**tensors.shapes, **expected} if tensors.shapes.get(name) != expected.get(name)
-        )
-        raise DataError(f"{path}: {len(names)} tensors are not the configuration's, such as {names[0]}; {_AGAIN}")
+    require_same(expected, tensors.shapes, str(path), f"expected those of its config.json; {_AGAIN}")
     return SourceTrunk(
         where=str(path),
         files=(folder / _CONFIG_FILE, path),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
 from omniges.storage.atomic import os_errors
-from omniges.storage.tensors import read_weights
+from omniges.storage.canonical_json import file_sha256
+from omniges.storage.tensors import kinds_of, open_tensors
 
 __all__ = [
     "OmniFlowFolder",
@@ -23,14 +22,13 @@ __all__ = [
     "file_entry",
     "find_omniflow",
     "is_omniflow",
-    "open_tensors",
+    "open_parts",
     "read_json",
-    "tensors_in",
 ]
 
 _STEM: Final = "diffusion_pytorch_model"
 _AVERAGE: Final = "ema_transformer.pt"
-_TYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES: Final = {torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,63 +116,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def file_entry(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file, as lists of files have them."""
-    with os_errors(path, "read"), path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"bytes": stream.tell(), "sha256": digest}
+    with os_errors(path, "read"):
+        return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def open_tensors(paths: tuple[Path, ...]) -> Tensors:
-    """Tensors of one file or of all its parts; raises `DataError` where one is not whole or a name comes twice."""
-    opened = [_open_pickle(path) if path.suffix == ".bin" else _open_safetensors(path) for path in paths]
-    owner: dict[str, Tensors] = {}
-    for part in opened:
-        for name in part.shapes:
+def open_parts(paths: tuple[Path, ...]) -> Tensors:
+    """Tensors of one file or of all its parts; raises `DataError` where one is not complete or a name comes twice."""
+    owner: dict[str, tuple[Path, Mapping[str, Tensor]]] = {}
+    kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for path in paths:
+        part = open_tensors(path)
+        for name, kind in kinds_of(part).items():
             if name in owner:
-                raise DataError(f"{part.where}: {name} is in {owner[name].where} too; download both again")
-            owner[name] = part
+                raise DataError(f"{path}: {name} is in {owner[name][0]} too; download both again")
+            if kind[0] not in _TYPES:
+                raise DataError(f"{path}: {name}: float32, float16 or bfloat16 expected, found {kind[0]}")
+            owner[name], kinds[name] = (path, part), kind
     return Tensors(
         where=str(paths[0] if len(paths) == 1 else paths[0].parent),
         files=paths,
-        shapes={name: part.shapes[name] for name, part in owner.items()},
-        dtypes={name: part.dtypes[name] for name, part in owner.items()},
-        read=lambda name: owner[name].read(name),
+        shapes={name: shape for name, (_, shape) in kinds.items()},
+        dtypes={name: dtype for name, (dtype, _) in kinds.items()},
+        read=lambda name: owner[name][1][name],
     )
-
-
-def tensors_in(found: Mapping[str, Tensor], where: str) -> Tensors:
-    """Tensors that are in memory already."""
-    return Tensors(
-        where,
-        (),
-        {name: tuple(tensor.shape) for name, tensor in found.items()},
-        {name: tensor.dtype for name, tensor in found.items()},
-        lambda name: found[name],
-    )
-
-
-def _open_pickle(path: Path) -> Tensors:
-    found = read_weights(path, mapped=True)
-    for name, value in found.items():
-        if value.dtype not in _TYPES.values():
-            raise DataError(f"{path}: {name}: float32, float16 or bfloat16 expected, found {value.dtype}")
-    own = tensors_in(found, str(path))
-    return Tensors(own.where, (path,), own.shapes, own.dtypes, own.read)
-
-
-def _open_safetensors(path: Path) -> Tensors:
-    shapes, dtypes = {}, {}
-    try:
-        file: Any = safe_open(path, framework="pt")
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
-            part = file.get_slice(name)
-            if part.get_dtype() not in _TYPES:
-                raise DataError(f"{path}: {name}: float32, float16 or bfloat16 expected, found {part.get_dtype()}")
-            shapes[name], dtypes[name] = tuple(part.get_shape()), _TYPES[part.get_dtype()]
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a whole safetensors file ({error}); download it again") from error
-
-    def read(name: str) -> Tensor:
-        tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-    return Tensors(str(path), (path,), shapes, dtypes, read)

@@ -6,7 +6,8 @@ one at a time, so that nothing larger than one tensor is held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -18,7 +19,7 @@ from omniges.pretrained.omniflow.anatomy import nested_names
 from omniges.pretrained.omniflow.parameter_names import NESTED, STREAM_NAMES, Anatomy, Grid, StreamNames
 from omniges.pretrained.omniflow.tensors import Tensors
 
-__all__ = ["Fate", "FateKind", "Rule", "conversion_fates", "made", "rules", "trunk_config"]
+__all__ = ["Fate", "FateKind", "Rule", "conversion_fates", "made", "rules", "table_of", "trunk_config"]
 
 FateKind = Literal["loaded", "converted", "new", "left out"]
 How = Literal["as it is", "joined", "stacked", "flattened", "first six parts"]
@@ -30,6 +31,10 @@ _REASONS: Final[dict[How, str]] = {
     "flattened": "a convolution whose stride is its size is a linear layer on patches",
     "first six parts": "the other three are for a second attention that does not exist beside audio",
 }
+
+
+_KINDS: Final[tuple[FateKind, ...]] = ("loaded", "converted", "new", "left out")
+_NUMBER: Final = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +183,33 @@ def conversion_fates(
 
 def _count(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
+
+
+def table_of(fates: Iterable[Fate]) -> list[str]:
+    """A table for people: fate, tensors, learned numbers, part and reason a line; blocks are counted together."""
+    groups: dict[tuple[int, str, str], list[Fate]] = {}
+    for fate in fates:
+        groups.setdefault((_KINDS.index(fate.kind), _part(fate), fate.reason), []).append(fate)
+    rows = [("fate", "tensors", "numbers", "part", "reason")]
+    for (kind, part, reason), group in groups.items():
+        count = sum(fate.numbers for fate in group)
+        rows.append((_KINDS[kind], str(len(group)), f"{count:,}", part, reason))
+    rows[1:] = sorted(rows[1:], key=lambda row: _KINDS.index(row[0]))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    return [
+        "  ".join(
+            (fate.ljust(widths[0]), tensors.rjust(widths[1]), numbers.rjust(widths[2]), part.ljust(widths[3]), why)
+        )
+        for fate, tensors, numbers, part, why in rows
+    ]
+
+
+def _part(fate: Fate) -> str:
+    """Where it belongs: of our names the stream and what it is of, of theirs the beginning."""
+    name = _NUMBER.sub(".*.", fate.target or fate.source or "")
+    words = name.removeprefix("trunk.").split(".")
+    if fate.target is None:
+        return words[0] if words[0] != "transformer_blocks" else ".".join(words[:3])
+    if words[0] == "blocks":
+        return f"blocks, {words[3]}" if words[2] == "branches" else "blocks, all streams"
+    return words[0] if words[0] == "speaker" else ", ".join(words[:2])
