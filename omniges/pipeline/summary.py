@@ -17,9 +17,8 @@ from rich.table import Table
 from omniges.errors import CODES, ExitCode, Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
-from omniges.pipeline.protocol import Sample
+from omniges.pipeline.protocol import ConvertPool, Outcome, Sample
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Summary
-from omniges.pipeline.supervisor import Lost, Outcome, Supervisor
 from omniges.progress import Progress
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
@@ -27,6 +26,7 @@ from omniges.shards.schema import REPORT_FILE, SPLITS
 from omniges.shards.statistics import Partial
 from omniges.shards.transaction import Journal
 from omniges.shards.writer import ShardFile, ShardWriter
+from omniges.workers import Lost
 
 if TYPE_CHECKING:
     from omniges.pipeline.plan import Plan  # loads the decoders
@@ -260,9 +260,9 @@ def summary_of_complete(
     return replace(made, unchanged=True)
 
 
-def progress_of(discovery: Discovery, tally: Tally, supervisor: Supervisor, elapsed_s: float, share: float) -> Progress:
+def progress_of(discovery: Discovery, tally: Tally, pool: ConvertPool, elapsed_s: float, share: float) -> Progress:
     """How far a run has come; `share` is that of the work, not of the recordings."""
-    slowest = supervisor.slowest()
+    slowest = pool.slowest()
     return Progress(
         done=len(tally.rows) + tally.rejected + len(tally.lost),
         total=discovery.stems,
@@ -274,7 +274,7 @@ def progress_of(discovery: Discovery, tally: Tally, supervisor: Supervisor, elap
         computed_s=tally.computed_s,
         elapsed_s=elapsed_s,
         eta_s=elapsed_s * (1 - share) / share if share else None,
-        slowest=slowest[0] if slowest else None,
+        slowest=slowest[0].stem if slowest else None,
         slowest_s=slowest[1] if slowest else 0.0,
     )
 
