@@ -28,7 +28,7 @@ from omniges.pipeline.output import (
 )
 from omniges.pipeline.protocol import ConvertPool
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
-from omniges.pipeline.summary import Tally, cut_totals, progress_of, summarize, summary_of_complete
+from omniges.pipeline.summary import ConvertProgress, Tally, cut_totals, summarize, summary_of_complete
 from omniges.progress import Reporter
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest
@@ -197,7 +197,7 @@ def _convert_all(
                     done_bytes += recording.size
                     del outcome
                 share = done_bytes / total_bytes if total_bytes else 1.0
-                reporter.update(progress_of(discovery, tally, pool, time.monotonic() - start, share))
+                reporter.update(ConvertProgress.of(discovery, tally, pool, time.monotonic() - start, share))
         finally:
             outcomes.close()
     return tally, writer

@@ -17,17 +17,17 @@ from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 from omniges.model.flow import Windows
 from omniges.model.losses import in_order, per_step, per_stream, per_task
 from omniges.model.tasks import FlowSettings, draw_plan
+from omniges.progress import Progress, Reporter, duration
 from omniges.trainer.batches import Feed
 from omniges.trainer.distributed import Interrupted, Ranks
 from omniges.trainer.divergence import Refusals
 from omniges.trainer.logging import Logbook
 from omniges.trainer.optimizer import LearningRate, ema_decay
-from omniges.trainer.progress import Progress, Reporter
 from omniges.trainer.signals import StopNow, Stopper
 from omniges.trainer.state import RunState
 from omniges.trainer.train_step import Learner
 
-__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "Surroundings", "Validator"]
+__all__ = ["Ending", "Loop", "LoopSettings", "Outcome", "StepProgress", "Surroundings", "Validator"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -45,6 +45,30 @@ class Ending(enum.IntEnum):
 
 _OF_SIGNALS: Final = {ExitCode.STOPPED: Ending.STOPPED, ExitCode.INTERRUPTED: Ending.INTERRUPTED}
 _EXIT_CODES: Final = {Ending.STOPPED: ExitCode.STOPPED, Ending.INTERRUPTED: ExitCode.INTERRUPTED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgress(Progress):
+    """How far a run has come, over the steps since the last time."""
+
+    step: int
+    last_step: int | None  # None: only the clock ends the run
+    epoch: float
+    loss: float
+    learning_rate: float
+    samples_per_s: float
+    waiting: float  # share of the time spent waiting for data
+    left_s: float | None
+
+    @property
+    def line(self) -> str:
+        """In words, for a person."""
+        of = f"/{self.last_step}" if self.last_step is not None else ""
+        left = "" if self.left_s is None else f", {duration(self.left_s)} left"
+        return (
+            f"step {self.step}{of} (epoch {self.epoch:.1f}): loss {self.loss:.4f}, lr {self.learning_rate:.2g}, "
+            f"{self.samples_per_s:.1f} samples/s, {self.waiting:.1%} waiting for data{left}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,7 +365,7 @@ class Loop:
         self._logbook.write("steps", step=state.step, **facts, losses=totals.tolist(), gradient_norms=kept)
         self._logbook.track(state.step, facts)
         self._reporter.update(
-            Progress(
+            StepProgress(
                 step=state.step,
                 last_step=settings.last_step,
                 epoch=facts["epoch"],
