@@ -36,7 +36,7 @@ from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLI
 from omniges.shards.tokenizer import train_tokenizer
 from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, refuse_foreign, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
-from omniges.storage.atomic import locked, make_folder, os_errors, publish_bytes
+from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
 __all__ = ["preprocess"]
@@ -52,8 +52,7 @@ class _RunLog:
         self._lock = threading.Lock()
 
     def __enter__(self) -> _RunLog:
-        with os_errors(self._path):
-            self._stream = self._path.open("a", encoding="utf-8")
+        self._stream = os.fdopen(open_for_appending(self._path), "a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
