@@ -26,8 +26,7 @@ from report import print_report
 
 from omniges.errors import OmnigesError
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.protocol import encode_recording
-from omniges.pipeline.supervisor import _WORKER_ENVIRONMENT
+from omniges.pipeline.protocol import WORKER_ENVIRONMENT, encode_recording
 
 HERE: Final = Path(__file__).resolve().parent
 LONG_RECORDING_S: Final = 660.0
@@ -160,9 +159,9 @@ def time_stages(recordings: list[Recording], work: Path) -> dict[str, dict[str, 
     out = work / "stages"
     out.mkdir()
     sources = work / "stages.json"
-    sources.write_text(json.dumps([encode_recording(recording).decode() for recording in recordings]), encoding="utf-8")
+    sources.write_text(json.dumps([encode_recording(recording) for recording in recordings]), encoding="utf-8")
     command = [sys.executable, str(HERE / "stages.py"), str(sources), str(out)]
-    usage = run_measured(command, sources, os.environ | _WORKER_ENVIRONMENT)
+    usage = run_measured(command, sources, os.environ | WORKER_ENVIRONMENT)
     shutil.rmtree(out)
     times: dict[str, list[float]] = json.loads(usage.output)
     return {stage: {"min": min(values), "median": median(values)} for stage, values in times.items()}

@@ -5,59 +5,58 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.live import Live
 
-__all__ = ["JsonReporter", "LineReporter", "LiveReporter", "Progress", "Reporter", "counter", "make_reporter"]
+__all__ = [
+    "JsonReporter",
+    "LineReporter",
+    "LiveReporter",
+    "Progress",
+    "Reporter",
+    "counter",
+    "duration",
+    "make_reporter",
+]
 
-Mode = Literal["auto", "live", "lines", "json"]
-_LINE_EVERY_S = 5.0
-_LIVE_EVERY_S = 0.2
+Mode = Literal["auto", "live", "lines", "json", "silent"]
+_LINE_EVERY_S: Final = 5.0
+_JSON_EVERY_S: Final = 0.5
+_LIVE_EVERY_S: Final = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run has come."""
-
-    done: int  # recordings looked at, rejected ones included
-    total: int
-    converted: int
-    rejected: int
-    noted: int  # converted with at least one note
-    lost: int
-    reused: int  # outcomes taken over from earlier runs
-    computed_s: float  # seconds of the recordings converted in this run
-    elapsed_s: float
-    eta_s: float | None
-    slowest: str | None
-    slowest_s: float
+class Progress(ABC):
+    """How far a run has come; each kind of run adds a dataclass of what it counts."""
 
     @property
-    def real_time_factor(self) -> float:
-        """Seconds of recordings converted a second."""
-        return self.computed_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
+    @abstractmethod
+    def line(self) -> str:
+        """In words, for a person."""
+
+    @property
+    def share(self) -> float | None:
+        """Share of the work that is done, None where it is not known."""
+        return None
+
+    @property
+    def final(self) -> bool:
+        """Whether this is the last progress of a run, which is always shown."""
+        return False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers, for a machine."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
-class Reporter(Protocol):
-    """Receives progress; a context manager around the run."""
-
-    def __enter__(self) -> Reporter: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def update(self, progress: Progress) -> None:
-        """Show progress; called after every recording, shows it as often as a person can read."""
-
-
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Return minutes and seconds, with hours where there are some."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -65,51 +64,53 @@ def _duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _line(p: Progress) -> str:
-    slow = f", slowest now {p.slowest} ({p.slowest_s:.1f} s)" if p.slowest and p.slowest_s > 1 else ""
-    lost = f", {p.lost} lost" if p.lost else ""
-    reused = f" ({p.reused} taken over)" if p.reused else ""
-    return (
-        f"{p.done}/{p.total} recordings: {p.converted} converted{reused}, {p.rejected} rejected, "
-        f"{p.noted} with notes{lost}; "
-        f"{p.real_time_factor:,.0f} × real time, {_duration(p.eta_s)} left{slow}"
-    )
-
-
-class _Throttled:
-    """Passes on an update now and then, and always the last."""
-
-    def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
-        self._last = -float("inf")
-
-    def due(self, progress: Progress) -> bool:
-        now = time.monotonic()
-        if progress.done < progress.total and now - self._last < self._every_s:
-            return False
-        self._last = now
-        return True
-
-
-class LineReporter:
-    """One plain line every five seconds, for logs."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self._throttle = _Throttled(_LINE_EVERY_S)
+class Reporter:
+    """Shows how far a run has come; a context manager around the run. This one is silent: its kinds show something."""
 
     def update(self, progress: Progress) -> None:
-        """Write a line if the last is old enough."""
-        if self._throttle.due(progress):
-            self._stream.write(_line(progress) + "\n")
-            self._stream.flush()
+        """Show progress, as often as a person can read."""
 
-    def __enter__(self) -> LineReporter:
+    def say(self, message: str) -> None:
+        """Show one line that stays."""
+
+    def __enter__(self) -> Reporter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class _Throttled(Reporter):
+    """Shows an update now and then, and always the last."""
+
+    def __init__(self, every_s: float, first_after_s: float = 0.0) -> None:
+        self._every_s = every_s
+        self._last_s = time.monotonic() - every_s + first_after_s
+
+    def update(self, progress: Progress) -> None:
+        """Show progress if what was shown last is old enough."""
+        now = time.monotonic()
+        if progress.final or now - self._last_s >= self._every_s:
+            self._last_s = now
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
+        raise NotImplementedError
+
+
+class LineReporter(_Throttled):
+    """A plain line at most every five seconds, for logs."""
+
+    def __init__(self, stream: IO[str], every_s: float = _LINE_EVERY_S, first_after_s: float = 0.0) -> None:
+        super().__init__(every_s, first_after_s)
+        self._stream = stream
+
+    def _show(self, progress: Progress) -> None:
+        self.say(progress.line)
+
+    def say(self, message: str) -> None:
+        """Write a line."""
+        self._stream.write(message + "\n")
         self._stream.flush()
 
 
@@ -117,55 +118,61 @@ class JsonReporter(LineReporter):
     """One JSON object a line, ``{"event": "progress", …}``, at most every half second."""
 
     def __init__(self, stream: IO[str]) -> None:
-        super().__init__(stream)
-        self._throttle = _Throttled(0.5)
+        super().__init__(stream, _JSON_EVERY_S)
 
-    def update(self, progress: Progress) -> None:
-        """Write an object if the last is old enough."""
-        if self._throttle.due(progress):
-            row = {"event": "progress"} | asdict(progress) | {"real_time_factor": progress.real_time_factor}
-            self._stream.write(json.dumps(row) + "\n")
-            self._stream.flush()
+    def _show(self, progress: Progress) -> None:
+        super().say(json.dumps({"event": "progress"} | progress.as_json()))
+
+    def say(self, message: str) -> None:
+        """Write the line as an object."""
+        super().say(json.dumps({"event": "message", "message": message}))
 
 
-class LiveReporter:
-    """A bar and a line that rich keeps up to date on a terminal."""
+class LiveReporter(_Throttled):
+    """A line, and a bar where the share is known, that rich keeps up to date on a terminal."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
+        super().__init__(_LIVE_EVERY_S)
         self._stream = stream  # standard error where none is given
-        self._throttle = _Throttled(_LIVE_EVERY_S)
         self._live: Live | None = None
 
-    def update(self, progress: Progress) -> None:
-        """Redraw."""
-        if self._live is None or not self._throttle.due(progress):
-            return
-        from rich.console import Group  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
+    def _console(self) -> Console:
+        from rich.console import Console  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
+
+        return Console(file=self._stream, force_terminal=True) if self._stream else Console(stderr=True)
+
+    def _show(self, progress: Progress) -> None:
+        from rich.console import Group  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
         from rich.progress_bar import ProgressBar  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        bar = ProgressBar(total=max(progress.total, 1), completed=progress.done, width=60)
-        # The bar ends without a line break, so it comes last; the text wraps where the window is narrow.
-        self._live.update(Group(Text(_line(progress)), bar), refresh=True)
+        if self._live is None:
+            self._live = Live(console=self._console(), auto_refresh=False, transient=True)
+            self._live.start()
+        parts: list[Any] = [Text(progress.line)]
+        if progress.share is not None:
+            # The bar ends without a line break, so it comes last; the text wraps where the window is narrow.
+            parts.append(ProgressBar(total=1.0, completed=progress.share, width=60))
+        self._live.update(Group(*parts), refresh=True)
+        if progress.final:
+            self.__exit__()  # what comes next has the terminal for itself
 
-    def __enter__(self) -> LiveReporter:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.live import Live  # noqa: PLC0415
+    def say(self, message: str) -> None:
+        """Print above the line."""
+        console = self._live.console if self._live else self._console()
+        console.print(message, markup=False, highlight=False)
 
-        console = Console(file=self._stream, force_terminal=True) if self._stream else Console(stderr=True)
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+            self._live = None
 
 
-def make_reporter(mode: Mode) -> Reporter:
-    """The reporter for a mode; ``auto`` takes the live one on a terminal and lines elsewhere."""
+def make_reporter(mode: Mode = "auto") -> Reporter:
+    """Return the reporter for a mode; ``auto`` takes the live one on a terminal and lines elsewhere."""
+    if mode == "silent":
+        return Reporter()
     if mode == "json":
         return JsonReporter(sys.stdout)
     if mode == "live" or (mode == "auto" and sys.stderr.isatty()):
@@ -173,45 +180,35 @@ def make_reporter(mode: Mode) -> Reporter:
     return LineReporter(sys.stderr)
 
 
+@dataclass(frozen=True, slots=True)
+class _Count(Progress):
+    noun: str
+    done: float
+    total: float
+    left_s: float | None
+    final: bool
+
+    @property
+    def line(self) -> str:
+        return f"{self.done:.0f}/{self.total:.0f} {self.noun}, {duration(self.left_s)} left"
+
+    @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 1.0
+
+
 @contextmanager
 def counter(noun: str) -> Iterator[Callable[[float, float], None]]:
-    """A function (done, total) that shows a count and what time is left.
+    """Yield a function (done, total) that shows a count and what time is left.
 
-    On a terminal rich keeps a bar up to date; elsewhere there is now and then a plain line.
+    Elsewhere than on a terminal, work of a few seconds is not worth a line.
     """
-    if sys.stderr.isatty():
-        with _bar(noun) as count:
-            yield count
-        return
-    stream = sys.stderr
-    began = last = time.monotonic()
-
-    def line(done: float, total: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < _LINE_EVERY_S:
-            return
-        last = now
-        left = (now - began) / done * (total - done) if done else None
-        stream.write(f"{done:.0f}/{total:.0f} {noun}, {_duration(left)} left\n")
-        stream.flush()
-
-    yield line
-
-
-@contextmanager
-def _bar(noun: str) -> Iterator[Callable[[float, float], None]]:
-    from rich.console import Console  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-    from rich.progress import Progress as Bars  # noqa: PLC0415
-
-    what = TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}")
-    with Bars(
-        what, BarColumn(), TimeRemainingColumn(), TextColumn("left"), console=Console(stderr=True), transient=True
-    ) as progress:
-        task = progress.add_task(noun, total=None, visible=False)
+    began = time.monotonic()
+    live = sys.stderr.isatty()
+    with LiveReporter() if live else LineReporter(sys.stderr, first_after_s=_LINE_EVERY_S) as reporter:
 
         def count(done: float, total: float) -> None:
-            progress.update(task, completed=done, total=total, visible=True)
+            left_s = (time.monotonic() - began) / done * (total - done) if done else None
+            reporter.update(_Count(noun, done, total, left_s, final=live and done >= total))
 
         yield count

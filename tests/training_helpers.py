@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from omniges.model.checkpoint import CHECKPOINTS
 from omniges.trainer.config import TrainSettings
-from omniges.trainer.progress import Progress
+from omniges.trainer.loop import StepProgress
 from omniges.trainer.train import Summary, train
 from omniges.trainer.train_step import Learner
 from omniges.trainer.validation.losses import LEVELS, SIX
@@ -128,10 +128,10 @@ class Collected:
     """A reporter that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.progress: list[Progress] = []
+        self.progress: list[StepProgress] = []
         self.remarks: list[str] = []
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: StepProgress) -> None:
         self.progress.append(progress)
 
     def say(self, remark: str) -> None:

@@ -25,7 +25,6 @@ from omniges.data.order import RankShare
 from omniges.data.shared_memory import share_arrays
 from omniges.data.state import Resumed, make_state, resume
 from omniges.data.window_reader import Verify
-from omniges.data.worker_pool import ReadingWorker, WorkerDied
 from omniges.data.worker_setup import (
     DataSource,
     Sequencing,
@@ -37,8 +36,12 @@ from omniges.data.worker_setup import (
 )
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.schema import VERIFY
+from omniges.workers import Worker, WorkerDied, worker_command
 
 __all__ = ["Batch", "BatchLoader", "LoaderSettings"]
+
+WORKER_COMMAND: Final = worker_command("omniges.data.worker_setup")
+_PATIENCE_S: Final = 2.0  # for a worker to exit by itself
 
 I64 = npt.NDArray[np.int64]
 
@@ -119,7 +122,7 @@ class BatchLoader:
         self._submitted = 0  # of the next batch to have read
         self._jobs = 0
         self._pending: deque[tuple[int, int]] = deque()  # block, rows
-        self._workers: list[ReadingWorker] = []
+        self._workers: list[Worker] = []
         self._collator: Collator | None = None
         self._store: BlockStore | None = None
         weakref.finalize(self, _end_workers, self._workers)
@@ -225,7 +228,7 @@ class BatchLoader:
         document |= {"places": places, "shared_fd": descriptor, "shared_bytes": size}
         try:
             for _ in range(self._settings.workers):
-                self._workers.append(ReadingWorker(document, (descriptor, store.descriptor)))
+                self._workers.append(Worker(WORKER_COMMAND, document, descriptors=(descriptor, store.descriptor)))
         finally:
             os.close(descriptor)  # the workers have it
 
@@ -254,7 +257,7 @@ class BatchLoader:
             return
         number = (self._jobs - len(self._pending)) % len(self._workers)
         try:
-            self._workers[number].wait(self._settings.stall_s)
+            self._workers[number].receive(self._settings.stall_s)
         except TimeoutError as error:
             raise EnvironmentFault(
                 f"no batch for {self._settings.stall_s:g} s: loader worker {number} (process "
@@ -272,9 +275,9 @@ class BatchLoader:
 
     def _obituary(self, death: WorkerDied) -> OmnigesError:
         """What to raise for a dead worker. SIGBUS is how the kernel says that a mapped file has lost its bytes."""
-        if death.block is None or self._store is None:
+        if death.task is None or self._store is None:
             return EnvironmentFault(f"a loader worker did not start ({death}): run the command again with workers 0")
-        place = self._place(self._store, death.block)
+        place = self._place(self._store, death.task)
         if "SIGBUS" in str(death):
             return DataError(f"{place}: the shard was cut short while it was read, or the disk fails. {VERIFY}")
         return EnvironmentFault(
@@ -344,9 +347,9 @@ class BatchLoader:
         self.close()
 
 
-def _end_workers(workers: list[ReadingWorker]) -> None:
+def _end_workers(workers: list[Worker]) -> None:
     """All leave at once, then each is waited for."""
     for worker in workers:
         worker.hang_up()
     while workers:
-        workers.pop().close()
+        workers.pop().close(_PATIENCE_S)

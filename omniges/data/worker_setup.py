@@ -1,9 +1,11 @@
-"""What a reading process needs to fill blocks: a JSON document and arrays, made in one process, used in another."""
+"""What a reading process needs to fill blocks: a JSON document and arrays, made in one process, used in another.
+
+It imports numpy, not torch.
+"""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,27 +13,26 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.catalog import Catalog, ClipTable
-from omniges.data.collate import Collator, mixture_of, open_source
+from omniges.data.collate import BatchBlock, Collator, batch_layout, mixture_of, open_source
 from omniges.data.normalize import Normaliser, Scale
 from omniges.data.order import Mixture
+from omniges.data.shared_memory import map_memory, place_arrays
 from omniges.data.tracks import Tracks
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.errors import UsageFault
 from omniges.shards.reader import LocalShards, ShardSource
+from omniges.workers import Answer
 
 __all__ = [
-    "JOB",
     "DataSource",
     "Sequencing",
     "make_arrays",
     "make_collator",
     "make_document",
     "make_order",
+    "prepare",
     "tracks_of",
 ]
-
-JOB: Final = struct.Struct("<q")
-"""A job on a worker's standard input: the number of a block."""
 
 _STREAMS: Final = ("gesture", "audio", "text")
 
@@ -152,3 +153,21 @@ def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[
     ]
     tokenizer = arrays["tokenizer"].tobytes()
     return Collator(order, readers, Normaliser(*scales), tokenizer, document["stride"], tracks)
+
+
+def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
+    """Return the function with which a worker process fills the block of a number (`omniges.workers`)."""
+    shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
+    collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
+    places, size = batch_layout(setup["rows"], setup["window_ticks"], Tracks.from_json(setup["tracks"]))
+    blocks: dict[int, BatchBlock] = {}
+
+    def fill(number: int) -> Answer:
+        if number not in blocks:
+            mapped = map_memory(setup["blocks_fd"], size, number * size)
+            blocks[number] = BatchBlock.of(np.frombuffer(mapped, np.uint8), places)
+        block = blocks[number]
+        collator.fill(block, block.positions[: block.progress[0]].copy())
+        return None, ()
+
+    return fill

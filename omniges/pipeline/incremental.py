@@ -180,9 +180,10 @@ def recall(
             if sample is not None:
                 chosen[sample.segment.shard].append(sample)
                 continue
-            rejection = _rejection_of(earlier, recording, digests)
-            if rejection is not None:
-                outcomes[recording.stem] = Rejected(rejection.findings, {})
+            for rejection in earlier.rejections.get(recording.stem, ()):
+                if rejection.inputs == digests[recording.stem]:
+                    outcomes[recording.stem] = Rejected(rejection.findings, {})
+                    break
         _read_shards(chosen, workers, outcomes, damaged, count)
         # What a damaged shard did not give may lie in another one too.
         retry = {sample.row.stem for shard in chosen.keys() & damaged for sample in chosen[shard]}
@@ -209,11 +210,6 @@ def _sample_of(
         if same and expected and not others and sample.segment.shard not in damaged:
             return sample
     return None
-
-
-def _rejection_of(earlier: Earlier, recording: Recording, digests: Mapping[str, Digests]) -> _Rejection | None:
-    known = earlier.rejections.get(recording.stem, ())
-    return next((rejection for rejection in known if rejection.inputs == digests[recording.stem]), None)
 
 
 def _read_shards(

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.pipeline.summary import duration_text, size_text
-from omniges.pipeline.summary import simple_table as _table
+from omniges.pipeline.summary import duration_text, simple_table, size_text
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import publish_bytes
@@ -52,19 +51,21 @@ def _by_speaker(rows: list[ManifestRow] | Any) -> dict[str, list[ManifestRow]]:
 
 def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None:
     """Splits, speakers, notes and the first samples of a shard folder."""
-    splits = _table("split", "shards", "samples", "length", "words", right=(1, 2, 3, 4))
+    splits = simple_table("split", "shards", "samples", "length", "words", right=(1, 2, 3, 4))
     shards = Counter(shard["split"] for shard in source.dataset["shards"].values())
     for split, totals in source.dataset["splits"].items():
         length = duration_text(totals["seconds"])
         splits.add_row(split, str(shards[split]), str(totals["samples"]), length, str(totals["words"]))
     console.print(splits)
-    speakers = _table("speaker", "samples", "length", "languages", "emotions", right=(1, 2))
+    speakers = simple_table("speaker", "samples", "length", "languages", "emotions", right=(1, 2))
     for name, own in _by_speaker(source.rows).items():
         languages = ", ".join(sorted({row.language or "unknown" for row in own}))
         emotions = ", ".join(sorted({row.emotion or "unknown" for row in own}))
         speakers.add_row(name, str(len(own)), duration_text(sum(r.seconds for r in own)), languages, emotions)
     console.print(speakers)
-    samples = _table("sample", "split", "frames", "mel frames", "words", "length", "shard", "notes", right=(2, 3, 4, 5))
+    samples = simple_table(
+        "sample", "split", "frames", "mel frames", "words", "length", "shard", "notes", right=(2, 3, 4, 5)
+    )
     for row in source.rows[:shown]:
         numbers = (str(row.frames), str(row.mel_frames), str(row.words), duration_text(row.seconds))
         samples.add_row(row.key, row.split, *numbers, row.shard, ", ".join(row.notes) or "–")
@@ -111,18 +112,8 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     """Identity, provenance, members and first words of one sample."""
     facts = sample_facts(sample)
     metadata = facts["metadata"]
-    identity = _table("field", "value")
-    for name in (
-        "key",
-        "split",
-        "speaker",
-        "language",
-        "scenario",
-        "emotion",
-        "frames",
-        "mel_frames",
-        "ticks",
-    ):
+    identity = simple_table("field", "value")
+    for name in ("key", "split", "speaker", "language", "scenario", "emotion", "frames", "mel_frames", "ticks"):
         identity.add_row(name, one_line(str(metadata[name])))
     identity.add_row("length", f"{metadata['seconds']:.3f} s")
     identity.add_row("cut", ", ".join(f"{name} {value:g}" for name, value in metadata["cut"].items()))
@@ -131,14 +122,14 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     for note in metadata["notes"]:
         identity.add_row("note", one_line(f"{note['code']}: {note['found']}"))
     console.print(identity)
-    members = _table("member", "shape", "bytes", "min", "mean", "max", right=(1, 2, 3, 4, 5))
+    members = simple_table("member", "shape", "bytes", "min", "mean", "max", right=(1, 2, 3, 4, 5))
     for name, place in facts["members"].items():
         array = facts["arrays"].get(name)
         shape = " × ".join(map(str, array["shape"])) if array else "–"
         numbers = [f"{array[k]:.4g}" for k in ("min", "mean", "max")] if array else ["–"] * 3
         members.add_row(name, shape, str(place["bytes"]), *numbers)
     console.print(members)
-    blocks = _table("gesture block", "channels", "std", right=(2,))
+    blocks = simple_table("gesture block", "channels", "std", right=(2,))
     for name in ("upper", "hands", "lower", "root", "face"):
         columns: slice = getattr(LAYOUT, name)
         spread = sample.gesture.gesture[:, columns].std(axis=0, dtype=np.float64).mean()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from omniges.pipeline.convert import convert
-from omniges.pipeline.discover import Discovery, Recording, discover
+from omniges.pipeline.discover import discover
 from omniges.pipeline.settings import Converted, PreprocessSettings
 from omniges.shards.schema import SPLITS
 
@@ -41,7 +41,8 @@ def make_plan(settings: PreprocessSettings) -> Plan:
     )
     recordings = discovery.recordings
     input_bytes = sum(recording.size for recording in recordings)
-    chosen = _typical(recordings)
+    by_size = sorted(recordings, key=lambda recording: recording.size)
+    chosen = by_size[max(0, len(by_size) // 2 - _SAMPLED // 2) :][:_SAMPLED]
     seconds = output = wall = read = 0.0
     for place, recording in enumerate(chosen):
         if place == 0:
@@ -54,10 +55,11 @@ def make_plan(settings: PreprocessSettings) -> Plan:
             output += outcome.segment.size
             read += recording.size
     scale = input_bytes / read if read else None
+    codes = Counter(code for found in discovery.rejected.values() for code in {f.problem.code for f in found})
     return Plan(
         parts=discovery.parts,
         stems=discovery.stems,
-        rejected_already=_rejected(discovery),
+        rejected_already=dict(sorted(codes.items())),
         splits={split: sum(r.split == split for r in recordings) for split in SPLITS},
         speakers=dict(sorted(Counter(r.fields.speaker or "unknown" for r in recordings).items())),
         split_source=discovery.split_source,
@@ -67,14 +69,3 @@ def make_plan(settings: PreprocessSettings) -> Plan:
         output_bytes=output * scale if scale else None,
         wall_s=1.0 + wall * scale / min(settings.workers, max(len(recordings), 1)) if scale else None,
     )
-
-
-def _typical(recordings: tuple[Recording, ...]) -> list[Recording]:
-    by_size = sorted(recordings, key=lambda recording: recording.size)
-    middle = len(by_size) // 2
-    return by_size[max(0, middle - _SAMPLED // 2) :][:_SAMPLED]
-
-
-def _rejected(discovery: Discovery) -> dict[str, int]:
-    codes = Counter(code for found in discovery.rejected.values() for code in {f.problem.code for f in found})
-    return dict(sorted(codes.items()))

@@ -1,16 +1,11 @@
-"""What the supervisor and a worker process say to each other over the worker's standard input and output.
-
-To the worker: one line of JSON a message, the settings first, then a recording each. Back: for each recording a
-length, a JSON head, and for a sample its statistics and its segment as raw bytes. Nothing is pickled.
-"""
+"""The pool of worker processes that convert recordings, and what it and they say to each other."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -21,26 +16,33 @@ from omniges.pipeline.settings import Converted, ConvertSettings, Cut, Rejected
 from omniges.pipeline.stems import StemFields
 from omniges.shards.manifest import ManifestRow, row_from_json
 from omniges.shards.statistics import Partial
+from omniges.workers import ENVIRONMENT, Answer, Lost, Pool, Worker, worker_command
 
 __all__ = [
+    "WORKER_COMMAND",
+    "WORKER_ENVIRONMENT",
+    "ConvertPool",
+    "Outcome",
     "Sample",
     "decode_recording",
-    "decode_settings",
+    "encode_outcome",
     "encode_recording",
-    "encode_settings",
-    "receive",
-    "send",
 ]
 
-_LENGTH_BYTES: Final = 8
-_MAX_HEAD_BYTES: Final = 64 << 20
-
-Read = Callable[[memoryview], None]  # fills the whole view, or raises EOFError
+WORKER_COMMAND: Final = worker_command("omniges.pipeline.worker")
+# Features are computed block by block on one thread each; arrays of a few megabytes come and go, and handing their
+# pages back to the kernel each time costs more than keeping them.
+WORKER_ENVIRONMENT: Final = ENVIRONMENT | {
+    "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "MALLOC_ARENA_MAX": "1",
+}
+_PIPE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A converted recording on the supervisor's side; `row` still lacks its shard and the segment's offset."""
+    """A converted recording as it comes from a worker; `row` still lacks its shard and the segment's offset."""
 
     row: ManifestRow
     segment: memoryview
@@ -50,88 +52,74 @@ class Sample:
     cut: Cut
 
 
-def encode_settings(settings: ConvertSettings) -> bytes:
-    """One line for the worker's standard input."""
-    return json.dumps(asdict(settings)).encode() + b"\n"
+Outcome = Sample | Rejected | Lost
 
 
-def decode_settings(line: bytes) -> ConvertSettings:
-    """The inverse of `encode_settings`."""
-    return ConvertSettings(**json.loads(line))
+class ConvertPool(Pool[Recording, Sample | Rejected]):
+    """Workers that convert recordings."""
+
+    def __init__(
+        self,
+        settings: ConvertSettings,
+        workers: int,
+        deadline_s: float,
+        on_death: Callable[[Recording, str, int], None],
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        start = partial(Worker, command, asdict(settings), environment=WORKER_ENVIRONMENT, pipe_bytes=_PIPE_BYTES)
+        super().__init__(
+            start,
+            encode_recording,
+            _decode_outcome,
+            workers=workers,
+            deadline_s=deadline_s,
+            size=lambda recording: recording.size,
+            on_death=on_death,
+        )
 
 
-def encode_recording(recording: Recording) -> bytes:
-    """One line for the worker's standard input."""
-    row = asdict(recording) | {"notes": [note.as_json() for note in recording.notes]}
-    return json.dumps(row).encode() + b"\n"
+def encode_recording(recording: Recording) -> dict[str, Any]:
+    """Return a recording as a task for a worker."""
+    return asdict(recording) | {"notes": [note.as_json() for note in recording.notes]}
 
 
-def decode_recording(line: bytes) -> Recording:
-    """The inverse of `encode_recording`."""
-    row: dict[str, Any] = json.loads(line)
+def decode_recording(row: dict[str, Any]) -> Recording:
+    """Return the recording of a task; the inverse of `encode_recording`."""
     row["fields"] = StemFields(**row["fields"])
     row["files"] = {modality: SourceFile(**source) for modality, source in row["files"].items()}
     row["notes"] = tuple(Finding.from_json(note) for note in row["notes"])
     return Recording(**row)
 
 
-def send(descriptor: int, outcome: Converted | Rejected) -> None:
-    """Write an outcome to a pipe."""
-    buffers: list[bytes | memoryview] = []
+def encode_outcome(outcome: Converted | Rejected) -> Answer:
+    """Return an outcome as a worker's answer: JSON, then the statistics and the segment as raw bytes."""
     if isinstance(outcome, Rejected):
-        head: dict[str, Any] = {"findings": _findings(outcome.findings), "sources": outcome.sources}
-    else:
-        partials = outcome.partials or ()
-        head = {
-            "row": asdict(outcome.row),
-            "notes": _findings(outcome.notes),
-            "words": outcome.words,
-            "cut": asdict(outcome.cut),
-            "partials": [(partial.count, partial.rows.shape) for partial in partials],
-            "segment": outcome.segment.size,
-        }
-        buffers = [*(partial.rows.tobytes() for partial in partials), *outcome.segment.buffers]
-    text = json.dumps(head).encode()
-    _write_all(descriptor, [len(text).to_bytes(_LENGTH_BYTES, "little"), text, *buffers])
+        return {"findings": [finding.as_json() for finding in outcome.findings], "sources": outcome.sources}, ()
+    partials = outcome.partials or ()
+    head = {
+        "row": asdict(outcome.row),
+        "notes": [finding.as_json() for finding in outcome.notes],
+        "words": outcome.words,
+        "cut": asdict(outcome.cut),
+        "counts": [partial.count for partial in partials],
+    }
+    return head, [*((partial.rows.tobytes(),) for partial in partials), outcome.segment.buffers]
 
 
-def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    return [finding.as_json() for finding in findings]
-
-
-def _write_all(descriptor: int, buffers: Sequence[bytes | memoryview]) -> None:
-    for buffer in buffers:
-        view = memoryview(buffer).cast("B")
-        while len(view):
-            view = view[os.write(descriptor, view) :]
-
-
-def receive(read: Read) -> Sample | Rejected:
-    """Read an outcome; `read` fills a buffer or raises EOFError."""
-    length = int.from_bytes(_fill(read, _LENGTH_BYTES), "little")
-    if length > _MAX_HEAD_BYTES:
-        raise EOFError(f"a worker announced a head of {length} bytes")
-    head: dict[str, Any] = json.loads(bytes(_fill(read, length)))
+def _decode_outcome(head: dict[str, Any], buffers: list[memoryview]) -> Sample | Rejected:
     if "findings" in head:
         sources = {name: (path, digest) for name, (path, digest) in head["sources"].items()}
         return Rejected(tuple(Finding.from_json(row) for row in head["findings"]), sources)
-    partials = [Partial(count, _array(read, shape)) for count, shape in head["partials"]]
+    *statistics, segment = buffers
+    partials = [
+        Partial(count, np.frombuffer(data, np.float64).reshape(4, -1))
+        for count, data in zip(head["counts"], statistics, strict=True)
+    ]
     return Sample(
         row=row_from_json(head["row"]),
-        segment=_fill(read, head["segment"]),
+        segment=segment,
         notes=tuple(Finding.from_json(row) for row in head["notes"]),
         partials=(partials[0], partials[1]) if partials else None,
         words=Counter(head["words"]),
         cut=Cut(**head["cut"]),
     )
-
-
-def _fill(read: Read, size: int) -> memoryview:
-    # np.empty leaves the pages untouched until they are read into; bytearray would clear them first.
-    view = memoryview(np.empty(size, dtype=np.uint8).data)
-    read(view)
-    return view
-
-
-def _array(read: Read, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.frombuffer(_fill(read, 8 * int(np.prod(shape))), dtype=np.float64).reshape(shape)

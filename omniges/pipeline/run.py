@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +26,9 @@ from omniges.pipeline.output import (
     is_unchanged,
     read_complete,
 )
-from omniges.pipeline.runlog import RunLog
+from omniges.pipeline.protocol import ConvertPool
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
-from omniges.pipeline.summary import Tally, cut_totals, progress_of, summarize, summary_of_complete
-from omniges.pipeline.supervisor import Supervisor
+from omniges.pipeline.summary import ConvertProgress, Tally, cut_totals, summarize, summary_of_complete
 from omniges.progress import Reporter
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest
@@ -34,12 +36,35 @@ from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLI
 from omniges.shards.tokenizer import train_tokenizer
 from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, refuse_foreign, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
-from omniges.storage.atomic import locked, make_folder, publish_bytes
+from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
 __all__ = ["preprocess"]
 
 Count = Callable[[int, int], None]
+
+
+class _RunLog:
+    """JSON lines about a run that must not be part of its output: times, retries, worker deaths."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _RunLog:
+        self._stream = os.fdopen(open_for_appending(self._path), "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with os_errors(self._path):
+            self._stream.close()
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append one event with its time, process and host."""
+        stamp = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pid": os.getpid()}
+        with self._lock, os_errors(self._path):
+            self._stream.write(json.dumps(stamp | {"host": platform.node()} | facts) + "\n")
+            self._stream.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +92,7 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
     )
     workspace = Workspace(settings.out)
     make_folder(settings.out)
-    with locked(settings.out), RunLog(settings.log_path) as log:
+    with locked(settings.out), _RunLog(settings.log_path) as log:
         refuse_foreign(settings.out, workspace)  # under the lock: another run may be moving our files just now
         finish_commit(workspace)
         complete = read_complete(settings)
@@ -87,7 +112,7 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
         return _run(work, reporter, log, start)
 
 
-def _look_back(workspace: Workspace, complete: dict[str, Any] | None, log: RunLog) -> Earlier:
+def _look_back(workspace: Workspace, complete: dict[str, Any] | None, log: _RunLog) -> Earlier:
     """What earlier runs left; nothing, with a line in the log, where the complete set's own lists are damaged."""
     try:
         return known_outcomes(workspace, complete)
@@ -96,7 +121,7 @@ def _look_back(workspace: Workspace, complete: dict[str, Any] | None, log: RunLo
         return known_outcomes(workspace, None)
 
 
-def _run(work: _Work, reporter: Reporter, log: RunLog, start: float) -> Summary:
+def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary:
     settings, discovery = work.settings, work.discovery
     todo = [recording for recording in _ordered(discovery) if recording.stem not in work.recalled]
     check_space(settings, todo)
@@ -139,7 +164,7 @@ def _ordered(discovery: Discovery) -> list[Recording]:
 
 
 def _convert_all(
-    work: _Work, todo: Sequence[Recording], reporter: Reporter, log: RunLog, start: float
+    work: _Work, todo: Sequence[Recording], reporter: Reporter, log: _RunLog, start: float
 ) -> tuple[Tally, ShardWriter]:
     settings, workspace, discovery = work.settings, work.workspace, work.discovery
     tally = Tally(findings=list(discovery.findings), rejected=len(discovery.rejected))
@@ -151,10 +176,13 @@ def _convert_all(
         notes = {row.stem: [note.as_json() for note in tally.notes[row.stem]] for row in rows}
         workspace.journal.append(journal_shard(path, shard.size, shard.sha256, rows, notes), durable=True)
 
-    supervisor = Supervisor(settings.convert, settings.workers, settings.deadline_s, log.death)
+    def note_death(recording: Recording, reason: str, attempt: int) -> None:
+        log.write("worker-death", stem=recording.stem, reason=reason, attempt=attempt)
+
+    pool = ConvertPool(settings.convert, settings.workers, settings.deadline_s, note_death)
     total_bytes, done_bytes = sum(recording.size for recording in todo), 0
     first = workspace.free_index()
-    outcomes = supervisor.run(todo)
+    outcomes = pool.run(todo)
     writer = ShardWriter(lambda n: workspace.folder / staged_name(first + n), settings.shard_bytes, keep)
     with reporter, writer:
         try:
@@ -168,7 +196,7 @@ def _convert_all(
                     done_bytes += recording.size
                     del outcome
                 share = done_bytes / total_bytes if total_bytes else 1.0
-                reporter.update(progress_of(discovery, tally, supervisor, time.monotonic() - start, share))
+                reporter.update(ConvertProgress.of(discovery, tally, pool, time.monotonic() - start, share))
         finally:
             outcomes.close()
     return tally, writer

@@ -17,28 +17,28 @@ from rich.table import Table
 from omniges.errors import CODES, ExitCode, Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
-from omniges.pipeline.protocol import Sample
+from omniges.pipeline.protocol import ConvertPool, Outcome, Sample
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Summary
-from omniges.pipeline.supervisor import Lost, Outcome, Supervisor
-from omniges.progress import Progress
+from omniges.progress import Progress, duration
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
 from omniges.shards.statistics import Partial
 from omniges.shards.transaction import Journal
 from omniges.shards.writer import ShardFile, ShardWriter
+from omniges.workers import Lost
 
 if TYPE_CHECKING:
     from omniges.pipeline.plan import Plan  # loads the decoders
 
 __all__ = [
+    "ConvertProgress",
     "Tally",
     "cut_totals",
     "duration_text",
     "plan_json",
     "print_plan",
     "print_summary",
-    "progress_of",
     "simple_table",
     "size_text",
     "summarize",
@@ -260,23 +260,74 @@ def summary_of_complete(
     return replace(made, unchanged=True)
 
 
-def progress_of(discovery: Discovery, tally: Tally, supervisor: Supervisor, elapsed_s: float, share: float) -> Progress:
-    """How far a run has come; `share` is that of the work, not of the recordings."""
-    slowest = supervisor.slowest()
-    return Progress(
-        done=len(tally.rows) + tally.rejected + len(tally.lost),
-        total=discovery.stems,
-        converted=len(tally.rows),
-        rejected=tally.rejected,
-        noted=tally.noted,
-        lost=len(tally.lost),
-        reused=tally.reused,
-        computed_s=tally.computed_s,
-        elapsed_s=elapsed_s,
-        eta_s=elapsed_s * (1 - share) / share if share else None,
-        slowest=slowest[0] if slowest else None,
-        slowest_s=slowest[1] if slowest else 0.0,
-    )
+@dataclass(frozen=True, slots=True)
+class ConvertProgress(Progress):
+    """How far a run has come."""
+
+    done: int  # recordings looked at, rejected ones included
+    total: int
+    converted: int
+    rejected: int
+    noted: int  # converted with at least one note
+    lost: int
+    reused: int  # outcomes taken over from earlier runs
+    computed_s: float  # seconds of the recordings converted in this run
+    elapsed_s: float
+    eta_s: float | None
+    slowest: str | None
+    slowest_s: float
+
+    @classmethod
+    def of(
+        cls, discovery: Discovery, tally: Tally, pool: ConvertPool, elapsed_s: float, share: float
+    ) -> ConvertProgress:
+        """Return how far a run has come; `share` is that of the work, not of the recordings."""
+        slowest = pool.slowest()
+        return cls(
+            done=len(tally.rows) + tally.rejected + len(tally.lost),
+            total=discovery.stems,
+            converted=len(tally.rows),
+            rejected=tally.rejected,
+            noted=tally.noted,
+            lost=len(tally.lost),
+            reused=tally.reused,
+            computed_s=tally.computed_s,
+            elapsed_s=elapsed_s,
+            eta_s=elapsed_s * (1 - share) / share if share else None,
+            slowest=slowest[0].stem if slowest else None,
+            slowest_s=slowest[1] if slowest else 0.0,
+        )
+
+    @property
+    def line(self) -> str:
+        """In words, for a person."""
+        slow = f", slowest now {self.slowest} ({self.slowest_s:.1f} s)" if self.slowest and self.slowest_s > 1 else ""
+        lost = f", {self.lost} lost" if self.lost else ""
+        reused = f" ({self.reused} taken over)" if self.reused else ""
+        return (
+            f"{self.done}/{self.total} recordings: {self.converted} converted{reused}, {self.rejected} rejected, "
+            f"{self.noted} with notes{lost}; "
+            f"{self.real_time_factor:,.0f} × real time, {duration(self.eta_s)} left{slow}"
+        )
+
+    @property
+    def share(self) -> float:
+        """Share of the recordings that were looked at."""
+        return self.done / max(self.total, 1)
+
+    @property
+    def final(self) -> bool:
+        """Whether all were looked at."""
+        return self.done >= self.total
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of recordings converted a second."""
+        return self.computed_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers, for a machine."""
+        return asdict(self) | {"real_time_factor": self.real_time_factor}
 
 
 def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:

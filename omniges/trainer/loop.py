@@ -17,18 +17,18 @@ from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 from omniges.model.flow import Windows
 from omniges.model.losses import in_order, per_step, per_stream, per_task
 from omniges.model.tasks import draw_plan
+from omniges.progress import Progress, Reporter, duration
 from omniges.trainer.batches import Feed
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Interrupted, Ranks
 from omniges.trainer.divergence import Refusals
 from omniges.trainer.logging import Logbook
 from omniges.trainer.optimizer import LearningRate, ema_decay
-from omniges.trainer.progress import Progress, Reporter
 from omniges.trainer.signals import StopNow, Stopper
 from omniges.trainer.state import RunState
 from omniges.trainer.train_step import Learner
 
-__all__ = ["Ending", "Loop", "LoopContext", "Outcome", "Validator"]
+__all__ = ["Ending", "Loop", "LoopContext", "Outcome", "StepProgress", "Validator"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -46,6 +46,30 @@ class Ending(enum.IntEnum):
 
 _OF_SIGNALS: Final = {ExitCode.STOPPED: Ending.STOPPED, ExitCode.INTERRUPTED: Ending.INTERRUPTED}
 _EXIT_CODES: Final = {Ending.STOPPED: ExitCode.STOPPED, Ending.INTERRUPTED: ExitCode.INTERRUPTED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgress(Progress):
+    """How far a run has come, over the steps since the last time."""
+
+    step: int
+    last_step: int | None  # None: only the clock ends the run
+    epoch: float
+    loss: float
+    learning_rate: float
+    samples_per_s: float
+    waiting: float  # share of the time spent waiting for data
+    left_s: float | None
+
+    @property
+    def line(self) -> str:
+        """In words, for a person."""
+        of = f"/{self.last_step}" if self.last_step is not None else ""
+        left = "" if self.left_s is None else f", {duration(self.left_s)} left"
+        return (
+            f"step {self.step}{of} (epoch {self.epoch:.1f}): loss {self.loss:.4f}, lr {self.learning_rate:.2g}, "
+            f"{self.samples_per_s:.1f} samples/s, {self.waiting:.1%} waiting for data{left}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +355,7 @@ class Loop:
         left = [] if self._last_step is None else [(self._last_step - state.step) * (seconds / steps)]
         left += [] if self._limit_s is None else [max(0.0, self._limit_s - state.elapsed_s)]
         self._reporter.update(
-            Progress(
+            StepProgress(
                 step=state.step,
                 last_step=self._last_step,
                 epoch=facts["epoch"],

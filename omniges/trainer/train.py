@@ -32,6 +32,7 @@ from omniges.model.checkpoint import (
 from omniges.model.losses import Smoothed
 from omniges.model.presets import parameter_count
 from omniges.pretrained.initialize import Start
+from omniges.progress import Reporter, duration, make_reporter
 from omniges.storage.atomic import locked, make_folder, refuse_links
 from omniges.storage.canonical_json import json_document
 from omniges.storage.remote import parse_location
@@ -39,7 +40,6 @@ from omniges.trainer.config import DEFAULT_VALIDATION_STEPS, TrainSettings, diff
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, LoopContext, Outcome
-from omniges.trainer.progress import Reporter, duration, make_reporter
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.run import Run, accelerated, deterministic, open_run
 from omniges.trainer.signals import Stopper
@@ -136,7 +136,7 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     with ranks.together("open the log"):
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
         logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first))
-    reporter = stack.enter_context(make_reporter(speaks=ranks.first))
+    reporter = stack.enter_context(make_reporter("auto" if ranks.first else "silent"))
     remarks = _welcome(run, state) + list(run.remarks) + remarks
     for remark in remarks:
         reporter.say(remark)

@@ -36,7 +36,8 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
             if not ours or not (source.is_symlink() or source.is_file()):
                 continue
             make_folder(aside)
-            target = _free_name(aside, name)
+            candidates = (aside / (f"{name}.{number}" if number else name) for number in range(1 << 20))
+            target = next(path for path in candidates if not path.exists() and not path.is_symlink())
             with os_errors(target):
                 _rename(source, target)
             moved[name] = target
@@ -45,11 +46,6 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
                 sync_folder(aside)
                 sync_folder(folder)
     return moved
-
-
-def _free_name(folder: Path, name: str) -> Path:
-    candidates = (folder / (f"{name}.{number}" if number else name) for number in range(1 << 20))
-    return next(path for path in candidates if not path.exists() and not path.is_symlink())
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -156,7 +156,10 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     except _Enough:
         tally.not_checked.append("all that comes after the first error (--fail-fast)")
     ordered = sorted(tally.findings, key=lambda finding: finding.sort_key)
-    shown = _shown(ordered, settings)
+    shown = ordered
+    if len(ordered) > settings.max_findings:  # errors before notes where some must go
+        kept = sorted(ordered, key=lambda finding: finding.severity)[: settings.max_findings]
+        shown = sorted(kept, key=lambda finding: finding.sort_key)
     errors = sum(finding.severity == "error" for finding in ordered)
     return VerifyResult(
         folder=settings.location,
@@ -172,14 +175,6 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
         not_checked=tuple(tally.not_checked),
         elapsed_s=time.monotonic() - start,
     )
-
-
-def _shown(ordered: list[VerifyFinding], settings: VerifySettings) -> list[VerifyFinding]:
-    """As many findings as were asked for, errors before notes where some must go."""
-    if len(ordered) <= settings.max_findings:
-        return ordered
-    kept = sorted(ordered, key=lambda finding: finding.severity)[: settings.max_findings]
-    return sorted(kept, key=lambda finding: finding.sort_key)
 
 
 def _unlisted(

@@ -18,14 +18,14 @@ from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.remote import Folders
 from omniges.verify.tar_walk import HeaderFault, ShardPlan, exact_blocks, parse_header, walk_shard
 
-__all__ = ["Level", "ShardJob", "ShardReport", "inspect_alone", "inspect_shard"]
+__all__ = ["Level", "ShardJob", "ShardReport", "inspect_shard"]
 
 Level = Literal["quick", "full", "deep"]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """All that checking one shard needs; goes to another process."""
+    """All that checking one shard needs."""
 
     location: Location
     listed: Listed
@@ -44,12 +44,6 @@ class ShardReport:
     samples: int = 0
     read_bytes: int = 0
     content: Content = field(default_factory=Content)
-
-
-def inspect_alone(job: ShardJob) -> ShardReport:
-    """Check one shard in a process of its own."""
-    with Folders(job.location, ahead=job.level != "quick") as folders:
-        return inspect_shard(job, folders)
 
 
 def inspect_shard(job: ShardJob, folders: Folders) -> ShardReport:

@@ -89,7 +89,7 @@ class TestColumns:
     def test_torch_is_not_loaded(self, folder: Path) -> None:
         script = (
             "import sys\nfrom pathlib import Path\nfrom omniges.data.catalog import Filters, read_catalog\n"
-            "import omniges.data.trace, omniges.data.worker\n"
+            "import omniges.data.trace, omniges.data.worker_setup\n"
             "read_catalog(Path(sys.argv[1]), Filters())\nprint('torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from batch_builders import PlainReader, write_shards
 
-from omniges.data import worker_pool
+from omniges.data import loader as loader_module
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
@@ -498,7 +498,7 @@ class TestFaults:
             assert not is_running(pid)
 
     def test_a_worker_that_does_not_start_is_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_pool, "WORKER_COMMAND", (sys.executable, "-c", "raise SystemExit('no luck')"))
+        monkeypatch.setattr(loader_module, "WORKER_COMMAND", (sys.executable, "-c", "raise SystemExit('no luck')"))
         with (
             loader_of(folder, settings=LoaderSettings(workers=1)) as loader,
             pytest.raises(EnvironmentFault, match=r"worker.*exit code 1: no luck"),

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from omniges.progress import JsonReporter, LineReporter, LiveReporter, Progress, counter
+from omniges.pipeline.summary import ConvertProgress
+from omniges.progress import JsonReporter, LineReporter, LiveReporter, counter, duration, make_reporter
 
-HALF = Progress(
+HALF = ConvertProgress(
     done=150, total=300, converted=120, rejected=20, noted=7, lost=10, reused=0, computed_s=7200.0, elapsed_s=4.0,
     eta_s=3725.0, slowest="2_scott_1_1_1", slowest_s=12.34,
 )  # fmt: skip
@@ -56,12 +57,42 @@ class TestReporters:
         assert len(lines) == 2
         assert "300" in lines[-1]
 
+    def test_what_is_said_stays_whatever_shows_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        plain, machine, terminal = io.StringIO(), io.StringIO(), io.StringIO()
+        for reporter in (LineReporter(plain), JsonReporter(machine), LiveReporter(terminal)):
+            with reporter:
+                reporter.say("saved [one]")
+                reporter.update(HALF)
+                reporter.say("saved [two]")
+        assert plain.getvalue().splitlines()[::2] == ["saved [one]", "saved [two]"]
+        assert json.loads(machine.getvalue().splitlines()[2]) == {"event": "message", "message": "saved [two]"}
+        assert "saved [one]" in terminal.getvalue()
+        assert "saved [two]" in terminal.getvalue()
+
+    def test_a_silent_one_says_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with make_reporter("silent") as reporter:
+            reporter.update(replace(HALF, done=300))
+            reporter.say("saved")
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_log_waits_between_lines_as_long_as_it_is_told(self) -> None:
+        stream = io.StringIO()
+        reporter = LineReporter(stream, every_s=1000.0)
+        for _ in range(5):
+            reporter.update(HALF)
+        assert stream.getvalue().count("\n") == 1
+
+    def test_seconds_are_rounded_before_they_are_split(self) -> None:
+        assert duration(59.6) == "1:00"
+        assert duration(3700.0) == "1:01:40"
+
 
 class TestCounter:
     def test_a_log_gets_a_plain_line_now_and_then_with_the_time_left(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock = itertools.count(0.0, 4.0)  # two looks a line
+        clock = itertools.count(0.0, 2.0)  # two looks a call
         monkeypatch.setattr("omniges.progress.time.monotonic", lambda: next(clock))
         with counter("s generated") as count:
             for done in range(1, 5):

@@ -14,7 +14,7 @@ from pipeline_helpers import changed_unseen, digests, omniges, run_preprocess
 
 from omniges.errors import UsageFault
 from omniges.pipeline import run as run_module
-from omniges.pipeline.supervisor import Supervisor
+from omniges.pipeline.protocol import ConvertPool
 from omniges.shards.transaction import Journal
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 
@@ -73,15 +73,15 @@ def stems(root: Path) -> list[str]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, outcomes: int) -> None:
     """Make the next run end with an exception after so many outcomes."""
-    inner = Supervisor.run
+    inner = ConvertPool.run
 
-    def run(self: Supervisor, recordings: list[object]) -> object:
+    def run(self: ConvertPool, recordings: list[object]) -> object:
         for number, pair in enumerate(inner(self, recordings)):  # type: ignore[arg-type]
             if number == outcomes:
                 raise Stop
             yield pair
 
-    monkeypatch.setattr(run_module.Supervisor, "run", run)
+    monkeypatch.setattr(run_module.ConvertPool, "run", run)
 
 
 class TestUpdate:
@@ -280,17 +280,17 @@ class TestUnfinished:
     def test_a_lost_recording_is_tried_again_and_the_others_are_kept(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from omniges.pipeline.supervisor import Lost
+        from omniges.workers import Lost
 
         out = tmp_path / "o"
-        inner = Supervisor.run
+        inner = ConvertPool.run
 
-        def losing(self: Supervisor, recordings: list[object]) -> object:
+        def losing(self: ConvertPool, recordings: list[object]) -> object:
             for number, (recording, outcome) in enumerate(inner(self, recordings)):  # type: ignore[arg-type]
                 yield recording, Lost("of no fault of its own") if number == 3 else outcome
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_module.Supervisor, "run", losing)
+            patch.setattr(run_module.ConvertPool, "run", losing)
             assert run_preprocess(root, out, shard_bytes=SHARD_BYTES).exit_code == 1
         assert not (out / "dataset.json").exists()
         assert convert(root, out)["computed"] == 1

@@ -1,15 +1,20 @@
-"""What a recording causes is a finding about it; what the machine causes ends the worker, and is no finding."""
+"""What a recording causes is a finding about it; what the machine causes ends the worker, and loses the recording."""
 
 from __future__ import annotations
 
 import errno
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline_helpers import run_preprocess
 
 from omniges.formats.flac import encode_flac
 from omniges.pipeline import worker
 from omniges.pipeline.discover import Recording
+from omniges.pipeline.protocol import ConvertPool
 from omniges.pipeline.settings import ConvertSettings, Rejected
 from omniges.pipeline.stems import parse_stem
 
@@ -56,3 +61,31 @@ class TestBoundary:
         monkeypatch.setattr(soundfile, "write", short)
         with pytest.raises(MemoryError, match="FLAC"):
             encode_flac(np.zeros(1600, np.int16), bits=16)
+
+
+class TestLostInARun:
+    def test_a_lost_recording_leaves_the_set_incomplete_and_the_next_run_completes_it(
+        self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = run_preprocess(corpus, tmp_path / "whole")
+        # A worker that dies of one recording: the real one, told by the environment which.
+        killer = tmp_path / "killer.py"
+        killer.write_text(
+            "import os, signal\nfrom omniges.pipeline import worker\nfrom omniges.workers import serve\n"
+            "real = worker.convert\n"
+            "def convert(recording, settings):\n"
+            "    if recording.stem == '1_synthetica_0_2_2': os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return real(recording, settings)\n"
+            "worker.convert = convert\nserve(worker.prepare)\n"
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(ConvertPool.__init__, "__defaults__", ((sys.executable, str(killer)),))
+            summary = run_preprocess(corpus, tmp_path / "o")
+        assert summary.lost == {"1_synthetica_0_2_2": "killed by SIGKILL"}
+        assert summary.exit_code == 1
+        assert summary.converted == whole.converted - 1
+        assert "dataset.json" not in os.listdir(tmp_path / "o")
+        log = (tmp_path / "o.run.jsonl").read_text()
+        assert log.count("worker-death") == 2
+        assert "1_synthetica_0_2_2" in log
+        assert run_preprocess(corpus, tmp_path / "o").manifest_hash == whole.manifest_hash

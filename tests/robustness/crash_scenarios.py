@@ -154,7 +154,7 @@ def _change_audio(root: Path, stem: str) -> None:
 
 
 class _OwnConverter:
-    """Stands for the supervisor: converts in this process, and each recording once in its life."""
+    """Stands for the pool: converts in this process, and each recording once in its life."""
 
     known: ClassVar[dict[tuple[str, ConvertSettings], Sample | Rejected]] = {}
 
@@ -183,7 +183,7 @@ def _received(outcome: Converted | Rejected) -> Sample | Rejected:
 @contextmanager
 def own_converter() -> Iterator[None]:
     """Convert in this process, without workers: what is written, and in which order, is the same."""
-    with mock.patch.object(run_module, "Supervisor", _OwnConverter):
+    with mock.patch.object(run_module, "ConvertPool", _OwnConverter):
         yield
 
 

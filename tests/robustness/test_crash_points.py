@@ -30,7 +30,7 @@ from pipeline_helpers import digests, run_preprocess
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.supervisor import Supervisor
+from omniges.pipeline.protocol import ConvertPool
 from omniges.verify import VerifySettings, verify
 
 
@@ -289,18 +289,18 @@ class TestMemoryLimit:
     def limited(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         """Puts the real worker that is given a listed stem under a memory limit; a stem listed twice, twice."""
         stems: list[str] = []
-        hire, convert = Supervisor._hire, Supervisor._attempt
+        convert = ConvertPool._attempt
 
-        def attempt(self: Supervisor, worker: Any, recording: Recording, index: int, number: int) -> Any:
-            worker = worker or hire(self)
+        def attempt(self: ConvertPool, worker: Any, recording: Recording, index: int, number: int) -> Any:
+            worker = worker or self._begin()
             if recording.stem in stems:
                 stems.remove(recording.stem)
-                pages = int(Path(f"/proc/{worker._process.pid}/statm").read_text().split()[0])
+                pages = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[0])
                 limit = pages * resource.getpagesize() // 2  # nothing more can be had
-                resource.prlimit(worker._process.pid, resource.RLIMIT_AS, (limit, limit))
+                resource.prlimit(worker.pid, resource.RLIMIT_AS, (limit, limit))
             return convert(self, worker, recording, index, number)
 
-        monkeypatch.setattr(Supervisor, "_attempt", attempt)
+        monkeypatch.setattr(ConvertPool, "_attempt", attempt)
         return stems
 
     def test_a_worker_that_meets_it_is_named_and_its_recording_converted_alone(

@@ -22,7 +22,6 @@ from omniges.model.flow import FlowLoss, FlowModel
 from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
 from omniges.trainer import train_step as learner_module
-from omniges.trainer.progress import LineReporter, Progress, duration
 
 
 class NoReads(TorchDispatchMode):
@@ -192,7 +191,7 @@ class TestTelling:
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda speaks: told)
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
         summary = run(shards, tmp_path, logging_steps=3)
         assert [progress.step for progress in told.progress] == [3, 6]
         assert told.progress[-1].left_s == 0
@@ -202,7 +201,7 @@ class TestTelling:
         assert again.lines == [f"nothing to do: {tmp_path} is at step 6, where these settings end; raise the limit"]
 
     def test_a_line(self) -> None:
-        progress = Progress(
+        progress = loop_module.StepProgress(
             step=10,
             last_step=20,
             epoch=1.25,
@@ -215,27 +214,6 @@ class TestTelling:
         assert progress.line == (
             "step 10/20 (epoch 1.2): loss 0.5000, lr 0.001, 12.3 samples/s, 1.2% waiting for data, 1:01:40 left"
         )
-        assert duration(59.6) == "1:00"
-
-    def test_plain_lines_come_now_and_then(self) -> None:
-        import io
-
-        stream = io.StringIO()
-        reporter = LineReporter(stream, every_s=1000.0)
-        for step in range(5):
-            reporter.update(
-                Progress(
-                    step=step,
-                    last_step=None,
-                    epoch=0.0,
-                    loss=1.0,
-                    learning_rate=0.1,
-                    samples_per_s=1.0,
-                    waiting=0.0,
-                    left_s=None,
-                )
-            )
-        assert stream.getvalue().count("\n") == 1
 
 
 def test_the_clock_ends_a_run_and_decides_no_weight(shards: Path, tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
@@ -289,14 +288,11 @@ class TestProcesses:
     def test_a_dead_worker_is_a_finding_that_names_the_shard(
         self, shards: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(workers, "inspect_alone", die)
+        killed = (sys.executable, "-c", "import os; input(); input(); os.kill(os.getpid(), 9)")
+        monkeypatch.setattr(workers, "WORKER_COMMAND", killed)
         result = run(shards, "deep", workers=2)
         assert {finding.code for finding in result.findings} == {"worker-died"}
         assert [finding.file for finding in result.findings] == sorted(path.name for path in shards.glob("*.tar"))
-
-
-def die(_job: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.model.checkpoint import CHECKPOINTS, prune
+from omniges.progress import Reporter, duration
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.logging import Logbook
-from omniges.trainer.progress import Reporter, duration
 from omniges.trainer.signals import Stopper
 from omniges.trainer.state import RunState
 from omniges.trainer.validation.best import Best, better, point_best

@@ -192,7 +192,7 @@ class TestWithoutTheCodecs:
 
         monkeypatch.setattr(run_module, "sample_windows", watched)
         told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda speaks: told)
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
         run(encoded_both, tmp_path, **BARE, validation_codec=(f"{AUDIO}={folders[AUDIO]}",))
         assert sorted(sampled) == ["a2t", "g2a", "g2t", "t2a"]
         assert "validation decodes audio with audioldm2-vae" in told.remarks

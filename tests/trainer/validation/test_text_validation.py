@@ -304,7 +304,7 @@ def test_only_tasks_that_can_be_scored_are_sampled(
         return inner(model, task, *rest)
 
     monkeypatch.setattr(run_module, "sample_windows", watched)
-    monkeypatch.setattr(train_module, "make_reporter", lambda speaks: Collected())
+    monkeypatch.setattr(train_module, "make_reporter", lambda _mode: Collected())
     run(encoded_text, tmp_path, **BARE)
     assert sorted(sampled) == ["a2g", "g2a", "t2a", "t2g"]
 

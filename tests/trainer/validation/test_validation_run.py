@@ -210,7 +210,7 @@ class TestDefaults:
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda speaks: told)
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
         run(shards, tmp_path, **{**BARE, "validation_steps": None}, max_train_steps=1)
         assert any("validates on 1 of" in remark for remark in told.remarks)
         assert [event["step"] for event in log_of(tmp_path, "validation")] == [1]  # the last step
@@ -402,7 +402,7 @@ class TestFaults:
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda speaks: told)
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
         run(shards, tmp_path, **BARE)
         warnings = [remark for remark in told.remarks if "--validation-windows" in remark]
         assert len(warnings) == 1
