@@ -20,12 +20,14 @@ from training_helpers import run
 
 from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
+from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.formats.wav import decode_wav
 from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, GenerateSummary, _Job, generate, load, task_named
+from omniges.generation.run import GenerateSettings, GenerateSummary, _Job, generate, task_named
+from omniges.generation.sampler import load
 from omniges.generation.vocoder import chosen_voice
 from omniges.generation.writers import NEUTRAL, Results
 from omniges.model.sampling import SamplingSettings
@@ -183,8 +185,8 @@ def _open_files() -> list[str]:
 
 def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     """As motion that is none is: a voice would stop at it in the middle of a file."""
-    loaded = load(checkpoint)
-    results = Results(("audio",), NEUTRAL, loaded.codec, chosen_voice(None), 0, tmp_path)
+    codec = SlotCodec(load(checkpoint).identity.tokenizer)
+    results = Results(("audio",), NEUTRAL, codec, chosen_voice(None), 0, tmp_path)
     with pytest.raises(DataError, match=r"^generated sound: found levels that are no numbers: the model is not"):
         results.append({"audio": np.full((40, 64), np.nan, np.float32)})
 

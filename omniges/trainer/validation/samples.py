@@ -27,7 +27,7 @@ from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.arrays import decode_npy
 from omniges.formats.textgrid import WordInterval
-from omniges.generation.conditions import Body
+from omniges.generation.inputs import Body
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines
 from omniges.generation.record import GeneratedRecord
 from omniges.generation.vocoder import chosen_voice
