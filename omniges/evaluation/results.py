@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.features.audio import MEL_BANDS, log_mel, mix_down, resample
 from omniges.evaluation.scores import Recordings, Result
+from omniges.features.audio import MEL_BANDS, log_mel, mix_down, resample
+from omniges.features.gesture import MotionArrays
 from omniges.features.timebase import (
     FRAME_RATE_HZ,
     HOP_SAMPLES,
@@ -24,7 +25,6 @@ from omniges.features.timebase import (
     TICKS_PER_SECOND,
 )
 from omniges.formats.arrays import decode_npy
-from omniges.features.gesture import MotionArrays
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
 from omniges.formats.wav import decode_wav
@@ -202,7 +202,9 @@ def _places(folder: Path) -> Iterator[Path]:
     yield from [folder, *below]
 
 
-def _results(folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder) -> Iterator[FileResult]:
+def _results(
+    folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder
+) -> Iterator[FileResult]:
     records = [path for path in sorted(folder.glob("*.json")) if not _is_report(path)]
     if records:
         yield from _recorded_results(folder, records, rows, shards, task)

@@ -226,7 +226,7 @@ class _Job:
                 waiting[part.number] = Results(
                     targets, self._of_body(item), self._sampler.slots, self._voice, seed, settings.out, spans
                 )
-            waiting[part.number].append(part.arrays)
+            waiting[part.number].append(part.arrays())
             if part.last:
                 yield self._write(item, timeline.sample, waiting.pop(part.number))
 

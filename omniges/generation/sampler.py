@@ -160,7 +160,7 @@ class Codecs:
             ends: set[End] = {"encode"} if of_files else set()
             ends |= {"decode"} if stream in targets else set()
             if ends:
-                self._codec(stream, *ends)
+                self.load(stream, *ends)
 
     def conditions(self, item: Input, windows: WindowSettings) -> Conditions:
         """What the model takes of an input in these windows: latents where a stream is one of them."""
@@ -177,7 +177,7 @@ class Codecs:
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
         """Whether what is made of these streams is decoded through codes; None: no codec with codes decodes it."""
-        codecs = [self._codec(stream, "decode") for stream in targets if stream in self.entries]
+        codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def ticks_of(self, given: Given, ticks: int) -> TicksOf:
@@ -187,7 +187,7 @@ class Codecs:
             return given.array
         rows = Track.of_codec(entry).rows
         if given.latents is None:
-            codec = cast("FrameCodec", self._codec(given.stream, "encode"))
+            codec = cast("FrameCodec", self.load(given.stream, "encode"))
             latents = codec.encode(np.asarray(given.array(0, ticks), np.float32))
         else:
             latents = given.latents
@@ -195,7 +195,7 @@ class Codecs:
 
     def _texts_of(self, given: Given, ticks: int, spans: Sequence[tuple[int, int]]) -> tuple[TicksOf, list[str]]:
         """Latents (N, V) of the text of each window, and remarks on what they lose of it."""
-        codec = cast("WindowCodec", self._codec(given.stream, "encode"))
+        codec = cast("WindowCodec", self.load(given.stream, "encode"))
         texts = codec.texts(given.words, ticks, spans)
         shape = codec.entry.latents, codec.entry.channels
         latents = dict(zip(spans, codec.encode_texts(texts).reshape(-1, *shape), strict=True))
@@ -219,16 +219,23 @@ class Codecs:
         """First tick and ticks of the windows that texts are made for; None where text is slots."""
         return window_spans(ticks, windows) if self.untimed_text else None
 
+    def given(self, stream: StreamName) -> bool:
+        """Whether the folder of a stream's codec was given."""
+        return stream in self.entries and self.entries[stream].name in self._folders
+
     def missing(self, task: Task) -> StreamName | None:
         """The first target of a task that is latents of a codec whose folder was not given."""
-        return next((s for s in task.targets if s in self.entries and self.entries[s].name not in self._folders), None)
+        return next((stream for stream in task.targets if self.has(stream) and not self.given(stream)), None)
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
         """What a person can use of what the model made: the mel of latents, or the text of each window."""
-        return decode_latents(self._codec(stream, "decode"), array) if stream in self.entries else array
+        return decode_latents(self.load(stream, "decode"), array) if stream in self.entries else array
 
-    def _codec(self, stream: StreamName, *ends: End) -> Codec:
-        """A stream's codec, loaded for some ends at least."""
+    def load(self, stream: StreamName, *ends: End) -> Codec:
+        """Load the codec of a stream for some ends at least, where that was not done before.
+
+        Raises UsageFault where its folder is not given or holds another codec, DataError where it holds none.
+        """
         there = self._ends.get(stream, frozenset())
         if not there.issuperset(ends):
             entry = self.entries[stream]
@@ -259,9 +266,17 @@ class Part:
     """The next rows of what is made of one timeline."""
 
     number: int  # of the timeline
-    arrays: Mapping[StreamName, Any]
-    """As shards hold them; of text that is latents, the `SpokenText` of each window."""
+    rows: Mapping[StreamName, npt.NDArray[Any]]  # as the model gives them; latents come whole, with the last part
     last: bool
+    codecs: Codecs
+
+    def arrays(self) -> dict[StreamName, Any]:
+        """Decode the rows: arrays as shards hold them; of text that is latents, the `SpokenText` of each window.
+
+        Raises:
+            DataError: the model gave what no codec decodes.
+        """
+        return {name: self.codecs.decoded(name, rows) for name, rows in self.rows.items()}
 
 
 class Sampler:
@@ -323,7 +338,7 @@ class Sampler:
         settings: SamplingSettings,
         worked: Callable[[float], None] = lambda _ticks: None,
     ) -> Iterator[Part]:
-        """Make the targets of several timelines of any lengths, part by part; a codec's stream comes with the last.
+        """Make the targets of several timelines of any lengths, part by part.
 
         Args:
             timelines: lengths and conditions.
@@ -346,12 +361,12 @@ class Sampler:
                 return
             number, tensors, ticks = found
             left[number] -= ticks
-            arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-            for name in [name for name in arrays if self.codecs.has(name)]:
-                latents.setdefault((number, name), []).append(arrays.pop(name))
+            rows = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+            for name in [name for name in rows if self.codecs.has(name)]:
+                latents.setdefault((number, name), []).append(rows.pop(name))
                 if not left[number]:
-                    arrays[name] = self.codecs.decoded(name, np.concatenate(latents.pop((number, name))))
-            yield Part(number, arrays, not left[number])
+                    rows[name] = np.concatenate(latents.pop((number, name)))
+            yield Part(number, rows, not left[number], self.codecs)
 
     def sample_whole(
         self,
@@ -365,7 +380,7 @@ class Sampler:
         """Make the whole arrays of each timeline in memory; arguments and errors as of `sample`."""
         parts: list[dict[StreamName, list[Any]]] = [{name: [] for name in targets} for _ in timelines]
         for part in self.sample(timelines, targets, seed, windows, settings, worked):
-            for name, rows in part.arrays.items():
+            for name, rows in part.arrays().items():
                 parts[part.number][name].append(rows)
         return [
             {name: rows[0] if len(rows) == 1 else np.concatenate(rows) for name, rows in own.items()} for own in parts

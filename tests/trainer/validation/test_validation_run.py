@@ -310,7 +310,7 @@ STAGES = {
     "sampling": (run_module, "sample_windows"),
     "making": (run_module, "make_result"),
     "scoring": (run_module, "score_task"),
-    "waveforms": (run_module, "with_waveform"),
+    "waveforms": (run_module.WindowResults, "kept"),
     "pictures": (run_module, "window_picture"),
     "writing": (hook_module, "write_validation"),
 }
