@@ -211,10 +211,10 @@ def make_result(task: str, one: Held, part: Part, results: WindowResults) -> Mad
         ((_, made),) = part.arrays().items()
         made = made[0] if isinstance(made, list) else made  # the text of the one window
         found = results.of(task, one.number, made)
-        if "gesture" in found.sinks and not np.isfinite(made).all():  # face and root, which no rotation depends on
-            raise DataError("generated motion: finite channels expected, found others: the model is not trained enough")
     except DataError as error:  # early on a model may give what is no rotation, or no number: counted, and said
         return Made(task, one.number, why_not=str(error).partition(": the model")[0])
+    if "gesture" in found.sinks and not np.isfinite(made).all():  # face and root, which no rotation depends on
+        return Made(task, one.number, why_not="generated motion: finite channels expected, found others")
     return Made(task, one.number, made, found.measures)
 
 

@@ -31,7 +31,7 @@ from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
+from omniges.formats.textgrid import decode_words
 from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
 from omniges.generation.run import GenerateSettings, generate
