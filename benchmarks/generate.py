@@ -39,10 +39,11 @@ from six_tasks import generate as made_windows
 
 from omniges.evaluation.results import waveform
 from omniges.features.skeleton import joint_positions
+from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import hear
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_starts
-from omniges.generation.model import Loaded, load
+from omniges.generation.sampler import Loaded, load
 from omniges.generation.spool import Held
 from omniges.generation.writers import valid_motion
 from omniges.metrics.seams import SeamComparison, SeamScore, seam_score
@@ -60,9 +61,9 @@ F64 = npt.NDArray[np.float64]
 def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[str, Any]:
     """Scores of every task by solver and steps, over whole windows of the test split."""
     templates = templates_of(clips_of(shards, "train"))
-    ticks = loaded.identity.window_ticks
-    windows = [w for clip in clips_of(shards, "test") for w in windows_of(clip, loaded.codec, ticks)]
-    print(f"{len(windows)} windows; {references(windows, templates, loaded.codec)}", flush=True)
+    ticks, codec = loaded.identity.window_ticks, SlotCodec(loaded.identity.tokenizer)
+    windows = [w for clip in clips_of(shards, "test") for w in windows_of(clip, codec, ticks)]
+    print(f"{len(windows)} windows; {references(windows, templates, codec)}", flush=True)
     rows = []
 
     def made_by(sampling: SamplingSettings) -> dict[str, list[npt.NDArray[Any]]]:
@@ -73,7 +74,7 @@ def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[s
     for solver, steps in itertools.product(SOLVERS, STEPS):
         sampling = SamplingSettings(steps=steps, solver=solver)
         made = made_by(sampling)
-        scores = {task: score_task(task, made[task], windows, templates, loaded.codec) for task in tasks}
+        scores = {task: score_task(task, made[task], windows, templates, codec) for task in tasks}
         apart = {task: distance(loaded, task, made[task], exact[task]) for task in tasks if not task.endswith("2t")}
         row = {"solver": solver, "steps": steps, "evaluations": evaluations(solver, steps)}
         rows.append(row | {"scores": scores, "distance": apart})

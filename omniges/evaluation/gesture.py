@@ -14,8 +14,8 @@ from omniges.evaluation.beat_alignment import BeatRows
 from omniges.evaluation.body_models import Body
 from omniges.evaluation.features import FeatureRows
 from omniges.evaluation.motion import ClipMotion, Instruments, TrainSplit, generated_motion, recorded_motion
-from omniges.evaluation.results import Result, waveform
-from omniges.evaluation.scores import UNCONDITIONAL, Scored, partners
+from omniges.evaluation.results import waveform
+from omniges.evaluation.scores import UNCONDITIONAL, Recordings, Result, Scored, partners
 from omniges.evaluation.statistics import (
     ROWS,
     Figure,
@@ -36,7 +36,6 @@ from omniges.metrics.motion import SkateScore, foot_skate, jerk, l1_diversity, r
 from omniges.metrics.seams import seam_score
 from omniges.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.reader import ShardFolder
 
 __all__ = ["score_gesture"]
 
@@ -61,7 +60,7 @@ _NO_BODY: Final = "no vertices without a body model, give --body-model"
 
 def score_gesture(
     results: Sequence[Result],
-    shards: ShardFolder,
+    shards: Recordings,
     instruments: Instruments,
     train: TrainSplit | None,
     how: Resampling,
@@ -94,7 +93,7 @@ class _Scorer:
     def __init__(
         self,
         results: Sequence[Result],
-        shards: ShardFolder,
+        shards: Recordings,
         instruments: Instruments,
         train: TrainSplit | None,
         how: Resampling,
@@ -146,8 +145,8 @@ class _Scorer:
         self._add_alone(result, "generated", generated, own, recording.body)
         if first:
             self._add_alone(result, "recorded", recorded, true, recording.body)
-        if result.record is not None and "invalid_rotations" in result.record.measures:
-            share = ClipValue(result.record.measures["invalid_rotations"], float(generated.frames))
+        if result.invalid_rotations is not None:
+            share = ClipValue(result.invalid_rotations, float(generated.frames))
             self._values("invalid rotations", "generated").keep(result.key, share)
         if self._unconditional:
             return

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from omniges.errors import UsageFault
 from omniges.evaluation.body_models import Bodies, Body
-from omniges.evaluation.results import Result
+from omniges.evaluation.scores import Recordings, Result
 from omniges.evaluation.statistics import Values
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
@@ -20,7 +20,6 @@ from omniges.metrics.encoders import Encoder, Features
 from omniges.metrics.frechet import DESCRIPTOR_NAME, describe
 from omniges.metrics.profiles import Profile, scored_poses
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.reader import ShardFolder
 
 __all__ = [
     "ClipMotion",
@@ -61,7 +60,7 @@ class ClipMotion:
         return poses
 
 
-def recorded_motion(shards: ShardFolder, row: ManifestRow) -> ClipMotion:
+def recorded_motion(shards: Recordings, row: ManifestRow) -> ClipMotion:
     """A recording's motion."""
     motion = motion_from_gesture(shards.gesture(row))
     return ClipMotion(motion.poses, motion.expressions, motion.trans)
@@ -110,7 +109,7 @@ class TrainSplit:
     left_out: Mapping[str, int]  # those that have none, by reason
 
 
-def train_rows(shards: ShardFolder, instruments: Instruments) -> list[ManifestRow]:
+def train_rows(shards: Recordings, instruments: Instruments) -> list[ManifestRow]:
     """The train split's recordings; raises UsageFault where mean speeds are needed of it and it has none."""
     rows = [row for row in shards.rows if row.split == "train"]
     if not rows and instruments.mean_speeds_m_s is None:
@@ -122,7 +121,7 @@ def train_rows(shards: ShardFolder, instruments: Instruments) -> list[ManifestRo
 
 
 def learn_train_split(
-    shards: ShardFolder, instruments: Instruments, count: Callable[[float, float], None]
+    shards: Recordings, instruments: Instruments, count: Callable[[float, float], None]
 ) -> TrainSplit | None:
     """Mean speeds and features of the train split in one pass; None where it has no clips and none is needed.
 

@@ -1,18 +1,21 @@
-"""Which generated results there are, and which recordings of the shards they are held against."""
+"""Generated files as results: which there are, which recordings they are held against, and their arrays."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.evaluation.scores import Recordings, Result
 from omniges.features.audio import MEL_BANDS, log_mel, mix_down, resample
+from omniges.features.gesture import MotionArrays
 from omniges.features.timebase import (
     FRAME_RATE_HZ,
     HOP_SAMPLES,
@@ -22,7 +25,7 @@ from omniges.features.timebase import (
     TICKS_PER_SECOND,
 )
 from omniges.formats.arrays import decode_npy
-from omniges.formats.npz import Motion, decode_motion
+from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
 from omniges.formats.wav import decode_wav
 from omniges.generation.record import WINDOWS_TIER, GeneratedRecord, read_record
@@ -34,10 +37,8 @@ from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["LONGER_S", "MEL_RATE_HZ", "GeneratedWords", "Result", "find_results", "spoken_intervals", "waveform"]
+__all__ = ["MEL_RATE_HZ", "FileResult", "find_results", "spoken_intervals", "waveform"]
 
-LONGER_S: Final = 5.0
-"""A result that is longer than its recording by no more is cut; audio files are often longer than the motion."""
 MEL_RATE_HZ: Final = MEL_FRAMES_PER_TICK * TICKS_PER_SECOND
 
 _ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}
@@ -49,39 +50,44 @@ _SAME: Final = (
 """Settings that all results of a task should have in common."""
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedWords:
-    """Words in order; where they have no times of their own, each has those of its window."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileResult(Result):
+    """A result whose arrays are read from its files when they are asked for."""
 
-    words: list[WordInterval]
-    timed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What was generated for one recording, once."""
-
-    task: str
-    row: ManifestRow
     folder: Path
-    name: str
     record: GeneratedRecord | None  # None: files of another system
     files: Mapping[StreamName, Path]  # of a result without a record
 
-    @property
-    def key(self) -> str:
-        """The recording's key."""
-        return self.row.key
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        row: ManifestRow,
+        path: Path,
+        record: GeneratedRecord | None = None,
+        files: Mapping[StreamName, Path] = MappingProxyType({}),
+    ) -> FileResult:
+        """A result of some name in some folder, with what its record tells."""
+        if record is None:
+            return cls(
+                task=task, row=row, name=path.name, seconds=row.seconds, folder=path.parent, record=None, files=files
+            )
+        return cls(
+            task=task,
+            row=row,
+            name=path.name,
+            seconds=min(record.seconds, row.seconds),
+            seams=tuple(round(s * FRAME_RATE_HZ) for s in record.seams_s),
+            invalid_rotations=record.measures.get("invalid_rotations"),
+            folder=path.parent,
+            record=record,
+            files=files,
+        )
 
     @property
-    def place(self) -> Path:
-        """The result's files without their endings, for messages."""
-        return self.folder / self.name
-
-    @property
-    def unconditional(self) -> bool:
-        """Whether it was made from nothing, so that no recording says what it should be."""
-        return not TASKS[self.task].conditions
+    def place(self) -> str:
+        """The result's files without their endings."""
+        return str(self.folder / self.name)
 
     def _content(self, kind: str, stream: StreamName, ending: str) -> tuple[Path, bytes]:
         """A file of the result; its digest is checked where there is a record."""
@@ -98,24 +104,22 @@ class Result:
             raise DataError(f"{path}: it is not what {self.name}.json says: generate it again")
         return path, data
 
-    def motion(self) -> Motion:
+    def motion(self) -> MotionArrays:
         """Generated motion. Raises DataError for what cannot be read."""
         path, data = self._content("gesture", "gesture", ".npz")
         try:
-            return decode_motion(data, standing=self.record is None)
+            motion = decode_motion(data, standing=self.record is None)
         except RecordingFault as fault:
             raise fault.refusal(path) from fault
+        return MotionArrays(motion.poses, motion.expressions, motion.trans)
 
-    def words(self) -> GeneratedWords:
-        """Generated words: those of the word tier, or of a tier `windows`, whose words have no times of their own."""
+    def spoken(self) -> tuple[list[WordInterval], bool]:
+        """Generated words: those of the word tier, or the texts of a tier `windows`, whose words have no times."""
         path, data = self._content("text", "text", ".TextGrid")
         try:
-            intervals, timed = spoken_intervals(data)
+            return spoken_intervals(data)
         except RecordingFault as fault:
             raise fault.refusal(path) from fault
-        if timed:
-            return GeneratedWords(intervals, timed=True)
-        return GeneratedWords([replace(one, word=word) for one in intervals for word in one.word.split()], timed=False)
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
         """The generated log-mel (F, 64), and whether it is the model's own or that of the waveform."""
@@ -139,28 +143,6 @@ class Result:
         if len(samples) < SAMPLES_PER_TICK:
             raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
         return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
-
-    def within(self, found: int, recorded: int, rate_hz: int) -> int:
-        """The length that is scored, in frames: at most the recording's.
-
-        Raises DataError for a result so much longer that it cannot be of this recording.
-        """
-        if found > recorded + LONGER_S * rate_hz:
-            raise DataError(
-                f"{self.place}: {found / rate_hz:.1f} s found where the recording has {recorded / rate_hz:.1f} s: this "
-                "is not what was generated for it"
-            )
-        return min(found, recorded)
-
-    @property
-    def seconds(self) -> float:
-        """How much of the recording was generated, as far as it is known without reading files."""
-        return self.row.seconds if self.record is None else min(self.record.seconds, self.row.seconds)
-
-    @property
-    def seams(self) -> tuple[int, ...]:
-        """Frames before which windows begin."""
-        return () if self.record is None else tuple(round(s * FRAME_RATE_HZ) for s in self.record.seams_s)
 
 
 def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
@@ -192,14 +174,14 @@ def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
         raise
 
 
-def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[Result]]:
+def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[FileResult]]:
     """Results in folders, or in their sub-folders, by task; those of one recording stand beside each other.
 
     Files without records need the name of their task. Raises UsageFault where there is none, a name is no recording's
     or results of several systems are mixed, DataError for damaged records and for what no record says is whole.
     """
     rows = {name: row for row in shards.rows for name in (row.key, row.stem)}
-    found: dict[str, list[Result]] = {}
+    found: dict[str, list[FileResult]] = {}
     for folder in folders:
         for place in _places(folder):
             for result in _results(place, rows, task, shards):
@@ -220,7 +202,9 @@ def _places(folder: Path) -> Iterator[Path]:
     yield from [folder, *below]
 
 
-def _results(folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder) -> Iterator[Result]:
+def _results(
+    folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder
+) -> Iterator[FileResult]:
     records = [path for path in sorted(folder.glob("*.json")) if not _is_report(path)]
     if records:
         yield from _recorded_results(folder, records, rows, shards, task)
@@ -238,12 +222,12 @@ def _results(folder: Path, rows: Mapping[str, ManifestRow], task: str | None, sh
         if lost:
             first = next(iter(files.values()))
             raise DataError(f"{first}: a {_ENDINGS[lost[0]]} file beside it expected for task {task}, found none")
-        yield Result(str(task), _row(rows, name, next(iter(files.values())), shards), folder, name, None, files)
+        yield FileResult.of(str(task), _row(rows, name, next(iter(files.values())), shards), folder / name, None, files)
 
 
 def _recorded_results(
     folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder, task: str | None
-) -> Iterator[Result]:
+) -> Iterator[FileResult]:
     """Results with records; a file that no record names was not finished."""
     named = set()
     for path in records:
@@ -260,7 +244,7 @@ def _recorded_results(
         row = _row(rows, _key(record, rows), path, shards)
         _require_same_source(path, record, row, shards)
         named |= {str(entry.get("path")) for entry in record.files.values()}
-        yield Result(record.task, row, folder, record.name, record, {})
+        yield FileResult.of(record.task, row, folder / record.name, record)
     for path in sorted(folder.iterdir()):
         if _stream_of(path) is not None and path.name not in named:
             raise DataError(f"{path}: no record names it, so it was not finished: generate it again, or move it away")
@@ -314,9 +298,9 @@ def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, 
             )
 
 
-def _refuse_mixtures(results: Sequence[Result]) -> None:
+def _refuse_mixtures(results: Sequence[FileResult]) -> None:
     """Scores of two systems' results together are nobody's."""
-    seen: dict[tuple[str, str], Result] = {}
+    seen: dict[tuple[str, str], FileResult] = {}
     homes: dict[str, Path] = {}
     for result in results:
         twice = seen.setdefault((result.key, result.name), result)
@@ -346,7 +330,7 @@ def _made_by(record: GeneratedRecord | None) -> str:
     return f"step {record.model.get('step')} ({record.model.get('weights')}, {model}) with {ways}"
 
 
-def waveform(shards: ShardFolder, row: ManifestRow) -> npt.NDArray[np.float32] | None:
+def waveform(shards: Recordings, row: ManifestRow) -> npt.NDArray[np.float32] | None:
     """A recording's kept audio at 16 kHz (N,), or None where the shards have none."""
     if "flac" in row.members:
         from omniges.formats.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept

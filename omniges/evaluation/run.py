@@ -19,7 +19,7 @@ from omniges.evaluation.compatibility import require_fit
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split, train_rows
 from omniges.evaluation.report import Report, TaskReport
-from omniges.evaluation.results import Result, find_results
+from omniges.evaluation.results import FileResult, find_results
 from omniges.evaluation.scores import Scored
 from omniges.evaluation.speech import score_speech
 from omniges.evaluation.statistics import Resampling
@@ -182,7 +182,7 @@ def _generate(
 
 
 def _train_split(
-    found: Mapping[str, Sequence[Result]], shards: ShardFolder, instruments: Instruments, counting: Counting
+    found: Mapping[str, Sequence[FileResult]], shards: ShardFolder, instruments: Instruments, counting: Counting
 ) -> TrainSplit | None:
     if not any("gesture" in TASKS[task].targets for task in found):
         return None
@@ -191,7 +191,7 @@ def _train_split(
 
 
 def _score(
-    found: Mapping[str, Sequence[Result]],
+    found: Mapping[str, Sequence[FileResult]],
     shards: ShardFolder,
     instruments: Instruments,
     train: TrainSplit | None,
@@ -220,7 +220,7 @@ def _score(
     return reports
 
 
-def _task_report(results: Sequence[Result], shards: ShardFolder, scored: Sequence[Scored]) -> TaskReport:
+def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Sequence[Scored]) -> TaskReport:
     rows = {result.key: result.row for result in results}
     splits: dict[str, tuple[int, int]] = {}
     for split in sorted({row.split for row in rows.values()}):
@@ -239,7 +239,7 @@ def _task_report(results: Sequence[Result], shards: ShardFolder, scored: Sequenc
     )
 
 
-def _made_by(results: Sequence[Result]) -> dict[str, Any] | None:
+def _made_by(results: Sequence[FileResult]) -> dict[str, Any] | None:
     """The model of results with records, and the settings they have in common."""
     records = [result.record for result in results if result.record is not None]
     if not records:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.evaluation.results import MEL_RATE_HZ, Result
-from omniges.evaluation.scores import UNCONDITIONAL, Scored, partners
+from omniges.evaluation.results import MEL_RATE_HZ
+from omniges.evaluation.scores import UNCONDITIONAL, Recordings, Result, Scored, partners
 from omniges.evaluation.statistics import (
     Figure,
     Heading,
@@ -31,7 +31,6 @@ from omniges.metrics.speech import (
     mel_onsets,
     onset_agreement,
 )
-from omniges.shards.reader import ShardFolder
 
 __all__ = ["score_speech"]
 
@@ -45,7 +44,7 @@ _SILENCE: Final = math.log(LOG_FLOOR) + 1e-3
 _UNITS: Final = {_L1: "nat", _DISTORTION: "dB", _ONSETS: "F"}
 
 
-def score_speech(results: Sequence[Result], shards: ShardFolder, how: Resampling, count: Callable[[], None]) -> Scored:
+def score_speech(results: Sequence[Result], shards: Recordings, how: Resampling, count: Callable[[], None]) -> Scored:
     """Figures of a task that makes audio; the shuffled row has another recording's mel to be near to.
 
     Raises DataError for files that cannot be read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -10,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.evaluation.results import Result
-from omniges.evaluation.scores import UNCONDITIONAL, Scored, partners
+from omniges.evaluation.scores import UNCONDITIONAL, Recordings, Result, Scored, partners
 from omniges.evaluation.statistics import Figure, Heading, Resampling, Row, Values, absent, figure_of_statistic
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
-from omniges.shards.reader import ShardFolder
 
 __all__ = ["UNTIMED", "score_text"]
 
@@ -35,12 +34,12 @@ UNTIMED: Final = "the text is that of whole windows, whose words have no times"
 _SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
-def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, count: Callable[[], None]) -> Scored:
+def score_text(results: Sequence[Result], shards: Recordings, how: Resampling, count: Callable[[], None]) -> Scored:
     """Figures of a task that makes text. Raises DataError for files that cannot be read."""
     seconds = {result.key: result.seconds for result in results}
     if results[0].unconditional:
         for result in results:
-            result.words()  # a damaged file is one, scored or not
+            result.spoken()  # a damaged file is one, scored or not
             count()
         names = [("share", name) for name in _RATES] + [("s", name) for name in _TIMES]
         return Scored([absent(Heading(name, unit), UNCONDITIONAL) for unit, name in names], seconds)
@@ -49,11 +48,13 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
     rows: dict[Row, list[tuple[str, _Words, _Words]]] = {"generated": [], "shuffled": []}
     timed = True
     for result in results:
-        made = result.words()
-        timed = timed and made.timed
-        last_ms = round(1000 * max((word.end for word in made.words), default=0.0))
+        intervals, with_times = result.spoken()
+        timed = timed and with_times
+        # Words without times have those of their window.
+        made = intervals if with_times else [replace(one, word=word) for one in intervals for word in one.word.split()]
+        last_ms = round(1000 * max((word.end for word in made), default=0.0))
         result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses what is another recording's
-        found = _before(made.words, seconds[result.key])
+        found = _before(made, seconds[result.key])
         rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
         if other:
             common = min(seconds[result.key], seconds[other[result.key]])
@@ -70,7 +71,7 @@ def score_text(results: Sequence[Result], shards: ShardFolder, how: Resampling, 
     return Scored(figures, seconds, remarks if spaceless else [])
 
 
-def _recorded(shards: ShardFolder, result: Result) -> list[WordInterval]:
+def _recorded(shards: Recordings, result: Result) -> list[WordInterval]:
     return [WordInterval(word["word"], word["start"], word["end"]) for word in shards.words(result.row)]
 
 

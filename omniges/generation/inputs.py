@@ -1,39 +1,339 @@
-"""Which inputs there are: files paired by name, samples of a shard folder, or nothing but a length."""
+"""A person's inputs as conditions: audio, TextGrid, plain text, SMPL-X motion, or samples of a shard folder.
+
+What is read is treated as `preprocess` treats it: the same readers, the same features, the same refusals. Files of
+several streams are paired by name; where nothing is given, an input is a length.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import reprlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
-from omniges.errors import DataError, UsageFault
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
+from omniges.features.gesture import LAYOUT, gesture_from_motion
 from omniges.features.text_slots import SlotCodec
-from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.generation.conditions import (
-    MOST_APART_S,
-    STANDARD_INPUT,
-    Body,
-    Given,
-    given_sample,
-    read_audio,
-    read_gesture,
-    read_text,
-)
-from omniges.generation.word_timing import SpeakingRate, learn_rate
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.formats.npz import Motion, decode_motion
+from omniges.formats.textgrid import decode_words
+from omniges.generation.audio import Heard, hear
+from omniges.generation.spool import ROWS_PER_TICK, Held, Series, Spool
+from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.reader import ShardFolder
+from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, SPLITS
+from omniges.storage.atomic import os_errors
+from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["Input", "PlannedInput", "Reading", "Sources", "cut_input", "latents_of", "planned_inputs"]
+__all__ = [
+    "MOST_APART_S",
+    "STANDARD_INPUT",
+    "TAIL_S",
+    "Body",
+    "Given",
+    "Input",
+    "PlannedInput",
+    "Reading",
+    "Sources",
+    "cut_input",
+    "given_audio",
+    "given_sample",
+    "given_words",
+    "latents_of",
+    "planned_inputs",
+    "read_audio",
+    "read_body",
+    "read_gesture",
+    "read_text",
+]
+
+STANDARD_INPUT: Final = "-"
+
+_MAX_BYTES: Final = 4 << 30
+_BLOCK_FRAMES: Final = 4096
+MOST_APART_S: Final = 5.0
+"""How much the streams of one input may differ in length."""
+
+TAIL_S: Final = 0.3
+"""Seconds after the last word of plain text."""
 
 _UNCONDITIONAL: Final = "unconditional"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Whose motion it is."""
+
+    betas: npt.NDArray[np.floating]
+    gender: str
+    model: str
+    start_xz: npt.NDArray[np.float64]  # (2,) metres
+
+    @classmethod
+    def of(cls, motion: Motion) -> Body:
+        """That of a motion file."""
+        return cls(motion.betas, motion.gender, motion.model, np.asarray(motion.trans[0, [0, 2]], dtype=np.float64))
+
+    @classmethod
+    def of_sample(cls, sample: SampleArrays) -> Body:
+        """That of a sample of a shard folder."""
+        facts = sample.metadata["motion"]
+        betas = np.asarray(sample.betas[: facts["betas"]])
+        return cls(betas, facts["gender"], facts["model"], sample.gesture.start_xz)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One stream of one input, cut to whole ticks."""
+
+    stream: StreamName
+    name: str  # what results are called by
+    ticks: int
+    series: Series | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
+    path: str
+    sha256: str
+    remarks: tuple[str, ...] = ()
+    words: Sequence[Mapping[str, Any]] = field(default=())  # of text
+    body: Body | None = None  # of gesture
+    latents: npt.NDArray[np.float32] | None = None  # of the model's codec, where shards hold them; of the whole clip
+
+    def cut(self, ticks: int) -> Given:
+        """The first ticks of it."""
+        words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
+        return self if ticks == self.ticks else replace(self, ticks=ticks, words=words)
+
+    def array(self, start: int, count: int) -> npt.NDArray[Any]:
+        """What shards hold of so many ticks from `start` on, no more than there are.
+
+        Raises ValueError for text of a model of latents: that is its words alone, without slots.
+        """
+        if self.series is None:
+            raise ValueError(f"{self.name}: {self.stream} without an array")
+        rows = ROWS_PER_TICK[self.stream]
+        return self.series.rows(start * rows, min(start + count, self.ticks) * rows)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UsageFault(f"{path}: a file expected, found {'a folder' if path.is_dir() else 'nothing there'}")
+
+
+def _content(path: Path) -> bytes:
+    _require_file(path)
+    with os_errors(path, "read"):
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path}: at most {_MAX_BYTES >> 30} GiB expected, found {path.stat().st_size} bytes")
+        return path.read_bytes()
+
+
+def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "none") -> Given:
+    """Audio of any rate and number of channels, in any format that libsndfile reads, scaled by a rule of loudness.
+
+    `folder` as of `Spool`.
+
+    Raises UsageFault where there is no such file, DataError for what is damaged, silent or shorter than a tick.
+    """
+    _require_file(path)
+    heard = hear(path, folder, loudness)
+    with os_errors(path, "read"), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return given_audio(heard, path.stem, str(path), digest)
+
+
+def given_audio(heard: Heard, name: str, path: str, digest: str) -> Given:
+    """Audio that was read."""
+    return Given("audio", name, heard.ticks, heard.mel, path, digest, tuple(heard.remarks))
+
+
+def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, seconds: float | None = None) -> Given:
+    """Words of a TextGrid, or of a plain text (``-``: standard input) with times estimated by a speaking rate.
+
+    `codec` makes slots of them; None: the model's text is latents, of words.
+
+    Raises UsageFault for a plain text without a rate, DataError for what is damaged or has no words.
+    """
+    if source == STANDARD_INPUT:
+        data, path, name = sys.stdin.buffer.read(), "standard input", "text"
+    else:
+        place = Path(source)
+        if not place.is_file() and not place.is_dir():
+            raise UsageFault(
+                f"--text {source}: a file expected, found nothing there: give words themselves to --text -"
+            )
+        data, path, name = _content(place), source, place.stem
+    if Path(source).suffix.lower() == ".textgrid":
+        words, length_s, remarks = _textgrid(path, data)
+        if seconds is not None:
+            remarks += _beside(path, words, length_s, seconds)
+    else:
+        words, remarks = _plain(path, data, rate)
+        length_s = words[-1]["end"] + TAIL_S
+    return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), remarks)
+
+
+def _beside(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
+    """Remarks on a TextGrid that is given beside another stream of so many seconds; refuses one that goes on long."""
+    last_s = float(words[-1]["end"])
+    if last_s > seconds + MOST_APART_S:
+        raise DataError(
+            f"{path}: words up to {seconds:.1f} s expected, which is how long the other input is, found some up to "
+            f"{last_s:.1f} s: give the TextGrid that belongs to it"
+        )
+    if length_s < seconds - MOST_APART_S:
+        return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: nothing is said after it"]
+    return []
+
+
+def given_words(
+    words: Sequence[Mapping[str, Any]],
+    codec: SlotCodec | None,
+    length_s: float,
+    name: str,
+    origin: tuple[str, str],
+    remarks: Sequence[str] = (),
+) -> Given:
+    """Words (``word``, ``start``, ``end`` in seconds, in order of time) of so many seconds; origin: path and sha256."""
+    path, digest = origin
+    ticks = int(TICKS_PER_SECOND * length_s + 1e-6)
+    if ticks < 1:
+        raise DataError(f"{path}: at least 0.1 s expected, found {length_s:.3f} s")
+    inside = [word for word in words if word["start"] * TICKS_PER_SECOND < ticks]
+    if not inside:
+        raise DataError(f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none there")
+    found = list(remarks)
+    if len(inside) < len(words):
+        found.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
+    series = None
+    if codec is not None:
+        slots = codec.encode(inside, ticks)
+        series = Held(slots.ids)
+        if slots.overflow:
+            lost = ", ".join(reprlib.repr(str(word["word"])) for word in slots.overflow[:3])
+            found.append(f"{len(slots.overflow)} words too short for their pieces left out: {lost}")
+    return Given("text", name, ticks, series, path, digest, tuple(found), inside)
+
+
+def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float, list[str]]:
+    try:
+        tier = decode_words(data)
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+    if not tier.words:
+        raise DataError(f"{path}: words expected, found none")
+    words = [{"word": word.word, "start": word.start, "end": word.end} for word in tier.words]
+    return words, tier.xmax_s, [f"{note.code}: {note.found}" for note in tier.notes]
+
+
+def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], list[str]]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: text in UTF-8 expected, found other bytes at {error.start}: save it as UTF-8"
+        ) from error
+    if rate is None:
+        raise UsageFault(
+            f"{path}: plain text has no times: give --shards DIR, from whose words the speaking rate is learned, or a "
+            "TextGrid"
+        )
+    try:
+        words = timed_words(text, rate)
+    except UsageFault as fault:
+        raise DataError(f"{path}: {fault}") from fault
+    return words, [f"times estimated by a speaking rate learned from {rate.words} words"]
+
+
+def read_gesture(path: Path, folder: Path | None = None) -> Given:
+    """SMPL-X motion in BEAT2's form; `folder` as of `Spool`.
+
+    Raises UsageFault where there is no such file, DataError for what is damaged or shorter than a tick.
+    """
+    motion, digest = _motion(path)
+    ticks = len(motion.poses) // FRAMES_PER_TICK
+    if ticks < 1:
+        raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
+    remarks = tuple(f"{note.code}: {note.found}" for note in motion.notes)
+    return Given(
+        "gesture",
+        path.stem,
+        ticks,
+        _channels(motion, folder),
+        str(path),
+        digest,
+        remarks,
+        body=Body.of(motion),
+    )
+
+
+def read_body(path: Path) -> Body:
+    """Whose motion a file in BEAT2's form is. Raises UsageFault where there is no such file, DataError for damage."""
+    motion, _ = _motion(path)
+    return Body.of(motion)
+
+
+def _motion(path: Path) -> tuple[Motion, str]:
+    """The motion of a file, and the file's sha256."""
+    data = _content(path)
+    try:
+        return decode_motion(data), sha256_hex(data)
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+
+
+def _channels(motion: Motion, folder: Path | None) -> Spool:
+    """Gesture channels of a motion, block by block: each begins a frame early, for the root's steps."""
+    spool = Spool(folder, (LAYOUT.channels,))
+    for start in range(0, len(motion.poses), _BLOCK_FRAMES):
+        first = max(0, start - 1)
+        part = slice(first, start + _BLOCK_FRAMES)
+        clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
+        spool.append(clip.gesture[start - first :])
+    return spool
+
+
+def given_sample(
+    sample: SampleArrays, stream: StreamName, codec: SlotCodec | None, shards: Path, latents_of: str | None = None
+) -> Given:
+    """One stream of a sample of a shard folder, with the latents of a codec of frames where it has them."""
+    row = sample.row
+    remarks: tuple[str, ...] = ()
+    array: npt.NDArray[Any] | None
+    if stream == "text" and codec is None:
+        array = None
+    elif stream == "text" and codec is not None:
+        slots = codec.encode(sample.words, row.ticks)
+        array = slots.ids
+        if slots.overflow:
+            remarks = (f"{len(slots.overflow)} words too short for their pieces left out",)
+    elif stream == "gesture":
+        array = sample.gesture.gesture[: row.ticks * FRAMES_PER_TICK]
+    else:
+        array = sample.mel[: row.ticks * MEL_FRAMES_PER_TICK]
+    member = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
+    return Given(
+        stream,
+        row.key,
+        row.ticks,
+        None if array is None else Held(array),
+        f"{shards / row.shard}#{row.key}.{member}",
+        row.members[member].sha256,
+        remarks,
+        sample.words if stream == "text" else (),
+        latents=None if latents_of is None else sample.latents[latents_of],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,21 +455,21 @@ def _stem(file: str) -> str:
 
 def _refuse_unread_shards(sources: Sources) -> None:
     """Shards that neither inputs nor a speaking rate would be taken from are a mistake."""
-    if sources.shards is not None and not _plain(sources):
+    if sources.shards is not None and not _untimed(sources):
         raise UsageFault(
             f"--shards {sources.shards}: nothing would be read of it, for only plain text needs a speaking rate: name "
             "samples by --key or --split, or leave it away"
         )
 
 
-def _plain(sources: Sources) -> list[str]:
+def _untimed(sources: Sources) -> list[str]:
     """Texts without times."""
     return [file for file in sources.text if Path(file).suffix.lower() != ".textgrid"]
 
 
 def _rate(sources: Sources) -> SpeakingRate | None:
     """The speaking rate of the shards' train split, where a plain text needs one and shards are given."""
-    if sources.shards is None or not _plain(sources):
+    if sources.shards is None or not _untimed(sources):
         return None
     folder = _open(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")

@@ -23,15 +23,24 @@ from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import hear_samples
-from omniges.generation.codecs import CodecFolders
-from omniges.generation.conditions import Given, given_audio, given_words, read_audio, read_gesture, read_text
-from omniges.generation.griffin_lim import waveform_from_mel
-from omniges.generation.inputs import Input, Reading, Sources, cut_input
-from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines
-from omniges.generation.model import Loaded, load
+from omniges.generation.inputs import (
+    TAIL_S,
+    Given,
+    Input,
+    Reading,
+    Sources,
+    cut_input,
+    given_audio,
+    given_words,
+    read_audio,
+    read_gesture,
+    read_text,
+)
+from omniges.generation.long_form import Timeline
+from omniges.generation.sampler import Codecs, Loaded, Sampler, load
 from omniges.generation.settings import require_guidable, task_named
 from omniges.generation.spool import Held
-from omniges.generation.vocoder import chosen_voice
+from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.generation.writers import valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
@@ -46,8 +55,6 @@ __all__ = ["OmnigesOutput", "OmnigesPipeline", "OmnigesSample"]
 
 F32 = npt.NDArray[np.float32]
 Words = Sequence[Mapping[str, Any]]
-
-_TAIL_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,8 @@ class OmnigesPipeline:
         self._loaded = loaded
         folders = [(name, Path(folder)) for name, folder in (codecs or {}).items()]
         tokenizer = None if t5_tokenizer is None else Path(t5_tokenizer)
-        self._codecs = CodecFolders(loaded.identity.codecs, folders, tokenizer, quantised=quantised)
+        own = Codecs(loaded.identity.codecs, folders, tokenizer, quantised=quantised)
+        self._sampler = Sampler(loaded.model, loaded.identity, own)
 
     @classmethod
     def from_pretrained(
@@ -227,7 +235,7 @@ class OmnigesPipeline:
         if num_samples < 1 or not 0 <= seed < 2**32:
             raise UsageFault(f"found {num_samples} samples, seed {seed}; at least 1 and a seed below 2**32 expected")
         self._loaded.require_trained(name)
-        number = self._loaded.speaker_number(speaker, named=True)
+        number = self._sampler.speaker_number(speaker, named=True)
         sampling = SamplingSettings(
             steps=num_inference_steps,
             guidance=guidance_scale,
@@ -236,8 +244,8 @@ class OmnigesPipeline:
             solver=_solver_named(solver),
         )
         require_guidable(TASKS[name], sampling)
-        windows = self._loaded.windows(overlap_ticks, name)
-        self._codecs.require([TASKS[name]], Sources())
+        windows = self._sampler.windows(overlap_ticks, name)
+        self._sampler.codecs.require([TASKS[name]], Sources())
         given: list[Given] = []
         _require_inputs(name, {"audio": audio, "text": text, "gesture": gesture})
         if audio is not None:
@@ -247,39 +255,15 @@ class OmnigesPipeline:
         if text is not None:
             length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
             given.append(self._text(text, speaking_rate, length_s))
-        item = _item(given, seconds, self._loaded.reading())
-        conditions = self._codecs.conditions(item, windows)
+        item = _item(given, seconds, self._sampler.reading())
+        conditions = self._sampler.codecs.conditions(item, windows)
         timelines = [Timeline(item.ticks, conditions.of, number, sample) for sample in range(num_samples)]
-        made = self._made(timelines, TASKS[name].targets, seed, windows, sampling, callback)
-        spans = self._codecs.windows_of_text(item, windows)
+        worked = _told_to(callback, num_samples * item.ticks)
+        made = self._sampler.sample_whole(timelines, TASKS[name].targets, seed, windows, sampling, worked)
+        spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
         remarks = (*item.remarks, *conditions.remarks, *(remark for one in item.given for remark in one.remarks))
         return OmnigesOutput(samples, name, remarks)
-
-    def _made(
-        self,
-        timelines: Sequence[Timeline],
-        targets: Sequence[StreamName],
-        seed: int,
-        windows: WindowSettings,
-        sampling: SamplingSettings,
-        callback: Callable[[float, float], None] | None,
-    ) -> list[dict[StreamName, Any]]:
-        """Whole arrays of the targets of each timeline; of text that is latents, each window's text."""
-        done, total = 0.0, sum(timeline.ticks for timeline in timelines)
-
-        def worked(ticks: float) -> None:
-            nonlocal done
-            done += ticks
-            if callback is not None:
-                callback(done / TICKS_PER_SECOND, total / TICKS_PER_SECOND)
-
-        parts: list[list[Mapping[StreamName, npt.NDArray[Any]]]] = [[] for _ in timelines]
-        model = self._loaded.model
-        for place, arrays, _ in sample_timelines(model, timelines, targets, seed, windows, sampling, worked):
-            parts[place].append({stream: array.cpu().numpy() for stream, array in arrays.items()})
-        whole = [{t: np.concatenate([part[t] for part in own]) for t in targets} for own in parts]
-        return [{t: self._codecs.decoded(t, array) for t, array in own.items()} for own in whole]
 
     def _sample(
         self, made: Mapping[StreamName, Any], item: Input, seed: int, spans: Sequence[tuple[int, int]] | None
@@ -296,13 +280,13 @@ class OmnigesPipeline:
                 for spoken, (first, count) in zip(made["text"], spans, strict=True)
             ]
         elif "text" in made:
-            found = self._loaded.codec.decode(made["text"].astype(np.int32))
+            found = self._sampler.slots.decode(made["text"].astype(np.int32))
             words = [word.as_json() for word in found if word.word.strip()]
         seconds = item.ticks / TICKS_PER_SECOND
         return OmnigesSample(seconds, made.get("gesture"), made.get("audio"), words, windows, seed)
 
     def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Given:
-        codec = self._loaded.reading().slots
+        codec = self._sampler.reading().slots
         if isinstance(text, Path):
             return read_text(str(text), codec, rate, length_s)
         remarks: list[str] = []
@@ -317,8 +301,21 @@ class OmnigesPipeline:
         if not words:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
-        length = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
+        length = float(words[-1]["end"]) + TAIL_S if length_s is None else length_s
         return given_words(words, codec, length, "text", ("text", digest), remarks)
+
+
+def _told_to(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
+    """What counts the ticks that are done and tells a callback seconds of seconds."""
+    done = 0.0
+
+    def worked(ticks: float) -> None:
+        nonlocal done
+        done += ticks
+        if callback is not None:
+            callback(done / TICKS_PER_SECOND, total_ticks / TICKS_PER_SECOND)
+
+    return worked
 
 
 def _solver_named(solver: str) -> Solver:

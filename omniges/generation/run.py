@@ -13,27 +13,23 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.generation.codecs import CodecFolders
-from omniges.generation.conditions import Body, read_body
-from omniges.generation.inputs import Input, PlannedInput, planned_inputs
-from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_borders, window_spans
-from omniges.generation.model import Loaded, load
-from omniges.generation.pictures import result_picture
+from omniges.generation.inputs import Body, Input, PlannedInput, planned_inputs, read_body
+from omniges.generation.long_form import Timeline, WindowSettings, window_borders, window_spans
 from omniges.generation.record import GeneratedRecord, read_record
+from omniges.generation.sampler import Codecs, Loaded, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.generation.vocoder import VoiceOf, chosen_voice
-from omniges.generation.writers import NEUTRAL, Results
+from omniges.generation.writers import NEUTRAL, Results, result_picture
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import PendingGroup, make_folder
 
-__all__ = ["GenerateSettings", "GenerateSummary", "Loaded", "codecs_of", "generate", "load", "task_named"]
+__all__ = ["GenerateSettings", "GenerateSummary", "codecs_of", "generate", "task_named"]
 
 _MOST_WINDOWS: Final = 32
 """Windows of all results that are worked on together."""
@@ -51,7 +47,7 @@ Item = TypeVar("Item")
 def generate(
     settings: GenerateSettings,
     count: Count = lambda _done, _total: None,
-    codecs: CodecFolders | None = None,
+    codecs: Codecs | None = None,
 ) -> GenerateSummary:
     """Make all results; `count` is told how many seconds are made of how many.
 
@@ -65,19 +61,20 @@ def generate(
     loaded = load(settings.checkpoint, settings.weights)
     loaded.require_trained(task)
     voice = chosen_voice(settings.vocoder, used="audio" in TASKS[task].targets)
-    windows = loaded.windows(settings.overlap_ticks, task)
     codecs = codecs or codecs_of(settings, loaded.identity)
-    loaded.speaker_number(settings.speaker, named=True)
-    body = _body(settings)
+    sampler = Sampler(loaded.model, loaded.identity, codecs)
+    windows = sampler.windows(settings.overlap_ticks, task)
+    sampler.speaker_number(settings.speaker, named=True)
+    body = None if settings.body is None else read_body(settings.body)  # None: that of the input, else the average one
     recorded = TASKS[task].targets if settings.pictures else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
         raise UsageFault("--continuous: latents of gesture-rvqvae to decode expected, found none: leave it away")
-    inputs = planned_inputs(TASKS[task].conditions, settings.sources, loaded.reading(settings.out, recorded))
+    inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.out, recorded))
     _refuse_taken(settings, task, inputs)
     new = not settings.out.exists()
     make_folder(settings.out)
-    job = _Job(settings, task, loaded, windows, body, voice, codecs)
+    job = _Job(settings, task, loaded, sampler, windows, body, voice)
     progress = _Progress(len(inputs), settings.num_samples, count)
     records: list[Path] = []
     remarks: dict[str, None] = {}
@@ -98,9 +95,9 @@ def generate(
     return GenerateSummary(settings.out, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(remarks))
 
 
-def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> CodecFolders:
+def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
     """The codecs of a model, from the folders that the settings name; none is loaded yet."""
-    return CodecFolders(identity.codecs, settings.codecs, settings.t5_tokenizer, quantised=not settings.continuous)
+    return Codecs(identity.codecs, settings.codecs, settings.t5_tokenizer, quantised=not settings.continuous)
 
 
 class _Progress:
@@ -164,11 +161,6 @@ def _earlier_record(path: Path) -> GeneratedRecord:
         raise UsageFault(f"--overwrite: {error.args[0].partition(': generate it')[0]}: move it away") from error
 
 
-def _body(settings: GenerateSettings) -> Body | None:
-    """The body that was asked for; None: that of the input, else the average one."""
-    return None if settings.body is None else read_body(settings.body)
-
-
 def _groups(items: Iterable[Item], windows_of: Callable[[Item], int]) -> Iterator[list[Item]]:
     """What is worked on together, read when its turn comes: as many as have at most so many windows, or one."""
     group: list[Item] = []
@@ -198,62 +190,45 @@ class _Job:
         settings: GenerateSettings,
         task: str,
         loaded: Loaded,
+        sampler: Sampler,
         windows: WindowSettings,
         body: Body | None,
         voice: VoiceOf,
-        codecs: CodecFolders,
     ) -> None:
-        self._settings, self._task, self._loaded = settings, task, loaded
-        self._windows, self._body, self._voice, self._codecs = windows, body, voice, codecs
+        self._settings, self._task, self._loaded, self._sampler = settings, task, loaded, sampler
+        self._windows, self._body, self._voice = windows, body, voice
         shards = settings.sources.shards if settings.sources.from_shards else None
         self._known = None if shards is None else loaded.knows(shards)
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Result]:
         """Make and write the results of some inputs."""
-        asked: list[tuple[Input, Timeline]] = []
+        settings, asked = self._settings, list[tuple[Input, Timeline]]()
         for read in group:
-            conditions = self._codecs.conditions(read, self._windows)  # once for all samples: it may take its time
+            conditions = self._sampler.codecs.conditions(read, self._windows)  # once for all samples: it may take time
             item = replace(read, remarks=(*read.remarks, *conditions.remarks))
-            speaker, samples = self._speaker(item), range(self._settings.num_samples)
-            asked += [(item, Timeline(item.ticks, conditions.of, speaker, sample)) for sample in samples]
+            speaker = self._sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
+            asked += [(item, Timeline(item.ticks, conditions.of, speaker, k)) for k in range(settings.num_samples)]
         for some in _groups(asked, lambda one: len(window_spans(one[1].ticks, self._windows))):
             yield from self._sampled(some, worked)
 
     def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Result]:
         """Make and write results side by side; each has files open until it is whole."""
         settings, targets = self._settings, TASKS[self._task].targets
-        timelines = [timeline for _, timeline in asked]
         waiting: dict[int, Results] = {}
-        latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
-        left = [timeline.ticks for timeline in timelines]
-        for number, arrays, ticks in sample_timelines(
-            self._loaded.model, timelines, targets, settings.seed, self._windows, settings.sampling, worked
-        ):
-            item, sample = asked[number][0], timelines[number].sample
-            if number not in waiting:
-                waiting[number] = self._begun(item, sample)
-            for name, array in arrays.items():
-                if self._codecs.has(name):  # a codec takes latents whole
-                    latents.setdefault((number, name), []).append(array.cpu().numpy())
-                else:
-                    waiting[number].append({name: array.cpu().numpy()})
-            left[number] -= ticks
-            if not left[number]:
-                for name in targets:
-                    if (whole := latents.pop((number, name), None)) is not None:
-                        waiting[number].append({name: self._codecs.decoded(name, np.concatenate(whole))})
-                yield self._write(item, sample, waiting.pop(number))
-
-    def _begun(self, item: Input, sample: int) -> Results:
-        """The sinks of a result."""
-        settings, codec = self._settings, self._loaded.codec
-        windows = self._codecs.windows_of_text(item, self._windows)
-        targets, seed = TASKS[self._task].targets, settings.seed + sample
-        return Results(targets, self._of_body(item), codec, self._voice, seed, settings.out, windows)
-
-    def _speaker(self, item: Input) -> int:
-        chosen = self._settings.speaker
-        return self._loaded.speaker_number(chosen or item.speaker, named=chosen is not None)
+        timelines = [timeline for _, timeline in asked]
+        for part in self._sampler.sample(timelines, targets, settings.seed, self._windows, settings.sampling, worked):
+            item, timeline = asked[part.number]
+            if part.number not in waiting:
+                seed, spans = (
+                    settings.seed + timeline.sample,
+                    self._sampler.codecs.windows_of_text(item.ticks, self._windows),
+                )
+                waiting[part.number] = Results(
+                    targets, self._of_body(item), self._sampler.slots, self._voice, seed, settings.out, spans
+                )
+            waiting[part.number].append(part.arrays())
+            if part.last:
+                yield self._write(item, timeline.sample, waiting.pop(part.number))
 
     def _of_body(self, item: Input) -> Body:
         found = self._body or item.body or NEUTRAL
@@ -279,7 +254,7 @@ class _Job:
             for made in results.files():
                 write(made.kind, made.ending, made.parts)
             if settings.pictures:
-                picture = result_picture(name, self._task, item, results, self._loaded.codec, self._of_body(item))
+                picture = result_picture(name, self._task, item, results, self._sampler.slots, self._of_body(item))
                 write("picture", ".png", [picture])
             record = self._record(name, item, sample, results, entries)
             group.open(path).write(record.document())
@@ -298,7 +273,7 @@ class _Job:
             "body": None if settings.body is None else str(settings.body),
             "start_xz": None if settings.start_xz is None else list(settings.start_xz),
             "voice": self._voice.name if "audio" in results.sinks else None,
-            "quantised": self._codecs.through_codes(TASKS[self._task].targets),
+            "quantised": self._sampler.codecs.through_codes(TASKS[self._task].targets),
         }
         inputs = [
             {"stream": g.stream, "path": g.path, "sha256": g.sha256, "remarks": list(g.remarks)} for g in item.given
@@ -320,11 +295,19 @@ class _Job:
             measures=results.measures,
             remarks=(
                 *item.remarks,
-                *loaded.remarks_on(item, settings.speaker, known=self._known),
+                *self._remarks_on(item),
                 *of_inputs,
                 *results.remarks,
             ),
         )
+
+    def _remarks_on(self, item: Input) -> Iterator[str]:
+        """What a person should know of an input to this model."""
+        if item.source is not None and self._known is False:
+            yield "the sample is of other shards than those the model was trained on"
+        strange = item.speaker is not None and item.speaker not in self._loaded.identity.speakers
+        if self._settings.speaker is None and strange:
+            yield f"the model does not know the speaker {item.speaker}: an unknown one was taken"
 
 
 def _take_away(path: Path) -> None:

@@ -1,16 +1,16 @@
-"""What a model made as files: SMPL-X NPZ, WAV with its mel, TextGrid with its text, and pictures.
+"""Results: what a model made, as motion, mel and words, and as files: SMPL-X NPZ, WAV with its mel, TextGrid, PNG.
 
-Results come stretch by stretch and wait on the disk, so memory does not grow with their length.
+Results come part by part and wait on the disk, so memory does not grow with their length.
 """
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from unicodedata import category
 
 import numpy as np
@@ -24,11 +24,13 @@ from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
 from omniges.formats.wav import wav_parts
-from omniges.generation.conditions import Body
+from omniges.generation.inputs import Body, Input
 from omniges.generation.record import WINDOWS_TIER
 from omniges.generation.spool import Spool
+from omniges.generation.vocoder import VoiceOf
 from omniges.metrics.motion import invalid_rotations
 from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
 
 if TYPE_CHECKING:
@@ -37,14 +39,13 @@ if TYPE_CHECKING:
 __all__ = [
     "NEUTRAL",
     "GestureSink",
-    "MelVoice",
     "OutFile",
     "Results",
     "Sink",
     "SpeechSink",
     "TextSink",
-    "VoiceOf",
     "WindowTextSink",
+    "result_picture",
     "valid_motion",
 ]
 
@@ -54,28 +55,10 @@ NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zero
 """The average body at the origin, where the inputs have none."""
 
 _COPY_BYTES: Final = 1 << 20
+_SHOWN_TICKS: Final = 120  # in a picture
 _NO_TEXT: Final = "\ufffd"
 _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
 """Unicode categories of what no label holds: control characters and lone surrogates."""
-
-
-class MelVoice(Protocol):
-    """Turns a log-mel that comes in pieces into 16 kHz samples."""
-
-    def push(self, mel: F32, /) -> F32:
-        """More of the mel (F, 64); returns the samples that are ready."""
-
-    def finish(self) -> F32:
-        """The last samples."""
-
-
-@dataclass(frozen=True, slots=True)
-class VoiceOf:
-    """A way to make sound of mels."""
-
-    name: str  # for records: griffin-lim, or hifi-gan with its digest
-    remark: str | None
-    begin: Callable[[int], MelVoice]  # by seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +110,10 @@ class GestureSink:
         for name, rows in (("poses", motion.poses), ("expressions", motion.expressions), ("trans", motion.trans)):
             self._motion[name].append(rows)
         self.measures["invalid_rotations"] = self._invalid / len(self._channels)
+
+    def motion(self) -> MotionArrays:
+        """The valid motion as the NPZ holds it."""
+        return MotionArrays(**{name: spool.rows(0, len(spool)) for name, spool in self._motion.items()})
 
     def files(self) -> Iterator[OutFile]:
         """The NPZ."""
@@ -185,6 +172,10 @@ class SpeechSink:
         self._samples.append(samples)
         self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
 
+    def mel(self) -> F32:
+        """The log-mel (F, 64) as the model gave it."""
+        return self._mel.rows(0, len(self._mel))
+
     def files(self) -> Iterator[OutFile]:
         """The mel and the WAV."""
         yield OutFile("mel", ".mel.npy", self._array())
@@ -237,6 +228,10 @@ class _Labels:
         return told
 
 
+def _without_silences(intervals: Sequence[WordInterval]) -> list[WordInterval]:
+    return [one for one in intervals if one.word.casefold() not in SILENCE_LABELS]
+
+
 class TextSink:
     """Text slots to a TextGrid and a plain text; a slot is 4 bytes a tick, which is kept in memory."""
 
@@ -250,18 +245,25 @@ class TextSink:
         """More slots."""
         self._slots.append(slots.astype(np.int32))
 
+    def _labelled(self, labels: _Labels) -> list[WordInterval]:
+        decoded = self._codec.decode(np.concatenate(self._slots))
+        return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
+
+    def spoken(self) -> tuple[list[WordInterval], bool]:
+        """The words as the TextGrid reads back, which have times of their own."""
+        return _without_silences(self._labelled(_Labels("words"))), True
+
     def files(self) -> Iterator[OutFile]:
         """The TextGrid and the text."""
-        slots = np.concatenate(self._slots)
         labels = _Labels("words")
-        words = [WordInterval(labels.label(word.word), word.start, word.end) for word in self._codec.decode(slots)]
+        words = self._labelled(labels)
         intervals = [word for word in words if word.word]
         if len(intervals) < len(words):
             self.remarks.append(f"{len(words) - len(intervals)} words without a letter left out")
         self.remarks += labels.remarks
         if not intervals:
             self.remarks.append("no word was made")
-        yield OutFile("text", ".TextGrid", [encode_words(intervals, len(slots) / TICKS_PER_SECOND)])
+        yield OutFile("text", ".TextGrid", [encode_words(intervals, sum(map(len, self._slots)) / TICKS_PER_SECOND)])
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
     def shown(self, ticks: int) -> npt.NDArray[np.int32]:
@@ -290,6 +292,10 @@ class WindowTextSink:
             self._intervals.append(WordInterval(text, start, end))
             if not spoken.ended:
                 self._cut_from_s.append(start)
+
+    def spoken(self) -> tuple[list[WordInterval], bool]:
+        """The texts of windows as the TextGrid reads back, whose words have no times of their own."""
+        return _without_silences(self._intervals), False
 
     def files(self) -> Iterator[OutFile]:
         """The TextGrid with a tier `windows`, and the text."""
@@ -343,6 +349,18 @@ class Results:
         for name, rows in arrays.items():
             self.sinks[name].append(rows)
 
+    def motion(self) -> MotionArrays:
+        """The motion, of a task that makes gesture."""
+        return cast("GestureSink", self.sinks["gesture"]).motion()
+
+    def mel(self) -> F32:
+        """The log-mel (F, 64), of a task that makes audio."""
+        return cast("SpeechSink", self.sinks["audio"]).mel()
+
+    def spoken(self) -> tuple[list[WordInterval], bool]:
+        """Words, of a task that makes text, and whether they have times; without, each is a window's whole text."""
+        return cast("TextSink | WindowTextSink", self.sinks["text"]).spoken()
+
     def files(self) -> Iterator[OutFile]:
         """All files."""
         for sink in self.sinks.values():
@@ -361,3 +379,23 @@ class Results:
     def shown(self, ticks: int) -> dict[StreamName, Any]:
         """The first ticks of every target."""
         return {name: sink.shown(ticks) for name, sink in self.sinks.items()}
+
+
+def result_picture(name: str, task: str, item: Input, results: Results, codec: SlotCodec, body: Body) -> bytes:
+    """The first 12 s as PNG; the streams of an input and of a result each have a row that says what they are."""
+    from omniges.visualize import Row, draw_result  # noqa: PLC0415 - matplotlib, where a picture is asked for
+
+    ticks = min(_SHOWN_TICKS, item.ticks)
+    recorded = item.recorded if item.given else ()  # what follows from nothing has no recording to be held against
+    rows = [Row("given", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.given]
+    rows += [Row("made", stream, _shown(stream, rows_, codec)) for stream, rows_ in results.shown(ticks).items()]
+    rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
+    conditions = " and ".join(TASKS[task].conditions) or "nothing"
+    title = f"{name}: {' and '.join(results.sinks)} from {conditions} ({task})"
+    return draw_result(title=title, rows=rows, start_xz=body.start_xz, length_s=item.ticks / TICKS_PER_SECOND)
+
+
+def _shown(stream: StreamName, rows: Any, codec: SlotCodec) -> Any:
+    if stream != "text" or isinstance(rows, list):  # texts of windows, each drawn as one word
+        return rows
+    return [word.as_json() for word in codec.decode(np.asarray(rows, np.int32))]

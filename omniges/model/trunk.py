@@ -11,18 +11,22 @@ Shape letters: B batch, N tokens of one stream, C channels of its tokens, W widt
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal, Self
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from omniges.errors import DataError
 from omniges.model.attention import JointBlock, QKNormKind, modulate, rotary_angles
+from omniges.storage.atomic import make_folder, os_errors, publish_bytes
+from omniges.storage.canonical_json import json_document
+from omniges.storage.tensors import read_tensors, write_tensors
 
 __all__ = ["Conditioning", "JointFlowTransformer", "level_features"]
 
@@ -30,6 +34,10 @@ Conditioning = Literal["summed", "split"]
 LEVEL_FEATURES = 256
 LEVEL_SCALE = 1000.0
 LONGEST_PERIOD = 10_000.0
+
+CONFIG_FILE: Final = "config.json"
+WEIGHTS_FILE: Final = "diffusion_pytorch_model.safetensors"
+"""Files of `JointFlowTransformer.save_pretrained`, named as diffusers names a model's."""
 
 
 def level_features(levels: Tensor) -> Tensor:
@@ -73,8 +81,10 @@ class _Head(nn.Module):
         return found
 
 
-class JointFlowTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # its own bases disagree
+class JointFlowTransformer(nn.Module):
     """Joint transformer over streams; `save_pretrained` and `from_pretrained` keep it as safetensors and JSON.
+
+    It is no `diffusers.ModelMixin`, whose import takes longer than torch's and loads accelerate and clients of the hub.
 
     Args:
         streams: for each stream, in the order in which attention joins them, ``inputs`` (channels of its tokens),
@@ -93,10 +103,7 @@ class JointFlowTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # it
         context_only: streams that in the last block give keys and values only, as OmniFlow's text.
     """
 
-    _supports_gradient_checkpointing = True
-
-    @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(  # noqa: PLR0913 - each argument is one key of config.json, which diffusers takes from here
+    def __init__(  # noqa: PLR0913 - each argument is one key of config.json
         self,
         *,
         streams: Mapping[str, Mapping[str, int | None]],
@@ -112,7 +119,21 @@ class JointFlowTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # it
         rotary_periods_s: Sequence[float] | None = (0.5, 120.0),
         context_only: Sequence[str] = (),
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "streams": {name: dict(sizes) for name, sizes in streams.items()},
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "qk_norm": qk_norm,
+            "qk_norm_eps": qk_norm_eps,
+            "conditioning": conditioning,
+            "pooled_width": pooled_width,
+            "speakers": speakers,
+            "rotary_periods_s": None if rotary_periods_s is None else list(rotary_periods_s),
+            "context_only": list(context_only),
+        }
         names = list(streams)
         self.gradient_checkpointing = False
         self.summed = conditioning == "summed"
@@ -162,6 +183,35 @@ class JointFlowTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # it
                     nn.init.ones_(module.bias[: 2 * module.in_features].view(2, -1, self.head_features)[:, ::2])
         if self.speaker is not None:
             nn.init.normal_(self.speaker.weight, std=0.02)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the configuration and the weights, as `from_pretrained` reads them.
+
+        Raises:
+            EnvironmentFault: the folder cannot be written.
+        """
+        path = Path(folder)
+        make_folder(path)
+        publish_bytes(path / CONFIG_FILE, json_document({"_class_name": type(self).__name__, **self.config}))
+        write_tensors(path / WEIGHTS_FILE, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """Load a model in evaluation mode from a local folder of `save_pretrained`; nothing is ever fetched.
+
+        Raises:
+            DataError: the folder holds no such model.
+        """
+        path = Path(folder)
+        try:
+            with os_errors(path / CONFIG_FILE, "read"):
+                config = json.loads((path / CONFIG_FILE).read_bytes())
+            model = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
+            model.load_state_dict(read_tensors(path / WEIGHTS_FILE))
+        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:  # of what does not fit
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{path}: a model of save_pretrained expected, found another ({reason})") from error
+        return model.eval()
 
     def forward(  # noqa: PLR0913 - each argument is a quantity of its own
         self,

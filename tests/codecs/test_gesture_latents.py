@@ -31,10 +31,10 @@ from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.run import EvaluateSettings, FromCheckpoint, evaluate
 from omniges.features.gesture import GestureClip, motion_from_gesture
-from omniges.generation.codecs import CodecFolders
-from omniges.generation.conditions import read_gesture
+from omniges.generation.inputs import read_gesture
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.record import read_record
+from omniges.generation.sampler import Codecs
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
@@ -284,7 +284,7 @@ class TestGenerate:
     ) -> None:
         entries = load_model(find_checkpoint(whole))[1].codecs
         given = read_gesture(recording["gesture"][0])
-        ticks_of = CodecFolders(entries, tuple(folders.items())).ticks_of(given, 40)
+        ticks_of = Codecs(entries, tuple(folders.items())).ticks_of(given, 40)
         folder = ShardFolder(encoded_both)
         latents = folder.sample(folder.row(STEM)).latents[GESTURE]  # four seconds are whole ticks: all frames are there
         np.testing.assert_allclose(ticks_of(0, 40), latents, atol=1e-5)

@@ -20,12 +20,15 @@ from training_helpers import run
 
 from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
+from omniges.features.text_slots import SlotCodec
+from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.formats.wav import decode_wav
 from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, GenerateSummary, _Job, generate, load, task_named
+from omniges.generation.run import GenerateSettings, GenerateSummary, _Job, generate, task_named
+from omniges.generation.sampler import load
 from omniges.generation.vocoder import chosen_voice
 from omniges.generation.writers import NEUTRAL, Results
 from omniges.model.sampling import SamplingSettings
@@ -183,10 +186,27 @@ def _open_files() -> list[str]:
 
 def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     """As motion that is none is: a voice would stop at it in the middle of a file."""
-    loaded = load(checkpoint)
-    results = Results(("audio",), NEUTRAL, loaded.codec, chosen_voice(None), 0, tmp_path)
+    codec = SlotCodec(load(checkpoint).identity.tokenizer)
+    results = Results(("audio",), NEUTRAL, codec, chosen_voice(None), 0, tmp_path)
     with pytest.raises(DataError, match=r"^generated sound: found levels that are no numbers: the model is not"):
         results.append({"audio": np.full((40, 64), np.nan, np.float32)})
+
+
+def test_the_arrays_of_a_result_are_those_of_its_files(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+    """Whoever scores or shows them need not encode and decode them."""
+    codec = SlotCodec(load(checkpoint).identity.tokenizer)
+    folder = ShardFolder(shards)
+    sample = folder.sample(folder.rows[0])
+    results = Results(("gesture", "audio"), NEUTRAL, codec, None, 0, tmp_path)
+    for first in (0, 24):  # in two parts
+        rows = slice(first, first + 24)
+        results.append({"gesture": sample.gesture.gesture[rows], "audio": sample.mel[rows]})
+    written = {file.ending: b"".join(file.parts) for file in results.files()}
+    ours, theirs = results.motion(), decode_motion(written[".npz"], standing=False)
+    for name in ("poses", "expressions", "trans"):
+        one, other = getattr(ours, name), getattr(theirs, name)
+        assert (one.dtype, one.tobytes()) == (other.dtype, other.tobytes()), name
+    np.testing.assert_array_equal(results.mel(), decode_npy(written[".mel.npy"]))
 
 
 def test_an_inputs_result_does_not_depend_on_its_neighbours_but_for_rounding(
@@ -381,7 +401,7 @@ def test_overwrite_stops_at_a_file_that_is_no_record_before_it_makes_anything(
 ) -> None:
     """It may be a person's own, and what it was the record of cannot be known."""
     (tmp_path / f"{STEM}.json").write_text(content, encoding="utf-8")
-    monkeypatch.setattr("omniges.generation.run.sample_timelines", None)  # which is not come to
+    monkeypatch.setattr("omniges.generation.sampler.sample_timelines", None)  # which is not come to
     with pytest.raises(UsageFault, match=rf"--overwrite: .*{STEM}\.json: .*: move it away"):
         make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
     assert contents(tmp_path) == {f"{STEM}.json": content.encode()}

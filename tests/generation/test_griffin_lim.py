@@ -8,8 +8,8 @@ import pytest
 
 from omniges.features.audio import log_mel
 from omniges.features.timebase import SAMPLE_RATE_HZ
-from omniges.generation import griffin_lim
-from omniges.generation.griffin_lim import GriffinLim, waveform_from_mel
+from omniges.generation import vocoder
+from omniges.generation.vocoder import GriffinLim, waveform_from_mel
 
 
 def tones(seconds: float) -> npt.NDArray[np.float32]:
@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
 
 
 def test_segments_fade_into_each_other_without_holes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(griffin_lim, "_SEGMENT_FRAMES", 100)
+    monkeypatch.setattr(vocoder, "_SEGMENT_FRAMES", 100)
     mel = log_mel(tones(4.0), 400)
     wave = waveform_from_mel(mel, GriffinLim(0))
     level = np.sqrt(np.square(wave.reshape(-1, 1600).astype(np.float64)).mean(axis=1))

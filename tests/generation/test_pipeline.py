@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,21 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "generate.md"
 @pytest.fixture(scope="module")
 def pipeline(checkpoint: Path) -> OmnigesPipeline:
     return OmnigesPipeline.from_pretrained(checkpoint)
+
+
+def test_its_import_loads_nothing_beside_torch_that_takes_long() -> None:
+    """Neither the model base of diffusers, with accelerate and clients of the hub behind it, nor the trainer."""
+    script = (
+        "import sys, torch\n"
+        "known = set(sys.modules)\n"
+        "from omniges.generation.pipeline import OmnigesPipeline\n"
+        "print(*(set(sys.modules) - known))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    slow = {"diffusers", "accelerate", "transformers", "huggingface_hub", "requests", "librosa", "scipy", "matplotlib"}
+    assert not {module.partition(".")[0] for module in loaded} & slow
+    assert not {module for module in loaded if module.startswith(("omniges.trainer", "omniges.evaluation"))}
 
 
 def test_a_call_gives_what_the_command_writes(

@@ -49,6 +49,7 @@ def test_any_slots_become_files_that_read_back_word_for_word(slots: list[int]) -
     sink, grid, text = files_of(np.array(slots, np.int32))
     words, timed = spoken_intervals(grid)
     assert timed
+    assert sink.spoken() == (words, True)  # which is what is scored and shown without the file
     said = CODEC.decode(np.array(slots, np.int32))
     assert text.count("\n") == 1
     assert not any(unicodedata.category(letter) == "Cc" for letter in text.rstrip("\n"))
@@ -106,6 +107,7 @@ def test_any_texts_of_windows_become_files_that_read_back(texts: list[str]) -> N
     grid, text = (b"".join(file.parts) for file in sink.files())
     windows, timed = spoken_intervals(grid)
     assert not timed
+    assert sink.spoken() == (windows, False)
     read = " ".join(window.word for window in windows)
     silent = any("take for silence" in remark for remark in sink.remarks)
     assert read == text.decode().rstrip("\n") or silent

@@ -64,7 +64,7 @@ class Restated:
 
     def turn(self, x: Tensor, seconds: Tensor) -> Tensor:
         half = x.shape[-1] // 2
-        shortest, longest = self.config.rotary_periods_s
+        shortest, longest = self.config["rotary_periods_s"]
         periods = shortest * (longest / shortest) ** (torch.arange(half).double() / max(1, half - 1))
         as_complex = torch.complex(x[:, :half], x[:, half:]) * torch.exp(2j * math.pi * seconds[:, None] / periods)
         return torch.cat([as_complex.real, as_complex.imag], -1)
@@ -72,7 +72,7 @@ class Restated:
     def attention(self, projected: list[tuple[Tensor, Tensor, Tensor]], times: Tensor) -> Tensor:
         q, k, v = (torch.cat(parts) for parts in zip(*projected, strict=True))
         heads = []
-        for head in range(self.config.heads):
+        for head in range(self.config["heads"]):
             scores = self.turn(q[:, head], times) @ self.turn(k[:, head], times).T / math.sqrt(q.shape[-1])
             heads.append(torch.softmax(scores, -1) @ v[:, head])
         return torch.cat(heads, -1)
@@ -83,7 +83,7 @@ class Restated:
             branch = f"blocks.{index}.branches.{n}"
             parts[n] = self.linear(c, f"{branch}.modulation").chunk(6)
             qkv = self.linear(norm(x) * (1 + parts[n][1]) + parts[n][0], f"{branch}.qkv").chunk(3, -1)
-            q, k, v = (part.reshape(len(x), self.config.heads, -1) for part in qkv)
+            q, k, v = (part.reshape(len(x), self.config["heads"], -1) for part in qkv)
             weight = self.p[f"{branch}.qk_norm.weight"]
             projected.append((rms_norm(q) * weight[0], rms_norm(k) * weight[1], v))
         joined = self.attention(projected, times).split([len(x) for x in h.values()])
@@ -100,14 +100,14 @@ class Restated:
         self, tokens: dict[str, Tensor], levels: dict[str, Tensor], seconds: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Outputs of one sample: tokens (N, C), levels ()."""
-        condition = torch.zeros(self.config.width).double()
+        condition = torch.zeros(self.config["width"]).double()
         frequencies = 10_000.0 ** (-torch.arange(128).double() / 128)
         for n, level in levels.items():
             angles = 1000 * level.double() * frequencies
             condition = condition + self.two_layers(torch.cat([torch.cos(angles), torch.sin(angles)]), f"level.{n}")
         c, times = silu(condition), torch.cat([seconds[n] for n in tokens]).double()
         h = {n: self.linear(x.double(), f"embed.{n}") for n, x in tokens.items()}
-        for index in range(self.config.layers):
+        for index in range(self.config["layers"]):
             h = self.block(h, c, times, index)
         out = {}
         for n, x in h.items():
@@ -282,7 +282,7 @@ class TestLearning:
         for checkpointing in (False, True):
             model = trunk().train()
             if checkpointing:
-                model.enable_gradient_checkpointing()
+                model.gradient_checkpointing = True
             sum(output.square().mean() for output in model(**given).values()).backward()
             gradients.append([parameter.grad for parameter in model.parameters()])
         for plain, recomputed in zip(*gradients, strict=True):

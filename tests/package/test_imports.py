@@ -38,7 +38,7 @@ OFFLINE = {
     *("errors", "version", "progress", "workers", "storage", "features", "formats", "shards", "visualize"),
     *("metrics", "pipeline", "verify", "exchange", "testing", "commands", "cli"),
 }
-ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which model imports, loads it too)
+ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which a codec imports, loads it too)
 FOR_GENERATION = {"data", "codecs", "model", "generation", "pretrained", "evaluation"}  # none of it loads the trainer
 READS_A_FILE = PACKAGE / "formats" / "arrays.py"  # the one file of formats that does
 UNSAFE = {"pickle", "dill", "joblib", "shelve", "marshal"}

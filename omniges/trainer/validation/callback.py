@@ -62,9 +62,8 @@ class RunValidator:
         """Validate, keep files, choose the best, tell."""
         settings, began_s = self._settings, self._clock()
         self._reporter.say(f"validating step {state.step} on {len(self._validation.held_out.windows)} windows")
-        sampling, decoders = self._validation.settings.sampling, self._validation.decoders
-        run = str(settings.run)
-        by = MadeBy(run, state.step, settings.preset, sampling, decoders.entries, decoders.quantising)
+        sampling, codecs = self._validation.settings.sampling, self._validation.sampler.codecs
+        by = MadeBy(str(settings.run), state.step, settings.preset, sampling, codecs)
         found = self._validation.run(by, Turns(self._ranks, stopper))
         value = found.value(settings.best_metric)
         is_best = value is not None and better(settings.best_metric, value, state.best)

@@ -145,21 +145,26 @@ class Window:
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 
-class WindowFolder(ShardFolder):
-    """Windows as the samples of a shard folder, called by the windows' names; all of it is in memory."""
+class WindowFolder:
+    """Windows as recordings that results are held against, called by the windows' names; all of it is in memory."""
+
+    folder = Path("validation windows")
 
     def __init__(self, samples: Iterable[SampleArrays]) -> None:
         self._samples = {sample.row.key: sample for sample in samples}
-        self.folder = Path("validation windows")
+        self.rows = [sample.row for sample in self._samples.values()]
 
-    @cached_property
-    def rows(self) -> Sequence[ManifestRow]:
-        """A row a window."""
-        return [sample.row for sample in self._samples.values()]
+    def row(self, name: str) -> ManifestRow:
+        """The row of a window."""
+        return self._samples[name].row
 
     def sample(self, row: ManifestRow) -> SampleArrays:
         """A window."""
         return self._samples[row.key]
+
+    def member(self, row: ManifestRow, member: str) -> bytes:
+        """Raise KeyError: nothing of a window is encoded."""
+        raise KeyError(f"{row.key}.{member}")
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
         """A window's mel, sound or betas, which is all that scoring asks for by itself."""

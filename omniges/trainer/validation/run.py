@@ -7,10 +7,9 @@ drawn from. Windows go through the model in groups that do not depend on the num
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,32 +17,31 @@ import torch
 
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.statistics import Figure, Heading, absent
-from omniges.features.text_slots import SlotCodec
-from omniges.model.flow import FlowModel
+from omniges.generation.sampler import Sampler
 from omniges.model.sampling import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.best import metric_name
-from omniges.trainer.validation.decoders import Decoders
+from omniges.trainer.validation.decoders import why_not
 from omniges.trainer.validation.held_out import HeldOut, WindowFolder, some_recordings, spread
 from omniges.trainer.validation.losses import SIX, grid_losses, loss_table, streams_of
 from omniges.trainer.validation.pictures import window_picture
 from omniges.trainer.validation.samples import (
     INSTRUMENTS,
-    Files,
     Held,
+    Kept,
     Made,
     MadeBy,
+    WindowResults,
     make_result,
     pack,
     sample_windows,
     score_task,
     unpack,
-    with_waveform,
 )
 
-__all__ = ["Found", "Validated", "Validation", "ValidationSettings"]
+__all__ = ["Found", "Validation", "ValidationSettings"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -62,16 +60,6 @@ class ValidationSettings:
     best_metric: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validated:
-    """What is validated: a model, and what it takes to read for it and to make use of what it gives."""
-
-    model: FlowModel  # whose weights are the averages
-    codec: SlotCodec
-    speakers: Sequence[str]  # the first has number 1
-    decoders: Decoders
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a validation found, the same on all ranks but for the kept results, which are on the first."""
@@ -80,7 +68,7 @@ class Found:
     losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
     figures: Mapping[str, Sequence[Figure]]  # of each task
     remarks: Mapping[str, Sequence[str]]  # what `evaluate` says of each task's results
-    kept: Sequence[Made]
+    kept: Sequence[Kept]
     pictures: Mapping[int, bytes]  # PNG by number of the window
 
     @property
@@ -119,17 +107,10 @@ class Found:
 class Validation:
     """The validations of a run."""
 
-    def __init__(
-        self,
-        held_out: HeldOut,
-        model: Validated,
-        settings: ValidationSettings,
-        ranks: Ranks,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self.held_out, self.settings, self.decoders = held_out, settings, model.decoders
-        self._model, self._codec, self._autocast, self._ranks = model.model, model.codec, autocast, ranks
-        self._speakers = {name: number for number, name in enumerate(model.speakers, 1)}
+    def __init__(self, held_out: HeldOut, sampler: Sampler, settings: ValidationSettings, ranks: Ranks) -> None:
+        """Name the parts; the sampler's model has the averages as its weights."""
+        self.held_out, self.sampler, self.settings = held_out, sampler, settings
+        self._ranks = ranks
         self._samples: WindowFolder | None = None
         self._held: list[Held] = []
         self._train: TrainSplit | None = None
@@ -139,13 +120,21 @@ class Validation:
 
     def run(self, by: MadeBy, turns: Turns) -> Found:
         """Validate the averages as they are; every rank calls it. Raises what `Turns.shared` does."""
-        samples = turns.everyone(self._read)
+        results = WindowResults(turns.everyone(self._read), self.held_out.windows, self.sampler)
         losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows])
-        results = self._results(turns, samples)
-        figures, remarks = self._scores(turns, samples, results, by)
-        kept = self._kept(turns, [one for one in results if one.number in self.kept])
-        pictures = self._pictures(turns, samples, kept, by.step)
-        return Found(by, losses, figures, remarks, kept, pictures)
+        made = self._made(turns, results)
+        figures, remarks = self._scores(turns, results, made)
+        chosen = [one for one in made if one.number in self.kept]
+        own = turns.shared(chosen, results.kept)
+        kept = [Kept.unpacked(*item) for item in self._collected([one.packed() for one in own])]
+        pictures = self._pictures(turns, results, chosen, by.step)
+        return Found(by, losses, figures, remarks, _in_order(kept), pictures)
+
+    def _collected(
+        self, items: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]
+    ) -> list[tuple[dict[str, Any], list[bytes]]]:
+        """What all ranks have."""
+        return [item for data in self._ranks.collected(pack(items)) for item in unpack(data)]
 
     def recorded_words(self, number: int) -> Sequence[Mapping[str, Any]]:
         """Words of a window, once it was read."""
@@ -156,8 +145,8 @@ class Validation:
     def _read(self) -> WindowFolder:
         """The windows, from the shards the first time."""
         if self._samples is None:
-            entries = self.decoders.entries
-            samples, slots = self.held_out.read(self._codec, entries.values())
+            entries = self.sampler.codecs.entries
+            samples, slots = self.held_out.read(self.sampler.slots, entries.values())
             for number, (window, row) in enumerate(zip(self.held_out.windows, samples.rows, strict=True)):
                 sample = samples.sample(row)
                 arrays: dict[StreamName, Any] = {
@@ -166,7 +155,7 @@ class Validation:
                     "text": slots[number],
                 }
                 arrays |= {name: sample.latents[entry.name] for name, entry in entries.items()}
-                speaker = self._speakers.get(window.row.speaker or "", 0)
+                speaker = self.sampler.speaker_number(window.row.speaker, named=False)
                 self._held.append(Held(number, window, arrays, speaker))
             self._samples = samples
         return self._samples
@@ -178,17 +167,18 @@ class Validation:
 
     def _losses(self, turns: Turns) -> F64:
         """Losses (W, 6, levels) of all windows."""
-        device = next(self._model.parameters()).device
+        model = self.sampler.model
+        device = next(model.parameters()).device
 
         def of(group: tuple[list[Held], str]) -> list[tuple[int, int, list[float]]]:
             held, task = group
             arrays: dict[StreamName, torch.Tensor] = {
                 name: torch.from_numpy(np.stack([one.arrays[name] for one in held])).to(device)
-                for name in streams_of(self._model, task)
+                for name in streams_of(model, task)
             }
             numbers, speakers = [one.number for one in held], [one.speaker for one in held]
-            with self._autocast():
-                losses = grid_losses(self._model, arrays, numbers, speakers, task).tolist()
+            with self.sampler.autocast():
+                losses = grid_losses(model, arrays, numbers, speakers, task).tolist()
             return [(number, SIX.index(task), row) for number, row in zip(numbers, losses, strict=True)]
 
         own = [entry for entries in turns.shared(self._groups(), of) for entry in entries]
@@ -196,37 +186,31 @@ class Validation:
         ordered = [row for _, _, row in sorted(entries, key=lambda entry: entry[:2])]
         return np.array(ordered).reshape(len(self._held), len(SIX), -1)
 
-    def _results(self, turns: Turns, samples: WindowFolder) -> list[Made]:
+    def _made(self, turns: Turns, results: WindowResults) -> list[Made]:
         """What the model makes of every window in every task, in the order of tasks and windows."""
-        reasons = {task: self.decoders.why_not(task) for task in SIX}
+        reasons = {task: why_not(self.sampler.codecs, task) for task in SIX}
 
         def of(group: tuple[list[Held], str]) -> list[Made]:
             held, task = group
-            with self._autocast():
-                sampled = sample_windows(self._model, task, held, self.settings.sampling)
-            # Not in the precision of training: a codec decodes as it does for `omniges generate`.
-            return [
-                make_result(task, one, made, samples, self._codec, self.decoders)
-                for one, made in zip(held, sampled, strict=True)
-            ]
+            parts = sample_windows(self.sampler, task, held, self.settings.sampling)
+            return [make_result(task, one, part, results) for one, part in zip(held, parts, strict=True)]
 
         groups = self._groups([task for task, why in reasons.items() if why is None])
-        own = [made for group in turns.shared(groups, of) for made in group]
-        results = [made for data in self._ranks.collected(pack(own)) for made in unpack(data)]
-        nothing = [Made(task, one.number, Files(), why) for task, why in reasons.items() if why for one in self._held]
-        return _in_order([*results, *nothing])
+        own = [made.packed() for group in turns.shared(groups, of) for made in group]
+        made = [Made.unpacked(*item) for item in self._collected(own)]
+        made += [Made(task, one.number, why_not=why) for task, why in reasons.items() if why for one in self._held]
+        return _in_order(made)
 
     def _scores(
-        self, turns: Turns, samples: WindowFolder, results: Sequence[Made], by: MadeBy
+        self, turns: Turns, results: WindowResults, made: Sequence[Made]
     ) -> tuple[dict[str, list[Figure]], dict[str, list[str]]]:
         """Figures and remarks of every task."""
 
         def of(task: str) -> tuple[str, tuple[list[dict[str, Any]], list[str]]]:
-            if (why := self.decoders.why_not(task)) is not None:
+            if (why := why_not(self.sampler.codecs, task)) is not None:
                 (target,) = TASKS[task].targets
                 return task, ([asdict(absent(Heading(f"{target} metrics", ""), why))], [])
-            own = [one for one in results if one.task == task]
-            scored = score_task(own, self.held_out.windows, samples, by, self._learned)
+            scored = score_task([one for one in made if one.task == task], results, self._learned)
             return task, ([asdict(figure) for figure in scored.figures], list(scored.remarks))
 
         own = turns.shared(SIX, of)
@@ -242,23 +226,19 @@ class Validation:
             self._train = learn_train_split(recordings, INSTRUMENTS, lambda _done, _total: None)
         return self._train
 
-    def _kept(self, turns: Turns, results: Sequence[Made]) -> list[Made]:
-        """The results that are kept, with waveforms."""
-        own = turns.shared(results, with_waveform)
-        return _in_order([made for data in self._ranks.collected(pack(own)) for made in unpack(data)])
-
-    def _pictures(self, turns: Turns, samples: WindowFolder, kept: Sequence[Made], step: int) -> dict[int, bytes]:
+    def _pictures(self, turns: Turns, results: WindowResults, made: Sequence[Made], step: int) -> dict[int, bytes]:
         """A picture of each kept window: what was recorded, and what each task made of it."""
 
-        def of(number: int) -> Made:
-            window = self.held_out.windows[number]
-            png = window_picture(window, samples, [one for one in kept if one.number == number], step)
-            return Made.of_picture(number, png)
+        def of(number: int) -> tuple[dict[str, Any], list[bytes]]:
+            own = [one for one in made if one.number == number]
+            return {"number": number}, [window_picture(number, results, own, step)]
 
-        own = turns.shared(self.kept, of)
-        drawn = [made for data in self._ranks.collected(pack(own)) for made in unpack(data)]
-        return {made.number: made.files.contents[".png"] for made in sorted(drawn, key=lambda made: made.number)}
+        drawn = {head["number"]: png for head, (png,) in self._collected(turns.shared(self.kept, of))}
+        return dict(sorted(drawn.items()))
 
 
-def _in_order(results: Sequence[Made]) -> list[Made]:
-    return sorted(results, key=lambda made: (SIX.index(made.task), made.number))
+_Item = TypeVar("_Item", Made, Kept)
+
+
+def _in_order(items: Sequence[_Item]) -> list[_Item]:
+    return sorted(items, key=lambda one: (SIX.index(one.task), one.number))

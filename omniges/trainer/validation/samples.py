@@ -1,4 +1,4 @@
-"""Samples of the held-out windows as the files that `generate` writes, in memory, and their scores by `evaluate`."""
+"""What the model makes of the held-out windows, as `generate` would: as arrays to score, and as files where kept."""
 
 from __future__ import annotations
 
@@ -8,56 +8,51 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
+from omniges.codecs.base import SpokenText
 from omniges.errors import DataError
 from omniges.evaluation.body_models import GENERIC
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import Instruments, TrainSplit
-from omniges.evaluation.results import Result, spoken_intervals
-from omniges.evaluation.scores import Scored
+from omniges.evaluation.scores import Result, Scored
 from omniges.evaluation.speech import score_speech
 from omniges.evaluation.statistics import Heading, Resampling, absent
 from omniges.evaluation.text import score_text
-from omniges.features.text_slots import SlotCodec
+from omniges.features.gesture import MotionArrays
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.formats.arrays import decode_npy
 from omniges.formats.textgrid import WordInterval
-from omniges.generation.conditions import Body
-from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines
+from omniges.generation.inputs import Body
+from omniges.generation.long_form import TicksOf, Timeline, WindowSettings
 from omniges.generation.record import GeneratedRecord
-from omniges.generation.vocoder import chosen_voice
-from omniges.generation.writers import Results, Sink, SpeechSink
+from omniges.generation.sampler import Codecs, Part, Sampler
+from omniges.generation.vocoder import VoiceOf, chosen_voice
+from omniges.generation.writers import Results
 from omniges.metrics.profiles import profile
-from omniges.model.flow import FlowModel
 from omniges.model.sampling import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
-from omniges.shards.latents import CodecEntry
 from omniges.storage.canonical_json import sha256_hex
-from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.trainer.validation.losses import VALIDATION_SEED
 
 __all__ = [
     "INSTRUMENTS",
-    "Files",
     "Held",
+    "Kept",
     "Made",
     "MadeBy",
-    "Sampled",
+    "WindowResults",
     "make_result",
     "pack",
     "record_of",
     "sample_windows",
     "score_task",
     "unpack",
-    "with_waveform",
-    "words_of",
 ]
 
 INSTRUMENTS: Final = Instruments(profile=profile("corrected"), bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
@@ -92,36 +87,59 @@ def _whole(array: npt.NDArray[Any], ticks: int, first: int, count: int) -> npt.N
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
-    """Files of a result in memory, and what there is to say of them."""
-
-    contents: Mapping[str, bytes] = field(default_factory=dict)  # by the end of the name
-    kinds: Mapping[str, str] = field(default_factory=dict)  # likewise
-    measures: Mapping[str, float] = field(default_factory=dict)
-    remarks: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, made: Results | Sink) -> Files:
-        """What `omniges generate` would write."""
-        contents, kinds = {}, {}
-        for file in made.files():
-            contents[file.ending], kinds[file.ending] = b"".join(file.parts), file.kind
-        return cls(contents, kinds, made.measures, tuple(made.remarks))
-
-
-@dataclass(frozen=True, slots=True)
 class Made:
-    """What was made of a window: files, or the reason why there are none."""
+    """What was made of a window in a task, or the reason why there is nothing."""
 
     task: str
     number: int  # of the window
-    files: Files
+    made: npt.NDArray[Any] | SpokenText | None = None  # of the task's one target, decoded
+    measures: Mapping[str, float] = field(default_factory=dict)
     why_not: str | None = None
 
+    def packed(self) -> tuple[dict[str, Any], list[bytes]]:
+        """What `pack` takes."""
+        head: dict[str, Any] = {"task": self.task, "number": self.number, "why_not": self.why_not}
+        head["measures"] = dict(self.measures)
+        if isinstance(self.made, SpokenText):
+            return head | {"text": asdict(self.made)}, []
+        if self.made is None:
+            return head, []
+        return head | {"kind": self.made.dtype.str, "shape": self.made.shape}, [self.made.tobytes()]
+
     @classmethod
-    def of_picture(cls, number: int, png: bytes) -> Made:
-        """A picture of a window and all its tasks."""
-        return cls("", number, Files({".png": png}, {".png": "picture"}))
+    def unpacked(cls, head: Mapping[str, Any], parts: Sequence[bytes]) -> Made:
+        """The inverse of `packed`."""
+        made: npt.NDArray[Any] | SpokenText | None = None
+        if "text" in head:
+            made = SpokenText(**head["text"])
+        elif parts:
+            made = np.frombuffer(parts[0], head["kind"]).reshape(head["shape"])
+        return cls(head["task"], head["number"], made, head["measures"], head["why_not"])
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A result that is kept: the bytes of its files, and what there is to say of them."""
+
+    task: str
+    number: int  # of the window
+    contents: Mapping[str, bytes]  # by the end of the name
+    kinds: Mapping[str, str]  # likewise
+    measures: Mapping[str, float]
+    remarks: Sequence[str]
+    said: str | None = None  # the words, of a task that makes text
+    why_not: str | None = None
+
+    def packed(self) -> tuple[dict[str, Any], list[bytes]]:
+        """What `pack` takes."""
+        head = {name: getattr(self, name) for name in ("task", "number", "kinds", "measures", "remarks", "said")}
+        return head | {"why_not": self.why_not, "endings": list(self.contents)}, list(self.contents.values())
+
+    @classmethod
+    def unpacked(cls, head: Mapping[str, Any], parts: Sequence[bytes]) -> Kept:
+        """The inverse of `packed`."""
+        facts = dict(head)
+        return cls(contents=dict(zip(facts.pop("endings"), parts, strict=True)), **facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +150,17 @@ class MadeBy:
     step: int
     preset: str
     sampling: SamplingSettings
-    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # of streams that are latents
-    quantising: frozenset[StreamName] = frozenset()  # of these, those decoded through codes
+    codecs: Codecs
 
     def model(self) -> dict[str, Any]:
         """The model as a record names it."""
-        codecs = {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in self.codecs.items()}
+        entries = self.codecs.entries
+        codecs = {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in entries.items()}
         of_run = {"run": self.run, "step": self.step, "preset": self.preset}
         return {"checkpoint": None} | of_run | {"weights": "ema", "codecs": codecs}
 
 
-Sampled = dict[StreamName, npt.NDArray[Any]]
-"""What a model made of a window by stream; latents where the stream is latents."""
-
-
-def sample_windows(model: FlowModel, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Sampled]:
+def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Part]:
     """Sample one task for some windows, as `omniges generate` does."""
     ticks, targets = held[0].window.ticks, TASKS[task].targets
     timelines = [
@@ -154,79 +168,86 @@ def sample_windows(model: FlowModel, task: str, held: Sequence[Held], how: Sampl
         for one in held
     ]
     windows = WindowSettings(window_ticks=ticks, overlap_ticks=0, apart=True)
-    made = sample_timelines(model, timelines, targets, VALIDATION_SEED, windows, how)
-    by_place = {place: arrays for place, arrays, _ in made}  # whole, for each is one window
-    return [{name: array.cpu().numpy() for name, array in by_place[place].items()} for place in range(len(held))]
+    parts = sampler.sample(timelines, targets, VALIDATION_SEED, windows, how)
+    return sorted(parts, key=lambda part: part.number)  # a part is whole, for each timeline is one window
 
 
-def make_result(
-    task: str, one: Held, sampled: Sampled, samples: WindowFolder, codec: SlotCodec, decoders: Decoders
-) -> Made:
-    """What was sampled of a window as files; without a waveform, which takes long."""
-    body = Body.of_sample(samples.sample(samples.row(one.window.name)))
-    windows_of_text = [(0, one.window.ticks)] if decoders.untimed_text else None
-    results = Results(TASKS[task].targets, body, codec, None, VALIDATION_SEED, None, windows_of_text)
+@dataclass(frozen=True, slots=True)
+class WindowResults:
+    """Makes the results of windows, as `generate` has them, of what the model gave."""
+
+    samples: WindowFolder
+    windows: Sequence[Window]
+    sampler: Sampler
+
+    def of(self, task: str, number: int, made: Any, voice: VoiceOf | None = None) -> Results:
+        """The results of a window; without a voice, which takes long, there is no waveform.
+
+        Raises DataError for what is no motion, or NaN.
+        """
+        window = self.windows[number]
+        body = Body.of_sample(self.samples.sample(self.samples.row(window.name)))
+        spans = [(0, window.ticks)] if self.sampler.codecs.untimed_text else None
+        targets, seed = TASKS[task].targets, VALIDATION_SEED + number
+        results = Results(targets, body, self.sampler.slots, voice, seed, None, spans)
+        results.append({name: [made] if isinstance(made, SpokenText) else made for name in targets})
+        return results
+
+    def kept(self, made: Made) -> Kept:
+        """Encode the files of a result, with a waveform, as `omniges generate` would write them."""
+        if made.why_not is not None:
+            return Kept(made.task, made.number, {}, {}, {}, (), None, made.why_not)
+        results = self.of(made.task, made.number, made.made, _VOICE)
+        contents, kinds = {}, {}
+        for file in results.files():
+            contents[file.ending], kinds[file.ending] = b"".join(file.parts), file.kind
+        said = " ".join(one.word for one in results.spoken()[0]) if "text" in results.sinks else None
+        return Kept(made.task, made.number, contents, kinds, results.measures, results.remarks, said)
+
+
+def make_result(task: str, one: Held, part: Part, results: WindowResults) -> Made:
+    """Decode what was sampled of a window, and make sure that it can be scored and written."""
     try:
-        results.append({name: decoders.decoded(name, array) for name, array in sampled.items()})
+        ((_, made),) = part.arrays().items()
+        made = made[0] if isinstance(made, list) else made  # the text of the one window
+        found = results.of(task, one.number, made)
     except DataError as error:  # early on a model may give what is no rotation, or no number: counted, and said
-        return Made(task, one.number, Files(), str(error).partition(": the model")[0])
-    return Made(task, one.number, Files.of(results))
-
-
-def with_waveform(made: Made) -> Made:
-    """A result with the waveform of its mel, if it has one."""
-    mel = made.files.contents.get(".mel.npy")
-    if mel is None:
-        return made
-    sink = SpeechSink(_VOICE, VALIDATION_SEED + made.number, None)
-    sink.append(decode_npy(mel))
-    return replace(made, files=Files.of(sink))
-
-
-def words_of(made: Made) -> list[WordInterval]:
-    """The words of a result that is text; where these have no times, the window's text as one."""
-    intervals, _ = spoken_intervals(made.files.contents[".TextGrid"])
-    return intervals
+        return Made(task, one.number, why_not=str(error).partition(": the model")[0])
+    if "gesture" in found.sinks and not np.isfinite(made).all():  # face and root, which no rotation depends on
+        return Made(task, one.number, why_not="generated motion: finite channels expected, found others")
+    return Made(task, one.number, made, found.measures)
 
 
 # --- to other ranks and back
 
 
-def pack(results: Sequence[Made]) -> bytes:
-    """Results as bytes for other ranks: a line of JSON, then the files."""
-    heads = []
-    contents: list[bytes] = []
-    for one in results:
-        sizes = {ending: len(content) for ending, content in one.files.contents.items()}
-        head = {"task": one.task, "number": one.number, "why_not": one.why_not, "sizes": sizes}
-        told = {"measures": one.files.measures, "remarks": list(one.files.remarks)}
-        heads.append(head | told | {"kinds": one.files.kinds})
-        contents += one.files.contents.values()
+def pack(items: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]) -> bytes:
+    """Heads, which are JSON, and their parts as bytes for other ranks: a line of JSON, then the parts."""
+    heads = [{"head": head, "sizes": [len(part) for part in parts]} for head, parts in items]
     line = json.dumps(heads).encode()
-    return b"".join([struct.pack("<q", len(line)), line, *contents])
+    return b"".join([struct.pack("<q", len(line)), line, *(part for _, parts in items for part in parts)])
 
 
-def unpack(data: bytes) -> list[Made]:
+def unpack(data: bytes) -> list[tuple[dict[str, Any], list[bytes]]]:
     """The inverse of `pack`."""
     (size,) = struct.unpack_from("<q", data)
     at = 8 + size
-    results = []
+    items = []
     for head in json.loads(data[8:at]):
-        contents = {}
-        for ending, length in head["sizes"].items():
-            contents[ending] = data[at : at + length]
+        parts = []
+        for length in head["sizes"]:
+            parts.append(data[at : at + length])
             at += length
-        files = Files(contents, head["kinds"], head["measures"], tuple(head["remarks"]))
-        results.append(Made(head["task"], head["number"], files, head["why_not"]))
-    return results
+        items.append((head["head"], parts))
+    return items
 
 
 # --- records and scores
 
 
-def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
+def record_of(kept: Kept, window: Window, by: MadeBy) -> GeneratedRecord:
     """The record of a result, as `generate` writes it, with where the window comes from."""
-    members = _MEMBERS | {stream: entry.member for stream, entry in by.codecs.items()}
+    members = _MEMBERS | {stream: entry.member for stream, entry in by.codecs.entries.items()}
     inputs = [
         {
             "stream": stream,
@@ -234,19 +255,19 @@ def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
             "sha256": window.row.members[members[stream]].sha256,
             "remarks": [f"{window.ticks} ticks from tick {window.start_tick}"],
         }
-        for stream in TASKS[made.task].conditions
+        for stream in TASKS[kept.task].conditions
     ]
     return GeneratedRecord(
         omniges=__version__,
-        task=made.task,
+        task=kept.task,
         name=window.name,
         source=window.provenance(),
-        sample=made.number,
+        sample=kept.number,
         ticks=window.ticks,
         seconds=window.ticks / TICKS_PER_SECOND,
         files={
-            made.files.kinds[ending]: {"path": f"{window.name}{ending}", "sha256": sha256_hex(content)}
-            for ending, content in made.files.contents.items()
+            kept.kinds[ending]: {"path": f"{window.name}{ending}", "sha256": sha256_hex(content)}
+            for ending, content in kept.contents.items()
         },
         inputs=tuple(inputs),
         model=by.model(),
@@ -256,46 +277,53 @@ def record_of(made: Made, window: Window, by: MadeBy) -> GeneratedRecord:
             "window_ticks": window.ticks,
             "overlap_ticks": 0,
             "speaker": window.row.speaker,
-            "voice": _VOICE.name if ".wav" in made.files.contents else None,
-            "quantised": True if by.quantising & set(TASKS[made.task].targets) else None,
+            "voice": _VOICE.name if ".wav" in kept.contents else None,
+            "quantised": by.codecs.through_codes(TASKS[kept.task].targets),
         },
         seams_s=(),
-        measures=made.files.measures,
-        remarks=tuple(made.files.remarks),
+        measures=kept.measures,
+        remarks=tuple(kept.remarks),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _InMemory(Result):
-    """A result whose files have not been written."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ArrayResult(Result):
+    """A result as the model made it, of which there are no files."""
 
-    contents: Mapping[str, bytes]  # by the end of the name
+    results: Callable[[], Results]  # made when it is scored, so that not all of them wait on the disk
 
-    def _content(self, kind: str, stream: StreamName, ending: str) -> tuple[Path, bytes]:
-        del kind, stream
-        return Path(f"{self.name}{ending}"), self.contents[ending]
+    def motion(self) -> MotionArrays:
+        return self.results().motion()
+
+    def mel(self) -> tuple[npt.NDArray[np.float32], str]:
+        return self.results().mel(), "the model's mel"
+
+    def spoken(self) -> tuple[list[WordInterval], bool]:
+        return self.results().spoken()
 
 
-def score_task(
-    results: Sequence[Made],
-    windows: Sequence[Window],
-    samples: WindowFolder,
-    by: MadeBy,
-    train: Callable[[], TrainSplit | None],
-) -> Scored:
+def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[], TrainSplit | None]) -> Scored:
     """Scores of one task's results, by the functions of `omniges evaluate`; windows are its recordings.
 
     ``train`` is asked for where gesture is scored. Results that are no motion or no sound are left out and counted.
     """
-    task = results[0].task
+    task, samples = made[0].task, results.samples
     (target,) = TASKS[task].targets
-    lost = Counter(one.why_not for one in results if one.why_not is not None)
+    lost = Counter(one.why_not for one in made if one.why_not is not None)
     found = []
-    for one in results:
+    for one in made:
         if one.why_not is None:
-            window = windows[one.number]
-            row, record = samples.row(window.name), record_of(one, window, by)
-            found.append(_InMemory(task, row, Path(), window.name, record, {}, one.files.contents))
+            row = samples.row(results.windows[one.number].name)
+            found.append(
+                _ArrayResult(
+                    task=task,
+                    row=row,
+                    name=row.key,
+                    seconds=row.seconds,
+                    invalid_rotations=one.measures.get("invalid_rotations"),
+                    results=partial(results.of, task, one.number, one.made),
+                )
+            )
     if not found:
         why = "; ".join(f"{count} × {reason}" for reason, count in lost.items())
         return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=lost)], {})

@@ -7,17 +7,17 @@ import importlib.util
 from omniges.data.worker_setup import DataSource
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.evaluation.text import UNTIMED
-from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
+from omniges.generation.sampler import Codecs, Sampler
 from omniges.metrics.beats import least_frames
 from omniges.model.sampling import SamplingSettings
 from omniges.model.spec import ModelIdentity
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.train_step import Learner
-from omniges.trainer.validation.decoders import Decoders, open_decoders
+from omniges.trainer.validation.decoders import decoder_remarks, open_decoders, why_not
 from omniges.trainer.validation.held_out import HeldOut, open_held_out
-from omniges.trainer.validation.run import Validated, Validation, ValidationSettings
+from omniges.trainer.validation.run import Validation, ValidationSettings
 from omniges.trainer.validation.samples import INSTRUMENTS
 
 __all__ = ["open_validation", "require_computable"]
@@ -45,18 +45,15 @@ def open_validation(
         )
     model = learner.averaged()
     device = next(model.parameters()).device
-    decoders = open_decoders(identity.codecs, settings.validation_codecs, device, settings.t5_tokenizer)
-    require_computable(settings.best_metric, held_out, decoders)
+    codecs = open_decoders(identity.codecs, settings.validation_codecs, device, settings.t5_tokenizer)
+    require_computable(settings.best_metric, held_out, codecs)
     own = ValidationSettings(
         samples=settings.validation_samples,
         sampling=SamplingSettings(steps=settings.validation_sampling_steps),
         best_metric=settings.best_metric,
     )
-    validated = Validated(
-        model=model, codec=SlotCodec(identity.tokenizer), speakers=identity.speakers, decoders=decoders
-    )
-    validation = Validation(held_out, validated, own, ranks, learner.autocast)
-    return validation, [*_remarks(held_out, identity), *decoders.remarks()]
+    validation = Validation(held_out, Sampler(model, identity, codecs, learner.autocast), own, ranks)
+    return validation, [*_remarks(held_out, identity), *decoder_remarks(codecs)]
 
 
 def _remarks(held_out: HeldOut, identity: ModelIdentity) -> list[str]:
@@ -70,19 +67,19 @@ def _remarks(held_out: HeldOut, identity: ModelIdentity) -> list[str]:
     return remarks
 
 
-def require_computable(metric: str, held_out: HeldOut, decoders: Decoders) -> None:
+def require_computable(metric: str, held_out: HeldOut, codecs: Codecs) -> None:
     """Raise UsageFault for a name of ``--best-metric`` that no validation of a run can have a value of."""
     task, _, name = metric.partition("/")
     if name in {"", "loss"}:
         return
-    why = decoders.why_not(task) or _lacking(name, held_out, decoders)
+    why = why_not(codecs, task) or _lacking(name, held_out, codecs)
     if why is not None:
         raise UsageFault(f"--best-metric {metric}: not computed in this run, for {why}; or choose loss or {task}/loss")
 
 
-def _lacking(metric: str, held_out: HeldOut, decoders: Decoders) -> str | None:
+def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
     """What a metric needs that no window has, with the way to it."""
-    if metric.startswith(("word_start", "word_end")) and decoders.untimed_text:
+    if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
         return UNTIMED
     members = {name for window in held_out.windows for name in window.row.members}
     if metric == "semantic_recall" and "sem.json" not in members:

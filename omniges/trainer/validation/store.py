@@ -12,7 +12,7 @@ from omniges.storage.canonical_json import json_document
 from omniges.trainer.logging import Shown
 from omniges.trainer.validation.losses import LEVELS, VALIDATION_SEED
 from omniges.trainer.validation.run import Found, Validation
-from omniges.trainer.validation.samples import Made, record_of, words_of
+from omniges.trainer.validation.samples import Kept, record_of
 
 __all__ = ["VALIDATIONS", "samples_of", "shown_samples", "write_validation"]
 
@@ -63,11 +63,11 @@ def write_validation(run: Path, validation: Validation, found: Found) -> Path:
     return final
 
 
-def _write_result(folder: Path, made: Made, validation: Validation, found: Found) -> None:
+def _write_result(folder: Path, made: Kept, validation: Validation, found: Found) -> None:
     """All files of a result, its record last."""
     window = validation.held_out.windows[made.number]
     make_folder(folder)
-    for ending, content in made.files.contents.items():
+    for ending, content in made.contents.items():
         publish_bytes(folder / f"{window.name}{ending}", content)
     publish_bytes(folder / f"{window.name}.json", record_of(made, window, found.by).document())
 
@@ -77,7 +77,7 @@ def samples_of(validation: Validation, found: Found) -> list[dict[str, Any]]:
     samples = []
     for made in found.kept:
         window = validation.held_out.windows[made.number]
-        files = [f"{made.task}/{window.name}{ending}" for ending in made.files.contents]
+        files = [f"{made.task}/{window.name}{ending}" for ending in made.contents]
         facts = {"task": made.task, "name": window.name, "files": files, "why_not": made.why_not}
         picture = f"{PICTURES}/{window.name}.png" if made.number in found.pictures else None
         samples.append(facts | {"picture": picture} | window.provenance())
@@ -107,9 +107,7 @@ def shown_samples(folder: Path, validation: Validation, found: Found) -> list[Sh
     return shown
 
 
-def _in_words(made: Made) -> str:
+def _in_words(made: Kept) -> str:
     if made.why_not is not None:
         return f"nothing: {made.why_not}"
-    if ".TextGrid" in made.files.contents:
-        return " ".join(word.word for word in words_of(made))
-    return ", ".join(sorted(made.files.kinds.values()))
+    return ", ".join(sorted(made.kinds.values())) if made.said is None else made.said

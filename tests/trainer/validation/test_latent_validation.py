@@ -42,12 +42,13 @@ from omniges.formats.npz import decode_motion
 from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
 from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.sampler import Codecs
+from omniges.model.flow import FlowModel
 from omniges.model.sampling import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.config import load_settings
 from omniges.trainer.validation import run as run_module
-from omniges.trainer.validation.decoders import Decoders
 from omniges.trainer.validation.held_out import open_held_out
 from omniges.trainer.validation.losses import VALIDATION_SEED
 
@@ -256,11 +257,11 @@ class TestWithTheCodecs:
 
             return call
 
-        monkeypatch.setattr(run_module, "sample_windows", watched("sampling", run_module.sample_windows))
-        monkeypatch.setattr(Decoders, "decoded", watched("decoding", Decoders.decoded))
+        monkeypatch.setattr(FlowModel, "predict", watched("sampling", FlowModel.predict))
+        monkeypatch.setattr(Codecs, "decoded", watched("decoding", Codecs.decoded))
         settings = {**BARE, "validation_windows": 1, "mixed_precision": "bf16"}
         run(encoded_both, tmp_path, **settings, validation_codec=given(folders))
-        assert reduced == {"sampling": [True] * 6, "decoding": [False] * 6}
+        assert reduced == {"sampling": [True] * 6 * 2, "decoding": [False] * 6}  # of two steps each
 
     def test_records_name_the_latents_that_were_given(self, decoded: Path, encoded_both: Path) -> None:
         shards = ShardFolder(encoded_both)
@@ -286,14 +287,14 @@ class TestWithTheCodecs:
         self, encoded_both: Path, folders: Folders, tmp_path: Path, decoded: Path
     ) -> None:
         settings = {**VALIDATED, "validation_samples": 0, "validation_codec": given(folders)}
-        stop, inner = SignalAt(signal.SIGTERM, 2), Decoders.decoded
+        stop, inner = SignalAt(signal.SIGTERM, 2), Codecs.decoded
         with pytest.MonkeyPatch.context() as patch:
 
-            def stopping(self: Decoders, name: Any, array: Any) -> Any:
+            def stopping(self: Codecs, name: Any, array: Any) -> Any:
                 stop()
                 return inner(self, name, array)
 
-            patch.setattr(Decoders, "decoded", stopping)
+            patch.setattr(Codecs, "decoded", stopping)
             summary = run(encoded_both, tmp_path, **settings)
         assert summary.outcome.exit_code is ExitCode.STOPPED
         assert summary.step == 3

@@ -32,7 +32,7 @@ from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers, encode_words
+from omniges.formats.textgrid import decode_words
 from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
 from omniges.generation.run import GenerateSettings, generate
@@ -43,7 +43,6 @@ from omniges.trainer.config import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.held_out import open_held_out
 from omniges.trainer.validation.losses import SIX, VALIDATION_SEED
-from omniges.trainer.validation.samples import Files, Made, words_of
 
 TEXT = {"text": NAME}
 OF_TEXT = ("g2t", "a2t")
@@ -316,18 +315,6 @@ def test_a_model_that_carries_text_as_noise_is_validated_too(
 
     run(encoded_text, tmp_path, **BARE, model=SMALLEST | {"absent": "noise"}, validation_codec=(f"{NAME}={text_vae}",))
     assert last_validation(tmp_path)["metrics"]["g2t"]["word_error_rate"] >= 0
-
-
-@pytest.mark.parametrize(
-    ("grid", "words"),
-    [
-        (encode_words([WordInterval("so", 0.1, 0.2), WordInterval("I", 0.3, 0.4)], 1.6), ["so", "I"]),
-        (encode_tiers([("windows", [WordInterval("so I", 0.0, 1.6)])], 1.6), ["so I"]),
-        (encode_tiers([("windows", [])], 1.6), []),
-    ],
-)
-def test_what_is_shown_of_a_text_is_its_words_or_the_window_as_one(grid: bytes, words: list[str]) -> None:
-    assert [word.word for word in words_of(Made("a2t", 0, Files({".TextGrid": grid})))] == words
 
 
 @pytest.mark.slow

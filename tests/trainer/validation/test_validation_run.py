@@ -20,10 +20,10 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.formats.wav import decode_wav
-from omniges.generation.griffin_lim import GriffinLim, waveform_from_mel
 from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
 from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.vocoder import GriffinLim, waveform_from_mel
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
 from omniges.model.sampling import SamplingSettings
 from omniges.model.tasks import TASKS
@@ -310,7 +310,7 @@ STAGES = {
     "sampling": (run_module, "sample_windows"),
     "making": (run_module, "make_result"),
     "scoring": (run_module, "score_task"),
-    "waveforms": (run_module, "with_waveform"),
+    "waveforms": (run_module.WindowResults, "kept"),
     "pictures": (run_module, "window_picture"),
     "writing": (hook_module, "write_validation"),
 }

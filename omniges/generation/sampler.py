@@ -1,0 +1,387 @@
+"""One sampler: a model with its codecs, from conditions of any length to arrays that a person can use.
+
+`generate`, `OmnigesPipeline` and validation all draw from it; they differ in where conditions come from and where
+arrays go. Arrays come in parts in the order of time, so memory does not grow with length, but for streams that are
+latents: a codec takes these whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
+from omniges.codecs.registry import load_same_codec
+from omniges.data.state import trained_on
+from omniges.data.tracks import Track
+from omniges.errors import UsageFault
+from omniges.features.text_slots import SlotCodec
+from omniges.generation.inputs import Given, Input, Reading, Sources, latents_of
+from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
+from omniges.generation.settings import Weights
+from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
+from omniges.model.flow import FlowModel
+from omniges.model.sampling import SamplingSettings
+from omniges.model.spec import ModelIdentity, load_model
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS, FlowSettings, Task
+from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.reader import ShardFolder
+
+__all__ = ["Codecs", "Conditions", "Loaded", "Part", "Sampler", "load", "trained_tasks"]
+
+SETTINGS_FILE: Final = "settings.json"
+STATE_FILE: Final = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model of a checkpoint, and what the checkpoint says of it."""
+
+    model: FlowModel
+    identity: ModelIdentity
+    saved: SavedCheckpoint
+    weights: Weights
+
+    def require_trained(self, task: str) -> None:
+        """Raise UsageFault where the checkpoint says that a task had no share in its training."""
+        trained = trained_tasks(self.saved)
+        if trained is not None and task not in trained:
+            raise UsageFault(
+                f"{self.saved.path}: it was not trained on {task}, only on {', '.join(trained)}: take another task"
+            )
+
+    def knows(self, shards: Path) -> bool | None:
+        """Say whether it was trained on a folder of shards; None where the checkpoint does not say on which."""
+        loader = self.saved.document(STATE_FILE).get("loader", {}) if STATE_FILE in self.saved.files else {}
+        if not loader.get("manifest_hashes"):
+            return None
+        return bool(trained_on(loader, shards, self.identity.codec_names))
+
+    def facts(self) -> dict[str, Any]:
+        """The model as a record names it."""
+        return {
+            "checkpoint": str(self.saved.path),
+            "step": self.saved.step,
+            "preset": self.identity.preset,
+            "weights": self.weights,
+            "codecs": {
+                stream: {"name": entry.name, "fingerprint": entry.fingerprint}
+                for stream, entry in self.identity.codecs.items()
+            },
+            "sha256": {file: entry["sha256"] for file, entry in self.saved.files.items()},
+        }
+
+    def history(self) -> dict[str, bytes]:
+        """The documents that tell how it was trained, as far as the checkpoint has them."""
+        return {name: self.saved.content(name) for name in (SETTINGS_FILE, STATE_FILE) if name in self.saved.files}
+
+
+def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
+    """The tasks that had a share in a checkpoint's training; None where it does not say how it was trained."""
+    flow = saved.document(SETTINGS_FILE).get("flow") if SETTINGS_FILE in saved.files else None
+    shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
+    return tuple(name for name, share in shares.items() if share) if isinstance(shares, dict) else None
+
+
+def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
+    """Load the model of a checkpoint or run, on the GPU where there is one. Raises UsageFault or DataError."""
+    saved = find_checkpoint(checkpoint)
+    model, identity = load_model(saved, weights)
+    return Loaded(model.to("cuda" if torch.cuda.is_available() else "cpu"), identity, saved, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a model takes of an input, by stream, and what there is to say of it."""
+
+    of: Mapping[StreamName, TicksOf]
+    remarks: tuple[str, ...]
+
+
+class Codecs:
+    """The codecs of a model of latents, each loaded from the folder that a person gives when it is needed."""
+
+    def __init__(
+        self,
+        entries: Mapping[StreamName, CodecEntry],
+        folders: Sequence[tuple[str, Path]],
+        t5_tokenizer: Path | None = None,
+        *,
+        quantised: bool = True,
+        origin: tuple[str, str] = ("--codec", "the checkpoint"),
+        device: torch.device | None = None,
+    ) -> None:
+        """Name the codecs and their folders; none is loaded yet.
+
+        Args:
+            entries: the codecs of the streams that are latents.
+            folders: name and folder of some of them.
+            t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
+            quantised: whether codecs with codes snap what the model made to them before decoding.
+            origin: the flag that names folders, and what has the entries, for errors.
+            device: where codecs compute; None: on the GPU where there is one.
+
+        Raises:
+            UsageFault: a folder is of a codec that the model does not have.
+        """
+        self.entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
+        self._quantised, self._origin, self._device = quantised, origin, device
+        self._loaded: dict[StreamName, Codec] = {}
+        self._ends: dict[StreamName, frozenset[End]] = {}  # that each is loaded for
+        names = [entry.name for entry in self.entries.values()]
+        for name in self._folders:
+            if name not in names:
+                raise UsageFault(f"{origin[0]} {name}: the model has {', '.join(names) or 'no codec'}: leave it away")
+        if t5_tokenizer is not None and "text" not in self.entries:
+            raise UsageFault("--t5-tokenizer: the model has no codec of text: leave it away")
+
+    def require(self, tasks: Iterable[Task], sources: Sources) -> None:
+        """Load what tasks need, before anything is made; what shards hold as latents needs no codec.
+
+        A codec that is loaded for these ends already is not loaded again.
+
+        Raises UsageFault where its folder is not given or holds another codec, DataError where it holds none.
+        """
+        wanted = list(tasks)
+        conditions = {stream for task in wanted for stream in task.conditions}
+        targets = {stream for task in wanted for stream in task.targets}
+        for stream, entry in self.entries.items():
+            of_files = stream in conditions
+            if of_files and sources.from_shards and sources.shards is not None:
+                of_files = latents_of(ShardFolder(sources.shards), entry) is None
+            ends: set[End] = {"encode"} if of_files else set()
+            ends |= {"decode"} if stream in targets else set()
+            if ends:
+                self.load(stream, *ends)
+
+    def conditions(self, item: Input, windows: WindowSettings) -> Conditions:
+        """What the model takes of an input in these windows: latents where a stream is one of them."""
+        found: dict[StreamName, TicksOf] = {}
+        remarks: list[str] = []
+        for given in item.given:
+            if isinstance(self.entries.get(given.stream), WindowEntry):
+                spans = window_spans(item.ticks, windows)
+                found[given.stream], said = self._texts_of(given, item.ticks, spans)
+                remarks += said
+            else:
+                found[given.stream] = self.ticks_of(given, item.ticks)
+        return Conditions(found, tuple(remarks))
+
+    def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
+        """Whether what is made of these streams is decoded through codes; None: no codec with codes decodes it."""
+        codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
+        return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
+
+    def ticks_of(self, given: Given, ticks: int) -> TicksOf:
+        """Ticks of an array, or of the rows of latents in its place."""
+        entry = self.entries.get(given.stream)
+        if not isinstance(entry, FrameEntry):
+            return given.array
+        rows = Track.of_codec(entry).rows
+        if given.latents is None:
+            codec = cast("FrameCodec", self.load(given.stream, "encode"))
+            latents = codec.encode(np.asarray(given.array(0, ticks), np.float32))
+        else:
+            latents = given.latents
+        return lambda first, count: latents[rows(first) : rows(first) + rows(count)]
+
+    def _texts_of(self, given: Given, ticks: int, spans: Sequence[tuple[int, int]]) -> tuple[TicksOf, list[str]]:
+        """Latents (N, V) of the text of each window, and remarks on what they lose of it."""
+        codec = cast("WindowCodec", self.load(given.stream, "encode"))
+        texts = codec.texts(given.words, ticks, spans)
+        shape = codec.entry.latents, codec.entry.channels
+        latents = dict(zip(spans, codec.encode_texts(texts).reshape(-1, *shape), strict=True))
+        lost = codec.lost(texts)
+        cut, unknown = sum(one.cut for one in lost), sum(one.unknown for one in lost)
+        of = f"of {len(texts)} windows of text"
+        remarks = [f"{cut} {of} lost their end: T5 reads 76 tokens"] if cut else []
+        remarks += [f"{unknown} {of} have letters that T5 cannot spell, which are lost"] if unknown else []
+        return lambda first, count: latents[first, count], remarks
+
+    def has(self, stream: StreamName) -> bool:
+        """Whether the model makes latents of a stream."""
+        return stream in self.entries
+
+    @property
+    def untimed_text(self) -> bool:
+        """Whether text is latents of whole windows, whose words have no times."""
+        return isinstance(self.entries.get("text"), WindowEntry)
+
+    def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:
+        """First tick and ticks of the windows that texts are made for; None where text is slots."""
+        return window_spans(ticks, windows) if self.untimed_text else None
+
+    def given(self, stream: StreamName) -> bool:
+        """Whether the folder of a stream's codec was given."""
+        return stream in self.entries and self.entries[stream].name in self._folders
+
+    def missing(self, task: Task) -> StreamName | None:
+        """The first target of a task that is latents of a codec whose folder was not given."""
+        return next((stream for stream in task.targets if self.has(stream) and not self.given(stream)), None)
+
+    def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
+        """What a person can use of what the model made: the mel of latents, or the text of each window."""
+        return decode_latents(self.load(stream, "decode"), array) if stream in self.entries else array
+
+    def load(self, stream: StreamName, *ends: End) -> Codec:
+        """Load the codec of a stream for some ends at least, where that was not done before.
+
+        Raises UsageFault where its folder is not given or holds another codec, DataError where it holds none.
+        """
+        there = self._ends.get(stream, frozenset())
+        if not there.issuperset(ends):
+            entry = self.entries[stream]
+            if entry.name not in self._folders:
+                raise UsageFault(
+                    f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
+                )
+            self._loaded.pop(stream, None)  # two at once would be large
+            self._ends.pop(stream, None)
+            of_text = isinstance(entry, WindowEntry)  # whose nets are large; others are whole in any case
+            wanted = there | frozenset(ends) if of_text else BOTH_ENDS
+            codec = load_same_codec(
+                entry,
+                self._folders[entry.name],
+                *self._origin,
+                self._device,
+                t5_tokenizer=self._t5_tokenizer,
+                ends=wanted,
+            )
+            if isinstance(codec, QuantisingCodec):
+                codec = codec.decoding(quantised=self._quantised)
+            self._loaded[stream], self._ends[stream] = codec, wanted
+        return self._loaded[stream]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The next rows of what is made of one timeline."""
+
+    number: int  # of the timeline
+    rows: Mapping[StreamName, npt.NDArray[Any]]  # as the model gives them; latents come whole, with the last part
+    last: bool
+    codecs: Codecs
+
+    def arrays(self) -> dict[StreamName, Any]:
+        """Decode the rows: arrays as shards hold them; of text that is latents, the `SpokenText` of each window.
+
+        Raises:
+            DataError: the model gave what no codec decodes.
+        """
+        return {name: self.codecs.decoded(name, rows) for name, rows in self.rows.items()}
+
+
+class Sampler:
+    """A model with what it takes to give it conditions and to make use of what it gives."""
+
+    def __init__(
+        self,
+        model: FlowModel,
+        identity: ModelIdentity,
+        codecs: Codecs,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Name the parts.
+
+        Args:
+            model: in evaluation mode.
+            identity: what the model was built from.
+            codecs: of its streams that are latents.
+            autocast: the precision of the model; codecs decode in their own.
+        """
+        self.model, self.identity, self.codecs, self.autocast = model, identity, codecs, autocast
+        self.slots = SlotCodec(identity.tokenizer)
+
+    def speaker_number(self, name: str | None, *, named: bool) -> int:
+        """The number of a speaker, 0 for None and for one who was not in training unless `named` by a person."""
+        speakers = self.identity.speakers
+        if name is None:
+            return 0
+        if name in speakers:
+            return 1 + speakers.index(name)
+        if named:
+            more = f" and {len(speakers) - 5} more" if len(speakers) > 5 else ""
+            raise UsageFault(f"--speaker {name}: the model knows {', '.join(speakers[:5])}{more}")
+        return 0
+
+    def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
+        """Windows as the model was trained on; overlaps of a quarter unless told otherwise.
+
+        Where the task makes text that is latents, windows touch instead.
+        """
+        window, multiple = self.identity.window_ticks, self.identity.tick_multiple
+        apart = any(self.model.stream(name).whole_windows for name in TASKS[task].targets)
+        usual = 0 if apart else window // 4 - window // 4 % multiple
+        overlap = usual if overlap_ticks is None else overlap_ticks
+        return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple, apart=apart)
+
+    def reading(self, folder: Path | None = None, recorded: tuple[StreamName, ...] = ()) -> Reading:
+        """How inputs are read for the model."""
+        identity = self.identity
+        slots = None if "text" in identity.codecs else self.slots
+        return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded)
+
+    def sample(
+        self,
+        timelines: Sequence[Timeline],
+        targets: Sequence[StreamName],
+        seed: int,
+        windows: WindowSettings,
+        settings: SamplingSettings,
+        worked: Callable[[float], None] = lambda _ticks: None,
+    ) -> Iterator[Part]:
+        """Make the targets of several timelines of any lengths, part by part.
+
+        Args:
+            timelines: lengths and conditions.
+            targets: streams that are made.
+            seed: of the noise, which is keyed by seed, sample and tick.
+            windows: how timelines are cut.
+            settings: steps and solver.
+            worked: told after each step the step's share of the ticks that come out at the end.
+
+        Raises:
+            DataError: text is NaN or infinite.
+        """
+        left = [timeline.ticks for timeline in timelines]
+        latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
+        made = sample_timelines(self.model, timelines, targets, seed, windows, settings, worked)
+        while True:
+            with self.autocast():  # not around a yield, whose caller would compute in it too
+                found = next(made, None)
+            if found is None:
+                return
+            number, tensors, ticks = found
+            left[number] -= ticks
+            rows = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+            for name in [name for name in rows if self.codecs.has(name)]:
+                latents.setdefault((number, name), []).append(rows.pop(name))
+                if not left[number]:
+                    rows[name] = np.concatenate(latents.pop((number, name)))
+            yield Part(number, rows, not left[number], self.codecs)
+
+    def sample_whole(
+        self,
+        timelines: Sequence[Timeline],
+        targets: Sequence[StreamName],
+        seed: int,
+        windows: WindowSettings,
+        settings: SamplingSettings,
+        worked: Callable[[float], None] = lambda _ticks: None,
+    ) -> list[dict[StreamName, Any]]:
+        """Make the whole arrays of each timeline in memory; arguments and errors as of `sample`."""
+        parts: list[dict[StreamName, list[Any]]] = [{name: [] for name in targets} for _ in timelines]
+        for part in self.sample(timelines, targets, seed, windows, settings, worked):
+            for name, rows in part.arrays().items():
+                parts[part.number][name].append(rows)
+        return [
+            {name: rows[0] if len(rows) == 1 else np.concatenate(rows) for name, rows in own.items()} for own in parts
+        ]
