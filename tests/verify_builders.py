@@ -1,4 +1,4 @@
-"""Ways to damage a shard folder: what `omniges/testing/shard_sets.py` takes apart, applied to folders on disk."""
+"""Ways to damage a shard folder: what `tests/robustness/shard_sets.py` takes apart, applied to folders on disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import shard_sets
+from shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_of, with_fields
+
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
-from omniges.testing import shard_sets
-from omniges.testing.shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_of, with_fields
 from omniges.verify import VerifyResult, VerifySettings, verify
 
 __all__ = [

@@ -36,6 +36,7 @@ from omniges.model.spec import load_identity
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
+from omniges.storage.atomic import refuse_links
 from omniges.storage.canonical_json import sha256_hex
 
 __all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
@@ -148,6 +149,7 @@ def _generate(
     saved = find_checkpoint(source.checkpoint)
     tasks, remarks = require_fit(saved, shards, source.split, source.tasks)
     work = temporary if source.work is None else source.work
+    refuse_links(work, tasks)
     taken = [work / name for name in tasks if (work / name).is_dir() and any((work / name).iterdir())]
     if taken:
         raise UsageFault(

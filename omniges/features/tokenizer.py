@@ -70,7 +70,9 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
     """Return the first field that differs; true and 1 do."""
     for name in sorted(found.keys() | wanted.keys()):
-        one, other = (json.dumps(values.get(name, "nothing"), sort_keys=True) for values in (found, wanted))
+        one, other = (
+            json.dumps(values[name], sort_keys=True) if name in values else "nothing" for values in (found, wanted)
+        )
         if one != other:
             return f"{prefix}{ascii(name)[1:-1][:40]}: {other} expected, found {one[:80]}"
     return None

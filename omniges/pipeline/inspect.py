@@ -16,6 +16,7 @@ from omniges.pipeline.summary import simple_table as _table
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import publish_bytes
+from omniges.storage.redact import one_line
 from omniges.visualize import draw_sample
 
 __all__ = ["draw", "folder_facts", "print_folder", "print_sample", "sample_facts"]
@@ -122,13 +123,13 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
         "mel_frames",
         "ticks",
     ):
-        identity.add_row(name, str(metadata[name]))
+        identity.add_row(name, one_line(str(metadata[name])))
     identity.add_row("length", f"{metadata['seconds']:.3f} s")
     identity.add_row("cut", ", ".join(f"{name} {value:g}" for name, value in metadata["cut"].items()))
     for name, source in metadata["sources"].items():
-        identity.add_row(name, f"{source['path']} ({source['sha256'][:12]}…)")
+        identity.add_row(name, one_line(f"{source['path']} ({source['sha256'][:12]}…)"))
     for note in metadata["notes"]:
-        identity.add_row("note", f"{note['code']}: {note['found']}")
+        identity.add_row("note", one_line(f"{note['code']}: {note['found']}"))
     console.print(identity)
     members = _table("member", "shape", "bytes", "min", "mean", "max", right=(1, 2, 3, 4, 5))
     for name, place in facts["members"].items():

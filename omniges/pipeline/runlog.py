@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omniges.pipeline.supervisor import WorkerEvent
-from omniges.storage.atomic import os_errors
+from omniges.storage.atomic import open_for_appending, os_errors
 
 __all__ = ["RunLog"]
 
@@ -25,8 +25,7 @@ class RunLog:
         self._lock = threading.Lock()
 
     def __enter__(self) -> RunLog:
-        with os_errors(self._path):
-            self._stream = self._path.open("a", encoding="utf-8")
+        self._stream = os.fdopen(open_for_appending(self._path), "a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -131,6 +131,7 @@ class CommitSteps:
         return (
             all(is_shard_name(shard) and aside == aside_name(shard) for shard, aside in self.moved.items())
             and all(is_own_name(final_name(name) or name) for name in self.removed)
+            and {*SIDE_FILES, DATASET_FILE} <= self.place.keys()
             and all(
                 name == source if source in CONTRACT_FILES else _is_source(source) and is_shard_name(name)
                 for source, name in self.place.items()
@@ -174,8 +175,10 @@ class Workspace:
             return None
         for name in self._names():
             path = self.folder / name
-            plain = final_name(name) or name
-            if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(os.lstat(path).st_mode):
+            status, plain = os.lstat(path), final_name(name) or name
+            # The journal is the one file that is written in place: its other name would be a file elsewhere.
+            linked = name == JOURNAL_FILE and status.st_nlink > 1
+            if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(status.st_mode) or linked:
                 return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
         try:
             self.begun()
@@ -390,6 +393,7 @@ def finish_commit(workspace: Workspace) -> bool:
     out, folder = workspace.out, workspace.folder
     begun = workspace.steps(COMMIT_FILE)
     if begun is not None:
+        _require_dataset(folder, folder)  # before the earlier set is touched
         _make_room(out, folder, begun)
     steps = workspace.steps(PLACE_FILE)
     if steps is None:
@@ -400,12 +404,16 @@ def finish_commit(workspace: Workspace) -> bool:
             if places is last or name != DATASET_FILE:
                 _rename(folder / source, out / name)
         _sync(out, folder)
-    if not (out / DATASET_FILE).is_file():
+    _require_dataset(out, folder)
+    workspace.wipe()
+    return True
+
+
+def _require_dataset(place: Path, folder: Path) -> None:
+    if not (place / DATASET_FILE).is_file():
         raise DataError(
             f"{folder}: {DATASET_FILE} has been taken out, so the shards cannot be completed. Choose another --out"
         )
-    workspace.wipe()
-    return True
 
 
 def _make_room(out: Path, folder: Path, steps: CommitSteps) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "is_temporary_name",
     "locked",
     "make_folder",
+    "open_for_appending",
     "os_errors",
     "pending_folder",
     "publish_bytes",
@@ -85,6 +86,29 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
                 f"{folder / name}: a file or folder of this run expected, found a link, behind which files outside of "
                 f"{folder} would be changed. Put what it leads to in its place, or choose another folder"
             )
+
+
+def open_for_appending(path: Path) -> int:
+    """Open a log of ours for appending, made where there is none; returns a descriptor.
+
+    Raises UsageFault for a link of either kind, whose other name may be a file elsewhere, and EnvironmentFault.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    with os_errors(path):
+        if path.is_symlink():
+            raise _linked(path)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+        if os.fstat(descriptor).st_nlink > 1:
+            os.close(descriptor)
+            raise _linked(path)
+    return descriptor
+
+
+def _linked(path: Path) -> UsageFault:
+    return UsageFault(
+        f"{path}: a file of its own expected, found a link, behind which a file elsewhere would be changed. Remove the "
+        "link, or choose another folder"
+    )
 
 
 def is_temporary_name(name: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from omniges.errors import EnvironmentFault
-from omniges.storage.atomic import make_folder, os_errors
+from omniges.storage.atomic import make_folder, open_for_appending, os_errors
 
 __all__ = ["COLUMNS", "LOG_FILE", "TRACKER_FOLDERS", "Logbook", "Shown", "Tracker", "flat_numbers", "open_trackers"]
 
@@ -63,9 +63,7 @@ class Logbook:
         self._descriptor = -1
         if active:
             make_folder(run)
-            with os_errors(self.path):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._descriptor = os.open(self.path, flags, 0o666)
+            self._descriptor = open_for_appending(self.path)
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one line; raises EnvironmentFault where the disk is full."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -76,13 +77,23 @@ def git_state(package: Path | None = None) -> dict[str, Any] | None:
     if "__init__.py" not in committed:
         return None
     changed = [name for name, digest in committed.items() if _blob_digest(where / name, len(digest)) != digest]
-    return {"commit": commit.strip(), "changed": sorted(changed)}
+    shown = [name.encode("utf-8", "backslashreplace").decode() for name in changed]
+    return {"commit": commit.strip(), "changed": sorted(shown)}
 
 
 def _blob_digest(path: Path, digits: int) -> str | None:
-    """The name that git gives to a file's content (40 digits are SHA-1, 64 SHA-256); None where there is none."""
+    """The name that git gives to a file's content or a link's text; None where there is no such thing.
+
+    40 digits are SHA-1, 64 SHA-256.
+    """
     try:
-        content = path.read_bytes()
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            content = os.fsencode(path.readlink())
+        elif stat.S_ISREG(mode):
+            content = path.read_bytes()
+        else:
+            return None
     except OSError:
         return None
     digest = hashlib.sha1(usedforsecurity=False) if digits == _SHA1_DIGITS else hashlib.sha256()
@@ -97,12 +108,10 @@ def _git(program: str, folder: Path, *words: str) -> str | None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     closed = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GIT_LIMIT_S, check=False, env=kept | closed
-        )
-    except (subprocess.TimeoutExpired, UnicodeDecodeError):
+        done = subprocess.run(command, capture_output=True, timeout=_GIT_LIMIT_S, check=False, env=kept | closed)
+    except subprocess.TimeoutExpired:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return os.fsdecode(done.stdout) if done.returncode == 0 else None
 
 
 def machine(device: torch.device, world_size: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omniges.errors import EnvironmentFault
 from omniges.shards.schema import LATENTS_FILE, SHARD_NAME, SIDE_FILES
-from omniges.storage.atomic import locked, make_folder, os_errors, sync_folder
+from omniges.storage.atomic import locked, make_folder, os_errors, refuse_links, sync_folder
 
 __all__ = ["quarantine", "quarantine_folder"]
 
@@ -27,6 +27,7 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     Raises EnvironmentFault where another process writes to the folder or the quarantine is on another disk.
     """
     aside = quarantine_folder(folder)
+    refuse_links(aside.parent, (aside.name,))
     moved: dict[str, Path] = {}
     with locked(folder):
         for name in sorted(set(names)):

@@ -31,6 +31,7 @@ from omniges.features.text_slots import SlotCodec
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import (
     DATASET_FILE,
+    SIDE_FILES,
     TOKENIZER_FILE,
     UNFINISHED_FILE,
     is_contract_name,
@@ -258,7 +259,7 @@ def with_text(value: Any, place: tuple[Any, ...], text: str) -> Any:
 STEPS = {
     "moved": {"train-000000.tar": "moved-train-000000.tar"},
     "removed": ["test-000000.tar", "stats.json"],
-    "place": {"moved-train-000000.tar": "train-000001.tar", "dataset.json": "dataset.json"},
+    "place": {"moved-train-000000.tar": "train-000001.tar"} | {name: name for name in (*SIDE_FILES, DATASET_FILE)},
 }
 
 
@@ -398,6 +399,42 @@ def test_links_in_the_folder_of_a_run_lead_to_nothing_that_changes(name: str, wo
     world.require_untouched()
 
 
+@pytest.mark.parametrize("kind", [os.symlink, os.link])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("out/log.jsonl", "train"),
+        ("hostile.run.jsonl", "preprocess"),
+        (f"hostile/{UNFINISHED_FILE}/journal.jsonl", "preprocess"),
+        (f"hostile/{UNFINISHED_FILE}/journal.jsonl", "encode"),
+    ],
+)
+def test_files_that_are_written_in_place_are_nobody_elses(
+    kind: Callable[[Path, Path], None], name: str, command: str, world: World, commands: Commands
+) -> None:
+    folder = world.fresh()
+    (folder / "val-000000.tar").unlink()  # so that there is work to do
+    path = world.root / name
+    path.parent.mkdir(exist_ok=True)
+    kind(world.canary / "log.jsonl", path)
+    before = {name: seen[4] for name, seen in world._seen().items()}
+    assert isinstance(omniges(*commands[command](folder, world.root / "out")).exception, UsageFault)
+    assert {name: seen[4] for name, seen in world._seen().items()} == before
+
+
+@pytest.mark.parametrize(("name", "command"), [("hostile.quarantine", "quarantine"), ("out/a2t", "evaluate")])
+def test_linked_folders_for_outputs_are_refused(name: str, command: str, world: World, commands: Commands) -> None:
+    folder = world.fresh()
+    with (folder / "val-000000.tar").open("ab") as stream:
+        stream.write(b"x")
+    empty = world.canary / "empty"
+    empty.mkdir()
+    (world.root / name).parent.mkdir(exist_ok=True)
+    (world.root / name).symlink_to(empty)
+    assert isinstance(omniges(*commands[command](folder, world.root / "out")).exception, UsageFault)
+    assert not list(empty.iterdir())
+
+
 @pytest.mark.parametrize("ending", [".npz", ".json", ".png"])
 def test_results_replace_links_and_not_what_they_lead_to(ending: str, world: World, commands: Commands) -> None:
     world.fresh()
@@ -463,6 +500,8 @@ class TestTokenizer:
             lambda document: document | {"model": document["model"] | {"dropout": 0.5}},
             lambda document: document | {"added_tokens": [{"id": 0, "content": "a", "special": True}]},
             lambda document: document | {"more": 1},
+            lambda document: document | {"more": "nothing"},
+            lambda document: document | {"model": document["model"] | {"more": "nothing"}},
             lambda document: document | {"model": document["model"] | {"vocab": {"a": 1 << 62}}},
             lambda document: document | {"model": document["model"] | {"vocab": document["model"]["vocab"] | {"a": 0}}},
             lambda document: document | {"model": document["model"] | {"merges": [["a", "zz"]]}},

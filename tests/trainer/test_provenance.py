@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,6 +43,19 @@ def test_commit_and_files_of_the_package_that_differ_from_it(package: Path) -> N
     (package / "new.py").write_text("in no commit")
     (package.parents[1] / "thesis.tex").write_text("changed too")
     assert git_state(package) == {"commit": commit, "changed": ["a.py", "inner/b.py"]}
+
+
+def test_links_pipes_and_odd_names(package: Path) -> None:
+    (package / "link").symlink_to("a.py")
+    odd = package / os.fsdecode(b"\xff.py")
+    odd.write_text("odd")
+    git(package, "add", ".")
+    git(package, "commit", "-q", "-m", "second")
+    assert git_state(package)["changed"] == []  # type: ignore[index]
+    odd.unlink()
+    (package / "a.py").unlink()
+    os.mkfifo(package / "a.py")
+    assert git_state(package)["changed"] == ["\\udcff.py", "a.py"]  # type: ignore[index]
 
 
 def test_a_package_installed_inside_somebody_elses_repository_says_nothing_of_it(package: Path) -> None:

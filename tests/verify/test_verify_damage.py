@@ -579,8 +579,7 @@ class TestManifest:
         import io
 
         import pyarrow.parquet as pq
-
-        from omniges.testing.shard_sets import relisted
+        from shard_sets import relisted
 
         files = {name: (tiny / name).read_bytes() for name in (DATASET_FILE, MANIFEST_FILE)}
         table = pq.ParquetFile(io.BytesIO(files[MANIFEST_FILE])).read(use_threads=False)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import crash_power as crashes_power
 import crashes
 import pytest
-
-from omniges.testing.crashes import power as crashes_power
-from omniges.testing.crashes.scenarios import NAMES
+from crash_scenarios import NAMES
 
 pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
 
@@ -37,6 +36,6 @@ def test_a_failure_is_named_with_the_way_to_repeat_it(
     assert crashes.main() == 1
     text = capsys.readouterr().out
     assert f"FAILED {NAMES[1]}: " in text
-    assert "python benchmarks/crashes.py --power-loss 1 --seed 4 --only 1" in text
+    assert "python tests/robustness/crashes.py --power-loss 1 --seed 4 --only 1" in text
     assert "in 2 cases" in text
     assert "1 failed" in text

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from shard_faults import pick
+from shard_sets import Sample, ShardSet
 
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.schema import MEMBERS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document
-from omniges.testing.faults.shards import pick
-from omniges.testing.shard_sets import Sample, ShardSet
 
 __all__ = ["CONTENT_KINDS", "ContentKind"]
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from crash_calls import Call, Recorder, kind_of, tapped
+from crash_model import Fate, RandomFate, Tree, order_faults, read_tree, replay, write_tree
+from crash_scenarios import Scenario, end_faults, preprocess_here, state_faults
+
 from omniges.errors import OmnigesError
-from omniges.testing.crashes.calls import Call, Recorder, kind_of, tapped
-from omniges.testing.crashes.model import Fate, RandomFate, Tree, order_faults, read_tree, replay, write_tree
-from omniges.testing.crashes.scenarios import Scenario, end_faults, preprocess_here, state_faults
 
 __all__ = ["Result", "laid_out", "power_loss_case", "recorded", "survive"]
 
@@ -65,7 +66,7 @@ def _name_of(calls: list[Call], moment: int) -> str:
 
 def power_loss_case(scenario: Scenario, work: Path, seed: int, index: int) -> Result:
     """Lose the power up to three times in a row, each time in the run that goes on from the last; then finish."""
-    rng = random.Random(f"{seed} {index}")  # noqa: S311
+    rng = random.Random(f"{seed} {index}")
     result = Result(index, scenario.name)
     out = scenario.begin(work / f"case-{index}")
     in_a_row = rng.choice((1, 1, 2, _MAX_IN_A_ROW))

@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_helpers import digests, run_preprocess
-
-from omniges.errors import EnvironmentFault, UsageFault
-from omniges.pipeline.discover import Recording
-from omniges.pipeline.supervisor import Supervisor
-from omniges.testing.crashes.calls import Call, Perform, Recorder, kind_of, tapped
-from omniges.testing.crashes.kills import left_behind, run_child
-from omniges.testing.crashes.scenarios import (
+from crash_calls import Call, Perform, Recorder, kind_of, tapped
+from crash_kills import left_behind, run_child
+from crash_scenarios import (
     NAMES,
     Scenario,
     end_faults,
@@ -31,6 +26,11 @@ from omniges.testing.crashes.scenarios import (
     preprocess_here,
     state_faults,
 )
+from pipeline_helpers import digests, run_preprocess
+
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.pipeline.discover import Recording
+from omniges.pipeline.supervisor import Supervisor
 from omniges.verify import VerifySettings, verify
 
 
@@ -109,8 +109,8 @@ class TestKilled:
     @pytest.mark.slow
     @pytest.mark.timeout(3600)
     def test_three_hundred_times(self) -> None:
-        """The benchmark's own figure: `python benchmarks/crashes.py --kills 300`."""
-        command = [sys.executable, str(Path(__file__).resolve().parents[2] / "benchmarks/crashes.py")]
+        """The benchmark's own figure: `python tests/robustness/crashes.py --kills 300`."""
+        command = [sys.executable, str(Path(__file__).resolve().parents[2] / "tests/robustness/crashes.py")]
         assert subprocess.run([*command, "--kills", "300", "--workers", "2"]).returncode == 0
 
 

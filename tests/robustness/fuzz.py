@@ -1,6 +1,6 @@
 """Fuzzes what `omniges verify-shards` parses: tar headers, npy headers, manifest, dataset.json, KEY.json, words.json.
 
-    python benchmarks/fuzz.py --minutes 10 --workers 2 --seed 0
+    python tests/robustness/fuzz.py --minutes 10 --workers 2 --seed 0
 
 Each case changes the bytes of one target by one to four mutations and makes the checksums fit, so that the parser
 behind them is reached. It must end within a time limit, without a crash (processes are watched from outside: a parser
@@ -37,12 +37,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from damage import Bases, Site, make_bases, pack, read_bases
+from shard_faults import Folder, pick, shard_names
+from shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 
 from omniges.shards.manifest import parse_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.storage.canonical_json import canonical_json
-from omniges.testing.faults.shards import Folder, pick, shard_names
-from omniges.testing.shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 from omniges.verify import VerifyResult, VerifySettings, verify
 from omniges.verify.shard import Level
 

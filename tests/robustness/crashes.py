@@ -1,9 +1,9 @@
 """Kills `omniges preprocess` at any instant and proves that the same command finishes as if nothing had happened.
 
-    python benchmarks/crashes.py --kills 300 --seed 0 --workers 2
-    python benchmarks/crashes.py --power-loss 300 --seed 0
+    python tests/robustness/crashes.py --kills 300 --seed 0 --workers 2
+    python tests/robustness/crashes.py --power-loss 300 --seed 0
 
-A case begins with a folder in some state (`omniges.testing.crashes.scenarios`), starts the command and kills it by
+A case begins with a folder in some state (`crash_scenarios`), starts the command and kills it by
 SIGKILL, up to three times in a row: at a random moment, or before, after or in the middle of a chosen change of the
 folder, all kinds of changes in turn. Between the runs dataset.json, where it is there, has to stand for a whole set,
 the old one or the new. Then the command runs undisturbed: it must exit 0 and leave the very bytes of a run into a new
@@ -12,7 +12,7 @@ folder, nothing else, `verify-shards --level deep` must find nothing, and no wor
 With `--signals` a chosen moment brings SIGTERM or SIGINT instead, and the command has to end with 75 or 130.
 
 With `--power-loss` nothing is killed: the calls of a run in this process are recorded, and what a power loss could
-leave after any of them (`omniges.testing.crashes.model`) is laid out and run over, again up to three times.
+leave after any of them (`crash_model`) is laid out and run over, again up to three times.
 
 A case follows from seed and index; `--only 123` repeats one and keeps its folder. Exit code 1 if any case failed.
 """
@@ -34,9 +34,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from omniges.testing.crashes.kills import left_behind, run_child
-from omniges.testing.crashes.power import Result, power_loss_case
-from omniges.testing.crashes.scenarios import NAMES, Scenario, end_faults, make_scenarios, state_faults
+from crash_kills import left_behind, run_child
+from crash_power import Result, power_loss_case
+from crash_scenarios import NAMES, Scenario, end_faults, make_scenarios, state_faults
 
 __all__ = ["count_calls", "kill_case", "main"]
 
@@ -63,7 +63,7 @@ def kill_case(
     scenario: Scenario, kinds: dict[str, int], duration_s: float, work: Path, seed: int, index: int, *, signals: bool
 ) -> Result:
     """Kill up to three times (or, with `signals`, stop by SIGTERM or SIGINT), then finish."""
-    rng = random.Random(f"{seed} {index}")  # noqa: S311
+    rng = random.Random(f"{seed} {index}")
     result, out = Result(index, scenario.name), scenario.begin(work / f"case-{index}")
     in_a_row = rng.choice((1, 1, 2, _MAX_IN_A_ROW))
     groups: list[int] = []
@@ -160,7 +160,8 @@ def main() -> int:
                 flag = "--power-loss 1" if arguments.power_loss else "--kills 1" + " --signals" * arguments.signals
                 print(f"FAILED {result.scenario}: {'; then '.join(result.moments)}: {'; '.join(result.faults)}")
                 print(
-                    f"  python benchmarks/crashes.py {flag} --seed {arguments.seed} --only {result.index}", flush=True
+                    f"  python tests/robustness/crashes.py {flag} --seed {arguments.seed} --only {result.index}",
+                    flush=True,
                 )
             elif arguments.only is None:
                 for folder in work.glob(f"case-{result.index}*"):

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from crash_calls import Call
+
 from omniges.shards.schema import DATASET_FILE
 from omniges.storage.atomic import is_temporary_name
-from omniges.testing.crashes.calls import Call
 
 __all__ = ["Disk", "Fate", "RandomFate", "Tree", "order_faults", "read_tree", "replay", "write_tree"]
 

@@ -1,6 +1,6 @@
 """Runs `omniges` with the words given, and kills itself at a chosen call; started by `kills.run_child`.
 
-    python -m omniges.testing.crashes.child '{"watch": FOLDER,
+    python crash_child.py '{"watch": FOLDER,
         "kind": "rename out/dataset.json", "nth": 0, "when": "before",
         "victims": "group"}' preprocess …
 
@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from omniges.testing.crashes.calls import Call, Perform, kind_of, tapped
+from crash_calls import Call, Perform, kind_of, tapped
 
 
 class Killer:

@@ -1,11 +1,11 @@
 """Damages shard folders, one fault each, and counts what `omniges verify-shards` finds.
 
-    python benchmarks/damage.py --faults 10000 --sound 1000 --content 2000 --seed 0 --workers 2
+    python tests/robustness/damage.py --faults 10000 --sound 1000 --content 2000 --seed 0 --workers 2
 
 Four parts. **Faults**: shards cut at every 512-byte boundary, then faults drawn over all kinds of
-`omniges.testing.faults.shards` and `omniges.testing.faults.folder`; level full must find every one and name it (faults
+`shard_faults` and `folder_faults`; level full must find every one and name it (faults
 that dataset.json agrees with down to the checksum of the data: level deep), level quick all that docs/verify.md
-promises of it. **Content faults** of `omniges.testing.faults.content`, every checksum recomputed: deep must find every
+promises of it. **Content faults** of `content_faults`, every checksum recomputed: deep must find every
 one. **Sound sets** of varied size and options, from `omniges preprocess` and repacked from what it wrote: no finding at
 any level. **One shard with 10^6 tiny members**, with its manifest and without, and the time that took.
 
@@ -33,16 +33,9 @@ from types import FrameType
 from typing import Any, Final, Literal
 
 import numpy as np
-
-from omniges.features import timebase
-from omniges.pipeline.run import preprocess
-from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
-from omniges.progress import LineReporter
-from omniges.shards.schema import shard_name
-from omniges.shards.tar import END_OF_ARCHIVE, member_header
-from omniges.testing.faults.content import CONTENT_KINDS
-from omniges.testing.faults.folder import FOLDER_KINDS
-from omniges.testing.faults.shards import (
+from content_faults import CONTENT_KINDS
+from folder_faults import FOLDER_KINDS
+from shard_faults import (
     SHARD_KINDS,
     Content,
     Damage,
@@ -52,7 +45,14 @@ from omniges.testing.faults.shards import (
     quick_finds,
     shard_names,
 )
-from omniges.testing.shard_sets import Sample, ShardSet
+from shard_sets import Sample, ShardSet
+
+from omniges.features import timebase
+from omniges.pipeline.run import preprocess
+from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
+from omniges.progress import LineReporter
+from omniges.shards.schema import shard_name
+from omniges.shards.tar import END_OF_ARCHIVE, member_header
 from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
 from omniges.verify import VerifyResult, VerifySettings, verify
 from omniges.verify.shard import Level

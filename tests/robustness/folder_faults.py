@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
+from shard_faults import Damage, Folder, Kind, pick, shard_names
+from shard_sets import edited_dataset, edited_rows, relisted
 
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, MEMBERS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
-from omniges.testing.faults.shards import Damage, Folder, Kind, pick, shard_names
-from omniges.testing.shard_sets import edited_dataset, edited_rows, relisted
 
 __all__ = ["FOLDER_KINDS"]
 

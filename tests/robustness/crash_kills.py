@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import Final
 
+from crash_scenarios import Scenario
+
 from omniges.errors import ExitCode
-from omniges.testing.crashes.scenarios import Scenario
 
 __all__ = ["left_behind", "run_child"]
 
-_CHILD: Final = ("-P", "-m", "omniges.testing.crashes.child")
+_CHILD: Final = str(Path(__file__).with_name("crash_child.py"))
 _LIMIT_S: Final = 120.0
 
 
@@ -36,7 +37,7 @@ def run_child(
     """
     ends = {"SIGTERM": ExitCode.STOPPED, "SIGINT": ExitCode.INTERRUPTED}
     expected = (0, ends.get(str(spec.get("victims")), -signal.SIGKILL))
-    command = [sys.executable, *_CHILD, json.dumps(spec | {"watch": str(out.parent)})]
+    command = [sys.executable, _CHILD, json.dumps(spec | {"watch": str(out.parent)})]
     with tempfile.TemporaryFile() as stream:
         process = subprocess.Popen(
             [*command, *scenario.words(out, first=first)], stdout=stream, stderr=stream, start_new_session=True

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 import numpy as np
+from shard_sets import BLOCK, Member, members_of, named, relisted, tar_of, with_fields
 
 from omniges.shards.schema import DATASET_FILE, MEMBERS, OPTIONAL_MEMBERS
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
-from omniges.testing.shard_sets import BLOCK, Member, members_of, named, relisted, tar_of, with_fields
 
 __all__ = ["SHARD_KINDS", "Content", "Damage", "Folder", "Kind", "block_cuts", "pick", "quick_finds", "shard_names"]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from crash_calls import Call, Recorder, kind_of, tapped
+from crash_model import Disk, RandomFate, Tree, order_faults, read_tree, replay
+from crash_power import laid_out, power_loss_case, recorded, survive
+from crash_scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
 
 from omniges.shards import transaction as commit_module
 from omniges.shards import transaction as workspace_module
 from omniges.storage import atomic
 from omniges.storage.atomic import make_folder, publish_bytes
-from omniges.testing.crashes.calls import Call, Recorder, kind_of, tapped
-from omniges.testing.crashes.model import Disk, RandomFate, Tree, order_faults, read_tree, replay
-from omniges.testing.crashes.power import laid_out, power_loss_case, recorded, survive
-from omniges.testing.crashes.scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
 
 Recording = tuple[Scenario, Tree, list[Call]]
 

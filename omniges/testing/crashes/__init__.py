@@ -1,1 +1,0 @@
-"""System calls recorded, cut off and lost, as a crash or a power cut does it."""

@@ -1,1 +1,0 @@
-"""Faults of shard folders, each with what must be found of it."""
