@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "omniges"
 
 # A room imports rooms above it alone; those in one line do not know each other.
 ORDER = """
-errors | version | progress | workers
+errors | version
+progress | workers
 storage
 features
 formats
