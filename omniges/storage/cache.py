@@ -36,7 +36,15 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.storage.atomic import PendingFile, final_name, is_temporary_name, make_folder, os_errors, publish_bytes
+from omniges.storage.atomic import (
+    PendingFile,
+    final_name,
+    is_temporary_name,
+    make_folder,
+    os_errors,
+    publish_bytes,
+    refuse_links,
+)
 from omniges.storage.canonical_json import canonical_json, file_sha256
 from omniges.storage.remote import MissingFile, Store, StoreFault
 
@@ -247,6 +255,7 @@ class CacheFolder:
         `fill` writes and checks a pending file at the path that it is given. `recheck` takes the checksum again though
         nothing says that the file was changed. Raises CacheFull where space does not become free within `wait_s`.
         """
+        refuse_links(self.root, (file.group,))
         make_folder(self.folder(file.group))
         path = self.folder(file.group) / file.name
         pin = self._pin_checked(path, file.expected, recheck)
@@ -354,6 +363,8 @@ def _locked(path: Path) -> Iterator[int]:
     with os_errors(path, "lock"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
+        if os.fstat(descriptor).st_nlink > 1:  # a reservation is written here, so its other name would be changed
+            raise UsageFault(f"{path}: a lock file with one name expected, found a link. Remove it")
         with os_errors(path, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
@@ -452,7 +463,7 @@ def _reservations(group: Path, own: Path) -> dict[str, int]:
             with _try_lock(group / name) as lock:
                 if lock is None:
                     found[filled] = int((group / name).read_bytes() or 0)
-                else:  # its holder has died
+                elif os.fstat(lock).st_nlink == 1:  # its holder has died
                     os.ftruncate(lock, 0)
     return found
 

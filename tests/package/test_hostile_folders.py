@@ -40,7 +40,7 @@ from omniges.shards.schema import (
     key_from_stem,
 )
 from omniges.shards.transaction import Workspace
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.names import is_file_name, is_relative_path
 
 KEPT_FILES = ("train-000000.tar", "staged-000000.tar", "dataset.json", "log.jsonl", "x.npz", "x.json", "step-000001")
@@ -351,6 +351,26 @@ def test_keys_from_a_web_server_are_checked_too(split: str, world: World) -> Non
     with web_server(served) as web, pytest.raises(DataError, match=r"manifest\.parquet: .*canary/x"):
         train_run(web.url, out / "run", max_train_steps=1, **options)
     world.require_untouched()
+
+
+@pytest.mark.parametrize("name", ["", ".train-000000.tar.lock", ".stats.json.lock"])
+@pytest.mark.parametrize("kind", [os.symlink, os.link])
+def test_links_in_a_cache_lead_to_nothing_that_changes(
+    name: str, kind: Callable[[Path, Path], None], world: World
+) -> None:
+    """Whoever serves a set knows the name of its folder in every cache."""
+    served, out = world.fresh(), world.root / "out"
+    group = out / "cache" / sha256_hex((served / DATASET_FILE).read_bytes())[:32]
+    group.parent.mkdir(parents=True)
+    if name:
+        group.mkdir()
+        kind(world.canary / "x.npz", group / name)
+    else:
+        group.symlink_to(world.canary / "folder")
+    before = {path: seen[4] for path, seen in world._seen().items()}
+    with web_server(served) as web, pytest.raises(OmnigesError):
+        train_run(web.url, out / "run", max_train_steps=1, cache_dir=out / "cache")
+    assert {path: seen[4] for path, seen in world._seen().items()} == before
 
 
 # --- links
