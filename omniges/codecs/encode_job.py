@@ -28,7 +28,7 @@ from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import Begun, Workspace, commit, staged_name
 from omniges.storage.atomic import PendingFile, publish_bytes
-from omniges.storage.canonical_json import canonical_json, json_document
+from omniges.storage.canonical_json import canonical_json, file_sha256, json_document
 
 __all__ = ["Count", "EncodeJob"]
 
@@ -122,9 +122,7 @@ class EncodeJob:
             path = self._workspace.folder / line["staged"]
             if line["shard"] not in rows or not path.is_file():
                 continue
-            with path.open("rb") as stream:
-                same = hashlib.file_digest(stream, "sha256").hexdigest() == line["sha256"]
-            if same:
+            if file_sha256(path) == line["sha256"]:
                 own = [row_from_json(row) for row in line["rows"]]
                 found[line["shard"]] = _Written(path, line["bytes"], line["sha256"], own, self._partials(path, own))
         return found

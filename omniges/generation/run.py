@@ -28,6 +28,7 @@ from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import PendingGroup, make_folder
+from omniges.storage.canonical_json import file_sha256
 
 __all__ = ["GenerateSettings", "GenerateSummary", "codecs_of", "generate", "task_named"]
 
@@ -318,12 +319,5 @@ def _take_away(path: Path) -> None:
     path.unlink()
     for entry in record.files.values():
         file = path.with_name(os.path.basename(entry["path"]))
-        if file.is_file() and _digest(file) == entry["sha256"]:
+        if file.is_file() and file_sha256(file) == entry["sha256"]:
             file.unlink()
-
-
-def _digest(path: Path) -> str:
-    import hashlib  # noqa: PLC0415
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,6 @@ and natural log of magnitudes, which a file does not say and AudioLDM2's is.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -24,13 +23,13 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.storage.atomic import os_errors
-from omniges.storage.tensors import read_tensors, read_weights
+from omniges.storage.canonical_json import file_sha256
+from omniges.storage.tensors import read_tensors
 
 __all__ = [
     "LEAST_FRAMES",
@@ -202,25 +201,21 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
     try:
         settings = SpeechT5HifiGanConfig.from_dict(config)
         model = SpeechT5HifiGan(settings)
-        model.load_state_dict(_tensors(file))
+        model.load_state_dict(read_tensors(file))
     except (RuntimeError, ValueError, TypeError) as error:  # of a configuration or tensors that do not fit
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: not the weights of its config.json ({reason}): take another folder") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = model
     network.to(device).eval()
-    with os_errors(file, "read"), file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
+    with os_errors(file, "read"):
+        digest = file_sha256(file)
     context = _context_frames(settings.to_dict())
     return VoiceOf(
-        f"hifi-gan {file} sha256 {digest.hexdigest()}",
+        f"hifi-gan {file} sha256 {digest}",
         "the waveform is a HiFi-GAN's of 64 mel bands: measure on the mel, not on it",
         lambda _seed: HifiGan(network, context),
     )
-
-
-def _tensors(file: Path) -> Mapping[str, Tensor]:
-    return read_tensors(file) if file.suffix == ".safetensors" else read_weights(file)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

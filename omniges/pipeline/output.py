@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence, Set
@@ -16,7 +15,7 @@ from omniges.pipeline.settings import MAX_FILE_BYTES, PreprocessSettings
 from omniges.shards.dataset import read_dataset
 from omniges.shards.schema import DATASET_FILE
 from omniges.shards.transaction import Begun, Workspace
-from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
 
 __all__ = [
     "check_begun",
@@ -142,8 +141,7 @@ def _input_digests(recording: Recording) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for source in recording.files.values():
         try:
-            with Path(source.path).open("rb") as stream:
-                found[source.relative] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[source.relative] = file_sha256(Path(source.path))
         except OSError:
             found[source.relative] = None
         if source.size > MAX_FILE_BYTES:
