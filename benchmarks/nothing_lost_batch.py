@@ -14,7 +14,9 @@ import json
 import os
 import sys
 import tempfile
-from typing import NoReturn
+from typing import Final, NoReturn
+
+_CRASH: Final = 70  # after an exception; Python's own 1 is also the exit code of findings
 
 
 def _become(words: list[str], out: int, err: int, loaded: int) -> NoReturn:
@@ -23,18 +25,26 @@ def _become(words: list[str], out: int, err: int, loaded: int) -> NoReturn:
     for source, target in ((nothing, 0), (out, 1), (err, 2)):
         os.dup2(source, target)
     sys.argv = ["omniges", *words]
-    code = 1  # what Python ends with after an exception
+    code = _CRASH
     try:
         importlib.import_module("omniges.cli").main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
-        if code == 1 and (error := sys.exc_info()[1]) is not None:
+        _leave(code, loaded)
+
+
+def _leave(code: int, loaded: int) -> NoReturn:
+    """End the process at once with what it has imported in a file, and with the exception if one is on its way."""
+    try:
+        if (error := sys.exc_info()[1]) is not None:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        os.write(loaded, json.dumps([name for name, it in sys.modules.items() if _is_importable(it)]).encode())
+        modules = sys.modules.copy()  # a thread of the command may import still
+        os.write(loaded, json.dumps([name for name, module in modules.items() if _is_importable(module)]).encode())
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:
         os._exit(code)
 
 

@@ -18,7 +18,7 @@ __all__ = ["Done", "Side", "Stopped", "earlier_tree", "resolve_commit"]
 _ENTRY: Final = "from omniges.cli import main; main()"
 _WHERE: Final = "import omniges; print(omniges.__file__)"
 _BATCH: Final = Path(__file__).with_name("nothing_lost_batch.py")
-_LIMIT_S: Final = 300.0
+_LIMIT_S: Final = 900.0
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
@@ -65,14 +65,14 @@ class Side:
 
     def run(self, label: str, *words: str) -> Done:
         """Run a command that should end with 0, and keep its exit code under the label."""
-        done = self._start([sys.executable, "-c", _ENTRY, *words])
-        if label in self.exits:
-            raise ValueError(f"{label}: this label was used before")
-        self.exits[label] = str(done.code)
-        if done.code != 0 and self.earlier:
-            last = done.err.strip()[-2000:]
-            raise SystemExit(f"{self.name}: omniges {' '.join(words)}: exit code {done.code}\n{last}")
-        return done
+        return self._settle(label, words, self._start([sys.executable, "-c", _ENTRY, *words]))
+
+    def run_all(self, commands: Mapping[str, Sequence[str]]) -> None:
+        """Run commands that should end with 0, all but the first forked from one process as `attempt` does."""
+        first, *rest = commands
+        self.run(first, *commands[first])
+        for label, done in self.attempt({label: commands[label] for label in rest}).items():
+            self._settle(label, commands[label], done)
 
     def attempt(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Done]:
         """Run commands that may fail, in one process that loads what they import once and forks for each.
@@ -86,6 +86,15 @@ class Side:
         found = {label: Done(*one) for label, one in zip(commands, json.loads(batch.out), strict=True)}
         self.words |= {label: _told(done.err) for label, done in found.items()}
         return found
+
+    def _settle(self, label: str, words: Sequence[str], done: Done) -> Done:
+        if label in self.exits:
+            raise ValueError(f"{label}: this label was used before")
+        self.exits[label] = str(done.code)
+        if done.code != 0 and self.earlier:
+            last = done.err.strip()[-2000:]
+            raise SystemExit(f"{self.name}: omniges {' '.join(words)}: exit code {done.code}\n{last}")
+        return done
 
     def stop(self) -> None:
         """Kill the command that runs, and start no other."""
