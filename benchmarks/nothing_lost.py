@@ -116,7 +116,7 @@ def compare_trees(sides: Sequence[Side], only: frozenset[str]) -> list[Row]:
         print(f"{step.check}: {title}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     shared = sides[1].exits.keys()
     exits = [{label: code for label, code in side.exits.items() if label in shared} for side in sides]
-    return [*rows, compare("all", "exit codes of sound commands", *exits)] if shared else rows
+    return [*rows, compare("all", "ends of sound commands", *exits)] if shared else rows
 
 
 def _print_table(rows: Sequence[Row], skipped: bool) -> None:

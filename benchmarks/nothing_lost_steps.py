@@ -103,8 +103,10 @@ def _losses(run: Path) -> Facts:
 
 
 def _trained(run: Path, name: str) -> Found:
-    """What a run learned, logged and wrote."""
+    """What a run learned, logged and wrote; nothing of one that did not come to its end."""
     last = run / "checkpoints" / f"step-{_STEPS:06d}"
+    if not last.is_dir():
+        return {}
     states = file_facts(last)
     state = json.loads((last / "state.json").read_text(encoding="utf-8"))
     fixed = ("config.json", "stats.json", "tokenizer.json", "settings.json")
@@ -124,7 +126,8 @@ def _trained(run: Path, name: str) -> Found:
 def _resume(side: Side, half: Path, name: str, *flags: str) -> Path:
     """Go on from a copy of a run that was stopped half-way."""
     run = side.folder / "made" / name
-    shutil.copytree(half, run, symlinks=True)
+    if half.is_dir():
+        shutil.copytree(half, run, symlinks=True)
     side.run(f"train {name}", "train", *_train_words(side), *flags, "--output-dir", f"made/{name}")
     return run
 
@@ -140,9 +143,9 @@ def _train(side: Side) -> Found:
     side.run("train", "train", *words, "--num-workers", "1", "--output-dir", "made/run")
     side.run("train half", "train", *words, "--max-train-steps", str(_HALFWAY), "--output-dir", "made/half")
     resumed = _resume(side, made / "half", "resumed", "--validation-steps", "0")
-    straight = _trained(made / "run", "straight")
-    found = straight | _trained(resumed, "stopped")
-    return found | {"stopped as straight": _alike(found)}
+    straight, stopped = _trained(made / "run", "straight"), _trained(resumed, "stopped")
+    found = straight | stopped
+    return found | {"stopped as straight": _alike(found)} if straight and stopped else found
 
 
 def _alike(found: Found) -> Facts:
@@ -268,7 +271,8 @@ def _damage_recordings(side: Side) -> Facts:
     words = ("--root", "made/root/corpus", "--out", "made/rejected", "--workers", "1", "--keep-audio")
     done = side.attempt({"preprocess damaged recordings": ("preprocess", *words)})
     facts = {label: f"exit {one.code}" for label, one in done.items()}
-    lines = (side.folder / "made/rejected/report.jsonl").read_text(encoding="utf-8").splitlines()
+    report = side.folder / "made/rejected/report.jsonl"
+    lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
     codes: dict[str, list[str]] = {}
     for finding in map(json.loads, lines):
         codes.setdefault(str(finding["stem"]), []).append(f"{finding['code']} ({finding['severity']})")

@@ -48,7 +48,7 @@ class Side:
     folder: Path
     real: Path | None = None  # recordings of people, where there are any
     earlier: bool = False  # its commands must work, or there is nothing to compare with
-    exits: dict[str, str] = field(default_factory=dict)  # exit codes of commands that should end with 0
+    exits: dict[str, str] = field(default_factory=dict)  # how commands ended that should end with 0
     words: dict[str, str] = field(default_factory=dict)  # first line of the error of commands that may fail
     over: bool = False
     _process: subprocess.Popen[str] | None = None
@@ -90,7 +90,8 @@ class Side:
     def _settle(self, label: str, words: Sequence[str], done: Done) -> Done:
         if label in self.exits:
             raise ValueError(f"{label}: this label was used before")
-        self.exits[label] = str(done.code)
+        last_line = next(reversed(done.err.splitlines()), "")
+        self.exits[label] = "0" if done.code == 0 else f"{done.code} ({last_line})"
         if done.code != 0 and self.earlier:
             last = done.err.strip()[-2000:]
             raise SystemExit(f"{self.name}: omniges {' '.join(words)}: exit code {done.code}\n{last}")
@@ -127,7 +128,7 @@ class Side:
 
 def _told(text: str) -> str:
     """The first line of an error, be it the program's or the parser's of its flags."""
-    return next((line for line in text.splitlines() if line.startswith(("omniges:", "│"))), "")
+    return next((line.strip("│ ") for line in text.splitlines() if line.startswith(("omniges:", "│"))), "")
 
 
 def _git(repository: Path, *words: str) -> str:
