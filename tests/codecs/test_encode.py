@@ -519,6 +519,7 @@ STOPPED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 sys.path.insert(0, os.path.dirname(sys.path[0]))
+sys.path.insert(0, os.path.join(sys.path[0], "robustness"))
 from test_encode import NAME, Halves
 from omniges import cli
 from omniges.codecs import encode as module
