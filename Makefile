@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test test-slow lint format bench clean
+.PHONY: help demo gate test test-slow lint format docs-tables bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || \
@@ -78,6 +78,9 @@ lint: $(VENV)/.dev ## Check style, types and formatting
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+docs-tables: $(VENV)/.dev ## Write the tables of flags in docs/commands.md from the options
+	$(BIN)/python docs/tables.py
 
 bench: $(VENV)/.dev ## Measure preprocess beside a straightforward conversion
 	$(BIN)/python benchmarks/preprocess.py

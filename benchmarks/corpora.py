@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from omniges.pipeline.discover import Recording, Selection, discover
+from omniges.pipeline.discover import Recording, discover
+from omniges.pipeline.settings import Selection
 from omniges.pipeline.stems import parse_stem
 
 __all__ = ["COMMAND", "MAX_COPIES", "find_recordings", "fit_for_links", "link_corpus", "make_corpus", "say", "spread"]

@@ -47,7 +47,7 @@ from omniges.generation.sampler import Loaded, load
 from omniges.generation.spool import Held
 from omniges.generation.writers import valid_motion
 from omniges.metrics.seams import SeamComparison, SeamScore, seam_score
-from omniges.model.sampling import SamplingSettings, Solver
+from omniges.model.settings import SamplingSettings, Solver
 from omniges.shards.reader import ShardFolder
 
 STEPS: Final = (2, 4, 8, 16, 32)

@@ -31,7 +31,8 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
 from omniges.model.flow import FlowModel
-from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.sampling import Draws, sample
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from corpora import COMMAND, find_recordings, link_corpus, make_corpus, say
 
-from omniges.verify import VerifySettings, verify
-from omniges.verify.shard import Level
+from omniges.verify.run import verify
+from omniges.verify.settings import Level, VerifySettings
 
 __all__ = ["main", "measure"]
 

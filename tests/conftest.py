@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from pipeline_helpers import run_preprocess
 
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 # How long an example takes says something about the machine, which may be busy, and nothing about the code.
 settings.register_profile("omniges", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -10,14 +10,16 @@ import numpy as np
 from rvqvae_builders import write_codec
 from vae_builders import write_vae
 
-from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.encode import encode
+from omniges.codecs.settings import EncodeSettings
 from omniges.data.catalog import Filters
 from omniges.data.order import RankShare
-from omniges.data.trace import TraceSettings, trace
+from omniges.data.settings import TraceSettings
+from omniges.data.trace import trace
 from omniges.data.worker_setup import Sequencing
-from omniges.generation.inputs import Sources
-from omniges.generation.run import GenerateSettings, generate
-from omniges.model.sampling import SamplingSettings
+from omniges.generation.run import generate
+from omniges.generation.settings import GenerateSettings, Sources
+from omniges.model.settings import SamplingSettings
 
 __all__ = [
     "AUDIO",

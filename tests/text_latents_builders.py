@@ -7,7 +7,8 @@ from typing import Any
 
 import textvae_builders as builders
 
-from omniges.codecs.encode import EncodeSettings, EncodeSummary, encode
+from omniges.codecs.encode import EncodeSummary, encode
+from omniges.codecs.settings import EncodeSettings
 
 NAME = "omniflow-text-vae"
 WINDOW, STRIDE = 16, 4

@@ -13,7 +13,8 @@ from shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_o
 
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
-from omniges.verify import VerifyResult, VerifySettings, verify
+from omniges.verify.run import VerifyResult, verify
+from omniges.verify.settings import VerifySettings
 
 __all__ = [
     "BLOCK",

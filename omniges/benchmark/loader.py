@@ -14,38 +14,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+from omniges.benchmark.settings import SpeedSettings
 from omniges.data.catalog import Catalog, Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
-from omniges.errors import EnvironmentFault, UsageFault
+from omniges.errors import EnvironmentFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 
-__all__ = ["Reading", "SpeedSettings", "copy_limit", "drop_cached", "loader_speed", "measure", "report", "window_bytes"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedSettings:
-    """What to measure."""
-
-    shards: Path
-    filters: Filters
-    window_ticks: int = 64
-    batch_size: int = 64
-    workers: tuple[int, ...] = (0, 1, 2)
-    seconds: float = 5.0  # of each reading
-    repeats: int = 3
-    cold: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
-        if not self.workers or min(self.workers) < 0 or self.repeats < 1 or not self.seconds > 0:
-            raise UsageFault(
-                f"workers ≥ 0 and at least 1 repeat of over 0 seconds expected, found {list(self.workers)}, "
-                f"{self.repeats} and {self.seconds}"
-            )
+__all__ = ["Reading", "copy_limit", "drop_cached", "loader_speed", "measure", "report", "window_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +120,14 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 
 def measure(settings: SpeedSettings) -> dict[str, Any]:
     """All figures, repeats in turns so that a slow spell of the machine meets each."""
-    catalog = read_catalog(settings.shards, settings.filters)
+    catalog = read_catalog(settings.shards, Filters(split=settings.split))
     size = window_bytes(settings.window_ticks)
     runs: dict[int, list[dict[str, float]]] = {workers: [] for workers in settings.workers}
     for _ in range(settings.repeats):
         for workers, found in runs.items():
             limit = copy_limit(max(1, workers), settings.batch_size, settings.window_ticks, settings.seconds / 2)
             run = {"copy_limit_per_s": limit}
-            if settings.cold:
+            if not settings.warm:
                 run["cold_windows_per_s"] = _cold_speed(catalog, settings, workers)
             with _loader(catalog, settings, workers) as loader:
                 while loader.position < loader.windows_per_epoch + 4 * settings.batch_size:

@@ -23,15 +23,16 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from omniges.benchmark.settings import StepSpeedSettings
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.model.tasks import FlowSettings, Plan, draw_plan, groups_of
 from omniges.trainer.batches import Feed
-from omniges.trainer.config import TrainSettings
+from omniges.trainer.config import Preset, TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.run import accelerated, deterministic, open_run
 from omniges.trainer.train_step import Learner
 
-__all__ = ["ProductPeak", "StepSpeedSettings", "measure", "measure_one", "operation_counter", "report"]
+__all__ = ["ProductPeak", "measure", "measure_one", "operation_counter", "report"]
 
 _Shape = Sequence[int]
 
@@ -45,46 +46,12 @@ _FAULTS: Final[dict[str, type[OmnigesError]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSpeedSettings:
-    """What to measure."""
-
-    shards: str = "shards"
-    presets: tuple[str, ...] = ("tiny",)
-    batch_sizes: tuple[int, ...] = (32,)
-    window_ticks: int = 64
-    mixed_precision: str = "no"
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    num_workers: int = 2
-    seconds: float = 20.0
-
-    def __post_init__(self) -> None:
-        """Refuse what measures nothing."""
-        if not self.presets or not self.batch_sizes or not self.seconds > 0:
-            raise UsageFault("benchmark train: at least one preset, one batch size and over 0 seconds expected")
-
-    def of(self, preset: str, batch_size: int) -> TrainSettings:
-        """One configuration as `train` takes it; raises UsageFault for values it refuses."""
-        return TrainSettings(
-            shards=(self.shards,),
-            preset=preset,
-            train_batch_size=batch_size,
-            window_ticks=self.window_ticks,
-            mixed_precision=self.mixed_precision,
-            compile=self.compile,
-            gradient_checkpointing=self.gradient_checkpointing,
-            num_workers=self.num_workers,
-            validation_steps=0,
-        )
-
-
 def measure(settings: StepSpeedSettings) -> list[dict[str, Any]]:
     """Figures of every preset and batch size. Raises what the measuring processes met."""
     return [_apart(settings, preset, batch_size) for preset in settings.presets for batch_size in settings.batch_sizes]
 
 
-def _apart(settings: StepSpeedSettings, preset: str, batch_size: int) -> dict[str, Any]:
+def _apart(settings: StepSpeedSettings, preset: Preset, batch_size: int) -> dict[str, Any]:
     """One configuration in a process of its own."""
     settings.of(preset, batch_size)
     question = asdict(settings) | {"presets": [preset], "batch_sizes": [batch_size]}

@@ -19,74 +19,20 @@ import torch
 from omniges.codecs.base import Codec, End, WindowCodec
 from omniges.codecs.encode_job import Count, EncodeJob
 from omniges.codecs.registry import load_codec
+from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, UsageFault
 from omniges.shards.latents import CodecEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
 from omniges.shards.transaction import Workspace, finish_commit, refuse_foreign
-from omniges.shards.window_grid import WindowGrid
 from omniges.storage.atomic import locked, make_folder
 
-__all__ = ["EncodeSettings", "EncodeSummary", "encode"]
+__all__ = ["EncodeSummary", "encode"]
 
 _PACKAGES: Final = {"words.json": ("torch", "transformers", "tokenizers")}
 """Whose versions may decide the last bits of latents, by what they are made of."""
-_MAX_LOST: Final = 0.01
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeSettings:
-    """All that `omniges encode` can be told."""
-
-    shards: Path
-    codecs: tuple[tuple[str, Path], ...]  # name and folder
-    out: Path | None = None  # None: the shards themselves
-    overwrite: bool = False
-    window_ticks: int | None = None  # of a codec of text; None: 64
-    stride_ticks: int | None = None  # None: a quarter of the window, or as much of it as divides it
-    t5_tokenizer: Path | None = None  # None: in the codec's folder
-    max_lost: float | None = None  # share of windows that may lose a part of their text; None: 0.01
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be, by the name of the flag."""
-        for flag, ticks in (("--window-ticks", self.window_ticks), ("--stride-ticks", self.stride_ticks)):
-            if ticks is not None and ticks < 1:
-                raise UsageFault(f"{flag} {ticks}: at least 1 expected")
-        if self.max_lost is not None and not 0 <= self.max_lost <= 1:
-            raise UsageFault(f"--max-lost {self.max_lost}: a share between 0 and 1 expected")
-        names = [name for name, _ in self.codecs]
-        twice = [name for name in names if names.count(name) > 1]
-        if not names or twice:
-            raise UsageFault(f"--with: each codec once expected, found {', '.join(twice[:1]) or 'none'}")
-
-    @property
-    def target(self) -> Path:
-        """Where the shards with latents will lie."""
-        return self.shards if self.out is None else self.out
-
-    @property
-    def of_text(self) -> tuple[str, ...]:
-        """The flags that only a codec of text reads, where they were given."""
-        given = {
-            "--window-ticks": self.window_ticks,
-            "--stride-ticks": self.stride_ticks,
-            "--t5-tokenizer": self.t5_tokenizer,
-            "--max-lost": self.max_lost,
-        }
-        return tuple(flag for flag, value in given.items() if value is not None)
-
-    def grid(self, default: WindowGrid) -> WindowGrid:
-        """The windows that were asked for; the stride is the largest of at most a quarter that divides the window."""
-        window = default.window_ticks if self.window_ticks is None else self.window_ticks
-        quarter = next((s for s in range(window // 4, 0, -1) if window % s == 0), 1)
-        return WindowGrid(window, quarter if self.stride_ticks is None else self.stride_ticks)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the shards themselves are replaced."""
-        return self.target.resolve() == self.shards.resolve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +141,7 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
         )
     counts = {"windows": len(lost), "cut": sum(x.cut for x in lost), "unknown": sum(x.unknown for x in lost)}
     share = sum(x.cut or x.unknown for x in lost) / len(lost)
-    limit = _MAX_LOST if settings.max_lost is None else settings.max_lost
+    limit = DEFAULT_MAX_LOST if settings.max_lost is None else settings.max_lost
     if share > limit:
         raise DataError(
             f"{source.folder}: {entry.name} would lose words of {100 * share:.3g} % of the windows, more than "

@@ -14,7 +14,7 @@ from omniges.codecs.base import BOTH_ENDS, Codec, End
 from omniges.errors import UsageFault
 from omniges.shards.latents import CodecEntry
 
-__all__ = ["CODECS", "load_codec", "load_same_codec", "named_folder"]
+__all__ = ["CODECS", "load_codec", "load_same_codec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,3 @@ def load_same_codec(
             f"{codec.entry.fingerprint[:16]}…: name the folder that latents were encoded with"
         )
     return codec
-
-
-def named_folder(flag: str, text: str) -> tuple[str, Path]:
-    """The codec's name and folder of NAME=FOLDER, as people give them to a flag; raises UsageFault for others."""
-    name, equals, folder = text.partition("=")
-    if not equals or not folder or name not in CODECS:
-        raise UsageFault(f"{flag} {text}: NAME=FOLDER with one of {', '.join(CODECS)} expected")
-    return name, Path(folder)

@@ -1,16 +1,12 @@
-"""What commands share: signals, lists and sizes as people write them, the console, packages that may be missing."""
+"""What commands share: signals, lists as people write them, the console, packages that may be missing."""
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from omniges.errors import EnvironmentFault, ExitCode
 
@@ -19,21 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Signalled",
-    "T5Tokenizer",
     "listed",
     "make_console",
-    "names_of",
     "needs",
     "raise_on",
     "resumable",
-    "size_bytes",
     "tidy",
 ]
-
-T5Tokenizer = Annotated[
-    Path | None, typer.Option(help="Folder of T5's tokenizer.", show_default="t5_tokenizer in the codec's folder")
-]
-"""The flag of commands that load a codec of text."""
 
 
 class Signalled(BaseException):
@@ -92,23 +80,9 @@ def needs(extra: str) -> Iterator[None]:
         ) from error
 
 
-def size_bytes(text: str) -> int:
-    """A size such as ``256MB``, ``1.5GiB`` or ``1000000``."""
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
-    if match is None:
-        raise typer.BadParameter(f"a size such as 256MB or 1GiB expected, found {text!r}")
-    return int(float(match[1]) * units[match[2] or ""])
-
-
-def names_of(text: str) -> list[str]:
-    """The names in a comma-separated list."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def listed(values: list[str]) -> tuple[str, ...]:
+def listed(values: Iterable[str]) -> tuple[str, ...]:
     """Values given as repeated flags, as comma-separated lists, or both."""
-    return tuple(name for value in values for name in names_of(value))
+    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
 def make_console() -> Console:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from omniges.commands.common import listed, make_console
+from omniges.commands.flags import with_flags
 from omniges.errors import UsageFault
+from omniges.testing.settings import CorpusSettings
 
 __all__ = ["export", "inspect", "sample_corpus"]
 
@@ -16,7 +18,9 @@ __all__ = ["export", "inspect", "sample_corpus"]
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.", show_default=False)],
     shards: Annotated[Path, typer.Option(help="Folder of shards.")] = Path("shards"),
-    keys: Annotated[list[str], typer.Option("--key", help="Only these samples.")] = [],
+    keys: Annotated[
+        list[str], typer.Option("--key", metavar="LIST", help="Only these samples, by key or stem.", show_default="all")
+    ] = [],
 ) -> None:
     """Write shards back as BEAT2 files: NPZ, TextGrid, and WAV where the audio was kept."""
     from omniges.pipeline.export import export as run
@@ -31,9 +35,15 @@ def export(
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of shards.")] = Path("shards"),
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="One sample.", show_default=False)] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the sample to this PNG file.")] = None,
-    start_s: Annotated[float, typer.Option("--start", help="Second at which the picture begins.")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the sample to this PNG file; needs a KEY and the extra pictures.")
+    ] = None,
+    start_s: Annotated[
+        float, typer.Option("--start", help="Second of the sample at which the picture begins; it shows 12 seconds.")
+    ] = 0.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The same facts as one JSON object on standard output.")
+    ] = False,
 ) -> None:
     """Show what a shard folder, or one of its samples, holds."""
     import json
@@ -66,29 +76,15 @@ def inspect(
         typer.echo(f"picture: {png}", err=as_json)
 
 
+@with_flags()
 def sample_corpus(
+    settings: CorpusSettings,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.", show_default=False)],
-    clips: Annotated[int, typer.Option(help="Recordings.")] = 12,
-    seconds: Annotated[float, typer.Option(help="Length of each.")] = 12.0,
-    words: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 12,
-    speakers: Annotated[int, typer.Option(help="Speakers.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 0,
-    layout: Annotated[Literal["official", "seed"], typer.Option(help="official or seed.")] = "official",
-    audio: Annotated[Literal["pcm16", "float32"], typer.Option(help="WAV encoding: pcm16 or float32.")] = "pcm16",
 ) -> None:
     """Write a small synthetic corpus in BEAT2 layout, for trying and testing."""
     from omniges.progress import counter
-    from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+    from omniges.testing.synthetic_corpus import write_sample_corpus
 
-    settings = CorpusSettings(
-        clips=clips,
-        seconds=seconds,
-        words=words,
-        speakers=speakers,
-        seed=seed,
-        layout=layout,
-        audio=audio,
-    )
     with counter("recordings") as count:
         summary = write_sample_corpus(folder, settings, count)
     typer.echo(

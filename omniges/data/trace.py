@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,29 +12,10 @@ from omniges.data.catalog import Filters, read_catalog
 from omniges.data.collate import BatchBlock, Collator, batch_layout
 from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
+from omniges.data.settings import TraceSettings
 from omniges.data.worker_setup import DataSource, Sequencing, make_arrays, make_collator, make_document, make_order
-from omniges.errors import UsageFault
 
-__all__ = ["TraceSettings", "trace"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceSettings:
-    """Which steps of which run."""
-
-    shards: Path
-    filters: Filters
-    sequencing: Sequencing
-    share: RankShare
-    from_step: int = 0
-    steps: int = 1
-    decode: bool = False
-    codecs: Mapping[str, str] = field(default_factory=dict)  # the codec that stands for a stream
-
-    def __post_init__(self) -> None:
-        """Refuse steps that do not exist."""
-        if self.from_step < 0 or self.steps < 1:
-            raise UsageFault(f"--from-step ≥ 0 and --steps ≥ 1 expected, found {self.from_step} and {self.steps}")
+__all__ = ["trace"]
 
 
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
@@ -45,38 +24,40 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     The digest is of the batch's normalised gesture, mel and text slots of the window (or of latents in their place):
     float32, slots int32, little-endian, in this order. Raises what `read_catalog` and the reading of shards raise.
     """
-    catalog = read_catalog(settings.shards, settings.filters, settings.codecs)
+    share = RankShare(rank=settings.rank, world_size=settings.world_size, batch_size=settings.batch_size)
+    sequencing = Sequencing(
+        window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=settings.tick_multiple
+    )
+    catalog = read_catalog(settings.shards, Filters(split=settings.split), settings.codecs)
     data = [DataSource(catalog)]
-    share = settings.share
-    reader = _Decoder(data, settings) if settings.decode else None
-    order = make_order(data, settings.sequencing)
+    reader = _Decoder(data, sequencing, share) if settings.decode else None
+    order = make_order(data, sequencing)
     for step in range(settings.from_step, settings.from_step + settings.steps):
-        for micro_step in range(share.accumulation):
-            positions = share.positions(step * share.global_batch + micro_step * share.micro_batch)
-            picks = order.picks(positions)
-            digests = reader.digests(positions) if reader else [None] * len(positions)
-            for row, digest in enumerate(digests):
-                record = {
-                    "step": step,
-                    "rank": share.rank,
-                    "position": int(positions[row]),
-                    "key": catalog.table.key(int(picks.sample[row])),
-                    "start_tick": int(picks.start_tick[row]),
-                    "split": settings.filters.split,
-                }
-                yield record | ({"sha256": digest} if digest else {})
+        positions = share.positions(step * share.global_batch)
+        picks = order.picks(positions)
+        digests = reader.digests(positions) if reader else [None] * len(positions)
+        for row, digest in enumerate(digests):
+            record = {
+                "step": step,
+                "rank": share.rank,
+                "position": int(positions[row]),
+                "key": catalog.table.key(int(picks.sample[row])),
+                "start_tick": int(picks.start_tick[row]),
+                "split": settings.split,
+            }
+            yield record | ({"sha256": digest} if digest else {})
 
 
 class _Decoder:
     """Reads the windows as a loader does, in this process."""
 
-    def __init__(self, data: list[DataSource], settings: TraceSettings) -> None:
-        catalog, share = data[0].catalog, settings.share
+    def __init__(self, data: list[DataSource], sequencing: Sequencing, share: RankShare) -> None:
+        catalog = data[0].catalog
         normaliser = Normaliser.of_catalog(catalog)
-        document = make_document(data, settings.sequencing, "first", share.micro_batch)
+        document = make_document(data, sequencing, "first", share.micro_batch)
         arrays = make_arrays(data, normaliser, catalog.tokenizer)
         self._collator: Collator = make_collator(document, arrays)
-        places, size = batch_layout(share.batch_size, settings.sequencing.window_ticks, catalog.tracks)
+        places, size = batch_layout(share.batch_size, sequencing.window_ticks, catalog.tracks)
         self._block = BatchBlock.of(np.zeros(size, np.uint8), places)
 
     def digests(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Final
 
 from omniges.data.state import trained_on
 from omniges.errors import DataError, UsageFault
-from omniges.generation.run import task_named
 from omniges.generation.sampler import trained_tasks
+from omniges.generation.settings import task_named
 from omniges.model.checkpoint import SavedCheckpoint
 from omniges.model.spec import load_identity
 from omniges.shards.reader import ShardFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,18 @@ from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split
 from omniges.evaluation.report import Report, TaskReport
 from omniges.evaluation.results import FileResult, find_results
 from omniges.evaluation.scores import Scored
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.speech import score_speech
 from omniges.evaluation.statistics import Resampling
 from omniges.evaluation.text import score_text
 from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.arrays import read_array
-from omniges.generation.inputs import Sources
-from omniges.generation.run import GenerateSettings, codecs_of, generate, task_named
+from omniges.generation.run import codecs_of, generate
+from omniges.generation.settings import GenerateSettings, Sources, task_named
 from omniges.metrics.encoders import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import Profile, profile
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_identity
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
@@ -39,61 +40,10 @@ from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import refuse_links
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["Counting", "EvaluateSettings", "FromCheckpoint", "evaluate"]
+__all__ = ["Counting", "evaluate"]
 
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
 """Shows (done, total) of something named."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FromCheckpoint:
-    """What is to be generated before it is scored."""
-
-    checkpoint: Path
-    codecs: tuple[tuple[str, Path], ...] = ()  # name and folder, of a model that was trained on latents
-    tasks: tuple[str, ...] = ()  # none: the six, as far as the model was trained on them
-    split: str = "test"
-    work: Path | None = None  # None: a folder that is removed afterwards
-    steps: int = 20
-    num_samples: int = 1
-    t5_tokenizer: Path | None = None  # of a codec of text; None: in its folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateSettings:
-    """All that `omniges evaluate` can be told."""
-
-    shards: Path
-    generated: tuple[Path, ...] = ()
-    source: FromCheckpoint | None = None
-    task: str | None = None  # of files without records
-    profile: str = "corrected"
-    body_model: Path | None = None
-    encoder: Path | None = None
-    features: tuple[Path, Path] | None = None  # of the results and of their recordings, made elsewhere
-    trust_program: bool = False  # run a TorchScript encoder, which is a program
-    mean_speeds: Path | None = None
-    resamples: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself, by the name of the flag."""
-        if bool(self.generated) == (self.source is not None):
-            found = "both" if self.generated else "neither"
-            raise UsageFault(
-                f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
-            )
-        if self.trust_program and self.encoder is None:
-            raise UsageFault(
-                "--trust-encoder-program: an --encoder that it is about expected, found none: leave it away"
-            )
-        if self.features is not None and (self.encoder is not None or self.source is not None):
-            other = "--checkpoint, whose results are not there yet" if self.encoder is None else "--encoder"
-            raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")
-        if self.resamples < 1:
-            raise UsageFault(f"--resamples {self.resamples}: at least 1 expected")
-        if not 0 <= self.seed < 2**32:
-            raise UsageFault(f"--seed {self.seed}: from 0 to {2**32 - 1} expected")
 
 
 @contextmanager
@@ -109,13 +59,13 @@ def evaluate(settings: EvaluateSettings, counting: Counting = _uncounted) -> Rep
     instruments = _instruments(settings)
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
-    if task is not None and settings.source is not None:
+    if task is not None and settings.checkpoint is not None:
         raise UsageFault(f"--task {task}: it is of files that have no record; of a checkpoint give --tasks {task}")
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
-        if settings.source is None:
+        if settings.checkpoint is None:
             folders, remarks = settings.generated, list[str]()
         else:
-            folders, remarks = _generate(settings, settings.source, shards, instruments, Path(temporary), counting)
+            folders, remarks = _generate(settings, settings.checkpoint, shards, instruments, Path(temporary), counting)
         found = find_results(folders, shards, task)
         if settings.features is not None:
             _require_one_of_gesture(found)
@@ -139,16 +89,16 @@ def _instruments(settings: EvaluateSettings) -> Instruments:
 
 def _generate(
     settings: EvaluateSettings,
-    source: FromCheckpoint,
+    checkpoint: Path,
     shards: ShardFolder,
     instruments: Instruments,
     temporary: Path,
     counting: Counting,
 ) -> tuple[tuple[Path, ...], list[str]]:
     """Generate for a split, a folder a task; returns them, and remarks."""
-    saved = find_checkpoint(source.checkpoint)
-    tasks, remarks = require_fit(saved, shards, source.split, source.tasks)
-    work = temporary if source.work is None else source.work
+    saved = find_checkpoint(checkpoint)
+    tasks, remarks = require_fit(saved, shards, settings.split, settings.tasks)
+    work = temporary if settings.work is None else settings.work
     refuse_links(work, tasks)
     taken = [work / name for name in tasks if (work / name).is_dir() and any((work / name).iterdir())]
     if taken:
@@ -158,18 +108,18 @@ def _generate(
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
         train_rows(shards, instruments)  # refused before minutes of generating, not behind them
-    inputs = Sources(shards=settings.shards, split=source.split)
+    inputs = Sources(shards=settings.shards, split=settings.split)
     wanted = [
         GenerateSettings(
-            checkpoint=source.checkpoint,
+            checkpoint=checkpoint,
             task=name,
             out=work / name,
-            codecs=source.codecs,
-            t5_tokenizer=source.t5_tokenizer,
+            codecs=settings.codecs,
+            t5_tokenizer=settings.t5_tokenizer,
             sources=inputs,
-            sampling=SamplingSettings(steps=source.steps),
+            sampling=SamplingSettings(steps=settings.steps),
             seed=settings.seed,
-            num_samples=source.num_samples,
+            num_samples=settings.num_samples,
         )
         for name in tasks
     ]

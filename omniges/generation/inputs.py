@@ -7,7 +7,6 @@ several streams are paired by name; where nothing is given, an input is a length
 from __future__ import annotations
 
 import hashlib
-import math
 import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICK
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.generation.audio import Heard, hear
+from omniges.generation.settings import Sources
 from omniges.generation.spool import ROWS_PER_TICK, Held, Series, Spool
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
@@ -34,7 +34,7 @@ from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.shards.schema import MANIFEST_FILE, SPLITS
+from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
@@ -47,7 +47,6 @@ __all__ = [
     "Input",
     "PlannedInput",
     "Reading",
-    "Sources",
     "cut_input",
     "given_audio",
     "given_sample",
@@ -334,37 +333,6 @@ def given_sample(
         sample.words if stream == "text" else (),
         latents=None if latents_of is None else sample.latents[latents_of],
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """Where inputs come from, as a person names it."""
-
-    audio: tuple[Path, ...] = ()
-    text: tuple[str, ...] = ()  # TextGrids and plain texts, ``-`` is standard input
-    gesture: tuple[Path, ...] = ()
-    shards: Path | None = None
-    keys: tuple[str, ...] = ()
-    split: str | None = None
-    seconds: float | None = None  # at most so long; the length where nothing is given
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself, by the name of the flag."""
-        if self.seconds is not None and not 1 / TICKS_PER_SECOND <= self.seconds < math.inf:
-            raise UsageFault(f"--seconds {self.seconds}: a number of at least 0.1 expected")
-        if self.split is not None and self.split not in SPLITS:
-            raise UsageFault(f"--split {self.split}: one of {', '.join(SPLITS)} expected")
-        if (self.keys or self.split) and self.shards is None:
-            raise UsageFault("--key and --split: name samples of a shard folder: add --shards DIR")
-
-    def files(self, stream: StreamName) -> tuple[str, ...]:
-        """The files of a stream."""
-        return tuple(map(str, getattr(self, stream)))
-
-    @property
-    def from_shards(self) -> bool:
-        """Whether inputs are samples of the shard folder, which otherwise tells the speaking rate alone."""
-        return bool(self.keys or self.split)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
 from omniges.model.flow import FlowModel, draw_noise
-from omniges.model.sampling import SamplingSettings, follow, guided_clean, step_levels
+from omniges.model.sampling import follow, guided_clean, step_levels
+from omniges.model.settings import SamplingSettings
 from omniges.model.streams import Stream, StreamName
 
 __all__ = [

@@ -28,7 +28,6 @@ from omniges.generation.inputs import (
     Given,
     Input,
     Reading,
-    Sources,
     cut_input,
     given_audio,
     given_words,
@@ -38,13 +37,13 @@ from omniges.generation.inputs import (
 )
 from omniges.generation.long_form import Timeline
 from omniges.generation.sampler import Codecs, Loaded, Sampler, load
-from omniges.generation.settings import require_guidable, task_named
+from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.spool import Held
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.generation.writers import valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
-from omniges.model.sampling import SamplingSettings, Solver
+from omniges.model.settings import SamplingSettings, Solver
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS

@@ -30,7 +30,7 @@ from omniges.model.tasks import TASKS
 from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.canonical_json import file_sha256
 
-__all__ = ["GenerateSettings", "GenerateSummary", "codecs_of", "generate", "task_named"]
+__all__ = ["codecs_of", "generate"]
 
 _MOST_WINDOWS: Final = 32
 """Windows of all results that are worked on together."""

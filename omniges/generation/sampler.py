@@ -23,12 +23,12 @@ from omniges.data.state import trained_on
 from omniges.data.tracks import Track
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.generation.inputs import Given, Input, Reading, Sources, latents_of
+from omniges.generation.inputs import Given, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
-from omniges.generation.settings import Weights
+from omniges.generation.settings import Sources, Weights
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.flow import FlowModel
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity, load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, FlowSettings, Task

@@ -1,34 +1,39 @@
-"""What `generate` can be told, and what it says at the end."""
+"""Settings of `omniges generate`, and what it says at the end; light enough for `omniges --help`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
-from omniges.generation.inputs import Sources
-from omniges.model.sampling import SamplingSettings
-from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS, Task
+from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.model.settings import SamplingSettings
+from omniges.options import about, check, option
+from omniges.shards.schema import Split
 
-__all__ = ["GenerateSettings", "GenerateSummary", "Weights", "require_guidable", "task_named"]
+if TYPE_CHECKING:
+    from omniges.model.streams import StreamName
+    from omniges.model.tasks import Task
+
+__all__ = ["GenerateSettings", "GenerateSummary", "Sources", "Weights", "require_guidable", "task_named"]
 
 _MOST_REMARKS: Final = 5
-_LETTERS: Final[Mapping[str, StreamName]] = {"t": "text", "a": "audio", "g": "gesture"}
 Weights = Literal["ema", "last"]
 
 
 def task_named(name: str) -> str:
     """The task of a name such as a2g, at2g (letters in any order) or unconditional; raises UsageFault for no task."""
+    from omniges.model.tasks import TASKS
+
     if name in {"unconditional", "joint"}:
         return "joint"
-    given, _, made = name.partition("2")
+    sides = [sorted(side) for side in name.split("2", 1)]
     for known, task in TASKS.items():
-        letters = [sorted(key for key, stream in _LETTERS.items() if stream in side) for side in _sides(task)]
-        if letters == [sorted(given), sorted(made)] and task.conditions:
+        letters = [sorted(stream[0] for stream in side) for side in (task.conditions, task.targets)]
+        if letters == sides and task.conditions:
             return known
     raise UsageFault(
         f"--task {name}: expected one of {', '.join(known for known in TASKS if known != 'joint')} or unconditional "
@@ -42,45 +47,97 @@ def require_guidable(task: Task, sampling: SamplingSettings) -> None:
         raise UsageFault(f"guidance {sampling.guidance:g}: this task has no inputs to weigh: leave it away")
 
 
-def _sides(task: Any) -> tuple[tuple[StreamName, ...], tuple[StreamName, ...]]:
-    return task.conditions, task.targets
+def _start(flag: str, text: str) -> tuple[float, float]:
+    try:
+        x, z = map(float, text.split(","))
+    except ValueError:
+        raise UsageFault(f"{flag} {text}: two numbers in metres such as 0.5,-1 expected") from None
+    return x, z
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where inputs come from, as a person names it."""
+
+    audio: tuple[Path, ...] = option((), "Audio file as a condition; may be repeated.")
+    text: tuple[str, ...] = option(
+        (), "TextGrid or plain text as a condition; - is standard input; may be repeated.", metavar="PATH"
+    )
+    gesture: tuple[Path, ...] = option((), "SMPL-X NPZ as a condition; may be repeated.")
+    shards: Path | None = option(None, "Folder of shards, for --key, --split and the speaking rate of plain text.")
+    keys: tuple[str, ...] = option((), "Samples of the shards as inputs.", "--key", commas=True)
+    split: Split | None = option(None, "All samples of a split as inputs.")
+    seconds: float | None = option(
+        None, "Longest length in seconds; the length where there is no input.", least=1 / TICKS_PER_SECOND, shown="all"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, by the name of the flag."""
+        check(self)
+        if (self.keys or self.split) and self.shards is None:
+            raise UsageFault("--key and --split: name samples of a shard folder: add --shards DIR")
+
+    def files(self, stream: StreamName) -> tuple[str, ...]:
+        """The files of a stream."""
+        return tuple(map(str, getattr(self, stream)))
+
+    @property
+    def from_shards(self) -> bool:
+        """Whether inputs are samples of the shard folder, which otherwise tells the speaking rate alone."""
+        return bool(self.keys or self.split)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateSettings:
     """All that `omniges generate` can be told."""
 
-    checkpoint: Path
-    task: str
-    out: Path
+    checkpoint: Path = field(
+        metadata=about(
+            "Folder of a run, of which the newest valid checkpoint is taken, or of a checkpoint; RUN/best is the best "
+            "validated one."
+        )
+    )
+    task: str = field(metadata=about("a2g, t2g, t2a, g2a, a2t, g2t, at2g, gt2a, ga2t or unconditional."))
+    out: Path = field(metadata=about("Folder for the results.", "--out", "-o"))
     sources: Sources
-    codecs: tuple[tuple[str, Path], ...] = ()  # name and folder
-    t5_tokenizer: Path | None = None  # of a codec of text; None: in its folder
-    continuous: bool = False  # a codec with codes decodes latents as they are
+    codecs: tuple[tuple[str, Path], ...] = option(
+        (),
+        "Codec of a model that was trained on latents, and its folder; may be repeated.",
+        "--codec",
+        metavar="NAME=FOLDER",
+        parse=named_folder,
+    )
+    t5_tokenizer: Path | None = option(
+        None, "Folder of T5's tokenizer, of a codec of text.", shown="t5_tokenizer in the codec's folder"
+    )
+    continuous: bool = option(False, "Decode latents of gesture-rvqvae as they are, not snapped to codes first.")
+    speaker: str | None = option(None, "Speaker style to generate in.", shown="the sample's, else unknown")
+    body: Path | None = option(None, "NPZ whose betas, gender and start position are taken.", shown="the input's")
+    start_xz: tuple[float, float] | None = option(
+        None, "Start position in metres.", "--start", metavar="X,Z", shown="the input's", parse=_start
+    )
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    overlap_ticks: int | None = None  # None: a quarter of the model's window
-    seed: int = 0
-    num_samples: int = 1
-    speaker: str | None = None  # None: that of a sample, else unknown
-    body: Path | None = None  # an NPZ whose betas, gender and start are taken
-    start_xz: tuple[float, float] | None = None
-    weights: Weights = "ema"
-    vocoder: Path | None = None  # folder of a HiFi-GAN; None: Griffin-Lim
-    pictures: bool = False
-    overwrite: bool = False
+    overlap_ticks: int | None = option(
+        None,
+        "Ticks that windows share; none where text is generated as latents.",
+        shown="a quarter of a window",
+    )
+    seed: int = option(0, "Seed; the same seed gives the same bytes.", least=0, most=2**32 - 1)
+    num_samples: int = option(1, "Results for each input.", least=1)
+    weights: Weights = option("ema", "EMA weights, or the last ones.")
+    vocoder: Path | None = option(
+        None, "Folder of a HiFi-GAN that turns mels into sound; needs omniges[vocoder].", shown="Griffin-Lim"
+    )
+    pictures: bool = option(False, "Draw a picture beside each result.", "--png")
+    overwrite: bool = option(False, "Replace results of the same names.")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be, by the name of the flag."""
-        if self.num_samples < 1:
-            raise UsageFault(f"--num-samples {self.num_samples}: at least 1 expected")
-        if not 0 <= self.seed < 2**32:
-            raise UsageFault(f"--seed {self.seed}: from 0 to {2**32 - 1} expected")
+        """Refuse what cannot be, by the name of the flag, and what would change nothing of what the task makes."""
+        from omniges.model.tasks import TASKS
+
+        check(self)
         if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
             raise UsageFault("--start {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
-        self._refuse_unread()
-
-    def _refuse_unread(self) -> None:
-        """Refuse what would change nothing of what the task makes."""
         task = TASKS[task_named(self.task)]
         of_motion = {"--body": self.body is not None, "--start": self.start_xz is not None}
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]

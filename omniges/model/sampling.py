@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,42 +21,13 @@ from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.model.flow import FlowModel, draw_noise
+from omniges.model.settings import SamplingSettings, Solver
 from omniges.model.streams import STREAMS, StreamName, velocity_from_clean
 
-__all__ = ["Draws", "SamplingSettings", "Solver", "follow", "guided_clean", "sample", "step_levels"]
+__all__ = ["Draws", "follow", "guided_clean", "sample", "step_levels"]
 
-Solver = Literal["euler", "heun", "dpm++"]
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
 """Expected clean tokens for tokens (B, …) at levels (B,)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingSettings:
-    """How samples are drawn."""
-
-    steps: int = 20
-    """Steps, each one evaluation of the model, two with guidance, twice that with Heun but for the last."""
-    guidance: float = 1.0
-    """The conditions' weight w: 1 is the plain conditional model, 0 the unconditional one, above 1 exaggerates."""
-    shift: float = 3.0
-    """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps where it is decided what is said."""
-    last_level: float = 0.3
-    """Level σ below which no step begins: 1 % of the levels that models are trained at are below 0.3, so what they
-    would do there has hardly been learned (docs/generate.md). The σ_min of Karras et al. (2022)."""
-
-    solver: Solver = "euler"
-    """How a step is taken."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
-        finite = math.isfinite(self.shift) and math.isfinite(self.guidance)
-        if self.steps < 1 or not finite or self.shift <= 0 or self.guidance < 0:
-            raise UsageFault(
-                f"sampling: found {self.steps} steps, shift {self.shift}, guidance {self.guidance}; expected at least "
-                "one step, a positive shift and a guidance of at least 0, both finite"
-            )
-        if not 0 <= self.last_level < 1:
-            raise UsageFault(f"sampling: found last level {self.last_level}; expected one from 0 to below 1")
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:

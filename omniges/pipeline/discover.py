@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import Finding, Problem, UsageFault
+from omniges.pipeline.settings import Selection
 from omniges.pipeline.splits import SplitList, parse_split_list, split_by_rule
 from omniges.pipeline.stems import StemFields, parse_stem, speaker_of_folder
 from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["Discovery", "Recording", "Selection", "SourceFile", "discover"]
+__all__ = ["Discovery", "Recording", "SourceFile", "discover"]
 
 Modality = Literal["wav", "npz", "textgrid", "sem"]
 NEEDED: Final[tuple[Modality, ...]] = ("wav", "npz", "textgrid")
@@ -42,33 +43,6 @@ _EXTENSIONS: Final[dict[Modality, str]] = {
 }
 _MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid": "missing-text"}
 _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text-dir"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which recordings are wanted and where their files lie; part of the settings hash."""
-
-    wav_dir: str | None = None
-    gesture_dir: str | None = None
-    text_dir: str | None = None
-    speakers: tuple[str, ...] = ()  # ids or names; empty means all
-    languages: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()  # shell patterns of stems
-    splits: tuple[Split, ...] = ()
-
-    def folder_names(self, modality: Modality) -> tuple[str, ...]:
-        """Folder names to try for a modality, a flag's before all."""
-        given = {"wav": self.wav_dir, "npz": self.gesture_dir, "textgrid": self.text_dir}.get(modality)
-        return (given,) if given else _FOLDERS[modality]
-
-    def wants(self, stem: str, fields: StemFields) -> bool:
-        """Whether a stem passes the filters on speaker, language and name."""
-        speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
-        return (
-            (not self.speakers or bool(speaker & set(self.speakers)))
-            and (not self.languages or fields.language in self.languages)
-            and (not self.include or any(fnmatch.fnmatchcase(stem, pattern) for pattern in self.include))
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +171,7 @@ def _find_parts(
     for folder in candidates:
         folders = {}
         for modality in _FOLDERS:
-            for name in selection.folder_names(modality):
+            for name in _folder_names(selection, modality):
                 if (folder / name).is_dir():
                     folders[modality] = name
                     break
@@ -218,7 +192,7 @@ def _check_folders(root: Path, selection: Selection, parts: list[_Part]) -> None
     """Refuse a root in which a modality has no folder at all: that is a wrong path, not a thousand bad recordings."""
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
-            names = " or ".join(selection.folder_names(modality))
+            names = " or ".join(_folder_names(selection, modality))
             seen = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8]) or "no folders"
             raise UsageFault(
                 f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
@@ -324,6 +298,22 @@ def _absent_ids(parts: list[_Part], stems: dict[str, _Stem], shared: bool) -> It
             yield Finding(Problem("split-id-not-on-disk", f"{len(absent)} ids: {some}"), None, name)
 
 
+def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
+    """Folder names to try for a modality, a flag's before all."""
+    given = {"wav": selection.wav_dir, "npz": selection.gesture_dir, "textgrid": selection.text_dir}.get(modality)
+    return (given,) if given else _FOLDERS[modality]
+
+
+def _wanted(selection: Selection, stem: str, fields: StemFields) -> bool:
+    """Whether a stem passes the filters on speaker, language and name."""
+    speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
+    return (
+        (not selection.speakers or bool(speaker & set(selection.speakers)))
+        and (not selection.languages or fields.language in selection.languages)
+        and (not selection.include or any(fnmatch.fnmatchcase(stem, pattern) for pattern in selection.include))
+    )
+
+
 def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
     """Sort the selected stems into recordings and rejections."""
     recordings = []
@@ -333,7 +323,7 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
         by_case[stem.casefold()].append(stem)
     for stem, entry in stems.items():
         fields = parse_stem(stem)
-        if not selection.wants(stem, fields):
+        if not _wanted(selection, stem, fields):
             continue
         split, split_findings = _split_of(stem, fields, entry.part)
         if split and selection.splits and split not in selection.splits:

@@ -1,36 +1,94 @@
-"""What a preprocess run is told, and what it came to.
+"""Settings and results of a preprocess run and of converting one recording.
 
-What converting a recording is told and gives; apart from `pipeline.convert`, whose decoders cost start-up time.
+`omniges --help` imports this file: what costs start-up time is imported for types alone.
 """
 
 from __future__ import annotations
 
-import math
+import os
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from omniges.errors import ExitCode, Finding, UsageFault
-from omniges.features.audio import Loudness
-from omniges.pipeline.discover import Selection
-from omniges.shards.manifest import ManifestRow
-from omniges.shards.statistics import Partial
-from omniges.shards.tar import Segment
+from omniges.options import about, check, option
+from omniges.shards.schema import Split
 
-__all__ = ["MAX_FILE_BYTES", "ConvertSettings", "Converted", "Cut", "PreprocessSettings", "Rejected", "Summary"]
+if TYPE_CHECKING:
+    from omniges.shards.manifest import ManifestRow
+    from omniges.shards.statistics import Partial
+    from omniges.shards.tar import Segment
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "ConvertSettings",
+    "Converted",
+    "Cut",
+    "PreprocessSettings",
+    "Rejected",
+    "Selection",
+    "Summary",
+    "size_bytes",
+]
 
 MAX_FILE_BYTES: Final = 1 << 30  # of one input file
+
+
+def size_bytes(flag: str, text: str) -> int:
+    """Read a size such as ``256MB``, ``1.5GiB`` or ``1000000``; raises UsageFault by flag name."""
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if match is None:
+        raise UsageFault(f"{flag} {text}: a size such as 256MB or 1GiB expected")
+    return int(float(match[1]) * units[match[2] or ""])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which recordings are wanted and where their files lie; part of the settings hash."""
+
+    wav_dir: str | None = option(None, "Name of the folder of WAV files.", shown="wave16k")
+    gesture_dir: str | None = option(
+        None,
+        "Name of the folder of NPZ files.",
+        shown="speakers_1234_smplx_neutral_npz, else smplxflame_30",
+    )
+    text_dir: str | None = option(None, "Name of the folder of TextGrid files.", shown="word, else textgrid")
+    speakers: tuple[str, ...] = option((), "Only these speakers, by id (2) or name (scott).", commas=True, shown="all")
+    languages: tuple[str, ...] = option(
+        (), "Only these languages: english, chinese, spanish, japanese.", commas=True, shown="all"
+    )
+    include: tuple[str, ...] = option(
+        (), "Only stems that match one of these shell patterns (2_*); case counts.", commas=True, shown="all"
+    )
+    splits: tuple[Split, ...] = option((), "Only these splits: train, val, test, additional.", commas=True, shown="all")
+
+    def __post_init__(self) -> None:
+        """Refuse splits that do not exist."""
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
     """What decides the content of a sample; part of the settings hash."""
 
-    loudness: Loudness = "none"
-    keep_audio: bool = False
-    max_length_mismatch_s: float = 5.0
-    word_tier: str | None = None
+    loudness: Literal["none", "peak"] = option("none", "Level before the mel; peak scales the largest sample to 0.5.")
+    keep_audio: bool = option(
+        False, "Keep the whole 16 kHz waveform in the shards, bit-exactly.", "--keep-audio/--no-keep-audio"
+    )
+    max_length_mismatch_s: float = option(
+        5.0,
+        "Seconds by which audio and motion may differ before the recording is rejected.",
+        "--max-length-mismatch",
+        least=0,
+    )
+    word_tier: str | None = option(None, "Name of the word tier in the TextGrids.", shown="words or word")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, by the name of the flag."""
+        check(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +125,48 @@ class Rejected:
 class PreprocessSettings:
     """All that `omniges preprocess` can be told; what decides output bytes is hashed into dataset.json."""
 
-    root: Path
-    out: Path
-    selection: Selection = field(default_factory=Selection)
+    root: Path = field(metadata=about("Folder of the data set."))
+    out: Path = option(
+        Path("shards"), "Folder for the shards, created if absent; files with the names of a shard folder are replaced."
+    )
+    workers: int = option(0, "Worker processes; 0 takes all cores that the process may use.", least=0)
+    shard_bytes: int = option(
+        256 << 20,
+        "Target size of a shard: a number with kB, MB, GB (powers of 1000) or KiB, MiB, GiB (of 1024).",
+        "--shard-size",
+        metavar="SIZE",
+        shown="256MiB",
+        parse=size_bytes,
+        least=1,
+    )
     convert: ConvertSettings = field(default_factory=ConvertSettings)
-    shard_bytes: int = 256 << 20
-    split_csv: Path | None = None
-    allow_roots: tuple[Path, ...] = ()
-    workers: int = 1
-    deadline_s: float = 120.0
-    max_rejected: float = 0.05
-    force: bool = False
-    allow_removal: bool = False
-    run_log: Path | None = None
+    selection: Selection = field(default_factory=Selection)
+    split_csv: Path | None = option(
+        None,
+        "Split list with the columns id and type that replaces train_test_split.csv.",
+        shown="the data set's own",
+    )
+    allow_roots: tuple[Path, ...] = option(
+        (), "Another folder that links under the root may lead to; may be repeated.", "--allow-root"
+    )
+    deadline_s: float = option(120.0, "Seconds a worker may spend on one recording.", "--deadline", above=0)
+    max_rejected: float = option(
+        0.05,
+        "Share of rejected stems above which the exit code is 1; the shards are completed either way.",
+        least=0,
+        most=1,
+    )
+    force: bool = option(False, "Start anew in a folder that was made with other settings.", "--force/--no-force")
+    allow_removal: bool = option(False, "Let an update drop more than 10 % of the samples that are there.")
+    run_log: Path | None = option(
+        None, "Log of times, retries and worker deaths; lines are appended.", shown="OUT.run.jsonl beside OUT"
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by the name of the flag."""
-        if self.workers < 1:
-            raise UsageFault(f"--workers {self.workers}: at least 1 expected")
-        if self.shard_bytes < 1:
-            raise UsageFault(f"--shard-size {self.shard_bytes}: at least 1 byte expected")
-        if not 0 <= self.max_rejected <= 1:
-            raise UsageFault(f"--max-rejected {self.max_rejected}: a share between 0 and 1 expected")
-        if not 0 < self.deadline_s < math.inf:
-            raise UsageFault(f"--deadline {self.deadline_s}: more than 0 seconds expected")
-        if not 0 <= self.convert.max_length_mismatch_s < math.inf:
-            raise UsageFault(f"--max-length-mismatch {self.convert.max_length_mismatch_s}: at least 0 seconds expected")
+        check(self)
+        if self.workers == 0:
+            object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))
         if not self.out.absolute().name:
             raise UsageFault(f"--out {self.out}: a folder with a name expected")
 
@@ -115,7 +189,7 @@ class PreprocessSettings:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run came to."""
+    """Result of a preprocess run."""
 
     out: Path
     stems: int

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,10 @@ from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.formats.wav import encode_wav
 from omniges.storage.atomic import make_folder, publish_bytes
+from omniges.testing.settings import MAX_WORDS, CorpusSettings, Layout
 
 __all__ = [
-    "MAX_WORDS",
-    "Audio",
-    "CorpusSettings",
     "CorpusSummary",
-    "Layout",
     "WordSignature",
     "word_signature",
     "write_sample_corpus",
@@ -46,8 +43,6 @@ __all__ = [
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-Layout = Literal["official", "seed"]
-Audio = Literal["pcm16", "float32"]
 
 _README: Final = """\
 SYNTHETIC sample corpus, written by `omniges sample-corpus`. Nobody was recorded.
@@ -99,8 +94,6 @@ _TONES_HZ: Final = (
     (1973, 2202, 2458, 2743, 3061, 3416, 3813),
 )
 _LEVELS: Final = 7
-MAX_WORDS: Final = _LEVELS**3
-"""Largest vocabulary: as many words as there are ways to take one tone from each register."""
 
 # Purposes of a random stream: the first part of its key, so that no two purposes share numbers.
 _CLIP, _SPEAKER, _TONE_ORDER, _CODE = range(4)
@@ -213,55 +206,6 @@ def _motion_codes(seed: int, size: int) -> I64:
         every = differs.sum(axis=2).min(axis=1, initial=len(_FREEDOMS))
         codes[index] = candidates[np.argmax(100 * body + every)]  # what is seen from afar counts first
     return codes
-
-
-# --- settings -------------------------------------------------------------------------------------
-
-_MAX_CLIPS_PER_SPEAKER: Final = 9999
-_MAX_SPEAKERS: Final = 26  # one letter each
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusSettings:
-    """What to write; values that cannot be carried out raise UsageFault, naming the option."""
-
-    clips: int = 12
-    """Recordings in all speakers together."""
-    seconds: float = 12.0
-    """Length of each clip's motion; rounded to whole frames of 1/30 s."""
-    words: int = 12
-    """Size of the vocabulary."""
-    speakers: int = 2
-    seed: int = 0
-    layout: Layout = "official"
-    """``official``: a folder beat_synthetic_v2.0.0, as in BEAT2 itself; ``seed``: folders per speaker."""
-    audio: Audio = "pcm16"
-    """Sample encoding of the WAV files."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be written."""
-        _check_range("--speakers", self.speakers, 1, _MAX_SPEAKERS)
-        _check_range("--clips", self.clips, self.speakers, _MAX_CLIPS_PER_SPEAKER * self.speakers)
-        _check_range("--seconds", self.seconds, 2, 1200)
-        _check_range("--words", self.words, 2, MAX_WORDS)
-        _check_range("--seed", self.seed, 0, 2**63 - 1)
-        _check_choice("--layout", self.layout, get_args(Layout))
-        _check_choice("--audio", self.audio, get_args(Audio))
-
-    @property
-    def frames(self) -> int:
-        """Motion frames of a clip."""
-        return round(self.seconds * FRAME_RATE_HZ)
-
-
-def _check_range(option: str, value: float, low: int, high: int) -> None:
-    if not low <= value <= high:  # also refuses NaN
-        raise UsageFault(f"{option}: a number from {low} to {high} expected, found {value}")
-
-
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageFault(f"{option}: {' or '.join(choices)} expected, found {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

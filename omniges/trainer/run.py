@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.utils.deterministic as determinism
@@ -22,7 +22,6 @@ from omniges.features.audio import Loudness
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.pretrained.initialize import Start, open_start
-from omniges.pretrained.omniflow.trunk import WhichWeights
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
 from omniges.shards.reader import read_beside
@@ -99,8 +98,8 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
     # Of a run that goes on, pretrained weights decide the model's sizes.
     start = None
     if settings.pretrained_model_name_or_path is not None:
-        which = cast("WhichWeights | None", settings.pretrained_weights)
-        start = open_start(settings.pretrained_model_name_or_path, which, settings.model, settings.audio_codec)
+        path, which = settings.pretrained_model_name_or_path, settings.pretrained_weights
+        start = open_start(path, which, settings.model, settings.audio_codec)
     identity = _identity(settings, data, start)
     sequencing = Sequencing(
         window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=identity.tick_multiple
@@ -111,7 +110,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
     last_step = _last_step(settings, feed.windows_per_epoch, share.global_batch)
     rate = LearningRate(
         peak=cast("float", settings.learning_rate),
-        schedule=cast("Any", settings.lr_schedule),
+        schedule=settings.lr_schedule,
         warmup_steps=settings.lr_warmup_steps,
         total_steps=last_step,
     )

@@ -6,24 +6,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final, TypeVar
 
 from omniges.errors import DataError
 from omniges.storage.remote import Location, MissingFile, Store, StoreFault, open_store
 from omniges.verify.files import FileFault, Folder, LocalFolder, Source
 
-__all__ = ["Folders", "RemoteFolder", "location_of"]
+__all__ = ["Folders", "RemoteFolder"]
 
 T = TypeVar("T")
 
 _WINDOW_BYTES: Final = 8 << 20  # a request of this size costs its latency once; four of them fit a worker's memory
 _WAITS_S: Final = (0.5, 1.0, 2.0)  # before each further try of what may succeed later
-
-
-def location_of(folder: Path | Location) -> Location:
-    """A local path as a location; a location as it is."""
-    return folder if isinstance(folder, Location) else Location(str(folder), "file", str(folder))
 
 
 class Folders:

@@ -17,7 +17,6 @@ from omniges.shards.schema import (
     LATENTS_FILE,
     MANIFEST_FILE,
     REPORT_FILE,
-    SPLITS,
     STATS_FILE,
     TOKENIZER_FILE,
     UNFINISHED_FILE,
@@ -28,46 +27,14 @@ from omniges.storage.remote import Location
 from omniges.verify.dataset import Inventory, Listed, check_names, read_inventory
 from omniges.verify.files import FileFault, Folder, hash_chunks
 from omniges.verify.findings import Collector, VerifyFinding
-from omniges.verify.remote import Folders, location_of
-from omniges.verify.shard import Level, ShardJob, ShardReport
+from omniges.verify.remote import Folders
+from omniges.verify.settings import Level, VerifySettings
+from omniges.verify.shard import ShardJob, ShardReport
 from omniges.verify.workers import reports
 
-__all__ = ["VerifyResult", "VerifySettings", "verify"]
+__all__ = ["VerifyResult", "verify"]
 
 _MAX_SIDE_BYTES: Final = 1 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifySettings:
-    """All that `omniges verify-shards` can be told."""
-
-    folder: Path | Location
-    level: Level = "full"
-    splits: tuple[str, ...] = ()
-    shards: tuple[str, ...] = ()
-    workers: int = 1
-    fail_fast: bool = False
-    max_findings: int = 1000
-    report: Path | None = None  # where the findings will be written, never inside the folder
-    isolate: bool = False  # decode in processes of their own even where one would do
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, by the name of the flag."""
-        if self.workers < 1:
-            raise UsageFault(f"--workers {self.workers}: at least 1 expected")
-        if self.max_findings < 1:
-            raise UsageFault(f"--max-findings {self.max_findings}: at least 1 expected")
-        for split in self.splits:
-            if split not in SPLITS:
-                raise UsageFault(f"--split {split}: one of {', '.join(SPLITS)} expected")
-        path = self.location.path
-        if self.report and path and self.report.absolute().parent.resolve() == path.resolve():
-            raise UsageFault(f"-o {self.report}: nothing is written into the folder that is checked")
-
-    @property
-    def location(self) -> Location:
-        """The folder as a location."""
-        return location_of(self.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +115,7 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     start = time.monotonic()
     path = settings.location.path
     if path is not None and not path.is_dir():
-        raise UsageFault(f"{settings.folder}: a folder of shards expected, found none there")
+        raise UsageFault(f"{settings.location}: a folder of shards expected, found none there")
     tally = _Tally(settings.fail_fast)
     try:
         with Folders(settings.location, ahead=settings.level != "quick") as folders:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow
@@ -16,11 +16,10 @@ from omniges.verify.dataset import Listed
 from omniges.verify.files import FileFault, Source, hash_chunks
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.remote import Folders
+from omniges.verify.settings import Level
 from omniges.verify.tar_walk import HeaderFault, ShardPlan, exact_blocks, parse_header, walk_shard
 
-__all__ = ["Level", "ShardJob", "ShardReport", "inspect_shard"]
-
-Level = Literal["quick", "full", "deep"]
+__all__ = ["ShardJob", "ShardReport", "inspect_shard"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_helpers import settings_of
 
-from omniges.benchmark.train_step import ProductPeak, StepSpeedSettings, measure, measure_one, operation_counter, report
+from omniges.benchmark.settings import StepSpeedSettings
+from omniges.benchmark.train_step import ProductPeak, measure, measure_one, operation_counter, report
 from omniges.errors import UsageFault
 
 SIZES = st.integers(1, 9)

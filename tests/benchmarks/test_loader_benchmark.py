@@ -14,7 +14,8 @@ import pytest
 from pipeline_helpers import omniges, run_preprocess
 
 from omniges.benchmark.loader import window_bytes
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"

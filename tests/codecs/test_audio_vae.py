@@ -14,7 +14,8 @@ from vae_builders import SMALL, mel_like, random_vae, write_vae
 
 from omniges.codecs.audio_vae_blocks import decoded, encoded
 from omniges.codecs.base import fingerprint_of
-from omniges.codecs.registry import load_codec, named_folder
+from omniges.codecs.registry import load_codec
+from omniges.codecs.settings import named_folder
 from omniges.errors import DataError, UsageFault
 
 CPU = torch.device("cpu")

@@ -25,8 +25,9 @@ from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
 from omniges.codecs import encode as encode_module
-from omniges.codecs.encode import EncodeSettings, EncodeSummary, encode
+from omniges.codecs.encode import EncodeSummary, encode
 from omniges.codecs.registry import load_codec
+from omniges.codecs.settings import EncodeSettings
 from omniges.data.streaming import stream_samples
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.latents import FrameEntry
@@ -34,7 +35,8 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
 from omniges.shards.transaction import Begun, Workspace
 from omniges.storage import atomic
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 NAME = "audioldm2-vae"
 F32 = npt.NDArray[np.float32]

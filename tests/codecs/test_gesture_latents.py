@@ -20,16 +20,18 @@ from verify_builders import run as verify
 
 from omniges.cli import app
 from omniges.codecs import audio_vae
-from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.encode import encode
 from omniges.codecs.gesture_rvqvae import codec as gesture_codec
 from omniges.codecs.gesture_rvqvae.network import Rvqvae
 from omniges.codecs.registry import load_codec
+from omniges.codecs.settings import EncodeSettings
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
-from omniges.evaluation.run import EvaluateSettings, FromCheckpoint, evaluate
+from omniges.evaluation.run import evaluate
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.generation.inputs import read_gesture
 from omniges.generation.pipeline import OmnigesPipeline
@@ -40,8 +42,8 @@ from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.batches import Feed
-from omniges.trainer.config import load_settings
 from omniges.trainer.loop import Ending
+from omniges.trainer.recipe import load_settings
 
 CPU = torch.device("cpu")
 
@@ -334,16 +336,16 @@ def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anyth
 ) -> None:
     """Of audio, which only the second task makes."""
     own = ((GESTURE, folders[GESTURE]),)
-    source = FromCheckpoint(checkpoint=whole, codecs=own, tasks=("a2g", "t2a"), steps=2, work=tmp_path / "work")
+    source = {"checkpoint": whole, "codecs": own, "tasks": ("a2g", "t2a"), "steps": 2, "work": tmp_path / "work"}
     with pytest.raises(UsageFault, match=r"audio is latents of audioldm2-vae: give --codec audioldm2-vae=FOLDER"):
-        evaluate(EvaluateSettings(shards=encoded_both, source=source))
+        evaluate(EvaluateSettings(shards=encoded_both, **source))
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow
 def test_evaluate_makes_and_scores_motion_of_latents(whole: Path, folders: Folders, encoded_both: Path) -> None:
-    source = FromCheckpoint(checkpoint=whole, codecs=tuple(folders.items()), tasks=("a2g",), steps=2)
-    report = evaluate(EvaluateSettings(shards=encoded_both, source=source, resamples=20))
+    source = {"checkpoint": whole, "codecs": tuple(folders.items()), "tasks": ("a2g",), "steps": 2}
+    report = evaluate(EvaluateSettings(shards=encoded_both, **source, resamples=20))
     assert report.tasks.keys() == {"a2g"}
     found = report.tasks["a2g"]
     assert any(figure.value is not None and np.isfinite(figure.value) for figure in found.figures)

@@ -25,26 +25,29 @@ from vae_builders import write_vae
 
 from omniges.codecs import audio_vae
 from omniges.codecs import encode as encode_module
-from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.encode import encode
 from omniges.codecs.registry import load_codec
+from omniges.codecs.settings import EncodeSettings
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import ClipOrder, RankShare, text_hashes
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
-from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.run import generate
+from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.presets import CodecLatents, ModelConfig, build_model
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.batches import Feed
-from omniges.trainer.config import TrainSettings, load_settings
+from omniges.trainer.config import TrainSettings
 from omniges.trainer.loop import Ending
+from omniges.trainer.recipe import load_settings
 from omniges.trainer.train import train
 
 CPU = torch.device("cpu")

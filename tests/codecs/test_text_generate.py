@@ -16,14 +16,15 @@ from omniges.codecs.base import BOTH_ENDS, LostText, SpokenText
 from omniges.codecs.text_vae.codec import TextWindows
 from omniges.codecs.text_vae.weights import TextCodec
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.evaluation.run import EvaluateSettings, FromCheckpoint, evaluate
+from omniges.evaluation.run import evaluate
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
-from omniges.generation.inputs import Sources
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.run import generate
+from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.writers import WindowTextSink
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 
@@ -290,8 +291,8 @@ class TestEvaluate:
             return [SpokenText(" ".join(some), ended=True) for some in said]
 
         monkeypatch.setattr(TextWindows, "decode", decode)
-        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, text_vae),), tasks=("a2t",), split="test", steps=1)
-        report = evaluate(EvaluateSettings(shards=encoded_text, source=source, resamples=10))
+        source = {"checkpoint": trained, "codecs": ((NAME, text_vae),), "tasks": ("a2t",), "split": "test", "steps": 1}
+        report = evaluate(EvaluateSettings(shards=encoded_text, **source, resamples=10))
         figures = {(f.metric, f.row): f for f in report.tasks["a2t"].figures}
         assert figures["word error rate", "generated"].value == 0  # every word once, in order
         assert figures["character error rate", "generated"].value == 0
@@ -316,8 +317,8 @@ class TestEvaluate:
         ends: set[str],
     ) -> None:
         loaded = loads(monkeypatch)
-        source = FromCheckpoint(checkpoint=trained, codecs=((NAME, text_vae),), tasks=tasks, split="test", steps=1)
-        report = evaluate(EvaluateSettings(shards=encoded_text, source=source, resamples=10))
+        source = {"checkpoint": trained, "codecs": ((NAME, text_vae),), "tasks": tasks, "split": "test", "steps": 1}
+        report = evaluate(EvaluateSettings(shards=encoded_text, **source, resamples=10))
         assert set(report.tasks) == set(tasks)
         assert loaded == [ends]
 

@@ -18,13 +18,15 @@ from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt
 from verify_builders import run as verified
 
-from omniges.codecs.encode import EncodeSettings, encode
+from omniges.codecs.encode import encode
+from omniges.codecs.settings import EncodeSettings
 from omniges.codecs.text_vae.codec import TextWindows
 from omniges.codecs.text_vae.weights import TextCodec
 from omniges.errors import DataError, UsageFault
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 MEMBER = f"{NAME}.npy"
 
@@ -309,7 +311,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("flag", ["window_ticks", "stride_ticks"])
     def test_no_ticks_are_refused_by_the_flag(self, shards: Path, text_vae: Path, flag: str) -> None:
-        with pytest.raises(UsageFault, match=f"--{flag.replace('_', '-')} 0: at least 1 expected"):
+        with pytest.raises(UsageFault, match=f"--{flag.replace('_', '-')} 0: a number at least 1 expected"):
             encoded_shards(shards, text_vae, **{flag: 0})
 
     def test_a_tokenizers_folder_that_is_not_there_is_refused_by_the_flag(

@@ -26,20 +26,24 @@ from omniges.codecs.text_vae.codec import TextWindows
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.trace import TraceSettings, trace
+from omniges.data.settings import TraceSettings
+from omniges.data.trace import trace
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.flow import FlowModel
 from omniges.model.presets import CodecLatents, ModelConfig, build_model
-from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.sampling import Draws, sample
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
 from omniges.model.tokens import WindowTokens
 from omniges.shards.reader import ShardFolder
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.batches import Feed
-from omniges.trainer.config import TrainSettings, load_settings
+from omniges.trainer.config import TrainSettings
 from omniges.trainer.loop import Ending
+from omniges.trainer.recipe import load_settings
 from omniges.trainer.train import train
 
 CPU = torch.device("cpu")

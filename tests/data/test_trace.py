@@ -14,7 +14,8 @@ from pipeline_helpers import omniges
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.trace import TraceSettings, trace
+from omniges.data.settings import TraceSettings
+from omniges.data.trace import trace
 from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
@@ -31,9 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_of(folder: Path, **changes: Any) -> TraceSettings:
     chosen: dict[str, Any] = {
         "shards": folder,
-        "filters": Filters(),
-        "sequencing": Sequencing(window_ticks=8, seed=5),
-        "share": RankShare(rank=1, world_size=2, batch_size=3),
+        "window_ticks": 8,
+        "seed": 5,
+        "rank": 1,
+        "world_size": 2,
+        "batch_size": 3,
     }
     return TraceSettings(**(chosen | changes))
 

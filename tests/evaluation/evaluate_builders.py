@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from omniges.evaluation.report import TaskReport
-from omniges.evaluation.run import EvaluateSettings, evaluate
+from omniges.evaluation.run import evaluate
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.statistics import Figure
 from omniges.generation.record import GeneratedRecord
-from omniges.pipeline.discover import Selection
 from omniges.pipeline.run import preprocess
-from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
+from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Selection
 from omniges.progress import make_reporter
 from omniges.shards.reader import SampleArrays, ShardFolder
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 
 def shards_of(folder: Path, *, keep_audio: bool) -> Path:

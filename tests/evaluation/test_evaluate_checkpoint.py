@@ -17,9 +17,10 @@ from omniges import cli
 from omniges.errors import UsageFault
 from omniges.evaluation.compatibility import require_fit
 from omniges.evaluation.report import Report
-from omniges.evaluation.run import EvaluateSettings, FromCheckpoint, evaluate
+from omniges.evaluation.run import evaluate
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.model.checkpoint import find_checkpoint
-from omniges.pipeline.discover import Selection
+from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 
 
@@ -32,8 +33,7 @@ def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(checkpoint: Path, shards: Path, **changes: Any) -> Report:
-    source = FromCheckpoint(checkpoint=checkpoint, steps=2, **changes)
-    return evaluate(EvaluateSettings(source=source, shards=shards, resamples=20))
+    return evaluate(EvaluateSettings(checkpoint=checkpoint, steps=2, shards=shards, resamples=20, **changes))
 
 
 def test_the_command_of_the_design(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_shards_without_a_train_split_are_refused_before_anything_is_generated(
 
 
 def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
-    source = FromCheckpoint(checkpoint=checkpoint, work=tmp_path / "work")
+    source = {"checkpoint": checkpoint, "work": tmp_path / "work"}
     for changes, words in (
         ({"profile": "emage-2024"}, "give --body-model"),
         ({"mean_speeds": tmp_path / "none.npy"}, "--mean-speeds"),
@@ -83,7 +83,7 @@ def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, sh
         ({"encoder": tmp_path / "none.safetensors"}, "no such file"),
     ):
         with pytest.raises(UsageFault, match=words):
-            evaluate(EvaluateSettings(source=source, shards=shards, **changes))
+            evaluate(EvaluateSettings(**source, shards=shards, **changes))
     for changes, words in (
         ({"split": "additional"}, "has no sample of it: choose among test, train, val"),
         ({"split": "tests"}, "one of"),
@@ -98,7 +98,7 @@ def test_folders_or_a_checkpoint_and_not_both(shards: Path, tmp_path: Path) -> N
     with pytest.raises(UsageFault, match="found neither"):
         EvaluateSettings(shards=shards)
     with pytest.raises(UsageFault, match="found both"):
-        EvaluateSettings(shards=shards, generated=(tmp_path,), source=FromCheckpoint(checkpoint=tmp_path))
+        EvaluateSettings(shards=shards, generated=(tmp_path,), checkpoint=tmp_path)
 
 
 class TestFit:

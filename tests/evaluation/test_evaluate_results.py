@@ -15,8 +15,9 @@ from omniges.errors import DataError, UsageFault
 from omniges.evaluation.beat_alignment import BeatRows
 from omniges.evaluation.report import render
 from omniges.evaluation.results import find_results
-from omniges.evaluation.run import EvaluateSettings, evaluate
+from omniges.evaluation.run import evaluate
 from omniges.evaluation.scores import partners
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.statistics import Heading as Head
 from omniges.evaluation.statistics import Resampling, Values, figure_of_mean
 from omniges.evaluation.text import score_text

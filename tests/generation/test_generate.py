@@ -25,14 +25,14 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.formats.wav import decode_wav
-from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, GenerateSummary, _Job, generate, task_named
+from omniges.generation.run import _Job, generate
 from omniges.generation.sampler import load
+from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
 from omniges.generation.vocoder import chosen_voice
 from omniges.generation.writers import NEUTRAL, Results
-from omniges.model.sampling import SamplingSettings
-from omniges.pipeline.discover import Selection
+from omniges.model.settings import SamplingSettings
+from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.storage.atomic import PendingFile

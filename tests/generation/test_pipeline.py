@@ -19,10 +19,10 @@ from omniges.features.gesture import gesture_from_motion
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.formats.wav import decode_wav
-from omniges.generation.inputs import Sources
 from omniges.generation.pipeline import OmnigesPipeline
-from omniges.generation.run import GenerateSettings, generate
-from omniges.model.sampling import SamplingSettings
+from omniges.generation.run import generate
+from omniges.generation.settings import GenerateSettings, Sources
+from omniges.model.settings import SamplingSettings
 
 STEM = "1_synthetica_0_1_1"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "generate.md"

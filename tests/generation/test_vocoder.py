@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.run import generate
+from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import chosen_voice, load_hifi_gan
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 
 SMALL: dict[str, Any] = {
     "model_in_dim": 64,

@@ -17,7 +17,8 @@ from omniges.model.presets import PRESETS, build_model
 from omniges.model.streams import STREAMS, noised
 from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 from omniges.shards.reader import ShardFolder
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 TICKS, BATCH, STEPS, LEVEL = 40, 16, 160, 0.97
 

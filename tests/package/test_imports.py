@@ -36,7 +36,7 @@ HEIGHT = {room: height for height, line in enumerate(ORDER.split("\n")) for room
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
 # What loads none of these when it is imported, in whole.
 OFFLINE = {
-    *("errors", "version", "progress", "workers", "storage", "features", "formats", "shards", "visualize"),
+    *("errors", "version", "options", "progress", "workers", "storage", "features", "formats", "shards", "visualize"),
     *("metrics", "pipeline", "verify", "exchange", "testing", "commands", "cli"),
 }
 ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which a codec imports, loads it too)

@@ -356,8 +356,8 @@ class TestUnreadableFiles:
         self, corpus: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from omniges.pipeline.convert import convert
-        from omniges.pipeline.discover import Selection, discover
-        from omniges.pipeline.settings import Converted, ConvertSettings, Rejected
+        from omniges.pipeline.discover import discover
+        from omniges.pipeline.settings import Converted, ConvertSettings, Rejected, Selection
 
         bad, good = discover(corpus, Selection()).recordings[:2]
         real = Path.read_bytes

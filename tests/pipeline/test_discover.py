@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from omniges.errors import DataError, UsageFault
-from omniges.pipeline.discover import Discovery, Selection, discover
+from omniges.pipeline.discover import Discovery, discover
+from omniges.pipeline.settings import Selection
 
 OFFICIAL = {"wave16k": "wav", "smplxflame_30": "npz", "textgrid": "TextGrid"}
 SEED = {"wave16k": "wav", "speakers_1234_smplx_neutral_npz": "npz", "word": "TextGrid"}

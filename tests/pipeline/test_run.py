@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.formats.textgrid import decode_words
-from omniges.pipeline.discover import Selection
+from omniges.pipeline.settings import Selection
 from omniges.shards.manifest import manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.statistics import combine, partial_of
@@ -368,7 +368,7 @@ class TestMemory:
         script = (
             "import re, sys\nfrom pathlib import Path\n"
             "from omniges.pipeline.convert import convert\nfrom omniges.pipeline.settings import ConvertSettings\n"
-            "from omniges.pipeline.discover import Selection, discover\n"
+            "from omniges.pipeline.discover import discover\nfrom omniges.pipeline.settings import Selection\n"
             "(recording,) = discover(Path(sys.argv[1]), Selection()).recordings\n"
             "sample = convert(recording, ConvertSettings(keep_audio=True))\n"
             # Not getrusage: its peak outlives exec and would be that of this test process.

@@ -16,7 +16,8 @@ from omniges.errors import UsageFault
 from omniges.pipeline import run as run_module
 from omniges.pipeline.protocol import ConvertPool
 from omniges.shards.transaction import Journal
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 SHARD_BYTES = 1 << 20  # a 4 s clip takes 0.3 MB: shards of two to four
 

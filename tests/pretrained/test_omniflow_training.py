@@ -23,11 +23,13 @@ from omniges.cli import app
 from omniges.errors import DataError, ExitCode, UsageFault
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.presets import build_model
-from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.sampling import Draws, sample
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity, load_identity, load_model
 from omniges.pretrained.initialize import OmniFlowStart, open_start
 from omniges.pretrained.omniflow.convert import convert
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.config import TrainSettings
 
 TINY = Tiny(qk_norm="rms", dual=(0,), nested=True)
@@ -363,7 +365,7 @@ class TestWords:
         assert TrainSettings(**json.loads(json.dumps(own.as_json()))) == own
 
     def test_a_recipe_may_name_it(self, omniflow: Path, tmp_path: Path) -> None:
-        from omniges.trainer.config import load_settings
+        from omniges.trainer.recipe import load_settings
 
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(f"pretrained-model-name-or-path: {omniflow}\npretrained-weights: ema\n")

@@ -19,9 +19,10 @@ from omniges.pipeline.protocol import Sample
 from omniges.pipeline.settings import Converted, ConvertSettings, PreprocessSettings, Rejected, Summary
 from omniges.progress import LineReporter
 from omniges.shards.schema import DATASET_FILE
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.verify import VerifySettings, verify
-from omniges.verify.shard import Level
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
+from omniges.verify.run import verify
+from omniges.verify.settings import Level, VerifySettings
 
 __all__ = [
     "NAMES",

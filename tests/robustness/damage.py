@@ -53,9 +53,10 @@ from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
 from omniges.progress import LineReporter
 from omniges.shards.schema import shard_name
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
-from omniges.verify import VerifyResult, VerifySettings, verify
-from omniges.verify.shard import Level
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
+from omniges.verify.run import VerifyResult, verify
+from omniges.verify.settings import Level, VerifySettings
 
 __all__ = [
     "Bases",

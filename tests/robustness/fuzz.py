@@ -43,8 +43,8 @@ from shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 from omniges.shards.manifest import parse_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.storage.canonical_json import canonical_json
-from omniges.verify import VerifyResult, VerifySettings, verify
-from omniges.verify.shard import Level
+from omniges.verify.run import VerifyResult, verify
+from omniges.verify.settings import Level, VerifySettings
 
 __all__ = ["TARGETS", "Case", "draw", "judge", "main"]
 

@@ -23,7 +23,8 @@ from omniges.formats.semantic import decode_semantic
 from omniges.formats.textgrid import decode_words
 from omniges.pipeline.splits import parse_split_list
 from omniges.pipeline.stems import parse_stem, speaker_of_folder
-from omniges.testing.synthetic_corpus import MAX_WORDS, CorpusSettings, word_signature, write_sample_corpus
+from omniges.testing.settings import MAX_WORDS, CorpusSettings
+from omniges.testing.synthetic_corpus import word_signature, write_sample_corpus
 
 GOLDEN = {
     "sem": "ef3f9820d1b8070f",
@@ -248,7 +249,7 @@ def test_a_clip_does_not_depend_on_how_many_there_are(tmp_path):
     ],
 )
 def test_settings_are_checked(option, values):
-    with pytest.raises(UsageFault, match=f"^{option}: ") as caught:
+    with pytest.raises(UsageFault, match=f"^{option} .*expected") as caught:
         CorpusSettings(**values)
     assert caught.value.exit_code == ExitCode.USAGE
 

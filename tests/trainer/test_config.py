@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import example, given
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
 from omniges.model.presets import PRESETS
-from omniges.trainer.config import LEARNING_RATES, TrainSettings, differences, flag_of, load_settings
+from omniges.options import settings_of
+from omniges.trainer.config import LEARNING_RATES, Preset, TrainSettings, differences
+from omniges.trainer.recipe import load_settings
 
 
 def load(text: str, tmp_path: Path, **flags: object) -> TrainSettings:
@@ -42,6 +45,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("preset", PRESETS)
     def test_each_preset_has_a_learning_rate(self, preset: str) -> None:
+        assert preset in get_args(Preset)
         assert TrainSettings(preset=preset).learning_rate == LEARNING_RATES[preset]
         assert TrainSettings(preset=preset, learning_rate=0.5).learning_rate == 0.5
 
@@ -62,6 +66,7 @@ class TestRefusals:
         [
             ("train_batch_sise: 3", "unknown key train_batch_sise; did you mean train_batch_size"),
             ("zzz: 3", "unknown key zzz; expected some of"),
+            ("zzz: 3\nsed: 1", "unknown key zzz; unknown key sed; did you mean seed.; expected some of"),
             ("model: {widht: 3}", "recipe key model: unknown key widht; did you mean width"),
             ("flow: {shfit: 3}", "recipe key flow: unknown key shfit; did you mean shift"),
             ("flow: {shift: -3}", "recipe key flow: levels: found shift -3"),
@@ -118,7 +123,7 @@ class TestRefusals:
         ],
     )
     def test_a_value_out_of_range_is_named_by_its_flag(self, name: str, value: object) -> None:
-        with pytest.raises(UsageFault, match=f"^{flag_of(name)} .*expected"):
+        with pytest.raises(UsageFault, match=f"^{settings_of(TrainSettings)[name].flag} .*expected"):
             load_settings(None, {name: value})
 
     def test_a_file_that_is_not_there_or_not_text(self, tmp_path: Path) -> None:

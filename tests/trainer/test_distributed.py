@@ -154,7 +154,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards with enough held-out windows for two groups."""
     from pipeline_helpers import run_preprocess
 
-    from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+    from omniges.testing.settings import CorpusSettings
+    from omniges.testing.synthetic_corpus import write_sample_corpus
 
     folder = tmp_path_factory.mktemp("many")
     write_sample_corpus(folder / "corpus", CorpusSettings(clips=12, seconds=8.0, words=6, speakers=2, seed=3))

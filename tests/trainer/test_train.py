@@ -21,9 +21,10 @@ from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.sampling import Draws, SamplingSettings, sample
+from omniges.model.sampling import Draws, sample
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
-from omniges.pipeline.discover import Selection
+from omniges.pipeline.settings import Selection
 from omniges.trainer.batches import Feed, speakers_of
 
 RECIPE = """
@@ -110,7 +111,8 @@ class TestRefusals:
 
     def test_shards_of_another_manifest_are_refused(self, corpus: Path, shards: Path, tmp_path: Path) -> None:
         run(shards, tmp_path / "run", max_train_steps=1)
-        from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+        from omniges.testing.settings import CorpusSettings
+        from omniges.testing.synthetic_corpus import write_sample_corpus
 
         write_sample_corpus(tmp_path / "other", CorpusSettings(clips=6, seconds=4.0, words=6, speakers=2, seed=4))
         run_preprocess(tmp_path / "other", tmp_path / "other-shards")

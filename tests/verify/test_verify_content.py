@@ -20,8 +20,12 @@ from omniges.errors import CODES
 from omniges.shards.schema import DATASET_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, key_from_stem
 from omniges.shards.tar import npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document
-from omniges.verify import VERIFY_CODES, VerifyFinding, VerifySettings, render, verify, workers
 from omniges.verify import run as verify_run
+from omniges.verify import workers
+from omniges.verify.findings import VERIFY_CODES, VerifyFinding
+from omniges.verify.report import render
+from omniges.verify.run import verify
+from omniges.verify.settings import VerifySettings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

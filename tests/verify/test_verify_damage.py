@@ -34,7 +34,8 @@ from omniges.errors import UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import member_header
 from omniges.storage.canonical_json import sha256_hex
-from omniges.testing.synthetic_corpus import CorpusSettings, write_sample_corpus
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 SHARD = "train-000000.tar"  # of two samples
 
@@ -96,7 +97,7 @@ class TestSound:
             assert run(tmp_path / "s", level).findings == ()
 
     def test_nor_without_train_samples(self, corpus: Path, tmp_path: Path) -> None:
-        from omniges.pipeline.discover import Selection
+        from omniges.pipeline.settings import Selection
 
         run_preprocess(corpus, tmp_path / "s", selection=Selection(splits=("val",)))
         assert run(tmp_path / "s", "deep").findings == ()

@@ -18,8 +18,9 @@ from verify_builders import Fault, ShardSet, members_of, rebuilt, run, tar_of
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE
 from omniges.storage.remote import Location, MissingFile, StoreFault, parse_location
-from omniges.verify import VerifyResult, remote
+from omniges.verify import remote
 from omniges.verify.files import FileFault, hash_chunks
+from omniges.verify.run import VerifyResult
 
 SHARD = "train-000000.tar"
 LEVELS = ("quick", "full", "deep")

@@ -18,7 +18,7 @@ import torch
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.statistics import Figure, Heading, absent
 from omniges.generation.sampler import Sampler
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.trainer.distributed import Ranks, Turns

@@ -33,7 +33,7 @@ from omniges.generation.sampler import Codecs, Part, Sampler
 from omniges.generation.vocoder import VoiceOf, chosen_voice
 from omniges.generation.writers import Results
 from omniges.metrics.profiles import profile
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.canonical_json import sha256_hex

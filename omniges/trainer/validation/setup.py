@@ -10,7 +10,7 @@ from omniges.evaluation.text import UNTIMED
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.metrics.beats import least_frames
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks

@@ -33,13 +33,13 @@ from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import decode_words
-from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, generate
-from omniges.model.sampling import SamplingSettings
+from omniges.generation.run import generate
+from omniges.generation.settings import GenerateSettings, Sources
+from omniges.model.settings import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.config import load_settings
+from omniges.trainer.recipe import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.held_out import open_held_out
 from omniges.trainer.validation.losses import SIX, VALIDATION_SEED

@@ -20,14 +20,14 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.formats.wav import decode_wav
-from omniges.generation.inputs import Sources
 from omniges.generation.record import read_record
-from omniges.generation.run import GenerateSettings, generate
+from omniges.generation.run import generate
+from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import GriffinLim, waveform_from_mel
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
-from omniges.model.sampling import SamplingSettings
+from omniges.model.settings import SamplingSettings
 from omniges.model.tasks import TASKS
-from omniges.pipeline.discover import Selection
+from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.validation import callback as hook_module
@@ -183,7 +183,8 @@ class TestWhatIsFound:
             np.testing.assert_allclose(np.ravel(wav.samples), expected, atol=2 / 32768)
 
     def test_evaluate_does_not_take_a_window_for_a_recording(self, validated: Path, shards: Path) -> None:
-        from omniges.evaluation.run import EvaluateSettings, evaluate
+        from omniges.evaluation.run import evaluate
+        from omniges.evaluation.settings import EvaluateSettings
 
         path = next((validated / "validation/step-000006/a2t").glob("*.json"))
         assert (read_record(path).source or {})["start_tick"] > 0

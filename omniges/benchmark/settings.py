@@ -1,0 +1,70 @@
+"""Settings of the benchmarks; light enough for `omniges --help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omniges.errors import UsageFault
+from omniges.options import check, option
+from omniges.shards.schema import Split
+from omniges.trainer.config import Precision, Preset, TrainSettings
+
+__all__ = ["SpeedSettings", "StepSpeedSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedSettings:
+    """What `omniges benchmark loader` measures."""
+
+    shards: Path = option(Path("shards"), "Folder of shards.")
+    split: Split = option("train", "Split.")
+    window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.")
+    batch_size: int = option(64, "Windows per batch.")
+    workers: tuple[int, ...] = option((0, 1, 2), "Numbers of worker processes to try.", least=0, commas=True)
+    seconds: float = option(5.0, "Length of each reading in seconds.", above=0)
+    repeats: int = option(3, "Readings of each.", least=1)
+    warm: bool = option(False, "Leave the page cache as it is: no cold readings.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpeedSettings:
+    """What `omniges benchmark train` measures."""
+
+    shards: str = option("shards", "Folder of shards.")
+    presets: tuple[Preset, ...] = option(("tiny",), "Sizes of the model to try.", "--preset", commas=True)
+    batch_sizes: tuple[int, ...] = option(
+        (32,), "Windows a step, one or several numbers.", "--train-batch-size", commas=True
+    )
+    window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.")
+    mixed_precision: Precision = option("no", "Precision of matrix products.")
+    compile: bool = option(False, "Compile the model's blocks.")
+    gradient_checkpointing: bool = option(False, "Compute activations twice to save memory.")
+    num_workers: int = option(2, "Processes that read batches.")
+    seconds: float = option(
+        20.0, "Seconds that the measured steps take at least, after five that are not measured.", above=0
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what measures nothing."""
+        check(self)
+        if not self.presets or not self.batch_sizes:
+            raise UsageFault("benchmark train: at least one preset and one batch size expected")
+
+    def of(self, preset: Preset, batch_size: int) -> TrainSettings:
+        """Return one configuration as `train` takes it; raises UsageFault for values it refuses."""
+        return TrainSettings(
+            shards=(self.shards,),
+            preset=preset,
+            train_batch_size=batch_size,
+            window_ticks=self.window_ticks,
+            mixed_precision=self.mixed_precision,
+            compile=self.compile,
+            gradient_checkpointing=self.gradient_checkpointing,
+            num_workers=self.num_workers,
+            validation_steps=0,
+        )

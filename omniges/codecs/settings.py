@@ -1,0 +1,93 @@
+"""Settings of `omniges encode`; light enough for `omniges --help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from omniges.errors import UsageFault
+from omniges.options import about, check, option
+from omniges.shards.window_grid import WindowGrid
+
+__all__ = ["DEFAULT_MAX_LOST", "EncodeSettings", "named_folder"]
+
+DEFAULT_MAX_LOST: Final = 0.01
+
+
+def named_folder(flag: str, text: str) -> tuple[str, Path]:
+    """Read a codec's name and folder from NAME=FOLDER; raises UsageFault by flag name."""
+    from omniges.codecs.registry import CODECS
+
+    name, equals, folder = text.partition("=")
+    if not equals or not folder or name not in CODECS:
+        raise UsageFault(f"{flag} {text}: NAME=FOLDER with one of {', '.join(CODECS)} expected")
+    return name, Path(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeSettings:
+    """All that `omniges encode` can be told."""
+
+    codecs: tuple[tuple[str, Path], ...] = field(
+        metadata=about(
+            "Codec (audioldm2-vae, gesture-rvqvae, omniflow-text-vae) and the folder of its files; may be repeated.",
+            "--with",
+            metavar="NAME=FOLDER",
+            parse=named_folder,
+        )
+    )
+    shards: Path = option(Path("shards"), "Folder of shards.")
+    out: Path | None = option(
+        None, "New folder for the shards with latents.", "--out", "-o", shown="the shards themselves"
+    )
+    overwrite: bool = option(False, "Replace latents that other weights, or other windows, gave.")
+    window_ticks: int | None = option(
+        None, "Ticks of 0.1 s in a window of text, of omniflow-text-vae.", least=1, shown="64"
+    )
+    stride_ticks: int | None = option(
+        None, "Ticks between window starts; divides the window.", least=1, shown="a quarter of a window"
+    )
+    t5_tokenizer: Path | None = option(None, "Folder of T5's tokenizer.", shown="t5_tokenizer in the codec's folder")
+    max_lost: float | None = option(
+        None,
+        "Share of windows that may lose a part of their text; above it nothing is encoded.",
+        least=0,
+        most=1,
+        shown=str(DEFAULT_MAX_LOST),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, by the name of the flag."""
+        check(self)
+        names = [name for name, _ in self.codecs]
+        twice = [name for name in names if names.count(name) > 1]
+        if not names or twice:
+            raise UsageFault(f"--with: each codec once expected, found {', '.join(twice[:1]) or 'none'}")
+
+    @property
+    def target(self) -> Path:
+        """Where the shards with latents will lie."""
+        return self.shards if self.out is None else self.out
+
+    @property
+    def of_text(self) -> tuple[str, ...]:
+        """The flags that only a codec of text reads, where they were given."""
+        given = {
+            "--window-ticks": self.window_ticks,
+            "--stride-ticks": self.stride_ticks,
+            "--t5-tokenizer": self.t5_tokenizer,
+            "--max-lost": self.max_lost,
+        }
+        return tuple(flag for flag, value in given.items() if value is not None)
+
+    def grid(self, default: WindowGrid) -> WindowGrid:
+        """The windows that were asked for; the stride is the largest of at most a quarter that divides the window."""
+        window = default.window_ticks if self.window_ticks is None else self.window_ticks
+        quarter = next((s for s in range(window // 4, 0, -1) if window % s == 0), 1)
+        return WindowGrid(window, quarter if self.stride_ticks is None else self.stride_ticks)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the shards themselves are replaced."""
+        return self.target.resolve() == self.shards.resolve()

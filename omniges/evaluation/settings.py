@@ -1,0 +1,83 @@
+"""Settings of `omniges evaluate`; light enough for `omniges --help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omniges.codecs.settings import named_folder
+from omniges.errors import UsageFault
+from omniges.options import Setting, check, option, settings_of
+from omniges.shards.schema import Split
+
+__all__ = ["EvaluateSettings"]
+
+_OF_GENERATION = ("codecs", "t5_tokenizer", "tasks", "split", "work", "steps", "num_samples")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSettings:
+    """All that `omniges evaluate` can be told."""
+
+    generated: tuple[Path, ...] = option((), "Folders of generated results.", argument=True, metavar="DIR...")
+    shards: Path = option(Path("shards"), "Folder of shards with the recordings.")
+    checkpoint: Path | None = option(None, "Generate first, with this run or checkpoint.")
+    codecs: tuple[tuple[str, Path], ...] = option(
+        (),
+        "Codec of the checkpoint, and its folder; may be repeated.",
+        "--codec",
+        metavar="NAME=FOLDER",
+        parse=named_folder,
+    )
+    t5_tokenizer: Path | None = option(
+        None, "Folder of T5's tokenizer, of a codec of text.", shown="t5_tokenizer in the codec's folder"
+    )
+    tasks: tuple[str, ...] = option((), "Tasks to generate.", commas=True, shown="the six")
+    split: Split = option("test", "Split to generate for.")
+    work: Path | None = option(
+        None,
+        "Folder that keeps what is generated, one below it for each task.",
+        shown="removed afterwards",
+    )
+    steps: int = option(20, "Sampling steps.", least=1)
+    num_samples: int = option(1, "Results to generate for each recording.", least=1)
+    seed: int = option(0, "Seed of generation, intervals and shuffling.", least=0, most=2**32 - 1)
+    task: str | None = option(None, "Task of files that have no record.")
+    profile: Literal["corrected", "emage-2024", "emage-eval-2025"] = option(
+        "corrected",
+        "How gesture is scored; the published ones need --body-model, --encoder or --features, and --mean-speeds.",
+    )
+    body_model: Path | None = option(None, "SMPL-X model, .npz, for joints and face.", shown="generic skeleton")
+    encoder: Path | None = option(None, "Encoder for the Fréchet distance.", shown="built-in")
+    features: tuple[Path, Path] | None = option(
+        None,
+        "Features of the results and of their recordings, .npy each, in place of an encoder.",
+        shown="encoded here",
+    )
+    trust_program: bool = option(False, "Run a TorchScript encoder, which is a program.", "--trust-encoder-program")
+    mean_speeds: Path | None = option(None, "Mean joint speeds, .npy of (55,) m/s.", shown="train split")
+    resamples: int = option(2000, "Draws of recordings for the intervals.", least=1)
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, by the name of the flag."""
+        check(self)
+        if self.checkpoint is None:
+            for name in _OF_GENERATION:
+                setting = settings_of(EvaluateSettings)[name]
+                if isinstance(setting, Setting) and getattr(self, name) != setting.default:
+                    raise UsageFault(
+                        f"{setting.flag}: it says how to generate, which only --checkpoint does: leave it away"
+                    )
+        if bool(self.generated) == (self.checkpoint is not None):
+            found = "both" if self.generated else "neither"
+            raise UsageFault(
+                f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
+            )
+        if self.trust_program and self.encoder is None:
+            raise UsageFault(
+                "--trust-encoder-program: an --encoder that it is about expected, found none: leave it away"
+            )
+        if self.features is not None and (self.encoder is not None or self.checkpoint is not None):
+            other = "--checkpoint, whose results are not there yet" if self.encoder is None else "--encoder"
+            raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")

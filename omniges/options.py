@@ -1,0 +1,196 @@
+"""Options of settings dataclasses: each is declared once, with its type, default, range and help text.
+
+The flag of a command, the key of a recipe and the row in docs/commands.md follow from the declaration.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from omniges.errors import UsageFault
+
+__all__ = ["Option", "Setting", "about", "check", "option", "settings_of", "shown"]
+
+T = TypeVar("T")
+_KINDS: Final[Mapping[Any, str]] = MappingProxyType(
+    {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a name",
+        Path: "a path",
+        dict: "lines of the form 'key: value'",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What a declaration says of a field beside its type and default."""
+
+    help: str
+    flags: tuple[str, ...] = ()
+    """Names on the command line; the field's own if empty."""
+    only_recipe: bool = False
+    """A key of recipes that has no flag."""
+    argument: bool = False
+    """A positional argument of the command, not a flag."""
+    metavar: str | None = None
+    shown: str | None = None
+    """The default in words, or as `parse` reads it."""
+    parse: Callable[[str, str], Any] | None = None
+    """Turns a flag and its text into a value, or into one of the values of a tuple."""
+    commas: bool = False
+    """Values of a tuple may be separated by commas."""
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+
+def option(default: T, help: str, *flags: str, **more: Any) -> T:  # noqa: A002 - the word of every command line
+    """Declare a field of a settings dataclass.
+
+    Args:
+        default: Value where none is given; a mapping is copied.
+        help: What the option does, with its unit.
+        *flags: Names on the command line, if they are not the field's.
+        **more: Further fields of `Option`.
+    """
+    metadata = about(help, *flags, **more)
+    if isinstance(default, dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def about(help: str, *flags: str, **more: Any) -> dict[str, Option]:  # noqa: A002 - the word of every command line
+    """Return the metadata of a field that has no default: ``out: Path = field(metadata=about("Folder for …"))``."""
+    return {"option": Option(help=help, flags=flags, **more)}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A declared field as commands, recipes and checks see it."""
+
+    name: str
+    kind: Any
+    """Type of the value, or of each of many; a type that is not in `_KINDS` is not checked."""
+    choices: tuple[str, ...]
+    optional: bool
+    many: bool
+    default: Any
+    """MISSING where a value is needed."""
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """What errors call it: its longest flag, or its key in a recipe."""
+        if self.option.only_recipe:
+            return f"recipe key {self.name}"
+        names = [name.split("/")[0] for name in self.option.flags]
+        return max(names, key=len, default=f"--{self.name.replace('_', '-')}")
+
+    def checked(self, value: Any) -> Any:
+        """Return a value in the field's type; raises UsageFault by flag name."""
+        if value is None and self.optional:
+            return None
+        if self.many:
+            return tuple(self._one(each) for each in (value if isinstance(value, (list, tuple)) else [value]))
+        return self._one(value)
+
+    def _one(self, value: Any) -> Any:
+        if self.kind not in _KINDS:
+            return value
+        converted = self._converted(value)
+        if self.choices and converted not in self.choices:
+            raise UsageFault(f"{self.flag} {shown(value)}: one of {', '.join(self.choices)} expected")
+        if self.kind in {int, float}:
+            limits = (
+                (self.option.least, "at least", operator.ge),
+                (self.option.above, "above", operator.gt),
+                (self.option.most, "at most", operator.le),
+                (self.option.below, "below", operator.lt),
+            )
+            given = [(limit, words, fits) for limit, words, fits in limits if limit is not None]
+            good = self.kind is int or math.isfinite(converted)
+            good = good and all(fits(converted, limit) for limit, _, fits in given)
+            if not good:
+                wanted = " and ".join(f"{words} {limit}" for limit, words, _ in given)
+                raise UsageFault(f"{self.flag} {converted}: a {'' if wanted else 'finite '}number {wanted} expected")
+        return converted
+
+    def _converted(self, value: Any) -> Any:
+        """Convert what YAML and Python users write; YAML reads ``no`` as false and ``1e-3`` as text."""
+        kind = self.kind
+        if kind is dict and isinstance(value, Mapping):
+            return dict(value)
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is str and value is False:
+            return "no"
+        if not isinstance(value, bool):
+            try:
+                if kind is int and isinstance(value, (Integral, str)):
+                    return int(value)
+                if kind is float and isinstance(value, (Real, str)):
+                    return float(value)
+            except (ValueError, OverflowError):
+                pass
+            if kind in {str, Path} and isinstance(value, (str, Path)) and str(value):
+                return kind(value)
+        if kind is dict:
+            raise UsageFault(f"{self.flag}: {_KINDS[kind]} expected, found {value!r}")
+        raise UsageFault(f"{self.flag} {shown(value)}: {_KINDS[kind]} expected")
+
+
+def shown(value: Any) -> str:
+    """Return a value in one line, as it was written where it can be."""
+    text = str(value)
+    return text if text.isprintable() else repr(value)
+
+
+@functools.cache
+def settings_of(settings: Any) -> Mapping[str, Setting | type]:
+    """Return the options of a settings dataclass by field, in order; of settings inside settings, their class."""
+    hints = get_type_hints(settings)
+    found: dict[str, Setting | type] = {}
+    for each in fields(settings):
+        if is_dataclass(hints[each.name]):
+            found[each.name] = hints[each.name]
+        elif "option" in each.metadata:
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            found[each.name] = _setting(each.name, hints[each.name], default, each.metadata["option"])
+    return MappingProxyType(found)
+
+
+def _setting(name: str, hint: Any, default: Any, declared: Option) -> Setting:
+    of = set(get_args(hint)) if get_origin(hint) in {Union, UnionType} else {hint}
+    optional = NoneType in of
+    of -= {NoneType}
+    inner = str if of == {str, Path} else of.pop()
+    many = get_origin(inner) is tuple and get_args(inner)[1:] == (...,)
+    if many:
+        inner = get_args(inner)[0]
+    choices = get_args(inner) if get_origin(inner) is Literal else ()
+    kind = str if choices else dict if get_origin(inner) is Mapping else inner
+    return Setting(name, kind, choices, optional, many, default, declared)
+
+
+def check(settings: Any) -> None:
+    """Bring each option of a settings object into its type; for ``__post_init__``.
+
+    Raises:
+        UsageFault: A value is of another type or out of range; the message begins with the flag.
+    """
+    declared: Any = type(settings)
+    for name, setting in settings_of(declared).items():
+        if isinstance(setting, Setting):
+            object.__setattr__(settings, name, setting.checked(getattr(settings, name)))

@@ -1,0 +1,45 @@
+"""Settings of the sample corpus; light enough for `omniges --help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from omniges.errors import UsageFault
+from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.options import check, option
+
+__all__ = ["MAX_WORDS", "Audio", "CorpusSettings", "Layout"]
+
+MAX_WORDS: Final = 7**3
+"""Largest vocabulary: as many words as there are ways to take one tone of seven from each of three registers."""
+_MAX_CLIPS_PER_SPEAKER: Final = 9999
+Layout = Literal["official", "seed"]
+Audio = Literal["pcm16", "float32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusSettings:
+    """What to write; values that cannot be carried out raise UsageFault, naming the option."""
+
+    clips: int = option(12, "Recordings of all speakers together, from one to 9999 for each speaker.")
+    seconds: float = option(
+        12.0, "Length of each recording in seconds, 2 to 1200; rounded to frames of 1/30 s.", least=2, most=1200
+    )
+    words: int = option(12, "Size of the vocabulary, 2 to 343.", least=2, most=MAX_WORDS)
+    speakers: int = option(2, "Speakers, 1 to 26.", least=1, most=26)  # one letter each
+    seed: int = option(0, "Seed; the same settings and seed give the same bytes.", least=0, most=2**63 - 1)
+    layout: Layout = option("official", "BEAT2's own layout, or the older one with speaker folders.")
+    audio: Audio = option("pcm16", "Encoding of the WAV files.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written."""
+        check(self)
+        most = _MAX_CLIPS_PER_SPEAKER * self.speakers
+        if not self.speakers <= self.clips <= most:
+            raise UsageFault(f"--clips {self.clips}: a number from {self.speakers} to {most} expected")
+
+    @property
+    def frames(self) -> int:
+        """Motion frames of a clip."""
+        return round(self.seconds * FRAME_RATE_HZ)

@@ -1,0 +1,63 @@
+"""Recipes: YAML files of training settings, which flags override."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from omniges.errors import UsageFault
+from omniges.options import settings_of
+from omniges.trainer.config import TrainSettings, check_keys
+
+__all__ = ["load_settings"]
+
+
+def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSettings:
+    """Return the settings of a recipe, overridden by flags.
+
+    Args:
+        recipe: A YAML file whose keys are fields of `TrainSettings`, with ``_`` or ``-``.
+        flags: Values by field; None and an empty list stand for a flag that was not given.
+
+    Raises:
+        UsageFault: With the recipe's line, or the flag's name.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    return TrainSettings(**(({} if recipe is None else _read(recipe)) | given))
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """The safe loader, but a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise UsageFault(f"--recipe {path}: {error.strerror}: name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UsageFault(f"--recipe {path}: not UTF-8 text: name a YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UsageFault(f"--recipe {path}{place}: not YAML ({problem})") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageFault(f"--recipe {path}: lines of the form 'key: value' expected, found {document!r:.60}")
+    found = {str(name).replace("-", "_"): value for name, value in document.items()}
+    check_keys(f"--recipe {path}", found, settings_of(TrainSettings))
+    return found
