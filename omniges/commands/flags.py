@@ -75,7 +75,7 @@ def _flag(setting: Setting, *, overrides: bool) -> inspect.Parameter:
     said = setting.option
     kind = Literal[setting.choices] if setting.choices and not said.commas else setting.kind
     kind = str if said.parse or said.commas else kind
-    default = said.shown if said.parse else setting.default
+    default = said.shown if said.parse and setting.default is not None else setting.default
     words: str | bool = said.shown or default is not MISSING
     if setting.many:
         words = words if said.shown or not default else ",".join(map(str, default))

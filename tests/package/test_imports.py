@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "omniges"
 # A room imports rooms above it alone; those in one line do not know each other.
 ORDER = """
 errors | version
-progress | workers
+options | progress | workers
 storage
 features
 formats
