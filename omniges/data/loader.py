@@ -11,6 +11,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -187,18 +188,16 @@ class BatchLoader:
         """
         if self._end is not None and self._position >= self._end:
             return None
-        try:
-            store = self._start()
-            self._submit(store)
-            block, rows = self._pending[0]
-            self._await(store, block)
-        except WorkerDied as death:
-            error = self._obituary(death)
-            self.close()
-            raise error from death
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            try:
+                store = self._start()
+                self._submit(store)
+                block, rows = self._pending[0]
+                self._await(store, block)
+            except WorkerDied as death:
+                raise self._obituary(death) from death
+            on_error.pop_all()
         self._pending.popleft()
         self._position += self._share.micro_batch
         return self._batch(store, block, rows)
