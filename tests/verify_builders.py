@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def run(folder: Path, level: str = "full", **settings: Any) -> VerifyResult:
+def run(folder: str | Path, level: str = "full", **settings: Any) -> VerifyResult:
     """Verify in this process."""
     return verify(VerifySettings(folder=folder, level=level, **settings))  # type: ignore[arg-type]
 

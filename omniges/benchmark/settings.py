@@ -29,6 +29,8 @@ class SpeedSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         check(self)
+        if not self.workers:
+            raise UsageFault("--workers: numbers separated by commas expected, found none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,19 +59,6 @@ class TestCommand:
         done = omniges("benchmark", "loader", "--shards", clips, *flags)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
-
-    def test_the_page_has_its_flags_and_defaults(self) -> None:
-        """`benchmark` is a group of commands, so the test of all commands does not see below it."""
-        from typer.main import get_command
-
-        from omniges.cli import app
-
-        command = get_command(app).commands["benchmark"].commands["loader"]  # type: ignore[attr-defined]
-        page = (ROOT / "docs" / "commands.md").read_text()
-        rows = re.findall(r"^\| loader `(--[a-z-]+)[^`]*` \| (.+?) \|", page, re.MULTILINE)
-        options = {max(o.opts, key=len): o.default for o in command.params if o.name != "help"}
-        expected = {flag: "off" if value is False else f"`{value}`" for flag, value in options.items()}
-        assert dict(rows) == expected
 
 
 @pytest.mark.slow  # pytest -m slow

@@ -17,7 +17,7 @@ from verify_builders import Fault, ShardSet, members_of, rebuilt, run, tar_of
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE
-from omniges.storage.remote import Location, MissingFile, StoreFault, parse_location
+from omniges.storage.remote import Location, MissingFile, StoreFault
 from omniges.verify import remote
 from omniges.verify.files import FileFault, hash_chunks
 from omniges.verify.run import VerifyResult
@@ -70,7 +70,7 @@ def damaged(shards: Path, target: Path, case: str) -> Path:
 
 
 def at(url: str, level: str, **settings: Any) -> VerifyResult:
-    return run(parse_location(url), level, **settings)  # type: ignore[arg-type]
+    return run(url, level, **settings)
 
 
 def told(result: VerifyResult) -> tuple[Any, ...]:
