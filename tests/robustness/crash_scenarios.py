@@ -237,5 +237,5 @@ def end_faults(scenario: Scenario, out: Path) -> list[str]:
 
 
 def _verify_faults(out: Path, level: Level) -> list[str]:
-    result = verify(VerifySettings(folder=out, level=level))
+    result = verify(VerifySettings(folder=out, level=level, workers=1))
     return [f"{finding.code} in {finding.file}" for finding in result.findings if finding.severity == "error"]
