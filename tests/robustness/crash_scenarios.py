@@ -73,7 +73,7 @@ class Scenario:
         root = self.begun_root if first and self.begun_root else self.root
         return PreprocessSettings(
             root=root, out=out, shard_bytes=self.shard_bytes, force=self.force, allow_removal=True,
-            run_log=self.log_of(out),
+            run_log=self.log_of(out), workers=1,
         )  # fmt: skip
 
     @staticmethod

@@ -117,7 +117,7 @@ def convert(corpus: Path, out: Path, *, keep_audio: bool, shard_bytes: int) -> P
     """`omniges preprocess` in this process."""
     with Path(os.devnull).open("w", encoding="utf-8") as stream:
         settings = PreprocessSettings(
-            root=corpus, out=out, convert=ConvertSettings(keep_audio=keep_audio), shard_bytes=shard_bytes
+            root=corpus, out=out, convert=ConvertSettings(keep_audio=keep_audio), shard_bytes=shard_bytes, workers=1
         )
         summary = preprocess(settings, LineReporter(stream))
     if summary.exit_code != 0:
