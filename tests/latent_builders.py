@@ -12,11 +12,8 @@ from vae_builders import write_vae
 
 from omniges.codecs.encode import encode
 from omniges.codecs.settings import EncodeSettings
-from omniges.data.catalog import Filters
-from omniges.data.order import RankShare
 from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
-from omniges.data.worker_setup import Sequencing
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.settings import SamplingSettings
@@ -68,15 +65,8 @@ def encoded_shards(shards: Path, out: Path, codecs: Mapping[str, Path]) -> Path:
 
 def traced(shards: Path, window_ticks: int, codecs: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """The windows of three steps, with digests of their arrays."""
-    settings = TraceSettings(
-        shards=shards,
-        filters=Filters(),
-        sequencing=Sequencing(window_ticks=window_ticks),
-        share=RankShare(batch_size=4),
-        steps=3,
-        decode=True,
-        codecs=dict(codecs or {}),
-    )
+    chosen: dict[str, Any] = {f"{stream}_codec": name for stream, name in (codecs or {}).items()}
+    settings = TraceSettings(shards=shards, window_ticks=window_ticks, batch_size=4, steps=3, decode=True, **chosen)
     return list(trace(settings))
 
 
