@@ -460,8 +460,8 @@ class TestCache:
         taken: list[str] = []
         from omniges.storage import cache as cachefolder
 
-        digest = cachefolder._digest
-        monkeypatch.setattr(cachefolder, "_digest", lambda path: taken.append(path.name) or digest(path))
+        digest = cachefolder.file_sha256
+        monkeypatch.setattr(cachefolder, "file_sha256", lambda path: taken.append(path.name) or digest(path))
         with opened(web.url, settings(tmp_path, recheck=recheck)) as source:
             shard_bytes(source)
             shard_bytes(source)

@@ -287,7 +287,7 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "--start: this task makes no"),
         ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: nothing would be"),
         ("unconditional", {"seconds": 1, "shards": Path("shards")}, UsageFault, "name samples by --key or --split"),
-        ("unconditional", {"seconds": float("inf")}, UsageFault, "--seconds inf: a number of at least 0.1"),
+        ("unconditional", {"seconds": float("inf")}, UsageFault, "--seconds inf: a number at least 0.1"),
         ("t2g", {"text": ("good morning",)}, UsageFault, "give words themselves to --text -"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "copy the file again$"),
     ],
