@@ -75,9 +75,10 @@ def _flag(setting: Setting, *, overrides: bool) -> inspect.Parameter:
     said = setting.option
     kind = Literal[setting.choices] if setting.choices and not said.commas else setting.kind
     kind = str if said.parse or said.commas else kind
-    default = said.shown if said.parse and setting.default is not None else setting.default
+    told = said.parse is not None and setting.default not in {None, MISSING}
+    default = said.shown if told else setting.default
     words: str | bool = said.shown or default is not MISSING
-    if setting.many:
+    if setting.many and default is not MISSING:
         words = words if said.shown or not default else ",".join(map(str, default))
         default = []
     elif overrides:

@@ -39,6 +39,7 @@ class TestUsage:
             ["sample-corpus", "x", "--clips", "0"],
             ["inspect", "nowhere"],
             ["export", "--shards", "nowhere", "-o", "x"],
+            ["encode"],
             ["nonsense"],
         ],
     )
