@@ -13,8 +13,6 @@ from omniges.pipeline.discover import Recording, discover
 from omniges.pipeline.settings import Selection
 from omniges.pipeline.stems import parse_stem
 
-__all__ = ["COMMAND", "MAX_COPIES", "find_recordings", "fit_for_links", "link_corpus", "make_corpus", "say", "spread"]
-
 COMMAND: Final = Path(sys.executable).with_name("omniges")
 _VOCABULARY_WORDS: Final = 200
 _SPEAKERS: Final = 5

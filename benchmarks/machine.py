@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["describe_machine"]
-
 _PACKAGES: Final = (
     "omniges",
     "numpy",

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Usage", "run_measured"]
-
 _SAMPLE_EVERY_S: Final = 0.05
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 

@@ -36,8 +36,6 @@ from nothing_lost_facts import Found, Row, compare
 from nothing_lost_steps import CHECKS, STEPS, Step
 from nothing_lost_trees import Side, earlier_tree, resolve_commit
 
-__all__ = ["main"]
-
 _REPOSITORY: Final = Path(__file__).resolve().parents[1]
 _SHARED: Final = Path(os.environ.get("OMNIGES_SHARED", _REPOSITORY.parent / "shared"))
 _REAL: Final = _SHARED / "beat2_sample" / "beat_english_v2.0.0"

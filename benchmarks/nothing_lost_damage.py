@@ -14,8 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["RECORDINGS", "SHARD_FAULTS", "damage_recordings"]
-
 _TRAIN: Final = "train-000000.tar"
 _BLOCK: Final = 512
 _CHECKSUM: Final = slice(148, 156)  # of a tar header

@@ -10,18 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = [
-    "VOLATILE",
-    "Facts",
-    "Found",
-    "Row",
-    "compare",
-    "file_facts",
-    "json_facts",
-    "json_file_facts",
-    "member_facts",
-]
-
 Facts = dict[str, str]
 """What was found, by a name that says where."""
 Found = dict[str, Facts]

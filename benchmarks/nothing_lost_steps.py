@@ -14,8 +14,6 @@ from nothing_lost_damage import RECORDINGS, SHARD_FAULTS, damage_recordings
 from nothing_lost_facts import VOLATILE, Facts, Found, file_facts, json_facts, json_file_facts, member_facts
 from nothing_lost_trees import Side
 
-__all__ = ["CHECKS", "STEPS", "Step"]
-
 CHECKS: Final = ("shards", "losses", "generated", "codes", "earlier")
 _TENSORS: Final = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 _HALFWAY, _STEPS = 10, 20

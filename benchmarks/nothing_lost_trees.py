@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Done", "Side", "Stopped", "earlier_tree", "resolve_commit"]
-
 _ENTRY: Final = "from omniges.cli import main; main()"
 _WHERE: Final = "import omniges; print(omniges.__file__)"
 _BATCH: Final = Path(__file__).with_name("nothing_lost_batch.py")

@@ -21,8 +21,6 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-__all__ = ["PEERS", "main", "windows_of_shards"]
-
 Window = dict[str, Any]
 
 _FRAMES: Final = {"gesture": 3, "mel": 10}  # a tick

@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["print_report"]
-
 Rows = Sequence[tuple[str, ...]]
 _NOTES = """\
 How to read this: the two conversions ran in turns, the order reversed each time, so that a slow spell of the machine

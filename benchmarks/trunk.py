@@ -29,8 +29,6 @@ from torch import Tensor
 
 from omniges.model.trunk import JointFlowTransformer
 
-__all__ = ["LAYOUTS", "Layout", "main", "measure"]
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:

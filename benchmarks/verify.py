@@ -26,8 +26,6 @@ from corpora import COMMAND, find_recordings, link_corpus, make_corpus, say
 from omniges.verify.run import verify
 from omniges.verify.settings import Level, VerifySettings
 
-__all__ = ["main", "measure"]
-
 _LEVELS: Final[tuple[Level, ...]] = ("quick", "full", "deep")
 _BASE_RECORDINGS: Final = 10
 _SECONDS: Final = 60.0

@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Score", "Templates", "edit_distance", "learn_templates", "middle", "score_words", "word_error_rate"]
-
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Word = Mapping[str, Any]  # word, start, end in seconds

@@ -20,8 +20,6 @@ from omniges.commands.train import convert_omniflow, trace_batches, train
 from omniges.commands.verify import verify_shards
 from omniges.errors import ExitCode, OmnigesError
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="omniges",
     help="BEAT2 recordings to verified shards, and a model of text, audio and gesture trained on them.",

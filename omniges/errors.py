@@ -11,19 +11,6 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = [
-    "CODES",
-    "CodeInfo",
-    "DataError",
-    "EnvironmentFault",
-    "ExitCode",
-    "Finding",
-    "OmnigesError",
-    "Problem",
-    "RecordingFault",
-    "UsageFault",
-]
-
 
 class ExitCode(enum.IntEnum):
     """Exit codes of every command; they are a contract (docs/commands.md)."""
@@ -135,8 +122,7 @@ CODES: dict[str, CodeInfo] = {
     "wav-damaged-header": _rejected("the WAV header contradicts itself", "export the recording again"),
     "wav-truncated": _rejected("the header promises more audio than the file holds", "copy the file again"),
     "wav-unsupported-encoding": _rejected(
-        "only PCM of 16, 24 or 32 bits and float of 32 or 64 bits are read",
-        "convert it to 16 kHz mono PCM WAV",
+        "only PCM of 16, 24 or 32 bits and float of 32 or 64 bits are read", "convert it to 16 kHz mono PCM WAV"
     ),
     "wav-not-finite": _rejected("the audio holds NaN or infinite samples", "export the recording again"),
     "wav-silent": _rejected("every audio sample has the same value", "export the recording again"),
@@ -187,8 +173,7 @@ CODES: dict[str, CodeInfo] = {
     "sem-invalid": _note("the semantic annotation could not be read and was left out", "correct the file"),
     # --- the recording as a whole
     "length-mismatch": _rejected(
-        "audio and motion differ in length by more than --max-length-mismatch",
-        "check the pair, or raise the limit",
+        "audio and motion differ in length by more than --max-length-mismatch", "check the pair, or raise the limit"
     ),
     "clip-too-short": _rejected("the common length is below one tick of 0.1 s", "leave the recording out"),
     "length-cut": _note("audio or motion was cut by over 0.1 s to the common length", "nothing"),

@@ -17,8 +17,6 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 from omniges.errors import UsageFault
 
-__all__ = ["Option", "Setting", "about", "check", "option", "settings_of", "shown"]
-
 T = TypeVar("T")
 _KINDS: Final[Mapping[Any, str]] = MappingProxyType(
     {

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
-__all__ = [
-    "JsonReporter",
-    "LineReporter",
-    "LiveReporter",
-    "Progress",
-    "Reporter",
-    "counter",
-    "duration",
-    "make_reporter",
-]
 
 Mode = Literal["auto", "live", "lines", "json", "silent"]
 _LINE_EVERY_S: Final = 5.0

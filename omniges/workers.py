@@ -27,8 +27,6 @@ from typing import IO, Any, Final, Generic, TypeVar, cast
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 
-__all__ = ["ENVIRONMENT", "Answer", "Lost", "Pool", "Worker", "WorkerDied", "serve", "worker_command"]
-
 ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",

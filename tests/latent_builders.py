@@ -18,20 +18,6 @@ from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.settings import SamplingSettings
 
-__all__ = [
-    "AUDIO",
-    "BOTH",
-    "CODECS",
-    "GESTURE",
-    "GESTURE_CHANNELS",
-    "STEM",
-    "encoded_shards",
-    "generated",
-    "recording_files",
-    "traced",
-    "write_codecs",
-]
-
 GESTURE: Final = "gesture-rvqvae"
 AUDIO: Final = "audioldm2-vae"
 CODECS: Final = {"gesture": GESTURE, "audio": AUDIO}

@@ -62,10 +62,7 @@ def upload(endpoint: str, bucket: str, folder: Path) -> S3:
     import s3fs
 
     filesystem = s3fs.S3FileSystem(
-        key=ACCESS_KEY,
-        secret=SECRET_KEY,
-        client_kwargs={"endpoint_url": endpoint},
-        skip_instance_cache=True,
+        key=ACCESS_KEY, secret=SECRET_KEY, client_kwargs={"endpoint_url": endpoint}, skip_instance_cache=True
     )
     filesystem.mkdir(bucket)
     for path in filter(Path.is_file, folder.iterdir()):

@@ -10,8 +10,6 @@ import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 
-__all__ = ["SMALL", "mel_like", "random_vae", "write_vae"]
-
 SMALL: dict[str, Any] = {
     "in_channels": 1,
     "out_channels": 1,

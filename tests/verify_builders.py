@@ -9,30 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import shard_sets
-from shard_sets import BLOCK, Member, Sample, ShardSet, members_of, named, tar_of, with_fields
+from shard_sets import ShardSet
 
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.verify.run import VerifyResult, verify
 from omniges.verify.settings import VerifySettings
-
-__all__ = [
-    "BLOCK",
-    "Fault",
-    "Member",
-    "Sample",
-    "ShardSet",
-    "codes",
-    "content",
-    "edited_dataset",
-    "edited_manifest",
-    "members_of",
-    "named",
-    "rebuilt",
-    "run",
-    "tar_of",
-    "with_fields",
-]
 
 
 def run(folder: str | Path, level: str = "full", **settings: Any) -> VerifyResult:

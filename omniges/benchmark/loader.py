@@ -24,8 +24,6 @@ from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 
-__all__ = ["Reading", "copy_limit", "drop_cached", "loader_speed", "measure", "report", "window_bytes"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:

@@ -13,8 +13,6 @@ import numpy as np
 
 from omniges.data.collate import BatchBlock, batch_layout
 
-__all__ = ["copy_for"]
-
 _BLOCKS = 8  # more than caches hold, as in a loader
 
 

@@ -10,8 +10,6 @@ from omniges.options import check, option
 from omniges.shards.schema import Split
 from omniges.trainer.config import Precision, Preset, TrainSettings
 
-__all__ = ["SpeedSettings", "StepSpeedSettings"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedSettings:

@@ -32,8 +32,6 @@ from omniges.trainer.distributed import Ranks
 from omniges.trainer.run import accelerated, deterministic, open_run
 from omniges.trainer.train_step import Learner
 
-__all__ = ["ProductPeak", "measure", "measure_one", "operation_counter", "report"]
-
 _Shape = Sequence[int]
 
 _WARM_STEPS: Final = 5  # until the allocator has what it needs: first steps take twice as long and more

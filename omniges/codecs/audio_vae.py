@@ -27,8 +27,6 @@ from omniges.features.audio import MEL_BANDS
 from omniges.shards.latents import FrameEntry
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
-__all__ = ["NAME", "AudioVae", "load_audio_vae"]
-
 F32 = npt.NDArray[np.float32]
 
 NAME: Final = "audioldm2-vae"

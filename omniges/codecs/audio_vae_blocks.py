@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["decoded", "encoded"]
-
 _BLOCK_ELEMENTS: Final = 1 << 24  # of an activation: 64 MB
 _QUERIES: Final = 2048
 

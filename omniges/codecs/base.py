@@ -25,22 +25,6 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.window_grid import WindowGrid
 from omniges.storage.canonical_json import canonical_json
 
-__all__ = [
-    "BOTH_ENDS",
-    "Codec",
-    "End",
-    "FrameCodec",
-    "LostText",
-    "QuantisingCodec",
-    "SpokenText",
-    "WindowCodec",
-    "add_to_fingerprint",
-    "decode_latents",
-    "exact",
-    "fingerprint_of",
-    "latents_of_sample",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class LostText:

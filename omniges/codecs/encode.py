@@ -28,8 +28,6 @@ from omniges.shards.schema import DATASET_FILE
 from omniges.shards.transaction import Workspace, finish_commit, refuse_foreign
 from omniges.storage.atomic import locked, make_folder
 
-__all__ = ["EncodeSummary", "encode"]
-
 _PACKAGES: Final = {"words.json": ("torch", "transformers", "tokenizers")}
 """Whose versions may decide the last bits of latents, by what they are made of."""
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})

@@ -30,8 +30,6 @@ from omniges.shards.transaction import Begun, Workspace, commit, staged_name
 from omniges.storage.atomic import PendingFile, publish_bytes
 from omniges.storage.canonical_json import canonical_json, file_sha256, json_document
 
-__all__ = ["Count", "EncodeJob"]
-
 _MAX_NAME_BYTES: Final = 100  # of a member in a ustar header
 _FLUSH_BYTES: Final = 32 << 20
 

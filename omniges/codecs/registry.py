@@ -14,8 +14,6 @@ from omniges.codecs.base import BOTH_ENDS, Codec, End
 from omniges.errors import UsageFault
 from omniges.shards.latents import CodecEntry
 
-__all__ = ["CODECS", "load_codec", "load_same_codec"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Place:

@@ -10,8 +10,6 @@ from omniges.errors import UsageFault
 from omniges.options import about, check, option
 from omniges.shards.window_grid import WindowGrid
 
-__all__ = ["DEFAULT_MAX_LOST", "EncodeSettings", "named_folder"]
-
 DEFAULT_MAX_LOST: Final = 0.01
 
 

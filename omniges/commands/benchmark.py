@@ -9,8 +9,6 @@ import typer
 from omniges.benchmark.settings import SpeedSettings, StepSpeedSettings
 from omniges.commands.flags import with_flags
 
-__all__ = ["benchmark_loader", "benchmark_train"]
-
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 

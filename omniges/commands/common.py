@@ -13,16 +13,6 @@ from omniges.errors import EnvironmentFault, ExitCode
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = [
-    "Signalled",
-    "listed",
-    "make_console",
-    "needs",
-    "raise_on",
-    "resumable",
-    "tidy",
-]
-
 
 class Signalled(BaseException):
     """A signal arrived that ends the command; no library on the way catches this."""

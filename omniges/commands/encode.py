@@ -8,8 +8,6 @@ from omniges.codecs.settings import EncodeSettings
 from omniges.commands.common import resumable
 from omniges.commands.flags import with_flags
 
-__all__ = ["encode"]
-
 
 @with_flags("train", resumable)
 def encode(settings: EncodeSettings) -> None:

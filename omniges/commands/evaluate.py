@@ -12,8 +12,6 @@ from omniges.commands.flags import with_flags
 from omniges.errors import UsageFault
 from omniges.evaluation.settings import EvaluateSettings
 
-__all__ = ["evaluate"]
-
 
 @with_flags("train", tidy)
 def evaluate(

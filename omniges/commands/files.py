@@ -12,8 +12,6 @@ from omniges.commands.flags import with_flags
 from omniges.errors import UsageFault
 from omniges.testing.settings import CorpusSettings
 
-__all__ = ["export", "inspect", "sample_corpus"]
-
 
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.", show_default=False)],
@@ -48,13 +46,7 @@ def inspect(
     """Show what a shard folder, or one of its samples, holds."""
     import json
 
-    from omniges.pipeline.inspect import (
-        draw,
-        folder_facts,
-        print_folder,
-        print_sample,
-        sample_facts,
-    )
+    from omniges.pipeline.inspect import draw, folder_facts, print_folder, print_sample, sample_facts
     from omniges.shards.reader import ShardFolder
 
     source = ShardFolder(folder)

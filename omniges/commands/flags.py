@@ -14,8 +14,6 @@ import typer
 from omniges.commands.common import listed, needs
 from omniges.options import Setting, settings_of
 
-__all__ = ["Command", "with_flags"]
-
 Command = Callable[..., None]
 
 

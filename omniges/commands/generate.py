@@ -8,8 +8,6 @@ from omniges.commands.common import tidy
 from omniges.commands.flags import with_flags
 from omniges.generation.settings import GenerateSettings
 
-__all__ = ["generate"]
-
 
 @with_flags("train", tidy)
 def generate(settings: GenerateSettings) -> None:

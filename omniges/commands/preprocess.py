@@ -10,8 +10,6 @@ from omniges.commands.common import make_console, resumable
 from omniges.commands.flags import with_flags
 from omniges.pipeline.settings import PreprocessSettings
 
-__all__ = ["preprocess"]
-
 
 @with_flags()
 def preprocess(

@@ -14,8 +14,6 @@ from omniges.commands.flags import with_flags
 from omniges.data.settings import TraceSettings
 from omniges.trainer.config import TrainSettings
 
-__all__ = ["convert_omniflow", "trace_batches", "train"]
-
 
 @with_flags("train", resumable)
 def train(

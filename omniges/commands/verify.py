@@ -11,8 +11,6 @@ from omniges.commands.flags import with_flags
 from omniges.errors import UsageFault
 from omniges.verify.settings import VerifySettings
 
-__all__ = ["verify_shards"]
-
 
 @with_flags()
 def verify_shards(

@@ -16,8 +16,6 @@ from omniges.data.shared_memory import map_memory, new_memory
 from omniges.data.tracks import PLAIN_TRACKS, Tracks
 from omniges.errors import EnvironmentFault
 
-__all__ = ["BlockStore"]
-
 
 class _Root(np.ndarray[Any, Any]):
     """All of a block; a class of its own, so that numpy keeps it, not the memory below it, as the base of views."""

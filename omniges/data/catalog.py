@@ -26,8 +26,6 @@ from omniges.shards.reader import open_beside, read_beside
 from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Split
 from omniges.storage.canonical_json import canonical_json
 
-__all__ = ["STREAM_MEMBERS", "Catalog", "ClipTable", "Filters", "read_catalog"]
-
 STREAM_MEMBERS: Final = PLAIN_TRACKS.members
 """Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
 

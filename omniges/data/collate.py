@@ -25,8 +25,6 @@ from omniges.data.window_reader import ClipReader
 from omniges.features.text_slots import SlotCodec
 from omniges.shards.reader import LocalShards, ShardSource
 
-__all__ = ["BatchBlock", "Collator", "batch_layout", "mixture_of", "open_source"]
-
 I64 = npt.NDArray[np.int64]
 
 _PLANNED_WINDOWS: Final = 4096

@@ -39,8 +39,6 @@ from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.schema import VERIFY
 from omniges.workers import Worker, WorkerDied, worker_command
 
-__all__ = ["Batch", "BatchLoader", "LoaderSettings"]
-
 WORKER_COMMAND: Final = worker_command("omniges.data.worker_setup")
 _PATIENCE_S: Final = 2.0  # for a worker to exit by itself
 

@@ -15,8 +15,6 @@ from omniges.errors import DataError, UsageFault
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.shards.statistics import divisors
 
-__all__ = ["Normaliser", "Scale"]
-
 F32 = npt.NDArray[np.float32]
 
 _IN_STATS: Final = {"gesture": "gesture", "audio": "mel"}

@@ -18,18 +18,6 @@ import numpy.typing as npt
 
 from omniges.errors import UsageFault
 
-__all__ = [
-    "ClipOrder",
-    "Mixture",
-    "Picks",
-    "RankShare",
-    "keyed_hash",
-    "mixture_pattern",
-    "permuted",
-    "text_hashes",
-    "window_starts",
-]
-
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 

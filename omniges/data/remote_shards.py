@@ -41,8 +41,6 @@ from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.redact import one_line
 from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
 
-__all__ = ["CacheSettings", "RemoteShards", "open_location", "open_specification"]
-
 SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json where there is one
 
 

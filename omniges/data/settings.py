@@ -8,8 +8,6 @@ from pathlib import Path
 from omniges.options import check, option
 from omniges.shards.schema import Split
 
-__all__ = ["TraceSettings"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSettings:

@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from omniges.errors import EnvironmentFault
 
-__all__ = ["ArrayPlace", "layout_of", "map_memory", "new_memory", "place_arrays", "share_arrays"]
-
 ArrayPlace = tuple[str, str, tuple[int, ...], int]
 """Name, dtype, shape and byte offset of an array in a block of memory."""
 

@@ -13,8 +13,6 @@ from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import read_dataset
 
-__all__ = ["STATE_VERSION", "Resumed", "make_state", "resume", "trained_on"]
-
 STATE_VERSION: Final = 1
 
 _CONTENT: Final = "content_hashes"

@@ -31,8 +31,6 @@ from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.redact import one_line, redact, secrets_in_url
 from omniges.storage.remote import ByteStream, open_store, parse_location
 
-__all__ = ["StreamedSample", "stream_samples"]
-
 _MEMBERS: Final = (*(re.escape(name) for name in (*MEMBERS, *OPTIONAL_MEMBERS)), LATENT_MEMBER.pattern)
 _HEADER: Final = re.compile(  # where name and size stand; `member_header` says what the other bytes have to be
     rb"(?=(?P<key>[A-Za-z0-9_-]{1,%d})\.(?P<member>%b)\0)(?s:.{124})(?P<size>[0-7]{11})\0"

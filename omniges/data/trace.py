@@ -15,8 +15,6 @@ from omniges.data.order import RankShare
 from omniges.data.settings import TraceSettings
 from omniges.data.worker_setup import DataSource, Sequencing, make_arrays, make_collator, make_document, make_order
 
-__all__ = ["trace"]
-
 
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     """One record a window: step, rank, position, key, start_tick, split, with `decode` also sha256.

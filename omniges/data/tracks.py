@@ -23,8 +23,6 @@ from omniges.features.gesture import LAYOUT
 from omniges.shards.latents import SOURCE_FRAMES_PER_TICK, WORDS_MEMBER, CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.window_grid import WindowGrid
 
-__all__ = ["PLAIN_TRACKS", "Track", "Tracks", "WindowTrack"]
-
 I64 = npt.NDArray[np.int64]
 
 

@@ -25,8 +25,6 @@ from omniges.shards.reader import ShardSource, check_digest, place_of_member
 from omniges.shards.schema import VERIFY
 from omniges.storage.cache import CacheFull
 
-__all__ = ["ClipReader", "ReadMarks", "Verify"]
-
 F32 = npt.NDArray[np.float32]
 
 Verify = Literal["first", "never"]

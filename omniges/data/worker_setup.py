@@ -23,17 +23,6 @@ from omniges.errors import UsageFault
 from omniges.shards.reader import LocalShards, ShardSource
 from omniges.workers import Answer
 
-__all__ = [
-    "DataSource",
-    "Sequencing",
-    "make_arrays",
-    "make_collator",
-    "make_document",
-    "make_order",
-    "prepare",
-    "tracks_of",
-]
-
 _STREAMS: Final = ("gesture", "audio", "text")
 
 

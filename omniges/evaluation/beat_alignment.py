@@ -16,8 +16,6 @@ from omniges.metrics.beats import BeatScore, audio_beats, beat_score, motion_bea
 from omniges.metrics.intervals import shuffled_pairing
 from omniges.metrics.profiles import BeatSettings
 
-__all__ = ["BeatRows"]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 

@@ -16,8 +16,6 @@ from omniges.formats.body_model import decode_body_model
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["GENERIC", "Bodies", "Body", "load_bodies"]
-
 F64 = npt.NDArray[np.float64]
 
 _MAX_BYTES: Final = 1 << 30

@@ -14,8 +14,6 @@ from omniges.model.spec import load_identity
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import SPLITS
 
-__all__ = ["SIX", "require_fit"]
-
 SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 
 

@@ -15,8 +15,6 @@ from omniges.evaluation.statistics import Figure, Heading, Resampling, Values, a
 from omniges.metrics.encoders import Features
 from omniges.metrics.frechet import FrechetScore, frechet_distance
 
-__all__ = ["FeatureRows"]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.floating]

@@ -37,8 +37,6 @@ from omniges.metrics.seams import seam_score
 from omniges.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 from omniges.shards.manifest import ManifestRow
 
-__all__ = ["score_gesture"]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
@@ -251,10 +249,7 @@ class _Scorer:
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}
         if len(counts):
-            details = {
-                "values": int(counts[:, 1].sum()),
-                "worst_ratio": max(one.worst_ratio for one in values.found),
-            }
+            details = {"values": int(counts[:, 1].sum()), "worst_ratio": max(one.worst_ratio for one in values.found)}
 
         def share(chosen: I64) -> float:
             return float(counts[chosen, 0].sum() / counts[chosen, 1].sum())

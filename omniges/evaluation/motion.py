@@ -21,16 +21,6 @@ from omniges.metrics.frechet import DESCRIPTOR_NAME, describe
 from omniges.metrics.profiles import Profile, scored_poses
 from omniges.shards.manifest import ManifestRow
 
-__all__ = [
-    "ClipMotion",
-    "Instruments",
-    "TrainSplit",
-    "generated_motion",
-    "learn_train_split",
-    "recorded_motion",
-    "train_rows",
-]
-
 F64 = npt.NDArray[np.float64]
 
 _JAW: slice = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)

@@ -12,8 +12,6 @@ from typing import Any, Final, Literal
 
 from omniges.evaluation.statistics import ROWS, Figure
 
-__all__ = ["Form", "Report", "TaskReport", "render"]
-
 Form = Literal["table", "json", "csv", "markdown"]
 _NO_VALUE: Final = "–"
 _WIDTH: Final = 100

@@ -37,8 +37,6 @@ from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["MEL_RATE_HZ", "FileResult", "find_results", "spoken_intervals", "waveform"]
-
 MEL_RATE_HZ: Final = MEL_FRAMES_PER_TICK * TICKS_PER_SECOND
 
 _ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}

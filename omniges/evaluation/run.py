@@ -40,8 +40,6 @@ from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import refuse_links
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["Counting", "evaluate"]
-
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
 """Shows (done, total) of something named."""
 

@@ -22,8 +22,6 @@ from omniges.metrics.intervals import shuffled_pairing
 from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow
 
-__all__ = ["UNCONDITIONAL", "Recordings", "Result", "Scored", "partners"]
-
 _LONGER_S: Final = 5.0
 """A result that is longer than its recording by no more is cut; audio files are often longer than the motion."""
 

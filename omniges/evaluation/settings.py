@@ -11,8 +11,6 @@ from omniges.errors import UsageFault
 from omniges.options import Setting, check, option, settings_of
 from omniges.shards.schema import Split
 
-__all__ = ["EvaluateSettings"]
-
 _OF_GENERATION = ("codecs", "t5_tokenizer", "tasks", "split", "work", "steps", "num_samples")
 
 
@@ -36,9 +34,7 @@ class EvaluateSettings:
     tasks: tuple[str, ...] = option((), "Tasks to generate.", commas=True, shown="the six")
     split: Split = option("test", "Split to generate for.")
     work: Path | None = option(
-        None,
-        "Folder that keeps what is generated, one below it for each task.",
-        shown="removed afterwards",
+        None, "Folder that keeps what is generated, one below it for each task.", shown="removed afterwards"
     )
     steps: int = option(20, "Sampling steps.", least=1)
     num_samples: int = option(1, "Results to generate for each recording.", least=1)

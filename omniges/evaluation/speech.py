@@ -32,8 +32,6 @@ from omniges.metrics.speech import (
     onset_agreement,
 )
 
-__all__ = ["score_speech"]
-
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 

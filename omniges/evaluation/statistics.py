@@ -17,18 +17,6 @@ from omniges.errors import DataError
 from omniges.metrics.clips import ClipValue, weighted_mean
 from omniges.metrics.intervals import bootstrap, bootstrap_mean
 
-__all__ = [
-    "ROWS",
-    "Figure",
-    "Heading",
-    "Resampling",
-    "Row",
-    "Values",
-    "absent",
-    "figure_of_mean",
-    "figure_of_statistic",
-]
-
 I64 = npt.NDArray[np.int64]
 Row = Literal["generated", "shuffled", "recorded"]
 

@@ -16,8 +16,6 @@ from omniges.evaluation.statistics import Figure, Heading, Resampling, Row, Valu
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 
-__all__ = ["UNTIMED", "score_text"]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 _Words = Sequence[WordInterval]

@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 
-__all__ = ["checked"]
-
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
 

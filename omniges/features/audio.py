@@ -21,20 +21,6 @@ import numpy.typing as npt
 
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 
-__all__ = [
-    "LOG_FLOOR",
-    "MEL_BANDS",
-    "N_FFT",
-    "Loudness",
-    "MelStream",
-    "log_correctly_rounded",
-    "log_mel",
-    "loudness_gain",
-    "mel_filterbank",
-    "mix_down",
-    "resample",
-]
-
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Loudness = Literal["none", "peak"]

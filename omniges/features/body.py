@@ -18,8 +18,6 @@ import numpy.typing as npt
 from omniges.features.gesture import BETAS, EXPRESSIONS, POSE_COLUMNS
 from omniges.features.skeleton import PARENTS, forward_kinematics, place, rotations_of
 
-__all__ = ["BLOCK_FRAMES", "BodyModel", "Person"]
-
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
 

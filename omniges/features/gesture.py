@@ -16,23 +16,6 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "BETAS",
-    "EXPRESSIONS",
-    "JAW_EYES_COLUMNS",
-    "JOINT_NAMES",
-    "LAYOUT",
-    "POSE_COLUMNS",
-    "GestureClip",
-    "GestureLayout",
-    "MotionArrays",
-    "gesture_from_motion",
-    "matrix_from_six_d",
-    "motion_from_gesture",
-    "rotvec_from_matrix",
-    "six_d_from_rotvec",
-]
-
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
@@ -145,14 +128,7 @@ def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
     ax, ay, az = a * x, a * y, a * z
     bx, by, bz = b * x, b * y, b * z
     xy, xz, yz = bx * y, bx * z, by * z
-    return (
-        1 - (by * y + bz * z),
-        xy - az,
-        xz + ay,
-        xy + az,
-        1 - (bx * x + bz * z),
-        yz - ax,
-    )
+    return (1 - (by * y + bz * z), xy - az, xz + ay, xy + az, 1 - (bx * x + bz * z), yz - ax)
 
 
 def six_d_from_rotvec(rotvec: npt.NDArray[np.floating]) -> F64:

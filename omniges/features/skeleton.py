@@ -19,16 +19,6 @@ import numpy.typing as npt
 
 from omniges.features.gesture import JOINT_NAMES, POSE_COLUMNS, matrix_from_six_d, six_d_from_rotvec
 
-__all__ = [
-    "PARENTS",
-    "PELVIS_BELOW_TRANS_M",
-    "REST_OFFSETS",
-    "forward_kinematics",
-    "joint_positions",
-    "place",
-    "rotations_of",
-]
-
 F64 = npt.NDArray[np.float64]
 _Offset = tuple[float, float, float]
 

@@ -25,8 +25,6 @@ from omniges.errors import DataError
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.features.tokenizer import tokenizer_problem
 
-__all__ = ["BLANK", "MARKS", "MAX_PUSH_TICKS", "SlotCodec", "SlotWord", "Slots", "pack_slots", "unpack_slots"]
-
 I32 = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 

@@ -6,18 +6,6 @@ i/30 s, mel frame j is centred on sample 160·j.
 
 from __future__ import annotations
 
-__all__ = [
-    "FRAMES_PER_TICK",
-    "FRAME_RATE_HZ",
-    "MEL_FRAMES_PER_TICK",
-    "SAMPLES_PER_TICK",
-    "SAMPLE_RATE_HZ",
-    "common_frames",
-    "mel_frames_for",
-    "seconds_of_frames",
-    "ticks_of_frames",
-]
-
 FRAME_RATE_HZ = 30
 SAMPLE_RATE_HZ = 16_000
 TICKS_PER_SECOND = 10

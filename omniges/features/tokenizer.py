@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["tokenizer_problem"]
-
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "trim_offsets": True}
 _PIPELINE: Final[dict[str, Any]] = {
     "version": "1.0",

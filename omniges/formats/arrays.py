@@ -25,8 +25,6 @@ import numpy.typing as npt
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.storage.atomic import os_errors
 
-__all__ = ["MAX_TOTAL_BYTES", "Archive", "Member", "decode_npy", "read_array"]
-
 Array = npt.NDArray[Any]
 
 MAX_TOTAL_BYTES = 1 << 30

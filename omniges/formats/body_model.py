@@ -15,8 +15,6 @@ from omniges.errors import RecordingFault
 from omniges.features.body import BodyModel
 from omniges.formats.arrays import Archive, Member
 
-__all__ = ["decode_body_model"]
-
 F64 = npt.NDArray[np.float64]
 
 JOINTS = 55

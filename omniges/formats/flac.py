@@ -11,8 +11,6 @@ import soundfile
 
 from omniges.errors import RecordingFault
 
-__all__ = ["decode_flac", "encode_flac"]
-
 
 def encode_flac(pcm: npt.NDArray[np.integer], *, bits: int) -> bytes:
     """Mono 16 kHz PCM, int16 (bits=16) or int32 holding 24-bit values (bits=24), as FLAC bytes.

@@ -19,8 +19,6 @@ import numpy.typing as npt
 from omniges.errors import Problem, RecordingFault
 from omniges.formats.arrays import Archive, Member
 
-__all__ = ["Motion", "decode_motion", "encode_motion", "write_motion"]
-
 Array = npt.NDArray[Any]
 
 FRAME_RATE_HZ = 30

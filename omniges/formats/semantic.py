@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from omniges.errors import RecordingFault
 
-__all__ = ["SemanticSpan", "decode_semantic"]
-
 MAX_BYTES = 4 << 20
 _COLUMNS = "name, start, end, duration, score and perhaps keywords, separated by tabs"
 

@@ -21,8 +21,6 @@ from praatio.utilities import textgrid_io
 
 from omniges.errors import Problem, RecordingFault
 
-__all__ = ["SILENCE_LABELS", "WordInterval", "WordTier", "decode_words", "encode_tiers", "encode_words"]
-
 SILENCE_LABELS = frozenset({"", "sil", "sp", "<sil>", "<sp>", "<eps>"})
 """Labels, case folded, that mean nobody speaks; such intervals are dropped."""
 

@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from omniges.errors import Problem, RecordingFault
 
-__all__ = ["ByteRanges", "Wav", "WavStream", "decode_wav", "encode_pcm_wav", "encode_wav", "open_wav", "wav_parts"]
-
 Array = npt.NDArray[Any]
 
 MIN_RATE_HZ = 1_000

@@ -18,8 +18,6 @@ from omniges.formats.wav import WavStream, open_wav
 from omniges.generation.spool import Spool
 from omniges.storage.atomic import os_errors
 
-__all__ = ["Heard", "hear", "hear_samples"]
-
 F32 = npt.NDArray[np.float32]
 
 _BLOCK_FRAMES: Final = 1 << 16

@@ -38,27 +38,6 @@ from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = [
-    "MOST_APART_S",
-    "STANDARD_INPUT",
-    "TAIL_S",
-    "Body",
-    "Given",
-    "Input",
-    "PlannedInput",
-    "Reading",
-    "cut_input",
-    "given_audio",
-    "given_sample",
-    "given_words",
-    "latents_of",
-    "planned_inputs",
-    "read_audio",
-    "read_body",
-    "read_gesture",
-    "read_text",
-]
-
 STANDARD_INPUT: Final = "-"
 
 _MAX_BYTES: Final = 4 << 30
@@ -266,14 +245,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
     remarks = tuple(f"{note.code}: {note.found}" for note in motion.notes)
     return Given(
-        "gesture",
-        path.stem,
-        ticks,
-        _channels(motion, folder),
-        str(path),
-        digest,
-        remarks,
-        body=Body.of(motion),
+        "gesture", path.stem, ticks, _channels(motion, folder), str(path), digest, remarks, body=Body.of(motion)
     )
 
 

@@ -29,19 +29,6 @@ from omniges.model.sampling import follow, guided_clean, step_levels
 from omniges.model.settings import SamplingSettings
 from omniges.model.streams import Stream, StreamName
 
-__all__ = [
-    "SAMPLE_TICKS",
-    "TicksOf",
-    "Timeline",
-    "WindowSettings",
-    "blend_weights",
-    "fade_in",
-    "sample_timelines",
-    "window_borders",
-    "window_spans",
-    "window_starts",
-]
-
 SAMPLE_TICKS: Final = 1 << 32
 """Ticks that a sample's noise has before the next sample's begins."""
 

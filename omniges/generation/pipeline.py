@@ -50,8 +50,6 @@ from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["OmnigesOutput", "OmnigesPipeline", "OmnigesSample"]
-
 F32 = npt.NDArray[np.float32]
 Words = Sequence[Mapping[str, Any]]
 

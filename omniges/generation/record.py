@@ -16,8 +16,6 @@ from typing import Any, Final
 from omniges.errors import DataError
 from omniges.storage.canonical_json import json_document
 
-__all__ = ["WINDOWS_TIER", "GeneratedRecord", "read_record"]
-
 WINDOWS_TIER: Final = "windows"
 """The tier of a TextGrid whose text is that of whole windows: one interval a window, no tier of words."""
 

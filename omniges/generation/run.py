@@ -30,8 +30,6 @@ from omniges.model.tasks import TASKS
 from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.canonical_json import file_sha256
 
-__all__ = ["codecs_of", "generate"]
-
 _MOST_WINDOWS: Final = 32
 """Windows of all results that are worked on together."""
 
@@ -46,9 +44,7 @@ Item = TypeVar("Item")
 
 
 def generate(
-    settings: GenerateSettings,
-    count: Count = lambda _done, _total: None,
-    codecs: Codecs | None = None,
+    settings: GenerateSettings, count: Count = lambda _done, _total: None, codecs: Codecs | None = None
 ) -> GenerateSummary:
     """Make all results; `count` is told how many seconds are made of how many.
 
@@ -294,12 +290,7 @@ class _Job:
             settings=chosen,
             seams_s=tuple(tick / TICKS_PER_SECOND for tick in borders),
             measures=results.measures,
-            remarks=(
-                *item.remarks,
-                *self._remarks_on(item),
-                *of_inputs,
-                *results.remarks,
-            ),
+            remarks=(*item.remarks, *self._remarks_on(item), *of_inputs, *results.remarks),
         )
 
     def _remarks_on(self, item: Input) -> Iterator[str]:

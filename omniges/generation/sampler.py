@@ -35,8 +35,6 @@ from omniges.model.tasks import TASKS, FlowSettings, Task
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
 
-__all__ = ["Codecs", "Conditions", "Loaded", "Part", "Sampler", "load", "trained_tasks"]
-
 SETTINGS_FILE: Final = "settings.json"
 STATE_FILE: Final = "state.json"
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from omniges.model.streams import StreamName
     from omniges.model.tasks import Task
 
-__all__ = ["GenerateSettings", "GenerateSummary", "Sources", "Weights", "require_guidable", "task_named"]
 
 _MOST_REMARKS: Final = 5
 Weights = Literal["ema", "last"]
@@ -118,9 +117,7 @@ class GenerateSettings:
     )
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     overlap_ticks: int | None = option(
-        None,
-        "Ticks that windows share; none where text is generated as latents.",
-        shown="a quarter of a window",
+        None, "Ticks that windows share; none where text is generated as latents.", shown="a quarter of a window"
     )
     seed: int = option(0, "Seed; the same seed gives the same bytes.", least=0, most=2**32 - 1)
     num_samples: int = option(1, "Results for each input.", least=1)

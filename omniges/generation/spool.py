@@ -16,8 +16,6 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
 
-__all__ = ["ROWS_PER_TICK", "Held", "Series", "Spool"]
-
 ROWS_PER_TICK: Final[dict[StreamName, int]] = {"gesture": FRAMES_PER_TICK, "audio": MEL_FRAMES_PER_TICK, "text": 1}
 """Rows of a stream's array in a tick."""
 

@@ -31,17 +31,6 @@ from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
 from omniges.storage.tensors import read_tensors
 
-__all__ = [
-    "LEAST_FRAMES",
-    "GriffinLim",
-    "HifiGan",
-    "MelVoice",
-    "VoiceOf",
-    "chosen_voice",
-    "load_hifi_gan",
-    "waveform_from_mel",
-]
-
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 

@@ -18,8 +18,6 @@ import numpy as np
 
 from omniges.errors import UsageFault
 
-__all__ = ["SpeakingRate", "learn_rate", "timed_words"]
-
 _BOUNDS_S: Final = (0.0, 0.2, 0.6, 2.0)
 _LEAST_S: Final = 0.05
 _LEAST_WORDS: Final = 10

@@ -19,16 +19,6 @@ from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
 
-__all__ = [
-    "BeatScore",
-    "audio_beats",
-    "beat_score",
-    "joint_speeds",
-    "least_frames",
-    "mean_joint_speeds",
-    "motion_beats",
-]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.floating]

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import F64, Numbers, checked
 
-__all__ = ["ClipValue", "checked_pair", "weighted_mean"]
-
 
 @dataclass(frozen=True, slots=True)
 class ClipValue:

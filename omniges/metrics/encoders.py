@@ -23,8 +23,6 @@ from omniges.features.gesture import POSE_COLUMNS, six_d_from_rotvec
 from omniges.formats.arrays import read_array
 from omniges.storage.atomic import os_errors
 
-__all__ = ["Encoder", "Features", "encoder_input", "load_encoder", "load_features"]
-
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 

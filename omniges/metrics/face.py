@@ -12,8 +12,6 @@ from omniges.errors import DataError, UsageFault
 from omniges.metrics.clips import ClipValue, checked_pair
 from omniges.metrics.profiles import FaceSettings
 
-__all__ = ["FaceScore", "FaceSums"]
-
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
 

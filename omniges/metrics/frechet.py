@@ -18,17 +18,12 @@ from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics.profiles import FrechetSettings
 
-__all__ = ["DESCRIPTOR_NAME", "FrechetScore", "describe", "frechet_distance"]
-
 F64 = npt.NDArray[np.float64]
 
 DESCRIPTOR_NAME: Final = "omniges-kinematics-1"
 _JOINTS: Final = tuple(
     JOINT_NAMES.index(name)
-    for name in (
-        *("head", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
-        *("left_index3", "right_index3"),
-    )
+    for name in (*("head", "left_elbow", "right_elbow", "left_wrist", "right_wrist"), *("left_index3", "right_index3"))
 )
 _WINDOW_FRAMES: Final = 32
 _STRIDE_FRAMES: Final = 16
@@ -91,11 +86,7 @@ def _gaussian(features: npt.NDArray[np.floating], what: str) -> _Gaussian:
 
 
 def frechet_distance(
-    generated: npt.NDArray[np.floating],
-    recorded: npt.NDArray[np.floating],
-    settings: FrechetSettings,
-    *,
-    encoder: str,
+    generated: npt.NDArray[np.floating], recorded: npt.NDArray[np.floating], settings: FrechetSettings, *, encoder: str
 ) -> FrechetScore:
     """|m1 − m2|² + tr(S1 + S2 − 2 (S1 S2)^½) of features (N1, D) and (N2, D), covariances with divisor N − 1.
 

@@ -15,15 +15,6 @@ import numpy.typing as npt
 from omniges.errors import DataError, UsageFault
 from omniges.metrics.clips import ClipValue, weighted_mean
 
-__all__ = [
-    "RESAMPLES",
-    "Interval",
-    "bootstrap",
-    "bootstrap_mean",
-    "draw_clips",
-    "shuffled_pairing",
-]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 

@@ -17,8 +17,6 @@ from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics.clips import ClipValue
 
-__all__ = ["DriftScore", "SkateScore", "foot_skate", "invalid_rotations", "jerk", "l1_diversity", "root_drift"]
-
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
 

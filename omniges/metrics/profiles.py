@@ -17,19 +17,6 @@ from omniges.errors import UsageFault
 from omniges.features.arrays import checked
 from omniges.features.gesture import JAW_EYES_COLUMNS, LAYOUT, POSE_COLUMNS
 
-__all__ = [
-    "PROFILES",
-    "BeatSettings",
-    "FaceSettings",
-    "FrechetSettings",
-    "PositionSettings",
-    "Profile",
-    "ProfileName",
-    "SemanticSettings",
-    "profile",
-    "scored_poses",
-]
-
 F64 = npt.NDArray[np.float64]
 ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
 
@@ -112,11 +99,7 @@ _EMAGE_2024: Final = Profile(
     published=True,
     positions=PositionSettings(root_rotation="given", jaw_eyes="given"),
     beats=BeatSettings(
-        audio="resampled-twice",
-        audio_end="uncut-length",
-        motion="deviations",
-        threshold=0.30,
-        threshold_at="shifted",
+        audio="resampled-twice", audio_end="uncut-length", motion="deviations", threshold=0.30, threshold_at="shifted"
     ),
     face=FaceSettings(lvd="position-error"),
     semantic=SemanticSettings(error="sum", weights="by-scale", without_scores="refused", span_ends="closed"),

@@ -15,8 +15,6 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ
 
-__all__ = ["SeamComparison", "SeamScore", "seam_score"]
-
 F64 = npt.NDArray[np.float64]
 
 

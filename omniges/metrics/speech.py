@@ -17,16 +17,6 @@ from omniges.features.arrays import checked
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.metrics.clips import ClipValue, checked_pair
 
-__all__ = [
-    "CEPSTRA",
-    "DistortionScore",
-    "OnsetCounts",
-    "log_mel_l1",
-    "mel_cepstral_distortion",
-    "mel_onsets",
-    "onset_agreement",
-]
-
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
 

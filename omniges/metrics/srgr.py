@@ -15,8 +15,6 @@ from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.clips import ClipValue, checked_pair
 from omniges.metrics.profiles import SemanticSettings
 
-__all__ = ["RecallScore", "semantic_recall", "semantic_scores"]
-
 F64 = npt.NDArray[np.float64]
 
 

@@ -13,18 +13,6 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.formats.textgrid import WordInterval
 
-__all__ = [
-    "Alignment",
-    "EditCounts",
-    "align",
-    "character_errors",
-    "count_edits",
-    "normalised_text",
-    "normalised_word",
-    "word_errors",
-    "word_time_differences",
-]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["JointBlock", "QKNorm", "QKNormKind", "modulate", "rotary_angles", "rotate"]
-
 QKNormKind = Literal["layer", "rms"]
 NORM_EPS = 1e-6
 

@@ -35,27 +35,6 @@ from omniges.storage.atomic import (
 from omniges.storage.names import is_file_name
 from omniges.storage.tensors import read_tensors, require_same, shapes_of, write_tensors
 
-__all__ = [
-    "CHECKPOINTS",
-    "CHECKPOINT_FILE",
-    "EMA_FILE",
-    "MODEL_FILE",
-    "OPTIMIZER_FILE",
-    "Choice",
-    "Contents",
-    "SavedCheckpoint",
-    "checkpoints",
-    "choose",
-    "find_checkpoint",
-    "open_checkpoint",
-    "prune",
-    "remove_unfinished",
-    "save_checkpoint",
-    "set_aside",
-    "step_of",
-    "write_checkpoint",
-]
-
 CHECKPOINT_FILE: Final = "checkpoint.json"
 _FORMAT: Final = "omniges-checkpoint"
 _VERSION: Final = 1

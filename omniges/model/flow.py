@@ -20,16 +20,10 @@ from omniges.model.streams import STREAMS, Stream, StreamName, noised
 from omniges.model.tasks import FlowSettings, Group, Plan, carried_as_noise, groups_of
 from omniges.model.trunk import JointFlowTransformer
 
-__all__ = ["AbsentStreams", "FlowLoss", "FlowModel", "Windows", "draw_noise"]
-
 AbsentStreams = Literal["left-out", "noise"]
 """What becomes of a stream that a sample has not: it takes no part, or it is there as noise at level 1 (OmniFlow)."""
 
-_NOISE: Final = {
-    "gesture": Purpose.NOISE_GESTURE,
-    "text": Purpose.NOISE_TEXT,
-    "audio": Purpose.NOISE_AUDIO,
-}
+_NOISE: Final = {"gesture": Purpose.NOISE_GESTURE, "text": Purpose.NOISE_TEXT, "audio": Purpose.NOISE_AUDIO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +53,7 @@ class FlowModel(nn.Module):
     """Trunk and streams together: the one module that is trained, kept and sampled from."""
 
     def __init__(
-        self,
-        trunk: JointFlowTransformer,
-        streams: Mapping[StreamName, Stream],
-        absent: AbsentStreams = "left-out",
+        self, trunk: JointFlowTransformer, streams: Mapping[StreamName, Stream], absent: AbsentStreams = "left-out"
     ) -> None:
         super().__init__()
         self.trunk = trunk

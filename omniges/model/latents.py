@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PatchGrid", "axes_embedding", "grid_embedding", "line_embedding", "patches", "unpatched"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:

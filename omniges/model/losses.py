@@ -13,8 +13,6 @@ import numpy.typing as npt
 from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import TASKS, Plan
 
-__all__ = ["Smoothed", "in_order", "per_step", "per_stream", "per_task"]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 

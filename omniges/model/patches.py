@@ -16,8 +16,6 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.model.latents import PatchGrid, axes_embedding, patches
 from omniges.model.streams import Stream, clean_from_velocity
 
-__all__ = ["PatchTokens"]
-
 
 class PatchTokens(Stream):
     """Rows of latents (B, R, K · W), channel k and column w at k · W + w, as patches (B, N, K · P · P).

@@ -27,18 +27,6 @@ from omniges.model.tokens import FrameTokens, SlotTokens, WindowTokens
 from omniges.model.trunk import Conditioning, JointFlowTransformer
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 
-__all__ = [
-    "PRESETS",
-    "AudioTokens",
-    "CodecLatents",
-    "ModelConfig",
-    "PresetName",
-    "build_model",
-    "model_for_weights",
-    "parameter_count",
-    "preset",
-]
-
 PresetName = Literal["tiny", "small", "base", "omniflow"]
 AudioTokens = Literal["rows", "patches"]
 """What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""

@@ -19,8 +19,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["Purpose", "normal", "philox", "uniform", "words"]
-
 _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS: Final = 10

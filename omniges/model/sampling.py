@@ -24,8 +24,6 @@ from omniges.model.flow import FlowModel, draw_noise
 from omniges.model.settings import SamplingSettings, Solver
 from omniges.model.streams import STREAMS, StreamName, velocity_from_clean
 
-__all__ = ["Draws", "follow", "guided_clean", "sample", "step_levels"]
-
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
 """Expected clean tokens for tokens (B, …) at levels (B,)."""
 

@@ -7,8 +7,6 @@ from typing import Literal
 
 from omniges.options import check, option
 
-__all__ = ["SamplingSettings", "Solver"]
-
 Solver = Literal["euler", "heun", "dpm++"]
 
 

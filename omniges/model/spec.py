@@ -22,8 +22,6 @@ from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.canonical_json import json_document
 
-__all__ = ["CONFIG_FILE", "ModelIdentity", "load_identity", "load_model", "weights_file"]
-
 CONFIG_FILE: Final = "config.json"
 
 

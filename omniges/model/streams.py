@@ -18,16 +18,6 @@ from torch import Tensor, nn
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.model.latents import line_embedding
 
-__all__ = [
-    "STREAMS",
-    "Prediction",
-    "Stream",
-    "StreamName",
-    "clean_from_velocity",
-    "noised",
-    "velocity_from_clean",
-]
-
 StreamName = Literal["gesture", "text", "audio"]
 STREAMS: Final[tuple[StreamName, ...]] = get_args(StreamName)
 """In the order in which attention joins them."""

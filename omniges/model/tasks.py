@@ -22,8 +22,6 @@ from omniges.errors import UsageFault
 from omniges.model.random import Purpose, normal, uniform
 from omniges.model.streams import STREAMS, StreamName
 
-__all__ = ["SIX", "TASKS", "FlowSettings", "Group", "Plan", "Task", "carried_as_noise", "draw_plan", "groups_of"]
-
 Bools = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -53,11 +51,7 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType(
 )
 """The numbers of tasks in a plan count these in order."""
 
-_LEVEL: Final = {
-    "gesture": Purpose.LEVEL_GESTURE,
-    "text": Purpose.LEVEL_TEXT,
-    "audio": Purpose.LEVEL_AUDIO,
-}
+_LEVEL: Final = {"gesture": Purpose.LEVEL_GESTURE, "text": Purpose.LEVEL_TEXT, "audio": Purpose.LEVEL_AUDIO}
 SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) == 1)
 """Tasks from one stream to another, in the order of `TASKS`; validation reports them so."""
 _DEFAULT_SHARES: Final = MappingProxyType(

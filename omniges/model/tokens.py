@@ -20,8 +20,6 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.model.streams import Prediction, Stream, clean_from_velocity
 from omniges.shards.statistics import divisors
 
-__all__ = ["FrameTokens", "SlotTokens", "WindowTokens", "tick_seconds"]
-
 
 def tick_seconds(count: int) -> Tensor:
     """Centres (N,) float32 in seconds of the first N ticks."""

@@ -28,8 +28,6 @@ from omniges.storage.atomic import make_folder, os_errors, publish_bytes
 from omniges.storage.canonical_json import json_document
 from omniges.storage.tensors import read_tensors, write_tensors
 
-__all__ = ["Conditioning", "JointFlowTransformer", "level_features"]
-
 Conditioning = Literal["summed", "split"]
 LEVEL_FEATURES = 256
 LEVEL_SCALE = 1000.0

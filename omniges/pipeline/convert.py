@@ -32,8 +32,6 @@ from omniges.shards.statistics import partial_of
 from omniges.shards.tar import build_segment, npy_parts
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
-__all__ = ["convert"]
-
 _CUT_NOTE_S: Final = 0.1
 _TEXTGRID_NOTE_S: Final = 1.0
 

@@ -23,8 +23,6 @@ from omniges.pipeline.stems import StemFields, parse_stem, speaker_of_folder
 from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
 from omniges.storage.canonical_json import sha256_hex
 
-__all__ = ["Discovery", "Recording", "SourceFile", "discover"]
-
 Modality = Literal["wav", "npz", "textgrid", "sem"]
 NEEDED: Final[tuple[Modality, ...]] = ("wav", "npz", "textgrid")
 SPLIT_LIST: Final = "train_test_split.csv"
@@ -35,12 +33,7 @@ _FOLDERS: Final[dict[Modality, tuple[str, ...]]] = {
     "textgrid": ("word", "textgrid"),
     "sem": ("sem",),
 }
-_EXTENSIONS: Final[dict[Modality, str]] = {
-    "wav": ".wav",
-    "npz": ".npz",
-    "textgrid": ".TextGrid",
-    "sem": ".txt",
-}
+_EXTENSIONS: Final[dict[Modality, str]] = {"wav": ".wav", "npz": ".npz", "textgrid": ".TextGrid", "sem": ".txt"}
 _MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid": "missing-text"}
 _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text-dir"}
 
@@ -163,10 +156,7 @@ def _read_split_list(path: Path, name: str) -> tuple[SplitList, str]:
 def _find_parts(
     root: Path, selection: Selection, bounds: _Bounds, override: tuple[SplitList, str] | None
 ) -> tuple[list[_Part], dict[str, str]]:
-    candidates = [
-        root,
-        *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir()),
-    ]
+    candidates = [root, *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir())]
     parts, hashes = [], {}
     for folder in candidates:
         folders = {}

@@ -19,8 +19,6 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import make_folder, publish_bytes
 
-__all__ = ["ExportSummary", "export"]
-
 _FOLDERS: Final = {"npz": "smplxflame_30", "textgrid": "textgrid", "wav": "wave16k"}
 
 

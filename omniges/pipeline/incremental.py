@@ -32,8 +32,6 @@ from omniges.shards.tar import BLOCK_BYTES
 from omniges.shards.transaction import Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
 
-__all__ = ["Digests", "Earlier", "Recalled", "journal_rejection", "journal_shard", "known_outcomes", "recall"]
-
 Digests = dict[str, str | None]  # path relative to the root -> sha256, None where the file cannot be read
 
 # Notes that discovery gives, alone or among others. One of them on an earlier sample that discovery does not give now

@@ -17,18 +17,6 @@ from omniges.shards.schema import DATASET_FILE
 from omniges.shards.transaction import Begun, Workspace
 from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
 
-__all__ = [
-    "check_begun",
-    "check_latents",
-    "check_removal",
-    "check_space",
-    "check_tool",
-    "digest_inputs",
-    "inputs_hash",
-    "is_unchanged",
-    "read_complete",
-]
-
 _MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without a word
 
 # Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.

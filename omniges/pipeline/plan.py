@@ -12,8 +12,6 @@ from omniges.pipeline.discover import discover
 from omniges.pipeline.settings import Converted, PreprocessSettings
 from omniges.shards.schema import SPLITS
 
-__all__ = ["Plan", "make_plan"]
-
 _SAMPLED: Final = 3  # recordings converted to learn the speed; the first is converted twice, to warm up
 
 

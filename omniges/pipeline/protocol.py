@@ -18,17 +18,6 @@ from omniges.shards.manifest import ManifestRow, row_from_json
 from omniges.shards.statistics import Partial
 from omniges.workers import ENVIRONMENT, Answer, Lost, Pool, Worker, worker_command
 
-__all__ = [
-    "WORKER_COMMAND",
-    "WORKER_ENVIRONMENT",
-    "ConvertPool",
-    "Outcome",
-    "Sample",
-    "decode_recording",
-    "encode_outcome",
-    "encode_recording",
-]
-
 WORKER_COMMAND: Final = worker_command("omniges.pipeline.worker")
 # Features are computed block by block on one thread each; arrays of a few megabytes come and go, and handing their
 # pages back to the kernel each time costs more than keeping them.

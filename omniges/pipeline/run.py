@@ -39,8 +39,6 @@ from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
-__all__ = ["preprocess"]
-
 Count = Callable[[int, int], None]
 
 

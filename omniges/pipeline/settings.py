@@ -21,17 +21,6 @@ if TYPE_CHECKING:
     from omniges.shards.statistics import Partial
     from omniges.shards.tar import Segment
 
-__all__ = [
-    "MAX_FILE_BYTES",
-    "ConvertSettings",
-    "Converted",
-    "Cut",
-    "PreprocessSettings",
-    "Rejected",
-    "Selection",
-    "Summary",
-    "size_bytes",
-]
 
 MAX_FILE_BYTES: Final = 1 << 30  # of one input file
 
@@ -51,9 +40,7 @@ class Selection:
 
     wav_dir: str | None = option(None, "Name of the folder of WAV files.", shown="wave16k")
     gesture_dir: str | None = option(
-        None,
-        "Name of the folder of NPZ files.",
-        shown="speakers_1234_smplx_neutral_npz, else smplxflame_30",
+        None, "Name of the folder of NPZ files.", shown="speakers_1234_smplx_neutral_npz, else smplxflame_30"
     )
     text_dir: str | None = option(None, "Name of the folder of TextGrid files.", shown="word, else textgrid")
     speakers: tuple[str, ...] = option((), "Only these speakers, by id (2) or name (scott).", commas=True, shown="all")
@@ -142,9 +129,7 @@ class PreprocessSettings:
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     selection: Selection = field(default_factory=Selection)
     split_csv: Path | None = option(
-        None,
-        "Split list with the columns id and type that replaces train_test_split.csv.",
-        shown="the data set's own",
+        None, "Split list with the columns id and type that replaces train_test_split.csv.", shown="the data set's own"
     )
     allow_roots: tuple[Path, ...] = option(
         (), "Another folder that links under the root may lead to; may be repeated.", "--allow-root"

@@ -12,8 +12,6 @@ from omniges.errors import DataError, Finding, Problem
 from omniges.pipeline.stems import StemFields
 from omniges.shards.schema import SPLITS, Split, as_split
 
-__all__ = ["SplitList", "official_test_starts", "parse_split_list", "split_by_rule"]
-
 _EMOTION_TEST: Final = frozenset({65, 73, 81, 87, 95, 103, 111})
 _FULL_SPEAKERS: Final = frozenset({1, 2, 3, 4, 5, 7, 10, 11})
 _FULL_TEST: Final = frozenset(range(1, 9)) | _EMOTION_TEST

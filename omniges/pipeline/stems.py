@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["EMOTION_STARTS", "StemFields", "parse_stem", "speaker_of_folder"]
-
 _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
 _SCENARIOS: Final = ("speech", "conversation")  # rec digit % 2

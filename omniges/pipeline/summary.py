@@ -31,20 +31,6 @@ from omniges.workers import Lost
 if TYPE_CHECKING:
     from omniges.pipeline.plan import Plan  # loads the decoders
 
-__all__ = [
-    "ConvertProgress",
-    "Tally",
-    "cut_totals",
-    "duration_text",
-    "plan_json",
-    "print_plan",
-    "print_summary",
-    "simple_table",
-    "size_text",
-    "summarize",
-    "summary_json",
-    "summary_of_complete",
-]
 
 _SHOWN_LOST = 10
 

@@ -13,8 +13,6 @@ from omniges.pipeline.protocol import decode_recording, encode_outcome
 from omniges.pipeline.settings import Converted, ConvertSettings, Rejected
 from omniges.workers import Answer
 
-__all__ = ["prepare"]
-
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     """Return the function that converts the recording of a task."""

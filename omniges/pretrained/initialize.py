@@ -36,8 +36,6 @@ from omniges.pretrained.omniflow.tensors import file_entry, is_omniflow
 from omniges.pretrained.omniflow.trunk import SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow
 from omniges.pretrained.omniflow.weight_map import Fate, table_of
 
-__all__ = ["Begun", "CheckpointStart", "OmniFlowStart", "Start", "config_over_tokens", "open_start"]
-
 _SPEAKERS: Final = "trunk.speaker.weight"
 _TEXT_PLACES: Final = "streams.text.place"
 _OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})

@@ -31,17 +31,6 @@ from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 from omniges.storage.names import is_sha256
 
-__all__ = [
-    "FEATURES",
-    "dataset_document",
-    "entry_problem",
-    "read_dataset",
-    "seal",
-    "sealed_correctly",
-    "statistics_document",
-    "tool_versions",
-]
-
 _VERIFY: Final = "Run omniges verify-shards on it"
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 
@@ -197,12 +186,7 @@ def dataset_document(
         "totals": _totals(rows) | {"cut": cut},
         "splits": {split: _totals(row for row in rows if row.split == split) for split in SPLITS},
         "shards": {
-            shard.name: {
-                "split": shard.split,
-                "samples": shard.samples,
-                "bytes": shard.size,
-                "sha256": shard.sha256,
-            }
+            shard.name: {"split": shard.split, "samples": shard.samples, "bytes": shard.size, "sha256": shard.sha256}
             for shard in shards
         },
         "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},

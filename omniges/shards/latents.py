@@ -28,17 +28,6 @@ from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 from omniges.shards.window_grid import WindowGrid
 from omniges.storage.names import is_sha256
 
-__all__ = [
-    "BY_MIDDLE",
-    "SOURCE_FRAMES_PER_TICK",
-    "WORDS_MEMBER",
-    "CodecEntry",
-    "FrameEntry",
-    "WindowEntry",
-    "latents_document",
-    "read_entries",
-]
-
 F32 = npt.NDArray[np.float32]
 
 SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TICK, "gesture.npy": FRAMES_PER_TICK}

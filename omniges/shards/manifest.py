@@ -36,21 +36,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = [
-    "SOURCES",
-    "ManifestColumns",
-    "ManifestRow",
-    "MemberPlace",
-    "column_of",
-    "latent_members",
-    "manifest_hash",
-    "parse_manifest",
-    "read_manifest",
-    "row_from_journal",
-    "row_from_json",
-    "row_problem",
-    "serialize_manifest",
-]
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 _MAX_MEMBER_BYTES: Final = 8**11 - 1

@@ -28,17 +28,6 @@ from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
 from omniges.storage.atomic import os_errors
 from omniges.storage.redact import one_line
 
-__all__ = [
-    "LocalShards",
-    "SampleArrays",
-    "ShardFolder",
-    "ShardSource",
-    "check_digest",
-    "open_beside",
-    "place_of_member",
-    "read_beside",
-]
-
 
 class ShardSource(Protocol):
     """Where the shards of a folder are: the folder itself, or a local cache of a remote one."""
@@ -231,9 +220,7 @@ class ShardFolder:
     def gesture(self, row: ManifestRow) -> GestureClip:
         """The motion of a sample."""
         return GestureClip(
-            self.array(row, "gesture.npy"),
-            self.array(row, "jaw_eyes.npy"),
-            self.array(row, "start_xz.npy"),
+            self.array(row, "gesture.npy"), self.array(row, "jaw_eyes.npy"), self.array(row, "start_xz.npy")
         )
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:

@@ -10,39 +10,6 @@ import math
 import re
 from typing import Final, Literal, get_args
 
-__all__ = [
-    "CONTRACT_FILES",
-    "DATASET_FILE",
-    "FORMAT",
-    "FORMAT_VERSION",
-    "LATENTS_FILE",
-    "LATENT_MEMBER",
-    "MANIFEST_FILE",
-    "MAX_KEY_BYTES",
-    "MEMBERS",
-    "OPTIONAL_MEMBERS",
-    "REPORT_FILE",
-    "SHARD_NAME",
-    "SIDE_FILES",
-    "SPLITS",
-    "STATS_FILE",
-    "TOKENIZER_FILE",
-    "UNFINISHED_FILE",
-    "VERIFY",
-    "Split",
-    "as_split",
-    "is_contract_name",
-    "is_count",
-    "is_key",
-    "is_real",
-    "is_shard_name",
-    "is_stem",
-    "key_from_stem",
-    "member_order",
-    "shard_name",
-    "stem_from_key",
-]
-
 FORMAT: Final = "omniges-shards"
 FORMAT_VERSION: Final = 1
 

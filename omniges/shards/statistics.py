@@ -14,8 +14,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SMALLEST_STD", "ChannelStatistics", "Partial", "combine", "divisors", "partial_of"]
-
 F64 = npt.NDArray[np.float64]
 
 SMALLEST_STD: Final = 1e-6  # a channel that varies less is normalised with scale 1

@@ -11,17 +11,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "BLOCK_BYTES",
-    "END_OF_ARCHIVE",
-    "NPY_MAGIC",
-    "Segment",
-    "build_segment",
-    "member_header",
-    "npy_header",
-    "npy_parts",
-]
-
 BLOCK_BYTES: Final = 512
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK_BYTES)
 NPY_MAGIC: Final = b"\x93NUMPY\x01\x00"

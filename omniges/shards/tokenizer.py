@@ -11,8 +11,6 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["MIN_FREQUENCY", "train_tokenizer"]
-
 MIN_FREQUENCY: Final = 2
 
 

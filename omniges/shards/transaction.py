@@ -46,22 +46,6 @@ from omniges.storage.atomic import final_name, make_folder, os_errors, publish_b
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.names import is_sha256
 
-__all__ = [
-    "COMMIT_FILE",
-    "FOREIGN",
-    "PLACE_FILE",
-    "Begun",
-    "CommitSteps",
-    "Journal",
-    "Workspace",
-    "aside_name",
-    "commit",
-    "finish_commit",
-    "is_own_name",
-    "refuse_foreign",
-    "staged_name",
-]
-
 BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"
 COMMIT_FILE: Final = "commit.json"

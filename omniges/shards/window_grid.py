@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from omniges.errors import UsageFault
 
-__all__ = ["WindowGrid"]
-
 
 @dataclass(frozen=True, slots=True)
 class WindowGrid:

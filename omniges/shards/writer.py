@@ -25,8 +25,6 @@ from omniges.shards.schema import Split, as_split, shard_name
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.storage.atomic import PendingFile, os_errors
 
-__all__ = ["ShardFile", "ShardWriter", "StoredSegment", "StoredShard", "closes_shard"]
-
 _EARLY_CLOSE: Final = 16  # one key in so many may close a shard that is over half full
 _FLUSH_BYTES: Final = 32 << 20
 _COPY_BYTES: Final = 1 << 20

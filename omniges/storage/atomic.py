@@ -20,23 +20,6 @@ from typing import Final
 
 from omniges.errors import EnvironmentFault, UsageFault
 
-__all__ = [
-    "PendingFile",
-    "PendingGroup",
-    "final_name",
-    "is_temporary_name",
-    "locked",
-    "make_folder",
-    "open_for_appending",
-    "os_errors",
-    "pending_folder",
-    "publish_bytes",
-    "refuse_links",
-    "remove_folder",
-    "remove_tree",
-    "sync_folder",
-]
-
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")

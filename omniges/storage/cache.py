@@ -48,23 +48,6 @@ from omniges.storage.atomic import (
 from omniges.storage.canonical_json import canonical_json, file_sha256
 from omniges.storage.remote import MissingFile, Store, StoreFault
 
-__all__ = [
-    "CacheCounts",
-    "CacheFolder",
-    "CacheFull",
-    "CachedFile",
-    "Expected",
-    "FetchAhead",
-    "Pin",
-    "Retries",
-    "Wait",
-    "WrongContent",
-    "backoff_s",
-    "copy_checked",
-    "fetch_small",
-    "with_retries",
-]
-
 T = TypeVar("T")
 
 Wait = Callable[[float], object]

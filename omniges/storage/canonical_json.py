@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "file_sha256", "json_document", "sha256_hex"]
-
 
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a JSON value that hashes are taken of: sorted keys, no spaces, UTF-8."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["SHA256", "is_file_name", "is_relative_path", "is_sha256"]
-
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 

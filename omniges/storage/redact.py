@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote, unquote
 
-__all__ = ["HIDDEN", "one_line", "redact", "secrets_in_environment", "secrets_in_url"]
-
 HIDDEN: Final = "***"
 _SHORTEST_SECRET: Final = 6  # a shorter value would hide parts of ordinary words
 _SENSITIVE: Final = (

@@ -22,20 +22,6 @@ from omniges.storage.atomic import os_errors
 from omniges.storage.names import is_file_name
 from omniges.storage.redact import one_line, redact, secrets_in_environment, secrets_in_url
 
-__all__ = [
-    "ByteStream",
-    "LocalStore",
-    "Location",
-    "MissingFile",
-    "Store",
-    "StoreFault",
-    "Timeouts",
-    "UrlStore",
-    "check_name",
-    "open_store",
-    "parse_location",
-]
-
 T = TypeVar("T")
 
 _URL: Final = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)

@@ -31,19 +31,6 @@ if TYPE_CHECKING:  # it takes seconds to import, and shards are made without it
 
     Kind = tuple[torch.dtype, tuple[int, ...]]
 
-__all__ = [
-    "TensorFile",
-    "kinds_of",
-    "open_tensors",
-    "read_tensors",
-    "read_weight_list",
-    "read_weights",
-    "require_finite",
-    "require_same",
-    "shapes_of",
-    "write_each",
-    "write_tensors",
-]
 
 _TYPES: Final = {
     "float32": "F32",

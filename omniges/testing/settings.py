@@ -9,8 +9,6 @@ from omniges.errors import UsageFault
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.options import check, option
 
-__all__ = ["MAX_WORDS", "Audio", "CorpusSettings", "Layout"]
-
 MAX_WORDS: Final = 7**3
 """Largest vocabulary: as many words as there are ways to take one tone of seven from each of three registers."""
 _MAX_CLIPS_PER_SPEAKER: Final = 9999

@@ -33,13 +33,6 @@ from omniges.formats.wav import encode_wav
 from omniges.storage.atomic import make_folder, publish_bytes
 from omniges.testing.settings import MAX_WORDS, CorpusSettings, Layout
 
-__all__ = [
-    "CorpusSummary",
-    "WordSignature",
-    "word_signature",
-    "write_sample_corpus",
-]
-
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -56,34 +49,8 @@ are random. Do not publish figures computed on it as if they were about people.
 # --- vocabulary -----------------------------------------------------------------------------------
 
 _REAL_WORDS: Final = (
-    *(
-        "river",
-        "stone",
-        "light",
-        "garden",
-        "winter",
-        "music",
-        "open",
-        "seven",
-        "bread",
-        "cloud",
-        "tiger",
-        "paper",
-    ),
-    *(
-        "green",
-        "ocean",
-        "north",
-        "silver",
-        "window",
-        "honey",
-        "bridge",
-        "field",
-        "copper",
-        "early",
-        "thunder",
-        "quiet",
-    ),
+    *("river", "stone", "light", "garden", "winter", "music", "open", "seven", "bread", "cloud", "tiger", "paper"),
+    *("green", "ocean", "north", "silver", "window", "honey", "bridge", "field", "copper", "early", "thunder", "quiet"),
 )
 _SYLLABLES: Final = tuple(consonant + vowel for consonant in "bdlmnrsvz" for vowel in "aeio")
 
@@ -345,9 +312,7 @@ def _script(rng: np.random.Generator, settings: CorpusSettings) -> _Script:
     ends = np.cumsum(pauses + durations)
     spoken = ends <= last_end
     return _Script(
-        words=np.cumsum(steps)[spoken] % settings.words,
-        starts=(ends - durations)[spoken],
-        ends=ends[spoken],
+        words=np.cumsum(steps)[spoken] % settings.words, starts=(ends - durations)[spoken], ends=ends[spoken]
     )
 
 
@@ -358,11 +323,7 @@ def _smooth_step(x: F64) -> F64:
 
 
 def _motion(
-    rng: np.random.Generator,
-    frames: int,
-    script: _Script,
-    speaker: _Speaker,
-    vocabulary: tuple[WordSignature, ...],
+    rng: np.random.Generator, frames: int, script: _Script, speaker: _Speaker, vocabulary: tuple[WordSignature, ...]
 ) -> tuple[F64, F64, F64]:
     """Poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
     poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
@@ -399,11 +360,7 @@ def _chord(tones_hz: tuple[int, ...]) -> F32:
 
 
 def _sound(
-    rng: np.random.Generator,
-    frames: int,
-    script: _Script,
-    speaker: _Speaker,
-    vocabulary: tuple[WordSignature, ...],
+    rng: np.random.Generator, frames: int, script: _Script, speaker: _Speaker, vocabulary: tuple[WordSignature, ...]
 ) -> F32:
     """Mono audio at 16 kHz, peak below 0.7; in some clips up to 0.5 s longer than the motion, as in BEAT2."""
     surplus_cs = int(rng.integers(1, 51)) if rng.random() < 1 / 3 else 0
@@ -516,10 +473,7 @@ def _clip_files(
     def files() -> Iterator[tuple[str, bytes]]:
         poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary)
         # SMPL-X tools look at these two strings; that it is synthetic stands in every file name.
-        yield (
-            "npz",
-            encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020"),
-        )
+        yield ("npz", encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020"))
         samples = _sound(rng, settings.frames, script, speaker, vocabulary)
         yield "wav", encode_wav(samples, SAMPLE_RATE_HZ, encoding=settings.audio)
         yield "textgrid", _text(script, len(samples) / SAMPLE_RATE_HZ, vocabulary)

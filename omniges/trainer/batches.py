@@ -22,8 +22,6 @@ from omniges.data.worker_setup import DataSource, Sequencing, make_order, tracks
 from omniges.model.flow import Windows
 from omniges.model.spec import ModelIdentity
 
-__all__ = ["Feed", "Place", "speakers_of"]
-
 I64 = npt.NDArray[np.int64]
 
 

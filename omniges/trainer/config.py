@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from omniges.model.presets import ModelConfig
     from omniges.model.tasks import FlowSettings
 
-__all__ = [
-    "DEFAULT_VALIDATION_STEPS",
-    "LEARNING_RATES",
-    "Precision",
-    "Preset",
-    "TrainSettings",
-    "check_keys",
-    "differences",
-]
 
 Preset = Literal["tiny", "small", "base", "omniflow"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -100,9 +91,7 @@ class TrainSettings:
         metavar="NAME=FOLDER",
     )
     t5_tokenizer: Path | None = option(
-        None,
-        "Folder of T5's tokenizer, of a validation codec of text.",
-        shown="t5_tokenizer in the codec's folder",
+        None, "Folder of T5's tokenizer, of a validation codec of text.", shown="t5_tokenizer in the codec's folder"
     )
     best_metric: str = option("loss", "Metric that RUN/best is chosen by: loss, TASK/loss or TASK/METRIC.")
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
@@ -111,9 +100,7 @@ class TrainSettings:
     num_workers: int = option(2, "Processes that read batches; 0: none.", least=0)
     compile: bool = option(False, "Compile the model's blocks.", "--compile/--no-compile")
     gradient_checkpointing: bool = option(
-        False,
-        "Compute activations twice to save memory.",
-        "--gradient-checkpointing/--no-gradient-checkpointing",
+        False, "Compute activations twice to save memory.", "--gradient-checkpointing/--no-gradient-checkpointing"
     )
     logging_steps: int = option(10, "Steps between lines of the log.", least=1)
     divergence_factor: float = option(

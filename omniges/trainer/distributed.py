@@ -15,8 +15,6 @@ import torch.distributed as dist
 from omniges.errors import EnvironmentFault, OmnigesError
 from omniges.trainer.signals import StopNow, Stopper
 
-__all__ = ["Interrupted", "Ranks", "Turns"]
-
 _FAILED: Final = 1
 
 

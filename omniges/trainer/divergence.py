@@ -14,8 +14,6 @@ from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 from omniges.trainer.batches import Feed
 from omniges.trainer.logging import Logbook
 
-__all__ = ["Refusals"]
-
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 

@@ -14,8 +14,6 @@ from typing import Any, Final, Protocol
 from omniges.errors import EnvironmentFault
 from omniges.storage.atomic import make_folder, open_for_appending, os_errors
 
-__all__ = ["COLUMNS", "LOG_FILE", "TRACKER_FOLDERS", "Logbook", "Shown", "Tracker", "flat_numbers", "open_trackers"]
-
 LOG_FILE: Final = "log.jsonl"
 TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
 """Where trackers write in a run's folder."""

@@ -28,8 +28,6 @@ from omniges.trainer.signals import StopNow, Stopper
 from omniges.trainer.state import RunState
 from omniges.trainer.train_step import Learner
 
-__all__ = ["Ending", "Loop", "LoopContext", "Outcome", "StepProgress", "Validator"]
-
 I64 = npt.NDArray[np.int64]
 
 
@@ -139,12 +137,7 @@ class Loop:
     """A run from a state to an ending."""
 
     def __init__(
-        self,
-        learner: Learner,
-        feed: Feed,
-        state: RunState,
-        settings: TrainSettings,
-        around: LoopContext,
+        self, learner: Learner, feed: Feed, state: RunState, settings: TrainSettings, around: LoopContext
     ) -> None:
         self._learner, self._feed, self._state, self._settings = learner, feed, state, settings
         self._flow, self._rate, self._last_step = settings.flow_settings(), around.rate, around.last_step

@@ -9,8 +9,6 @@ import torch
 
 from omniges.model.presets import ModelConfig, model_for_weights
 
-__all__ = ["TrainingMemory", "training_memory"]
-
 _FLOAT32: Final = 4
 
 

@@ -17,18 +17,6 @@ from torch import Tensor, nn
 
 from omniges.errors import DataError, UsageFault
 
-__all__ = [
-    "SCHEDULES",
-    "Ema",
-    "LearningRate",
-    "ScheduleName",
-    "decaying",
-    "ema_decay",
-    "load_moments",
-    "make_optimizer",
-    "moments",
-]
-
 ScheduleName = Literal["constant", "cosine", "linear"]
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 

@@ -19,8 +19,6 @@ from omniges import __version__
 from omniges.data.worker_setup import DataSource
 from omniges.shards.dataset import read_dataset
 
-__all__ = ["data_provenance", "git_state", "machine", "package_versions"]
-
 _PACKAGES: Final = ("accelerate", "diffusers", "numpy", "safetensors", "tokenizers", "torch")
 _GIT_LIMIT_S: Final = 10
 _SHA1_DIGITS: Final = 40

@@ -12,8 +12,6 @@ from omniges.errors import UsageFault
 from omniges.options import settings_of
 from omniges.trainer.config import TrainSettings, check_keys
 
-__all__ = ["load_settings"]
-
 
 def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSettings:
     """Return the settings of a recipe, overridden by flags.

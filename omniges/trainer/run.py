@@ -35,8 +35,6 @@ from omniges.trainer.train_step import Learner
 from omniges.trainer.validation.run import Validation
 from omniges.trainer.validation.setup import open_validation
 
-__all__ = ["Run", "accelerated", "deterministic", "open_run"]
-
 
 @contextmanager
 def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:

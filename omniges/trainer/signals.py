@@ -16,8 +16,6 @@ from typing import Any, Final
 
 from omniges.errors import ExitCode
 
-__all__ = ["SECOND_CTRL_C_AFTER_S", "StopNow", "Stopper"]
-
 SECOND_CTRL_C_AFTER_S: Final = 0.5
 """An interrupt sooner after the first is the same one: a terminal and a launcher both pass it on."""
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from omniges.model.losses import Smoothed
 from omniges.trainer.validation.best import Best
 
-__all__ = ["RunState"]
-
 
 @dataclass(slots=True)
 class RunState:

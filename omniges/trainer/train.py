@@ -48,8 +48,6 @@ from omniges.trainer.validation.best import BEST, Best, point_best, remove_best,
 from omniges.trainer.validation.callback import HookSettings, RunValidator
 from omniges.trainer.validation.store import VALIDATIONS
 
-__all__ = ["STATE_FILE", "Summary", "train"]
-
 STATE_FILE: Final = "state.json"
 SETTINGS_FILE: Final = "settings.json"
 PROVENANCE_FILE: Final = "provenance.json"

@@ -20,8 +20,6 @@ from omniges.model.tasks import Plan
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.optimizer import Ema, LearningRate, load_moments, make_optimizer, moments
 
-__all__ = ["Learner"]
-
 Filled = TypeVar("Filled")
 
 

@@ -17,8 +17,6 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.tar import NPY_MAGIC, npy_header
 from omniges.verify.findings import Collector
 
-__all__ = ["ArraySpec", "array_specs", "check_finite", "check_gesture", "check_mel", "npy_array"]
-
 _HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': "
     rb"\((?P<shape>[0-9]{1,18}(?:, [0-9]{1,18})*),?\), \} *\n"

@@ -22,8 +22,6 @@ from omniges.verify.dataset import strict_json_form
 from omniges.verify.files import Source
 from omniges.verify.findings import Collector
 
-__all__ = ["Content", "check_samples"]
-
 _AUDIO_BLOCK: Final = 1 << 16
 _SCALARS: Final = (
     *("key", "stem", "split", "speaker_id", "speaker", "language", "scenario", "emotion"),

@@ -31,15 +31,6 @@ from omniges.storage.names import is_sha256
 from omniges.verify.files import FileFault, Folder
 from omniges.verify.findings import Collector, VerifyFinding
 
-__all__ = [
-    "Inventory",
-    "Listed",
-    "check_names",
-    "read_inventory",
-    "strict_json",
-    "strict_json_form",
-]
-
 _SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)
 _COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
 _MAX_DOCUMENT_BYTES: Final = 64 << 20

@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-__all__ = ["FileFault", "Folder", "LocalFolder", "Source", "hash_chunks"]
-
 _CHUNK_BYTES: Final = 256 << 10  # a multiple of 512, small enough to stay in a core's cache between copy and hash
 _MAPPED_BYTES: Final = 32 << 20  # members from this size on are mapped, so that their pages can be given back
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-__all__ = ["VERIFY_CODES", "Collector", "VerifyCode", "VerifyFinding", "printable"]
-
 _SHOWN_CHARACTERS: Final = 300
 _PER_CODE: Final = 20  # findings of one code a file may have before the rest are only counted
 

@@ -17,19 +17,11 @@ from omniges.shards.manifest import (
     parse_manifest,
     row_problem,
 )
-from omniges.shards.schema import (
-    LATENT_MEMBER,
-    MANIFEST_FILE,
-    OPTIONAL_MEMBERS,
-    SPLITS,
-    key_from_stem,
-)
+from omniges.shards.schema import LATENT_MEMBER, MANIFEST_FILE, OPTIONAL_MEMBERS, SPLITS, key_from_stem
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.verify.dataset import Inventory
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.tar_walk import ShardPlan
-
-__all__ = ["check_recordings", "check_rows", "read_rows"]
 
 _ROW_BYTES: Final = 16 << 10  # what a row may unpack to on average
 

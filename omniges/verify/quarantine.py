@@ -10,8 +10,6 @@ from omniges.errors import EnvironmentFault
 from omniges.shards.schema import LATENTS_FILE, SHARD_NAME, SIDE_FILES
 from omniges.storage.atomic import locked, make_folder, os_errors, refuse_links, sync_folder
 
-__all__ = ["quarantine", "quarantine_folder"]
-
 
 def quarantine_folder(folder: Path) -> Path:
     """Where damaged files of a shard folder go: a folder beside it, ``shards.quarantine`` for ``shards``."""

@@ -12,8 +12,6 @@ from omniges.errors import DataError
 from omniges.storage.remote import Location, MissingFile, Store, StoreFault, open_store
 from omniges.verify.files import FileFault, Folder, LocalFolder, Source
 
-__all__ = ["Folders", "RemoteFolder"]
-
 T = TypeVar("T")
 
 _WINDOW_BYTES: Final = 8 << 20  # a request of this size costs its latency once; four of them fit a worker's memory

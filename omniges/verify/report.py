@@ -14,8 +14,6 @@ from omniges.storage.atomic import publish_bytes
 from omniges.verify.findings import VERIFY_CODES, VerifyFinding
 from omniges.verify.run import VerifyResult
 
-__all__ = ["Format", "render", "write_report"]
-
 Format = Literal["text", "json", "junit", "github"]
 
 

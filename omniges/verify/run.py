@@ -32,8 +32,6 @@ from omniges.verify.settings import Level, VerifySettings
 from omniges.verify.shard import ShardJob, ShardReport
 from omniges.verify.workers import reports
 
-__all__ = ["VerifyResult", "verify"]
-
 _MAX_SIDE_BYTES: Final = 1 << 30
 
 

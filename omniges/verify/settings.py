@@ -14,7 +14,6 @@ from omniges.shards.schema import Split
 if TYPE_CHECKING:
     from omniges.storage.remote import Location
 
-__all__ = ["Level", "VerifySettings"]
 
 Level = Literal["quick", "full", "deep"]
 

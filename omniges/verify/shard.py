@@ -19,8 +19,6 @@ from omniges.verify.remote import Folders
 from omniges.verify.settings import Level
 from omniges.verify.tar_walk import HeaderFault, ShardPlan, exact_blocks, parse_header, walk_shard
 
-__all__ = ["ShardJob", "ShardReport", "inspect_shard"]
-
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:

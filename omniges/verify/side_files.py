@@ -23,15 +23,6 @@ from omniges.storage.canonical_json import canonical_json, json_document
 from omniges.verify.dataset import strict_json
 from omniges.verify.findings import Collector, VerifyFinding
 
-__all__ = [
-    "check_cut_totals",
-    "check_latents",
-    "check_report",
-    "check_statistics",
-    "check_tokenizer",
-    "check_tokenizer_form",
-]
-
 _FINDING: Final = {"code", "severity", "stem", "file", "found", "expected", "meaning", "remedy"}
 
 

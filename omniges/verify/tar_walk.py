@@ -20,8 +20,6 @@ from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
 from omniges.verify.files import Source, hash_chunks
 from omniges.verify.findings import Collector
 
-__all__ = ["Header", "HeaderFault", "Planned", "ShardPlan", "exact_blocks", "parse_header", "walk_shard"]
-
 _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
 _MOST_NAMES: Final = 1 << 18  # names beyond the plan's that are remembered, so that tiny members cannot fill memory

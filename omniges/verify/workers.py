@@ -24,8 +24,6 @@ from omniges.verify.remote import Folders
 from omniges.verify.shard import ShardJob, ShardReport, inspect_shard
 from omniges.workers import Answer, Lost, Pool, Worker, worker_command
 
-__all__ = ["WORKER_COMMAND", "prepare", "reports"]
-
 WORKER_COMMAND: Final = worker_command("omniges.verify.workers")
 _THREADS_BYTES: Final = 4 << 30
 

@@ -17,7 +17,6 @@ from omniges.visualize import sample as parts
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Version", "draw_comparison"]
 
 F32 = npt.NDArray[np.float32]
 

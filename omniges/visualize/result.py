@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Role", "Row", "draw_result"]
 
 Role = Literal["given", "made", "recorded"]
 Stream = Literal["text", "audio", "gesture"]

@@ -31,31 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ft2font import FT2Font
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "LEFT",
-    "NO_MEL",
-    "ORANGE",
-    "RIGHT",
-    "View",
-    "Word",
-    "angular_speed",
-    "cut",
-    "draw_figures",
-    "draw_mel",
-    "draw_motion",
-    "draw_sample",
-    "draw_words",
-    "legend",
-    "new_figure",
-    "png_of",
-    "share_mel_colours",
-    "time_axis",
-    "without_motion",
-    "write",
-]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -389,11 +364,7 @@ def draw_motion(axes: Axes, view: View) -> None:
     _mark_words(axes, view)
     between = (view.times[1:] + view.times[:-1]) / 2
     lines = []
-    parts = (
-        ("upper body", LAYOUT.upper, BLUE),
-        ("hands", LAYOUT.hands, ORANGE),
-        ("lower body", LAYOUT.lower, GREEN),
-    )
+    parts = (("upper body", LAYOUT.upper, BLUE), ("hands", LAYOUT.hands, ORANGE), ("lower body", LAYOUT.lower, GREEN))
     for name, channels, color in parts:
         lines += axes.plot(between, angular_speed(view.gesture, channels), color=color, label=name)
     axes.set_ylim(bottom=0)
@@ -463,14 +434,7 @@ def draw_figures(axes: Axes, view: View) -> None:
         axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=GREY, **label)
         word = view.word_at(float(time_s))
         pause = "(pause)" if view.words else ""  # without any word nothing is known of pauses
-        write(
-            axes,
-            (centre, word_y),
-            word or pause,
-            16,
-            color="black" if word else "#999999",
-            **label,
-        )
+        write(axes, (centre, word_y), word or pause, 16, color="black" if word else "#999999", **label)
     (x0, z0), (x1, z1) = np.round(view.root_xz[[0, -1]], 2) + 0.0  # no -0.00
     note = (
         "front view, generic skeleton (no body model), centred on the pelvis; "

@@ -50,10 +50,7 @@ class TestT5:
     def test_an_end_token_then_padding_to_77(self, t5):
         found = t5.encode(["hello the", ""])
         number = t5_tokenizer().token_to_id
-        assert found.ids.tolist() == [
-            [number("▁hello"), number("▁the"), 1] + [0] * 74,
-            [1] + [0] * 76,
-        ]
+        assert found.ids.tolist() == [[number("▁hello"), number("▁the"), 1] + [0] * 74, [1] + [0] * 76]
         assert found.empty.tolist() == [False, True]
 
     def test_a_text_that_is_too_long_keeps_its_end_token_and_is_said_to_be_cut(self, t5):

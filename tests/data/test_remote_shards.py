@@ -41,12 +41,7 @@ def settings(
     cache: Path, capacity_bytes: int = ROOM, *, recheck: bool = False, timeouts: Timeouts = PATIENT
 ) -> CacheSettings:
     return CacheSettings(
-        folder=cache,
-        capacity_bytes=capacity_bytes,
-        recheck=recheck,
-        space_wait_s=0.2,
-        retries=QUICK,
-        timeouts=timeouts,
+        folder=cache, capacity_bytes=capacity_bytes, recheck=recheck, space_wait_s=0.2, retries=QUICK, timeouts=timeouts
     )
 
 

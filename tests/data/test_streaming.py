@@ -141,11 +141,7 @@ class TestDamage:
                 streamed(bytes(damaged), tmp_path_factory)
 
     def test_rearranged_samples(
-        self,
-        folder: ShardFolder,
-        train: bytes,
-        rows: Sequence[ManifestRow],
-        tmp_path_factory: pytest.TempPathFactory,
+        self, folder: ShardFolder, train: bytes, rows: Sequence[ManifestRow], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         own = sorted((r for r in rows if r.shard == "train-000000.tar"), key=lambda r: r.members["json"].offset)
         first, second = own[:2]

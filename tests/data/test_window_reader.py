@@ -161,14 +161,8 @@ WRONG_GESTURES: dict[str, tuple[Callable[[], tuple[bytes | memoryview, ...]], st
     "other channels": (lambda: header(np.zeros((FRAMES, 414), np.float32)), rf"found \({FRAMES}, 414\)"),
     "other frames": (lambda: header(np.zeros((FRAMES + 3, 415), np.float32)), rf"found \({FRAMES + 3}, 415\)"),
     "flat": (lambda: header(np.zeros(FRAMES * 415, np.float32)), "found"),
-    "shorter than it says": (
-        lambda: (header(np.zeros((FRAMES, 415), np.float32))[0], b"x" * 99),
-        "bytes do not hold",
-    ),
-    "longer than it says": (
-        lambda: (*header(np.zeros((FRAMES, 415), np.float32)), b"xxxx"),
-        "bytes do not hold",
-    ),
+    "shorter than it says": (lambda: (header(np.zeros((FRAMES, 415), np.float32))[0], b"x" * 99), "bytes do not hold"),
+    "longer than it says": (lambda: (*header(np.zeros((FRAMES, 415), np.float32)), b"xxxx"), "bytes do not hold"),
     "Fortran order": (lambda: (saved(np.asfortranarray(np.ones((FRAMES, 415), np.float32))),), "Fortran order"),
     "version 2": (lambda: (b"\x93NUMPY\x02\x00\x04\x00\x00\x00{}  ",), "npy version 1.0 expected"),
     "an expression": (

@@ -104,10 +104,7 @@ def test_folders_or_a_checkpoint_and_not_both(shards: Path, tmp_path: Path) -> N
 class TestFit:
     def test_a_split_it_was_not_trained_on_has_no_remark(self, checkpoint: Path, shards: Path) -> None:
         saved = find_checkpoint(checkpoint)
-        assert require_fit(saved, ShardFolder(shards), "test", ()) == (
-            ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t"),
-            [],
-        )
+        assert require_fit(saved, ShardFolder(shards), "test", ()) == (("t2g", "a2g", "t2a", "g2a", "g2t", "a2t"), [])
 
     def test_clips_it_was_trained_on(self, checkpoint: Path, shards: Path) -> None:
         _, remarks = require_fit(find_checkpoint(checkpoint), ShardFolder(shards), "train", ())

@@ -225,11 +225,7 @@ class TestRightRecordings:
 
     def test_unconditional_results_are_held_against_no_recording(self, shards: Path, tmp_path: Path) -> None:
         for sample in samples_of(shards):
-            files = {
-                ".npz": motion_file(sample),
-                ".TextGrid": text_file(sample),
-                ".mel.npy": npy(sample.mel),
-            }
+            files = {".npz": motion_file(sample), ".TextGrid": text_file(sample), ".mel.npy": npy(sample.mel)}
             put(tmp_path / "own", shards, sample.row.key, "joint", files)
         found = scored(tmp_path / "own", shards)
         compared = (

@@ -64,10 +64,7 @@ def test_rest_pose_is_an_upright_adult_in_a_t():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    arrays(np.float64, (3, 165), elements=st.floats(-7, 7)),
-    arrays(np.float64, (3, 3), elements=st.floats(-5, 5)),
-)
+@given(arrays(np.float64, (3, 165), elements=st.floats(-7, 7)), arrays(np.float64, (3, 3), elements=st.floats(-5, 5)))
 def test_bones_keep_their_lengths(poses, trans):
     positions = joint_positions(poses, trans)
     bones = positions[:, 1:] - positions[:, list(PARENTS[1:])]

@@ -419,11 +419,7 @@ def test_random_members_raise_only_findings(body, key):
 @given(st.text(alphabet="0123456789(), L'{}:<>fiOUS4", max_size=80))
 @settings(deadline=None)
 def test_random_array_headers_raise_only_findings(text):
-    for head in (
-        npy_header(text),
-        npy_header("(2, 165)", descr=text),
-        npy_header("(2, 165)", descr=f"'{text}'"),
-    ):
+    for head in (npy_header(text), npy_header("(2, 165)", descr=text), npy_header("(2, 165)", descr=f"'{text}'")):
         with contextlib.suppress(RecordingFault):
             decode_motion(npz_raw({**MEMBERS, "poses": head + bytes(1320), "gender": head}))
 

@@ -166,19 +166,7 @@ def test_round_trip_of_any_words_and_times(labels, times, touching):
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("short", [False, True])
 def test_letters_of_every_script_are_kept(codec, newline, short):
-    labels = [
-        "你好",
-        "ありがとう",
-        "감사합니다",
-        "한글",
-        "مرحبا",
-        "שָׁלוֹם",
-        "👩‍🚀",
-        "e\u0301",
-        "é",
-        "L’été",
-        "Ⅻ",
-    ]
+    labels = ["你好", "ありがとう", "감사합니다", "한글", "مرحبا", "שָׁלוֹם", "👩‍🚀", "e\u0301", "é", "L’été", "Ⅻ"]
     rows = [(str(k), str(k + 1), label) for k, label in enumerate(labels)]
     text = textgrid(("words", rows), xmax="20", short=short).replace("\n", newline)
     data = b"\xfe\xff" + text.encode("utf-16-be") if codec == "bom-be" else text.encode(codec)
@@ -219,15 +207,7 @@ def test_no_tier_and_a_point_tier_are_no_word_tier():
 @pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize(
     ("start", "expected"),
-    [
-        ("-0", 0.0),
-        ("-0.0", 0.0),
-        ("-1e-10", 0.0),
-        ("1e-05", 1e-05),
-        (".25", 0.25),
-        ("+0.5", 0.5),
-        ("5e-324", 5e-324),
-    ],
+    [("-0", 0.0), ("-0.0", 0.0), ("-1e-10", 0.0), ("1e-05", 1e-05), (".25", 0.25), ("+0.5", 0.5), ("5e-324", 5e-324)],
 )
 def test_every_form_of_a_number(short, start, expected):
     got = rows_of(textgrid(("words", [(start, "1.", "a")]), short=short))
@@ -448,11 +428,7 @@ def test_random_bytes_raise_only_findings(data):
             decode_words(candidate)
 
 
-@given(
-    st.booleans(),
-    st.lists(st.tuples(st.integers(0, 10**4), PIECES), min_size=1, max_size=4),
-    st.integers(0, 3),
-)
+@given(st.booleans(), st.lists(st.tuples(st.integers(0, 10**4), PIECES), min_size=1, max_size=4), st.integers(0, 3))
 @settings(deadline=None, max_examples=300)
 def test_mutated_files_raise_only_findings(short, inserts, cut):
     text = textgrid(("words", TWO), ("phones", TWO), short=short)

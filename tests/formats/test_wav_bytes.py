@@ -84,12 +84,7 @@ def test_encoder_refuses_what_it_cannot_write(bad):
 def test_the_real_float_file_and_its_bytes():
     data = (SAMPLE / "wave16k" / "2_scott_0_1_1.wav").read_bytes()
     wav = decode_wav(data)
-    assert (wav.encoding, wav.rate_hz, wav.channels, wav.samples.shape) == (
-        "float32",
-        16_000,
-        1,
-        (1_025_558,),
-    )
+    assert (wav.encoding, wav.rate_hz, wav.channels, wav.samples.shape) == ("float32", 16_000, 1, (1_025_558,))
     assert encode_wav(wav.samples, 16_000) == data  # the export form is the data set's own
 
 
@@ -167,10 +162,7 @@ CODES = {
         riff(chunk(b"fmt ", extensible(1, 16, tail=bytes(14))), chunk(b"data", TONE)),
         "wav-unsupported-encoding",
     ),
-    "short extensible": (
-        riff(chunk(b"fmt ", fmt_body(0xFFFE, 16)), chunk(b"data", TONE)),
-        "wav-damaged-header",
-    ),
+    "short extensible": (riff(chunk(b"fmt ", fmt_body(0xFFFE, 16)), chunk(b"data", TONE)), "wav-damaged-header"),
     "data before fmt": (riff(chunk(b"data", TONE), FMT), "wav-damaged-header"),
     "two formats": (riff(FMT, FMT, chunk(b"data", TONE)), "wav-damaged-header"),
     "short fmt": (riff(chunk(b"fmt ", bytes(12)), chunk(b"data", TONE)), "wav-damaged-header"),
@@ -179,16 +171,10 @@ CODES = {
     "33 channels": (riff(chunk(b"fmt ", fmt_body(1, 16, 33)), chunk(b"data", TONE)), "wav-damaged-header"),
     "rate 0": (riff(chunk(b"fmt ", fmt_body(1, 16, 1, 0)), chunk(b"data", TONE)), "wav-damaged-header"),
     "rate 999": (riff(chunk(b"fmt ", fmt_body(1, 16, 1, 999)), chunk(b"data", TONE)), "wav-damaged-header"),
-    "rate 1 MHz": (
-        riff(chunk(b"fmt ", fmt_body(1, 16, 1, 10**6)), chunk(b"data", TONE)),
-        "wav-damaged-header",
-    ),
+    "rate 1 MHz": (riff(chunk(b"fmt ", fmt_body(1, 16, 1, 10**6)), chunk(b"data", TONE)), "wav-damaged-header"),
     "half a sample": (riff(FMT, chunk(b"data", TONE[:-1])), "wav-damaged-header"),
     "constant": (riff(FMT, chunk(b"data", pcm16([7, 7, 7]))), "wav-silent"),
-    "constant channels": (
-        riff(chunk(b"fmt ", fmt_body(1, 16, 2)), chunk(b"data", pcm16([7, 8, 7, 8]))),
-        "wav-silent",
-    ),
+    "constant channels": (riff(chunk(b"fmt ", fmt_body(1, 16, 2)), chunk(b"data", pcm16([7, 8, 7, 8]))), "wav-silent"),
     "beyond float32": (
         riff(chunk(b"fmt ", fmt_body(3, 64)), chunk(b"data", np.asarray([0, 1e300]).tobytes())),
         "wav-not-finite",

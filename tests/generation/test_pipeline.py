@@ -54,12 +54,7 @@ def test_a_call_gives_what_the_command_writes(
     sources = Sources(text=(str(files["TextGrid"]),))
     generate(
         GenerateSettings(
-            checkpoint=checkpoint,
-            task="t2a",
-            out=tmp_path,
-            sources=sources,
-            sampling=SamplingSettings(steps=2),
-            seed=3,
+            checkpoint=checkpoint, task="t2a", out=tmp_path, sources=sources, sampling=SamplingSettings(steps=2), seed=3
         )
     )
     sample = pipeline("t2a", text=files["TextGrid"], num_inference_steps=2, seed=3)[0]

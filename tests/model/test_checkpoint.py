@@ -31,16 +31,7 @@ from omniges.model.checkpoint import (
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.tensors import read_tensors, write_tensors
 
-TYPES = [
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.uint8,
-    torch.bool,
-]
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 
 
 def contents(step: int) -> Contents:

@@ -97,10 +97,7 @@ class TestCounter:
         with counter("s generated") as count:
             for done in range(1, 5):
                 count(10 * done, 40)
-        assert capsys.readouterr().err.splitlines() == [
-            "20/40 s generated, 0:08 left",
-            "40/40 s generated, 0:00 left",
-        ]
+        assert capsys.readouterr().err.splitlines() == ["20/40 s generated, 0:08 left", "40/40 s generated, 0:00 left"]
 
     def test_a_terminal_gets_a_bar_that_goes_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stream = io.StringIO()

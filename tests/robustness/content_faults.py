@@ -21,8 +21,6 @@ from omniges.shards.schema import MEMBERS, REPORT_FILE, STATS_FILE, TOKENIZER_FI
 from omniges.shards.tar import npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document
 
-__all__ = ["CONTENT_KINDS", "ContentKind"]
-
 Rng = np.random.Generator
 
 
@@ -65,7 +63,7 @@ def _shape(rng: Rng, sample: Sample) -> None:
     name = pick(rng, _ARRAY_NAMES)
     array = sample.arrays[name]
     shapes: list[npt.NDArray[Any]] = [
-        *(array[:-1], np.concatenate([array, array[:1]]), array[None], array[..., None], array[:0]),
+        *(array[:-1], np.concatenate([array, array[:1]]), array[None], array[..., None], array[:0])
     ]
     if array.ndim == 2:
         shapes += [array[:, :-1], array.reshape(-1), np.ascontiguousarray(array.T), np.concatenate([array] * 2, 1)]

@@ -22,8 +22,6 @@ from typing import Any, Final, Literal
 from omniges.shards.schema import UNFINISHED_FILE
 from omniges.storage.atomic import final_name
 
-__all__ = ["KINDS", "Around", "Call", "Kind", "Perform", "Recorder", "kind_of", "tapped"]
-
 Kind = Literal["create", "truncate", "write", "sync", "sync-folder", "rename", "unlink", "mkdir", "rmdir"]
 KINDS: Final[tuple[Kind, ...]] = (
     *("create", "truncate", "write", "sync", "sync-folder"),

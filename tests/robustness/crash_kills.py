@@ -16,8 +16,6 @@ from crash_scenarios import Scenario
 
 from omniges.errors import ExitCode
 
-__all__ = ["left_behind", "run_child"]
-
 _CHILD: Final = str(Path(__file__).with_name("crash_child.py"))
 _LIMIT_S: Final = 120.0
 

@@ -26,8 +26,6 @@ from crash_calls import Call
 from omniges.shards.schema import DATASET_FILE
 from omniges.storage.atomic import is_temporary_name
 
-__all__ = ["Disk", "Fate", "RandomFate", "Tree", "order_faults", "read_tree", "replay", "write_tree"]
-
 Tree = dict[str, bytes | None]  # path relative to the watched folder -> content, None for a folder
 
 JOURNAL: Final = "journal.jsonl"

@@ -13,8 +13,6 @@ from crash_scenarios import Scenario, end_faults, preprocess_here, state_faults
 
 from omniges.errors import OmnigesError
 
-__all__ = ["Result", "laid_out", "power_loss_case", "recorded", "survive"]
-
 _MAX_IN_A_ROW: Final = 3
 
 

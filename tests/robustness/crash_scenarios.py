@@ -24,17 +24,6 @@ from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.verify.run import verify
 from omniges.verify.settings import Level, VerifySettings
 
-__all__ = [
-    "NAMES",
-    "Scenario",
-    "end_faults",
-    "everything_in",
-    "make_scenarios",
-    "own_converter",
-    "preprocess_here",
-    "state_faults",
-]
-
 NAMES: Final = ("fresh", "update", "shifted", "force", "missing-shard", "turned")
 _SHARD_BYTES: Final = 250_000  # a clip of 2 s takes 0.16 MB: shards of one or two
 _SMALL_SHARD_BYTES: Final = 100_000  # a shard a clip, so that an added one gives all after it another name

@@ -38,8 +38,6 @@ from crash_kills import left_behind, run_child
 from crash_power import Result, power_loss_case
 from crash_scenarios import NAMES, Scenario, end_faults, make_scenarios, state_faults
 
-__all__ = ["count_calls", "kill_case", "main"]
-
 _MAX_IN_A_ROW: Final = 3
 _RANDOM_SHARE: Final = 0.35
 

@@ -35,16 +35,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from content_faults import CONTENT_KINDS
 from folder_faults import FOLDER_KINDS
-from shard_faults import (
-    SHARD_KINDS,
-    Content,
-    Damage,
-    Folder,
-    block_cuts,
-    pick,
-    quick_finds,
-    shard_names,
-)
+from shard_faults import SHARD_KINDS, Content, Damage, Folder, block_cuts, pick, quick_finds, shard_names
 from shard_sets import Sample, ShardSet
 
 from omniges.features import timebase
@@ -57,20 +48,6 @@ from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.verify.run import VerifyResult, verify
 from omniges.verify.settings import Level, VerifySettings
-
-__all__ = [
-    "Bases",
-    "Outcome",
-    "Site",
-    "content_fault",
-    "draw_fault",
-    "main",
-    "make_bases",
-    "pack",
-    "read_bases",
-    "shard_fault",
-    "sound_set",
-]
 
 Part = Literal["faults", "content", "sound"]
 _KINDS: Final = (*SHARD_KINDS, *FOLDER_KINDS)

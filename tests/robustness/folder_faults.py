@@ -19,8 +19,6 @@ from shard_sets import edited_dataset, edited_rows, relisted
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, MEMBERS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 
-__all__ = ["FOLDER_KINDS"]
-
 _SIDE: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)
 
 

@@ -46,8 +46,6 @@ from omniges.storage.canonical_json import canonical_json
 from omniges.verify.run import VerifyResult, verify
 from omniges.verify.settings import Level, VerifySettings
 
-__all__ = ["TARGETS", "Case", "draw", "judge", "main"]
-
 _LIMIT_S: Final = 30.0
 _MEMORY_BYTES: Final = 6 << 30
 _ARRAYS: Final = ("gesture.npy", "mel.npy", "jaw_eyes.npy", "betas.npy", "start_xz.npy")

@@ -18,8 +18,6 @@ from shard_sets import BLOCK, Member, members_of, named, relisted, tar_of, with_
 from omniges.shards.schema import DATASET_FILE, MEMBERS, OPTIONAL_MEMBERS
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
 
-__all__ = ["SHARD_KINDS", "Content", "Damage", "Folder", "Kind", "block_cuts", "pick", "quick_finds", "shard_names"]
-
 Folder = Mapping[str, bytes]
 Content = bytes | None | Literal["link", "folder", "pipe"]  # None: the file is gone
 T = TypeVar("T")

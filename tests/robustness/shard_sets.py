@@ -25,20 +25,6 @@ from omniges.shards.tar import END_OF_ARCHIVE, build_segment, member_header, npy
 from omniges.shards.tokenizer import train_tokenizer
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
-__all__ = [
-    "BLOCK",
-    "Member",
-    "Sample",
-    "ShardSet",
-    "edited_dataset",
-    "edited_rows",
-    "members_of",
-    "named",
-    "relisted",
-    "tar_of",
-    "with_fields",
-]
-
 BLOCK: Final = 512
 _ARRAYS: Final = {"gesture.npy": (-1, 415), "mel.npy": (-1, 64), "jaw_eyes.npy": (-1, 9), "start_xz.npy": (-1,)}
 _FIELDS: Final = {

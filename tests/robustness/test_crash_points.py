@@ -17,15 +17,7 @@ from typing import Any
 import pytest
 from crash_calls import Call, Perform, Recorder, kind_of, tapped
 from crash_kills import left_behind, run_child
-from crash_scenarios import (
-    NAMES,
-    Scenario,
-    end_faults,
-    everything_in,
-    make_scenarios,
-    preprocess_here,
-    state_faults,
-)
+from crash_scenarios import NAMES, Scenario, end_faults, everything_in, make_scenarios, preprocess_here, state_faults
 from pipeline_helpers import digests, run_preprocess
 
 from omniges.errors import EnvironmentFault, UsageFault
@@ -118,10 +110,7 @@ class TestKilled:
 class TestStopped:
     @pytest.mark.parametrize(
         ("victims", "code", "kind"),
-        [
-            ("SIGTERM", 75, "unlink out/dataset.json"),
-            ("SIGINT", 130, "rename out/dataset.json"),
-        ],
+        [("SIGTERM", 75, "unlink out/dataset.json"), ("SIGINT", 130, "rename out/dataset.json")],
     )
     def test_a_signal_ends_with_its_code_and_the_same_command_finishes(
         self, scenarios: dict[str, Scenario], tmp_path: Path, victims: str, code: int, kind: str

@@ -151,7 +151,7 @@ class TestPendingFolder:
         with pending_folder(final) as folder:
             publish_bytes(folder / "whole", b"x")
         assert sorted(path.name for path in tmp_path.iterdir()) == [
-            *(".other.tmp-1", ".out.tmp-2", ".out.tmp-3", ".out.tmp-x", "out", "out.tmp-1"),
+            *(".other.tmp-1", ".out.tmp-2", ".out.tmp-3", ".out.tmp-x", "out", "out.tmp-1")
         ]
         assert (tmp_path / ".other.tmp-1" / "half").exists()
 

@@ -11,10 +11,7 @@ from omniges.model.presets import ModelConfig, build_model
 from omniges.trainer.optimizer import decaying, load_moments, make_optimizer, moments
 
 BETAS = (0.9, 0.95)
-STATISTICS = {
-    "gesture": {"mean": [0.0] * 415, "std": [1.0] * 415},
-    "mel": {"mean": [0.0] * 64, "std": [1.0] * 64},
-}
+STATISTICS = {"gesture": {"mean": [0.0] * 415, "std": [1.0] * 415}, "mel": {"mean": [0.0] * 64, "std": [1.0] * 64}}
 
 
 def model_of() -> nn.Module:

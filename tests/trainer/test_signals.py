@@ -17,11 +17,7 @@ def send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [
-        (signal.SIGTERM, ExitCode.STOPPED),
-        (signal.SIGUSR1, ExitCode.STOPPED),
-        (signal.SIGINT, ExitCode.INTERRUPTED),
-    ],
+    [(signal.SIGTERM, ExitCode.STOPPED), (signal.SIGUSR1, ExitCode.STOPPED), (signal.SIGINT, ExitCode.INTERRUPTED)],
 )
 class TestOneSignal:
     def test_is_a_flag_where_nothing_may_be_thrown_away(self, number: signal.Signals, code: ExitCode) -> None:

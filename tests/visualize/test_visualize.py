@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.visualize import Row, Version, draw_comparison, draw_result, draw_sample
 from omniges.visualize import sample as pictures
+from omniges.visualize.comparison import Version, draw_comparison
+from omniges.visualize.result import Row, draw_result
+from omniges.visualize.sample import draw_sample
 
 
 def _sample(frames, words=()):

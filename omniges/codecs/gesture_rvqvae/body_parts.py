@@ -18,8 +18,6 @@ from omniges.errors import DataError
 from omniges.features.gesture import JOINT_NAMES, LAYOUT
 from omniges.formats.arrays import read_array
 
-__all__ = ["PARTS", "Part", "PartScale", "part_columns", "read_scales", "statistics_files"]
-
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 

@@ -25,8 +25,6 @@ from omniges.features.gesture import LAYOUT
 from omniges.shards.latents import FrameEntry
 from omniges.storage.atomic import os_errors
 
-__all__ = ["LATENT_SCALE", "NAME", "GestureRvqvae", "load_gesture_rvqvae", "load_whole_gesture_rvqvae"]
-
 F32 = npt.NDArray[np.float32]
 
 NAME: Final = "gesture-rvqvae"
@@ -93,10 +91,7 @@ class GestureRvqvae:
 
     def _options(self) -> dict[str, Any]:
         """What decides latents."""
-        return {
-            "latent_scale": LATENT_SCALE,
-            "parts": {part: asdict(net.spec) for part, net in self.nets.items()},
-        }
+        return {"latent_scale": LATENT_SCALE, "parts": {part: asdict(net.spec) for part, net in self.nets.items()}}
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
         """Gesture channels (T, 415) of a whole clip as latents (N, L), not quantised and divided by 5.

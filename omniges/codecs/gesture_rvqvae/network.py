@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from omniges.codecs.base import exact
 from omniges.errors import DataError
 
-__all__ = ["BLOCK_LATENTS", "Quantised", "Rvqvae", "RvqvaeSpec"]
-
 BLOCK_LATENTS: Final = 1024
 """Latents that go through the net at once, beside their context."""
 

@@ -14,8 +14,6 @@ from omniges.codecs.gesture_rvqvae.network import Rvqvae, RvqvaeSpec
 from omniges.errors import DataError, UsageFault
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
-__all__ = ["ENTRY", "load_rvqvae", "rvqvae_of", "spec_of"]
-
 ENTRY: Final = "net"
 """What a published file keeps its tensors under."""
 

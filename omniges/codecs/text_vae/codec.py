@@ -27,8 +27,6 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.latents import WORDS_MEMBER, WindowEntry
 from omniges.shards.window_grid import WindowGrid
 
-__all__ = ["DEFAULT_GRID", "NAME", "TextWindows", "load_text_windows", "said_in_windows", "window_words"]
-
 
 def window_words(words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]) -> list[list[str]]:
     """`said_in_windows` without times."""

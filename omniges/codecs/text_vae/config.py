@@ -13,17 +13,6 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from omniges.errors import DataError
 
-__all__ = [
-    "QFORMER_HEADS",
-    "LlamaSizes",
-    "NormType",
-    "T5Sizes",
-    "TextVaeConfig",
-    "VaeConfig",
-    "require_agreement",
-    "text_vae_config",
-]
-
 NormType = Literal["layer_norm", "rms_norm"]
 QFORMER_HEADS: Final = 12
 

@@ -28,7 +28,6 @@ from omniges.storage.tensors import require_finite
 if TYPE_CHECKING:
     from transformers import Blip2QFormerModel, LlamaModel, T5EncoderModel
 
-__all__ = ["MAX_LENGTH", "TextVae", "standardised", "token_losses"]
 
 MAX_LENGTH: Final = 256
 """Tokens of a generated text at most; the latents and the begin token count."""

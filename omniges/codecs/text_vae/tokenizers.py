@@ -20,7 +20,6 @@ from omniges.storage.canonical_json import sha256_hex
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["IGNORED", "MAX_TOKENS", "LlamaTokens", "T5Tokens", "TextTokens", "WrittenTokens"]
 
 IGNORED: Final = -100
 """Label of a token that no loss is taken of."""

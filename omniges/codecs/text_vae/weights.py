@@ -32,8 +32,6 @@ from omniges.errors import DataError
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.tensors import open_tensors, shapes_of
 
-__all__ = ["EncodedTexts", "TextCodec", "TextVaeFiles", "find_text_vae", "load_text_vae"]
-
 _PREFIX: Final = "text_decoder."
 _TRANSFORMER: Final = "transformer/diffusion_pytorch_model"
 
@@ -161,10 +159,7 @@ class TextCodec:
             vae,
             T5Tokens(files.t5_tokenizer, vocabulary=vae.config.t5.vocab_size),
             LlamaTokens(
-                files.llama_tokenizer,
-                vocabulary=llama.vocab_size,
-                begin=llama.bos_token_id,
-                end=llama.eos_token_id,
+                files.llama_tokenizer, vocabulary=llama.vocab_size, begin=llama.bos_token_id, end=llama.eos_token_id
             ),
         )
 

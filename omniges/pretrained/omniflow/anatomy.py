@@ -17,8 +17,6 @@ from omniges.model.attention import QKNormKind
 from omniges.pretrained.omniflow.parameter_names import NESTED, Anatomy, Grid, parameters, tables
 from omniges.storage.tensors import require_same
 
-__all__ = ["nested_names", "read_anatomy", "require_whole"]
-
 _BLOCK: Final = re.compile(r"transformer_blocks\.(\d+)\.")
 _QK_NORMS: Final[dict[QKNormKind | None, str | None]] = {None: None, "layer": "layer_norm", "rms": "rms_norm"}
 

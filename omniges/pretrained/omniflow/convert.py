@@ -27,17 +27,6 @@ from omniges.storage.atomic import make_folder, pending_folder, publish_bytes
 from omniges.storage.canonical_json import json_document, sha256_hex
 from omniges.storage.tensors import require_same, write_each
 
-__all__ = [
-    "CONVERSION_FILE",
-    "Conversion",
-    "convert",
-    "converted_config",
-    "is_converted",
-    "read_converted",
-    "table",
-    "whole_trunk",
-]
-
 CONVERSION_FILE: Final = "conversion.json"
 _CONFIG_FILE: Final = "config.json"
 _MODEL_FILE: Final = "model.safetensors"

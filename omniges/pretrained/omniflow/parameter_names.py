@@ -12,18 +12,6 @@ from typing import Final, Literal
 
 from omniges.model.attention import QKNormKind
 
-__all__ = [
-    "LEVEL_FEATURES",
-    "NESTED",
-    "STREAM_NAMES",
-    "Anatomy",
-    "Grid",
-    "SourceStream",
-    "StreamNames",
-    "parameters",
-    "tables",
-]
-
 Shape = tuple[int, ...]
 SourceStream = Literal["image", "text", "audio"]
 

@@ -16,16 +16,6 @@ from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
 from omniges.storage.tensors import kinds_of, open_tensors
 
-__all__ = [
-    "OmniFlowFolder",
-    "Tensors",
-    "file_entry",
-    "find_omniflow",
-    "is_omniflow",
-    "open_parts",
-    "read_json",
-]
-
 _STEM: Final = "diffusion_pytorch_model"
 _AVERAGE: Final = "ema_transformer.pt"
 _TYPES: Final = {torch.float32, torch.float16, torch.bfloat16}

@@ -25,8 +25,6 @@ from omniges.pretrained.omniflow.tensors import Tensors, find_omniflow, open_par
 from omniges.pretrained.omniflow.weight_map import Fate, conversion_fates, made, rules, trunk_config
 from omniges.storage.tensors import read_weight_list
 
-__all__ = ["SourceTrunk", "WhichWeights", "audio_grid_of", "config_of", "parameter_shapes", "read_omniflow"]
-
 WhichWeights = Literal["last", "ema"]
 _LIST: Final = "shadow_params"
 _TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"

@@ -19,8 +19,6 @@ from omniges.pretrained.omniflow.anatomy import nested_names
 from omniges.pretrained.omniflow.parameter_names import NESTED, STREAM_NAMES, Anatomy, Grid, StreamNames
 from omniges.pretrained.omniflow.tensors import Tensors
 
-__all__ = ["Fate", "FateKind", "Rule", "conversion_fates", "made", "rules", "table_of", "trunk_config"]
-
 FateKind = Literal["loaded", "converted", "new", "left out"]
 How = Literal["as it is", "joined", "stacked", "flattened", "first six parts"]
 
@@ -70,11 +68,7 @@ def trunk_config(anatomy: Anatomy) -> dict[str, Any]:
     return {
         "streams": {
             "image": _grid_config(anatomy.image),
-            "text": {
-                "inputs": anatomy.joint_width,
-                "outputs": anatomy.text_outputs,
-                "head_width": anatomy.joint_width,
-            },
+            "text": {"inputs": anatomy.joint_width, "outputs": anatomy.text_outputs, "head_width": anatomy.joint_width},
             "audio": _grid_config(anatomy.audio),
         },
         "width": anatomy.width,

@@ -14,11 +14,8 @@ from typing import Any, Final, Literal
 from omniges.errors import UsageFault
 from omniges.model.checkpoint import CHECKPOINTS, Contents, prune, save_checkpoint
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import SIX, TASKS
 from omniges.storage.atomic import is_temporary_name, os_errors, sync_folder
-from omniges.trainer.validation.losses import SIX
-
-__all__ = ["BEST", "Best", "better", "check_metric", "metric_name", "point_best", "remove_best", "save_and_prune"]
 
 BEST: Final = "best"
 """The link's name in a run's folder."""

@@ -19,8 +19,6 @@ from omniges.trainer.validation.run import Found, Validation
 from omniges.trainer.validation.samples import MadeBy
 from omniges.trainer.validation.store import VALIDATIONS, samples_of, shown_samples, write_validation
 
-__all__ = ["HookSettings", "RunValidator"]
-
 _COSTLY: Final = 0.1
 """Share of the time of a run above which validating is told to be costly."""
 

@@ -13,11 +13,8 @@ import torch
 
 from omniges.generation.sampler import Codecs
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import SIX, TASKS
 from omniges.shards.latents import CodecEntry
-from omniges.trainer.validation.losses import SIX
-
-__all__ = ["decoder_remarks", "open_decoders", "why_not"]
 
 
 def open_decoders(

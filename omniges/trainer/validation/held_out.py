@@ -25,28 +25,11 @@ from omniges.errors import UsageFault
 from omniges.evaluation.results import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
-from omniges.features.timebase import (
-    FRAMES_PER_TICK,
-    MEL_FRAMES_PER_TICK,
-    SAMPLES_PER_TICK,
-    TICKS_PER_SECOND,
-)
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
-
-__all__ = [
-    "Clip",
-    "HeldOut",
-    "Place",
-    "Window",
-    "WindowFolder",
-    "choose_places",
-    "open_held_out",
-    "some_recordings",
-    "spread",
-]
 
 T = TypeVar("T")
 
@@ -169,11 +152,9 @@ class WindowFolder:
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
         """A window's mel, sound or betas, which is all that scoring asks for by itself."""
         sample = self._samples[row.key]
-        found: npt.NDArray[Any] | None = {
-            "mel.npy": sample.mel,
-            "audio.npy": sample.audio,
-            "betas.npy": sample.betas,
-        }[member]
+        found: npt.NDArray[Any] | None = {"mel.npy": sample.mel, "audio.npy": sample.audio, "betas.npy": sample.betas}[
+            member
+        ]
         if found is None:
             raise KeyError(member)
         return found

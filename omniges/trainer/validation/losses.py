@@ -15,8 +15,6 @@ from omniges.model.flow import FlowModel, Windows
 from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import SIX, TASKS, FlowSettings, Plan
 
-__all__ = ["LEVELS", "SIX", "VALIDATION_SEED", "grid_losses", "loss_table", "streams_of"]
-
 F64 = npt.NDArray[np.float64]
 
 LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)

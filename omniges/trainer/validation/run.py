@@ -20,12 +20,12 @@ from omniges.evaluation.statistics import Figure, Heading, absent
 from omniges.generation.sampler import Sampler
 from omniges.model.settings import SamplingSettings
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import SIX, TASKS
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.decoders import why_not
 from omniges.trainer.validation.held_out import HeldOut, WindowFolder, some_recordings, spread
-from omniges.trainer.validation.losses import SIX, grid_losses, loss_table, streams_of
+from omniges.trainer.validation.losses import grid_losses, loss_table, streams_of
 from omniges.trainer.validation.pictures import window_picture
 from omniges.trainer.validation.samples import (
     INSTRUMENTS,
@@ -40,8 +40,6 @@ from omniges.trainer.validation.samples import (
     score_task,
     unpack,
 )
-
-__all__ = ["Found", "Validation", "ValidationSettings"]
 
 F64 = npt.NDArray[np.float64]
 

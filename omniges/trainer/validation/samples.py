@@ -40,21 +40,6 @@ from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.trainer.validation.losses import VALIDATION_SEED
 
-__all__ = [
-    "INSTRUMENTS",
-    "Held",
-    "Kept",
-    "Made",
-    "MadeBy",
-    "WindowResults",
-    "make_result",
-    "pack",
-    "record_of",
-    "sample_windows",
-    "score_task",
-    "unpack",
-]
-
 INSTRUMENTS: Final = Instruments(profile=profile("corrected"), bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
 """What motion is measured with."""
 

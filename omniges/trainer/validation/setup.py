@@ -20,8 +20,6 @@ from omniges.trainer.validation.held_out import HeldOut, open_held_out
 from omniges.trainer.validation.run import Validation, ValidationSettings
 from omniges.trainer.validation.samples import INSTRUMENTS
 
-__all__ = ["open_validation", "require_computable"]
-
 
 def open_validation(
     settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks

@@ -14,8 +14,6 @@ from omniges.trainer.validation.losses import LEVELS, VALIDATION_SEED
 from omniges.trainer.validation.run import Found, Validation
 from omniges.trainer.validation.samples import Kept, record_of
 
-__all__ = ["VALIDATIONS", "samples_of", "shown_samples", "write_validation"]
-
 VALIDATIONS: Final = "validation"
 """Their folder in a run's folder."""
 REPORT: Final = "validation.json"

@@ -25,10 +25,7 @@ CARRYING = replace(
 
 
 def model_of(config: ModelConfig) -> FlowModel:
-    statistics = {
-        "gesture": {"mean": [0.1] * 415, "std": [0.5] * 415},
-        "mel": {"mean": [-4.0] * 64, "std": [2.0] * 64},
-    }
+    statistics = {"gesture": {"mean": [0.1] * 415, "std": [0.5] * 415}, "mel": {"mean": [-4.0] * 64, "std": [2.0] * 64}}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(config, statistics=statistics, pieces=PIECES, speakers=2)

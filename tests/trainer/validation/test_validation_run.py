@@ -35,12 +35,7 @@ from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
 from omniges.trainer.validation.run import Found
 
-VALIDATED = {
-    "validation_steps": 2,
-    "validation_windows": 3,
-    "validation_samples": 1,
-    "validation_sampling_steps": 2,
-}
+VALIDATED = {"validation_steps": 2, "validation_windows": 3, "validation_samples": 1, "validation_sampling_steps": 2}
 BARE = {**VALIDATED, "validation_windows": 1, "validation_samples": 0, "validation_sampling_steps": 1}
 
 
