@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.evaluation.beat_alignment import BeatRows
-from omniges.evaluation.body_models import Body
-from omniges.evaluation.features import FeatureRows
-from omniges.evaluation.motion import ClipMotion, Instruments, TrainSplit, generated_motion, recorded_motion
-from omniges.evaluation.results import waveform
-from omniges.evaluation.scores import UNCONDITIONAL, Recordings, Result, Scored, partners
-from omniges.evaluation.statistics import (
+from omniges.errors import DataError
+from omniges.evaluation.motion import (
+    Body,
+    ClipMotion,
+    FeatureRows,
+    Instruments,
+    TrainSplit,
+    generated_motion,
+    recorded_motion,
+)
+from omniges.evaluation.scores import (
     ROWS,
+    UNCONDITIONAL,
     Figure,
     Heading,
+    Recordings,
     Resampling,
+    Result,
     Row,
+    Scored,
     Values,
     absent,
     figure_of_mean,
     figure_of_statistic,
+    partners,
+    waveform,
 )
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
+from omniges.metrics.beats import BeatScore, audio_beats, beat_score, motion_beats
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.face import FaceScore, FaceSums
 from omniges.metrics.motion import SkateScore, foot_skate, jerk, l1_diversity, root_drift
+from omniges.metrics.profiles import BeatSettings
 from omniges.metrics.seams import seam_score
 from omniges.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 from omniges.shards.manifest import ManifestRow
@@ -40,6 +53,11 @@ from omniges.shards.manifest import ManifestRow
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
+_BEATS: Final = Heading("beat consistency", "")
+_NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
+_ALONE: Final = "one recording has no other to take the audio of"
+_NO_BODY: Final = "no vertices without a body model, give --body-model"
+_NO_SEAMS: Final = "no result was put together from windows"
 _UNITS: Final = {
     "L1 diversity": "m",
     "semantic recall": "",
@@ -50,10 +68,18 @@ _UNITS: Final = {
     "root drift, end": "m",
     "root drift, farthest": "m",
     "invalid rotations": "share",
+    "seams, velocity": "share",
+    "seams, acceleration": "share",
 }
 _AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD")
-_SEAMS: Final = {"velocity": "seams, velocity", "acceleration": "seams, acceleration"}
-_NO_BODY: Final = "no vertices without a body model, give --body-model"
+_NO_VALUES: Final = {
+    "face MSE": _NO_BODY,
+    "face LVD": _NO_BODY,
+    "invalid rotations": "no record says how the model's own rotations were",
+    "seams, velocity": _NO_SEAMS,
+    "seams, acceleration": _NO_SEAMS,
+}
+"""Why a metric has no rows."""
 
 
 def score_gesture(
@@ -78,9 +104,7 @@ class _Recording:
 
     row: ManifestRow
     motion: ClipMotion
-    betas: npt.NDArray[np.floating]
     body: Body
-    person: Person | None
     samples: npt.NDArray[np.float32] | None
     semantic: tuple[SemanticSpan, ...] | None
 
@@ -98,12 +122,11 @@ class _Scorer:
     ) -> None:
         self._shards, self._with, self._how = shards, instruments, how
         speeds = instruments.mean_speeds_m_s
-        if speeds is None and train is not None:
-            speeds = train.mean_speeds_m_s
-        self._beats = BeatRows(instruments.profile.beats, np.empty(0) if speeds is None else speeds)
+        if speeds is None:
+            speeds = np.empty(0) if train is None else train.mean_speeds_m_s
+        self._beats = BeatRows(instruments.profile.beats, speeds)
         self._features = FeatureRows(instruments, train)
         self._scores: dict[tuple[str, Row], Values] = {}
-        self._seams: dict[tuple[str, Row], Values] = {}
         self._unconditional = results[0].unconditional
         self._rows = {result.key: result.row for result in results}
         self._partners = partners(list(self._rows), how.seed)
@@ -116,48 +139,41 @@ class _Scorer:
     def _recording_of(self, row: ManifestRow) -> _Recording:
         """A recording, read once for all results of it, which stand beside each other."""
         if self._recording is None or self._recording.row.key != row.key:
-            betas = self._shards.array(row, "betas.npy")
             spans = self._shards.semantic(row)
+            if spans is not None:
+                spans = [span | {"duration": span["end"] - span["start"]} for span in spans]
             self._recording = _Recording(
-                row=row,
-                motion=recorded_motion(self._shards, row),
-                betas=betas,
-                body=self._with.bodies.of(betas),
-                person=None if self._unconditional else self._with.bodies.person(betas),
-                samples=None if self._unconditional else waveform(self._shards, row),
-                semantic=None
-                if spans is None
-                else tuple(SemanticSpan(**span, duration=span["end"] - span["start"]) for span in spans),
+                row,
+                recorded_motion(self._shards, row),
+                self._with.bodies.of(self._shards.array(row, "betas.npy")),
+                None if self._unconditional else waveform(self._shards, row),
+                None if spans is None else tuple(SemanticSpan(**span) for span in spans),
             )
         return self._recording
 
     def add(self, result: Result) -> None:
         """One more result."""
-        recording = self._recording_of(result.row)
+        key, recording = result.key, self._recording_of(result.row)
         generated = generated_motion(result, recording.motion.frames)
         recorded = recording.motion.cut(generated.frames)
         own, true = (self._with.scored_joints(motion, recording.body) for motion in (generated, recorded))
-        self.seconds[result.key] = generated.frames / FRAME_RATE_HZ
-        self._features.add(result.key, (generated, own), (recorded, true))
-        first = result.key not in self._values("L1 diversity", "recorded").keys
+        self.seconds[key] = generated.frames / FRAME_RATE_HZ
+        self._features.add(key, (generated, own), (recorded, true))
+        first = key not in self._values("L1 diversity", "recorded").keys
         self._add_alone(result, "generated", generated, own, recording.body)
         if first:
             self._add_alone(result, "recorded", recorded, true, recording.body)
         if result.invalid_rotations is not None:
             share = ClipValue(result.invalid_rotations, float(generated.frames))
-            self._values("invalid rotations", "generated").keep(result.key, share)
+            self._values("invalid rotations", "generated").keep(key, share)
         if self._unconditional:
             return
-        self._beats.add(result.key, own, true, recording.samples)
-        other = self._other(result)
-        self._add_recall(result.key, recording, own, true, other)
-        if recording.person is not None:
-            self._add_face(result.key, recording.person, generated, recorded, other)
-
-    def _other(self, result: Result) -> ClipMotion | None:
-        """The motion of another recording, for the shuffled row."""
-        partner = self._partners.get(result.key)
-        return None if partner is None else recorded_motion(self._shards, self._rows[partner])
+        self._beats.add(key, own, true, recording.samples)
+        partner = self._partners.get(key)
+        other = None if partner is None else recorded_motion(self._shards, self._rows[partner])
+        self._add_recall(key, recording, own, true, other)
+        if isinstance(recording.body, Person):
+            self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: Result, row: Row, motion: ClipMotion, joints: F64, body: Body) -> None:
         """What motion says by itself."""
@@ -169,11 +185,9 @@ class _Scorer:
         drift = root_drift(motion.trans)
         self._values("root drift, end", row).keep(key, ClipValue(drift.end_m, 1.0))
         self._values("root drift, farthest", row).keep(key, ClipValue(drift.farthest_m, 1.0))
-        seams = [s for s in result.seams if 2 <= s <= motion.frames - 2]
-        if seams:
-            for name in _SEAMS:
-                values = self._seams.setdefault((name, row), Values())
-                values.add(key, lambda n=name: getattr(seam_score(placed, seams), n))  # type: ignore[misc]
+        if seams := [seam for seam in result.seams if 2 <= seam <= motion.frames - 2]:
+            self._values("seams, velocity", row).add(key, lambda: seam_score(placed, seams).velocity)
+            self._values("seams, acceleration", row).add(key, lambda: seam_score(placed, seams).acceleration)
 
     def _add_recall(self, key: str, recording: _Recording, own: F64, true: F64, other: ClipMotion | None) -> None:
         settings = self._with.profile.semantic
@@ -206,43 +220,39 @@ class _Scorer:
             sums.add(own, true)
             if rest and rest[0] is not None:
                 shuffled.add(own[: len(rest[0])], rest[0])
-        for row, found in (("generated", sums), ("shuffled", shuffled)):
-            if row == "shuffled" and other is None:
-                continue
-            place: Any = row
-            self._values("face MSE", place).add(key, found.mse)
-            self._values("face LVD", place).add(key, lambda f=found: f.velocity(self._with.profile.face))  # type: ignore[misc]
+        rows: list[tuple[Row, FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
+        for row, found in rows[: len(motions) - 1]:
+            self._values("face MSE", row).add(key, found.mse)
+            self._values("face LVD", row).add(key, partial(found.velocity, self._with.profile.face))
 
     def figures(self) -> list[Figure]:
         """All of them, in the order of the report."""
-        figures = self._features.figures(self._how)
-        if self._unconditional:
-            figures += [absent(Heading("beat consistency", ""), UNCONDITIONAL)]
-        else:
-            figures += self._beats.figures(self._how)
+        beats = [absent(_BEATS, UNCONDITIONAL)] if self._unconditional else self._beats.figures(self._how)
+        figures = [*self._features.figures(self._how), *beats]
         for metric, unit in _UNITS.items():
-            figures += self._figures_of(metric, unit)
-        return figures + self._seam_figures()
-
-    def _figures_of(self, metric: str, unit: str) -> list[Figure]:
-        """The rows of a metric that there are."""
-        if metric in _AGAINST_A_RECORDING and self._unconditional:
-            return [absent(Heading(metric, unit), UNCONDITIONAL)]
-        rows = [(row, self._scores[metric, row]) for row in ROWS if (metric, row) in self._scores]
-        if not rows:
-            why = _NO_BODY if metric.startswith("face") else "no record says how the model's own rotations were"
-            return [absent(Heading(metric, unit), why)]
-        return [figure_of_mean(Heading(metric, unit, row), values, self._how, _details(values)) for row, values in rows]
-
-    def _seam_figures(self) -> list[Figure]:
-        """Those of `_seam_figure`, of what was generated and of the recordings at the same moments."""
-        figures = []
-        for name, metric in _SEAMS.items():
-            rows = [(row, self._seams[name, row]) for row in ROWS if (name, row) in self._seams]
-            if not rows:
-                figures.append(absent(Heading(metric, "share"), "no result was put together from windows"))
-            figures += [self._seam_figure(Heading(metric, "share", row), values) for row, values in rows]
+            rows = [(Heading(metric, unit, row), self._scores.get((metric, row))) for row in ROWS]
+            there = [(heading, values) for heading, values in rows if values is not None]
+            figure_of = self._seam_figure if metric.startswith("seams") else self._mean_figure
+            if metric in _AGAINST_A_RECORDING and self._unconditional:
+                figures.append(absent(Heading(metric, unit), UNCONDITIONAL))
+            elif not there:
+                figures.append(absent(Heading(metric, unit), _NO_VALUES[metric]))
+            else:
+                figures += [figure_of(heading, values) for heading, values in there]
         return figures
+
+    def _mean_figure(self, heading: Heading, values: Values) -> Figure:
+        """A mean by weight, and what some metrics say beside their values."""
+        details: dict[str, Any] = {}
+        match values.found:
+            case [FaceScore() as first, *_]:
+                details = {"vertices": first.vertices}
+            case [RecallScore() as first, *_]:
+                details = {"joints": first.joints, "annotated": sum(one.annotated for one in values.found)}
+            case [SkateScore(), *_]:  # one that never touches the floor cannot skate on it
+                contact = sum(one.weight for one in values.found)
+                details = {"contact_share": contact / sum(one.toe_frames for one in values.found)}
+        return figure_of_mean(heading, values, self._how, details)
 
     def _seam_figure(self, heading: Heading, values: Values) -> Figure:
         """Share of values at seams above the 99th percentile of elsewhere in their clip; 0.01 is expected."""
@@ -257,14 +267,73 @@ class _Scorer:
         return figure_of_statistic(heading, values, share, self._how, details)
 
 
-def _details(values: Values) -> dict[str, Any]:
-    """What some metrics say beside their values."""
-    found = values.found[0] if values.found else None
-    if isinstance(found, FaceScore):
-        return {"vertices": found.vertices}
-    if isinstance(found, RecallScore):
-        return {"joints": found.joints, "annotated": sum(one.annotated for one in values.found)}
-    if isinstance(found, SkateScore):  # one that never touches the floor cannot skate on it
-        contact = sum(one.weight for one in values.found)
-        return {"contact_share": contact / sum(one.toe_frames for one in values.found)}
-    return {}
+@dataclass(slots=True)
+class BeatRows:
+    """Beats of all clips so far; a result that has none on one side is left out of all rows."""
+
+    settings: BeatSettings
+    mean_speeds_m_s: F64  # (55,)
+    _rows: dict[Row, Values] = field(default_factory=lambda: {row: Values() for row in ROWS})
+    _moved: list[tuple[str, int, tuple[I64, ...]]] = field(default_factory=list)  # key, frames, beats of a result
+    _heard: dict[str, tuple[int, F64]] = field(default_factory=dict)  # frames and onsets of a recording
+    _without: int = 0
+
+    def add(self, key: str, generated: F64, recorded: F64, samples: npt.NDArray[np.float32] | None) -> None:
+        """A result's and its recording's joints (T, 55, 3), and the recording's audio."""
+        if samples is None:
+            self._without += 1
+            return
+        frames = len(generated)
+        try:
+            heard_frames, times = self._heard.get(key, (0, np.empty(0)))
+            if heard_frames != frames:  # found once for all results of a recording that are of one length
+                times = audio_beats(samples, frames, self.settings)
+            own, true = (motion_beats(joints, self.mean_speeds_m_s, self.settings) for joints in (generated, recorded))
+            score, recorded_score = (beat_score(times, beats, frames, self.settings) for beats in (own, true))
+        except DataError as error:
+            for row in ROWS:
+                self._rows[row].leave_out(error)
+            return
+        self._rows["generated"].keep(key, score)
+        self._moved.append((key, frames, own))
+        if key not in self._heard:
+            self._rows["recorded"].keep(key, recorded_score)
+            self._heard[key] = frames, times
+
+    def figures(self, how: Resampling) -> list[Figure]:
+        """The three rows."""
+        generated = self._rows["generated"]
+        if not generated.found and not generated.left_out:
+            return [absent(_BEATS, _NO_AUDIO)]
+        self._shuffle(how.seed)
+        figures = []
+        for row, values in self._rows.items():
+            if self._without:
+                values.left_out[_NO_AUDIO] += self._without
+            if row == "shuffled" and len(self._heard) == 1:
+                figures.append(absent(replace(_BEATS, row=row), _ALONE))
+                continue
+            details = {
+                "audio_beats": sum(one.audio_beats for one in values.found),
+                "motion_beats": sum(one.motion_beats for one in values.found),
+                "threshold": self.settings.threshold,
+            }
+            figures.append(figure_of_mean(replace(_BEATS, row=row), values, how, details))
+        return figures
+
+    def _shuffle(self, seed: int) -> None:
+        """Every result with the audio of the next recording in one random cycle."""
+        partner = partners(list(self._heard), seed)
+        for key, frames, beats in self._moved if partner else ():
+            other_frames, times = self._heard[partner[key]]
+            common = min(frames, other_frames)
+            self._rows["shuffled"].add(key, partial(_common, common, times, beats, self.settings))
+
+
+def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> BeatScore:
+    """The score over the time that both have: what the longer has beyond its end is left out of both sides."""
+    scored = frames - 2 * settings.crop_frames
+    inside = times[times < scored / FRAME_RATE_HZ]
+    if not len(inside):
+        raise DataError("audio: found no onset in the time that both clips have")
+    return beat_score(inside, [own[own < scored] for own in beats], frames, settings)

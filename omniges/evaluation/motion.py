@@ -1,29 +1,100 @@
-"""One clip's motion, generated or recorded, and what motion is measured with."""
+"""One clip's motion, what motion is measured with, and how far features of results are from those of recordings.
+
+Joints and vertices come from the user's SMPL-X model file, or from the generic skeleton.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import UsageFault
-from omniges.evaluation.body_models import Bodies, Body
-from omniges.evaluation.scores import Recordings, Result
-from omniges.evaluation.statistics import Values
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.evaluation.scores import (
+    Figure,
+    Heading,
+    Recordings,
+    Resampling,
+    Result,
+    Values,
+    absent,
+    figure_of_statistic,
+)
+from omniges.features.body import BodyModel
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
+from omniges.features.skeleton import joint_positions
 from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.body_model import decode_body_model
 from omniges.metrics.beats import mean_joint_speeds
 from omniges.metrics.encoders import Encoder, Features
-from omniges.metrics.frechet import DESCRIPTOR_NAME, describe
+from omniges.metrics.frechet import DESCRIPTOR_NAME, FrechetScore, describe, frechet_distance
 from omniges.metrics.profiles import Profile, scored_poses
 from omniges.shards.manifest import ManifestRow
+from omniges.storage.atomic import os_errors
+from omniges.storage.canonical_json import sha256_hex
 
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.floating]
 
-_JAW: slice = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
+_JAW: Final = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
+_MOST_BYTES: Final = 1 << 30
+_DISTANCE: Final = Heading("Fréchet gesture distance", "")
+_OF_TRAIN: Final = replace(_DISTANCE, row="recorded")
+_RESAMPLES: Final = 200  # each of them is a decomposition
+
+
+class Body(Protocol):
+    """What places the joints of one person."""
+
+    def joints(self, poses: Numbers, trans: Numbers) -> F64:
+        """Joints (T, 55, 3) m of poses (T, 165) rad at ``transl`` (T, 3) m."""
+
+
+class _GenericBody:
+    def joints(self, poses: Numbers, trans: Numbers) -> F64:
+        return joint_positions(poses, trans)
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """Bodies of people by their shape coefficients."""
+
+    name: str
+    """What stands beside every figure that joints decide."""
+    model: BodyModel | None
+
+    def of(self, betas: Numbers) -> Body:
+        """The body of a person: a `Person`, which has vertices too; without a model the same for everybody."""
+        return _GenericBody() if self.model is None else self.model.person(betas)
+
+
+GENERIC: Final = Bodies("generic", None)
+
+
+def load_bodies(path: Path | None) -> Bodies:
+    """The model of a file, or the generic skeleton.
+
+    Raises UsageFault where there is no such file, DataError for another kind of file.
+    """
+    if path is None:
+        return GENERIC
+    with os_errors(path, "read"):
+        if not path.is_file():
+            raise UsageFault(f"--body-model {path}: an SMPL-X model as .npz expected, found no file there")
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path}: at most {_MOST_BYTES >> 20} MiB expected, found {path.stat().st_size} bytes")
+        data = path.read_bytes()
+    try:
+        model = decode_body_model(data)
+    except (RecordingFault, ValueError) as fault:
+        raise DataError(f"{path}: {fault}: give SMPL-X's own .npz, such as SMPLX_NEUTRAL_2020.npz") from fault
+    return Bodies(f"SMPL-X:{path.name}:{sha256_hex(data)[:12]}", model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +204,86 @@ def learn_train_split(
 
     speeds = mean_joint_speeds(clips())
     return TrainSplit(speeds, dict(zip(features.keys, features.found, strict=True)), dict(features.left_out))
+
+
+class FeatureRows:
+    """Features of all results and of their recordings, each recording once."""
+
+    def __init__(self, instruments: Instruments, train: TrainSplit | None) -> None:
+        self._with, self._train = instruments, train
+        self._generated = Values()
+        self._recorded: dict[str, F64] = {}
+        self._first: set[int] = set()  # number of the first result of each recording
+
+    def add(self, key: str, generated: tuple[ClipMotion, F64], recorded: tuple[ClipMotion, F64]) -> None:
+        """A result's and its recording's motion and joints."""
+        if self._with.given is not None:
+            self._generated.keep(key, None)
+            return
+        try:
+            features = self._with.features(*generated)
+            if key not in self._recorded:
+                self._recorded[key] = self._with.features(*recorded)
+        except DataError as error:
+            self._generated.leave_out(error)
+        else:
+            self._generated.keep(key, features)
+
+    def figures(self, how: Resampling) -> list[Figure]:
+        """The distance of the results, and that of the train split."""
+        values = self._generated
+        if self._with.given is not None:  # their rows tell of no recording: so there is no interval
+            score = self._score(*([features.rows] for features in self._with.given))
+            counts: dict[str, Any] = {"recordings": len(set(values.keys)), "results": len(values.keys)}
+            figure = Figure(**asdict(_DISTANCE), value=score.value, **counts, details=_details(score))
+            return [figure, absent(_OF_TRAIN, "--features has none of the train split")]
+        if min(sum(map(len, values.found)), sum(map(len, self._recorded.values()))) < 2:
+            why = _reasons(values.left_out) or "fewer than two rows of features"
+            return [absent(_DISTANCE, why, values.left_out)]
+        self._first = {int(group[0]) for group in values.groups.values()}
+        whole = self._distance(np.arange(len(values.found)))
+        fewer = replace(how, resamples=min(how.resamples, _RESAMPLES))
+        figure = figure_of_statistic(
+            _DISTANCE, values, lambda numbers: self._distance(numbers).value, fewer, _details(whole), centred=True
+        )
+        if figure.low is not None and not self._with.profile.frechet.offset:
+            figure = replace(figure, low=max(figure.low, 0.0))  # no distance is less, wherever the draws were shifted
+        return [figure, self._baseline()]
+
+    def _distance(self, numbers: I64) -> FrechetScore:
+        """Of the results of some numbers, which may repeat, from their recordings."""
+        values = self._generated
+        # A recording counts once however many results it has, and as often as it was drawn.
+        recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]
+        return self._score([values.found[int(k)] for k in numbers], recorded)
+
+    def _score(self, generated: Sequence[Numbers], recorded: Sequence[Numbers]) -> FrechetScore:
+        first, second = np.concatenate(generated), np.concatenate(recorded)
+        return frechet_distance(first, second, self._with.profile.frechet, encoder=self._with.encoder_name)
+
+    def _baseline(self) -> Figure:
+        train = self._train or TrainSplit(np.empty(0), {}, {})
+        others = [own for key, own in train.features.items() if key not in self._recorded]
+        if sum(map(len, others)) < 2:
+            why = _reasons(train.left_out) or "no other recordings in the train split"
+            return absent(_OF_TRAIN, why, train.left_out)
+        score = self._score(others, list(self._recorded.values()))
+        counts: dict[str, Any] = {"recordings": len(others), "results": len(others), "left_out": train.left_out}
+        details = _details(score) | {"of": "the train split's other recordings against these"}
+        return Figure(**asdict(_OF_TRAIN), value=score.value, **counts, details=details)
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
+
+
+def _details(score: FrechetScore) -> dict[str, Any]:
+    return {
+        "encoder": score.encoder,
+        "offset": score.offset,
+        "mean_term": score.mean_term,
+        "dimensions": score.dimensions,
+        "rows": [score.rows_generated, score.rows_recorded],
+        "ranks": [score.rank_generated, score.rank_recorded],
+        "full_rank": score.full_rank,
+    }

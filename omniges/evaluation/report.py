@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from omniges.evaluation.statistics import ROWS, Figure
+from omniges.evaluation.scores import ROWS, Figure
 
 Form = Literal["table", "json", "csv", "markdown"]
 _NO_VALUE: Final = "–"

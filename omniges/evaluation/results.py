@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.evaluation.scores import Recordings, Result
+from omniges.evaluation.scores import Result
 from omniges.features.audio import MEL_BANDS, log_mel, mix_down, resample
 from omniges.features.gesture import MotionArrays
-from omniges.features.timebase import (
-    FRAME_RATE_HZ,
-    HOP_SAMPLES,
-    MEL_FRAMES_PER_TICK,
-    SAMPLE_RATE_HZ,
-    SAMPLES_PER_TICK,
-    TICKS_PER_SECOND,
-)
+from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
 from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
@@ -37,7 +31,7 @@ from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
-MEL_RATE_HZ: Final = MEL_FRAMES_PER_TICK * TICKS_PER_SECOND
+T = TypeVar("T")
 
 _ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}
 _REPORT: Final = "omniges-evaluation"
@@ -66,17 +60,13 @@ class FileResult(Result):
         files: Mapping[StreamName, Path] = MappingProxyType({}),
     ) -> FileResult:
         """A result of some name in some folder, with what its record tells."""
-        if record is None:
-            return cls(
-                task=task, row=row, name=path.name, seconds=row.seconds, folder=path.parent, record=None, files=files
-            )
         return cls(
             task=task,
             row=row,
             name=path.name,
-            seconds=min(record.seconds, row.seconds),
-            seams=tuple(round(s * FRAME_RATE_HZ) for s in record.seams_s),
-            invalid_rotations=record.measures.get("invalid_rotations"),
+            seconds=row.seconds if record is None else min(record.seconds, row.seconds),
+            seams=() if record is None else tuple(round(s * FRAME_RATE_HZ) for s in record.seams_s),
+            invalid_rotations=None if record is None else record.measures.get("invalid_rotations"),
             folder=path.parent,
             record=record,
             files=files,
@@ -87,8 +77,8 @@ class FileResult(Result):
         """The result's files without their endings."""
         return str(self.folder / self.name)
 
-    def _content(self, kind: str, stream: StreamName, ending: str) -> tuple[Path, bytes]:
-        """A file of the result; its digest is checked where there is a record."""
+    def _read(self, kind: str, stream: StreamName, ending: str, decode: Callable[[bytes], T]) -> tuple[Path, T]:
+        """A file of the result and what it holds; its digest is checked where there is a record."""
         entry = None if self.record is None else self.record.files.get(kind)
         if entry is None:
             path = self.files.get(stream, self.folder / f"{self.name}{ending}")
@@ -100,43 +90,31 @@ class FileResult(Result):
             data = path.read_bytes()
         if entry is not None and sha256_hex(data) != entry.get("sha256"):
             raise DataError(f"{path}: it is not what {self.name}.json says: generate it again")
-        return path, data
+        try:
+            return path, decode(data)
+        except RecordingFault as fault:
+            raise fault.refusal(path) from fault
 
     def motion(self) -> MotionArrays:
         """Generated motion. Raises DataError for what cannot be read."""
-        path, data = self._content("gesture", "gesture", ".npz")
-        try:
-            motion = decode_motion(data, standing=self.record is None)
-        except RecordingFault as fault:
-            raise fault.refusal(path) from fault
+        decode = partial(decode_motion, standing=self.record is None)
+        _, motion = self._read("gesture", "gesture", ".npz", decode)
         return MotionArrays(motion.poses, motion.expressions, motion.trans)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
         """Generated words: those of the word tier, or the texts of a tier `windows`, whose words have no times."""
-        path, data = self._content("text", "text", ".TextGrid")
-        try:
-            return spoken_intervals(data)
-        except RecordingFault as fault:
-            raise fault.refusal(path) from fault
+        return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
         """The generated log-mel (F, 64), and whether it is the model's own or that of the waveform."""
         if self.record is not None and "mel" in self.record.files:
-            path, data = self._content("mel", "audio", ".mel.npy")
-            try:
-                mel = decode_npy(data)
-            except RecordingFault as fault:
-                raise fault.refusal(path) from fault
+            path, mel = self._read("mel", "audio", ".mel.npy", decode_npy)
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
                 raise DataError(f"{path}: (F, {MEL_BANDS}) float32 expected, found {mel.shape} {mel.dtype}")
             if not np.isfinite(mel).all():
                 raise DataError(f"{path}: finite levels expected, found others: generate it again")
             return mel, "the model's mel"
-        path, data = self._content("audio", "audio", ".wav")
-        try:
-            wav = decode_wav(data)
-        except RecordingFault as fault:
-            raise fault.refusal(path) from fault
+        path, wav = self._read("audio", "audio", ".wav", decode_wav)
         samples = resample(mix_down(wav.samples), wav.rate_hz)
         if len(samples) < SAMPLES_PER_TICK:
             raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
@@ -181,7 +159,9 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
     rows = {name: row for row in shards.rows for name in (row.key, row.stem)}
     found: dict[str, list[FileResult]] = {}
     for folder in folders:
-        for place in _places(folder):
+        if not folder.is_dir():
+            raise UsageFault(f"{folder}: a folder of generated results expected, found none there")
+        for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
             for result in _results(place, rows, task, shards):
                 found.setdefault(result.task, []).append(result)
     if not found:
@@ -191,13 +171,6 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
         results.sort(key=lambda result: (result.key, result.name))
         _refuse_mixtures(results)
     return found
-
-
-def _places(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise UsageFault(f"{folder}: a folder of generated results expected, found none there")
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    yield from [folder, *below]
 
 
 def _results(
@@ -239,7 +212,8 @@ def _recorded_results(
                 f"{path}: it is of a window from tick {record.source['start_tick']} on, which validation has scored: "
                 "take results of omniges generate"
             )
-        row = _row(rows, _key(record, rows), path, shards)
+        own = record.name if record.name in rows else record.name.removesuffix(f"-{record.sample + 1}")
+        row = _row(rows, own if record.source is None else str(record.source.get("key")), path, shards)
         _require_same_source(path, record, row, shards)
         named |= {str(entry.get("path")) for entry in record.files.values()}
         yield FileResult.of(record.task, row, folder / record.name, record)
@@ -250,10 +224,7 @@ def _recorded_results(
 
 def _stream_of(path: Path) -> StreamName | None:
     """What a file holds by its ending, of either case."""
-    for stream, ending in _ENDINGS.items():
-        if path.suffix.lower() == ending.lower():
-            return stream
-    return None
+    return next((stream for stream, ending in _ENDINGS.items() if path.suffix.lower() == ending.lower()), None)
 
 
 def _is_report(path: Path) -> bool:
@@ -267,14 +238,6 @@ def _is_report(path: Path) -> bool:
     return isinstance(found, dict) and found.get("format") == _REPORT
 
 
-def _key(record: GeneratedRecord, rows: Mapping[str, ManifestRow]) -> str:
-    """The recording a record is of: the sample it was made from, or the one whose name its input has."""
-    if record.source is not None:
-        return str(record.source.get("key"))
-    several = f"-{record.sample + 1}"
-    return record.name if record.name in rows else record.name.removesuffix(several)
-
-
 def _row(rows: Mapping[str, ManifestRow], key: str, path: Path, shards: ShardFolder) -> ManifestRow:
     if key not in rows:
         raise UsageFault(f"{path}: no sample of {shards.folder} is called {key}: give the shards it was made for")
@@ -283,9 +246,8 @@ def _row(rows: Mapping[str, ManifestRow], key: str, path: Path, shards: ShardFol
 
 def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, shards: ShardFolder) -> None:
     """Refuse a result that was made from another recording of the same name."""
-    if record.source is None:
-        return
-    if record.source.get("manifest_sha256") == shards.dataset["files"][MANIFEST_FILE]["sha256"]:
+    of_shards = shards.dataset["files"][MANIFEST_FILE]["sha256"]
+    if record.source is None or record.source.get("manifest_sha256") == of_shards:
         return
     for given in record.inputs:
         member = str(given.get("path")).partition(f"#{row.key}.")[2]
@@ -322,17 +284,6 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
 def _made_by(record: GeneratedRecord | None) -> str:
     if record is None:
         return "files without records"
-    digests: Any = record.model.get("sha256")
-    model = sha256_hex(json.dumps(digests, sort_keys=True).encode())[:8]
+    model = sha256_hex(json.dumps(record.model.get("sha256"), sort_keys=True).encode())[:8]
     ways = ", ".join(f"{name} {record.settings.get(name)}" for name in _SAME)
     return f"step {record.model.get('step')} ({record.model.get('weights')}, {model}) with {ways}"
-
-
-def waveform(shards: Recordings, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-    """A recording's kept audio at 16 kHz (N,), or None where the shards have none."""
-    if "flac" in row.members:
-        from omniges.formats.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
-
-        pcm, bits = decode_flac(shards.member(row, "flac"))
-        return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))  # exact, and no float64 of eleven minutes
-    return np.asarray(shards.array(row, "audio.npy")) if "audio.npy" in row.members else None

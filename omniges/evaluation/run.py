@@ -1,60 +1,67 @@
-"""`evaluate`: generated files against the recordings they belong to, made first where a checkpoint is given."""
+"""`evaluate`: generated files against the recordings they belong to, made first where a checkpoint is given.
+
+Whether a checkpoint fits shards and tasks is found before anything is generated with it.
+"""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
+from omniges.data.state import trained_on
 from omniges.errors import DataError, UsageFault
-from omniges.evaluation.body_models import load_bodies
-from omniges.evaluation.compatibility import require_fit
 from omniges.evaluation.gesture import score_gesture
-from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split, train_rows
+from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split, load_bodies, train_rows
 from omniges.evaluation.report import Report, TaskReport
 from omniges.evaluation.results import FileResult, find_results
-from omniges.evaluation.scores import Scored
+from omniges.evaluation.scores import Resampling, Scored
 from omniges.evaluation.settings import EvaluateSettings
-from omniges.evaluation.speech import score_speech
-from omniges.evaluation.statistics import Resampling
-from omniges.evaluation.text import score_text
+from omniges.evaluation.speech import score_speech, score_text
 from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.arrays import read_array
 from omniges.generation.run import codecs_of, generate
+from omniges.generation.sampler import trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, task_named
 from omniges.metrics.encoders import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import Profile, profile
-from omniges.model.checkpoint import find_checkpoint
+from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_identity
+from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import MANIFEST_FILE
+from omniges.shards.schema import MANIFEST_FILE, SPLITS
 from omniges.storage.atomic import refuse_links
 from omniges.storage.canonical_json import sha256_hex
+
+_SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
 """Shows (done, total) of something named."""
 
 
-@contextmanager
-def _uncounted(_noun: str) -> Iterator[Callable[[float, float], None]]:
-    yield lambda _done, _total: None
-
-
-def evaluate(settings: EvaluateSettings, counting: Counting = _uncounted) -> Report:
+def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Report:
     """Score results, after making them where a checkpoint is given; everything that can be refused is, before that.
 
     Raises UsageFault, DataError or EnvironmentFault; nothing that could not be read is left out.
     """
-    instruments = _instruments(settings)
+    counting = counting or (lambda _noun: nullcontext(lambda _done, _total: None))
+    instruments = Instruments(
+        profile=_profile(settings),
+        bodies=load_bodies(settings.body_model),
+        encoder=_encoder(settings),
+        mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
+        given=None if settings.features is None else _features(*settings.features),
+    )
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
     if task is not None and settings.checkpoint is not None:
@@ -65,24 +72,20 @@ def evaluate(settings: EvaluateSettings, counting: Counting = _uncounted) -> Rep
         else:
             folders, remarks = _generate(settings, settings.checkpoint, shards, instruments, Path(temporary), counting)
         found = find_results(folders, shards, task)
-        if settings.features is not None:
-            _require_one_of_gesture(found)
-        train = _train_split(found, shards, instruments, counting)
+        of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
+        if settings.features is not None and len(of_gesture) != 1:  # it is not plain of which results they are
+            raise UsageFault(
+                "--features: results of one task that makes gesture expected, found "
+                f"{', '.join(of_gesture) or 'none'}: evaluate it alone"
+            )
+        train = None
+        if of_gesture:
+            with counting("train recordings measured") as count:
+                train = learn_train_split(shards, instruments, count)
         how = Resampling(seed=settings.seed, resamples=settings.resamples)
         with counting("results scored") as count:
             tasks = _score(found, shards, instruments, train, how, count)
     return Report(tasks=tasks, facts=_facts(settings, shards, instruments), remarks=remarks)
-
-
-def _instruments(settings: EvaluateSettings) -> Instruments:
-    chosen = _profile(settings)
-    return Instruments(
-        profile=chosen,
-        bodies=load_bodies(settings.body_model),
-        encoder=_encoder(settings),
-        mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
-        given=None if settings.features is None else _features(*settings.features),
-    )
 
 
 def _generate(
@@ -129,13 +132,54 @@ def _generate(
     return tuple(one.out for one in wanted), remarks
 
 
-def _train_split(
-    found: Mapping[str, Sequence[FileResult]], shards: ShardFolder, instruments: Instruments, counting: Counting
-) -> TrainSplit | None:
-    if not any("gesture" in TASKS[task].targets for task in found):
-        return None
-    with counting("train recordings measured") as count:
-        return learn_train_split(shards, instruments, count)
+def require_fit(
+    saved: SavedCheckpoint, shards: ShardFolder, split: str, named: Sequence[str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """The tasks to generate, and remarks on data the checkpoint was not made for; ``named``: by the user, or none.
+
+    Raises UsageFault for a task the model was not trained on, and for a split without samples.
+    """
+    tasks, remarks = _tasks(saved, named)
+    rows = [row for row in shards.rows if row.split == split]
+    if split not in SPLITS:
+        raise UsageFault(f"--split {split}: one of {', '.join(SPLITS)} expected")
+    if not rows:
+        held = ", ".join(sorted({row.split for row in shards.rows}))
+        raise UsageFault(f"--split {split}: {shards.folder} has no sample of it: choose among {held}")
+    identity = load_identity(saved)
+    loader = saved.document("state.json").get("loader")
+    state = loader if isinstance(loader, dict) else {}
+    numbers = trained_on(state, shards.folder, identity.codec_names)
+    if not numbers:
+        found = f"the checkpoint was trained on other shards than {shards.folder}"
+        remarks.append(f"{found}: it does not say whether these clips were among them")
+    elif split in {str(state["filters"][number].get("split")) for number in numbers}:
+        remarks.append(f"the model was trained on these very clips, the {split} split")
+    strange = sorted({row.speaker for row in rows if row.speaker is not None} - set(identity.speakers))
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        remarks.append(f"speakers the model was not trained on, generated as unknown: {', '.join(strange[:3])}{more}")
+    return tasks, remarks
+
+
+def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The tasks that are named, or those of the six that the model was trained on, with a remark on the others."""
+    trained = trained_tasks(saved)
+    if trained is None:
+        raise DataError(
+            f"{saved.path}/settings.json: flow settings expected, found none: use the omniges that wrote it"
+        )
+    wanted = tuple(dict.fromkeys(task_named(name) for name in named))
+    for name in wanted:
+        if name not in trained:
+            raise UsageFault(
+                f"--tasks {name}: {saved.path} was not trained on it, only on {', '.join(sorted(trained))}"
+            )
+    tasks = wanted or tuple(name for name in _SIX if name in trained)
+    if not tasks:
+        raise UsageFault(f"--tasks: {saved.path} was trained on {', '.join(sorted(trained))}: name some of them")
+    lost = [name for name in _SIX if name not in trained and not wanted]
+    return tasks, [f"not generated, for the model was not trained on them: {', '.join(lost)}"] if lost else []
 
 
 def _score(
@@ -147,25 +191,20 @@ def _score(
     count: Callable[[float, float], None],
 ) -> dict[str, TaskReport]:
     total = sum(len(results) * len(TASKS[task].targets) for task, results in found.items())
-    done = 0
+    done = itertools.count(1)
 
     def one() -> None:
-        nonlocal done
-        done += 1
-        count(done, total)
+        count(next(done), total)
 
-    reports = {}
-    for task, results in found.items():
-        scored: list[Scored] = []
-        for target in TASKS[task].targets:
-            if target == "gesture":
-                scored.append(score_gesture(results, shards, instruments, train, how, one))
-            elif target == "text":
-                scored.append(score_text(results, shards, how, one))
-            else:
-                scored.append(score_speech(results, shards, how, one))
-        reports[task] = _task_report(results, shards, scored)
-    return reports
+    def scored(results: Sequence[FileResult], target: StreamName) -> Scored:
+        if target == "gesture":
+            return score_gesture(results, shards, instruments, train, how, one)
+        return (score_text if target == "text" else score_speech)(results, shards, how, one)
+
+    return {
+        task: _task_report(results, shards, [scored(results, target) for target in TASKS[task].targets])
+        for task, results in found.items()
+    }
 
 
 def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Sequence[Scored]) -> TaskReport:
@@ -175,6 +214,15 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
         held = sum(row.split == split for row in shards.rows)
         splits[split] = sum(row.split == split for row in rows.values()), held
     seconds = {key: min(one.seconds[key] for one in scored) for key in rows}
+    records = [result.record for result in results if result.record is not None]
+    made_by: dict[str, Any] | None = None
+    if records:  # the model, and the settings they have in common
+        common = {
+            name: value
+            for name, value in records[0].settings.items()
+            if all(record.settings.get(name) == value for record in records)
+        }
+        made_by = {"model": dict(records[0].model), "settings": common}
     return TaskReport(
         figures=[figure for one in scored for figure in one.figures],
         recordings=list(rows),
@@ -182,23 +230,9 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
         splits=splits,
         seconds=sum(seconds.values()),
         recorded_seconds=sum(row.seconds for row in rows.values()),
-        made_by=_made_by(results),
+        made_by=made_by,
         remarks=[remark for one in scored for remark in one.remarks],
     )
-
-
-def _made_by(results: Sequence[FileResult]) -> dict[str, Any] | None:
-    """The model of results with records, and the settings they have in common."""
-    records = [result.record for result in results if result.record is not None]
-    if not records:
-        return None
-    first = records[0]
-    common = {
-        name: value
-        for name, value in first.settings.items()
-        if all(record.settings.get(name) == value for record in records)
-    }
-    return {"model": dict(first.model), "settings": common}
 
 
 def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instruments) -> dict[str, Any]:
@@ -244,16 +278,6 @@ def _features(generated: Path, recorded: Path) -> tuple[Features, Features]:
             "expected both from one encoder"
         )
     return made, true
-
-
-def _require_one_of_gesture(tasks: Iterable[str]) -> None:
-    """Raise UsageFault where it is not plain of which results features are."""
-    made = [task for task in tasks if "gesture" in TASKS[task].targets]
-    if len(made) != 1:
-        found = ", ".join(made) or "none"
-        raise UsageFault(
-            f"--features: results of one task that makes gesture expected, found {found}: evaluate it alone"
-        )
 
 
 def _encoder(settings: EvaluateSettings) -> Encoder | None:

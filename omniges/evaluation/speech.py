@@ -1,28 +1,35 @@
-"""Scores of generated audio, on log-mels."""
+"""Scores of generated speech: of sound on log-mels, and of text by its words, characters and times."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.evaluation.results import MEL_RATE_HZ
-from omniges.evaluation.scores import UNCONDITIONAL, Recordings, Result, Scored, partners
-from omniges.evaluation.statistics import (
+from omniges.evaluation.scores import (
+    UNCONDITIONAL,
     Figure,
     Heading,
+    Recordings,
     Resampling,
+    Result,
     Row,
+    Scored,
     Values,
     absent,
     figure_of_mean,
     figure_of_statistic,
+    partners,
 )
 from omniges.features.audio import LOG_FLOOR
+from omniges.features.timebase import MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.formats.textgrid import WordInterval
 from omniges.metrics.speech import (
     CEPSTRA,
     OnsetCounts,
@@ -31,56 +38,26 @@ from omniges.metrics.speech import (
     mel_onsets,
     onset_agreement,
 )
+from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+_Words = Sequence[WordInterval]
+_Pairs = Sequence[tuple[str, _Words, _Words]]  # key, found and expected
 
-_L1: Final = "log-mel L1"
-_DISTORTION: Final = "mel-cepstral distortion"
-_ONSETS: Final = "onset agreement"
+_MEL_RATE_HZ: Final = MEL_FRAMES_PER_TICK * TICKS_PER_SECOND
 _SILENCE: Final = math.log(LOG_FLOOR) + 1e-3
-_UNITS: Final = {_L1: "nat", _DISTORTION: "dB", _ONSETS: "F"}
-
-
-def score_speech(results: Sequence[Result], shards: Recordings, how: Resampling, count: Callable[[], None]) -> Scored:
-    """Figures of a task that makes audio; the shuffled row has another recording's mel to be near to.
-
-    Raises DataError for files that cannot be read.
-    """
-    rows = {result.key: result.row for result in results}
-    other = partners(list(rows), how.seed)
-    values: dict[tuple[Row, str], Values] = {}
-    kinds, silent, seconds = set(), [], {}
-    for result in results:
-        mel, kind = result.mel()
-        kinds.add(kind)
-        recorded = shards.array(result.row, "mel.npy")
-        found = mel[: result.within(len(mel), len(recorded), MEL_RATE_HZ)]
-        seconds[result.key] = len(found) / MEL_RATE_HZ
-        if len(found) and float(found.max()) < _SILENCE:
-            silent.append(result.name)
-        if not result.unconditional:
-            _add(values, "generated", result.key, found, recorded)
-            if other:
-                _add(values, "shuffled", result.key, found, shards.array(rows[other[result.key]], "mel.npy"))
-        count()
-    remarks = [f"{len(silent)} of {len(results)} results are silent: {', '.join(silent[:3])}"] if silent else []
-    if results[0].unconditional:
-        return Scored([absent(Heading(name, unit), UNCONDITIONAL) for name, unit in _UNITS.items()], seconds)
-    details: dict[str, Any] = {"of": " and ".join(sorted(kinds))}
-    figures = []
-    for (row, name), own in sorted(values.items(), key=lambda item: list(_UNITS).index(item[0][1])):
-        figures.append(_figure(name, row, own, how, details | ({"cepstra": CEPSTRA} if name == _DISTORTION else {})))
-    return Scored(figures, seconds, remarks)
-
-
-def _add(values: dict[tuple[Row, str], Values], row: Row, key: str, found: F32, recorded: F32) -> None:
-    """All metrics of a mel and another, both cut to the frames they share."""
-    frames = min(len(found), len(recorded))
-    a, b = found[:frames], recorded[:frames]
-    values.setdefault((row, _L1), Values()).add(key, lambda: log_mel_l1(a, b))
-    values.setdefault((row, _DISTORTION), Values()).add(key, lambda: mel_cepstral_distortion(a, b))
-    values.setdefault((row, _ONSETS), Values()).add(key, lambda: _onsets(a, b))
+_RATES: Final = {"word error rate": word_errors, "character error rate": character_errors}
+_TIMES: Final = {
+    "word start error, median": (0, 50),
+    "word start error, 90 %": (0, 90),
+    "word end error, median": (1, 50),
+    "word end error, 90 %": (1, 90),
+}
+UNTIMED: Final = "the text is that of whole windows, whose words have no times"
+"""Why there are no errors of word times."""
+_SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
 def _onsets(found: F32, expected: F32) -> OnsetCounts:
@@ -90,13 +67,149 @@ def _onsets(found: F32, expected: F32) -> OnsetCounts:
     return counts
 
 
-def _figure(name: str, row: Row, values: Values, how: Resampling, details: dict[str, Any]) -> Figure:
-    heading = Heading(name, _UNITS[name], row)
+_ONSETS: Final = "onset agreement"
+_OF_MELS: Final[dict[str, tuple[str, Callable[[F32, F32], Any]]]] = {
+    "log-mel L1": ("nat", log_mel_l1),
+    "mel-cepstral distortion": ("dB", mel_cepstral_distortion),
+    _ONSETS: ("F", _onsets),
+}
+"""Units and metrics of a mel and another of as many frames."""
+
+
+def score_speech(results: Sequence[Result], shards: Recordings, how: Resampling, count: Callable[[], None]) -> Scored:
+    """Figures of a task that makes audio; the shuffled row has another recording's mel to be near to.
+
+    Raises DataError for files that cannot be read.
+    """
+    rows = {result.key: result.row for result in results}
+    other = partners(list(rows), how.seed)
+    values: dict[tuple[str, Row], Values] = {}
+
+    def add(row: Row, key: str, found: F32, recorded: F32) -> None:
+        frames = min(len(found), len(recorded))
+        for name, (_, metric) in _OF_MELS.items():
+            own = values.setdefault((name, row), Values())
+            own.add(key, partial(metric, found[:frames], recorded[:frames]))
+
+    kinds, silent, seconds = set(), [], {}
+    for result in results:
+        mel, kind = result.mel()
+        kinds.add(kind)
+        recorded = shards.array(result.row, "mel.npy")
+        found = mel[: result.within(len(mel), len(recorded), _MEL_RATE_HZ)]
+        seconds[result.key] = len(found) / _MEL_RATE_HZ
+        if len(found) and float(found.max()) < _SILENCE:
+            silent.append(result.name)
+        if not result.unconditional:
+            add("generated", result.key, found, recorded)
+            if other:
+                add("shuffled", result.key, found, shards.array(rows[other[result.key]], "mel.npy"))
+        count()
+    if results[0].unconditional:
+        return Scored([absent(Heading(name, unit), UNCONDITIONAL) for name, (unit, _) in _OF_MELS.items()], seconds)
+    of = {"of": " and ".join(sorted(kinds))}
+    in_order = sorted(values, key=lambda place: list(_OF_MELS).index(place[0]))
+    figures = [_mel_figure(name, row, values[name, row], how, of) for name, row in in_order]
+    remarks = [f"{len(silent)} of {len(results)} results are silent: {', '.join(silent[:3])}"] if silent else []
+    return Scored(figures, seconds, remarks)
+
+
+def _mel_figure(name: str, row: Row, values: Values, how: Resampling, details: dict[str, Any]) -> Figure:
+    heading = Heading(name, _OF_MELS[name][0], row)
     if name != _ONSETS:
-        return figure_of_mean(heading, values, how, details)
+        more = {"cepstra": CEPSTRA} if name == "mel-cepstral distortion" else {}
+        return figure_of_mean(heading, values, how, details | more)
     numbers = np.array([(one.matched, one.found + one.expected) for one in values.found]).reshape(-1, 2)
 
     def f_score(chosen: I64) -> float:
         return float(2 * numbers[chosen, 0].sum() / numbers[chosen, 1].sum())
 
     return figure_of_statistic(heading, values, f_score, how, details)
+
+
+def score_text(results: Sequence[Result], shards: Recordings, how: Resampling, count: Callable[[], None]) -> Scored:
+    """Figures of a task that makes text. Raises DataError for files that cannot be read."""
+    seconds = {result.key: result.seconds for result in results}
+    if results[0].unconditional:
+        for result in results:
+            result.spoken()  # a damaged file is one, scored or not
+            count()
+        headings = [Heading(name, "share") for name in _RATES] + [Heading(name, "s") for name in _TIMES]
+        return Scored([absent(heading, UNCONDITIONAL) for heading in headings], seconds)
+    recorded = {
+        result.key: [WordInterval(word["word"], word["start"], word["end"]) for word in shards.words(result.row)]
+        for result in results
+    }
+    other = partners(list(recorded), how.seed)
+    rows: dict[Row, list[tuple[str, _Words, _Words]]] = {"generated": [], "shuffled": []}
+    timed = True
+    for result in results:
+        intervals, with_times = result.spoken()
+        timed = timed and with_times
+        # Words without times have those of their window.
+        made = intervals if with_times else [replace(one, word=word) for one in intervals for word in one.word.split()]
+        last_ms = round(1000 * max((word.end for word in made), default=0.0))
+        result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses what is another recording's
+        found = _before(made, seconds[result.key])
+        rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
+        if other:
+            common = min(seconds[result.key], seconds[other[result.key]])
+            rows["shuffled"].append((result.key, _before(found, common), _before(recorded[other[result.key]], common)))
+        count()
+    figures = [_rate(name, row, pairs, how) for name in _RATES for row, pairs in rows.items() if pairs]
+    if timed:
+        figures += _timing(rows, how)
+    else:
+        figures += [absent(Heading(name, "s"), UNTIMED) for name in _TIMES]
+    spaceless = {result.row.language or "" for result in results} & _SPACELESS
+    cut = "words are as the annotator cut them, so read the characters' rate"
+    remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]
+    return Scored(figures, seconds, remarks if spaceless else [])
+
+
+def _before(words: _Words, end_s: float) -> list[WordInterval]:
+    """The words that begin before a time."""
+    return [word for word in words if word.start < end_s]
+
+
+def _rate(name: str, row: Row, pairs: _Pairs, how: Resampling) -> Figure:
+    values = Values()
+    for key, found, expected in pairs:
+        values.add(key, partial(_counted, name, found, expected))
+    edits = np.array([counts.edits for counts in values.found])
+    units = np.array([counts.expected for counts in values.found])
+    return figure_of_statistic(
+        Heading(name, "share", row),
+        values,
+        lambda chosen: float(edits[chosen].sum() / units[chosen].sum()),
+        how,
+        asdict(sum(values.found, EditCounts(0, 0, 0, 0))),
+    )
+
+
+def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
+    counts = _RATES[name](*(" ".join(word.word for word in words) for words in (found, expected)))
+    if counts.expected == 0:
+        raise DataError("text: the recording has no word here")
+    return counts
+
+
+def _timing(rows: Mapping[Row, _Pairs], how: Resampling) -> Iterator[Figure]:
+    """Percentiles over all words that are equal, of all results together, of their differences in time."""
+    found: dict[Row, Values] = {row: Values() for row, pairs in rows.items() if pairs}
+    for row, values in found.items():
+        for key, words, expected in rows[row]:
+            if expected:
+                values.add(key, partial(word_time_differences, words, expected))
+            else:
+                values.leave_out("the recording has no word here")
+    for name, (side, percent) in _TIMES.items():
+        for row, values in found.items():
+            errors: list[F64] = [differences[side] for differences in values.found]
+            details = {"words": sum(map(len, errors)), "expected": sum(len(words) for _, _, words in rows[row])}
+            statistic = partial(_percentile, errors, percent)
+            yield figure_of_statistic(Heading(name, "s", row), values, statistic, how, details)
+
+
+def _percentile(errors: Sequence[F64], percent: int, chosen: I64) -> float:
+    return float(np.percentile(np.concatenate([errors[int(k)] for k in chosen]), percent))

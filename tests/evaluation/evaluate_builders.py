@@ -12,8 +12,8 @@ import numpy as np
 
 from omniges.evaluation.report import TaskReport
 from omniges.evaluation.run import evaluate
+from omniges.evaluation.scores import Figure
 from omniges.evaluation.settings import EvaluateSettings
-from omniges.evaluation.statistics import Figure
 from omniges.generation.record import GeneratedRecord
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Selection

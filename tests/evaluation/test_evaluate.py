@@ -18,7 +18,7 @@ from evaluate_builders import put, put_mel, scored, shards_of, task_of, write
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import run
 from omniges.evaluation.report import Report, TaskReport, render
-from omniges.evaluation.statistics import Figure
+from omniges.evaluation.scores import Figure
 from omniges.features.skeleton import joint_positions
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words

@@ -15,9 +15,9 @@ from evaluate_builders import scored, shards_of, task_of, write
 from safetensors.numpy import save_file
 
 from omniges.errors import DataError, UsageFault
-from omniges.evaluation.body_models import load_bodies
+from omniges.evaluation.motion import load_bodies
 from omniges.evaluation.report import Report, render
-from omniges.evaluation.results import waveform
+from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.semantic import SemanticSpan

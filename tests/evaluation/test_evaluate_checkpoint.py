@@ -15,9 +15,8 @@ from training_helpers import run
 
 from omniges import cli
 from omniges.errors import UsageFault
-from omniges.evaluation.compatibility import require_fit
 from omniges.evaluation.report import Report
-from omniges.evaluation.run import evaluate
+from omniges.evaluation.run import evaluate, require_fit
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.model.checkpoint import find_checkpoint
 from omniges.pipeline.settings import Selection

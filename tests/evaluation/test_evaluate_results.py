@@ -12,15 +12,14 @@ import pytest
 from evaluate_builders import npy, put, put_mel, scored, shards_of, task_of, write
 
 from omniges.errors import DataError, UsageFault
-from omniges.evaluation.beat_alignment import BeatRows
+from omniges.evaluation.gesture import BeatRows
 from omniges.evaluation.report import render
 from omniges.evaluation.results import find_results
 from omniges.evaluation.run import evaluate
-from omniges.evaluation.scores import partners
+from omniges.evaluation.scores import Heading as Head
+from omniges.evaluation.scores import Resampling, Values, figure_of_mean, partners
 from omniges.evaluation.settings import EvaluateSettings
-from omniges.evaluation.statistics import Heading as Head
-from omniges.evaluation.statistics import Resampling, Values, figure_of_mean
-from omniges.evaluation.text import score_text
+from omniges.evaluation.speech import score_text
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.metrics.clips import ClipValue

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from omniges.data.tracks import Track
 from omniges.data.worker_setup import DataSource
 from omniges.errors import UsageFault
-from omniges.evaluation.results import waveform
+from omniges.evaluation.scores import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.evaluation.motion import TrainSplit, learn_train_split
-from omniges.evaluation.statistics import Figure, Heading, absent
+from omniges.evaluation.scores import Figure, Heading, absent
 from omniges.generation.sampler import Sampler
 from omniges.model.settings import SamplingSettings
 from omniges.model.streams import StreamName

@@ -16,13 +16,10 @@ import numpy.typing as npt
 from omniges import __version__
 from omniges.codecs.base import SpokenText
 from omniges.errors import DataError
-from omniges.evaluation.body_models import GENERIC
 from omniges.evaluation.gesture import score_gesture
-from omniges.evaluation.motion import Instruments, TrainSplit
-from omniges.evaluation.scores import Result, Scored
-from omniges.evaluation.speech import score_speech
-from omniges.evaluation.statistics import Heading, Resampling, absent
-from omniges.evaluation.text import score_text
+from omniges.evaluation.motion import GENERIC, Instruments, TrainSplit
+from omniges.evaluation.scores import Heading, Resampling, Result, Scored, absent
+from omniges.evaluation.speech import score_speech, score_text
 from omniges.features.gesture import MotionArrays
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval

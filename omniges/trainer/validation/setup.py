@@ -6,7 +6,7 @@ import importlib.util
 
 from omniges.data.worker_setup import DataSource
 from omniges.errors import EnvironmentFault, UsageFault
-from omniges.evaluation.text import UNTIMED
+from omniges.evaluation.speech import UNTIMED
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.metrics.beats import least_frames

@@ -15,7 +15,7 @@ from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
 from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
 from omniges.errors import DataError, UsageFault
-from omniges.evaluation.results import waveform
+from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.flac import decode_flac
