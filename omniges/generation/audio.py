@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -31,13 +32,13 @@ _OGG_MOST_BYTES: Final = 65307  # of a page
 _OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may know it
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Heard:
     """The log-mel of an audio file, at least as many frames as its whole ticks have, and what was done to it."""
 
     mel: Spool
     ticks: int
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str]
 
 
 class _FileBytes:
@@ -64,11 +65,12 @@ def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
         wav = _wav(path, file)
         if wav is None:
             return _by_libsndfile(path, file, folder, loudness)
+        notes = [f"{note.code}: {note.found}" for note in wav.notes]
         try:
-            heard = _mel_of(path, lambda: wav.blocks(_BLOCK_FRAMES), wav.rate_hz, folder, loudness)
+            blocks = partial(wav.blocks, _BLOCK_FRAMES)
+            return _mel_of(path, blocks, (wav.rate_hz, wav.channels), folder, loudness, notes)
         except RecordingFault as fault:
             raise fault.refusal(path) from fault
-        return _with_remarks(heard, wav.channels, wav.rate_hz, [f"{note.code}: {note.found}" for note in wav.notes])
 
 
 def hear_samples(
@@ -81,18 +83,7 @@ def hear_samples(
         cut = (samples[k : k + _BLOCK_FRAMES].astype(np.float32) for k in range(0, len(samples), _BLOCK_FRAMES))
         return _checked(name, cut)
 
-    heard = _mel_of(name, blocks, rate_hz, folder, loudness)
-    return _with_remarks(heard, 1 if samples.ndim == 1 else samples.shape[1], rate_hz, [])
-
-
-def _with_remarks(heard: Heard, channels: int, rate_hz: int, notes: list[str]) -> Heard:
-    heard.remarks += notes
-    if channels > 1:
-        heard.remarks.append(f"{channels} channels averaged")
-    if rate_hz != SAMPLE_RATE_HZ:
-        lost = f", with nothing above {rate_hz / 2:g} Hz" if rate_hz < SAMPLE_RATE_HZ else ""
-        heard.remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz{lost}")
-    return heard
+    return _mel_of(name, blocks, (rate_hz, 1 if samples.ndim == 1 else samples.shape[1]), folder, loudness)
 
 
 def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
@@ -120,8 +111,7 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
                 sound.seek(0)
                 return _checked(path, _all_of(path, sound))
 
-            heard = _mel_of(path, blocks, sound.samplerate, folder, loudness)
-            return _with_remarks(heard, sound.channels, sound.samplerate, [])
+            return _mel_of(path, blocks, (sound.samplerate, sound.channels), folder, loudness)
     except soundfile.LibsndfileError as error:
         raise DataError(
             f"{path}: audio that libsndfile reads expected, found what it refuses ({error.error_string}): export it as "
@@ -134,14 +124,12 @@ def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
     descriptor = file.fileno()
     if os.pread(descriptor, len(_OGG_PAGE), 0) != _OGG_PAGE:
         return
-    size = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, _OGG_MOST_BYTES, max(0, size - _OGG_MOST_BYTES))
-    at = tail.rfind(_OGG_PAGE)
-    page = tail[at:]
-    segments = page[_OGG_HEADER_BYTES - 1] if at >= 0 and len(page) >= _OGG_HEADER_BYTES else 0
+    tail = os.pread(descriptor, _OGG_MOST_BYTES, max(0, os.fstat(descriptor).st_size - _OGG_MOST_BYTES))
+    page = tail[tail.rfind(_OGG_PAGE) :] if _OGG_PAGE in tail else b""
+    segments = page[_OGG_HEADER_BYTES - 1] if len(page) >= _OGG_HEADER_BYTES else 0
     table = page[_OGG_HEADER_BYTES : _OGG_HEADER_BYTES + segments]
     whole = len(table) == segments and len(page) >= _OGG_HEADER_BYTES + segments + sum(table)
-    if at < 0 or len(page) < _OGG_HEADER_BYTES or not page[_OGG_FLAGS] & _OGG_LAST or not whole:
+    if not whole or not page[_OGG_FLAGS] & _OGG_LAST:
         raise DataError(
             f"{path}: the last page of an Ogg stream expected, found none: the file is cut off: copy it again, or "
             "export it as WAV"
@@ -180,17 +168,26 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
 
 
 def _mel_of(
-    path: Path, blocks: Callable[[], Iterator[F32]], rate_hz: int, folder: Path | None, loudness: Loudness
+    path: Path,
+    blocks: Callable[[], Iterator[F32]],
+    form: tuple[int, int],
+    folder: Path | None,
+    loudness: Loudness,
+    notes: Sequence[str] = (),
 ) -> Heard:
-    """The mel of blocks (n,) or (n, channels) of any rate, which may be asked for twice."""
+    """The mel of blocks (n,) or (n, channels), which may be asked for twice; form: Hz and channels."""
+    rate_hz, channels = form
+
+    def mono() -> Iterator[F32]:
+        return _resampled((mix_down(block) for block in blocks()), rate_hz)
+
     gain = 1.0
     if loudness != "none":  # the largest sample is known at the end alone
-        peaks = [np.abs(samples).max(initial=0.0) for samples in _mono(blocks(), rate_hz)]
-        gain = loudness_gain(np.array(peaks, np.float32), loudness)
+        gain = loudness_gain(np.array([np.abs(samples).max(initial=0.0) for samples in mono()], np.float32), loudness)
     mel = Spool(folder, (MEL_BANDS,))
     stream = MelStream()
     count = 0
-    for samples in _mono(blocks(), rate_hz):
+    for samples in mono():
         count += len(samples)
         mel.append(stream.push(samples if gain == 1.0 else samples * np.float32(gain)))
     ticks = count // SAMPLES_PER_TICK
@@ -200,11 +197,13 @@ def _mel_of(
     if len(mel) < ticks * MEL_FRAMES_PER_TICK:
         raise AssertionError(f"{len(mel)} mel frames of {ticks} ticks")
     remarks = [] if gain == 1.0 else [f"scaled by {gain:.3g} to loudness {loudness}, as what the model learned from"]
+    remarks += notes
+    if channels > 1:
+        remarks.append(f"{channels} channels averaged")
+    if rate_hz != SAMPLE_RATE_HZ:
+        lost = f", with nothing above {rate_hz / 2:g} Hz" if rate_hz < SAMPLE_RATE_HZ else ""
+        remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz{lost}")
     return Heard(mel, ticks, remarks)
-
-
-def _mono(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:
-    return _resampled((mix_down(block) for block in blocks), rate_hz)
 
 
 def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:

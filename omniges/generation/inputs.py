@@ -6,7 +6,6 @@ several streams are paired by name; where nothing is given, an input is a length
 
 from __future__ import annotations
 
-import hashlib
 import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -36,17 +35,17 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.canonical_json import file_sha256, sha256_hex
 
 STANDARD_INPUT: Final = "-"
 
 _MAX_BYTES: Final = 4 << 30
 _BLOCK_FRAMES: Final = 4096
-MOST_APART_S: Final = 5.0
+_MOST_APART_S: Final = 5.0
 """How much the streams of one input may differ in length."""
 
-TAIL_S: Final = 0.3
-"""Seconds after the last word of plain text."""
+_TAIL_S: Final = 0.3
+"""Seconds after the last word of a text that has no other length."""
 
 _UNCONDITIONAL: Final = "unconditional"
 
@@ -90,8 +89,10 @@ class Given:
 
     def cut(self, ticks: int) -> Given:
         """The first ticks of it."""
+        if ticks >= self.ticks:
+            return self
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
-        return self if ticks == self.ticks else replace(self, ticks=ticks, words=words)
+        return replace(self, ticks=ticks, words=words)
 
     def array(self, start: int, count: int) -> npt.NDArray[Any]:
         """What shards hold of so many ticks from `start` on, no more than there are.
@@ -126,8 +127,8 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
     """
     _require_file(path)
     heard = hear(path, folder, loudness)
-    with os_errors(path, "read"), path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with os_errors(path, "read"):
+        digest = file_sha256(path)
     return given_audio(heard, path.stem, str(path), digest)
 
 
@@ -152,25 +153,22 @@ def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, s
                 f"--text {source}: a file expected, found nothing there: give words themselves to --text -"
             )
         data, path, name = _content(place), source, place.stem
-    if Path(source).suffix.lower() == ".textgrid":
-        words, length_s, remarks = _textgrid(path, data)
-        if seconds is not None:
-            remarks += _beside(path, words, length_s, seconds)
-    else:
-        words, remarks = _plain(path, data, rate)
-        length_s = words[-1]["end"] + TAIL_S
+    read = _textgrid if Path(source).suffix.lower() == ".textgrid" else partial(_plain, rate=rate)
+    words, length_s, remarks = read(path, data)
+    if seconds is not None and length_s is not None:
+        remarks += _beside(path, words, length_s, seconds)
     return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), remarks)
 
 
 def _beside(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
     """Remarks on a TextGrid that is given beside another stream of so many seconds; refuses one that goes on long."""
     last_s = float(words[-1]["end"])
-    if last_s > seconds + MOST_APART_S:
+    if last_s > seconds + _MOST_APART_S:
         raise DataError(
             f"{path}: words up to {seconds:.1f} s expected, which is how long the other input is, found some up to "
             f"{last_s:.1f} s: give the TextGrid that belongs to it"
         )
-    if length_s < seconds - MOST_APART_S:
+    if length_s < seconds - _MOST_APART_S:
         return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: nothing is said after it"]
     return []
 
@@ -178,13 +176,17 @@ def _beside(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seco
 def given_words(
     words: Sequence[Mapping[str, Any]],
     codec: SlotCodec | None,
-    length_s: float,
+    length_s: float | None,
     name: str,
     origin: tuple[str, str],
     remarks: Sequence[str] = (),
 ) -> Given:
-    """Words (``word``, ``start``, ``end`` in seconds, in order of time) of so many seconds; origin: path and sha256."""
+    """Words (``word``, ``start``, ``end`` in seconds, in order of time) of so many seconds; origin: path and sha256.
+
+    Without a length it ends soon after the last word.
+    """
     path, digest = origin
+    length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
     ticks = int(TICKS_PER_SECOND * length_s + 1e-6)
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s expected, found {length_s:.3f} s")
@@ -204,7 +206,8 @@ def given_words(
     return Given("text", name, ticks, series, path, digest, tuple(found), inside)
 
 
-def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float, list[str]]:
+def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float | None, list[str]]:
+    """Words, length and remarks."""
     try:
         tier = decode_words(data)
     except RecordingFault as fault:
@@ -215,7 +218,8 @@ def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float, list
     return words, tier.xmax_s, [f"{note.code}: {note.found}" for note in tier.notes]
 
 
-def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], list[str]]:
+def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
+    """Words with estimated times, no length, and a remark that says so."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -231,7 +235,7 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         words = timed_words(text, rate)
     except UsageFault as fault:
         raise DataError(f"{path}: {fault}") from fault
-    return words, [f"times estimated by a speaking rate learned from {rate.words} words"]
+    return words, None, [f"times estimated by a speaking rate learned from {rate.words} words"]
 
 
 def read_gesture(path: Path, folder: Path | None = None) -> Given:
@@ -243,10 +247,14 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
+    channels = Spool(folder, (LAYOUT.channels,))
+    for start in range(0, len(motion.poses), _BLOCK_FRAMES):
+        first = max(0, start - 1)  # a frame early, for the root's steps
+        part = slice(first, start + _BLOCK_FRAMES)
+        clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
+        channels.append(clip.gesture[start - first :])
     remarks = tuple(f"{note.code}: {note.found}" for note in motion.notes)
-    return Given(
-        "gesture", path.stem, ticks, _channels(motion, folder), str(path), digest, remarks, body=Body.of(motion)
-    )
+    return Given("gesture", path.stem, ticks, channels, str(path), digest, remarks, body=Body.of(motion))
 
 
 def read_body(path: Path) -> Body:
@@ -264,35 +272,22 @@ def _motion(path: Path) -> tuple[Motion, str]:
         raise fault.refusal(path) from fault
 
 
-def _channels(motion: Motion, folder: Path | None) -> Spool:
-    """Gesture channels of a motion, block by block: each begins a frame early, for the root's steps."""
-    spool = Spool(folder, (LAYOUT.channels,))
-    for start in range(0, len(motion.poses), _BLOCK_FRAMES):
-        first = max(0, start - 1)
-        part = slice(first, start + _BLOCK_FRAMES)
-        clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
-        spool.append(clip.gesture[start - first :])
-    return spool
-
-
 def given_sample(
     sample: SampleArrays, stream: StreamName, codec: SlotCodec | None, shards: Path, latents_of: str | None = None
 ) -> Given:
     """One stream of a sample of a shard folder, with the latents of a codec of frames where it has them."""
     row = sample.row
     remarks: tuple[str, ...] = ()
-    array: npt.NDArray[Any] | None
-    if stream == "text" and codec is None:
-        array = None
-    elif stream == "text" and codec is not None:
+    array: npt.NDArray[Any] | None = None
+    if stream == "gesture":
+        array = sample.gesture.gesture[: row.ticks * FRAMES_PER_TICK]
+    elif stream == "audio":
+        array = sample.mel[: row.ticks * MEL_FRAMES_PER_TICK]
+    elif codec is not None:
         slots = codec.encode(sample.words, row.ticks)
         array = slots.ids
         if slots.overflow:
             remarks = (f"{len(slots.overflow)} words too short for their pieces left out",)
-    elif stream == "gesture":
-        array = sample.gesture.gesture[: row.ticks * FRAMES_PER_TICK]
-    else:
-        array = sample.mel[: row.ticks * MEL_FRAMES_PER_TICK]
     member = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
     return Given(
         stream,
@@ -349,20 +344,22 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
             raise UsageFault("--key and --split: samples of shards or files expected, found both")
-        return _of_shards(conditions, sources, reading)
-    if not conditions:
-        if sources.seconds is None:
-            raise UsageFault("--seconds: expected for results that follow from no input")
-        _refuse_unread_shards(sources)
-        ticks = _whole(_UNCONDITIONAL, int(sources.seconds * TICKS_PER_SECOND + 1e-6), reading)
-        return [PlannedInput(_UNCONDITIONAL, partial(Input, _UNCONDITIONAL, ticks, ()))]
+        folder = _open(cast("Path", sources.shards))
+        rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
+        if not rows:
+            raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
+        return [PlannedInput(row.key, partial(_of_sample, conditions, folder, row, sources, reading)) for row in rows]
     missing = [name for name in conditions if not sources.files(name)]
     if missing:
         raise UsageFault(
             f"--{missing[0]}: this task takes {' and '.join(conditions)}: give a file, or --shards and --key"
         )
-    _refuse_unread_shards(sources)
-    rate = _rate(sources) if "text" in conditions else None
+    if not conditions and sources.seconds is None:
+        raise UsageFault("--seconds: expected for results that follow from no input")
+    rate = _rate(sources)
+    if sources.seconds is not None and not conditions:
+        item = cut_input(Input(_UNCONDITIONAL, int(sources.seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
+        return [PlannedInput(item.name, lambda: item)]
     return [
         PlannedInput(name, partial(_of_files, name, files, sources, reading, rate))
         for name, files in _paired(conditions, sources).items()
@@ -393,24 +390,15 @@ def _stem(file: str) -> str:
     return "text" if file == STANDARD_INPUT else Path(file).stem
 
 
-def _refuse_unread_shards(sources: Sources) -> None:
-    """Shards that neither inputs nor a speaking rate would be taken from are a mistake."""
-    if sources.shards is not None and not _untimed(sources):
+def _rate(sources: Sources) -> SpeakingRate | None:
+    """The speaking rate of the shards' train split, where shards are given: for a plain text, or by mistake."""
+    if sources.shards is None:
+        return None
+    if all(Path(file).suffix.lower() == ".textgrid" for file in sources.text):
         raise UsageFault(
             f"--shards {sources.shards}: nothing would be read of it, for only plain text needs a speaking rate: name "
             "samples by --key or --split, or leave it away"
         )
-
-
-def _untimed(sources: Sources) -> list[str]:
-    """Texts without times."""
-    return [file for file in sources.text if Path(file).suffix.lower() != ".textgrid"]
-
-
-def _rate(sources: Sources) -> SpeakingRate | None:
-    """The speaking rate of the shards' train split, where a plain text needs one and shards are given."""
-    if sources.shards is None or not _untimed(sources):
-        return None
     folder = _open(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
@@ -432,30 +420,28 @@ def _of_files(
     return cut_input(Input(name, 0, tuple(given), body=body), sources.seconds, reading)
 
 
-def _whole(name: str, ticks: int, reading: Reading) -> int:
-    """The largest length that the model has, of at most so many ticks."""
-    found = ticks - ticks % reading.tick_multiple
-    if not found:
-        raise DataError(f"{name}: at least {reading.tick_multiple / TICKS_PER_SECOND:g} s expected, found less")
-    return found
-
-
 def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
-    """The length that all streams have, or the one asked for where that is less.
+    """The length that all streams have, or the one asked for where that is less, in whole tokens of the model.
 
-    Raises DataError where lengths differ by more than 5 s.
+    Raises DataError where lengths differ by more than 5 s, and where too little is left.
     """
-    lengths = [given.ticks for given in item.given]
-    if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > MOST_APART_S:
+    lengths = [given.ticks for given in item.given] or [item.ticks]
+    if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > _MOST_APART_S:
         found = ", ".join(f"{given.path} {given.ticks / TICKS_PER_SECOND:.1f} s" for given in item.given)
-        raise DataError(f"{item.name}: lengths at most {MOST_APART_S:g} s apart expected, found {found}")
+        raise DataError(f"{item.name}: lengths at most {_MOST_APART_S:g} s apart expected, found {found}")
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
-    ticks = _whole(item.name, ticks, reading)
-    remarks = list(item.remarks)
-    if max(lengths) > ticks:
-        remarks.append(f"cut to {ticks / TICKS_PER_SECOND:.1f} s")
-    given = tuple(one.cut(ticks) for one in item.given)
-    return replace(item, ticks=ticks, given=given, remarks=tuple(remarks))
+    ticks -= ticks % reading.tick_multiple
+    if not ticks:
+        least_s = reading.tick_multiple / TICKS_PER_SECOND
+        raise DataError(f"{item.name}: at least {least_s:g} s expected, found less")
+    shorter = item.given and max(lengths) > ticks
+    return replace(
+        item,
+        ticks=ticks,
+        given=tuple(one.cut(ticks) for one in item.given),
+        recorded=tuple(one.cut(ticks) for one in item.recorded),
+        remarks=(*item.remarks, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.remarks,
+    )
 
 
 def _open(path: Path) -> ShardFolder:
@@ -471,14 +457,6 @@ def _open(path: Path) -> ShardFolder:
     return folder
 
 
-def _of_shards(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
-    folder = _open(cast("Path", sources.shards))
-    rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
-    if not rows:
-        raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
-    return [PlannedInput(row.key, partial(_of_sample, conditions, folder, row, sources, reading)) for row in rows]
-
-
 def _of_sample(
     conditions: Sequence[StreamName], folder: ShardFolder, row: ManifestRow, sources: Sources, reading: Reading
 ) -> Input:
@@ -491,17 +469,8 @@ def _of_sample(
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
     manifest = folder.dataset["manifest_hash"]
     source = {"shards": str(folder.folder), "manifest_sha256": digest, "manifest_hash": manifest, "key": row.key}
-    body = Body.of_sample(sample)
-    if not given:
-        limit = row.ticks if sources.seconds is None else min(row.ticks, int(sources.seconds * TICKS_PER_SECOND + 1e-6))
-        ticks = _whole(row.key, limit, reading)
-        return Input(row.key, ticks, (), row.speaker, body, source, recorded=_within(recorded, ticks))
-    found = cut_input(Input(row.key, 0, given, row.speaker, body, source), sources.seconds, reading)
-    return replace(found, recorded=_within(recorded, found.ticks))
-
-
-def _within(recorded: Sequence[Given], ticks: int) -> tuple[Given, ...]:
-    return tuple(one.cut(min(ticks, one.ticks)) for one in recorded)
+    item = Input(row.key, row.ticks, given, row.speaker, Body.of_sample(sample), source, recorded=recorded)
+    return cut_input(item, sources.seconds, reading)
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
@@ -509,6 +478,7 @@ def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
 
     Those of windows are of a grid, which the windows of a result need not lie on.
     """
-    found = folder.codecs.get(entry.name) if isinstance(entry, FrameEntry) else None
-    same = entry is not None and found is not None and found.fingerprint == entry.fingerprint
-    return entry.name if entry is not None and same else None
+    if not isinstance(entry, FrameEntry):
+        return None
+    held = folder.codecs.get(entry.name)
+    return entry.name if held is not None and held.fingerprint == entry.fingerprint else None

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from omniges.model.flow import FlowModel, draw_noise
 from omniges.model.sampling import follow, guided_clean, step_levels
 from omniges.model.settings import SamplingSettings
 from omniges.model.streams import Stream, StreamName
+
+T = TypeVar("T")
 
 SAMPLE_TICKS: Final = 1 << 32
 """Ticks that a sample's noise has before the next sample's begins."""
@@ -193,16 +195,26 @@ def sample_timelines(
     plans = [_stretches(timeline, windows) for timeline in timelines]
     kept: dict[int, Mapping[StreamName, Tensor]] = {}  # clean tokens that each timeline's next stretch shares
     for turn in range(max(map(len, plans), default=0)):
-        active = [number for number, plan in enumerate(plans) if turn < len(plan)]
-        for group in _groups(active, [plans[number][turn] for number in active], windows.at_once):
+        by_window: dict[int, list[int]] = {}  # stretches of equal windows share calls of the model
+        for number, plan in enumerate(plans):
+            if turn < len(plan):
+                by_window.setdefault(plan[turn].window, []).append(number)
+        sizes = [len(plan[turn].starts) if turn < len(plan) else 0 for plan in plans]
+        groups = (packed(numbers, sizes.__getitem__, windows.at_once) for numbers in by_window.values())
+        for group in itertools.chain.from_iterable(groups):
             stretches = [plans[number][turn] for number in group]
-            waits = [_shared_with_next(plans[number], turn) for number in group]
+            waits = [plans[number][turn + 1].shared if turn + 1 < len(plans[number]) else 0 for number in group]
             share = (sum(x.ticks for x in stretches) - sum(waits)) / settings.steps
             before = [kept.get(number, {}) for number in group]
             after_step = functools.partial(worked, share)
             made = _denoise(model, stretches, before, targets, seed, settings, after_step)
             for number, stretch, wait, tokens in zip(group, stretches, waits, made, strict=True):
-                _require_numbers(tokens)
+                # The slots nearest to what is no number would be words; motion and sound are looked at later.
+                if "text" in tokens and not tokens["text"].isfinite().all():
+                    raise DataError(
+                        "generated text: found tokens that are no numbers: the model is not trained enough; take "
+                        "another checkpoint"
+                    )
                 ready = stretch.ticks - wait
                 counts = {name: _count(model.stream(name), ready, stretch) for name in tokens}
                 kept[number] = {name: x[counts[name] :].clone() for name, x in tokens.items()}
@@ -210,39 +222,24 @@ def sample_timelines(
                 yield number, arrays, ready
 
 
-def _require_numbers(made: Mapping[StreamName, Tensor]) -> None:
-    """Refuse text that is no number: the slots nearest to it would be words (motion and sound are looked at later)."""
-    if "text" in made and not made["text"].isfinite().all():
-        raise DataError(
-            "generated text: found tokens that are no numbers: the model is not trained enough; take another checkpoint"
-        )
-
-
 def _count(stream: Stream, ticks: int, stretch: _Stretch) -> int:
     """Tokens of the first ticks of a stretch; where they stand for whole windows, which share none, all of them."""
     return stream.count(stretch.window) * len(stretch.starts) if stream.whole_windows else stream.count(ticks)
 
 
-def _shared_with_next(plan: Sequence[_Stretch], turn: int) -> int:
-    return plan[turn + 1].shared if turn + 1 < len(plan) else 0
-
-
-def _groups(numbers: Sequence[int], stretches: Sequence[_Stretch], windows: int) -> Iterator[list[int]]:
-    """Stretches of equal windows together, as long as they have not more than so many windows."""
-    by_window: dict[int, list[int]] = {}
-    for place, stretch in enumerate(stretches):
-        by_window.setdefault(stretch.window, []).append(place)
-    for places in by_window.values():
-        group: list[int] = []
-        count = 0
-        for place in places:
-            more = len(stretches[place].starts)
-            if group and count + more > windows:
-                yield [numbers[k] for k in group]
-                group, count = [], 0
-            group.append(place)
-            count += more
-        yield [numbers[k] for k in group]
+def packed(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Items in groups of at most so much in all, or of one that is larger; each is taken when its turn comes."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        size = size_of(item)
+        if group and total + size > most:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group
 
 
 @torch.no_grad()
@@ -264,9 +261,9 @@ def _denoise(
     noise = {name: drawn[name] for name in targets}
     carried = {name: drawn[name][plans[name].rows] for name in model.carried(targets)}
     held = {name: _held(plans[name], stretches, name, before, model) for name in targets}
-    clean_of = guided_clean(
-        model, _conditions(model, stretches, device), targets, _speakers(stretches, device), settings.guidance, carried
-    )
+    speakers = torch.tensor([x.timeline.speaker for x in stretches for _ in x.starts], device=device)
+    conditions = _conditions(model, stretches, device)
+    clean_of = guided_clean(model, conditions, targets, speakers, settings.guidance, carried)
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         windows = sum(len(stretch.starts) for stretch in stretches)
@@ -297,51 +294,25 @@ class _Plan:
 
     @classmethod
     def of(cls, stream: Stream, stretches: Sequence[_Stretch], device: torch.device) -> _Plan:
-        """The plan of a stream."""
-        if stream.whole_windows:
-            return cls._of_whole_windows(stream, stretches, device)
-        count = stream.count
-        offsets = np.cumsum([0, *(count(x.ticks) for x in stretches)]).tolist()
-        starts = [[count(start - x.first) for start in x.starts] for x in stretches]
-        rows = [
-            torch.tensor(own)[:, None] + offset + torch.arange(count(x.window))[None]
-            for own, x, offset in zip(starts, stretches, offsets[:-1], strict=True)
-        ]
-        weights = [_token_weights(own, count(x.window), stream) for own, x in zip(starts, stretches, strict=True)]
-        positions = [
-            x.timeline.sample * SAMPLE_TICKS + torch.arange(count(x.first), count(x.first) + count(x.ticks))
-            for x in stretches
-        ]
-        return cls(
-            offsets,
-            torch.cat(rows).to(device),
-            torch.cat(weights).to(device, torch.float32),
-            torch.cat(positions).to(device),
-        )
-
-    @classmethod
-    def _of_whole_windows(cls, stream: Stream, stretches: Sequence[_Stretch], device: torch.device) -> _Plan:
-        """The plan of a stream each of whose tokens is one window's alone."""
-        count = stream.count(stretches[0].window)
-        sizes = [count * len(x.starts) for x in stretches]
-        rows = torch.arange(sum(sizes)).reshape(-1, count)
-        positions = [
-            x.timeline.sample * SAMPLE_TICKS + x.number * count + torch.arange(size)
-            for x, size in zip(stretches, sizes, strict=True)
-        ]
-        return cls(
-            np.cumsum([0, *sizes]).tolist(),
-            rows.to(device),
-            torch.ones(rows.shape, device=device),
-            torch.cat(positions).to(device),
-        )
-
-
-def _token_weights(starts: Sequence[int], window: int, stream: Stream) -> Tensor:
-    """`blend_weights` of windows of tokens, in which those of one time weigh the same."""
-    together = stream.tokens_at_once
-    weights = torch.from_numpy(blend_weights([start // together for start in starts], window // together))
-    return weights.repeat_interleave(together, dim=1)
+        """The plan of a stream; tokens that stand for whole windows follow each other window by window."""
+        count, together = stream.count, stream.tokens_at_once
+        offsets = [0]
+        rows, weights, positions = list[Tensor](), list[Tensor](), list[Tensor]()
+        for x in stretches:
+            window = count(x.window)
+            if stream.whole_windows:
+                starts, first = [k * window for k in range(len(x.starts))], x.number * window
+            else:
+                starts, first = [count(start - x.first) for start in x.starts], count(x.first)
+            rows.append(offsets[-1] + torch.tensor(starts)[:, None] + torch.arange(window)[None])
+            # Tokens of one time weigh the same.
+            of_times = blend_weights([start // together for start in starts], window // together)
+            weights.append(torch.from_numpy(of_times).repeat_interleave(together, dim=1))
+            size = starts[-1] + window
+            positions.append(x.timeline.sample * SAMPLE_TICKS + first + torch.arange(size))
+            offsets.append(offsets[-1] + size)
+        of_windows = torch.cat(weights).to(device, torch.float32)
+        return cls(offsets, torch.cat(rows).to(device), of_windows, torch.cat(positions).to(device))
 
 
 def _held(
@@ -366,14 +337,9 @@ def _held(
 
 def _conditions(model: FlowModel, stretches: Sequence[_Stretch], device: torch.device) -> dict[StreamName, Tensor]:
     """Clean tokens (W, window, C) of the conditions of all windows."""
-    names = list(stretches[0].timeline.conditions)
     found = {}
-    for name in names:
+    for name in stretches[0].timeline.conditions:
         of_windows = [x.timeline.conditions[name](start, x.window) for x in stretches for start in x.starts]
         cut = [torch.from_numpy(np.array(array)) for array in of_windows]
         found[name] = model.stream(name).tokens(torch.stack(cut).to(device))
     return found
-
-
-def _speakers(stretches: Sequence[_Stretch], device: torch.device) -> Tensor:
-    return torch.tensor([x.timeline.speaker for x in stretches for _ in x.starts], device=device)

@@ -24,7 +24,6 @@ from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import hear_samples
 from omniges.generation.inputs import (
-    TAIL_S,
     Given,
     Input,
     Reading,
@@ -36,7 +35,7 @@ from omniges.generation.inputs import (
     read_text,
 )
 from omniges.generation.long_form import Timeline
-from omniges.generation.sampler import Codecs, Loaded, Sampler, load
+from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load
 from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.spool import Held
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
@@ -233,12 +232,14 @@ class OmnigesPipeline:
             raise UsageFault(f"found {num_samples} samples, seed {seed}; at least 1 and a seed below 2**32 expected")
         self._loaded.require_trained(name)
         number = self._sampler.speaker_number(speaker, named=True)
+        if solver not in get_args(Solver):
+            raise UsageFault(f"solver {solver!r}: one of {', '.join(get_args(Solver))} expected")
         sampling = SamplingSettings(
             steps=num_inference_steps,
             guidance=guidance_scale,
             shift=shift,
             last_level=last_level,
-            solver=_solver_named(solver),
+            solver=cast("Solver", solver),
         )
         require_guidable(TASKS[name], sampling)
         windows = self._sampler.windows(overlap_ticks, name)
@@ -253,13 +254,20 @@ class OmnigesPipeline:
             length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
             given.append(self._text(text, speaking_rate, length_s))
         item = _item(given, seconds, self._sampler.reading())
-        conditions = self._sampler.codecs.conditions(item, windows)
-        timelines = [Timeline(item.ticks, conditions.of, number, sample) for sample in range(num_samples)]
-        worked = _told_to(callback, num_samples * item.ticks)
-        made = self._sampler.sample_whole(timelines, TASKS[name].targets, seed, windows, sampling, worked)
+        conditions, said = self._sampler.codecs.conditions(item, windows)
+        timelines = [Timeline(item.ticks, conditions, number, sample) for sample in range(num_samples)]
+        done = 0.0
+
+        def worked(ticks: float) -> None:
+            nonlocal done
+            done += ticks
+            if callback is not None:
+                callback(done / TICKS_PER_SECOND, num_samples * item.ticks / TICKS_PER_SECOND)
+
+        made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
-        remarks = (*item.remarks, *conditions.remarks, *(remark for one in item.given for remark in one.remarks))
+        remarks = (*item.remarks, *said, *(remark for one in item.given for remark in one.remarks))
         return OmnigesOutput(samples, name, remarks)
 
     def _sample(
@@ -298,28 +306,7 @@ class OmnigesPipeline:
         if not words:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
-        length = float(words[-1]["end"]) + TAIL_S if length_s is None else length_s
-        return given_words(words, codec, length, "text", ("text", digest), remarks)
-
-
-def _told_to(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
-    """What counts the ticks that are done and tells a callback seconds of seconds."""
-    done = 0.0
-
-    def worked(ticks: float) -> None:
-        nonlocal done
-        done += ticks
-        if callback is not None:
-            callback(done / TICKS_PER_SECOND, total_ticks / TICKS_PER_SECOND)
-
-    return worked
-
-
-def _solver_named(solver: str) -> Solver:
-    for known in get_args(Solver):
-        if solver == known:
-            return cast("Solver", known)
-    raise UsageFault(f"solver {solver!r}: one of {', '.join(get_args(Solver))} expected")
+        return given_words(words, codec, length_s, "text", ("text", digest), remarks)
 
 
 def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 from omniges.errors import DataError
@@ -23,20 +24,13 @@ _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1
 
 
-_Fits = Callable[[Any], bool]
+_MOST: Final = 1e12
+_OF_FILES: Final = "dict of files, each with path and sha256,"
 
 
-def _of(kind: type | tuple[type, ...]) -> _Fits:
+def _of(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
     """JSON's true and false are no numbers, though Python's are."""
     return lambda value: isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _map_of(fits: _Fits) -> _Fits:
-    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
-
-
-def _list_of(fits: _Fits) -> _Fits:
-    return lambda value: isinstance(value, list) and all(map(fits, value))
 
 
 def _number(value: Any) -> bool:
@@ -48,49 +42,43 @@ def _file(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
 
 
-def _beside(name: str) -> bool:
-    """Whether a text names a file in the record's own folder; people's own files may have any characters."""
-    return bool(name) and name not in {".", ".."} and "/" not in name and "\0" not in name
+def _all(fits: Callable[[Any], bool], kind: type[list[Any]] | type[dict[str, Any]]) -> Callable[[Any], bool]:
+    """Whether a value is a list or a dict whose values all fit."""
+
+    def fit(value: Any) -> bool:
+        return isinstance(value, kind) and all(map(fits, value.values() if isinstance(value, dict) else value))
+
+    return fit
 
 
-_MOST: Final = 1e12
-_FIELDS: Final[Mapping[str, tuple[str, _Fits]]] = {
-    "omniges": ("str", _of(str)),
-    "task": ("str", _of(str)),
-    "name": ("str", _of(str)),
-    "source": ("dict or null", lambda value: value is None or isinstance(value, dict)),
-    "sample": ("int", _of(int)),
-    "ticks": ("int", _of(int)),
-    "seconds": ("number", _number),
-    "files": ("dict of files, each with path and sha256,", _map_of(_file)),
-    "inputs": ("list of dicts", _list_of(_of(dict))),
-    "model": ("dict", _of(dict)),
-    "settings": ("dict", _of(dict)),
-    "seams_s": ("list of numbers", _list_of(_number)),
-    "measures": ("dict of numbers", _map_of(_number)),
-    "remarks": ("list of str", _list_of(_of(str))),
-}
-"""What each field of a record holds."""
+def _is(expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """What the field of a record holds, in words and as a test."""
+    return {"expected": expected, "fits": fits}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedRecord:
     """NAME.json."""
 
-    omniges: str  # version that wrote it
-    task: str
-    name: str
-    source: Mapping[str, Any] | None  # shards, manifest_sha256, key; None for a person's own files
-    sample: int  # from 0
-    ticks: int
-    seconds: float
-    files: Mapping[str, Mapping[str, str]]  # gesture, audio, mel, text, transcript: path and sha256
-    inputs: tuple[Mapping[str, Any], ...]  # stream, path, sha256, remarks
-    model: Mapping[str, Any]  # checkpoint, step, weights, sha256 of its files
-    settings: Mapping[str, Any]
-    seams_s: tuple[float, ...]  # where windows begin and end, but for the first beginning and the last end
-    measures: Mapping[str, float]  # of what the model gave, before it was made valid
-    remarks: tuple[str, ...]
+    omniges: str = field(metadata=_is("str", _of(str)))  # version that wrote it
+    task: str = field(metadata=_is("str", _of(str)))
+    name: str = field(metadata=_is("str", _of(str)))
+    source: Mapping[str, Any] | None = field(metadata=_is("dict or null", _of((dict, NoneType))))
+    """Shards, manifest_sha256, key; None for a person's own files."""
+    sample: int = field(metadata=_is("int", _of(int)))  # from 0
+    ticks: int = field(metadata=_is("int", _of(int)))
+    seconds: float = field(metadata=_is("number", _number))
+    files: Mapping[str, Mapping[str, str]] = field(metadata=_is(_OF_FILES, _all(_file, dict)))
+    """Path and sha256 of gesture, audio, mel, text, transcript."""
+    inputs: tuple[Mapping[str, Any], ...] = field(metadata=_is("list of dicts", _all(_of(dict), list)))
+    """Stream, path, sha256, remarks."""
+    model: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))  # checkpoint, step, weights, sha256 of its files
+    settings: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))
+    seams_s: tuple[float, ...] = field(metadata=_is("list of numbers", _all(_number, list)))
+    """Where windows begin and end, but for the first beginning and the last end."""
+    measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _all(_number, dict)))
+    """Of what the model gave, before it was made valid."""
+    remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
 
     def document(self) -> bytes:
         """The file's bytes."""
@@ -109,21 +97,20 @@ def read_record(path: Path) -> GeneratedRecord:
         raise DataError(f"{path}: format {_FORMAT!r} expected: this is no record of omniges generate")
     if found.get("version") != _VERSION:
         raise DataError(f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges it is of")
-    names = {field.name for field in fields(GeneratedRecord)}
-    wrong = sorted(names ^ (found.keys() - {"format", "version"}))
+    del found["format"], found["version"]
+    expected = {one.name: one.metadata for one in fields(GeneratedRecord)}
+    wrong = sorted(expected.keys() ^ found.keys())
     if wrong:
         raise DataError(f"{path}: fields unknown or absent: {', '.join(wrong)}: generate it again")
-    for name, (expected, fits) in _FIELDS.items():
-        if not fits(found[name]):
+    for name, declared in expected.items():
+        if not declared["fits"](found[name]):
             what = reprlib.repr(found[name])
-            raise DataError(f"{path}: {name}: {expected} expected, found {what}: generate it again")
-    for kind, entry in found["files"].items():
-        if not _beside(entry["path"]):
+            raise DataError(f"{path}: {name}: {declared['expected']} expected, found {what}: generate it again")
+    for kind, entry in found["files"].items():  # in the record's own folder; people's own files may have any characters
+        if entry["path"] in {"", ".", ".."} or set(entry["path"]) & set("/\0"):
             raise DataError(
                 f"{path}: files: {ascii(kind)[:40]}: the name of a file beside the record expected, found "
                 f"{ascii(entry['path'])[:80]}: generate it again"
             )
-    own: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if name in names
-    }
+    own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     return GeneratedRecord(**own)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.generation.inputs import Body, Input, PlannedInput, planned_inputs, read_body
-from omniges.generation.long_form import Timeline, WindowSettings, window_borders, window_spans
+from omniges.generation.long_form import Timeline, WindowSettings, packed, window_borders, window_spans
 from omniges.generation.record import GeneratedRecord, read_record
 from omniges.generation.sampler import Codecs, Loaded, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
@@ -40,7 +39,7 @@ _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
 }
 
 Count = Callable[[float, float], None]
-Item = TypeVar("Item")
+_Made = tuple[Path, GeneratedRecord]
 
 
 def generate(
@@ -62,7 +61,7 @@ def generate(
     sampler = Sampler(loaded.model, loaded.identity, codecs)
     windows = sampler.windows(settings.overlap_ticks, task)
     sampler.speaker_number(settings.speaker, named=True)
-    body = None if settings.body is None else read_body(settings.body)  # None: that of the input, else the average one
+    body = None if settings.body is None else read_body(settings.body)
     recorded = TASKS[task].targets if settings.pictures else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
@@ -71,19 +70,25 @@ def generate(
     _refuse_taken(settings, task, inputs)
     new = not settings.out.exists()
     make_folder(settings.out)
-    job = _Job(settings, task, loaded, sampler, windows, body, voice)
+    shards = settings.sources.shards if settings.sources.from_shards else None
+    known = None if shards is None else loaded.knows(shards)
+    job = _Job(settings, task, loaded, sampler, windows, body, voice, known)
     progress = _Progress(len(inputs), settings.num_samples, count)
     records: list[Path] = []
     remarks: dict[str, None] = {}
     made_ticks = 0
+
+    def windows_of(item: Input) -> int:
+        return settings.num_samples * len(window_spans(item.ticks, windows))
+
     try:
-        read = (plan.load() for plan in inputs)
-        for group in _groups(read, lambda item: settings.num_samples * len(window_spans(item.ticks, windows))):
+        read = (plan.load() for plan in inputs)  # each when its turn comes
+        for group in packed(read, windows_of, _MOST_WINDOWS):
             progress.begin(group)
-            for result in job.results(group, progress.worked):
-                records.append(result.path)
-                remarks |= dict.fromkeys(result.record.remarks)
-                made_ticks += result.record.ticks
+            for path, record in job.results(group, progress.worked):
+                records.append(path)
+                remarks |= dict.fromkeys(record.remarks)
+                made_ticks += record.ticks
     finally:
         if new and not records:
             with contextlib.suppress(OSError):  # something is in it after all
@@ -158,109 +163,87 @@ def _earlier_record(path: Path) -> GeneratedRecord:
         raise UsageFault(f"--overwrite: {error.args[0].partition(': generate it')[0]}: move it away") from error
 
 
-def _groups(items: Iterable[Item], windows_of: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """What is worked on together, read when its turn comes: as many as have at most so many windows, or one."""
-    group: list[Item] = []
-    total = 0
-    for item in items:
-        count = windows_of(item)
-        if group and total + count > _MOST_WINDOWS:
-            yield group
-            group, total = [], 0
-        group.append(item)
-        total += count
-    if group:
-        yield group
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    path: Path
-    record: GeneratedRecord
-
-
+@dataclass(frozen=True)
 class _Job:
     """One task with one model."""
 
-    def __init__(
-        self,
-        settings: GenerateSettings,
-        task: str,
-        loaded: Loaded,
-        sampler: Sampler,
-        windows: WindowSettings,
-        body: Body | None,
-        voice: VoiceOf,
-    ) -> None:
-        self._settings, self._task, self._loaded, self._sampler = settings, task, loaded, sampler
-        self._windows, self._body, self._voice = windows, body, voice
-        shards = settings.sources.shards if settings.sources.from_shards else None
-        self._known = None if shards is None else loaded.knows(shards)
+    settings: GenerateSettings
+    task: str
+    loaded: Loaded
+    sampler: Sampler
+    windows: WindowSettings
+    body: Body | None  # None: that of the input, else the average one
+    voice: VoiceOf
+    known: bool | None  # whether the model was trained on the shards that samples are of
 
-    def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Result]:
+    def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Made]:
         """Make and write the results of some inputs."""
-        settings, asked = self._settings, list[tuple[Input, Timeline]]()
+        settings, asked = self.settings, list[tuple[Input, Timeline]]()
         for read in group:
-            conditions = self._sampler.codecs.conditions(read, self._windows)  # once for all samples: it may take time
-            item = replace(read, remarks=(*read.remarks, *conditions.remarks))
-            speaker = self._sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
-            asked += [(item, Timeline(item.ticks, conditions.of, speaker, k)) for k in range(settings.num_samples)]
-        for some in _groups(asked, lambda one: len(window_spans(one[1].ticks, self._windows))):
+            # Once for all samples, for it may take time.
+            conditions, remarks = self.sampler.codecs.conditions(read, self.windows)
+            item = replace(read, remarks=(*read.remarks, *remarks))
+            speaker = self.sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
+            asked += [(item, Timeline(item.ticks, conditions, speaker, k)) for k in range(settings.num_samples)]
+        for some in packed(asked, lambda one: len(window_spans(one[1].ticks, self.windows)), _MOST_WINDOWS):
             yield from self._sampled(some, worked)
 
-    def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Result]:
+    def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Made]:
         """Make and write results side by side; each has files open until it is whole."""
-        settings, targets = self._settings, TASKS[self._task].targets
+        settings, targets = self.settings, TASKS[self.task].targets
         waiting: dict[int, Results] = {}
         timelines = [timeline for _, timeline in asked]
-        for part in self._sampler.sample(timelines, targets, settings.seed, self._windows, settings.sampling, worked):
+        for part in self.sampler.sample(timelines, targets, settings.seed, self.windows, settings.sampling, worked):
             item, timeline = asked[part.number]
             if part.number not in waiting:
-                seed, spans = (
-                    settings.seed + timeline.sample,
-                    self._sampler.codecs.windows_of_text(item.ticks, self._windows),
-                )
+                seed = settings.seed + timeline.sample
+                spans = self.sampler.codecs.windows_of_text(item.ticks, self.windows)
                 waiting[part.number] = Results(
-                    targets, self._of_body(item), self._sampler.slots, self._voice, seed, settings.out, spans
+                    targets, self._of_body(item), self.sampler.slots, self.voice, seed, settings.out, spans
                 )
             waiting[part.number].append(part.arrays())
             if part.last:
                 yield self._write(item, timeline.sample, waiting.pop(part.number))
 
     def _of_body(self, item: Input) -> Body:
-        found = self._body or item.body or NEUTRAL
-        start = self._settings.start_xz
+        found = self.body or item.body or NEUTRAL
+        start = self.settings.start_xz
         return found if start is None else replace(found, start_xz=np.array(start))
 
-    def _write(self, item: Input, sample: int, results: Results) -> _Result:
+    def _write(self, item: Input, sample: int, results: Results) -> _Made:
         """All files of a result, its record last; none of them where something comes between."""
-        settings = self._settings
+        settings = self.settings
         name = _names(item.name, settings.num_samples)[sample]
         path = settings.out / f"{name}.json"
-        if settings.overwrite:
-            _take_away(path)
+        if settings.overwrite and path.exists():  # its record first, then what of its files is still as it was written
+            earlier = _earlier_record(path)
+            path.unlink()
+            for entry in earlier.files.values():
+                file = path.with_name(os.path.basename(entry["path"]))
+                if file.is_file() and file_sha256(file) == entry["sha256"]:
+                    file.unlink()
         with PendingGroup() as group:
             entries: dict[str, dict[str, str]] = {}
 
             def write(kind: str, ending: str, parts: Any) -> None:
-                file = group.open(settings.out / f"{name}{ending}")
+                pending = group.open(settings.out / f"{name}{ending}")
                 for part in parts:
-                    file.write(part)
-                entries[kind] = {"path": file.path.name, "sha256": file.sha256}
+                    pending.write(part)
+                entries[kind] = {"path": pending.path.name, "sha256": pending.sha256}
 
             for made in results.files():
                 write(made.kind, made.ending, made.parts)
             if settings.pictures:
-                picture = result_picture(name, self._task, item, results, self._sampler.slots, self._of_body(item))
+                picture = result_picture(name, self.task, item, results, self.sampler.slots, self._of_body(item))
                 write("picture", ".png", [picture])
             record = self._record(name, item, sample, results, entries)
             group.open(path).write(record.document())
-        return _Result(path, record)
+        return path, record
 
     def _record(
         self, name: str, item: Input, sample: int, results: Results, entries: Mapping[str, Mapping[str, str]]
     ) -> GeneratedRecord:
-        settings, loaded, windows = self._settings, self._loaded, self._windows
+        settings, loaded, windows = self.settings, self.loaded, self.windows
         borders = window_borders(window_spans(item.ticks, windows))
         chosen: dict[str, Any] = asdict(settings.sampling) | {
             "seed": settings.seed,
@@ -269,23 +252,22 @@ class _Job:
             "speaker": settings.speaker or item.speaker,
             "body": None if settings.body is None else str(settings.body),
             "start_xz": None if settings.start_xz is None else list(settings.start_xz),
-            "voice": self._voice.name if "audio" in results.sinks else None,
-            "quantised": self._sampler.codecs.through_codes(TASKS[self._task].targets),
+            "voice": self.voice.name if "audio" in results.sinks else None,
+            "quantised": self.sampler.codecs.through_codes(TASKS[self.task].targets),
         }
-        inputs = [
-            {"stream": g.stream, "path": g.path, "sha256": g.sha256, "remarks": list(g.remarks)} for g in item.given
-        ]
-        of_inputs = itertools.chain.from_iterable(given.remarks for given in item.given)
+        of_inputs = [remark for given in item.given for remark in given.remarks]
         return GeneratedRecord(
             omniges=__version__,
-            task=self._task,
+            task=self.task,
             name=name,
             source=item.source,
             sample=sample,
             ticks=item.ticks,
             seconds=item.ticks / TICKS_PER_SECOND,
             files=entries,
-            inputs=tuple(inputs),
+            inputs=tuple(
+                {"stream": g.stream, "path": g.path, "sha256": g.sha256, "remarks": list(g.remarks)} for g in item.given
+            ),
             model=loaded.facts(),
             settings=chosen,
             seams_s=tuple(tick / TICKS_PER_SECOND for tick in borders),
@@ -295,20 +277,8 @@ class _Job:
 
     def _remarks_on(self, item: Input) -> Iterator[str]:
         """What a person should know of an input to this model."""
-        if item.source is not None and self._known is False:
+        if item.source is not None and self.known is False:
             yield "the sample is of other shards than those the model was trained on"
-        strange = item.speaker is not None and item.speaker not in self._loaded.identity.speakers
-        if self._settings.speaker is None and strange:
+        strange = item.speaker is not None and item.speaker not in self.loaded.identity.speakers
+        if self.settings.speaker is None and strange:
             yield f"the model does not know the speaker {item.speaker}: an unknown one was taken"
-
-
-def _take_away(path: Path) -> None:
-    """Remove an earlier result: its record first, then those of its files that are still as they were written."""
-    if not path.exists():
-        return
-    record = _earlier_record(path)
-    path.unlink()
-    for entry in record.files.values():
-        file = path.with_name(os.path.basename(entry["path"]))
-        if file.is_file() and file_sha256(file) == entry["sha256"]:
-            file.unlink()

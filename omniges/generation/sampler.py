@@ -96,14 +96,6 @@ def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
     return Loaded(model.to("cuda" if torch.cuda.is_available() else "cpu"), identity, saved, weights)
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What a model takes of an input, by stream, and what there is to say of it."""
-
-    of: Mapping[StreamName, TicksOf]
-    remarks: tuple[str, ...]
-
-
 class Codecs:
     """The codecs of a model of latents, each loaded from the folder that a person gives when it is needed."""
 
@@ -155,40 +147,37 @@ class Codecs:
             of_files = stream in conditions
             if of_files and sources.from_shards and sources.shards is not None:
                 of_files = latents_of(ShardFolder(sources.shards), entry) is None
-            ends: set[End] = {"encode"} if of_files else set()
-            ends |= {"decode"} if stream in targets else set()
-            if ends:
-                self.load(stream, *ends)
+            ends: tuple[tuple[End, bool], ...] = ("encode", of_files), ("decode", stream in targets)
+            if wanted_ends := [end for end, needed in ends if needed]:
+                self.load(stream, *wanted_ends)
 
-    def conditions(self, item: Input, windows: WindowSettings) -> Conditions:
-        """What the model takes of an input in these windows: latents where a stream is one of them."""
+    def conditions(self, item: Input, windows: WindowSettings) -> tuple[dict[StreamName, TicksOf], tuple[str, ...]]:
+        """What the model takes of an input in these windows, latents where a stream is one of them, and remarks."""
         found: dict[StreamName, TicksOf] = {}
         remarks: list[str] = []
         for given in item.given:
-            if isinstance(self.entries.get(given.stream), WindowEntry):
-                spans = window_spans(item.ticks, windows)
-                found[given.stream], said = self._texts_of(given, item.ticks, spans)
+            entry = self.entries.get(given.stream)
+            if isinstance(entry, WindowEntry):
+                found[given.stream], said = self._texts_of(given, item.ticks, window_spans(item.ticks, windows))
                 remarks += said
+            elif isinstance(entry, FrameEntry):
+                found[given.stream] = self._frames_of(given, entry, item.ticks)
             else:
-                found[given.stream] = self.ticks_of(given, item.ticks)
-        return Conditions(found, tuple(remarks))
+                found[given.stream] = given.array
+        return found, tuple(remarks)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
         """Whether what is made of these streams is decoded through codes; None: no codec with codes decodes it."""
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
-    def ticks_of(self, given: Given, ticks: int) -> TicksOf:
-        """Ticks of an array, or of the rows of latents in its place."""
-        entry = self.entries.get(given.stream)
-        if not isinstance(entry, FrameEntry):
-            return given.array
+    def _frames_of(self, given: Given, entry: FrameEntry, ticks: int) -> TicksOf:
+        """Rows of latents of frames: those of the shards, or of the array that was given."""
         rows = Track.of_codec(entry).rows
-        if given.latents is None:
+        latents = given.latents
+        if latents is None:
             codec = cast("FrameCodec", self.load(given.stream, "encode"))
             latents = codec.encode(np.asarray(given.array(0, ticks), np.float32))
-        else:
-            latents = given.latents
         return lambda first, count: latents[rows(first) : rows(first) + rows(count)]
 
     def _texts_of(self, given: Given, ticks: int, spans: Sequence[tuple[int, int]]) -> tuple[TicksOf, list[str]]:
@@ -203,10 +192,6 @@ class Codecs:
         remarks = [f"{cut} {of} lost their end: T5 reads 76 tokens"] if cut else []
         remarks += [f"{unknown} {of} have letters that T5 cannot spell, which are lost"] if unknown else []
         return lambda first, count: latents[first, count], remarks
-
-    def has(self, stream: StreamName) -> bool:
-        """Whether the model makes latents of a stream."""
-        return stream in self.entries
 
     @property
     def untimed_text(self) -> bool:
@@ -223,7 +208,7 @@ class Codecs:
 
     def missing(self, task: Task) -> StreamName | None:
         """The first target of a task that is latents of a codec whose folder was not given."""
-        return next((stream for stream in task.targets if self.has(stream) and not self.given(stream)), None)
+        return next((name for name in task.targets if name in self.entries and not self.given(name)), None)
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
         """What a person can use of what the model made: the mel of latents, or the text of each window."""
@@ -360,26 +345,21 @@ class Sampler:
             number, tensors, ticks = found
             left[number] -= ticks
             rows = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-            for name in [name for name in rows if self.codecs.has(name)]:
+            for name in [name for name in rows if name in self.codecs.entries]:
                 latents.setdefault((number, name), []).append(rows.pop(name))
                 if not left[number]:
                     rows[name] = np.concatenate(latents.pop((number, name)))
             yield Part(number, rows, not left[number], self.codecs)
 
-    def sample_whole(
-        self,
-        timelines: Sequence[Timeline],
-        targets: Sequence[StreamName],
-        seed: int,
-        windows: WindowSettings,
-        settings: SamplingSettings,
-        worked: Callable[[float], None] = lambda _ticks: None,
-    ) -> list[dict[StreamName, Any]]:
-        """Make the whole arrays of each timeline in memory; arguments and errors as of `sample`."""
-        parts: list[dict[StreamName, list[Any]]] = [{name: [] for name in targets} for _ in timelines]
-        for part in self.sample(timelines, targets, seed, windows, settings, worked):
-            for name, rows in part.arrays().items():
-                parts[part.number][name].append(rows)
-        return [
-            {name: rows[0] if len(rows) == 1 else np.concatenate(rows) for name, rows in own.items()} for own in parts
-        ]
+
+def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
+    """The whole arrays of each timeline, in memory; raises as `Part.arrays` does."""
+    found: dict[int, dict[StreamName, list[Any]]] = {}
+    for part in parts:
+        own = found.setdefault(part.number, {})
+        for name, rows in part.arrays().items():
+            own.setdefault(name, []).append(rows)
+    return [
+        {name: rows[0] if len(rows) == 1 else np.concatenate(rows) for name, rows in own.items()}
+        for _, own in sorted(found.items())
+    ]

@@ -112,7 +112,23 @@ class GriffinLim:
         return _joined([self._segment(self._held)])
 
     def _segment(self, mel: F32) -> F64:
-        piece = _griffin_lim(mel, self._seed)
+        """Samples (160 F,) of a segment."""
+        import librosa  # noqa: PLC0415 - seconds that only audio pays
+
+        padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the last sample's end
+        found = librosa.griffinlim(
+            _magnitudes(padded),
+            n_iter=_ITERATIONS,
+            hop_length=HOP_SAMPLES,
+            win_length=N_FFT,
+            n_fft=N_FFT,
+            length=len(mel) * HOP_SAMPLES,
+            random_state=self._seed % 2**32,
+            momentum=0.99,
+            dtype=np.float64,
+            pad_mode="reflect",
+        )
+        piece = np.asarray(found, dtype=np.float64)
         self._seed += 1
         if self._tail is not None:
             piece[: len(self._tail)] = piece[: len(self._tail)] * _fade() + self._tail
@@ -135,26 +151,6 @@ def waveform_from_mel(mel: F32, voice: MelVoice) -> F32:
     """
     samples = np.concatenate([voice.push(mel), voice.finish()])
     return np.asarray(samples / max(1.0, float(np.abs(samples).max())), dtype=np.float32)
-
-
-def _griffin_lim(mel: F32, seed: int) -> F64:
-    """Samples (160 F,) of a segment."""
-    import librosa  # noqa: PLC0415 - seconds that only audio pays
-
-    padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the last sample's end
-    found = librosa.griffinlim(
-        _magnitudes(padded),
-        n_iter=_ITERATIONS,
-        hop_length=HOP_SAMPLES,
-        win_length=N_FFT,
-        n_fft=N_FFT,
-        length=len(mel) * HOP_SAMPLES,
-        random_state=seed % 2**32,
-        momentum=0.99,
-        dtype=np.float64,
-        pad_mode="reflect",
-    )
-    return np.asarray(found, dtype=np.float64)
 
 
 _GRIFFIN_LIM: Final = VoiceOf(
@@ -232,12 +228,11 @@ def _context_frames(config: Mapping[str, Any]) -> int:
     """Mel frames to either side that a sample may depend on."""
     reach = 3.0  # the first convolution has 7 taps
     samples = 1
-    rows = zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True)
     residual = max(
         (kernel - 1) / 2 * (sum(dilations) + len(dilations))
         for kernel, dilations in zip(config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True)
     )
-    for rate, kernel in rows:
+    for rate, kernel in zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True):
         reach += kernel / rate / samples
         samples *= rate
         reach += residual / samples

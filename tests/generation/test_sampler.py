@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omniges.generation.long_form import Timeline
-from omniges.generation.sampler import Codecs, Sampler, load
+from omniges.generation.sampler import Codecs, Sampler, joined, load
 from omniges.model.sampling import SamplingSettings
 
 STEPS = SamplingSettings(steps=2)
@@ -26,14 +26,14 @@ def test_parts_joined_are_the_whole_of_each_timeline(sampler: Sampler) -> None:
     timelines = [Timeline(200, {}, 0, 0), Timeline(40, {}, 1, 1)]
     windows = sampler.windows(None, "joint")
     parts = list(sampler.sample(timelines, ("gesture", "text"), 0, windows, STEPS))
-    whole = sampler.sample_whole(timelines, ("gesture", "text"), 0, windows, STEPS)
+    whole = joined(sampler.sample(timelines, ("gesture", "text"), 0, windows, STEPS))
     for number, timeline in enumerate(timelines):
         own = [part for part in parts if part.number == number]
         assert [part.last for part in own] == [*([False] * (len(own) - 1)), True]
         for name, rows in (("gesture", 3 * timeline.ticks), ("text", timeline.ticks)):
-            joined = np.concatenate([part.arrays()[name] for part in own])
-            assert len(joined) == rows
-            np.testing.assert_array_equal(joined, whole[number][name])
+            put_together = np.concatenate([part.arrays()[name] for part in own])
+            assert len(put_together) == rows
+            np.testing.assert_array_equal(put_together, whole[number][name])
     assert len(parts) > len(timelines)  # the long one comes in parts
 
 
