@@ -26,7 +26,7 @@ from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.generation.audio import Heard, hear
 from omniges.generation.settings import Sources
-from omniges.generation.spool import ROWS_PER_TICK, Held, Series, Spool
+from omniges.generation.spool import ROWS_PER_TICK, Held, Spool
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
@@ -79,7 +79,7 @@ class Given:
     stream: StreamName
     name: str  # what results are called by
     ticks: int
-    series: Series | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
+    series: Held | Spool | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
     path: str
     sha256: str
     remarks: tuple[str, ...] = ()

@@ -234,7 +234,7 @@ class _Job:
             for made in results.files():
                 write(made.kind, made.ending, made.parts)
             if settings.pictures:
-                picture = result_picture(name, self.task, item, results, self.sampler.slots, self._of_body(item))
+                picture = result_picture(name, self.task, item, results, self._of_body(item))
                 write("picture", ".png", [picture])
             record = self._record(name, item, sample, results, entries)
             group.open(path).write(record.document())

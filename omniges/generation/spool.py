@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,23 +22,11 @@ ROWS_PER_TICK: Final[dict[StreamName, int]] = {"gesture": FRAMES_PER_TICK, "audi
 _BLOCK_BYTES: Final = 1 << 20
 
 
-class Series(Protocol):
-    """Rows of one shape that are read by number."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows from `start` up to `stop`."""
-
-
 class Held:
     """A series in memory."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array
-
-    def __len__(self) -> int:
-        return len(self._array)
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows from `start` up to `stop`, a view."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -71,7 +71,7 @@ class Sink(Protocol):
         """The files, once all has come."""
 
     def shown(self, ticks: int) -> Any:
-        """The first ticks as they came, for pictures."""
+        """The first ticks as pictures have them: arrays as they came, of text words with times."""
 
 
 class GestureSink:
@@ -95,8 +95,8 @@ class GestureSink:
         motion = valid_motion(gesture, self._at_xz)
         self._at_xz = motion.trans[-1, [0, 2]]
         self._channels.append(gesture)
-        for name, rows in (("poses", motion.poses), ("expressions", motion.expressions), ("trans", motion.trans)):
-            self._motion[name].append(rows)
+        for name, spool in self._motion.items():
+            spool.append(getattr(motion, name))
         self.measures["invalid_rotations"] = self._invalid / len(self._channels)
 
     def motion(self) -> MotionArrays:
@@ -254,9 +254,9 @@ class TextSink:
         yield OutFile("text", ".TextGrid", [encode_words(intervals, sum(map(len, self._slots)) / TICKS_PER_SECOND)])
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
-    def shown(self, ticks: int) -> npt.NDArray[np.int32]:
-        """Slots (ticks,)."""
-        return np.concatenate(self._slots)[:ticks]
+    def shown(self, ticks: int) -> list[dict[str, Any]]:
+        """The words in the first ticks, with their times."""
+        return [word.as_json() for word in self._codec.decode(np.concatenate(self._slots)[:ticks])]
 
 
 class WindowTextSink:
@@ -319,18 +319,12 @@ class Results:
         windows_of_text: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         """`windows_of_text`: the windows that texts come for where text is latents; else it is slots."""
-        self.sinks: dict[StreamName, Sink] = {}
-        for name in targets:
-            sink: Sink
-            if name == "gesture":
-                sink = GestureSink(body, folder)
-            elif name == "audio":
-                sink = SpeechSink(voice, seed, folder)
-            elif windows_of_text is not None:
-                sink = WindowTextSink(windows_of_text)
-            else:
-                sink = TextSink(codec)
-            self.sinks[name] = sink
+        sink_of: dict[StreamName, Callable[[], Sink]] = {
+            "gesture": lambda: GestureSink(body, folder),
+            "audio": lambda: SpeechSink(voice, seed, folder),
+            "text": lambda: TextSink(codec) if windows_of_text is None else WindowTextSink(windows_of_text),
+        }
+        self.sinks = {name: sink_of[name]() for name in targets}
 
     def append(self, arrays: Mapping[StreamName, Any]) -> None:
         """The next rows of some targets."""
@@ -364,26 +358,16 @@ class Results:
         """What there is to say of the files, once they were given."""
         return [remark for sink in self.sinks.values() for remark in sink.remarks]
 
-    def shown(self, ticks: int) -> dict[StreamName, Any]:
-        """The first ticks of every target."""
-        return {name: sink.shown(ticks) for name, sink in self.sinks.items()}
 
-
-def result_picture(name: str, task: str, item: Input, results: Results, codec: SlotCodec, body: Body) -> bytes:
+def result_picture(name: str, task: str, item: Input, results: Results, body: Body) -> bytes:
     """The first 12 s as PNG; the streams of an input and of a result each have a row that says what they are."""
     from omniges.visualize.result import Row, draw_result  # noqa: PLC0415 - matplotlib, where a picture is asked for
 
     ticks = min(_SHOWN_TICKS, item.ticks)
     recorded = item.recorded if item.given else ()  # what follows from nothing has no recording to be held against
     rows = [Row("given", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.given]
-    rows += [Row("made", stream, _shown(stream, rows_, codec)) for stream, rows_ in results.shown(ticks).items()]
+    rows += [Row("made", stream, sink.shown(ticks)) for stream, sink in results.sinks.items()]
     rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
     conditions = " and ".join(TASKS[task].conditions) or "nothing"
     title = f"{name}: {' and '.join(results.sinks)} from {conditions} ({task})"
     return draw_result(title=title, rows=rows, start_xz=body.start_xz, length_s=item.ticks / TICKS_PER_SECOND)
-
-
-def _shown(stream: StreamName, rows: Any, codec: SlotCodec) -> Any:
-    if stream != "text" or isinstance(rows, list):  # texts of windows, each drawn as one word
-        return rows
-    return [word.as_json() for word in codec.decode(np.asarray(rows, np.int32))]

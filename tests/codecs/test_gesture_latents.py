@@ -33,7 +33,8 @@ from omniges.errors import DataError, UsageFault
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.features.gesture import GestureClip, motion_from_gesture
-from omniges.generation.inputs import read_gesture
+from omniges.generation.inputs import Input, read_gesture
+from omniges.generation.long_form import WindowSettings
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.record import read_record
 from omniges.generation.sampler import Codecs
@@ -286,7 +287,9 @@ class TestGenerate:
     ) -> None:
         entries = load_model(find_checkpoint(whole))[1].codecs
         given = read_gesture(recording["gesture"][0])
-        ticks_of = Codecs(entries, tuple(folders.items())).ticks_of(given, 40)
+        windows = WindowSettings(window_ticks=40, overlap_ticks=0)
+        conditions, _ = Codecs(entries, tuple(folders.items())).conditions(Input("input", 40, (given,)), windows)
+        ticks_of = conditions["gesture"]
         folder = ShardFolder(encoded_both)
         latents = folder.sample(folder.row(STEM)).latents[GESTURE]  # four seconds are whole ticks: all frames are there
         np.testing.assert_allclose(ticks_of(0, 40), latents, atol=1e-5)
