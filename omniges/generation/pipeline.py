@@ -256,14 +256,7 @@ class OmnigesPipeline:
         item = _item(given, seconds, self._sampler.reading())
         conditions, said = self._sampler.codecs.conditions(item, windows)
         timelines = [Timeline(item.ticks, conditions, number, sample) for sample in range(num_samples)]
-        done = 0.0
-
-        def worked(ticks: float) -> None:
-            nonlocal done
-            done += ticks
-            if callback is not None:
-                callback(done / TICKS_PER_SECOND, num_samples * item.ticks / TICKS_PER_SECOND)
-
+        worked = _told_to(callback, num_samples * item.ticks)
         made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
@@ -307,6 +300,19 @@ class OmnigesPipeline:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
         return given_words(words, codec, length_s, "text", ("text", digest), remarks)
+
+
+def _told_to(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
+    """What counts the ticks that are done and tells a callback seconds of seconds."""
+    done = 0.0
+
+    def worked(ticks: float) -> None:
+        nonlocal done
+        done += ticks
+        if callback is not None:
+            callback(done / TICKS_PER_SECOND, total_ticks / TICKS_PER_SECOND)
+
+    return worked
 
 
 def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
