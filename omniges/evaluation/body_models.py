@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.features.body import BodyModel, Person
-from omniges.features.skeleton import joint_positions
+from omniges.features.body import BodyModel, Person, joint_positions
 from omniges.formats.body_model import decode_body_model
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex

@@ -25,9 +25,9 @@ from omniges.features.timebase import (
     TICKS_PER_SECOND,
 )
 from omniges.formats.arrays import decode_npy
+from omniges.formats.audio import decode_flac, decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
-from omniges.formats.wav import decode_wav
 from omniges.generation.record import WINDOWS_TIER, GeneratedRecord, read_record
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
@@ -331,8 +331,6 @@ def _made_by(record: GeneratedRecord | None) -> str:
 def waveform(shards: Recordings, row: ManifestRow) -> npt.NDArray[np.float32] | None:
     """A recording's kept audio at 16 kHz (N,), or None where the shards have none."""
     if "flac" in row.members:
-        from omniges.formats.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
-
         pcm, bits = decode_flac(shards.member(row, "flac"))
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))  # exact, and no float64 of eleven minutes
     return np.asarray(shards.array(row, "audio.npy")) if "audio.npy" in row.members else None

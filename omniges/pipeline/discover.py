@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import Finding, Problem, UsageFault
+from omniges.pipeline.labels import (
+    SplitList,
+    StemFields,
+    parse_split_list,
+    parse_stem,
+    speaker_of_folder,
+    split_by_rule,
+)
 from omniges.pipeline.settings import Selection
-from omniges.pipeline.splits import SplitList, parse_split_list, split_by_rule
-from omniges.pipeline.stems import StemFields, parse_stem, speaker_of_folder
 from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
 from omniges.storage.canonical_json import sha256_hex
 

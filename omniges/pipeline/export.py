@@ -12,9 +12,9 @@ import numpy as np
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.timebase import SAMPLE_RATE_HZ
+from omniges.formats.audio import decode_flac, encode_pcm_wav, encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.formats.wav import encode_pcm_wav, encode_wav
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import make_folder, publish_bytes
@@ -94,8 +94,6 @@ def text_file(sample: SampleArrays) -> bytes:
 def audio_file(sample: SampleArrays) -> bytes | None:
     """The sample's waveform as 16 kHz WAV, bit for bit, or None where the shards have none."""
     if sample.flac is not None:
-        from omniges.formats.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where needed
-
         try:
             pcm, bits = decode_flac(sample.flac)
         except RecordingFault as fault:

@@ -27,9 +27,9 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.gesture import BETAS, EXPRESSIONS, JOINT_NAMES, POSE_COLUMNS
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from omniges.formats.audio import encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.formats.wav import encode_wav
 from omniges.storage.atomic import make_folder, publish_bytes
 from omniges.testing.settings import MAX_WORDS, CorpusSettings, Layout
 

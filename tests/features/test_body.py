@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from body_builders import body_arrays, body_file, slow_body
 
+from omniges.features.body import PARENTS
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import PARENTS
 from omniges.formats.body_model import decode_body_model
 
 ARRAYS = body_arrays(vertices=40)

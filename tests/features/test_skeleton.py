@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from omniges.features.body import PARENTS, PELVIS_BELOW_TRANS_M, REST_OFFSETS, joint_positions
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import PARENTS, PELVIS_BELOW_TRANS_M, REST_OFFSETS, joint_positions
 
 
 def _joint(name):

@@ -17,9 +17,9 @@ from training_helpers import Collected, SignalAt, Trained, checkpoint_of, learne
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, UsageFault
 from omniges.formats.arrays import decode_npy
+from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
-from omniges.formats.wav import decode_wav
 from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources

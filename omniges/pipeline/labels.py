@@ -1,25 +1,93 @@
-"""Which split a recording belongs to: from a split list (CSV), else from BEAT2's own rule."""
+"""What a file-name stem of BEAT2 says, ``<speaker>_<name>_<rec>_<start>_<end>``, and which split it belongs to.
+
+The split comes from a split list (CSV), else from BEAT2's own rule.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 import zlib
 from dataclasses import dataclass, field
 from typing import Final
 
 from omniges.errors import DataError, Finding, Problem
-from omniges.pipeline.stems import StemFields
 from omniges.shards.schema import SPLITS, Split, as_split
 
-_EMOTION_TEST: Final = frozenset({65, 73, 81, 87, 95, 103, 111})
-_FULL_SPEAKERS: Final = frozenset({1, 2, 3, 4, 5, 7, 10, 11})
-_FULL_TEST: Final = frozenset(range(1, 9)) | _EMOTION_TEST
-_FULL_VAL: Final = frozenset(range(9, 17))
-_EMOTION_ONLY_SPEAKERS: Final = frozenset({6, 9, 21})
-_SHORT_SPEAKERS: Final = frozenset({12, 13, 15, 16, 17, 18, 20, 22, 24, 27, 28, 30})
-_SHORT_TEST: Final = frozenset({1, 2}) | _EMOTION_TEST
+_GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
+_LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
+_SCENARIOS: Final = ("speech", "conversation")  # rec digit % 2
+
+# The emotion of a speech recording by its first start index; there is none beyond 118.
+_EMOTIONS: Final = {
+    0: "neutral",
+    65: "happiness",
+    73: "anger",
+    81: "sadness",
+    87: "contempt",
+    95: "surprise",
+    103: "fear",
+    111: "disgust",
+    119: None,
+}
+_FOLDER: Final = re.compile(r"(?:speaker)?_?(\d{1,4})(?:_([a-z]+))?", re.IGNORECASE)
+
+_EMOTION_TEST: Final = frozenset(_EMOTIONS) - {0, 119}
+_SHORT_TEST: Final = _EMOTION_TEST | {1, 2}
+_FULL_SPEAKERS: Final = (1, 2, 3, 4, 5, 7, 10, 11)
+_FULL_VAL: Final = range(9, 17)
+TEST_STARTS: Final[dict[int | None, frozenset[int]]] = {
+    **dict.fromkeys(_FULL_SPEAKERS, _EMOTION_TEST | set(range(1, 9))),
+    **dict.fromkeys((6, 9, 21), _EMOTION_TEST),
+    **dict.fromkeys((12, 13, 15, 16, 17, 18, 20, 22, 24, 27, 28, 30), _SHORT_TEST),
+    23: _SHORT_TEST - {73},
+    25: _SHORT_TEST - {1},
+}
+"""Start indices of each speaker's English test clips in BEAT2 v2.0.0."""
 _VAL_SHARE: Final = 8 / 103  # speaker 2, the one that was counted: 8 val clips among 103 that are not test
+
+
+@dataclass(frozen=True, slots=True)
+class StemFields:
+    """What a stem says; every field is None where the stem is outside the grammar."""
+
+    speaker_id: int | None = None
+    speaker: str | None = None
+    language: str | None = None
+    scenario: str | None = None
+    emotion: str | None = None
+    start: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the stem follows the grammar."""
+        return self.speaker_id is not None
+
+
+def parse_stem(stem: str) -> StemFields:
+    """Fields of a stem. A conversation is neutral; a speech index beyond 118 has no emotion (None)."""
+    match = _GRAMMAR.fullmatch(stem)
+    if match is None:
+        return StemFields()
+    rec, start = int(match[3]), int(match[4])
+    scenario = _SCENARIOS[rec % 2]
+    return StemFields(
+        speaker_id=int(match[1]),
+        speaker=match[2],
+        language=_LANGUAGES[rec // 2],
+        scenario=scenario,
+        emotion=_EMOTIONS[max(first for first in _EMOTIONS if first <= start)] if scenario == "speech" else "neutral",
+        start=start,
+    )
+
+
+def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
+    """Speaker id and name that a folder such as ``2``, ``speaker2``, ``2_scott`` or ``scott`` names, else Nones."""
+    match = _FOLDER.fullmatch(folder)
+    if match:
+        return int(match[1]), match[2].lower() if match[2] else None
+    return None, folder.lower() if re.fullmatch(r"[A-Za-z]+", folder) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +130,6 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
     return SplitList(splits, faulty, tuple(findings))
 
 
-def official_test_starts(speaker_id: int) -> frozenset[int] | None:
-    """Start indices of a speaker's English test clips in BEAT2 v2.0.0, or None for a speaker it does not have."""
-    if speaker_id in _FULL_SPEAKERS:
-        return _FULL_TEST
-    if speaker_id in _EMOTION_ONLY_SPEAKERS:
-        return _EMOTION_TEST
-    if speaker_id in _SHORT_SPEAKERS:
-        return _SHORT_TEST
-    return {23: _SHORT_TEST - {73}, 25: _SHORT_TEST - {1}}.get(speaker_id)
-
-
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
     """The split without a list, and whether a hash of the stem had to choose (between train and val).
 
@@ -81,8 +138,8 @@ def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
     """
     if fields.scenario == "conversation":
         return "additional", False
-    if fields.language == "english" and fields.speaker_id is not None:
-        if fields.start in (official_test_starts(fields.speaker_id) or ()):
+    if fields.language == "english":
+        if fields.start in TEST_STARTS.get(fields.speaker_id, ()):
             return "test", False
         if fields.speaker_id in _FULL_SPEAKERS:
             return ("val" if fields.start in _FULL_VAL else "train"), False
