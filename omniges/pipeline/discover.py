@@ -11,7 +11,7 @@ import fnmatch
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -107,14 +107,9 @@ class _Part:
     split_list: SplitList | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """The folders that may be read: the root and those allowed by name, all resolved."""
-
-    allowed: tuple[str, ...]
-
-    def contains(self, resolved: str) -> bool:
-        return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in self.allowed)
+def _inside(resolved: str, allowed: tuple[str, ...]) -> bool:
+    """Whether a resolved path lies in a folder that may be read: the root, and those allowed by name, all resolved."""
+    return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in allowed)
 
 
 def discover(
@@ -126,7 +121,7 @@ def discover(
     """
     if not root.is_dir():
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
-    bounds = _Bounds(tuple(os.path.realpath(base) for base in (root, *allow_roots)))
+    bounds = tuple(os.path.realpath(base) for base in (root, *allow_roots))
     override = _read_split_list(split_csv, split_csv.name) if split_csv else None
     parts, hashes = _find_parts(root, selection, bounds, override)
     stems: dict[str, _Stem] = {}
@@ -160,7 +155,7 @@ def _read_split_list(path: Path, name: str) -> tuple[SplitList, str]:
 
 
 def _find_parts(
-    root: Path, selection: Selection, bounds: _Bounds, override: tuple[SplitList, str] | None
+    root: Path, selection: Selection, bounds: tuple[str, ...], override: tuple[SplitList, str] | None
 ) -> tuple[list[_Part], dict[str, str]]:
     candidates = [root, *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir())]
     parts, hashes = [], {}
@@ -176,16 +171,11 @@ def _find_parts(
         relative = "" if folder == root else folder.name
         split_list = override[0] if override else None
         csv_path = folder / SPLIT_LIST
-        if not override and csv_path.is_file() and bounds.contains(os.path.realpath(csv_path)):
+        if not override and csv_path.is_file() and _inside(os.path.realpath(csv_path), bounds):
             name = _join(relative, SPLIT_LIST)
             split_list, hashes[name] = _read_split_list(csv_path, name)
         parts.append(_Part(folder, relative, folders, split_list))
-    _check_folders(root, selection, parts)
-    return parts, hashes
-
-
-def _check_folders(root: Path, selection: Selection, parts: list[_Part]) -> None:
-    """Refuse a root in which a modality has no folder at all: that is a wrong path, not a thousand bad recordings."""
+    # A root in which a modality has no folder at all is a wrong path, not a thousand bad recordings.
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
             names = " or ".join(_folder_names(selection, modality))
@@ -194,13 +184,16 @@ def _check_folders(root: Path, selection: Selection, parts: list[_Part]) -> None
                 f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
                 f"Name it with {_FLAGS[modality]}"
             )
+    return parts, hashes
 
 
 def _join(*names: str) -> str:
     return "/".join(name for name in names if name)
 
 
-def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], findings: list[Finding]) -> None:
+def _collect(
+    part: _Part, root: Path, bounds: tuple[str, ...], stems: dict[str, _Stem], findings: list[Finding]
+) -> None:
     """Add one part's files to the stems."""
     for modality, name in part.folders.items():
         base = _join(part.relative, name)
@@ -222,17 +215,21 @@ def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], 
                 entry.files[modality].append(source)
             if readable != stem:
                 entry.faults.append(Finding(Problem("stem-not-utf8", repr(stem), "UTF-8"), readable, shown))
-            entry.notes += _folder_mismatch(readable, shown, base)
+            folder, fields = os.path.dirname(shown), parse_stem(readable)
+            if fields.known and folder != base and _names_another(os.path.basename(folder), fields):
+                found = f"folder {os.path.basename(folder)}"
+                problem = Problem("speaker-folder-mismatch", found, readable.rsplit("_", 3)[0])
+                entry.notes.append(Finding(problem, readable, shown))
 
 
-def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
+def _walk(root: Path, base: str, bounds: tuple[str, ...], findings: list[Finding]) -> Iterator[tuple[str, str]]:
     """All file entries below a folder as (path relative to the root, path), links to folders followed inside bounds."""
     pending, visited = [base], set()
     while pending:
         relative = pending.pop()
         folder = os.path.join(root, relative)
         resolved = os.path.realpath(folder)
-        if not bounds.contains(resolved):
+        if not _inside(resolved, bounds):
             problem = Problem("folder-outside-root", "a link to another folder", "a folder under the root")
             findings.append(Finding(problem, None, relative))
             continue
@@ -253,10 +250,10 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
                 yield path, entry.path
 
 
-def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | None, Problem | None]:
+def _inspect(path: str, relative: str, bounds: tuple[str, ...]) -> tuple[SourceFile | None, Problem | None]:
     """A file's place and size, or why it cannot be used."""
     resolved = os.path.realpath(path)
-    if not bounds.contains(resolved):
+    if not _inside(resolved, bounds):
         return None, Problem("path-outside-root", "a link to a file elsewhere", "a file under the root")
     try:
         status = os.stat(resolved)
@@ -267,17 +264,12 @@ def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | No
     return SourceFile(resolved, relative, status.st_size), None
 
 
-def _folder_mismatch(stem: str, relative: str, base: str) -> Iterable[Finding]:
-    """A note if the speaker folder a file lies in names another speaker than the stem."""
-    fields = parse_stem(stem)
-    folder = os.path.basename(os.path.dirname(relative))
-    if not fields.known or os.path.dirname(relative) == base:
-        return
+def _names_another(folder: str, fields: StemFields) -> bool:
+    """Whether the speaker folder a file lies in names another speaker than the stem."""
     speaker_id, name = speaker_of_folder(folder)
-    differs_id = speaker_id is not None and speaker_id != fields.speaker_id
-    differs_name = name is not None and name != fields.speaker
-    if differs_id or (speaker_id is None and differs_name):
-        yield Finding(Problem("speaker-folder-mismatch", f"folder {folder}", stem.rsplit("_", 3)[0]), stem, relative)
+    if speaker_id is None:
+        return name is not None and name != fields.speaker
+    return speaker_id != fields.speaker_id
 
 
 def _absent_ids(parts: list[_Part], stems: dict[str, _Stem], shared: bool) -> Iterator[Finding]:
@@ -300,16 +292,6 @@ def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
     return (given,) if given else _FOLDERS[modality]
 
 
-def _wanted(selection: Selection, stem: str, fields: StemFields) -> bool:
-    """Whether a stem passes the filters on speaker, language and name."""
-    speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
-    return (
-        (not selection.speakers or bool(speaker & set(selection.speakers)))
-        and (not selection.languages or fields.language in selection.languages)
-        and (not selection.include or any(fnmatch.fnmatchcase(stem, pattern) for pattern in selection.include))
-    )
-
-
 def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
     """Sort the selected stems into recordings and rejections."""
     recordings = []
@@ -319,10 +301,14 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
         by_case[stem.casefold()].append(stem)
     for stem, entry in stems.items():
         fields = parse_stem(stem)
-        if not _wanted(selection, stem, fields):
-            continue
+        speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
         split, split_findings = _split_of(stem, fields, entry.part)
-        if split and selection.splits and split not in selection.splits:
+        if (
+            (selection.speakers and not speaker & set(selection.speakers))
+            or (selection.languages and fields.language not in selection.languages)
+            or (selection.include and not any(fnmatch.fnmatchcase(stem, pattern) for pattern in selection.include))
+            or (split and selection.splits and split not in selection.splits)
+        ):
             continue
         namesakes = [other for other in by_case[stem.casefold()] if other != stem]
         faults = [*entry.faults, *_pairing_faults(stem, entry, namesakes)]
@@ -334,10 +320,14 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
         if faults or split is None:
             rejected[stem] = tuple(faults)
             continue
-        notes = [*entry.notes, *split_findings, *_drop_ambiguous_annotation(stem, entry)]
+        notes = [*entry.notes, *split_findings]
+        if len(entry.files["sem"]) > 1:  # a recording can do without
+            problem = Problem("sem-invalid", f"duplicate-stem: {_places(entry.files['sem'])}", "one sem file")
+            notes.append(Finding(problem, stem))
+            entry.files["sem"].clear()
         if not fields.known:
             notes.append(Finding(Problem("stem-outside-grammar", stem, "such as 2_scott_0_1_1"), stem))
-        files = {modality: sources[0] for modality, sources in entry.files.items()}
+        files = {modality: sources[0] for modality, sources in entry.files.items() if sources}
         recordings.append(Recording(stem, key, split, fields, files, tuple(notes)))
     return recordings, rejected
 
@@ -359,7 +349,7 @@ def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[F
     """Findings for modalities with no file or several."""
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
-        sources = entry.files.get(modality, [])
+        sources = entry.files[modality]
         if not sources and not blocked:
             folder = entry.part.folders.get(modality, _FOLDERS[modality][-1])
             expected = _join(entry.part.relative, folder, stem + _EXTENSIONS[modality])
@@ -367,14 +357,6 @@ def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[F
             yield Finding(Problem(_MISSING[modality], found, expected), stem)
         if len(sources) > 1:
             yield Finding(Problem("duplicate-stem", _places(sources), f"one {modality} file"), stem)
-
-
-def _drop_ambiguous_annotation(stem: str, entry: _Stem) -> Iterator[Finding]:
-    """Leave the semantic files out, with a note, where there are several: a recording can do without."""
-    sources = entry.files.get("sem", [])
-    if len(sources) > 1:
-        del entry.files["sem"]
-        yield Finding(Problem("sem-invalid", f"duplicate-stem: {_places(sources)}", "one sem file"), stem)
 
 
 def _places(sources: list[SourceFile]) -> str:
