@@ -151,7 +151,9 @@ def _locate(view: ByteRanges) -> tuple[_Format, int, int, tuple[Problem, ...]]:
     fmt, start, size = _find_data(view)
     notes: tuple[Problem, ...] = ()
     available = len(view) - start
-    if _is_streamed(riff_size, size):
+    # The place holders of a writer that could not seek back.
+    nothing = size == 0 and riff_size in {0, _UNKNOWN_SIZE}
+    if nothing or size == _UNKNOWN_SIZE or (size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE):
         claim, size = size, available - available % fmt.frame_bytes
         found = (
             f"data size {claim:#x} and RIFF size {riff_size:#x}; "
@@ -312,13 +314,6 @@ def _parse_format(body: bytes) -> _Format:
         found = f"block align {frame_bytes} for {channels} channels of {bits} bits"
         raise RecordingFault("wav-damaged-header", found, str(channels * bits // 8))
     return _Format(encoding, channels, rate_hz, frame_bytes)
-
-
-def _is_streamed(riff_size: int, data_size: int) -> bool:
-    """Whether the sizes are the place holders of a writer that could not seek back."""
-    if data_size == 0:
-        return riff_size in {0, _UNKNOWN_SIZE}
-    return data_size == _UNKNOWN_SIZE or (data_size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE)
 
 
 def _raw(body: memoryview, fmt: _Format) -> Array:

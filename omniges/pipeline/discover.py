@@ -41,6 +41,8 @@ _FOLDERS: Final[dict[Modality, tuple[str, ...]]] = {
 }
 _EXTENSIONS: Final[dict[Modality, str]] = {"wav": ".wav", "npz": ".npz", "textgrid": ".TextGrid", "sem": ".txt"}
 _MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid": "missing-text"}
+_Bounds = tuple[str, ...]
+"""The folders that may be read: the root and those allowed by name, all resolved."""
 _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text-dir"}
 
 
@@ -107,9 +109,8 @@ class _Part:
     split_list: SplitList | None
 
 
-def _inside(resolved: str, allowed: tuple[str, ...]) -> bool:
-    """Whether a resolved path lies in a folder that may be read: the root, and those allowed by name, all resolved."""
-    return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in allowed)
+def _inside(resolved: str, bounds: _Bounds) -> bool:
+    return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in bounds)
 
 
 def discover(
@@ -155,7 +156,7 @@ def _read_split_list(path: Path, name: str) -> tuple[SplitList, str]:
 
 
 def _find_parts(
-    root: Path, selection: Selection, bounds: tuple[str, ...], override: tuple[SplitList, str] | None
+    root: Path, selection: Selection, bounds: _Bounds, override: tuple[SplitList, str] | None
 ) -> tuple[list[_Part], dict[str, str]]:
     candidates = [root, *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir())]
     parts, hashes = [], {}
@@ -191,9 +192,7 @@ def _join(*names: str) -> str:
     return "/".join(name for name in names if name)
 
 
-def _collect(
-    part: _Part, root: Path, bounds: tuple[str, ...], stems: dict[str, _Stem], findings: list[Finding]
-) -> None:
+def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], findings: list[Finding]) -> None:
     """Add one part's files to the stems."""
     for modality, name in part.folders.items():
         base = _join(part.relative, name)
@@ -222,7 +221,7 @@ def _collect(
                 entry.notes.append(Finding(problem, readable, shown))
 
 
-def _walk(root: Path, base: str, bounds: tuple[str, ...], findings: list[Finding]) -> Iterator[tuple[str, str]]:
+def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
     """All file entries below a folder as (path relative to the root, path), links to folders followed inside bounds."""
     pending, visited = [base], set()
     while pending:
@@ -250,7 +249,7 @@ def _walk(root: Path, base: str, bounds: tuple[str, ...], findings: list[Finding
                 yield path, entry.path
 
 
-def _inspect(path: str, relative: str, bounds: tuple[str, ...]) -> tuple[SourceFile | None, Problem | None]:
+def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | None, Problem | None]:
     """A file's place and size, or why it cannot be used."""
     resolved = os.path.realpath(path)
     if not _inside(resolved, bounds):

@@ -462,8 +462,8 @@ def write_sample_corpus(
     for place in folders.values():
         for speaker in speakers:
             make_folder(place / speaker.folder if by_speaker else place)
-    facts = {name: getattr(settings, name) for name in ("clips", "words", "speakers", "seed", "layout", "audio")}
-    facts = {"clips": facts.pop("clips"), "seconds": f"{settings.frames / FRAME_RATE_HZ:.3f}"} | facts
+    names = ("clips", "seconds", "words", "speakers", "seed", "layout", "audio")
+    facts = {name: getattr(settings, name) for name in names} | {"seconds": f"{settings.frames / FRAME_RATE_HZ:.3f}"}
     readme = _README + "".join(f"{name}: {value}\n" for name, value in facts.items())
     publish_bytes(folder / "README.txt", readme.encode())
     spoken = 0
