@@ -27,7 +27,6 @@ from omniges.pipeline.labels import (
 )
 from omniges.pipeline.settings import Selection
 from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
-from omniges.storage.canonical_json import sha256_hex
 
 Modality = Literal["wav", "npz", "textgrid", "sem"]
 NEEDED: Final[tuple[Modality, ...]] = ("wav", "npz", "textgrid")
@@ -124,15 +123,17 @@ def discover(
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
     bounds = tuple(os.path.realpath(base) for base in (root, *allow_roots))
     override = _read_split_list(split_csv, split_csv.name) if split_csv else None
-    parts, hashes = _find_parts(root, selection, bounds, override)
+    parts = _find_parts(root, selection, bounds, override)
     stems: dict[str, _Stem] = {}
     findings: list[Finding] = []
     for part in parts:
         _collect(part, root, bounds, stems, findings)
-    if override:
-        findings += override[0].findings
-        hashes = {str(split_csv.name if split_csv else ""): override[1]}
-    findings += _absent_ids(parts, stems, override is not None)
+    split_lists = {part.split_list.name: part.split_list for part in parts if part.split_list}
+    for name, split_list in split_lists.items():
+        findings += split_list.findings
+        if absent := sorted((split_list.splits.keys() | split_list.faulty.keys()) - stems.keys()):
+            found = f"{len(absent)} ids: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
+            findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
     recordings, rejected = _judge(stems, selection)
     if not recordings and not rejected:
         raise UsageFault(f"--root {root}: {len(stems)} stems found, but none passes the filters given")
@@ -141,25 +142,22 @@ def discover(
         recordings=tuple(recordings),
         rejected=rejected,
         findings=tuple(findings),
-        split_source="split list" if hashes else "rule",
-        split_lists=hashes,
+        split_source="split list" if split_lists else "rule",
+        split_lists={name: split_list.sha256 for name, split_list in split_lists.items()},
         parts=tuple(part.relative for part in parts),
     )
 
 
-def _read_split_list(path: Path, name: str) -> tuple[SplitList, str]:
+def _read_split_list(path: Path, name: str) -> SplitList:
     try:
-        data = path.read_bytes()
+        return parse_split_list(path.read_bytes(), name)
     except OSError as error:
         raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
-    return parse_split_list(data, name), sha256_hex(data)
 
 
-def _find_parts(
-    root: Path, selection: Selection, bounds: _Bounds, override: tuple[SplitList, str] | None
-) -> tuple[list[_Part], dict[str, str]]:
+def _find_parts(root: Path, selection: Selection, bounds: _Bounds, override: SplitList | None) -> list[_Part]:
     candidates = [root, *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir())]
-    parts, hashes = [], {}
+    parts = []
     for folder in candidates:
         folders = {}
         for modality in _FOLDERS:
@@ -170,11 +168,9 @@ def _find_parts(
         if not folders.keys() & set(NEEDED):
             continue
         relative = "" if folder == root else folder.name
-        split_list = override[0] if override else None
-        csv_path = folder / SPLIT_LIST
+        split_list, csv_path = override, folder / SPLIT_LIST
         if not override and csv_path.is_file() and _inside(os.path.realpath(csv_path), bounds):
-            name = _join(relative, SPLIT_LIST)
-            split_list, hashes[name] = _read_split_list(csv_path, name)
+            split_list = _read_split_list(csv_path, _join(relative, SPLIT_LIST))
         parts.append(_Part(folder, relative, folders, split_list))
     # A root in which a modality has no folder at all is a wrong path, not a thousand bad recordings.
     for modality in NEEDED:
@@ -185,7 +181,7 @@ def _find_parts(
                 f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
                 f"Name it with {_FLAGS[modality]}"
             )
-    return parts, hashes
+    return parts
 
 
 def _join(*names: str) -> str:
@@ -269,20 +265,6 @@ def _names_another(folder: str, fields: StemFields) -> bool:
     if speaker_id is None:
         return name is not None and name != fields.speaker
     return speaker_id != fields.speaker_id
-
-
-def _absent_ids(parts: list[_Part], stems: dict[str, _Stem], shared: bool) -> Iterator[Finding]:
-    """One note per split list that names recordings which are not on disk, and the notes of the lists themselves."""
-    for part in parts[:1] if shared else parts:
-        if part.split_list is None:
-            continue
-        if not shared:
-            yield from part.split_list.findings
-        absent = sorted((part.split_list.splits.keys() | part.split_list.faulty.keys()) - stems.keys())
-        if absent:
-            some = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-            name = None if shared else _join(part.relative, SPLIT_LIST)
-            yield Finding(Problem("split-id-not-on-disk", f"{len(absent)} ids: {some}"), None, name)
 
 
 def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:

@@ -9,11 +9,12 @@ import csv
 import io
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from omniges.errors import DataError, Finding, Problem
 from omniges.shards.schema import SPLITS, Split, as_split
+from omniges.storage.canonical_json import sha256_hex
 
 _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
@@ -94,9 +95,11 @@ def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
 class SplitList:
     """A parsed split list: split per id, ids that cannot be trusted, and findings about the list itself."""
 
-    splits: dict[str, Split] = field(default_factory=dict)
-    faulty: dict[str, Problem] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
+    name: str
+    sha256: str
+    splits: dict[str, Split]
+    faulty: dict[str, Problem]
+    findings: tuple[Finding, ...]
 
 
 def parse_split_list(data: bytes, name: str) -> SplitList:
@@ -127,7 +130,7 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
             faulty[stem] = Problem("split-unknown", f"{text!r} in {name}", "one of " + ", ".join(SPLITS))
         elif splits.setdefault(stem, split) != split:
             faulty[stem] = Problem("split-conflict", f"{splits[stem]} and {split} in {name}", "one split")
-    return SplitList(splits, faulty, tuple(findings))
+    return SplitList(name, sha256_hex(data), splits, faulty, tuple(findings))
 
 
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:

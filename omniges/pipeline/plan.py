@@ -14,7 +14,7 @@ from omniges.errors import CODES
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import discover
 from omniges.pipeline.settings import PreprocessSettings, Sample
-from omniges.pipeline.summary import duration_text, simple_table, size_text
+from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.schema import SPLITS
 
 _SAMPLED: Final = 3  # recordings converted to learn the speed; the first is converted twice, to warm up
@@ -77,17 +77,12 @@ def make_plan(settings: PreprocessSettings) -> Plan:
 def print_plan(plan: Plan, workers: int, console: Console) -> None:
     """What a run would do."""
     console.print(f"data set folders: {', '.join(part or '.' for part in plan.parts)}", markup=False)
-    table = simple_table("split", "recordings", right=(1,))
-    for split, count in plan.splits.items():
-        table.add_row(split, str(count))
-    console.print(table)
+    print_table(console, ("split", "recordings"), plan.splits.items(), (1,))
     speakers = ", ".join(f"{name} {count}" for name, count in plan.speakers.items())
     console.print(f"speakers: {speakers or 'none'}; splits from: {plan.split_source}", markup=False)
     if plan.rejected_already:
-        rejected = simple_table("rejected before conversion", "count", "what to do", right=(1,))
-        for code, count in plan.rejected_already.items():
-            rejected.add_row(code, str(count), CODES[code].remedy)
-        console.print(rejected)
+        rejected = [(code, count, CODES[code].remedy) for code, count in plan.rejected_already.items()]
+        print_table(console, ("rejected before conversion", "count", "what to do"), rejected, (1,))
     if plan.seconds is None or plan.output_bytes is None or plan.wall_s is None:
         console.print("no estimate: none of the recordings tried could be converted")
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -53,35 +54,29 @@ def size_text(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def simple_table(*columns: str, right: tuple[int, ...] = ()) -> Table:
-    """A table without lines; `right` names the columns to align right."""
+def print_table(
+    console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()
+) -> None:
+    """Print a table without lines; `right` are the columns to align right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place in right else "left", overflow="fold")
-    return table
-
-
-def _findings_table(summary: Summary, severity: str) -> Table | None:
-    codes = [code for code in sorted(summary.finding_counts) if CODES[code].severity == severity]
-    if not codes:
-        return None
-    table = simple_table("rejected" if severity == "rejected" else "note", "count", "example", "what to do", right=(1,))
-    for code in sorted(codes, key=lambda code: -summary.finding_counts[code]):
-        table.add_row(code, str(summary.finding_counts[code]), summary.examples[code], CODES[code].remedy)
-    return table
+    for row in rows:
+        table.add_row(*map(str, row))
+    console.print(table)
 
 
 def print_summary(summary: Summary, console: Console) -> None:
     """What was done, what was not and why, and what to do about it."""
-    splits = simple_table("split", "samples", "length", right=(1, 2))
-    for split, (samples, seconds) in summary.splits.items():
-        splits.add_row(split, str(samples), duration_text(seconds))
-    console.print(splits)
+    splits = [(split, samples, duration_text(seconds)) for split, (samples, seconds) in summary.splits.items()]
+    print_table(console, ("split", "samples", "length"), splits, (1, 2))
+    counts = summary.finding_counts
     for severity in ("rejected", "note"):
-        table = _findings_table(summary, severity)
-        if table:
+        codes = sorted(counts, key=lambda code: (-counts[code], code))
+        rows = [(c, counts[c], summary.examples[c], CODES[c].remedy) for c in codes if CODES[c].severity == severity]
+        if rows:
             console.print()
-            console.print(table)
+            print_table(console, (severity, "count", "example", "what to do"), rows, (1,))
     for stem, reason in list(summary.lost.items())[:_SHOWN_LOST]:
         console.print(f"\nlost: {stem}: tried twice ({reason})", markup=False)
     speed = f", {summary.computed_s / summary.elapsed_s:,.0f} × real time"
