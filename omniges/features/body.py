@@ -47,7 +47,7 @@ _MIDDLE: Final[dict[str, tuple[str | None, _Offset]]] = {
     "head": ("neck", (0.0, 0.10, 0.03)),
     "jaw": ("head", (0.0, 0.0, 0.02)),
 }
-_LEFT: Final[dict[str, tuple[str, _Offset]]] = {
+_LEFT: dict[str, tuple[str, _Offset]] = {
     "hip": ("pelvis", (0.08, -0.09, 0.0)),
     "knee": ("hip", (0.02, -0.38, 0.0)),
     "ankle": ("knee", (0.0, -0.40, -0.02)),
@@ -57,21 +57,18 @@ _LEFT: Final[dict[str, tuple[str, _Offset]]] = {
     "elbow": ("shoulder", (0.26, 0.0, 0.0)),
     "wrist": ("elbow", (0.25, 0.0, 0.0)),
     "eye": ("head", (0.032, 0.06, 0.08)),
-    "index1": ("wrist", (0.095, 0.0, 0.025)),
-    "index2": ("index1", (0.038, 0.0, 0.0)),
-    "index3": ("index2", (0.024, 0.0, 0.0)),
-    "middle1": ("wrist", (0.098, 0.0, 0.0)),
-    "middle2": ("middle1", (0.042, 0.0, 0.0)),
-    "middle3": ("middle2", (0.027, 0.0, 0.0)),
-    "pinky1": ("wrist", (0.082, -0.006, -0.042)),
-    "pinky2": ("pinky1", (0.030, 0.0, -0.004)),
-    "pinky3": ("pinky2", (0.019, 0.0, -0.002)),
-    "ring1": ("wrist", (0.092, -0.002, -0.022)),
-    "ring2": ("ring1", (0.039, 0.0, -0.002)),
-    "ring3": ("ring2", (0.025, 0.0, -0.001)),
-    "thumb1": ("wrist", (0.030, -0.012, 0.028)),
-    "thumb2": ("thumb1", (0.030, -0.006, 0.026)),
-    "thumb3": ("thumb2", (0.026, 0.0, 0.016)),
+}
+_LEFT_FINGERS: Final[dict[str, tuple[_Offset, _Offset, _Offset]]] = {  # from the wrist outwards
+    "index": ((0.095, 0.0, 0.025), (0.038, 0.0, 0.0), (0.024, 0.0, 0.0)),
+    "middle": ((0.098, 0.0, 0.0), (0.042, 0.0, 0.0), (0.027, 0.0, 0.0)),
+    "pinky": ((0.082, -0.006, -0.042), (0.030, 0.0, -0.004), (0.019, 0.0, -0.002)),
+    "ring": ((0.092, -0.002, -0.022), (0.039, 0.0, -0.002), (0.025, 0.0, -0.001)),
+    "thumb": ((0.030, -0.012, 0.028), (0.030, -0.006, 0.026), (0.026, 0.0, 0.016)),
+}
+_LEFT |= {
+    f"{finger}{k}": (f"{finger}{k - 1}" if k > 1 else "wrist", offset)
+    for finger, offsets in _LEFT_FINGERS.items()
+    for k, offset in enumerate(offsets, 1)
 }
 
 

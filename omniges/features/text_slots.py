@@ -164,8 +164,7 @@ class SlotCodec:
         """
         pieces, first_tick, first_piece = unpack_slots(np.asarray(ids, np.int32))
         words: list[SlotWord] = []
-        edges = _word_edges(pieces, first_tick, first_piece)
-        for start, end in edges:
+        for start, end in _word_edges(pieces, first_tick, first_piece):
             begins = first_tick[start:end].copy()
             begins[0] = True
             begins[1:] |= pieces[start + 1 : end] != pieces[start : end - 1]
@@ -254,8 +253,14 @@ def tokenizer_problem(data: bytes) -> str | None:
     for every Unicode string, whatever package version wrote the file. The native library, which trusts its input, is
     given nothing else.
     """
+
+    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) != len(pairs):
+            raise ValueError("a name stands twice")
+        return found
+
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_without_twins)
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=without_twins)
     except RecursionError:
         return "nested too deeply"
     except ValueError as error:
@@ -272,13 +277,6 @@ def tokenizer_problem(data: bytes) -> str | None:
         or _difference(settings, _MODEL, "model.")
         or _model_problem(model.get("vocab"), model.get("merges"))
     )
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,14 +135,8 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
         check_removal(settings, work.earlier_stems, {row.stem for row in tally.rows})
         manifest = _finish(work, tally, writer)
     summary = summarize(settings, discovery, tally, writer.shards, time.monotonic() - start, manifest)
-    log.write(
-        "end",
-        elapsed_s=summary.elapsed_s,
-        converted=summary.converted,
-        computed=tally.computed,
-        reused=tally.reused,
-        lost=summary.lost,
-    )
+    came = {"converted": summary.converted, "computed": tally.computed, "reused": tally.reused, "lost": summary.lost}
+    log.write("end", elapsed_s=summary.elapsed_s, **came)
     return summary
 
 
@@ -174,9 +169,8 @@ def _convert_all(
     work: _Work, todo: Sequence[Recording], reporter: Reporter, log: _RunLog, start: float
 ) -> tuple[Tally, ShardWriter]:
     settings, workspace, discovery = work.settings, work.workspace, work.discovery
-    tally = Tally(findings=list(discovery.findings), rejected=len(discovery.rejected))
-    for findings in discovery.rejected.values():
-        tally.findings += findings
+    findings = [*discovery.findings, *chain.from_iterable(discovery.rejected.values())]
+    tally = Tally(findings=findings, rejected=len(discovery.rejected))
     workspace.journal.open()
 
     def keep(shard: ShardFile, path: Path, rows: tuple[ManifestRow, ...]) -> None:
