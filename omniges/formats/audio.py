@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -92,11 +92,11 @@ def decode_wav(data: bytes | memoryview) -> Wav:
     Raises RecordingFault with one of the ``wav-`` codes; notes ``wav-streamed-header``.
     """
     view = memoryview(data).cast("B")
-    fmt, start, size, notes = _locate(view)
-    raw = _raw(view[start : start + size], fmt)
+    wav = open_wav(view)
+    raw = _raw(view[wav._start : wav._start + wav.frames * wav.frame_bytes], wav)
     _refuse_silence(*_finite_range(raw, 0), len(raw))
-    pcm = raw if fmt.channels == 1 and fmt.encoding in {"pcm16", "pcm24"} else None
-    return Wav(_scaled(raw, fmt), fmt.rate_hz, fmt.channels, fmt.encoding, pcm, notes)
+    pcm = raw if wav.channels == 1 and wav.encoding in {"pcm16", "pcm24"} else None
+    return Wav(_scaled(raw, wav), wav.rate_hz, wav.channels, wav.encoding, pcm, wav.notes)
 
 
 class ByteRanges(Protocol):
@@ -108,17 +108,13 @@ class ByteRanges(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WavStream:
+class WavStream(_Format):
     """A WAV file that is read block by block; its fields are those of `Wav`."""
 
-    rate_hz: int
-    channels: int
-    encoding: str
     frames: int
     notes: tuple[Problem, ...]
     _view: ByteRanges
     _start: int
-    _format: _Format
 
     def blocks(self, frames: int) -> Iterator[npt.NDArray[np.float32]]:
         """Samples as `Wav.samples`, so many of each channel at a time.
@@ -127,26 +123,20 @@ class WavStream:
         """
         lows, highs = [], []
         for first in range(0, self.frames, frames):
-            begin, end = (self._format.frame_bytes * f for f in (first, min(first + frames, self.frames)))
+            begin, end = (self.frame_bytes * f for f in (first, min(first + frames, self.frames)))
             body = memoryview(self._view[self._start + begin : self._start + end])
             if len(body) < end - begin:
                 raise RecordingFault("wav-truncated", f"the file became shorter than {self._start + end} bytes", "all")
-            raw = _raw(body, self._format)
+            raw = _raw(body, self)
             low, high = _finite_range(raw, first)
             lows.append(low)
             highs.append(high)
-            yield _scaled(raw, self._format)
+            yield _scaled(raw, self)
         _refuse_silence(np.min(lows, axis=0), np.max(highs, axis=0), self.frames)
 
 
 def open_wav(view: ByteRanges) -> WavStream:
     """Read a WAV file's header, as `decode_wav` does, and its samples as they are asked for."""
-    fmt, start, size, notes = _locate(view)
-    return WavStream(fmt.rate_hz, fmt.channels, fmt.encoding, size // fmt.frame_bytes, notes, view, start, fmt)
-
-
-def _locate(view: ByteRanges) -> tuple[_Format, int, int, tuple[Problem, ...]]:
-    """Format, first byte and number of bytes of the samples, and notes."""
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
     notes: tuple[Problem, ...] = ()
@@ -169,7 +159,7 @@ def _locate(view: ByteRanges) -> tuple[_Format, int, int, tuple[Problem, ...]]:
     if size % fmt.frame_bytes:
         found = f"data size {size} with {fmt.frame_bytes} bytes per sample of all channels"
         raise RecordingFault("wav-damaged-header", found, "a whole number of samples")
-    return fmt, start, size, notes
+    return WavStream(**asdict(fmt), frames=size // fmt.frame_bytes, notes=notes, _view=view, _start=start)
 
 
 def encode_wav(

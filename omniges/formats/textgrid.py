@@ -205,14 +205,10 @@ def _filled(intervals: Sequence[WordInterval], xmax_s: float) -> list[WordInterv
 
 def _text(data: bytes) -> str:
     """Decode UTF-8 or UTF-16; line ends become LF."""
-    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        codec, body = ("utf-16-le" if data[:1] == b"\xff" else "utf-16-be"), 2
-    elif data.startswith("File type".encode("utf-16-le")):
-        codec, body = "utf-16-le", 0
-    elif data.startswith("File type".encode("utf-16-be")):
-        codec, body = "utf-16-be", 0
-    else:
-        codec, body = "utf-8", 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    codec, body = "utf-8", 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    for wide, mark in (("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")):
+        if data.startswith((mark, "File type".encode(wide))):
+            codec, body = wide, 2 if data.startswith(mark) else 0
     try:
         text = data[body:].decode(codec)
     except UnicodeDecodeError as fault:
