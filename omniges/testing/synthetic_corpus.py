@@ -211,14 +211,8 @@ class _Speaker:
         return f"{self.identity}_synthetic{chr(ord('a') + self.identity - 1)}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Script:
-    """Who says what when: parallel arrays of the spoken words, times in centiseconds."""
-
-    words: I64
-    starts: I64
-    ends: I64
-
+_Script = list[tuple[int, int, int]]
+"""The spoken words of a clip in order of time: a word's index, its start and its end in centiseconds."""
 
 # One period in as many steps as a second has samples: tones of whole hertz are look-ups in it. Rounded, because the C
 # library's sine differs in its last bit between CPUs.
@@ -312,9 +306,8 @@ def _script(rng: np.random.Generator, settings: CorpusSettings) -> _Script:
     steps[0] = rng.integers(settings.words)
     ends = np.cumsum(pauses + durations)
     spoken = ends <= last_end
-    return _Script(
-        words=np.cumsum(steps)[spoken] % settings.words, starts=(ends - durations)[spoken], ends=ends[spoken]
-    )
+    words = np.cumsum(steps) % settings.words
+    return [*zip(*(array[spoken].tolist() for array in (words, ends - durations, ends)), strict=True)]
 
 
 def _smooth_step(x: F64) -> F64:
@@ -339,7 +332,7 @@ def _motion(
     trans[:, 1] += 0.004 * breath
     poses[:, _columns("spine3")[0]] += 0.02 * breath
     jaw = _columns("jaw")[0]
-    for word, start, end in zip(script.words, script.starts / 100, script.ends / 100, strict=True):
+    for word, start, end in ((word, start / 100, end / 100) for word, start, end in script):
         span = slice(math.ceil(start * FRAME_RATE_HZ), math.floor(end * FRAME_RATE_HZ) + 1)
         times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
         onset, offset = (times - start) / _MOTION_RAMP_S, (end - times) / _MOTION_RAMP_S
@@ -369,9 +362,9 @@ def _sound(
     samples = rng.random(length, dtype=np.float32)
     samples -= np.float32(0.5)
     samples *= np.float32(2 * _NOISE_PEAK)
-    phases = rng.integers(SAMPLE_RATE_HZ, size=len(script.words))
+    phases = rng.integers(SAMPLE_RATE_HZ, size=len(script))
     chords = [_chord(tuple(int(np.rint(t * speaker.pitch)) for t in word.tones_hz)) for word in vocabulary]
-    for word, start, end, phase in zip(script.words, script.starts, script.ends, phases, strict=True):
+    for (word, start, end), phase in zip(script, phases, strict=True):
         first, stop = start * _SAMPLES_PER_CENTISECOND, end * _SAMPLES_PER_CENTISECOND
         tones = chords[word][phase : phase + stop - first].copy()
         tones[:_AUDIO_RAMP] *= _RAMP
@@ -383,7 +376,7 @@ def _sound(
 def _text(script: _Script, xmax_s: float, vocabulary: tuple[WordSignature, ...]) -> bytes:
     """TextGrid with the words, and as phones two to four pieces of each word's spelling."""
     words, phones = [], []
-    for index, start, end in zip(script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True):
+    for index, start, end in script:
         word = vocabulary[index].word
         words.append(WordInterval(word, start / 100, end / 100))
         pieces = 2 + index % 3
@@ -399,7 +392,7 @@ def _semantic(script: _Script, vocabulary: tuple[WordSignature, ...]) -> bytes:
     """BEAT2's sem file: a quarter each of the words are beat, deictic, iconic and metaphoric gestures."""
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []
-    for index, start, end in zip(script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True):
+    for index, start, end in script:
         name, score = classes[index % len(classes)]
         times = f"{start / 100:.2f}\t{end / 100:.2f}\t{(end - start) / 100:.2f}"
         rows.append(f"{name}\t{times}\t{score}\t{vocabulary[index].word}\n")
@@ -478,7 +471,7 @@ def write_sample_corpus(
             if suffix in folders:
                 place = folders[suffix] / speaker.folder if by_speaker else folders[suffix]
                 publish_bytes(place / f"{stem}{suffix}", data)
-        spoken += len(script.words)
+        spoken += len(script)
         rows.append(f"{stem},{split}\n")
         if progress is not None:
             progress(clip + 1, settings.clips)
