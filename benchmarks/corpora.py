@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from omniges.pipeline.discover import Recording, discover
+from omniges.pipeline.labels import parse_stem
 from omniges.pipeline.settings import Selection
-from omniges.pipeline.stems import parse_stem
 
 COMMAND: Final = Path(sys.executable).with_name("omniges")
 _VOCABULARY_WORDS: Final = 200

@@ -38,7 +38,7 @@ from six_tasks import clips_of, references, score_task, templates_of, windows_of
 from six_tasks import generate as made_windows
 
 from omniges.evaluation.scores import waveform
-from omniges.features.skeleton import joint_positions
+from omniges.features.body import joint_positions
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import hear

@@ -26,7 +26,7 @@ from report import print_report
 
 from omniges.errors import OmnigesError
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.protocol import WORKER_ENVIRONMENT, encode_recording
+from omniges.pipeline.worker import WORKER_ENVIRONMENT, encode_recording
 
 HERE: Final = Path(__file__).resolve().parent
 LONG_RECORDING_S: Final = 660.0

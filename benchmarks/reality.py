@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.features.body import joint_positions
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import joint_positions
 from omniges.features.text_slots import SlotCodec
+from omniges.formats.audio import decode_wav, encode_wav
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
-from omniges.formats.wav import decode_wav, encode_wav
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
 from omniges.model.flow import FlowModel, Windows
 from omniges.model.spec import load_model

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from omniges.pipeline import convert as module
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.protocol import decode_recording
-from omniges.pipeline.settings import Converted, ConvertSettings
+from omniges.pipeline.settings import ConvertSettings, Rejected
+from omniges.pipeline.worker import decode_recording
 from omniges.shards.writer import ShardWriter
 
 # Functions as the conversion calls them; none of them calls another.
@@ -60,7 +60,7 @@ def _one(recording: Recording, writer: ShardWriter, spent: dict[str, float]) -> 
     start = time.perf_counter()
     outcome = module.convert(recording, ConvertSettings())
     total = time.perf_counter() - start
-    if not isinstance(outcome, Converted):
+    if isinstance(outcome, Rejected):
         raise SystemExit(f"{recording.stem} cannot be converted: {outcome.findings[0].problem.code}")
     row = {stage: spent[stage] for stage in STAGES}
     row |= {REST: total - sum(row.values()), TOTAL: total}

@@ -25,11 +25,11 @@ def preprocess(
     130 Ctrl-C.
     """
     from omniges.pipeline.run import preprocess as run
-    from omniges.pipeline.summary import plan_json, print_plan, print_summary, summary_json
+    from omniges.pipeline.summary import print_summary, summary_json
     from omniges.progress import counter, make_reporter
 
     if plan:
-        from omniges.pipeline.plan import make_plan
+        from omniges.pipeline.plan import make_plan, plan_json, print_plan
 
         made = make_plan(settings)
         if as_json:

@@ -25,9 +25,8 @@ from omniges.evaluation.scores import (
     absent,
     figure_of_statistic,
 )
-from omniges.features.body import BodyModel
+from omniges.features.body import BodyModel, joint_positions
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
-from omniges.features.skeleton import joint_positions
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.body_model import decode_body_model
 from omniges.metrics.beats import mean_joint_speeds

@@ -19,9 +19,9 @@ from omniges.features.audio import MEL_BANDS, log_mel, mix_down, resample
 from omniges.features.gesture import MotionArrays
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
 from omniges.formats.arrays import decode_npy
+from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
-from omniges.formats.wav import decode_wav
 from omniges.generation.record import WINDOWS_TIER, GeneratedRecord, read_record
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS

@@ -65,7 +65,7 @@ class Recordings(Protocol):
 def waveform(shards: Recordings, row: ManifestRow) -> npt.NDArray[np.float32] | None:
     """A recording's kept audio at 16 kHz (N,), or None where the shards have none."""
     if "flac" in row.members:
-        from omniges.formats.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
+        from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
 
         pcm, bits = decode_flac(shards.member(row, "flac"))
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))  # exact, and no float64 of eleven minutes

@@ -1,9 +1,17 @@
-"""The SMPL-X body: rest joints from its regressor, forward kinematics, and linear blend skinning of its vertices.
+"""Bodies in space: forward kinematics over SMPL-X's joints, for a generic skeleton and for the SMPL-X body itself.
 
-Loper et al. (2015), Pavlakos et al. (2019). The model itself is a file of the user's, of which nothing is shipped.
-Angles of hands are relative to the model's mean hand, which is added here, as every published tool of BEAT2 calls the
-model. Letters: T frames, V vertices, 55 joints. Angles are radians, lengths metres; all in float64. None of it reaches
-shards, so matrix products may come from BLAS, whose last bits differ between CPUs.
+**The generic skeleton is not SMPL-X.** No body model is shipped or needed for it: its bone lengths are round numbers of
+an adult of about 1.7 m, the same for everybody, and neither betas nor expressions change them. Only the order of the
+joints, the tree and the meaning of the angles are those of SMPL-X, so that a pose looks as it should. Positions are
+good for stick figures and for telling raised hands from lowered ones, not for metrics that others compute on the body
+model. Rest pose: standing in a T along +y, facing +z, the person's left at +x.
+
+The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) is a file of the user's: rest joints from its regressor, and
+linear blend skinning of its vertices. Angles of hands are relative to the model's mean hand, which is added here, as
+every published tool of BEAT2 calls the model. None of it reaches shards, so matrix products may come from BLAS, whose
+last bits differ between CPUs.
+
+Letters: T frames, V vertices, 55 joints. Angles are radians, lengths metres; all in float64.
 """
 
 from __future__ import annotations
@@ -15,17 +23,122 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.features.gesture import BETAS, EXPRESSIONS, POSE_COLUMNS
-from omniges.features.skeleton import PARENTS, forward_kinematics, place, rotations_of
+from omniges.features.gesture import BETAS, EXPRESSIONS, JOINT_NAMES, POSE_COLUMNS, matrix_from_six_d, six_d_from_rotvec
 
 F64 = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating]
+_Offset = tuple[float, float, float]
 
 BLOCK_FRAMES: Final = 32
 """Frames of vertices that are computed at once: 1 MB of temporaries a frame at SMPL-X's 10475 vertices."""
 
-_JOINTS: Final = len(PARENTS)
 _BODY_COLUMNS: Final = 75  # of a pose, before the hands'
+_PLACED_FRAMES: Final = 1024  # of rotation matrices, which take eight times the memory of positions
+PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` is where the model's origin goes, not the pelvis joint
+
+
+# The trunk, the legs and the person's left side; the right side is its mirror image.
+_MIDDLE: Final[dict[str, tuple[str | None, _Offset]]] = {
+    "pelvis": (None, (0.0, 0.0, 0.0)),
+    "spine1": ("pelvis", (0.0, 0.12, -0.02)),
+    "spine2": ("spine1", (0.0, 0.13, 0.0)),
+    "spine3": ("spine2", (0.0, 0.06, 0.02)),
+    "neck": ("spine3", (0.0, 0.21, -0.02)),
+    "head": ("neck", (0.0, 0.10, 0.03)),
+    "jaw": ("head", (0.0, 0.0, 0.02)),
+}
+_LEFT: dict[str, tuple[str, _Offset]] = {
+    "hip": ("pelvis", (0.08, -0.09, 0.0)),
+    "knee": ("hip", (0.02, -0.38, 0.0)),
+    "ankle": ("knee", (0.0, -0.40, -0.02)),
+    "foot": ("ankle", (0.02, -0.06, 0.13)),
+    "collar": ("spine3", (0.06, 0.11, -0.02)),
+    "shoulder": ("collar", (0.11, 0.04, 0.0)),
+    "elbow": ("shoulder", (0.26, 0.0, 0.0)),
+    "wrist": ("elbow", (0.25, 0.0, 0.0)),
+    "eye": ("head", (0.032, 0.06, 0.08)),
+}
+_LEFT_FINGERS: Final[dict[str, tuple[_Offset, _Offset, _Offset]]] = {  # from the wrist outwards
+    "index": ((0.095, 0.0, 0.025), (0.038, 0.0, 0.0), (0.024, 0.0, 0.0)),
+    "middle": ((0.098, 0.0, 0.0), (0.042, 0.0, 0.0), (0.027, 0.0, 0.0)),
+    "pinky": ((0.082, -0.006, -0.042), (0.030, 0.0, -0.004), (0.019, 0.0, -0.002)),
+    "ring": ((0.092, -0.002, -0.022), (0.039, 0.0, -0.002), (0.025, 0.0, -0.001)),
+    "thumb": ((0.030, -0.012, 0.028), (0.030, -0.006, 0.026), (0.026, 0.0, 0.016)),
+}
+_LEFT |= {
+    f"{finger}{k}": (f"{finger}{k - 1}" if k > 1 else "wrist", offset)
+    for finger, offsets in _LEFT_FINGERS.items()
+    for k, offset in enumerate(offsets, 1)
+}
+
+
+def _joint(name: str) -> tuple[int, _Offset]:
+    """Parent index (−1 for the root) and rest offset of one joint."""
+    if name in _MIDDLE:
+        parent, offset = _MIDDLE[name]
+        return (-1 if parent is None else JOINT_NAMES.index(parent)), offset
+    side, _, part = name.partition("_")
+    parent, (x, y, z) = _LEFT[part]
+    owner = parent if parent in _MIDDLE else f"{side}_{parent}"
+    return JOINT_NAMES.index(owner), ((x if side == "left" else -x), y, z)
+
+
+PARENTS: Final[tuple[int, ...]] = tuple(_joint(name)[0] for name in JOINT_NAMES)
+"""Parent of each of the 55 joints, −1 for the pelvis; a parent always comes before its children."""
+
+REST_OFFSETS: Final[F64] = np.array([_joint(name)[1] for name in JOINT_NAMES])
+REST_OFFSETS.setflags(write=False)
+"""(55, 3) metres: where each joint lies relative to its parent in the rest pose; read-only."""
+
+
+def joint_positions(poses: Numbers, trans: Numbers) -> F64:
+    """World positions of the joints by forward kinematics: (T, 165) rad, (T, 3) m to (T, 55, 3) m, float64.
+
+    `poses` are SMPL-X axis-angles relative to the parent, `trans` is SMPL-X's `transl`; the pelvis lies
+    0.35 m below it. Raises ValueError on other shapes.
+    """
+    frames = len(poses)
+    if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
+        raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
+    root = np.array(trans, dtype=np.float64)
+    root[:, 1] -= PELVIS_BELOW_TRANS_M
+    return place(poses, REST_OFFSETS, root)
+
+
+def place(poses: Numbers, offsets: F64, root: F64) -> F64:
+    """Positions (T, 55, 3) of poses (T, 165) with the pelvis at `root` (T, 3), a block of frames after the other.
+
+    `offsets` (55, 3): where each joint lies relative to its parent in the rest pose.
+    """
+    positions = np.empty((len(poses), len(PARENTS), 3))
+    for start in range(0, len(poses), _PLACED_FRAMES):
+        given = slice(start, start + _PLACED_FRAMES)
+        positions[given] = forward_kinematics(rotations_of(poses[given]), offsets, root[given])[1]
+    return positions
+
+
+def rotations_of(poses: Numbers) -> F64:
+    """Rotation matrices (T, 55, 3, 3) of poses (T, 165) rad, each relative to the parent."""
+    return matrix_from_six_d(six_d_from_rotvec(poses.reshape(len(poses), len(PARENTS), 3)))
+
+
+def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
+    """Rotations (T, 55, 3, 3) and positions (T, 55, 3) of the joints in the world.
+
+    `local` (T, 55, 3, 3) are rotations relative to the parent, `offsets` (55, 3) or (T, 55, 3) where each joint lies
+    relative to its parent in the rest pose, `root` (T, 3) where the pelvis is.
+    """
+    world = np.empty_like(local)
+    positions = np.empty(local.shape[:-1])
+    for joint, parent in enumerate(PARENTS):
+        if parent < 0:
+            world[:, joint] = local[:, joint]
+            positions[:, joint] = root
+        else:
+            world[:, joint] = world[:, parent] @ local[:, joint]
+            turned = world[:, parent] @ offsets[..., joint, :, None]
+            positions[:, joint] = positions[:, parent] + turned[..., 0]
+    return world, positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +224,7 @@ class Person:
             posed += change.reshape(posed.shape)
         world, positions = forward_kinematics(local, _offsets(joints), joints[:, 0])
         shift = positions - (world @ joints[..., None])[..., 0]
-        transforms = np.concatenate([world, shift[..., None]], axis=-1).reshape(frames, _JOINTS, 12)
+        transforms = np.concatenate([world, shift[..., None]], axis=-1).reshape(frames, len(PARENTS), 12)
         blended = (self.model.weights @ transforms).reshape(frames, -1, 3, 4)
         return np.asarray(np.einsum("tvij,tvj->tvi", blended[..., :3], posed) + blended[..., 3])
 

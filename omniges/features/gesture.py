@@ -186,15 +186,6 @@ def rotvec_from_matrix(matrix: F64) -> F64:
     return np.asarray(quaternion[..., 1:] * ratio)
 
 
-def _root_channels(trans: F64) -> F64:
-    """(dx, y, dz): x and z in metres per frame along world axes, y absolute; the first step is repeated."""
-    root = np.empty_like(trans)
-    root[1:] = trans[1:] - trans[:-1]
-    root[0] = root[1]
-    root[:, 1] = trans[:, 1]
-    return root
-
-
 def gesture_from_motion(
     poses: npt.NDArray[np.floating], expressions: npt.NDArray[np.floating], trans: npt.NDArray[np.floating]
 ) -> GestureClip:
@@ -215,7 +206,10 @@ def gesture_from_motion(
         for entry, plane in enumerate(planes):
             gesture[start:stop, entry : LAYOUT.rotations.stop : 6] = plane.T
     positions = np.asarray(trans, dtype=np.float64)
-    gesture[:, LAYOUT.root] = _root_channels(positions)
+    steps = positions[1:] - positions[:-1]
+    root = np.concatenate([steps[:1], steps])  # x and z a frame, the first step repeated
+    root[:, 1] = positions[:, 1]
+    gesture[:, LAYOUT.root] = root
     gesture[:, LAYOUT.face] = expressions
     return GestureClip(
         gesture=gesture,

@@ -6,8 +6,6 @@ the arrays named here are read; others in it may be pickled objects and are pass
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -47,18 +45,28 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
     members = {key: archive.header(key) for key in wanted}
     _check_shapes(members)
     arrays = {key: archive.array(member) for key, member in members.items()}
-    parents = _parents(arrays.pop("kintree_table"))
-    numbers = {key: _finite(key, array) for key, array in arrays.items()}
-    _check_weights(numbers["weights"])
-    shapes = numbers["shapedirs"]
+    root, *parents = map(int, arrays.pop("kintree_table")[0])
+    if root not in _ROOT or not all(0 <= parent < joint for joint, parent in enumerate(parents, 1)):
+        raise RecordingFault("npz-damaged", "a kintree_table that is no tree", "every parent before its children")
+    numbers = {key: np.asarray(array, dtype=np.float64) for key, array in arrays.items()}
+    for key, array in numbers.items():
+        if not np.isfinite(array).all():
+            raise RecordingFault("npz-not-finite", f"{key} has values that are not finite", "finite numbers")
+    weights, shapes = numbers["weights"], numbers["shapedirs"]
+    sums = weights.sum(axis=1)
+    wrong = (np.abs(sums - 1) > _WEIGHTS_TOLERANCE) | (weights.min(axis=1) < -_WEIGHTS_TOLERANCE)
+    if wrong.any():
+        vertex = int(np.argmax(wrong))
+        found = f"weights of vertex {vertex} that sum to {sums[vertex]:g}"
+        raise RecordingFault("npz-out-of-range", found, "weights of at least 0 that sum to 1")
     return BodyModel(
         template=numbers["v_template"],
         shape_directions=np.ascontiguousarray(shapes[..., :SHAPES]),
         expression_directions=numbers.get("exprdirs", np.ascontiguousarray(shapes[..., SHAPES:])),
         pose_directions=numbers["posedirs"],
         joint_regressor=numbers["J_regressor"],
-        weights=numbers["weights"],
-        parents=parents,
+        weights=weights,
+        parents=(-1, *parents),
         mean_hands=np.concatenate([numbers["hands_meanl"], numbers["hands_meanr"]]),
     )
 
@@ -89,26 +97,3 @@ def _check_shapes(members: dict[str, Member]) -> None:
         if member.shape != expected[key]:
             hint = ": SMPL-X with 55 joints, 300 shape and 100 expression directions"
             raise RecordingFault("npz-wrong-shape", f"{key} of shape {member.shape}", f"{expected[key]}{hint}")
-
-
-def _parents(table: npt.NDArray[Any]) -> tuple[int, ...]:
-    parents = tuple(int(parent) for parent in table[0])
-    if parents[0] not in _ROOT or not all(0 <= parent < joint for joint, parent in enumerate(parents) if joint):
-        raise RecordingFault("npz-damaged", "a kintree_table that is no tree", "every parent before its children")
-    return (-1, *parents[1:])
-
-
-def _finite(key: str, array: npt.NDArray[Any]) -> F64:
-    numbers = np.asarray(array, dtype=np.float64)
-    if not np.isfinite(numbers).all():
-        raise RecordingFault("npz-not-finite", f"{key} has values that are not finite", "finite numbers")
-    return numbers
-
-
-def _check_weights(weights: F64) -> None:
-    sums = weights.sum(axis=1)
-    wrong = (np.abs(sums - 1) > _WEIGHTS_TOLERANCE) | (weights.min(axis=1) < -_WEIGHTS_TOLERANCE)
-    if wrong.any():
-        vertex = int(np.argmax(wrong))
-        found = f"weights of vertex {vertex} that sum to {sums[vertex]:g}"
-        raise RecordingFault("npz-out-of-range", found, "weights of at least 0 that sum to 1")

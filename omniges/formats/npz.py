@@ -77,7 +77,12 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
     motion = {"poses": poses, "expressions": arrays["expressions"], "trans": arrays["trans"]}
     for name, array in motion.items():
         _check_values(name, array)
-    betas = _one_vector(arrays["betas"])
+    rows = arrays["betas"].reshape(-1, arrays["betas"].shape[-1])
+    if (rows != rows[0]).any() and not np.isnan(rows[0]).any():
+        row = int(np.argmax((rows != rows[0]).any(axis=1)))
+        found = f"betas of shape {arrays['betas'].shape} whose row {row} differs from row 0"
+        raise RecordingFault("npz-wrong-shape", found, "one shape per recording")
+    betas = rows[0].copy()
     _check_values("betas", betas)
     stride = rate_hz // FRAME_RATE_HZ
     notes: list[Problem] = []
@@ -105,16 +110,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
     )
 
 
-def encode_motion(
-    poses: Array,
-    expressions: Array,
-    trans: Array,
-    betas: Array,
-    *,
-    frame_rate_hz: int = FRAME_RATE_HZ,
-    gender: str,
-    model: str,
-) -> bytes:
+def encode_motion(poses: Array, expressions: Array, trans: Array, betas: Array, *, gender: str, model: str) -> bytes:
     """Write the BEAT2 form: stored members, no pickles; equal input gives equal bytes.
 
     ``poses`` (T, 165) becomes float32, ``expressions`` (T, 100) and ``trans`` (T, 3) float64; ``betas`` (n,)
@@ -127,19 +123,12 @@ def encode_motion(
             raise ValueError(f"{name} has shape {array.shape}, expected ({frames}, {columns})")
     buffer = io.BytesIO()
     blocks = {"poses": [poses], "expressions": [expressions], "trans": [trans]}
-    write_motion(buffer, frames, blocks, betas, frame_rate_hz=frame_rate_hz, gender=gender, model=model)
+    write_motion(buffer, frames, blocks, betas, gender=gender, model=model)
     return buffer.getvalue()
 
 
 def write_motion(
-    stream: IO[bytes],
-    frames: int,
-    blocks: Mapping[str, Iterable[Array]],
-    betas: Array,
-    *,
-    frame_rate_hz: int = FRAME_RATE_HZ,
-    gender: str,
-    model: str,
+    stream: IO[bytes], frames: int, blocks: Mapping[str, Iterable[Array]], betas: Array, *, gender: str, model: str
 ) -> None:
     """Write what `encode_motion` gives to a stream that can seek, of motion that comes in blocks of frames.
 
@@ -167,7 +156,7 @@ def write_motion(
                     raise ValueError(f"{name} has {frames - left} frames, expected {frames}")
         _add_member(archive, "model", np.array(model))
         _add_member(archive, "gender", np.array(gender))
-        _add_member(archive, "mocap_frame_rate", np.array(frame_rate_hz, np.int32))
+        _add_member(archive, "mocap_frame_rate", np.array(FRAME_RATE_HZ, np.int32))
 
 
 def _member_info(name: str, size: int) -> zipfile.ZipInfo:
@@ -186,12 +175,8 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 def _needed(archive: Archive) -> tuple[str, dict[str, str]]:
     """Key style, and the archive's name of every needed array."""
     style = "split" if "poses" not in archive and "root_orient" in archive else "beat2"
-    wanted: dict[str, tuple[str, ...]] = {"poses": ("poses",)}
-    if style == "split":
-        wanted = {key: (key,) for key in SPLIT_COLUMNS}
-    wanted["expressions"] = ("expressions", "expression")
-    wanted["trans"] = ("trans",)
-    wanted["betas"] = ("betas",)
+    wanted: dict[str, tuple[str, ...]] = {name: (name,) for name in (SPLIT_COLUMNS if style == "split" else ["poses"])}
+    wanted |= {"expressions": ("expressions", "expression"), "trans": ("trans",), "betas": ("betas",)}
     wanted["rate"] = ("mocap_frame_rate", "mocap_framerate")
     keys: dict[str, str] = {}
     for name, choices in wanted.items():
@@ -246,16 +231,6 @@ def _shape_text(member: Member) -> str:
         ("pose_hand", 24): ": PCA hands?",
     }.get((member.key, member.shape[-1] if member.shape else 0), "")
     return f"{member.key} of shape {member.shape}{hint}"
-
-
-def _one_vector(betas: Array) -> Array:
-    rows = betas.reshape(-1, betas.shape[-1])
-    if (rows != rows[0]).any() and not np.isnan(rows[0]).any():
-        row = int(np.argmax((rows != rows[0]).any(axis=1)))
-        found = f"betas of shape {betas.shape} whose row {row} differs from row 0"
-        raise RecordingFault("npz-wrong-shape", found, "one shape per recording")
-    first: Array = rows[0].copy()
-    return first
 
 
 def _check_values(name: str, array: Array) -> None:

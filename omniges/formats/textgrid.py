@@ -95,8 +95,7 @@ class _Masked:
         """Read the value of one number token."""
         token = self.numbers[index]
         if len(token) > 512 or not _NUMBER.fullmatch(token):
-            found = f"line {self.line(index)}: {_short(token)}"
-            raise RecordingFault("textgrid-syntax", found, "a number")
+            raise RecordingFault("textgrid-syntax", f"line {self.line(index)}: {_short(token)}", "a number")
         return float(token)
 
     def count(self, index: int) -> int:
@@ -206,14 +205,10 @@ def _filled(intervals: Sequence[WordInterval], xmax_s: float) -> list[WordInterv
 
 def _text(data: bytes) -> str:
     """Decode UTF-8 or UTF-16; line ends become LF."""
-    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        codec, body = ("utf-16-le" if data[:1] == b"\xff" else "utf-16-be"), 2
-    elif data.startswith("File type".encode("utf-16-le")):
-        codec, body = "utf-16-le", 0
-    elif data.startswith("File type".encode("utf-16-be")):
-        codec, body = "utf-16-be", 0
-    else:
-        codec, body = "utf-8", 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    codec, body = "utf-8", 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    for wide, mark in (("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")):
+        if data.startswith((mark, "File type".encode(wide))):
+            codec, body = wide, 2 if data.startswith(mark) else 0
     try:
         text = data[body:].decode(codec)
     except UnicodeDecodeError as fault:
@@ -289,9 +284,8 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
             found = f"{readable} readable of {promised} entries in tier {_short(tier.name)}"
             raise RecordingFault("textgrid-syntax", found, "as many as the tier announces")
     if not 0.0 <= masked.number(1) < math.inf:
-        raise RecordingFault(
-            "textgrid-syntax", f"line {masked.line(1)}: xmax {masked.numbers[1]}", "a length in seconds"
-        )
+        found = f"line {masked.line(1)}: xmax {masked.numbers[1]}"
+        raise RecordingFault("textgrid-syntax", found, "a length in seconds")
     return tiers
 
 
@@ -339,20 +333,14 @@ def _choose(tiers: list[_Tier], wanted: str | None) -> _Tier:
             return tier
     listed = [f"{_short(t.name)} ({'intervals' if t.is_interval else 'points'})" for t in tiers[:20]]
     more = f" and {len(tiers) - 20} more" if len(tiers) > 20 else ""
-    expected = (
-        "an interval tier called words or word" if wanted is None else f"an interval tier called {_short(wanted)}"
-    )
     found = f"the tiers {', '.join(listed)}{more}" if tiers else "no tiers at all"
-    raise RecordingFault("textgrid-no-word-tier", found, expected)
+    name = "words or word" if wanted is None else _short(wanted)
+    raise RecordingFault("textgrid-no-word-tier", found, f"an interval tier called {name}")
 
 
 def _is_wanted(name: str, wanted: str | None) -> bool:
-    plain = _plain(name)
-    return plain.casefold() in WORD_TIERS if wanted is None else plain == _plain(wanted)
-
-
-def _plain(name: str) -> str:
-    return name.strip().strip("\"'").strip()
+    plain, asked = (text.strip().strip("\"'").strip() for text in (name, wanted or ""))
+    return plain.casefold() in WORD_TIERS if wanted is None else plain == asked
 
 
 def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
@@ -384,8 +372,11 @@ def _words(intervals: list[WordInterval]) -> tuple[list[WordInterval], int]:
         is_word = item.word.casefold() not in SILENCE_LABELS
         start = item.start
         if item.end > item.start:
-            if last is not None:
-                _check_order(last, item)
+            if last is not None and last.end - item.start > OVERLAP_TOLERANCE_S:
+                times = " and ".join(f"{_short(one.word)} {one.start!r} to {one.end!r} s" for one in (item, last))
+                if item.end <= last.start:
+                    raise RecordingFault("textgrid-bad-interval", f"{times} before it", "intervals in order of time")
+                raise RecordingFault("textgrid-overlap", times, f"overlaps up to {OVERLAP_TOLERANCE_S:g} s")
             if last is None or item.end > last.end:
                 last = item
             if words and start < words[-1].end:
@@ -395,16 +386,6 @@ def _words(intervals: list[WordInterval]) -> tuple[list[WordInterval], int]:
         else:
             dropped += is_word
     return words, dropped
-
-
-def _check_order(last: WordInterval, item: WordInterval) -> None:
-    if last.end - item.start <= OVERLAP_TOLERANCE_S:
-        return
-    names = f"{_short(item.word)} {item.start!r} to {item.end!r} s"
-    times = f"{names} and {_short(last.word)} {last.start!r} to {last.end!r} s"
-    if item.end <= last.start:
-        raise RecordingFault("textgrid-bad-interval", f"{times} before it", "intervals in order of time")
-    raise RecordingFault("textgrid-overlap", times, f"overlaps up to {OVERLAP_TOLERANCE_S:g} s")
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, EnvironmentFault, RecordingFault
 from omniges.features.audio import MEL_BANDS, Loudness, MelStream, loudness_gain, mix_down
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
-from omniges.formats.wav import WavStream, open_wav
+from omniges.formats.audio import WavStream, open_wav
 from omniges.generation.spool import Spool
 from omniges.storage.atomic import os_errors
 

@@ -21,9 +21,9 @@ from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.formats.audio import wav_parts
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
-from omniges.formats.wav import wav_parts
 from omniges.generation.inputs import Body, Input
 from omniges.generation.record import WINDOWS_TIER
 from omniges.generation.spool import Spool

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import F64, Numbers, checked
+from omniges.formats.arrays import F64, Numbers, checked
 
 
 @dataclass(frozen=True, slots=True)

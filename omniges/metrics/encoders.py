@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.features.arrays import checked
 from omniges.features.gesture import POSE_COLUMNS, six_d_from_rotvec
-from omniges.formats.arrays import read_array
+from omniges.formats.arrays import checked, read_array
 from omniges.storage.atomic import os_errors
 
 F32 = npt.NDArray[np.float32]

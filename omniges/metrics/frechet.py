@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import UsageFault
-from omniges.features.arrays import checked
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.arrays import checked
 from omniges.metrics.profiles import FrechetSettings
 
 F64 = npt.NDArray[np.float64]

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import UsageFault
-from omniges.features.arrays import checked
 from omniges.features.gesture import JAW_EYES_COLUMNS, LAYOUT, POSE_COLUMNS
+from omniges.formats.arrays import checked
 
 F64 = npt.NDArray[np.float64]
 ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.arrays import checked
 
 F64 = npt.NDArray[np.float64]
 

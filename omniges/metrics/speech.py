@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import checked
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from omniges.formats.arrays import checked
 from omniges.metrics.clips import ClipValue, checked_pair
 
 F64 = npt.NDArray[np.float64]

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import checked
 from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.arrays import checked
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.clips import ClipValue, checked_pair
 from omniges.metrics.profiles import SemanticSettings

@@ -11,6 +11,7 @@ import errno
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,16 +21,16 @@ import numpy.typing as npt
 from omniges.errors import Finding, Problem, RecordingFault
 from omniges.features import timebase
 from omniges.features.audio import N_FFT, log_mel, loudness_gain, mix_down, resample
-from omniges.features.gesture import GestureClip, gesture_from_motion
+from omniges.features.gesture import gesture_from_motion
+from omniges.formats.audio import Wav, decode_wav, encode_flac
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.semantic import decode_semantic
 from omniges.formats.textgrid import WordTier, decode_words
-from omniges.formats.wav import Wav, decode_wav
 from omniges.pipeline.discover import Modality, Recording
-from omniges.pipeline.settings import MAX_FILE_BYTES, Converted, ConvertSettings, Cut, Rejected
+from omniges.pipeline.settings import MAX_FILE_BYTES, ConvertSettings, Cut, Rejected, Sample
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.statistics import partial_of
-from omniges.shards.tar import build_segment, npy_parts
+from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
 _CUT_NOTE_S: Final = 0.1
@@ -87,7 +88,7 @@ def _read(path: Path) -> bytes:
         raise RecordingFault("file-unreadable", f"{error.strerror} ({name})", "a readable file") from error
 
 
-def convert(recording: Recording, settings: ConvertSettings) -> Converted | Rejected:
+def convert(recording: Recording, settings: ConvertSettings) -> Sample[Segment] | Rejected:
     """Convert one recording; what cannot be used comes back as `Rejected`, never as a guess."""
     inputs = _Inputs(recording)
     try:
@@ -97,7 +98,7 @@ def convert(recording: Recording, settings: ConvertSettings) -> Converted | Reje
     return inputs.rejected()
 
 
-def _convert(inputs: _Inputs, settings: ConvertSettings) -> Converted | Rejected:
+def _convert(inputs: _Inputs, settings: ConvertSettings) -> Sample[Segment] | Rejected:
     motion = inputs.load("npz", decode_motion)
     wav = inputs.load("wav", decode_wav)
     tier = inputs.load("textgrid", lambda data: decode_words(data, settings.word_tier))
@@ -107,26 +108,79 @@ def _convert(inputs: _Inputs, settings: ConvertSettings) -> Converted | Rejected
         for note in decoded.notes:
             inputs.add(note, modality)  # type: ignore[arg-type]
     frames = _common_length(motion, wav, settings)
-    words, words_cut = _clip_words(tier, timebase.seconds_of_frames(frames))
-    cut = Cut(
-        audio_s=round(max(0.0, len(wav.samples) / wav.rate_hz - frames / timebase.FRAME_RATE_HZ), 6),
-        motion_s=round((len(motion.poses) - frames) / timebase.FRAME_RATE_HZ, 6),
-        words_dropped=words_cut[0],
-        words_clipped=words_cut[1],
-    )
-    _note_cuts(inputs, cut, tier, frames)
-    gesture = gesture_from_motion(motion.poses[:frames], motion.expressions[:frames], motion.trans[:frames])
-    audio, samples = _audio_16k(wav, inputs)
+    words, cut = _cut(inputs, motion, wav, tier, frames)
+    clip = gesture_from_motion(motion.poses[:frames], motion.expressions[:frames], motion.trans[:frames])
+    samples = _audio_16k(wav, inputs)
     gain = loudness_gain(samples, settings.loudness)
     mel = log_mel(samples if gain == 1.0 else samples * np.float32(gain), timebase.mel_frames_for(frames))
-    members = _array_members(gesture, mel, motion)
-    members["words.json"] = (canonical_json(words),)
+    members: dict[str, Pieces] = {
+        "json": (),  # written last, as it tells of everything; its place is the first
+        "gesture.npy": npy_parts(clip.gesture),
+        "mel.npy": npy_parts(mel),
+        "words.json": (canonical_json(words),),
+        "jaw_eyes.npy": npy_parts(clip.jaw_eyes),
+        "betas.npy": npy_parts(np.ascontiguousarray(motion.betas)),
+        "start_xz.npy": npy_parts(clip.start_xz),
+    }
     _add_semantic(inputs, members)
     if settings.keep_audio:
         member, data = _audio_member(wav, samples)
         members[member] = data
-    metadata = _metadata(inputs, motion, wav, cut, frames, len(mel), audio | {"gain": gain})
-    return _assemble(inputs, members, metadata, words, gesture, mel, cut)
+    notes = tuple(sorted(inputs.notes, key=lambda finding: finding.sort_key))
+    facts = _facts(inputs.recording, frames, len(mel))
+    audio = {"encoding": wav.encoding, "rate_hz": wav.rate_hz, "channels": wav.channels, "gain": gain}
+    audio |= {"samples": len(wav.samples), "samples_16k": len(samples)}
+    metadata = facts | {
+        "audio": audio,
+        "motion": _motion_facts(motion),
+        "cut": asdict(cut),
+        "sources": {name: {"path": path, "sha256": digest} for name, (path, digest) in inputs.sources.items()},
+        "notes": [{"code": note.problem.code, "found": note.problem.found} for note in notes],
+    }
+    members["json"] = (canonical_json(metadata),)
+    segment = build_segment(inputs.recording.key, members)
+    row = ManifestRow(
+        **facts,
+        shard="",
+        words=len(words),
+        sources=inputs.sources,
+        notes=tuple(sorted({note.problem.code for note in notes})),
+        members={
+            member: MemberPlace(segment.data_offsets[member], segment.data_sizes[member], _digest(pieces))
+            for member, pieces in members.items()
+        },
+    )
+    train = row.split == "train"
+    partials = (partial_of(clip.gesture), partial_of(mel)) if train else None
+    return Sample(row, segment, notes, partials, Counter(word["word"] for word in words if train), cut)
+
+
+def _facts(recording: Recording, frames: int, mel_frames: int) -> dict[str, Any]:
+    """What both KEY.json and the manifest say: identity and lengths."""
+    labels = asdict(recording.fields)
+    del labels["start"]
+    return labels | {
+        "key": recording.key,
+        "stem": recording.stem,
+        "split": recording.split,
+        "frames": frames,
+        "mel_frames": mel_frames,
+        "ticks": timebase.ticks_of_frames(frames),
+        "seconds": timebase.seconds_of_frames(frames),
+    }
+
+
+def _motion_facts(motion: Motion) -> dict[str, Any]:
+    """What KEY.json says about the motion file."""
+    return {
+        "frame_rate_hz": motion.frame_rate_hz,
+        "frame_stride": motion.frame_stride,
+        "frames": motion.source_frames,
+        "key_style": motion.key_style,
+        "betas": motion.betas_columns,
+        "gender": motion.gender,
+        "model": motion.model,
+    }
 
 
 def _common_length(motion: Motion, wav: Wav, settings: ConvertSettings) -> int:
@@ -142,32 +196,35 @@ def _common_length(motion: Motion, wav: Wav, settings: ConvertSettings) -> int:
     return frames
 
 
-def _clip_words(tier: WordTier, clip_s: float) -> tuple[list[dict[str, Any]], tuple[int, int]]:
-    """Words inside the clip as words.json holds them, and how many were dropped and shortened."""
+def _cut(inputs: _Inputs, motion: Motion, wav: Wav, tier: WordTier, frames: int) -> tuple[list[dict[str, Any]], Cut]:
+    """The words inside the clip as words.json holds them, and what its length cut off, with notes of it."""
+    clip_s = timebase.seconds_of_frames(frames)
     inside = [word for word in tier.words if word.start < clip_s]
-    clipped = sum(word.end > clip_s for word in inside)
     if not inside:
         raise RecordingFault("textgrid-no-words", f"{len(tier.words)} words, all beyond {clip_s:.3f} s", "words")
-    rows = [{"word": word.word, "start": word.start, "end": min(word.end, clip_s)} for word in inside]
-    return rows, (len(tier.words) - len(inside), clipped)
-
-
-def _note_cuts(inputs: _Inputs, cut: Cut, tier: WordTier, frames: int) -> None:
-    longer = max(cut.audio_s, cut.motion_s)
-    if longer > _CUT_NOTE_S:
-        which = "audio" if cut.audio_s >= cut.motion_s else "motion"
-        inputs.add(Problem("length-cut", f"{longer:.3f} s of {which} cut"), "wav" if which == "audio" else "npz")
+    cut = Cut(
+        audio_s=round(max(0.0, len(wav.samples) / wav.rate_hz - frames / timebase.FRAME_RATE_HZ), 6),
+        motion_s=round((len(motion.poses) - frames) / timebase.FRAME_RATE_HZ, 6),
+        words_dropped=len(tier.words) - len(inside),
+        words_clipped=sum(word.end > clip_s for word in inside),
+    )
+    if max(cut.audio_s, cut.motion_s) > _CUT_NOTE_S:
+        longer: tuple[float, str, Modality] = (
+            (cut.audio_s, "audio", "wav") if cut.audio_s >= cut.motion_s else (cut.motion_s, "motion", "npz")
+        )
+        inputs.add(Problem("length-cut", f"{longer[0]:.3f} s of {longer[1]} cut"), longer[2])
     if cut.words_dropped or cut.words_clipped:
         found = f"{cut.words_dropped} dropped, {cut.words_clipped} shortened"
         inputs.add(Problem("words-clipped", found), "textgrid")
-    clip_s = timebase.seconds_of_frames(frames)
     if abs(tier.xmax_s - clip_s - cut.audio_s) > _TEXTGRID_NOTE_S:
         found = f"TextGrid {tier.xmax_s:.3f} s, audio {clip_s + cut.audio_s:.3f} s"
         inputs.add(Problem("textgrid-length-mismatch", found), "textgrid")
+    rows = [{"word": word.word, "start": word.start, "end": min(word.end, clip_s)} for word in inside]
+    return rows, cut
 
 
-def _audio_16k(wav: Wav, inputs: _Inputs) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
-    """Mono audio at 16 kHz, with what was done to it."""
+def _audio_16k(wav: Wav, inputs: _Inputs) -> npt.NDArray[np.float32]:
+    """Mono audio at 16 kHz; notes say what was done to it."""
     if wav.channels > 1:
         inputs.add(Problem("audio-mixed-down", f"{wav.channels} channels", "1"), "wav")
     if wav.rate_hz != timebase.SAMPLE_RATE_HZ:
@@ -175,27 +232,7 @@ def _audio_16k(wav: Wav, inputs: _Inputs) -> tuple[dict[str, Any], npt.NDArray[n
     samples = resample(mix_down(wav.samples), wav.rate_hz)
     if len(samples) <= N_FFT // 2:
         raise RecordingFault("clip-too-short", f"{len(samples)} samples at 16 kHz", f"over {N_FFT // 2}")
-    facts = {
-        "encoding": wav.encoding,
-        "rate_hz": wav.rate_hz,
-        "channels": wav.channels,
-        "samples": len(wav.samples),
-        "samples_16k": len(samples),
-    }
-    return facts, samples
-
-
-def _array_members(clip: GestureClip, mel: npt.NDArray[np.float32], motion: Motion) -> dict[str, Pieces]:
-    """The array members; json and words.json hold their places in the contract's order."""
-    return {
-        "json": (),
-        "gesture.npy": npy_parts(clip.gesture),
-        "mel.npy": npy_parts(mel),
-        "words.json": (),
-        "jaw_eyes.npy": npy_parts(clip.jaw_eyes),
-        "betas.npy": npy_parts(np.ascontiguousarray(motion.betas)),
-        "start_xz.npy": npy_parts(clip.start_xz),
-    }
+    return samples
 
 
 def _add_semantic(inputs: _Inputs, members: dict[str, Pieces]) -> None:
@@ -204,115 +241,19 @@ def _add_semantic(inputs: _Inputs, members: dict[str, Pieces]) -> None:
         return
     spans = inputs.load("sem", decode_semantic)
     # What would reject a recording elsewhere is a note on a file it can do without.
-    for fault in inputs.faults:
-        inputs.add(
-            Problem("sem-invalid", f"{fault.problem.code}: {fault.problem.found}", fault.problem.expected), "sem"
-        )
+    for problem in (fault.problem for fault in inputs.faults):
+        inputs.add(Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected), "sem")
     inputs.faults.clear()
     if spans is not None:
-        rows = [
-            {"name": s.name, "start": s.start, "end": s.end, "score": s.score, "keywords": s.keywords} for s in spans
-        ]
-        members["sem.json"] = (canonical_json(rows),)
+        names = ("name", "start", "end", "score", "keywords")
+        members["sem.json"] = (canonical_json([{name: getattr(span, name) for name in names} for span in spans]),)
 
 
 def _audio_member(wav: Wav, samples: npt.NDArray[np.float32]) -> tuple[str, Pieces]:
     """The waveform bit-exactly: FLAC for 16 and 24 bit mono sources at 16 kHz, float32 samples for all others."""
     if wav.pcm is None or wav.rate_hz != timebase.SAMPLE_RATE_HZ:
         return "audio.npy", npy_parts(np.ascontiguousarray(samples))
-    from omniges.formats.flac import encode_flac  # noqa: PLC0415 - libsndfile, 0.2 s that most runs do without
-
     return "flac", (encode_flac(wav.pcm, bits=16 if wav.encoding == "pcm16" else 24),)
-
-
-def _metadata(
-    inputs: _Inputs, motion: Motion, wav: Wav, cut: Cut, frames: int, mel_frames: int, audio: dict[str, Any]
-) -> dict[str, Any]:
-    """What KEY.json says about the sample: identity, provenance, lengths, what was done."""
-    recording = inputs.recording
-    fields = recording.fields
-    return {
-        "key": recording.key,
-        "stem": recording.stem,
-        "split": recording.split,
-        "speaker_id": fields.speaker_id,
-        "speaker": fields.speaker,
-        "language": fields.language,
-        "scenario": fields.scenario,
-        "emotion": fields.emotion,
-        "frames": frames,
-        "mel_frames": mel_frames,
-        "ticks": timebase.ticks_of_frames(frames),
-        "seconds": timebase.seconds_of_frames(frames),
-        "audio": audio,
-        "motion": {
-            "frame_rate_hz": motion.frame_rate_hz,
-            "frame_stride": motion.frame_stride,
-            "frames": motion.source_frames,
-            "key_style": motion.key_style,
-            "betas": motion.betas_columns,
-            "gender": motion.gender,
-            "model": motion.model,
-        },
-        "cut": {
-            "audio_s": cut.audio_s,
-            "motion_s": cut.motion_s,
-            "words_dropped": cut.words_dropped,
-            "words_clipped": cut.words_clipped,
-        },
-        "sources": {name: {"path": path, "sha256": digest} for name, (path, digest) in inputs.sources.items()},
-        "notes": [{"code": n.problem.code, "found": n.problem.found} for n in _sorted(inputs.notes)],
-    }
-
-
-def _sorted(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: finding.sort_key)
-
-
-def _assemble(
-    inputs: _Inputs,
-    members: dict[str, Pieces],
-    metadata: dict[str, Any],
-    words: list[dict[str, Any]],
-    gesture: GestureClip,
-    mel: npt.NDArray[np.float32],
-    cut: Cut,
-) -> Converted:
-    members["json"] = (canonical_json(metadata),)
-    recording = inputs.recording
-    segment = build_segment(recording.key, members)
-    places = {
-        member: MemberPlace(segment.data_offsets[member], segment.data_sizes[member], _digest(pieces))
-        for member, pieces in members.items()
-    }
-    row = ManifestRow(
-        key=recording.key,
-        stem=recording.stem,
-        split=recording.split,
-        shard="",
-        frames=metadata["frames"],
-        mel_frames=metadata["mel_frames"],
-        ticks=metadata["ticks"],
-        words=len(words),
-        seconds=metadata["seconds"],
-        speaker_id=metadata["speaker_id"],
-        speaker=metadata["speaker"],
-        language=metadata["language"],
-        scenario=metadata["scenario"],
-        emotion=metadata["emotion"],
-        sources=inputs.sources,
-        notes=tuple(sorted({note.problem.code for note in inputs.notes})),
-        members=places,
-    )
-    train = recording.split == "train"
-    return Converted(
-        row=row,
-        segment=segment,
-        notes=tuple(_sorted(inputs.notes)),
-        partials=(partial_of(gesture.gesture), partial_of(mel)) if train else None,
-        words=Counter(word["word"] for word in words) if train else Counter(),
-        cut=cut,
-    )
 
 
 def _digest(pieces: Pieces) -> str:

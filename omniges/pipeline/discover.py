@@ -11,17 +11,22 @@ import fnmatch
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import Finding, Problem, UsageFault
+from omniges.pipeline.labels import (
+    SplitList,
+    StemFields,
+    parse_split_list,
+    parse_stem,
+    speaker_of_folder,
+    split_by_rule,
+)
 from omniges.pipeline.settings import Selection
-from omniges.pipeline.splits import SplitList, parse_split_list, split_by_rule
-from omniges.pipeline.stems import StemFields, parse_stem, speaker_of_folder
 from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
-from omniges.storage.canonical_json import sha256_hex
 
 Modality = Literal["wav", "npz", "textgrid", "sem"]
 NEEDED: Final[tuple[Modality, ...]] = ("wav", "npz", "textgrid")
@@ -35,6 +40,8 @@ _FOLDERS: Final[dict[Modality, tuple[str, ...]]] = {
 }
 _EXTENSIONS: Final[dict[Modality, str]] = {"wav": ".wav", "npz": ".npz", "textgrid": ".TextGrid", "sem": ".txt"}
 _MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid": "missing-text"}
+_Bounds = tuple[str, ...]
+"""The folders that may be read: the root and those allowed by name, all resolved."""
 _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text-dir"}
 
 
@@ -101,14 +108,8 @@ class _Part:
     split_list: SplitList | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """The folders that may be read: the root and those allowed by name, all resolved."""
-
-    allowed: tuple[str, ...]
-
-    def contains(self, resolved: str) -> bool:
-        return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in self.allowed)
+def _inside(resolved: str, bounds: _Bounds) -> bool:
+    return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in bounds)
 
 
 def discover(
@@ -120,17 +121,19 @@ def discover(
     """
     if not root.is_dir():
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
-    bounds = _Bounds(tuple(os.path.realpath(base) for base in (root, *allow_roots)))
+    bounds = tuple(os.path.realpath(base) for base in (root, *allow_roots))
     override = _read_split_list(split_csv, split_csv.name) if split_csv else None
-    parts, hashes = _find_parts(root, selection, bounds, override)
+    parts = _find_parts(root, selection, bounds, override)
     stems: dict[str, _Stem] = {}
     findings: list[Finding] = []
     for part in parts:
         _collect(part, root, bounds, stems, findings)
-    if override:
-        findings += override[0].findings
-        hashes = {str(split_csv.name if split_csv else ""): override[1]}
-    findings += _absent_ids(parts, stems, override is not None)
+    split_lists = {part.split_list.name: part.split_list for part in parts if part.split_list}
+    for name, split_list in split_lists.items():
+        findings += split_list.findings
+        if absent := sorted((split_list.splits.keys() | split_list.faulty.keys()) - stems.keys()):
+            found = f"{len(absent)} ids: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
+            findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
     recordings, rejected = _judge(stems, selection)
     if not recordings and not rejected:
         raise UsageFault(f"--root {root}: {len(stems)} stems found, but none passes the filters given")
@@ -139,25 +142,22 @@ def discover(
         recordings=tuple(recordings),
         rejected=rejected,
         findings=tuple(findings),
-        split_source="split list" if hashes else "rule",
-        split_lists=hashes,
+        split_source="split list" if split_lists else "rule",
+        split_lists={name: split_list.sha256 for name, split_list in split_lists.items()},
         parts=tuple(part.relative for part in parts),
     )
 
 
-def _read_split_list(path: Path, name: str) -> tuple[SplitList, str]:
+def _read_split_list(path: Path, name: str) -> SplitList:
     try:
-        data = path.read_bytes()
+        return parse_split_list(path.read_bytes(), name)
     except OSError as error:
         raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
-    return parse_split_list(data, name), sha256_hex(data)
 
 
-def _find_parts(
-    root: Path, selection: Selection, bounds: _Bounds, override: tuple[SplitList, str] | None
-) -> tuple[list[_Part], dict[str, str]]:
+def _find_parts(root: Path, selection: Selection, bounds: _Bounds, override: SplitList | None) -> list[_Part]:
     candidates = [root, *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir())]
-    parts, hashes = [], {}
+    parts = []
     for folder in candidates:
         folders = {}
         for modality in _FOLDERS:
@@ -168,18 +168,11 @@ def _find_parts(
         if not folders.keys() & set(NEEDED):
             continue
         relative = "" if folder == root else folder.name
-        split_list = override[0] if override else None
-        csv_path = folder / SPLIT_LIST
-        if not override and csv_path.is_file() and bounds.contains(os.path.realpath(csv_path)):
-            name = _join(relative, SPLIT_LIST)
-            split_list, hashes[name] = _read_split_list(csv_path, name)
+        split_list, csv_path = override, folder / SPLIT_LIST
+        if not override and csv_path.is_file() and _inside(os.path.realpath(csv_path), bounds):
+            split_list = _read_split_list(csv_path, _join(relative, SPLIT_LIST))
         parts.append(_Part(folder, relative, folders, split_list))
-    _check_folders(root, selection, parts)
-    return parts, hashes
-
-
-def _check_folders(root: Path, selection: Selection, parts: list[_Part]) -> None:
-    """Refuse a root in which a modality has no folder at all: that is a wrong path, not a thousand bad recordings."""
+    # A root in which a modality has no folder at all is a wrong path, not a thousand bad recordings.
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
             names = " or ".join(_folder_names(selection, modality))
@@ -188,6 +181,7 @@ def _check_folders(root: Path, selection: Selection, parts: list[_Part]) -> None
                 f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
                 f"Name it with {_FLAGS[modality]}"
             )
+    return parts
 
 
 def _join(*names: str) -> str:
@@ -216,7 +210,11 @@ def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], 
                 entry.files[modality].append(source)
             if readable != stem:
                 entry.faults.append(Finding(Problem("stem-not-utf8", repr(stem), "UTF-8"), readable, shown))
-            entry.notes += _folder_mismatch(readable, shown, base)
+            folder, fields = os.path.dirname(shown), parse_stem(readable)
+            if fields.known and folder != base and _names_another(os.path.basename(folder), fields):
+                found = f"folder {os.path.basename(folder)}"
+                problem = Problem("speaker-folder-mismatch", found, readable.rsplit("_", 3)[0])
+                entry.notes.append(Finding(problem, readable, shown))
 
 
 def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
@@ -226,7 +224,7 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
         relative = pending.pop()
         folder = os.path.join(root, relative)
         resolved = os.path.realpath(folder)
-        if not bounds.contains(resolved):
+        if not _inside(resolved, bounds):
             problem = Problem("folder-outside-root", "a link to another folder", "a folder under the root")
             findings.append(Finding(problem, None, relative))
             continue
@@ -250,7 +248,7 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
 def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | None, Problem | None]:
     """A file's place and size, or why it cannot be used."""
     resolved = os.path.realpath(path)
-    if not bounds.contains(resolved):
+    if not _inside(resolved, bounds):
         return None, Problem("path-outside-root", "a link to a file elsewhere", "a file under the root")
     try:
         status = os.stat(resolved)
@@ -261,47 +259,18 @@ def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | No
     return SourceFile(resolved, relative, status.st_size), None
 
 
-def _folder_mismatch(stem: str, relative: str, base: str) -> Iterable[Finding]:
-    """A note if the speaker folder a file lies in names another speaker than the stem."""
-    fields = parse_stem(stem)
-    folder = os.path.basename(os.path.dirname(relative))
-    if not fields.known or os.path.dirname(relative) == base:
-        return
+def _names_another(folder: str, fields: StemFields) -> bool:
+    """Whether the speaker folder a file lies in names another speaker than the stem."""
     speaker_id, name = speaker_of_folder(folder)
-    differs_id = speaker_id is not None and speaker_id != fields.speaker_id
-    differs_name = name is not None and name != fields.speaker
-    if differs_id or (speaker_id is None and differs_name):
-        yield Finding(Problem("speaker-folder-mismatch", f"folder {folder}", stem.rsplit("_", 3)[0]), stem, relative)
-
-
-def _absent_ids(parts: list[_Part], stems: dict[str, _Stem], shared: bool) -> Iterator[Finding]:
-    """One note per split list that names recordings which are not on disk, and the notes of the lists themselves."""
-    for part in parts[:1] if shared else parts:
-        if part.split_list is None:
-            continue
-        if not shared:
-            yield from part.split_list.findings
-        absent = sorted((part.split_list.splits.keys() | part.split_list.faulty.keys()) - stems.keys())
-        if absent:
-            some = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-            name = None if shared else _join(part.relative, SPLIT_LIST)
-            yield Finding(Problem("split-id-not-on-disk", f"{len(absent)} ids: {some}"), None, name)
+    if speaker_id is None:
+        return name is not None and name != fields.speaker
+    return speaker_id != fields.speaker_id
 
 
 def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
     """Folder names to try for a modality, a flag's before all."""
     given = {"wav": selection.wav_dir, "npz": selection.gesture_dir, "textgrid": selection.text_dir}.get(modality)
     return (given,) if given else _FOLDERS[modality]
-
-
-def _wanted(selection: Selection, stem: str, fields: StemFields) -> bool:
-    """Whether a stem passes the filters on speaker, language and name."""
-    speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
-    return (
-        (not selection.speakers or bool(speaker & set(selection.speakers)))
-        and (not selection.languages or fields.language in selection.languages)
-        and (not selection.include or any(fnmatch.fnmatchcase(stem, pattern) for pattern in selection.include))
-    )
 
 
 def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
@@ -313,10 +282,14 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
         by_case[stem.casefold()].append(stem)
     for stem, entry in stems.items():
         fields = parse_stem(stem)
-        if not _wanted(selection, stem, fields):
-            continue
+        speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
         split, split_findings = _split_of(stem, fields, entry.part)
-        if split and selection.splits and split not in selection.splits:
+        if (
+            (selection.speakers and not speaker & set(selection.speakers))
+            or (selection.languages and fields.language not in selection.languages)
+            or (selection.include and not any(fnmatch.fnmatchcase(stem, pattern) for pattern in selection.include))
+            or (split and selection.splits and split not in selection.splits)
+        ):
             continue
         namesakes = [other for other in by_case[stem.casefold()] if other != stem]
         faults = [*entry.faults, *_pairing_faults(stem, entry, namesakes)]
@@ -328,10 +301,14 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
         if faults or split is None:
             rejected[stem] = tuple(faults)
             continue
-        notes = [*entry.notes, *split_findings, *_drop_ambiguous_annotation(stem, entry)]
+        notes = [*entry.notes, *split_findings]
+        if len(entry.files["sem"]) > 1:  # a recording can do without
+            problem = Problem("sem-invalid", f"duplicate-stem: {_places(entry.files['sem'])}", "one sem file")
+            notes.append(Finding(problem, stem))
+            entry.files["sem"].clear()
         if not fields.known:
             notes.append(Finding(Problem("stem-outside-grammar", stem, "such as 2_scott_0_1_1"), stem))
-        files = {modality: sources[0] for modality, sources in entry.files.items()}
+        files = {modality: sources[0] for modality, sources in entry.files.items() if sources}
         recordings.append(Recording(stem, key, split, fields, files, tuple(notes)))
     return recordings, rejected
 
@@ -353,7 +330,7 @@ def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[F
     """Findings for modalities with no file or several."""
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
-        sources = entry.files.get(modality, [])
+        sources = entry.files[modality]
         if not sources and not blocked:
             folder = entry.part.folders.get(modality, _FOLDERS[modality][-1])
             expected = _join(entry.part.relative, folder, stem + _EXTENSIONS[modality])
@@ -361,14 +338,6 @@ def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[F
             yield Finding(Problem(_MISSING[modality], found, expected), stem)
         if len(sources) > 1:
             yield Finding(Problem("duplicate-stem", _places(sources), f"one {modality} file"), stem)
-
-
-def _drop_ambiguous_annotation(stem: str, entry: _Stem) -> Iterator[Finding]:
-    """Leave the semantic files out, with a note, where there are several: a recording can do without."""
-    sources = entry.files.get("sem", [])
-    if len(sources) > 1:
-        del entry.files["sem"]
-        yield Finding(Problem("sem-invalid", f"duplicate-stem: {_places(sources)}", "one sem file"), stem)
 
 
 def _places(sources: list[SourceFile]) -> str:

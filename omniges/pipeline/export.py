@@ -12,10 +12,9 @@ import numpy as np
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.timebase import SAMPLE_RATE_HZ
+from omniges.formats.audio import decode_flac, encode_pcm_wav, encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.formats.wav import encode_pcm_wav, encode_wav
-from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import make_folder, publish_bytes
 
@@ -48,24 +47,18 @@ def export(
         make_folder(out / name)
     with_audio = 0
     for done, row in enumerate(rows, 1):
-        with_audio += _export_sample(source, row, out)
+        sample = source.sample(row)
+        publish_bytes(out / _FOLDERS["npz"] / f"{row.stem}.npz", motion_file(sample))
+        publish_bytes(out / _FOLDERS["textgrid"] / f"{row.stem}.TextGrid", text_file(sample))
+        if (wav := audio_file(sample)) is not None:
+            publish_bytes(out / _FOLDERS["wav"] / f"{row.stem}.wav", wav)
+            with_audio += 1
         if progress:
             progress(done, len(rows))
     split_list = out / "train_test_split.csv"
     lines = ["id,type", *(f"{row.stem},{row.split}" for row in sorted(rows, key=lambda row: row.key))]
     publish_bytes(split_list, ("\n".join(lines) + "\n").encode())
     return ExportSummary(out, len(rows), with_audio, split_list)
-
-
-def _export_sample(source: ShardFolder, row: ManifestRow, out: Path) -> bool:
-    """Write one sample's files; returns whether there was audio."""
-    sample = source.sample(row)
-    publish_bytes(out / _FOLDERS["npz"] / f"{row.stem}.npz", motion_file(sample))
-    publish_bytes(out / _FOLDERS["textgrid"] / f"{row.stem}.TextGrid", text_file(sample))
-    wav = audio_file(sample)
-    if wav is not None:
-        publish_bytes(out / _FOLDERS["wav"] / f"{row.stem}.wav", wav)
-    return wav is not None
 
 
 def motion_file(sample: SampleArrays) -> bytes:
@@ -94,8 +87,6 @@ def text_file(sample: SampleArrays) -> bytes:
 def audio_file(sample: SampleArrays) -> bytes | None:
     """The sample's waveform as 16 kHz WAV, bit for bit, or None where the shards have none."""
     if sample.flac is not None:
-        from omniges.formats.flac import decode_flac  # noqa: PLC0415 - libsndfile, only where needed
-
         try:
             pcm, bits = decode_flac(sample.flac)
         except RecordingFault as fault:

@@ -1,9 +1,9 @@
-"""What earlier runs left that still holds: samples and rejections of recordings whose every input is the same.
+"""What earlier runs left in the output folder: whether a run may go on from it, and what of it still holds.
 
-They come from the complete set in the output folder and from the journal of an unfinished run. A recording is taken
-over only if its files have the content they had (by sha256), and discovery says the same about it; all else is
-computed again. A shard is read once from end to end: its digest proves the samples, and what the end of the run needs
-of them (statistics, words, cuts) is computed from the arrays by the functions that computed it the first time.
+It comes from the complete set in the folder and from the journal of an unfinished run. A recording is taken over only
+if its files have the content they had (by sha256), and discovery says the same about it; all else is computed again.
+A shard is read once from end to end: its digest proves the samples, and what the end of the run needs of them
+(statistics, words, cuts) is computed from the arrays by the functions that computed it the first time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
@@ -21,22 +21,30 @@ from typing import Any, Final
 
 import numpy as np
 
-from omniges.errors import Finding
-from omniges.pipeline.discover import Recording
-from omniges.pipeline.settings import Cut, Rejected
+from omniges.errors import DataError, Finding, UsageFault
+from omniges.pipeline.discover import Discovery, Recording
+from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
+from omniges.shards.dataset import read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
-from omniges.shards.schema import REPORT_FILE
+from omniges.shards.schema import DATASET_FILE, REPORT_FILE
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import BLOCK_BYTES
-from omniges.shards.transaction import Workspace
+from omniges.shards.transaction import Begun, Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
+from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
 
+Count = Callable[[int, int], None]
 Digests = dict[str, str | None]  # path relative to the root -> sha256, None where the file cannot be read
+
+_MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without a word
 
 # Notes that discovery gives, alone or among others. One of them on an earlier sample that discovery does not give now
 # means that the sample would come out differently.
 _DISCOVERY_NOTES: Final = {"split-inferred", "speaker-folder-mismatch", "stem-outside-grammar", "sem-invalid"}
+
+Recalled = Sample[StoredSegment]
+"""A sample taken over, with what a run gathers of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +56,38 @@ class _Sample:
     segment: StoredSegment
 
 
-@dataclass(frozen=True, slots=True)
-class _Rejection:
-    """A rejection of an earlier run, and the digests of the inputs it came from."""
-
-    findings: tuple[Finding, ...]
-    inputs: Digests
-
-
-@dataclass(frozen=True, slots=True)
-class Recalled:
-    """A sample taken over, with what a run gathers of each."""
-
-    row: ManifestRow
-    segment: StoredSegment
-    notes: tuple[Finding, ...]
-    partials: tuple[Partial, Partial] | None
-    words: Counter[str]
-    cut: Cut
-
-
 @dataclass(slots=True)
 class Earlier:
     """All that earlier runs know, by stem; the likeliest to be used comes first."""
 
     samples: dict[str, list[_Sample]] = field(default_factory=lambda: defaultdict(list))
-    rejections: dict[str, list[_Rejection]] = field(default_factory=lambda: defaultdict(list))
+    rejections: dict[str, list[tuple[Rejected, Digests]]] = field(default_factory=lambda: defaultdict(list))
     complete: set[str] = field(default_factory=set)  # stems of the complete set's samples
 
     @property
     def stems(self) -> set[str]:
         """Every stem with an outcome."""
         return self.samples.keys() | self.rejections.keys()
+
+    def add_rejection(self, stem: str, findings: Iterable[Finding], inputs: Digests) -> None:
+        """File a rejection with the digests of the inputs it came from."""
+        self.rejections[stem].append((Rejected(tuple(findings), {}), inputs))
+
+    def add_samples(
+        self, shard: StoredShard, rows: Sequence[ManifestRow], notes: Mapping[str, Sequence[Finding]]
+    ) -> None:
+        """File a shard's samples: segments follow one another without a gap, each ends where its last member does."""
+        start = 0
+        for row in sorted(rows, key=lambda row: row.members["json"].offset):
+            last = max(row.members.values(), key=lambda place: place.offset)
+            end = last.offset + -(-last.size // BLOCK_BYTES) * BLOCK_BYTES
+            members = {
+                name: MemberPlace(place.offset - start, place.size, place.sha256) for name, place in row.members.items()
+            }
+            segment = StoredSegment(shard, start, end - start)
+            sample = _Sample(replace(row, shard="", members=members), tuple(notes.get(row.stem, ())), segment)
+            self.samples[row.stem].append(sample)
+            start = end
 
 
 def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Earlier:
@@ -92,30 +100,25 @@ def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Ear
     for entry in reversed(workspace.journal.load()):
         if "staged" in entry:
             shard = StoredShard(workspace.folder / entry["staged"], entry["bytes"], entry["sha256"])
-            notes = {stem: _findings(found) for stem, found in entry["notes"].items()}
-            _add_samples(earlier, shard, [row_from_json(row) for row in entry["rows"]], notes)
+            noted = {stem: [*map(Finding.from_json, found)] for stem, found in entry["notes"].items()}
+            earlier.add_samples(shard, [row_from_json(row) for row in entry["rows"]], noted)
         else:
-            rejection = _Rejection(_findings(entry["findings"]), entry["inputs"])
-            earlier.rejections[entry["rejected"]].append(rejection)
-    if complete is not None:
-        _add_complete(earlier, workspace.out, complete)
-    return earlier
-
-
-def _add_complete(earlier: Earlier, out: Path, complete: dict[str, Any]) -> None:
-    findings: dict[str, list[Finding]] = defaultdict(list)
-    for finding in read_report(out, complete):
-        if finding.stem is not None:
-            findings[finding.stem].append(finding)
+            earlier.add_rejection(entry["rejected"], map(Finding.from_json, entry["findings"]), entry["inputs"])
+    if complete is None:
+        return earlier
+    findings: dict[str | None, list[Finding]] = defaultdict(list)
+    for finding in read_report(workspace.out, complete):
+        findings[finding.stem].append(finding)
     by_shard: dict[str, list[ManifestRow]] = defaultdict(list)
-    for row in ShardFolder(out).rows:
+    for row in ShardFolder(workspace.out).rows:
         earlier.complete.add(row.stem)
         by_shard[row.shard].append(row)
     for name, facts in complete["shards"].items():
-        shard = StoredShard(out / name, facts["bytes"], facts["sha256"])
-        _add_samples(earlier, shard, by_shard[name], {row.stem: tuple(findings[row.stem]) for row in by_shard[name]})
+        shard = StoredShard(workspace.out / name, facts["bytes"], facts["sha256"])
+        earlier.add_samples(shard, by_shard[name], {row.stem: findings[row.stem] for row in by_shard[name]})
     for stem, inputs in complete["plan"]["rejected_inputs"].items():
-        earlier.rejections[stem].append(_Rejection(tuple(findings[stem]), inputs))
+        earlier.add_rejection(stem, findings[stem], inputs)
+    return earlier
 
 
 def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
@@ -124,25 +127,120 @@ def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
     return [Finding.from_json(json.loads(line)) for line in data.split(b"\n") if line]
 
 
-def _findings(rows: Iterable[dict[str, Any]]) -> tuple[Finding, ...]:
-    return tuple(Finding.from_json(row) for row in rows)
+def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
+    """The dataset.json of a complete folder with these settings, or None where there is nothing to go on from.
+
+    Raises UsageFault for a folder made with other settings, naming what differs, unless --force starts anew.
+    """
+    out = settings.out
+    if not (out / DATASET_FILE).exists() or settings.force:
+        return None
+    try:
+        found = read_dataset(out)
+    except DataError as error:
+        raise UsageFault(f"{error} (--force starts anew)") from error
+    now = Begun.of(settings.document(), anew=False)
+    _refuse_differences(f"{out} was made", found["settings"], now.settings)
+    return found
 
 
-def _add_samples(
-    earlier: Earlier, shard: StoredShard, rows: Sequence[ManifestRow], notes: Mapping[str, tuple[Finding, ...]]
-) -> None:
-    """File a shard's samples: segments follow one another without a gap, each ends where its last member does."""
-    start = 0
-    for row in sorted(rows, key=lambda row: row.members["json"].offset):
-        last = max(row.members.values(), key=lambda place: place.offset)
-        end = last.offset + -(-last.size // BLOCK_BYTES) * BLOCK_BYTES
-        members = {
-            name: MemberPlace(place.offset - start, place.size, place.sha256) for name, place in row.members.items()
-        }
-        segment = StoredSegment(shard, start, end - start)
-        sample = _Sample(replace(row, shard="", members=members), notes.get(row.stem, ()), segment)
-        earlier.samples[row.stem].append(sample)
-        start = end
+def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
+    """Keep an unfinished run's work where this run can go on with it, else throw it away or refuse.
+
+    Raises UsageFault where it was begun with other settings or package versions, unless --force starts anew.
+    """
+    begun, wanted = workspace.begun(), Begun.of(settings.document(), anew=settings.force)
+    if begun is None or (settings.force and begun != wanted):
+        workspace.wipe()
+        return
+    place = f"{workspace.folder}: an unfinished run was begun"
+    _refuse_differences(place, begun.settings, wanted.settings)
+    _refuse_differences(place, begun.tool, wanted.tool, "package versions")
+
+
+def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None:
+    """Refuse to update a set that a codec has encoded, whose latents would be lost, or that other packages made."""
+    if names := sorted(complete.get("codecs", {})):
+        raise UsageFault(
+            f"{settings.out} has to be updated, and holds latents of {', '.join(names)}, which an update would drop. "
+            "Write to another --out and run omniges encode on that, or start anew with --force and encode again"
+        )
+    now = Begun.of(settings.document(), anew=False)
+    _refuse_differences(
+        f"{settings.out} has to be updated, and was made", complete["tool"], now.tool, "package versions"
+    )
+
+
+def _refuse_differences(what: str, found: Any, wanted: Any, noun: str = "settings") -> None:
+    if differences := _differences(found, wanted):
+        raise UsageFault(
+            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --out, or start anew with --force"
+        )
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return [
+            line
+            for key in sorted(found.keys() | wanted.keys())
+            for line in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if found == wanted else [f"{name} was {json.dumps(found)}, is now {json.dumps(wanted)}"]
+
+
+def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Set[str]) -> None:
+    """Raise UsageFault where an update would drop too many of the samples there are (both sets of stems)."""
+    gone = sorted(earlier - remaining)
+    if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
+        some = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
+        raise UsageFault(
+            f"{settings.out}: {len(gone)} of {len(earlier)} samples would go ({some}), more than {_MAX_REMOVED:.0%}. "
+            "Check --root and its files; if it is meant, say --allow-removal"
+        )
+
+
+def is_unchanged(
+    settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any], digests: dict[str, Digests]
+) -> bool:
+    """Whether all files are there at their size and every input has the content it had, by hash, not by date.
+
+    `digests` are those of the recordings that the set knows.
+    """
+    if any(recording.stem not in digests for recording in discovery.recordings):
+        return False
+    for name, facts in (complete["files"] | complete["shards"]).items():
+        path = settings.out / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return False
+    return bool(complete["plan"]["inputs_sha256"] == inputs_hash(digests, discovery))
+
+
+def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -> dict[str, Digests]:
+    """Digests of every file of the recordings, by stem and relative path; `count` hears of MB read."""
+
+    def digests(recording: Recording) -> Digests:
+        """None for a file that cannot be read, as a run over it would note."""
+        found: Digests = {}
+        for source in recording.files.values():
+            try:
+                found[source.relative] = file_sha256(Path(source.path)) if source.size <= MAX_FILE_BYTES else None
+            except OSError:
+                found[source.relative] = None
+        return found
+
+    total, done, found = sum(recording.size for recording in recordings), 0, {}
+    with ThreadPoolExecutor(workers) as pool:
+        for recording, own in zip(recordings, pool.map(digests, recordings), strict=True):
+            found[recording.stem] = own
+            done += recording.size
+            count(done // 1_000_000, total // 1_000_000)
+    return found
+
+
+def inputs_hash(inputs: dict[str, Digests], discovery: Discovery) -> str:
+    """Sha256 of what the inputs are: files and their digests by stem, and the split lists."""
+    recordings = inputs | {stem: {} for stem in discovery.rejected}
+    return sha256_hex(canonical_json({"recordings": recordings, "split_lists": dict(discovery.split_lists)}))
 
 
 def journal_shard(
@@ -158,11 +256,7 @@ def journal_rejection(stem: str, findings: Sequence[Finding], inputs: Digests) -
 
 
 def recall(
-    earlier: Earlier,
-    recordings: Sequence[Recording],
-    digests: Mapping[str, Digests],
-    workers: int,
-    count: Callable[[int, int], None],
+    earlier: Earlier, recordings: Sequence[Recording], digests: Mapping[str, Digests], workers: int, count: Count
 ) -> dict[str, Recalled | Rejected]:
     """The outcomes of recordings whose inputs are the same, by stem, their shards checked; `count` hears of MB read.
 
@@ -178,11 +272,19 @@ def recall(
             if sample is not None:
                 chosen[sample.segment.shard].append(sample)
                 continue
-            for rejection in earlier.rejections.get(recording.stem, ()):
-                if rejection.inputs == digests[recording.stem]:
-                    outcomes[recording.stem] = Rejected(rejection.findings, {})
+            for rejected, inputs in earlier.rejections.get(recording.stem, ()):
+                if inputs == digests[recording.stem]:
+                    outcomes[recording.stem] = rejected
                     break
-        _read_shards(chosen, workers, outcomes, damaged, count)
+        total, done = sum(shard.size for shard in chosen), 0
+        with ThreadPoolExecutor(workers) as pool:
+            for shard, samples in zip(chosen, pool.map(_read_shard, chosen, chosen.values()), strict=True):
+                done += shard.size
+                count(done // 1_000_000, total // 1_000_000)
+                if samples is None:
+                    damaged.add(shard)
+                else:
+                    outcomes |= samples
         # What a damaged shard did not give may lie in another one too.
         retry = {sample.row.stem for shard in chosen.keys() & damaged for sample in chosen[shard]}
         remaining = [recording for recording in remaining if recording.stem in retry]
@@ -210,24 +312,6 @@ def _sample_of(
     return None
 
 
-def _read_shards(
-    chosen: Mapping[StoredShard, Sequence[_Sample]],
-    workers: int,
-    outcomes: dict[str, Recalled | Rejected],
-    damaged: set[StoredShard],
-    count: Callable[[int, int], None],
-) -> None:
-    total, done = sum(shard.size for shard in chosen), 0
-    with ThreadPoolExecutor(workers) as pool:
-        for shard, samples in zip(chosen, pool.map(_read_shard, chosen, chosen.values()), strict=True):
-            done += shard.size
-            count(done // 1_000_000, total // 1_000_000)
-            if samples is None:
-                damaged.add(shard)
-            else:
-                outcomes |= samples
-
-
 def _read_shard(shard: StoredShard, samples: Sequence[_Sample]) -> dict[str, Recalled] | None:
     """The samples of a file, or None if it is not, byte for byte, what it was when it was written."""
     try:
@@ -250,12 +334,7 @@ def _gathered(sample: _Sample, descriptor: int) -> Recalled:
         return partial_of(np.load(BytesIO(member(name)), allow_pickle=False))
 
     train = sample.row.split == "train"
+    partials = (statistics("gesture.npy"), statistics("mel.npy")) if train else None
     words = Counter(word["word"] for word in json.loads(member("words.json"))) if train else Counter()
-    return Recalled(
-        row=sample.row,
-        segment=sample.segment,
-        notes=sample.notes,
-        partials=(statistics("gesture.npy"), statistics("mel.npy")) if train else None,
-        words=words,
-        cut=Cut(**json.loads(member("json"))["cut"]),
-    )
+    cut = Cut(**json.loads(member("json"))["cut"])
+    return Sample(sample.row, sample.segment, sample.notes, partials, words, cut)

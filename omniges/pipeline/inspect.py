@@ -11,7 +11,7 @@ from rich.console import Console
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.pipeline.summary import duration_text, simple_table, size_text
+from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import publish_bytes
@@ -49,25 +49,24 @@ def _by_speaker(rows: list[ManifestRow] | Any) -> dict[str, list[ManifestRow]]:
 
 def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None:
     """Splits, speakers, notes and the first samples of a shard folder."""
-    splits = simple_table("split", "shards", "samples", "length", "words", right=(1, 2, 3, 4))
     shards = Counter(shard["split"] for shard in source.dataset["shards"].values())
-    for split, totals in source.dataset["splits"].items():
-        length = duration_text(totals["seconds"])
-        splits.add_row(split, str(shards[split]), str(totals["samples"]), length, str(totals["words"]))
-    console.print(splits)
-    speakers = simple_table("speaker", "samples", "length", "languages", "emotions", right=(1, 2))
+    splits = [
+        (split, shards[split], totals["samples"], duration_text(totals["seconds"]), totals["words"])
+        for split, totals in source.dataset["splits"].items()
+    ]
+    print_table(console, ("split", "shards", "samples", "length", "words"), splits, (1, 2, 3, 4))
+    speakers = []
     for name, own in _by_speaker(source.rows).items():
         languages = ", ".join(sorted({row.language or "unknown" for row in own}))
         emotions = ", ".join(sorted({row.emotion or "unknown" for row in own}))
-        speakers.add_row(name, str(len(own)), duration_text(sum(r.seconds for r in own)), languages, emotions)
-    console.print(speakers)
-    samples = simple_table(
-        "sample", "split", "frames", "mel frames", "words", "length", "shard", "notes", right=(2, 3, 4, 5)
-    )
-    for row in source.rows[:shown]:
-        numbers = (str(row.frames), str(row.mel_frames), str(row.words), duration_text(row.seconds))
-        samples.add_row(row.key, row.split, *numbers, row.shard, ", ".join(row.notes) or "–")
-    console.print(samples)
+        speakers.append((name, len(own), duration_text(sum(row.seconds for row in own)), languages, emotions))
+    print_table(console, ("speaker", "samples", "length", "languages", "emotions"), speakers, (1, 2))
+    samples = [
+        (r.key, r.split, r.frames, r.mel_frames, r.words, duration_text(r.seconds), r.shard, ", ".join(r.notes) or "–")
+        for r in source.rows[:shown]
+    ]
+    columns = ("sample", "split", "frames", "mel frames", "words", "length", "shard", "notes")
+    print_table(console, columns, samples, (2, 3, 4, 5))
     if len(source.rows) > shown:
         console.print(f"… and {len(source.rows) - shown} more (--json lists all)")
     for name, entry in source.codecs.items():
@@ -110,29 +109,27 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     """Identity, provenance, members and first words of one sample."""
     facts = sample_facts(sample)
     metadata = facts["metadata"]
-    identity = simple_table("field", "value")
-    for name in ("key", "split", "speaker", "language", "scenario", "emotion", "frames", "mel_frames", "ticks"):
-        identity.add_row(name, one_line(str(metadata[name])))
-    identity.add_row("length", f"{metadata['seconds']:.3f} s")
-    identity.add_row("cut", ", ".join(f"{name} {value:g}" for name, value in metadata["cut"].items()))
+    names = ("key", "split", "speaker", "language", "scenario", "emotion", "frames", "mel_frames", "ticks")
+    identity = [(name, one_line(str(metadata[name]))) for name in names]
+    identity.append(("length", f"{metadata['seconds']:.3f} s"))
+    identity.append(("cut", ", ".join(f"{name} {value:g}" for name, value in metadata["cut"].items())))
     for name, source in metadata["sources"].items():
-        identity.add_row(name, one_line(f"{source['path']} ({source['sha256'][:12]}…)"))
-    for note in metadata["notes"]:
-        identity.add_row("note", one_line(f"{note['code']}: {note['found']}"))
-    console.print(identity)
-    members = simple_table("member", "shape", "bytes", "min", "mean", "max", right=(1, 2, 3, 4, 5))
+        identity.append((name, one_line(f"{source['path']} ({source['sha256'][:12]}…)")))
+    identity += [("note", one_line(f"{note['code']}: {note['found']}")) for note in metadata["notes"]]
+    print_table(console, ("field", "value"), identity)
+    members = []
     for name, place in facts["members"].items():
         array = facts["arrays"].get(name)
         shape = " × ".join(map(str, array["shape"])) if array else "–"
         numbers = [f"{array[k]:.4g}" for k in ("min", "mean", "max")] if array else ["–"] * 3
-        members.add_row(name, shape, str(place["bytes"]), *numbers)
-    console.print(members)
-    blocks = simple_table("gesture block", "channels", "std", right=(2,))
+        members.append((name, shape, place["bytes"], *numbers))
+    print_table(console, ("member", "shape", "bytes", "min", "mean", "max"), members, (1, 2, 3, 4, 5))
+    blocks = []
     for name in ("upper", "hands", "lower", "root", "face"):
         columns: slice = getattr(LAYOUT, name)
         spread = sample.gesture.gesture[:, columns].std(axis=0, dtype=np.float64).mean()
-        blocks.add_row(name, f"{columns.start}:{columns.stop}", f"{spread:.4f}")
-    console.print(blocks)
+        blocks.append((name, f"{columns.start}:{columns.stop}", f"{spread:.4f}"))
+    print_table(console, ("gesture block", "channels", "std"), blocks, (2,))
     text = "  ".join(f"{w['start']:.2f} {w['word']}" for w in sample.words[:shown_words])
     more = f"  … {len(sample.words)} in all" if len(sample.words) > shown_words else ""
     console.print(f"words: {text}{more}", markup=False)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
+from rich.console import Console
+
+from omniges.errors import CODES
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import discover
-from omniges.pipeline.settings import Converted, PreprocessSettings
+from omniges.pipeline.settings import PreprocessSettings, Sample
+from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.schema import SPLITS
 
 _SAMPLED: Final = 3  # recordings converted to learn the speed; the first is converted twice, to warm up
@@ -47,7 +52,7 @@ def make_plan(settings: PreprocessSettings) -> Plan:
             convert(recording, settings.convert)  # imports and first calls
         start = time.perf_counter()
         outcome = convert(recording, settings.convert)
-        if isinstance(outcome, Converted):
+        if isinstance(outcome, Sample):
             wall += time.perf_counter() - start
             seconds += outcome.row.seconds
             output += outcome.segment.size
@@ -67,3 +72,28 @@ def make_plan(settings: PreprocessSettings) -> Plan:
         output_bytes=output * scale if scale else None,
         wall_s=1.0 + wall * scale / min(settings.workers, max(len(recordings), 1)) if scale else None,
     )
+
+
+def print_plan(plan: Plan, workers: int, console: Console) -> None:
+    """What a run would do."""
+    console.print(f"data set folders: {', '.join(part or '.' for part in plan.parts)}", markup=False)
+    print_table(console, ("split", "recordings"), plan.splits.items(), (1,))
+    speakers = ", ".join(f"{name} {count}" for name, count in plan.speakers.items())
+    console.print(f"speakers: {speakers or 'none'}; splits from: {plan.split_source}", markup=False)
+    if plan.rejected_already:
+        rejected = [(code, count, CODES[code].remedy) for code, count in plan.rejected_already.items()]
+        print_table(console, ("rejected before conversion", "count", "what to do"), rejected, (1,))
+    if plan.seconds is None or plan.output_bytes is None or plan.wall_s is None:
+        console.print("no estimate: none of the recordings tried could be converted")
+        return
+    console.print(
+        f"about {duration_text(plan.seconds)} of recordings, {size_text(plan.input_bytes)} to read, "
+        f"{size_text(plan.output_bytes)} to write, {duration_text(plan.wall_s)} with {workers} workers "
+        f"(scaled up from {plan.sampled} recordings)",
+        markup=False,
+    )
+
+
+def plan_json(plan: Plan) -> str:
+    """One line of JSON, ``{"event": "plan", …}``."""
+    return json.dumps({"event": "plan"} | asdict(plan), sort_keys=True)

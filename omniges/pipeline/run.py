@@ -5,30 +5,35 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from omniges.errors import DataError, Finding, Problem
+from omniges.errors import DataError, EnvironmentFault, Finding, Problem
 from omniges.pipeline.discover import Discovery, Recording, discover
-from omniges.pipeline.incremental import Digests, Earlier, Recalled, journal_shard, known_outcomes, recall
-from omniges.pipeline.output import (
+from omniges.pipeline.incremental import (
+    Count,
+    Digests,
+    Recalled,
     check_begun,
-    check_latents,
     check_removal,
-    check_space,
-    check_tool,
+    check_update,
     digest_inputs,
     inputs_hash,
     is_unchanged,
+    journal_shard,
+    known_outcomes,
     read_complete,
+    recall,
 )
-from omniges.pipeline.protocol import ConvertPool
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, cut_totals, summarize, summary_of_complete
+from omniges.pipeline.worker import ConvertPool
 from omniges.progress import Reporter
 from omniges.shards.dataset import dataset_document, seal, statistics_document
 from omniges.shards.manifest import ManifestRow, serialize_manifest
@@ -39,7 +44,8 @@ from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
-Count = Callable[[int, int], None]
+# Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
+_GROWTH: Final = 1.75
 
 
 class _RunLog:
@@ -84,7 +90,7 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
     stays as it is until the new one is complete, and finished work is kept for the next run.
     """
     start = time.monotonic()
-    _warm_imports()
+    threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
     discovery = discover(
         settings.root, settings.selection, split_csv=settings.split_csv, allow_roots=settings.allow_roots
     )
@@ -95,34 +101,29 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
         finish_commit(workspace)
         complete = read_complete(settings)
         check_begun(settings, workspace)
-        earlier = _look_back(workspace, complete, log)
+        try:
+            earlier = known_outcomes(workspace, complete)
+        except DataError as error:  # the complete set's own lists are damaged
+            log.write("set-damaged", reason=str(error))
+            earlier = known_outcomes(workspace, None)
         known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
         digests = digest_inputs(known, settings.workers, count)
         if complete and is_unchanged(settings, discovery, complete, digests):
             workspace.wipe()
             log.write("unchanged", stems=discovery.stems)
             return summary_of_complete(settings, discovery, complete, time.monotonic() - start)
-        check_latents(settings, complete)
-        check_tool(settings, complete)
+        if complete is not None:
+            check_update(settings, complete)
         check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
         recalled = recall(earlier, known, digests, settings.workers, count)
         work = _Work(settings, discovery, workspace, recalled, digests, earlier.complete)
         return _run(work, reporter, log, start)
 
 
-def _look_back(workspace: Workspace, complete: dict[str, Any] | None, log: _RunLog) -> Earlier:
-    """What earlier runs left; nothing, with a line in the log, where the complete set's own lists are damaged."""
-    try:
-        return known_outcomes(workspace, complete)
-    except DataError as error:
-        log.write("set-damaged", reason=str(error))
-        return known_outcomes(workspace, None)
-
-
 def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary:
     settings, discovery = work.settings, work.discovery
     todo = [recording for recording in _ordered(discovery) if recording.stem not in work.recalled]
-    check_space(settings, todo)
+    _check_space(settings, todo)
     log.write("start", stems=discovery.stems, workers=settings.workers, out=str(settings.out), to_compute=len(todo))
     work.workspace.begin(Begun.of(settings.document(), anew=settings.force))
     try:
@@ -134,25 +135,28 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
         check_removal(settings, work.earlier_stems, {row.stem for row in tally.rows})
         manifest = _finish(work, tally, writer)
     summary = summarize(settings, discovery, tally, writer.shards, time.monotonic() - start, manifest)
-    log.write(
-        "end",
-        elapsed_s=summary.elapsed_s,
-        converted=summary.converted,
-        computed=tally.computed,
-        reused=tally.reused,
-        lost=summary.lost,
-    )
+    came = {"converted": summary.converted, "computed": tally.computed, "reused": tally.reused, "lost": summary.lost}
+    log.write("end", elapsed_s=summary.elapsed_s, **came)
     return summary
 
 
 def _warm_imports() -> None:
     """Load what the end of the run needs while the workers start; they are native and cost half a second."""
+    import pyarrow.parquet  # noqa: F401, PLC0415
+    import tokenizers  # noqa: F401, PLC0415
 
-    def load() -> None:
-        import pyarrow.parquet  # noqa: F401, PLC0415
-        import tokenizers  # noqa: F401, PLC0415
 
-    threading.Thread(target=load, name="warm-imports", daemon=True).start()
+def _check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) -> None:
+    """Refuse before any work where the disk is plainly too small for what these recordings will need."""
+    motion = sum(recording.files["npz"].size for recording in recordings)
+    audio = sum(recording.files["wav"].size for recording in recordings)
+    needed = int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
+    free = shutil.disk_usage(settings.out).free
+    if free < 0.8 * needed:  # compressed inputs make the estimate too high
+        raise EnvironmentFault(
+            f"{settings.out}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. "
+            "Free some space or choose another --out (what lies there is kept until the new shards are complete)"
+        )
 
 
 def _ordered(discovery: Discovery) -> list[Recording]:
@@ -165,9 +169,8 @@ def _convert_all(
     work: _Work, todo: Sequence[Recording], reporter: Reporter, log: _RunLog, start: float
 ) -> tuple[Tally, ShardWriter]:
     settings, workspace, discovery = work.settings, work.workspace, work.discovery
-    tally = Tally(findings=list(discovery.findings), rejected=len(discovery.rejected))
-    for findings in discovery.rejected.values():
-        tally.findings += findings
+    findings = [*discovery.findings, *chain.from_iterable(discovery.rejected.values())]
+    tally = Tally(findings=findings, rejected=len(discovery.rejected))
     workspace.journal.open()
 
     def keep(shard: ShardFile, path: Path, rows: tuple[ManifestRow, ...]) -> None:
@@ -187,12 +190,10 @@ def _convert_all(
             for recording in _ordered(discovery):
                 known = work.recalled.get(recording.stem)
                 if known is not None:
-                    tally.add_earlier(recording, known, work.digests[recording.stem], writer)
+                    tally.add(recording, known, writer, workspace.journal, work.digests[recording.stem])
                 else:
-                    _, outcome = next(outcomes)
-                    tally.add(recording, outcome, writer, workspace.journal)
+                    tally.add(recording, next(outcomes)[1], writer, workspace.journal)
                     done_bytes += recording.size
-                    del outcome
                 share = done_bytes / total_bytes if total_bytes else 1.0
                 reporter.update(ConvertProgress.of(discovery, tally, pool, time.monotonic() - start, share))
         finally:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from omniges.errors import ExitCode, Finding, UsageFault
 from omniges.options import about, check, option
@@ -19,10 +19,9 @@ from omniges.shards.schema import Split
 if TYPE_CHECKING:
     from omniges.shards.manifest import ManifestRow
     from omniges.shards.statistics import Partial
-    from omniges.shards.tar import Segment
-
 
 MAX_FILE_BYTES: Final = 1 << 30  # of one input file
+Stored = TypeVar("Stored")
 
 
 def size_bytes(flag: str, text: str) -> int:
@@ -89,14 +88,14 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
-    """A sample ready for a shard: its row has no shard yet, its offsets count from the segment's start."""
+class Sample(Generic[Stored]):
+    """A converted recording: its row has no shard yet, its offsets count from where its segment starts."""
 
     row: ManifestRow
-    segment: Segment
+    segment: Stored  # the tar members: laid out by the conversion, as bytes of a worker, or in an earlier run's shard
     notes: tuple[Finding, ...]
     partials: tuple[Partial, Partial] | None  # gesture and mel, of train samples
-    words: Counter[str]
+    words: Counter[str]  # of train samples
     cut: Cut
 
 

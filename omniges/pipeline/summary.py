@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -17,22 +18,18 @@ from rich.table import Table
 from omniges.errors import CODES, ExitCode, Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
-from omniges.pipeline.protocol import ConvertPool, Outcome, Sample
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Summary
+from omniges.pipeline.worker import ConvertPool, Outcome
 from omniges.progress import Progress, duration
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
 from omniges.shards.statistics import Partial
 from omniges.shards.transaction import Journal
-from omniges.shards.writer import ShardFile, ShardWriter
+from omniges.shards.writer import ShardFile, ShardWriter, StoredSegment
 from omniges.workers import Lost
 
-if TYPE_CHECKING:
-    from omniges.pipeline.plan import Plan  # loads the decoders
-
-
-_SHOWN_LOST = 10
+_SHOWN_LOST: Final = 10
 
 
 def _count(number: int, noun: str) -> str:
@@ -57,35 +54,29 @@ def size_text(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def simple_table(*columns: str, right: tuple[int, ...] = ()) -> Table:
-    """A table without lines; `right` names the columns to align right."""
+def print_table(
+    console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()
+) -> None:
+    """Print a table without lines; `right` are the columns to align right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place in right else "left", overflow="fold")
-    return table
-
-
-def _findings_table(summary: Summary, severity: str) -> Table | None:
-    codes = [code for code in sorted(summary.finding_counts) if CODES[code].severity == severity]
-    if not codes:
-        return None
-    table = simple_table("rejected" if severity == "rejected" else "note", "count", "example", "what to do", right=(1,))
-    for code in sorted(codes, key=lambda code: -summary.finding_counts[code]):
-        table.add_row(code, str(summary.finding_counts[code]), summary.examples[code], CODES[code].remedy)
-    return table
+    for row in rows:
+        table.add_row(*map(str, row))
+    console.print(table)
 
 
 def print_summary(summary: Summary, console: Console) -> None:
     """What was done, what was not and why, and what to do about it."""
-    splits = simple_table("split", "samples", "length", right=(1, 2))
-    for split, (samples, seconds) in summary.splits.items():
-        splits.add_row(split, str(samples), duration_text(seconds))
-    console.print(splits)
+    splits = [(split, samples, duration_text(seconds)) for split, (samples, seconds) in summary.splits.items()]
+    print_table(console, ("split", "samples", "length"), splits, (1, 2))
+    counts = summary.finding_counts
     for severity in ("rejected", "note"):
-        table = _findings_table(summary, severity)
-        if table:
+        codes = sorted(counts, key=lambda code: (-counts[code], code))
+        rows = [(c, counts[c], summary.examples[c], CODES[c].remedy) for c in codes if CODES[c].severity == severity]
+        if rows:
             console.print()
-            console.print(table)
+            print_table(console, (severity, "count", "example", "what to do"), rows, (1,))
     for stem, reason in list(summary.lost.items())[:_SHOWN_LOST]:
         console.print(f"\nlost: {stem}: tried twice ({reason})", markup=False)
     speed = f", {summary.computed_s / summary.elapsed_s:,.0f} × real time"
@@ -129,36 +120,6 @@ def summary_json(summary: Summary) -> str:
     return json.dumps(row, default=str, sort_keys=True)
 
 
-def print_plan(plan: Plan, workers: int, console: Console) -> None:
-    """What a run would do."""
-    console.print(f"data set folders: {', '.join(part or '.' for part in plan.parts)}", markup=False)
-    table = simple_table("split", "recordings", right=(1,))
-    for split, count in plan.splits.items():
-        table.add_row(split, str(count))
-    console.print(table)
-    speakers = ", ".join(f"{name} {count}" for name, count in plan.speakers.items())
-    console.print(f"speakers: {speakers or 'none'}; splits from: {plan.split_source}", markup=False)
-    if plan.rejected_already:
-        rejected = simple_table("rejected before conversion", "count", "what to do", right=(1,))
-        for code, count in plan.rejected_already.items():
-            rejected.add_row(code, str(count), CODES[code].remedy)
-        console.print(rejected)
-    if plan.seconds is None or plan.output_bytes is None or plan.wall_s is None:
-        console.print("no estimate: none of the recordings tried could be converted")
-        return
-    console.print(
-        f"about {duration_text(plan.seconds)} of recordings, {size_text(plan.input_bytes)} to read, "
-        f"{size_text(plan.output_bytes)} to write, {duration_text(plan.wall_s)} with {workers} workers "
-        f"(scaled up from {plan.sampled} recordings)",
-        markup=False,
-    )
-
-
-def plan_json(plan: Plan) -> str:
-    """One line of JSON, ``{"event": "plan", …}``."""
-    return json.dumps({"event": "plan"} | asdict(plan), sort_keys=True)
-
-
 @dataclass(slots=True)
 class Tally:
     """What a run gathers while outcomes come in."""
@@ -182,42 +143,39 @@ class Tally:
         """Samples with at least one note."""
         return sum(map(bool, self.notes.values()))
 
-    def add(self, recording: Recording, outcome: Outcome, writer: ShardWriter, journal: Journal) -> None:
-        """Take in what a worker made of a recording; a sample goes to its shard."""
+    def add(
+        self,
+        recording: Recording,
+        outcome: Outcome | Recalled,
+        writer: ShardWriter,
+        journal: Journal,
+        inputs: Digests | None = None,
+    ) -> None:
+        """Take in an outcome: a worker's, or an earlier run's with its inputs. A sample goes to its shard."""
         if isinstance(outcome, Lost):
             self.lost[recording.stem] = outcome.reason
             return
-        self.computed += 1
-        sources = outcome.sources if isinstance(outcome, Rejected) else outcome.row.sources
-        inputs = {source.relative: sources.get(modality, ("", None))[1] for modality, source in recording.files.items()}
+        earlier = inputs is not None
+        self.reused += earlier
+        self.computed += not earlier
+        if inputs is None:
+            read = outcome.sources if isinstance(outcome, Rejected) else outcome.row.sources
+            inputs = {file.relative: read.get(modality, ("", None))[1] for modality, file in recording.files.items()}
+        self.inputs[recording.stem] = inputs
         if isinstance(outcome, Rejected):
-            self._reject(recording, outcome, inputs)
-            journal.append(journal_rejection(recording.stem, outcome.findings, inputs), durable=False)
+            self.rejected_inputs[recording.stem] = inputs
+            self.rejected += 1
+            self.findings += outcome.findings
+            if not earlier:
+                journal.append(journal_rejection(recording.stem, outcome.findings, inputs), durable=False)
             return
         self.notes[recording.stem] = outcome.notes  # before the writer, whose journal line may hold them
-        self._take(writer.add(outcome.row, outcome.segment), outcome, inputs)
-        self.computed_s += outcome.row.seconds
-
-    def add_earlier(
-        self, recording: Recording, outcome: Recalled | Rejected, inputs: Digests, writer: ShardWriter
-    ) -> None:
-        """Take in an outcome of an earlier run."""
-        self.reused += 1
-        if isinstance(outcome, Rejected):
-            self._reject(recording, outcome, inputs)
-            return
-        self.notes[recording.stem] = outcome.notes
-        self._take(writer.add_stored(outcome.row, outcome.segment), outcome, inputs)
-
-    def _reject(self, recording: Recording, outcome: Rejected, inputs: Digests) -> None:
-        self.inputs[recording.stem] = self.rejected_inputs[recording.stem] = inputs
-        self.rejected += 1
-        self.findings += outcome.findings
-
-    def _take(self, row: ManifestRow, outcome: Sample | Recalled, inputs: Digests) -> None:
-        self.rows.append(row)
-        self.inputs[row.stem] = inputs
         self.findings += outcome.notes
+        if isinstance(outcome.segment, StoredSegment):
+            self.rows.append(writer.add_stored(outcome.row, outcome.segment))
+        else:
+            self.rows.append(writer.add(outcome.row, outcome.segment))
+            self.computed_s += outcome.row.seconds
         self.words += outcome.words
         self.cuts.append(outcome.cut)
         if outcome.partials:

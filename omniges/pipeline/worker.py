@@ -1,33 +1,128 @@
-"""A worker process that converts recordings (`omniges.workers`)."""
+"""The pool of worker processes that convert recordings, and what it and they say to each other (`omniges.workers`)."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from omniges.errors import Finding, Problem
-from omniges.pipeline.convert import convert
-from omniges.pipeline.discover import Recording
-from omniges.pipeline.protocol import decode_recording, encode_outcome
-from omniges.pipeline.settings import Converted, ConvertSettings, Rejected
-from omniges.workers import Answer
+from omniges.pipeline.discover import Recording, SourceFile
+from omniges.pipeline.labels import StemFields
+from omniges.pipeline.settings import ConvertSettings, Cut, Rejected, Sample
+from omniges.shards.manifest import row_from_json
+from omniges.shards.statistics import Partial
+from omniges.workers import ENVIRONMENT, Answer, Lost, Pool, Worker, worker_command
+
+if TYPE_CHECKING:
+    from omniges.shards.tar import Segment
+
+
+WORKER_COMMAND: Final = worker_command("omniges.pipeline.worker")
+# Features are computed block by block on one thread each; arrays of a few megabytes come and go, and handing their
+# pages back to the kernel each time costs more than keeping them.
+WORKER_ENVIRONMENT: Final = ENVIRONMENT | {
+    "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "MALLOC_ARENA_MAX": "1",
+}
+_PIPE_BYTES: Final = 1 << 20
+
+Outcome = Sample[memoryview] | Rejected | Lost
+
+
+class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
+    """Workers that convert recordings."""
+
+    def __init__(
+        self,
+        settings: ConvertSettings,
+        workers: int,
+        deadline_s: float,
+        on_death: Callable[[Recording, str, int], None],
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        start = partial(Worker, command, asdict(settings), environment=WORKER_ENVIRONMENT, pipe_bytes=_PIPE_BYTES)
+        super().__init__(
+            start,
+            encode_recording,
+            _decode_outcome,
+            workers=workers,
+            deadline_s=deadline_s,
+            size=lambda recording: recording.size,
+            on_death=on_death,
+        )
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function that converts the recording of a task."""
+    """Return the function that converts the recording of a task; any exception becomes a finding of its answer."""
+    from omniges.pipeline.convert import convert  # noqa: PLC0415 - the decoders, which the pool itself does without
+
     settings = ConvertSettings(**setup)
-    return lambda task: encode_outcome(_convert_guarded(decode_recording(task), settings))
+
+    def answer(task: dict[str, Any]) -> Answer:
+        recording = decode_recording(task)
+        try:
+            outcome = convert(recording, settings)
+        except (MemoryError, ImportError, SystemError):
+            raise  # not the recording's fault: the process dies and the pool tries once more alone
+        except Exception as error:  # a bug met by one recording must not take the others
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise
+            found = f"{type(error).__name__}: {error}".replace("\n", " ")
+            outcome = Rejected((Finding(Problem("internal-error", found), recording.stem),), {})
+        return _encode_outcome(outcome)
+
+    return answer
 
 
-def _convert_guarded(recording: Recording, settings: ConvertSettings) -> Converted | Rejected:
-    """The one place where any exception becomes a finding: a bug met by one recording must not take the others."""
-    try:
-        return convert(recording, settings)
-    except (MemoryError, ImportError, SystemError):
-        raise  # not the recording's fault: the process dies and the pool tries once more alone
-    except Exception as error:  # the named boundary
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise
-        found = f"{type(error).__name__}: {error}".replace("\n", " ")
-        return Rejected((Finding(Problem("internal-error", found), recording.stem),), {})
+def encode_recording(recording: Recording) -> dict[str, Any]:
+    """Return a recording as a task for a worker."""
+    return asdict(recording) | {"notes": [note.as_json() for note in recording.notes]}
+
+
+def decode_recording(row: dict[str, Any]) -> Recording:
+    """Return the recording of a task; the inverse of `encode_recording`."""
+    row["fields"] = StemFields(**row["fields"])
+    row["files"] = {modality: SourceFile(**source) for modality, source in row["files"].items()}
+    row["notes"] = tuple(map(Finding.from_json, row["notes"]))
+    return Recording(**row)
+
+
+def _encode_outcome(outcome: Sample[Segment] | Rejected) -> Answer:
+    """An outcome as a worker's answer: JSON, then the statistics and the segment as raw bytes."""
+    if isinstance(outcome, Rejected):
+        return {"findings": [finding.as_json() for finding in outcome.findings], "sources": outcome.sources}, ()
+    partials = outcome.partials or ()
+    head = {
+        "row": asdict(outcome.row),
+        "notes": [finding.as_json() for finding in outcome.notes],
+        "words": outcome.words,
+        "cut": asdict(outcome.cut),
+        "counts": [partial.count for partial in partials],
+    }
+    return head, [*((partial.rows.tobytes(),) for partial in partials), outcome.segment.buffers]
+
+
+def _decode_outcome(head: dict[str, Any], buffers: list[memoryview]) -> Sample[memoryview] | Rejected:
+    if "findings" in head:
+        sources = {name: (path, digest) for name, (path, digest) in head["sources"].items()}
+        return Rejected(tuple(map(Finding.from_json, head["findings"])), sources)
+    *statistics, segment = buffers
+    partials = [
+        Partial(count, np.frombuffer(data, np.float64).reshape(4, -1))
+        for count, data in zip(head["counts"], statistics, strict=True)
+    ]
+    return Sample(
+        row=row_from_json(head["row"]),
+        segment=segment,
+        notes=tuple(map(Finding.from_json, head["notes"])),
+        partials=(partials[0], partials[1]) if partials else None,
+        words=Counter(head["words"]),
+        cut=Cut(**head["cut"]),
+    )

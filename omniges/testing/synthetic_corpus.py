@@ -27,9 +27,9 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.gesture import BETAS, EXPRESSIONS, JOINT_NAMES, POSE_COLUMNS
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from omniges.formats.audio import encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.formats.wav import encode_wav
 from omniges.storage.atomic import make_folder, publish_bytes
 from omniges.testing.settings import MAX_WORDS, CorpusSettings, Layout
 
@@ -149,15 +149,12 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
     tones = np.array([_TONES_HZ[r][order[r][level]] for r, level in enumerate(levels)])
     for array in (tones, rotations, expression):
         array.setflags(write=False)
-    return WordSignature(_word(index), tones, rotations, expression)
-
-
-def _word(index: int) -> str:
-    """Real words first, then two made-up syllables; all distinct."""
-    if index < len(_REAL_WORDS):
-        return _REAL_WORDS[index]
-    count = len(_SYLLABLES)  # 36: 5 and 7 are coprime to it, so words that agree in one syllable differ in the other
-    return _SYLLABLES[5 * index % count] + _SYLLABLES[(7 * index + index // count) % count]
+    # Real words first, then two made-up syllables. 5 and 7 are coprime to their number, 36, so words that agree in one
+    # syllable differ in the other, and all are distinct.
+    count = len(_SYLLABLES)
+    made_up = _SYLLABLES[5 * index % count] + _SYLLABLES[(7 * index + index // count) % count]
+    word = _REAL_WORDS[index] if index < len(_REAL_WORDS) else made_up
+    return WordSignature(word, tones, rotations, expression)
 
 
 def _motion_codes(seed: int, size: int) -> I64:
@@ -214,26 +211,36 @@ class _Speaker:
         return f"{self.identity}_synthetic{chr(ord('a') + self.identity - 1)}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Script:
-    """Who says what when: parallel arrays of the spoken words, times in centiseconds."""
+_Script = list[tuple[int, int, int]]
+"""The spoken words of a clip in order of time: a word's index, its start and its end in centiseconds."""
 
-    words: I64
-    starts: I64
-    ends: I64
-
-
-def _sine_table() -> F64:
-    """One period in as many steps as a second has samples: tones of whole hertz are look-ups in it."""
-    table = np.sin(2 * np.pi * np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ)
-    # The C library's sine differs in its last bit between CPUs.
-    return np.asarray(np.round(table, 9), dtype=np.float64)
-
-
-_SINE: Final = _sine_table()
+# One period in as many steps as a second has samples: tones of whole hertz are look-ups in it. Rounded, because the C
+# library's sine differs in its last bit between CPUs.
+_SINE: Final = np.round(np.sin(2 * np.pi * np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ), 9)
 _RAMP: Final = (0.5 - 0.5 * _SINE[(np.arange(_AUDIO_RAMP) * 25 + SAMPLE_RATE_HZ // 4) % SAMPLE_RATE_HZ]).astype(
     np.float32
 )
+
+
+_IDLE_BY_PART: Final = {
+    "pelvis": 0.04,
+    "hip": 0.05,
+    "knee": 0.05,
+    "ankle": 0.05,
+    "foot": 0.03,
+    "spine": 0.06,
+    "neck": 0.12,
+    "head": 0.12,
+    "collar": 0.05,
+    "shoulder": 0.16,
+    "elbow": 0.16,
+    "wrist": 0.14,
+    "jaw": 0.03,
+    "eye": 0.08,
+}
+_PARTS: Final = [name.removeprefix("left_").removeprefix("right_").rstrip("123") for name in JOINT_NAMES]
+_IDLE_AMPLITUDES: Final = np.repeat([_IDLE_BY_PART.get(part, 0.07) for part in _PARTS], 3)  # what is left are fingers
+"""How far each of the 165 pose columns strays when nothing is said, rad."""
 
 
 def _speaker(seed: int, number: int) -> _Speaker:
@@ -272,18 +279,6 @@ def _resting_pose() -> F64:
     return pose
 
 
-def _idle_amplitudes() -> F64:
-    """How far each of the 165 pose columns strays when nothing is said, rad."""
-    by_part = {"pelvis": 0.04, "hip": 0.05, "knee": 0.05, "ankle": 0.05, "foot": 0.03, "spine": 0.06}
-    by_part |= {"neck": 0.12, "head": 0.12, "collar": 0.05, "shoulder": 0.16, "elbow": 0.16, "wrist": 0.14}
-    by_part |= {"jaw": 0.03, "eye": 0.08}
-    amplitudes = []
-    for name in JOINT_NAMES:
-        part = name.removeprefix("left_").removeprefix("right_").rstrip("123")
-        amplitudes += [by_part.get(part, 0.07)] * 3  # what is left are fingers
-    return np.array(amplitudes)
-
-
 def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -> F64:
     """Smooth noise in (−1, 1), (frames, channels): a cubic B-spline with a knot every `spacing` frames."""
     segments = -(-frames // spacing)
@@ -311,9 +306,8 @@ def _script(rng: np.random.Generator, settings: CorpusSettings) -> _Script:
     steps[0] = rng.integers(settings.words)
     ends = np.cumsum(pauses + durations)
     spoken = ends <= last_end
-    return _Script(
-        words=np.cumsum(steps)[spoken] % settings.words, starts=(ends - durations)[spoken], ends=ends[spoken]
-    )
+    words = np.cumsum(steps) % settings.words
+    return [*zip(*(array[spoken].tolist() for array in (words, ends - durations, ends)), strict=True)]
 
 
 def _smooth_step(x: F64) -> F64:
@@ -327,7 +321,7 @@ def _motion(
 ) -> tuple[F64, F64, F64]:
     """Poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
     poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
-    poses *= speaker.liveliness * _idle_amplitudes()
+    poses *= speaker.liveliness * _IDLE_AMPLITUDES
     poses += speaker.posture
     expressions = 0.5 * _drift(rng, frames, EXPRESSIONS, 18) + speaker.face
     slow = _drift(rng, frames, 3, 75)
@@ -338,7 +332,7 @@ def _motion(
     trans[:, 1] += 0.004 * breath
     poses[:, _columns("spine3")[0]] += 0.02 * breath
     jaw = _columns("jaw")[0]
-    for word, start, end in zip(script.words, script.starts / 100, script.ends / 100, strict=True):
+    for word, start, end in ((word, start / 100, end / 100) for word, start, end in script):
         span = slice(math.ceil(start * FRAME_RATE_HZ), math.floor(end * FRAME_RATE_HZ) + 1)
         times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
         onset, offset = (times - start) / _MOTION_RAMP_S, (end - times) / _MOTION_RAMP_S
@@ -368,9 +362,9 @@ def _sound(
     samples = rng.random(length, dtype=np.float32)
     samples -= np.float32(0.5)
     samples *= np.float32(2 * _NOISE_PEAK)
-    phases = rng.integers(SAMPLE_RATE_HZ, size=len(script.words))
+    phases = rng.integers(SAMPLE_RATE_HZ, size=len(script))
     chords = [_chord(tuple(int(np.rint(t * speaker.pitch)) for t in word.tones_hz)) for word in vocabulary]
-    for word, start, end, phase in zip(script.words, script.starts, script.ends, phases, strict=True):
+    for (word, start, end), phase in zip(script, phases, strict=True):
         first, stop = start * _SAMPLES_PER_CENTISECOND, end * _SAMPLES_PER_CENTISECOND
         tones = chords[word][phase : phase + stop - first].copy()
         tones[:_AUDIO_RAMP] *= _RAMP
@@ -382,7 +376,7 @@ def _sound(
 def _text(script: _Script, xmax_s: float, vocabulary: tuple[WordSignature, ...]) -> bytes:
     """TextGrid with the words, and as phones two to four pieces of each word's spelling."""
     words, phones = [], []
-    for index, start, end in zip(script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True):
+    for index, start, end in script:
         word = vocabulary[index].word
         words.append(WordInterval(word, start / 100, end / 100))
         pieces = 2 + index % 3
@@ -398,7 +392,7 @@ def _semantic(script: _Script, vocabulary: tuple[WordSignature, ...]) -> bytes:
     """BEAT2's sem file: a quarter each of the words are beat, deictic, iconic and metaphoric gestures."""
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []
-    for index, start, end in zip(script.words.tolist(), script.starts.tolist(), script.ends.tolist(), strict=True):
+    for index, start, end in script:
         name, score = classes[index % len(classes)]
         times = f"{start / 100:.2f}\t{end / 100:.2f}\t{(end - start) / 100:.2f}"
         rows.append(f"{name}\t{times}\t{score}\t{vocabulary[index].word}\n")
@@ -408,33 +402,14 @@ def _semantic(script: _Script, vocabulary: tuple[WordSignature, ...]) -> bytes:
 # --- the corpus -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Folders:
-    """Where the files of a layout go; `by_speaker` adds a folder per speaker."""
-
-    base: Path
-    wav: Path
-    npz: Path
-    textgrid: Path
-    sem: Path | None
-    by_speaker: bool
-
-    @classmethod
-    def of(cls, root: Path, layout: Layout) -> _Folders:
-        if layout == "seed":
-            npz = root / "speakers_1234_smplx_neutral_npz"
-            return cls(root, root / "wave16k", npz, root / "word", None, by_speaker=True)
-        base = root / "beat_synthetic_v2.0.0"
-        return cls(base, base / "wave16k", base / "smplxflame_30", base / "textgrid", base / "sem", by_speaker=False)
-
-    def place(self, folder: Path, speaker: str, name: str) -> Path:
-        return (folder / speaker if self.by_speaker else folder) / name
-
-    def make(self, speakers: list[_Speaker]) -> None:
-        for folder in (self.wav, self.npz, self.textgrid, self.sem):
-            for speaker in speakers:
-                if folder is not None:
-                    make_folder(self.place(folder, speaker.folder, "file").parent)
+def _folders(root: Path, layout: Layout) -> dict[str, Path]:
+    """Where the files of each kind go: name endings and folders; the older layout has no semantic annotation."""
+    if layout == "seed":
+        names = {".npz": "speakers_1234_smplx_neutral_npz", ".wav": "wave16k", ".TextGrid": "word"}
+    else:
+        root /= "beat_synthetic_v2.0.0"
+        names = {".npz": "smplxflame_30", ".wav": "wave16k", ".TextGrid": "textgrid", ".txt": "sem"}
+    return {suffix: root / name for suffix, name in names.items()}
 
 
 def _splits(settings: CorpusSettings) -> list[str]:
@@ -450,39 +425,18 @@ def _splits(settings: CorpusSettings) -> list[str]:
     return ["test"] * held_out + ["val"] * held_out + ["train"] * (clips - 2 * held_out)
 
 
-def _readme(settings: CorpusSettings) -> str:
-    rows = (
-        ("clips", settings.clips),
-        ("seconds", f"{settings.frames / FRAME_RATE_HZ:.3f}"),
-        ("words", settings.words),
-        ("speakers", settings.speakers),
-        ("seed", settings.seed),
-        ("layout", settings.layout),
-        ("audio", settings.audio),
-    )
-    return _README + "".join(f"{name}: {value}\n" for name, value in rows)
-
-
 def _clip_files(
-    settings: CorpusSettings, clip: int, speaker: _Speaker, vocabulary: tuple[WordSignature, ...]
-) -> tuple[int, Iterator[tuple[str, bytes]]]:
-    """Spoken words of a clip, and its files as (kind, bytes)."""
-    rng = _generator(settings.seed, _CLIP, clip)
-    script = _script(rng, settings)
-
-    def files() -> Iterator[tuple[str, bytes]]:
-        poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary)
-        # SMPL-X tools look at these two strings; that it is synthetic stands in every file name.
-        yield ("npz", encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020"))
-        samples = _sound(rng, settings.frames, script, speaker, vocabulary)
-        yield "wav", encode_wav(samples, SAMPLE_RATE_HZ, encoding=settings.audio)
-        yield "textgrid", _text(script, len(samples) / SAMPLE_RATE_HZ, vocabulary)
-        yield "sem", _semantic(script, vocabulary)
-
-    return len(script.words), files()
-
-
-_SUFFIXES: Final = {"npz": ".npz", "wav": ".wav", "textgrid": ".TextGrid", "sem": ".txt"}
+    settings: CorpusSettings, rng: np.random.Generator, script: _Script, speaker: _Speaker
+) -> Iterator[tuple[str, bytes]]:
+    """The files of a clip, each as its name's ending and its bytes."""
+    vocabulary = _vocabulary(settings.seed, settings.words)
+    poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary)
+    # SMPL-X tools look at these two strings; that it is synthetic stands in every file name.
+    yield ".npz", encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020")
+    samples = _sound(rng, settings.frames, script, speaker, vocabulary)
+    yield ".wav", encode_wav(samples, SAMPLE_RATE_HZ, encoding=settings.audio)
+    yield ".TextGrid", _text(script, len(samples) / SAMPLE_RATE_HZ, vocabulary)
+    yield ".txt", _semantic(script, vocabulary)
 
 
 def write_sample_corpus(
@@ -496,26 +450,31 @@ def write_sample_corpus(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageFault(f"{folder}: a new or empty folder expected, found it in use. Name another one, or empty it")
     speakers = [_speaker(settings.seed, number) for number in range(settings.speakers)]
-    vocabulary = _vocabulary(settings.seed, settings.words)
-    folders = _Folders.of(folder, settings.layout)
-    folders.make(speakers)
-    publish_bytes(folder / "README.txt", _readme(settings).encode())
+    folders = _folders(folder, settings.layout)
+    by_speaker = settings.layout == "seed"
+    for place in folders.values():
+        for speaker in speakers:
+            make_folder(place / speaker.folder if by_speaker else place)
+    names = ("clips", "seconds", "words", "speakers", "seed", "layout", "audio")
+    facts = {name: getattr(settings, name) for name in names} | {"seconds": f"{settings.frames / FRAME_RATE_HZ:.3f}"}
+    readme = _README + "".join(f"{name}: {value}\n" for name, value in facts.items())
+    publish_bytes(folder / "README.txt", readme.encode())
     spoken = 0
     rows = ["id,type\n"]
     for clip, split in enumerate(_splits(settings)):
         speaker = speakers[clip % settings.speakers]
         number = clip // settings.speakers + 1
         stem = f"{speaker.folder}_0_{number}_{number}"
-        words, files = _clip_files(settings, clip, speaker, vocabulary)
-        targets = {"npz": folders.npz, "wav": folders.wav, "textgrid": folders.textgrid, "sem": folders.sem}
-        for kind, data in files:
-            target = targets[kind]
-            if target is not None:
-                publish_bytes(folders.place(target, speaker.folder, stem + _SUFFIXES[kind]), data)
-        spoken += words
+        rng = _generator(settings.seed, _CLIP, clip)
+        script = _script(rng, settings)
+        for suffix, data in _clip_files(settings, rng, script, speaker):
+            if suffix in folders:
+                place = folders[suffix] / speaker.folder if by_speaker else folders[suffix]
+                publish_bytes(place / f"{stem}{suffix}", data)
+        spoken += len(script)
         rows.append(f"{stem},{split}\n")
         if progress is not None:
             progress(clip + 1, settings.clips)
-    publish_bytes(folders.base / "train_test_split.csv", "".join(rows).encode())
+    publish_bytes(folders[".wav"].parent / "train_test_split.csv", "".join(rows).encode())
     seconds = settings.clips * settings.frames / FRAME_RATE_HZ
     return CorpusSummary(settings.clips, seconds, settings.speakers, spoken, folder)

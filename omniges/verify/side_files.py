@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from omniges.errors import CODES
-from omniges.features.tokenizer import tokenizer_problem
+from omniges.features.text_slots import tokenizer_problem
 from omniges.shards.dataset import statistics_document
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.manifest import ManifestRow

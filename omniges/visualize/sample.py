@@ -1,6 +1,6 @@
 """One picture of a sample: mel, words, motion energy, expression activity and stick figures on one time line.
 
-The figures are the generic skeleton of `omniges.features.skeleton`, seen from the front, so the person's left
+The figures are the generic skeleton of `omniges.features.body`, seen from the front, so the person's left
 is on the right of the picture. It is no body model: see there.
 
 Words are drawn to the letter where an installed font has all their characters. What no font has is written as
@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from omniges.errors import EnvironmentFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
+from omniges.features.body import PARENTS, joint_positions
 from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, matrix_from_six_d, motion_from_gesture
-from omniges.features.skeleton import PARENTS, joint_positions
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:

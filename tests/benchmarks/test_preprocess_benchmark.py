@@ -15,9 +15,9 @@ import pytest
 from omniges.features.audio import log_mel
 from omniges.features.gesture import gesture_from_motion
 from omniges.features.timebase import mel_frames_for
+from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
-from omniges.formats.wav import decode_wav
 
 pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
 

@@ -19,7 +19,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.evaluation import run
 from omniges.evaluation.report import Report, TaskReport, render
 from omniges.evaluation.scores import Figure
-from omniges.features.skeleton import joint_positions
+from omniges.features.body import joint_positions
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.metrics.profiles import profile, scored_poses

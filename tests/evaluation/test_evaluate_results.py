@@ -27,7 +27,7 @@ from omniges.metrics.frechet import frechet_distance
 from omniges.metrics.intervals import bootstrap
 from omniges.metrics.profiles import profile
 from omniges.pipeline.export import motion_file, text_file
-from omniges.pipeline.stems import _LANGUAGES as LANGUAGES
+from omniges.pipeline.labels import _LANGUAGES as LANGUAGES
 from omniges.shards.reader import SampleArrays, ShardFolder
 
 

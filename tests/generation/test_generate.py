@@ -22,9 +22,9 @@ from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy
+from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
-from omniges.formats.wav import decode_wav
 from omniges.generation.record import read_record
 from omniges.generation.run import _Job, generate
 from omniges.generation.sampler import load

@@ -16,9 +16,9 @@ import pytest
 from omniges.commands.generate import generate as generate_command
 from omniges.errors import UsageFault
 from omniges.features.gesture import gesture_from_motion
+from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
-from omniges.formats.wav import decode_wav
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources

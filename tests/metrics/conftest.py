@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omniges.features.skeleton import joint_positions
+from omniges.features.body import joint_positions
+from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.semantic import SemanticSpan, decode_semantic
-from omniges.formats.wav import decode_wav
 from omniges.metrics.beats import mean_joint_speeds
 from omniges.metrics.profiles import PROFILES, scored_poses
 

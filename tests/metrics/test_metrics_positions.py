@@ -7,8 +7,8 @@ import pytest
 from metrics_builders import turned, untouched, walk
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import checked
 from omniges.features.gesture import six_d_from_rotvec
+from omniges.formats.arrays import checked
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.clips import ClipValue, checked_pair, weighted_mean
 from omniges.metrics.face import FaceScore, FaceSums

@@ -150,7 +150,9 @@ class TestLoading:
 
     def test_a_worker_loads_no_librosa_and_nothing_of_training(self) -> None:
         then = "omniges.features.audio._analysis('float32')"
-        loaded = tops(loaded_by("omniges.pipeline.worker", "omniges.features.audio", then=then))
+        loaded = tops(
+            loaded_by("omniges.pipeline.worker", "omniges.pipeline.convert", "omniges.features.audio", then=then)
+        )
         assert "scipy" in loaded
         assert not loaded & ({"librosa", "numba", "pyarrow", "tokenizers", "rich", "typer"} | TRAINING)
 

@@ -357,7 +357,7 @@ class TestUnreadableFiles:
     ) -> None:
         from omniges.pipeline.convert import convert
         from omniges.pipeline.discover import discover
-        from omniges.pipeline.settings import Converted, ConvertSettings, Rejected, Selection
+        from omniges.pipeline.settings import ConvertSettings, Rejected, Sample, Selection
 
         bad, good = discover(corpus, Selection()).recordings[:2]
         real = Path.read_bytes
@@ -372,4 +372,4 @@ class TestUnreadableFiles:
         assert isinstance(outcome, Rejected)
         assert [f.problem.code for f in outcome.findings] == ["file-unreadable"]
         assert "EIO" in outcome.findings[0].problem.found
-        assert isinstance(convert(good, ConvertSettings()), Converted)
+        assert isinstance(convert(good, ConvertSettings()), Sample)

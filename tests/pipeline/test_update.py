@@ -14,7 +14,7 @@ from pipeline_helpers import changed_unseen, digests, omniges, run_preprocess
 
 from omniges.errors import UsageFault
 from omniges.pipeline import run as run_module
-from omniges.pipeline.protocol import ConvertPool
+from omniges.pipeline.worker import ConvertPool
 from omniges.shards.transaction import Journal
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus

@@ -6,37 +6,37 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pipeline_helpers import run_preprocess
 
-from omniges.formats.flac import encode_flac
-from omniges.pipeline import worker
+from omniges.formats.audio import encode_flac
+from omniges.pipeline import convert as convert_module
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.protocol import ConvertPool
-from omniges.pipeline.settings import ConvertSettings, Rejected
-from omniges.pipeline.stems import parse_stem
+from omniges.pipeline.labels import parse_stem
+from omniges.pipeline.worker import ConvertPool, encode_recording, prepare
 
 RECORDING = Recording("a", "a", "train", parse_stem("a"), {})
 
 
-def converting(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> object:
-    """What the worker makes of a conversion that raises."""
+def converting(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the worker answers where the conversion raises."""
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(worker, "convert", fail)
-    return worker._convert_guarded(RECORDING, ConvertSettings())
+    monkeypatch.setattr(convert_module, "convert", fail)
+    head, buffers = prepare({})(encode_recording(RECORDING))
+    assert not buffers
+    return head
 
 
 class TestBoundary:
     def test_a_bug_that_one_recording_meets_is_a_finding(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        outcome = converting(ValueError("two\nlines"), monkeypatch)
-        assert isinstance(outcome, Rejected)
-        assert [f.problem.code for f in outcome.findings] == ["internal-error"]
-        assert outcome.findings[0].problem.found == "ValueError: two lines"
+        (finding,) = converting(ValueError("two\nlines"), monkeypatch)["findings"]
+        assert (finding["code"], finding["found"]) == ("internal-error", "ValueError: two lines")
 
     @pytest.mark.parametrize(
         "error",
@@ -71,12 +71,12 @@ class TestLostInARun:
         # A worker that dies of one recording: the real one, told by the environment which.
         killer = tmp_path / "killer.py"
         killer.write_text(
-            "import os, signal\nfrom omniges.pipeline import worker\nfrom omniges.workers import serve\n"
-            "real = worker.convert\n"
+            "import os, signal\nfrom omniges.pipeline import convert as module, worker\n"
+            "from omniges.workers import serve\nreal = module.convert\n"
             "def convert(recording, settings):\n"
             "    if recording.stem == '1_synthetica_0_2_2': os.kill(os.getpid(), signal.SIGKILL)\n"
             "    return real(recording, settings)\n"
-            "worker.convert = convert\nserve(worker.prepare)\n"
+            "module.convert = convert\nserve(worker.prepare)\n"
         )
         with monkeypatch.context() as patch:
             patch.setattr(ConvertPool.__init__, "__defaults__", ((sys.executable, str(killer)),))

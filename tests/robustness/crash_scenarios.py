@@ -15,10 +15,11 @@ from unittest import mock
 from omniges.pipeline import run as run_module
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.protocol import Sample
-from omniges.pipeline.settings import Converted, ConvertSettings, PreprocessSettings, Rejected, Summary
+from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Rejected, Sample, Summary
+from omniges.pipeline.worker import Outcome
 from omniges.progress import LineReporter
 from omniges.shards.schema import DATASET_FILE
+from omniges.shards.tar import Segment
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.verify.run import verify
@@ -146,7 +147,7 @@ def _change_audio(root: Path, stem: str) -> None:
 class _OwnConverter:
     """Stands for the pool: converts in this process, and each recording once in its life."""
 
-    known: ClassVar[dict[tuple[str, ConvertSettings], Sample | Rejected]] = {}
+    known: ClassVar[dict[tuple[str, ConvertSettings], Outcome]] = {}
 
     def __init__(self, settings: ConvertSettings, *_: object) -> None:
         self._settings = settings
@@ -154,7 +155,7 @@ class _OwnConverter:
     def slowest(self) -> None:
         """Nothing takes long here."""
 
-    def run(self, recordings: Sequence[Recording]) -> Generator[tuple[Recording, Sample | Rejected], None, None]:
+    def run(self, recordings: Sequence[Recording]) -> Generator[tuple[Recording, Outcome], None, None]:
         """Outcomes in order."""
         for recording in recordings:
             key = (recording.files["npz"].path, self._settings)
@@ -163,7 +164,7 @@ class _OwnConverter:
             yield recording, self.known[key]
 
 
-def _received(outcome: Converted | Rejected) -> Sample | Rejected:
+def _received(outcome: Sample[Segment] | Rejected) -> Outcome:
     if isinstance(outcome, Rejected):
         return outcome
     segment = memoryview(b"".join(bytes(buffer) for buffer in outcome.segment.buffers))

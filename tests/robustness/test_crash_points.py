@@ -22,7 +22,7 @@ from pipeline_helpers import digests, run_preprocess
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.pipeline.discover import Recording
-from omniges.pipeline.protocol import ConvertPool
+from omniges.pipeline.worker import ConvertPool
 from omniges.verify.run import verify
 from omniges.verify.settings import VerifySettings
 

@@ -21,8 +21,7 @@ from omniges.features.gesture import LAYOUT
 from omniges.formats.npz import decode_motion
 from omniges.formats.semantic import decode_semantic
 from omniges.formats.textgrid import decode_words
-from omniges.pipeline.splits import parse_split_list
-from omniges.pipeline.stems import parse_stem, speaker_of_folder
+from omniges.pipeline.labels import parse_split_list, parse_stem, speaker_of_folder
 from omniges.testing.settings import MAX_WORDS, CorpusSettings
 from omniges.testing.synthetic_corpus import word_signature, write_sample_corpus
 

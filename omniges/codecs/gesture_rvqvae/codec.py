@@ -20,8 +20,8 @@ from omniges.codecs.gesture_rvqvae.body_parts import PARTS, Part, PartScale, par
 from omniges.codecs.gesture_rvqvae.network import Rvqvae
 from omniges.codecs.gesture_rvqvae.weights import load_rvqvae
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import checked
 from omniges.features.gesture import LAYOUT
+from omniges.formats.arrays import checked
 from omniges.shards.latents import FrameEntry
 from omniges.storage.atomic import os_errors
 

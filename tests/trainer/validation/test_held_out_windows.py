@@ -18,7 +18,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.text_slots import SlotCodec
-from omniges.formats.flac import decode_flac
+from omniges.formats.audio import decode_flac
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.validation.held_out import open_held_out, some_recordings

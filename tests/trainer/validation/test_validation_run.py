@@ -17,22 +17,22 @@ from training_helpers import Collected, SignalAt, Trained, checkpoint_of, learne
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, UsageFault
 from omniges.formats.arrays import decode_npy
+from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
-from omniges.formats.wav import decode_wav
 from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import GriffinLim, waveform_from_mel
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
 from omniges.model.settings import SamplingSettings
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import SIX, TASKS
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.validation import callback as hook_module
 from omniges.trainer.validation import run as run_module
-from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
+from omniges.trainer.validation.losses import LEVELS, VALIDATION_SEED
 from omniges.trainer.validation.run import Found
 
 VALIDATED = {"validation_steps": 2, "validation_windows": 3, "validation_samples": 1, "validation_sampling_steps": 2}

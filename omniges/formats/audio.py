@@ -1,14 +1,15 @@
-"""WAV bytes to samples and back.
+"""WAV and FLAC bytes to samples and back.
 
 The RIFF chunks are walked here, so that nothing of a hostile header reaches a C parser and so that every
-refusal names its reason. Read: PCM of 16, 24 and 32 bits, IEEE float of 32 and 64 bits, plain or extensible.
+refusal names its reason. Read of WAV: PCM of 16, 24 and 32 bits, IEEE float of 32 and 64 bits, plain or extensible.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -91,11 +92,11 @@ def decode_wav(data: bytes | memoryview) -> Wav:
     Raises RecordingFault with one of the ``wav-`` codes; notes ``wav-streamed-header``.
     """
     view = memoryview(data).cast("B")
-    fmt, start, size, notes = _locate(view)
-    raw = _raw(view[start : start + size], fmt)
+    wav = open_wav(view)
+    raw = _raw(view[wav._start : wav._start + wav.frames * wav.frame_bytes], wav)
     _refuse_silence(*_finite_range(raw, 0), len(raw))
-    pcm = raw if fmt.channels == 1 and fmt.encoding in {"pcm16", "pcm24"} else None
-    return Wav(_scaled(raw, fmt), fmt.rate_hz, fmt.channels, fmt.encoding, pcm, notes)
+    pcm = raw if wav.channels == 1 and wav.encoding in {"pcm16", "pcm24"} else None
+    return Wav(_scaled(raw, wav), wav.rate_hz, wav.channels, wav.encoding, pcm, wav.notes)
 
 
 class ByteRanges(Protocol):
@@ -107,17 +108,13 @@ class ByteRanges(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WavStream:
+class WavStream(_Format):
     """A WAV file that is read block by block; its fields are those of `Wav`."""
 
-    rate_hz: int
-    channels: int
-    encoding: str
     frames: int
     notes: tuple[Problem, ...]
     _view: ByteRanges
     _start: int
-    _format: _Format
 
     def blocks(self, frames: int) -> Iterator[npt.NDArray[np.float32]]:
         """Samples as `Wav.samples`, so many of each channel at a time.
@@ -126,31 +123,27 @@ class WavStream:
         """
         lows, highs = [], []
         for first in range(0, self.frames, frames):
-            begin, end = (self._format.frame_bytes * f for f in (first, min(first + frames, self.frames)))
+            begin, end = (self.frame_bytes * f for f in (first, min(first + frames, self.frames)))
             body = memoryview(self._view[self._start + begin : self._start + end])
             if len(body) < end - begin:
                 raise RecordingFault("wav-truncated", f"the file became shorter than {self._start + end} bytes", "all")
-            raw = _raw(body, self._format)
+            raw = _raw(body, self)
             low, high = _finite_range(raw, first)
             lows.append(low)
             highs.append(high)
-            yield _scaled(raw, self._format)
+            yield _scaled(raw, self)
         _refuse_silence(np.min(lows, axis=0), np.max(highs, axis=0), self.frames)
 
 
 def open_wav(view: ByteRanges) -> WavStream:
     """Read a WAV file's header, as `decode_wav` does, and its samples as they are asked for."""
-    fmt, start, size, notes = _locate(view)
-    return WavStream(fmt.rate_hz, fmt.channels, fmt.encoding, size // fmt.frame_bytes, notes, view, start, fmt)
-
-
-def _locate(view: ByteRanges) -> tuple[_Format, int, int, tuple[Problem, ...]]:
-    """Format, first byte and number of bytes of the samples, and notes."""
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
     notes: tuple[Problem, ...] = ()
     available = len(view) - start
-    if _is_streamed(riff_size, size):
+    # The place holders of a writer that could not seek back.
+    nothing = size == 0 and riff_size in {0, _UNKNOWN_SIZE}
+    if nothing or size == _UNKNOWN_SIZE or (size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE):
         claim, size = size, available - available % fmt.frame_bytes
         found = (
             f"data size {claim:#x} and RIFF size {riff_size:#x}; "
@@ -166,7 +159,7 @@ def _locate(view: ByteRanges) -> tuple[_Format, int, int, tuple[Problem, ...]]:
     if size % fmt.frame_bytes:
         found = f"data size {size} with {fmt.frame_bytes} bytes per sample of all channels"
         raise RecordingFault("wav-damaged-header", found, "a whole number of samples")
-    return fmt, start, size, notes
+    return WavStream(**asdict(fmt), frames=size // fmt.frame_bytes, notes=notes, _view=view, _start=start)
 
 
 def encode_wav(
@@ -313,13 +306,6 @@ def _parse_format(body: bytes) -> _Format:
     return _Format(encoding, channels, rate_hz, frame_bytes)
 
 
-def _is_streamed(riff_size: int, data_size: int) -> bool:
-    """Whether the sizes are the place holders of a writer that could not seek back."""
-    if data_size == 0:
-        return riff_size in {0, _UNKNOWN_SIZE}
-    return data_size == _UNKNOWN_SIZE or (data_size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE)
-
-
 def _raw(body: memoryview, fmt: _Format) -> Array:
     """The numbers as stored: (n,), or (n, channels)."""
     if fmt.encoding == "pcm24":
@@ -367,3 +353,38 @@ def _refuse_silence(low: Array, high: Array, count: int) -> None:
     if np.all(low == high):
         found = f"{count} samples, all of them {np.ravel(low)[0]}"
         raise RecordingFault("wav-silent", found, "sound")
+
+
+def encode_flac(pcm: npt.NDArray[np.integer], *, bits: int) -> bytes:
+    """Mono 16 kHz PCM, int16 (bits=16) or int32 holding 24-bit values (bits=24), as FLAC bytes.
+
+    Level 0 uses fixed integer predictors only. Higher levels choose theirs through floating-point autocorrelation,
+    whose last bits, and so the file's bytes, differ between CPUs.
+    """
+    data = pcm.astype(np.int16) if bits == 16 else pcm.astype(np.int32) << 8
+    import soundfile  # noqa: PLC0415 - libsndfile, 0.2 s that most runs do without
+
+    buffer = io.BytesIO()
+    try:
+        soundfile.write(buffer, data, 16_000, format="FLAC", subtype=f"PCM_{bits}", compression_level=0.0)
+    except AssertionError as error:  # soundfile drops the MemoryError of its callback and misses the bytes
+        raise MemoryError("no memory for a FLAC member") from error
+    return buffer.getvalue()
+
+
+def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
+    """The PCM values as int32 and their width in bits (16 or 24).
+
+    Raises RecordingFault for anything but mono FLAC of 16 or 24 bits.
+    """
+    import soundfile  # noqa: PLC0415
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.format != "FLAC" or file.channels != 1 or file.subtype not in {"PCM_16", "PCM_24"}:
+                raise RecordingFault("wav-unsupported-encoding", f"{file.format} {file.subtype}", "mono FLAC")
+            bits: Literal[16, 24] = 16 if file.subtype == "PCM_16" else 24
+            samples = file.read(dtype="int32")
+    except soundfile.LibsndfileError as error:
+        raise RecordingFault("wav-truncated", str(error), "a FLAC member") from error
+    return samples >> (32 - bits), bits

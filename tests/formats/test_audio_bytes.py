@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from recording_builders import SAMPLE, SHARED, chunk, fmt_body, needs_sample, pcm16, riff
 
 from omniges.errors import RecordingFault
-from omniges.formats.wav import decode_wav, encode_wav, open_wav, wav_parts
+from omniges.formats.audio import decode_wav, encode_wav, open_wav, wav_parts
 
 FMT = chunk(b"fmt ", fmt_body(1, 16))
 TONE = pcm16([1, -2, 3, -32768, 32767])

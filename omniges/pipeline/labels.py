@@ -1,0 +1,151 @@
+"""What a file-name stem of BEAT2 says, ``<speaker>_<name>_<rec>_<start>_<end>``, and which split it belongs to.
+
+The split comes from a split list (CSV), else from BEAT2's own rule.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+from omniges.errors import DataError, Finding, Problem
+from omniges.shards.schema import SPLITS, Split, as_split
+from omniges.storage.canonical_json import sha256_hex
+
+_GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
+_LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
+_SCENARIOS: Final = ("speech", "conversation")  # rec digit % 2
+
+# The emotion of a speech recording by its first start index; there is none beyond 118.
+_EMOTIONS: Final = {
+    0: "neutral",
+    65: "happiness",
+    73: "anger",
+    81: "sadness",
+    87: "contempt",
+    95: "surprise",
+    103: "fear",
+    111: "disgust",
+    119: None,
+}
+_FOLDER: Final = re.compile(r"(?:speaker)?_?(\d{1,4})(?:_([a-z]+))?", re.IGNORECASE)
+
+_EMOTION_TEST: Final = frozenset(_EMOTIONS) - {0, 119}
+_SHORT_TEST: Final = _EMOTION_TEST | {1, 2}
+_FULL_SPEAKERS: Final = (1, 2, 3, 4, 5, 7, 10, 11)
+_FULL_VAL: Final = range(9, 17)
+TEST_STARTS: Final[dict[int | None, frozenset[int]]] = {
+    **dict.fromkeys(_FULL_SPEAKERS, _EMOTION_TEST | set(range(1, 9))),
+    **dict.fromkeys((6, 9, 21), _EMOTION_TEST),
+    **dict.fromkeys((12, 13, 15, 16, 17, 18, 20, 22, 24, 27, 28, 30), _SHORT_TEST),
+    23: _SHORT_TEST - {73},
+    25: _SHORT_TEST - {1},
+}
+"""Start indices of each speaker's English test clips in BEAT2 v2.0.0."""
+_VAL_SHARE: Final = 8 / 103  # speaker 2, the one that was counted: 8 val clips among 103 that are not test
+
+
+@dataclass(frozen=True, slots=True)
+class StemFields:
+    """What a stem says; every field is None where the stem is outside the grammar."""
+
+    speaker_id: int | None = None
+    speaker: str | None = None
+    language: str | None = None
+    scenario: str | None = None
+    emotion: str | None = None
+    start: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the stem follows the grammar."""
+        return self.speaker_id is not None
+
+
+def parse_stem(stem: str) -> StemFields:
+    """Fields of a stem. A conversation is neutral; a speech index beyond 118 has no emotion (None)."""
+    match = _GRAMMAR.fullmatch(stem)
+    if match is None:
+        return StemFields()
+    rec, start = int(match[3]), int(match[4])
+    scenario = _SCENARIOS[rec % 2]
+    return StemFields(
+        speaker_id=int(match[1]),
+        speaker=match[2],
+        language=_LANGUAGES[rec // 2],
+        scenario=scenario,
+        emotion=_EMOTIONS[max(first for first in _EMOTIONS if first <= start)] if scenario == "speech" else "neutral",
+        start=start,
+    )
+
+
+def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
+    """Speaker id and name that a folder such as ``2``, ``speaker2``, ``2_scott`` or ``scott`` names, else Nones."""
+    match = _FOLDER.fullmatch(folder)
+    if match:
+        return int(match[1]), match[2].lower() if match[2] else None
+    return None, folder.lower() if re.fullmatch(r"[A-Za-z]+", folder) else None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitList:
+    """A parsed split list: split per id, ids that cannot be trusted, and findings about the list itself."""
+
+    name: str
+    sha256: str
+    splits: dict[str, Split]
+    faulty: dict[str, Problem]
+    findings: tuple[Finding, ...]
+
+
+def parse_split_list(data: bytes, name: str) -> SplitList:
+    """Read ``id,type`` rows (UTF-8, BOM and CRLF allowed, blank lines skipped); `name` is for messages.
+
+    An id with two different splits or an unknown split is remembered as faulty, so that its recording is rejected.
+    An id that is no plain file stem is a note. Raises DataError if the text is no CSV with these columns.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{name}: a CSV file in UTF-8 expected, found: {error}. Save it as UTF-8 CSV") from error
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if "id" not in header or "type" not in header:
+        raise DataError(f"{name}: a header with the columns id and type expected, found {header or 'an empty file'}")
+    id_column, type_column = header.index("id"), header.index("type")
+    splits: dict[str, Split] = {}
+    faulty: dict[str, Problem] = {}
+    findings = []
+    for row in rows[1:]:
+        cells = [cell.strip() for cell in row] + [""] * len(header)
+        stem, text = cells[id_column], cells[type_column]
+        split = as_split(text)
+        if not stem or any(c in stem for c in "/\\\0") or stem in {".", ".."}:
+            findings.append(Finding(Problem("split-id-invalid", f"id {stem!r}", "a file stem"), None, name))
+        elif split is None:
+            faulty[stem] = Problem("split-unknown", f"{text!r} in {name}", "one of " + ", ".join(SPLITS))
+        elif splits.setdefault(stem, split) != split:
+            faulty[stem] = Problem("split-conflict", f"{splits[stem]} and {split} in {name}", "one split")
+    return SplitList(name, sha256_hex(data), splits, faulty, tuple(findings))
+
+
+def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
+    """The split without a list, and whether a hash of the stem had to choose (between train and val).
+
+    Conversations are `additional`. For English speech the test clips are BEAT2's; val is 9–16 for the speakers with
+    fifteen test clips, where it is known.
+    """
+    if fields.scenario == "conversation":
+        return "additional", False
+    if fields.language == "english":
+        if fields.start in TEST_STARTS.get(fields.speaker_id, ()):
+            return "test", False
+        if fields.speaker_id in _FULL_SPEAKERS:
+            return ("val" if fields.start in _FULL_VAL else "train"), False
+    # A checksum, not hash(): the same on every machine and in every process.
+    share = zlib.crc32(stem.encode()) / 2**32
+    return ("val" if share < _VAL_SHARE else "train"), True
