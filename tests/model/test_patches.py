@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from omniges.errors import UsageFault
-from omniges.model.latents import PatchGrid, grid_embedding
-from omniges.model.patches import PatchTokens
+from omniges.model.patches import PatchGrid, PatchTokens, grid_embedding
 from omniges.model.presets import CodecLatents, ModelConfig, build_model, preset
 from omniges.shards.latents import FrameEntry
 
