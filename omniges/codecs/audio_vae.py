@@ -244,8 +244,7 @@ class _Walk:
         mean = torch.as_tensor(total) / count
         centre = mean.float()[:, None]
         squares = sum(
-            (_grouped(x[:, a:b], groups) - centre).square().sum(1, dtype=torch.float64)
-            for a, b in self._blocks(x)
+            (_grouped(x[:, a:b], groups) - centre).square().sum(1, dtype=torch.float64) for a, b in self._blocks(x)
         )
         # The centre was rounded: what that adds to the squares is taken off again.
         variance = torch.as_tensor(squares) / count - (mean - centre[:, 0].double()).square()
