@@ -240,11 +240,11 @@ class _Walk:
         """A group normalisation of the whole of x: mean and variance of each group in float64."""
         groups = norm.num_groups
         count = x.numel() // groups
-        total = sum(_grouped(x[:, a:b], groups).sum(1, dtype=torch.float64) for a, b in self._blocks(x))
+        total = sum(x[:, a:b].reshape(groups, -1).sum(1, dtype=torch.float64) for a, b in self._blocks(x))
         mean = torch.as_tensor(total) / count
         centre = mean.float()[:, None]
         squares = sum(
-            (_grouped(x[:, a:b], groups) - centre).square().sum(1, dtype=torch.float64) for a, b in self._blocks(x)
+            (x[:, a:b].reshape(groups, -1) - centre).square().sum(1, dtype=torch.float64) for a, b in self._blocks(x)
         )
         # The centre was rounded: what that adds to the squares is taken off again.
         variance = torch.as_tensor(squares) / count - (mean - centre[:, 0].double()).square()
@@ -331,10 +331,6 @@ class _Walk:
             projected = attention.to_out[0](joined) + positions[start : start + _QUERIES]
             flat[:, start : start + _QUERIES] = projected.T
         return out
-
-
-def _grouped(x: Tensor, groups: int) -> Tensor:
-    return x.reshape(groups, -1)
 
 
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:

@@ -58,15 +58,12 @@ class FrameCodec(Protocol):
     @property
     def entry(self) -> FrameEntry:
         """Name, fingerprint, source, rows and channels: what shards and checkpoints keep of it."""
-        ...
 
     def encode(self, array: F32, /) -> F32:
         """Latents (frames // frames_per_row, channels) of a whole clip's source (frames, columns)."""
-        ...
 
     def decode(self, latents: F32, /) -> F32:
         """The source (rows · frames_per_row, columns) that latents (rows, channels) stand for."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +72,6 @@ class QuantisingCodec(Protocol):
 
     def decoding(self, *, quantised: bool) -> Self:
         """The same codec, told whether to."""
-        ...
 
 
 class WindowCodec(Protocol):
@@ -84,33 +80,26 @@ class WindowCodec(Protocol):
     @property
     def entry(self) -> WindowEntry:
         """Name, fingerprint, windows and latents: what shards and checkpoints keep of it."""
-        ...
 
     def on(self, grid: WindowGrid, /) -> WindowCodec:
         """The same over the windows of another grid."""
-        ...
 
     def texts(
         self, words: Sequence[Mapping[str, Any]], ticks: int, windows: Sequence[tuple[int, int]] | None = None
     ) -> list[str]:
         """The text of each window, (first tick, ticks), of a clip; of the grid's where none are given."""
-        ...
 
     def lost(self, texts: Sequence[str], /) -> list[LostText]:
         """What of each text would not be in its latents, known without computing these."""
-        ...
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
         """Latents (windows, latents · channels) of the grid's windows of a clip with these words."""
-        ...
 
     def encode_texts(self, texts: Sequence[str], /) -> F32:
         """Latents (texts, latents · channels)."""
-        ...
 
     def decode(self, latents: F32, /) -> list[SpokenText]:
         """The text of each row (windows, latents · channels)."""
-        ...
 
 
 Codec = FrameCodec | WindowCodec

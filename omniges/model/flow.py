@@ -125,8 +125,7 @@ class FlowModel(nn.Module):
 
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
         """Where tokens are, as the trunk's arguments: times for rotary positions, or embeddings that are added."""
-        found = {name: self.stream(name).places for name in tokens}
-        learned = {name: embedding for name, embedding in found.items() if embedding is not None}
+        learned = {name: places for name in tokens if (places := self.stream(name).places) is not None}
         if self._rotary:
             seconds = {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}
             return {"seconds": seconds, "added": learned}

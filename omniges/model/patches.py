@@ -44,30 +44,6 @@ def patches(latents: Tensor, patch: int) -> Tensor:
     return split.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def unpatched(tokens: Tensor, rows: int, patch: int) -> Tensor:
-    """Head outputs (B, N, P · P · K) to latents (B, K, R, W) with R = rows · P.
-
-    Not the inverse of `patches`: a head's features are ordered (row, column, channel).
-    """
-    batch, count, features = tokens.shape
-    split = tokens.reshape(batch, rows, count // rows, patch, patch, features // patch**2)
-    return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-
-def grid_embedding(rows: int, columns: int, *, side: int, base: int, width: int) -> Tensor:
-    """Sine and cosine embeddings (rows · columns, width) float32 of the centred crop of a table of side × side.
-
-    Index i of the table stands for the coordinate i · base / side. The first half of the features is for the column,
-    the second for the row; each is the sines, then the cosines, of the coordinate times 10⁴^(−j / (width / 4)).
-    """
-
-    def axis(count: int) -> Tensor:
-        first = (side - count) // 2
-        return torch.arange(first, first + count, dtype=torch.float64) * (base / side)
-
-    return axes_embedding(axis(rows), axis(columns), width)
-
-
 def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     """Embeddings (R · C, width) float32, rows first, of coordinates of rows (R,) and columns (C,).
 

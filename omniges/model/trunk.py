@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self, cast
 
@@ -85,15 +84,6 @@ class QKNorm(nn.Module):
         return functional.rms_norm(qk, qk.shape[-1:], eps=self.eps) * self.weight
 
 
-@dataclass(frozen=True, slots=True)
-class _Projected:
-    """One stream's part in a block's attention."""
-
-    qk: Tensor  # (B, N, 2, H, E)
-    value: Tensor  # (B, N, H, E)
-    rest: tuple[Tensor, ...]  # of the modulation: gate, and the MLP's shift, scale and gate
-
-
 class _Branch(nn.Module):
     """One stream's weights in a block; ``context_only``: it gives keys and values, and its own tokens stay."""
 
@@ -108,8 +98,8 @@ class _Branch(nn.Module):
             self.mlp_in = nn.Linear(width, mlp_width)
             self.mlp_out = nn.Linear(mlp_width, width)
 
-    def project(self, x: Tensor, condition: Tensor, heads: int) -> _Projected:
-        """Queries, keys and values, and what is left of the modulation."""
+    def project(self, x: Tensor, condition: Tensor, heads: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Queries and keys (B, N, 2, H, E), values (B, N, H, E), and of the modulation what `finish` takes."""
         parts = self.modulation(condition).chunk(2 if self.context_only else 6, dim=-1)
         if self.context_only:  # here the scale comes first, as in OmniFlow
             scale, shift = parts
@@ -117,7 +107,7 @@ class _Branch(nn.Module):
             shift, scale = parts[:2]
         qkv: Tensor = self.qkv(modulate(x, shift, scale)).unflatten(-1, (3, heads, -1))
         qk = qkv[:, :, :2]
-        return _Projected(qk if self.qk_norm is None else self.qk_norm(qk), qkv[:, :, 2], parts[2:])
+        return (qk if self.qk_norm is None else self.qk_norm(qk)), qkv[:, :, 2], parts[2:]
 
     def finish(self, x: Tensor, attended: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
         """The stream's tokens (B, N, W) behind attention and MLP."""
@@ -150,17 +140,10 @@ class JointBlock(nn.Module):
         self.heads = heads
         features = width // heads
         self.qk_norm = QKNorm("layer", features, qk_norm_eps) if qk_norm == "layer" else None
-        self.branches = nn.ModuleDict(
-            {
-                name: _Branch(
-                    width,
-                    mlp_width,
-                    QKNorm("rms", features, qk_norm_eps) if qk_norm == "rms" else None,
-                    context_only=name in context_only,
-                )
-                for name in names
-            }
-        )
+        self.branches = nn.ModuleDict()
+        for name in names:
+            own = QKNorm("rms", features, qk_norm_eps) if qk_norm == "rms" else None
+            self.branches[name] = _Branch(width, mlp_width, own, context_only=name in context_only)
 
     def forward(
         self,
@@ -178,8 +161,8 @@ class JointBlock(nn.Module):
             mask: which keys are there, (B, 1, 1, N of all) bool, or None for all of them.
         """
         projected = {name: self._branch(name).project(x, conditions[name], self.heads) for name, x in hidden.items()}
-        qk = torch.cat([part.qk for part in projected.values()], dim=1)
-        value = torch.cat([part.value for part in projected.values()], dim=1)
+        qk = torch.cat([qk for qk, _, _ in projected.values()], dim=1)
+        value = torch.cat([value for _, value, _ in projected.values()], dim=1)
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if rotary is not None:
@@ -191,7 +174,7 @@ class JointBlock(nn.Module):
         joined = attended.transpose(1, 2).flatten(2)
         parts = torch.split(joined, [x.shape[1] for x in hidden.values()], dim=1)
         return {
-            name: self._branch(name).finish(x, part, projected[name].rest)
+            name: self._branch(name).finish(x, part, projected[name][2])
             for (name, x), part in zip(hidden.items(), parts, strict=True)
         }
 
@@ -300,11 +283,8 @@ class JointFlowTransformer(nn.Module):
         self.rotary_periods_s = rotary_periods_s
         self.embed = nn.ModuleDict({name: nn.Linear(_size(streams, name, "inputs"), width) for name in names})
         self.level = nn.ModuleDict({name: _TwoLayers(LEVEL_FEATURES, width) for name in names})
-        self.pooled = (
-            nn.ModuleDict({name: _TwoLayers(pooled_width, width) for name in names})
-            if pooled_width is not None
-            else None
-        )
+        pooled = None if pooled_width is None else {name: _TwoLayers(pooled_width, width) for name in names}
+        self.pooled = None if pooled is None else nn.ModuleDict(pooled)
         self.speaker = nn.Embedding(speakers + 1, width) if speakers else None
         self.blocks = nn.ModuleList(
             JointBlock(

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.patches import grid_embedding
 from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.tensors import file_entry, open_parts, read_json
 from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, parameter_shapes, read_omniflow, table_of
@@ -151,10 +149,3 @@ def whole_trunk(source: SourceTrunk) -> JointFlowTransformer:
             parameter.copy_(source.read(name))
     model.eval()
     return model
-
-
-def table(source: SourceTrunk, stream: str, rows: int, columns: int) -> Tensor:
-    """Position embeddings (rows · columns, W) that the trunk of a source expects to be added to a stream's patches."""
-    grid = source.grids[stream]
-    width = int(source.config["width"])
-    return grid_embedding(rows, columns, side=grid["table_side"], base=grid["table_base"], width=width)

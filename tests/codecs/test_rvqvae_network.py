@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rvqvae_builders import PlainNet, random_tensors
 
-from omniges.codecs.gesture_rvqvae.network import Rvqvae, RvqvaeSpec, load_rvqvae, rvqvae_of
+from omniges.codecs.rvqvae import Rvqvae, RvqvaeSpec, load_rvqvae, rvqvae_of
 from omniges.errors import DataError
 
 GOLDEN = {"rtol": 0, "atol": 2e-5}

@@ -7,9 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from omniflow_grids import grid_embedding
 
 from omniges.errors import UsageFault
-from omniges.model.patches import PatchGrid, PatchTokens, grid_embedding
+from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.presets import CodecLatents, ModelConfig, build_model, preset
 from omniges.shards.latents import FrameEntry
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omniflow_grids import unpatched
 from torch import Tensor
 
-from omniges.model.patches import patches, unpatched
+from omniges.model.patches import patches
 from omniges.model.trunk import JointFlowTransformer, level_features, rotary_angles, rotate
 
 STREAMS = {

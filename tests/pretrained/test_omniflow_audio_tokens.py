@@ -17,12 +17,13 @@ import pytest
 import torch
 from flow_builders import statistics
 from omniflow_checkpoints import Given, Reference, Tiny, tensors_of, write_folder
+from omniflow_grids import grid_embedding
 from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.model import presets
 from omniges.model.flow import FlowModel
-from omniges.model.patches import PatchGrid, PatchTokens, grid_embedding
+from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.presets import CodecLatents, build_model
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import Stream

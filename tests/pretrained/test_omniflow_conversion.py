@@ -17,15 +17,16 @@ import pytest
 import torch
 from flow_builders import statistics
 from omniflow_checkpoints import Given, Reference, Tiny, averages_of, parameter_shapes, tensors_of, write_folder
+from omniflow_grids import grid_embedding, table, unpatched
 from safetensors.torch import load_file
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.patches import grid_embedding, patches, unpatched
+from omniges.model.patches import patches
 from omniges.model.presets import build_model
 from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.anatomy import parameters, read_anatomy, tables
-from omniges.pretrained.convert import convert, read_converted, table, whole_trunk
+from omniges.pretrained.convert import convert, read_converted, whole_trunk
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.tensors import Tensors
 from omniges.pretrained.trunk import conversion_fates, made, read_omniflow, rules, trunk_config

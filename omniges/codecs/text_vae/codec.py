@@ -224,11 +224,6 @@ class TextCodec:
         ]
 
 
-def window_words(words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]) -> list[list[str]]:
-    """`said_in_windows` without times."""
-    return [[word["word"] for word in said] for said in said_in_windows(words, ticks, windows)]
-
-
 def said_in_windows(
     words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]
 ) -> list[list[Mapping[str, Any]]]:
@@ -276,7 +271,7 @@ class TextWindows:
         """The text of each window, (first tick, ticks), of a clip; of the grid's where none are given."""
         if windows is None:
             windows = [(start, self.grid.window_ticks) for start in self.grid.starts(ticks)]
-        return [" ".join(spoken) for spoken in window_words(words, ticks, windows)]
+        return [" ".join(word["word"] for word in said) for said in said_in_windows(words, ticks, windows)]
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
         """What of each text would not be in its latents; the nets are not run."""

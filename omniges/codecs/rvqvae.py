@@ -147,20 +147,18 @@ def _residuals(spec: RvqvaeSpec) -> _Stack:
 
 
 def _encoder(spec: RvqvaeSpec) -> _Stack:
-    def stage() -> nn.Sequential:
-        down = nn.Conv1d(spec.width, spec.width, 2 * _STRIDE, stride=_STRIDE, padding=_STRIDE // 2)
-        return nn.Sequential(down, _residuals(spec))
-
-    stages = [stage() for _ in range(spec.stages)]
+    stages = [
+        nn.Sequential(nn.Conv1d(spec.width, spec.width, 4, stride=_STRIDE, padding=1), _residuals(spec))
+        for _ in range(spec.stages)
+    ]
     return _Stack(_conv(spec.channels, spec.width), nn.ReLU(), *stages, _conv(spec.width, spec.code_size))
 
 
 def _decoder(spec: RvqvaeSpec) -> _Stack:
-    def stage() -> nn.Sequential:
-        doubling = nn.Upsample(scale_factor=_STRIDE, mode="nearest")
-        return nn.Sequential(_residuals(spec), doubling, _conv(spec.width, spec.width))
-
-    stages = [stage() for _ in range(spec.stages)]
+    stages = [
+        nn.Sequential(_residuals(spec), nn.Upsample(scale_factor=_STRIDE), _conv(spec.width, spec.width))
+        for _ in range(spec.stages)
+    ]
     last = (_conv(spec.width, spec.width), nn.ReLU(), _conv(spec.width, spec.channels))
     return _Stack(_conv(spec.code_size, spec.width), nn.ReLU(), *stages, *last)
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.codecs.base import fingerprint_of
-from omniges.codecs.gesture_rvqvae.network import Rvqvae, load_rvqvae
+from omniges.codecs.rvqvae import Rvqvae, load_rvqvae
 from omniges.errors import DataError, UsageFault
 from omniges.features.arrays import checked
 from omniges.features.gesture import JOINT_NAMES, LAYOUT
