@@ -160,8 +160,6 @@ def _frames_per_row(path: Path, config: Mapping[str, Any]) -> int:
         wrong.append(("scaling_factor", "a number other than 0"))
     if shift is not None and not _is_number(shift):
         wrong.append(("shift_factor", "a number or null"))
-    if plain and MEL_BANDS % 2 ** (levels - 1):
-        wrong.append(("block_out_channels", f"at most 7 levels, for a mel of {MEL_BANDS} bands"))
     if wrong:
         key, wanted = wrong[0]
         shown = json.dumps(config[key]) if key in config else "none"

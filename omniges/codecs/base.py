@@ -8,11 +8,9 @@ same latents.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -21,7 +19,6 @@ import torch
 from torch import Tensor
 
 from omniges.shards.latents import FrameEntry, WindowEntry
-from omniges.shards.manifest import ManifestRow
 from omniges.shards.window_grid import WindowGrid
 from omniges.storage.canonical_json import canonical_json
 
@@ -110,13 +107,6 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
     rows = np.asarray(latents, np.float32)
     entry = codec.entry
     return codec.decode(rows.reshape(-1, entry.latents * entry.channels) if isinstance(entry, WindowEntry) else rows)
-
-
-def latents_of_sample(codec: Codec, source: bytes, row: ManifestRow) -> F32:
-    """A sample's latents, of the bytes of the member that the codec reads."""
-    if isinstance(codec.entry, WindowEntry):
-        return codec.encode(json.loads(source), row.ticks)
-    return codec.encode(np.load(BytesIO(source), allow_pickle=False))
 
 
 def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:

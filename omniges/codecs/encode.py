@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 
-from omniges.codecs.base import Codec, End, WindowCodec, latents_of_sample
+from omniges.codecs.base import Codec, End, WindowCodec
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, EnvironmentFault, UsageFault
@@ -332,9 +332,7 @@ class _Job:
         found = {}
         for line in self.workspace.journal.load():
             path = self.workspace.folder / line["staged"]
-            if line["shard"] not in rows or not path.is_file():
-                continue
-            if file_sha256(path) == line["sha256"]:
+            if line["shard"] in rows and path.is_file() and file_sha256(path) == line["sha256"]:
                 own = [row_from_json(row) for row in line["rows"]]
                 found[line["shard"]] = _Written(path, line["bytes"], line["sha256"], own, self._partials(path, own))
         return found
@@ -442,8 +440,11 @@ def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: An
 
 
 def _encoded(codec: Codec, source: bytes, row: ManifestRow) -> Any:
+    """A sample's latents, of the bytes of the member that the codec reads."""
     try:
-        return latents_of_sample(codec, source, row)
+        if isinstance(codec.entry, WindowEntry):
+            return codec.encode(json.loads(source), row.ticks)
+        return codec.encode(np.load(BytesIO(source), allow_pickle=False))
     except RuntimeError as error:  # torch has a class of its own for a GPU's memory, and none for the host's
         if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
             raise

@@ -126,13 +126,6 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
 
 def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
     """Check every byte of a checkpoint, or only its index; raises DataError with what is wrong."""
-    index = _read_index(path)
-    if bytewise:
-        _compare(path, index["files"])
-    return SavedCheckpoint(path, index["step"], index["files"])
-
-
-def _read_index(path: Path) -> dict[str, Any]:
     file = path / CHECKPOINT_FILE
     try:
         index = json.loads(file.read_bytes())
@@ -151,7 +144,9 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: files: names of files in this folder expected. {_OTHER}")
     if index.get("version") != _VERSION:
         raise DataError(f"{file}: version {_VERSION} expected, found {index.get('version')}. Use the omniges it is of")
-    return index
+    if bytewise:
+        _compare(path, index["files"])
+    return SavedCheckpoint(path, index["step"], index["files"])
 
 
 def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

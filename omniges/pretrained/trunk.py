@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -225,16 +225,11 @@ def _part(fate: Fate) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceTrunk:
-    """A trunk over streams ``image``, ``text``, ``audio``: its configuration, and its tensors one by one."""
+class SourceTrunk(Tensors):
+    """A trunk over streams ``image``, ``text``, ``audio``: its tensors one by one, and its configuration."""
 
-    where: str
-    files: tuple[Path, ...]
     config: Mapping[str, Any]  # arguments of JointFlowTransformer
     grids: Mapping[str, Mapping[str, int]]  # of image and audio: channels, patch, table_side, table_base
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, torch.dtype]
-    read: Callable[[str], Tensor]
     fates: tuple[Fate, ...]
     remarks: tuple[str, ...]
 

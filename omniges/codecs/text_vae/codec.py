@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor
@@ -116,23 +116,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
             "give one with it"
         )
     require_agreement(config, {own: shapes[name] for own, name in names.items()}, where, weights)
-    return TextVae.of_tensors(config, _Unprefixed(stored, names), weights, ends)
-
-
-class _Unprefixed(Mapping[str, Tensor]):
-    """Tensors under names without a prefix that all of them have, each read when it is asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    return TextVae.of_tensors(config, stored, weights, ends, prefix=files.prefix)
 
 
 @dataclass(frozen=True, slots=True)

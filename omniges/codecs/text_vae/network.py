@@ -82,9 +82,14 @@ class TextVae(nn.Module):
 
     @classmethod
     def of_tensors(
-        cls, config: TextVaeConfig, tensors: Mapping[str, Tensor], where: str, ends: frozenset[End] = BOTH_ENDS
+        cls,
+        config: TextVaeConfig,
+        tensors: Mapping[str, Tensor],
+        where: str,
+        ends: frozenset[End] = BOTH_ENDS,
+        prefix: str = "",
     ) -> Self:
-        """One with copies of these weights as float32; raises `DataError` unless they are all it has.
+        """One with copies of the weights under a prefix as float32; raises `DataError` unless they are all it has.
 
         All of them are checked and in the fingerprint, one after the other, whatever is kept: ``ends`` says of which
         ends. T5's table may stand under both of its names or under one. ``where`` names the file in errors.
@@ -92,7 +97,7 @@ class TextVae(nn.Module):
         with torch.device("meta"):
             found = cls(config)
         expected = found.state_dict()
-        stored = _stored_names(tensors, expected, where)
+        stored = _stored_names(tensors, prefix, expected, where)
         found.ends = ends
         for end in BOTH_ENDS - ends:
             for name in _NETS[end]:
@@ -258,16 +263,17 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
     return Blip2QFormerModel(config)
 
 
-def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where: str) -> dict[str, str]:
-    """Where each weight stands, of which T5's table may stand twice or once.
+def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
+    """Where each weight stands under a prefix, of which T5's table may stand twice or once.
 
     Raises `DataError` unless the names are exactly those of a model, and where the two tables differ.
     """
-    found = {name: name for name in tensors}
-    present = [name for name in (_TABLE, _TABLE_AGAIN) if name in found]
-    tables = [tensors[name] for name in present]
-    if len(tables) == 2 and not (tables[0].dtype == tables[1].dtype and torch.equal(*tables)):
-        raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
+    found = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    present = [found[name] for name in (_TABLE, _TABLE_AGAIN) if name in found]
+    if len(present) == 2:
+        one, other = (tensors[name] for name in present)
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
     if present:
         found[_TABLE] = found[_TABLE_AGAIN] = present[0]
     for kind, names in (

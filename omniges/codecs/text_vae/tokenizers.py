@@ -63,7 +63,19 @@ class _TokenizerFile:
 
     def __init__(self, folder: Path, vocabulary: int, added: str | None = None) -> None:
         self._path = folder / _TOKENIZER_FILE
-        content = _content(folder)
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if any((folder / name).is_file() for name in _PIECE_FILES):
+                raise DataError(
+                    f"{folder}: has a sentencepiece model but no {_TOKENIZER_FILE}; make one: pip install "
+                    f"sentencepiece protobuf, then AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained("
+                    f"{str(folder)!r}) of transformers"
+                ) from error
+            raise DataError(
+                f"{self._path}: {reason}; expected the tokenizer of the text VAE; check the path"
+            ) from error
         self.sha256 = sha256_hex(content)
         self._tokenizer = _tokenizer(content, self._path)
         if added is not None:
@@ -143,22 +155,6 @@ class LlamaTokens(_TokenizerFile):
         spoken = [number for number in ids if number not in {self._begin, self._end, self._pad}]
         result: str = self._tokenizer.decode(spoken, skip_special_tokens=True)
         return result
-
-
-def _content(folder: Path) -> bytes:
-    try:
-        return (folder / _TOKENIZER_FILE).read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if any((folder / name).is_file() for name in _PIECE_FILES):
-            raise DataError(
-                f"{folder}: has a sentencepiece model but no {_TOKENIZER_FILE}; make one: pip install sentencepiece "
-                f"protobuf, then AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r}) of "
-                "transformers"
-            ) from error
-        raise DataError(
-            f"{folder / _TOKENIZER_FILE}: {reason}; expected the tokenizer of the text VAE; check the path"
-        ) from error
 
 
 def _tokenizer(content: bytes, path: Path) -> Tokenizer:
