@@ -25,6 +25,8 @@ from omniges.model.streams import FrameTokens, Prediction, SlotTokens, Stream, S
 from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 
+OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "pooled_width")
+"""Fields of a configuration that `JointFlowTransformer` takes under the same names."""
 AudioTokens = Literal["rows", "patches"]
 """What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
@@ -205,18 +207,13 @@ def build_model(
         name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
     }
     sizes["text"]["head_width"] = config.text_head_width
+    own = {name: getattr(config, name) for name in OF_TRUNK}
     trunk = JointFlowTransformer(
         streams=sizes,
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        qk_norm=config.qk_norm,
-        conditioning=config.conditioning,
-        pooled_width=config.pooled_width,
         speakers=speakers,
         rotary_periods_s=config.rotary_periods_s,
         context_only=config.context_only,
+        **own,
     )
     return FlowModel(trunk, streams, config.absent)
 

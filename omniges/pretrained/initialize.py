@@ -28,7 +28,7 @@ from omniges.model.checkpoint import (
 )
 from omniges.model.flow import FlowModel
 from omniges.model.patches import PatchGrid
-from omniges.model.presets import ModelConfig
+from omniges.model.presets import OF_TRUNK, ModelConfig
 from omniges.model.spec import ModelIdentity, load_identity
 from omniges.model.streams import StreamName
 from omniges.pretrained.convert import converted_config, is_converted, read_converted
@@ -172,14 +172,8 @@ class CheckpointStart(Start):
 def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
     """A model with the sizes and kinds of OmniFlow's trunk, from arguments of JointFlowTransformer."""
     return ModelConfig(
-        width=trunk["width"],
-        layers=trunk["layers"],
-        heads=trunk["heads"],
-        mlp_ratio=trunk["mlp_ratio"],
-        qk_norm=trunk["qk_norm"],
-        conditioning=trunk["conditioning"],
+        **{name: trunk[name] for name in OF_TRUNK},
         rotary_periods_s=None,
-        pooled_width=trunk["pooled_width"],
         text_head_width=trunk["streams"]["text"]["head_width"],
         context_only=tuple(trunk["context_only"]),
         absent="noise",
