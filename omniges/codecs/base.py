@@ -8,11 +8,9 @@ same latents.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -21,7 +19,6 @@ import torch
 from torch import Tensor
 
 from omniges.shards.latents import FrameEntry, WindowEntry
-from omniges.shards.manifest import ManifestRow
 from omniges.shards.window_grid import WindowGrid
 from omniges.storage.canonical_json import canonical_json
 
@@ -58,15 +55,12 @@ class FrameCodec(Protocol):
     @property
     def entry(self) -> FrameEntry:
         """Name, fingerprint, source, rows and channels: what shards and checkpoints keep of it."""
-        ...
 
     def encode(self, array: F32, /) -> F32:
         """Latents (frames // frames_per_row, channels) of a whole clip's source (frames, columns)."""
-        ...
 
     def decode(self, latents: F32, /) -> F32:
         """The source (rows · frames_per_row, columns) that latents (rows, channels) stand for."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +69,6 @@ class QuantisingCodec(Protocol):
 
     def decoding(self, *, quantised: bool) -> Self:
         """The same codec, told whether to."""
-        ...
 
 
 class WindowCodec(Protocol):
@@ -84,33 +77,26 @@ class WindowCodec(Protocol):
     @property
     def entry(self) -> WindowEntry:
         """Name, fingerprint, windows and latents: what shards and checkpoints keep of it."""
-        ...
 
     def on(self, grid: WindowGrid, /) -> WindowCodec:
         """The same over the windows of another grid."""
-        ...
 
     def texts(
         self, words: Sequence[Mapping[str, Any]], ticks: int, windows: Sequence[tuple[int, int]] | None = None
     ) -> list[str]:
         """The text of each window, (first tick, ticks), of a clip; of the grid's where none are given."""
-        ...
 
     def lost(self, texts: Sequence[str], /) -> list[LostText]:
         """What of each text would not be in its latents, known without computing these."""
-        ...
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
         """Latents (windows, latents · channels) of the grid's windows of a clip with these words."""
-        ...
 
     def encode_texts(self, texts: Sequence[str], /) -> F32:
         """Latents (texts, latents · channels)."""
-        ...
 
     def decode(self, latents: F32, /) -> list[SpokenText]:
         """The text of each row (windows, latents · channels)."""
-        ...
 
 
 Codec = FrameCodec | WindowCodec
@@ -121,13 +107,6 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
     rows = np.asarray(latents, np.float32)
     entry = codec.entry
     return codec.decode(rows.reshape(-1, entry.latents * entry.channels) if isinstance(entry, WindowEntry) else rows)
-
-
-def latents_of_sample(codec: Codec, source: bytes, row: ManifestRow) -> F32:
-    """A sample's latents, of the bytes of the member that the codec reads."""
-    if isinstance(codec.entry, WindowEntry):
-        return codec.encode(json.loads(source), row.ticks)
-    return codec.encode(np.load(BytesIO(source), allow_pickle=False))
 
 
 def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:

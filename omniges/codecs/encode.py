@@ -7,27 +7,40 @@ as that of `preprocess`: it is whole or not there, and after a kill the same com
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, cast
 
+import numpy as np
 import torch
 
 from omniges.codecs.base import Codec, End, WindowCodec
-from omniges.codecs.encode_job import Count, EncodeJob
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
-from omniges.errors import DataError, UsageFault
-from omniges.shards.latents import CodecEntry, WindowEntry
-from omniges.shards.manifest import ManifestRow, manifest_hash
-from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import DATASET_FILE
-from omniges.shards.transaction import Workspace, finish_commit, refuse_foreign
-from omniges.storage.atomic import locked, make_folder
+from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.shards.dataset import seal, tool_versions
+from omniges.shards.latents import CodecEntry, WindowEntry, latents_document
+from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
+from omniges.shards.reader import ShardFolder, read_beside
+from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, member_order
+from omniges.shards.statistics import Partial, partial_of
+from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
+from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, refuse_foreign, staged_name
+from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
+from omniges.storage.canonical_json import canonical_json, file_sha256, json_document
 
+Count = Callable[[int, int], None]
+Partials = dict[str, list[Partial]]  # of the train samples, by codec
+
+_MAX_NAME_BYTES: Final = 100  # of a member in a ustar header
+_FLUSH_BYTES: Final = 32 << 20
 _PACKAGES: Final = {"words.json": ("torch", "transformers", "tokenizers")}
 """Whose versions may decide the last bits of latents, by what they are made of."""
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
@@ -45,7 +58,17 @@ class EncodeSummary:
     elapsed_s: float
     resumed: int  # shards that a stopped run had finished
     manifest_hash: str
-    remarks: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the latents lack, and what they differ in from those that the codec's authors trained on."""
+        loud = tuple(
+            f"{entry.name}: these shards have the loudness of their recordings; its authors trained on a peak of 0.5 "
+            "(omniges preprocess --loudness peak)"
+            for entry in self.encoded
+            if entry.source == "mel.npy" and entry.settings.get("loudness") == "none"
+        )
+        return loud + tuple(f"{x.name}: {_losses(x.lost)}" for x in self.encoded if isinstance(x, WindowEntry))
 
     @property
     def lines(self) -> list[str]:
@@ -85,10 +108,8 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
             if workspace.begun() is None:  # what a kill left of a finished run; another's unfinished work stays
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
-        job = EncodeJob(source, workspace, {entry.name: codecs[entry.name] for entry in wanted}, wanted)
-        resumed = job.run(count)
-        summary = _summary(ShardFolder(target), wanted, there, time.monotonic() - began)
-        return replace(summary, resumed=resumed, remarks=_remarks(wanted))
+        resumed = _Job(source, workspace, codecs, wanted).run(count)
+        return _summary(ShardFolder(target), wanted, there, time.monotonic() - began, resumed)
 
 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
@@ -99,10 +120,12 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
     target = settings.target
     new = not settings.in_place and not (target / DATASET_FILE).exists()
     source = None if settings.in_place and target.is_dir() else ShardFolder(settings.shards)
-    codecs = {
-        name: _on_windows(load_codec(name, folder, t5_tokenizer=settings.t5_tokenizer, ends=_ENCODE), settings)
-        for name, folder in settings.codecs
-    }
+    codecs: dict[str, Codec] = {}
+    for name, folder in settings.codecs:
+        codec = load_codec(name, folder, t5_tokenizer=settings.t5_tokenizer, ends=_ENCODE)
+        if isinstance(codec.entry, WindowEntry):
+            codec = codec.on(settings.grid(codec.entry.grid))
+        codecs[name] = codec
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
         raise UsageFault(f"{settings.of_text[0]}: it goes with a codec of text, --with omniflow-text-vae=FOLDER")
     if new and source is not None:
@@ -118,11 +141,6 @@ def _wanted(
     there = _there(settings, source, entries)
     left = [entry for name, entry in entries.items() if name not in there]
     return tuple(_counted(entry, codecs[entry.name], source, settings) for entry in left), there
-
-
-def _on_windows(codec: Codec, settings: EncodeSettings) -> Codec:
-    """The codec, over the windows that were asked for where it is one of text."""
-    return codec.on(settings.grid(codec.entry.grid)) if isinstance(codec.entry, WindowEntry) else codec
 
 
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
@@ -168,16 +186,6 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
     return replace(codec.entry, settings=dict(codec.entry.settings) | more)
 
 
-def _remarks(entries: Sequence[CodecEntry]) -> tuple[str, ...]:
-    loud = tuple(
-        f"{entry.name}: these shards have the loudness of their recordings; its authors trained on a peak of 0.5 "
-        "(omniges preprocess --loudness peak)"
-        for entry in entries
-        if entry.source == "mel.npy" and entry.settings.get("loudness") == "none"
-    )
-    return loud + tuple(f"{x.name}: {_losses(x.lost)}" for x in entries if isinstance(x, WindowEntry))
-
-
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
     """The codecs whose latents are there and stay.
 
@@ -216,15 +224,16 @@ def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntr
 
 def _hash_without(rows: Sequence[ManifestRow], members: set[str]) -> str:
     """The manifest hash as it is without some members."""
-    kept = [
-        replace(row, members={name: place for name, place in row.members.items() if name not in members})
-        for row in rows
-    ]
-    return manifest_hash(kept)
+    return manifest_hash(
+        [
+            replace(row, members={name: place for name, place in row.members.items() if name not in members})
+            for row in rows
+        ]
+    )
 
 
 def _summary(
-    folder: ShardFolder, encoded: tuple[CodecEntry, ...], there: tuple[str, ...], elapsed_s: float
+    folder: ShardFolder, encoded: tuple[CodecEntry, ...], there: tuple[str, ...], elapsed_s: float, resumed: int = 0
 ) -> EncodeSummary:
     totals = folder.dataset["totals"]
     return EncodeSummary(
@@ -234,6 +243,211 @@ def _summary(
         samples=totals["samples"],
         seconds=totals["seconds"],
         elapsed_s=elapsed_s,
-        resumed=0,
+        resumed=resumed,
         manifest_hash=folder.dataset["manifest_hash"],
     )
+
+
+@dataclass(slots=True)
+class _Written:
+    """A shard of the new set in the workspace."""
+
+    path: Path
+    size: int
+    sha256: str
+    rows: list[ManifestRow]
+    partials: Partials = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Codecs over the shards of a folder: each written anew with latents, a journal of them, the new set committed."""
+
+    source: ShardFolder
+    workspace: Workspace
+    codecs: Mapping[str, Codec]
+    entries: Sequence[CodecEntry]  # of those codecs that are run
+
+    def run(self, count: Count) -> int:
+        """Encode what is left and put the new set in its place; returns how many shards were there already."""
+        workspace, source = self.workspace, self.source
+        codecs = {entry.name: entry.as_json() for entry in self.entries}
+        settings = {"encode": {"manifest_hash": source.dataset["manifest_hash"], "codecs": codecs}}
+        begun = Begun(json.loads(canonical_json(settings)), tool_versions(), anew=False)  # what decides the output
+        self._check_names()
+        earlier = workspace.begun()
+        if earlier is not None and earlier != begun:
+            raise UsageFault(
+                f"{workspace.folder}: an unfinished run of another command or codec lies there. Finish it with its own "
+                "command, or remove that folder"
+            )
+        if earlier is None:
+            workspace.wipe()
+        needed = sum(shard["bytes"] for shard in source.dataset["shards"].values())
+        free = shutil.disk_usage(workspace.out).free
+        if free < needed:
+            raise EnvironmentFault(
+                f"{workspace.out}: over {needed / 1e9:.1f} GB needed beside what is there, {free / 1e9:.1f} GB free. "
+                "Free some space or choose another --out"
+            )
+        workspace.begin(begun)
+        rows: dict[str, list[ManifestRow]] = {name: [] for name in source.dataset["shards"]}
+        for row in source.rows:
+            rows[row.shard].append(row)
+        done = self._journalled(rows)
+        resumed = len(done)
+        finished = sum(row.seconds for name in done for row in rows[name])
+        total = sum(row.seconds for row in source.rows)
+
+        def tell(row: ManifestRow) -> None:
+            nonlocal finished
+            finished += row.seconds
+            count(int(finished), int(total))
+
+        workspace.journal.open()
+        try:
+            for name, own in rows.items():
+                if name not in done:
+                    path = workspace.folder / staged_name(workspace.free_index())
+                    written = done[name] = self._write(path, own, tell)
+                    line = {"shard": name, "staged": path.name, "bytes": written.size, "sha256": written.sha256}
+                    line["rows"] = [asdict(row) for row in written.rows]
+                    workspace.journal.append(line, durable=True)
+        finally:
+            workspace.journal.close()
+        self._finish({name: done[name] for name in rows})
+        return resumed
+
+    def _check_names(self) -> None:
+        for entry in self.entries:
+            for row in self.source.rows:
+                if len(row.key) + 1 + len(entry.member) > _MAX_NAME_BYTES:
+                    raise DataError(
+                        f"{self.source.folder}: {row.key}.{entry.member}: at most {_MAX_NAME_BYTES} bytes fit into a "
+                        "tar header: preprocess this recording under a shorter name"
+                    )
+
+    def _journalled(self, rows: Mapping[str, Sequence[ManifestRow]]) -> dict[str, _Written]:
+        """Shards that a stopped run finished and that are, byte for byte, what they were then."""
+        found = {}
+        for line in self.workspace.journal.load():
+            path = self.workspace.folder / line["staged"]
+            if line["shard"] in rows and path.is_file() and file_sha256(path) == line["sha256"]:
+                own = [row_from_json(row) for row in line["rows"]]
+                found[line["shard"]] = _Written(path, line["bytes"], line["sha256"], own, self._partials(path, own))
+        return found
+
+    def _partials(self, path: Path, rows: Sequence[ManifestRow]) -> Partials:
+        """Statistics of the latents in a finished shard."""
+        found: Partials = {}
+        with path.open("rb") as stream:
+            for row in rows:
+                for entry in self.entries:
+                    place = row.members[entry.member]
+                    stream.seek(place.offset)
+                    _gather(found, entry, row, np.load(BytesIO(stream.read(place.size)), allow_pickle=False))
+        return found
+
+    def _write(self, path: Path, rows: Sequence[ManifestRow], tell: Callable[[ManifestRow], None]) -> _Written:
+        """One shard with latents."""
+        placed: list[ManifestRow] = []
+        partials: Partials = {}
+        with PendingFile(path) as pending:
+            unflushed = 0
+            for row in rows:
+                members = self._members(row, partials)
+                segment = build_segment(row.key, members)
+                places = {
+                    member: MemberPlace(
+                        pending.size + segment.data_offsets[member], segment.data_sizes[member], _digest(pieces)
+                    )
+                    for member, pieces in members.items()
+                }
+                placed.append(replace(row, members=places))
+                for piece in segment.buffers:
+                    pending.write(piece)
+                unflushed += segment.size
+                if unflushed >= _FLUSH_BYTES:
+                    pending.flush_to_disk()
+                    unflushed = 0
+                tell(row)
+            pending.write(END_OF_ARCHIVE)
+            size, digest = pending.size, pending.sha256
+        return _Written(path, size, digest, placed, partials)
+
+    def _members(self, row: ManifestRow, partials: Partials) -> dict[str, tuple[bytes | memoryview, ...]]:
+        """All members of a sample in their order: those it has, read and checked, and the new latents."""
+        new = {entry.member for entry in self.entries}
+        found: dict[str, tuple[bytes | memoryview, ...]] = {
+            member: (self.source.member(row, member),) for member in row.members if member not in new
+        }
+        for entry in self.entries:
+            latents = _encoded(self.codecs[entry.name], b"".join(found[entry.source]), row)
+            expected = entry.shape_of(row)
+            if latents.shape != expected or latents.dtype != np.float32:
+                raise RuntimeError(f"{entry.name}: {expected} float32 expected, found {latents.shape} {latents.dtype}")
+            if not np.isfinite(latents).all():
+                raise DataError(
+                    f"{self.source.folder / row.shard}: {row.key}.{entry.source}: {entry.name} gives latents that are "
+                    "no finite numbers: run omniges verify-shards --level deep, or take another codec"
+                )
+            _gather(partials, entry, row, latents)
+            found[entry.member] = npy_parts(np.ascontiguousarray(latents))
+        return {member: found[member] for member in sorted(found, key=member_order)}
+
+    def _finish(self, shards: Mapping[str, _Written]) -> None:
+        """Everything beside the shards, dataset.json last, and the new set in its place."""
+        source, folder = self.source, self.workspace.folder
+        rows = [row for shard in shards.values() for row in shard.rows]
+        codecs = dict(sorted((source.codecs | {entry.name: entry for entry in self.entries}).items()))
+        partials: Partials = {}
+        for shard in shards.values():
+            for name, own in shard.partials.items():
+                partials.setdefault(name, []).extend(own)
+        latents = latents_document(self.entries, partials)
+        contents = {name: read_beside(source.folder, name, source.dataset) for name in source.dataset["files"]}
+        kept = json.loads(contents[LATENTS_FILE]) if LATENTS_FILE in contents else {}
+        contents[MANIFEST_FILE] = serialize_manifest(rows)
+        contents[LATENTS_FILE] = json_document(kept | latents)
+        files = {
+            name: {"bytes": len(data), "sha256": publish_bytes(folder / name, data)} for name, data in contents.items()
+        }
+        listed: dict[str, Any] = source.dataset["shards"]
+        document = {name: value for name, value in source.dataset.items() if name != "checksum"}
+        document |= {
+            "manifest_hash": manifest_hash(rows),
+            "shards": {
+                name: listed[name] | {"bytes": shard.size, "sha256": shard.sha256} for name, shard in shards.items()
+            },
+            "files": files,
+            "codecs": {name: entry.as_json() for name, entry in codecs.items()},
+        }
+        publish_bytes(folder / DATASET_FILE, seal(document))
+        commit(self.workspace, {name: shard.path for name, shard in shards.items()})
+
+
+def _digest(pieces: Sequence[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:
+    """Take in a train sample's latents; a clip that is too short has none."""
+    if row.split == "train" and len(latents):
+        partials.setdefault(entry.name, []).append(partial_of(entry.vectors(latents)))
+
+
+def _encoded(codec: Codec, source: bytes, row: ManifestRow) -> Any:
+    """A sample's latents, of the bytes of the member that the codec reads."""
+    try:
+        if isinstance(codec.entry, WindowEntry):
+            return codec.encode(json.loads(source), row.ticks)
+        return codec.encode(np.load(BytesIO(source), allow_pickle=False))
+    except RuntimeError as error:  # torch has a class of its own for a GPU's memory, and none for the host's
+        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"{row.key}: no memory to encode {row.seconds:.0f} s at once ({codec.entry.name}): take a machine with more"
+        ) from error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -14,39 +11,7 @@ from omniges.codecs.base import BOTH_ENDS, Codec, End
 from omniges.errors import UsageFault
 from omniges.shards.latents import CodecEntry
 
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a codec's files are, and where it computes."""
-
-    folder: Path
-    device: torch.device
-    t5_tokenizer: Path | None  # folder, of a codec of text
-    ends: frozenset[End]  # that are used
-
-
-def _audio_vae(place: _Place) -> Codec:
-    from omniges.codecs.audio_vae import load_audio_vae  # noqa: PLC0415 - diffusers' models, 2 s
-
-    return load_audio_vae(place.folder, place.device)
-
-
-def _gesture_rvqvae(place: _Place) -> Codec:
-    from omniges.codecs.gesture_rvqvae.codec import load_whole_gesture_rvqvae  # noqa: PLC0415 - its module imports this one
-
-    return load_whole_gesture_rvqvae(place.folder, place.device)
-
-
-def _text_vae(place: _Place) -> Codec:
-    from omniges.codecs.text_vae.codec import load_text_windows  # noqa: PLC0415 - as the others
-
-    return load_text_windows(place.folder, place.device, place.t5_tokenizer, place.ends)
-
-
-CODECS: Final[Mapping[str, Callable[[_Place], Codec]]] = MappingProxyType(
-    {"audioldm2-vae": _audio_vae, "gesture-rvqvae": _gesture_rvqvae, "omniflow-text-vae": _text_vae}
-)
-"""Loaders by name."""
+CODECS: Final = ("audioldm2-vae", "gesture-rvqvae", "omniflow-text-vae")
 
 
 def load_codec(
@@ -70,8 +35,18 @@ def load_codec(
         raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
     if t5_tokenizer is not None and not t5_tokenizer.is_dir():
         raise UsageFault(f"--t5-tokenizer {t5_tokenizer}: a folder with T5's tokenizer.json expected, found none")
-    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return CODECS[name](_Place(folder, chosen, t5_tokenizer, ends))
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "audioldm2-vae":
+        from omniges.codecs.audio_vae import load_audio_vae  # noqa: PLC0415 - diffusers' models, 2 s
+
+        return load_audio_vae(folder, device)
+    if name == "gesture-rvqvae":
+        from omniges.codecs.gesture_rvqvae import load_whole_gesture_rvqvae  # noqa: PLC0415 - as the others
+
+        return load_whole_gesture_rvqvae(folder, device)
+    from omniges.codecs.text_vae.codec import load_text_windows  # noqa: PLC0415 - as the others
+
+    return load_text_windows(folder, device, t5_tokenizer, ends)
 
 
 def load_same_codec(

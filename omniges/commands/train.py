@@ -44,7 +44,7 @@ def convert_omniflow(
 ) -> None:
     """Write an OmniFlow checkpoint in this project's own form, with the fate of every tensor."""
     with needs("train"):
-        from omniges.pretrained.omniflow.convert import convert
+        from omniges.pretrained.convert import convert
     typer.echo("\n".join(convert(folder, out, weights).lines))
 
 

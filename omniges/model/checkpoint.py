@@ -3,14 +3,12 @@
 ``checkpoint.json`` lists every file with its size and sha256 and is written last, so a folder without a sound one is
 no checkpoint, whoever copied it. docs/training.md is the promise.
 
-Which checkpoint a run goes on from, and why not from the newer ones.
+`choose` says which checkpoint a run goes on from, and why not from the newer ones.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -32,10 +30,16 @@ from omniges.storage.atomic import (
     remove_tree,
     sync_folder,
 )
+from omniges.storage.canonical_json import file_sha256
 from omniges.storage.names import is_file_name
 from omniges.storage.tensors import read_tensors, require_same, shapes_of, write_tensors
 
+CHECKPOINTS: Final = "checkpoints"
+"""Their folder in a run's folder."""
 CHECKPOINT_FILE: Final = "checkpoint.json"
+MODEL_FILE: Final = "model.safetensors"
+EMA_FILE: Final = "ema.safetensors"
+OPTIMIZER_FILE: Final = "optimizer.safetensors"
 _FORMAT: Final = "omniges-checkpoint"
 _VERSION: Final = 1
 _NAME: Final = re.compile(r"step-(\d+)")
@@ -65,17 +69,16 @@ class SavedCheckpoint:
 
     def content(self, name: str) -> bytes:
         """The bytes of a file of it."""
-        self._require(name)
-        return (self.path / name).read_bytes()
+        return self._file(name).read_bytes()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a file of it, on the host."""
-        self._require(name)
-        return read_tensors(self.path / name)
+        return read_tensors(self._file(name))
 
-    def _require(self, name: str) -> None:
+    def _file(self, name: str) -> Path:
         if name not in self.files:
             raise DataError(f"{self.path}: it has no {name}. {_OTHER}")
+        return self.path / name
 
 
 def step_of(path: Path) -> int | None:
@@ -88,13 +91,10 @@ def checkpoints(folder: Path) -> list[Path]:
     """Folders that have a checkpoint's name, sound or not, newest first."""
     if not folder.is_dir():
         return []
-    found = [(step, path) for path in folder.iterdir() if _is_folder(path) and (step := step_of(path)) is not None]
+    # A link to a folder is nobody's checkpoint to remove.
+    folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    found = [(step, path) for path in folders if (step := step_of(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
-
-
-def _is_folder(path: Path) -> bool:
-    """Whether a path is a folder itself and no link to one, which is nobody's checkpoint to remove."""
-    return path.is_dir() and not path.is_symlink()
 
 
 def save_checkpoint(folder: Path, contents: Contents) -> Path:
@@ -112,30 +112,20 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
     """Write a checkpoint as a folder of any name; otherwise as `save_checkpoint`."""
     make_folder(final.parent)
     with pending_folder(final) as unfinished:
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
         for name, document in contents.documents.items():
-            files[name] = _entry(len(document), publish_bytes(unfinished / name, document))
+            files[name] = {"bytes": len(document), "sha256": publish_bytes(unfinished / name, document)}
         for name, tensors in contents.tensors.items():
-            files[name] = _entry(*write_tensors(unfinished / name, tensors))
+            size, digest = write_tensors(unfinished / name, tensors)
+            files[name] = {"bytes": size, "sha256": digest}
         _compare(unfinished, files)
         # One part a file now; a model that is spread over ranks has one file a rank, told apart by name and "part".
         index = {"format": _FORMAT, "version": _VERSION, "step": contents.step, "parts": 1, "files": files}
         publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
 
 
-def _entry(size: int, digest: str) -> dict[str, Any]:
-    return {"bytes": size, "sha256": digest}
-
-
 def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
     """Check every byte of a checkpoint, or only its index; raises DataError with what is wrong."""
-    index = _read_index(path)
-    if bytewise:
-        _compare(path, index["files"])
-    return SavedCheckpoint(path, index["step"], index["files"])
-
-
-def _read_index(path: Path) -> dict[str, Any]:
     file = path / CHECKPOINT_FILE
     try:
         index = json.loads(file.read_bytes())
@@ -154,7 +144,9 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: files: names of files in this folder expected. {_OTHER}")
     if index.get("version") != _VERSION:
         raise DataError(f"{file}: version {_VERSION} expected, found {index.get('version')}. Use the omniges it is of")
-    return index
+    if bytewise:
+        _compare(path, index["files"])
+    return SavedCheckpoint(path, index["step"], index["files"])
 
 
 def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -162,11 +154,10 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     for name, entry in files.items():
         file = path / name
         try:
-            with file.open("rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                if size != entry["bytes"]:
-                    raise DataError(f"{file}: {entry['bytes']} bytes expected, found {size}. {_OTHER}")
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise DataError(f"{file}: {entry['bytes']} bytes expected, found {size}. {_OTHER}")
+            digest = file_sha256(file)
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error
         if digest != entry["sha256"]:
@@ -199,10 +190,6 @@ def set_aside(path: Path) -> Path:
         path.rename(aside)
         sync_folder(path.parent)
     return aside
-
-
-CHECKPOINTS = "checkpoints"
-"""Their folder in a run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +239,8 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
     """The checkpoint that the user named, and no other."""
     if not path.is_dir():
         raise UsageFault(f"--resume {path}: latest, never or the folder of a checkpoint expected, found nothing there")
-    newer = [own for own in found if not _same(own, path) and (step_of(own) or 0) > (step_of(path) or 0)]
+    others = [own for own in found if own.resolve() != path.resolve()]
+    newer = [own for own in others if (step_of(own) or 0) > (step_of(path) or 0)]
     if newer:
         raise UsageFault(
             f"--resume {path}: {newer[0].parent} has a newer one, {newer[0].name}, which would be taken for this "
@@ -261,10 +249,6 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
     checkpoint = open_checkpoint(path)
     fits(checkpoint)
     return Choice(checkpoint)
-
-
-def _same(first: Path, second: Path) -> bool:
-    return first.resolve() == second.resolve()
 
 
 def find_checkpoint(path: Path) -> SavedCheckpoint:
@@ -281,11 +265,6 @@ def find_checkpoint(path: Path) -> SavedCheckpoint:
     if not path.is_dir() or (path / CHECKPOINTS).is_dir():
         raise UsageFault(f"{path}: a checkpoint or the folder of a run that has one expected, found none")
     return open_checkpoint(path)
-
-
-MODEL_FILE: Final = "model.safetensors"
-EMA_FILE: Final = "ema.safetensors"
-OPTIMIZER_FILE: Final = "optimizer.safetensors"
 
 
 @torch.no_grad()

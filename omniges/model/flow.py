@@ -85,8 +85,14 @@ class FlowModel(nn.Module):
         each = torch.zeros((batch, len(STREAMS)), device=device)
         for group in groups_of(plan, dense=dense):
             rows = torch.from_numpy(group.rows).to(device, non_blocking=True)
-            part = _Part(windows, group, seed, rows, levels[rows], present[rows], speakers[rows])
-            for name, (chosen, losses) in self._group_losses(part).items():
+            taken = _Taken(
+                {name: windows.arrays[name][rows] for name in group.streams},
+                windows.positions[rows],
+                levels[rows],
+                present[rows],
+                speakers[rows],
+            )
+            for name, (chosen, losses) in self._group_losses(group, taken, seed).items():
                 total = total + settings.weights[name] * losses.sum() / batch
                 each[:, STREAMS.index(name)].index_copy_(0, rows[chosen], losses.detach())
         return FlowLoss(total, each)
@@ -119,8 +125,7 @@ class FlowModel(nn.Module):
 
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
         """Where tokens are, as the trunk's arguments: times for rotary positions, or embeddings that are added."""
-        found = {name: self.stream(name).places for name in tokens}
-        learned = {name: embedding for name, embedding in found.items() if embedding is not None}
+        learned = {name: places for name in tokens if (places := self.stream(name).places) is not None}
         if self._rotary:
             seconds = {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}
             return {"seconds": seconds, "added": learned}
@@ -132,36 +137,38 @@ class FlowModel(nn.Module):
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
-    def _group_losses(self, part: _Part) -> dict[StreamName, tuple[Tensor, Tensor]]:
-        """For each target stream of a group: the rows of the group that have it, and their losses."""
-        inputs = {name: self._inputs(part, name) for name in part.group.streams}
-        targets = {name: part.index(chosen) for name, chosen in part.group.targets.items()}
+    def _group_losses(self, group: Group, taken: _Taken, seed: int) -> dict[StreamName, tuple[Tensor, Tensor]]:
+        """For each target stream of a group: the rows of the group that have it, and their losses.
+
+        Where tokens are noised, no gradient goes back into what made them.
+        """
+
+        def index(rows: npt.NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(rows).to(taken.positions.device, non_blocking=True)
+
+        clean = {name: self.stream(name).tokens(arrays) for name, arrays in taken.arrays.items()}
+        noise, tokens = {}, {}
+        for name, x in clean.items():
+            rows = index(group.noised[name])
+            noise[name] = draw_noise(seed, taken.positions[rows], name, x.shape[1:])
+            at_levels = noised(x.detach()[rows], noise[name], taken.levels[rows, STREAMS.index(name)])
+            tokens[name] = x.index_copy(0, rows, at_levels.to(x.dtype))
+        targets = {name: index(chosen) for name, chosen in group.targets.items()}
         outputs = self.trunk(
-            {name: x.tokens for name, x in inputs.items()},
-            {name: part.levels[:, STREAMS.index(name)] for name in inputs},
-            **self._places({name: x.tokens for name, x in inputs.items()}),
-            pooled=self._pooled(part.speakers),
-            present={name: part.present[:, STREAMS.index(name)] for name in inputs if name in part.group.absent},
-            speakers=part.speakers,
+            tokens,
+            {name: taken.levels[:, STREAMS.index(name)] for name in tokens},
+            **self._places(tokens),
+            pooled=self._pooled(taken.speakers),
+            present={name: taken.present[:, STREAMS.index(name)] for name in tokens if name in group.absent},
+            speakers=taken.speakers,
             rows=targets,
         )
         found = {}
         for name, chosen in targets.items():
-            x = inputs[name]
-            among_noised = np.searchsorted(part.group.noised[name], part.group.targets[name])
-            noise = x.noise[part.index(among_noised)]
-            losses = self.stream(name).losses(outputs[name], x.arrays[chosen], x.clean[chosen].detach(), noise)
-            found[name] = chosen, losses
+            own = noise[name][index(np.searchsorted(group.noised[name], group.targets[name]))]
+            arrays, x = taken.arrays[name][chosen], clean[name][chosen].detach()
+            found[name] = chosen, self.stream(name).losses(outputs[name], arrays, x, own)
         return found
-
-    def _inputs(self, part: _Part, name: StreamName) -> _Inputs:
-        """A group's tokens of one stream. Where they are noised, no gradient goes back into what made them."""
-        arrays = part.windows.arrays[name][part.rows]
-        clean = self.stream(name).tokens(arrays)
-        rows = part.index(part.group.noised[name])
-        noise = draw_noise(part.seed, part.windows.positions[part.rows[rows]], name, clean.shape[1:])
-        at_levels = noised(clean.detach()[rows], noise, part.levels[rows, STREAMS.index(name)])
-        return _Inputs(arrays, clean, noise, clean.index_copy(0, rows, at_levels.to(clean.dtype)))
 
     def _untouched(self, plan: Plan) -> Tensor:
         """Zero, with a gradient of zero for every parameter where the plan leaves some without any."""
@@ -175,27 +182,11 @@ class FlowModel(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A group of a batch with what its samples were given, R rows."""
+class _Taken:
+    """What the R samples of a group were given."""
 
-    windows: Windows
-    group: Group
-    seed: int
-    rows: Tensor  # (R,) numbers in the batch
+    arrays: Mapping[StreamName, Tensor]  # (R, …) of the streams that take part
+    positions: Tensor  # (R,)
     levels: Tensor  # (R, 3)
     present: Tensor  # (R, 3)
     speakers: Tensor  # (R,)
-
-    def index(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Row numbers on the device."""
-        return torch.from_numpy(rows).to(self.rows.device, non_blocking=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """One stream of a group."""
-
-    arrays: Tensor  # (R, …)
-    clean: Tensor  # (R, N, C)
-    noise: Tensor  # of the rows that are noised
-    tokens: Tensor  # (R, N, C), some of them noised

@@ -1,20 +1,57 @@
 """OmniFlow's tokens of audio latents: patches of some rows and columns, with places in a two-dimensional table.
 
 OmniFlow's weights know these tokens and no others, so its projections of them fit. docs/pretrained.md is the promise.
+Patches and tables are those of SD3.
 
-Shape letters: B batch, R rows of latents, K channels and W columns of a row, P patch side, N = (R / P) · (W / P).
+Shape letters: B batch, K channels, R rows and W columns of latents, P patch side, N = (R / P) · (W / P) tokens.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.model.latents import PatchGrid, axes_embedding, patches
-from omniges.model.streams import Stream, clean_from_velocity
+from omniges.model.streams import Stream, clean_from_velocity, line_embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchGrid:
+    """Which patches a trunk takes of two-dimensional latents, and the table that tells it their places."""
+
+    channels: int
+    """K."""
+    patch: int
+    """P."""
+    table_side: int
+    """Entries of the table along each axis."""
+    table_base: int
+    """Patches that latents of the length and width of training have along an axis; entry i stands for the coordinate
+    i · base / side."""
+
+
+def patches(latents: Tensor, patch: int) -> Tensor:
+    """Latents (B, K, R, W) to tokens (B, N, K · P · P), rows first.
+
+    A patch's features are ordered (channel, row, column), so a convolution of stride P with weights (D, K, P, P) is
+    a linear layer with weights (D, K · P · P) on these tokens.
+    """
+    batch, channels, height, width = latents.shape
+    split = latents.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return split.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Embeddings (R · C, width) float32, rows first, of coordinates of rows (R,) and columns (C,).
+
+    The first half of the features is `line_embedding` of the column, the second that of the row.
+    """
+    by_column = line_embedding(columns, width // 2)[None].expand(len(rows), -1, -1)
+    by_row = line_embedding(rows, width // 2)[:, None].expand(-1, len(columns), -1)
+    return torch.cat([by_column, by_row], dim=-1).flatten(0, 1).to(torch.float32)
 
 
 class PatchTokens(Stream):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
 
@@ -18,16 +19,14 @@ from omniges.errors import UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.model.attention import QKNormKind
 from omniges.model.flow import AbsentStreams, FlowModel
-from omniges.model.latents import PatchGrid
-from omniges.model.patches import PatchTokens
-from omniges.model.streams import Prediction, Stream, StreamName
-from omniges.model.tokens import FrameTokens, SlotTokens, WindowTokens
-from omniges.model.trunk import Conditioning, JointFlowTransformer
+from omniges.model.patches import PatchGrid, PatchTokens
+from omniges.model.streams import FrameTokens, Prediction, SlotTokens, Stream, StreamName, WindowTokens
+from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 
-PresetName = Literal["tiny", "small", "base", "omniflow"]
+OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "pooled_width")
+"""Fields of a configuration that `JointFlowTransformer` takes under the same names."""
 AudioTokens = Literal["rows", "patches"]
 """What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
@@ -171,52 +170,50 @@ def build_model(
     ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are, ``codecs``
     whose latents stand for streams. Of a codec itself nothing is in the model.
     """
+    codecs = codecs or {}
 
     def continuous(
         name: StreamName, member: str, frames: int, prediction: Prediction, difference_weight: float
     ) -> Stream:
-        latents = (codecs or {}).get(name)
+        latents = codecs.get(name)
         if name == "audio" and config.audio_grid is not None:
             return _patch_tokens(config.audio_grid, latents)
-        if latents is None:
-            return FrameTokens.from_statistics(
-                statistics[member], frames=frames, prediction=prediction, difference_weight=difference_weight
-            )
-        rate = cast("FrameEntry", latents.entry).rows_per_tick
-        return FrameTokens.from_statistics(latents.statistics, frames=1, prediction=prediction, tokens_per_tick=rate)
-
-    def texts() -> SlotTokens | WindowTokens:
-        latents = (codecs or {}).get("text")
-        if latents is not None:
-            return _window_tokens(latents, config)
-        return SlotTokens(
-            pieces=pieces,
-            piece_width=config.piece_width,
-            mark_width=config.mark_width,
-            blank_weight=config.blank_weight,
+        scale = statistics[member] if latents is None else latents.statistics
+        return FrameTokens(
+            frames=frames if latents is None else 1,
+            mean=scale["mean"],
+            std=scale["std"],
+            prediction=prediction,
+            difference_weight=difference_weight if latents is None else 0.0,
+            tokens_per_tick=Fraction(1) if latents is None else cast("FrameEntry", latents.entry).rows_per_tick,
         )
 
     gesture = continuous(
         "gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
     )
     audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
-    streams: dict[StreamName, Stream] = {"gesture": gesture, "text": texts(), "audio": audio}
+    text = (
+        _window_tokens(codecs["text"], config)
+        if "text" in codecs
+        else SlotTokens(
+            pieces=pieces,
+            piece_width=config.piece_width,
+            mark_width=config.mark_width,
+            blank_weight=config.blank_weight,
+        )
+    )
+    streams: dict[StreamName, Stream] = {"gesture": gesture, "text": text, "audio": audio}
     sizes: dict[str, dict[str, int | None]] = {
         name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
     }
     sizes["text"]["head_width"] = config.text_head_width
+    own = {name: getattr(config, name) for name in OF_TRUNK}
     trunk = JointFlowTransformer(
         streams=sizes,
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        qk_norm=config.qk_norm,
-        conditioning=config.conditioning,
-        pooled_width=config.pooled_width,
         speakers=speakers,
         rotary_periods_s=config.rotary_periods_s,
         context_only=config.context_only,
+        **own,
     )
     return FlowModel(trunk, streams, config.absent)
 

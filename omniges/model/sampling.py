@@ -48,25 +48,18 @@ def follow(
     memory: list[tuple[float, Mapping[StreamName, Tensor]]] = []  # of the step before, for dpm++
     for level, following in itertools.pairwise(levels):
         if solver == "dpm++":
-            clean = clean_of(x, _levels_of(x, level))
+            first = next(iter(x.values()))
+            clean = clean_of(x, torch.full((len(first),), level, device=first.device))
             x = _multistep(x, clean, level, following, memory)
             memory = [(level, clean)]
         else:
-            x = _one_step(x, level, following, clean_of, solver)
+            velocity = _velocity(x, level, clean_of)
+            if solver == "heun" and following > 0:
+                second = _velocity(_moved(x, velocity, following - level), following, clean_of)
+                velocity = {name: torch.lerp(v, second[name], 0.5) for name, v in velocity.items()}
+            x = _moved(x, velocity, following - level)
         after_step()
     return x
-
-
-def _one_step(
-    x: Mapping[StreamName, Tensor], level: float, following: float, clean_of: CleanOf, solver: Solver
-) -> dict[StreamName, Tensor]:
-    velocity = _velocity(x, level, clean_of)
-    reached = _moved(x, velocity, following - level)
-    if solver == "heun" and following > 0:
-        second = _velocity(reached, following, clean_of)
-        mean = {name: torch.lerp(v, second[name], 0.5) for name, v in velocity.items()}
-        reached = _moved(x, mean, following - level)
-    return reached
 
 
 def _multistep(
@@ -103,11 +96,6 @@ def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -
     at = {name: torch.full((len(tokens),), level, device=tokens.device) for name, tokens in x.items()}
     clean = clean_of(x, next(iter(at.values())))
     return {name: velocity_from_clean(clean[name], tokens, at[name]) for name, tokens in x.items()}
-
-
-def _levels_of(x: Mapping[StreamName, Tensor], level: float) -> Tensor:
-    batch = next(iter(x.values()))
-    return torch.full((len(batch),), level, device=batch.device)
 
 
 def _moved(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 import torch
@@ -82,7 +82,10 @@ class ModelIdentity:
         files = {STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
         if self.codecs:
             config["codecs"] = {
-                stream: {"name": entry.name} | replace(entry, settings=_lasting(entry)).as_json()
+                # Of how latents were made a model has to know this; versions of packages do not make another codec.
+                stream: {"name": entry.name}
+                | entry.as_json()
+                | {"settings": {name: value for name, value in entry.settings.items() if name == "loudness"}}
                 for stream, entry in self.codecs.items()
             }
             files[LATENTS_FILE] = self.latents
@@ -104,15 +107,11 @@ class ModelIdentity:
             f"{name} is another" for name in sorted(own.keys() - {CONFIG_FILE}) if _other(saved, name, own[name], used)
         ]
         if differences:
+            more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
             raise UsageFault(
-                f"{saved.path}: it is of another model: {'; '.join(_short(differences))}. Go on with the settings and "
-                "shards it was made with, or choose another --output-dir"
+                f"{saved.path}: it is of another model: {'; '.join(differences[:3] + more)}. Go on with the settings "
+                "and shards it was made with, or choose another --output-dir"
             )
-
-
-def _lasting(entry: CodecEntry) -> dict[str, Any]:
-    """What a model has to know of how latents were made; versions of packages do not make another codec."""
-    return {name: value for name, value in entry.settings.items() if name == "loudness"}
 
 
 def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> bool:
@@ -135,10 +134,6 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         for stream, entry in config.get("codecs", {}).items()
     }
     return plain | dict(config.get("model", {})) | codecs
-
-
-def _short(differences: list[str]) -> list[str]:
-    return differences[:3] + ([f"and {len(differences) - 3} more"] if len(differences) > 3 else [])
 
 
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:

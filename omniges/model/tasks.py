@@ -121,9 +121,7 @@ def draw_plan(settings: FlowSettings, seed: int, positions: I64) -> Plan:
 
     shares = np.array([settings.shares.get(name, 0.0) for name in TASKS])
     bounds = np.cumsum(shares / shares.sum())
-    last = np.flatnonzero(shares)[
-        -1
-    ]  # rounding must not let the largest draw fall behind the last task that has a share
+    last = np.flatnonzero(shares)[-1]  # rounding must not let the largest draw fall behind what has a share
     task = np.minimum(np.searchsorted(bounds, chance(Purpose.TASK), side="right"), last)
     target = _table("targets")[task]
     condition = _table("conditions")[task]

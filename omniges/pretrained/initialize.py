@@ -27,14 +27,13 @@ from omniges.model.checkpoint import (
     load_into,
 )
 from omniges.model.flow import FlowModel
-from omniges.model.latents import PatchGrid
-from omniges.model.presets import ModelConfig
+from omniges.model.patches import PatchGrid
+from omniges.model.presets import OF_TRUNK, ModelConfig
 from omniges.model.spec import ModelIdentity, load_identity
-from omniges.model.streams import STREAMS, StreamName
-from omniges.pretrained.omniflow.convert import converted_config, is_converted, read_converted
-from omniges.pretrained.omniflow.tensors import file_entry, is_omniflow
-from omniges.pretrained.omniflow.trunk import SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow
-from omniges.pretrained.omniflow.weight_map import Fate, table_of
+from omniges.model.streams import StreamName
+from omniges.pretrained.convert import converted_config, is_converted, read_converted
+from omniges.pretrained.tensors import file_entry, is_omniflow
+from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow, table_of
 
 _SPEAKERS: Final = "trunk.speaker.weight"
 _TEXT_PLACES: Final = "streams.text.place"
@@ -157,9 +156,8 @@ class CheckpointStart(Start):
         saved = self._saved.tensors(self._file)
         own = dict(model.named_parameters())
         fates = {name: Fate("loaded", name, name, x.numel(), "the same weights") for name, x in saved.items()}
-        known = 1 + len(self._identity.speakers)
-        if _SPEAKERS in own and len(identity.speakers) >= known:
-            added = len(identity.speakers) + 1 - known
+        added = len(identity.speakers) - len(self._identity.speakers)
+        if _SPEAKERS in own and added > 0:
             reason = f"{added} new speakers begin as unknown"
             if _SPEAKERS in saved:
                 saved[_SPEAKERS] = torch.cat([saved[_SPEAKERS], saved[_SPEAKERS][:1].expand(added, -1)])
@@ -174,14 +172,8 @@ class CheckpointStart(Start):
 def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
     """A model with the sizes and kinds of OmniFlow's trunk, from arguments of JointFlowTransformer."""
     return ModelConfig(
-        width=trunk["width"],
-        layers=trunk["layers"],
-        heads=trunk["heads"],
-        mlp_ratio=trunk["mlp_ratio"],
-        qk_norm=trunk["qk_norm"],
-        conditioning=trunk["conditioning"],
+        **{name: trunk[name] for name in OF_TRUNK},
         rotary_periods_s=None,
-        pooled_width=trunk["pooled_width"],
         text_head_width=trunk["streams"]["text"]["head_width"],
         context_only=tuple(trunk["context_only"]),
         absent="noise",
@@ -200,17 +192,16 @@ class OmniFlowStart(Start):
         self, folder: Path, weights: WhichWeights, changes: Mapping[str, Any], audio_codec: str | None
     ) -> None:
         self._folder, self._weights = folder, weights
-        trunk = converted_config(folder)["trunk"] if is_converted(folder) else config_of(folder)
-        config = config_over_tokens(trunk)
+        converted = converted_config(folder) if is_converted(folder) else None
+        config = config_over_tokens(converted["trunk"] if converted else config_of(folder))
         default = "patches" if audio_codec == _OMNIFLOW_AUDIO else "rows"
         if changes.get("audio_tokens", default) == "patches":
             if audio_codec is None:
                 raise UsageFault(
                     f"recipe key model: audio_tokens: found patches without --audio-codec; expected {_OMNIFLOW_AUDIO}"
                 )
-            grid = converted_config(folder)["grids"]["audio"] if is_converted(folder) else audio_grid_of(folder)
-            own = PatchGrid(**grid)
-            config = replace(config, audio_tokens="patches", audio_grid=own, audio_prediction="velocity")
+            grid = PatchGrid(**(converted["grids"]["audio"] if converted else audio_grid_of(folder)))
+            config = replace(config, audio_tokens="patches", audio_grid=grid, audio_prediction="velocity")
         self.config = _changed(config, changes, _OF_TOKENS)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
@@ -239,7 +230,10 @@ class OmniFlowStart(Start):
         plan = _plan(model, own, source)
         with torch.no_grad():
             for name, target in plan.carried.items():
-                own[target].copy_(_cut(source.read(name), own[target].shape))
+                tensor, wanted = source.read(name), own[target].shape
+                if tensor.ndim == 2 and tensor.shape != wanted:  # the columns of features that there are
+                    tensor = tensor[:, : wanted[1]]
+                own[target].copy_(tensor)
             if _SPEAKERS in own:  # zero, so that the run begins with what OmniFlow computes
                 own[_SPEAKERS].zero_()
         return Begun(source.where, source.files, _told(source, plan, own), source.remarks)
@@ -269,11 +263,12 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
                 f"{source.where}: {name} {shape} is {target} {found or 'nothing'} in this model; the same expected"
             )
         carried[name] = target
-    new = {name: _newness(name) for name in own.keys() - set(carried.values())}
-    unexplained = sorted(name for name, reason in new.items() if reason is None)
+    filled = set(carried.values())
+    new = {name: _newness(name) for name in own if name not in filled}
+    unexplained = sorted(name for name, reason in new.items() if not reason)
     if unexplained:
         raise DataError(f"{source.where}: nothing there for {', '.join(unexplained[:3])}; a whole trunk expected")
-    return _Plan(carried, left, cast("Mapping[str, str]", {name: new[name] for name in own if name in new}))
+    return _Plan(carried, left, new)
 
 
 def _place(name: str) -> tuple[StreamName | None, bool]:
@@ -284,8 +279,8 @@ def _place(name: str) -> tuple[StreamName | None, bool]:
     return (cast("StreamName", streams[0]) if streams else None), projection
 
 
-def _newness(name: str) -> str | None:
-    """Why a weight of the model has no counterpart; None: it should have one."""
+def _newness(name: str) -> str:
+    """Why a weight of the model has no counterpart; empty: it should have one."""
     if name == _SPEAKERS:
         return "OmniFlow knows no speakers; begins at zero"
     if name == _TEXT_PLACES:
@@ -293,35 +288,26 @@ def _newness(name: str) -> str | None:
     if name.startswith("streams."):
         return "makes tokens of this project"
     stream, projection = _place(name.removeprefix("trunk."))
-    if projection and stream is None:
-        stream = "gesture"
-    return _other_tokens(stream) if projection and stream in STREAMS else None
+    return _other_tokens(stream or "gesture") if projection else ""
 
 
 def _other_tokens(stream: StreamName) -> str:
     return f"{stream} has other tokens than OmniFlow's {'image' if stream == 'gesture' else stream}"
 
 
-def _cut(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """All of a tensor, or of a projection the columns of the features that there are."""
-    return tensor[:, : shape[1]] if tensor.ndim == 2 and tensor.shape != shape else tensor
-
-
 def _told(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[Fate, ...]:
     """The fate of every tensor of the source and of every weight of the model."""
     found: list[Fate] = []
     for fate in source.fates:
-        if fate.target is not None and fate.target in plan.left:
-            found.append(Fate("left out", fate.source, None, fate.numbers, plan.left[fate.target]))
-        elif fate.target is not None:
-            target = plan.carried[fate.target]
-            if tuple(own[target].shape) != source.shapes[fate.target]:
-                reason = "columns of features that the tokens have"
-                found.append(Fate("converted", fate.source, target, own[target].numel(), reason))
-            else:
-                begins = "begins as image; " if target != f"trunk.{fate.target}" else ""
-                found.append(replace(fate, target=target, reason=begins + fate.reason))
-        else:
+        if fate.target is None:
             found.append(fate)
+        elif fate.target in plan.left:
+            found.append(Fate("left out", fate.source, None, fate.numbers, plan.left[fate.target]))
+        elif own[target := plan.carried[fate.target]].shape != source.shapes[fate.target]:
+            reason = "columns of features that the tokens have"
+            found.append(Fate("converted", fate.source, target, own[target].numel(), reason))
+        else:
+            begins = "begins as image; " if target != f"trunk.{fate.target}" else ""
+            found.append(replace(fate, target=target, reason=begins + fate.reason))
     found += [Fate("new", None, name, own[name].numel(), reason) for name, reason in plan.new.items()]
     return tuple(found)

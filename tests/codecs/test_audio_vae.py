@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from vae_builders import SMALL, mel_like, random_vae, write_vae
 
-from omniges.codecs.audio_vae_blocks import decoded, encoded
+from omniges.codecs.audio_vae import decoded, encoded
 from omniges.codecs.base import fingerprint_of
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import named_folder

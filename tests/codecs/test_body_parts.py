@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rvqvae_builders import WIDTHS, gesture, write_statistics
 
-from omniges.codecs.gesture_rvqvae.body_parts import PARTS, part_columns, read_scales, statistics_files
+from omniges.codecs.gesture_rvqvae import PARTS, part_columns, read_scales, statistics_files
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, gesture_from_motion, matrix_from_six_d, motion_from_gesture
 

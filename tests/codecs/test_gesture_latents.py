@@ -20,10 +20,10 @@ from verify_builders import run as verify
 
 from omniges.cli import app
 from omniges.codecs import audio_vae
+from omniges.codecs import gesture_rvqvae as gesture_codec
 from omniges.codecs.encode import encode
-from omniges.codecs.gesture_rvqvae import codec as gesture_codec
-from omniges.codecs.gesture_rvqvae.network import Rvqvae
 from omniges.codecs.registry import load_codec
+from omniges.codecs.rvqvae import Rvqvae
 from omniges.codecs.settings import EncodeSettings
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings

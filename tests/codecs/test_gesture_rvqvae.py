@@ -10,10 +10,9 @@ import torch
 from rvqvae_builders import WIDTHS, gesture, random_tensors, write_codec
 from safetensors.torch import save_file
 
-from omniges.codecs.gesture_rvqvae.body_parts import read_scales
-from omniges.codecs.gesture_rvqvae.codec import load_gesture_rvqvae
-from omniges.codecs.gesture_rvqvae.weights import load_rvqvae
+from omniges.codecs.gesture_rvqvae import load_gesture_rvqvae, read_scales
 from omniges.codecs.registry import load_codec
+from omniges.codecs.rvqvae import load_rvqvae
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import GestureClip, gesture_from_motion, motion_from_gesture
 

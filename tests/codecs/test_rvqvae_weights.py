@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from rvqvae_builders import TINY, random_tensors, shapes
 from safetensors.torch import save_file
 
-from omniges.codecs.gesture_rvqvae.network import Rvqvae, RvqvaeSpec
-from omniges.codecs.gesture_rvqvae.weights import load_rvqvae, rvqvae_of, spec_of
+from omniges.codecs.rvqvae import Rvqvae, RvqvaeSpec, load_rvqvae, rvqvae_of, spec_of
 from omniges.errors import DataError, UsageFault
 
 NET = random_tensors()

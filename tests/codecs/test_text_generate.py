@@ -13,8 +13,7 @@ from text_latents_builders import NAME, write_text_vae
 from training_helpers import SMALLEST, run
 
 from omniges.codecs.base import BOTH_ENDS, LostText, SpokenText
-from omniges.codecs.text_vae.codec import TextWindows
-from omniges.codecs.text_vae.weights import TextCodec
+from omniges.codecs.text_vae.codec import TextCodec, TextWindows
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.settings import EvaluateSettings

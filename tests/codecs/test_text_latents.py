@@ -20,8 +20,7 @@ from verify_builders import run as verified
 
 from omniges.codecs.encode import encode
 from omniges.codecs.settings import EncodeSettings
-from omniges.codecs.text_vae.codec import TextWindows
-from omniges.codecs.text_vae.weights import TextCodec
+from omniges.codecs.text_vae.codec import TextCodec, TextWindows
 from omniges.errors import DataError, UsageFault
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE

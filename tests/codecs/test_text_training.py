@@ -36,7 +36,7 @@ from omniges.model.presets import CodecLatents, ModelConfig, build_model
 from omniges.model.sampling import Draws, sample
 from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
-from omniges.model.tokens import WindowTokens
+from omniges.model.streams import WindowTokens
 from omniges.shards.reader import ShardFolder
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.codecs.text_vae.codec import window_words
+from omniges.codecs.text_vae.codec import said_in_windows
 from omniges.shards.window_grid import WindowGrid
 
 GRIDS = st.builds(lambda stride, times: WindowGrid(stride * times, stride), st.integers(1, 20), st.integers(1, 8))
@@ -28,11 +28,15 @@ def windows_of(grid, ticks):
     return [(start, grid.window_ticks) for start in grid.starts(ticks)]
 
 
+def words_said(words, ticks, windows):
+    return [[word["word"] for word in said] for said in said_in_windows(words, ticks, windows)]
+
+
 class TestWords:
     @given(clips(), GRIDS)
     def test_a_word_is_in_the_windows_that_hold_its_middle(self, clip, grid):
         ticks, words = clip
-        found = window_words(words, ticks, windows_of(grid, ticks))
+        found = words_said(words, ticks, windows_of(grid, ticks))
         assert len(found) == grid.count(ticks)
         for start, texts in zip(grid.starts(ticks), found, strict=True):
             middles = [min((word["start"] + word["end"]) * 5, ticks - 0.5) for word in words]
@@ -42,7 +46,7 @@ class TestWords:
     @given(clips(), GRIDS, st.data())
     def test_windows_that_touch_say_each_word_once_and_in_order(self, clip, grid, data):
         ticks, words = clip
-        found = window_words(words, ticks, windows_of(grid, ticks))
+        found = words_said(words, ticks, windows_of(grid, ticks))
         step = grid.window_ticks // grid.stride_ticks
         offset = data.draw(st.integers(0, step - 1))
         said = [word for texts in found[offset::step] for word in texts]
@@ -51,11 +55,11 @@ class TestWords:
 
     def test_the_last_word_of_a_clip_is_not_lost_at_its_very_end(self):
         words = [{"word": "end", "start": 3.2, "end": 3.2}]
-        assert window_words(words, 32, windows_of(WindowGrid(16, 16), 32)) == [[], ["end"]]
+        assert words_said(words, 32, windows_of(WindowGrid(16, 16), 32)) == [[], ["end"]]
 
     @given(clips(), st.integers(0, 200), st.integers(1, 90))
     def test_a_window_need_not_lie_on_a_grid(self, clip, first, count):
         ticks, words = clip
         middles = [min((word["start"] + word["end"]) * 5, ticks - 0.5) for word in words]
         wanted = [word["word"] for word, at in zip(words, middles, strict=True) if first <= at < first + count]
-        assert window_words(words, ticks, [(first, count)]) == [wanted]
+        assert words_said(words, ticks, [(first, count)]) == [wanted]

@@ -178,7 +178,7 @@ class TestClosedForms:
     @pytest.mark.parametrize("prediction", ["clean", "velocity"])
     @pytest.mark.parametrize("level", [0.2, 0.8])
     def test_the_loss_of_the_optimal_prediction_is_its_variance_and_none_is_better(self, gaussian, level, prediction):
-        from omniges.model.tokens import FrameTokens
+        from omniges.model.streams import FrameTokens
 
         x, noise, mean, std = gaussian
         stream = FrameTokens(frames=1, mean=[0.0], std=[1.0], prediction=prediction)

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from omniflow_grids import grid_embedding
 
 from omniges.errors import UsageFault
-from omniges.model.latents import PatchGrid, grid_embedding
-from omniges.model.patches import PatchTokens
+from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.presets import CodecLatents, ModelConfig, build_model, preset
 from omniges.shards.latents import FrameEntry
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omniflow_grids import unpatched
 from torch import Tensor
 
-from omniges.model.attention import rotary_angles, rotate
-from omniges.model.latents import patches, unpatched
-from omniges.model.trunk import JointFlowTransformer, level_features
+from omniges.model.patches import patches
+from omniges.model.trunk import JointFlowTransformer, level_features, rotary_angles, rotate
 
 STREAMS = {
     "gesture": {"inputs": 5, "outputs": 6},

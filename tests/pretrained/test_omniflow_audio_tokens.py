@@ -17,18 +17,18 @@ import pytest
 import torch
 from flow_builders import statistics
 from omniflow_checkpoints import Given, Reference, Tiny, tensors_of, write_folder
+from omniflow_grids import grid_embedding
 from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.model import presets
 from omniges.model.flow import FlowModel
-from omniges.model.latents import PatchGrid, grid_embedding
-from omniges.model.patches import PatchTokens
+from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.presets import CodecLatents, build_model
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import Stream
+from omniges.pretrained.convert import convert
 from omniges.pretrained.initialize import open_start
-from omniges.pretrained.omniflow.convert import convert
 from omniges.shards.latents import FrameEntry
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "omniflow_parity"
@@ -98,7 +98,7 @@ def model_over(
     start = open_start(folder, None, {}, CODEC)
     with patch.context() as patched:
         patched.setattr(presets, "SlotTokens", lambda **_: text)
-        patched.setattr(presets.FrameTokens, "from_statistics", lambda *_, **__: image)
+        patched.setattr(presets, "FrameTokens", lambda **_: image)
         codecs: Any = {"audio": CodecLatents(audio, {})}
         model = build_model(start.config, statistics=statistics(), pieces=1, speakers=1, codecs=codecs)
     identity = ModelIdentity("pretrained", start.config, 16, ("a",), b"", b"", {"audio": audio})

@@ -17,21 +17,20 @@ import pytest
 import torch
 from flow_builders import statistics
 from omniflow_checkpoints import Given, Reference, Tiny, averages_of, parameter_shapes, tensors_of, write_folder
+from omniflow_grids import grid_embedding, table, unpatched
 from safetensors.torch import load_file
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.latents import grid_embedding, patches, unpatched
+from omniges.model.patches import patches
 from omniges.model.presets import build_model
 from omniges.model.trunk import JointFlowTransformer
+from omniges.pretrained.anatomy import parameters, read_anatomy, tables
+from omniges.pretrained.convert import convert, read_converted, whole_trunk
 from omniges.pretrained.initialize import config_over_tokens
-from omniges.pretrained.omniflow.anatomy import read_anatomy
-from omniges.pretrained.omniflow.convert import convert, read_converted, table, whole_trunk
-from omniges.pretrained.omniflow.parameter_names import parameters, tables
-from omniges.pretrained.omniflow.tensors import Tensors
-from omniges.pretrained.omniflow.trunk import parameter_shapes as shapes_of_trunk
-from omniges.pretrained.omniflow.trunk import read_omniflow
-from omniges.pretrained.omniflow.weight_map import conversion_fates, made, rules, trunk_config
+from omniges.pretrained.tensors import Tensors
+from omniges.pretrained.trunk import conversion_fates, made, read_omniflow, rules, trunk_config
+from omniges.pretrained.trunk import parameter_shapes as shapes_of_trunk
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "omniflow_parity"
 PARITY = SHARED / "qknorm_layer"
@@ -296,7 +295,7 @@ class TestPublishing:
     def test_nothing_is_left_of_a_conversion_that_failed_half_way(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from omniges.pretrained.omniflow import trunk as reading
+        from omniges.pretrained import trunk as reading
 
         folder = write_folder(tmp_path / "omniflow", Tiny())
         real, calls = reading.made, []
@@ -316,7 +315,7 @@ class TestPublishing:
         folder = write_folder(tmp_path / "omniflow", Tiny())
         code = (
             "import os, signal, sys\nfrom pathlib import Path\n"
-            "from omniges.pretrained.omniflow import convert, trunk as reading\n"
+            "from omniges.pretrained import convert, trunk as reading\n"
             "real, calls = reading.made, []\n"
             "def made(rule, source):\n"
             "    calls.append(rule)\n"

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from omniflow_checkpoints import Tiny, tensors_of, write_folder
 
 from omniges.errors import DataError, OmnigesError, UsageFault
-from omniges.pretrained.omniflow.anatomy import read_anatomy
-from omniges.pretrained.omniflow.tensors import find_omniflow, open_parts
-from omniges.pretrained.omniflow.trunk import read_omniflow
+from omniges.pretrained.anatomy import read_anatomy
+from omniges.pretrained.tensors import find_omniflow, open_parts
+from omniges.pretrained.trunk import read_omniflow
 
 TINY = Tiny(qk_norm="rms", dual=(0,), nested=True)
 SHAPES = {name: tuple(x.shape) for name, x in tensors_of(TINY).items()}

@@ -27,8 +27,8 @@ from omniges.model.presets import build_model
 from omniges.model.sampling import Draws, sample
 from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity, load_identity, load_model
+from omniges.pretrained.convert import convert
 from omniges.pretrained.initialize import OmniFlowStart, open_start
-from omniges.pretrained.omniflow.convert import convert
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.config import TrainSettings
@@ -133,7 +133,7 @@ class TestWhatIsCarriedOver:
     ) -> None:
         """As a codec's stream will be: text latents in, of which the zeros behind them are left away."""
         from omniges.model import presets
-        from omniges.model.tokens import SlotTokens
+        from omniges.model.streams import SlotTokens
 
         class Latents(SlotTokens):
             omniflow_tokens = True

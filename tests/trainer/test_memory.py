@@ -11,9 +11,9 @@ from flow_builders import CONFIG, PIECES, model_of, windows_of
 
 from omniges.model.presets import ModelConfig
 from omniges.model.tasks import draw_plan
+from omniges.pretrained.anatomy import Anatomy, Grid
 from omniges.pretrained.initialize import config_over_tokens
-from omniges.pretrained.omniflow.parameter_names import Anatomy, Grid
-from omniges.pretrained.omniflow.weight_map import trunk_config
+from omniges.pretrained.trunk import trunk_config
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.memory import training_memory
 from omniges.trainer.optimizer import LearningRate

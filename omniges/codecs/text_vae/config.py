@@ -7,7 +7,7 @@ is that of flan-T5-large, unless an entry ``t5`` gives other sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -83,14 +83,18 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
     Raises `DataError` where a key is missing or has a value that is not computed here.
     """
     found = _Document(document, where)
-    config = TextVaeConfig(
-        vae=_vae(found), llama=_llama(found), t5=found.part("t5").sizes(T5Sizes) if "t5" in found.found else T5Sizes()
-    )
-    if config.vae.vae_hidden_size % QFORMER_HEADS:
-        raise found.fault(
-            "vae_config.vae_hidden_size", str(config.vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}"
-        )
-    return config
+    vae = VaeConfig()
+    if "vae_config" in found.found:
+        entry = found.part("vae_config")
+        unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
+        if unknown:
+            raise entry.fault(unknown[0], "not a known key", "none but those of OmniFlow's text VAE")
+        vae = entry.sizes(VaeConfig)
+    llama = _llama(found)
+    t5 = found.part("t5").sizes(T5Sizes) if "t5" in found.found else T5Sizes()
+    if vae.vae_hidden_size % QFORMER_HEADS:
+        raise found.fault("vae_config.vae_hidden_size", str(vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}")
+    return TextVaeConfig(vae=vae, llama=llama, t5=t5)
 
 
 class _Document:
@@ -143,16 +147,6 @@ class _Document:
         return float(value)
 
 
-def _vae(document: _Document) -> VaeConfig:
-    if "vae_config" not in document.found:
-        return VaeConfig()
-    entry = document.part("vae_config")
-    unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
-    if unknown:
-        raise entry.fault(unknown[0], "not a known key", "none but those of OmniFlow's text VAE")
-    return entry.sizes(VaeConfig)
-
-
 _ONLY: Final[Mapping[str, Any]] = {
     "model_type": "llama",
     "hidden_act": "silu",
@@ -196,18 +190,6 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
     A wrong setting makes many tensors look wrong; this names the setting. That every tensor is there and fits is for
     who loads them to see. ``where`` and ``weights`` name the files.
     """
-    for key, said, found, name in _said_twice(config, shapes):
-        if said != found:
-            raise DataError(
-                f"{where}: {key} is {said}, but {name} in {weights} says {found}; give the configuration that belongs "
-                "to the weights"
-            )
-
-
-def _said_twice(
-    config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
-) -> Iterator[tuple[str, object, object, str]]:
-    """Key, its value, the tensors' value, and which tensor says it."""
     vae, llama, t5 = config.vae, config.llama, config.t5
     sizes = (
         ("vae_config.n_tokens", vae.n_tokens, "query", 1),
@@ -218,11 +200,20 @@ def _said_twice(
         ("vocab_size", llama.vocab_size, "model.embed_tokens.weight", 0),
         ("intermediate_size", llama.intermediate_size, "model.layers.0.mlp.gate_proj.weight", 0),
     )
+    twice: list[tuple[str, object, object, str]] = []  # key, its value, the tensors' value, and which tensor says it
     for key, said, name, axis in sizes:
         if len(shapes.get(name, ())) > axis:
             size = shapes[name][axis]
-            yield key, said, size // 2 if name == "vae_proj.bias" else size, name  # means and log variances
-    yield "vae_config.prompt_size", vae.prompt_size, t5.d_model, "the T5 encoder (its entry t5, or flan-T5-large)"
+            twice.append((key, said, size // 2 if name == "vae_proj.bias" else size, name))  # means and log variances
+    encoder = "the T5 encoder (its entry t5, or flan-T5-large)"
+    twice.append(("vae_config.prompt_size", vae.prompt_size, t5.d_model, encoder))
     norm = shapes.get("q_norm.weight")
     if norm is not None and vae.norm_type == "rms_norm" and vae.vae_dim != vae.vae_hidden_size:
-        yield "vae_config.pre_norm", vae.pre_norm, tuple(norm) == (vae.vae_hidden_size,), "q_norm.weight"
+        normed = tuple(norm) == (vae.vae_hidden_size,)
+        twice.append(("vae_config.pre_norm", vae.pre_norm, normed, "q_norm.weight"))
+    for key, own, found, name in twice:
+        if own != found:
+            raise DataError(
+                f"{where}: {key} is {own}, but {name} in {weights} says {found}; give the configuration that belongs "
+                "to the weights"
+            )

@@ -82,9 +82,14 @@ class TextVae(nn.Module):
 
     @classmethod
     def of_tensors(
-        cls, config: TextVaeConfig, tensors: Mapping[str, Tensor], where: str, ends: frozenset[End] = BOTH_ENDS
+        cls,
+        config: TextVaeConfig,
+        tensors: Mapping[str, Tensor],
+        where: str,
+        ends: frozenset[End] = BOTH_ENDS,
+        prefix: str = "",
     ) -> Self:
-        """One with copies of these weights as float32; raises `DataError` unless they are all it has.
+        """One with copies of the weights under a prefix as float32; raises `DataError` unless they are all it has.
 
         All of them are checked and in the fingerprint, one after the other, whatever is kept: ``ends`` says of which
         ends. T5's table may stand under both of its names or under one. ``where`` names the file in errors.
@@ -92,14 +97,22 @@ class TextVae(nn.Module):
         with torch.device("meta"):
             found = cls(config)
         expected = found.state_dict()
-        stored = _stored_names(tensors, expected, where)
-        found._keep(ends)
+        stored = _stored_names(tensors, prefix, expected, where)
+        found.ends = ends
+        for end in BOTH_ENDS - ends:
+            for name in _NETS[end]:
+                delattr(found, name)
         kept = set(found.state_dict())
         digest = hashlib.sha256(canonical_json(asdict(config)))
         weights = {}
         for name in sorted(expected.keys() - {_TABLE_AGAIN}):  # which is equal to the other, as `_stored_names` saw
             tensor = tensors[stored[name]]
-            _check(name, tensor, expected[name], where)
+            if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+                raise DataError(
+                    f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
+                    f"{list(expected[name].shape)}; {_REMEDY}"
+                )
+            require_finite(name, tensor, where)
             values = tensor.to(torch.float32, copy=name in kept)
             add_to_fingerprint(digest, name, values)
             if name in kept:
@@ -113,13 +126,6 @@ class TextVae(nn.Module):
             found.model.rotary_emb = type(found.model.rotary_emb)(config=found.model.config)  # is computed, not loaded
         found.fingerprint = digest.hexdigest()
         return found.eval()
-
-    def _keep(self, ends: frozenset[End]) -> None:
-        """Drop the nets of the other end."""
-        self.ends = ends
-        for end in BOTH_ENDS - ends:
-            for name in _NETS[end]:
-                delattr(self, name)
 
     def _require(self, end: End) -> None:
         if end not in self.ends:
@@ -257,15 +263,17 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
     return Blip2QFormerModel(config)
 
 
-def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where: str) -> dict[str, str]:
-    """Where each weight stands, of which T5's table may stand twice or once.
+def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
+    """Where each weight stands under a prefix, of which T5's table may stand twice or once.
 
     Raises `DataError` unless the names are exactly those of a model, and where the two tables differ.
     """
-    found = {name: name for name in tensors}
-    present = [name for name in (_TABLE, _TABLE_AGAIN) if name in found]
-    if len(present) == 2 and not _equal(tensors[_TABLE], tensors[_TABLE_AGAIN]):
-        raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
+    found = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    present = [found[name] for name in (_TABLE, _TABLE_AGAIN) if name in found]
+    if len(present) == 2:
+        one, other = (tensors[name] for name in present)
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
     if present:
         found[_TABLE] = found[_TABLE_AGAIN] = present[0]
     for kind, names in (
@@ -276,17 +284,3 @@ def _stored_names(tensors: Mapping[str, Tensor], expected: Iterable[str], where:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
             raise DataError(f"{where}: {len(names)} tensors are {kind}: {shown}; {_REMEDY}")
     return found
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
-
-
-def _check(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
-    """Raise unless a tensor has the shape and kind of a weight."""
-    if tensor.shape != expected.shape or not tensor.is_floating_point():
-        raise DataError(
-            f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
-            f"{list(expected.shape)}; {_REMEDY}"
-        )
-    require_finite(name, tensor, where)

@@ -58,65 +58,24 @@ class WrittenTokens:
     """(B,) bool: more tokens than fit; the end of the text and its end token are lost."""
 
 
-class T5Tokens:
-    """The tokenizer of a T5 folder; raises `DataError` where it is not one for ``vocabulary`` tokens."""
-
-    def __init__(self, folder: Path, *, vocabulary: int) -> None:
-        self._file = _TokenizerFile(folder, vocabulary)
-        self.sha256 = self._file.sha256
-        self._pad = self._file.number("<pad>", expected=0)
-        self._end = self._file.number("</s>", expected=1)
-        self._unknown = self._file.number("<unk>", expected=2)
-
-    def encode(self, texts: Sequence[str]) -> TextTokens:
-        """Tokens of texts, at least one, padded to one length."""
-        added = {self._pad, self._end}  # which a unigram model has among its pieces too
-        pieces = [[self._unknown if p in added else p for p in spelled] for spelled in self._file.pieces(texts)]
-        rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in pieces]
-        return TextTokens(
-            ids=torch.tensor([row + [self._pad] * (MAX_TOKENS - len(row)) for row in rows]),
-            empty=torch.tensor([text == "" for text in texts]),
-            cut=torch.tensor([len(spelled) > MAX_TOKENS - 1 for spelled in pieces]),
-            unknown=torch.tensor([self._unknown in spelled for spelled in pieces]),
-        )
-
-
-class LlamaTokens:
-    """The tokenizer of a LLaMA folder, with a padding token that it may lack.
-
-    Raises `DataError` where it is not one for ``vocabulary`` tokens, or has another begin or end token.
-    """
-
-    def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
-        self._file = _TokenizerFile(folder, vocabulary, added=_PAD)
-        self.sha256 = self._file.sha256
-        self._begin = self._file.number("<s>", expected=begin)
-        self._end = self._file.number("</s>", expected=end)
-        self._pad = self._file.number(_PAD)
-
-    def encode(self, texts: Sequence[str]) -> WrittenTokens:
-        """Tokens of texts, at least one, padded to the longest."""
-        pieces = self._file.pieces(texts)
-        rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in pieces]
-        width = max(map(len, rows))
-        padding = [width - len(row) for row in rows]
-        return WrittenTokens(
-            ids=torch.tensor([row + [self._pad] * n for row, n in zip(rows, padding, strict=True)]),
-            labels=torch.tensor([row + [IGNORED] * n for row, n in zip(rows, padding, strict=True)]),
-            cut=torch.tensor([len(spelled) > MAX_TOKENS - 2 for spelled in pieces]),
-        )
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text that tokens spell; begin, end and padding tokens are nothing."""
-        return self._file.text([number for number in ids if number not in {self._begin, self._end, self._pad}])
-
-
 class _TokenizerFile:
     """A ``tokenizer.json`` that spells texts and nothing besides: it adds, cuts and pads nothing."""
 
     def __init__(self, folder: Path, vocabulary: int, added: str | None = None) -> None:
         self._path = folder / _TOKENIZER_FILE
-        content = _content(folder)
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if any((folder / name).is_file() for name in _PIECE_FILES):
+                raise DataError(
+                    f"{folder}: has a sentencepiece model but no {_TOKENIZER_FILE}; make one: pip install "
+                    f"sentencepiece protobuf, then AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained("
+                    f"{str(folder)!r}) of transformers"
+                ) from error
+            raise DataError(
+                f"{self._path}: {reason}; expected the tokenizer of the text VAE; check the path"
+            ) from error
         self.sha256 = sha256_hex(content)
         self._tokenizer = _tokenizer(content, self._path)
         if added is not None:
@@ -131,7 +90,7 @@ class _TokenizerFile:
                 "tokenizer that belongs to the model"
             )
 
-    def number(self, token: str, expected: int | None = None) -> int:
+    def _number(self, token: str, expected: int | None = None) -> int:
         found: int | None = self._tokenizer.token_to_id(token)
         if found is None or (expected is not None and found != expected):
             raise DataError(
@@ -140,29 +99,62 @@ class _TokenizerFile:
             )
         return found
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         spelled = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in spelled]
 
-    def text(self, ids: Sequence[int]) -> str:
-        result: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+class T5Tokens(_TokenizerFile):
+    """The tokenizer of a T5 folder; raises `DataError` where it is not one for ``vocabulary`` tokens."""
+
+    def __init__(self, folder: Path, *, vocabulary: int) -> None:
+        super().__init__(folder, vocabulary)
+        self._pad = self._number("<pad>", expected=0)
+        self._end = self._number("</s>", expected=1)
+        self._unknown = self._number("<unk>", expected=2)
+
+    def encode(self, texts: Sequence[str]) -> TextTokens:
+        """Tokens of texts, at least one, padded to one length."""
+        added = {self._pad, self._end}  # which a unigram model has among its pieces too
+        pieces = [[self._unknown if p in added else p for p in spelled] for spelled in self._pieces(texts)]
+        rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in pieces]
+        return TextTokens(
+            ids=torch.tensor([row + [self._pad] * (MAX_TOKENS - len(row)) for row in rows]),
+            empty=torch.tensor([text == "" for text in texts]),
+            cut=torch.tensor([len(spelled) > MAX_TOKENS - 1 for spelled in pieces]),
+            unknown=torch.tensor([self._unknown in spelled for spelled in pieces]),
+        )
+
+
+class LlamaTokens(_TokenizerFile):
+    """The tokenizer of a LLaMA folder, with a padding token that it may lack.
+
+    Raises `DataError` where it is not one for ``vocabulary`` tokens, or has another begin or end token.
+    """
+
+    def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
+        super().__init__(folder, vocabulary, added=_PAD)
+        self._begin = self._number("<s>", expected=begin)
+        self._end = self._number("</s>", expected=end)
+        self._pad = self._number(_PAD)
+
+    def encode(self, texts: Sequence[str]) -> WrittenTokens:
+        """Tokens of texts, at least one, padded to the longest."""
+        pieces = self._pieces(texts)
+        rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in pieces]
+        width = max(map(len, rows))
+        padding = [width - len(row) for row in rows]
+        return WrittenTokens(
+            ids=torch.tensor([row + [self._pad] * n for row, n in zip(rows, padding, strict=True)]),
+            labels=torch.tensor([row + [IGNORED] * n for row, n in zip(rows, padding, strict=True)]),
+            cut=torch.tensor([len(spelled) > MAX_TOKENS - 2 for spelled in pieces]),
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that tokens spell; begin, end and padding tokens are nothing."""
+        spoken = [number for number in ids if number not in {self._begin, self._end, self._pad}]
+        result: str = self._tokenizer.decode(spoken, skip_special_tokens=True)
         return result
-
-
-def _content(folder: Path) -> bytes:
-    try:
-        return (folder / _TOKENIZER_FILE).read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if any((folder / name).is_file() for name in _PIECE_FILES):
-            raise DataError(
-                f"{folder}: has a sentencepiece model but no {_TOKENIZER_FILE}; make one: pip install sentencepiece "
-                f"protobuf, then AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r}) of "
-                "transformers"
-            ) from error
-        raise DataError(
-            f"{folder / _TOKENIZER_FILE}: {reason}; expected the tokenizer of the text VAE; check the path"
-        ) from error
 
 
 def _tokenizer(content: bytes, path: Path) -> Tokenizer:

@@ -8,20 +8,18 @@ last; the folder appears under its name only whole.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.latents import grid_embedding
 from omniges.model.trunk import JointFlowTransformer
-from omniges.pretrained.omniflow.tensors import file_entry, open_parts, read_json
-from omniges.pretrained.omniflow.trunk import SourceTrunk, WhichWeights, parameter_shapes, read_omniflow
-from omniges.pretrained.omniflow.weight_map import Fate, table_of
+from omniges.pretrained.tensors import file_entry, open_parts, read_json
+from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, parameter_shapes, read_omniflow, table_of
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes
 from omniges.storage.canonical_json import json_document, sha256_hex
@@ -63,7 +61,17 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
     source = read_omniflow(folder, weights)
     make_folder(out.parent)
     with pending_folder(out) as unfinished:
-        config = json_document(_config(source, weights))
+        config = json_document(
+            {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "trunk": dict(source.config),
+                "grids": {name: dict(grid) for name, grid in source.grids.items()},
+                "absent": "noise",
+                "predictions": {"image": "velocity", "text": "clean", "audio": "velocity"},
+                "weights": weights,
+            }
+        )
         publish_bytes(unfinished / _CONFIG_FILE, config)
         kinds = {name: (source.dtypes[name], source.shapes[name]) for name in source.shapes}
         size, digest = write_each(unfinished / _MODEL_FILE, kinds, source.read)
@@ -83,18 +91,6 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
     return Conversion(out, size, source.fates, source.remarks)
 
 
-def _config(source: SourceTrunk, weights: WhichWeights) -> dict[str, Any]:
-    return {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "trunk": dict(source.config),
-        "grids": {name: dict(grid) for name, grid in source.grids.items()},
-        "absent": "noise",
-        "predictions": {"image": "velocity", "text": "clean", "audio": "velocity"},
-        "weights": weights,
-    }
-
-
 def is_converted(folder: Path) -> bool:
     """Whether a folder is one that `convert` wrote."""
     return (folder / CONVERSION_FILE).is_file()
@@ -103,9 +99,13 @@ def is_converted(folder: Path) -> bool:
 def converted_config(folder: Path) -> dict[str, Any]:
     """The trunk's configuration of a converted folder, from its JSON files alone."""
     document = _document(folder)
-    content = _content(folder / _CONFIG_FILE)
+    path = folder / _CONFIG_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {_AGAIN}") from error
     if sha256_hex(content) != document["files"][_CONFIG_FILE]["sha256"]:
-        raise DataError(f"{folder / _CONFIG_FILE}: it is not as it was written; {_AGAIN}")
+        raise DataError(f"{path}: it is not as it was written; {_AGAIN}")
     found: dict[str, Any] = json.loads(content)
     return found
 
@@ -128,18 +128,9 @@ def read_converted(folder: Path) -> SourceTrunk:
         shapes=expected,
         dtypes=tensors.dtypes,
         read=tensors.read,
-        fates=tuple(
-            Fate("loaded", name, name, torch.Size(shape).numel(), "the same layer") for name, shape in expected.items()
-        ),
+        fates=tuple(Fate("loaded", name, name, math.prod(shape), "the same layer") for name, shape in expected.items()),
         remarks=(),
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {_AGAIN}") from error
 
 
 def _document(folder: Path) -> dict[str, Any]:
@@ -158,10 +149,3 @@ def whole_trunk(source: SourceTrunk) -> JointFlowTransformer:
             parameter.copy_(source.read(name))
     model.eval()
     return model
-
-
-def table(source: SourceTrunk, stream: str, rows: int, columns: int) -> Tensor:
-    """Position embeddings (rows · columns, W) that the trunk of a source expects to be added to a stream's patches."""
-    grid = source.grids[stream]
-    width = int(source.config["width"])
-    return grid_embedding(rows, columns, side=grid["table_side"], base=grid["table_base"], width=width)

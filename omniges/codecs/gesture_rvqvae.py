@@ -1,6 +1,10 @@
 """GestureLSM's four RVQ-VAEs as one codec of the 415 gesture channels. docs/codecs-gesture.md is the promise.
 
-Letters: T frames, N = ⌊T / frames_per_latent⌋ latents, L features of a latent (512, or 384 without the face).
+Our channels have the nets' joints, order and units already (`omniges.features.gesture.LAYOUT`); what is added is
+normalisation by the statistics that the nets were trained with.
+
+Letters: T frames, N = ⌊T / frames_per_latent⌋ latents, L features of a latent (512, or 384 without the face), C
+channels of a part.
 """
 
 from __future__ import annotations
@@ -9,23 +13,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from omniges.codecs.base import fingerprint_of
-from omniges.codecs.gesture_rvqvae.body_parts import PARTS, Part, PartScale, part_columns, read_scales
-from omniges.codecs.gesture_rvqvae.network import Rvqvae
-from omniges.codecs.gesture_rvqvae.weights import load_rvqvae
+from omniges.codecs.rvqvae import Rvqvae, load_rvqvae
 from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import LAYOUT
-from omniges.formats.arrays import checked
+from omniges.features.gesture import JOINT_NAMES, LAYOUT
+from omniges.formats.arrays import checked, read_array
 from omniges.shards.latents import FrameEntry
 from omniges.storage.atomic import os_errors
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 NAME: Final = "gesture-rvqvae"
 
@@ -33,6 +36,101 @@ LATENT_SCALE: Final = 5.0
 """What latents are divided by, so that they are about as large as unit noise."""
 
 _FILE: Final = re.compile(r"net_\d+_(upper|hands|lower|lower_trans|face)\.(?:pth|safetensors)")
+
+Part = Literal["upper", "hands", "lower", "face"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+"""In the order of their latents side by side."""
+
+_LOWER_AND_ROOT: Final = slice(LAYOUT.lower.start, LAYOUT.root.stop)
+_COLUMNS: Final[Mapping[Part, tuple[slice, ...]]] = {
+    "upper": (LAYOUT.upper,),
+    "hands": (LAYOUT.hands,),
+    "lower": (LAYOUT.lower, _LOWER_AND_ROOT),  # one net has the root channels beside the joints, one has not
+    "face": (LAYOUT.face,),
+}
+_JOINTS: Final[Mapping[Part, tuple[int, ...]]] = {
+    "upper": LAYOUT.upper_joints,
+    "hands": LAYOUT.hand_joints,
+    "lower": LAYOUT.lower_joints,
+    "face": (),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartScale:
+    """What a part's channels are normalised by: no small number is added, nothing is clipped."""
+
+    mean: F64
+    """(C,)"""
+    std: F64
+    """(C,), positive."""
+
+    def normalised(self, channels: npt.NDArray[np.floating]) -> F32:
+        """(x − mean) / std of channels (T, C), in float64 and rounded once."""
+        return ((channels - self.mean) / self.std).astype(np.float32)
+
+    def restored(self, values: npt.NDArray[np.floating]) -> F32:
+        """The inverse of `normalised`."""
+        return (values * self.std + self.mean).astype(np.float32)
+
+
+def part_columns(part: Part, channels: int, where: str) -> slice:
+    """Which of the 415 channels a net of so many channels takes; raises DataError where it is none of the part."""
+    widths = {columns.stop - columns.start: columns for columns in _COLUMNS[part]}
+    if channels not in widths:
+        wanted = " or ".join(str(width) for width in widths)
+        raise DataError(
+            f"{where}: found a net of {channels} channels; expected {wanted} of {part}: check the file's name"
+        )
+    return widths[channels]
+
+
+def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
+    """Names of the files that the parts need, relative to the codec's folder, by what they hold."""
+    stems = {"pose": "beatx_2_330"} | ({"root": "beatx_2_trans"} if _LOWER_AND_ROOT in columns.values() else {})
+    return {f"{what} {kind}": f"mean_std/{stem}_{kind}.npy" for what, stem in stems.items() for kind in ("mean", "std")}
+
+
+def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartScale]:
+    """The scale of each part, from the statistics in a codec's folder; that of the face changes nothing.
+
+    Only the columns of joints that the parts have are looked at: the deviations of jaw and eyes are next to zero.
+    Raises UsageFault where a file is not there, DataError for one that holds something else.
+    """
+    files = {what: folder / name for what, name in statistics_files(columns).items()}
+    found = {what: _statistics(path, 6 * len(JOINT_NAMES) if "pose" in what else 3) for what, path in files.items()}
+    scales: dict[Part, PartScale] = {}
+    for part, taken in columns.items():
+        if part == "face":
+            width = taken.stop - taken.start
+            scales[part] = PartScale(np.zeros(width), np.ones(width))
+            continue
+        pose = (6 * np.array(_JOINTS[part])[:, None] + np.arange(6)).reshape(-1)
+        mean, std = found["pose mean"][pose], found["pose std"][pose]
+        _require_positive(std, files["pose std"], part)
+        if taken == _LOWER_AND_ROOT:
+            _require_positive(found["root std"], files["root std"], "the root")
+            mean, std = np.concatenate([mean, found["root mean"]]), np.concatenate([std, found["root std"]])
+        scales[part] = PartScale(mean, std)
+    return scales
+
+
+def _statistics(path: Path, length: int) -> F64:
+    wanted = f"expected {length} numbers of float32 or float64"
+    array = read_array(path, wanted)
+    if array.shape != (length,) or array.dtype not in {np.dtype(np.float32), np.dtype(np.float64)}:
+        raise DataError(f"{path}: found {array.shape} of {array.dtype}; {wanted}")
+    numbers = np.array(array, dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{path}: number {int(np.argmin(np.isfinite(numbers)))} is not finite; {wanted}")
+    return numbers
+
+
+def _require_positive(std: F64, path: Path, of: str) -> None:
+    if not (std > 0).all():
+        raise DataError(
+            f"{path}: found {std.min():g} as a deviation of {of}; expected positive ones: is it the file of means?"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +224,14 @@ class GestureRvqvae:
         """
         vectors = LATENT_SCALE * checked(latents, "latents", (None, self.latent_channels), at_least=0)
         vectors = vectors.astype(np.float32)
-        gesture = self._canvas(len(vectors) * self.frames_per_latent, rest)
+        gesture = np.empty((len(vectors) * self.frames_per_latent, LAYOUT.channels), dtype=np.float32)
+        if rest is None and self.lacking:
+            columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
+            raise UsageFault(f"rest: channels {columns} are in no net and were not given: say what they shall be")
+        if rest is not None and not self.lacking:
+            raise UsageFault("rest: the nets have every channel; leave it out")
+        if rest is not None:
+            gesture[:] = checked(rest, "rest", (LAYOUT.channels,) if rest.ndim == 1 else gesture.shape)
         if not len(vectors):
             return gesture
         start = 0
@@ -136,18 +241,6 @@ class GestureRvqvae:
             values = net.decode(own[None].to(_device(net)), quantised=self.quantised)[0].cpu().numpy()
             gesture[:, self.columns[part]] = self.scales[part].restored(values)
         return gesture
-
-    def _canvas(self, frames: int, rest: npt.NDArray[np.floating] | None) -> F32:
-        """Frames (frames, 415) with the channels that no net has."""
-        canvas = np.empty((frames, LAYOUT.channels), dtype=np.float32)
-        if rest is None and self.lacking:
-            columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
-            raise UsageFault(f"rest: channels {columns} are in no net and were not given: say what they shall be")
-        if rest is not None and not self.lacking:
-            raise UsageFault("rest: the nets have every channel; leave it out")
-        if rest is not None:
-            canvas[:] = checked(rest, "rest", (LAYOUT.channels,) if rest.ndim == 1 else canvas.shape)
-        return canvas
 
 
 def _device(net: Rvqvae) -> torch.device:
@@ -176,9 +269,11 @@ def load_gesture_rvqvae(
         found = ", ".join(f"{count} of {part}" for part, count in rates.items())
         raise DataError(f"{folder}: found {found} frames a latent; expected one number: use nets that belong together")
     scales = read_scales(folder, columns)
-    return GestureRvqvae(
-        nets=nets, columns=columns, scales=scales, quantised=quantised, fingerprint=_fingerprint(nets, scales)
-    )
+    tensors = {f"{part}.{name}": tensor for part, net in nets.items() for name, tensor in net.state_dict().items()}
+    for part, scale in scales.items():
+        tensors |= {f"{part}.mean": torch.from_numpy(scale.mean), f"{part}.std": torch.from_numpy(scale.std)}
+    fingerprint = fingerprint_of({"latent_scale": LATENT_SCALE, "parts": list(nets)}, tensors)
+    return GestureRvqvae(nets=nets, columns=columns, scales=scales, quantised=quantised, fingerprint=fingerprint)
 
 
 def load_whole_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:
@@ -213,10 +308,3 @@ def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
             )
         files[part] = own[0]
     return files
-
-
-def _fingerprint(nets: Mapping[Part, Rvqvae], scales: Mapping[Part, PartScale]) -> str:
-    tensors = {f"{part}.{name}": tensor for part, net in nets.items() for name, tensor in net.state_dict().items()}
-    for part, scale in scales.items():
-        tensors |= {f"{part}.mean": torch.from_numpy(scale.mean), f"{part}.std": torch.from_numpy(scale.std)}
-    return fingerprint_of({"latent_scale": LATENT_SCALE, "parts": list(nets)}, tensors)

@@ -4,21 +4,26 @@ Convolutions along time halve the frame rate a few times; a latent stands for fo
 tensors have the names of the published ones. Nothing here learns: there is no dropout, no average of code vectors and
 no start from data, so a mode of training could change nothing, and `Rvqvae.train` leaves the net as it is.
 
+Of GestureLSM's files every size is read from the tensors, and every tensor has its place or is an error.
+
 Shape letters: B batch, T frames, C channels of the part, N latents, D features of a latent, W width, Q quantisers,
 K codes of a quantiser.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from omniges.codecs.base import exact
-from omniges.errors import DataError
+from omniges.errors import DataError, UsageFault
+from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 BLOCK_LATENTS: Final = 1024
 """Latents that go through the net at once, beside their context."""
@@ -26,6 +31,12 @@ BLOCK_LATENTS: Final = 1024
 _DILATION_GROWTH: Final = 3
 _STRIDE: Final = 2
 _TINY: Final = 1e-7  # in the logarithm of the perplexity
+
+_ENTRY: Final = "net"  # what a published file keeps its tensors under
+_FIRST: Final = "encoder.model.0.weight"
+_DOWN: Final = "encoder.model.2.0.weight"
+_CODEBOOK: Final = "quantizer.layers.0.codebook"
+_OTHER: Final = "choose a file of GestureLSM's RVQ-VAE, or download it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +110,6 @@ class Quantised:
     perplexities: Tensor
     """(Q,), exp of the entropy of the codes' frequencies over the batch, from 1 to K."""
 
-    @property
-    def commit_loss(self) -> Tensor:
-        """The mean loss of the quantisers."""
-        return self.losses.mean()
-
-    @property
-    def perplexity(self) -> Tensor:
-        """The mean perplexity of the quantisers."""
-        return self.perplexities.mean()
-
 
 class _Residual(nn.Module):
     """x + conv(ReLU(conv(ReLU(x)))), the first of them dilated."""
@@ -146,20 +147,18 @@ def _residuals(spec: RvqvaeSpec) -> _Stack:
 
 
 def _encoder(spec: RvqvaeSpec) -> _Stack:
-    def stage() -> nn.Sequential:
-        down = nn.Conv1d(spec.width, spec.width, 2 * _STRIDE, stride=_STRIDE, padding=_STRIDE // 2)
-        return nn.Sequential(down, _residuals(spec))
-
-    stages = [stage() for _ in range(spec.stages)]
+    stages = [
+        nn.Sequential(nn.Conv1d(spec.width, spec.width, 4, stride=_STRIDE, padding=1), _residuals(spec))
+        for _ in range(spec.stages)
+    ]
     return _Stack(_conv(spec.channels, spec.width), nn.ReLU(), *stages, _conv(spec.width, spec.code_size))
 
 
 def _decoder(spec: RvqvaeSpec) -> _Stack:
-    def stage() -> nn.Sequential:
-        doubling = nn.Upsample(scale_factor=_STRIDE, mode="nearest")
-        return nn.Sequential(_residuals(spec), doubling, _conv(spec.width, spec.width))
-
-    stages = [stage() for _ in range(spec.stages)]
+    stages = [
+        nn.Sequential(_residuals(spec), nn.Upsample(scale_factor=_STRIDE), _conv(spec.width, spec.width))
+        for _ in range(spec.stages)
+    ]
     last = (_conv(spec.width, spec.width), nn.ReLU(), _conv(spec.width, spec.channels))
     return _Stack(_conv(spec.code_size, spec.width), nn.ReLU(), *stages, *last)
 
@@ -204,7 +203,8 @@ class _Quantizer(nn.Module):
             indices.append(index)
             added.append(vectors)
             losses.append(2 * residual.square().mean())
-            perplexities.append(_perplexity(index, len(table.codebook)))
+            shares = torch.bincount(index.flatten(), minlength=len(table.codebook)).float() / index.numel()
+            perplexities.append(torch.exp(-(shares * torch.log(shares + _TINY)).sum()))
         codes = torch.stack(added)
         return Quantised(
             vectors=codes.sum(0),
@@ -216,13 +216,8 @@ class _Quantizer(nn.Module):
         )
 
 
-def _perplexity(indices: Tensor, codes: int) -> Tensor:
-    shares = torch.bincount(indices.flatten(), minlength=codes).float() / indices.numel()
-    return torch.exp(-(shares * torch.log(shares + _TINY)).sum())
-
-
 class Rvqvae(nn.Module):
-    """A frozen net with random weights; `omniges.codecs.gesture_rvqvae.weights` reads one from a file.
+    """A frozen net with random weights; `load_rvqvae` reads one from a file.
 
     `encode`, `quantise` and `decode` compute in float32, whatever autocast says, and without gradients. They change
     none of their arguments.
@@ -305,3 +300,61 @@ def _in_blocks(
         first, last = max(0, start - context), min(count, stop + context)
         found.append(part(first, last)[:, (start - first) * rows : (stop - first) * rows])
     return torch.cat(found, dim=1)
+
+
+def load_rvqvae(path: Path) -> Rvqvae:
+    """A frozen net on the host, from a ``.safetensors`` file or from ``{"net": tensors}`` as torch.save wrote it.
+
+    Raises UsageFault where there is no such file, DataError where it is damaged or not exactly such a net.
+    """
+    if not path.is_file():
+        raise UsageFault(f"{path}: no such file; expected the tensors of an RVQ-VAE")
+    return rvqvae_of(read_tensors(path, _ENTRY), str(path))
+
+
+def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
+    """The net that tensors are, in float32; raises DataError where one is missing, too much or not as it should be."""
+    with torch.device("meta"):
+        net = Rvqvae(spec_of(tensors, where))
+    expected = net.state_dict()
+    require_same(shapes_of(expected), shapes_of(tensors), where, f"expected the tensors of one RVQ-VAE: {_OTHER}")
+    for name, tensor in tensors.items():
+        require_finite(name, tensor, where)
+    net.load_state_dict({name: tensors[name].float().contiguous() for name in expected}, assign=True)
+    return net
+
+
+def spec_of(tensors: Mapping[str, Tensor], where: str) -> RvqvaeSpec:
+    """The sizes that tensors tell; raises DataError where they do not tell them."""
+    width, channels, _ = _shape(tensors, _FIRST, 3, where)
+    _, _, kernel = _shape(tensors, _DOWN, 3, where)
+    if kernel != 4:
+        raise DataError(
+            f"{where}: {_DOWN} has a kernel of {kernel}; expected 4: only nets of stride 2 can be decoded, {_OTHER}"
+        )
+    codes, code_size = _shape(tensors, _CODEBOOK, 2, where)
+    return RvqvaeSpec(
+        channels=channels,
+        width=width,
+        code_size=code_size,
+        codes=codes,
+        quantizers=_count(tensors, r"quantizer\.layers\.(\d+)\."),
+        stages=_count(tensors, r"encoder\.model\.(\d+)\.\d+\."),
+        depth=_count(tensors, r"encoder\.model\.2\.1\.model\.(\d+)\."),
+        projected=any(".embedding_proj." in name for name in tensors),
+    )
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> torch.Size:
+    if name not in tensors:
+        found = ", ".join(sorted(tensors)[:3])
+        raise DataError(f"{where}: no tensor {name}, found {found}, …: {_OTHER}")
+    shape = tensors[name].shape
+    if len(shape) != axes or 0 in shape:
+        raise DataError(f"{where}: {name} has shape {tuple(shape)}; expected {axes} axes, none of them empty: {_OTHER}")
+    return shape
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different numbers tensors have at a place of their names; numbers, not the largest, bound the net."""
+    return len({found[1] for found in map(re.compile(pattern).match, tensors) if found})

@@ -37,7 +37,6 @@ class Tensors:
 class OmniFlowFolder:
     """Where the parts of an OmniFlow checkpoint that concern the transformer lie."""
 
-    path: Path
     config: Mapping[str, Any]
     config_file: Path
     weights: tuple[Path, ...]
@@ -59,7 +58,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
         if weights:
             file = place / "config.json"
             average = next((path for path in (place / _AVERAGE, folder / _AVERAGE) if path.is_file()), None)
-            return OmniFlowFolder(folder, read_json(file), file, weights, average)
+            return OmniFlowFolder(read_json(file), file, weights, average)
     raise UsageFault(
         f"{folder}: an OmniFlow folder with transformer/config.json and transformer/{_STEM}.bin or .safetensors "
         "expected, found none"

@@ -12,14 +12,20 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from omniges.features.text_slots import BLANK, MARKS, unpack_slots
-from omniges.model.streams import clean_from_velocity, noised, velocity_from_clean
-from omniges.model.tokens import FrameTokens, SlotTokens, tick_seconds
+from omniges.model.streams import (
+    FrameTokens,
+    SlotTokens,
+    clean_from_velocity,
+    noised,
+    tick_seconds,
+    velocity_from_clean,
+)
 
 GESTURE = {"mean": [1.0, -2.0, 0.5], "std": [2.0, 0.1, 1e-7]}
 
 
 def frame_tokens(**changes: object) -> FrameTokens:
-    return FrameTokens.from_statistics(GESTURE, frames=4, **changes)
+    return FrameTokens(**GESTURE, frames=4, **changes)
 
 
 def slot_tokens(pieces: int = 11) -> SlotTokens:

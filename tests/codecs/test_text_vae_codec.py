@@ -24,8 +24,8 @@ from textvae_builders import (
 )
 from torch import nn
 
+from omniges.codecs.text_vae.codec import TextCodec, find_text_vae, load_text_vae
 from omniges.codecs.text_vae.network import token_losses
-from omniges.codecs.text_vae.weights import TextCodec, find_text_vae, load_text_vae
 from omniges.errors import DataError
 
 pytest.importorskip("transformers", reason="the text VAE needs transformers: pip install 'omniges[text-vae]'")
@@ -314,7 +314,7 @@ def test_without_transformers_there_is_one_line_with_the_way_out(folder):
         "import sys; sys.modules['transformers'] = None\n"
         "from pathlib import Path\n"
         "from omniges.errors import EnvironmentFault\n"
-        "from omniges.codecs.text_vae.weights import TextCodec\n"
+        "from omniges.codecs.text_vae.codec import TextCodec\n"
         "try:\n"
         "    TextCodec.load(Path(sys.argv[1]))\n"
         "except EnvironmentFault as fault:\n"

@@ -1,1 +1,0 @@
-"""GestureLSM's four RVQ-VAEs as one codec of gesture."""

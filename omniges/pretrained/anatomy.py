@@ -1,0 +1,292 @@
+"""What OmniFlow's transformer consists of: its sizes, as tensors tell them, and the parameters that sizes make.
+
+Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2024). The order is that in which the
+reference's modules were made: a list of averaged weights has no names, so the order is all that tells them apart.
+
+Of a checkpoint the tensors decide. The config is asked for the one thing that they may not tell, the features of a
+head, and where it states a size that the tensors have not, file and config are not of one model, which is refused.
+Kinds that the config may state wrongly without that (norms, dual layers, tables) are taken from the tensors with a
+remark.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+from omniges.errors import DataError
+from omniges.model.trunk import LEVEL_FEATURES, QKNormKind
+from omniges.storage.tensors import require_same
+
+Shape = tuple[int, ...]
+SourceStream = Literal["image", "text", "audio"]
+
+_BLOCK: Final = re.compile(r"transformer_blocks\.(\d+)\.")
+_QK_NORMS: Final[dict[QKNormKind | None, str | None]] = {None: None, "layer": "layer_norm", "rms": "rms_norm"}
+NESTED: Final = {"text_decoder.": "the text VAE, a model of its own", "audio_pooler.": "an audio encoder, never used"}
+"""Prefixes of other models that are saved inside a transformer's file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamNames:
+    """What a stream's parts are called in OmniFlow."""
+
+    level: str  # the time embedder; those of image and text have each other's names
+    embed: str
+    modulation: str
+    projections: tuple[str, str, str]  # queries, keys, values
+    out: str
+    mlp: str
+    qk_norms: tuple[str, str]  # of checkpoints with RMS norms
+    head_widen: str | None
+    head_modulation: str
+    head_out: str
+
+
+STREAM_NAMES: Final[dict[SourceStream, StreamNames]] = {
+    "image": StreamNames(
+        level="time_text_embed",
+        embed="pos_embed.proj",
+        modulation="norm1",
+        projections=("to_q", "to_k", "to_v"),
+        out="to_out.0",
+        mlp="ff",
+        qk_norms=("norm_q", "norm_k"),
+        head_widen=None,
+        head_modulation="norm_out",
+        head_out="proj_out",
+    ),
+    "text": StreamNames(
+        level="time_image_embed",
+        embed="context_embedder",
+        modulation="norm1_context",
+        projections=("add_q_proj", "add_k_proj", "add_v_proj"),
+        out="to_add_out",
+        mlp="ff_context",
+        qk_norms=("norm_added_q", "norm_added_k"),
+        head_widen="context_decoder.projection",
+        head_modulation="norm_out_text",
+        head_out="text_output",
+    ),
+    "audio": StreamNames(
+        level="time_aud_embed",
+        embed="audio_embedder.proj",
+        modulation="norm1_audio",
+        projections=("aud_q_proj", "aud_k_proj", "aud_v_proj"),
+        out="to_aud_out",
+        mlp="ff_audio",
+        qk_norms=("norm_aud_q", "norm_aud_k"),
+        head_widen=None,
+        head_modulation="norm_out_aud",
+        head_out="proj_out_aud",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Sizes of a stream of two-dimensional latents."""
+
+    channels: int
+    outputs: int  # channels that the head gives
+    patch: int
+    table_side: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """Sizes and kinds of a transformer."""
+
+    width: int
+    layers: int
+    head_features: int
+    mlp_width: int
+    joint_width: int
+    """Width of the text input, and inside the text head."""
+    pooled_width: int
+    text_outputs: int
+    qk_norm: QKNormKind | None
+    dual_layers: frozenset[int]
+    """Blocks whose image modulation has three parts more, for a second attention that does not exist beside audio."""
+    image: Grid
+    audio: Grid
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_features
+
+
+def tables(anatomy: Anatomy) -> dict[str, Shape]:
+    """Names and shapes of the saved position tables, which are no parameters."""
+    width = anatomy.width
+    return {
+        "pos_embed.pos_embed": (1, anatomy.image.table_side**2, width),
+        "audio_embedder.pos_embed": (1, anatomy.audio.table_side**2, width),
+    }
+
+
+def parameters(anatomy: Anatomy) -> dict[str, Shape]:
+    """Names and shapes of all parameters of the transformer itself, in the reference's order."""
+    found: dict[str, Shape] = {}
+    width, joint = anatomy.width, anatomy.joint_width
+    found |= _patches("pos_embed.proj", anatomy.image, width)
+    found |= _levels("time_text_embed", anatomy)
+    found |= _levels("time_image_embed", anatomy)
+    found |= _patches("audio_embedder.proj", anatomy.audio, width)
+    found |= _levels("time_aud_embed", anatomy)
+    found |= _linear("norm_out_aud.linear", width, 2 * width)
+    found |= _linear("proj_out_aud", width, anatomy.audio.patch**2 * anatomy.audio.outputs)
+    found |= _linear("context_embedder", joint, width)
+    found |= _linear("context_decoder.projection", width, joint)
+    found |= _linear("text_output", joint, anatomy.text_outputs)
+    for k in range(anatomy.layers):
+        found |= {f"transformer_blocks.{k}.{name}": shape for name, shape in _block(anatomy, k)}
+    found |= _linear("norm_out.linear", width, 2 * width)
+    found |= _linear("norm_out_text.linear", width, 2 * joint)
+    found |= _linear("proj_out", width, anatomy.image.patch**2 * anatomy.image.outputs)
+    return found
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _patches(name: str, grid: Grid, width: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width, grid.channels, grid.patch, grid.patch), f"{name}.bias": (width,)}
+
+
+def _levels(name: str, anatomy: Anatomy) -> dict[str, Shape]:
+    width = anatomy.width
+    found: dict[str, Shape] = {}
+    for part, inputs in (("timestep_embedder", LEVEL_FEATURES), ("text_embedder", anatomy.pooled_width)):
+        found |= _linear(f"{name}.{part}.linear_1", inputs, width) | _linear(f"{name}.{part}.linear_2", width, width)
+    return found
+
+
+def _block(anatomy: Anatomy, k: int) -> Iterator[tuple[str, Shape]]:
+    width, last, features = anatomy.width, k == anatomy.layers - 1, (anatomy.head_features,)
+    yield from _linear("norm1.linear", width, (9 if k in anatomy.dual_layers else 6) * width).items()
+    yield from _linear("norm1_context.linear", width, (2 if last else 6) * width).items()
+    if anatomy.qk_norm == "layer":  # one pair of norms for all streams; with RMS each has its own
+        for name in ("norm_q", "norm_k"):
+            yield from ((f"attn.{name}.weight", features), (f"attn.{name}.bias", features))
+    elif anatomy.qk_norm == "rms":
+        yield from ((f"attn.{name}.weight", features) for names in STREAM_NAMES.values() for name in names.qk_norms)
+    added = tuple(f"{name}_proj" for name in ("add_k", "add_v", "add_q", "aud_k", "aud_v", "aud_q"))
+    outputs = ("to_aud_out", "to_out.0") if last else ("to_aud_out", "to_out.0", "to_add_out")
+    for name in ("to_q", "to_k", "to_v", *added, *outputs):
+        yield from _linear(f"attn.{name}", width, width).items()
+    for name in ("ff", "ff_context", "ff_audio"):
+        yield from _linear(f"{name}.net.0.proj", width, anatomy.mlp_width).items()
+        yield from _linear(f"{name}.net.2", anatomy.mlp_width, width).items()
+    yield from _linear("norm1_audio.linear", width, 6 * width).items()
+
+
+def nested_names(shapes: Mapping[str, Shape]) -> list[str]:
+    """Names of the tensors of other models inside the file."""
+    return [name for name in shapes if name.startswith(tuple(NESTED))]
+
+
+def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: str) -> tuple[Anatomy, list[str]]:
+    """The sizes that shapes tell, and remarks on where the config says otherwise.
+
+    Raises `DataError` for a tensor too few, too many or of another shape, and for a config of another model, with the
+    names.
+    """
+    size = partial(_size, shapes, where)
+    width, joint = size("context_embedder.weight", 2)
+    layers = 1 + max((int(match[1]) for name in shapes if (match := _BLOCK.match(name))), default=-1)
+    if not 0 < layers <= len(shapes):
+        raise DataError(f"{where}: {layers} blocks in {len(shapes)} tensors; a whole OmniFlow transformer expected")
+    norm = "transformer_blocks.0.attn.norm_q"
+    qk_norm: QKNormKind | None = "layer" if f"{norm}.bias" in shapes else "rms" if f"{norm}.weight" in shapes else None
+    if qk_norm is None:
+        source, features = "attention_head_dim of its config.json", config.get("attention_head_dim")
+    else:
+        source, (features,) = f"{norm}.weight", size(f"{norm}.weight", 1)
+    if type(features) is not int or features < 1 or width % features:
+        raise DataError(
+            f"{where}: {source} is {features}; a divisor of the width {width} expected: take the config.json that "
+            "belongs to these weights"
+        )
+
+    def grid(embedder: str, head: str) -> Grid:
+        _, channels, patch, _ = size(f"{embedder}.proj.weight", 4)
+        (outputs,) = size(f"{head}.bias", 1)
+        side = math.isqrt(size(f"{embedder}.pos_embed", 3)[1])
+        return Grid(channels=channels, outputs=outputs // patch**2, patch=patch, table_side=side)
+
+    anatomy = Anatomy(
+        width=width,
+        layers=layers,
+        head_features=features,
+        mlp_width=size("transformer_blocks.0.ff.net.0.proj.weight", 2)[0],
+        joint_width=joint,
+        pooled_width=size("time_text_embed.text_embedder.linear_1.weight", 2)[1],
+        text_outputs=size("text_output.weight", 2)[0],
+        qk_norm=qk_norm,
+        dual_layers=frozenset(
+            k for k in range(layers) if shapes.get(f"transformer_blocks.{k}.norm1.linear.bias") == (9 * width,)
+        ),
+        image=grid("pos_embed", "proj_out"),
+        audio=grid("audio_embedder", "proj_out_aud"),
+    )
+    nested = set(nested_names(shapes))
+    own = {name: shape for name, shape in shapes.items() if name not in nested}
+    remedy = "a whole OmniFlow transformer expected; download it again"
+    require_same(parameters(anatomy) | tables(anatomy), own, where, remedy)
+    return anatomy, _compare(anatomy, config, where)
+
+
+def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shape:
+    """The shape of a tensor that must be there."""
+    shape = shapes.get(name)
+    if shape is None:
+        raise DataError(f"{where}: no tensor {name}; a whole OmniFlow transformer expected; download it again")
+    if len(shape) != axes or min(shape) < 1:
+        raise DataError(f"{where}: {name}: {axes} axes expected, found shape {shape}; download it again")
+    return shape
+
+
+def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[str]:
+    """Hold the config against the tensors: its sizes must be theirs, of its kinds they are told."""
+    sizes = {
+        "num_layers": anatomy.layers,
+        "attention_head_dim": anatomy.head_features,
+        "num_attention_heads": anatomy.heads,
+        "joint_attention_dim": anatomy.joint_width,
+        "caption_projection_dim": anatomy.width,
+        "pooled_projection_dim": anatomy.pooled_width,
+        "in_channels": anatomy.image.channels,
+        "audio_input_dim": anatomy.audio.channels,
+        "add_audio": True,
+        "add_clip": False,
+        "use_audio_mae": False,
+        "drop_text": False,
+        "drop_image": False,
+        "drop_audio": False,
+    }
+    differing = [f"{key} {config[key]!r} ({own!r} there)" for key, own in sizes.items() if config.get(key, own) != own]
+    if differing:
+        raise DataError(
+            f"{where}: config.json is not of the model whose tensors these are: {', '.join(differing)}; take the one "
+            "that belongs to these weights"
+        )
+    kinds = {
+        "qk_norm": _QK_NORMS[anatomy.qk_norm],
+        "dual_attention_layers": sorted(anatomy.dual_layers),
+        "patch_size": anatomy.image.patch,
+        "out_channels": anatomy.image.outputs if config.get("out_channels") is not None else None,
+        "pos_embed_max_size": anatomy.image.table_side,
+        "text_out_dim": anatomy.text_outputs,
+    }
+    return [
+        f"config.json says {key} {config[key]!r}, the tensors say {own!r}, which was taken"
+        for key, own in kinds.items()
+        if key in config and config[key] != own
+    ]

@@ -1,0 +1,385 @@
+"""OmniFlow's transformer, whatever form it was saved in, as a configuration and weights of our trunk.
+
+Every tensor of ours has one rule, every tensor of theirs one fate. Rules are made from sizes alone and carried out
+one at a time, when a tensor is asked for, so that nothing larger than one tensor is held.
+
+Averaged weights are a list without names, told apart by the order of the parameters. Saved position tables need not be
+kept: they are held against the sines that they are tables of.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from omniges.errors import DataError, UsageFault
+from omniges.model.streams import line_embedding
+from omniges.model.trunk import JointFlowTransformer
+from omniges.pretrained.anatomy import (
+    NESTED,
+    STREAM_NAMES,
+    Anatomy,
+    Grid,
+    StreamNames,
+    nested_names,
+    parameters,
+    read_anatomy,
+    tables,
+)
+from omniges.pretrained.tensors import OmniFlowFolder, Tensors, find_omniflow, open_parts
+from omniges.storage.tensors import read_weight_list
+
+WhichWeights = Literal["last", "ema"]
+_LIST: Final = "shadow_params"
+_TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"
+_TABLE: Final = "text_decoder.encoder.shared.weight"
+"""The other name of the same tensor, which counts once among parameters."""
+_LEAST_TOLERANCE: Final = 2e-5  # of a table that was computed in float32
+
+FateKind = Literal["loaded", "converted", "new", "left out"]
+How = Literal["as it is", "joined", "stacked", "flattened", "first six parts"]
+
+_REASONS: Final[dict[How, str]] = {
+    "as it is": "the same layer",
+    "joined": "three projections in one",
+    "stacked": "norms of queries and keys in one",
+    "flattened": "a convolution whose stride is its size is a linear layer on patches",
+    "first six parts": "the other three are for a second attention that does not exist beside audio",
+}
+_KINDS: Final[tuple[FateKind, ...]] = get_args(FateKind)
+_NUMBER: Final = re.compile(r"\.\d+\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one of our tensors is made."""
+
+    target: str
+    sources: tuple[str, ...]
+    how: How = "as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of a tensor of theirs (``source``) or where one of ours (``target``) comes from."""
+
+    kind: FateKind
+    source: str | None
+    target: str | None
+    numbers: int
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """One row of conversion.json."""
+        return asdict(self)
+
+
+def trunk_config(anatomy: Anatomy) -> dict[str, Any]:
+    """Arguments for `JointFlowTransformer` with streams ``image``, ``text``, ``audio``."""
+    if anatomy.mlp_width % anatomy.width:
+        raise DataError(
+            f"an OmniFlow transformer of width {anatomy.width} with MLPs of {anatomy.mlp_width}; a multiple expected"
+        )
+    return {
+        "streams": {
+            "image": _grid_config(anatomy.image),
+            "text": {"inputs": anatomy.joint_width, "outputs": anatomy.text_outputs, "head_width": anatomy.joint_width},
+            "audio": _grid_config(anatomy.audio),
+        },
+        "width": anatomy.width,
+        "layers": anatomy.layers,
+        "heads": anatomy.heads,
+        "mlp_ratio": anatomy.mlp_width // anatomy.width,
+        "qk_norm": anatomy.qk_norm,
+        "conditioning": "summed",
+        "pooled_width": anatomy.pooled_width,
+        "rotary_periods_s": None,
+        "context_only": ["text"],
+    }
+
+
+def _grid_config(grid: Grid) -> dict[str, int | None]:
+    square = grid.patch**2
+    return {"inputs": square * grid.channels, "outputs": square * grid.outputs, "head_width": None}
+
+
+def rules(anatomy: Anatomy) -> list[Rule]:
+    """One rule for each tensor of the trunk that `trunk_config` describes."""
+    found: list[Rule] = []
+    for stream, names in STREAM_NAMES.items():
+        found += _linear(f"embed.{stream}", names.embed, "as it is" if stream == "text" else "flattened")
+        for ours, theirs in (("level", "timestep_embedder"), ("pooled", "text_embedder")):
+            for layer in ("linear_1", "linear_2"):
+                found += _linear(f"{ours}.{stream}.{layer}", f"{names.level}.{theirs}.{layer}")
+        if names.head_widen is not None:
+            found += _linear(f"head.{stream}.widen", names.head_widen)
+        found += _linear(f"head.{stream}.modulation", f"{names.head_modulation}.linear")
+        found += _linear(f"head.{stream}.out", names.head_out)
+    for k in range(anatomy.layers):
+        found += _block(anatomy, k)
+    return found
+
+
+def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
+    """Rules of a layer; its bias needs no change."""
+    return [
+        Rule(f"{target}.weight", (f"{source}.weight",), how),
+        Rule(f"{target}.bias", (f"{source}.bias",), how if how == "first six parts" else "as it is"),
+    ]
+
+
+def _block(anatomy: Anatomy, k: int) -> Iterator[Rule]:
+    theirs, ours = f"transformer_blocks.{k}", f"blocks.{k}"
+    if anatomy.qk_norm == "layer":
+        for part in ("weight", "bias"):
+            sources = tuple(f"{theirs}.attn.{name}.{part}" for name in ("norm_q", "norm_k"))
+            yield Rule(f"{ours}.qk_norm.{part}", sources, "stacked")
+    for stream, names in STREAM_NAMES.items():
+        context_only = k == anatomy.layers - 1 and stream == "text"
+        dual = stream == "image" and k in anatomy.dual_layers
+        yield from _branch(f"{ours}.branches.{stream}", theirs, names, context_only=context_only, dual=dual)
+        if anatomy.qk_norm == "rms":
+            sources = tuple(f"{theirs}.attn.{name}.weight" for name in names.qk_norms)
+            yield Rule(f"{ours}.branches.{stream}.qk_norm.weight", sources, "stacked")
+
+
+def _branch(ours: str, theirs: str, names: StreamNames, *, context_only: bool, dual: bool) -> Iterator[Rule]:
+    how: How = "first six parts" if dual else "as it is"
+    yield from _linear(f"{ours}.modulation", f"{theirs}.{names.modulation}.linear", how)
+    for part in ("weight", "bias"):
+        yield Rule(f"{ours}.qkv.{part}", tuple(f"{theirs}.attn.{name}.{part}" for name in names.projections), "joined")
+    if not context_only:
+        yield from _linear(f"{ours}.out", f"{theirs}.attn.{names.out}")
+        yield from _linear(f"{ours}.mlp_in", f"{theirs}.{names.mlp}.net.0.proj")
+        yield from _linear(f"{ours}.mlp_out", f"{theirs}.{names.mlp}.net.2")
+
+
+def made(rule: Rule, source: Tensors) -> Tensor:
+    """Carry out a rule, in the precision of the source."""
+    parts = [source.read(name) for name in rule.sources]
+    if len({part.dtype for part in parts}) > 1:
+        raise DataError(f"{source.where}: {', '.join(rule.sources)} are of several precisions; one expected")
+    if rule.how == "joined":
+        return torch.cat(parts)
+    if rule.how == "stacked":
+        return torch.stack(parts)[:, None]
+    (part,) = parts
+    if rule.how == "flattened":
+        return part.flatten(1)
+    return part[: len(part) // 9 * 6] if rule.how == "first six parts" else part
+
+
+def conversion_fates(
+    anatomy: Anatomy, shapes: Mapping[str, tuple[int, ...]], table_reasons: Mapping[str, str]
+) -> list[Fate]:
+    """What becomes of every tensor of the source; raises `DataError` for one that nothing explains."""
+    found: list[Fate] = []
+    for rule in rules(anatomy):
+        kind: FateKind = "loaded" if rule.how == "as it is" else "converted"
+        reason = _REASONS[rule.how]
+        found += [Fate(kind, name, rule.target, math.prod(shapes[name]), reason) for name in rule.sources]
+    reasons = dict(table_reasons)
+    dead = f"transformer_blocks.{anatomy.layers - 1}.{STREAM_NAMES['text'].mlp}."
+    reasons |= {name: "the last block's text gives keys and values only" for name in shapes if name.startswith(dead)}
+    for name in nested_names(shapes):
+        reasons[name] = next(words for prefix, words in NESTED.items() if name.startswith(prefix))
+    found += [Fate("left out", name, None, math.prod(shapes[name]), reason) for name, reason in reasons.items()]
+    unexplained = sorted(shapes.keys() - {fate.source for fate in found})
+    if unexplained:
+        raise DataError(f"OmniFlow transformer: {len(unexplained)} tensors that nothing explains: {unexplained[0]}")
+    return found
+
+
+def table_of(fates: Iterable[Fate]) -> list[str]:
+    """A table for people: fate, tensors, learned numbers, part and reason a line; blocks are counted together."""
+    groups: dict[tuple[FateKind, str, str], list[int]] = {}
+    for fate in fates:
+        groups.setdefault((fate.kind, _part(fate), fate.reason), []).append(fate.numbers)
+    rows = [("fate", "tensors", "numbers", "part", "reason")]
+    for (kind, part, reason), numbers in sorted(groups.items(), key=lambda group: _KINDS.index(group[0][0])):
+        rows.append((kind, str(len(numbers)), f"{sum(numbers):,}", part, reason))
+    wide = [max(len(row[k]) for row in rows) for k in range(4)]
+    return [
+        f"{kind:<{wide[0]}}  {tensors:>{wide[1]}}  {numbers:>{wide[2]}}  {part:<{wide[3]}}  {why}"
+        for kind, tensors, numbers, part, why in rows
+    ]
+
+
+def _part(fate: Fate) -> str:
+    """Where it belongs: of our names the stream and what it is of, of theirs the beginning."""
+    name = _NUMBER.sub(".*.", fate.target or fate.source or "")
+    words = name.removeprefix("trunk.").split(".")
+    if fate.target is None:
+        return words[0] if words[0] != "transformer_blocks" else ".".join(words[:3])
+    if words[0] == "blocks":
+        return f"blocks, {words[3]}" if words[2] == "branches" else "blocks, all streams"
+    return words[0] if words[0] == "speaker" else ", ".join(words[:2])
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTrunk(Tensors):
+    """A trunk over streams ``image``, ``text``, ``audio``: its tensors one by one, and its configuration."""
+
+    config: Mapping[str, Any]  # arguments of JointFlowTransformer
+    grids: Mapping[str, Mapping[str, int]]  # of image and audio: channels, patch, table_side, table_base
+    fates: tuple[Fate, ...]
+    remarks: tuple[str, ...]
+
+
+def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Anatomy, list[str]]:
+    """The files of an OmniFlow folder, its last weights, what they are, and remarks on its config."""
+    found = find_omniflow(folder)
+    source = open_parts(found.weights)
+    return found, source, *read_anatomy(source.shapes, found.config, source.where)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The trunk's configuration of an OmniFlow folder, from names and shapes alone."""
+    return trunk_config(_opened(folder)[2])
+
+
+def audio_grid_of(folder: Path) -> dict[str, int]:
+    """The audio stream's grid, as `SourceTrunk.grids` has it, of an OmniFlow folder; its table is not compared."""
+    _, source, anatomy, _ = _opened(folder)
+    return _as_entry(anatomy.audio, _base(*_saved("audio_embedder.pos_embed", anatomy, source)))
+
+
+def _as_entry(grid: Grid, base: int) -> dict[str, int]:
+    return {"channels": grid.channels, "patch": grid.patch, "table_side": grid.table_side, "table_base": base}
+
+
+def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
+    """Check an OmniFlow folder whole and stand ready to make our trunk of it.
+
+    ``weights``: the last ones, or the average that some checkpoints have beside them. Raises `UsageFault` where there
+    is no such thing, `DataError` where anything is missing, damaged, unexpected or of another shape.
+    """
+    found, source, anatomy, remarks = _opened(folder)
+    bases, reasons = _tables(anatomy, source)
+    if weights == "ema":
+        if found.average is None:
+            raise UsageFault(f"{folder}: no ema_transformer.pt with averaged weights there; take the last weights")
+        source = _average(found.average, anatomy, source)
+    grids = {"image": _as_entry(anatomy.image, bases["image"]), "audio": _as_entry(anatomy.audio, bases["audio"])}
+    by_target = {rule.target: rule for rule in rules(anatomy)}
+    config = trunk_config(anatomy)
+    return SourceTrunk(
+        where=source.where,
+        files=(found.config_file, *source.files),
+        config=config,
+        grids=grids,
+        shapes=parameter_shapes(config),
+        dtypes={name: source.dtypes[rule.sources[0]] for name, rule in by_target.items()},
+        read=lambda name: made(by_target[name], source),
+        fates=tuple(conversion_fates(anatomy, source.shapes, reasons)),
+        remarks=tuple(remarks),
+    )
+
+
+def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a trunk's parameters; allocates nothing."""
+    with torch.device("meta"):
+        model = JointFlowTransformer(**config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
+    """The transformer's averaged weights by name, beside the weights that they are the average of.
+
+    The list must have as many tensors as the weights have parameters: first the transformer's in the reference's
+    order, each of its shape, then those of the models inside it. Read one by one, a matrix must be nearer to its
+    weight than zero is, which catches an order that shapes do not tell. Tables are those of the weights.
+
+    Raises `DataError` where any of it is not so.
+    """
+    found = read_weight_list(path, _LIST, mapped=True)
+    own = parameters(anatomy)
+    nested = [name for name in nested_names(weights.shapes) if name != _TIED or _TABLE not in weights.shapes]
+    if len(found) != len(own) + len(nested):
+        raise DataError(
+            f"{path}: {_LIST} has {len(found)} tensors; {len(own)} of the transformer and {len(nested)} of models "
+            "inside it expected; take the last weights instead"
+        )
+    for number, (name, shape) in enumerate(own.items()):
+        if tuple(found[number].shape) != shape:
+            raise DataError(
+                f"{path}: {_LIST}[{number}] has shape {tuple(found[number].shape)}, {shape} of {name} expected, so the "
+                "order is another one; take the last weights instead"
+            )
+    if Counter(tuple(x.shape) for x in found[len(own) :]) != Counter(weights.shapes[name] for name in nested):
+        raise DataError(
+            f"{path}: {_LIST} from [{len(own)}] on is not of the shapes of the models inside; take the last weights"
+        )
+    numbers = {name: number for number, name in enumerate(own)}
+
+    def read(name: str) -> Tensor:
+        if name not in numbers:
+            return weights.read(name)
+        average, weight = found[numbers[name]], weights.read(name)
+        # Two independent matrices are further apart than either is from zero; an average is near its weight.
+        if weight.ndim > 1 and not (average.float() - weight.float()).norm() <= weight.float().norm():
+            raise DataError(
+                f"{path}: {_LIST}: what stands in the place of {name} is not an average of it, so the order is another "
+                "one; take the last weights instead"
+            )
+        return average
+
+    kept = {**own, **{name: weights.shapes[name] for name in (*tables(anatomy), *nested_names(weights.shapes))}}
+    dtypes = {name: found[numbers[name]].dtype if name in numbers else weights.dtypes[name] for name in kept}
+    return Tensors(str(path), (*weights.files, path), kept, dtypes, read)
+
+
+def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
+    """The base of each saved table, and why it can be left out.
+
+    A table of side S and base B has the coordinate i · B / S at index i of both axes; S is its shape's, B is read from
+    its values, all of which are then compared. Raises `DataError` for a table of anything else.
+    """
+    bases: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    for name in tables(anatomy):
+        saved, where = _saved(name, anatomy, source)
+        side, base = len(saved), _base(saved, where)
+        off = max(_difference(saved, row, base) for row in range(side))
+        if not off <= max(_LEAST_TOLERANCE, torch.finfo(saved.dtype).eps):
+            raise DataError(
+                f"{where} is not the table of sines of side {side} and base {base}, from which it differs by up to "
+                f"{off:.2g}; download it again"
+            )
+        bases["image" if name.startswith("pos_embed") else "audio"] = base
+        reasons[name] = f"computed from side {side} and base {base}; differs by at most {off:.1g}"
+    return bases, reasons
+
+
+def _saved(name: str, anatomy: Anatomy, source: Tensors) -> tuple[Tensor, str]:
+    """A saved table (side, side, W), and what it is called in errors."""
+    side = (anatomy.image if name.startswith("pos_embed") else anatomy.audio).table_side
+    return source.read(name).reshape(side, side, anatomy.width), f"{source.where}: {name}"
+
+
+def _base(saved: Tensor, where: str) -> int:
+    """From the angle of the second column's slowest-turning pair, and the neighbours of what it says."""
+    side, _, width = saved.shape
+    if side < 2 or width % 4:
+        raise DataError(f"{where}: a table of at least 2 × 2 and a width of whole quarters expected")
+    sine, cosine = float(saved[0, 1, 0]), float(saved[0, 1, width // 4])
+    near = round(math.atan2(sine, cosine) * side) if math.isfinite(sine + cosine) else 0
+    return min(range(max(1, near - 2), max(1, near) + 3), key=lambda base: _difference(saved, 0, base))
+
+
+def _difference(saved: Tensor, row: int, base: int) -> float:
+    """The largest difference of a row (side, W) of a table from what it should be; infinite where it is no number."""
+    side, _, width = saved.shape
+    coordinates = torch.arange(side, dtype=torch.float64) * (base / side)
+    axis = line_embedding(coordinates, width // 2)
+    expected = torch.cat([axis, axis[row].expand(side, -1)], dim=-1)
+    found = float((saved[row].double() - expected).abs().max())
+    return found if math.isfinite(found) else math.inf
