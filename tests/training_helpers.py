@@ -14,11 +14,12 @@ import pytest
 from safetensors.torch import load_file
 
 from omniges.model.checkpoint import CHECKPOINTS
+from omniges.model.tasks import SIX
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.loop import StepProgress
 from omniges.trainer.train import Summary, train
 from omniges.trainer.train_step import Learner
-from omniges.trainer.validation.losses import LEVELS, SIX
+from omniges.trainer.validation.run import LEVELS
 
 SMALLEST = {"width": 16, "layers": 1, "heads": 2}
 SLOTS = {"piece_width": 8, "mark_width": 4}

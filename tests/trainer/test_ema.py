@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from omniges.trainer.optimizer import Ema
+from omniges.trainer.train_step import Ema
 
 
 def closed_form(values: list[torch.Tensor], decay: float) -> torch.Tensor:

@@ -15,9 +15,7 @@ from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.omniflow.parameter_names import Anatomy, Grid
 from omniges.pretrained.omniflow.weight_map import trunk_config
 from omniges.trainer.config import TrainSettings
-from omniges.trainer.memory import training_memory
-from omniges.trainer.optimizer import LearningRate
-from omniges.trainer.train_step import Learner
+from omniges.trainer.train_step import Learner, LearningRate, training_memory
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretrained.md"
 

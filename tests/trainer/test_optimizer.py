@@ -8,7 +8,7 @@ from torch import nn
 
 from omniges.errors import DataError
 from omniges.model.presets import ModelConfig, build_model
-from omniges.trainer.optimizer import decaying, load_moments, make_optimizer, moments
+from omniges.trainer.train_step import decaying, load_moments, make_optimizer, moments
 
 BETAS = (0.9, 0.95)
 STATISTICS = {"gesture": {"mean": [0.0] * 415, "std": [1.0] * 415}, "mel": {"mean": [0.0] * 64, "std": [1.0] * 64}}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.trainer.optimizer import SCHEDULES, LearningRate, ema_decay
+from omniges.trainer.config import Schedule
+from omniges.trainer.train_step import LearningRate, ema_decay
 
+SCHEDULES = get_args(Schedule)
 STEPS = st.integers(0, 10**7)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
+import torch
+
 from omniges.data.worker_setup import DataSource
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.evaluation.text import UNTIMED
@@ -12,12 +14,12 @@ from omniges.generation.sampler import Codecs, Sampler
 from omniges.metrics.beats import least_frames
 from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity
+from omniges.model.tasks import SIX
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.train_step import Learner
-from omniges.trainer.validation.decoders import decoder_remarks, open_decoders, why_not
 from omniges.trainer.validation.held_out import HeldOut, open_held_out
-from omniges.trainer.validation.run import Validation, ValidationSettings
+from omniges.trainer.validation.run import Validation, why_not
 from omniges.trainer.validation.samples import INSTRUMENTS
 
 
@@ -43,15 +45,45 @@ def open_validation(
         )
     model = learner.averaged()
     device = next(model.parameters()).device
-    codecs = open_decoders(identity.codecs, settings.validation_codecs, device, settings.t5_tokenizer)
+    codecs = _open_decoders(identity, settings, device)
     require_computable(settings.best_metric, held_out, codecs)
-    own = ValidationSettings(
-        samples=settings.validation_samples,
-        sampling=SamplingSettings(steps=settings.validation_sampling_steps),
-        best_metric=settings.best_metric,
-    )
-    validation = Validation(held_out, Sampler(model, identity, codecs, learner.autocast), own, ranks)
-    return validation, [*_remarks(held_out, identity), *decoder_remarks(codecs)]
+    sampler = Sampler(model, identity, codecs, learner.autocast)
+    sampling = SamplingSettings(steps=settings.validation_sampling_steps)
+    validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks)
+    return validation, [*_remarks(held_out, identity), *_decoder_remarks(codecs)]
+
+
+def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
+    """Load the codecs of the run's latents whose folders are given.
+
+    Losses need none of them. Where a stream's codec is not given, the tasks that make the stream are not sampled, and
+    all who would be told their metrics are told why. A codec's first weights are drawn from torch's generators, which
+    are put back.
+
+    Raises UsageFault for a folder of another codec than the one that made the shards' latents, DataError for one that
+    holds none.
+    """
+    folders = settings.validation_codecs
+    given = {stream: entry.name for stream, entry in identity.codecs.items() if entry.name in folders}
+    tokenizer = settings.t5_tokenizer if "text" in identity.codecs else None
+    chosen, origin = [(name, folders[name]) for name in given.values()], ("--validation-codec", "the shards")
+    codecs = Codecs(identity.codecs, chosen, tokenizer, origin=origin, device=device)
+    with torch.random.fork_rng(devices=[]):
+        for stream in given:
+            codecs.load(stream, "decode")
+    return codecs
+
+
+def _decoder_remarks(codecs: Codecs) -> list[str]:
+    """What a person should know before the first step."""
+    decoded = {stream: entry for stream, entry in codecs.entries.items() if codecs.given(stream)}
+    told = [f"validation decodes {stream} with {entry.name}" for stream, entry in decoded.items()]
+    reasons: dict[str, list[str]] = {}
+    for task in SIX:
+        if (why := why_not(codecs, task)) is not None:
+            reasons.setdefault(why, []).append(task)
+    told += [f"metrics and samples of {' and '.join(own)} not computed: {why}" for why, own in reasons.items()]
+    return told
 
 
 def _remarks(held_out: HeldOut, identity: ModelIdentity) -> list[str]:

@@ -14,8 +14,9 @@ from omniges.model.flow import FlowModel, draw_noise
 from omniges.model.presets import ModelConfig, build_model
 from omniges.model.random import Purpose, normal
 from omniges.model.streams import STREAMS
-from omniges.model.tasks import TASKS
-from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED, grid_losses, loss_table, streams_of
+from omniges.model.tasks import SIX, TASKS
+from omniges.trainer.validation.run import LEVELS, grid_losses, loss_table, streams_of
+from omniges.trainer.validation.samples import VALIDATION_SEED
 
 TICKS, PIECES = 8, 20
 CONFIG = ModelConfig(width=16, layers=1, heads=2, piece_width=8, mark_width=4)

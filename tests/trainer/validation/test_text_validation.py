@@ -37,12 +37,13 @@ from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SIX
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.held_out import open_held_out
-from omniges.trainer.validation.losses import SIX, VALIDATION_SEED
+from omniges.trainer.validation.samples import VALIDATION_SEED
 
 TEXT = {"text": NAME}
 OF_TEXT = ("g2t", "a2t")

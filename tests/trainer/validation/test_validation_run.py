@@ -26,14 +26,14 @@ from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import GriffinLim, waveform_from_mel
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
 from omniges.model.settings import SamplingSettings
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import SIX, TASKS
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.validation import callback as hook_module
 from omniges.trainer.validation import run as run_module
-from omniges.trainer.validation.losses import LEVELS, SIX, VALIDATION_SEED
-from omniges.trainer.validation.run import Found
+from omniges.trainer.validation.run import LEVELS, Found
+from omniges.trainer.validation.samples import VALIDATION_SEED
 
 VALIDATED = {"validation_steps": 2, "validation_windows": 3, "validation_samples": 1, "validation_sampling_steps": 2}
 BARE = {**VALIDATED, "validation_windows": 1, "validation_samples": 0, "validation_sampling_steps": 1}
