@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,3 +69,9 @@ class StepSpeedSettings:
             num_workers=self.num_workers,
             validation_steps=0,
         )
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of a table as lines whose columns end at one place each."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.rjust, line, widths)) for line in lines]

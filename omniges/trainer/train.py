@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,7 +202,7 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
         "smoothed_loss": state.smoothed.as_json(),
         "elapsed_s": state.elapsed_s,
         "validated": state.validated,
-        "best": None if state.best is None else state.best.as_json(),
+        "best": None if state.best is None else asdict(state.best),
         "machine": machine(run.accelerator.device, run.ranks.world_size),
     }
     documents = {STATE_FILE: document, SETTINGS_FILE: run.settings.as_json(), PROVENANCE_FILE: provenance}
@@ -284,6 +284,6 @@ def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
         elapsed_s=document["elapsed_s"],
         smoothed=Smoothed.from_json(document["smoothed_loss"]),
         validated=document.get("validated", 0),  # there was no validation once
-        best=None if document.get("best") is None else Best.from_json(document["best"]),
+        best=None if document.get("best") is None else Best(**document["best"]),
     )
     return state, remarks

@@ -6,10 +6,10 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from omniges.errors import UsageFault
 from omniges.model.checkpoint import CHECKPOINTS, Contents, prune, save_checkpoint
@@ -49,15 +49,6 @@ class Best:
     step: int
     metric: str
     value: float
-
-    def as_json(self) -> dict[str, Any]:
-        """The form in which checkpoints keep it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Best:
-        """The inverse of `as_json`."""
-        return cls(found["step"], found["metric"], found["value"])
 
 
 def metric_name(metric: str) -> str:

@@ -195,7 +195,7 @@ class RunValidator:
             folder=str(folder),
             samples=self._samples(found),
             best_metric={"name": metric, "value": value},
-            best=None if state.best is None else state.best.as_json(),
+            best=None if state.best is None else asdict(state.best),
         )
         self._logbook.track(step, {"validation": numbers})
         if self._run.ranks.first:
