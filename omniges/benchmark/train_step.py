@@ -28,7 +28,7 @@ from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.model.tasks import draw_plan, groups_of
 from omniges.trainer.config import Preset, TrainSettings
 from omniges.trainer.distributed import Ranks
-from omniges.trainer.run import Run, accelerated, deterministic, open_run
+from omniges.trainer.run import Run, accelerated, open_run
 
 _WARM_STEPS: Final = 5  # until the allocator has what it needs: first steps take twice as long and more
 _LEAST_STEPS: Final = 3
@@ -80,7 +80,6 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
     """Steps of one configuration for so long, in this process."""
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
-        stack.enter_context(deterministic(accelerator.device))
         run = open_run(settings, accelerator, Ranks(), stack)
         peak = ProductPeak(run.learner.device, _PRECISIONS[settings.mixed_precision])
         for number in range(_WARM_STEPS):

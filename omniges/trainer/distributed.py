@@ -174,10 +174,8 @@ class Turns:
         found = []
         for first in range(0, len(items), self._ranks.world_size):
             mine = first + self._ranks.rank
-            if mine < len(items):
-                found += self.everyone(lambda number=mine: [work(items[number])])  # type: ignore[misc]
-            else:
-                self.everyone(list)
+            own = items[mine : mine + 1]  # none where they do not come out even
+            found += self.everyone(lambda own=own: [work(item) for item in own])  # type: ignore[misc]
         return found
 
     def everyone(self, work: Callable[[], Found]) -> Found:

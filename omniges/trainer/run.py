@@ -1,7 +1,11 @@
-"""What a training run has open, from its settings: device, shards, feed, model and learner; and how far it is."""
+"""What a training run has open, from its settings: device, shards, feed, model, learner, validation; and how far it is.
+
+What cannot be is refused before the first step.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +22,17 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
 from omniges.data.worker_setup import DataSource, Sequencing
-from omniges.errors import UsageFault
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.evaluation.text import UNTIMED
+from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
+from omniges.generation.sampler import Codecs, Sampler
+from omniges.metrics.beats import least_frames
 from omniges.model.checkpoint import CHECKPOINTS
 from omniges.model.losses import Smoothed
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
+from omniges.model.tasks import SIX
 from omniges.pretrained.initialize import Start, open_start
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
@@ -34,37 +44,34 @@ from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.train_step import Learner, LearningRate
 from omniges.trainer.validation.best import Best
-from omniges.trainer.validation.run import Validation
-from omniges.trainer.validation.setup import open_validation
+from omniges.trainer.validation.held_out import HeldOut, open_held_out
+from omniges.trainer.validation.run import Validation, why_not
+from omniges.trainer.validation.samples import INSTRUMENTS
 
 
 @contextmanager
 def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
-    """Device, precision and processes; undone behind it, so that a process can train twice."""
+    """Device, precision and processes; undone behind it, so that a process can train twice.
+
+    On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees).
+    """
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    try:
-        yield Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp]
-        )
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees)."""
     before = torch.are_deterministic_algorithms_enabled()
     filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        yield
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp]
+        )
+        if accelerator.device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        yield accelerator
     finally:
         torch.use_deterministic_algorithms(before)
         determinism.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +143,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
     model = identity.build(settings.seed)
     model.trunk.gradient_checkpointing = settings.gradient_checkpointing
     learner = Learner(model, accelerator, settings, rate)
-    validation, remarks = open_validation(settings, data, identity, learner, ranks)
+    validation, remarks = _open_validation(settings, data, identity, learner, ranks)
     return Run(
         settings=settings,
         accelerator=accelerator,
@@ -181,3 +188,108 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         loudness=rules[0],
     )
     return identity if start is None else start.adopt(identity)
+
+
+# --- validation
+
+
+def _open_validation(
+    settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
+) -> tuple[Validation | None, list[str]]:
+    """The validation that was asked for, or by default one where there is something to validate on; remarks.
+
+    Raises UsageFault for what cannot be, DataError for a damaged codec, EnvironmentFault where nothing can be drawn.
+    """
+    if settings.validation_steps == 0:
+        return None, []
+    try:
+        held_out = open_held_out(data, settings.window_ticks, settings.validation_windows, identity.tick_multiple)
+    except UsageFault as fault:
+        if settings.validation_steps is not None:
+            raise
+        return None, [f"no validation: {fault}"]
+    if settings.validation_samples and importlib.util.find_spec("matplotlib") is None:
+        raise EnvironmentFault(
+            "validation draws pictures with matplotlib, which is not installed: pip install 'omniges[train]', or train "
+            "with --validation-samples 0"
+        )
+    model = learner.averaged()
+    device = next(model.parameters()).device
+    codecs = _open_decoders(identity, settings, device)
+    _require_computable(settings.best_metric, held_out, codecs)
+    sampler = Sampler(model, identity, codecs, learner.autocast)
+    sampling = SamplingSettings(steps=settings.validation_sampling_steps)
+    validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks)
+    return validation, [*_remarks(held_out, identity), *_decoder_remarks(codecs)]
+
+
+def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
+    """Load the codecs of the run's latents whose folders are given.
+
+    Losses need none of them. Where a stream's codec is not given, the tasks that make the stream are not sampled, and
+    all who would be told their metrics are told why. A codec's first weights are drawn from torch's generators, which
+    are put back.
+
+    Raises UsageFault for a folder of another codec than the one that made the shards' latents, DataError for one that
+    holds none.
+    """
+    folders = settings.validation_codecs
+    given = {stream: entry.name for stream, entry in identity.codecs.items() if entry.name in folders}
+    tokenizer = settings.t5_tokenizer if "text" in identity.codecs else None
+    chosen, origin = [(name, folders[name]) for name in given.values()], ("--validation-codec", "the shards")
+    codecs = Codecs(identity.codecs, chosen, tokenizer, origin=origin, device=device)
+    with torch.random.fork_rng(devices=[]):
+        for stream in given:
+            codecs.load(stream, "decode")
+    return codecs
+
+
+def _decoder_remarks(codecs: Codecs) -> list[str]:
+    """What a person should know before the first step."""
+    decoded = {stream: entry for stream, entry in codecs.entries.items() if codecs.given(stream)}
+    told = [f"validation decodes {stream} with {entry.name}" for stream, entry in decoded.items()]
+    reasons: dict[str, list[str]] = {}
+    for task in SIX:
+        if (why := why_not(codecs, task)) is not None:
+            reasons.setdefault(why, []).append(task)
+    told += [f"metrics and samples of {' and '.join(own)} not computed: {why}" for why, own in reasons.items()]
+    return told
+
+
+def _remarks(held_out: HeldOut, identity: ModelIdentity) -> list[str]:
+    speakers = {window.row.speaker for window in held_out.windows}
+    unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
+    recordings = {(window.source, window.row.key) for window in held_out.windows}
+    chosen = f"{len(held_out.windows)} of {held_out.available} windows of the val split"
+    remarks = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
+    if unknown:
+        remarks.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
+    return remarks
+
+
+def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs) -> None:
+    """Raise UsageFault for a name of ``--best-metric`` that no validation of a run can have a value of."""
+    task, _, name = metric.partition("/")
+    if name in {"", "loss"}:
+        return
+    why = why_not(codecs, task) or _lacking(name, held_out, codecs)
+    if why is not None:
+        raise UsageFault(f"--best-metric {metric}: not computed in this run, for {why}; or choose loss or {task}/loss")
+
+
+def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
+    """What a metric needs that no window has, with the way to it."""
+    if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
+        return UNTIMED
+    members = {name for window in held_out.windows for name in window.row.members}
+    if metric == "semantic_recall" and "sem.json" not in members:
+        return "no recording that it validates on has a semantic annotation"
+    if metric != "beat_consistency":
+        return None
+    if not members & {"flac", "audio.npy"}:
+        return "there is no audio in the shards: preprocess with --keep-audio"
+    least = -(-least_frames(INSTRUMENTS.profile.beats) // FRAMES_PER_TICK)
+    if held_out.windows[0].ticks < least:
+        seconds = least * FRAMES_PER_TICK / FRAME_RATE_HZ
+        return f"windows are shorter than {seconds:.1f} s: train with --window-ticks {least} or more"
+    return None

@@ -39,7 +39,7 @@ from omniges.trainer.distributed import Ranks
 from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
 from omniges.trainer.loop import Ending, Loop, Outcome
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
-from omniges.trainer.run import Run, RunState, accelerated, deterministic, open_run
+from omniges.trainer.run import Run, RunState, accelerated, open_run
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
 from omniges.trainer.validation.validator import VALIDATIONS, RunValidator
 
@@ -99,7 +99,6 @@ def train(settings: TrainSettings) -> Summary:
         raise UsageFault("--mixed-precision fp16: a GPU expected, found none: take bf16 or no")
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
-        stack.enter_context(deterministic(accelerator.device))
         ranks = Ranks()
         with ranks.together("open the run"):
             if ranks.first:

@@ -29,24 +29,17 @@ from omniges.trainer.config import Schedule, TrainSettings
 class LearningRate:
     """Linear warm-up to `peak` over `warmup_steps`, then constant, or down to 0 at `total_steps`.
 
-    Raises UsageFault for a schedule that ends without a last step.
+    Raises UsageFault for an end within the warm-up.
     """
 
     peak: float
     schedule: Schedule = "constant"
     warmup_steps: int = 0
-    total_steps: int | None = None
+    total_steps: int | None = None  # None: there is no last step, and the schedule is constant
 
     def __post_init__(self) -> None:
-        """Refuse an end that is not known or lies within the warm-up."""
-        if self.schedule == "constant":
-            return
-        if self.total_steps is None:
-            raise UsageFault(
-                f"--lr-schedule {self.schedule} comes down to 0 at the last step, which nothing names: give "
-                "--max-train-steps or --num-train-epochs, or take --lr-schedule constant"
-            )
-        if self.total_steps <= self.warmup_steps:
+        """Refuse an end within the warm-up."""
+        if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
             raise UsageFault(
                 f"--lr-warmup-steps {self.warmup_steps}: fewer than the {self.total_steps} steps of the run expected"
             )

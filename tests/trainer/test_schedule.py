@@ -48,8 +48,6 @@ def test_the_decay_is_the_closed_form(decay, step):
     assert ema_decay(decay, step) == pytest.approx(min(decay, 1 - 9 / (step + 10)))
 
 
-def test_an_end_that_is_not_known_is_refused():
-    with pytest.raises(UsageFault, match="--max-train-steps or --num-train-epochs"):
-        LearningRate(peak=1.0, schedule="cosine")
+def test_an_end_within_the_warm_up_is_refused():
     with pytest.raises(UsageFault, match="--lr-warmup-steps 8: fewer than the 8 steps"):
         LearningRate(peak=1.0, schedule="linear", warmup_steps=8, total_steps=8)
