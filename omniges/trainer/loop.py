@@ -117,7 +117,7 @@ class Loop:
         validator: RunValidator | None,
     ) -> None:
         """``save`` makes a checkpoint of a state; every rank calls it."""
-        self._run, self._state, self._save_state = run, state, save
+        self._identity, self._state, self._save_state = run.identity, state, save
         self._logbook, self._reporter, self._validator = logbook, reporter, validator
         self._settings, self._learner, self._feed, self._ranks = run.settings, run.learner, run.feed, run.ranks
         self._flow, self._rate = run.settings.flow_settings(), run.learner.rate
@@ -278,17 +278,13 @@ class Loop:
         losses = in_order(gathered, steps)
         totals = per_step(losses, self._flow.weights)
         first = self._state.step - steps
-        _require_finite(self._run, self._logbook, first, interval.starts, losses, norms)
-        for k, total in enumerate(totals.tolist()):
-            if self._state.smoothed.add(total) > self._settings.divergence_factor:
-                _refuse(
-                    self._run,
-                    self._logbook,
-                    first + k,
-                    np.arange(interval.starts[k], interval.starts[k] + losses.shape[1]),
-                    f"the smoothed loss is {self._state.smoothed.value:.4g}, over "
-                    f"{self._settings.divergence_factor:g} times the lowest, {self._state.smoothed.lowest:.4g}",
-                )
+        self._require_finite(first, interval.starts, losses, norms)
+        smoothed, factor = self._state.smoothed, self._settings.divergence_factor
+        for k, (start, total) in enumerate(zip(interval.starts, totals.tolist(), strict=True)):
+            if smoothed.add(total) > factor:
+                times = f"over {factor:g} times the lowest, {smoothed.lowest:.4g}"
+                whole = np.arange(start, start + losses.shape[1])
+                self._refuse(first + k, whole, f"the smoothed loss is {smoothed.value:.4g}, {times}")
         self._loss = float(totals.mean())
         self._tell(interval, losses, totals, norms)
 
@@ -332,66 +328,59 @@ class Loop:
             )
         )
 
+    # --- what is refused
 
-# --- what is refused
+    def _require_finite(self, first: int, starts: list[int], losses: F64, norms: F64) -> None:
+        """Raise where a loss or a gradient is not finite; the first step counts, for it spoils the later ones.
 
+        With fp16 a gradient that overflows lowers the loss scale, and its step is left out.
 
-def _require_finite(run: Run, logbook: Logbook, first: int, starts: list[int], losses: F64, norms: F64) -> None:
-    """Raise where a loss or a gradient is not finite; the first step counts, for it spoils the later ones.
+        Args:
+            first: number of the first step.
+            starts: first position of each step.
+            losses: (steps, G, 3) of all samples.
+            norms: (steps,) of the gradients.
+        """
+        scaled = self._learner.scale() is not None
+        for k, start in enumerate(starts):
+            bad = np.flatnonzero(~np.isfinite(losses[k]).all(axis=1))
+            if len(bad):
+                what = f"the loss of {len(bad)} of {losses.shape[1]} samples is no number"
+                self._refuse(first + k, start + bad, what)
+            if not np.isfinite(norms[k]) and not scaled:
+                whole = np.arange(start, start + losses.shape[1])
+                self._refuse(first + k, whole, "the gradient is no number, though each sample's loss is one")
 
-    With fp16 a gradient that overflows lowers the loss scale, and its step is left out.
+    def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
+        """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
+        plan, places = draw_plan(self._flow, self._settings.seed, positions), self._feed.places(positions)
+        tasks = [list(TASKS)[number] for number in plan.task.tolist()]
+        samples = [asdict(place) | {"task": task} for place, task in zip(places, tasks, strict=True)]
+        command = self._trace_command(int(positions[0]))
+        self._logbook.write("refused", step=step, what=what, samples=samples, command=command)
+        self._logbook.sync()
+        some = ", ".join(f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples[:_SHOWN])
+        more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+        seen = f"; list the batch with: {command}" if command else ""
+        raise DataError(
+            f"step {step}: {what}: {some}{more}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
+            f"data with omniges verify-shards --level deep; all samples are in {self._logbook.path}"
+        )
 
-    Args:
-        run: what learns.
-        logbook: told of it.
-        first: number of the first step.
-        starts: first position of each step.
-        losses: (steps, G, 3) of all samples.
-        norms: (steps,) of the gradients.
-    """
-    scaled = run.learner.scale() is not None
-    for k, start in enumerate(starts):
-        bad = np.flatnonzero(~np.isfinite(losses[k]).all(axis=1))
-        if len(bad):
-            what = f"the loss of {len(bad)} of {losses.shape[1]} samples is no number"
-            _refuse(run, logbook, first + k, start + bad, what)
-        if not np.isfinite(norms[k]) and not scaled:
-            whole = np.arange(start, start + losses.shape[1])
-            _refuse(run, logbook, first + k, whole, "the gradient is no number, though each sample's loss is one")
-
-
-def _refuse(run: Run, logbook: Logbook, step: int, positions: I64, what: str) -> NoReturn:
-    """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
-    plan = draw_plan(run.settings.flow_settings(), run.settings.seed, positions)
-    tasks = [list(TASKS)[number] for number in plan.task.tolist()]
-    places = run.feed.places(positions)
-    samples = [asdict(place) | {"task": task} for place, task in zip(places, tasks, strict=True)]
-    command = _trace_command(run, int(positions[0]))
-    logbook.write("refused", step=step, what=what, samples=samples, command=command)
-    logbook.sync()
-    some = ", ".join(f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples[:_SHOWN])
-    more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
-    seen = f"; list the batch with: {command}" if command else ""
-    raise DataError(
-        f"step {step}: {what}: {some}{more}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
-        f"data with omniges verify-shards --level deep; all samples are in {logbook.path}"
-    )
-
-
-def _trace_command(run: Run, position: int) -> str | None:
-    """The command line that lists the micro-batch at a position; None where no command reads the shards."""
-    settings, share = run.settings, run.feed.share
-    location = parse_location(settings.shards[0])
-    if len(settings.shards) > 1 or not location.path:
-        return None
-    words: dict[str, Any] = {"shards": location, "window-ticks": settings.window_ticks}
-    words |= {f"{stream}-codec": name for stream, name in settings.codecs.items()}
-    words |= {"tick-multiple": run.identity.tick_multiple} if run.identity.config.audio_grid else {}
-    words |= {"seed": settings.seed}
-    step, within = divmod(position, share.micro_batch)
-    if run.feed.position % share.micro_batch:  # after a resume with another global batch
-        words |= {"world-size": 1, "rank": 0, "batch-size": 1, "from-step": position}
-    else:
-        rank = within // share.batch_size
-        words |= {"world-size": share.world_size, "rank": rank, "batch-size": share.batch_size, "from-step": step}
-    return shlex.join(["omniges", "trace-batches", *(f"--{name}={value}" for name, value in words.items())])
+    def _trace_command(self, position: int) -> str | None:
+        """The command line that lists the micro-batch at a position; None where no command reads the shards."""
+        settings, identity, share = self._settings, self._identity, self._feed.share
+        location = parse_location(settings.shards[0])
+        if len(settings.shards) > 1 or not location.path:
+            return None
+        words: dict[str, Any] = {"shards": location, "window-ticks": settings.window_ticks}
+        words |= {f"{stream}-codec": name for stream, name in settings.codecs.items()}
+        words |= {"tick-multiple": identity.tick_multiple} if identity.config.audio_grid else {}
+        words |= {"seed": settings.seed}
+        step, within = divmod(position, share.micro_batch)
+        if self._feed.position % share.micro_batch:  # after a resume with another global batch
+            words |= {"world-size": 1, "rank": 0, "batch-size": 1, "from-step": position}
+        else:
+            rank = within // share.batch_size
+            words |= {"world-size": share.world_size, "rank": rank, "batch-size": share.batch_size, "from-step": step}
+        return shlex.join(["omniges", "trace-batches", *(f"--{name}={value}" for name, value in words.items())])

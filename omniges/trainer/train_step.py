@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -88,35 +88,25 @@ def make_optimizer(model: nn.Module, *, betas: tuple[float, float], weight_decay
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step`` for each parameter."""
-    return {
-        f"{name}.{part}": state[part]
-        for name, parameter, state in _states(model, optimizer)
-        if state
-        for part in _MOMENTS
-    }
+    states = {name: optimizer.state.get(p) for name, p in model.named_parameters() if p.requires_grad}
+    return {f"{name}.{part}": state[part] for name, state in states.items() if state for part in _MOMENTS}
 
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], where: str) -> None:
     """Put saved state back; raises DataError where it is not this model's."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {
         f"{name}.{part}": (parameter.shape if part != "step" else torch.Size())
-        for name, parameter, _ in _states(model, optimizer)
+        for name, parameter in parameters.items()
         for part in _MOMENTS
     }
     if {name: tensor.shape for name, tensor in saved.items()} != expected:
         raise DataError(f"{where}: the optimizer's state is not of this model's shapes. Choose another checkpoint")
-    for name, parameter, state in _states(model, optimizer):
-        for part in _MOMENTS:
-            # Copies: what was read is mapped from a file that may be pruned.
-            state[part] = saved[f"{name}.{part}"].to(parameter.device, torch.float32, copy=True)
-
-
-def _states(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, nn.Parameter, dict[str, Tensor]]]:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            yield name, parameter, optimizer.state[parameter]
+    for name, parameter in parameters.items():
+        # Copies: what was read is mapped from a file that may be pruned.
+        optimizer.state[parameter] |= {
+            part: saved[f"{name}.{part}"].to(parameter.device, torch.float32, copy=True) for part in _MOMENTS
+        }
 
 
 class Ema:
