@@ -23,7 +23,7 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniges.benchmark.settings import StepSpeedSettings, aligned
+from omniges.benchmark.settings import TOLD, StepSpeedSettings, aligned
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.model.tasks import draw_plan, groups_of
 from omniges.trainer.config import Preset, TrainSettings
@@ -34,7 +34,6 @@ _WARM_STEPS: Final = 5  # until the allocator has what it needs: first steps tak
 _LEAST_STEPS: Final = 3
 _PEAK_SIDES: Final = (512, 1024, 2048)
 _PEAK_S: Final = 0.4
-_TOLD: Final = ("window_ticks", "mixed_precision", "compile", "gradient_checkpointing")  # settings that change speed
 _PRECISIONS: Final = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FAULTS: Final[dict[str, type[OmnigesError]]] = {
     error.__name__: error for error in (DataError, EnvironmentFault, UsageFault)
@@ -172,7 +171,7 @@ def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.devi
     return {
         "preset": settings.preset,
         "batch_size": settings.train_batch_size,
-        **{name: getattr(settings, name) for name in _TOLD},
+        **{name: getattr(settings, name) for name in TOLD},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "steps": len(steps),
         "step_s": median(step.seconds for step in steps),

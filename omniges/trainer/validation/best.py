@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -21,7 +20,8 @@ BEST: Final = "best"
 
 Direction = Literal["lower", "higher"]
 
-_DIRECTIONS: Final[Mapping[StreamName, Mapping[str, Direction]]] = {
+_LOSS: Final[dict[str, Direction]] = {"loss": "lower"}
+_DIRECTIONS: Final[dict[StreamName, dict[str, Direction]]] = {
     "gesture": {
         "frechet_gesture_distance": "lower",
         "beat_consistency": "higher",
@@ -37,11 +37,11 @@ _DIRECTIONS: Final[Mapping[StreamName, Mapping[str, Direction]]] = {
     "audio": {"log_mel_l1": "lower", "mel_cepstral_distortion": "lower", "onset_agreement": "higher"},
 }
 """What a checkpoint can be chosen by. Diversity, jerk, drift and skate are missing: neither more nor less is better."""
-_KNOWN: Final[Mapping[str, Direction]] = {"loss": "lower"} | {
+_KNOWN: Final = _LOSS | {
     f"{task}/{name}": direction
     for task in SIX
     for target in TASKS[task].targets
-    for name, direction in {"loss": "lower", **_DIRECTIONS[target]}.items()
+    for name, direction in (_LOSS | _DIRECTIONS[target]).items()
 }
 
 

@@ -212,7 +212,7 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
             f"{shown}: no recording is in the val split, so there is nothing to validate on: preprocess again with "
             "--split-csv FILE, whose lines 'STEM,val' name some, or train with --validation-steps 0"
         )
-    clips = [Clip(number, key, row.speaker or "", row.ticks) for (number, key), row in rows.items()]
+    clips = [Clip(*place, row.speaker or "", row.ticks) for place, row in rows.items()]
     places = choose_places(clips, window_ticks, limit)
     if not places:
         longest = max(clip.ticks for clip in clips)
@@ -223,31 +223,35 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
             f"the longest has {longest}: {way} {longest - longest % tick_multiple} or less, or train with "
             "--validation-steps 0"
         )
-    windows = []
-    for place in places:
-        folder, row = folders[place.source], rows[place.source, place.key]
-        prefix = f"{place.source}-" if len(folders) > 1 else ""
-        windows.append(
-            Window(
-                name=f"{prefix}{place.key}-{place.start_tick:05d}",
-                source=place.source,
-                row=row,
-                shards=folder.source.describe("").rstrip("/"),
-                shard=folder.source.describe(row.shard),
-                manifest_sha256=folder.dataset["files"][MANIFEST_FILE]["sha256"],
-                start_tick=place.start_tick,
-                ticks=window_ticks,
-            )
+    windows = tuple(
+        Window(
+            name=(f"{place.source}-" if len(folders) > 1 else "") + f"{place.key}-{place.start_tick:05d}",
+            source=place.source,
+            row=row,
+            shards=folder.source.describe("").rstrip("/"),
+            shard=folder.source.describe(row.shard),
+            manifest_sha256=folder.dataset["files"][MANIFEST_FILE]["sha256"],
+            start_tick=place.start_tick,
+            ticks=window_ticks,
         )
-    return HeldOut(tuple(windows), sum(clip.ticks // window_ticks for clip in clips), folders)
+        for place in places
+        for folder, row in ((folders[place.source], rows[place.source, place.key]),)
+    )
+    return HeldOut(windows, sum(clip.ticks // window_ticks for clip in clips), folders)
 
 
 class SomeRecordings(ShardFolder):
-    """Some recordings of several folders as those of one, each read when it is asked for."""
+    """Some recordings of the train split of several folders as those of one, each read when it is asked for."""
 
-    def __init__(self, chosen: Sequence[tuple[ShardFolder, ManifestRow]]) -> None:
+    def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
+        """At most `limit` recordings that last so many ticks or more, evenly over speakers."""
         self.folder = Path("train recordings")
-        self._chosen = {f"{number}-{row.key}": one for number, one in enumerate(chosen) for row in one[1:]}
+        rows = {(source, row.key): row for source, one in folders.items() for row in one.rows if row.split == "train"}
+        clips = [Clip(*place, row.speaker or "", 1) for place, row in rows.items() if row.ticks >= ticks]
+        self._chosen = {
+            f"{number}-{place.key}": (folders[place.source], rows[place.source, place.key])
+            for number, place in enumerate(choose_places(clips, 1, limit))
+        }
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
@@ -258,14 +262,6 @@ class SomeRecordings(ShardFolder):
         """A member of a recording, of which all else here is made."""
         folder, own = self._chosen[row.key]
         return folder.member(own, member)
-
-
-def some_recordings(folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> SomeRecordings:
-    """At most `limit` recordings of the train split that last so many ticks or more, evenly over speakers."""
-    rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "train"}
-    clips = [Clip(number, key, row.speaker or "", 1) for (number, key), row in rows.items() if row.ticks >= ticks]
-    places = choose_places(clips, 1, limit)
-    return SomeRecordings([(folders[place.source], rows[place.source, place.key]) for place in places])
 
 
 def _cut(

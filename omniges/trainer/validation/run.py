@@ -25,7 +25,7 @@ from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import SIX, TASKS, FlowSettings, Plan
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.best import metric_name
-from omniges.trainer.validation.held_out import HeldOut, WindowFolder, some_recordings, spread
+from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, WindowFolder, spread
 from omniges.trainer.validation.samples import (
     INSTRUMENTS,
     VALIDATION_SEED,
@@ -292,7 +292,7 @@ class Validation:
         """What the train split tells, the first time from its recordings."""
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
-            recordings = some_recordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)
+            recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)
             self._train = learn_train_split(recordings, INSTRUMENTS, lambda _done, _total: None)
         return self._train
 

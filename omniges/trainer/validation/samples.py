@@ -206,20 +206,19 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
     task, samples = made[0].task, results.samples
     (target,) = TASKS[task].targets
     lost = Counter(one.why_not for one in made if one.why_not is not None)
-    found = []
-    for one in made:
-        if one.why_not is None:
-            row = samples.row(results.windows[one.number].name)
-            found.append(
-                _ArrayResult(
-                    task=task,
-                    row=row,
-                    name=row.key,
-                    seconds=row.seconds,
-                    invalid_rotations=one.measures.get("invalid_rotations"),
-                    results=partial(results.of, one),
-                )
-            )
+    found = [
+        _ArrayResult(
+            task=task,
+            row=row,
+            name=row.key,
+            seconds=row.seconds,
+            invalid_rotations=one.measures.get("invalid_rotations"),
+            results=partial(results.of, one),
+        )
+        for one in made
+        if one.why_not is None
+        for row in (samples.row(results.windows[one.number].name),)
+    ]
     if not found:
         why = "; ".join(f"{count} × {reason}" for reason, count in lost.items())
         return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=lost)], {})
