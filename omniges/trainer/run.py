@@ -220,7 +220,7 @@ def _open_validation(
     sampler = Sampler(model, identity, codecs, learner.autocast)
     sampling = SamplingSettings(steps=settings.validation_sampling_steps)
     validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks)
-    return validation, [*_remarks(held_out, identity), *_decoder_remarks(codecs)]
+    return validation, _remarks(held_out, identity, codecs)
 
 
 def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
@@ -244,27 +244,22 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
     return codecs
 
 
-def _decoder_remarks(codecs: Codecs) -> list[str]:
-    """What a person should know before the first step."""
-    decoded = {stream: entry for stream, entry in codecs.entries.items() if codecs.given(stream)}
-    told = [f"validation decodes {stream} with {entry.name}" for stream, entry in decoded.items()]
-    reasons: dict[str, list[str]] = {}
-    for task in SIX:
-        if (why := why_not(codecs, task)) is not None:
-            reasons.setdefault(why, []).append(task)
-    told += [f"metrics and samples of {' and '.join(own)} not computed: {why}" for why, own in reasons.items()]
-    return told
-
-
-def _remarks(held_out: HeldOut, identity: ModelIdentity) -> list[str]:
+def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs) -> list[str]:
+    """What a person should know of validations before the first step."""
     speakers = {window.row.speaker for window in held_out.windows}
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
     recordings = {(window.source, window.row.key) for window in held_out.windows}
     chosen = f"{len(held_out.windows)} of {held_out.available} windows of the val split"
-    remarks = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
+    told = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
     if unknown:
-        remarks.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
-    return remarks
+        told.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
+    decoded = [(stream, entry.name) for stream, entry in codecs.entries.items() if codecs.given(stream)]
+    told += [f"validation decodes {stream} with {name}" for stream, name in decoded]
+    reasons: dict[str, list[str]] = {}
+    for task in SIX:
+        if (why := why_not(codecs, task)) is not None:
+            reasons.setdefault(why, []).append(task)
+    return told + [f"metrics and samples of {' and '.join(own)} not computed: {why}" for why, own in reasons.items()]
 
 
 def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs) -> None:
