@@ -91,11 +91,11 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
 
 def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
     """A step as `train` takes it; then, untimed, its operations are counted."""
-    settings, learner = run.settings, run.learner
+    settings, learner, flow = run.settings, run.learner, run.settings.flow_settings()
     began = time.perf_counter()
     windows, positions = run.feed.next()
     waited = time.perf_counter() - began
-    plan = draw_plan(settings.flow_settings(), settings.seed, positions)
+    plan = draw_plan(flow, settings.seed, positions)
     learner.micro_step(windows, plan, last=True)
     learner.finish_step(number)
     _wait_for(learner.device)
