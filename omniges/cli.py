@@ -26,7 +26,7 @@ for _command in (
     *(shards.preprocess, shards.export, shards.inspect, shards.sample_corpus, shards.verify_shards, shards.encode),
     *(models.train, models.trace_batches, models.convert_omniflow, models.generate, models.evaluate),
 ):
-    app.command()(_command)
+    app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(benchmark, name="benchmark")
 benchmark.command("loader")(models.benchmark_loader)
 benchmark.command("train")(models.benchmark_train)
