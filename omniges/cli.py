@@ -9,15 +9,8 @@ from typing import Annotated
 import typer
 
 from omniges import __version__
-from omniges.commands.benchmark import benchmark_loader, benchmark_train
+from omniges.commands import models, shards
 from omniges.commands.common import Signalled, raise_on
-from omniges.commands.encode import encode
-from omniges.commands.evaluate import evaluate
-from omniges.commands.files import export, inspect, sample_corpus
-from omniges.commands.generate import generate
-from omniges.commands.preprocess import preprocess
-from omniges.commands.train import convert_omniflow, trace_batches, train
-from omniges.commands.verify import verify_shards
 from omniges.errors import ExitCode, OmnigesError
 
 app = typer.Typer(
@@ -29,20 +22,14 @@ app = typer.Typer(
 )
 benchmark = typer.Typer(help="Measure omniges on this machine.", no_args_is_help=True)
 
-app.command()(preprocess)
-app.command()(export)
-app.command()(inspect)
-app.command("sample-corpus")(sample_corpus)
-app.command("verify-shards")(verify_shards)
-app.command()(encode)
-app.command()(train)
-app.command("trace-batches")(trace_batches)
-app.command("convert-omniflow")(convert_omniflow)
-app.command()(generate)
-app.command()(evaluate)
+for _command in (
+    *(shards.preprocess, shards.export, shards.inspect, shards.sample_corpus, shards.verify_shards, shards.encode),
+    *(models.train, models.trace_batches, models.convert_omniflow, models.generate, models.evaluate),
+):
+    app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(benchmark, name="benchmark")
-benchmark.command("loader")(benchmark_loader)
-benchmark.command("train")(benchmark_train)
+benchmark.command("loader")(models.benchmark_loader)
+benchmark.command("train")(models.benchmark_train)
 
 
 def _version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,16 +19,17 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 from omniges.errors import UsageFault
 
 T = TypeVar("T")
-_KINDS: Final[Mapping[Any, str]] = MappingProxyType(
+_KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
     {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a name",
-        Path: "a path",
-        dict: "lines of the form 'key: value'",
+        int: ("a whole number", (Integral, str)),
+        float: ("a number", (Real, str)),
+        bool: ("true or false", bool),
+        str: ("a name", (str, Path)),
+        Path: ("a path", (str, Path)),
+        dict: ("lines of the form 'key: value'", Mapping),
     }
 )
+"""What values of a type are called, and what they may be given as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,35 +120,23 @@ class Setting:
                 (self.option.below, "below", operator.lt),
             )
             given = [(limit, words, fits) for limit, words, fits in limits if limit is not None]
-            good = self.kind is int or math.isfinite(converted)
-            good = good and all(fits(converted, limit) for limit, _, fits in given)
-            if not good:
+            finite = self.kind is int or math.isfinite(converted)
+            if not finite or not all(fits(converted, limit) for limit, _, fits in given):
                 wanted = " and ".join(f"{words} {limit}" for limit, words, _ in given)
                 raise UsageFault(f"{self.flag} {converted}: a {'' if wanted else 'finite '}number {wanted} expected")
         return converted
 
     def _converted(self, value: Any) -> Any:
         """Convert what YAML and Python users write; YAML reads ``no`` as false and ``1e-3`` as text."""
-        kind = self.kind
-        if kind is dict and isinstance(value, Mapping):
-            return dict(value)
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is str and value is False:
+        if self.kind is str and value is False:
             return "no"
-        if not isinstance(value, bool):
-            try:
-                if kind is int and isinstance(value, (Integral, str)):
-                    return int(value)
-                if kind is float and isinstance(value, (Real, str)):
-                    return float(value)
-            except (ValueError, OverflowError):
-                pass
-            if kind in {str, Path} and isinstance(value, (str, Path)) and str(value):
-                return kind(value)
-        if kind is dict:
-            raise UsageFault(f"{self.flag}: {_KINDS[kind]} expected, found {value!r}")
-        raise UsageFault(f"{self.flag} {shown(value)}: {_KINDS[kind]} expected")
+        words, given_as = _KINDS[self.kind]
+        if isinstance(value, given_as) and isinstance(value, bool) == (self.kind is bool) and value != "":
+            with suppress(ValueError, OverflowError):
+                return self.kind(value)
+        if self.kind is dict:
+            raise UsageFault(f"{self.flag}: {words} expected, found {value!r}")
+        raise UsageFault(f"{self.flag} {shown(value)}: {words} expected")
 
 
 def shown(value: Any) -> str:

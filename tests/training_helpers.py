@@ -19,7 +19,7 @@ from omniges.trainer.config import TrainSettings
 from omniges.trainer.loop import StepProgress
 from omniges.trainer.train import Summary, train
 from omniges.trainer.train_step import Learner
-from omniges.trainer.validation.losses import LEVELS
+from omniges.trainer.validation.run import LEVELS
 
 SMALLEST = {"width": 16, "layers": 1, "heads": 2}
 SLOTS = {"piece_width": 8, "mark_width": 4}

@@ -8,13 +8,13 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
-from omniges.benchmark.settings import SpeedSettings
+from omniges.benchmark.settings import SpeedSettings, aligned
 from omniges.data.catalog import Catalog, Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
@@ -71,28 +71,21 @@ def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
     return Reading(windows / passed, 1e6 * (_cpu_s(loader.worker_pids) - cpu_before) / windows)
 
 
-@contextlib.contextmanager
-def _copiers(processes: int, rows: int, window_ticks: int) -> Iterator[list[subprocess.Popen[str]]]:
+def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> float:
+    """Windows a second that `np.copyto` moves in so many processes at once."""
     command = [sys.executable, "-P", "-m", "omniges.benchmark.memcpy", str(rows), str(window_ticks)]
     with contextlib.ExitStack() as stack:
-        running = []
+        running: list[Any] = []
         for _ in range(processes):
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             running.append(stack.enter_context(process))
             stack.callback(process.kill)
+        if any(process.stdout.readline() != "ready\n" for process in running):
+            raise EnvironmentFault("a process that measures memory did not start: is memory left?")
         for process in running:
-            if cast("Any", process.stdout).readline() != "ready\n":
-                raise EnvironmentFault("a process that measures memory did not start: is memory left?")
-        yield running
-
-
-def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> float:
-    """Windows a second that `np.copyto` moves in so many processes at once."""
-    with _copiers(processes, rows, window_ticks) as running:
-        for process in running:
-            cast("Any", process.stdin).write(f"{seconds}\n")
-            cast("Any", process.stdin).flush()
-        answers = [cast("Any", process.stdout).readline().split() for process in running]
+            process.stdin.write(f"{seconds}\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline().split() for process in running]
         return sum(int(windows) / float(passed) for windows, passed in answers)
 
 
@@ -133,7 +126,11 @@ def measure(settings: SpeedSettings) -> dict[str, Any]:
                 reading = loader_speed(loader, settings.seconds)
             run |= {"windows_per_s": reading.windows_per_s, "cpu_us_per_window": reading.cpu_us_per_window}
             found.append(run | {"copy_share": reading.windows_per_s / limit})
-    rows = [_row(workers, found, size) for workers, found in runs.items()]
+    rows = []
+    for workers, found in runs.items():
+        columns = {name: [run[name] for run in found] for name in found[0]}
+        row: dict[str, Any] = {"workers": workers} | {name: _summary(values) for name, values in columns.items()}
+        rows.append(row | {"mb_per_s": row["windows_per_s"]["median"] * size / 1e6})
     return {
         "window_ticks": settings.window_ticks,
         "batch_size": settings.batch_size,
@@ -142,13 +139,8 @@ def measure(settings: SpeedSettings) -> dict[str, Any]:
     }
 
 
-def _row(workers: int, runs: list[dict[str, float]], size: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"workers": workers}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        row[name] = {"median": median(values), "min": min(values), "max": max(values)}
-    row["mb_per_s"] = row["windows_per_s"]["median"] * size / 1e6
-    return row
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def report(document: dict[str, Any]) -> str:
@@ -158,8 +150,7 @@ def report(document: dict[str, Any]) -> str:
         f"windows of {document['window_ticks']} ticks ({size / 1e3:.0f} kB), batches of {document['batch_size']}; "
         "medians, spread in brackets"
     )
-    columns = ["workers", "windows/s", "MB/s", "share of np.copyto", "cold windows/s", "CPU µs/window"]
-    lines = [columns]
+    lines = [["workers", "windows/s", "MB/s", "share of np.copyto", "cold windows/s", "CPU µs/window"]]
     for row in document["rows"]:
         cold = _spread(row["cold_windows_per_s"], ",.0f") if "cold_windows_per_s" in row else "–"
         lines.append(
@@ -172,8 +163,7 @@ def report(document: dict[str, Any]) -> str:
                 f"{row['cpu_us_per_window']['median']:.0f}",
             ]
         )
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
-    return "\n".join([head, *("  ".join(map(str.rjust, line, widths)) for line in lines)])
+    return "\n".join([head, *aligned(lines)])
 
 
 def _spread(figure: dict[str, float], form: str) -> str:

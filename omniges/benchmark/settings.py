@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from omniges.errors import UsageFault
 from omniges.options import check, option
 from omniges.shards.schema import Split
 from omniges.trainer.config import Precision, Preset, TrainSettings
+
+TOLD: Final = ("window_ticks", "mixed_precision", "compile", "gradient_checkpointing")
+"""Settings of steps that are told beside their speed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +62,13 @@ class StepSpeedSettings:
 
     def of(self, preset: Preset, batch_size: int) -> TrainSettings:
         """Return one configuration as `train` takes it; raises UsageFault for values it refuses."""
+        shared = {name: getattr(self, name) for name in (*TOLD, "num_workers")}
         return TrainSettings(
-            shards=(self.shards,),
-            preset=preset,
-            train_batch_size=batch_size,
-            window_ticks=self.window_ticks,
-            mixed_precision=self.mixed_precision,
-            compile=self.compile,
-            gradient_checkpointing=self.gradient_checkpointing,
-            num_workers=self.num_workers,
-            validation_steps=0,
+            shards=(self.shards,), preset=preset, train_batch_size=batch_size, validation_steps=0, **shared
         )
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of a table as lines whose columns end at one place each."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.rjust, line, widths)) for line in lines]

@@ -23,16 +23,12 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniges.benchmark.settings import StepSpeedSettings
+from omniges.benchmark.settings import TOLD, StepSpeedSettings, aligned
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.model.tasks import FlowSettings, Plan, draw_plan, groups_of
-from omniges.trainer.batches import Feed
+from omniges.model.tasks import draw_plan, groups_of
 from omniges.trainer.config import Preset, TrainSettings
 from omniges.trainer.distributed import Ranks
-from omniges.trainer.run import accelerated, deterministic, open_run
-from omniges.trainer.train_step import Learner
-
-_Shape = Sequence[int]
+from omniges.trainer.run import Run, accelerated, open_run
 
 _WARM_STEPS: Final = 5  # until the allocator has what it needs: first steps take twice as long and more
 _LEAST_STEPS: Final = 3
@@ -83,43 +79,33 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
     """Steps of one configuration for so long, in this process."""
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
-        stack.enter_context(deterministic(accelerator.device))
         run = open_run(settings, accelerator, Ranks(), stack)
-        bench = _Bench(run.learner, run.feed, settings)
+        peak = ProductPeak(run.learner.device, _PRECISIONS[settings.mixed_precision])
         for number in range(_WARM_STEPS):
-            bench.step(number)
+            _step(run, number, peak)
         steps: list[_Step] = []
         while len(steps) < _LEAST_STEPS or sum(step.seconds for step in steps) < seconds:
-            steps.append(bench.step(_WARM_STEPS + len(steps)))
+            steps.append(_step(run, _WARM_STEPS + len(steps), peak))
         return _figures(settings, steps, run.learner.device)
 
 
-class _Bench:
-    """Steps of a learner, timed."""
-
-    def __init__(self, learner: Learner, feed: Feed, settings: TrainSettings) -> None:
-        self._learner, self._feed = learner, feed
-        self._flow: FlowSettings = settings.flow_settings()
-        self._seed, self._ticks = settings.seed, settings.window_ticks
-        self._dense = settings.compile
-        self._peak = ProductPeak(learner.device, _PRECISIONS[settings.mixed_precision])
-
-    def step(self, number: int) -> _Step:
-        """A step as `train` takes it; then, untimed, its operations are counted."""
-        device = self._learner.device
-        began = time.perf_counter()
-        windows, positions = self._feed.next()
-        waited = time.perf_counter() - began
-        plan = draw_plan(self._flow, self._seed, positions)
-        self._learner.micro_step(windows, plan, last=True)
-        self._learner.finish_step(number)
-        _wait_for(device)
-        seconds = time.perf_counter() - began
-        with operation_counter() as counter:
-            self._learner.micro_step(windows, plan, last=True)
-        self._learner.discard()
-        tokens = _tokens(plan, self._ticks, dense=self._dense)
-        return _Step(seconds, waited, tokens, float(counter.get_total_flops()), self._peak.measure())
+def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
+    """A step as `train` takes it; then, untimed, its operations are counted."""
+    settings, learner, flow = run.settings, run.learner, run.settings.flow_settings()
+    began = time.perf_counter()
+    windows, positions = run.feed.next()
+    waited = time.perf_counter() - began
+    plan = draw_plan(flow, settings.seed, positions)
+    learner.micro_step(windows, plan, last=True)
+    learner.finish_step(number)
+    _wait_for(learner.device)
+    seconds = time.perf_counter() - began
+    with operation_counter() as counter:
+        learner.micro_step(windows, plan, last=True)
+    learner.discard()
+    groups = groups_of(plan, dense=settings.compile)  # that went through the trunk
+    tokens = sum(len(group.rows) * len(group.streams) * settings.window_ticks for group in groups)
+    return _Step(seconds, waited, tokens, float(counter.get_total_flops()), peak.measure())
 
 
 def operation_counter() -> FlopCounterMode:
@@ -134,18 +120,13 @@ def operation_counter() -> FlopCounterMode:
     )
 
 
-def _attention(query: _Shape, key: _Shape, *_: Any, **__: Any) -> int:
+def _attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
     """Operations of attention of queries (B, H, N, D) over keys (B, H, M, D)."""
     return 4 * math.prod(query) * key[2]
 
 
-def _attention_backward(_grad: _Shape, query: _Shape, key: _Shape, *_: Any, **__: Any) -> int:
+def _attention_backward(_grad: Any, query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * _attention(query, key)
-
-
-def _tokens(plan: Plan, ticks: int, *, dense: bool) -> int:
-    """Tokens that went through the trunk."""
-    return sum(len(group.rows) * len(group.streams) * ticks for group in groups_of(plan, dense=dense))
 
 
 def _wait_for(device: torch.device) -> None:
@@ -190,10 +171,7 @@ def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.devi
     return {
         "preset": settings.preset,
         "batch_size": settings.train_batch_size,
-        "window_ticks": settings.window_ticks,
-        "mixed_precision": settings.mixed_precision,
-        "compile": settings.compile,
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        **{name: getattr(settings, name) for name in TOLD},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "steps": len(steps),
         "step_s": median(step.seconds for step in steps),
@@ -233,8 +211,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
                 f"{row['data_wait']:.1%}",
             ]
         )
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    return "\n".join([head, *("  ".join(map(str.rjust, line, widths)) for line in lines)])
+    return "\n".join([head, *aligned(lines)])
 
 
 def _main() -> None:

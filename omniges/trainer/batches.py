@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing, make_order, tracks_of
+from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
 from omniges.model.flow import Windows
 from omniges.model.spec import ModelIdentity
 
@@ -41,8 +40,8 @@ def speakers_of(data: Sequence[DataSource]) -> tuple[str, ...]:
     return tuple(sorted({catalog.speaker_names[number] for catalog, number in numbers if number >= 0}))
 
 
-class Feed:
-    """Batches of one rank, without end."""
+class Feed(BatchLoader):
+    """The loader's batches of one rank, without end, as the model takes them."""
 
     def __init__(
         self,
@@ -58,35 +57,15 @@ class Feed:
         Raises UsageFault where no window is left or no train sample made the statistics.
         """
         Normaliser.of_catalog(data[0].catalog)  # is there one to learn by?
-        tokenizer = data[0].catalog.tokenizer if identity is None else identity.tokenizer
-        self._loader = BatchLoader(
-            data, sequencing, share, settings, normaliser=Normaliser.identity(tracks_of(data)), tokenizer=tokenizer
-        )
+        tokenizer = None if identity is None else identity.tokenizer
+        super().__init__(data, sequencing, share, settings, Normaliser.identity(tracks_of(data)), tokenizer)
         speakers = speakers_of(data) if identity is None else identity.speakers
-        self._order = make_order(data, sequencing)
-        self._data = tuple(data)
-        self._device = device
         self._numbers: dict[str | None, int] = {name: k + 1 for k, name in enumerate(speakers)} | {None: 0}
-        self.share = share
-
-    @property
-    def windows_per_epoch(self) -> int:
-        """Windows of all folders, each once."""
-        return self._loader.windows_per_epoch
-
-    @property
-    def left_out_clips(self) -> int:
-        """Clips shorter than a window."""
-        return self._loader.left_out_clips
-
-    @property
-    def position(self) -> int:
-        """Windows that all ranks have been handed."""
-        return self._loader.position
+        self._device, self.share = device, share
 
     def next(self) -> tuple[Windows, I64]:
         """The next batch and its positions (B,) on the host; raises what `BatchLoader.next_batch` does."""
-        batch = self._loader.next_batch()
+        batch = self.next_batch()
         if batch is None:
             raise RuntimeError("a shuffled sequence has no end")
         speakers = torch.tensor([self._numbers[name] for name in batch.speakers], dtype=torch.int64)
@@ -102,28 +81,12 @@ class Feed:
     def places(self, positions: I64) -> list[Place]:
         """What stands at positions (P,) of the sequence, of any rank."""
         picks = self._order.picks(positions)
+        rows = zip(*(each.tolist() for each in (positions, picks.source, picks.sample, picks.start_tick)), strict=True)
         return [
-            Place(
-                position=int(positions[row]),
-                key=self._data[int(picks.source[row])].catalog.table.key(int(picks.sample[row])),
-                start_tick=int(picks.start_tick[row]),
-                source=int(picks.source[row]),
-            )
-            for row in range(len(positions))
+            Place(position, self._data[source].catalog.table.key(sample), start_tick, source)
+            for position, source, sample, start_tick in rows
         ]
 
     def state_at(self, position: int) -> dict[str, Any]:
         """The loader's state as it was at a position, as JSON."""
-        return self._loader.state_dict() | {"position": position}
-
-    def load(self, state: dict[str, Any]) -> str | None:
-        """Go on from a saved state; returns a remark where the global batch is another one."""
-        return self._loader.load_state_dict(state).note
-
-    def __enter__(self) -> Feed:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loader.close()
+        return self.state_dict() | {"position": position}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Preset = Literal["tiny", "small", "base", "omniflow"]
 Precision = Literal["no", "bf16", "fp16"]
+Schedule = Literal["constant", "cosine", "linear"]
 
 LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
     {"tiny": 1e-3, "small": 5e-4, "base": 2e-4, "omniflow": 1e-4}
@@ -67,7 +68,7 @@ class TrainSettings:
     max_train_steps: int | None = option(None, "Steps.", least=1)
     max_minutes: float | None = option(None, "Minutes, those before a restart included.", above=0)
     learning_rate: float | None = option(None, "Peak learning rate.", above=0, shown="the preset's")
-    lr_schedule: Literal["constant", "cosine", "linear"] = option("constant", "Schedule after the warm-up.")
+    lr_schedule: Schedule = option("constant", "Schedule after the warm-up.")
     lr_warmup_steps: int = option(100, "Steps of linear warm-up.", least=0)
     weight_decay: float = option(0.01, "Weight decay of linear weights.", least=0)
     adam_beta1: float = option(0.9, "Decay of AdamW's mean of gradients.", least=0, below=1, only_recipe=True)

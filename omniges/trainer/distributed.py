@@ -1,21 +1,96 @@
-"""What the processes of a run agree on: small numbers, over a connection of their own that no device waits for.
+"""What ends or joins the processes of a run: wishes to stop, small numbers that all agree on, work they share by turns.
 
-Work that ranks share turn by turn: after each turn they agree whether one is to stop or could not do its part.
+SIGTERM and SIGUSR1 ask for a checkpoint and exit code 75, Ctrl-C for a checkpoint and 130; a second Ctrl-C leaves at
+once. While something is waited for or computed that can be thrown away, the wish arrives as `StopNow`; everywhere
+else it is a flag that is looked at soon. Ranks agree over a connection of their own that no device waits for, after
+each turn of shared work too: whether one is to stop, or could not do its part.
 """
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from types import FrameType
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from omniges.errors import EnvironmentFault, OmnigesError
-from omniges.trainer.signals import StopNow, Stopper
+from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
+
+SECOND_CTRL_C_AFTER_S: Final = 0.5
+"""An interrupt sooner after the first is the same one: a terminal and a launcher both pass it on."""
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 _FAILED: Final = 1
+_TURN_STOPS: Final = 1
+_TURN_FAILED: Final = 2
+_CODES: Final = {
+    signal.SIGTERM: ExitCode.STOPPED,
+    signal.SIGUSR1: ExitCode.STOPPED,
+    signal.SIGINT: ExitCode.INTERRUPTED,
+}
+
+
+class StopNow(BaseException):
+    """The run is to stop, and what goes on can be thrown away; no library on the way catches this."""
+
+
+class Stopper:
+    """Takes over the three signals while it is entered; the main thread's, for Python gives signals to no other."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.wish: ExitCode | None = None
+        """The exit code that a signal asked for, if one did; Ctrl-C outdoes the others."""
+        self._interrupted_at: float | None = None
+        self._may_raise = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def interruptible(self, enabled: bool = True) -> Iterator[None]:
+        """A stretch that may end in `StopNow` anywhere; raises it at its beginning if the wish is there."""
+        self._may_raise = enabled
+        try:
+            if enabled and self.wish is not None:
+                raise StopNow
+            yield
+        finally:
+            self._may_raise = False
+
+    def __enter__(self) -> Stopper:
+        for number in _CODES:
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        code = _CODES[signal.Signals(number)]
+        if code is ExitCode.INTERRUPTED:
+            now = self._clock()
+            if self._interrupted_at is None:
+                self._interrupted_at = now
+            elif now - self._interrupted_at >= SECOND_CTRL_C_AFTER_S:
+                self._leave(number, frame)
+        self.wish = max(self.wish or code, code)
+        if self._may_raise:
+            self._may_raise = False
+            raise StopNow
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        """As if this had never been entered: the handler that was there ends the program."""
+        previous = self._previous[signal.Signals(number)]
+        signal.signal(number, previous)
+        if callable(previous):
+            previous(number, frame)
+        raise KeyboardInterrupt
 
 
 class Ranks:
@@ -76,13 +151,6 @@ class Ranks:
         return torch.stack(parts)
 
 
-Item = TypeVar("Item")
-Found = TypeVar("Found")
-
-_TURN_STOPS: Final = 1
-_TURN_FAILED: Final = 2
-
-
 class Interrupted(Exception):
     """A rank is to stop, and all have left the work; what was done of it is thrown away."""
 
@@ -106,10 +174,8 @@ class Turns:
         found = []
         for first in range(0, len(items), self._ranks.world_size):
             mine = first + self._ranks.rank
-            if mine < len(items):
-                found += self.everyone(lambda number=mine: [work(items[number])])  # type: ignore[misc]
-            else:
-                self.everyone(list)
+            own = items[mine : mine + 1]  # none where they do not come out even
+            found += self.everyone(lambda own=own: [work(item) for item in own])  # type: ignore[misc]
         return found
 
     def everyone(self, work: Callable[[], Found]) -> Found:

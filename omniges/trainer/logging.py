@@ -80,8 +80,8 @@ class Logbook:
             tracker.log(step, numbers)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Hand samples to the trackers."""
-        for tracker in self._trackers:
+        """Hand samples, where there are some, to the trackers."""
+        for tracker in self._trackers if samples else ():
             tracker.show(step, samples)
 
     def sync(self) -> None:
@@ -90,19 +90,15 @@ class Logbook:
             with os_errors(self.path):
                 os.fsync(self._descriptor)
 
-    def close(self) -> None:
-        """End log and trackers."""
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for tracker in self._trackers:
             tracker.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Logbook:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -137,10 +133,12 @@ class _TensorBoard:
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
         """A table of text, and each picture once."""
-        if not samples:
-            return
+        lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
+        for one in samples:
+            cells = (one.picture.name if name == "picture" else str(getattr(one, name)) for name in COLUMNS)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        self._writer.add_text("validation/samples", "\n".join(lines), step)
         image = importlib.import_module("matplotlib.image")
-        self._writer.add_text("validation/samples", _markdown(samples), step)
         for path in dict.fromkeys(one.picture for one in samples):
             self._writer.add_image(f"validation/{path.stem}", image.imread(path)[..., :3], step, dataformats="HWC")
         self._writer.flush()
@@ -163,8 +161,6 @@ class _WeightsAndBiases:
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
         """A table with a row a sample, and each picture once."""
-        if not samples:
-            return
         rows = [
             [self._wandb.Image(str(one.picture)) if name == "picture" else getattr(one, name) for name in COLUMNS]
             for one in samples
@@ -180,15 +176,6 @@ class _WeightsAndBiases:
     def close(self) -> None:
         """Write out what is left."""
         self._run.finish()
-
-
-def _markdown(samples: Sequence[Shown]) -> str:
-    """A table with a row a sample; pictures are called by their names."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
-    for one in samples:
-        cells = (one.picture.name if name == "picture" else str(getattr(one, name)) for name in COLUMNS)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(lines)
 
 
 _OPENERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {

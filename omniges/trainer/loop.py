@@ -1,34 +1,39 @@
-"""The loop: batches to the learner, wishes to stop, lines of the log, checkpoints. All ranks take the same turns."""
+"""The loop: batches to the learner, wishes to stop, lines of the log, checkpoints. All ranks take the same turns.
+
+What goes wrong in learning is named and refused: losses or gradients that are no number, losses that grow without end.
+"""
 
 from __future__ import annotations
 
 import enum
+import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
+from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError
 from omniges.model.flow import Windows
 from omniges.model.losses import in_order, per_step, per_stream, per_task
-from omniges.model.tasks import draw_plan
+from omniges.model.tasks import TASKS, draw_plan
 from omniges.progress import Progress, Reporter, duration
-from omniges.trainer.batches import Feed
-from omniges.trainer.config import TrainSettings
-from omniges.trainer.distributed import Interrupted, Ranks
-from omniges.trainer.divergence import Refusals
+from omniges.storage.remote import parse_location
+from omniges.trainer.distributed import Interrupted, StopNow, Stopper
 from omniges.trainer.logging import Logbook
-from omniges.trainer.optimizer import LearningRate, ema_decay
-from omniges.trainer.signals import StopNow, Stopper
-from omniges.trainer.state import RunState
-from omniges.trainer.train_step import Learner
+from omniges.trainer.run import Run, RunState
+from omniges.trainer.train_step import ema_decay
+from omniges.trainer.validation.validator import RunValidator
 
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+
+_SHOWN: Final = 3
+"""Samples that an error names; the log names all."""
 
 
 class Ending(enum.IntEnum):
@@ -88,40 +93,6 @@ class Outcome:
         return _EXIT_CODES.get(self.ending, ExitCode.OK)
 
 
-class Validator(Protocol):
-    """Validates states of a run; every rank calls it alike."""
-
-    def due(self, step: int) -> bool:
-        """Whether a step is one to validate."""
-
-    def validate(self, state: RunState, stopper: Stopper) -> None:
-        """Validate what was learned so far, and note in the state where it is the best.
-
-        Raises `Interrupted` where a rank is to stop, and what anything on a rank raises.
-        """
-
-    def crown(self, state: RunState) -> bool:
-        """Let RUN/best lead to the state's checkpoint; False where it has none yet."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopContext:
-    """What a loop talks to, and what a run derives from its settings."""
-
-    rate: LearningRate
-    last_step: int | None
-    trace: tuple[str, ...] | None
-    """Words of the command that lists batches, but for ranks and steps; None: there is none for this run."""
-    ranks: Ranks
-    save: Callable[[RunState], Path]
-    """Makes a checkpoint of a state; every rank calls it."""
-    logbook: Logbook
-    reporter: Reporter
-    stopper: Stopper
-    validator: Validator | None = None
-    clock: Callable[[], float] = time.monotonic
-
-
 @dataclass(slots=True)
 class _Interval:
     """Steps since the last line of the log; losses and norms are still on the device."""
@@ -137,19 +108,24 @@ class Loop:
     """A run from a state to an ending."""
 
     def __init__(
-        self, learner: Learner, feed: Feed, state: RunState, settings: TrainSettings, around: LoopContext
+        self,
+        run: Run,
+        state: RunState,
+        save: Callable[[RunState], Path],
+        logbook: Logbook,
+        reporter: Reporter,
+        validator: RunValidator | None,
     ) -> None:
-        self._learner, self._feed, self._state, self._settings = learner, feed, state, settings
-        self._flow, self._rate, self._last_step = settings.flow_settings(), around.rate, around.last_step
-        self._limit_s = None if settings.max_minutes is None else settings.max_minutes * 60
-        self._ranks, self._save_state, self._stopper = around.ranks, around.save, around.stopper
-        self._logbook, self._reporter, self._clock = around.logbook, around.reporter, around.clock
-        self._validator = around.validator
-        self._refusals = Refusals(feed, around.logbook, self._flow, settings.seed, around.trace)
-        self._accumulation = feed.share.accumulation
-        self._interval = _Interval(began_s=self._clock())
-        self._began_s, self._elapsed_before_s, self._first_step = self._clock(), state.elapsed_s, state.step
-        self._saved_step = state.step
+        """``save`` makes a checkpoint of a state; every rank calls it."""
+        self._identity, self._state, self._save_state = run.identity, state, save
+        self._logbook, self._reporter, self._validator = logbook, reporter, validator
+        self._settings, self._learner, self._feed, self._ranks = run.settings, run.learner, run.feed, run.ranks
+        self._flow, self._rate = run.settings.flow_settings(), run.learner.rate
+        self._limit_s = None if run.settings.max_minutes is None else run.settings.max_minutes * 60
+        self._stopper = Stopper()
+        self._interval = _Interval()
+        self._began_s, self._elapsed_before_s = time.monotonic(), state.elapsed_s
+        self._first_step = self._saved_step = state.step
         self._checkpoint: Path | None = None
         self._waited_s = 0.0
         self._loss: float | None = None
@@ -172,7 +148,7 @@ class Loop:
             if self._state.step > self._saved_step:
                 self._save()
         steps = self._state.step - self._first_step
-        seconds = self._clock() - self._began_s
+        seconds = time.monotonic() - self._began_s
         self._logbook.write("end", ending=ending.name.lower(), step=self._state.step, seconds=round(seconds, 3))
         if ending is Ending.FAILED:
             raise self._fault or EnvironmentFault("another rank could not read its batch: its message says why")
@@ -190,15 +166,15 @@ class Loop:
 
     def _step(self) -> Ending:
         """Take a step, or find that the run ends; then nothing of the step has happened."""
-        if self._last_step is not None and self._state.step >= self._last_step:
+        if self._rate.total_steps is not None and self._state.step >= self._rate.total_steps:
             return Ending.DONE
         each = []
-        for micro_step in range(self._accumulation):
+        for micro_step in range(self._feed.share.accumulation):
             fetched, ending = self._fetch(first=micro_step == 0)
             if fetched is None:
                 self._learner.discard()
                 return ending
-            losses = self._compute(*fetched, last=micro_step == self._accumulation - 1)
+            losses = self._compute(*fetched, last=micro_step == self._feed.share.accumulation - 1)
             if losses is None:
                 self._learner.discard()
                 return self._wished()
@@ -208,14 +184,14 @@ class Loop:
         self._interval.starts.append(self._state.position)
         self._state.step += 1
         self._state.position = self._feed.position
-        self._state.elapsed_s = self._elapsed_before_s + self._clock() - self._began_s
+        self._state.elapsed_s = self._elapsed_before_s + time.monotonic() - self._began_s
         return Ending.GOES_ON
 
     def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, Ending]:
         """A batch if all ranks have one and none is to stop, or nothing and the reason."""
         fetched = None
         own = Ending.GOES_ON
-        began = self._clock()
+        began = time.monotonic()
         try:
             with self._stopper.interruptible():
                 fetched = self._feed.next()
@@ -223,10 +199,10 @@ class Loop:
             pass
         except OmnigesError as error:
             self._fault, own = error, Ending.FAILED
-        waited = self._clock() - began
+        waited = time.monotonic() - began
         self._interval.waited_s += waited
         self._waited_s += waited
-        elapsed = self._elapsed_before_s + self._clock() - self._began_s
+        elapsed = self._elapsed_before_s + time.monotonic() - self._began_s
         late = self._limit_s is not None and elapsed >= self._limit_s
         own = max(own, self._wished(), Ending.TIME_UP if first and late else Ending.GOES_ON)
         agreed = Ending(self._ranks.largest(own))
@@ -276,24 +252,24 @@ class Loop:
             self._fault = error
             return Ending.FAILED
         finally:
-            self._interval = _Interval(began_s=self._clock())  # no time of steps
+            self._interval = _Interval()  # no time of steps
         state.validated = state.step
         if state.best is not None and state.best.step == state.step and not self._validator.crown(state):
             self._save()
         return Ending.GOES_ON
 
     def _save(self) -> None:
-        began = self._clock()
+        began = time.monotonic()
         self._checkpoint = self._save_state(self._state)
         self._saved_step = self._state.step
-        seconds = round(self._clock() - began, 3)
+        seconds = round(time.monotonic() - began, 3)
         self._logbook.write("checkpoint", step=self._state.step, path=str(self._checkpoint), seconds=seconds)
         self._logbook.sync()
         self._reporter.say(f"saved {self._checkpoint}")
 
     def _read_losses(self) -> None:
         """Read from the device what the last steps cost, refuse what went wrong, tell the rest. The only host sync."""
-        interval, self._interval = self._interval, _Interval(began_s=self._clock())
+        interval, self._interval = self._interval, _Interval()
         steps = len(interval.starts)
         if not steps:
             return
@@ -302,32 +278,24 @@ class Loop:
         losses = in_order(gathered, steps)
         totals = per_step(losses, self._flow.weights)
         first = self._state.step - steps
-        self._refusals.check(first, interval.starts, losses, norms, scaled=self._learner.scale() is not None)
-        for k, total in enumerate(totals.tolist()):
-            if self._state.smoothed.add(total) > self._settings.divergence_factor:
-                self._refusals.refuse(
-                    first + k,
-                    np.arange(interval.starts[k], interval.starts[k] + losses.shape[1]),
-                    f"the smoothed loss is {self._state.smoothed.value:.4g}, over "
-                    f"{self._settings.divergence_factor:g} times the lowest, {self._state.smoothed.lowest:.4g}",
-                )
+        self._require_finite(first, interval.starts, losses, norms)
+        smoothed, factor = self._state.smoothed, self._settings.divergence_factor
+        for k, (start, total) in enumerate(zip(interval.starts, totals.tolist(), strict=True)):
+            if smoothed.add(total) > factor:
+                times = f"over {factor:g} times the lowest, {smoothed.lowest:.4g}"
+                whole = np.arange(start, start + losses.shape[1])
+                self._refuse(first + k, whole, f"the smoothed loss is {smoothed.value:.4g}, {times}")
         self._loss = float(totals.mean())
         self._tell(interval, losses, totals, norms)
 
-    def _tell(
-        self,
-        interval: _Interval,
-        losses: npt.NDArray[np.float64],
-        totals: npt.NDArray[np.float64],
-        norms: npt.NDArray[np.float64],
-    ) -> None:
+    def _tell(self, interval: _Interval, losses: F64, totals: F64, norms: F64) -> None:
         """A line of the log, and progress."""
         settings, state = self._settings, self._state
         steps, samples = len(totals), losses.shape[1]
         positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)
         plan = draw_plan(self._flow, settings.seed, positions)
         flat = losses.reshape(-1, losses.shape[2])
-        seconds = max(self._clock() - interval.began_s, 1e-9)
+        seconds = max(time.monotonic() - interval.began_s, 1e-9)
         rate = steps * samples / seconds
         facts: dict[str, Any] = {
             "loss": float(totals.mean()),
@@ -345,12 +313,12 @@ class Loop:
         kept = [norm if np.isfinite(norm) else None for norm in norms.tolist()]  # not finite: a step fp16 left out
         self._logbook.write("steps", step=state.step, **facts, losses=totals.tolist(), gradient_norms=kept)
         self._logbook.track(state.step, facts)
-        left = [] if self._last_step is None else [(self._last_step - state.step) * (seconds / steps)]
+        left = [] if self._rate.total_steps is None else [(self._rate.total_steps - state.step) * (seconds / steps)]
         left += [] if self._limit_s is None else [max(0.0, self._limit_s - state.elapsed_s)]
         self._reporter.update(
             StepProgress(
                 step=state.step,
-                last_step=self._last_step,
+                last_step=self._rate.total_steps,
                 epoch=facts["epoch"],
                 loss=facts["loss"],
                 learning_rate=facts["learning_rate"],
@@ -359,3 +327,60 @@ class Loop:
                 left_s=min(left, default=None),
             )
         )
+
+    # --- what is refused
+
+    def _require_finite(self, first: int, starts: list[int], losses: F64, norms: F64) -> None:
+        """Raise where a loss or a gradient is not finite; the first step counts, for it spoils the later ones.
+
+        With fp16 a gradient that overflows lowers the loss scale, and its step is left out.
+
+        Args:
+            first: number of the first step.
+            starts: first position of each step.
+            losses: (steps, G, 3) of all samples.
+            norms: (steps,) of the gradients.
+        """
+        scaled = self._learner.scale() is not None
+        for k, start in enumerate(starts):
+            bad = np.flatnonzero(~np.isfinite(losses[k]).all(axis=1))
+            if len(bad):
+                what = f"the loss of {len(bad)} of {losses.shape[1]} samples is no number"
+                self._refuse(first + k, start + bad, what)
+            if not np.isfinite(norms[k]) and not scaled:
+                whole = np.arange(start, start + losses.shape[1])
+                self._refuse(first + k, whole, "the gradient is no number, though each sample's loss is one")
+
+    def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
+        """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
+        plan, places = draw_plan(self._flow, self._settings.seed, positions), self._feed.places(positions)
+        tasks = [list(TASKS)[number] for number in plan.task.tolist()]
+        samples = [asdict(place) | {"task": task} for place, task in zip(places, tasks, strict=True)]
+        command = self._trace_command(int(positions[0]))
+        self._logbook.write("refused", step=step, what=what, samples=samples, command=command)
+        self._logbook.sync()
+        some = ", ".join(f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples[:_SHOWN])
+        more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+        seen = f"; list the batch with: {command}" if command else ""
+        raise DataError(
+            f"step {step}: {what}: {some}{more}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
+            f"data with omniges verify-shards --level deep; all samples are in {self._logbook.path}"
+        )
+
+    def _trace_command(self, position: int) -> str | None:
+        """The command line that lists the micro-batch at a position; None where no command reads the shards."""
+        settings, identity, share = self._settings, self._identity, self._feed.share
+        location = parse_location(settings.shards[0])
+        if len(settings.shards) > 1 or not location.path:
+            return None
+        words: dict[str, Any] = {"shards": location, "window-ticks": settings.window_ticks}
+        words |= {f"{stream}-codec": name for stream, name in settings.codecs.items()}
+        words |= {"tick-multiple": identity.tick_multiple} if identity.config.audio_grid else {}
+        words |= {"seed": settings.seed}
+        step, within = divmod(position, share.micro_batch)
+        if self._feed.position % share.micro_batch:  # after a resume with another global batch
+            words |= {"world-size": 1, "rank": 0, "batch-size": 1, "from-step": position}
+        else:
+            rank = within // share.batch_size
+            words |= {"world-size": share.world_size, "rank": rank, "batch-size": share.batch_size, "from-step": step}
+        return shlex.join(["omniges", "trace-batches", *(f"--{name}={value}" for name, value in words.items())])

@@ -26,24 +26,20 @@ _SHA1_DIGITS: Final = 40
 
 def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
     """For each folder what it holds and who made it: manifest hash, filters, clips, versions of the converter."""
-    found = []
-    for source in data:
-        catalog = source.catalog
-        dataset = read_dataset(catalog.folder)
-        found.append(
-            {
-                "shards": source.shard_source().describe("").rstrip("/"),
-                "weight": source.weight,
-                "manifest_hash": catalog.manifest_hash,
-                "filters": catalog.filters.as_json(),
-                "clips": len(catalog.table),
-                "hours": round(float(catalog.table.ticks.sum()) / 36_000, 4),
-                "speakers": len(catalog.speaker_names),
-                "tool": dataset.get("tool"),
-                "codecs": {stream: {"name": e.name} | e.as_json() for stream, e in catalog.codecs.items()},
-            }
-        )
-    return found
+    return [
+        {
+            "shards": source.shard_source().describe("").rstrip("/"),
+            "weight": source.weight,
+            "manifest_hash": source.catalog.manifest_hash,
+            "filters": source.catalog.filters.as_json(),
+            "clips": len(source.catalog.table),
+            "hours": round(float(source.catalog.table.ticks.sum()) / 36_000, 4),
+            "speakers": len(source.catalog.speaker_names),
+            "tool": read_dataset(source.catalog.folder).get("tool"),
+            "codecs": {stream: {"name": e.name} | e.as_json() for stream, e in source.catalog.codecs.items()},
+        }
+        for source in data
+    ]
 
 
 def package_versions() -> dict[str, str]:

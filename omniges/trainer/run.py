@@ -1,10 +1,15 @@
-"""What a training run has open: device, shards, feed, model and learner, from its settings."""
+"""What a training run has open, from its settings: device, shards, feed, model, learner, validation; and how far it is.
+
+What cannot be is refused before the first step.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,10 +22,17 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
 from omniges.data.worker_setup import DataSource, Sequencing
-from omniges.errors import UsageFault
-from omniges.features.audio import Loudness
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.evaluation.speech import UNTIMED
+from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
+from omniges.generation.sampler import Codecs, Sampler
+from omniges.metrics.beats import least_frames
+from omniges.model.checkpoint import CHECKPOINTS
+from omniges.model.losses import Smoothed
+from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
+from omniges.model.tasks import SIX
 from omniges.pretrained.initialize import Start, open_start
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
@@ -30,42 +42,39 @@ from omniges.storage.remote import parse_location
 from omniges.trainer.batches import Feed, speakers_of
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
-from omniges.trainer.optimizer import LearningRate
-from omniges.trainer.train_step import Learner
-from omniges.trainer.validation.run import Validation
-from omniges.trainer.validation.setup import open_validation
+from omniges.trainer.train_step import Learner, LearningRate
+from omniges.trainer.validation.best import Best
+from omniges.trainer.validation.held_out import HeldOut, open_held_out
+from omniges.trainer.validation.run import Validation, why_not
+from omniges.trainer.validation.samples import INSTRUMENTS
 
 
 @contextmanager
 def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
-    """Device, precision and processes; undone behind it, so that a process can train twice."""
+    """Device, precision and processes; undone behind it, so that a process can train twice.
+
+    On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees).
+    """
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
-        yield Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp]
         )
+        if accelerator.device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        yield accelerator
     finally:
+        torch.use_deterministic_algorithms(before)
+        determinism.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees)."""
-    before = torch.are_deterministic_algorithms_enabled()
-    filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        determinism.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Everything a run has open."""
 
@@ -77,45 +86,64 @@ class Run:
     identity: ModelIdentity
     start: Start | None
     learner: Learner
-    last_step: int | None
-    rate: LearningRate
     validation: Validation | None
     remarks: tuple[str, ...]
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.settings.output_dir / CHECKPOINTS / f"step-{step:06d}"
+
+
+@dataclass(slots=True)
+class RunState:
+    """How far a run is, at the end of a step. What is learned is the learner's."""
+
+    step: int = 0
+    position: int = 0
+    elapsed_s: float = 0.0
+    smoothed: Smoothed = field(default_factory=Smoothed)
+    validated: int = 0
+    """The last step whose validation was finished."""
+    best: Best | None = None
 
 
 def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack: ExitStack) -> Run:
     """Open what the settings name; the stack closes it. Raises UsageFault, DataError or EnvironmentFault."""
     weights = settings.shard_weights or (1.0,) * len(settings.shards)
     data = tuple(_source(settings, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True))
-    share = RankShare(
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        batch_size=settings.train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-    )
     # Of a run that goes on, pretrained weights decide the model's sizes.
     start = None
     if settings.pretrained_model_name_or_path is not None:
         path, which = settings.pretrained_model_name_or_path, settings.pretrained_weights
         start = open_start(path, which, settings.model, settings.audio_codec)
     identity = _identity(settings, data, start)
-    sequencing = Sequencing(
-        window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=identity.tick_multiple
+    feed = Feed(
+        data,
+        Sequencing(window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=identity.tick_multiple),
+        RankShare(
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            batch_size=settings.train_batch_size,
+            accumulation=settings.gradient_accumulation_steps,
+        ),
+        LoaderSettings(workers=settings.num_workers),
+        accelerator.device,
+        identity,
     )
-    loading = LoaderSettings(workers=settings.num_workers)
-    feed = Feed(data, sequencing, share, loading, accelerator.device, identity)
     stack.enter_context(feed)
-    last_step = _last_step(settings, feed.windows_per_epoch, share.global_batch)
+    limits = [] if settings.max_train_steps is None else [settings.max_train_steps]
+    if settings.num_train_epochs is not None:
+        limits.append(max(1, -int(-(settings.num_train_epochs * feed.windows_per_epoch) // feed.share.global_batch)))
     rate = LearningRate(
         peak=cast("float", settings.learning_rate),
         schedule=settings.lr_schedule,
         warmup_steps=settings.lr_warmup_steps,
-        total_steps=last_step,
+        total_steps=min(limits, default=None),
     )
     model = identity.build(settings.seed)
     model.trunk.gradient_checkpointing = settings.gradient_checkpointing
     learner = Learner(model, accelerator, settings, rate)
-    validation, remarks = open_validation(settings, data, identity, learner, ranks)
+    validation, remarks = _open_validation(settings, data, identity, learner, ranks)
     return Run(
         settings=settings,
         accelerator=accelerator,
@@ -125,53 +153,138 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         identity=identity,
         start=start,
         learner=learner,
-        last_step=last_step,
-        rate=rate,
         validation=validation,
         remarks=tuple(remarks),
     )
 
 
+def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
+    """The train split of a local folder, or of a URL through the cache."""
+    cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
+    splits = ("train",) if settings.validation_steps == 0 else ("train", "val")
+    shards = open_location(parse_location(text), cache, splits=splits)
+    if isinstance(shards, RemoteShards):
+        stack.callback(shards.close)
+    return DataSource(read_catalog(shards.folder, Filters(split="train"), settings.codecs), weight, shards=shards)
+
+
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
+    """What the model is; raises UsageFault where the audio of the folders was scaled by several rules."""
+    documents = [read_dataset(source.catalog.folder) for source in data]
+    rules = [document["settings"]["convert"]["loudness"] for document in documents]
+    if len(set(rules)) > 1:
+        found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
+        raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
     first = data[0].catalog
     identity = ModelIdentity(
         preset=cast("str", settings.preset) if start is None else start.preset,
         config=settings.model_config() if start is None else start.config,
         window_ticks=settings.window_ticks,
         speakers=speakers_of(data),
-        statistics=read_beside(first.folder, STATS_FILE, read_dataset(first.folder)),
+        statistics=read_beside(first.folder, STATS_FILE, documents[0]),
         tokenizer=first.tokenizer,
         codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
-        latents=read_beside(first.folder, LATENTS_FILE, read_dataset(first.folder)) if first.codecs else b"",
-        loudness=_loudness(data),
+        latents=read_beside(first.folder, LATENTS_FILE, documents[0]) if first.codecs else b"",
+        loudness=rules[0],
     )
     return identity if start is None else start.adopt(identity)
 
 
-def _loudness(data: Sequence[DataSource]) -> Loudness:
-    """The rule by which the audio of all folders was scaled; raises UsageFault where they have several."""
-    rules = [read_dataset(source.catalog.folder)["settings"]["convert"]["loudness"] for source in data]
-    if len(set(rules)) > 1:
-        found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
-        raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
-    return cast("Loudness", rules[0])
+# --- validation
 
 
-def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """The train split of a local folder, or of a URL through the cache."""
-    location = parse_location(text)
-    cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
-    shards = open_location(location, cache, splits=("train",) if settings.validation_steps == 0 else ("train", "val"))
-    if isinstance(shards, RemoteShards):
-        stack.callback(shards.close)
-    return DataSource(read_catalog(shards.folder, Filters(split="train"), settings.codecs), weight, shards=shards)
+def _open_validation(
+    settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
+) -> tuple[Validation | None, list[str]]:
+    """The validation that was asked for, or by default one where there is something to validate on; remarks.
+
+    Raises UsageFault for what cannot be, DataError for a damaged codec, EnvironmentFault where nothing can be drawn.
+    """
+    if settings.validation_steps == 0:
+        return None, []
+    try:
+        held_out = open_held_out(data, settings.window_ticks, settings.validation_windows, identity.tick_multiple)
+    except UsageFault as fault:
+        if settings.validation_steps is not None:
+            raise
+        return None, [f"no validation: {fault}"]
+    if settings.validation_samples and importlib.util.find_spec("matplotlib") is None:
+        raise EnvironmentFault(
+            "validation draws pictures with matplotlib, which is not installed: pip install 'omniges[train]', or train "
+            "with --validation-samples 0"
+        )
+    model = learner.averaged()
+    device = next(model.parameters()).device
+    codecs = _open_decoders(identity, settings, device)
+    _require_computable(settings.best_metric, held_out, codecs)
+    sampler = Sampler(model, identity, codecs, learner.autocast)
+    sampling = SamplingSettings(steps=settings.validation_sampling_steps)
+    validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks)
+    return validation, _remarks(held_out, identity, codecs)
 
 
-def _last_step(settings: TrainSettings, windows: int, global_batch: int) -> int | None:
-    """The step at which epochs or steps end the run, whichever is first; None where only the clock does."""
-    limits = []
-    if settings.max_train_steps is not None:
-        limits.append(settings.max_train_steps)
-    if settings.num_train_epochs is not None:
-        limits.append(max(1, -int(-(settings.num_train_epochs * windows) // global_batch)))
-    return min(limits, default=None)
+def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
+    """Load the codecs of the run's latents whose folders are given.
+
+    Losses need none of them. Where a stream's codec is not given, the tasks that make the stream are not sampled, and
+    all who would be told their metrics are told why. A codec's first weights are drawn from torch's generators, which
+    are put back.
+
+    Raises UsageFault for a folder of another codec than the one that made the shards' latents, DataError for one that
+    holds none.
+    """
+    folders = settings.validation_codecs
+    given = {stream: entry.name for stream, entry in identity.codecs.items() if entry.name in folders}
+    tokenizer = settings.t5_tokenizer if "text" in identity.codecs else None
+    chosen, origin = [(name, folders[name]) for name in given.values()], ("--validation-codec", "the shards")
+    codecs = Codecs(identity.codecs, chosen, tokenizer, origin=origin, device=device)
+    with torch.random.fork_rng(devices=[]):
+        for stream in given:
+            codecs.load(stream, "decode")
+    return codecs
+
+
+def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs) -> list[str]:
+    """What a person should know of validations before the first step."""
+    speakers = {window.row.speaker for window in held_out.windows}
+    unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
+    recordings = {(window.source, window.row.key) for window in held_out.windows}
+    chosen = f"{len(held_out.windows)} of {held_out.available} windows of the val split"
+    told = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
+    if unknown:
+        told.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
+    decoded = [(stream, entry.name) for stream, entry in codecs.entries.items() if codecs.given(stream)]
+    told += [f"validation decodes {stream} with {name}" for stream, name in decoded]
+    reasons: dict[str, list[str]] = {}
+    for task in SIX:
+        if (why := why_not(codecs, task)) is not None:
+            reasons.setdefault(why, []).append(task)
+    return told + [f"metrics and samples of {' and '.join(own)} not computed: {why}" for why, own in reasons.items()]
+
+
+def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs) -> None:
+    """Raise UsageFault for a name of ``--best-metric`` that no validation of a run can have a value of."""
+    task, _, name = metric.partition("/")
+    if name in {"", "loss"}:
+        return
+    why = why_not(codecs, task) or _lacking(name, held_out, codecs)
+    if why is not None:
+        raise UsageFault(f"--best-metric {metric}: not computed in this run, for {why}; or choose loss or {task}/loss")
+
+
+def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
+    """What a metric needs that no window has, with the way to it."""
+    if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
+        return UNTIMED
+    members = {name for window in held_out.windows for name in window.row.members}
+    if metric == "semantic_recall" and "sem.json" not in members:
+        return "no recording that it validates on has a semantic annotation"
+    if metric != "beat_consistency":
+        return None
+    if not members & {"flac", "audio.npy"}:
+        return "there is no audio in the shards: preprocess with --keep-audio"
+    least = -(-least_frames(INSTRUMENTS.profile.beats) // FRAMES_PER_TICK)
+    if held_out.windows[0].ticks < least:
+        seconds = least * FRAMES_PER_TICK / FRAME_RATE_HZ
+        return f"windows are shorter than {seconds:.1f} s: train with --window-ticks {least} or more"
+    return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,22 +31,17 @@ from omniges.model.checkpoint import (
 )
 from omniges.model.losses import Smoothed
 from omniges.model.presets import parameter_count
-from omniges.pretrained.initialize import Start
 from omniges.progress import Reporter, duration, make_reporter
 from omniges.storage.atomic import locked, make_folder, refuse_links
 from omniges.storage.canonical_json import json_document
-from omniges.storage.remote import parse_location
-from omniges.trainer.config import DEFAULT_VALIDATION_STEPS, TrainSettings, differences
+from omniges.trainer.config import TrainSettings, differences
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
-from omniges.trainer.loop import Ending, Loop, LoopContext, Outcome
+from omniges.trainer.loop import Ending, Loop, Outcome
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
-from omniges.trainer.run import Run, accelerated, deterministic, open_run
-from omniges.trainer.signals import Stopper
-from omniges.trainer.state import RunState
+from omniges.trainer.run import Run, RunState, accelerated, open_run
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
-from omniges.trainer.validation.callback import HookSettings, RunValidator
-from omniges.trainer.validation.store import VALIDATIONS
+from omniges.trainer.validation.validator import VALIDATIONS, RunValidator
 
 STATE_FILE: Final = "state.json"
 SETTINGS_FILE: Final = "settings.json"
@@ -104,7 +99,6 @@ def train(settings: TrainSettings) -> Summary:
         raise UsageFault("--mixed-precision fp16: a GPU expected, found none: take bf16 or no")
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
-        stack.enter_context(deterministic(accelerator.device))
         ranks = Ranks()
         with ranks.together("open the run"):
             if ranks.first:
@@ -144,7 +138,13 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     logbook.write("start", step=state.step, **facts, validation_windows=held_out)
     if run.start is not None and choice.checkpoint is None:
         with ranks.together("load the pretrained weights"):
-            provenance |= _begin_with(run, run.start, logbook, reporter)
+            begun = run.start.fill(run.learner.model, run.identity)
+            run.learner.average.begin_anew()
+            if ranks.first:
+                reporter.say("\n".join(begun.lines))
+                provenance[_PRETRAINED] = begun.provenance()
+                fates = [fate.as_json() for fate in begun.fates]
+                logbook.write("pretrained", **begun.provenance(), tensors=fates, remarks=list(begun.remarks))
 
     def save(state: RunState) -> Path:
         with ranks.together("save a checkpoint"):
@@ -152,60 +152,10 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
 
     # What it took to get here counts: a limit of minutes is what a person waits.
     state.elapsed_s += time.monotonic() - began_s
-    validator = _validator(run, logbook, reporter)
-    around = LoopContext(
-        rate=run.rate,
-        last_step=run.last_step,
-        trace=_trace_command(run),
-        ranks=ranks,
-        save=save,
-        logbook=logbook,
-        reporter=reporter,
-        stopper=Stopper(),
-        validator=validator,
-    )
-    loop = Loop(run.learner, run.feed, state, settings, around)
-    outcome = loop.run()
+    validator = None if run.validation is None else RunValidator(run, run.validation, logbook, reporter)
+    outcome = Loop(run, state, save, logbook, reporter, validator).run()
     epoch = state.position / run.feed.windows_per_epoch
     return Summary(settings.output_dir, state.step, epoch, outcome, state.best, speaks=ranks.first)
-
-
-def _validator(run: Run, logbook: Logbook, reporter: Reporter) -> RunValidator | None:
-    settings = run.settings
-    if run.validation is None:
-        return None
-    hook = HookSettings(
-        run=settings.output_dir,
-        every_steps=settings.validation_steps or DEFAULT_VALIDATION_STEPS,
-        best_metric=settings.best_metric,
-        preset=run.identity.preset,
-        kept=settings.checkpoints_total_limit,
-    )
-    return RunValidator(run.validation, hook, run.ranks, logbook, reporter)
-
-
-def _begin_with(run: Run, start: Start, logbook: Logbook, reporter: Reporter) -> dict[str, Any]:
-    """Fill the model with pretrained weights, tell where every one comes from; what checkpoints remember of it."""
-    begun = run.learner.begin_with(lambda model: start.fill(model, run.identity))
-    if not run.ranks.first:
-        return {}
-    reporter.say("\n".join(begun.lines))
-    origin = begun.provenance()
-    fates = [fate.as_json() for fate in begun.fates]
-    logbook.write("pretrained", **origin, tensors=fates, remarks=list(begun.remarks))
-    return {_PRETRAINED: origin}
-
-
-def _trace_command(run: Run) -> tuple[str, ...] | None:
-    """Return the words of the command that lists batches, but for ranks and steps; None where there is none."""
-    settings = run.settings
-    location = parse_location(settings.shards[0])
-    if len(settings.shards) > 1 or not location.path:
-        return None
-    words = ["omniges", "trace-batches", f"--shards={location}", f"--window-ticks={settings.window_ticks}"]
-    words += [f"--{stream}-codec={name}" for stream, name in settings.codecs.items()]
-    words += [f"--tick-multiple={run.identity.tick_multiple}"] if run.identity.config.audio_grid else []
-    return (*words, f"--seed={settings.seed}")
 
 
 def _welcome(run: Run, state: RunState) -> list[str]:
@@ -239,25 +189,10 @@ def _welcome(run: Run, state: RunState) -> list[str]:
 
 def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Reporter) -> Path:
     """Save on the first rank; every rank returns the path."""
-    folder = run.settings.output_dir / CHECKPOINTS
     if not run.ranks.first:
-        return folder / f"step-{state.step:06d}"
-    documents = {
-        STATE_FILE: json_document(_state_document(run, state)),
-        SETTINGS_FILE: json_document(run.settings.as_json()),
-        PROVENANCE_FILE: json_document(provenance),
-    }
-    contents = Contents(state.step, run.learner.tensors(), documents | run.identity.documents())
-    limit = run.settings.checkpoints_total_limit
-    path, removed = save_and_prune(run.settings.output_dir, contents, limit, state.best)
-    for one in removed:
-        reporter.say(f"removed {one}, for {limit} newer ones are kept")
-    return path
-
-
-def _state_document(run: Run, state: RunState) -> dict[str, Any]:
-    """Everything but what was learned. Random numbers have no state: they are hashes of seed, position and purpose."""
-    return {
+        return run.checkpoint(state.step)
+    # Everything but what was learned. Random numbers have no state: they are hashes of seed, position and purpose.
+    document = {
         "version": _STATE_VERSION,
         "step": state.step,
         "loader": run.feed.state_at(state.position),
@@ -266,9 +201,17 @@ def _state_document(run: Run, state: RunState) -> dict[str, Any]:
         "smoothed_loss": state.smoothed.as_json(),
         "elapsed_s": state.elapsed_s,
         "validated": state.validated,
-        "best": None if state.best is None else state.best.as_json(),
+        "best": None if state.best is None else asdict(state.best),
         "machine": machine(run.accelerator.device, run.ranks.world_size),
     }
+    documents = {STATE_FILE: document, SETTINGS_FILE: run.settings.as_json(), PROVENANCE_FILE: provenance}
+    written = {name: json_document(found) for name, found in documents.items()} | run.identity.documents()
+    contents = Contents(state.step, run.learner.tensors(), written)
+    limit = run.settings.checkpoints_total_limit
+    path, removed = save_and_prune(run.settings.output_dir, contents, limit, state.best)
+    for one in removed:
+        reporter.say(f"removed {one}, for {limit} newer ones are kept")
+    return path
 
 
 def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
@@ -291,8 +234,8 @@ def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
     with ranks.together("load the checkpoint"):
         remarks = [f"passed over {set_aside(path)}: {reason}" for path, reason in choice.passed]
         if chosen is None:  # on the other ranks: the first has checked every byte
-            folder = settings.output_dir / CHECKPOINTS / f"step-{step:06d}"
-            chosen = open_checkpoint(folder if settings.resume == "latest" else Path(settings.resume), bytewise=False)
+            folder = run.checkpoint(step) if settings.resume == "latest" else Path(settings.resume)
+            chosen = open_checkpoint(folder, bytewise=False)
         state, more = _load(run, chosen)
     kept = _crown_again(run, state.best)
     if kept != state.best and state.best is not None:
@@ -306,14 +249,12 @@ def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
 
 def _crown_again(run: Run, best: Best | None) -> Best | None:
     """Let RUN/best lead where a checkpoint's state says; returns it if it is there and of this metric."""
-    folder = run.settings.output_dir
-    path = None if best is None else folder / CHECKPOINTS / f"step-{best.step:06d}"
-    kept = 0
+    folder, kept = run.settings.output_dir, 0
     with run.ranks.together("find the best checkpoint"):
-        if run.ranks.first and best is not None and path is not None and path.is_dir():
+        if run.ranks.first and best is not None and run.checkpoint(best.step).is_dir():
             kept = int(best.metric == run.settings.best_metric)
-        if run.ranks.first and kept and path is not None:
-            point_best(folder, path)
+        if kept and best is not None:
+            point_best(folder, run.checkpoint(best.step))
         elif run.ranks.first:
             remove_best(folder)
     return best if run.ranks.largest(kept) else None
@@ -327,10 +268,9 @@ def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
         )
     files = {name: saved.tensors(name) for name in (MODEL_FILE, EMA_FILE, OPTIMIZER_FILE)}
     run.learner.load(files, document["loss_scale"], str(saved.path))
-    note = run.feed.load(document["loader"])
-    own = machine(run.accelerator.device, run.ranks.world_size)
-    other = [f"{name} was {document['machine'].get(name)}, is {own[name]}" for name in own]
-    other = [line for line, name in zip(other, own, strict=True) if document["machine"].get(name) != own[name]]
+    note = run.feed.load_state_dict(document["loader"]).note
+    own, was = machine(run.accelerator.device, run.ranks.world_size), document["machine"]
+    other = [f"{name} was {was.get(name)}, is {own[name]}" for name in own if was.get(name) != own[name]]
     remarks = [f"goes on from {saved.path}"] + ([note] if note else [])
     changed = differences(saved.document(SETTINGS_FILE), run.settings.as_json())
     if changed:
@@ -343,6 +283,6 @@ def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
         elapsed_s=document["elapsed_s"],
         smoothed=Smoothed.from_json(document["smoothed_loss"]),
         validated=document.get("validated", 0),  # there was no validation once
-        best=None if document.get("best") is None else Best.from_json(document["best"]),
+        best=None if document.get("best") is None else Best(**document["best"]),
     )
     return state, remarks

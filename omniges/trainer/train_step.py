@@ -1,34 +1,144 @@
-"""One step of learning: losses of micro-batches, gradients, clipping, AdamW, the average. Nothing waits for the device.
+"""What is learned, and one step of it: losses, gradients, clipping, AdamW, the average. Nothing waits for the device.
 
-What is learned lives here and nowhere else: weights, their average, the optimizer's moments, the loss scale of fp16.
+Weights, their average, the optimizer's moments and the loss scale of fp16 live here and nowhere else. Learning rate and
+the average's decay are functions of the step alone, so that neither a clock nor a restart decides them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, load_into
 from omniges.model.flow import FlowLoss, FlowModel, Windows
+from omniges.model.presets import ModelConfig, model_for_weights
 from omniges.model.tasks import Plan
-from omniges.trainer.config import TrainSettings
-from omniges.trainer.optimizer import Ema, LearningRate, load_moments, make_optimizer, moments
+from omniges.trainer.config import Schedule, TrainSettings
 
-Filled = TypeVar("Filled")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up to `peak` over `warmup_steps`, then constant, or down to 0 at `total_steps`.
+
+    Raises UsageFault for an end within the warm-up.
+    """
+
+    peak: float
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None  # None: there is no last step, and the schedule is constant
+
+    def __post_init__(self) -> None:
+        """Refuse an end within the warm-up."""
+        if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
+            raise UsageFault(
+                f"--lr-warmup-steps {self.warmup_steps}: fewer than the {self.total_steps} steps of the run expected"
+            )
+
+    def at(self, step: int) -> float:
+        """The rate of the update that makes step + 1 out of step; the first is at step 0."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.schedule == "constant" or self.total_steps is None:
+            return self.peak
+        gone = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return self.peak * ((1 - gone) if self.schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2)
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """Decay of the average at the update that makes step + 1 out of step: min(decay, (1 + step) / (10 + step)).
+
+    So the average is over about the last ninth of a run that is too short for its decay.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
+
+
+def decaying(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay pulls to 0: matrices of linear layers.
+
+    Biases, weights of norms and embeddings are left alone, whatever their shape.
+    """
+    return {
+        f"{name}.weight" if name else "weight" for name, module in model.named_modules() if type(module) is nn.Linear
+    }
+
+
+def make_optimizer(model: nn.Module, *, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019), fused; the learning rate is set at each step."""
+    matrices = decaying(model)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if name in matrices], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name not in matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=True)
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step`` for each parameter."""
+    states = {name: optimizer.state.get(p) for name, p in model.named_parameters() if p.requires_grad}
+    return {f"{name}.{part}": state[part] for name, state in states.items() if state for part in _MOMENTS}
+
+
+def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], where: str) -> None:
+    """Put saved state back; raises DataError where it is not this model's."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    expected = {
+        f"{name}.{part}": (parameter.shape if part != "step" else torch.Size())
+        for name, parameter in parameters.items()
+        for part in _MOMENTS
+    }
+    if {name: tensor.shape for name, tensor in saved.items()} != expected:
+        raise DataError(f"{where}: the optimizer's state is not of this model's shapes. Choose another checkpoint")
+    for name, parameter in parameters.items():
+        # Copies: what was read is mapped from a file that may be pruned.
+        optimizer.state[parameter] |= {
+            part: saved[f"{name}.{part}"].to(parameter.device, torch.float32, copy=True) for part in _MOMENTS
+        }
+
+
+class Ema:
+    """Averages of a module's parameters, by name; they begin as the parameters are."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        parameters = dict(module.named_parameters())
+        self._parameters = list(parameters.values())
+        self.tensors: Mapping[str, Tensor] = {
+            name: parameter.detach().to(torch.float32, copy=True) for name, parameter in parameters.items()
+        }
+        self._averages = list(self.tensors.values())
+
+    @torch.no_grad()
+    def begin_anew(self) -> None:
+        """Be as the parameters are."""
+        torch._foreach_copy_(self._averages, [p.detach() for p in self._parameters])
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after the update number `step` (the first is 0): a ← a + (1 − decay)(p − a)."""
+        weight = 1.0 - ema_decay(self.decay, step)
+        torch._foreach_lerp_(self._averages, [p.float() for p in self._parameters], weight)
 
 
 class Learner:
     """A model that learns; on the accelerator's device, spread over its processes."""
 
     def __init__(self, model: FlowModel, accelerator: Accelerator, settings: TrainSettings, rate: LearningRate) -> None:
-        self.model = model
-        self._settings, self._flow, self._rate = settings, settings.flow_settings(), rate
+        self.model, self.rate = model, rate
+        self._settings, self._flow = settings, settings.flow_settings()
         self._accelerator = accelerator
         # Before anything wraps the model: a copy of its modules, not of its weights.
         self._skeleton = copy.deepcopy(model, {id(p): p for p in model.parameters()})
@@ -38,7 +148,7 @@ class Learner:
             model, betas=(settings.adam_beta1, settings.adam_beta2), weight_decay=settings.weight_decay
         )
         self._stepper = accelerator.prepare_optimizer(self._optimizer)
-        self._ema = Ema(model, settings.ema_decay)
+        self.average = Ema(model, settings.ema_decay)
         if settings.compile:
             for block in model.trunk.blocks:
                 block.compile()
@@ -51,7 +161,7 @@ class Learner:
     def averaged(self) -> FlowModel:
         """A model in evaluation mode whose weights are the averages themselves, as they are at any moment."""
         model = copy.deepcopy(self._skeleton, {id(p): p for p in self._skeleton.parameters()})
-        model.load_state_dict(dict(self._ema.tensors) | dict(model.named_buffers()), assign=True)
+        model.load_state_dict(dict(self.average.tensors) | dict(model.named_buffers()), assign=True)
         return model.requires_grad_(False).to(self.device).eval()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -78,17 +188,11 @@ class Learner:
         if self._settings.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, self._settings.max_grad_norm, norm, foreach=True)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate.at(step)
+            group["lr"] = self.rate.at(step)
         self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
-        self._ema.update(step)
+        self.average.update(step)
         return norm
-
-    def begin_with(self, fill: Callable[[FlowModel], Filled]) -> Filled:
-        """Let somebody fill the model before the first step; the average begins with the same weights."""
-        found = fill(self.model)
-        self._ema.begin_anew()
-        return found
 
     def discard(self) -> None:
         """Drop the gradients of a step that will not be finished."""
@@ -98,7 +202,7 @@ class Learner:
         """Everything learned, by file and name."""
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         state = moments(self.model, self._optimizer)
-        return {MODEL_FILE: weights, EMA_FILE: self._ema.tensors, OPTIMIZER_FILE: state}
+        return {MODEL_FILE: weights, EMA_FILE: self.average.tensors, OPTIMIZER_FILE: state}
 
     def scale(self) -> dict[str, Any] | None:
         """The state of fp16's loss scale; None for other precisions."""
@@ -109,9 +213,50 @@ class Learner:
     def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: Mapping[str, Any] | None, where: str) -> None:
         """Put back what `tensors` and `scale` gave; raises DataError where it is not of this model."""
         weights = dict(self.model.named_parameters())
-        for name, own in ((MODEL_FILE, weights), (EMA_FILE, self._ema.tensors)):
+        for name, own in ((MODEL_FILE, weights), (EMA_FILE, self.average.tensors)):
             load_into(own, files[name], f"{where}/{name}")
         load_moments(self.model, self._optimizer, files[OPTIMIZER_FILE], f"{where}/{OPTIMIZER_FILE}")
         scaler = self._accelerator.scaler
         if scaler is not None and scale is not None:
             scaler.load_state_dict(dict(scale))
+
+
+_FLOAT32: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """Bytes on each GPU."""
+
+    weights: int
+    gradients: int
+    moments: int  # AdamW's mean and mean square of each gradient
+    average: int
+    gathered: int  # of FSDP: two whole blocks' weights, one computed with and one on its way, and a block's gradients
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.moments + self.average + self.gathered
+
+
+def training_memory(
+    config: ModelConfig, *, pieces: int, speakers: int, average: bool = True, shards: int = 1
+) -> TrainingMemory:
+    """Memory for float32 weights, their gradients, AdamW and the average, as `omniges train` has them.
+
+    Args:
+        config: the model.
+        pieces: pieces of the tokenizer.
+        speakers: number of speakers.
+        average: whether the averaged weights are there, which `omniges train` always keeps.
+        shards: GPUs over which everything is spread (fully sharded data parallel); 1: each holds it all, as with
+            `omniges train`.
+    """
+    with torch.device("meta"):
+        model = model_for_weights(config, pieces=pieces, speakers=speakers)
+    count = sum(p.numel() for p in model.parameters())
+    block = max(sum(p.numel() for p in block.parameters()) for block in model.trunk.blocks)
+    own = _FLOAT32 * -(-count // shards)
+    gathered = 3 * _FLOAT32 * block if shards > 1 else 0
+    return TrainingMemory(own, own, 2 * own, own if average else 0, gathered)

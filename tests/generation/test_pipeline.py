@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omniges.commands.generate import generate as generate_command
+from omniges.commands.models import generate as generate_command
 from omniges.errors import UsageFault
 from omniges.features.gesture import gesture_from_motion
 from omniges.formats.audio import decode_wav

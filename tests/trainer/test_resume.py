@@ -149,7 +149,7 @@ class TestSignals:
         def stalled(self: Any) -> Any:
             calls.append(time.monotonic())
             if len(calls) == 3:
-                for pid in self._loader.worker_pids:
+                for pid in self.worker_pids:
                     os.kill(pid, signal.SIGSTOP)
                 threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
             return inner(self)

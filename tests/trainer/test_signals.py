@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from omniges.errors import ExitCode
-from omniges.trainer.signals import SECOND_CTRL_C_AFTER_S, StopNow, Stopper
+from omniges.trainer.distributed import SECOND_CTRL_C_AFTER_S, StopNow, Stopper
 
 
 def send(number: signal.Signals) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode
-from omniges.trainer.distributed import Interrupted, Turns
-from omniges.trainer.signals import Stopper
+from omniges.trainer.distributed import Interrupted, Stopper, Turns
 
 
 class Pretended:
@@ -25,9 +24,9 @@ class Pretended:
 class Wishing(Stopper):
     """A stopper with a wish from the start."""
 
-    @property
-    def wish(self) -> ExitCode:
-        return ExitCode.STOPPED
+    def __init__(self) -> None:
+        super().__init__()
+        self.wish = ExitCode.STOPPED
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from omniges.errors import UsageFault
 from omniges.model.checkpoint import CHECKPOINTS, Contents, prune, save_checkpoint
@@ -22,24 +20,29 @@ BEST: Final = "best"
 
 Direction = Literal["lower", "higher"]
 
-_DIRECTIONS: Final[Mapping[StreamName, Mapping[str, Direction]]] = MappingProxyType(
-    {
-        "gesture": {
-            "frechet_gesture_distance": "lower",
-            "beat_consistency": "higher",
-            "semantic_recall": "higher",
-            "invalid_rotations": "lower",
-        },
-        "text": {
-            "word_error_rate": "lower",
-            "character_error_rate": "lower",
-            "word_start_error_median": "lower",
-            "word_end_error_median": "lower",
-        },
-        "audio": {"log_mel_l1": "lower", "mel_cepstral_distortion": "lower", "onset_agreement": "higher"},
-    }
-)
+_LOSS: Final[dict[str, Direction]] = {"loss": "lower"}
+_DIRECTIONS: Final[dict[StreamName, dict[str, Direction]]] = {
+    "gesture": {
+        "frechet_gesture_distance": "lower",
+        "beat_consistency": "higher",
+        "semantic_recall": "higher",
+        "invalid_rotations": "lower",
+    },
+    "text": {
+        "word_error_rate": "lower",
+        "character_error_rate": "lower",
+        "word_start_error_median": "lower",
+        "word_end_error_median": "lower",
+    },
+    "audio": {"log_mel_l1": "lower", "mel_cepstral_distortion": "lower", "onset_agreement": "higher"},
+}
 """What a checkpoint can be chosen by. Diversity, jerk, drift and skate are missing: neither more nor less is better."""
+_KNOWN: Final = _LOSS | {
+    f"{task}/{name}": direction
+    for task in SIX
+    for target in TASKS[task].targets
+    for name, direction in (_LOSS | _DIRECTIONS[target]).items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,6 @@ class Best:
     metric: str
     value: float
 
-    def as_json(self) -> dict[str, Any]:
-        """The form in which checkpoints keep it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Best:
-        """The inverse of `as_json`."""
-        return cls(found["step"], found["metric"], found["value"])
-
 
 def metric_name(metric: str) -> str:
     """What a metric of `omniges.evaluation` is called in logs and flags: letters, digits, underscores."""
@@ -66,20 +60,11 @@ def metric_name(metric: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
 
 
-def _known() -> dict[str, Direction]:
-    found: dict[str, Direction] = {"loss": "lower"}
-    for task in SIX:
-        found[f"{task}/loss"] = "lower"
-        for target in TASKS[task].targets:
-            found |= {f"{task}/{name}": direction for name, direction in _DIRECTIONS[target].items()}
-    return found
-
-
 def check_metric(name: str) -> None:
     """Raise UsageFault for a name by which no checkpoint can be chosen."""
-    if name not in _known():
+    if name not in _KNOWN:
         task = name.partition("/")[0]
-        near = [known for known in _known() if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
+        near = [known for known in _KNOWN if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
         raise UsageFault(f"--best-metric {name!r}: one of {', '.join(near)} expected")
 
 
@@ -87,7 +72,7 @@ def better(name: str, value: float, than: Best | None) -> bool:
     """Whether a value is better than the best so far; a tie leaves the earlier one."""
     if than is None or than.metric != name:
         return True
-    return value > than.value if _known()[name] == "higher" else value < than.value
+    return value > than.value if _KNOWN[name] == "higher" else value < than.value
 
 
 def point_best(run: Path, checkpoint: Path) -> Path:

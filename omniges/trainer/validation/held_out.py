@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -27,7 +27,7 @@ from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.manifest import ManifestRow, MemberPlace
+from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 
@@ -87,6 +87,7 @@ def _in_turns(lists: Sequence[Sequence[T]]) -> list[T]:
 
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
 _LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
@@ -152,9 +153,8 @@ class WindowFolder:
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
         """A window's mel, sound or betas, which is all that scoring asks for by itself."""
         sample = self._samples[row.key]
-        found: npt.NDArray[Any] | None = {"mel.npy": sample.mel, "audio.npy": sample.audio, "betas.npy": sample.betas}[
-            member
-        ]
+        arrays = {"mel.npy": sample.mel, "audio.npy": sample.audio, "betas.npy": sample.betas}
+        found: npt.NDArray[Any] | None = arrays[member]
         if found is None:
             raise KeyError(member)
         return found
@@ -187,13 +187,15 @@ class HeldOut:
         """
         samples: list[SampleArrays] = []
         slots: list[I32] = []
-        whole: tuple[tuple[int, str], _Recording] | None = None
-        for window in self.windows:  # those of a recording stand side by side
-            name = (window.source, window.row.key)
-            if whole is None or whole[0] != name:
-                whole = name, _Recording.read(self.folders[window.source], window.row, codec)
-            samples.append(_cut(whole[1], window, latents))
-            slots.append(whole[1].slots[window.start_tick : window.start_tick + window.ticks])
+        # Those of a recording stand side by side.
+        for _, own in groupby(self.windows, key=lambda window: (window.source, window.row.key)):
+            windows = list(own)
+            folder, row = self.folders[windows[0].source], windows[0].row
+            sample = folder.sample(row)
+            trans, heard = motion_from_gesture(sample.gesture).trans, waveform(folder, row)
+            ids = codec.encode(sample.words, row.ticks).ids
+            samples += [_cut(sample, trans, heard, window, latents) for window in windows]
+            slots += [ids[window.start_tick : window.start_tick + window.ticks] for window in windows]
         return WindowFolder(samples), slots
 
 
@@ -210,7 +212,7 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
             f"{shown}: no recording is in the val split, so there is nothing to validate on: preprocess again with "
             "--split-csv FILE, whose lines 'STEM,val' name some, or train with --validation-steps 0"
         )
-    clips = [Clip(number, key, row.speaker or "", row.ticks) for (number, key), row in rows.items()]
+    clips = [Clip(*place, row.speaker or "", row.ticks) for place, row in rows.items()]
     places = choose_places(clips, window_ticks, limit)
     if not places:
         longest = max(clip.ticks for clip in clips)
@@ -221,31 +223,35 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
             f"the longest has {longest}: {way} {longest - longest % tick_multiple} or less, or train with "
             "--validation-steps 0"
         )
-    windows = []
-    for place in places:
-        folder, row = folders[place.source], rows[place.source, place.key]
-        prefix = f"{place.source}-" if len(folders) > 1 else ""
-        windows.append(
-            Window(
-                name=f"{prefix}{place.key}-{place.start_tick:05d}",
-                source=place.source,
-                row=row,
-                shards=folder.source.describe("").rstrip("/"),
-                shard=folder.source.describe(row.shard),
-                manifest_sha256=folder.dataset["files"][MANIFEST_FILE]["sha256"],
-                start_tick=place.start_tick,
-                ticks=window_ticks,
-            )
+    windows = tuple(
+        Window(
+            name=(f"{place.source}-" if len(folders) > 1 else "") + f"{place.key}-{place.start_tick:05d}",
+            source=place.source,
+            row=row,
+            shards=folder.source.describe("").rstrip("/"),
+            shard=folder.source.describe(row.shard),
+            manifest_sha256=folder.dataset["files"][MANIFEST_FILE]["sha256"],
+            start_tick=place.start_tick,
+            ticks=window_ticks,
         )
-    return HeldOut(tuple(windows), sum(clip.ticks // window_ticks for clip in clips), folders)
+        for place in places
+        for folder, row in ((folders[place.source], rows[place.source, place.key]),)
+    )
+    return HeldOut(windows, sum(clip.ticks // window_ticks for clip in clips), folders)
 
 
 class SomeRecordings(ShardFolder):
-    """Some recordings of several folders as those of one, each read when it is asked for."""
+    """Some recordings of the train split of several folders as those of one, each read when it is asked for."""
 
-    def __init__(self, chosen: Sequence[tuple[ShardFolder, ManifestRow]]) -> None:
+    def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
+        """At most `limit` recordings that last so many ticks or more, evenly over speakers."""
         self.folder = Path("train recordings")
-        self._chosen = {f"{number}-{row.key}": one for number, one in enumerate(chosen) for row in one[1:]}
+        rows = {(source, row.key): row for source, one in folders.items() for row in one.rows if row.split == "train"}
+        clips = [Clip(*place, row.speaker or "", 1) for place, row in rows.items() if row.ticks >= ticks]
+        self._chosen = {
+            f"{number}-{place.key}": (folders[place.source], rows[place.source, place.key])
+            for number, place in enumerate(choose_places(clips, 1, limit))
+        }
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
@@ -258,37 +264,17 @@ class SomeRecordings(ShardFolder):
         return folder.member(own, member)
 
 
-def some_recordings(folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> SomeRecordings:
-    """At most `limit` recordings of the train split that last so many ticks or more, evenly over speakers."""
-    rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "train"}
-    clips = [Clip(number, key, row.speaker or "", 1) for (number, key), row in rows.items() if row.ticks >= ticks]
-    places = choose_places(clips, 1, limit)
-    return SomeRecordings([(folders[place.source], rows[place.source, place.key]) for place in places])
+def _cut(
+    sample: SampleArrays, trans: F64, heard: F32 | None, window: Window, latents: Collection[CodecEntry]
+) -> SampleArrays:
+    """The part of a recording that a window is: times from the window's start, the root where it then is.
 
-
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    """A recording that windows are cut from."""
-
-    sample: SampleArrays
-    slots: I32  # (ticks,)
-    trans: npt.NDArray[np.float64]  # (T, 3) metres
-    heard: F32 | None  # (N,) at 16 kHz
-
-    @classmethod
-    def read(cls, folder: ShardFolder, row: ManifestRow, codec: SlotCodec) -> _Recording:
-        """Raises DataError for what cannot be read."""
-        sample = folder.sample(row)
-        trans = motion_from_gesture(sample.gesture).trans
-        return cls(sample, codec.encode(sample.words, row.ticks).ids, trans, waveform(folder, row))
-
-
-def _cut(recording: _Recording, window: Window, latents: Collection[CodecEntry]) -> SampleArrays:
-    """The part of a recording that a window is: times from the window's start, the root where it then is."""
+    ``trans`` (T, 3) and ``heard`` (N,) are the recording's root in metres and its sound at 16 kHz. A window has the
+    members of its recording, but sound is an array whatever it was kept as.
+    """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
     start_s, seconds = first / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
-    sample, heard = recording.sample, recording.heard
     return replace(
         sample,
         row=replace(
@@ -298,10 +284,10 @@ def _cut(recording: _Recording, window: Window, latents: Collection[CodecEntry])
             mel_frames=ticks * MEL_FRAMES_PER_TICK,
             ticks=ticks,
             seconds=seconds,
-            members=_members(window.row),
+            members={("audio.npy" if name == "flac" else name): place for name, place in window.row.members.items()},
         ),
         gesture=GestureClip(
-            sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], recording.trans[frames.start, [0, 2]]
+            sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], trans[frames.start, [0, 2]]
         ),
         mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
         words=_words(sample, window, latents),
@@ -335,11 +321,6 @@ def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]
 
     (said,) = said_in_windows(sample.words, sample.row.ticks, [(window.start_tick, window.ticks)])
     return _within(said, start_s, seconds, least_s=0.0)
-
-
-def _members(row: ManifestRow) -> dict[str, MemberPlace]:
-    """What a window of a recording has: the same, but for sound, which is an array whatever it was kept as."""
-    return {("audio.npy" if name == "flac" else name): place for name, place in row.members.items()}
 
 
 def _within(

@@ -6,33 +6,32 @@ drawn from. Windows go through the model in groups that do not depend on the num
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.errors import DataError
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.scores import Figure, Heading, absent
-from omniges.generation.sampler import Sampler
+from omniges.generation.sampler import Codecs, Sampler
+from omniges.model.flow import FlowModel, Windows
 from omniges.model.settings import SamplingSettings
-from omniges.model.streams import StreamName
-from omniges.model.tasks import SIX, TASKS
+from omniges.model.streams import STREAMS, StreamName
+from omniges.model.tasks import SIX, TASKS, FlowSettings, Plan
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.best import metric_name
-from omniges.trainer.validation.decoders import why_not
-from omniges.trainer.validation.held_out import HeldOut, WindowFolder, some_recordings, spread
-from omniges.trainer.validation.losses import grid_losses, loss_table, streams_of
-from omniges.trainer.validation.pictures import window_picture
+from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, WindowFolder, spread
 from omniges.trainer.validation.samples import (
     INSTRUMENTS,
+    VALIDATION_SEED,
     Held,
     Kept,
     Made,
-    MadeBy,
     WindowResults,
     make_result,
     pack,
@@ -43,26 +42,104 @@ from omniges.trainer.validation.samples import (
 
 F64 = npt.NDArray[np.float64]
 
+LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Noise levels of the grid that losses are computed at."""
 _GROUP: Final = 4
 """Windows that go through the model together, on any number of ranks."""
 _TRAIN_RECORDINGS: Final = 32
 """Recordings of the train split that mean speeds and the recorded row of the Fréchet distance come from."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidationSettings:
-    """What a validation does."""
+def why_not(codecs: Codecs, task: str) -> str | None:
+    """Say why a task's results cannot be made, with the way out; None where they can."""
+    stream = codecs.missing(TASKS[task])
+    if stream is None:
+        return None
+    codec = codecs.entries[stream].name
+    return f"{stream} is latents of {codec}: give --validation-codec {codec}=FOLDER"
 
-    samples: int  # windows whose results are kept as files and pictures
-    sampling: SamplingSettings
-    best_metric: str
+
+def streams_of(model: FlowModel, task: str) -> list[StreamName]:
+    """The streams whose arrays a task's loss needs: its own, and those that the model carries as noise."""
+    targets = TASKS[task].targets
+    needed = {*TASKS[task].conditions, *targets, *model.carried(targets)}
+    return [name for name in STREAMS if name in needed]
+
+
+def grid_losses(
+    model: FlowModel,
+    arrays: Mapping[StreamName, torch.Tensor],
+    numbers: Sequence[int],
+    speakers: Sequence[int],
+    task: str,
+) -> F64:
+    """Losses (K, levels), without weights, of one task on K windows.
+
+    Args:
+        model: in evaluation mode; the arrays are on its device.
+        arrays: of the windows (K, …), as shards hold them; those that `streams_of` names.
+        numbers: of the windows among all that are validated on; noise hangs on them.
+        speakers: of the windows, 0: unknown.
+        task: one of `SIX`.
+    """
+    count, levels = len(numbers), len(LEVELS)
+    device = next(iter(arrays.values())).device
+    positions = torch.tensor([number * levels + k for number in numbers for k in range(levels)], device=device)
+    windows = Windows(
+        arrays={name: array.repeat_interleave(levels, dim=0) for name, array in arrays.items()},
+        positions=positions,
+        speakers=torch.tensor(speakers, device=device).repeat_interleave(levels),
+    )
+    plan = _plan(task, count)
+    # Each loss is that of a sample by itself: settings weigh streams in the total alone, which is not used.
+    with torch.no_grad():
+        each = model(windows, plan, FlowSettings(), VALIDATION_SEED).each
+    (target,) = TASKS[task].targets
+    found: F64 = each[:, STREAMS.index(target)].double().cpu().numpy().reshape(count, levels)
+    return found
+
+
+def _plan(task: str, count: int) -> Plan:
+    """Every window at every level of the grid, conditions clean, the speaker known."""
+    rows = count * len(LEVELS)
+    conditions, targets = (
+        np.array([name in side for name in STREAMS]) for side in (TASKS[task].conditions, TASKS[task].targets)
+    )
+    level = np.tile(np.array(LEVELS, np.float32), count)[:, None]
+    return Plan(
+        task=np.full(rows, list(TASKS).index(task)),
+        target=np.tile(targets, (rows, 1)),
+        present=np.tile(targets | conditions, (rows, 1)),
+        levels=np.where(targets, level, np.where(conditions, 0.0, 1.0)).astype(np.float32),
+        speaker_known=np.ones(rows, np.bool_),
+    )
+
+
+def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Means over windows of losses (W, 6, levels), by task and level.
+
+    Raises DataError with the window's name for a loss that is no number.
+    """
+    bad = np.argwhere(~np.isfinite(losses))
+    if len(bad):
+        window, task, level = (int(number) for number in bad[0])
+        raise DataError(
+            f"validation: the loss of {SIX[task]} at level {LEVELS[level]:g} is no number on {names[window]}: the "
+            "averaged weights have gone wrong: go on from an earlier checkpoint with a lower --learning-rate"
+        )
+    table: dict[str, dict[str, Any]] = {}
+    for k, task_name in enumerate(SIX):
+        by_level = [math.fsum(losses[:, k, level]) / len(losses) for level in range(len(LEVELS))]
+        levels = {f"{level:g}": value for level, value in zip(LEVELS, by_level, strict=True)}
+        table[task_name] = {"loss": math.fsum(by_level) / len(by_level), "levels": levels}
+    return table
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a validation found, the same on all ranks but for the kept results, which are on the first."""
 
-    by: MadeBy
+    step: int
     losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
     figures: Mapping[str, Sequence[Figure]]  # of each task
     remarks: Mapping[str, Sequence[str]]  # what `evaluate` says of each task's results
@@ -105,32 +182,45 @@ class Found:
 class Validation:
     """The validations of a run."""
 
-    def __init__(self, held_out: HeldOut, sampler: Sampler, settings: ValidationSettings, ranks: Ranks) -> None:
-        """Name the parts; the sampler's model has the averages as its weights."""
-        self.held_out, self.sampler, self.settings = held_out, sampler, settings
+    def __init__(
+        self, held_out: HeldOut, sampler: Sampler, sampling: SamplingSettings, samples: int, ranks: Ranks
+    ) -> None:
+        """Name the parts; the sampler's model has the averages as its weights, results of ``samples`` are kept."""
+        self.held_out, self.sampler, self.sampling = held_out, sampler, sampling
         self._ranks = ranks
         self._samples: WindowFolder | None = None
         self._held: list[Held] = []
         self._train: TrainSplit | None = None
-        count = len(held_out.windows)
-        self.kept = sorted(spread(count)[: settings.samples])
+        self.kept = sorted(spread(len(held_out.windows))[:samples])
         """Numbers of the windows whose results are kept."""
+        self._reasons = {task: why_not(sampler.codecs, task) for task in SIX}
 
-    def run(self, by: MadeBy, turns: Turns) -> Found:
+    def run(self, step: int, turns: Turns) -> Found:
         """Validate the averages as they are; every rank calls it. Raises what `Turns.shared` does."""
         results = WindowResults(turns.everyone(self._read), self.held_out.windows, self.sampler)
         losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows])
         made = self._made(turns, results)
-        figures, remarks = self._scores(turns, results, made)
-        chosen = [one for one in made if one.number in self.kept]
-        own = turns.shared(chosen, results.kept)
-        kept = [Kept.unpacked(*item) for item in self._collected([one.packed() for one in own])]
-        pictures = self._pictures(turns, results, chosen, by.step)
-        return Found(by, losses, figures, remarks, _in_order(kept), pictures)
 
-    def _collected(
-        self, items: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]
-    ) -> list[tuple[dict[str, Any], list[bytes]]]:
+        def score(task: str) -> tuple[str, Sequence[Figure], Sequence[str]]:
+            if (why := self._reasons[task]) is not None:
+                (target,) = TASKS[task].targets
+                return task, [absent(Heading(f"{target} metrics", ""), why)], []
+            scored = score_task([one for one in made if one.task == task], results, self._learned)
+            return task, scored.figures, scored.remarks
+
+        scores = sorted(self._collected(turns.shared(SIX, score)), key=lambda score: SIX.index(score[0]))
+        chosen = [one for one in made if one.number in self.kept]
+        kept = self._collected(turns.shared(chosen, results.kept))
+
+        def draw(number: int) -> tuple[int, bytes]:
+            return number, results.picture(number, [one for one in chosen if one.number == number], step)
+
+        pictures = dict(sorted(self._collected(turns.shared(self.kept, draw))))
+        figures = {task: figures for task, figures, _ in scores}
+        remarks = {task: remarks for task, _, remarks in scores}
+        return Found(step, losses, figures, remarks, sorted(kept, key=_place), pictures)
+
+    def _collected(self, items: Sequence[Any]) -> list[Any]:
         """What all ranks have."""
         return [item for data in self._ranks.collected(pack(items)) for item in unpack(data)]
 
@@ -180,63 +270,32 @@ class Validation:
             return [(number, SIX.index(task), row) for number, row in zip(numbers, losses, strict=True)]
 
         own = [entry for entries in turns.shared(self._groups(), of) for entry in entries]
-        entries = [entry for data in self._ranks.collected(json.dumps(own).encode()) for entry in json.loads(data)]
-        ordered = [row for _, _, row in sorted(entries, key=lambda entry: entry[:2])]
+        ordered = [row for _, _, row in sorted(self._collected(own), key=lambda entry: entry[:2])]
         return np.array(ordered).reshape(len(self._held), len(SIX), -1)
 
     def _made(self, turns: Turns, results: WindowResults) -> list[Made]:
         """What the model makes of every window in every task, in the order of tasks and windows."""
-        reasons = {task: why_not(self.sampler.codecs, task) for task in SIX}
 
         def of(group: tuple[list[Held], str]) -> list[Made]:
             held, task = group
-            parts = sample_windows(self.sampler, task, held, self.settings.sampling)
+            parts = sample_windows(self.sampler, task, held, self.sampling)
             return [make_result(task, one, part, results) for one, part in zip(held, parts, strict=True)]
 
-        groups = self._groups([task for task, why in reasons.items() if why is None])
-        own = [made.packed() for group in turns.shared(groups, of) for made in group]
-        made = [Made.unpacked(*item) for item in self._collected(own)]
-        made += [Made(task, one.number, why_not=why) for task, why in reasons.items() if why for one in self._held]
-        return _in_order(made)
-
-    def _scores(
-        self, turns: Turns, results: WindowResults, made: Sequence[Made]
-    ) -> tuple[dict[str, list[Figure]], dict[str, list[str]]]:
-        """Figures and remarks of every task."""
-
-        def of(task: str) -> tuple[str, tuple[list[dict[str, Any]], list[str]]]:
-            if (why := why_not(self.sampler.codecs, task)) is not None:
-                (target,) = TASKS[task].targets
-                return task, ([asdict(absent(Heading(f"{target} metrics", ""), why))], [])
-            scored = score_task([one for one in made if one.task == task], results, self._learned)
-            return task, ([asdict(figure) for figure in scored.figures], list(scored.remarks))
-
-        own = turns.shared(SIX, of)
-        found = dict(entry for data in self._ranks.collected(json.dumps(own).encode()) for entry in json.loads(data))
-        figures = {task: [Figure(**figure) for figure in found[task][0]] for task in SIX}
-        return figures, {task: found[task][1] for task in SIX}
+        groups = self._groups([task for task, why in self._reasons.items() if why is None])
+        made = self._collected([made for group in turns.shared(groups, of) for made in group])
+        made += [
+            Made(task, one.number, why_not=why) for task, why in self._reasons.items() if why for one in self._held
+        ]
+        return sorted(made, key=_place)
 
     def _learned(self) -> TrainSplit | None:
         """What the train split tells, the first time from its recordings."""
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
-            recordings = some_recordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)
+            recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)
             self._train = learn_train_split(recordings, INSTRUMENTS, lambda _done, _total: None)
         return self._train
 
-    def _pictures(self, turns: Turns, results: WindowResults, made: Sequence[Made], step: int) -> dict[int, bytes]:
-        """A picture of each kept window: what was recorded, and what each task made of it."""
 
-        def of(number: int) -> tuple[dict[str, Any], list[bytes]]:
-            own = [one for one in made if one.number == number]
-            return {"number": number}, [window_picture(number, results, own, step)]
-
-        drawn = {head["number"]: png for head, (png,) in self._collected(turns.shared(self.kept, of))}
-        return dict(sorted(drawn.items()))
-
-
-_Item = TypeVar("_Item", Made, Kept)
-
-
-def _in_order(items: Sequence[_Item]) -> list[_Item]:
-    return sorted(items, key=lambda one: (SIX.index(one.task), one.number))
+def _place(one: Made | Kept) -> tuple[int, int]:
+    return SIX.index(one.task), one.number

@@ -1,50 +1,50 @@
-"""What the model makes of the held-out windows, as `generate` would: as arrays to score, and as files where kept."""
+"""What the model makes of the held-out windows, as `generate` would: as arrays to score, as files and as pictures."""
 
 from __future__ import annotations
 
 import json
-import struct
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges import __version__
 from omniges.codecs.base import SpokenText
 from omniges.errors import DataError
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import GENERIC, Instruments, TrainSplit
-from omniges.evaluation.scores import Heading, Resampling, Result, Scored, absent
+from omniges.evaluation.scores import Figure, Heading, Resampling, Result, Scored, absent
 from omniges.evaluation.speech import score_speech, score_text
-from omniges.features.gesture import MotionArrays
+from omniges.features.gesture import MotionArrays, gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval
 from omniges.generation.inputs import Body
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings
-from omniges.generation.record import GeneratedRecord
-from omniges.generation.sampler import Codecs, Part, Sampler
+from omniges.generation.sampler import Part, Sampler
 from omniges.generation.vocoder import VoiceOf, chosen_voice
 from omniges.generation.writers import Results
 from omniges.metrics.profiles import profile
 from omniges.model.settings import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
-from omniges.storage.canonical_json import sha256_hex
 from omniges.trainer.validation.held_out import Window, WindowFolder
-from omniges.trainer.validation.losses import VALIDATION_SEED
+from omniges.visualize.comparison import Version, draw_comparison
+
+VALIDATION_SEED: Final = 0x56414C
+"""Of noise and samples; not the run's, so that runs of other seeds can be compared."""
 
 INSTRUMENTS: Final = Instruments(profile=profile("corrected"), bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
 """What motion is measured with."""
+VOICE: Final = chosen_voice(None)
 
-_VOICE: Final = chosen_voice(None)
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
 """Beginnings of the names of metrics that are left away: windows have no seams, and there is no body model."""
-_MEMBERS: Final[dict[StreamName, str]] = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}
+_GIVEN: Final[Mapping[StreamName, str]] = {"text": "the words", "audio": "the audio", "gesture": "the gesture"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,15 @@ class Held:
     speaker: int  # 0: unknown to the model
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """A stream of it, as a condition."""
-        return partial(_whole, self.arrays[name], self.window.ticks)
+        """A stream of it, as a condition: all of it, for what latents there are of a part is nobody's to say."""
 
+        def whole(first: int, count: int) -> npt.NDArray[Any]:
+            if (first, count) != (0, self.window.ticks):
+                found = f"{first} to {first + count}"
+                raise ValueError(f"ticks 0 to {self.window.ticks} of a window expected, found {found}")
+            return self.arrays[name]
 
-def _whole(array: npt.NDArray[Any], ticks: int, first: int, count: int) -> npt.NDArray[Any]:
-    """All of a window: what latents there are of a part of it is nobody's to say."""
-    if (first, count) != (0, ticks):
-        raise ValueError(f"ticks 0 to {ticks} of a window expected, found {first} to {first + count}")
-    return array
+        return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +74,9 @@ class Made:
 
     task: str
     number: int  # of the window
-    made: npt.NDArray[Any] | SpokenText | None = None  # of the task's one target, decoded
+    made: Any = None  # array or SpokenText of the task's one target, decoded
     measures: Mapping[str, float] = field(default_factory=dict)
     why_not: str | None = None
-
-    def packed(self) -> tuple[dict[str, Any], list[bytes]]:
-        """What `pack` takes."""
-        head: dict[str, Any] = {"task": self.task, "number": self.number, "why_not": self.why_not}
-        head["measures"] = dict(self.measures)
-        if isinstance(self.made, SpokenText):
-            return head | {"text": asdict(self.made)}, []
-        if self.made is None:
-            return head, []
-        return head | {"kind": self.made.dtype.str, "shape": self.made.shape}, [self.made.tobytes()]
-
-    @classmethod
-    def unpacked(cls, head: Mapping[str, Any], parts: Sequence[bytes]) -> Made:
-        """The inverse of `packed`."""
-        made: npt.NDArray[Any] | SpokenText | None = None
-        if "text" in head:
-            made = SpokenText(**head["text"])
-        elif parts:
-            made = np.frombuffer(parts[0], head["kind"]).reshape(head["shape"])
-        return cls(head["task"], head["number"], made, head["measures"], head["why_not"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,35 +91,6 @@ class Kept:
     remarks: Sequence[str]
     said: str | None = None  # the words, of a task that makes text
     why_not: str | None = None
-
-    def packed(self) -> tuple[dict[str, Any], list[bytes]]:
-        """What `pack` takes."""
-        head = {name: getattr(self, name) for name in ("task", "number", "kinds", "measures", "remarks", "said")}
-        return head | {"why_not": self.why_not, "endings": list(self.contents)}, list(self.contents.values())
-
-    @classmethod
-    def unpacked(cls, head: Mapping[str, Any], parts: Sequence[bytes]) -> Kept:
-        """The inverse of `packed`."""
-        facts = dict(head)
-        return cls(contents=dict(zip(facts.pop("endings"), parts, strict=True)), **facts)
-
-
-@dataclass(frozen=True, slots=True)
-class MadeBy:
-    """What made results, for their records."""
-
-    run: str
-    step: int
-    preset: str
-    sampling: SamplingSettings
-    codecs: Codecs
-
-    def model(self) -> dict[str, Any]:
-        """The model as a record names it."""
-        entries = self.codecs.entries
-        codecs = {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in entries.items()}
-        of_run = {"run": self.run, "step": self.step, "preset": self.preset}
-        return {"checkpoint": None} | of_run | {"weights": "ema", "codecs": codecs}
 
 
 def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Part]:
@@ -162,110 +113,70 @@ class WindowResults:
     windows: Sequence[Window]
     sampler: Sampler
 
-    def of(self, task: str, number: int, made: Any, voice: VoiceOf | None = None) -> Results:
+    def of(self, made: Made, voice: VoiceOf | None = None) -> Results:
         """The results of a window; without a voice, which takes long, there is no waveform.
 
         Raises DataError for what is no motion, or NaN.
         """
-        window = self.windows[number]
+        window = self.windows[made.number]
         body = Body.of_sample(self.samples.sample(self.samples.row(window.name)))
         spans = [(0, window.ticks)] if self.sampler.codecs.untimed_text else None
-        targets, seed = TASKS[task].targets, VALIDATION_SEED + number
+        targets, seed = TASKS[made.task].targets, VALIDATION_SEED + made.number
         results = Results(targets, body, self.sampler.slots, voice, seed, None, spans)
-        results.append({name: [made] if isinstance(made, SpokenText) else made for name in targets})
+        results.append({name: [made.made] if isinstance(made.made, SpokenText) else made.made for name in targets})
         return results
 
     def kept(self, made: Made) -> Kept:
         """Encode the files of a result, with a waveform, as `omniges generate` would write them."""
         if made.why_not is not None:
             return Kept(made.task, made.number, {}, {}, {}, (), None, made.why_not)
-        results = self.of(made.task, made.number, made.made, _VOICE)
+        results = self.of(made, VOICE)
         contents, kinds = {}, {}
         for file in results.files():
             contents[file.ending], kinds[file.ending] = b"".join(file.parts), file.kind
         said = " ".join(one.word for one in results.spoken()[0]) if "text" in results.sinks else None
         return Kept(made.task, made.number, contents, kinds, results.measures, results.remarks, said)
 
+    def picture(self, number: int, made: Sequence[Made], step: int) -> bytes:
+        """PNG of a window and of what was made of it; results that are no motion are left out."""
+        window = self.windows[number]
+        sample = self.samples.sample(self.samples.row(window.name))
+        recorded = Version("recorded", sample.gesture.gesture, sample.gesture.start_xz, sample.mel, sample.words)
+        start_s, seconds = window.start_tick / TICKS_PER_SECOND, window.ticks / TICKS_PER_SECOND
+        row = window.row
+        return draw_comparison(
+            f"{row.stem}, {start_s:.1f} to {start_s + seconds:.1f} s, step {step}",
+            f"speaker {row.speaker or 'unknown'}, split {row.split}, {window.source_path}, ticks {window.start_tick} "
+            f"to {window.start_tick + window.ticks}; averaged weights",
+            [recorded, *(self._version(one) for one in made if one.why_not is None)],
+            seconds,
+        )
+
+    def _version(self, made: Made) -> Version:
+        """What a result's files would hold."""
+        task, found = TASKS[made.task], self.of(made)
+        name = f"{made.task}: from {' and '.join(_GIVEN[stream] for stream in task.conditions)}"
+        if "audio" in task.targets:
+            return Version(name, mel=found.mel())
+        if "text" in task.targets:
+            words = [{"word": word.word, "start": word.start, "end": word.end} for word in found.spoken()[0]]
+            return Version(name, words=words)
+        motion = found.motion()
+        clip = gesture_from_motion(motion.poses, motion.expressions, motion.trans)
+        return Version(name, clip.gesture, clip.start_xz)
+
 
 def make_result(task: str, one: Held, part: Part, results: WindowResults) -> Made:
     """Decode what was sampled of a window, and make sure that it can be scored and written."""
     try:
-        ((_, made),) = part.arrays().items()
-        made = made[0] if isinstance(made, list) else made  # the text of the one window
-        found = results.of(task, one.number, made)
+        ((_, array),) = part.arrays().items()
+        made = Made(task, one.number, array[0] if isinstance(array, list) else array)  # the text of the one window
+        found = results.of(made)
     except DataError as error:  # early on a model may give what is no rotation, or no number: counted, and said
         return Made(task, one.number, why_not=str(error).partition(": the model")[0])
-    if "gesture" in found.sinks and not np.isfinite(made).all():  # face and root, which no rotation depends on
+    if "gesture" in found.sinks and not np.isfinite(made.made).all():  # face and root, which no rotation depends on
         return Made(task, one.number, why_not="generated motion: finite channels expected, found others")
-    return Made(task, one.number, made, found.measures)
-
-
-# --- to other ranks and back
-
-
-def pack(items: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]) -> bytes:
-    """Heads, which are JSON, and their parts as bytes for other ranks: a line of JSON, then the parts."""
-    heads = [{"head": head, "sizes": [len(part) for part in parts]} for head, parts in items]
-    line = json.dumps(heads).encode()
-    return b"".join([struct.pack("<q", len(line)), line, *(part for _, parts in items for part in parts)])
-
-
-def unpack(data: bytes) -> list[tuple[dict[str, Any], list[bytes]]]:
-    """The inverse of `pack`."""
-    (size,) = struct.unpack_from("<q", data)
-    at = 8 + size
-    items = []
-    for head in json.loads(data[8:at]):
-        parts = []
-        for length in head["sizes"]:
-            parts.append(data[at : at + length])
-            at += length
-        items.append((head["head"], parts))
-    return items
-
-
-# --- records and scores
-
-
-def record_of(kept: Kept, window: Window, by: MadeBy) -> GeneratedRecord:
-    """The record of a result, as `generate` writes it, with where the window comes from."""
-    members = _MEMBERS | {stream: entry.member for stream, entry in by.codecs.entries.items()}
-    inputs = [
-        {
-            "stream": stream,
-            "path": f"{window.shard}#{window.row.key}.{members[stream]}",
-            "sha256": window.row.members[members[stream]].sha256,
-            "remarks": [f"{window.ticks} ticks from tick {window.start_tick}"],
-        }
-        for stream in TASKS[kept.task].conditions
-    ]
-    return GeneratedRecord(
-        omniges=__version__,
-        task=kept.task,
-        name=window.name,
-        source=window.provenance(),
-        sample=kept.number,
-        ticks=window.ticks,
-        seconds=window.ticks / TICKS_PER_SECOND,
-        files={
-            kept.kinds[ending]: {"path": f"{window.name}{ending}", "sha256": sha256_hex(content)}
-            for ending, content in kept.contents.items()
-        },
-        inputs=tuple(inputs),
-        model=by.model(),
-        settings=asdict(by.sampling)
-        | {
-            "seed": VALIDATION_SEED,
-            "window_ticks": window.ticks,
-            "overlap_ticks": 0,
-            "speaker": window.row.speaker,
-            "voice": _VOICE.name if ".wav" in kept.contents else None,
-            "quantised": by.codecs.through_codes(TASKS[kept.task].targets),
-        },
-        seams_s=(),
-        measures=kept.measures,
-        remarks=tuple(kept.remarks),
-    )
+    return replace(made, measures=found.measures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,20 +203,19 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
     task, samples = made[0].task, results.samples
     (target,) = TASKS[task].targets
     lost = Counter(one.why_not for one in made if one.why_not is not None)
-    found = []
-    for one in made:
-        if one.why_not is None:
-            row = samples.row(results.windows[one.number].name)
-            found.append(
-                _ArrayResult(
-                    task=task,
-                    row=row,
-                    name=row.key,
-                    seconds=row.seconds,
-                    invalid_rotations=one.measures.get("invalid_rotations"),
-                    results=partial(results.of, task, one.number, one.made),
-                )
-            )
+    found = [
+        _ArrayResult(
+            task=task,
+            row=row,
+            name=row.key,
+            seconds=row.seconds,
+            invalid_rotations=one.measures.get("invalid_rotations"),
+            results=partial(results.of, one),
+        )
+        for one in made
+        if one.why_not is None
+        for row in (samples.row(results.windows[one.number].name),)
+    ]
     if not found:
         why = "; ".join(f"{count} × {reason}" for reason, count in lost.items())
         return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=lost)], {})
@@ -324,3 +234,38 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
 
 def _nobody() -> None:
     """Nobody counts with us."""
+
+
+# --- to other ranks and back
+
+_CLASSES: Final[Mapping[str, Callable[..., Any]]] = {each.__name__: each for each in (Made, Kept, SpokenText, Figure)}
+
+
+def pack(items: Sequence[Any]) -> bytes:
+    """What ranks found, as JSON: results, texts, figures, arrays and bytes, in lists and tuples."""
+
+    def plain(value: Any) -> dict[str, Any]:
+        if isinstance(value, bytes):
+            return {"base64": b64encode(value).decode()}
+        if isinstance(value, np.ndarray):
+            return {"array": value.dtype.str, "shape": value.shape, "bytes": value.tobytes()}
+        return {"class": type(value).__name__} | {each.name: getattr(value, each.name) for each in fields(value)}
+
+    return json.dumps(items, default=plain).encode()
+
+
+def unpack(data: bytes) -> list[Any]:
+    """The inverse of `pack`, but for tuples, which come back as lists."""
+
+    def whole(found: dict[str, Any]) -> Any:
+        match found:
+            case {"base64": text}:
+                return b64decode(text)
+            case {"array": kind, "shape": shape, "bytes": content}:
+                return np.frombuffer(content, kind).reshape(shape)
+            case {"class": name, **facts}:
+                return _CLASSES[name](**facts)
+        return found
+
+    items: list[Any] = json.loads(data, object_hook=whole)
+    return items

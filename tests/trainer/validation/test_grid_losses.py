@@ -15,7 +15,8 @@ from omniges.model.presets import ModelConfig, build_model
 from omniges.model.random import Purpose, normal
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import SIX, TASKS
-from omniges.trainer.validation.losses import LEVELS, VALIDATION_SEED, grid_losses, loss_table, streams_of
+from omniges.trainer.validation.run import LEVELS, grid_losses, loss_table, streams_of
+from omniges.trainer.validation.samples import VALIDATION_SEED
 
 TICKS, PIECES = 8, 20
 CONFIG = ModelConfig(width=16, layers=1, heads=2, piece_width=8, mark_width=4)

@@ -21,7 +21,7 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.audio import decode_flac
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
-from omniges.trainer.validation.held_out import open_held_out, some_recordings
+from omniges.trainer.validation.held_out import SomeRecordings, open_held_out
 
 TICKS = 16
 
@@ -89,7 +89,7 @@ def test_a_window_says_where_it_comes_from_and_its_root_and_sound_are_those_of_t
 
 def test_measures_come_from_the_train_split_alone(shards: Path, data: list[DataSource]) -> None:
     held_out = open_held_out(data, TICKS, 4)
-    some = some_recordings(held_out.folders, TICKS, 3)
+    some = SomeRecordings(held_out.folders, TICKS, 3)
     assert len(some.rows) == 3
     assert {row.split for row in some.rows} == {"train"}
     source = ShardFolder(shards)
@@ -97,7 +97,7 @@ def test_measures_come_from_the_train_split_alone(shards: Path, data: list[DataS
         own = source.row(row.stem)
         np.testing.assert_array_equal(some.gesture(row).gesture, source.gesture(own).gesture)
         np.testing.assert_array_equal(some.array(row, "betas.npy"), source.array(own, "betas.npy"))
-    assert not some_recordings(held_out.folders, 41, 3).rows  # all have 40 ticks
+    assert not SomeRecordings(held_out.folders, 41, 3).rows  # all have 40 ticks
 
 
 def test_a_mixture_tells_folders_apart(shards: Path, data: list[DataSource]) -> None:

@@ -50,7 +50,7 @@ from omniges.trainer import train as train_module
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.held_out import open_held_out
-from omniges.trainer.validation.losses import VALIDATION_SEED
+from omniges.trainer.validation.samples import VALIDATION_SEED
 
 TICKS = 16
 VALIDATED: dict[str, Any] = {

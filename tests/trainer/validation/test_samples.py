@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from omniges.codecs.base import SpokenText
+from omniges.evaluation.scores import Figure
 from omniges.trainer.validation.samples import Kept, Made, pack, unpack
 
 
@@ -14,7 +15,7 @@ from omniges.trainer.validation.samples import Kept, Made, pack, unpack
 )
 def test_arrays(array: np.ndarray) -> None:
     made = Made("a2g", 3, array, {"invalid_rotations": 0.1})
-    (found,) = [Made.unpacked(*item) for item in unpack(pack([made.packed()]))]
+    (found,) = unpack(pack([made]))
     assert (found.task, found.number, found.measures, found.why_not) == ("a2g", 3, {"invalid_rotations": 0.1}, None)
     assert isinstance(found.made, np.ndarray)
     assert (found.made.dtype, found.made.shape, found.made.tobytes()) == (array.dtype, array.shape, array.tobytes())
@@ -22,10 +23,18 @@ def test_arrays(array: np.ndarray) -> None:
 
 def test_texts_and_reasons_beside_each_other() -> None:
     several = [Made("a2t", 0, SpokenText("né \ufffd", ended=False)), Made("t2g", 1, why_not="no rotation")]
-    assert [Made.unpacked(*item) for item in unpack(pack([one.packed() for one in several]))] == several
+    assert unpack(pack(several)) == several
 
 
 def test_files() -> None:
     kept = Kept("t2a", 2, {".mel.npy": b"\x00\x01", ".wav": b""}, {".mel.npy": "mel", ".wav": "audio"}, {}, ["loud"])
     nothing = Kept("a2t", 0, {}, {}, {}, [], None, "text is latents")
-    assert [Kept.unpacked(*item) for item in unpack(pack([kept.packed(), nothing.packed()]))] == [kept, nothing]
+    assert unpack(pack([kept, nothing])) == [kept, nothing]
+
+
+def test_figures_and_plain_values_in_lists() -> None:
+    figure = Figure(metric="m", unit="s", row="generated", value=0.1, left_out={"no rotation": 2}, details={"k": [1]})
+    assert unpack(pack([("a2t", [figure], ["said"]), (3, 0.1 + 0.2, b"png")])) == [
+        ["a2t", [figure], ["said"]],
+        [3, 0.1 + 0.2, b"png"],
+    ]

@@ -43,7 +43,7 @@ from omniges.trainer import train as train_module
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation.held_out import open_held_out
-from omniges.trainer.validation.losses import VALIDATION_SEED
+from omniges.trainer.validation.samples import VALIDATION_SEED
 
 TEXT = {"text": NAME}
 OF_TEXT = ("g2t", "a2t")

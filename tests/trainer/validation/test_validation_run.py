@@ -30,10 +30,10 @@ from omniges.model.tasks import SIX, TASKS
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
-from omniges.trainer.validation import callback as hook_module
 from omniges.trainer.validation import run as run_module
-from omniges.trainer.validation.losses import LEVELS, VALIDATION_SEED
-from omniges.trainer.validation.run import Found
+from omniges.trainer.validation import validator as validator_module
+from omniges.trainer.validation.run import LEVELS, Found
+from omniges.trainer.validation.samples import VALIDATION_SEED
 
 VALIDATED = {"validation_steps": 2, "validation_windows": 3, "validation_samples": 1, "validation_sampling_steps": 2}
 BARE = {**VALIDATED, "validation_windows": 1, "validation_samples": 0, "validation_sampling_steps": 1}
@@ -232,7 +232,7 @@ class TestDefaults:
 
 def losses_that_are(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
     """Give validations of some steps another mean loss."""
-    monkeypatch.setattr(Found, "loss", property(lambda self: values[self.by.step]))
+    monkeypatch.setattr(Found, "loss", property(lambda self: values[self.step]))
 
 
 class TestBest:
@@ -307,8 +307,8 @@ STAGES = {
     "making": (run_module, "make_result"),
     "scoring": (run_module, "score_task"),
     "waveforms": (run_module.WindowResults, "kept"),
-    "pictures": (run_module, "window_picture"),
-    "writing": (hook_module, "write_validation"),
+    "pictures": (run_module.WindowResults, "picture"),
+    "writing": (validator_module, "pending_folder"),
 }
 
 

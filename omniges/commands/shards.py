@@ -1,0 +1,183 @@
+"""Commands on recordings and shards: make, check, encode, show and write back, and a corpus to try them on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from omniges.codecs.settings import EncodeSettings
+from omniges.commands.common import listed, make_console, resumable, with_flags
+from omniges.errors import UsageFault
+from omniges.pipeline.settings import PreprocessSettings
+from omniges.testing.settings import CorpusSettings
+from omniges.verify.settings import VerifySettings
+
+
+@with_flags()
+def preprocess(
+    settings: PreprocessSettings,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Do nothing but show what would be done, the size and the time.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+) -> None:
+    """Convert BEAT2 recordings to tar shards.
+
+    Exit codes: 0 done, 1 too many rejected or a recording lost, 2 usage, 3 environment, 75 stopped by a signal,
+    130 Ctrl-C.
+    """
+    from omniges.pipeline.plan import plan_json, print_plan
+    from omniges.pipeline.run import preprocess as run
+    from omniges.pipeline.summary import print_summary, summary_json
+    from omniges.progress import counter, make_reporter
+
+    if plan:
+        from omniges.pipeline.plan import make_plan
+
+        made = make_plan(settings)
+        if as_json:
+            typer.echo(plan_json(made))
+        else:
+            print_plan(made, settings.workers, make_console())
+        return
+    with resumable(), counter("MB compared with what earlier runs read and wrote") as count:
+        summary = run(settings, make_reporter("json" if as_json else "auto"), count)
+    if as_json:
+        typer.echo(summary_json(summary))
+    else:
+        print_summary(summary, make_console())
+    raise typer.Exit(int(summary.exit_code))
+
+
+@with_flags()
+def verify_shards(
+    settings: VerifySettings,
+    format: Annotated[  # noqa: A002 - the flag's name
+        Literal["text", "json", "junit", "github"], typer.Option(help="Form of the findings.")
+    ] = "text",
+    quarantine: Annotated[
+        bool,
+        typer.Option(
+            "--quarantine", help="Move damaged files to DIR.quarantine; the next preprocess makes them again."
+        ),
+    ] = False,
+) -> None:
+    """Prove shards sound, or say to the byte what is wrong with them.
+
+    Exit codes: 0 sound, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
+    """
+    from omniges.progress import counter
+    from omniges.verify.quarantine import quarantine as move_aside
+    from omniges.verify.report import render, write_report
+    from omniges.verify.run import verify
+
+    folder = settings.location.path
+    if quarantine and folder is None:
+        raise UsageFault(f"--quarantine: files are moved in a local folder only, not at {settings.location}")
+    with counter("MB checked") as count:
+        result = verify(replace(settings, isolate=True), count)
+    text = render(result, format)
+    if settings.report:
+        write_report(settings.report, text)
+    else:
+        typer.echo(text, nl=False)
+    if quarantine and folder is not None:
+        moved = move_aside(folder, result.damaged)
+        for name, target in moved.items():
+            typer.echo(f"moved aside: {name} to {target}", err=True)
+        left = sorted(set(result.damaged) - moved.keys())
+        if left:
+            typer.echo(f"left where they are: {', '.join(left)}", err=True)
+        if moved:
+            typer.echo("run omniges preprocess again: it makes what was moved anew and takes the rest over", err=True)
+    raise typer.Exit(int(result.exit_code))
+
+
+@with_flags("train", resumable)
+def encode(settings: EncodeSettings) -> None:
+    """Add a pretrained codec's latents to shards, so that training never runs the codec.
+
+    Exit codes: 0 done, 1 bad shards or codec, 2 usage, 3 environment, 75 stopped by a signal (the same command goes
+    on), 130 Ctrl-C.
+    """
+    from omniges.codecs.encode import encode as run
+    from omniges.progress import counter
+
+    with counter("s encoded") as count:
+        summary = run(settings, count)
+    typer.echo("\n".join(summary.lines))
+
+
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.", show_default=False)],
+    shards: Annotated[Path, typer.Option(help="Folder of shards.")] = Path("shards"),
+    keys: Annotated[
+        list[str], typer.Option("--key", metavar="LIST", help="Only these samples, by key or stem.", show_default="all")
+    ] = [],
+) -> None:
+    """Write shards back as BEAT2 files: NPZ, TextGrid, and WAV where the audio was kept."""
+    from omniges.pipeline.export import export as run
+    from omniges.progress import counter
+
+    with counter("samples") as count:
+        summary = run(shards, out, listed(keys), count)
+    audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
+    typer.echo(f"{summary.samples} samples written to {summary.folder} ({audio}); splits in {summary.split_list}")
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of shards.")] = Path("shards"),
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One sample.", show_default=False)] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the sample to this PNG file; needs a KEY and the extra pictures.")
+    ] = None,
+    start_s: Annotated[
+        float, typer.Option("--start", help="Second of the sample at which the picture begins; it shows 12 seconds.")
+    ] = 0.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The same facts as one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Show what a shard folder, or one of its samples, holds."""
+    import json
+
+    from omniges.pipeline.inspect import draw, folder_facts, print_folder, print_sample, sample_facts
+    from omniges.shards.reader import ShardFolder
+
+    source = ShardFolder(folder)
+    if key is None:
+        if png:
+            raise UsageFault("--png draws one sample: name its KEY after the folder")
+        if as_json:
+            typer.echo(json.dumps(folder_facts(source), ensure_ascii=False))
+        else:
+            print_folder(source, make_console())
+        return
+    sample = source.sample(source.row(key))
+    if as_json:
+        typer.echo(json.dumps(sample_facts(sample), ensure_ascii=False))
+    else:
+        print_sample(sample, make_console())
+    if png:
+        draw(sample, png, start_s)
+        typer.echo(f"picture: {png}", err=as_json)
+
+
+@with_flags()
+def sample_corpus(
+    settings: CorpusSettings,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.", show_default=False)],
+) -> None:
+    """Write a small synthetic corpus in BEAT2 layout, for trying and testing."""
+    from omniges.progress import counter
+    from omniges.testing.synthetic_corpus import write_sample_corpus
+
+    with counter("recordings") as count:
+        summary = write_sample_corpus(folder, settings, count)
+    typer.echo(
+        f"{summary.clips} synthetic recordings ({summary.seconds:.0f} s, {summary.speakers} speakers, "
+        f"{summary.words} words) in {summary.root}"
+    )

@@ -1,0 +1,241 @@
+"""Validation as the loop calls it: when, which files are kept, what follows for the best checkpoint, and who is told.
+
+The files of a validation, RUN/validation/step-…/, are published as a whole.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from omniges import __version__
+from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.generation.record import GeneratedRecord
+from omniges.model.checkpoint import prune
+from omniges.model.streams import StreamName
+from omniges.model.tasks import TASKS
+from omniges.progress import Reporter, duration
+from omniges.storage.atomic import make_folder, pending_folder, publish_bytes, remove_folder
+from omniges.storage.canonical_json import json_document, sha256_hex
+from omniges.trainer.config import DEFAULT_VALIDATION_STEPS
+from omniges.trainer.distributed import Stopper, Turns
+from omniges.trainer.logging import Logbook, Shown
+from omniges.trainer.run import Run, RunState
+from omniges.trainer.validation.best import BEST, Best, better, point_best
+from omniges.trainer.validation.run import LEVELS, Found, Validation
+from omniges.trainer.validation.samples import VALIDATION_SEED, VOICE, Kept
+
+VALIDATIONS: Final = "validation"
+"""Their folder in a run's folder."""
+REPORT: Final = "validation.json"
+PICTURES: Final = "pictures"
+_FORMAT: Final = "omniges-validation"
+_COSTLY: Final = 0.1
+"""Share of the time of a run above which validating is told to be costly."""
+_MEMBERS: Final[dict[StreamName, str]] = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}
+
+
+class RunValidator:
+    """Validates states of a run; every rank calls it alike."""
+
+    def __init__(self, run: Run, validation: Validation, logbook: Logbook, reporter: Reporter) -> None:
+        self._run, self._validation, self._metric = run, validation, run.settings.best_metric
+        self._logbook, self._reporter = logbook, reporter
+        self._folder = run.settings.output_dir / VALIDATIONS
+        self._began_s = time.monotonic()
+        self._spent_s = 0.0
+        self._warned = False
+
+    def due(self, step: int) -> bool:
+        """Whether a step is one to validate."""
+        return step % (self._run.settings.validation_steps or DEFAULT_VALIDATION_STEPS) == 0
+
+    def validate(self, state: RunState, stopper: Stopper) -> None:
+        """Validate what was learned so far, keep files, note in the state where it is the best, tell.
+
+        Raises `Interrupted` where a rank is to stop, and what anything on a rank raises.
+        """
+        ranks, began_s = self._run.ranks, time.monotonic()
+        self._reporter.say(f"validating step {state.step} on {len(self._validation.held_out.windows)} windows")
+        found = self._validation.run(state.step, Turns(ranks, stopper))
+        value = found.value(self._metric)
+        if value is not None and better(self._metric, value, state.best):
+            state.best = Best(state.step, self._metric, value)
+        folder = self._folder / f"step-{state.step:06d}"
+        with ranks.together("write the validation"):
+            if ranks.first:
+                self._write(folder, found)
+                spared = () if state.best is None else (state.best.step,)
+                prune(self._folder, self._run.settings.checkpoints_total_limit, spared)
+        seconds = time.monotonic() - began_s
+        self._spent_s += seconds
+        self._tell(state, found, folder, seconds)
+
+    def crown(self, state: RunState) -> bool:
+        """Let RUN/best lead to the state's checkpoint; False where it has none yet."""
+        run, checkpoint, found = self._run.settings.output_dir, self._run.checkpoint(state.step), 0
+        with self._run.ranks.together(f"make {run / BEST}"):
+            if self._run.ranks.first and checkpoint.is_dir():
+                point_best(run, checkpoint)
+                found = 1
+        return self._run.ranks.largest(found) == 1
+
+    # --- files
+
+    def _write(self, folder: Path, found: Found) -> None:
+        """Publish a validation's folder in one step, in place of one of the same step.
+
+        Raises EnvironmentFault where the disk is in the way; then nothing is left of it.
+        """
+        held_out = self._validation.held_out
+        make_folder(folder.parent)
+        if folder.exists():  # a run repeats steps after a kill
+            remove_folder(folder)
+        with pending_folder(folder) as pending:
+            for made in found.kept:
+                if made.why_not is None:
+                    own, name = pending / made.task, held_out.windows[made.number].name
+                    make_folder(own)
+                    for ending, content in made.contents.items():
+                        publish_bytes(own / f"{name}{ending}", content)
+                    publish_bytes(own / f"{name}.json", self._record(made, found.step).document())  # the last one
+            if found.pictures:
+                make_folder(pending / PICTURES)
+            for number, png in found.pictures.items():
+                publish_bytes(pending / PICTURES / f"{held_out.windows[number].name}.png", png)
+            document = {
+                "format": _FORMAT,
+                "version": 1,
+                "omniges": __version__,
+                "step": found.step,
+                "weights": "ema",
+                "codecs": self._codecs(),
+                "seed": VALIDATION_SEED,
+                "levels": list(LEVELS),
+                "sampling": asdict(self._validation.sampling),
+                "windows": [{"name": window.name} | window.provenance() for window in held_out.windows],
+                "windows_available": held_out.available,
+                "loss": found.loss,
+                "losses": found.losses,
+                "figures": {task: [asdict(figure) for figure in figures] for task, figures in found.figures.items()},
+                "remarks": found.remarks,
+                "samples": self._samples(found),
+            }
+            publish_bytes(pending / REPORT, json_document(document))
+
+    def _codecs(self) -> dict[str, Any]:
+        entries = self._validation.sampler.codecs.entries
+        return {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in entries.items()}
+
+    def _record(self, kept: Kept, step: int) -> GeneratedRecord:
+        """The record of a result, as `generate` writes it, with where the window comes from."""
+        window, codecs = self._validation.held_out.windows[kept.number], self._validation.sampler.codecs
+        members = _MEMBERS | {stream: entry.member for stream, entry in codecs.entries.items()}
+        inputs = [
+            {
+                "stream": stream,
+                "path": f"{window.shard}#{window.row.key}.{members[stream]}",
+                "sha256": window.row.members[members[stream]].sha256,
+                "remarks": [f"{window.ticks} ticks from tick {window.start_tick}"],
+            }
+            for stream in TASKS[kept.task].conditions
+        ]
+        of_run = {"run": str(self._run.settings.output_dir), "step": step, "preset": self._run.identity.preset}
+        return GeneratedRecord(
+            omniges=__version__,
+            task=kept.task,
+            name=window.name,
+            source=window.provenance(),
+            sample=kept.number,
+            ticks=window.ticks,
+            seconds=window.ticks / TICKS_PER_SECOND,
+            files={
+                kept.kinds[ending]: {"path": f"{window.name}{ending}", "sha256": sha256_hex(content)}
+                for ending, content in kept.contents.items()
+            },
+            inputs=tuple(inputs),
+            model={"checkpoint": None} | of_run | {"weights": "ema", "codecs": self._codecs()},
+            settings=asdict(self._validation.sampling)
+            | {
+                "seed": VALIDATION_SEED,
+                "window_ticks": window.ticks,
+                "overlap_ticks": 0,
+                "speaker": window.row.speaker,
+                "voice": VOICE.name if ".wav" in kept.contents else None,
+                "quantised": codecs.through_codes(TASKS[kept.task].targets),
+            },
+            seams_s=(),
+            measures=kept.measures,
+            remarks=tuple(kept.remarks),
+        )
+
+    # --- who is told
+
+    def _tell(self, state: RunState, found: Found, folder: Path, seconds: float) -> None:
+        """The log, the trackers and the person."""
+        step, metric, value = state.step, self._metric, found.value(self._metric)
+        share = self._spent_s / max(time.monotonic() - self._began_s, 1e-9)
+        numbers: dict[str, Any] = {
+            "loss": found.loss,
+            "losses": found.losses,
+            "metrics": found.metrics(),
+            "recorded": found.metrics("recorded"),
+            "shuffled": found.metrics("shuffled"),
+            "seconds": round(seconds, 3),
+            "share_of_time": round(share, 5),
+        }
+        self._logbook.write(
+            "validation",
+            step=step,
+            **numbers,
+            not_computed=found.not_computed(),
+            windows=len(self._validation.held_out.windows),
+            folder=str(folder),
+            samples=self._samples(found),
+            best_metric={"name": metric, "value": value},
+            best=None if state.best is None else asdict(state.best),
+        )
+        self._logbook.track(step, {"validation": numbers})
+        if self._run.ranks.first:
+            self._logbook.show(step, [self._shown(folder, made) for made in found.kept])
+        shown = "not computed" if value is None else f"{value:.4g}"
+        rank = ", the best so far" if state.best is not None and state.best.step == step else ""
+        self._reporter.say(
+            f"validation at step {step}: {metric} {shown}{rank}; {duration(seconds)}, {share:.1%} of the time; {folder}"
+        )
+        if share > _COSTLY and not self._warned and state.validated:  # the first one loads libraries
+            self._warned = True
+            self._reporter.say(
+                f"validation takes {share:.1%} of the time: raise --validation-steps, or lower --validation-windows, "
+                "--validation-samples or --validation-sampling-steps"
+            )
+
+    def _samples(self, found: Found) -> list[dict[str, Any]]:
+        """What was kept, with where it comes from; files relative to the validation's folder."""
+        samples = []
+        for made in found.kept:
+            window = self._validation.held_out.windows[made.number]
+            files = [f"{made.task}/{window.name}{ending}" for ending in made.contents]
+            facts = {"task": made.task, "name": window.name, "files": files, "why_not": made.why_not}
+            picture = f"{PICTURES}/{window.name}.png" if made.number in found.pictures else None
+            samples.append(facts | {"picture": picture} | window.provenance())
+        return samples
+
+    def _shown(self, folder: Path, made: Kept) -> Shown:
+        """The same of one result, for trackers."""
+        window = self._validation.held_out.windows[made.number]
+        in_words = ", ".join(sorted(made.kinds.values())) if made.said is None else made.said
+        return Shown(
+            task=made.task,
+            recording=window.row.stem,
+            speaker=window.row.speaker or "unknown",
+            source_path=window.source_path,
+            start_tick=window.start_tick,
+            ticks=window.ticks,
+            files=str(folder / made.task),
+            made=f"nothing: {made.why_not}" if made.why_not is not None else in_words,
+            recorded=" ".join(word["word"] for word in self._validation.recorded_words(made.number)),
+            picture=folder / PICTURES / f"{window.name}.png",
+        )
