@@ -13,7 +13,7 @@ from omniges.errors import DataError
 from omniges.evaluation.statistics import ROWS, Figure, Heading, Resampling, Row, Values, absent, figure_of_mean
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics.beats import BeatScore, audio_beats, beat_score, motion_beats
-from omniges.metrics.intervals import shuffled_pairing
+from omniges.metrics.clips import shuffled_pairing
 from omniges.metrics.profiles import BeatSettings
 
 F64 = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ class BeatRows:
         keys = list(self._heard)
         if len(keys) < 2:
             return
-        partner = dict(zip(keys, (keys[k] for k in shuffled_pairing(len(keys), seed)[0]), strict=True))
+        partner = dict(zip(keys, (keys[k] for k in shuffled_pairing(len(keys), seed)), strict=True))
         for key, frames, beats in self._moved:
             other_frames, times = self._heard[partner[key]]
             common = min(frames, other_frames)

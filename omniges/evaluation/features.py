@@ -12,8 +12,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.evaluation.motion import ClipMotion, Instruments, TrainSplit
 from omniges.evaluation.statistics import Figure, Heading, Resampling, Values, absent, figure_of_statistic
-from omniges.metrics.encoders import Features
-from omniges.metrics.frechet import FrechetScore, frechet_distance
+from omniges.metrics.frechet import Features, FrechetScore, frechet_distance
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

@@ -16,8 +16,7 @@ from omniges.evaluation.statistics import Values
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics.beats import mean_joint_speeds
-from omniges.metrics.encoders import Encoder, Features
-from omniges.metrics.frechet import DESCRIPTOR_NAME, describe
+from omniges.metrics.frechet import DESCRIPTOR_NAME, Encoder, Features, describe
 from omniges.metrics.profiles import Profile, scored_poses
 from omniges.shards.manifest import ManifestRow
 

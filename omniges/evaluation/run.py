@@ -29,7 +29,7 @@ from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.arrays import read_array
 from omniges.generation.run import codecs_of, generate
 from omniges.generation.settings import GenerateSettings, Sources, task_named
-from omniges.metrics.encoders import Encoder, Features, load_encoder, load_features
+from omniges.metrics.frechet import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import Profile, profile
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.settings import SamplingSettings

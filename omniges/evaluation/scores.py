@@ -18,7 +18,7 @@ from omniges.errors import DataError
 from omniges.evaluation.statistics import Figure
 from omniges.features.gesture import GestureClip, MotionArrays
 from omniges.formats.textgrid import WordInterval
-from omniges.metrics.intervals import shuffled_pairing
+from omniges.metrics.clips import shuffled_pairing
 from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow
 
@@ -117,5 +117,5 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
     """Another recording for each, in one random cycle; none where there is only one."""
     if len(keys) < 2:
         return {}
-    order = shuffled_pairing(len(keys), seed)[0]
+    order = shuffled_pairing(len(keys), seed)
     return {key: keys[int(other)] for key, other in zip(keys, order, strict=True)}

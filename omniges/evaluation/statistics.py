@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.metrics.clips import ClipValue, weighted_mean
-from omniges.metrics.intervals import bootstrap, bootstrap_mean
+from omniges.metrics.clips import ClipValue, bootstrap, bootstrap_mean, weighted_mean
 
 I64 = npt.NDArray[np.int64]
 Row = Literal["generated", "shuffled", "recorded"]

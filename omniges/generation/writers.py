@@ -28,7 +28,7 @@ from omniges.generation.inputs import Body, Input
 from omniges.generation.record import WINDOWS_TIER
 from omniges.generation.spool import Spool
 from omniges.generation.vocoder import VoiceOf
-from omniges.metrics.motion import invalid_rotations
+from omniges.metrics.positions import invalid_rotations
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors

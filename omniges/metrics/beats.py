@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import checked
+from omniges.features.arrays import F64, Numbers, checked
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
 
-F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-Numbers = npt.NDArray[np.floating]
 
 _DETOUR_HZ: Final = 22_050  # librosa's default rate, which the tools of 2024 forget to override
 _LEAST_SAMPLES: Final = 2048  # librosa's window

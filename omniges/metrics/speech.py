@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.arrays import checked
+from omniges.features.arrays import F64, Numbers, checked
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.metrics.clips import ClipValue, checked_pair
-
-F64 = npt.NDArray[np.float64]
-Numbers = npt.NDArray[np.floating]
 
 CEPSTRA: Final = 13
 ONSET_TOLERANCE_S: Final = 0.05
