@@ -371,7 +371,7 @@ class Results:
 
 def result_picture(name: str, task: str, item: Input, results: Results, codec: SlotCodec, body: Body) -> bytes:
     """The first 12 s as PNG; the streams of an input and of a result each have a row that says what they are."""
-    from omniges.visualize.result import Row, draw_result  # noqa: PLC0415 - matplotlib, where a picture is asked for
+    from omniges.visualize.pictures import Row, draw_result  # noqa: PLC0415 - matplotlib, where a picture is asked for
 
     ticks = min(_SHOWN_TICKS, item.ticks)
     recorded = item.recorded if item.given else ()  # what follows from nothing has no recording to be held against

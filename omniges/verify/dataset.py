@@ -16,23 +16,21 @@ from omniges.shards.schema import (
     FORMAT,
     FORMAT_VERSION,
     LATENTS_FILE,
-    MANIFEST_FILE,
-    REPORT_FILE,
+    SIDE_FILES,
     SPLITS,
-    STATS_FILE,
-    TOKENIZER_FILE,
     UNFINISHED_FILE,
     is_count,
     is_real,
+    shard_name,
 )
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 from omniges.storage.names import is_sha256
-from omniges.verify.files import FileFault, Folder
 from omniges.verify.findings import Collector, VerifyFinding
+from omniges.verify.folders import FileFault, Folder
 
-_SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)
 _COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
+_NO_CUT: Final = {"audio_s": 0, "motion_s": 0, "words_dropped": 0, "words_clipped": 0}
 _MAX_DOCUMENT_BYTES: Final = 64 << 20
 
 
@@ -70,13 +68,11 @@ class Inventory:
         return found if isinstance(found, dict) else {}
 
 
-def strict_json(data: bytes) -> Any:
-    """Parse JSON of unknown origin; raises ValueError for all that is not plain, finite JSON in UTF-8."""
-    return strict_json_form(data)[0]
+def strict_json(data: bytes) -> tuple[Any, bytes]:
+    """Parse JSON of unknown origin; gives the value and its canonical form.
 
-
-def strict_json_form(data: bytes) -> tuple[Any, bytes]:
-    """`strict_json`, with the value's canonical form."""
+    Raises ValueError for all that is not plain, finite JSON in UTF-8.
+    """
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON number")
@@ -97,9 +93,13 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
         return None, out.finish()
     shards = _listed(document.get("shards"), "shards", out)
     files = _listed(document.get("files"), "files", out)
-    codecs = _codecs(document, out)
+    codecs: dict[str, CodecEntry] = {}
+    try:
+        codecs = read_entries(document)
+    except ValueError as error:
+        out.add("dataset-malformed", f"codecs: {error}", "entries of codecs by name")
     if files is not None:
-        for name in sorted(set(_SIDE_FILES) - files.keys()):
+        for name in sorted(set(SIDE_FILES) - files.keys()):
             out.add("dataset-malformed", f"files: no {name}", "manifest, statistics, tokenizer and report")
         if (LATENTS_FILE in files) != bool(codecs):
             there = f"{'a' if LATENTS_FILE in files else 'no'} {LATENTS_FILE} and {len(codecs)} codecs"
@@ -108,19 +108,14 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
     if out.failed:
         return inventory, out.finish()
     _check_identity(document, out)
-    _check_numbering(inventory, out)
+    for split in SPLITS:
+        names = sorted(name for name, shard in inventory.shards.items() if shard.split == split)
+        gap = next((index for index, name in enumerate(names) if int(name[-10:-4]) != index), None)
+        if gap is not None:
+            out.add("shard-name", names[gap], shard_name(split, gap))
     _check_totals(inventory, out)
     _check_plan(document, out)
     return inventory, out.finish()
-
-
-def _codecs(document: Mapping[str, Any], out: Collector) -> dict[str, CodecEntry]:
-    """The codecs whose latents the shards hold, none after a finding."""
-    try:
-        return read_entries(document)
-    except ValueError as error:
-        out.add("dataset-malformed", f"codecs: {error}", "entries of codecs by name")
-        return {}
 
 
 def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
@@ -135,7 +130,7 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
         out.add("dataset-unreadable", f"{len(data)} bytes or more", f"at most {_MAX_DOCUMENT_BYTES}")
         return None
     try:
-        document = strict_json(data)
+        document, _ = strict_json(data)
         canonical = json_document(document)
     except (ValueError, RecursionError) as error:
         out.add("dataset-unreadable", str(error), "a JSON object")
@@ -188,33 +183,19 @@ def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
         out.add("dataset-malformed", f"manifest_hash {digest!r}", "a sha256")
 
 
-def _check_numbering(inventory: Inventory, out: Collector) -> None:
-    for split in SPLITS:
-        names = sorted(name for name, shard in inventory.shards.items() if shard.split == split)
-        for index, name in enumerate(names):
-            if int(name[-10:-4]) != index:
-                out.add("shard-name", name, f"{split}-{index:06d}.tar")
-                break
-
-
 def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
     """Totals as they should be, or None after a finding."""
     wanted = {*_COUNTS, "seconds"} | ({"cut"} if name == "totals" else set())
     if not isinstance(found, dict) or found.keys() != wanted:
         out.add("dataset-malformed", f"{name}: {found!r}", ", ".join(sorted(wanted)))
         return None
-    seconds = found["seconds"]
-    real = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
-    real = real and (name != "totals" or _cut_sound(found["cut"]))
-    if not real or not all(is_count(found[count]) for count in _COUNTS):
+    seconds, cut = found["seconds"], found.get("cut", _NO_CUT)
+    sound = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
+    sound = sound and isinstance(cut, dict) and cut.keys() == _NO_CUT.keys() and all(map(is_real, cut.values()))
+    if not sound or not all(is_count(found[count]) for count in _COUNTS):
         out.add("dataset-malformed", f"{name}: {found!r}", "whole numbers, and seconds")
         return None
     return found
-
-
-def _cut_sound(cut: object) -> bool:
-    fields = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
-    return isinstance(cut, dict) and cut.keys() == fields and all(map(is_real, cut.values()))
 
 
 def _check_totals(inventory: Inventory, out: Collector) -> None:

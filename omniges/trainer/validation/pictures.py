@@ -9,7 +9,7 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.trainer.validation.samples import Made, WindowResults
-from omniges.visualize.comparison import Version, draw_comparison
+from omniges.visualize.pictures import Version, draw_comparison
 
 _GIVEN: dict[StreamName, str] = {"text": "the words", "audio": "the audio", "gesture": "the gesture"}
 
