@@ -57,18 +57,14 @@ def root_drift(root: Numbers) -> DriftScore:
     return DriftScore(float(away[-1]), float(away.max()))
 
 
-def foot_skate(joints: Numbers, *, floor_m: float | None = None) -> SkateScore:
+def foot_skate(joints: Numbers) -> SkateScore:
     """Mean sliding speed of the toes near the floor, by v (2 − 2^(h/H)): joints (T, 55, 3) m with translation.
 
-    Zhang et al. (2018). ``floor_m``: its height; None takes each toe's 5th percentile. Without any contact the value
-    is 0 and so is the share. Raises UsageFault for another shape or floor, DataError for fewer than 2 or non-finite
-    frames.
+    Zhang et al. (2018). The floor is each toe's 5th percentile of height. Without any contact the value is 0 and so is
+    the weight. Raises UsageFault for another shape, DataError for fewer than 2 or non-finite frames.
     """
     positions = checked(joints, "joints", (None, len(JOINT_NAMES), 3), at_least=2)[:, TOES]
-    if floor_m is not None and not np.isfinite(floor_m):
-        raise UsageFault(f"floor: found {floor_m}; expected its height in metres")
-    lowest: F64 = np.asarray(np.percentile(positions[..., 1], FLOOR_PERCENTILE, axis=0))
-    floor = lowest if floor_m is None else np.full(2, floor_m)
+    floor = np.percentile(positions[..., 1], FLOOR_PERCENTILE, axis=0)
     height = np.maximum(positions[:-1, :, 1] - floor, 0.0)
     speed = np.linalg.norm(np.diff(positions, axis=0)[..., _GROUND], axis=-1) * FRAME_RATE_HZ
     contact = height < CONTACT_HEIGHT_M
@@ -90,11 +86,11 @@ def jerk(joints: Numbers) -> ClipValue:
     return ClipValue(float(np.linalg.norm(third, axis=-1).mean()), float(len(third)))
 
 
-def invalid_rotations(six_d: Numbers, *, tolerance: float = ROTATION_TOLERANCE) -> ClipValue:
+def invalid_rotations(six_d: Numbers) -> ClipValue:
     """Share of 6D rotations (T, J, 6), as generated, that are far from any rotation; weight T · J.
 
-    Far: a row's length differs from 1, or the dot product of both rows from 0, by more than ``tolerance``; or not
-    finite. Raises UsageFault for another shape or no rotations at all.
+    Far: a row's length differs from 1, or the dot product of both rows from 0, by more than 0.1; or not finite.
+    Raises UsageFault for another shape or no rotations at all.
     """
     rows = np.asarray(six_d)
     if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
@@ -103,7 +99,8 @@ def invalid_rotations(six_d: Numbers, *, tolerance: float = ROTATION_TOLERANCE) 
     values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid all the same
     first, second = values[..., :3], values[..., 3:]
     lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])
-    good = (np.abs(lengths - 1) <= tolerance).all(axis=0) & (np.abs((first * second).sum(axis=-1)) <= tolerance)
+    upright = np.abs((first * second).sum(axis=-1)) <= ROTATION_TOLERANCE
+    good = (np.abs(lengths - 1) <= ROTATION_TOLERANCE).all(axis=0) & upright
     return ClipValue(float(1 - good.mean()), float(finite.size))
 
 

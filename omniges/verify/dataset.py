@@ -9,20 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from omniges.shards import schema
 from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.schema import (
-    DATASET_FILE,
-    FORMAT,
-    FORMAT_VERSION,
-    LATENTS_FILE,
-    SIDE_FILES,
-    SPLITS,
-    UNFINISHED_FILE,
-    is_count,
-    is_real,
-    shard_name,
-)
+from omniges.shards.schema import is_count, is_real, shard_name
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 from omniges.storage.names import is_sha256
@@ -57,15 +47,17 @@ class Inventory:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the conversion, empty where they are not what they should be."""
-        found = self.document.get("settings")
-        convert = found.get("convert") if isinstance(found, dict) else None
-        return convert if isinstance(convert, dict) else {}
+        return as_object(as_object(self.document.get("settings")).get("convert"))
 
     @property
     def tool(self) -> dict[str, Any]:
         """The versions of the packages that wrote the shards."""
-        found = self.document.get("tool")
-        return found if isinstance(found, dict) else {}
+        return as_object(self.document.get("tool"))
+
+
+def as_object(found: object) -> dict[str, Any]:
+    """A JSON object as it is, and an empty one for any other value."""
+    return found if isinstance(found, dict) else {}
 
 
 def strict_json(data: bytes) -> tuple[Any, bytes]:
@@ -87,7 +79,7 @@ def strict_json(data: bytes) -> tuple[Any, bytes]:
 
 def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:
     """Read and check dataset.json by itself; the inventory is None where nothing else can be held against it."""
-    out = Collector(DATASET_FILE)
+    out = Collector(schema.DATASET_FILE)
     document = _read_document(folder, out)
     if document is None:
         return None, out.finish()
@@ -99,16 +91,17 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
     except ValueError as error:
         out.add("dataset-malformed", f"codecs: {error}", "entries of codecs by name")
     if files is not None:
-        for name in sorted(set(SIDE_FILES) - files.keys()):
+        for name in sorted(set(schema.SIDE_FILES) - files.keys()):
             out.add("dataset-malformed", f"files: no {name}", "manifest, statistics, tokenizer and report")
-        if (LATENTS_FILE in files) != bool(codecs):
-            there = f"{'a' if LATENTS_FILE in files else 'no'} {LATENTS_FILE} and {len(codecs)} codecs"
-            out.add("dataset-malformed", f"files: {there}", f"{LATENTS_FILE} where there is a codec, and only there")
+        latents = schema.LATENTS_FILE
+        if (latents in files) != bool(codecs):
+            there = f"{'a' if latents in files else 'no'} {latents} and {len(codecs)} codecs"
+            out.add("dataset-malformed", f"files: {there}", f"{latents} where there is a codec, and only there")
     inventory = Inventory(document, shards or {}, files or {}, codecs)
     if out.failed:
         return inventory, out.finish()
     _check_identity(document, out)
-    for split in SPLITS:
+    for split in schema.SPLITS:
         names = sorted(name for name, shard in inventory.shards.items() if shard.split == split)
         gap = next((index for index, name in enumerate(names) if int(name[-10:-4]) != index), None)
         if gap is not None:
@@ -120,7 +113,7 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
 
 def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
     try:
-        with folder.opened(DATASET_FILE) as source:
+        with folder.opened(schema.DATASET_FILE) as source:
             data = source.read(min(source.size, _MAX_DOCUMENT_BYTES + 1), 0)
     except FileFault as fault:
         missing = fault.code == "file-missing"
@@ -139,12 +132,12 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
         out.add("dataset-unreadable", type(document).__name__, "a JSON object")
         return None
     version = document.get("version")
-    if document.get("format") != FORMAT:
-        out.add("dataset-foreign", f"format {document.get('format')!r}", repr(FORMAT))
+    if document.get("format") != schema.FORMAT:
+        out.add("dataset-foreign", f"format {document.get('format')!r}", repr(schema.FORMAT))
         return None
-    if type(version) is not int or version != FORMAT_VERSION:
-        newer = is_count(version, FORMAT_VERSION + 1)
-        out.add("dataset-newer" if newer else "dataset-version", f"version {version!r}", str(FORMAT_VERSION))
+    if type(version) is not int or version != schema.FORMAT_VERSION:
+        newer = is_count(version, schema.FORMAT_VERSION + 1)
+        out.add("dataset-newer" if newer else "dataset-version", f"version {version!r}", str(schema.FORMAT_VERSION))
         return None
     if not sealed_correctly(document):
         out.add("dataset-checksum", f"checksum {document.get('checksum')!r}", "the sha256 of the other fields")
@@ -201,13 +194,13 @@ def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
 def _check_totals(inventory: Inventory, out: Collector) -> None:
     """Totals are the sums over the splits, and those of a split have its shards' samples."""
     splits = inventory.document.get("splits")
-    if not isinstance(splits, dict) or splits.keys() != set(SPLITS):
-        out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(SPLITS))
+    if not isinstance(splits, dict) or splits.keys() != set(schema.SPLITS):
+        out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(schema.SPLITS))
         return
-    parts = {split: _totals(splits[split], f"splits.{split}", out) for split in SPLITS}
+    parts = {split: _totals(splits[split], f"splits.{split}", out) for split in schema.SPLITS}
     whole = _totals(inventory.document.get("totals"), "totals", out)
     known = [part for part in parts.values() if part is not None]
-    if whole is None or len(known) < len(SPLITS):
+    if whole is None or len(known) < len(schema.SPLITS):
         return
     for name in _COUNTS:
         added = sum(part[name] for part in known)
@@ -234,10 +227,9 @@ def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
     digest = sha256_hex(canonical_json(settings))
     if plan.get("settings_sha256") != digest:
         out.add("dataset-plan", f"plan.settings_sha256 {plan.get('settings_sha256')!r}", digest)
-    totals = document.get("totals")
     stems: Any = plan.get("stems")
     rejected: Any = plan.get("rejected")
-    samples: Any = totals.get("samples") if isinstance(totals, dict) else None
+    samples: Any = as_object(document.get("totals")).get("samples")
     if not (is_count(stems) and is_count(rejected)):
         out.add("dataset-malformed", f"plan.stems {stems!r}, plan.rejected {rejected!r}", "whole numbers")
     elif is_count(samples) and stems != rejected + samples:
@@ -249,12 +241,12 @@ def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
     """What lies in the folder and is not listed."""
     findings = []
     for name in names:
-        if name in listed or name == DATASET_FILE:
+        if name in listed or name == schema.DATASET_FILE:
             continue
         code = "shard-unlisted" if name.lower().endswith(".tar") else "file-unlisted"
         if is_temporary_name(name):
             code = "temporary-file"
-        if name == UNFINISHED_FILE:
+        if name == schema.UNFINISHED_FILE:
             code = "unfinished-run"
         findings.append(VerifyFinding(code, name, "not in dataset.json"))
     return findings

@@ -202,7 +202,6 @@ class Collector:
         code: str,
         found: str,
         expected: str = "",
-        *,
         key: str | None = None,
         member: str | None = None,
         offset: int | None = None,

@@ -10,16 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from omniges.errors import ExitCode, UsageFault
+from omniges.shards import schema
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import (
-    DATASET_FILE,
-    LATENTS_FILE,
-    MANIFEST_FILE,
-    REPORT_FILE,
-    STATS_FILE,
-    TOKENIZER_FILE,
-    UNFINISHED_FILE,
-)
 from omniges.shards.statistics import Partial
 from omniges.shards.transaction import FOREIGN, Workspace
 from omniges.storage.remote import Location
@@ -123,7 +115,7 @@ class _Verification:
     def run(self, folders: Folders, count: Callable[[int, int], None]) -> None:
         """Check everything, in the order in which one thing is held against another."""
         location, level = self.settings.location, self.settings.level
-        self.files.append(DATASET_FILE)
+        self.files.append(schema.DATASET_FILE)
         with folders.borrowed() as folder:
             inventory, findings = read_inventory(folder)
             unlisted = self._unlisted(folder, inventory)
@@ -137,7 +129,7 @@ class _Verification:
             for name, listed in sorted(inventory.files.items()):
                 self.files.append(name)
                 self._add(self._check_side_file(folder, listed))
-        tokenizer = self.contents.get(TOKENIZER_FILE)
+        tokenizer = self.contents.get(schema.TOKENIZER_FILE)
         if tokenizer is not None:
             self._add(side_files.check_tokenizer_form(tokenizer))
         rows, planned = self._manifest(inventory)
@@ -182,26 +174,26 @@ class _Verification:
         except FileFault as fault:
             return [VerifyFinding(fault.code, ".", fault.found, "a readable folder")]
         if names is None:
-            self.not_checked.append(f"files that {DATASET_FILE} does not list: {location} has no listing")
+            self.not_checked.append(f"files that {schema.DATASET_FILE} does not list: {location} has no listing")
             return []
         if not names and location.path is None:
             raise UsageFault(f"{location}: a folder of shards expected, found nothing there")
         found = check_names(names, set() if inventory is None else {*inventory.shards, *inventory.files})
         if inventory is None:
             found = [finding for finding in found if finding.code in {"temporary-file", "unfinished-run"}]
-        if location.path is None or UNFINISHED_FILE not in names:
+        if location.path is None or schema.UNFINISHED_FILE not in names:
             return found
         # Names that no run writes would make preprocess and encode refuse the folder of the unfinished run.
         try:
             problem = Workspace(location.path).problem()
         except OSError as error:
             why = error.strerror or str(error)
-            return [*found, VerifyFinding("file-unreadable", UNFINISHED_FILE, why, "a readable folder")]
+            return [*found, VerifyFinding("file-unreadable", schema.UNFINISHED_FILE, why, "a readable folder")]
         if problem is not None:
-            place = f"{location.path / UNFINISHED_FILE}"
+            place = f"{location.path / schema.UNFINISHED_FILE}"
             problem = problem.removeprefix(place).lstrip("/: ").partition(f": {FOREIGN}")[0]
             expected = "what omniges preprocess or encode leaves"
-            found.append(VerifyFinding("unfinished-foreign", UNFINISHED_FILE, problem, expected))
+            found.append(VerifyFinding("unfinished-foreign", schema.UNFINISHED_FILE, problem, expected))
         return found
 
     def _chosen(self, inventory: Inventory) -> list[Listed]:
@@ -210,7 +202,7 @@ class _Verification:
         names = {name if name.endswith(".tar") else f"{name}.tar" for name in self.settings.shards}
         unknown = sorted(names - inventory.shards.keys())
         if unknown:
-            raise UsageFault(f"--shard {unknown[0]}: not in {self.settings.location.shown_file(DATASET_FILE)}")
+            raise UsageFault(f"--shard {unknown[0]}: not in {self.settings.location.shown_file(schema.DATASET_FILE)}")
         return [
             shard
             for name, shard in sorted(inventory.shards.items())
@@ -221,9 +213,9 @@ class _Verification:
         """Size, and above level quick the checksum; content that later checks need is kept if it is as it should be."""
         out = Collector(listed.name)
         level = self.settings.level
-        wanted = {MANIFEST_FILE, TOKENIZER_FILE}
+        wanted = {schema.MANIFEST_FILE, schema.TOKENIZER_FILE}
         if level == "deep":
-            wanted |= {STATS_FILE, REPORT_FILE, LATENTS_FILE}
+            wanted |= {schema.STATS_FILE, schema.REPORT_FILE, schema.LATENTS_FILE}
         try:
             with folder.opened(listed.name) as source:
                 size = source.size
@@ -247,13 +239,13 @@ class _Verification:
 
     def _manifest(self, inventory: Inventory) -> tuple[list[ManifestRow] | None, dict[str, list[ManifestRow]]]:
         """The manifest's rows and those of each shard whose layout they can prove; nothing at level quick."""
-        data = self.contents.pop(MANIFEST_FILE, None)
+        data = self.contents.pop(schema.MANIFEST_FILE, None)
         if self.settings.level == "quick":
             return None, {}
         if data is None:
             self.not_checked.append("what the manifest says: it is not what dataset.json lists")
             return None, {}
-        out = Collector(MANIFEST_FILE)
+        out = Collector(schema.MANIFEST_FILE)
         rows = side_files.read_rows(data, sum(shard.samples for shard in inventory.shards.values()), out)
         self._add(out.finish())
         if rows is None:
@@ -268,7 +260,7 @@ class _Verification:
     def _check_beside(self, inventory: Inventory, chosen: Sequence[Listed], rows: list[ManifestRow] | None) -> None:
         """Statistics, tokenizer and report against the samples."""
         report, latents, stats, tokenizer = map(
-            self.contents.get, (REPORT_FILE, LATENTS_FILE, STATS_FILE, TOKENIZER_FILE)
+            self.contents.get, (schema.REPORT_FILE, schema.LATENTS_FILE, schema.STATS_FILE, schema.TOKENIZER_FILE)
         )
         if report is not None:
             self._add(side_files.check_report(report, rows or ()))

@@ -18,6 +18,7 @@ import numpy as np
 from omniges.errors import CODES
 from omniges.features import timebase
 from omniges.features.tokenizer import tokenizer_problem
+from omniges.shards import schema
 from omniges.shards.dataset import statistics_document, totals_of
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.manifest import (
@@ -29,23 +30,12 @@ from omniges.shards.manifest import (
     parse_manifest,
     row_problem,
 )
-from omniges.shards.schema import (
-    DATASET_FILE,
-    LATENT_MEMBER,
-    LATENTS_FILE,
-    MANIFEST_FILE,
-    OPTIONAL_MEMBERS,
-    REPORT_FILE,
-    SPLITS,
-    STATS_FILE,
-    TOKENIZER_FILE,
-    key_from_stem,
-)
+from omniges.shards.schema import key_from_stem
 from omniges.shards.statistics import Partial
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.shards.tokenizer import train_tokenizer
 from omniges.storage.canonical_json import json_document
-from omniges.verify.dataset import Inventory, strict_json
+from omniges.verify.dataset import Inventory, as_object, strict_json
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.tar_walk import ShardPlan
 
@@ -91,7 +81,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[ManifestRow] | 
 def _torn_places(file: pq.ParquetFile) -> str:
     """The first column that holds a value where a column beside it says that the part is absent, or nothing."""
     groups = [[f"{source}_path", f"{source}_sha256"] for source in SOURCES]
-    for member in (*OPTIONAL_MEMBERS, *latent_members(file.schema_arrow.names)):
+    for member in (*schema.OPTIONAL_MEMBERS, *latent_members(file.schema_arrow.names)):
         column = column_of(member)
         groups.append([f"{column}_offset", f"{column}_size", f"{column}_sha256"])
     table = file.read(columns=[name for group in groups for name in group], use_threads=False)
@@ -107,7 +97,7 @@ def check_rows(
     rows: Sequence[ManifestRow], inventory: Inventory
 ) -> tuple[dict[str, list[ManifestRow]], list[VerifyFinding]]:
     """Hold the rows against themselves and dataset.json; the rows of each shard whose layout is possible."""
-    out = Collector(MANIFEST_FILE)
+    out = Collector(schema.MANIFEST_FILE)
     for name in ("key", "stem"):
         seen: set[str] = set()
         for row in rows:
@@ -145,18 +135,18 @@ def _check_each(rows: Sequence[ManifestRow], latents: set[str], out: Collector) 
     for row in rows:
         if key_from_stem(row.stem) != row.key:
             out.add("key-not-of-stem", f"stem {row.stem!r}", key_from_stem(row.stem), key=row.key)
-        found = (row.mel_frames, row.ticks, row.seconds)
         frames = row.frames
+        given = (row.mel_frames, row.ticks, row.seconds)
         wanted = (timebase.mel_frames_for(frames), timebase.ticks_of_frames(frames), timebase.seconds_of_frames(frames))
-        if found != wanted:
-            texts = (f"mel frames, ticks, seconds {values} of {frames} frames" for values in (found, wanted))
-            out.add("row-arithmetic", *texts, key=row.key)
+        if given != wanted:
+            found, expected = (f"mel frames, ticks, seconds {values} of {frames} frames" for values in (given, wanted))
+            out.add("row-arithmetic", found, expected, row.key)
         if {"flac", "audio.npy"} <= row.members.keys():
             out.add("waveform-invalid", "flac and audio.npy", "one of them", key=row.key)
-        own = {member for member in row.members if LATENT_MEMBER.fullmatch(member)}
+        own = {member for member in row.members if schema.LATENT_MEMBER.fullmatch(member)}
         if own != latents:
-            texts = (", ".join(sorted(members)) or "no latents" for members in (own, latents))
-            out.add("manifest-latents", *texts, key=row.key)
+            found, expected = (", ".join(sorted(members)) or "no latents" for members in (own, latents))
+            out.add("manifest-latents", found, expected, row.key)
 
 
 def _check_packing(rows: Sequence[ManifestRow], out: Collector) -> None:
@@ -188,7 +178,7 @@ def _check_shards(shards: dict[str, list[ManifestRow]], inventory: Inventory, ou
 def _check_document(rows: Sequence[ManifestRow], inventory: Inventory, out: Collector) -> None:
     """Totals and manifest hash, recomputed."""
     document = inventory.document
-    splits = {split: totals_of(row for row in rows if row.split == split) for split in SPLITS}
+    splits = {split: totals_of(row for row in rows if row.split == split) for split in schema.SPLITS}
     for name, wanted in (("totals", totals_of(rows)), ("splits", splits)):
         given = document.get(name)
         if isinstance(given, dict):
@@ -202,7 +192,7 @@ def _check_document(rows: Sequence[ManifestRow], inventory: Inventory, out: Coll
 
 def check_recordings(rows: Sequence[ManifestRow]) -> list[VerifyFinding]:
     """No recording in two splits, by content and by source; twice in one split is a note."""
-    out = Collector(MANIFEST_FILE)
+    out = Collector(schema.MANIFEST_FILE)
     identities: tuple[Callable[[ManifestRow], Any], ...] = (
         lambda row: (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256),
         lambda row: (row.sources["npz"][1], row.sources["wav"][1]),
@@ -230,7 +220,7 @@ def check_statistics(
     data: bytes, rows: Sequence[ManifestRow], partials: Sequence[tuple[Partial, Partial]], words: Counter[str]
 ) -> list[VerifyFinding]:
     """stats.json against a recomputation by the functions that wrote it, byte for byte."""
-    out = Collector(STATS_FILE)
+    out = Collector(schema.STATS_FILE)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             wanted = json_document(statistics_document(rows, partials, words))
@@ -252,7 +242,7 @@ def check_latents(
     data: bytes, codecs: Mapping[str, CodecEntry], partials: Mapping[str, Sequence[Partial]]
 ) -> list[VerifyFinding]:
     """latents.json against a recomputation by the function that wrote it, byte for byte."""
-    out = Collector(LATENTS_FILE)
+    out = Collector(schema.LATENTS_FILE)
     try:
         wanted = json_document(latents_document(codecs.values(), partials))
         found, _ = strict_json(data)
@@ -286,7 +276,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
         return []
     if tokenizer_problem(data) is not None:  # reported already, as tokenizer-invalid
         return []
-    out = Collector(TOKENIZER_FILE)
+    out = Collector(schema.TOKENIZER_FILE)
     installed = metadata.version("tokenizers")
     made_with = tool.get("tokenizers")
     found, expected = json.loads(data), json.loads(wanted)
@@ -302,14 +292,15 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
 def check_tokenizer_form(data: bytes) -> list[VerifyFinding]:
     """tokenizer.json by itself: the pipeline that preprocess writes, and nothing that could change a word."""
     problem = tokenizer_problem(data)
-    return [] if problem is None else [VerifyFinding("tokenizer-invalid", TOKENIZER_FILE, problem, "preprocess's own")]
+    if problem is None:
+        return []
+    return [VerifyFinding("tokenizer-invalid", schema.TOKENIZER_FILE, problem, "preprocess's own")]
 
 
 def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | int]]) -> list[VerifyFinding]:
     """totals.cut of dataset.json against the samples' own."""
-    out = Collector(DATASET_FILE)
-    totals = document.get("totals")
-    found = totals.get("cut") if isinstance(totals, dict) else None
+    out = Collector(schema.DATASET_FILE)
+    found = as_object(document.get("totals")).get("cut")
     wanted = {name: round(math.fsum(cut[name] for cut in cuts), 6) for name in ("audio_s", "motion_s")}
     wanted |= {name: sum(cut[name] for cut in cuts) for name in ("words_dropped", "words_clipped")}
     if found != wanted:
@@ -319,7 +310,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
 
 def check_report(data: bytes, rows: Sequence[ManifestRow]) -> list[VerifyFinding]:
     """report.jsonl: every line a finding, in order, and none that contradicts the manifest."""
-    out = Collector(REPORT_FILE)
+    out = Collector(schema.REPORT_FILE)
     told: dict[str, set[str]] = defaultdict(set)  # stem -> codes
     last: tuple[str, ...] = ()
     offset = 0

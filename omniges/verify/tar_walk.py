@@ -26,7 +26,6 @@ _MOST_NAMES: Final = 1 << 18  # names beyond the plan's that are remembered, so 
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _MEMBERS: Final = (*map(re.escape, (*MEMBERS, *OPTIONAL_MEMBERS)), LATENT_MEMBER.pattern)
 _NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
-_Place = tuple[str | None, str | None, int | None]  # key, member, byte offset
 Fault = tuple[str, str, str]  # a finding's code, what was found, what was expected
 _OCTAL: Final = re.compile(rb"[0-7]{11}\0")
 _LINKS: Final = {b"1": "a hard link", b"2": "a symbolic link"}
@@ -144,21 +143,17 @@ def parse_header(block: bytes) -> Header | Fault:
 class _Walk:
     """One pass over a shard; `run` files what it finds."""
 
-    def __init__(self, source: Source, plan: ShardPlan | None, collector: Collector) -> None:
+    def __init__(self, source: Source, plan: ShardPlan | None, out: Collector) -> None:
         self._source = source
         self._size = source.size
         self._plan = plan or ShardPlan(())
         self._planned = plan is not None
-        self._out = collector
+        self._out = out
         self._window = (0, b"")
         self._seen: set[str] = set()
         self._furthest = -1  # the last place in the plan that was met
         self._last: tuple[str, tuple[int, str]] | None = None  # key and place in its order, where there is no plan
         self._cut = False
-
-    def _add(self, code: str, found: str, expected: str, at: _Place) -> None:
-        key, member, offset = at
-        self._out.add(code, found, expected, key=key, member=member, offset=offset)
 
     def run(self) -> None:
         """Walk to the end, or to where nothing can be recognised any more; after the end tell what was missing."""
@@ -179,8 +174,8 @@ class _Walk:
             position = following
         for planned in () if self._cut else self._plan.members:
             if planned.name not in self._seen:
-                at = (planned.key, planned.member, None)
-                self._add("member-missing", f"{planned.name} is not in the shard", "", at)
+                missing = f"{planned.name} is not in the shard"
+                self._out.add("member-missing", missing, key=planned.key, member=planned.member)
 
     def _bytes(self, position: int, count: int) -> bytes:
         start, data = self._window
@@ -203,14 +198,14 @@ class _Walk:
             self._lost_from(awaited)
             return
         expected = f"{self._plan.end + len(END_OF_ARCHIVE)} bytes" if self._planned else "two zero blocks"
-        self._add("shard-end", f"the file ends after {self._size} bytes", expected, (None, None, position))
+        self._out.add("shard-end", f"the file ends after {self._size} bytes", expected, offset=position)
 
     def _lost_from(self, first: Planned) -> None:
         self._cut = True
         lost = len(self._plan.members) - self._plan.index[first.name]
         found = f"the file ends after {self._size} bytes; {first.name} and {lost - 1} members after it are not whole"
         expected = f"{self._plan.end + len(END_OF_ARCHIVE)} bytes"
-        self._add("shard-cut", found, expected, (first.key, first.member, self._size))
+        self._out.add("shard-cut", found, expected, first.key, first.member, self._size)
 
     def _zero_block(self, position: int) -> int | None:
         """The end of the archive, or a hole in it; where to go on."""
@@ -219,17 +214,17 @@ class _Walk:
         awaited = self._next()
         if awaited is not None and not (rest == len(END_OF_ARCHIVE) and ending == END_OF_ARCHIVE):
             following = self._resync(position)
-            at = (awaited.key, awaited.member, position)
-            self._add("shard-early-end", "a zero block", f"the header of {awaited.name}", at)
+            expected = f"the header of {awaited.name}"
+            self._out.add("shard-early-end", "a zero block", expected, awaited.key, awaited.member, position)
             self._pass_over(position)
             self._cut = following is None
             return following
         if ending != END_OF_ARCHIVE:
             dirty = next((k for k, byte in enumerate(ending) if byte), len(ending))
-            self._add("shard-end", f"{dirty} zero bytes", "two zero blocks", (None, None, position + dirty))
+            self._out.add("shard-end", f"{dirty} zero bytes", "two zero blocks", offset=position + dirty)
         elif rest > len(END_OF_ARCHIVE):
-            at_end = (None, None, position + len(END_OF_ARCHIVE))
-            self._add("shard-trailing", f"{rest - len(END_OF_ARCHIVE)} more bytes", "0", at_end)
+            more = f"{rest - len(END_OF_ARCHIVE)} more bytes"
+            self._out.add("shard-trailing", more, "0", offset=position + len(END_OF_ARCHIVE))
         return None
 
     def _pass_over(self, position: int) -> None:
@@ -243,15 +238,15 @@ class _Walk:
         """A header that says nothing of where the next one is; where to go on."""
         if self._planned and self._plan.end <= position < self._plan.end + len(END_OF_ARCHIVE):
             dirty = next(k for k, byte in enumerate(self._bytes(position, BLOCK_BYTES)) if byte)
-            self._add("shard-end", "a byte that is not zero", "two zero blocks", (None, None, position + dirty))
+            self._out.add("shard-end", "a byte that is not zero", "two zero blocks", offset=position + dirty)
             return None
         following = self._resync(position)
         code, found, expected = fault
         if following is None:
             found += "; nothing after it could be recognised"
         awaited = self._next()
-        at = (awaited.key, awaited.member, position) if awaited else (None, None, position)
-        self._add(code, found, expected, at)
+        key, member = (awaited.key, awaited.member) if awaited else (None, None)
+        self._out.add(code, found, expected, key, member, position)
         self._pass_over(position)
         self._cut = following is None and self._next() is not None
         return following
@@ -273,7 +268,7 @@ class _Walk:
         place = self._plan.index.get(header.name)
         planned = None if place is None else self._plan.members[place]
         if header.fault is not None:
-            self._add(*header.fault, (key, member, position))
+            self._out.add(*header.fault, key, member, position)
         if data + header.size + padding > self._size:
             self._past_the_end(position, header, planned)
             return None
@@ -286,8 +281,7 @@ class _Walk:
         filling = self._bytes(data + header.size, padding) if padding else b""
         if any(filling):
             dirty = next(k for k, byte in enumerate(filling) if byte)
-            where = (key, member, data + header.size + dirty)
-            self._add("member-padding", f"byte {filling[dirty]}", "0", where)
+            self._out.add("member-padding", f"byte {filling[dirty]}", "0", key, member, data + header.size + dirty)
         return data + header.size + padding
 
     def _past_the_end(self, position: int, header: Header, planned: Planned | None) -> None:
@@ -297,44 +291,45 @@ class _Walk:
         self._cut = True
         found = f"{header.name}: {header.size} bytes, {self._size - position - BLOCK_BYTES} left in the file"
         expected = f"{planned.size} bytes" if planned else "a size that fits into the file"
-        at = (planned.key, planned.member, position) if planned else (None, None, position)
-        self._add("member-size", found, expected, at)
+        key, member = (planned.key, planned.member) if planned else (None, None)
+        self._out.add("member-size", found, expected, key, member, position)
 
     def _order(self, position: int, name: str, key: str, member: str) -> None:
         """Whether this member may stand here."""
         at = (key, member, position)
         if name in self._seen:
-            self._add("member-twice", name, "each name once", at)
+            self._out.add("member-twice", name, "each name once", *at)
         elif self._planned and name not in self._plan.index:
             owner = self._plan.elsewhere.get(key)
             found = f"{name}, which belongs into {owner}" if owner else name
             awaited = self._next()
-            self._add("member-foreign", found, awaited.name if awaited else "the end of the archive", at)
+            self._out.add("member-foreign", found, awaited.name if awaited else "the end of the archive", *at)
         elif self._planned:
             place = self._plan.index[name]
             if place < self._furthest:
                 after = self._plan.members[self._furthest].name
-                self._add("member-order", f"{name} after {after}", "before it", at)
+                self._out.add("member-order", f"{name} after {after}", "before it", *at)
             self._furthest = max(self._furthest, place)
         else:  # no manifest can be believed: a sample's members stand together, in the contract's order
             here = (key, member_order(member))
             follows = self._last is not None and self._last[0] == key and here > self._last
             if member != MEMBERS[0] and not follows:
                 before = self._last[0] if self._last else "the beginning"
-                self._add("member-order", f"{name} after a member of {before}", "samples in one piece", at)
+                self._out.add("member-order", f"{name} after a member of {before}", "samples in one piece", *at)
             self._last = here
 
     def _content(self, planned: Planned, header: Header, position: int) -> None:
         """Size and digest of a member against the manifest."""
+        key, member = planned.key, planned.member
         if header.size != planned.size:
-            self._add("member-size", f"{header.size} bytes", f"{planned.size}", (planned.key, planned.member, position))
+            self._out.add("member-size", f"{header.size} bytes", f"{planned.size}", key, member, position)
             return
         digest = hashlib.sha256()
         for _, view, _ in hash_chunks(self._source, position + BLOCK_BYTES, header.size):
             digest.update(view)
         if digest.hexdigest() != planned.sha256:
-            at = (planned.key, planned.member, position + BLOCK_BYTES)
-            self._add("member-digest", f"sha256 {digest.hexdigest()}", planned.sha256, at)
+            found = f"sha256 {digest.hexdigest()}"
+            self._out.add("member-digest", found, planned.sha256, key, member, position + BLOCK_BYTES)
 
 
 def walk_shard(source: Source, plan: ShardPlan | None, collector: Collector) -> None:
