@@ -24,6 +24,7 @@ TOES: Final = (JOINT_NAMES.index("left_foot"), JOINT_NAMES.index("right_foot"))
 CONTACT_HEIGHT_M: Final = 0.025
 FLOOR_PERCENTILE: Final = 5.0
 ROTATION_TOLERANCE: Final = 0.1
+_SEAM_PERCENTILE: Final = 99.0
 _GROUND: Final = [0, 2]  # x and z
 _LEAST_FACE_FRAMES: Final = 2
 
@@ -123,10 +124,10 @@ class SeamComparison:
     """One quantity at seams and elsewhere."""
 
     elsewhere: float
-    """Its percentile away from seams."""
+    """Its 99th percentile away from seams."""
     at_seams: F64
     above: float
-    """Share of values at seams above it; 1 − percentile/100 is expected where nothing can be seen."""
+    """Share of values at seams above it; 0.01 is expected where nothing can be seen."""
     worst_ratio: float
     """Largest value at a seam over it."""
 
@@ -137,10 +138,9 @@ class SeamScore:
 
     velocity: SeamComparison
     acceleration: SeamComparison
-    percentile: float
 
 
-def seam_score(joints: Numbers, seams: Sequence[int], *, percentile: float = 99.0) -> SeamScore:
+def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
     """Compare seams with the rest of a clip: joints (T, J, 3) m; seam s lies between frames s − 1 and s.
 
     Lengths are root mean squares over joints. Raises UsageFault for no seams, seams outside 2..T − 2 and a clip that
@@ -149,16 +149,15 @@ def seam_score(joints: Numbers, seams: Sequence[int], *, percentile: float = 99.
     positions = checked(joints, "joints", (None, None, 3))
     frames, joint_count, _ = positions.shape
     places = np.unique(np.asarray(seams, dtype=np.int64))
-    if joint_count == 0 or not 0 < percentile < 100:
-        raise UsageFault(f"seams: found {joint_count} joints, percentile {percentile}; expected joints, and 0 to 100")
+    if joint_count == 0:
+        raise UsageFault("seams: found no joints; expected (frames, joints, 3)")
     if len(places) == 0 or places[0] < 2 or places[-1] > frames - 2:
         raise UsageFault(f"seams: found {places.tolist()[:5]} in {frames} frames; expected some in 2..{frames - 2}")
     velocity = _lengths(np.diff(positions, axis=0)) * FRAME_RATE_HZ  # [t − 1] is frame t's
     acceleration = _lengths(np.diff(positions, n=2, axis=0)) * FRAME_RATE_HZ**2  # [t − 1] is frame t's
     return SeamScore(
-        _compare(velocity, places - 1, percentile, "velocity"),
-        _compare(acceleration, np.unique(np.concatenate([places - 2, places - 1])), percentile, "acceleration"),
-        percentile,
+        _compare(velocity, places - 1, "velocity"),
+        _compare(acceleration, np.unique(np.concatenate([places - 2, places - 1])), "acceleration"),
     )
 
 
@@ -167,11 +166,11 @@ def _lengths(vectors: F64) -> F64:
     return np.asarray(np.sqrt(np.square(vectors).sum(axis=-1).mean(axis=-1)))
 
 
-def _compare(values: F64, at: npt.NDArray[np.int64], percentile: float, what: str) -> SeamComparison:
+def _compare(values: F64, at: npt.NDArray[np.int64], what: str) -> SeamComparison:
     elsewhere = np.delete(values, at)
     if len(elsewhere) == 0:
         raise UsageFault(f"seams: nothing of the {what} is elsewhere; expected frames away from seams")
-    limit = float(np.percentile(elsewhere, percentile))
+    limit = float(np.percentile(elsewhere, _SEAM_PERCENTILE))
     if limit == 0:
         raise DataError(f"seams: the {what} elsewhere is zero; expected motion: there is nothing to compare with")
     found = values[at]

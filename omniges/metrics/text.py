@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.features.arrays import F64
 from omniges.formats.textgrid import WordInterval
 
-F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import EnvironmentFault
+from omniges.features.arrays import F64, Numbers
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, matrix_from_six_d, motion_from_gesture
 from omniges.features.skeleton import PARENTS, joint_positions
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 Word = Mapping[str, Any]
 
 _MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP_SAMPLES
@@ -119,7 +119,7 @@ _NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 def cut(
     gesture: F32,
-    start_xz: npt.NDArray[np.floating],
+    start_xz: Numbers,
     start_s: float,
     seconds: float,
     *,
@@ -347,7 +347,7 @@ def draw_face(axes: Axes, view: View) -> None:
     legend(axes, lines)
 
 
-def _second_axis(axes: Axes, times: F64, values: npt.NDArray[np.floating], name: str, label: str) -> list[Any]:
+def _second_axis(axes: Axes, times: F64, values: Numbers, name: str, label: str) -> list[Any]:
     """A quantity of another unit against an axis on the right."""
     right = axes.twinx()
     right.spines["right"].set_visible(True)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from omniges.features.arrays import Numbers
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.visualize import panels as parts
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-F32 = npt.NDArray[np.float32]
 
 _WIDTH_IN: Final = 12.0
 
@@ -31,10 +27,10 @@ _WIDTH_IN: Final = 12.0
 def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
     *,
     title: str,
-    gesture: F32,
-    jaw_eyes: F32,
-    start_xz: npt.NDArray[np.floating],
-    mel: F32,
+    gesture: parts.F32,
+    jaw_eyes: parts.F32,
+    start_xz: Numbers,
+    mel: parts.F32,
     words: Sequence[parts.Word],
     start_s: float = 0.0,
     seconds: float = 12.0,
@@ -93,9 +89,7 @@ class Row:
     """Words (``word``, ``start``, ``end`` in seconds), a log-mel (F, 64), or gesture channels (T, 415)."""
 
 
-def draw_result(
-    *, title: str, rows: Sequence[Row], start_xz: npt.NDArray[np.floating], length_s: float, seconds: float = 12.0
-) -> bytes:
+def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s: float, seconds: float = 12.0) -> bytes:
     """Draw the first `seconds` of a result of `length_s` and give the PNG file's bytes.
 
     `start_xz` (2,) metres is where motion begins. Raises ValueError for no rows or fewer than two frames,
@@ -130,7 +124,7 @@ def draw_result(
         return parts.png_of(figure)
 
 
-def _view(row: Row, rows: Sequence[Row], start_xz: npt.NDArray[np.floating], stop_s: float) -> parts.View:
+def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, stop_s: float) -> parts.View:
     """A row's part that is shown; motion has the words beside it that are of its kind, else those that were given."""
     words = next((r.data for role in (row.role, "given") for r in rows if r.stream == "text" and r.role == role), ())
     if row.stream == "text":
@@ -181,9 +175,9 @@ class Version:
     """One version of a moment, recorded or made: what it has of motion, audio and words."""
 
     name: str
-    gesture: F32 | None = None  # (T, 415)
-    start_xz: npt.NDArray[np.floating] | None = None  # (2,) metres, with gesture
-    mel: F32 | None = None  # (M, 64)
+    gesture: parts.F32 | None = None  # (T, 415)
+    start_xz: Numbers | None = None  # (2,) metres, with gesture
+    mel: parts.F32 | None = None  # (M, 64)
     words: Sequence[parts.Word] | None = None
 
 
