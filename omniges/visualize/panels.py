@@ -243,15 +243,8 @@ def _mark_words(axes: Axes, view: View) -> None:
 
 def legend(axes: Axes, handles: Sequence[Any]) -> None:
     """A line of keys above the panel, where it hides nothing."""
-    axes.legend(
-        handles=handles,
-        ncols=len(handles),
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        borderaxespad=0.0,
-        borderpad=0.15,
-        handlelength=1.6,
-    )
+    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0, "borderpad": 0.15}
+    axes.legend(handles=handles, ncols=len(handles), handlelength=1.6, **above)
 
 
 def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
@@ -291,16 +284,9 @@ def draw_mel(axes: Axes, view: View) -> None:
     low, high = np.percentile(view.mel, (2, 99.8))
     half = 0.5 / _MEL_RATE_HZ  # frame j is centred on its time
     stop = view.mel_start_s + len(view.mel) / _MEL_RATE_HZ
-    image = axes.imshow(
-        view.mel.T,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap="magma",
-        vmin=low,
-        vmax=max(high, low + 1e-3),
-        extent=(view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5),
-    )
+    extent = (view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5)
+    style: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "magma"}
+    image = axes.imshow(view.mel.T, vmin=low, vmax=max(high, low + 1e-3), extent=extent, **style)
     time_axis(axes, view)  # imshow sets its own
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
@@ -419,14 +405,11 @@ def _draw_person(axes: Axes, joints: F64) -> None:
         (joint for joint in range(len(PARENTS)) if joint not in _NOT_BONES),
         key=lambda joint: float(joints[joint, 2] + joints[PARENTS[joint], 2]),
     )
-    lines = LineCollection(
-        [joints[[PARENTS[joint], joint], :2] for joint in bones],
-        colors=[_side_color(joint) for joint in bones],
-        linewidths=[0.8 if joint >= _FIRST_FINGER else 2.2 for joint in bones],
-        capstyle="round",
-        zorder=3,
-    )
-    axes.add_collection(lines, autolim=False)
+    lines = [joints[[PARENTS[joint], joint], :2] for joint in bones]
+    colours = [_side_color(joint) for joint in bones]
+    widths = [0.8 if joint >= _FIRST_FINGER else 2.2 for joint in bones]
+    drawn = LineCollection(lines, colors=colours, linewidths=widths, capstyle="round", zorder=3)
+    axes.add_collection(drawn, autolim=False)
     eyes = joints[list(_EYES)]
     middle = 0.4 * joints[_HEAD] + 0.6 * eyes.mean(axis=0)
     axes.add_patch(Circle(middle[:2], _HEAD_RADIUS_M, facecolor="white", edgecolor="#333333", linewidth=1.2, zorder=2))

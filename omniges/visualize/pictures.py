@@ -44,15 +44,8 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     length_s = len(gesture) / FRAME_RATE_HZ
     view = parts.cut(gesture, start_xz, start_s, seconds, jaw_eyes=jaw_eyes, mel=mel, words=words)
     with parts.new_figure(_WIDTH_IN, 10.2) as figure:
-        outer = figure.add_gridspec(
-            *(3, 1),
-            height_ratios=(2.75, 2.6, 3.3),
-            hspace=0.13,
-            left=parts.LEFT,
-            right=parts.RIGHT,
-            top=0.955,
-            bottom=0.01,
-        )
+        edges: dict[str, Any] = {"left": parts.LEFT, "right": parts.RIGHT, "top": 0.955, "bottom": 0.01}
+        outer = figure.add_gridspec(3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, **edges)
         heard = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
         moved = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
         parts.write(figure, (parts.LEFT, 0.978), title, size=12, weight="bold", va="center")
@@ -105,15 +98,8 @@ def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s:
         top = height - _TITLE_IN
         curves: list[Axes] = []  # of motion, on one scale
         for number, (row, room) in enumerate(zip(rows, heights, strict=True)):
-            figure.text(
-                parts.LEFT,
-                (top - 0.36) / height,
-                f"{row.stream} {row.role}",
-                color=_ROLE_COLOURS[row.role],
-                weight="bold",
-                size=9.5,
-                va="bottom",
-            )
+            style: dict[str, Any] = {"color": _ROLE_COLOURS[row.role], "weight": "bold", "size": 9.5, "va": "bottom"}
+            figure.text(parts.LEFT, (top - 0.36) / height, f"{row.stream} {row.role}", **style)
             box = (parts.LEFT, (top - room) / height, parts.RIGHT - parts.LEFT, _HEIGHTS_IN[row.stream] / height)
             view = _view(row, rows, start_xz, stop_s)
             curves += _draw(row.stream, figure, box, view, last=number == len(rows) - 1)
@@ -199,15 +185,14 @@ def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds:
     heights += [_SPEEDS_IN] * bool(motions) + [_FIGURES_IN] * len(motions)
     inches = 0.6 + sum(height + _GAP_IN for height in heights)
     with parts.new_figure(_WIDTH_IN, inches) as figure:
-        grid = figure.add_gridspec(
-            *(len(heights), 1),
-            height_ratios=heights,
-            hspace=_GAP_IN * len(heights) / sum(heights),
-            left=parts.LEFT,
-            right=parts.RIGHT - 0.015,
-            top=1 - 0.75 / inches,
-            bottom=0.1 / inches,
-        )
+        edges: dict[str, Any] = {
+            "left": parts.LEFT,
+            "right": parts.RIGHT - 0.015,
+            "top": 1 - 0.75 / inches,
+            "bottom": 0.1 / inches,
+        }
+        gap = _GAP_IN * len(heights) / sum(heights)
+        grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, hspace=gap, **edges)
         panels = iter([figure.add_subplot(grid[k]) for k in range(len(heights))])
         parts.write(figure, (parts.LEFT, 1 - 0.2 / inches), title, size=12, weight="bold", va="center")
         parts.write(figure, (parts.LEFT, 1 - 0.42 / inches), note, longest=160, color=parts.GREY, va="center")
