@@ -70,8 +70,9 @@ def verify_shards(
     Exit codes: 0 sound, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
     """
     from omniges.progress import counter
-    from omniges.verify.quarantine import quarantine as move_aside
-    from omniges.verify.report import render, write_report
+    from omniges.storage.atomic import publish_bytes
+    from omniges.verify.report import quarantine as move_aside
+    from omniges.verify.report import render
     from omniges.verify.run import verify
 
     folder = settings.location.path
@@ -81,7 +82,7 @@ def verify_shards(
         result = verify(replace(settings, isolate=True), count)
     text = render(result, format)
     if settings.report:
-        write_report(settings.report, text)
+        publish_bytes(settings.report, text.encode())
     else:
         typer.echo(text, nl=False)
     if quarantine and folder is not None:

@@ -43,11 +43,20 @@ from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.beats import BeatScore, audio_beats, beat_score, motion_beats
 from omniges.metrics.clips import ClipValue
-from omniges.metrics.face import FaceScore, FaceSums
-from omniges.metrics.motion import SkateScore, foot_skate, jerk, l1_diversity, root_drift
+from omniges.metrics.positions import (
+    FaceScore,
+    FaceSums,
+    RecallScore,
+    SkateScore,
+    foot_skate,
+    jerk,
+    l1_diversity,
+    root_drift,
+    seam_score,
+    semantic_recall,
+    semantic_scores,
+)
 from omniges.metrics.profiles import BeatSettings
-from omniges.metrics.seams import seam_score
-from omniges.metrics.srgr import RecallScore, semantic_recall, semantic_scores
 from omniges.shards.manifest import ManifestRow
 
 F64 = npt.NDArray[np.float64]

@@ -30,8 +30,7 @@ from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.body_model import decode_body_model
 from omniges.metrics.beats import mean_joint_speeds
-from omniges.metrics.encoders import Encoder, Features
-from omniges.metrics.frechet import DESCRIPTOR_NAME, FrechetScore, describe, frechet_distance
+from omniges.metrics.frechet import DESCRIPTOR_NAME, Encoder, Features, FrechetScore, describe, frechet_distance
 from omniges.metrics.profiles import Profile, scored_poses
 from omniges.shards.manifest import ManifestRow
 from omniges.storage.atomic import os_errors

@@ -31,7 +31,7 @@ from omniges.formats.arrays import read_array
 from omniges.generation.run import codecs_of, generate
 from omniges.generation.sampler import trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, task_named
-from omniges.metrics.encoders import Encoder, Features, load_encoder, load_features
+from omniges.metrics.frechet import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import Profile, profile
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.settings import SamplingSettings

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.features.gesture import GestureClip, MotionArrays
 from omniges.formats.textgrid import WordInterval
-from omniges.metrics.clips import ClipValue, weighted_mean
-from omniges.metrics.intervals import Interval, bootstrap, bootstrap_mean, shuffled_pairing
+from omniges.metrics.clips import ClipValue, Interval, bootstrap, bootstrap_mean, shuffled_pairing, weighted_mean
 from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow
 
@@ -289,5 +288,5 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
     """Another recording for each, in one random cycle; none where there is only one."""
     if len(keys) < 2:
         return {}
-    order = shuffled_pairing(len(keys), seed)[0]
+    order = shuffled_pairing(len(keys), seed)
     return {key: keys[int(other)] for key, other in zip(keys, order, strict=True)}

@@ -28,7 +28,7 @@ from omniges.generation.inputs import Body, Input
 from omniges.generation.record import WINDOWS_TIER
 from omniges.generation.spool import Spool
 from omniges.generation.vocoder import VoiceOf
-from omniges.metrics.motion import invalid_rotations
+from omniges.metrics.positions import invalid_rotations
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
@@ -361,7 +361,7 @@ class Results:
 
 def result_picture(name: str, task: str, item: Input, results: Results, body: Body) -> bytes:
     """The first 12 s as PNG; the streams of an input and of a result each have a row that says what they are."""
-    from omniges.visualize.result import Row, draw_result  # noqa: PLC0415 - matplotlib, where a picture is asked for
+    from omniges.visualize.pictures import Row, draw_result  # noqa: PLC0415 - matplotlib, where a picture is asked for
 
     ticks = min(_SHOWN_TICKS, item.ticks)
     recorded = item.recorded if item.given else ()  # what follows from nothing has no recording to be held against

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.body import Numbers
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from omniges.formats.arrays import checked
+from omniges.formats.arrays import F64, checked
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
 
-F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-Numbers = npt.NDArray[np.floating]
 
 _DETOUR_HZ: Final = 22_050  # librosa's default rate, which the tools of 2024 forget to override
 _LEAST_SAMPLES: Final = 2048  # librosa's window
@@ -113,7 +112,18 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
 
     Raises DataError for audio that is too short, not finite or without any onset, such as silence.
     """
-    cropped = _cropped(checked(samples, "audio", (None,)), frames, settings)
+    audio = checked(samples, "audio", (None,)).astype(np.float32)
+    if settings.audio == "resampled-twice" and len(audio):
+        import librosa  # noqa: PLC0415
+
+        there = librosa.resample(audio, orig_sr=SAMPLE_RATE_HZ, target_sr=_DETOUR_HZ)
+        audio = librosa.resample(there, orig_sr=_DETOUR_HZ, target_sr=SAMPLE_RATE_HZ)
+    start = int(settings.crop_frames * SAMPLE_RATE_HZ / FRAME_RATE_HZ)
+    if settings.audio_end == "uncut-length":
+        cropped = audio[: int(SAMPLE_RATE_HZ / FRAME_RATE_HZ * frames)][start : max(len(audio) - start, 0)]
+    else:
+        end = (frames - settings.crop_frames) / FRAME_RATE_HZ * SAMPLE_RATE_HZ
+        cropped = audio[start : max(round(end) if settings.audio_end == "rounded" else int(end), 0)]
     if len(cropped) < _LEAST_SAMPLES:
         raise DataError(
             f"audio: found {len(cropped)} samples after the crop; expected {_LEAST_SAMPLES}: leave this clip out"
@@ -124,22 +134,6 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
     if len(times) == 0:
         raise DataError(f"audio: found no onset in {len(cropped)} samples; expected speech: leave this clip out")
     return np.asarray(times, dtype=np.float64)
-
-
-def _cropped(samples: F64, frames: int, settings: BeatSettings) -> npt.NDArray[np.float32]:
-    audio = samples.astype(np.float32)
-    if settings.audio == "resampled-twice" and len(audio):
-        import librosa  # noqa: PLC0415
-
-        there = librosa.resample(audio, orig_sr=SAMPLE_RATE_HZ, target_sr=_DETOUR_HZ)
-        audio = librosa.resample(there, orig_sr=_DETOUR_HZ, target_sr=SAMPLE_RATE_HZ)
-    crop = settings.crop_frames
-    start = int(crop * SAMPLE_RATE_HZ / FRAME_RATE_HZ)
-    if settings.audio_end == "uncut-length":
-        whole = audio[: int(SAMPLE_RATE_HZ / FRAME_RATE_HZ * frames)]
-        return np.asarray(whole[start : max(len(audio) - start, 0)])
-    end = (frames - crop) / FRAME_RATE_HZ * SAMPLE_RATE_HZ
-    return np.asarray(audio[start : max(round(end) if settings.audio_end == "rounded" else int(end), 0)])
 
 
 def least_frames(settings: BeatSettings) -> int:
@@ -160,13 +154,9 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
     values = np.zeros(len(motion_frames))
     for k, beats in enumerate(motion_frames):
         if len(beats):
-            distance = _nearest(times, np.sort(np.asarray(beats)) / FRAME_RATE_HZ)
+            others = np.sort(np.asarray(beats)) / FRAME_RATE_HZ
+            after = np.searchsorted(others, times).clip(1, max(len(others) - 1, 1))
+            before, behind = others[after - 1], others[np.minimum(after, len(others) - 1)]
+            distance = np.minimum(np.abs(times - before), np.abs(times - behind))  # from the nearest beat of motion
             values[k] = np.exp(-(distance**2) / (2 * settings.sigma_s**2)).mean()
     return BeatScore(float(values.mean()), float(weight), len(times), sum(len(beats) for beats in motion_frames))
-
-
-def _nearest(times: F64, others: F64) -> F64:
-    """Distance of each time from the nearest of some others in ascending order."""
-    after = np.searchsorted(others, times).clip(1, max(len(others) - 1, 1))
-    before, behind = others[after - 1], others[np.minimum(after, len(others) - 1)]
-    return np.asarray(np.minimum(np.abs(times - before), np.abs(times - behind)))

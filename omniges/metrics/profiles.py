@@ -11,13 +11,12 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from omniges.errors import UsageFault
+from omniges.features.body import Numbers
 from omniges.features.gesture import JAW_EYES_COLUMNS, LAYOUT, POSE_COLUMNS
-from omniges.formats.arrays import checked
+from omniges.formats.arrays import F64, checked
 
-F64 = npt.NDArray[np.float64]
 ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
 
 
@@ -138,7 +137,7 @@ def profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def scored_poses(poses: npt.NDArray[np.floating], settings: PositionSettings) -> F64:
+def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
     """The poses whose joints are scored: (T, 165) rad to a new (T, 165) rad.
 
     Place them with a translation of zero. Raises UsageFault for another shape, DataError for no or non-finite frames.

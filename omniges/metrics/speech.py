@@ -10,27 +10,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.body import Numbers
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from omniges.formats.arrays import checked
+from omniges.formats.arrays import F64, checked
 from omniges.metrics.clips import ClipValue, checked_pair
-
-F64 = npt.NDArray[np.float64]
-Numbers = npt.NDArray[np.floating]
 
 CEPSTRA: Final = 13
 ONSET_TOLERANCE_S: Final = 0.05
 _DB: Final = 10 * math.sqrt(2) / math.log(10)  # Kubichek (1993)
 _LEAST_FRAMES: Final = 4  # fewer have no peaks
-
-
-@dataclass(frozen=True, slots=True)
-class DistortionScore(ClipValue):
-    """Mel-cepstral distortion in dB, weight F, and the number of cepstra it is of."""
-
-    cepstra: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +51,20 @@ def log_mel_l1(generated: Numbers, recorded: Numbers) -> ClipValue:
     return ClipValue(float(np.abs(found - expected).mean()), float(len(found)))
 
 
-def mel_cepstral_distortion(generated: Numbers, recorded: Numbers, *, cepstra: int = CEPSTRA) -> DistortionScore:
-    """(10 √2 / ln 10) · mean over frames of √(Σ_k (c_k − c'_k)²), k = 1..K: log-mels (F, B) to dB, weight F.
+def mel_cepstral_distortion(generated: Numbers, recorded: Numbers) -> ClipValue:
+    """(10 √2 / ln 10) · mean over frames of √(Σ_k (c_k − c'_k)²), k = 1..13: log-mels (F, B) to dB, weight F.
 
     c_k = (2/B) Σ_b L_b cos(π k (b + ½)/B). Kubichek (1993), without time warping. Raises UsageFault for unequal or
-    other shapes and for K outside 1..B − 1, DataError for no or non-finite frames.
+    other shapes and for fewer than 14 bands, DataError for no or non-finite frames.
     """
     found, expected = _mels(generated, recorded)
     bands = found.shape[1]
-    if not 1 <= cepstra < bands:
-        raise UsageFault(f"mel-cepstral distortion: found {cepstra} cepstra; expected 1 to {bands - 1}")
-    k, b = np.arange(1, cepstra + 1)[:, None], np.arange(bands)
+    if not bands > CEPSTRA:
+        raise UsageFault(f"mel-cepstral distortion: found {bands} bands; expected more than {CEPSTRA}")
+    k, b = np.arange(1, CEPSTRA + 1)[:, None], np.arange(bands)
     basis = 2 / bands * np.cos(np.pi * k * (b + 0.5) / bands)
     difference = (found - expected) @ basis.T
-    return DistortionScore(float(_DB * np.linalg.norm(difference, axis=1).mean()), float(len(found)), cepstra)
+    return ClipValue(float(_DB * np.linalg.norm(difference, axis=1).mean()), float(len(found)))
 
 
 def _mels(generated: Numbers, recorded: Numbers) -> tuple[F64, F64]:
@@ -101,20 +91,18 @@ def mel_onsets(mel: Numbers) -> F64:
     return np.asarray(times, dtype=np.float64)
 
 
-def onset_agreement(found_s: Numbers, expected_s: Numbers, *, tolerance_s: float = ONSET_TOLERANCE_S) -> OnsetCounts:
-    """The most pairs of onsets (N,), (M,) in seconds, in any order, that are at most ``tolerance_s`` apart.
+def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
+    """The most pairs of onsets (N,), (M,) in seconds, in any order, that are at most 0.05 s apart.
 
-    Raises UsageFault for another shape or a negative tolerance, DataError for non-finite times.
+    Raises UsageFault for another shape, DataError for non-finite times.
     """
     found = np.sort(checked(found_s, "onsets found", (None,), at_least=0))
     expected = np.sort(checked(expected_s, "onsets expected", (None,), at_least=0))
-    if not tolerance_s >= 0:
-        raise UsageFault(f"onset tolerance: found {tolerance_s}; expected seconds, at least 0")
     i = j = matched = 0
     # On a line, pairing the earliest two that fit is never worse than any other pairing.
     while i < len(found) and j < len(expected):
         apart = found[i] - expected[j]
-        if abs(apart) <= tolerance_s:
+        if abs(apart) <= ONSET_TOLERANCE_S:
             matched, i, j = matched + 1, i + 1, j + 1
         elif apart < 0:
             i += 1

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.formats.arrays import F64
 from omniges.formats.textgrid import WordInterval
 
-F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
@@ -52,14 +52,6 @@ class EditCounts:
             self.insertions + other.insertions,
             self.expected + other.expected,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Alignment:
-    """Fewest edits between two sequences, and the pairs of positions (found, expected) they leave side by side."""
-
-    counts: EditCounts
-    pairs: tuple[tuple[int, int], ...]
 
 
 def normalised_text(text: str) -> str:
@@ -118,7 +110,7 @@ def _is_spaceless(character: str) -> bool:
 
 
 def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
-    """The counts that `align` has, in memory for two rows of positions."""
+    """The edits that `align` leaves, in memory for two rows of positions."""
     have, want = _numbered(found, expected)
     columns = np.arange(len(want) + 1)
     row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # edits and substitutions on the way there
@@ -144,40 +136,30 @@ def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[
     return have, want
 
 
-def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Alignment:
-    """Fewest substitutions, deletions and insertions between two sequences (Levenshtein 1966).
+def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tuple[int, int], ...]:
+    """Pairs of positions that fewest substitutions, deletions and insertions leave side by side (Levenshtein 1966).
 
     Of several ways the one that, read from the end, prefers a pair to a deletion to an insertion. Memory: one byte
     for each pair of positions.
     """
     have, want = _numbered(found, expected)
-    steps = _steps(have, want)
-    i, j = len(have), len(want)
-    pairs: list[tuple[int, int]] = []
-    deletions = insertions = substitutions = 0
-    while i or j:
-        step = steps[i, j]
-        if step == _PAIR:
-            i, j = i - 1, j - 1
-            substitutions += int(have[i] != want[j])
-            pairs.append((i, j))
-        elif step == _DELETION:
-            j -= 1
-            deletions += 1
-        else:
-            i -= 1
-            insertions += 1
-    return Alignment(EditCounts(substitutions, deletions, insertions, len(want)), tuple(reversed(pairs)))
-
-
-def _steps(have: I64, want: I64) -> npt.NDArray[np.uint8]:
-    """The last step of a best way to each pair of lengths: (found + 1, expected + 1)."""
-    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)
+    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)  # the last one of a best way to each two lengths
     steps[0] = _DELETION
     row = np.arange(len(want) + 1)
     for i in range(1, len(have) + 1):
         row, steps[i] = _next_row(row, want != have[i - 1], i)
-    return steps
+    i, j = len(have), len(want)
+    pairs: list[tuple[int, int]] = []
+    while i or j:
+        step = steps[i, j]
+        if step == _PAIR:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+        elif step == _DELETION:
+            j -= 1
+        else:
+            i -= 1
+    return tuple(reversed(pairs))
 
 
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
@@ -199,7 +181,7 @@ def word_time_differences(found: Sequence[WordInterval], expected: Sequence[Word
     """
     have = [(word, text) for word in found if (text := normalised_word(word.word))]
     want = [(word, text) for word in expected if (text := normalised_word(word.word))]
-    pairs = align([text for _, text in have], [text for _, text in want]).pairs
+    pairs = align([text for _, text in have], [text for _, text in want])
     equal = [(have[i][0], want[j][0]) for i, j in pairs if have[i][1] == want[j][1]]
     if not equal:
         raise DataError(

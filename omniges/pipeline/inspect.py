@@ -16,7 +16,7 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.storage.atomic import publish_bytes
 from omniges.storage.redact import one_line
-from omniges.visualize.sample import draw_sample
+from omniges.visualize.pictures import draw_sample
 
 
 def folder_facts(source: ShardFolder) -> dict[str, Any]:

@@ -183,8 +183,8 @@ def dataset_document(
         "settings": settings,
         "plan": plan,
         "manifest_hash": manifest_hash(rows),
-        "totals": _totals(rows) | {"cut": cut},
-        "splits": {split: _totals(row for row in rows if row.split == split) for split in SPLITS},
+        "totals": totals_of(rows) | {"cut": cut},
+        "splits": {split: totals_of(row for row in rows if row.split == split) for split in SPLITS},
         "shards": {
             shard.name: {"split": shard.split, "samples": shard.samples, "bytes": shard.size, "sha256": shard.sha256}
             for shard in shards
@@ -193,7 +193,8 @@ def dataset_document(
     }
 
 
-def _totals(rows: Iterable[ManifestRow]) -> dict[str, Any]:
+def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
+    """The counts of some rows, as ``totals`` and ``splits`` have them."""
     chosen = list(rows)
     return {
         "samples": len(chosen),

@@ -1,26 +1,33 @@
-"""Decoding every sample of a shard: members by digest, metadata against the manifest, arrays, words, audio."""
+"""Decoding every sample of a shard: members by digest, metadata against the manifest, words, audio, arrays.
+
+An array's npy header is read as text and held against the contract; its values are looked at block by block.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from omniges.errors import CODES
 from omniges.features import timebase
+from omniges.features.audio import LOG_FLOOR, MEL_BANDS
+from omniges.features.gesture import BETAS, LAYOUT
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import is_count, is_real
 from omniges.shards.statistics import Partial, partial_of
-from omniges.verify.arrays import array_specs, check_finite, check_gesture, check_mel, npy_array
-from omniges.verify.dataset import strict_json_form
-from omniges.verify.files import Source
+from omniges.shards.tar import NPY_MAGIC, npy_header
+from omniges.verify.dataset import strict_json
 from omniges.verify.findings import Collector
+from omniges.verify.folders import Source
 
 _AUDIO_BLOCK: Final = 1 << 16
 _SCALARS: Final = (
@@ -34,6 +41,24 @@ _SPAN: Final = {"name", "start", "end", "score", "keywords"}
 _CUT: Final = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
 _ABSENT: Final = object()  # what a JSON member gives that cannot be read; null is a value like others
 _FIELDS: Final = {*_SCALARS, "audio", "motion", "cut", "sources", "notes"}
+_LENGTHS: Final = ("rate_hz", "channels", "samples", "samples_16k", "frame_rate_hz", "frame_stride", "frames")
+_KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...]] = (
+    (_LENGTHS, lambda value: is_count(value, 1)),
+    (("words_dropped", "words_clipped", "betas"), is_count),
+    (("audio_s", "motion_s", "gain"), lambda value: is_real(value) and value >= 0),
+    (("encoding", "key_style"), lambda value: isinstance(value, str)),
+)
+"""What the fields of audio, motion and cut hold; the others hold anything."""
+
+_HEADER: Final = re.compile(
+    rb"\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': "
+    rb"\((?P<shape>[0-9]{1,18}(?:, [0-9]{1,18})*),?\), \} *\n"
+)
+_BLOCK_VALUES: Final = 1 << 16
+_BLOCK_FRAMES: Final = 512
+_ORTHONORMAL: Final = 1e-5
+_MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
+_JAW_EYES: Final = 9
 
 
 @dataclass(slots=True)
@@ -75,7 +100,7 @@ class _Sample:
         if data is None:
             return _ABSENT
         try:
-            value, canonical = strict_json_form(bytes(data))
+            value, canonical = strict_json(bytes(data))
         except ValueError as error:
             self.add(code, member, str(error), "canonical JSON")
             return _ABSENT
@@ -150,20 +175,12 @@ def _check_notes(sample: _Sample, notes: Any) -> None:
 def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
     """Whether audio, motion and cut hold what the contract says."""
     audio, motion, cut = metadata["audio"], metadata["motion"], metadata["cut"]
-    parts = (("audio", audio, _AUDIO), ("motion", motion, _MOTION), ("cut", cut, _CUT))
-    for name, part, fields in parts:
+    for name, part, fields in (("audio", audio, _AUDIO), ("motion", motion, _MOTION), ("cut", cut, _CUT)):
         if not isinstance(part, dict) or part.keys() != fields:
             sample.add("metadata-invalid", "json", f"{name} {part!r}", ", ".join(sorted(fields)))
             return False
-    counts = {name: audio[name] for name in ("rate_hz", "channels", "samples", "samples_16k")}
-    counts |= {name: motion[name] for name in ("frame_rate_hz", "frame_stride", "frames")}
-    wrong = [f"{name} {value!r}" for name, value in counts.items() if not is_count(value, 1)]
-    counts = {name: cut[name] for name in ("words_dropped", "words_clipped")} | {"betas": motion["betas"]}
-    wrong += [f"{name} {value!r}" for name, value in counts.items() if not is_count(value)]
-    reals = {"audio_s": cut["audio_s"], "motion_s": cut["motion_s"], "gain": audio["gain"]}
-    wrong += [f"{name} {value!r}" for name, value in reals.items() if not is_real(value) or value < 0]
-    texts = {"encoding": audio["encoding"], "key_style": motion["key_style"]}
-    wrong += [f"{name} {value!r}" for name, value in texts.items() if not isinstance(value, str)]
+    whole = audio | motion | cut
+    wrong = [f"{name} {whole[name]!r}" for names, sound in _KINDS for name in names if not sound(whole[name])]
     if wrong:
         sample.add("metadata-invalid", "json", "; ".join(wrong), "numbers and texts of the contract")
     return not wrong
@@ -185,37 +202,6 @@ def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any
         sample.add("metadata-invalid", "json", f"samples_16k {audio['samples_16k']}", str(audio["samples"]))
     if sample.settings.get("loudness") == "none" and audio["gain"] != 1:
         sample.add("metadata-invalid", "json", f"gain {audio['gain']}", "1, for loudness none")
-
-
-def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequence[CodecEntry]) -> dict[str, Partial]:
-    """Every array member; by member the partial statistics of what is sound in a train sample."""
-    row, out = sample.row, sample.out
-    partials: dict[str, Partial] = {}
-    vectors = {codec.member: codec.vectors for codec in codecs}
-    summed = {"gesture.npy", "mel.npy", *vectors}
-    for member, spec in array_specs(row, audio["samples_16k"] if audio else None, codecs).items():
-        data = sample.data(member)
-        if data is None:
-            continue
-        place = row.members[member]
-        array = npy_array(data, spec, out, key=row.key, member=member, offset=place.offset)
-        if array is None:
-            continue
-        partial = None
-        if row.split == "train" and member in summed and len(array):
-            with np.errstate(over="ignore", invalid="ignore"):
-                partial = partial_of(vectors[member](array) if member in vectors else array)
-        # Minimum and maximum of every channel are finite where all values are.
-        known = partial is not None and bool(np.isfinite(partial.rows[2:]).all())
-        if not known and not check_finite(array, out, key=row.key, member=member, offset=place.offset + len(data)):
-            continue
-        if member == "gesture.npy":
-            check_gesture(array, out, row.key)
-        if member == "mel.npy":
-            check_mel(array if partial is None else partial.rows[2], out, row.key)
-        if partial is not None:
-            partials[member] = partial
-    return partials
 
 
 def _check_transcript(sample: _Sample) -> Counter[str]:
@@ -306,3 +292,145 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
         sample.add("waveform-invalid", "flac", f"{found}", f"{wanted}")
     elif count != audio["samples_16k"]:
         sample.add("waveform-length", "flac", f"{count} samples", f"{audio['samples_16k']}")
+
+
+# --- arrays
+
+
+def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequence[CodecEntry]) -> dict[str, Partial]:
+    """Every array member; by member the partial statistics of what is sound in a train sample."""
+    row = sample.row
+    partials: dict[str, Partial] = {}
+    vectors = {codec.member: codec.vectors for codec in codecs}
+    summed = {"gesture.npy", "mel.npy", *vectors}
+    for member, (dtypes, shape) in _array_specs(row, audio["samples_16k"] if audio else None, codecs).items():
+        data = sample.data(member)
+        array = None if data is None else _npy_array(sample, member, data, dtypes, shape)
+        if array is None:
+            continue
+        partial = None
+        if row.split == "train" and member in summed and len(array):
+            with np.errstate(over="ignore", invalid="ignore"):
+                partial = partial_of(vectors[member](array) if member in vectors else array)
+        # Minimum and maximum of every channel are finite where all values are.
+        known = partial is not None and bool(np.isfinite(partial.rows[2:]).all())
+        if not known and not _check_finite(sample, member, array):
+            continue
+        if member == "gesture.npy":
+            _check_gesture(sample, array)
+        if member == "mel.npy":  # the minima of the bands do as well as the mel itself
+            least = float((array if partial is None else partial.rows[2]).min(initial=0.0))
+            if least < _MEL_FLOOR:
+                sample.out.add("mel-below-floor", f"{least}", f"at least {_MEL_FLOOR:.4f}", key=row.key, member=member)
+        if partial is not None:
+            partials[member] = partial
+    return partials
+
+
+def _array_specs(
+    row: ManifestRow, samples_16k: int | None, codecs: Sequence[CodecEntry]
+) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Number types and shape of a sample's arrays; `samples_16k` is the length of kept audio, None if not known."""
+    specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+        "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),
+        "mel.npy": (("<f4",), (row.mel_frames, MEL_BANDS)),
+        "jaw_eyes.npy": (("<f4",), (row.frames, _JAW_EYES)),
+        "betas.npy": (("<f4", "<f8"), (BETAS,)),
+        "start_xz.npy": (("<f8",), (2,)),
+    }
+    specs |= {codec.member: (("<f4",), codec.shape_of(row)) for codec in codecs}
+    if "audio.npy" in row.members and samples_16k is not None:
+        specs["audio.npy"] = (("<f4",), (samples_16k,))
+    return specs
+
+
+def _npy_array(
+    sample: _Sample, member: str, data: memoryview, dtypes: tuple[str, ...], expected_shape: tuple[int, ...]
+) -> npt.NDArray[Any] | None:
+    """A view of an array member, or None after a finding. Nothing is allocated and nothing unpickled."""
+    head = bytes(data[:10])
+    length = int.from_bytes(head[8:10], "little")
+    text = bytes(data[10 : 10 + length])
+    match = _HEADER.fullmatch(text)
+    if head[:8] != NPY_MAGIC or len(text) != length or (10 + length) % 64 or match is None:
+        sample.add("array-invalid", member, f"{head + text[:80]!r}", "an npy 1.0 header")
+        return None
+    dtype, shape = match["dtype"].decode(), tuple(int(part) for part in match["shape"].split(b", "))
+    if dtype not in dtypes:
+        sample.add("array-dtype", member, dtype, " or ".join(dtypes))
+        return None
+    if shape != expected_shape:
+        code = "waveform-length" if member == "audio.npy" else "array-shape"
+        sample.add(code, member, f"{shape}", f"{expected_shape}")
+        return None
+    if head + text != npy_header(dtype, shape):
+        sample.add("array-invalid", member, f"{head + text[:80]!r}, {10 + length} bytes", "the header's one form")
+        return None
+    wanted = int(np.prod(shape, dtype=object)) * int(dtype[2:])
+    if len(data) - 10 - length != wanted:
+        sample.add("array-invalid", member, f"{len(data) - 10 - length} bytes of data", f"{wanted}")
+        return None
+    array: npt.NDArray[Any] = np.frombuffer(data, dtype, offset=10 + length).reshape(shape)
+    return array
+
+
+def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool:
+    """Whether all values are finite; the finding names the first that is not."""
+    flat = array.reshape(-1)
+    for start in range(0, len(flat), _BLOCK_VALUES):
+        finite = np.isfinite(flat[start : start + _BLOCK_VALUES])
+        if not finite.all():
+            place = start + int(finite.argmin())
+            index = tuple(int(k) for k in np.unravel_index(place, array.shape))
+            stored = sample.row.members[member]
+            where = stored.offset + stored.size - array.nbytes + place * array.itemsize
+            found = f"{flat[place]} at {index}"
+            sample.out.add("array-not-finite", found, "finite values", key=sample.row.key, member=member, offset=where)
+            return False
+    return True
+
+
+def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
+    """Every 6D rotation has orthonormal rows, and the first root step is the repeated second one."""
+    for start in range(0, len(gesture), _BLOCK_FRAMES):
+        block = gesture[start : start + _BLOCK_FRAMES, LAYOUT.rotations]
+        with np.errstate(over="ignore", invalid="ignore"):
+            orthonormal = _orthonormal(np.ascontiguousarray(block.T).reshape(-1, 2, 3, len(block)))
+        if not orthonormal and _report_rotation(sample, block, start):
+            break
+    root = gesture[:2, LAYOUT.root]
+    if len(root) == 2 and not np.array_equal(root[0, ::2], root[1, ::2]):
+        found, expected = (f"dx, dz {root[k, ::2].tolist()}" for k in (0, 1))
+        sample.out.add("root-first-step", found, expected, key=sample.row.key, member="gesture.npy")
+
+
+def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
+    """Whether all rows of planes (joints, 2, 3, T) are orthonormal with a little to spare.
+
+    Extremes alone are looked at, and a clip that is near the limit is left to `_report_rotation`.
+    """
+    # |r|² − 1 is twice |r| − 1 this near to one.
+    spare = 0.9 * _ORTHONORMAL
+    work = planes * planes
+    norms = work[:, :, 0] + work[:, :, 1]
+    norms += work[:, :, 2]
+    if not (norms.min() >= 1 - 2 * spare and norms.max() <= 1 + 2 * spare):
+        return False
+    inner = np.multiply(planes[:, 0], planes[:, 1], out=work[:, 0])
+    products = np.add(inner[:, 0], inner[:, 1], out=norms[:, 0])
+    products += inner[:, 2]
+    return bool(products.max() <= spare and products.min() >= -spare)
+
+
+def _report_rotation(sample: _Sample, block: npt.NDArray[np.float32], start: int) -> bool:
+    """File the worst rotation of a block that is off by more than the contract allows; whether there is one."""
+    planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
+    norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
+    worst = np.maximum(norms, np.abs((planes[:, 0] * planes[:, 1]).sum(axis=1)))
+    if (worst <= _ORTHONORMAL).all():
+        return False
+    joint, frame = np.unravel_index(int(worst.argmax()), worst.shape)
+    found = f"frame {start + int(frame)}, channels {6 * joint} to {6 * joint + 5}: off by {worst.max():.3g}"
+    expected = f"at most {_ORTHONORMAL:g}"
+    sample.out.add("rotation-broken", found, expected, key=sample.row.key, member="gesture.npy")
+    return True

@@ -9,30 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from omniges.shards import schema
 from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.schema import (
-    DATASET_FILE,
-    FORMAT,
-    FORMAT_VERSION,
-    LATENTS_FILE,
-    MANIFEST_FILE,
-    REPORT_FILE,
-    SPLITS,
-    STATS_FILE,
-    TOKENIZER_FILE,
-    UNFINISHED_FILE,
-    is_count,
-    is_real,
-)
+from omniges.shards.schema import is_count, is_real, shard_name
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 from omniges.storage.names import is_sha256
-from omniges.verify.files import FileFault, Folder
 from omniges.verify.findings import Collector, VerifyFinding
+from omniges.verify.folders import FileFault, Folder
 
-_SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)
 _COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
+_NO_CUT: Final = {"audio_s": 0, "motion_s": 0, "words_dropped": 0, "words_clipped": 0}
 _MAX_DOCUMENT_BYTES: Final = 64 << 20
 
 
@@ -59,24 +47,24 @@ class Inventory:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the conversion, empty where they are not what they should be."""
-        found = self.document.get("settings")
-        convert = found.get("convert") if isinstance(found, dict) else None
-        return convert if isinstance(convert, dict) else {}
+        return as_object(as_object(self.document.get("settings")).get("convert"))
 
     @property
     def tool(self) -> dict[str, Any]:
         """The versions of the packages that wrote the shards."""
-        found = self.document.get("tool")
-        return found if isinstance(found, dict) else {}
+        return as_object(self.document.get("tool"))
 
 
-def strict_json(data: bytes) -> Any:
-    """Parse JSON of unknown origin; raises ValueError for all that is not plain, finite JSON in UTF-8."""
-    return strict_json_form(data)[0]
+def as_object(found: object) -> dict[str, Any]:
+    """A JSON object as it is, and an empty one for any other value."""
+    return found if isinstance(found, dict) else {}
 
 
-def strict_json_form(data: bytes) -> tuple[Any, bytes]:
-    """`strict_json`, with the value's canonical form."""
+def strict_json(data: bytes) -> tuple[Any, bytes]:
+    """Parse JSON of unknown origin; gives the value and its canonical form.
+
+    Raises ValueError for all that is not plain, finite JSON in UTF-8.
+    """
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON number")
@@ -91,41 +79,41 @@ def strict_json_form(data: bytes) -> tuple[Any, bytes]:
 
 def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:
     """Read and check dataset.json by itself; the inventory is None where nothing else can be held against it."""
-    out = Collector(DATASET_FILE)
+    out = Collector(schema.DATASET_FILE)
     document = _read_document(folder, out)
     if document is None:
         return None, out.finish()
     shards = _listed(document.get("shards"), "shards", out)
     files = _listed(document.get("files"), "files", out)
-    codecs = _codecs(document, out)
+    codecs: dict[str, CodecEntry] = {}
+    try:
+        codecs = read_entries(document)
+    except ValueError as error:
+        out.add("dataset-malformed", f"codecs: {error}", "entries of codecs by name")
     if files is not None:
-        for name in sorted(set(_SIDE_FILES) - files.keys()):
+        for name in sorted(set(schema.SIDE_FILES) - files.keys()):
             out.add("dataset-malformed", f"files: no {name}", "manifest, statistics, tokenizer and report")
-        if (LATENTS_FILE in files) != bool(codecs):
-            there = f"{'a' if LATENTS_FILE in files else 'no'} {LATENTS_FILE} and {len(codecs)} codecs"
-            out.add("dataset-malformed", f"files: {there}", f"{LATENTS_FILE} where there is a codec, and only there")
+        latents = schema.LATENTS_FILE
+        if (latents in files) != bool(codecs):
+            there = f"{'a' if latents in files else 'no'} {latents} and {len(codecs)} codecs"
+            out.add("dataset-malformed", f"files: {there}", f"{latents} where there is a codec, and only there")
     inventory = Inventory(document, shards or {}, files or {}, codecs)
     if out.failed:
         return inventory, out.finish()
     _check_identity(document, out)
-    _check_numbering(inventory, out)
+    for split in schema.SPLITS:
+        names = sorted(name for name, shard in inventory.shards.items() if shard.split == split)
+        gap = next((index for index, name in enumerate(names) if int(name[-10:-4]) != index), None)
+        if gap is not None:
+            out.add("shard-name", names[gap], shard_name(split, gap))
     _check_totals(inventory, out)
     _check_plan(document, out)
     return inventory, out.finish()
 
 
-def _codecs(document: Mapping[str, Any], out: Collector) -> dict[str, CodecEntry]:
-    """The codecs whose latents the shards hold, none after a finding."""
-    try:
-        return read_entries(document)
-    except ValueError as error:
-        out.add("dataset-malformed", f"codecs: {error}", "entries of codecs by name")
-        return {}
-
-
 def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
     try:
-        with folder.opened(DATASET_FILE) as source:
+        with folder.opened(schema.DATASET_FILE) as source:
             data = source.read(min(source.size, _MAX_DOCUMENT_BYTES + 1), 0)
     except FileFault as fault:
         missing = fault.code == "file-missing"
@@ -135,7 +123,7 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
         out.add("dataset-unreadable", f"{len(data)} bytes or more", f"at most {_MAX_DOCUMENT_BYTES}")
         return None
     try:
-        document = strict_json(data)
+        document, _ = strict_json(data)
         canonical = json_document(document)
     except (ValueError, RecursionError) as error:
         out.add("dataset-unreadable", str(error), "a JSON object")
@@ -144,12 +132,12 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
         out.add("dataset-unreadable", type(document).__name__, "a JSON object")
         return None
     version = document.get("version")
-    if document.get("format") != FORMAT:
-        out.add("dataset-foreign", f"format {document.get('format')!r}", repr(FORMAT))
+    if document.get("format") != schema.FORMAT:
+        out.add("dataset-foreign", f"format {document.get('format')!r}", repr(schema.FORMAT))
         return None
-    if type(version) is not int or version != FORMAT_VERSION:
-        newer = is_count(version, FORMAT_VERSION + 1)
-        out.add("dataset-newer" if newer else "dataset-version", f"version {version!r}", str(FORMAT_VERSION))
+    if type(version) is not int or version != schema.FORMAT_VERSION:
+        newer = is_count(version, schema.FORMAT_VERSION + 1)
+        out.add("dataset-newer" if newer else "dataset-version", f"version {version!r}", str(schema.FORMAT_VERSION))
         return None
     if not sealed_correctly(document):
         out.add("dataset-checksum", f"checksum {document.get('checksum')!r}", "the sha256 of the other fields")
@@ -188,45 +176,31 @@ def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
         out.add("dataset-malformed", f"manifest_hash {digest!r}", "a sha256")
 
 
-def _check_numbering(inventory: Inventory, out: Collector) -> None:
-    for split in SPLITS:
-        names = sorted(name for name, shard in inventory.shards.items() if shard.split == split)
-        for index, name in enumerate(names):
-            if int(name[-10:-4]) != index:
-                out.add("shard-name", name, f"{split}-{index:06d}.tar")
-                break
-
-
 def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
     """Totals as they should be, or None after a finding."""
     wanted = {*_COUNTS, "seconds"} | ({"cut"} if name == "totals" else set())
     if not isinstance(found, dict) or found.keys() != wanted:
         out.add("dataset-malformed", f"{name}: {found!r}", ", ".join(sorted(wanted)))
         return None
-    seconds = found["seconds"]
-    real = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
-    real = real and (name != "totals" or _cut_sound(found["cut"]))
-    if not real or not all(is_count(found[count]) for count in _COUNTS):
+    seconds, cut = found["seconds"], found.get("cut", _NO_CUT)
+    sound = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
+    sound = sound and isinstance(cut, dict) and cut.keys() == _NO_CUT.keys() and all(map(is_real, cut.values()))
+    if not sound or not all(is_count(found[count]) for count in _COUNTS):
         out.add("dataset-malformed", f"{name}: {found!r}", "whole numbers, and seconds")
         return None
     return found
 
 
-def _cut_sound(cut: object) -> bool:
-    fields = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
-    return isinstance(cut, dict) and cut.keys() == fields and all(map(is_real, cut.values()))
-
-
 def _check_totals(inventory: Inventory, out: Collector) -> None:
     """Totals are the sums over the splits, and those of a split have its shards' samples."""
     splits = inventory.document.get("splits")
-    if not isinstance(splits, dict) or splits.keys() != set(SPLITS):
-        out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(SPLITS))
+    if not isinstance(splits, dict) or splits.keys() != set(schema.SPLITS):
+        out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(schema.SPLITS))
         return
-    parts = {split: _totals(splits[split], f"splits.{split}", out) for split in SPLITS}
+    parts = {split: _totals(splits[split], f"splits.{split}", out) for split in schema.SPLITS}
     whole = _totals(inventory.document.get("totals"), "totals", out)
     known = [part for part in parts.values() if part is not None]
-    if whole is None or len(known) < len(SPLITS):
+    if whole is None or len(known) < len(schema.SPLITS):
         return
     for name in _COUNTS:
         added = sum(part[name] for part in known)
@@ -253,10 +227,9 @@ def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
     digest = sha256_hex(canonical_json(settings))
     if plan.get("settings_sha256") != digest:
         out.add("dataset-plan", f"plan.settings_sha256 {plan.get('settings_sha256')!r}", digest)
-    totals = document.get("totals")
     stems: Any = plan.get("stems")
     rejected: Any = plan.get("rejected")
-    samples: Any = totals.get("samples") if isinstance(totals, dict) else None
+    samples: Any = as_object(document.get("totals")).get("samples")
     if not (is_count(stems) and is_count(rejected)):
         out.add("dataset-malformed", f"plan.stems {stems!r}, plan.rejected {rejected!r}", "whole numbers")
     elif is_count(samples) and stems != rejected + samples:
@@ -268,12 +241,12 @@ def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
     """What lies in the folder and is not listed."""
     findings = []
     for name in names:
-        if name in listed or name == DATASET_FILE:
+        if name in listed or name == schema.DATASET_FILE:
             continue
         code = "shard-unlisted" if name.lower().endswith(".tar") else "file-unlisted"
         if is_temporary_name(name):
             code = "temporary-file"
-        if name == UNFINISHED_FILE:
+        if name == schema.UNFINISHED_FILE:
             code = "unfinished-run"
         findings.append(VerifyFinding(code, name, "not in dataset.json"))
     return findings

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Final, Literal
 
 _SHOWN_CHARACTERS: Final = 300
@@ -25,13 +25,7 @@ class VerifyCode:
     remedy: str
 
 
-def _error(meaning: str, remedy: str) -> VerifyCode:
-    return VerifyCode("error", meaning, remedy)
-
-
-def _note(meaning: str, remedy: str) -> VerifyCode:
-    return VerifyCode("note", meaning, remedy)
-
+_error, _note = partial(VerifyCode, "error"), partial(VerifyCode, "note")
 
 VERIFY_CODES: Final[dict[str, VerifyCode]] = {
     # --- dataset.json
@@ -144,10 +138,9 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
 }
 
 
-def printable(text: object, limit: int = _SHOWN_CHARACTERS) -> str:
+def _printable(text: str) -> str:
     """Text fit for a terminal and a log: no control characters, no lone surrogates, not endless."""
-    raw = text if isinstance(text, str) else repr(text)
-    cut = raw if len(raw) <= limit else raw[:limit] + "…"
+    cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in cut)
 
 
@@ -170,7 +163,7 @@ class VerifyFinding:
         for name in ("file", "found", "expected", "key", "member"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, printable(value))
+                object.__setattr__(self, name, _printable(value))
 
     @property
     def severity(self) -> Literal["error", "note"]:
@@ -185,16 +178,7 @@ class VerifyFinding:
 
     def as_json(self) -> dict[str, Any]:
         """A finding as JSON."""
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "file": self.file,
-            "key": self.key,
-            "member": self.member,
-            "offset": self.offset,
-            "found": self.found,
-            "expected": self.expected,
-        }
+        return asdict(self) | {"severity": self.severity}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> VerifyFinding:
@@ -216,9 +200,8 @@ class Collector:
     def add(
         self,
         code: str,
-        found: object,
-        expected: object = "",
-        *,
+        found: str,
+        expected: str = "",
         key: str | None = None,
         member: str | None = None,
         offset: int | None = None,
@@ -226,15 +209,7 @@ class Collector:
         """File a finding."""
         self._seen[code] += 1
         if self._seen[code] <= _PER_CODE:
-            text = (
-                found if isinstance(found, str) else str(found),
-                expected if isinstance(expected, str) else str(expected),
-            )
-            self.findings.append(VerifyFinding(code, self.file, *text, key, member, offset))
-
-    def extend(self, findings: Iterable[VerifyFinding]) -> None:
-        """Take over findings as they are."""
-        self.findings += findings
+            self.findings.append(VerifyFinding(code, self.file, found, expected, key, member, offset))
 
     @property
     def failed(self) -> bool:

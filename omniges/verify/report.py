@@ -1,16 +1,23 @@
-"""The findings as text for people, JSON, JUnit XML for CI servers, and GitHub annotations; the same order in all."""
+"""What is made of a result: findings as text for people, JSON, JUnit XML for CI servers and GitHub annotations.
+
+They stand in the same order in all. Damaged files of a local folder can be moved aside, so that the next preprocess
+makes just those again.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 from xml.sax.saxutils import escape, quoteattr
 
 from omniges import __version__
-from omniges.storage.atomic import publish_bytes
+from omniges.errors import EnvironmentFault
+from omniges.shards.schema import LATENTS_FILE, SHARD_NAME, SIDE_FILES
+from omniges.storage.atomic import locked, make_folder, os_errors, refuse_links, sync_folder
 from omniges.verify.findings import VERIFY_CODES, VerifyFinding
 from omniges.verify.run import VerifyResult
 
@@ -20,11 +27,6 @@ Format = Literal["text", "json", "junit", "github"]
 def render(result: VerifyResult, form: Format) -> str:
     """A result in one of the four forms, with a final line break."""
     return _FORMS[form](result)
-
-
-def write_report(path: Path, text: str) -> None:
-    """Write a rendered result to a file, whole or not at all."""
-    publish_bytes(path, text.encode())
 
 
 def _place(finding: VerifyFinding) -> str:
@@ -132,9 +134,41 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-_FORMS: Final[dict[str, Callable[[VerifyResult], str]]] = {
-    "text": _text,
-    "json": _json,
-    "junit": _junit,
-    "github": _github,
-}
+_FORMS: Final = {"text": _text, "json": _json, "junit": _junit, "github": _github}
+
+
+def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Move files of the contract into a folder beside theirs, ``shards.quarantine``; returns where each went.
+
+    Names that no run of ours gives stay, and so does dataset.json, without which nothing could be taken over. A file
+    that is not there any more is passed over, and none is ever replaced: a second of its name gets a number.
+    Raises EnvironmentFault where another process writes to the folder or the quarantine is on another disk.
+    """
+    whole = folder.absolute()
+    aside = whole.with_name(f"{whole.name}.quarantine")
+    refuse_links(aside.parent, (aside.name,))
+    moved: dict[str, Path] = {}
+    with locked(folder):
+        for name in sorted(set(names)):
+            source = folder / name
+            ours = SHARD_NAME.fullmatch(name) or name in {*SIDE_FILES, LATENTS_FILE}
+            if not ours or not (source.is_symlink() or source.is_file()):
+                continue
+            make_folder(aside)
+            candidates = (aside / (f"{name}.{number}" if number else name) for number in range(1 << 20))
+            target = next(path for path in candidates if not path.exists() and not path.is_symlink())
+            with os_errors(target):
+                try:
+                    source.rename(target)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    raise EnvironmentFault(
+                        f"cannot move {source} to {aside}: it is on another disk. Move the file by hand, anywhere else"
+                    ) from error
+            moved[name] = target
+        if moved:
+            with os_errors(folder):
+                sync_folder(aside)
+                sync_folder(folder)
+    return moved

@@ -1,36 +1,226 @@
-"""What lies beside the shards: the statistics and the tokenizer recomputed, the report of findings read."""
+"""What lies beside the shards: the manifest held against dataset.json, and all else recomputed or read.
+
+The manifest is parsed without trust and turned into a plan for each shard. The statistics, those of latents and the
+tokenizer are made anew from what the samples gave, and the report of findings is read line by line.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from omniges.errors import CODES
+from omniges.features import timebase
 from omniges.features.text_slots import tokenizer_problem
-from omniges.shards.dataset import statistics_document
+from omniges.shards import schema
+from omniges.shards.dataset import statistics_document, totals_of
 from omniges.shards.latents import CodecEntry, latents_document
-from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.manifest import (
+    SOURCES,
+    ManifestRow,
+    column_of,
+    latent_members,
+    manifest_hash,
+    parse_manifest,
+    row_problem,
+)
+from omniges.shards.schema import key_from_stem
 from omniges.shards.statistics import Partial
+from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.shards.tokenizer import train_tokenizer
-from omniges.storage.canonical_json import canonical_json, json_document
-from omniges.verify.dataset import strict_json
+from omniges.storage.canonical_json import json_document
+from omniges.verify.dataset import Inventory, as_object, strict_json
 from omniges.verify.findings import Collector, VerifyFinding
+from omniges.verify.tar_walk import ShardPlan
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+
+_ROW_BYTES: Final = 16 << 10  # what a row may unpack to on average
 _FINDING: Final = {"code", "severity", "stem", "file", "found", "expected", "meaning", "remedy"}
+
+
+# --- the manifest
+
+
+def read_rows(data: bytes, samples: int, out: Collector) -> list[ManifestRow] | None:
+    """The rows, or None after a finding; `samples` is how many dataset.json promises."""
+    import pyarrow as pa  # noqa: PLC0415 - 0.3 s that level quick does not pay
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        facts = file.metadata
+        unpacked = sum(facts.row_group(k).total_byte_size for k in range(facts.num_row_groups))
+        if facts.num_rows != samples:
+            out.add("manifest-shards", f"{facts.num_rows} rows", f"{samples} samples")
+            return None
+        if not 0 <= unpacked <= _ROW_BYTES * samples + (1 << 20):
+            out.add("manifest-unreadable", f"rows that unpack to {unpacked} bytes", f"{samples} rows of some kB")
+            return None
+        rows = parse_manifest(data)
+        torn = _torn_places(file)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
+        out.add("manifest-unreadable", f"{type(error).__name__}: {error}", "a manifest of the contract")
+        return None
+    if torn:
+        out.add("manifest-malformed", f"{torn}: values of a part that is not there", "all of a part's columns or none")
+    wrong = [(row, problem) for row in rows for problem in [row_problem(row)] if problem]
+    for row, problem in wrong:
+        out.add("manifest-malformed", problem, key=row.key)
+    return None if wrong or torn else rows
+
+
+def _torn_places(file: pq.ParquetFile) -> str:
+    """The first column that holds a value where a column beside it says that the part is absent, or nothing."""
+    groups = [[f"{source}_path", f"{source}_sha256"] for source in SOURCES]
+    for member in (*schema.OPTIONAL_MEMBERS, *latent_members(file.schema_arrow.names)):
+        column = column_of(member)
+        groups.append([f"{column}_offset", f"{column}_size", f"{column}_sha256"])
+    table = file.read(columns=[name for group in groups for name in group], use_threads=False)
+    for first, *others in groups:
+        absent = table.column(first).is_null()
+        torn = [name for name in others if not table.column(name).is_null().equals(absent)]
+        if torn:
+            return torn[0]
+    return ""
+
+
+def check_rows(
+    rows: Sequence[ManifestRow], inventory: Inventory
+) -> tuple[dict[str, list[ManifestRow]], list[VerifyFinding]]:
+    """Hold the rows against themselves and dataset.json; the rows of each shard whose layout is possible."""
+    out = Collector(schema.MANIFEST_FILE)
+    for name in ("key", "stem"):
+        seen: set[str] = set()
+        for row in rows:
+            value = getattr(row, name)
+            if value in seen:
+                out.add("manifest-key-twice", f"{name} {value!r} again in {row.shard}", "once", key=row.key)
+            seen.add(value)
+    _check_each(rows, {entry.member for entry in inventory.codecs.values()}, out)
+    _check_packing(rows, out)
+    shards: dict[str, list[ManifestRow]] = defaultdict(list)
+    for row in rows:
+        shards[row.shard].append(row)
+    _check_shards(shards, inventory, out)
+    if not out.failed:
+        _check_document(rows, inventory, out)
+    planned = {}
+    for name, listed in inventory.shards.items():
+        own = sorted(shards.get(name, []), key=lambda row: row.members["json"].offset)
+        plan = ShardPlan.of_rows(own)
+        gap = plan.gap()
+        if gap is not None:
+            first, position = gap
+            found = f"{name}: offset {first.offset}"
+            out.add("manifest-layout", found, f"{position}", key=first.key, member=first.member)
+        elif own and plan.end + len(END_OF_ARCHIVE) != listed.size:
+            end = plan.end + len(END_OF_ARCHIVE)
+            out.add("manifest-layout", f"{name}: the members end at {end}", f"{listed.size} bytes")
+        elif own:
+            planned[name] = own
+    return planned, out.finish()
+
+
+def _check_each(rows: Sequence[ManifestRow], latents: set[str], out: Collector) -> None:
+    """Key and lengths of each row follow from its stem and frames; it has these latents, and one kind of audio."""
+    for row in rows:
+        if key_from_stem(row.stem) != row.key:
+            out.add("key-not-of-stem", f"stem {row.stem!r}", key_from_stem(row.stem), key=row.key)
+        frames = row.frames
+        given = (row.mel_frames, row.ticks, row.seconds)
+        wanted = (timebase.mel_frames_for(frames), timebase.ticks_of_frames(frames), timebase.seconds_of_frames(frames))
+        if given != wanted:
+            found, expected = (f"mel frames, ticks, seconds {values} of {frames} frames" for values in (given, wanted))
+            out.add("row-arithmetic", found, expected, row.key)
+        if {"flac", "audio.npy"} <= row.members.keys():
+            out.add("waveform-invalid", "flac and audio.npy", "one of them", key=row.key)
+        own = {member for member in row.members if schema.LATENT_MEMBER.fullmatch(member)}
+        if own != latents:
+            found, expected = (", ".join(sorted(members)) or "no latents" for members in (own, latents))
+            out.add("manifest-latents", found, expected, row.key)
+
+
+def _check_packing(rows: Sequence[ManifestRow], out: Collector) -> None:
+    places = [(row.shard, row.members["json"].offset) for row in rows]
+    for before, after, row in zip(places, places[1:], rows[1:], strict=False):
+        if after <= before:
+            out.add("manifest-order", f"a row of {after} after one of {before}", "ascending", key=row.key)
+            return
+    last: dict[str, str] = {}
+    for row in rows:
+        if row.key <= last.get(row.split, ""):
+            out.add("manifest-order", f"{row.key} after {last[row.split]}", "keys ascending in a split", key=row.key)
+            return
+        last[row.split] = row.key
+
+
+def _check_shards(shards: dict[str, list[ManifestRow]], inventory: Inventory, out: Collector) -> None:
+    for name in sorted(shards.keys() | inventory.shards.keys()):
+        own, listed = shards.get(name, []), inventory.shards.get(name)
+        if listed is None:
+            out.add("manifest-shards", f"{len(own)} rows in {name}", "a shard of dataset.json", key=own[0].key)
+        elif len(own) != listed.samples:
+            out.add("manifest-shards", f"{len(own)} rows in {name}", f"{listed.samples} samples")
+        elif any(row.split != listed.split for row in own):
+            wrong = next(row for row in own if row.split != listed.split)
+            out.add("manifest-shards", f"split {wrong.split} in {name}", listed.split, key=wrong.key)
+
+
+def _check_document(rows: Sequence[ManifestRow], inventory: Inventory, out: Collector) -> None:
+    """Totals and manifest hash, recomputed."""
+    document = inventory.document
+    splits = {split: totals_of(row for row in rows if row.split == split) for split in schema.SPLITS}
+    for name, wanted in (("totals", totals_of(rows)), ("splits", splits)):
+        given = document.get(name)
+        if isinstance(given, dict):
+            given = {field: value for field, value in given.items() if field != "cut"}
+        if given != wanted:
+            out.add("manifest-totals", f"{name}: {given!r}", f"{wanted!r}")
+    digest = manifest_hash(rows)
+    if document.get("manifest_hash") != digest:
+        out.add("manifest-hash", f"{document.get('manifest_hash')}", digest)
+
+
+def check_recordings(rows: Sequence[ManifestRow]) -> list[VerifyFinding]:
+    """No recording in two splits, by content and by source; twice in one split is a note."""
+    out = Collector(schema.MANIFEST_FILE)
+    identities: tuple[Callable[[ManifestRow], Any], ...] = (
+        lambda row: (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256),
+        lambda row: (row.sources["npz"][1], row.sources["wav"][1]),
+    )
+    told: set[str] = set()
+    for identity in identities:
+        firsts: dict[Any, dict[str, ManifestRow]] = defaultdict(dict)  # of each recording the first row of each split
+        for row in rows:
+            earlier = firsts[identity(row)]
+            if earlier and row.key not in told:
+                elsewhere = [other for split, other in earlier.items() if split != row.split]
+                first = elsewhere[0] if elsewhere else earlier[row.split]
+                code = "recording-in-two-splits" if elsewhere else "recording-twice"
+                found = f"{row.key} in {row.split} is {first.key} in {first.split}"
+                out.add(code, found, "each recording once", key=row.key)
+                told.add(row.key)
+            earlier.setdefault(row.split, row)
+    return out.finish()
+
+
+# --- statistics, tokenizer, report
 
 
 def check_statistics(
     data: bytes, rows: Sequence[ManifestRow], partials: Sequence[tuple[Partial, Partial]], words: Counter[str]
 ) -> list[VerifyFinding]:
     """stats.json against a recomputation by the functions that wrote it, byte for byte."""
-    out = Collector(STATS_FILE)
+    out = Collector(schema.STATS_FILE)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             wanted = json_document(statistics_document(rows, partials, words))
@@ -40,7 +230,7 @@ def check_statistics(
     if data == wanted:
         return []
     try:
-        found = strict_json(data)
+        found, _ = strict_json(data)
     except ValueError as error:
         out.add("statistics-differ", str(error), "a JSON object")
         return out.finish()
@@ -52,10 +242,10 @@ def check_latents(
     data: bytes, codecs: Mapping[str, CodecEntry], partials: Mapping[str, Sequence[Partial]]
 ) -> list[VerifyFinding]:
     """latents.json against a recomputation by the function that wrote it, byte for byte."""
-    out = Collector(LATENTS_FILE)
+    out = Collector(schema.LATENTS_FILE)
     try:
         wanted = json_document(latents_document(codecs.values(), partials))
-        found = strict_json(data)
+        found, _ = strict_json(data)
     except (ValueError, OverflowError) as error:
         out.add("latents-differ", str(error), "finite statistics as a JSON object")
         return out.finish()
@@ -86,7 +276,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
         return []
     if tokenizer_problem(data) is not None:  # reported already, as tokenizer-invalid
         return []
-    out = Collector(TOKENIZER_FILE)
+    out = Collector(schema.TOKENIZER_FILE)
     installed = metadata.version("tokenizers")
     made_with = tool.get("tokenizers")
     found, expected = json.loads(data), json.loads(wanted)
@@ -102,14 +292,15 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
 def check_tokenizer_form(data: bytes) -> list[VerifyFinding]:
     """tokenizer.json by itself: the pipeline that preprocess writes, and nothing that could change a word."""
     problem = tokenizer_problem(data)
-    return [] if problem is None else [VerifyFinding("tokenizer-invalid", TOKENIZER_FILE, problem, "preprocess's own")]
+    if problem is None:
+        return []
+    return [VerifyFinding("tokenizer-invalid", schema.TOKENIZER_FILE, problem, "preprocess's own")]
 
 
 def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | int]]) -> list[VerifyFinding]:
     """totals.cut of dataset.json against the samples' own."""
-    out = Collector(DATASET_FILE)
-    totals = document.get("totals")
-    found = totals.get("cut") if isinstance(totals, dict) else None
+    out = Collector(schema.DATASET_FILE)
+    found = as_object(document.get("totals")).get("cut")
     wanted = {name: round(math.fsum(cut[name] for cut in cuts), 6) for name in ("audio_s", "motion_s")}
     wanted |= {name: sum(cut[name] for cut in cuts) for name in ("words_dropped", "words_clipped")}
     if found != wanted:
@@ -119,7 +310,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
 
 def check_report(data: bytes, rows: Sequence[ManifestRow]) -> list[VerifyFinding]:
     """report.jsonl: every line a finding, in order, and none that contradicts the manifest."""
-    out = Collector(REPORT_FILE)
+    out = Collector(schema.REPORT_FILE)
     told: dict[str, set[str]] = defaultdict(set)  # stem -> codes
     last: tuple[str, ...] = ()
     offset = 0
@@ -147,12 +338,12 @@ def check_report(data: bytes, rows: Sequence[ManifestRow]) -> list[VerifyFinding
 def _finding(line: bytes, offset: int, out: Collector) -> dict[str, Any] | None:
     """One line of the report, or None after a finding."""
     try:
-        row = strict_json(line)
+        row, canonical = strict_json(line)
     except ValueError as error:
         out.add("report-invalid", str(error), "a JSON object", offset=offset)
         return None
     texts = _FINDING - {"stem", "file"}
-    if not isinstance(row, dict) or row.keys() != _FINDING or canonical_json(row) + b"\n" != line:
+    if not isinstance(row, dict) or row.keys() != _FINDING or canonical + b"\n" != line:
         out.add("report-invalid", f"{line[:80]!r}", "a finding as canonical JSON", offset=offset)
         return None
     sound = all(isinstance(row[name], str) for name in texts)

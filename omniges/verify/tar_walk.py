@@ -17,8 +17,8 @@ from typing import Final
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import LATENT_MEMBER, MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, member_order
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
-from omniges.verify.files import Source, hash_chunks
 from omniges.verify.findings import Collector
+from omniges.verify.folders import Source, hash_chunks
 
 _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
@@ -26,7 +26,7 @@ _MOST_NAMES: Final = 1 << 18  # names beyond the plan's that are remembered, so 
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _MEMBERS: Final = (*map(re.escape, (*MEMBERS, *OPTIONAL_MEMBERS)), LATENT_MEMBER.pattern)
 _NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
-_Place = tuple[str | None, str | None, int | None]  # key, member, byte offset
+Fault = tuple[str, str, str]  # a finding's code, what was found, what was expected
 _OCTAL: Final = re.compile(rb"[0-7]{11}\0")
 _LINKS: Final = {b"1": "a hard link", b"2": "a symbolic link"}
 _DEVICES: Final = {b"3": "a character device", b"4": "a block device", b"5": "a folder", b"6": "a pipe"}
@@ -64,9 +64,9 @@ class ShardPlan:
     def of_rows(cls, rows: Sequence[ManifestRow], elsewhere: dict[str, str] | None = None) -> ShardPlan:
         """The plan of a shard's rows, given in their order."""
         members = [
-            Planned(row.key, member, row.members[member].offset, row.members[member].size, row.members[member].sha256)
+            Planned(row.key, member, place.offset, place.size, place.sha256)
             for row in rows
-            for member in sorted(row.members, key=member_order)
+            for member, place in sorted(row.members.items(), key=lambda item: member_order(item[0]))
         ]
         return cls(members, elsewhere or {})
 
@@ -106,72 +106,57 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 
 @dataclass(frozen=True, slots=True)
-class HeaderFault:
-    """What is wrong with a header."""
-
-    code: str
-    found: str
-    expected: str
-
-
-@dataclass(frozen=True, slots=True)
 class Header:
     """A header that can be walked over: name, data size, and what is wrong with it otherwise."""
 
     name: str
     size: int
-    fault: HeaderFault | None
+    fault: Fault | None
 
 
-def parse_header(block: bytes) -> Header | HeaderFault:
+def parse_header(block: bytes) -> Header | Fault:
     """Read a header; a fault alone means that where the next one begins is not known."""
     stored = block[148:156]
     computed = sum(block[:148]) + 8 * 32 + sum(block[156:])
     if stored != b"%06o\0 " % computed:
-        return HeaderFault("header-checksum", f"checksum field {stored!r}", repr(b"%06o\0 " % computed))
+        return "header-checksum", f"checksum field {stored!r}", repr(b"%06o\0 " % computed)
     raw, flag, prefix = block[:100].split(b"\0", 1)[0], block[156:157], block[345:500].split(b"\0", 1)[0]
     name = (prefix + b"/" + raw if prefix else raw).decode("ascii", "backslashreplace")
     size_field = block[124:136]
     if not _OCTAL.fullmatch(size_field):
-        return HeaderFault("member-size", f"size field {size_field!r} of {name!r}", "eleven octal digits")
+        return "member-size", f"size field {size_field!r} of {name!r}", "eleven octal digits"
     size = int(size_field[:11], 8)
     if flag in _LINKS or flag in _DEVICES:
         code, kind = ("member-link", _LINKS[flag]) if flag in _LINKS else ("member-device", _DEVICES[flag])
-        return Header(name, 0, HeaderFault(code, f"{kind} named {name!r}", "a regular file"))
+        return Header(name, 0, (code, f"{kind} named {name!r}", "a regular file"))
     if flag not in {b"0", b"\0"}:
-        fault = HeaderFault("member-extension", f"type {flag!r} named {name!r}", "a regular file")
-        return Header(name, size, fault)
+        return Header(name, size, ("member-extension", f"type {flag!r} named {name!r}", "a regular file"))
     if not _NAME.fullmatch(name):
-        return Header(name, size, HeaderFault("member-name", repr(name), "KEY.MEMBER of the contract"))
-    if block != member_header(name, size):
-        wanted = member_header(name, size)
+        return Header(name, size, ("member-name", repr(name), "KEY.MEMBER of the contract"))
+    wanted = member_header(name, size)
+    if block != wanted:
         place = next(k for k in range(BLOCK_BYTES) if block[k] != wanted[k] and not 148 <= k < 156)
-        fault = HeaderFault("header-not-canonical", f"byte {place} is {block[place]}", f"{wanted[place]}")
-        return Header(name, size, fault)
+        return Header(name, size, ("header-not-canonical", f"byte {place} is {block[place]}", f"{wanted[place]}"))
     return Header(name, size, None)
 
 
 class _Walk:
     """One pass over a shard; `run` files what it finds."""
 
-    def __init__(self, source: Source, plan: ShardPlan | None, collector: Collector) -> None:
+    def __init__(self, source: Source, plan: ShardPlan | None, out: Collector) -> None:
         self._source = source
         self._size = source.size
         self._plan = plan or ShardPlan(())
         self._planned = plan is not None
-        self._out = collector
+        self._out = out
         self._window = (0, b"")
         self._seen: set[str] = set()
         self._furthest = -1  # the last place in the plan that was met
         self._last: tuple[str, tuple[int, str]] | None = None  # key and place in its order, where there is no plan
         self._cut = False
 
-    def _add(self, code: str, found: str, expected: str, at: _Place) -> None:
-        key, member, offset = at
-        self._out.add(code, found, expected, key=key, member=member, offset=offset)
-
     def run(self) -> None:
-        """Walk to the end, or to where nothing can be recognised any more."""
+        """Walk to the end, or to where nothing can be recognised any more; after the end tell what was missing."""
         position = 0
         while True:
             block = self._bytes(position, BLOCK_BYTES)
@@ -180,15 +165,17 @@ class _Walk:
                 break
             if block == _ZERO_BLOCK:
                 following = self._zero_block(position)
+            elif isinstance(parsed := parse_header(block), Header):
+                following = self._member(position, parsed)
             else:
-                parsed = parse_header(block)
-                following = self._bad(position, parsed) if isinstance(parsed, HeaderFault) else None
-                if isinstance(parsed, Header):
-                    following = self._member(position, parsed)
+                following = self._bad(position, parsed)
             if following is None:
                 break
             position = following
-        self._missing()
+        for planned in () if self._cut else self._plan.members:
+            if planned.name not in self._seen:
+                missing = f"{planned.name} is not in the shard"
+                self._out.add("member-missing", missing, key=planned.key, member=planned.member)
 
     def _bytes(self, position: int, count: int) -> bytes:
         start, data = self._window
@@ -203,10 +190,6 @@ class _Walk:
         place = self._furthest + 1
         return self._plan.members[place] if place < len(self._plan.members) else None
 
-    def _place(self) -> tuple[str | None, str | None]:
-        planned = self._next()
-        return (planned.key, planned.member) if planned else (None, None)
-
     def _cut_at(self, position: int) -> None:
         """The file ends where a header or a zero block should be."""
         self._cut = True
@@ -215,14 +198,14 @@ class _Walk:
             self._lost_from(awaited)
             return
         expected = f"{self._plan.end + len(END_OF_ARCHIVE)} bytes" if self._planned else "two zero blocks"
-        self._add("shard-end", f"the file ends after {self._size} bytes", expected, (None, None, position))
+        self._out.add("shard-end", f"the file ends after {self._size} bytes", expected, offset=position)
 
     def _lost_from(self, first: Planned) -> None:
         self._cut = True
         lost = len(self._plan.members) - self._plan.index[first.name]
         found = f"the file ends after {self._size} bytes; {first.name} and {lost - 1} members after it are not whole"
         expected = f"{self._plan.end + len(END_OF_ARCHIVE)} bytes"
-        self._add("shard-cut", found, expected, (first.key, first.member, self._size))
+        self._out.add("shard-cut", found, expected, first.key, first.member, self._size)
 
     def _zero_block(self, position: int) -> int | None:
         """The end of the archive, or a hole in it; where to go on."""
@@ -231,17 +214,17 @@ class _Walk:
         awaited = self._next()
         if awaited is not None and not (rest == len(END_OF_ARCHIVE) and ending == END_OF_ARCHIVE):
             following = self._resync(position)
-            at = (awaited.key, awaited.member, position)
-            self._add("shard-early-end", "a zero block", f"the header of {awaited.name}", at)
+            expected = f"the header of {awaited.name}"
+            self._out.add("shard-early-end", "a zero block", expected, awaited.key, awaited.member, position)
             self._pass_over(position)
             self._cut = following is None
             return following
         if ending != END_OF_ARCHIVE:
             dirty = next((k for k, byte in enumerate(ending) if byte), len(ending))
-            self._add("shard-end", f"{dirty} zero bytes", "two zero blocks", (None, None, position + dirty))
+            self._out.add("shard-end", f"{dirty} zero bytes", "two zero blocks", offset=position + dirty)
         elif rest > len(END_OF_ARCHIVE):
-            at_end = (None, None, position + len(END_OF_ARCHIVE))
-            self._add("shard-trailing", f"{rest - len(END_OF_ARCHIVE)} more bytes", "0", at_end)
+            more = f"{rest - len(END_OF_ARCHIVE)} more bytes"
+            self._out.add("shard-trailing", more, "0", offset=position + len(END_OF_ARCHIVE))
         return None
 
     def _pass_over(self, position: int) -> None:
@@ -251,15 +234,19 @@ class _Walk:
             self._seen.add(self._plan.members[place].name)
             self._furthest = max(self._furthest, place)
 
-    def _bad(self, position: int, fault: HeaderFault) -> int | None:
+    def _bad(self, position: int, fault: Fault) -> int | None:
         """A header that says nothing of where the next one is; where to go on."""
         if self._planned and self._plan.end <= position < self._plan.end + len(END_OF_ARCHIVE):
             dirty = next(k for k, byte in enumerate(self._bytes(position, BLOCK_BYTES)) if byte)
-            self._add("shard-end", "a byte that is not zero", "two zero blocks", (None, None, position + dirty))
+            self._out.add("shard-end", "a byte that is not zero", "two zero blocks", offset=position + dirty)
             return None
         following = self._resync(position)
-        found = fault.found if following is not None else f"{fault.found}; nothing after it could be recognised"
-        self._add(fault.code, found, fault.expected, (*self._place(), position))
+        code, found, expected = fault
+        if following is None:
+            found += "; nothing after it could be recognised"
+        awaited = self._next()
+        key, member = (awaited.key, awaited.member) if awaited else (None, None)
+        self._out.add(code, found, expected, key, member, position)
         self._pass_over(position)
         self._cut = following is None and self._next() is not None
         return following
@@ -281,12 +268,11 @@ class _Walk:
         place = self._plan.index.get(header.name)
         planned = None if place is None else self._plan.members[place]
         if header.fault is not None:
-            fault = header.fault
-            self._add(fault.code, fault.found, fault.expected, (key, member, position))
+            self._out.add(*header.fault, key, member, position)
         if data + header.size + padding > self._size:
             self._past_the_end(position, header, planned)
             return None
-        if match and (header.fault is None or header.fault.code == "header-not-canonical"):
+        if match and (header.fault is None or header.fault[0] == "header-not-canonical"):
             self._order(position, header.name, match["key"], match["member"])
         if planned is not None and header.name not in self._seen:
             self._content(planned, header, position)
@@ -295,8 +281,7 @@ class _Walk:
         filling = self._bytes(data + header.size, padding) if padding else b""
         if any(filling):
             dirty = next(k for k, byte in enumerate(filling) if byte)
-            where = (key, member, data + header.size + dirty)
-            self._add("member-padding", f"byte {filling[dirty]}", "0", where)
+            self._out.add("member-padding", f"byte {filling[dirty]}", "0", key, member, data + header.size + dirty)
         return data + header.size + padding
 
     def _past_the_end(self, position: int, header: Header, planned: Planned | None) -> None:
@@ -306,59 +291,45 @@ class _Walk:
         self._cut = True
         found = f"{header.name}: {header.size} bytes, {self._size - position - BLOCK_BYTES} left in the file"
         expected = f"{planned.size} bytes" if planned else "a size that fits into the file"
-        at = (planned.key, planned.member, position) if planned else (None, None, position)
-        self._add("member-size", found, expected, at)
+        key, member = (planned.key, planned.member) if planned else (None, None)
+        self._out.add("member-size", found, expected, key, member, position)
 
     def _order(self, position: int, name: str, key: str, member: str) -> None:
         """Whether this member may stand here."""
         at = (key, member, position)
         if name in self._seen:
-            self._add("member-twice", name, "each name once", at)
+            self._out.add("member-twice", name, "each name once", *at)
         elif self._planned and name not in self._plan.index:
             owner = self._plan.elsewhere.get(key)
             found = f"{name}, which belongs into {owner}" if owner else name
             awaited = self._next()
-            self._add("member-foreign", found, awaited.name if awaited else "the end of the archive", at)
+            self._out.add("member-foreign", found, awaited.name if awaited else "the end of the archive", *at)
         elif self._planned:
             place = self._plan.index[name]
             if place < self._furthest:
                 after = self._plan.members[self._furthest].name
-                self._add("member-order", f"{name} after {after}", "before it", at)
+                self._out.add("member-order", f"{name} after {after}", "before it", *at)
             self._furthest = max(self._furthest, place)
-        else:
-            self._order_alone(name, key, member, position)
-
-    def _order_alone(self, name: str, key: str, member: str, position: int) -> None:
-        """Order where no manifest can be believed: a sample's members stand together, in the contract's order."""
-        place = member_order(member)
-        begins = member == MEMBERS[0]
-        follows = self._last is not None and self._last[0] == key and place > self._last[1]
-        if not begins and not follows:
-            before = self._last[0] if self._last else "the beginning"
-            found = f"{name} after a member of {before}"
-            self._add("member-order", found, "samples in one piece", (key, member, position))
-        self._last = (key, place)
+        else:  # no manifest can be believed: a sample's members stand together, in the contract's order
+            here = (key, member_order(member))
+            follows = self._last is not None and self._last[0] == key and here > self._last
+            if member != MEMBERS[0] and not follows:
+                before = self._last[0] if self._last else "the beginning"
+                self._out.add("member-order", f"{name} after a member of {before}", "samples in one piece", *at)
+            self._last = here
 
     def _content(self, planned: Planned, header: Header, position: int) -> None:
         """Size and digest of a member against the manifest."""
+        key, member = planned.key, planned.member
         if header.size != planned.size:
-            self._add("member-size", f"{header.size} bytes", f"{planned.size}", (planned.key, planned.member, position))
+            self._out.add("member-size", f"{header.size} bytes", f"{planned.size}", key, member, position)
             return
         digest = hashlib.sha256()
         for _, view, _ in hash_chunks(self._source, position + BLOCK_BYTES, header.size):
             digest.update(view)
         if digest.hexdigest() != planned.sha256:
-            at = (planned.key, planned.member, position + BLOCK_BYTES)
-            self._add("member-digest", f"sha256 {digest.hexdigest()}", planned.sha256, at)
-
-    def _missing(self) -> None:
-        """Members of the plan that were not met, where the shard could be walked to its end."""
-        if self._cut:
-            return
-        for planned in self._plan.members:
-            if planned.name not in self._seen:
-                found = f"{planned.name} is not in the shard"
-                self._add("member-missing", found, "", (planned.key, planned.member, None))
+            found = f"sha256 {digest.hexdigest()}"
+            self._out.add("member-digest", found, planned.sha256, key, member, position + BLOCK_BYTES)
 
 
 def walk_shard(source: Source, plan: ShardPlan | None, collector: Collector) -> None:

@@ -22,8 +22,7 @@ from omniges.features.gesture import motion_from_gesture
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.beats import audio_beats, beat_score, motion_beats
-from omniges.metrics.encoders import load_encoder
-from omniges.metrics.frechet import frechet_distance
+from omniges.metrics.frechet import frechet_distance, load_encoder
 from omniges.metrics.profiles import profile
 from omniges.pipeline.export import motion_file
 from omniges.shards.reader import SampleArrays, ShardFolder

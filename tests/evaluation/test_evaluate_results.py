@@ -22,9 +22,8 @@ from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.speech import score_text
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.metrics.clips import ClipValue
+from omniges.metrics.clips import ClipValue, bootstrap
 from omniges.metrics.frechet import frechet_distance
-from omniges.metrics.intervals import bootstrap
 from omniges.metrics.profiles import profile
 from omniges.pipeline.export import motion_file, text_file
 from omniges.pipeline.labels import _LANGUAGES as LANGUAGES

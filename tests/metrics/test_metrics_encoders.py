@@ -9,7 +9,7 @@ from metrics_builders import untouched
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import six_d_from_rotvec
-from omniges.metrics.encoders import encoder_input, load_encoder, load_features
+from omniges.metrics.frechet import encoder_input, load_encoder, load_features
 
 torch = pytest.importorskip("torch")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")

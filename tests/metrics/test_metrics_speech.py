@@ -26,20 +26,20 @@ class TestDistances:
         assert (found.value, found.weight) == (pytest.approx(total / P.size, rel=1e-12), 50)
         assert log_mel_l1(G + np.float32(0.5), G).value == pytest.approx(0.5, rel=1e-6)
 
-    @pytest.mark.parametrize("cepstra", [1, 13, 24, 63])
-    def test_distortion_by_scipys_cosine_transform(self, cepstra):
+    def test_distortion_by_scipys_cosine_transform(self):
         c_p, c_g = (scipy.fft.dct(x.astype(np.float64), type=2, axis=1) / 64 for x in (P, G))
-        distance = np.sqrt(((c_p - c_g)[:, 1 : cepstra + 1] ** 2).sum(axis=1))
+        distance = np.sqrt(((c_p - c_g)[:, 1:14] ** 2).sum(axis=1))
         with untouched(P, G):
-            found = mel_cepstral_distortion(P, G, cepstra=cepstra)
+            found = mel_cepstral_distortion(P, G)
         assert found.value == pytest.approx((10 * math.sqrt(2) / math.log(10) * distance).mean(), rel=1e-12)
-        assert (found.weight, found.cepstra) == (50, cepstra)
+        assert found.weight == 50
 
     def test_with_all_cepstra_it_is_the_level_difference_in_decibels(self):
-        decibels = 20 / math.log(10) * (P.astype(np.float64) - G)
+        p, g = P[:, :14], G[:, :14]
+        decibels = 20 / math.log(10) * (p.astype(np.float64) - g)
         decibels -= decibels.mean(axis=1, keepdims=True)
         expected = np.sqrt((decibels**2).mean(axis=1)).mean()
-        assert mel_cepstral_distortion(P, G, cepstra=63).value == pytest.approx(expected, rel=1e-12)
+        assert mel_cepstral_distortion(p, g).value == pytest.approx(expected, rel=1e-12)
 
     def test_a_gain_is_no_distortion_and_order_of_sides_and_frames_does_not_matter(self):
         louder = G.astype(np.float64) + math.log(3)
@@ -59,10 +59,9 @@ class TestDistances:
             metric(P, np.where(G > -4, G, -np.inf))
         assert metric(P, P).value == 0
 
-    @pytest.mark.parametrize("cepstra", [0, 64])
-    def test_cepstra_that_do_not_exist(self, cepstra):
-        with pytest.raises(UsageFault, match="expected 1 to 63"):
-            mel_cepstral_distortion(P, G, cepstra=cepstra)
+    def test_cepstra_that_do_not_exist(self):
+        with pytest.raises(UsageFault, match="found 13 bands; expected more than 13"):
+            mel_cepstral_distortion(P[:, :13], G[:, :13])
 
 
 def most_pairs(found, expected, tolerance):
@@ -84,7 +83,7 @@ class TestOnsets:
     @given(times, times)
     @settings(deadline=None)
     def test_as_many_pairs_as_brute_force(self, found, expected):
-        counts = onset_agreement(np.array(found), np.array(expected), tolerance_s=3 / 64)
+        counts = onset_agreement(np.array(found), np.array(expected))
         assert counts == OnsetCounts(most_pairs(found, expected, 3 / 64), len(found), len(expected))
 
     def test_f_score(self):
@@ -106,15 +105,13 @@ class TestOnsets:
     def test_refusals(self):
         with pytest.raises(DataError, match="nan"):
             onset_agreement(np.array([np.nan]), np.array([1.0]))
-        with pytest.raises(UsageFault, match="tolerance"):
-            onset_agreement(np.array([1.0]), np.array([1.0]), tolerance_s=-1)
 
     def test_clicks_are_found_in_the_mel(self):
         at = np.arange(0.5, 4.5, 0.5)
         mel = log_mel(clicks(5, at), 500)
         with untouched(mel):
             found = mel_onsets(mel)
-        assert onset_agreement(found, at, tolerance_s=0.05).matched == len(at)
+        assert onset_agreement(found, at).matched == len(at)
         assert len(found) < 2 * len(at)
 
     def test_a_gain_moves_no_onset(self):

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from pipeline_helpers import omniges
-from verify_builders import Fault, Sample, ShardSet, codes, content, edited_dataset, rebuilt, run
+from shard_sets import Sample, ShardSet
+from verify_builders import Fault, codes, content, edited_dataset, rebuilt, run
 
 from omniges.errors import CODES
 from omniges.shards.schema import DATASET_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, key_from_stem
 from omniges.shards.tar import npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document
 from omniges.verify import run as verify_run
-from omniges.verify import workers
+from omniges.verify import shards as verify_shards
 from omniges.verify.findings import VERIFY_CODES, VerifyFinding
 from omniges.verify.report import render
 from omniges.verify.run import verify
@@ -293,7 +294,7 @@ class TestProcesses:
         self, shards: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         killed = (sys.executable, "-c", "import os; input(); input(); os.kill(os.getpid(), 9)")
-        monkeypatch.setattr(workers, "WORKER_COMMAND", killed)
+        monkeypatch.setattr(verify_shards, "WORKER_COMMAND", killed)
         result = run(shards, "deep", workers=2)
         assert {finding.code for finding in result.findings} == {"worker-died"}
         assert [finding.file for finding in result.findings] == sorted(path.name for path in shards.glob("*.tar"))

@@ -15,20 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import run_preprocess
-from verify_builders import (
-    BLOCK,
-    Member,
-    ShardSet,
-    codes,
-    content,
-    edited_dataset,
-    edited_manifest,
-    members_of,
-    named,
-    run,
-    tar_of,
-    with_fields,
-)
+from shard_sets import BLOCK, Member, ShardSet, members_of, named, tar_of, with_fields
+from verify_builders import codes, content, edited_dataset, edited_manifest, run
 
 from omniges.errors import UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from pipeline_helpers import omniges
 from remote_helpers import Handler, s3_environment, s3_server, serve, upload, use_s3, web_server
-from verify_builders import Fault, ShardSet, members_of, rebuilt, run, tar_of
+from shard_sets import ShardSet, members_of, tar_of
+from verify_builders import Fault, rebuilt, run
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE
 from omniges.storage.remote import Location, MissingFile, StoreFault
-from omniges.verify import remote
-from omniges.verify.files import FileFault, hash_chunks
+from omniges.verify import folders
+from omniges.verify.folders import FileFault, RemoteFolder, hash_chunks
 from omniges.verify.run import VerifyResult
 
 SHARD = "train-000000.tar"
@@ -222,7 +223,7 @@ class TestBounds:
     def test_a_file_of_any_size_is_read_once_by_windows(self) -> None:
         store = FakeStore(1 << 30)
         tracemalloc.start()
-        with remote.RemoteFolder(store, 8 << 20).opened("a.tar") as source:
+        with RemoteFolder(store, 8 << 20).opened("a.tar") as source:
             count = sum(len(view) for _, view, _ in hash_chunks(source, 0, source.size))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -232,20 +233,20 @@ class TestBounds:
 
     def test_quick_asks_for_no_more_than_it_looks_at(self, shards: Path, memory: Callable[[Path], str]) -> None:
         store = FakeStore(1 << 40)
-        with remote.RemoteFolder(store, 0).opened("a.tar") as source:
+        with RemoteFolder(store, 0).opened("a.tar") as source:
             source.read(512, 0)
             source.read(1024, source.size - 1024)
         assert store.asked == 1536
         assert at(memory(shards), "quick").sound
 
     def test_what_may_pass_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(remote, "_WAITS_S", (0.0, 0.0, 0.0))
+        monkeypatch.setattr(folders, "_WAITS_S", (0.0, 0.0, 0.0))
         passing: list[Exception] = [StoreFault("busy", transient=True) for _ in range(3)]
-        with remote.RemoteFolder(FakeStore(5, faults=passing), 0).opened("a") as source:
+        with RemoteFolder(FakeStore(5, faults=passing), 0).opened("a") as source:
             assert source.size == 5
         lasting: list[Exception] = [StoreFault("busy", transient=True) for _ in range(4)]
         for faults, kind in ((lasting, StoreFault), ([StoreFault("no")], StoreFault), ([MissingFile("x")], FileFault)):
-            with pytest.raises(kind), remote.RemoteFolder(FakeStore(5, faults=faults), 0).opened("a"):
+            with pytest.raises(kind), RemoteFolder(FakeStore(5, faults=faults), 0).opened("a"):
                 pass
 
     def test_nothing_is_written(self, shards: Path, memory: Callable[[Path], str], tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.visualize import sample as pictures
-from omniges.visualize.comparison import Version, draw_comparison
-from omniges.visualize.result import Row, draw_result
-from omniges.visualize.sample import draw_sample
+from omniges.visualize import panels
+from omniges.visualize.pictures import Row, Version, draw_comparison, draw_result, draw_sample
 
 
 def _sample(frames, words=()):
@@ -85,11 +83,11 @@ def test_strange_words_and_titles_neither_crash_nor_warn():
 
 
 def test_what_no_font_has_becomes_an_escape():
-    assert pictures._drawable("naïve Straße привет", 40) == "naïve Straße привет"
-    assert pictures._drawable("a\nb\x00", 20) == "a\\nb\\x00"
-    assert pictures._drawable("\ud800", 20) == "\\ud800"
-    assert pictures._drawable("\U000f0000", 20) == "\\U000f0000"  # private use
-    assert pictures._drawable("abcdefghij", 5) == "abcd…"
+    assert panels._drawable("naïve Straße привет", 40) == "naïve Straße привет"
+    assert panels._drawable("a\nb\x00", 20) == "a\\nb\\x00"
+    assert panels._drawable("\ud800", 20) == "\\ud800"
+    assert panels._drawable("\U000f0000", 20) == "\\U000f0000"  # private use
+    assert panels._drawable("abcdefghij", 5) == "abcd…"
 
 
 @pytest.mark.parametrize("frames", [2, 9])
@@ -113,7 +111,7 @@ def test_many_words_in_a_long_view():
 def test_the_view_is_cut_to_the_time_shown():
     sample = _sample(300, [("a", 0.5, 2.5), ("b", 3.0, 3.5), ("c", 3.9, 4.5), ("d", 8.0, 9.0)])
     del sample["title"]
-    view = pictures.cut(**sample, start_s=2.0, seconds=2.0)
+    view = panels.cut(**sample, start_s=2.0, seconds=2.0)
     assert (view.start_s, view.stop_s) == (2.0, 4.0)
     assert view.words == (("a", 2.0, 2.5), ("b", 3.0, 3.5), ("c", 3.9, 4.0))
     np.testing.assert_array_equal(view.gesture, sample["gesture"][60:120])
@@ -142,16 +140,16 @@ def test_angular_speed_of_one_turning_joint():
     poses = np.zeros((31, 165))
     poses[:, 3 * 16 + 1] = np.arange(31) / 30 * 1.3  # the left shoulder turns at 1.3 rad/s
     gesture = gesture_from_motion(poses, np.zeros((31, 100)), np.zeros((31, 3))).gesture
-    speed = pictures.angular_speed(gesture, LAYOUT.upper)
+    speed = panels.angular_speed(gesture, LAYOUT.upper)
     np.testing.assert_allclose(speed, 1.3 / 13, rtol=1e-5)
-    assert np.abs(pictures.angular_speed(gesture, LAYOUT.hands)).max() == 0
-    assert np.abs(pictures.angular_speed(gesture, LAYOUT.lower)).max() == 0
+    assert np.abs(panels.angular_speed(gesture, LAYOUT.hands)).max() == 0
+    assert np.abs(panels.angular_speed(gesture, LAYOUT.lower)).max() == 0
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 12), min_size=1, max_size=60).map(sorted))
 def test_labels_keep_their_distance(centres):
-    places = pictures._spread(np.array(centres), 0.15, 0.0, 12.0)
+    places = panels._spread(np.array(centres), 0.15, 0.0, 12.0)
     assert (np.diff(places) >= 0.15 - 1e-9).all()
     assert places[0] >= -1e-9
     assert places[-1] <= 12 + 1e-9
@@ -162,11 +160,11 @@ def test_labels_keep_their_distance(centres):
 def test_people_stand_upright_and_their_left_is_at_plus_x():
     poses = np.zeros((2, 165))
     clip = gesture_from_motion(poses, np.zeros((2, 100)), np.tile([0.4, 1.3, 0.9], (2, 1)))
-    person = pictures._people(clip.gesture, clip.jaw_eyes)[1]
+    person = panels._people(clip.gesture, clip.jaw_eyes)[1]
     np.testing.assert_allclose(person[0], [0, 0.95, 0], atol=1e-6)
     assert person[15, 1] > 1.5
     assert person[20, 0] > 0.4 > -0.4 > person[21, 0]
-    assert [pictures._side_color(j) for j in (20, 21, 12)] == [pictures.BLUE, pictures.ORANGE, "#333333"]
+    assert [panels._side_color(j) for j in (20, 21, 12)] == [panels.BLUE, panels.ORANGE, "#333333"]
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):
@@ -181,7 +179,7 @@ def test_no_global_state_and_no_early_import():
     code = """
 import sys
 import numpy as np
-from omniges.visualize import Version, draw_comparison, draw_sample
+from omniges.visualize.pictures import Version, draw_comparison, draw_sample
 from omniges.features.gesture import gesture_from_motion
 assert "matplotlib" not in sys.modules
 clip = gesture_from_motion(np.zeros((5, 165)), np.zeros((5, 100)), np.ones((5, 3)))
@@ -254,13 +252,11 @@ def test_a_result_without_a_word_says_so():
 def test_mels_of_one_picture_have_one_scale_of_colours():
     """Else what was made too softly looks like the recording."""
     pytest.importorskip("matplotlib")
-    from omniges.visualize import sample as parts
-
     mel = ROWS["audio"]
-    with parts.new_figure(6.0, 4.0) as figure:
-        panels = [figure.add_axes((0.1, bottom, 0.7, 0.3)) for bottom in (0.1, 0.5)]
-        for axes, data in zip(panels, (mel, mel - 3.0), strict=True):
-            parts.draw_mel(axes, parts.without_motion(data, (), 0.0, 3.0))
-        alone = [axes.images[0].get_clim() for axes in panels]
-        parts.share_mel_colours(figure)
-        assert {axes.images[0].get_clim() for axes in panels} == {(alone[1][0], alone[0][1])}
+    with panels.new_figure(6.0, 4.0) as figure:
+        places = [figure.add_axes((0.1, bottom, 0.7, 0.3)) for bottom in (0.1, 0.5)]
+        for axes, data in zip(places, (mel, mel - 3.0), strict=True):
+            panels.draw_mel(axes, panels.without_motion(data, (), 0.0, 3.0))
+        alone = [axes.images[0].get_clim() for axes in places]
+        panels.share_mel_colours(figure)
+        assert {axes.images[0].get_clim() for axes in places} == {(alone[1][0], alone[0][1])}

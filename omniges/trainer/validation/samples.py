@@ -32,7 +32,7 @@ from omniges.model.settings import SamplingSettings
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.trainer.validation.held_out import Window, WindowFolder
-from omniges.visualize.comparison import Version, draw_comparison
+from omniges.visualize.pictures import Version, draw_comparison
 
 VALIDATION_SEED: Final = 0x56414C
 """Of noise and samples; not the run's, so that runs of other seeds can be compared."""

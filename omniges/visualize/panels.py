@@ -1,4 +1,4 @@
-"""One picture of a sample: mel, words, motion energy, expression activity and stick figures on one time line.
+"""The parts of pictures: mel, words, motion energy, expression activity and stick figures on one time line.
 
 The figures are the generic skeleton of `omniges.features.body`, seen from the front, so the person's left
 is on the right of the picture. It is no body model: see there.
@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from omniges.errors import EnvironmentFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
-from omniges.features.body import PARENTS, joint_positions
+from omniges.features.body import PARENTS, Numbers, joint_positions
 from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, matrix_from_six_d, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
+from omniges.formats.arrays import F64
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 Word = Mapping[str, Any]
 
 _MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP_SAMPLES
@@ -86,38 +86,6 @@ class View:
         return next((word for word, start, end in self.words if start <= time_s < end), "")
 
 
-def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
-    *,
-    title: str,
-    gesture: F32,
-    jaw_eyes: F32,
-    start_xz: npt.NDArray[np.floating],
-    mel: F32,
-    words: Sequence[Word],
-    start_s: float = 0.0,
-    seconds: float = 12.0,
-) -> bytes:
-    """Draw `seconds` of a sample from `start_s` on (less where it ends before) and give the PNG file's bytes.
-
-    `gesture` (T, 415) and `jaw_eyes` (T, 9) at 30 Hz, `start_xz` (2,) metres, `mel` (M, 64) log magnitudes at
-    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Raises ValueError on
-    other shapes or if fewer than two frames would be shown, EnvironmentFault without matplotlib.
-    """
-    length_s = len(gesture) / FRAME_RATE_HZ
-    view = cut(gesture, jaw_eyes, start_xz, mel, words, start_s, seconds)
-    with new_figure(12.0, 10.2) as figure:
-        axes = _panels(figure)
-        write(figure, (LEFT, 0.978), title, size=12, weight="bold", va="center")
-        span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
-        figure.text(RIGHT, 0.978, span, ha="right", va="center", color=GREY)
-        draw_words(axes[0], view)
-        draw_mel(axes[1], view)
-        draw_motion(axes[2], view)
-        _draw_face(axes[3], view)
-        draw_figures(axes[4], view)
-        return png_of(figure)
-
-
 def png_of(figure: Figure) -> bytes:
     """Return a figure as a PNG file that says nothing of the program that drew it."""
     png = io.BytesIO()
@@ -143,19 +111,7 @@ def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
         yield figure
 
 
-def _panels(figure: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
-    """Empty axes for words, mel, motion, face and figures, one below the other on one time line."""
-    outer = figure.add_gridspec(
-        3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, left=LEFT, right=RIGHT, top=0.955, bottom=0.01
-    )
-    heard = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
-    moved = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
-    places = (heard[0], heard[1], moved[0], moved[1], outer[2])
-    words, mel, motion, face, people = (figure.add_subplot(place) for place in places)
-    return words, mel, motion, face, people
-
-
-NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
+_NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------
@@ -163,16 +119,18 @@ NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 def cut(
     gesture: F32,
-    jaw_eyes: F32,
-    start_xz: npt.NDArray[np.floating],
-    mel: F32,
-    words: Sequence[Word],
+    start_xz: Numbers,
     start_s: float,
     seconds: float,
+    *,
+    jaw_eyes: F32 | None = None,
+    mel: F32 = _NO_MEL,
+    words: Sequence[Word] = (),
 ) -> View:
     """The part of a sample that is shown; the root's path is summed up from the beginning."""
     frames = len(gesture)
-    shapes = (gesture.shape, jaw_eyes.shape, start_xz.shape, mel.shape[1:])
+    face = np.zeros((frames, 9), np.float32) if jaw_eyes is None else jaw_eyes
+    shapes = (gesture.shape, face.shape, start_xz.shape, mel.shape[1:])
     if shapes != ((frames, LAYOUT.channels), (frames, 9), (2,), (MEL_BANDS,)):
         raise ValueError(f"gesture (T, 415), jaw_eyes (T, 9), start_xz (2,), mel (M, 64) expected, found {shapes}")
     first = max(0, round(start_s * FRAME_RATE_HZ))
@@ -185,7 +143,7 @@ def cut(
         without_motion(mel, words, first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ),
         times=np.arange(first, stop) / FRAME_RATE_HZ,
         gesture=gesture[first:stop],
-        jaw_eyes=jaw_eyes[first:stop],
+        jaw_eyes=face[first:stop],
         root_xz=np.cumsum(steps, axis=0)[first:stop],
     )
 
@@ -194,7 +152,7 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
     """The part of a sample without motion that is shown."""
     if (stop_s - start_s) * FRAME_RATE_HZ < 2 - 1e-6:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
-    heard = NO_MEL if mel is None else mel
+    heard = _NO_MEL if mel is None else mel
     first = min(round(start_s * _MEL_RATE_HZ), len(heard))
     inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
     return View(
@@ -285,15 +243,8 @@ def _mark_words(axes: Axes, view: View) -> None:
 
 def legend(axes: Axes, handles: Sequence[Any]) -> None:
     """A line of keys above the panel, where it hides nothing."""
-    axes.legend(
-        handles=handles,
-        ncols=len(handles),
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        borderaxespad=0.0,
-        borderpad=0.15,
-        handlelength=1.6,
-    )
+    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0, "borderpad": 0.15}
+    axes.legend(handles=handles, ncols=len(handles), handlelength=1.6, **above)
 
 
 def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
@@ -333,16 +284,9 @@ def draw_mel(axes: Axes, view: View) -> None:
     low, high = np.percentile(view.mel, (2, 99.8))
     half = 0.5 / _MEL_RATE_HZ  # frame j is centred on its time
     stop = view.mel_start_s + len(view.mel) / _MEL_RATE_HZ
-    image = axes.imshow(
-        view.mel.T,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap="magma",
-        vmin=low,
-        vmax=max(high, low + 1e-3),
-        extent=(view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5),
-    )
+    extent = (view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5)
+    style: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "magma"}
+    image = axes.imshow(view.mel.T, vmin=low, vmax=max(high, low + 1e-3), extent=extent, **style)
     time_axis(axes, view)  # imshow sets its own
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
@@ -374,7 +318,8 @@ def draw_motion(axes: Axes, view: View) -> None:
     legend(axes, lines)
 
 
-def _draw_face(axes: Axes, view: View) -> None:
+def draw_face(axes: Axes, view: View) -> None:
+    """How fast the expression changes, and how far the jaw is open."""
     time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
     face = view.gesture[:, LAYOUT.face].astype(np.float64)
@@ -388,7 +333,7 @@ def _draw_face(axes: Axes, view: View) -> None:
     legend(axes, lines)
 
 
-def _second_axis(axes: Axes, times: F64, values: npt.NDArray[np.floating], name: str, label: str) -> list[Any]:
+def _second_axis(axes: Axes, times: F64, values: Numbers, name: str, label: str) -> list[Any]:
     """A quantity of another unit against an axis on the right."""
     right = axes.twinx()
     right.spines["right"].set_visible(True)
@@ -460,14 +405,11 @@ def _draw_person(axes: Axes, joints: F64) -> None:
         (joint for joint in range(len(PARENTS)) if joint not in _NOT_BONES),
         key=lambda joint: float(joints[joint, 2] + joints[PARENTS[joint], 2]),
     )
-    lines = LineCollection(
-        [joints[[PARENTS[joint], joint], :2] for joint in bones],
-        colors=[_side_color(joint) for joint in bones],
-        linewidths=[0.8 if joint >= _FIRST_FINGER else 2.2 for joint in bones],
-        capstyle="round",
-        zorder=3,
-    )
-    axes.add_collection(lines, autolim=False)
+    lines = [joints[[PARENTS[joint], joint], :2] for joint in bones]
+    colours = [_side_color(joint) for joint in bones]
+    widths = [0.8 if joint >= _FIRST_FINGER else 2.2 for joint in bones]
+    drawn = LineCollection(lines, colors=colours, linewidths=widths, capstyle="round", zorder=3)
+    axes.add_collection(drawn, autolim=False)
     eyes = joints[list(_EYES)]
     middle = 0.4 * joints[_HEAD] + 0.6 * eyes.mean(axis=0)
     axes.add_patch(Circle(middle[:2], _HEAD_RADIUS_M, facecolor="white", edgecolor="#333333", linewidth=1.2, zorder=2))

@@ -12,7 +12,7 @@ from pipeline_helpers import digests, omniges
 
 from omniges.errors import EnvironmentFault
 from omniges.storage.atomic import locked
-from omniges.verify.quarantine import quarantine, quarantine_folder
+from omniges.verify.report import quarantine
 
 
 @pytest.fixture
@@ -21,6 +21,11 @@ def set_of_shards(corpus: Path, tmp_path: Path) -> Path:
     done = omniges("preprocess", "--root", corpus, "--out", tmp_path / "s", "--shard-size", "1MiB")
     assert done.returncode == 0, done.stderr
     return tmp_path / "s"
+
+
+def beside(folder: Path) -> Path:
+    """Where a folder's damaged files go."""
+    return folder.with_name(f"{folder.name}.quarantine")
 
 
 def damage(path: Path, offset: int = 70000) -> None:
@@ -38,7 +43,7 @@ class TestCommand:
         done = omniges("verify-shards", set_of_shards, "--quarantine")
         assert done.returncode == 1
         assert f"moved aside: train-000000.tar to {set_of_shards}.quarantine/train-000000.tar" in done.stderr
-        assert digests(quarantine_folder(set_of_shards)) == {"train-000000.tar": bad}
+        assert digests(beside(set_of_shards)) == {"train-000000.tar": bad}
         assert digests(set_of_shards) == {n: d for n, d in before.items() if n != "train-000000.tar"}
         again = omniges("preprocess", "--root", corpus, "--out", set_of_shards, "--shard-size", "1MiB")
         assert again.returncode == 0, again.stderr
@@ -62,7 +67,7 @@ class TestCommand:
         done = omniges("verify-shards", set_of_shards, "--quarantine")
         assert (done.returncode, done.stderr) == (0, "")
         assert digests(set_of_shards) == before
-        assert not quarantine_folder(set_of_shards).exists()
+        assert not beside(set_of_shards).exists()
 
     def test_findings_that_are_not_shown_count_all_the_same(self, set_of_shards: Path) -> None:
         for name in sorted(path.name for path in set_of_shards.glob("*.tar"))[:2]:
@@ -85,7 +90,7 @@ class TestQuarantine:
         for text in ("first", "second", "third"):
             (folder / "train-000000.tar").write_text(text)
             quarantine(folder, ["train-000000.tar"])
-        aside = quarantine_folder(folder)
+        aside = beside(folder)
         assert {path.name: path.read_text() for path in aside.iterdir()} == {
             "train-000000.tar": "first",
             "train-000000.tar.1": "second",

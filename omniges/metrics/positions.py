@@ -1,0 +1,288 @@
+"""Distances and properties of positions: motion by itself, seams, recall of gestures that mean something, the face.
+
+Letters: T frames, J joints, V vertices, S seams. World: metres, y up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.body import Numbers
+from omniges.features.gesture import JOINT_NAMES
+from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.arrays import F64, checked
+from omniges.formats.semantic import SemanticSpan
+from omniges.metrics.clips import ClipValue, checked_pair
+from omniges.metrics.profiles import FaceSettings, SemanticSettings
+
+TOES: Final = (JOINT_NAMES.index("left_foot"), JOINT_NAMES.index("right_foot"))
+CONTACT_HEIGHT_M: Final = 0.025
+FLOOR_PERCENTILE: Final = 5.0
+ROTATION_TOLERANCE: Final = 0.1
+_SEAM_PERCENTILE: Final = 99.0
+_GROUND: Final = [0, 2]  # x and z
+_LEAST_FACE_FRAMES: Final = 2
+
+
+# --- motion by itself
+
+
+@dataclass(frozen=True, slots=True)
+class DriftScore:
+    """How far the root strays from where it began, in metres along the floor."""
+
+    end_m: float
+    farthest_m: float
+
+
+@dataclass(frozen=True, slots=True)
+class SkateScore(ClipValue):
+    """Foot skate in m/s, weighed by the toe frames near the floor, which it is the mean of."""
+
+    toe_frames: int
+    """Both toes' frames, near the floor or not: 2 (T − 1)."""
+
+
+def root_drift(root: Numbers) -> DriftScore:
+    """Horizontal distance of the root from its first frame: positions (T, 3) m. One frame has drifted by 0.
+
+    Raises UsageFault for another shape, DataError for no or non-finite frames.
+    """
+    positions = checked(root, "root", (None, 3))
+    away = np.linalg.norm((positions - positions[0])[:, _GROUND], axis=1)
+    return DriftScore(float(away[-1]), float(away.max()))
+
+
+def foot_skate(joints: Numbers) -> SkateScore:
+    """Mean sliding speed of the toes near the floor, by v (2 − 2^(h/H)): joints (T, 55, 3) m with translation.
+
+    Zhang et al. (2018). The floor is each toe's 5th percentile of height. Without any contact the value is 0 and so is
+    the weight. Raises UsageFault for another shape, DataError for fewer than 2 or non-finite frames.
+    """
+    positions = checked(joints, "joints", (None, len(JOINT_NAMES), 3), at_least=2)[:, TOES]
+    floor = np.percentile(positions[..., 1], FLOOR_PERCENTILE, axis=0)
+    height = np.maximum(positions[:-1, :, 1] - floor, 0.0)
+    speed = np.linalg.norm(np.diff(positions, axis=0)[..., _GROUND], axis=-1) * FRAME_RATE_HZ
+    contact = height < CONTACT_HEIGHT_M
+    count = int(contact.sum())
+    sliding = speed * (2 - 2 ** (height / CONTACT_HEIGHT_M))
+    value = float(sliding[contact].sum() / count) if count else 0.0
+    return SkateScore(value, float(count), contact.size)
+
+
+def jerk(joints: Numbers) -> ClipValue:
+    """Mean length of the third difference times 30³: joints (T, J, 3) m to m/s³, weight T − 3.
+
+    Raises UsageFault for another shape, DataError for fewer than 4 or non-finite frames.
+    """
+    positions = checked(joints, "joints", (None, None, 3), at_least=4)
+    if positions.shape[1] == 0:
+        raise UsageFault("joints: found none; expected (frames, joints, 3)")
+    third = np.diff(positions, n=3, axis=0) * float(FRAME_RATE_HZ**3)
+    return ClipValue(float(np.linalg.norm(third, axis=-1).mean()), float(len(third)))
+
+
+def invalid_rotations(six_d: Numbers) -> ClipValue:
+    """Share of 6D rotations (T, J, 6), as generated, that are far from any rotation; weight T · J.
+
+    Far: a row's length differs from 1, or the dot product of both rows from 0, by more than 0.1; or not finite.
+    Raises UsageFault for another shape or no rotations at all.
+    """
+    rows = np.asarray(six_d)
+    if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
+        raise UsageFault(f"rotations: found an array {rows.shape} of {rows.dtype}; expected floats (frames, joints, 6)")
+    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=-1))
+    values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid all the same
+    first, second = values[..., :3], values[..., 3:]
+    lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])
+    upright = np.abs((first * second).sum(axis=-1)) <= ROTATION_TOLERANCE
+    good = (np.abs(lengths - 1) <= ROTATION_TOLERANCE).all(axis=0) & upright
+    return ClipValue(float(1 - good.mean()), float(finite.size))
+
+
+def l1_diversity(joints: Numbers) -> ClipValue:
+    """Sum over coordinates of the mean absolute deviation from the mean: joints (T, J, 3) m to metres, weight T.
+
+    The same in all profiles. One frame gives 0. Raises UsageFault for another shape, DataError for no or non-finite
+    frames.
+    """
+    positions = checked(joints, "joints", (None, None, 3))
+    deviation = np.abs(positions - positions.mean(axis=0)).sum() / len(positions)
+    return ClipValue(float(deviation), float(len(positions)))
+
+
+# --- seams between windows, against everywhere else
+
+
+@dataclass(frozen=True, slots=True)
+class SeamComparison:
+    """One quantity at seams and elsewhere."""
+
+    elsewhere: float
+    """Its 99th percentile away from seams."""
+    at_seams: F64
+    above: float
+    """Share of values at seams above it; 0.01 is expected where nothing can be seen."""
+    worst_ratio: float
+    """Largest value at a seam over it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeamScore:
+    """Velocity in m/s (S values at seams) and acceleration in m/s² (2 S values)."""
+
+    velocity: SeamComparison
+    acceleration: SeamComparison
+
+
+def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
+    """Compare seams with the rest of a clip: joints (T, J, 3) m; seam s lies between frames s − 1 and s.
+
+    Lengths are root mean squares over joints. Raises UsageFault for no seams, seams outside 2..T − 2 and a clip that
+    has nothing but seams; DataError for non-finite values and for motion that stands still elsewhere.
+    """
+    positions = checked(joints, "joints", (None, None, 3))
+    frames, joint_count, _ = positions.shape
+    places = np.unique(np.asarray(seams, dtype=np.int64))
+    if joint_count == 0:
+        raise UsageFault("seams: found no joints; expected (frames, joints, 3)")
+    if len(places) == 0 or places[0] < 2 or places[-1] > frames - 2:
+        raise UsageFault(f"seams: found {places.tolist()[:5]} in {frames} frames; expected some in 2..{frames - 2}")
+    velocity = _lengths(np.diff(positions, axis=0)) * FRAME_RATE_HZ  # [t − 1] is frame t's
+    acceleration = _lengths(np.diff(positions, n=2, axis=0)) * FRAME_RATE_HZ**2  # [t − 1] is frame t's
+    return SeamScore(
+        _compare(velocity, places - 1, "velocity"),
+        _compare(acceleration, np.unique(np.concatenate([places - 2, places - 1])), "acceleration"),
+    )
+
+
+def _lengths(vectors: F64) -> F64:
+    """Root mean square over joints of lengths: (T, J, 3) to (T,)."""
+    return np.asarray(np.sqrt(np.square(vectors).sum(axis=-1).mean(axis=-1)))
+
+
+def _compare(values: F64, at: npt.NDArray[np.int64], what: str) -> SeamComparison:
+    elsewhere = np.delete(values, at)
+    if len(elsewhere) == 0:
+        raise UsageFault(f"seams: nothing of the {what} is elsewhere; expected frames away from seams")
+    limit = float(np.percentile(elsewhere, _SEAM_PERCENTILE))
+    if limit == 0:
+        raise DataError(f"seams: the {what} elsewhere is zero; expected motion: there is nothing to compare with")
+    found = values[at]
+    return SeamComparison(limit, found, float((found > limit).mean()), float(found.max() / limit))
+
+
+# --- semantic-relevant gesture recall
+
+
+@dataclass(frozen=True, slots=True)
+class RecallScore(ClipValue):
+    """A clip's recall; the published forms can exceed 1."""
+
+    joints: int
+    annotated: bool
+
+
+def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: SemanticSettings) -> F64:
+    """Score (T,) of each frame at i/30 s: that of the first span in file order that holds it, 0 outside all."""
+    scores = np.zeros(frames)
+    seconds = np.arange(frames) / FRAME_RATE_HZ
+    for span in reversed(spans):
+        before_end = seconds <= span.end if settings.span_ends == "closed" else seconds < span.end
+        scores[(span.start <= seconds) & before_end] = span.score
+    return scores
+
+
+def semantic_recall(
+    generated: Numbers, recorded: Numbers, scores: Numbers | None, settings: SemanticSettings
+) -> RecallScore:
+    """Share of joints near the recorded ones, frames weighed by scores (T,): joints (T, J, 3) m.
+
+    Raises UsageFault for unequal shapes and for missing scores where the profile needs them, DataError for no or
+    non-finite frames, scores outside 0..1, and scores that are all zero where the profile divides by their sum.
+    """
+    found, expected = checked_pair(generated, recorded, "joints", (None, None, 3))
+    frames, joints, _ = found.shape
+    if joints == 0:
+        raise UsageFault("joints: found none; expected (frames, joints, 3)")
+    difference = found - expected
+    lengths = {"sum": np.abs(difference).sum(axis=-1), "euclidean": np.sqrt(np.square(difference).sum(axis=-1))}
+    hits = (lengths[settings.error] < settings.threshold_m).mean(axis=1)
+    if scores is None:
+        if settings.without_scores == "refused":
+            raise UsageFault(
+                "semantic recall: found no sem annotation; expected one in this profile: leave this clip out"
+            )
+        return RecallScore(float(hits.mean()), float(frames), joints, annotated=False)
+    weights = checked(scores, "semantic scores", (frames,))
+    if weights.min() < 0 or weights.max() > 1:
+        raise DataError(f"semantic scores: found {weights.min()} to {weights.max()}; expected 0 to 1")
+    if settings.weights == "by-scale":
+        return RecallScore(float((hits * weights).mean() / settings.scale), float(frames), joints, annotated=True)
+    total = float(weights.sum())
+    if total == 0:
+        raise DataError(
+            "semantic recall: found only scores of zero; expected some gesture that counts: leave this clip out"
+        )
+    return RecallScore(float((hits * weights).sum() / total), total, joints, annotated=True)
+
+
+# --- face
+
+
+@dataclass(frozen=True, slots=True)
+class FaceScore(ClipValue):
+    """A clip's value; values over another number of vertices do not compare."""
+
+    vertices: int
+
+
+class FaceSums:
+    """Both metrics of a clip whose vertices come block after block, so that memory does not grow with its length."""
+
+    def __init__(self) -> None:
+        self._squares = self._positions = self._steps = 0.0
+        self._frames = self._vertices = 0
+        self._last: F64 | None = None  # error of the last frame
+
+    def add(self, generated: Numbers, recorded: Numbers) -> None:
+        """Take in the next frames: vertices (T, V, 3) m.
+
+        Raises UsageFault for unequal or other shapes, DataError for no or non-finite frames.
+        """
+        found, expected = checked_pair(generated, recorded, "vertices", (None, None, 3))
+        if self._last is not None and found.shape[1] != self._vertices:
+            raise UsageFault(f"vertices: found {found.shape[1]} after {self._vertices}; expected one number of them")
+        self._vertices = found.shape[1]
+        self._frames += len(found)
+        error = found - expected
+        self._squares += float(np.square(error).sum())
+        if self._last is not None:
+            self._positions += float(np.abs(error[0]).sum())
+            self._steps += float(np.abs(error[0] - self._last).sum())
+        self._positions += float(np.abs(error[1:]).sum())
+        self._steps += float(np.abs(np.diff(error, axis=0)).sum())
+        self._last = error[-1].copy()
+
+    def mse(self) -> FaceScore:
+        """Return the mean of squared errors over frames and coordinates in m², weight T; the same in all profiles."""
+        return FaceScore(self._squares / (self._frames * self._vertices * 3), float(self._frames), self._vertices)
+
+    def velocity(self, settings: FaceSettings) -> FaceScore:
+        """Return LVD as the profile has it, in metres per frame (a position error in m in ``emage-2024``).
+
+        Raises DataError for fewer than 2 frames.
+        """
+        frames = self._frames
+        if frames < _LEAST_FACE_FRAMES:
+            raise DataError(f"vertices: found {frames}; expected at least {_LEAST_FACE_FRAMES}: leave this clip out")
+        total = self._positions if settings.lvd == "position-error" else self._steps
+        divisor = frames if settings.lvd == "velocity-by-frames" else frames - 1
+        weight = frames - 1 if settings.lvd == "velocity-by-steps" else frames
+        return FaceScore(total / (divisor * self._vertices * 3), float(weight), self._vertices)
