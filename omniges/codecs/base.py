@@ -22,7 +22,7 @@ from torch import Tensor
 
 from omniges.shards.latents import FrameEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.window_grid import WindowGrid
+from omniges.shards.schema import WindowGrid
 from omniges.storage.canonical_json import canonical_json
 
 

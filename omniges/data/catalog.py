@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.order import text_hashes
-from omniges.data.tracks import PLAIN_TRACKS, Tracks
+from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
@@ -25,9 +25,6 @@ from omniges.shards.manifest import ManifestColumns, column_of
 from omniges.shards.reader import open_beside, read_beside
 from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Split
 from omniges.storage.canonical_json import canonical_json
-
-STREAM_MEMBERS: Final = PLAIN_TRACKS.members
-"""Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
 
 _LABELS: Final = ("split", "shard", "speaker", "language", "emotion")
 _Labels = tuple[list[str], npt.NDArray[np.int32]]  # distinct texts, and the number (N,) of each row's
@@ -124,11 +121,15 @@ class Catalog:
     codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream they stand for
     latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, where a codec is chosen
 
-    @property
-    def stream_statistics(self) -> dict[str, Any]:
-        """Mean and deviation of the arrays that batches hold, by stream."""
-        plain = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
-        return plain | {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
+    def normaliser(self) -> Normaliser:
+        """The scales of the arrays that batches hold.
+
+        Raises UsageFault if their statistics are made of no sample, DataError if they are not as the contract says.
+        """
+        streams = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
+        streams |= {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
+        source = str(self.folder / (LATENTS_FILE if self.codecs else STATS_FILE))
+        return Normaliser.from_statistics(streams, self.tracks, self.statistics.get("samples"), source)
 
     def speakers_of(self, samples: npt.NDArray[np.int64]) -> list[str | None]:
         """The names of the speakers of clips (k,), None outside of the stem grammar."""
@@ -162,14 +163,14 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
         numbers = _shard_numbers(folder, names, codes[chosen], shards)
         table = _table(manifest, chosen, keys, numbers, shards, tracks)
     _check(folder, table)
-    speaker_names, speaker = labels["speaker"]
+    speaker_names, speaker = labels["speaker"][0], labels["speaker"][1][chosen]
     return Catalog(
         folder=folder,
         manifest_hash=dataset["manifest_hash"],
-        content_hash=_content_hash(table, speaker_names, speaker[chosen]),
+        content_hash=_content_hash(table, speaker_names, speaker),
         filters=filters,
         table=table,
-        speaker=speaker[chosen],
+        speaker=speaker,
         speaker_names=tuple(speaker_names),
         statistics=statistics,
         tokenizer=tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from omniges.data.state import trained_on
+from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
 from omniges.generation.sampler import trained_tasks
 from omniges.generation.settings import task_named

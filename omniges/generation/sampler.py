@@ -19,7 +19,7 @@ import torch
 
 from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
 from omniges.codecs.registry import load_same_codec
-from omniges.data.state import trained_on
+from omniges.data.sequence import trained_on
 from omniges.data.tracks import Track
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec

@@ -23,6 +23,7 @@ from torch import Tensor
 from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.storage.atomic import (
+    is_file_name,
     is_temporary_name,
     make_folder,
     os_errors,
@@ -32,7 +33,6 @@ from omniges.storage.atomic import (
     remove_tree,
     sync_folder,
 )
-from omniges.storage.names import is_file_name
 from omniges.storage.tensors import read_tensors, require_same, shapes_of, write_tensors
 
 CHECKPOINT_FILE: Final = "checkpoint.json"

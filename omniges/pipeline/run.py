@@ -30,10 +30,9 @@ from omniges.pipeline.protocol import ConvertPool
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, cut_totals, summarize, summary_of_complete
 from omniges.progress import Reporter
-from omniges.shards.dataset import dataset_document, seal, statistics_document
+from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
 from omniges.shards.manifest import ManifestRow, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
-from omniges.shards.tokenizer import train_tokenizer
 from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, refuse_foreign, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors, publish_bytes

@@ -23,10 +23,9 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import LATENT_MEMBER
+from omniges.shards.schema import LATENT_MEMBER, WindowGrid
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
-from omniges.shards.window_grid import WindowGrid
-from omniges.storage.names import is_sha256
+from omniges.storage.canonical_json import is_sha256
 
 F32 = npt.NDArray[np.float32]
 
@@ -184,9 +183,22 @@ class WindowEntry(CodecEntry):
         """The windows."""
         return WindowGrid(self.window_ticks, self.stride_ticks)
 
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self.latents * self.channels
+
     def shape_of(self, row: ManifestRow) -> tuple[int, int]:
         """A row for each window of the clip."""
-        return self.grid.count(row.ticks), self.latents * self.channels
+        return self.grid.count(row.ticks), self.width
+
+    def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
+        """Rows of a clip with so many gesture frames, mel frames and ticks."""
+        return self.grid.count(ticks)
+
+    def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
+        """First row and rows of a window, which is one of the grid."""
+        return start_tick // self.stride_ticks, 1
 
     def vectors(self, latents: F32) -> F32:
         """All latents of all windows, one under the other."""

@@ -24,13 +24,13 @@ from omniges.shards.schema import (
     VERIFY,
     is_count,
     is_key,
+    is_relative_path,
     is_shard_name,
     is_stem,
     key_from_stem,
     member_order,
 )
-from omniges.storage.canonical_json import canonical_json, sha256_hex
-from omniges.storage.names import is_relative_path, is_sha256
+from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
 
 if TYPE_CHECKING:
     import pyarrow as pa

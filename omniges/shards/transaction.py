@@ -43,8 +43,7 @@ from omniges.shards.schema import (
     is_shard_name,
 )
 from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
-from omniges.storage.canonical_json import canonical_json, sha256_hex
-from omniges.storage.names import is_sha256
+from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
 
 BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"

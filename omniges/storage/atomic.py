@@ -22,6 +22,7 @@ from omniges.errors import EnvironmentFault, UsageFault
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
 _REASONS: Final = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
@@ -92,6 +93,14 @@ def _linked(path: Path) -> UsageFault:
         f"{path}: a file of its own expected, found a link, behind which a file elsewhere would be changed. Remove the "
         "link, or choose another folder"
     )
+
+
+def is_file_name(text: object) -> bool:
+    """Return whether a text names a file in a folder of ours: ASCII letters, digits, dots, hyphens and underscores.
+
+    Names without those characters change the meaning of no URL; names with two dots in a row are refused too.
+    """
+    return isinstance(text, str) and _FILE_NAME.fullmatch(text) is not None and ".." not in text and text != "."
 
 
 def is_temporary_name(name: str) -> bool:

@@ -18,8 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.storage.atomic import os_errors
-from omniges.storage.names import is_file_name
+from omniges.storage.atomic import is_file_name, os_errors
 from omniges.storage.redact import one_line, redact, secrets_in_environment, secrets_in_url
 
 T = TypeVar("T")

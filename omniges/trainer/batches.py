@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from omniges.data.loader import BatchLoader, LoaderSettings
-from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing, make_order, tracks_of
+from omniges.data.sequence import DataSource, Sequencing, make_order, tracks_of
+from omniges.data.tracks import Normaliser
 from omniges.model.flow import Windows
 from omniges.model.spec import ModelIdentity
 
@@ -57,7 +57,7 @@ class Feed:
 
         Raises UsageFault where no window is left or no train sample made the statistics.
         """
-        Normaliser.of_catalog(data[0].catalog)  # is there one to learn by?
+        data[0].catalog.normaliser()  # is there one to learn by?
         tokenizer = data[0].catalog.tokenizer if identity is None else identity.tokenizer
         self._loader = BatchLoader(
             data, sequencing, share, settings, normaliser=Normaliser.identity(tracks_of(data)), tokenizer=tokenizer

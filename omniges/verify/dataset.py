@@ -26,8 +26,7 @@ from omniges.shards.schema import (
     is_real,
 )
 from omniges.storage.atomic import is_temporary_name
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
-from omniges.storage.names import is_sha256
+from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
 from omniges.verify.files import FileFault, Folder
 from omniges.verify.findings import Collector, VerifyFinding
 

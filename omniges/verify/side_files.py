@@ -13,12 +13,11 @@ import numpy as np
 
 from omniges.errors import CODES
 from omniges.features.tokenizer import tokenizer_problem
-from omniges.shards.dataset import statistics_document
+from omniges.shards.dataset import statistics_document, train_tokenizer
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.statistics import Partial
-from omniges.shards.tokenizer import train_tokenizer
 from omniges.storage.canonical_json import canonical_json, json_document
 from omniges.verify.dataset import strict_json
 from omniges.verify.findings import Collector, VerifyFinding

@@ -25,7 +25,7 @@ from omniges.codecs.base import BOTH_ENDS, End, LostText, SpokenText
 from omniges.codecs.text_vae.weights import TextCodec
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.latents import WORDS_MEMBER, WindowEntry
-from omniges.shards.window_grid import WindowGrid
+from omniges.shards.schema import WindowGrid
 
 
 def window_words(words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]) -> list[list[str]]:

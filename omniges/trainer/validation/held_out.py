@@ -19,8 +19,8 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.sequence import DataSource
 from omniges.data.tracks import Track
-from omniges.data.worker_setup import DataSource
 from omniges.errors import UsageFault
 from omniges.evaluation.results import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from omniges.data.worker_setup import DataSource
+from omniges.data.sequence import DataSource
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.evaluation.text import UNTIMED
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
