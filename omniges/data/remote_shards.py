@@ -34,13 +34,14 @@ from omniges.storage.cache import (
     Wait,
     WrongContent,
     copy_checked,
-    fetch_small,
     with_retries,
 )
 from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.redact import one_line
 from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
 
+_PIECE_BYTES: Final = 1 << 20
+_MOST_DATASET_BYTES: Final = 256 << 20
 SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json where there is one
 
 
@@ -225,7 +226,16 @@ def open_location(
     if len(data) > settings.capacity_bytes:
         raise _too_small(settings, len(data), DATASET_FILE)
     cache = CacheFolder(settings.folder, settings.capacity_bytes)
-    with contextlib.closing(cache.acquire(dataset, lambda path: _pending(path, data), settings.space_wait_s)):
+
+    def fill(path: Path) -> PendingFile:
+        with contextlib.ExitStack() as undo:
+            pending = PendingFile(path)
+            undo.callback(pending.abort)
+            pending.write(data)
+            undo.pop_all()
+        return pending
+
+    with contextlib.closing(cache.acquire(dataset, fill, settings.space_wait_s)):
         try:
             shards = RemoteShards(location, settings, cache, dataset.group, store)
         except DataError as error:
@@ -258,27 +268,23 @@ def _too_small(settings: CacheSettings, least: int, name: str) -> UsageFault:
 def _dataset_bytes(store: Store) -> bytes:
     """dataset.json, whole and sealed; what it says is not looked at."""
     place = store.location.shown_file(DATASET_FILE)
+    data = bytearray()
     try:
-        data = fetch_small(store, DATASET_FILE)
+        with store.open_stream(DATASET_FILE) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                data += piece
+                if len(data) > _MOST_DATASET_BYTES:
+                    raise EnvironmentFault(
+                        f"{place}: at most {_MOST_DATASET_BYTES} bytes expected, found more. Check the address"
+                    )
+        document = json.loads(data)
     except MissingFile as error:
         raise MissingFile(f"{error}, so there is no complete set of shards. Check the address") from None
-    try:
-        document = json.loads(data)
     except ValueError as error:
         raise WrongContent(f"{place}: a JSON document expected, found {len(data)} other bytes ({error})") from None
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")
-    return data
-
-
-def _pending(path: Path, data: bytes) -> PendingFile:
-    pending = PendingFile(path)
-    try:
-        pending.write(data)
-    except EnvironmentFault:
-        pending.abort()
-        raise
-    return pending
+    return bytes(data)
 
 
 def _cached_files(location: Location, folder: Path) -> dict[str, CachedFile]:

@@ -144,9 +144,7 @@ def statistics_document(
 ) -> dict[str, Any]:
     """stats.json over the train rows; without any, only ``samples: 0``."""
     train = [row for row in rows if row.split == "train"]
-    gesture = combine([pair[0] for pair in partials])
-    mel = combine([pair[1] for pair in partials])
-    if gesture is None or mel is None:
+    if not partials:
         return {"samples": 0}
     speakers: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in train:
@@ -154,8 +152,8 @@ def statistics_document(
     return {
         "samples": len(train),
         "smallest_std": SMALLEST_STD,
-        "gesture": gesture.as_json() | {"channels": LAYOUT.channel_names()},
-        "mel": mel.as_json(),
+        "gesture": combine([gesture for gesture, _ in partials]) | {"channels": LAYOUT.channel_names()},
+        "mel": combine([mel for _, mel in partials]),
         "seconds": {
             "total": math.fsum(row.seconds for row in train),
             "min": min(row.seconds for row in train),

@@ -91,11 +91,9 @@ class CodecEntry(ABC):
 
     def same_codec(self, other: CodecEntry) -> bool:
         """Whether latents of the two are of one codec and one layout; versions and devices may differ."""
-        return self._deciding() == other._deciding()
-
-    def _deciding(self) -> tuple[Any, ...]:
         told = {"settings", "lost"}  # of how they were made, and what came of it
-        return (type(self), *(getattr(self, f.name) for f in fields(self) if f.name not in told))
+        deciding = {f.name for f in fields(self)} - told
+        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)
 
     def as_json(self) -> dict[str, Any]:
         """The entry as dataset.json has it, under the codec's name."""
@@ -172,9 +170,8 @@ class WindowEntry(CodecEntry):
             raise ValueError(f"stride_ticks {self.stride_ticks}: {fault}") from fault
         if self.words != BY_MIDDLE:
             raise ValueError(f"words {self.words!r}")
-        if not isinstance(self.lost, dict) or self.lost.keys() != set(_LOST):
-            raise ValueError(f"lost {self.lost!r}")
-        counts = [self.lost[name] for name in _LOST]
+        whole = isinstance(self.lost, dict) and self.lost.keys() == set(_LOST)
+        counts = [self.lost[name] for name in _LOST] if whole else [-1]
         if any(type(count) is not int or not 0 <= count <= counts[0] for count in counts):
             raise ValueError(f"lost {self.lost!r}")
 
@@ -227,7 +224,6 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
         with np.errstate(over="ignore", invalid="ignore"):
             statistics = combine(own)
         found[entry.name] = {"samples": len(own)}
-        if statistics is not None:
-            as_json = statistics.as_json()
-            found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": as_json.pop("frames")} | as_json
+        if statistics:
+            found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": statistics.pop("frames")} | statistics
     return found

@@ -149,19 +149,6 @@ def _take_lock(descriptor: int, folder: Path) -> bool:
     return taken
 
 
-def _create(path: Path) -> int:
-    """A descriptor of a new file, 0o666 less the umask as open() gives; what lay there loses this name unread.
-
-    What lay there may be a link of either kind to a file elsewhere, which must not be written to.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o666)
-    except FileExistsError:
-        path.unlink()
-        return os.open(path, flags, 0o666)
-
-
 class PendingFile:
     """A file being written: `write` and `append`, then `publish` or `abort`; as a context manager one of the two."""
 
@@ -171,8 +158,13 @@ class PendingFile:
         self.size = 0
         self._published = False
         self._hash = hashlib.sha256()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os_errors(path):
-            self._descriptor = _create(self.temporary)
+            try:
+                self._descriptor = os.open(self.temporary, flags, 0o666)  # less the umask, as open() gives
+            except FileExistsError:  # it may be a link of either kind to a file elsewhere: it loses this name, unread
+                self.temporary.unlink()
+                self._descriptor = os.open(self.temporary, flags, 0o666)
 
     @property
     def sha256(self) -> str:
@@ -281,9 +273,22 @@ def pending_folder(final: Path) -> Iterator[Path]:
     Files in it are published one by one, so they are on the disk before the name is. What killed processes left of
     the same folder goes first; a folder that is still being written is locked, and stays.
     """
-    _remove_abandoned(final)
+    with os_errors(final):
+        beside = [path for path in final.parent.iterdir() if final_name(path.name) == final.name]
+    for path in beside:
+        if path.is_dir() and not path.is_symlink() and (abandoned := _claim(path)) is not None:
+            try:
+                with os_errors(path, "remove"):
+                    shutil.rmtree(path)
+            finally:
+                os.close(abandoned)
     unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    descriptor = _made_and_claimed(unfinished)
+    descriptor = None
+    while descriptor is None:  # another run may find it before it is locked, and remove it as abandoned: once more
+        with os_errors(unfinished):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+        descriptor = _claim(unfinished)
     try:  # the lock is held until the folder has its final name: without it, another run would take it for abandoned
         yield unfinished
         with os_errors(final):
@@ -293,18 +298,6 @@ def pending_folder(final: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         os.close(descriptor)
-
-
-def _made_and_claimed(unfinished: Path) -> int:
-    """A descriptor of a new folder that holds its lock."""
-    while True:
-        with os_errors(unfinished):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-        descriptor = _claim(unfinished)
-        if descriptor is not None:
-            return descriptor
-        # Another run found it before it was locked and removes it as abandoned: once more.
 
 
 def _claim(unfinished: Path) -> int | None:
@@ -324,22 +317,6 @@ def _claim(unfinished: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _remove_abandoned(final: Path) -> None:
-    """Remove the unfinished folders of a final name whose owners are dead: nobody holds their locks."""
-    with os_errors(final):
-        beside = [path for path in final.parent.iterdir() if final_name(path.name) == final.name]
-    for path in beside:
-        if path.is_symlink() or not path.is_dir():
-            continue
-        descriptor = _claim(path)
-        if descriptor is not None:
-            try:
-                with os_errors(path, "remove"):
-                    shutil.rmtree(path)
-            finally:
-                os.close(descriptor)
 
 
 def remove_folder(path: Path) -> None:

@@ -55,7 +55,6 @@ Wait = Callable[[float], object]
 
 _AGAIN: Final = "Run omniges verify-shards on the original and copy the shards there again"
 _CHUNK_BYTES: Final = 1 << 20
-_MOST_SMALL_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +142,6 @@ def copy_checked(store: Store, name: str, expected: Expected, path: Path, check:
             )
         undo.pop_all()
     return pending
-
-
-def fetch_small(store: Store, name: str) -> bytes:
-    """A small file whole, of unknown size; raises EnvironmentFault beyond 256 MiB."""
-    data = bytearray()
-    with store.open_stream(name) as stream:
-        while piece := stream.read(_CHUNK_BYTES):
-            data += piece
-            if len(data) > _MOST_SMALL_BYTES:
-                raise EnvironmentFault(
-                    f"{store.location.shown_file(name)}: at most {_MOST_SMALL_BYTES} bytes expected, found more. "
-                    "Check the address"
-                )
-    return bytes(data)
 
 
 _GROUP: Final = re.compile(r"[0-9a-f]{32}")
@@ -304,11 +289,21 @@ class CacheFolder:
         return pin
 
     def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
-        """Evict until `size` more bytes fit, and note in the file's lock that they are going to be taken."""
+        """Evict what was not used for longest until `size` more bytes fit, and note in the file's lock that they will."""
         deadline = time.monotonic() + wait_s
         while True:
             with _locked(self.root / ".lock"), os_errors(self.root, "clear"):
-                missing = self._evict_for(path, size)
+                used, candidates = _survey(self.root, path)
+                missing = used + size - self.capacity_bytes
+                for _, freed, candidate in sorted(candidates):
+                    if missing <= 0:
+                        break
+                    with _try_lock(candidate) as unused:
+                        if unused is not None:
+                            candidate.unlink(missing_ok=True)
+                            _beside(candidate, "checked").unlink(missing_ok=True)
+                            missing -= freed
+                            self.count(evicted=1)
                 if missing <= 0:
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, str(size).encode(), 0)
@@ -319,21 +314,6 @@ class CacheFolder:
                     f"{self.capacity_bytes} bytes are in use by running processes. Give the cache more space"
                 )
             time.sleep(_POLL_S)
-
-    def _evict_for(self, path: Path, size: int) -> int:
-        """Under the folder's lock: evict what was not used for longest; returns how many bytes are still missing."""
-        used, candidates = _survey(self.root, path)
-        missing = used + size - self.capacity_bytes
-        for _, freed, candidate in sorted(candidates):
-            if missing <= 0:
-                break
-            with _try_lock(candidate) as unused:
-                if unused is not None:
-                    candidate.unlink(missing_ok=True)
-                    _beside(candidate, "checked").unlink(missing_ok=True)
-                    missing -= freed
-                    self.count(evicted=1)
-        return missing
 
 
 def _beside(path: Path, kind: str) -> Path:
