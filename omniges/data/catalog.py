@@ -150,18 +150,15 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     entries = _entries(folder, dataset, codecs or {})
     latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
     tracks = Tracks.with_codecs(entries)
-    shards: dict[str, dict[str, Any]] = dataset["shards"]
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
         manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
         labels = {name: manifest.labels(name) for name in _LABELS}
         chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
         keys = manifest.keys()[chosen]
-        if len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
+        if not bool((keys[1:] > keys[:-1]).all()):
             order = np.argsort(keys, kind="stable")
             chosen, keys = chosen[order], keys[order]
-        names, codes = labels["shard"]
-        numbers = _shard_numbers(folder, names, codes[chosen], shards)
-        table = _table(manifest, chosen, keys, numbers, shards, tracks)
+        table = _table(folder, manifest, labels["shard"], dataset["shards"], chosen, keys, tracks)
     _check(folder, table)
     speaker_names, speaker = labels["speaker"][0], labels["speaker"][1][chosen]
     return Catalog(
@@ -210,10 +207,7 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
 
 
 def _selection(
-    folder: Path,
-    manifest: ManifestColumns,
-    labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]],
-    filters: Filters,
+    folder: Path, manifest: ManifestColumns, labels: Mapping[str, _Labels], filters: Filters
 ) -> npt.NDArray[np.bool_]:
     """Which rows (N,) the filters leave; each filter in turn, so that the one that leaves nothing is named."""
     names, codes = labels["split"]
@@ -256,25 +250,22 @@ def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
 
 
-def _shard_numbers(
-    folder: Path, names: list[str], codes: npt.NDArray[np.int32], shards: dict[str, dict[str, Any]]
-) -> npt.NDArray[np.int32]:
-    """Numbers of the rows' shards in the order of dataset.json."""
+def _table(
+    folder: Path,
+    manifest: ManifestColumns,
+    shard_column: _Labels,
+    shards: Mapping[str, Any],
+    rows: npt.NDArray[np.int64],
+    keys: npt.NDArray[np.bytes_],
+    tracks: Tracks,
+) -> ClipTable:
+    """The columns of some rows; shards are numbered as in dataset.json."""
+    names, codes = shard_column
+    codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}
     unknown = sorted({names[code] for code in np.unique(codes).tolist()} - place.keys())
     if unknown:
         raise DataError(f"{folder}: the manifest names the shard {unknown[0]}, which dataset.json does not. {VERIFY}")
-    return np.array([place.get(name, -1) for name in names], dtype=np.int32)[codes]
-
-
-def _table(
-    manifest: ManifestColumns,
-    rows: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.bytes_],
-    shard: npt.NDArray[np.int32],
-    shards: dict[str, dict[str, Any]],
-    tracks: Tracks,
-) -> ClipTable:
     columns = [column_of(member) for member in tracks.members]
     digests = np.empty((len(rows), len(columns), 32), dtype=np.uint8)
     for number, column in enumerate(columns):
@@ -282,10 +273,8 @@ def _table(
     return ClipTable(
         keys=keys,
         key_hashes=text_hashes(keys),
-        frames=manifest.numbers("frames")[rows],
-        mel_frames=manifest.numbers("mel_frames")[rows],
-        ticks=manifest.numbers("ticks")[rows],
-        shard=shard,
+        **{name: manifest.numbers(name)[rows] for name in ("frames", "mel_frames", "ticks")},
+        shard=np.array([place.get(name, -1) for name in names], dtype=np.int32)[codes],
         offsets=np.stack([manifest.numbers(f"{column}_offset")[rows] for column in columns], axis=1),
         sizes=np.stack([manifest.numbers(f"{column}_size")[rows] for column in columns], axis=1),
         digests=digests,
@@ -304,6 +293,6 @@ def _check(folder: Path, table: ClipTable) -> None:
         if bad.any():
             key = table.key(int(np.flatnonzero(bad)[0]))
             raise DataError(f"{folder / MANIFEST_FILE}: row {key}: {what} do not fit together. {VERIFY}")
-    if len(table) > 1 and bool((table.keys[1:] == table.keys[:-1]).any()):
-        key = table.key(int(np.flatnonzero(table.keys[1:] == table.keys[:-1])[0]))
-        raise DataError(f"{folder / MANIFEST_FILE}: the key {key} stands there twice. {VERIFY}")
+    twice = np.flatnonzero(table.keys[1:] == table.keys[:-1])
+    if len(twice):
+        raise DataError(f"{folder / MANIFEST_FILE}: the key {table.key(int(twice[0]))} stands there twice. {VERIFY}")

@@ -225,11 +225,9 @@ def _whole_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
                 raise walk.fault(at, f"{key}.{member.name} stands after {key}.{before}, or twice")
             members[member.name] = member
             before = member.name
-        for name in MEMBERS:
-            if name not in members:
-                raise walk.fault(
-                    members[before].offset, f"{key}.{name} expected in one piece with the sample, found none"
-                )
+        if missing := [name for name in MEMBERS if name not in members]:
+            last = members[before].offset
+            raise walk.fault(last, f"{key}.{missing[0]} expected in one piece with the sample, found none")
         yield key, members
 
 

@@ -289,7 +289,7 @@ class CacheFolder:
         return pin
 
     def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
-        """Evict what was not used for longest until `size` more bytes fit, and note in the file's lock that they will."""
+        """Evict what was not used for longest until `size` more bytes fit, and note them in the file's lock."""
         deadline = time.monotonic() + wait_s
         while True:
             with _locked(self.root / ".lock"), os_errors(self.root, "clear"):

@@ -221,7 +221,8 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
         if not isinstance(found, dict) or entry not in found:
             raise DataError(f"{path}: found {_summary(found)}; expected a dictionary with weights under {entry!r}")
         found, where = found[entry], f"{path}: entry {entry!r}"
-    if not isinstance(found, kind) or not found:
+    fits = isinstance(found, kind)
+    if not fits or not found:
         wanted = "tensors by name" if kind is dict else "a list of tensors"
         raise DataError(f"{where}: found {_summary(found)}; expected {wanted}: {_SAFE}")
     tensors = found if isinstance(found, dict) else {str(number): value for number, value in enumerate(found)}
