@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,11 +51,8 @@ class Filters:
 
     def as_json(self) -> dict[str, Any]:
         """The filters as a loader's state has them: equal filters give equal documents."""
-        return {
-            "split": self.split,
-            "speakers": sorted(set(self.speakers)),
-            "languages": sorted(set(self.languages)),
-            "emotions": sorted(set(self.emotions)),
+        return asdict(self) | {
+            **{name: sorted(set(getattr(self, name))) for name in ("speakers", "languages", "emotions")},
             "min_seconds": float(self.min_seconds),
             "max_seconds": None if self.max_seconds is None else float(self.max_seconds),
         }

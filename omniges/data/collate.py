@@ -85,13 +85,9 @@ class Collator:
         self._scales = Normaliser(
             normaliser.gesture.tiled(tracks.gesture.rows(tile) or 1),
             normaliser.audio.tiled(tracks.audio.rows(tile) or 1),
+            normaliser.text.tiled(tracks.text.latents) if tracks.text and normaliser.text else None,
         )
-        self._text_scale: Scale | None = None
-        self._slots: _SlotCache | None = None
-        if tracks.text is not None and normaliser.text is not None:
-            self._text_scale = normaliser.text.tiled(tracks.text.latents)
-        else:
-            self._slots = _SlotCache(SlotCodec(tokenizer))
+        self._slots = None if self._scales.text else _SlotCache(SlotCodec(tokenizer))
         self._planned: dict[tuple[int, int], Picks] = {}
         self._cold = True
 
@@ -120,8 +116,8 @@ class Collator:
             reader.read_window(sample, start, ticks, self._scales, (gesture[row], audio[row]))
             if self._slots is not None:
                 block.text[row] = self._slots.slots(source, reader, sample)[start : start + ticks]
-            elif self._text_scale is not None:
-                reader.read_text(sample, start, ticks, self._text_scale, text[row])
+            elif self._scales.text is not None:
+                reader.read_text(sample, start, ticks, self._scales.text, text[row])
         # What the disk had to give shows in this count, read ahead or not: only then is asking ahead worth its calls.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
@@ -141,9 +137,16 @@ class Collator:
         return self._planned[name]
 
 
-def make_document(data: Sequence[DataSource], sequencing: Sequencing, verify: Verify, stride: int) -> dict[str, Any]:
-    """The JSON part."""
-    return {
+def make_setup(
+    data: Sequence[DataSource],
+    sequencing: Sequencing,
+    verify: Verify,
+    stride: int,
+    normaliser: Normaliser,
+    tokenizer: bytes,
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Return what `make_collator` takes: a JSON document, and arrays by name."""
+    document = {
         "sources": [source.shard_source().specification() for source in data],
         "weights": [source.weight for source in data],
         "sequencing": asdict(sequencing),
@@ -151,10 +154,6 @@ def make_document(data: Sequence[DataSource], sequencing: Sequencing, verify: Ve
         "stride": stride,
         "tracks": tracks_of(data).as_json(),
     }
-
-
-def make_arrays(data: Sequence[DataSource], normaliser: Normaliser, tokenizer: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The arrays, by names that `make_collator` knows."""
     arrays: dict[str, npt.NDArray[Any]] = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
     for stream in STREAMS:
         scale: Scale | None = getattr(normaliser, stream)
@@ -164,7 +163,7 @@ def make_arrays(data: Sequence[DataSource], normaliser: Normaliser, tokenizer: b
         marks = ReadMarks.blank(len(source.catalog.table))
         own = source.catalog.table.arrays() | {"data_starts": marks.data_starts, "verified": marks.verified}
         arrays |= {f"{number}.{name}": array for name, array in own.items()}
-    return arrays
+    return document, arrays
 
 
 def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Collator:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from omniges.data.blocks import BlockStore, share_arrays
-from omniges.data.collate import Collator, make_arrays, make_collator, make_document
+from omniges.data.collate import Collator, make_collator, make_setup
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Resumed, Sequencing, make_order, make_state, resume, tracks_of
 from omniges.data.tracks import Normaliser
@@ -190,8 +190,9 @@ class BatchLoader:
             return self._store
         settings, share = self._settings, self._share
         stride = share.micro_batch * max(1, settings.workers)
-        document = make_document(self._data, self._sequencing, settings.verify, stride)
-        arrays = make_arrays(self._data, self._normaliser, self._tokenizer)
+        document, arrays = make_setup(
+            self._data, self._sequencing, settings.verify, stride, self._normaliser, self._tokenizer
+        )
         pin = torch.cuda.is_available() if settings.pin_memory is None else settings.pin_memory
         store = BlockStore(share.batch_size, self._sequencing.window_ticks, pin=pin, tracks=tracks_of(self._data))
         if settings.workers:

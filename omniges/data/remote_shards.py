@@ -91,7 +91,15 @@ class RemoteShards:
         self.folder = cache.folder(group)
         self._settings = settings
         self._cache = cache
-        self._files = _cached_files(location, self.folder)
+        document = read_dataset(self.folder)
+        data = (self.folder / DATASET_FILE).read_bytes()
+        expected = {DATASET_FILE: Expected(len(data), sha256_hex(data))}
+        for name, entry in [*document["files"].items(), *document["shards"].items()]:
+            expected[name] = Expected(entry["bytes"], entry["sha256"])
+        for name in SMALL_FILES:
+            if name not in expected:
+                raise DataError(f"{location}: dataset.json lists no {name}. Run omniges preprocess again")
+        self._files = {name: CachedFile(group, name, what) for name, what in expected.items()}
         self._kept: list[Pin] = []
         self._stores = threading.local()
         if store is not None:
@@ -285,16 +293,3 @@ def _dataset_bytes(store: Store) -> bytes:
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")
     return bytes(data)
-
-
-def _cached_files(location: Location, folder: Path) -> dict[str, CachedFile]:
-    """Every file of the set in the cache that lies in `folder`, by name: what dataset.json lists, and itself."""
-    document = read_dataset(folder)
-    data = (folder / DATASET_FILE).read_bytes()
-    expected = {DATASET_FILE: Expected(len(data), sha256_hex(data))}
-    for name, entry in [*document["files"].items(), *document["shards"].items()]:
-        expected[name] = Expected(entry["bytes"], entry["sha256"])
-    for name in SMALL_FILES:
-        if name not in expected:
-            raise DataError(f"{location}: dataset.json lists no {name}. Run omniges preprocess again")
-    return {name: CachedFile(folder.name, name, what) for name, what in expected.items()}

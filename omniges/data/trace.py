@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from omniges.data.blocks import BatchBlock, batch_layout
 from omniges.data.catalog import Filters, read_catalog
-from omniges.data.collate import make_arrays, make_collator, make_document
+from omniges.data.collate import make_collator, make_setup
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing, make_order
 from omniges.data.settings import TraceSettings
@@ -52,8 +52,8 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
 def _digester(data: list[DataSource], sequencing: Sequencing, share: RankShare) -> Callable[[I64], list[str]]:
     """Return what reads windows as a loader does, in this process: sha256 of the window at each position (rows,)."""
     catalog = data[0].catalog
-    arrays = make_arrays(data, catalog.normaliser(), catalog.tokenizer)
-    collator = make_collator(make_document(data, sequencing, "first", share.micro_batch), arrays)
+    normaliser, tokenizer = catalog.normaliser(), catalog.tokenizer
+    collator = make_collator(*make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer))
     places, size = batch_layout(share.batch_size, sequencing.window_ticks, catalog.tracks)
     block = BatchBlock.of(np.zeros(size, np.uint8), places)
 

@@ -67,10 +67,6 @@ class _Mapped:
     content: mmap.mmap
     floats: F32
 
-    @classmethod
-    def of(cls, content: mmap.mmap) -> _Mapped:
-        return cls(content, np.frombuffer(content, np.float32, len(content) // 4))
-
 
 class ClipReader:
     """Reads windows and words of the clips of one shard folder. Not for several threads at once."""
@@ -174,12 +170,12 @@ class ClipReader:
                     f"{self._source.describe(name)}: {expected} bytes expected, found {found} (needed for "
                     f"{self.table.key(sample)} at byte {int(self.table.offsets[sample, 0])}). {VERIFY}"
                 )
-            mapped = _Mapped.of(mmap.mmap(descriptor, found, prot=mmap.PROT_READ))
+            content = mmap.mmap(descriptor, found, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
         while len(self._maps) >= MAX_MAPS:
             self._maps.popitem(last=False)
-        self._maps[shard] = mapped
+        self._maps[shard] = mapped = _Mapped(content, np.frombuffer(content, np.float32, found // 4))
         return mapped
 
     def _check(self, sample: int) -> tuple[int, int, int]:

@@ -349,7 +349,8 @@ class UrlStore:
         # Without a status, "not found" is believed unless it covers another error (fsspec's http does that).
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
             return MissingFile(f"{place}: no such file ({said})")
-        if status in _REFUSED or (status is None and any(map(_is_refusal, chain))):
+        denied = any(isinstance(e, PermissionError) or "Credential" in type(e).__name__ for e in chain)
+        if status in _REFUSED or (status is None and denied):
             way = _where_credentials(self.location.protocol)
             return StoreFault(f"{place}: access refused ({said}). Check the credentials and permissions: {way}")
         if status is None and any(isinstance(e, TimeoutError) or "Timeout" in type(e).__name__ for e in chain):
@@ -395,7 +396,3 @@ def _status(error: BaseException) -> int | None:
     else:
         value = getattr(error, "status", None) or getattr(response, "status_code", None)
     return int(value) if isinstance(value, (int, str)) and re.fullmatch(r"[1-5]\d\d", str(value)) else None
-
-
-def _is_refusal(error: BaseException) -> bool:
-    return isinstance(error, PermissionError) or "Credential" in type(error).__name__
