@@ -139,12 +139,13 @@ class ShardWriter:
             self._in_background(self._pending.flush_to_disk)
         return placed
 
-    def _append(self, data: bytes | bytearray | memoryview) -> None:
+    def _append(self, data: bytes | bytearray | memoryview) -> PendingFile:
         if self._pending is None:
             self._pending = PendingFile(self._path_of(next(self._written)))
             self._unpublished.append(self._pending)
         self._pending.write(data)
         self._unflushed += len(data)
+        return self._pending
 
     def _write_held(self) -> None:
         held, self._held = self._held, []
@@ -179,25 +180,19 @@ class ShardWriter:
             self.shards.append(ShardFile(name, self._split, len(rows), size, stored.sha256))
             self.paths[name] = stored.path
         else:
-            self._finish_file(name, self._split, rows)
+            pending, self._pending = self._append(END_OF_ARCHIVE), None
+            shard = ShardFile(name, self._split, len(rows), pending.size, pending.sha256)
+            self.shards.append(shard)
+            self.paths[name] = pending.path
+
+            def publish() -> None:
+                pending.publish()
+                self._on_published(shard, pending.path, rows)
+
+            self._in_background(publish)
         self._index += 1
         self._held, self._rows = [], []
         self._size = self._unflushed = 0
-
-    def _finish_file(self, name: str, split: Split, rows: tuple[ManifestRow, ...]) -> None:
-        self._append(END_OF_ARCHIVE)
-        pending, self._pending = self._pending, None
-        if pending is None:
-            raise RuntimeError("no shard is open")
-        shard = ShardFile(name, split, len(rows), pending.size, pending.sha256)
-        self.shards.append(shard)
-        self.paths[name] = pending.path
-
-        def publish() -> None:
-            pending.publish()
-            self._on_published(shard, pending.path, rows)
-
-        self._in_background(publish)
 
     def _in_background(self, job: Callable[[], None]) -> None:
         """Have a job done after those before it; raises what one of them failed with, after which none is done."""

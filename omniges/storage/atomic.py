@@ -79,17 +79,12 @@ def open_for_appending(path: Path) -> int:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
     with os_errors(path):
-        if path.is_symlink():
-            raise _linked(path)
-        descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
-        if os.fstat(descriptor).st_nlink > 1:
+        if not path.is_symlink():
+            descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+            if os.fstat(descriptor).st_nlink <= 1:
+                return descriptor
             os.close(descriptor)
-            raise _linked(path)
-    return descriptor
-
-
-def _linked(path: Path) -> UsageFault:
-    return UsageFault(
+    raise UsageFault(
         f"{path}: a file of its own expected, found a link, behind which a file elsewhere would be changed. Remove the "
         "link, or choose another folder"
     )
