@@ -20,10 +20,11 @@ import numpy.typing as npt
 from omniges.data.blocks import BatchBlock, batch_layout, map_memory, place_arrays
 from omniges.data.catalog import ClipTable
 from omniges.data.order import Mixture, Picks
-from omniges.data.sequence import DataSource, Sequencing, order_of, tracks_of
+from omniges.data.sequence import DataSource, Sequencing, order_of
 from omniges.data.tracks import PLAIN_TRACKS, STREAMS, Normaliser, Scale, Tracks
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.features.text_slots import SlotCodec
+from omniges.shards.latents import CodecEntry
 from omniges.shards.reader import LocalShards, ShardSource
 from omniges.workers import Answer
 
@@ -152,7 +153,7 @@ def make_setup(
         "sequencing": asdict(sequencing),
         "verify": verify,
         "stride": stride,
-        "tracks": tracks_of(data).as_json(),
+        "codecs": {stream: (entry.name, entry.as_json()) for stream, entry in data[0].catalog.codecs.items()},
     }
     arrays: dict[str, npt.NDArray[Any]] = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
     for stream in STREAMS:
@@ -166,10 +167,14 @@ def make_setup(
     return document, arrays
 
 
+def _tracks_of(document: Mapping[str, Any]) -> Tracks:
+    return Tracks.with_codecs({stream: CodecEntry.from_json(*entry) for stream, entry in document["codecs"].items()})
+
+
 def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Collator:
     """A collator that reads by the document and marks what it has checked in the arrays."""
     tables, readers = [], []
-    tracks = Tracks.from_json(document["tracks"])
+    tracks = _tracks_of(document)
     for number, specification in enumerate(document["sources"]):
         prefix = f"{number}."
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
@@ -186,7 +191,7 @@ def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
     """Return the function with which a worker process fills the block of a number (`omniges.workers`)."""
     shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
     collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
-    places, size = batch_layout(setup["rows"], setup["sequencing"]["window_ticks"], Tracks.from_json(setup["tracks"]))
+    places, size = batch_layout(setup["rows"], setup["sequencing"]["window_ticks"], _tracks_of(setup))
     blocks: dict[int, BatchBlock] = {}
 
     def fill(number: int) -> Answer:

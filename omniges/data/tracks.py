@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
-from omniges.shards.latents import SOURCE_FRAMES_PER_TICK, WORDS_MEMBER, CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.latents import WORDS_MEMBER, CodecEntry, FrameEntry, FrameRows, WindowEntry
 from omniges.shards.statistics import divisors
 
 F32 = npt.NDArray[np.float32]
@@ -31,59 +30,36 @@ STREAMS: Final = ("gesture", "audio", "text")
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    """An array member of every sample: rows of numbers, evenly spaced in time."""
+class PlainArray(FrameRows):
+    """An array as `preprocess` writes it: a row a frame."""
 
-    member: str
+    source: str
     channels: int
-    source: str  # the member whose frames the rows stand for: itself, but for latents
     frames_per_row: int = 1
 
-    @classmethod
-    def of_codec(cls, entry: FrameEntry) -> Track:
-        """The latents of a codec."""
-        return cls(entry.member, entry.channels, entry.source, entry.frames_per_row)
-
     @property
-    def rows_per_tick(self) -> Fraction:
-        """Rows of 0.1 s."""
-        return Fraction(SOURCE_FRAMES_PER_TICK[self.source], self.frames_per_row)
-
-    def rows(self, ticks: int) -> int:
-        """Whole rows of some ticks."""
-        return ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row  # in the loop that reads
-
-    @property
-    def width(self) -> int:
-        """Numbers of a row."""
-        return self.channels
-
-    def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
-        """First row and rows of a window."""
-        return self.rows(start_tick), self.rows(ticks)
-
-    def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
-        """Rows of a clip with so many gesture frames, mel frames and ticks."""
-        return {"gesture.npy": frames, "mel.npy": mel_frames}[self.source] // self.frames_per_row
+    def member(self) -> str:
+        """The member that holds it."""
+        return self.source
 
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
     """What a batch's arrays are made of."""
 
-    gesture: Track
-    audio: Track
+    gesture: PlainArray | FrameEntry
+    audio: PlainArray | FrameEntry
     text: WindowEntry | None = None  # None: slots, of words
 
     @classmethod
     def with_codecs(cls, entries: Mapping[str, CodecEntry]) -> Tracks:
         """The plain arrays, but for the streams that a codec stands for."""
-        rows = {stream: Track.of_codec(entry) for stream, entry in entries.items() if isinstance(entry, FrameEntry)}
+        frames = {stream: entry for stream, entry in entries.items() if isinstance(entry, FrameEntry)}
         text = next((entry for entry in entries.values() if isinstance(entry, WindowEntry)), None)
-        return cls(rows.get("gesture", PLAIN_TRACKS.gesture), rows.get("audio", PLAIN_TRACKS.audio), text)
+        return cls(frames.get("gesture", PLAIN_TRACKS.gesture), frames.get("audio", PLAIN_TRACKS.audio), text)
 
     @property
-    def arrays(self) -> tuple[Track | WindowEntry, ...]:
+    def arrays(self) -> tuple[PlainArray | FrameEntry | WindowEntry, ...]:
         """Gesture, audio and, where it is latents, text: the order in which readers have them."""
         return (self.gesture, self.audio) if self.text is None else (self.gesture, self.audio, self.text)
 
@@ -95,7 +71,7 @@ class Tracks:
     @property
     def row_multiple(self) -> int:
         """Ticks that hold whole rows of gesture and audio."""
-        return math.lcm(*(track.rows_per_tick.denominator for track in (self.gesture, self.audio)))
+        return math.lcm(self.gesture.tick_multiple, self.audio.tick_multiple)
 
     @property
     def tick_multiple(self) -> int:
@@ -115,27 +91,15 @@ class Tracks:
             )
         multiple = math.lcm(self.tick_multiple, tick_multiple)
         if ticks % multiple:
-            latents = [track.member for track in (self.gesture, self.audio) if track.rows_per_tick.denominator > 1]
+            latents = [track.member for track in (self.gesture, self.audio) if track.tick_multiple > 1]
             raise UsageFault(
                 f"{flag} {ticks}: a multiple of {multiple} expected, for a window has to hold whole tokens of "
                 f"{', '.join(latents) or 'every stream'}"
             )
         return multiple
 
-    def as_json(self) -> dict[str, Any]:
-        """The tracks for another process."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Tracks:
-        """The inverse of `as_json`."""
-        text = None if found["text"] is None else WindowEntry(**found["text"])
-        return cls(Track(**found["gesture"]), Track(**found["audio"]), text)
-
-
-PLAIN_TRACKS: Final = Tracks(
-    Track("gesture.npy", LAYOUT.channels, "gesture.npy"), Track("mel.npy", MEL_BANDS, "mel.npy")
-)
+PLAIN_TRACKS: Final = Tracks(PlainArray("gesture.npy", LAYOUT.channels), PlainArray("mel.npy", MEL_BANDS))
 """The arrays as `preprocess` writes them."""
 
 

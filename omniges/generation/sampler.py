@@ -20,7 +20,6 @@ import torch
 from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
 from omniges.codecs.registry import load_same_codec
 from omniges.data.sequence import trained_on
-from omniges.data.tracks import Track
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.generation.inputs import Given, Input, Reading, latents_of
@@ -183,7 +182,7 @@ class Codecs:
         entry = self.entries.get(given.stream)
         if not isinstance(entry, FrameEntry):
             return given.array
-        rows = Track.of_codec(entry).rows
+        rows = entry.rows
         if given.latents is None:
             codec = cast("FrameCodec", self.load(given.stream, "encode"))
             latents = codec.encode(np.asarray(given.array(0, ticks), np.float32))

@@ -76,9 +76,18 @@ class CodecEntry(ABC):
         """The member that holds its latents."""
         return f"{self.name}.npy"
 
+    @property
     @abstractmethod
+    def width(self) -> int:
+        """Numbers of a row."""
+
+    @abstractmethod
+    def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
+        """Rows of a clip with so many gesture frames, mel frames and ticks; 0 where it is too short for any."""
+
     def shape_of(self, row: ManifestRow) -> tuple[int, int]:
-        """Shape of a sample's latents; 0 rows where the clip is too short for any."""
+        """Shape of a sample's latents."""
+        return self.rows_of_clip(row.frames, row.mel_frames, row.ticks), self.width
 
     @abstractmethod
     def vectors(self, latents: F32) -> F32:
@@ -113,16 +122,13 @@ def _fields_of(kind: type[CodecEntry]) -> set[str]:
     return {f.name for f in fields(kind)} - {"name"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameEntry(CodecEntry):
-    """Rows (rows, channels) evenly spaced in time, each of some frames of an array."""
+class FrameRows:
+    """Rows evenly spaced in time, each of some frames of an array: the arithmetic of their numbers and times."""
 
-    frames_per_row: int  # frames of the source that one row of latents stands for
-
-    def _check(self) -> None:
-        if self.source not in SOURCE_FRAMES_PER_TICK:
-            raise ValueError(f"source {self.source!r}")
-        self._check_counts("frames_per_row")
+    __slots__ = ()
+    source: str  # the member whose frames the rows stand for
+    channels: int
+    frames_per_row: int
 
     @property
     def rows_per_tick(self) -> Fraction:
@@ -134,10 +140,34 @@ class FrameEntry(CodecEntry):
         """Ticks that windows and their beginnings have to be multiples of, so that they hold whole rows."""
         return self.rows_per_tick.denominator
 
-    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
-        """As many rows as the sample's frames fill."""
-        frames = row.mel_frames if self.source == "mel.npy" else row.frames
-        return frames // self.frames_per_row, self.channels
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self.channels
+
+    def rows(self, ticks: int) -> int:
+        """Whole rows of some ticks."""
+        return ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row  # in the loop that reads
+
+    def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
+        """First row and rows of a window."""
+        return self.rows(start_tick), self.rows(ticks)
+
+    def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
+        """As many rows as a clip's frames fill."""
+        return (mel_frames if self.source == "mel.npy" else frames) // self.frames_per_row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameEntry(FrameRows, CodecEntry):
+    """Rows (rows, channels) evenly spaced in time, each of some frames of an array."""
+
+    frames_per_row: int  # frames of the source that one row of latents stands for
+
+    def _check(self) -> None:
+        if self.source not in SOURCE_FRAMES_PER_TICK:
+            raise ValueError(f"source {self.source!r}")
+        self._check_counts("frames_per_row")
 
     def vectors(self, latents: F32) -> F32:
         """The rows themselves."""
@@ -185,12 +215,8 @@ class WindowEntry(CodecEntry):
         """Numbers of a row."""
         return self.latents * self.channels
 
-    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
-        """A row for each window of the clip."""
-        return self.grid.count(row.ticks), self.width
-
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
-        """Rows of a clip with so many gesture frames, mel frames and ticks."""
+        """A row for each window of the clip."""
         return self.grid.count(ticks)
 
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.sequence import DataSource
-from omniges.data.tracks import Track
 from omniges.errors import UsageFault
 from omniges.evaluation.results import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture
@@ -321,8 +320,7 @@ def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
     if isinstance(entry, WindowEntry):
         vectors: F32 = whole[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
         return vectors
-    track = Track.of_codec(cast("FrameEntry", entry))
-    first, rows = track.span(window.start_tick, window.ticks)
+    first, rows = cast("FrameEntry", entry).span(window.start_tick, window.ticks)
     return whole[first : first + rows]
 
 
