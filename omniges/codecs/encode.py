@@ -25,7 +25,7 @@ from omniges.shards.latents import CodecEntry, WindowEntry
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE
-from omniges.shards.transaction import Workspace, finish_commit, refuse_foreign
+from omniges.shards.transaction import Workspace, finish_commit
 from omniges.storage.atomic import locked, make_folder
 
 _PACKAGES: Final = {"words.json": ("torch", "transformers", "tokenizers")}
@@ -74,7 +74,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         make_folder(target)
     workspace = Workspace(target)
     with locked(target):
-        refuse_foreign(target, workspace)
+        workspace.refuse_foreign()
         finish_commit(workspace)
         source = ShardFolder(settings.shards)
         if not settings.in_place and (target / DATASET_FILE).exists():

@@ -78,7 +78,7 @@ class Tracks:
         """Ticks that a window's length and beginning in a clip have to be multiples of, so that shards hold it."""
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
-    def multiple_for_window(self, ticks: int, tick_multiple: int = 1, flag: str = "--window-ticks") -> int:
+    def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
         """Ticks that windows of some ticks begin at multiples of: `tick_multiple`, joined with another one.
 
         Raises UsageFault for a window that does not hold whole rows, is no multiple of the other, or that no latents
@@ -86,14 +86,14 @@ class Tracks:
         """
         if self.text is not None and ticks != self.text.window_ticks:
             raise UsageFault(
-                f"{flag} {ticks}: {self.text.window_ticks} expected, the window that {self.text.member} was made for: "
-                f"give {flag} {self.text.window_ticks}, or encode again with this one"
+                f"--window-ticks {ticks}: {self.text.window_ticks} expected, the window that {self.text.member} was made "
+                f"for: give --window-ticks {self.text.window_ticks}, or encode again with this one"
             )
         multiple = math.lcm(self.tick_multiple, tick_multiple)
         if ticks % multiple:
             latents = [track.member for track in (self.gesture, self.audio) if track.tick_multiple > 1]
             raise UsageFault(
-                f"{flag} {ticks}: a multiple of {multiple} expected, for a window has to hold whole tokens of "
+                f"--window-ticks {ticks}: a multiple of {multiple} expected, for a window has to hold whole tokens of "
                 f"{', '.join(latents) or 'every stream'}"
             )
         return multiple

@@ -170,11 +170,16 @@ class Workspace:
         return None
 
     def refuse_foreign(self) -> None:
-        """Raise UsageFault for anything in the way that no run of ours left."""
+        """Raise UsageFault for anything in the way that bears our names but is not ours: that is never touched."""
         with os_errors(self.folder, "read"):
             problem = self.problem()
         if problem:
             raise UsageFault(problem)
+        if (self.out / DATASET_FILE).exists() or self.folder.is_dir() or not self.out.is_dir():
+            return
+        ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
+        if ours:
+            raise UsageFault(f"{self.out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
     def steps(self, name: str) -> CommitSteps | None:
         """Return what commit.json or place.json says is to be done; None where there is none.
@@ -221,16 +226,6 @@ class Workspace:
                 (self.folder / name).unlink()
             self.folder.rmdir()
             sync_folder(self.out)
-
-
-def refuse_foreign(out: Path, workspace: Workspace) -> None:
-    """Raise UsageFault for files that bear our names but are not ours, for those are never touched."""
-    workspace.refuse_foreign()
-    if (out / DATASET_FILE).exists() or workspace.folder.is_dir() or not out.is_dir():
-        return
-    ours = sorted(path.name for path in out.iterdir() if is_own_name(path.name))
-    if ours:
-        raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
 
 class Journal:
@@ -363,8 +358,8 @@ def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
     finish_commit(workspace)
 
 
-def finish_commit(workspace: Workspace) -> bool:
-    """Carry out what a commit in the workspace says, or the rest of it; False where none has begun.
+def finish_commit(workspace: Workspace) -> None:
+    """Carry out what a commit in the workspace says, or the rest of it; nothing where none has begun.
 
     Raises UsageFault for steps that no run of ours writes.
     """
@@ -384,7 +379,7 @@ def finish_commit(workspace: Workspace) -> bool:
         _sync(folder)
     steps = workspace.steps(PLACE_FILE)
     if steps is None:
-        return False
+        return
     last = {DATASET_FILE: DATASET_FILE}
     for places in (steps.place, last):
         for source, name in places.items():
@@ -393,7 +388,6 @@ def finish_commit(workspace: Workspace) -> bool:
         _sync(out, folder)
     _require_dataset(out, folder)
     workspace.wipe()
-    return True
 
 
 def _require_dataset(place: Path, folder: Path) -> None:
