@@ -85,9 +85,10 @@ class Tracks:
         of text were made for.
         """
         if self.text is not None and ticks != self.text.window_ticks:
+            expected = self.text.window_ticks
             raise UsageFault(
-                f"--window-ticks {ticks}: {self.text.window_ticks} expected, the window that {self.text.member} was made "
-                f"for: give --window-ticks {self.text.window_ticks}, or encode again with this one"
+                f"--window-ticks {ticks}: {expected} expected, the window that {self.text.member} was made for: give "
+                f"--window-ticks {expected}, or encode again with this one"
             )
         multiple = math.lcm(self.tick_multiple, tick_multiple)
         if ticks % multiple:
