@@ -11,7 +11,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -139,27 +139,6 @@ class ByteStream(Protocol):
         """At most `size` bytes; none at the end."""
 
 
-class Store(Protocol):
-    """A folder of files that can be read; not for use by several threads at once."""
-
-    location: Location
-
-    def listing(self) -> dict[str, int]:
-        """Size of every file by name, sorted; StoreFault where the protocol cannot list (http)."""
-
-    def size(self, name: str) -> int | None:
-        """Size in bytes, or None where a web server does not tell; MissingFile where there is no such file."""
-
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes; DataError where the file ends before."""
-
-    def open_stream(self, name: str) -> AbstractContextManager[ByteStream]:
-        """The file from its beginning."""
-
-    def close(self) -> None:
-        """Let connections go; the store is not used after that."""
-
-
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """How long a server may be silent. s3, http and https keep to it; other protocols have limits of their own."""
@@ -190,12 +169,12 @@ class LocalStore:
             return dict(sorted((e.name, e.stat().st_size) for e in entries if e.is_file()))
 
     def size(self, name: str) -> int:
-        """Size in bytes."""
+        """Size in bytes; MissingFile where there is no such file."""
         with self._opened(name) as descriptor:
             return os.fstat(descriptor).st_size
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes."""
+        """Exactly `size` bytes; DataError where the file ends before."""
         with self._opened(name) as descriptor:
             data = os.pread(descriptor, size, offset)
         return _exactly(data, self.location.shown_file(name), offset, size)
@@ -243,7 +222,7 @@ class UrlStore:
         self._filesystem = self._call("open", "", self._connect)
 
     def listing(self) -> dict[str, int]:
-        """Size of every file by name, sorted."""
+        """Size of every file by name, sorted; StoreFault where the protocol cannot list (http)."""
         if self.location.protocol in _WEB:
             raise StoreFault(f"{self.location}: {self.location.protocol} has no listing; dataset.json names the files")
         entries = self._call("list", "", lambda: self._filesystem.ls(self._address(None), detail=True))
@@ -251,13 +230,13 @@ class UrlStore:
         return dict(sorted((name, int(size)) for name, size in files.items() if name))
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, or None where the server does not tell."""
+        """Size in bytes, or None where a web server does not tell; MissingFile where there is no such file."""
         address = self._address(name)
         found = self._call("find", name, lambda: self._filesystem.info(address))["size"]
         return None if found is None else int(found)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes."""
+        """Exactly `size` bytes; DataError where the file ends before."""
         if size == 0:
             return b""
         address = self._address(name)
@@ -278,7 +257,7 @@ class UrlStore:
             self._call("close", name, stream.close)
 
     def close(self) -> None:
-        """Let connections go."""
+        """Let connections go; the store is not used after that."""
         filesystem, self._filesystem = self._filesystem, None
         del filesystem  # its finalizer closes the session
 
@@ -363,6 +342,10 @@ class UrlStore:
         known = isinstance(root, (ValueError, TypeError, AttributeError, NotImplementedError, LookupError))
         hint = "Check the address" if known else "Check the network, or try again later"
         return StoreFault(f"{place}: cannot {action} ({said}). {hint}", transient=not known or status is not None)
+
+
+Store = LocalStore | UrlStore
+"""A folder of files that can be read; not for use by several threads at once."""
 
 
 class _Guarded:
