@@ -139,11 +139,6 @@ class BlockStore:
         self._returned: deque[int] = deque()  # appended to wherever a lease happens to end
         self._copying: deque[tuple[int, torch.cuda.Event]] = deque()
 
-    @property
-    def blocks(self) -> int:
-        """Blocks made so far."""
-        return len(self._roots)
-
     def take(self) -> int:
         """The number of a block that nobody uses; a new one if there is none."""
         self._settle()

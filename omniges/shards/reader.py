@@ -53,7 +53,7 @@ class ShardSource(Protocol):
         ...
 
     def specification(self) -> dict[str, Any]:
-        """Return JSON from which a worker process makes its own (`collate.open_source`)."""
+        """Return JSON from which a worker process makes its own (`omniges.data.collate.open_source`)."""
         ...
 
 

@@ -145,7 +145,7 @@ def _take_lock(descriptor: int, folder: Path) -> bool:
 
 
 class PendingFile:
-    """A file being written: `write` and `append`, then `publish` or `abort`; as a context manager one of the two."""
+    """A file being written: `write`, then `publish` or `abort`; as a context manager one of the two."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
