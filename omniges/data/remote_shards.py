@@ -27,7 +27,6 @@ from omniges.storage.cache import (
     CachedFile,
     CacheFolder,
     CacheFull,
-    Expected,
     FetchAhead,
     Pin,
     Retries,
@@ -93,13 +92,12 @@ class RemoteShards:
         self._cache = cache
         document = read_dataset(self.folder)
         data = (self.folder / DATASET_FILE).read_bytes()
-        expected = {DATASET_FILE: Expected(len(data), sha256_hex(data))}
+        self._files = {DATASET_FILE: CachedFile(group, DATASET_FILE, len(data), sha256_hex(data))}
         for name, entry in [*document["files"].items(), *document["shards"].items()]:
-            expected[name] = Expected(entry["bytes"], entry["sha256"])
+            self._files[name] = CachedFile(group, name, entry["bytes"], entry["sha256"])
         for name in SMALL_FILES:
-            if name not in expected:
+            if name not in self._files:
                 raise DataError(f"{location}: dataset.json lists no {name}. Run omniges preprocess again")
-        self._files = {name: CachedFile(group, name, what) for name, what in expected.items()}
         self._kept: list[Pin] = []
         self._stores = threading.local()
         if store is not None:
@@ -177,8 +175,8 @@ class RemoteShards:
 
     def least_bytes(self, splits: Collection[str]) -> tuple[int, str]:
         """Bytes of the small files and the largest shard of some splits, and that shard's name."""
-        shards = [(file.expected.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
-        small = sum(self._files[name].expected.size for name in self._small_files())
+        shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
+        small = sum(self._files[name].size for name in self._small_files())
         size, name = max(shards, default=(0, ""))
         return small + size, name
 
@@ -197,7 +195,7 @@ class RemoteShards:
 
         def fill(path: Path) -> PendingFile:
             return with_retries(
-                lambda: copy_checked(self._store(), name, file.expected, path, lambda: wait(0.0)),
+                lambda: copy_checked(self._store(), file, path, lambda: wait(0.0)),
                 self._settings.retries,
                 salt=f"{name}:{os.getpid()}",
                 wait=pause,
@@ -230,7 +228,8 @@ def open_location(
         raise UsageFault(f"{location}: a cache folder and its size are needed for remote shards")
     store = open_store(location, settings.timeouts)
     data = with_retries(lambda: _dataset_bytes(store), settings.retries, salt=f"{DATASET_FILE}:{os.getpid()}")
-    dataset = CachedFile(sha256_hex(data)[:32], DATASET_FILE, Expected(len(data), sha256_hex(data)))
+    digest = sha256_hex(data)
+    dataset = CachedFile(digest[:32], DATASET_FILE, len(data), digest)
     if len(data) > settings.capacity_bytes:
         raise _too_small(settings, len(data), DATASET_FILE)
     cache = CacheFolder(settings.folder, settings.capacity_bytes)
