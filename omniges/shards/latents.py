@@ -89,9 +89,9 @@ class CodecEntry(ABC):
         """Shape of a sample's latents."""
         return self.rows_of_clip(row.frames, row.mel_frames, row.ticks), self.width
 
-    @abstractmethod
     def vectors(self, latents: F32) -> F32:
-        """Latents of a sample as the vectors (vectors, channels) that statistics are of."""
+        """Latents of a sample as the vectors (vectors, channels) that statistics are of, one under the other."""
+        return latents.reshape(-1, self.channels)
 
     @property
     @abstractmethod
@@ -169,10 +169,6 @@ class FrameEntry(FrameRows, CodecEntry):
             raise ValueError(f"source {self.source!r}")
         self._check_counts("frames_per_row")
 
-    def vectors(self, latents: F32) -> F32:
-        """The rows themselves."""
-        return latents
-
     @property
     def described(self) -> str:
         """Such as ``25 rows/s of 128``."""
@@ -222,10 +218,6 @@ class WindowEntry(CodecEntry):
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
         """First row and rows of a window, which is one of the grid."""
         return start_tick // self.stride_ticks, 1
-
-    def vectors(self, latents: F32) -> F32:
-        """All latents of all windows, one under the other."""
-        return latents.reshape(-1, self.channels)
 
     @property
     def described(self) -> str:
