@@ -30,17 +30,13 @@ _WEB: Final = ("http", "https")
 _NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would take user:password for a bucket's name
 _LONGEST_TEXT: Final = 8192  # characters of a library's message that are looked at
 _STREAM_BLOCK_BYTES: Final = 8 << 20
-_INSTALL: Final = {
-    "s3": "pip install 'omniges[remote]'",
-    "s3a": "pip install 'omniges[remote]'",
-    "http": "pip install aiohttp",
-    "https": "pip install aiohttp",
-    "gs": "pip install gcsfs",
-    "gcs": "pip install gcsfs",
-    "hf": "pip install huggingface_hub",
-    "abfs": "pip install adlfs",
-    "az": "pip install adlfs",
-}
+_INSTALL: Final = (
+    dict.fromkeys(("s3", "s3a"), "pip install 'omniges[remote]'")
+    | dict.fromkeys(_WEB, "pip install aiohttp")
+    | dict.fromkeys(("gs", "gcs"), "pip install gcsfs")
+    | dict.fromkeys(("abfs", "az"), "pip install adlfs")
+    | {"hf": "pip install huggingface_hub"}
+)
 _REFUSED: Final = frozenset({401, 403, 407})
 _GONE: Final = frozenset({404, 410})
 _BUSY: Final = frozenset({408, 425, 429})
