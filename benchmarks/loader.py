@@ -33,7 +33,7 @@ from omniges.benchmark.loader import loader_speed, window_bytes
 from omniges.data.catalog import Catalog, Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import OmnigesError
 
 HERE: Final = Path(__file__).resolve().parent

@@ -231,40 +231,6 @@ class Lost:
     reason: str
 
 
-class _Gate:
-    """Many may pass together, or one alone."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._inside = 0
-        self._alone = False
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: not self._alone)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._inside -= 1
-                self._condition.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: not self._alone)
-            self._alone = True  # holds new ones back while those inside finish
-            self._condition.wait_for(lambda: self._inside == 0)
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._alone = False
-                self._condition.notify_all()
-
-
 class Pool(Generic[Task, Result]):
     """Workers that share a sequence of tasks; results come in the order of the tasks.
 
@@ -297,7 +263,8 @@ class Pool(Generic[Task, Result]):
         """
         self._start, self._encode, self._decode = start, encode, decode
         self._workers, self._deadline_s, self._size, self._on_death = workers, deadline_s, size, on_death
-        self._gate = _Gate()
+        self._turn = threading.Lock()  # to take places
+        self._places = threading.Semaphore(workers)  # of tasks that are worked on
         self._condition = threading.Condition()
         self._outcomes: dict[int, Result | Lost] = {}
         self._running: dict[int, tuple[Task, float]] = {}
@@ -374,10 +341,10 @@ class Pool(Generic[Task, Result]):
         worker: Worker | None = None
         try:
             while (index := self._take(tasks)) is not None:
-                with self._gate.shared():
+                with self._places_for(1):
                     outcome, worker = self._attempt(worker, tasks[index], index, 1)
                 if isinstance(outcome, Lost) and not self._stop:
-                    with self._gate.alone():
+                    with self._places_for(self._workers):
                         outcome, worker = self._attempt(worker, tasks[index], index, 2)
                 with self._condition:
                     self._outcomes[index] = outcome
@@ -388,6 +355,17 @@ class Pool(Generic[Task, Result]):
             with self._condition:
                 self._failure = error
                 self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def _places_for(self, places: int) -> Iterator[None]:
+        """Hold one of the places that tasks are worked on in, or all of them, to be alone."""
+        with self._turn:  # who waits for all holds new ones back while those inside finish
+            for _ in range(places):
+                self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release(places)
 
     def _attempt(
         self, worker: Worker | None, task: Task, index: int, attempt: int

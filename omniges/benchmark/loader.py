@@ -18,7 +18,7 @@ from omniges.benchmark.settings import SpeedSettings, aligned
 from omniges.data.catalog import Catalog, Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import EnvironmentFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from omniges.data.collate import BatchBlock, batch_layout
+from omniges.data.blocks import BatchBlock, batch_layout
 
 _BLOCKS = 8  # more than caches hold, as in a loader
 

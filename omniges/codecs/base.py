@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from omniges.shards.latents import FrameEntry, WindowEntry
-from omniges.shards.window_grid import WindowGrid
+from omniges.shards.schema import WindowGrid
 from omniges.storage.canonical_json import canonical_json
 
 

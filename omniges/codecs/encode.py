@@ -32,7 +32,7 @@ from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, member_order
 from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
-from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, refuse_foreign, staged_name
+from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
 from omniges.storage.canonical_json import canonical_json, file_sha256, json_document
 
@@ -97,7 +97,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         make_folder(target)
     workspace = Workspace(target)
     with locked(target):
-        refuse_foreign(target, workspace)
+        workspace.refuse_foreign()
         finish_commit(workspace)
         source = ShardFolder(settings.shards)
         if not settings.in_place and (target / DATASET_FILE).exists():

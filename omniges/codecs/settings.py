@@ -8,7 +8,7 @@ from typing import Final
 
 from omniges.errors import UsageFault
 from omniges.options import about, check, option
-from omniges.shards.window_grid import WindowGrid
+from omniges.shards.schema import WindowGrid
 
 DEFAULT_MAX_LOST: Final = 0.01
 

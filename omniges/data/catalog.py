@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.order import text_hashes
-from omniges.data.tracks import PLAIN_TRACKS, Tracks
+from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
@@ -25,9 +25,6 @@ from omniges.shards.manifest import ManifestColumns, column_of
 from omniges.shards.reader import open_beside, read_beside
 from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Split
 from omniges.storage.canonical_json import canonical_json
-
-STREAM_MEMBERS: Final = PLAIN_TRACKS.members
-"""Members a batch is made of where no codec is chosen; the order of the second axis of offsets, sizes and digests."""
 
 _LABELS: Final = ("split", "shard", "speaker", "language", "emotion")
 _Labels = tuple[list[str], npt.NDArray[np.int32]]  # distinct texts, and the number (N,) of each row's
@@ -54,11 +51,8 @@ class Filters:
 
     def as_json(self) -> dict[str, Any]:
         """The filters as a loader's state has them: equal filters give equal documents."""
-        return {
-            "split": self.split,
-            "speakers": sorted(set(self.speakers)),
-            "languages": sorted(set(self.languages)),
-            "emotions": sorted(set(self.emotions)),
+        return asdict(self) | {
+            **{name: sorted(set(getattr(self, name))) for name in ("speakers", "languages", "emotions")},
             "min_seconds": float(self.min_seconds),
             "max_seconds": None if self.max_seconds is None else float(self.max_seconds),
         }
@@ -124,11 +118,15 @@ class Catalog:
     codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream they stand for
     latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, where a codec is chosen
 
-    @property
-    def stream_statistics(self) -> dict[str, Any]:
-        """Mean and deviation of the arrays that batches hold, by stream."""
-        plain = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
-        return plain | {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
+    def normaliser(self) -> Normaliser:
+        """The scales of the arrays that batches hold.
+
+        Raises UsageFault if their statistics are made of no sample, DataError if they are not as the contract says.
+        """
+        streams = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
+        streams |= {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
+        source = str(self.folder / (LATENTS_FILE if self.codecs else STATS_FILE))
+        return Normaliser.from_statistics(streams, self.tracks, self.statistics.get("samples"), source)
 
     def speakers_of(self, samples: npt.NDArray[np.int64]) -> list[str | None]:
         """The names of the speakers of clips (k,), None outside of the stem grammar."""
@@ -149,27 +147,24 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     entries = _entries(folder, dataset, codecs or {})
     latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
     tracks = Tracks.with_codecs(entries)
-    shards: dict[str, dict[str, Any]] = dataset["shards"]
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
         manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
         labels = {name: manifest.labels(name) for name in _LABELS}
         chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
         keys = manifest.keys()[chosen]
-        if len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
+        if not bool((keys[1:] > keys[:-1]).all()):
             order = np.argsort(keys, kind="stable")
             chosen, keys = chosen[order], keys[order]
-        names, codes = labels["shard"]
-        numbers = _shard_numbers(folder, names, codes[chosen], shards)
-        table = _table(manifest, chosen, keys, numbers, shards, tracks)
+        table = _table(folder, manifest, labels["shard"], dataset["shards"], chosen, keys, tracks)
     _check(folder, table)
-    speaker_names, speaker = labels["speaker"]
+    speaker_names, speaker = labels["speaker"][0], labels["speaker"][1][chosen]
     return Catalog(
         folder=folder,
         manifest_hash=dataset["manifest_hash"],
-        content_hash=_content_hash(table, speaker_names, speaker[chosen]),
+        content_hash=_content_hash(table, speaker_names, speaker),
         filters=filters,
         table=table,
-        speaker=speaker[chosen],
+        speaker=speaker,
         speaker_names=tuple(speaker_names),
         statistics=statistics,
         tokenizer=tokenizer,
@@ -209,10 +204,7 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
 
 
 def _selection(
-    folder: Path,
-    manifest: ManifestColumns,
-    labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]],
-    filters: Filters,
+    folder: Path, manifest: ManifestColumns, labels: Mapping[str, _Labels], filters: Filters
 ) -> npt.NDArray[np.bool_]:
     """Which rows (N,) the filters leave; each filter in turn, so that the one that leaves nothing is named."""
     names, codes = labels["split"]
@@ -255,25 +247,22 @@ def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
 
 
-def _shard_numbers(
-    folder: Path, names: list[str], codes: npt.NDArray[np.int32], shards: dict[str, dict[str, Any]]
-) -> npt.NDArray[np.int32]:
-    """Numbers of the rows' shards in the order of dataset.json."""
+def _table(
+    folder: Path,
+    manifest: ManifestColumns,
+    shard_column: _Labels,
+    shards: Mapping[str, Any],
+    rows: npt.NDArray[np.int64],
+    keys: npt.NDArray[np.bytes_],
+    tracks: Tracks,
+) -> ClipTable:
+    """The columns of some rows; shards are numbered as in dataset.json."""
+    names, codes = shard_column
+    codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}
     unknown = sorted({names[code] for code in np.unique(codes).tolist()} - place.keys())
     if unknown:
         raise DataError(f"{folder}: the manifest names the shard {unknown[0]}, which dataset.json does not. {VERIFY}")
-    return np.array([place.get(name, -1) for name in names], dtype=np.int32)[codes]
-
-
-def _table(
-    manifest: ManifestColumns,
-    rows: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.bytes_],
-    shard: npt.NDArray[np.int32],
-    shards: dict[str, dict[str, Any]],
-    tracks: Tracks,
-) -> ClipTable:
     columns = [column_of(member) for member in tracks.members]
     digests = np.empty((len(rows), len(columns), 32), dtype=np.uint8)
     for number, column in enumerate(columns):
@@ -281,10 +270,8 @@ def _table(
     return ClipTable(
         keys=keys,
         key_hashes=text_hashes(keys),
-        frames=manifest.numbers("frames")[rows],
-        mel_frames=manifest.numbers("mel_frames")[rows],
-        ticks=manifest.numbers("ticks")[rows],
-        shard=shard,
+        **{name: manifest.numbers(name)[rows] for name in ("frames", "mel_frames", "ticks")},
+        shard=np.array([place.get(name, -1) for name in names], dtype=np.int32)[codes],
         offsets=np.stack([manifest.numbers(f"{column}_offset")[rows] for column in columns], axis=1),
         sizes=np.stack([manifest.numbers(f"{column}_size")[rows] for column in columns], axis=1),
         digests=digests,
@@ -303,6 +290,6 @@ def _check(folder: Path, table: ClipTable) -> None:
         if bad.any():
             key = table.key(int(np.flatnonzero(bad)[0]))
             raise DataError(f"{folder / MANIFEST_FILE}: row {key}: {what} do not fit together. {VERIFY}")
-    if len(table) > 1 and bool((table.keys[1:] == table.keys[:-1]).any()):
-        key = table.key(int(np.flatnonzero(table.keys[1:] == table.keys[:-1])[0]))
-        raise DataError(f"{folder / MANIFEST_FILE}: the key {key} stands there twice. {VERIFY}")
+    twice = np.flatnonzero(table.keys[1:] == table.keys[:-1])
+    if len(twice):
+        raise DataError(f"{folder / MANIFEST_FILE}: the key {table.key(int(twice[0]))} stands there twice. {VERIFY}")

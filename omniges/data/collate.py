@@ -1,92 +1,38 @@
 """Fills batches: what stands at some positions, read and normalised straight into a block of memory.
 
-A block is laid out once for a number of rows and ticks. It also holds what the rows are, so the process that fills it
-needs nothing but positions, and the one that hands it on copies nothing.
+A block also holds what its rows are, so the process that fills it needs nothing but positions, and the one that hands
+it on copies nothing. What a collator needs is a JSON document and arrays, made in one process and used in another; the
+latter imports numpy, not torch.
 """
 
 from __future__ import annotations
 
 import resource
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.blocks import BatchBlock, batch_layout, map_memory, place_arrays
 from omniges.data.catalog import ClipTable
-from omniges.data.normalize import Normaliser, Scale
-from omniges.data.order import ClipOrder, Mixture, Picks
-from omniges.data.shared_memory import ArrayPlace, layout_of, place_arrays
-from omniges.data.tracks import PLAIN_TRACKS, Tracks
-from omniges.data.window_reader import ClipReader
+from omniges.data.order import Mixture, Picks
+from omniges.data.sequence import DataSource, Sequencing, order_of
+from omniges.data.tracks import PLAIN_TRACKS, STREAMS, Normaliser, Scale, Tracks
+from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.features.text_slots import SlotCodec
+from omniges.shards.latents import CodecEntry
 from omniges.shards.reader import LocalShards, ShardSource
+from omniges.workers import Answer
 
 I64 = npt.NDArray[np.int64]
 
 _PLANNED_WINDOWS: Final = 4096
 _SLOT_CACHE_BYTES: Final = 64 << 20
 _TILE_TICKS: Final = 64  # means and divisors of so many ticks are 1 MB: a cache should hold them
-
-
-def batch_layout(rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS) -> tuple[list[ArrayPlace], int]:
-    """Places of a batch's arrays in its block, and the block's bytes."""
-    gesture, audio, text = tracks.gesture, tracks.audio, tracks.text
-    return layout_of(
-        [
-            ("gesture", "<f4", (rows, gesture.rows(window_ticks), gesture.channels)),
-            ("audio", "<f4", (rows, audio.rows(window_ticks), audio.channels)),
-            ("text", "<i4", (rows, window_ticks)) if text is None else ("text", "<f4", (rows, *text.shape)),
-            ("positions", "<i8", (rows,)),
-            ("sources", "<i8", (rows,)),
-            ("epochs", "<i8", (rows,)),
-            ("samples", "<i8", (rows,)),
-            ("start_ticks", "<i8", (rows,)),
-            ("progress", "<i8", (2,)),  # rows in the batch, and the row being filled
-        ]
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BatchBlock:
-    """Views of one block; R rows, w ticks."""
-
-    gesture: npt.NDArray[np.float32]  # (R, w · 3, 415)
-    audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents
-    text: npt.NDArray[Any]  # (R, w) int32 slots, or (R, latents, channels) float32
-    positions: I64  # (R,)
-    sources: I64
-    epochs: I64
-    samples: I64
-    start_ticks: I64
-    progress: I64  # (2,)
-
-    @classmethod
-    def of(cls, block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> BatchBlock:
-        """The views of a block."""
-        return cls(**place_arrays(block, places))
-
-
-def mixture_of(
-    tables: Sequence[ClipTable],
-    weights: Sequence[float],
-    window_ticks: int,
-    seed: int,
-    *,
-    shuffle: bool,
-    tracks: Tracks = PLAIN_TRACKS,
-    tick_multiple: int = 1,
-) -> Mixture:
-    """The order of the windows of several folders' clips; windows begin at multiples of `tick_multiple` at least."""
-    multiple = tracks.multiple_for_window(window_ticks, tick_multiple)
-    orders = [
-        ClipOrder(table.ticks, table.key_hashes, window_ticks, seed, shuffle=shuffle, multiple=multiple)
-        for table in tables
-    ]
-    return Mixture(orders, weights)
 
 
 def open_source(specification: Mapping[str, Any]) -> ShardSource:
@@ -140,13 +86,9 @@ class Collator:
         self._scales = Normaliser(
             normaliser.gesture.tiled(tracks.gesture.rows(tile) or 1),
             normaliser.audio.tiled(tracks.audio.rows(tile) or 1),
+            normaliser.text.tiled(tracks.text.latents) if tracks.text and normaliser.text else None,
         )
-        self._text_scale: Scale | None = None
-        self._slots: _SlotCache | None = None
-        if tracks.text is not None and normaliser.text is not None:
-            self._text_scale = normaliser.text.tiled(tracks.text.latents)
-        else:
-            self._slots = _SlotCache(SlotCodec(tokenizer))
+        self._slots = None if self._scales.text else _SlotCache(SlotCodec(tokenizer))
         self._planned: dict[tuple[int, int], Picks] = {}
         self._cold = True
 
@@ -175,8 +117,8 @@ class Collator:
             reader.read_window(sample, start, ticks, self._scales, (gesture[row], audio[row]))
             if self._slots is not None:
                 block.text[row] = self._slots.slots(source, reader, sample)[start : start + ticks]
-            elif self._text_scale is not None:
-                reader.read_text(sample, start, ticks, self._text_scale, text[row])
+            elif self._scales.text is not None:
+                reader.read_text(sample, start, ticks, self._scales.text, text[row])
         # What the disk had to give shows in this count, read ahead or not: only then is asking ahead worth its calls.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
@@ -194,3 +136,70 @@ class Collator:
                 (name[0] + int(step), name[1]): Picks(*columns[:, number]) for number, step in enumerate(steps)
             }
         return self._planned[name]
+
+
+def make_setup(
+    data: Sequence[DataSource],
+    sequencing: Sequencing,
+    verify: Verify,
+    stride: int,
+    normaliser: Normaliser,
+    tokenizer: bytes,
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Return what `make_collator` takes: a JSON document, and arrays by name."""
+    document = {
+        "sources": [source.shard_source().specification() for source in data],
+        "weights": [source.weight for source in data],
+        "sequencing": asdict(sequencing),
+        "verify": verify,
+        "stride": stride,
+        "codecs": {stream: (entry.name, entry.as_json()) for stream, entry in data[0].catalog.codecs.items()},
+    }
+    arrays: dict[str, npt.NDArray[Any]] = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
+    for stream in STREAMS:
+        scale: Scale | None = getattr(normaliser, stream)
+        if scale is not None:
+            arrays |= {f"{stream}_mean": scale.mean, f"{stream}_divisor": scale.divisor}
+    for number, source in enumerate(data):
+        marks = ReadMarks.blank(len(source.catalog.table))
+        own = source.catalog.table.arrays() | {"data_starts": marks.data_starts, "verified": marks.verified}
+        arrays |= {f"{number}.{name}": array for name, array in own.items()}
+    return document, arrays
+
+
+def _tracks_of(document: Mapping[str, Any]) -> Tracks:
+    return Tracks.with_codecs({stream: CodecEntry.from_json(*entry) for stream, entry in document["codecs"].items()})
+
+
+def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Collator:
+    """A collator that reads by the document and marks what it has checked in the arrays."""
+    tables, readers = [], []
+    tracks = _tracks_of(document)
+    for number, specification in enumerate(document["sources"]):
+        prefix = f"{number}."
+        own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        marks = ReadMarks(own.pop("data_starts"), own.pop("verified"))
+        tables.append(ClipTable(**own))
+        readers.append(ClipReader(tables[-1], open_source(specification), marks, document["verify"], tracks))
+    order = order_of(tables, document["weights"], Sequencing(**document["sequencing"]), tracks)
+    streams = STREAMS[: len(tracks.arrays)]
+    normaliser = Normaliser(*(Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"]) for stream in streams))
+    return Collator(order, readers, normaliser, arrays["tokenizer"].tobytes(), document["stride"], tracks)
+
+
+def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
+    """Return the function with which a worker process fills the block of a number (`omniges.workers`)."""
+    shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
+    collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
+    places, size = batch_layout(setup["rows"], setup["sequencing"]["window_ticks"], _tracks_of(setup))
+    blocks: dict[int, BatchBlock] = {}
+
+    def fill(number: int) -> Answer:
+        if number not in blocks:
+            mapped = map_memory(setup["blocks_fd"], size, number * size)
+            blocks[number] = BatchBlock.of(np.frombuffer(mapped, np.uint8), places)
+        block = blocks[number]
+        collator.fill(block, block.positions[: block.progress[0]].copy())
+        return None, ()
+
+    return fill

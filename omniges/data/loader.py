@@ -16,33 +16,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from omniges.data.blocks import BlockStore
-from omniges.data.collate import Collator
-from omniges.data.normalize import Normaliser
+from omniges.data.blocks import BlockStore, share_arrays
+from omniges.data.collate import Collator, make_collator, make_setup
 from omniges.data.order import RankShare
-from omniges.data.shared_memory import share_arrays
-from omniges.data.state import Resumed, make_state, resume
+from omniges.data.sequence import DataSource, Resumed, Sequencing, make_order, make_state, resume, tracks_of
+from omniges.data.tracks import Normaliser
 from omniges.data.window_reader import Verify
-from omniges.data.worker_setup import (
-    DataSource,
-    Sequencing,
-    make_arrays,
-    make_collator,
-    make_document,
-    make_order,
-    tracks_of,
-)
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.schema import VERIFY
 from omniges.workers import Worker, WorkerDied, worker_command
 
-WORKER_COMMAND: Final = worker_command("omniges.data.worker_setup")
+WORKER_COMMAND: Final = worker_command("omniges.data.collate")
 _PATIENCE_S: Final = 2.0  # for a worker to exit by itself
-
-I64 = npt.NDArray[np.int64]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -115,7 +102,7 @@ class BatchLoader:
         self._settings = settings or LoaderSettings()
         self._order = make_order(self._data, sequencing)
         first = data[0].catalog
-        self._normaliser = normaliser or Normaliser.of_catalog(first)
+        self._normaliser = normaliser or first.normaliser()
         self._tokenizer = first.tokenizer if tokenizer is None else tokenizer
         self._position = 0  # of the next batch to hand over
         self._submitted = 0  # of the next batch to have read
@@ -125,9 +112,6 @@ class BatchLoader:
         self._collator: Collator | None = None
         self._store: BlockStore | None = None
         weakref.finalize(self, _end_workers, self._workers)
-        self._report()
-
-    def _report(self) -> None:
         for source, order in zip(self._data, self._order.orders, strict=True):
             _LOG.info(
                 "%s, %s: %d windows of %d ticks an epoch from %d clips; %d clips (%g s) are shorter and left out",
@@ -206,28 +190,24 @@ class BatchLoader:
             return self._store
         settings, share = self._settings, self._share
         stride = share.micro_batch * max(1, settings.workers)
-        document = make_document(self._data, self._sequencing, settings.verify, stride)
-        arrays = make_arrays(self._data, self._normaliser, self._tokenizer)
+        document, arrays = make_setup(
+            self._data, self._sequencing, settings.verify, stride, self._normaliser, self._tokenizer
+        )
         pin = torch.cuda.is_available() if settings.pin_memory is None else settings.pin_memory
         store = BlockStore(share.batch_size, self._sequencing.window_ticks, pin=pin, tracks=tracks_of(self._data))
         if settings.workers:
-            self._start_workers(document, arrays, store)
+            descriptor, places, size = share_arrays("omniges-clips", arrays)
+            document |= {"rows": share.batch_size, "blocks_fd": store.descriptor}
+            document |= {"places": places, "shared_fd": descriptor, "shared_bytes": size}
+            try:
+                for _ in range(settings.workers):
+                    self._workers.append(Worker(WORKER_COMMAND, document, descriptors=(descriptor, store.descriptor)))
+            finally:
+                os.close(descriptor)  # the workers have it
         else:
             self._collator = make_collator(document, arrays)
         self._store, self._submitted, self._jobs = store, self._position, 0
         return store
-
-    def _start_workers(
-        self, document: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]], store: BlockStore
-    ) -> None:
-        descriptor, places, size = share_arrays("omniges-clips", arrays)
-        document |= {"rows": self._share.batch_size, "blocks_fd": store.descriptor}
-        document |= {"places": places, "shared_fd": descriptor, "shared_bytes": size}
-        try:
-            for _ in range(self._settings.workers):
-                self._workers.append(Worker(WORKER_COMMAND, document, descriptors=(descriptor, store.descriptor)))
-        finally:
-            os.close(descriptor)  # the workers have it
 
     def _submit(self, store: BlockStore) -> None:
         """Have as many batches read as may be ahead."""
@@ -285,8 +265,14 @@ class BatchLoader:
     def _batch(self, store: BlockStore, block: int, rows: int) -> Batch:
         """A filled block as a batch, nothing copied but names."""
         view = store.lend(block)
-        sources = view.sources[:rows]
-        keys, speakers = self._names(sources, view.samples[:rows])
+        sources, samples = view.sources[:rows], view.samples[:rows]
+        keys: list[str] = [""] * rows
+        speakers: list[str | None] = [None] * rows
+        for number, source in enumerate(self._data):
+            own = np.flatnonzero(sources == number)
+            names = source.catalog.table.keys_of(samples[own]), source.catalog.speakers_of(samples[own])
+            for row, key, speaker in zip(own.tolist(), *names, strict=True):
+                keys[row], speakers[row] = key, speaker
         return Batch(
             gesture=torch.from_numpy(view.gesture[:rows]),
             audio=torch.from_numpy(view.audio[:rows]),
@@ -297,19 +283,6 @@ class BatchLoader:
             speakers=tuple(speakers),
             sources=tuple(sources.tolist()),
         )
-
-    def _names(self, sources: I64, samples: I64) -> tuple[list[str], list[str | None]]:
-        """Keys and speakers of clips (k,) of folders (k,)."""
-        keys: list[str] = [""] * len(samples)
-        speakers: list[str | None] = [None] * len(samples)
-        for number, source in enumerate(self._data):
-            rows = np.flatnonzero(sources == number)
-            names = zip(
-                source.catalog.table.keys_of(samples[rows]), source.catalog.speakers_of(samples[rows]), strict=True
-            )
-            for row, (key, speaker) in zip(rows.tolist(), names, strict=True):
-                keys[row], speakers[row] = key, speaker
-        return keys, speakers
 
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON; counts the batches that were handed over, not those read ahead."""

@@ -31,21 +31,19 @@ _GAPS: Final = 2
 _ROUNDS: Final = 8
 
 
-def _mix(z: U64) -> U64:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), on an array that is overwritten."""
+def _fold(state: U64, value: U64) -> U64:
+    """Fold a value in: mix((s xor v) + golden ratio); shapes broadcast. No scalars: numpy warns of their overflow.
+
+    To mix is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    """
+    z: U64 = state ^ value
+    z += np.uint64(_GOLDEN)
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
     z *= np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return z
-
-
-def _fold(state: U64, value: U64) -> U64:
-    """Fold a value in: mix((s xor v) + golden ratio); shapes broadcast. No scalars: numpy warns of their overflow."""
-    folded: U64 = state ^ value
-    folded += np.uint64(_GOLDEN)
-    return _mix(folded)
 
 
 def keyed_hash(*values: U64 | I64 | int) -> U64:

@@ -27,20 +27,20 @@ from omniges.storage.cache import (
     CachedFile,
     CacheFolder,
     CacheFull,
-    Expected,
     FetchAhead,
     Pin,
     Retries,
     Wait,
     WrongContent,
     copy_checked,
-    fetch_small,
     with_retries,
 )
 from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.redact import one_line
 from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
 
+_PIECE_BYTES: Final = 1 << 20
+_MOST_DATASET_BYTES: Final = 256 << 20
 SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json where there is one
 
 
@@ -90,7 +90,14 @@ class RemoteShards:
         self.folder = cache.folder(group)
         self._settings = settings
         self._cache = cache
-        self._files = _cached_files(location, self.folder)
+        document = read_dataset(self.folder)
+        data = (self.folder / DATASET_FILE).read_bytes()
+        self._files = {DATASET_FILE: CachedFile(group, DATASET_FILE, len(data), sha256_hex(data))}
+        for name, entry in [*document["files"].items(), *document["shards"].items()]:
+            self._files[name] = CachedFile(group, name, entry["bytes"], entry["sha256"])
+        for name in SMALL_FILES:
+            if name not in self._files:
+                raise DataError(f"{location}: dataset.json lists no {name}. Run omniges preprocess again")
         self._kept: list[Pin] = []
         self._stores = threading.local()
         if store is not None:
@@ -168,8 +175,8 @@ class RemoteShards:
 
     def least_bytes(self, splits: Collection[str]) -> tuple[int, str]:
         """Bytes of the small files and the largest shard of some splits, and that shard's name."""
-        shards = [(file.expected.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
-        small = sum(self._files[name].expected.size for name in self._small_files())
+        shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
+        small = sum(self._files[name].size for name in self._small_files())
         size, name = max(shards, default=(0, ""))
         return small + size, name
 
@@ -188,7 +195,7 @@ class RemoteShards:
 
         def fill(path: Path) -> PendingFile:
             return with_retries(
-                lambda: copy_checked(self._store(), name, file.expected, path, lambda: wait(0.0)),
+                lambda: copy_checked(self._store(), file, path, lambda: wait(0.0)),
                 self._settings.retries,
                 salt=f"{name}:{os.getpid()}",
                 wait=pause,
@@ -221,11 +228,21 @@ def open_location(
         raise UsageFault(f"{location}: a cache folder and its size are needed for remote shards")
     store = open_store(location, settings.timeouts)
     data = with_retries(lambda: _dataset_bytes(store), settings.retries, salt=f"{DATASET_FILE}:{os.getpid()}")
-    dataset = CachedFile(sha256_hex(data)[:32], DATASET_FILE, Expected(len(data), sha256_hex(data)))
+    digest = sha256_hex(data)
+    dataset = CachedFile(digest[:32], DATASET_FILE, len(data), digest)
     if len(data) > settings.capacity_bytes:
         raise _too_small(settings, len(data), DATASET_FILE)
     cache = CacheFolder(settings.folder, settings.capacity_bytes)
-    with contextlib.closing(cache.acquire(dataset, lambda path: _pending(path, data), settings.space_wait_s)):
+
+    def fill(path: Path) -> PendingFile:
+        with contextlib.ExitStack() as undo:
+            pending = PendingFile(path)
+            undo.callback(pending.abort)
+            pending.write(data)
+            undo.pop_all()
+        return pending
+
+    with contextlib.closing(cache.acquire(dataset, fill, settings.space_wait_s)):
         try:
             shards = RemoteShards(location, settings, cache, dataset.group, store)
         except DataError as error:
@@ -258,37 +275,20 @@ def _too_small(settings: CacheSettings, least: int, name: str) -> UsageFault:
 def _dataset_bytes(store: Store) -> bytes:
     """dataset.json, whole and sealed; what it says is not looked at."""
     place = store.location.shown_file(DATASET_FILE)
+    data = bytearray()
     try:
-        data = fetch_small(store, DATASET_FILE)
+        with store.open_stream(DATASET_FILE) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                data += piece
+                if len(data) > _MOST_DATASET_BYTES:
+                    raise EnvironmentFault(
+                        f"{place}: at most {_MOST_DATASET_BYTES} bytes expected, found more. Check the address"
+                    )
+        document = json.loads(data)
     except MissingFile as error:
         raise MissingFile(f"{error}, so there is no complete set of shards. Check the address") from None
-    try:
-        document = json.loads(data)
     except ValueError as error:
         raise WrongContent(f"{place}: a JSON document expected, found {len(data)} other bytes ({error})") from None
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")
-    return data
-
-
-def _pending(path: Path, data: bytes) -> PendingFile:
-    pending = PendingFile(path)
-    try:
-        pending.write(data)
-    except EnvironmentFault:
-        pending.abort()
-        raise
-    return pending
-
-
-def _cached_files(location: Location, folder: Path) -> dict[str, CachedFile]:
-    """Every file of the set in the cache that lies in `folder`, by name: what dataset.json lists, and itself."""
-    document = read_dataset(folder)
-    data = (folder / DATASET_FILE).read_bytes()
-    expected = {DATASET_FILE: Expected(len(data), sha256_hex(data))}
-    for name, entry in [*document["files"].items(), *document["shards"].items()]:
-        expected[name] = Expected(entry["bytes"], entry["sha256"])
-    for name in SMALL_FILES:
-        if name not in expected:
-            raise DataError(f"{location}: dataset.json lists no {name}. Run omniges preprocess again")
-    return {name: CachedFile(folder.name, name, what) for name, what in expected.items()}
+    return bytes(data)

@@ -15,6 +15,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -74,7 +76,10 @@ def stream_samples(addresses: Iterable[str], rows: Sequence[ManifestRow] | None 
     Raises DataError with shard, key, member and byte for whatever is not as it should be, EnvironmentFault where a
     shard cannot be opened or its command fails. Nothing is skipped.
     """
-    plans = None if rows is None else _plans(rows)
+    by_shard: dict[str, list[ManifestRow]] = {}
+    for row in sorted(rows or (), key=lambda row: row.members["json"].offset):
+        by_shard.setdefault(row.shard, []).append(row)
+    plans = None if rows is None else {own[0].key: own for own in by_shard.values()}  # shards by their first sample
     seen: dict[str, str] = {}
     for address in addresses:
         shown = one_line(redact(address, secrets_in_url(address)))
@@ -84,14 +89,6 @@ def stream_samples(addresses: Iterable[str], rows: Sequence[ManifestRow] | None 
                     raise DataError(f"{shown}: the key {key} was in {seen[key]} already. {_VERIFY}")
                 seen[key] = shown
                 yield _decoded(key, shown, members)
-
-
-def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
-    """For each key, the rows of its shard from this key on."""
-    by_shard: dict[str, list[ManifestRow]] = {}
-    for row in sorted(rows, key=lambda row: row.members["json"].offset):
-        by_shard.setdefault(row.shard, []).append(row)
-    return {own[0].key: own for own in by_shard.values()}
 
 
 @contextlib.contextmanager
@@ -202,13 +199,13 @@ def _grouped(
 ) -> Iterator[tuple[str, dict[str, _Member]]]:
     """Whole samples of a shard, held against its part of the manifest where there is one."""
     plan: Iterator[ManifestRow] | None = None
-    for number, (key, members) in enumerate(_whole_samples(walk)):
+    for key, members in _whole_samples(walk):
         if plans is not None:
-            if number == 0:
+            if plan is None:
                 if key not in plans:
                     raise walk.fault(0, f"the first sample of a shard of the manifest expected, found {key}")
                 plan = iter(plans[key])
-            _hold_against(walk, key, members, next(plan, None) if plan else None)
+            _hold_against(walk, key, members, next(plan, None))
         yield key, members
     if plans is not None and plan is None:
         raise walk.fault(0, "the first sample of a shard of the manifest expected, found an empty shard")
@@ -218,28 +215,20 @@ def _grouped(
 
 
 def _whole_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
-    current: str | None = None
-    members: dict[str, _Member] = {}
-    for key, member in walk.members():
-        if key != current:
-            if current is not None:
-                yield _complete(walk, current, members)
-            current, members = key, {}
-        before = next(reversed(members), None)
-        if before is not None and member_order(member.name) <= member_order(before):
-            at = member.offset - BLOCK_BYTES
-            raise walk.fault(at, f"{key}.{member.name} stands after {key}.{before}, or twice")
-        members[member.name] = member
-    if current is not None:
-        yield _complete(walk, current, members)
-
-
-def _complete(walk: _Walk, key: str, members: dict[str, _Member]) -> tuple[str, dict[str, _Member]]:
-    for name in MEMBERS:
-        if name not in members:
-            last = next(reversed(members.values()))
-            raise walk.fault(last.offset, f"{key}.{name} expected in one piece with the sample, found none")
-    return key, members
+    """Members by sample, each sample with all it needs, in the contract's order."""
+    for key, run in groupby(walk.members(), key=itemgetter(0)):
+        members: dict[str, _Member] = {}
+        before = ""
+        for _, member in run:
+            if before and member_order(member.name) <= member_order(before):
+                at = member.offset - BLOCK_BYTES
+                raise walk.fault(at, f"{key}.{member.name} stands after {key}.{before}, or twice")
+            members[member.name] = member
+            before = member.name
+        if missing := [name for name in MEMBERS if name not in members]:
+            last = members[before].offset
+            raise walk.fault(last, f"{key}.{missing[0]} expected in one piece with the sample, found none")
+        yield key, members
 
 
 def _hold_against(walk: _Walk, key: str, members: Mapping[str, _Member], row: ManifestRow | None) -> None:

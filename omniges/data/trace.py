@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from omniges.data.blocks import BatchBlock, batch_layout
 from omniges.data.catalog import Filters, read_catalog
-from omniges.data.collate import BatchBlock, Collator, batch_layout
-from omniges.data.normalize import Normaliser
+from omniges.data.collate import make_collator, make_setup
 from omniges.data.order import RankShare
+from omniges.data.sequence import DataSource, Sequencing, make_order
 from omniges.data.settings import TraceSettings
-from omniges.data.worker_setup import DataSource, Sequencing, make_arrays, make_collator, make_document, make_order
+
+I64 = npt.NDArray[np.int64]
 
 
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
@@ -28,12 +31,12 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     )
     catalog = read_catalog(settings.shards, Filters(split=settings.split), settings.codecs)
     data = [DataSource(catalog)]
-    reader = _Decoder(data, sequencing, share) if settings.decode else None
+    digests_at = _digester(data, sequencing, share) if settings.decode else None
     order = make_order(data, sequencing)
     for step in range(settings.from_step, settings.from_step + settings.steps):
         positions = share.positions(step * share.global_batch)
         picks = order.picks(positions)
-        digests = reader.digests(positions) if reader else [None] * len(positions)
+        digests = digests_at(positions) if digests_at else [None] * len(positions)
         for row, digest in enumerate(digests):
             record = {
                 "step": step,
@@ -46,25 +49,22 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
             yield record | ({"sha256": digest} if digest else {})
 
 
-class _Decoder:
-    """Reads the windows as a loader does, in this process."""
+def _digester(data: list[DataSource], sequencing: Sequencing, share: RankShare) -> Callable[[I64], list[str]]:
+    """Return what reads windows as a loader does, in this process: sha256 of the window at each position (rows,)."""
+    catalog = data[0].catalog
+    normaliser, tokenizer = catalog.normaliser(), catalog.tokenizer
+    collator = make_collator(*make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer))
+    places, size = batch_layout(share.batch_size, sequencing.window_ticks, catalog.tracks)
+    block = BatchBlock.of(np.zeros(size, np.uint8), places)
 
-    def __init__(self, data: list[DataSource], sequencing: Sequencing, share: RankShare) -> None:
-        catalog = data[0].catalog
-        normaliser = Normaliser.of_catalog(catalog)
-        document = make_document(data, sequencing, "first", share.micro_batch)
-        arrays = make_arrays(data, normaliser, catalog.tokenizer)
-        self._collator: Collator = make_collator(document, arrays)
-        places, size = batch_layout(share.batch_size, sequencing.window_ticks, catalog.tracks)
-        self._block = BatchBlock.of(np.zeros(size, np.uint8), places)
-
-    def digests(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
-        """Sha256 of the window at each position (rows,)."""
-        self._collator.fill(self._block, positions)
+    def digests(positions: I64) -> list[str]:
+        collator.fill(block, positions)
         found = []
         for row in range(len(positions)):
             digest = hashlib.sha256()
-            for array in (self._block.gesture[row], self._block.audio[row], self._block.text[row]):
+            for array in (block.gesture[row], block.audio[row], block.text[row]):
                 digest.update(np.ascontiguousarray(array).data)
             found.append(digest.hexdigest())
         return found
+
+    return digests

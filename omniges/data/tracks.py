@@ -1,125 +1,65 @@
-"""What windows are cut from: which members, how many rows a tick, how many numbers a row.
+"""What windows are cut from: which members, how many rows a tick, how many numbers a row, and how these are scaled.
 
 Gesture and audio are arrays of rows, or a codec's latents in their place; text is words, or a codec's latents of whole
 windows in their place. Where a tick does not hold a whole number of rows, windows and their beginnings are multiples of
 some ticks (`Tracks.tick_multiple`), so that every window holds the same whole number of rows and begins with one; where
 text is latents, windows are those that the latents were made for.
+
+Numbers are normalised by the statistics of the train split: (x − mean)/std per channel, scale 1 where std < 1e-6.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
-from omniges.shards.latents import SOURCE_FRAMES_PER_TICK, WORDS_MEMBER, CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.window_grid import WindowGrid
+from omniges.shards.latents import WORDS_MEMBER, CodecEntry, FrameEntry, FrameRows, WindowEntry
+from omniges.shards.statistics import divisors
 
-I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+STREAMS: Final = ("gesture", "audio", "text")
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    """An array member of every sample: rows of numbers, evenly spaced in time."""
+class PlainArray(FrameRows):
+    """An array as `preprocess` writes it: a row a frame."""
 
-    member: str
+    source: str
     channels: int
-    source: str  # the member whose frames the rows stand for: itself, but for latents
     frames_per_row: int = 1
 
-    @classmethod
-    def of_codec(cls, entry: FrameEntry) -> Track:
-        """The latents of a codec."""
-        return cls(entry.member, entry.channels, entry.source, entry.frames_per_row)
-
     @property
-    def rows_per_tick(self) -> Fraction:
-        """Rows of 0.1 s."""
-        return Fraction(SOURCE_FRAMES_PER_TICK[self.source], self.frames_per_row)
-
-    def rows(self, ticks: int) -> int:
-        """Whole rows of some ticks."""
-        return ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row  # in the loop that reads
-
-    @property
-    def width(self) -> int:
-        """Numbers of a row."""
-        return self.channels
-
-    def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
-        """First row and rows of a window."""
-        return self.rows(start_tick), self.rows(ticks)
-
-    def lengths(self, frames: I64, mel_frames: I64, ticks: I64) -> I64:
-        """Rows (N,) of clips with so many gesture frames, mel frames and ticks (N,)."""
-        del ticks
-        own = {"gesture.npy": frames, "mel.npy": mel_frames}[self.source]
-        found: I64 = own // self.frames_per_row
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class WindowTrack:
-    """A codec's latents of whole windows: a row for each window of a grid."""
-
-    member: str
-    latents: int  # vectors of a window
-    channels: int  # numbers of a vector
-    window_ticks: int
-    stride_ticks: int
-
-    @classmethod
-    def of_codec(cls, entry: WindowEntry) -> WindowTrack:
-        """The latents of a codec."""
-        return cls(entry.member, entry.latents, entry.channels, entry.window_ticks, entry.stride_ticks)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Latents and channels of a window."""
-        return self.latents, self.channels
-
-    @property
-    def width(self) -> int:
-        """Numbers of a row."""
-        return self.latents * self.channels
-
-    def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
-        """First row and rows of a window, which is one of the grid."""
-        del ticks
-        return start_tick // self.stride_ticks, 1
-
-    def lengths(self, frames: I64, mel_frames: I64, ticks: I64) -> I64:
-        """Rows (N,) of clips of so many ticks (N,)."""
-        del frames, mel_frames
-        grid = WindowGrid(self.window_ticks, self.stride_ticks)
-        return np.array([grid.count(count) for count in ticks.tolist()], dtype=np.int64)
+    def member(self) -> str:
+        """The member that holds it."""
+        return self.source
 
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
     """What a batch's arrays are made of."""
 
-    gesture: Track
-    audio: Track
-    text: WindowTrack | None = None  # None: slots, of words
+    gesture: PlainArray | FrameEntry
+    audio: PlainArray | FrameEntry
+    text: WindowEntry | None = None  # None: slots, of words
 
     @classmethod
     def with_codecs(cls, entries: Mapping[str, CodecEntry]) -> Tracks:
         """The plain arrays, but for the streams that a codec stands for."""
-        rows = {stream: Track.of_codec(entry) for stream, entry in entries.items() if isinstance(entry, FrameEntry)}
-        text = next((WindowTrack.of_codec(entry) for entry in entries.values() if isinstance(entry, WindowEntry)), None)
-        return cls(rows.get("gesture", PLAIN_TRACKS.gesture), rows.get("audio", PLAIN_TRACKS.audio), text)
+        frames = {stream: entry for stream, entry in entries.items() if isinstance(entry, FrameEntry)}
+        text = next((entry for entry in entries.values() if isinstance(entry, WindowEntry)), None)
+        return cls(frames.get("gesture", PLAIN_TRACKS.gesture), frames.get("audio", PLAIN_TRACKS.audio), text)
 
     @property
-    def arrays(self) -> tuple[Track | WindowTrack, ...]:
+    def arrays(self) -> tuple[PlainArray | FrameEntry | WindowEntry, ...]:
         """Gesture, audio and, where it is latents, text: the order in which readers have them."""
         return (self.gesture, self.audio) if self.text is None else (self.gesture, self.audio, self.text)
 
@@ -131,45 +71,105 @@ class Tracks:
     @property
     def row_multiple(self) -> int:
         """Ticks that hold whole rows of gesture and audio."""
-        return math.lcm(*(track.rows_per_tick.denominator for track in (self.gesture, self.audio)))
+        return math.lcm(self.gesture.tick_multiple, self.audio.tick_multiple)
 
     @property
     def tick_multiple(self) -> int:
         """Ticks that a window's length and beginning in a clip have to be multiples of, so that shards hold it."""
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
-    def multiple_for_window(self, ticks: int, tick_multiple: int = 1, flag: str = "--window-ticks") -> int:
+    def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
         """Ticks that windows of some ticks begin at multiples of: `tick_multiple`, joined with another one.
 
         Raises UsageFault for a window that does not hold whole rows, is no multiple of the other, or that no latents
         of text were made for.
         """
         if self.text is not None and ticks != self.text.window_ticks:
+            expected = self.text.window_ticks
             raise UsageFault(
-                f"{flag} {ticks}: {self.text.window_ticks} expected, the window that {self.text.member} was made for: "
-                f"give {flag} {self.text.window_ticks}, or encode again with this one"
+                f"--window-ticks {ticks}: {expected} expected, the window that {self.text.member} was made for: give "
+                f"--window-ticks {expected}, or encode again with this one"
             )
         multiple = math.lcm(self.tick_multiple, tick_multiple)
         if ticks % multiple:
-            latents = [track.member for track in (self.gesture, self.audio) if track.rows_per_tick.denominator > 1]
+            latents = [track.member for track in (self.gesture, self.audio) if track.tick_multiple > 1]
             raise UsageFault(
-                f"{flag} {ticks}: a multiple of {multiple} expected, for a window has to hold whole tokens of "
+                f"--window-ticks {ticks}: a multiple of {multiple} expected, for a window has to hold whole tokens of "
                 f"{', '.join(latents) or 'every stream'}"
             )
         return multiple
 
-    def as_json(self) -> dict[str, Any]:
-        """The tracks for another process."""
-        return asdict(self)
+
+PLAIN_TRACKS: Final = Tracks(PlainArray("gesture.npy", LAYOUT.channels), PlainArray("mel.npy", MEL_BANDS))
+"""The arrays as `preprocess` writes them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scale:
+    """Mean (C,) and divisor (C,) of one stream, float32."""
+
+    mean: F32
+    divisor: F32
+
+    def tiled(self, frames: int) -> Scale:
+        """The same for so many frames in one row."""
+        return Scale(np.tile(self.mean, frames), np.tile(self.divisor, frames))
+
+    def normalise_into(self, values: F32, out: F32) -> None:
+        """(x − mean)/divisor in float32 of whole frames in one row (n,), straight into `out` (n,).
+
+        One long row at a time, by a tiled scale: numpy takes half as long again for rows of one frame.
+        """
+        length = len(self.mean)
+        if len(values) == length:
+            np.subtract(values, self.mean, out=out)
+            np.divide(out, self.divisor, out=out)
+            return
+        for start in range(0, len(values), length):
+            piece = out[start : start + length]
+            np.subtract(values[start : start + length], self.mean[: len(piece)], out=piece)
+            np.divide(piece, self.divisor[: len(piece)], out=piece)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Normaliser:
+    """The scales of the streams that are numbers, in the order of `STREAMS`."""
+
+    gesture: Scale
+    audio: Scale
+    text: Scale | None = None  # of latents
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Tracks:
-        """The inverse of `as_json`."""
-        text = None if found["text"] is None else WindowTrack(**found["text"])
-        return cls(Track(**found["gesture"]), Track(**found["audio"]), text)
+    def identity(cls, tracks: Tracks) -> Normaliser:
+        """Return scales that change nothing."""
+        counts = [track.channels for track in tracks.arrays]  # in the order of the fields
+        return cls(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
+
+    @classmethod
+    def from_statistics(cls, statistics: Mapping[str, Any], tracks: Tracks, samples: Any, source: str) -> Normaliser:
+        """From mean and std of each stream's array.
+
+        Raises UsageFault if they are made of no sample, DataError if they are not as the contract says.
+        """
+        if not samples:
+            raise UsageFault(
+                f"{source}: made of 0 train samples, so there is nothing to normalise by: put recordings into the "
+                "train split with omniges preprocess --split-csv"
+            )
+        streams = zip(STREAMS, tracks.arrays, strict=False)  # text has numbers where it is latents
+        return cls(*(_scale(statistics, stream, track.channels, source) for stream, track in streams))
 
 
-PLAIN_TRACKS: Final = Tracks(
-    Track("gesture.npy", LAYOUT.channels, "gesture.npy"), Track("mel.npy", MEL_BANDS, "mel.npy")
-)
-"""The arrays as `preprocess` writes them."""
+def _scale(statistics: Mapping[str, Any], stream: str, channels: int, source: str) -> Scale:
+    if statistics.get(stream) == {"samples": 0}:
+        raise UsageFault(f"{source}: no train sample is long enough for latents of {stream}, so nothing can be learned")
+    try:
+        mean, std = (np.asarray(statistics[stream][name], dtype=np.float64) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{source}: mean and std of {stream} expected. Run omniges verify-shards") from error
+    if mean.shape != (channels,) or std.shape != (channels,) or not np.isfinite(mean + std).all() or (std < 0).any():
+        raise DataError(
+            f"{source}: {channels} finite means and non-negative deviations of {stream} expected, found {mean.shape} "
+            f"and {std.shape}. Run omniges verify-shards"
+        )
+    return Scale(mean.astype(np.float32), divisors(std))

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.catalog import ClipTable
-from omniges.data.normalize import Normaliser, Scale
-from omniges.data.tracks import PLAIN_TRACKS, Tracks
+from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Scale, Tracks
 from omniges.errors import DataError
 from omniges.shards.reader import ShardSource, check_digest, place_of_member
 from omniges.shards.schema import VERIFY
@@ -68,10 +67,6 @@ class _Mapped:
     content: mmap.mmap
     floats: F32
 
-    @classmethod
-    def of(cls, content: mmap.mmap) -> _Mapped:
-        return cls(content, np.frombuffer(content, np.float32, len(content) // 4))
-
 
 class ClipReader:
     """Reads windows and words of the clips of one shard folder. Not for several threads at once."""
@@ -86,7 +81,6 @@ class ClipReader:
     ) -> None:
         self.table = table
         self._tracks = tracks
-        self._lengths = tuple(track.lengths(table.frames, table.mel_frames, table.ticks) for track in tracks.arrays)
         self._source, self._marks, self._verify = source, marks, verify == "first"
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
         self._checked: dict[int, tuple[int, int, int]] = {}  # shard, first float of gesture and of audio
@@ -176,12 +170,12 @@ class ClipReader:
                     f"{self._source.describe(name)}: {expected} bytes expected, found {found} (needed for "
                     f"{self.table.key(sample)} at byte {int(self.table.offsets[sample, 0])}). {VERIFY}"
                 )
-            mapped = _Mapped.of(mmap.mmap(descriptor, found, prot=mmap.PROT_READ))
+            content = mmap.mmap(descriptor, found, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
         while len(self._maps) >= MAX_MAPS:
             self._maps.popitem(last=False)
-        self._maps[shard] = mapped
+        self._maps[shard] = mapped = _Mapped(content, np.frombuffer(content, np.float32, found // 4))
         return mapped
 
     def _check(self, sample: int) -> tuple[int, int, int]:
@@ -216,8 +210,9 @@ class ClipReader:
     def _check_header(self, mapped: mmap.mmap, sample: int, member: int) -> int:
         """Bytes of a member's npy header, once dtype, order, shape and size are those of the manifest."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
-        rows = int(self._lengths[member][sample])
-        expected = (rows, self._tracks.arrays[member].width)
+        track, table = self._tracks.arrays[member], self.table
+        rows = track.rows_of_clip(int(table.frames[sample]), int(table.mel_frames[sample]), int(table.ticks[sample]))
+        expected = (rows, track.width)
         head = mapped[first : first + min(size, _MAX_HEADER_BYTES)]
         length = 10 + int.from_bytes(head[8:10], "little")
         match = _NPY_HEADER.fullmatch(head[10:length])

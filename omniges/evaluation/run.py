@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.data.state import trained_on
+from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split, load_bodies, train_rows

@@ -19,8 +19,7 @@ import torch
 
 from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
 from omniges.codecs.registry import load_same_codec
-from omniges.data.state import trained_on
-from omniges.data.tracks import Track
+from omniges.data.sequence import trained_on
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.generation.inputs import Given, Input, Reading, latents_of
@@ -173,7 +172,7 @@ class Codecs:
 
     def _frames_of(self, given: Given, entry: FrameEntry, ticks: int) -> TicksOf:
         """Rows of latents of frames: those of the shards, or of the array that was given."""
-        rows = Track.of_codec(entry).rows
+        rows = entry.rows
         latents = given.latents
         if latents is None:
             codec = cast("FrameCodec", self.load(given.stream, "encode"))

@@ -21,6 +21,7 @@ from torch import Tensor
 from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.storage.atomic import (
+    is_file_name,
     is_temporary_name,
     make_folder,
     os_errors,
@@ -31,7 +32,6 @@ from omniges.storage.atomic import (
     sync_folder,
 )
 from omniges.storage.canonical_json import file_sha256
-from omniges.storage.names import is_file_name
 from omniges.storage.tensors import read_tensors, require_same, shapes_of, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"

@@ -35,11 +35,10 @@ from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, cut_totals, summarize, summary_of_complete
 from omniges.pipeline.worker import ConvertPool
 from omniges.progress import Reporter
-from omniges.shards.dataset import dataset_document, seal, statistics_document
+from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
 from omniges.shards.manifest import ManifestRow, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
-from omniges.shards.tokenizer import train_tokenizer
-from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, refuse_foreign, staged_name
+from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors, publish_bytes
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
@@ -97,7 +96,7 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
     workspace = Workspace(settings.out)
     make_folder(settings.out)
     with locked(settings.out), _RunLog(settings.log_path) as log:
-        refuse_foreign(settings.out, workspace)  # under the lock: another run may be moving our files just now
+        workspace.refuse_foreign()  # under the lock: another run may be moving our files just now
         finish_commit(workspace)
         complete = read_complete(settings)
         check_begun(settings, workspace)

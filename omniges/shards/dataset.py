@@ -1,12 +1,16 @@
-"""dataset.json: the file that says what a shard set is, written last, so that its presence means complete."""
+"""The small files beside the shards: what is learned from the train split, and dataset.json, which says what a set is.
+
+dataset.json is written last, so that its presence means complete.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +32,7 @@ from omniges.shards.schema import (
 )
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 from omniges.shards.writer import ShardFile
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
-from omniges.storage.names import is_sha256
+from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
 
 _VERIFY: Final = "Run omniges verify-shards on it"
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
@@ -61,9 +64,7 @@ def tool_versions() -> dict[str, str]:
     return {"omniges": __version__} | {name: _version(name) for name in _PACKAGES}
 
 
-@functools.cache
-def _version(package: str) -> str:
-    return metadata.version(package)  # reads a file: 3 ms each
+_version: Final = functools.cache(metadata.version)  # it reads a file: 3 ms each
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -141,9 +142,7 @@ def statistics_document(
 ) -> dict[str, Any]:
     """stats.json over the train rows; without any, only ``samples: 0``."""
     train = [row for row in rows if row.split == "train"]
-    gesture = combine([pair[0] for pair in partials])
-    mel = combine([pair[1] for pair in partials])
-    if gesture is None or mel is None:
+    if not partials:
         return {"samples": 0}
     speakers: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in train:
@@ -151,8 +150,8 @@ def statistics_document(
     return {
         "samples": len(train),
         "smallest_std": SMALLEST_STD,
-        "gesture": gesture.as_json() | {"channels": LAYOUT.channel_names()},
-        "mel": mel.as_json(),
+        "gesture": combine([gesture for gesture, _ in partials]) | {"channels": LAYOUT.channel_names()},
+        "mel": combine([mel for _, mel in partials]),
         "seconds": {
             "total": math.fsum(row.seconds for row in train),
             "min": min(row.seconds for row in train),
@@ -164,6 +163,33 @@ def statistics_document(
             for name, own in speakers.items()
         },
     }
+
+
+def train_tokenizer(words: Mapping[str, int]) -> bytes:
+    """Learn the tokenizer from words and how often each occurs; returns the bytes of tokenizer.json.
+
+    Byte-level byte-pair encoding: all 256 bytes are in the vocabulary by force, so every Unicode string survives
+    (decode(encode(s)) = s), whatever the words were. Every word that occurs at least twice is one whole piece, because
+    merging goes on until no pair of pieces occurs twice. The bytes follow from the counts alone, not from their order.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - native, 70 ms
+
+    # One thread: the trainer's result must not depend on how its counting was split.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        # Each merge joins two pieces inside some word, so there can be no more pieces than this.
+        vocab_size=256 + sum(len(word.encode()) for word in words),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(([word] * count for word, count in sorted(words.items())), trainer)
+    document: str = tokenizer.to_str(pretty=True)
+    return document.encode() + b"\n"
 
 
 def dataset_document(
@@ -199,8 +225,5 @@ def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
     return {
         "samples": len(chosen),
         "seconds": math.fsum(row.seconds for row in chosen),
-        "frames": sum(row.frames for row in chosen),
-        "mel_frames": sum(row.mel_frames for row in chosen),
-        "ticks": sum(row.ticks for row in chosen),
-        "words": sum(row.words for row in chosen),
+        **{name: sum(getattr(row, name) for row in chosen) for name in ("frames", "mel_frames", "ticks", "words")},
     }

@@ -23,10 +23,9 @@ import numpy.typing as npt
 from omniges.errors import UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import LATENT_MEMBER
+from omniges.shards.schema import LATENT_MEMBER, WindowGrid
 from omniges.shards.statistics import SMALLEST_STD, Partial, combine
-from omniges.shards.window_grid import WindowGrid
-from omniges.storage.names import is_sha256
+from omniges.storage.canonical_json import is_sha256
 
 F32 = npt.NDArray[np.float32]
 
@@ -77,13 +76,22 @@ class CodecEntry(ABC):
         """The member that holds its latents."""
         return f"{self.name}.npy"
 
+    @property
     @abstractmethod
-    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
-        """Shape of a sample's latents; 0 rows where the clip is too short for any."""
+    def width(self) -> int:
+        """Numbers of a row."""
 
     @abstractmethod
+    def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
+        """Rows of a clip with so many gesture frames, mel frames and ticks; 0 where it is too short for any."""
+
+    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
+        """Shape of a sample's latents."""
+        return self.rows_of_clip(row.frames, row.mel_frames, row.ticks), self.width
+
     def vectors(self, latents: F32) -> F32:
-        """Latents of a sample as the vectors (vectors, channels) that statistics are of."""
+        """Latents of a sample as the vectors (vectors, channels) that statistics are of, one under the other."""
+        return latents.reshape(-1, self.channels)
 
     @property
     @abstractmethod
@@ -92,11 +100,9 @@ class CodecEntry(ABC):
 
     def same_codec(self, other: CodecEntry) -> bool:
         """Whether latents of the two are of one codec and one layout; versions and devices may differ."""
-        return self._deciding() == other._deciding()
-
-    def _deciding(self) -> tuple[Any, ...]:
         told = {"settings", "lost"}  # of how they were made, and what came of it
-        return (type(self), *(getattr(self, f.name) for f in fields(self) if f.name not in told))
+        deciding = {f.name for f in fields(self)} - told
+        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)
 
     def as_json(self) -> dict[str, Any]:
         """The entry as dataset.json has it, under the codec's name."""
@@ -116,16 +122,13 @@ def _fields_of(kind: type[CodecEntry]) -> set[str]:
     return {f.name for f in fields(kind)} - {"name"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameEntry(CodecEntry):
-    """Rows (rows, channels) evenly spaced in time, each of some frames of an array."""
+class FrameRows:
+    """Rows evenly spaced in time, each of some frames of an array: the arithmetic of their numbers and times."""
 
-    frames_per_row: int  # frames of the source that one row of latents stands for
-
-    def _check(self) -> None:
-        if self.source not in SOURCE_FRAMES_PER_TICK:
-            raise ValueError(f"source {self.source!r}")
-        self._check_counts("frames_per_row")
+    __slots__ = ()
+    source: str  # the member whose frames the rows stand for
+    channels: int
+    frames_per_row: int
 
     @property
     def rows_per_tick(self) -> Fraction:
@@ -137,14 +140,34 @@ class FrameEntry(CodecEntry):
         """Ticks that windows and their beginnings have to be multiples of, so that they hold whole rows."""
         return self.rows_per_tick.denominator
 
-    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
-        """As many rows as the sample's frames fill."""
-        frames = row.mel_frames if self.source == "mel.npy" else row.frames
-        return frames // self.frames_per_row, self.channels
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self.channels
 
-    def vectors(self, latents: F32) -> F32:
-        """The rows themselves."""
-        return latents
+    def rows(self, ticks: int) -> int:
+        """Whole rows of some ticks."""
+        return ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row  # in the loop that reads
+
+    def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
+        """First row and rows of a window."""
+        return self.rows(start_tick), self.rows(ticks)
+
+    def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
+        """As many rows as a clip's frames fill."""
+        return (mel_frames if self.source == "mel.npy" else frames) // self.frames_per_row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameEntry(FrameRows, CodecEntry):
+    """Rows (rows, channels) evenly spaced in time, each of some frames of an array."""
+
+    frames_per_row: int  # frames of the source that one row of latents stands for
+
+    def _check(self) -> None:
+        if self.source not in SOURCE_FRAMES_PER_TICK:
+            raise ValueError(f"source {self.source!r}")
+        self._check_counts("frames_per_row")
 
     @property
     def described(self) -> str:
@@ -173,9 +196,8 @@ class WindowEntry(CodecEntry):
             raise ValueError(f"stride_ticks {self.stride_ticks}: {fault}") from fault
         if self.words != BY_MIDDLE:
             raise ValueError(f"words {self.words!r}")
-        if not isinstance(self.lost, dict) or self.lost.keys() != set(_LOST):
-            raise ValueError(f"lost {self.lost!r}")
-        counts = [self.lost[name] for name in _LOST]
+        whole = isinstance(self.lost, dict) and self.lost.keys() == set(_LOST)
+        counts = [self.lost[name] for name in _LOST] if whole else [-1]
         if any(type(count) is not int or not 0 <= count <= counts[0] for count in counts):
             raise ValueError(f"lost {self.lost!r}")
 
@@ -184,13 +206,18 @@ class WindowEntry(CodecEntry):
         """The windows."""
         return WindowGrid(self.window_ticks, self.stride_ticks)
 
-    def shape_of(self, row: ManifestRow) -> tuple[int, int]:
-        """A row for each window of the clip."""
-        return self.grid.count(row.ticks), self.latents * self.channels
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self.latents * self.channels
 
-    def vectors(self, latents: F32) -> F32:
-        """All latents of all windows, one under the other."""
-        return latents.reshape(-1, self.channels)
+    def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
+        """A row for each window of the clip."""
+        return self.grid.count(ticks)
+
+    def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
+        """First row and rows of a window, which is one of the grid."""
+        return start_tick // self.stride_ticks, 1
 
     @property
     def described(self) -> str:
@@ -215,7 +242,6 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
         with np.errstate(over="ignore", invalid="ignore"):
             statistics = combine(own)
         found[entry.name] = {"samples": len(own)}
-        if statistics is not None:
-            as_json = statistics.as_json()
-            found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": as_json.pop("frames")} | as_json
+        if statistics:
+            found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": statistics.pop("frames")} | statistics
     return found

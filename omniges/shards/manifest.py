@@ -24,13 +24,13 @@ from omniges.shards.schema import (
     VERIFY,
     is_count,
     is_key,
+    is_relative_path,
     is_shard_name,
     is_stem,
     key_from_stem,
     member_order,
 )
-from omniges.storage.canonical_json import canonical_json, sha256_hex
-from omniges.storage.names import is_relative_path, is_sha256
+from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -324,27 +324,22 @@ class ManifestColumns:
         return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
 
     def keys(self) -> npt.NDArray[np.bytes_]:
-        """The keys (N,), each in the grammar of keys, so that no file name made of one leads out of a folder."""
-        found = self.texts("key")
-        shapes = found.view(np.uint8).reshape(len(found), found.dtype.itemsize)
-        sound = _IN_KEYS[shapes].all(axis=1) & (shapes[:, 0] != 0) & (shapes.shape[1] <= MAX_KEY_BYTES)
+        """The keys (N,) as fixed-width bytes, each in their grammar, so that none leads out of a folder."""
+        data, ends = self._bytes("key")
+        if data.size and not 0 < data.min() <= data.max() < 128:
+            raise DataError(f"{self._path}: column 'key': ASCII texts expected. {VERIFY}")
+        lengths = np.diff(ends)
+        width = int(lengths.max(initial=1))
+        fixed = np.zeros((len(lengths), width), dtype=np.uint8)
+        fixed[np.arange(width) < lengths[:, None]] = data
+        found = fixed.view(f"S{width}").reshape(-1)
+        sound = _IN_KEYS[fixed].all(axis=1) & (fixed[:, 0] != 0) & (width <= MAX_KEY_BYTES)
         if not sound.all():
             shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
             raise DataError(
                 f"{self._path}: key {shown}: at most {MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. {VERIFY}"
             )
         return found
-
-    def texts(self, name: str) -> npt.NDArray[np.bytes_]:
-        """A column of ASCII texts (N,) as fixed-width bytes."""
-        data, ends = self._bytes(name)
-        if data.size and not 0 < data.min() <= data.max() < 128:
-            raise DataError(f"{self._path}: column {name!r}: ASCII texts expected. {VERIFY}")
-        lengths = np.diff(ends)
-        width = int(lengths.max(initial=1))
-        fixed = np.zeros((len(lengths), width), dtype=np.uint8)
-        fixed[np.arange(width) < lengths[:, None]] = data
-        return fixed.view(f"S{width}").reshape(-1)
 
     def digests(self, name: str) -> npt.NDArray[np.uint8]:
         """A column of hexadecimal sha256 as bytes (N, 32)."""

@@ -53,7 +53,7 @@ class ShardSource(Protocol):
         ...
 
     def specification(self) -> dict[str, Any]:
-        """Return JSON from which a worker process makes its own (`collate.open_source`)."""
+        """Return JSON from which a worker process makes its own (`omniges.data.collate.open_source`)."""
         ...
 
 
@@ -117,12 +117,9 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
         DataError: the file is absent or not what dataset.json says.
     """
     path = folder / name
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
-    with stream:
+    with contextlib.ExitStack() as opened:
         try:
+            stream = opened.enter_context(path.open("rb"))
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
@@ -225,10 +222,7 @@ class ShardFolder:
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
         """The semantic spans of a sample, where it has an annotation."""
-        found: list[dict[str, Any]] | None = (
-            json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None
-        )
-        return found
+        return json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None
 
     def sample(self, row: ManifestRow) -> SampleArrays:
         """All of a sample."""

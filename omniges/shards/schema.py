@@ -1,4 +1,4 @@
-"""Names of the shard contract, version 1: members, keys, stems, splits, files beside the shards, and their grammar.
+"""Names of the shard contract, version 1: members, keys, stems, splits, files beside the shards; and the window grid.
 
 A shard folder is data. Its keys, stems, shard names and file names lead nowhere but into the folder they belong to,
 and readers of every command ask this module before they join one to a path.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
+
+from omniges.errors import UsageFault
 
 FORMAT: Final = "omniges-shards"
 FORMAT_VERSION: Final = 1
@@ -124,6 +127,11 @@ def is_stem(text: object) -> bool:
         return False
 
 
+def is_relative_path(text: object) -> bool:
+    """Return whether a path names something below the folder that it is relative to, in plain steps."""
+    return isinstance(text, str) and "\0" not in text and not {"", ".", ".."} & set(text.split("/"))
+
+
 def is_contract_name(text: object) -> bool:
     """Return whether a text is the name of a shard or of a file beside the shards, dataset.json included."""
     return isinstance(text, str) and (text in CONTRACT_FILES or is_shard_name(text))
@@ -132,3 +140,38 @@ def is_contract_name(text: object) -> bool:
 def is_shard_name(text: object) -> bool:
     """Return whether a text is the name of a shard."""
     return isinstance(text, str) and SHARD_NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowGrid:
+    """Windows of ``window_ticks`` that start at every multiple of ``stride_ticks`` and lie within their clip.
+
+    The stride divides the window, so windows that touch are both on the grid.
+    """
+
+    window_ticks: int
+    stride_ticks: int
+
+    def __post_init__(self) -> None:
+        """Refuse a stride that does not divide the window."""
+        if self.window_ticks < 1 or self.stride_ticks < 1 or self.window_ticks % self.stride_ticks:
+            raise UsageFault(
+                f"window grid: found windows of {self.window_ticks} ticks every {self.stride_ticks}; expected a stride "
+                "that divides the window"
+            )
+
+    def count(self, ticks: int) -> int:
+        """Windows of a clip of so many ticks."""
+        return max(0, 1 + (ticks - self.window_ticks) // self.stride_ticks)
+
+    def starts(self, ticks: int) -> range:
+        """First ticks of a clip's windows."""
+        return range(0, self.count(ticks) * self.stride_ticks, self.stride_ticks)
+
+    def index(self, start_tick: int) -> int:
+        """The number of the window that starts at a tick; raises `UsageFault` for a tick that is not on the grid."""
+        if start_tick < 0 or start_tick % self.stride_ticks:
+            raise UsageFault(
+                f"window grid: found a window at tick {start_tick}; expected a multiple of {self.stride_ticks}"
+            )
+        return start_tick // self.stride_ticks

@@ -41,27 +41,6 @@ class Partial:
     rows: F64
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelStatistics:
-    """Statistics over clips: population standard deviation; all arrays (C,) float64."""
-
-    count: int
-    mean: F64
-    std: F64
-    minimum: F64
-    maximum: F64
-
-    def as_json(self) -> dict[str, Any]:
-        """The form of stats.json."""
-        return {
-            "frames": self.count,
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "min": self.minimum.tolist(),
-            "max": self.maximum.tolist(),
-        }
-
-
 def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     """The partial of one clip: array (T, C) with T >= 1.
 
@@ -88,10 +67,13 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     return Partial(count, rows)
 
 
-def combine(partials: Sequence[Partial]) -> ChannelStatistics | None:
-    """Statistics over all clips, or None without clips; the same to the last bit in any order of the clips."""
+def combine(partials: Sequence[Partial]) -> dict[str, Any]:
+    """Statistics over all clips as stats.json has them, by channel; the same to the last bit in any order of the clips.
+
+    The deviation is that of the population. Without clips there are none, and the dictionary is empty.
+    """
     if not partials:
-        return None
+        return {}
     counts = [p.count for p in partials]
     count = sum(counts)
     stacked = np.stack([p.rows for p in partials])  # (clips, 4, C)
@@ -100,13 +82,13 @@ def combine(partials: Sequence[Partial]) -> ChannelStatistics | None:
     mean = _fsum_columns(means * weights) / count
     between = weights * (means - mean) ** 2
     variance = _fsum_columns(np.concatenate([m2s, between])) / count
-    return ChannelStatistics(
-        count=count,
-        mean=mean,
-        std=np.sqrt(variance),
-        minimum=stacked[:, 2].min(axis=0),
-        maximum=stacked[:, 3].max(axis=0),
-    )
+    return {
+        "frames": count,
+        "mean": mean.tolist(),
+        "std": np.sqrt(variance).tolist(),
+        "min": stacked[:, 2].min(axis=0).tolist(),
+        "max": stacked[:, 3].max(axis=0).tolist(),
+    }
 
 
 def _fsum_columns(values: F64) -> F64:

@@ -43,8 +43,7 @@ from omniges.shards.schema import (
     is_shard_name,
 )
 from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
-from omniges.storage.canonical_json import canonical_json, sha256_hex
-from omniges.storage.names import is_sha256
+from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
 
 BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"
@@ -78,16 +77,21 @@ def _is_source(name: str) -> bool:
     return name in CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON object of the workspace; None where there is no such file."""
+def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
+    """A small JSON object of the workspace with these fields and no others; None where there is no such file.
+
+    Raises UsageFault for anything else, which no run of ours would have written.
+    """
     try:
-        document = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError):
-        raise UsageFault(f"{path}: {FOREIGN}") from None
-    if not isinstance(document, dict):
+        found = None
+    whole = isinstance(found, dict) and found.keys() == fields.keys()
+    if not whole or not all(isinstance(found[name], kind) for name, kind in fields.items()):
         raise UsageFault(f"{path}: {FOREIGN}")
+    document: dict[str, Any] = found
     return document
 
 
@@ -99,16 +103,8 @@ class CommitSteps:
     removed: list[str]  # files of the earlier set
     place: dict[str, str]  # name in the workspace -> name in the folder
 
-    @classmethod
-    def from_json(cls, document: dict[str, Any], path: Path) -> CommitSteps:
-        """Return the steps of a file; raises UsageFault for names that a run of ours would not have written."""
-        fields = {"moved": dict, "removed": list, "place": dict}
-        whole = document.keys() == fields.keys() and all(isinstance(document[name], fields[name]) for name in fields)
-        if not whole or not cls(**document)._sound():
-            raise UsageFault(f"{path}: {FOREIGN}")
-        return cls(**document)
-
-    def _sound(self) -> bool:
+    def sound(self) -> bool:
+        """Return whether all names are such as a run of ours would have written."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
             return False
@@ -174,19 +170,28 @@ class Workspace:
         return None
 
     def refuse_foreign(self) -> None:
-        """Raise UsageFault for anything in the way that no run of ours left."""
+        """Raise UsageFault for anything in the way that bears our names but is not ours: that is never touched."""
         with os_errors(self.folder, "read"):
             problem = self.problem()
         if problem:
             raise UsageFault(problem)
+        if (self.out / DATASET_FILE).exists() or self.folder.is_dir() or not self.out.is_dir():
+            return
+        ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
+        if ours:
+            raise UsageFault(f"{self.out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
     def steps(self, name: str) -> CommitSteps | None:
         """Return what commit.json or place.json says is to be done; None where there is none.
 
         Raises UsageFault for steps that no run of ours writes.
         """
-        document = _read_json(self.folder / name)
-        return None if document is None else CommitSteps.from_json(document, self.folder / name)
+        path = self.folder / name
+        document = _read_fields(path, {"moved": dict, "removed": list, "place": dict})
+        steps = None if document is None else CommitSteps(**document)
+        if steps is not None and not steps.sound():
+            raise UsageFault(f"{path}: {FOREIGN}")
+        return steps
 
     def _names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
@@ -204,14 +209,8 @@ class Workspace:
 
     def begun(self) -> Begun | None:
         """What the unfinished run was told; None where none has begun, or not got as far as to say."""
-        path = self.folder / BEGUN_FILE
-        document = _read_json(path)
-        if document is None:
-            return None
-        fields = {"settings": dict, "tool": dict, "anew": bool}
-        if document.keys() != fields.keys() or not all(isinstance(document[name], fields[name]) for name in fields):
-            raise UsageFault(f"{path}: {FOREIGN}")
-        return Begun(**document)
+        document = _read_fields(self.folder / BEGUN_FILE, {"settings": dict, "tool": dict, "anew": bool})
+        return None if document is None else Begun(**document)
 
     def free_index(self) -> int:
         """The first number that no staged shard has."""
@@ -227,16 +226,6 @@ class Workspace:
                 (self.folder / name).unlink()
             self.folder.rmdir()
             sync_folder(self.out)
-
-
-def refuse_foreign(out: Path, workspace: Workspace) -> None:
-    """Raise UsageFault for files that bear our names but are not ours, for those are never touched."""
-    workspace.refuse_foreign()
-    if (out / DATASET_FILE).exists() or workspace.folder.is_dir() or not out.is_dir():
-        return
-    ours = sorted(path.name for path in out.iterdir() if is_own_name(path.name))
-    if ours:
-        raise UsageFault(f"{out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
 
 
 class Journal:
@@ -369,8 +358,8 @@ def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
     finish_commit(workspace)
 
 
-def finish_commit(workspace: Workspace) -> bool:
-    """Carry out what a commit in the workspace says, or the rest of it; False where none has begun.
+def finish_commit(workspace: Workspace) -> None:
+    """Carry out what a commit in the workspace says, or the rest of it; nothing where none has begun.
 
     Raises UsageFault for steps that no run of ours writes.
     """
@@ -378,10 +367,19 @@ def finish_commit(workspace: Workspace) -> bool:
     begun = workspace.steps(COMMIT_FILE)
     if begun is not None:
         _require_dataset(folder, folder)  # before the earlier set is touched
-        _make_room(out, folder, begun)
+        with os_errors(out):
+            (out / DATASET_FILE).unlink(missing_ok=True)
+            sync_folder(out)
+            for name in begun.removed:
+                (out / name).unlink(missing_ok=True)
+        for name, aside in begun.moved.items():
+            _rename(out / name, folder / aside)
+        _sync(out, folder)
+        _rename(folder / COMMIT_FILE, folder / PLACE_FILE)
+        _sync(folder)
     steps = workspace.steps(PLACE_FILE)
     if steps is None:
-        return False
+        return
     last = {DATASET_FILE: DATASET_FILE}
     for places in (steps.place, last):
         for source, name in places.items():
@@ -390,7 +388,6 @@ def finish_commit(workspace: Workspace) -> bool:
         _sync(out, folder)
     _require_dataset(out, folder)
     workspace.wipe()
-    return True
 
 
 def _require_dataset(place: Path, folder: Path) -> None:
@@ -398,20 +395,6 @@ def _require_dataset(place: Path, folder: Path) -> None:
         raise DataError(
             f"{folder}: {DATASET_FILE} has been taken out, so the shards cannot be completed. Choose another --out"
         )
-
-
-def _make_room(out: Path, folder: Path, steps: CommitSteps) -> None:
-    with os_errors(out):
-        (out / DATASET_FILE).unlink(missing_ok=True)
-        sync_folder(out)
-        for name in steps.removed:
-            (out / name).unlink(missing_ok=True)
-    for name, aside in steps.moved.items():
-        _rename(out / name, folder / aside)
-    _sync(out, folder)
-    _rename(folder / COMMIT_FILE, folder / PLACE_FILE)
-    with os_errors(folder):
-        sync_folder(folder)
 
 
 def _rename(source: Path, target: Path) -> None:

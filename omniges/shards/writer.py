@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import queue
-import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -66,39 +65,6 @@ def closes_shard(key: str, size: int, target_bytes: int) -> bool:
     return size >= target_bytes // 2 and zlib.crc32(key.encode()) % _EARLY_CLOSE == 0
 
 
-class _Publisher:
-    """One thread that flushes and publishes, so that waiting for the disk overlaps with computing."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        self._thread.start()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job; raises what an earlier one failed with."""
-        self.check()
-        self._jobs.put(job)
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def finish(self) -> None:
-        """Wait for all jobs."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._error is not None:
-                continue  # nothing is published after a failure
-            try:
-                job()
-            except BaseException as error:  # noqa: BLE001 - handed to the writing thread, which raises it
-                self._error = error
-
-
 class ShardWriter:
     """Writes shards of one run; a context manager that publishes the open shard on success and aborts it otherwise.
 
@@ -115,7 +81,8 @@ class ShardWriter:
         self._path_of = path_of
         self._target_bytes = target_bytes
         self._on_published = on_published
-        self._publisher = _Publisher()
+        self._publisher = ThreadPoolExecutor(1, "publisher")  # waiting for the disk overlaps with computing
+        self._last_job: Future[None] | None = None
         self._pending: PendingFile | None = None
         self._unpublished: list[PendingFile] = []
         self._held: list[StoredSegment] = []  # of the open shard, as long as it is nothing but an earlier file's start
@@ -169,15 +136,16 @@ class ShardWriter:
             self._close()
         elif self._pending is not None and self._unflushed >= _FLUSH_BYTES:
             self._unflushed = 0
-            self._publisher.submit(self._pending.flush_to_disk)
+            self._in_background(self._pending.flush_to_disk)
         return placed
 
-    def _append(self, data: bytes | bytearray | memoryview) -> None:
+    def _append(self, data: bytes | bytearray | memoryview) -> PendingFile:
         if self._pending is None:
             self._pending = PendingFile(self._path_of(next(self._written)))
             self._unpublished.append(self._pending)
         self._pending.write(data)
         self._unflushed += len(data)
+        return self._pending
 
     def _write_held(self) -> None:
         held, self._held = self._held, []
@@ -212,25 +180,32 @@ class ShardWriter:
             self.shards.append(ShardFile(name, self._split, len(rows), size, stored.sha256))
             self.paths[name] = stored.path
         else:
-            self._finish_file(name, self._split, rows)
+            pending, self._pending = self._append(END_OF_ARCHIVE), None
+            shard = ShardFile(name, self._split, len(rows), pending.size, pending.sha256)
+            self.shards.append(shard)
+            self.paths[name] = pending.path
+
+            def publish() -> None:
+                pending.publish()
+                self._on_published(shard, pending.path, rows)
+
+            self._in_background(publish)
         self._index += 1
         self._held, self._rows = [], []
         self._size = self._unflushed = 0
 
-    def _finish_file(self, name: str, split: Split, rows: tuple[ManifestRow, ...]) -> None:
-        self._append(END_OF_ARCHIVE)
-        pending, self._pending = self._pending, None
-        if pending is None:
-            raise RuntimeError("no shard is open")
-        shard = ShardFile(name, split, len(rows), pending.size, pending.sha256)
-        self.shards.append(shard)
-        self.paths[name] = pending.path
+    def _in_background(self, job: Callable[[], None]) -> None:
+        """Have a job done after those before it; raises what one of them failed with, after which none is done."""
+        before = self._last_job
+        if before is not None and before.done():
+            before.result()
 
-        def publish() -> None:
-            pending.publish()
-            self._on_published(shard, pending.path, rows)
+        def after_the_last() -> None:
+            if before is not None:
+                before.result()
+            job()
 
-        self._publisher.submit(publish)
+        self._last_job = self._publisher.submit(after_the_last)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -242,7 +217,8 @@ class ShardWriter:
             if kind is None:
                 self._close()
         finally:
-            self._publisher.finish()
+            self._publisher.shutdown()
             for pending in self._unpublished:
                 pending.abort()  # does nothing to what has its final name
-        self._publisher.check()
+        if self._last_job is not None:
+            self._last_job.result()

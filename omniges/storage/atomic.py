@@ -22,6 +22,7 @@ from omniges.errors import EnvironmentFault, UsageFault
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
 _REASONS: Final = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
@@ -78,20 +79,23 @@ def open_for_appending(path: Path) -> int:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
     with os_errors(path):
-        if path.is_symlink():
-            raise _linked(path)
-        descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
-        if os.fstat(descriptor).st_nlink > 1:
+        if not path.is_symlink():
+            descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+            if os.fstat(descriptor).st_nlink <= 1:
+                return descriptor
             os.close(descriptor)
-            raise _linked(path)
-    return descriptor
-
-
-def _linked(path: Path) -> UsageFault:
-    return UsageFault(
+    raise UsageFault(
         f"{path}: a file of its own expected, found a link, behind which a file elsewhere would be changed. Remove the "
         "link, or choose another folder"
     )
+
+
+def is_file_name(text: object) -> bool:
+    """Return whether a text names a file in a folder of ours: ASCII letters, digits, dots, hyphens and underscores.
+
+    Names without those characters change the meaning of no URL; names with two dots in a row are refused too.
+    """
+    return isinstance(text, str) and _FILE_NAME.fullmatch(text) is not None and ".." not in text and text != "."
 
 
 def is_temporary_name(name: str) -> bool:
@@ -140,21 +144,8 @@ def _take_lock(descriptor: int, folder: Path) -> bool:
     return taken
 
 
-def _create(path: Path) -> int:
-    """A descriptor of a new file, 0o666 less the umask as open() gives; what lay there loses this name unread.
-
-    What lay there may be a link of either kind to a file elsewhere, which must not be written to.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o666)
-    except FileExistsError:
-        path.unlink()
-        return os.open(path, flags, 0o666)
-
-
 class PendingFile:
-    """A file being written: `write` and `append`, then `publish` or `abort`; as a context manager one of the two."""
+    """A file being written: `write`, then `publish` or `abort`; as a context manager one of the two."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -162,8 +153,13 @@ class PendingFile:
         self.size = 0
         self._published = False
         self._hash = hashlib.sha256()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os_errors(path):
-            self._descriptor = _create(self.temporary)
+            try:
+                self._descriptor = os.open(self.temporary, flags, 0o666)  # less the umask, as open() gives
+            except FileExistsError:  # it may be a link of either kind to a file elsewhere: it loses this name, unread
+                self.temporary.unlink()
+                self._descriptor = os.open(self.temporary, flags, 0o666)
 
     @property
     def sha256(self) -> str:
@@ -272,9 +268,22 @@ def pending_folder(final: Path) -> Iterator[Path]:
     Files in it are published one by one, so they are on the disk before the name is. What killed processes left of
     the same folder goes first; a folder that is still being written is locked, and stays.
     """
-    _remove_abandoned(final)
+    with os_errors(final):
+        beside = [path for path in final.parent.iterdir() if final_name(path.name) == final.name]
+    for path in beside:
+        if path.is_dir() and not path.is_symlink() and (abandoned := _claim(path)) is not None:
+            try:
+                with os_errors(path, "remove"):
+                    shutil.rmtree(path)
+            finally:
+                os.close(abandoned)
     unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    descriptor = _made_and_claimed(unfinished)
+    descriptor = None
+    while descriptor is None:  # another run may find it before it is locked, and remove it as abandoned: once more
+        with os_errors(unfinished):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+        descriptor = _claim(unfinished)
     try:  # the lock is held until the folder has its final name: without it, another run would take it for abandoned
         yield unfinished
         with os_errors(final):
@@ -284,18 +293,6 @@ def pending_folder(final: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         os.close(descriptor)
-
-
-def _made_and_claimed(unfinished: Path) -> int:
-    """A descriptor of a new folder that holds its lock."""
-    while True:
-        with os_errors(unfinished):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-        descriptor = _claim(unfinished)
-        if descriptor is not None:
-            return descriptor
-        # Another run found it before it was locked and removes it as abandoned: once more.
 
 
 def _claim(unfinished: Path) -> int | None:
@@ -315,22 +312,6 @@ def _claim(unfinished: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _remove_abandoned(final: Path) -> None:
-    """Remove the unfinished folders of a final name whose owners are dead: nobody holds their locks."""
-    with os_errors(final):
-        beside = [path for path in final.parent.iterdir() if final_name(path.name) == final.name]
-    for path in beside:
-        if path.is_symlink() or not path.is_dir():
-            continue
-        descriptor = _claim(path)
-        if descriptor is not None:
-            try:
-                with os_errors(path, "remove"):
-                    shutil.rmtree(path)
-            finally:
-                os.close(descriptor)
 
 
 def remove_folder(path: Path) -> None:

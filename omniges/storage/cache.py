@@ -55,7 +55,6 @@ Wait = Callable[[float], object]
 
 _AGAIN: Final = "Run omniges verify-shards on the original and copy the shards there again"
 _CHUNK_BYTES: Final = 1 << 20
-_MOST_SMALL_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +72,11 @@ class Retries:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What a file has to be."""
+class CachedFile:
+    """A file that the cache may hold: its place in it and what it has to be."""
 
+    group: str  # 32 hexadecimal digits
+    name: str
     size: int
     sha256: str
 
@@ -114,19 +115,19 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
         wait(backoff_s(retries, attempt, salt))
 
 
-def copy_checked(store: Store, name: str, expected: Expected, path: Path, check: Callable[[], object]) -> PendingFile:
+def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[], object]) -> PendingFile:
     """Copy a file of a store into a new pending file and hold it against its size and sha256.
 
     `check` is called before each piece and may raise to give up. Raises WrongContent naming the file, what was
     expected and what was found; MissingFile and StoreFault as the store. Nothing is left of a file that fails.
     """
-    place = store.location.shown_file(name)
+    place = store.location.shown_file(file.name)
     with contextlib.ExitStack() as undo:
         pending = PendingFile(path)
         undo.callback(pending.abort)
         try:
-            with store.open_stream(name) as stream:
-                while pending.size <= expected.size:
+            with store.open_stream(file.name) as stream:
+                while pending.size <= file.size:
                     check()
                     piece = stream.read(_CHUNK_BYTES)
                     if not piece:
@@ -134,29 +135,15 @@ def copy_checked(store: Store, name: str, expected: Expected, path: Path, check:
                     pending.write(piece)
         except MissingFile as error:
             raise MissingFile(f"{error}, though dataset.json lists it. Copy the shards there again") from None
-        if pending.size != expected.size:
-            found = f"{pending.size} bytes" if pending.size < expected.size else "more"
-            raise WrongContent(f"{place}: {expected.size} bytes expected as in dataset.json, found {found}. {_AGAIN}")
-        if pending.sha256 != expected.sha256:
+        if pending.size != file.size:
+            found = f"{pending.size} bytes" if pending.size < file.size else "more"
+            raise WrongContent(f"{place}: {file.size} bytes expected as in dataset.json, found {found}. {_AGAIN}")
+        if pending.sha256 != file.sha256:
             raise WrongContent(
-                f"{place}: sha256 {expected.sha256} expected as in dataset.json, found {pending.sha256}. {_AGAIN}"
+                f"{place}: sha256 {file.sha256} expected as in dataset.json, found {pending.sha256}. {_AGAIN}"
             )
         undo.pop_all()
     return pending
-
-
-def fetch_small(store: Store, name: str) -> bytes:
-    """A small file whole, of unknown size; raises EnvironmentFault beyond 256 MiB."""
-    data = bytearray()
-    with store.open_stream(name) as stream:
-        while piece := stream.read(_CHUNK_BYTES):
-            data += piece
-            if len(data) > _MOST_SMALL_BYTES:
-                raise EnvironmentFault(
-                    f"{store.location.shown_file(name)}: at most {_MOST_SMALL_BYTES} bytes expected, found more. "
-                    "Check the address"
-                )
-    return bytes(data)
 
 
 _GROUP: Final = re.compile(r"[0-9a-f]{32}")
@@ -166,15 +153,6 @@ _POLL_S: Final = 0.05
 
 class CacheFull(EnvironmentFault):
     """No file can be evicted, because running processes use them all."""
-
-
-@dataclass(frozen=True, slots=True)
-class CachedFile:
-    """A file that the cache may hold: its place in it and what it has to be."""
-
-    group: str  # 32 hexadecimal digits
-    name: str
-    expected: Expected
 
 
 @dataclass(slots=True)
@@ -241,12 +219,12 @@ class CacheFolder:
         refuse_links(self.root, (file.group,))
         make_folder(self.folder(file.group))
         path = self.folder(file.group) / file.name
-        pin = self._pin_checked(path, file.expected, recheck)
+        pin = self._pin_checked(path, file, recheck)
         if pin is not None:
             self.count(hits=1)
             return pin
         with _locked(_beside(path, "lock")) as lock:
-            pin = self._pin_checked(path, file.expected, recheck=False) or self._adopt(path, file.expected)
+            pin = self._pin_checked(path, file, recheck=False) or self._adopt(path, file)
             if pin is not None:  # another process was faster
                 self.count(hits=1)
                 return pin
@@ -254,19 +232,19 @@ class CacheFolder:
                 for entry in list(os.scandir(path.parent)):
                     if is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
                         Path(entry.path).unlink(missing_ok=True)
-            self._make_space(path, file.expected.size, lock, wait_s)
+            self._make_space(path, file.size, lock, wait_s)
             try:
-                return self._fill(path, file.expected, fill)
+                return self._fill(path, file, fill)
             finally:
                 os.ftruncate(lock, 0)
 
-    def _pin_checked(self, path: Path, expected: Expected, recheck: bool) -> Pin | None:
+    def _pin_checked(self, path: Path, file: CachedFile, recheck: bool) -> Pin | None:
         """A pin where the file is there and, by its record, unchanged since it was checked."""
         pin = _pin(path)
         if pin is None:
             return None
         with os_errors(path, "read"):
-            if _recorded(path, expected) and not (recheck and file_sha256(path) != expected.sha256):
+            if _recorded(path, file) and not (recheck and file_sha256(path) != file.sha256):
                 _touch(path)
                 return pin
             pin.close()
@@ -274,21 +252,21 @@ class CacheFolder:
                 _beside(path, "checked").unlink(missing_ok=True)  # so that the holder of the lock believes nothing
         return None
 
-    def _adopt(self, path: Path, expected: Expected) -> Pin | None:
+    def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
         """Under the file's lock: a pin where its content is right though its record is not; else the file goes."""
         pin = _pin(path)
         if pin is None:
             return None
         with os_errors(path, "read"):
-            if path.stat().st_size == expected.size and file_sha256(path) == expected.sha256:
-                _record(path, expected)
+            if path.stat().st_size == file.size and file_sha256(path) == file.sha256:
+                _record(path, file)
                 return pin
             pin.close()
             self.count(damaged=1)
             path.unlink(missing_ok=True)
         return None
 
-    def _fill(self, path: Path, expected: Expected, fill: Callable[[Path], PendingFile]) -> Pin:
+    def _fill(self, path: Path, file: CachedFile, fill: Callable[[Path], PendingFile]) -> Pin:
         with contextlib.ExitStack() as undo:
             pending = fill(path)
             undo.callback(pending.abort)
@@ -297,18 +275,28 @@ class CacheFolder:
                 raise EnvironmentFault(f"{pending.temporary} is gone: leave the cache folder alone while it is in use")
             undo.callback(pin.close)
             pending.publish()
-            _record(path, expected)
+            _record(path, file)
             undo.pop_all()
         pin.path = path
-        self.count(fills=1, fetched_bytes=expected.size)
+        self.count(fills=1, fetched_bytes=file.size)
         return pin
 
     def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
-        """Evict until `size` more bytes fit, and note in the file's lock that they are going to be taken."""
+        """Evict what was not used for longest until `size` more bytes fit, and note them in the file's lock."""
         deadline = time.monotonic() + wait_s
         while True:
             with _locked(self.root / ".lock"), os_errors(self.root, "clear"):
-                missing = self._evict_for(path, size)
+                used, candidates = _survey(self.root, path)
+                missing = used + size - self.capacity_bytes
+                for _, freed, candidate in sorted(candidates):
+                    if missing <= 0:
+                        break
+                    with _try_lock(candidate) as unused:
+                        if unused is not None:
+                            candidate.unlink(missing_ok=True)
+                            _beside(candidate, "checked").unlink(missing_ok=True)
+                            missing -= freed
+                            self.count(evicted=1)
                 if missing <= 0:
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, str(size).encode(), 0)
@@ -319,21 +307,6 @@ class CacheFolder:
                     f"{self.capacity_bytes} bytes are in use by running processes. Give the cache more space"
                 )
             time.sleep(_POLL_S)
-
-    def _evict_for(self, path: Path, size: int) -> int:
-        """Under the folder's lock: evict what was not used for longest; returns how many bytes are still missing."""
-        used, candidates = _survey(self.root, path)
-        missing = used + size - self.capacity_bytes
-        for _, freed, candidate in sorted(candidates):
-            if missing <= 0:
-                break
-            with _try_lock(candidate) as unused:
-                if unused is not None:
-                    candidate.unlink(missing_ok=True)
-                    _beside(candidate, "checked").unlink(missing_ok=True)
-                    missing -= freed
-                    self.count(evicted=1)
-        return missing
 
 
 def _beside(path: Path, kind: str) -> Path:
@@ -372,24 +345,24 @@ def _pin(path: Path) -> Pin | None:
     return None
 
 
-def _identity(path: Path, expected: Expected) -> dict[str, int | str]:
+def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
     """What a record says: any change of the file changes its inode or its times (ctime cannot be set)."""
     found = path.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
-    return {"bytes": found.st_size, "sha256": expected.sha256, "inode": found.st_ino, **times}
+    return {"bytes": found.st_size, "sha256": file.sha256, "inode": found.st_ino, **times}
 
 
-def _recorded(path: Path, expected: Expected) -> bool:
+def _recorded(path: Path, file: CachedFile) -> bool:
     """Whether the file has the expected size and is, by its record, unchanged since its content was checked."""
     try:
         record = json.loads(_beside(path, "checked").read_bytes())
-        return bool(record == _identity(path, expected) and record["bytes"] == expected.size)
+        return bool(record == _identity(path, file) and record["bytes"] == file.size)
     except (FileNotFoundError, ValueError):
         return False
 
 
-def _record(path: Path, expected: Expected) -> None:
-    publish_bytes(_beside(path, "checked"), canonical_json(_identity(path, expected)))
+def _record(path: Path, file: CachedFile) -> None:
+    publish_bytes(_beside(path, "checked"), canonical_json(_identity(path, file)))
     _touch(path)
 
 

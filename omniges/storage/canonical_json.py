@@ -1,11 +1,14 @@
-"""The byte forms of JSON values, and the hash of bytes."""
+"""The byte forms of JSON values, the hash of bytes, and how a hash is told from other texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -29,3 +32,8 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces; raises OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_sha256(text: object) -> bool:
+    """Return whether a text is a sha256 in lower-case hexadecimal digits."""
+    return isinstance(text, str) and _SHA256.fullmatch(text) is not None

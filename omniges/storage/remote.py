@@ -11,15 +11,14 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.storage.atomic import os_errors
-from omniges.storage.names import is_file_name
+from omniges.storage.atomic import is_file_name, os_errors
 from omniges.storage.redact import one_line, redact, secrets_in_environment, secrets_in_url
 
 T = TypeVar("T")
@@ -31,17 +30,13 @@ _WEB: Final = ("http", "https")
 _NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would take user:password for a bucket's name
 _LONGEST_TEXT: Final = 8192  # characters of a library's message that are looked at
 _STREAM_BLOCK_BYTES: Final = 8 << 20
-_INSTALL: Final = {
-    "s3": "pip install 'omniges[remote]'",
-    "s3a": "pip install 'omniges[remote]'",
-    "http": "pip install aiohttp",
-    "https": "pip install aiohttp",
-    "gs": "pip install gcsfs",
-    "gcs": "pip install gcsfs",
-    "hf": "pip install huggingface_hub",
-    "abfs": "pip install adlfs",
-    "az": "pip install adlfs",
-}
+_INSTALL: Final = (
+    dict.fromkeys(("s3", "s3a"), "pip install 'omniges[remote]'")
+    | dict.fromkeys(_WEB, "pip install aiohttp")
+    | dict.fromkeys(("gs", "gcs"), "pip install gcsfs")
+    | dict.fromkeys(("abfs", "az"), "pip install adlfs")
+    | {"hf": "pip install huggingface_hub"}
+)
 _REFUSED: Final = frozenset({401, 403, 407})
 _GONE: Final = frozenset({404, 410})
 _BUSY: Final = frozenset({408, 425, 429})
@@ -140,27 +135,6 @@ class ByteStream(Protocol):
         """At most `size` bytes; none at the end."""
 
 
-class Store(Protocol):
-    """A folder of files that can be read; not for use by several threads at once."""
-
-    location: Location
-
-    def listing(self) -> dict[str, int]:
-        """Size of every file by name, sorted; StoreFault where the protocol cannot list (http)."""
-
-    def size(self, name: str) -> int | None:
-        """Size in bytes, or None where a web server does not tell; MissingFile where there is no such file."""
-
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes; DataError where the file ends before."""
-
-    def open_stream(self, name: str) -> AbstractContextManager[ByteStream]:
-        """The file from its beginning."""
-
-    def close(self) -> None:
-        """Let connections go; the store is not used after that."""
-
-
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """How long a server may be silent. s3, http and https keep to it; other protocols have limits of their own."""
@@ -191,12 +165,12 @@ class LocalStore:
             return dict(sorted((e.name, e.stat().st_size) for e in entries if e.is_file()))
 
     def size(self, name: str) -> int:
-        """Size in bytes."""
+        """Size in bytes; MissingFile where there is no such file."""
         with self._opened(name) as descriptor:
             return os.fstat(descriptor).st_size
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes."""
+        """Exactly `size` bytes; DataError where the file ends before."""
         with self._opened(name) as descriptor:
             data = os.pread(descriptor, size, offset)
         return _exactly(data, self.location.shown_file(name), offset, size)
@@ -244,7 +218,7 @@ class UrlStore:
         self._filesystem = self._call("open", "", self._connect)
 
     def listing(self) -> dict[str, int]:
-        """Size of every file by name, sorted."""
+        """Size of every file by name, sorted; StoreFault where the protocol cannot list (http)."""
         if self.location.protocol in _WEB:
             raise StoreFault(f"{self.location}: {self.location.protocol} has no listing; dataset.json names the files")
         entries = self._call("list", "", lambda: self._filesystem.ls(self._address(None), detail=True))
@@ -252,13 +226,13 @@ class UrlStore:
         return dict(sorted((name, int(size)) for name, size in files.items() if name))
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, or None where the server does not tell."""
+        """Size in bytes, or None where a web server does not tell; MissingFile where there is no such file."""
         address = self._address(name)
         found = self._call("find", name, lambda: self._filesystem.info(address))["size"]
         return None if found is None else int(found)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes."""
+        """Exactly `size` bytes; DataError where the file ends before."""
         if size == 0:
             return b""
         address = self._address(name)
@@ -279,7 +253,7 @@ class UrlStore:
             self._call("close", name, stream.close)
 
     def close(self) -> None:
-        """Let connections go."""
+        """Let connections go; the store is not used after that."""
         filesystem, self._filesystem = self._filesystem, None
         del filesystem  # its finalizer closes the session
 
@@ -350,7 +324,8 @@ class UrlStore:
         # Without a status, "not found" is believed unless it covers another error (fsspec's http does that).
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
             return MissingFile(f"{place}: no such file ({said})")
-        if status in _REFUSED or (status is None and any(map(_is_refusal, chain))):
+        denied = any(isinstance(e, PermissionError) or "Credential" in type(e).__name__ for e in chain)
+        if status in _REFUSED or (status is None and denied):
             way = _where_credentials(self.location.protocol)
             return StoreFault(f"{place}: access refused ({said}). Check the credentials and permissions: {way}")
         if status is None and any(isinstance(e, TimeoutError) or "Timeout" in type(e).__name__ for e in chain):
@@ -363,6 +338,10 @@ class UrlStore:
         known = isinstance(root, (ValueError, TypeError, AttributeError, NotImplementedError, LookupError))
         hint = "Check the address" if known else "Check the network, or try again later"
         return StoreFault(f"{place}: cannot {action} ({said}). {hint}", transient=not known or status is not None)
+
+
+Store = LocalStore | UrlStore
+"""A folder of files that can be read; not for use by several threads at once."""
 
 
 class _Guarded:
@@ -396,7 +375,3 @@ def _status(error: BaseException) -> int | None:
     else:
         value = getattr(error, "status", None) or getattr(response, "status_code", None)
     return int(value) if isinstance(value, (int, str)) and re.fullmatch(r"[1-5]\d\d", str(value)) else None
-
-
-def _is_refusal(error: BaseException) -> bool:
-    return isinstance(error, PermissionError) or "Credential" in type(error).__name__

@@ -234,18 +234,14 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             kept = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
             raise DataError(f"{where}: {name[:80]} is {kept}; expected a plain, dense tensor: {_SAFE}")
-    _require_held(where, tensors, path.stat().st_size)
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
-def _require_held(where: str, tensors: Mapping[str, Tensor], size: int) -> None:
-    """Refuse tensors that claim more bytes than the file has, by strides or storages it does not hold."""
+    size = path.stat().st_size  # strides and storages may claim more bytes than it holds
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     if sum(storages.values()) > size:
         raise DataError(f"{where}: {sum(storages.values())} bytes of tensors in a file of {size}: {_AGAIN}")
     for name, tensor in tensors.items():
         if tensor.nbytes > size:
             raise DataError(f"{where}: {name} claims {tensor.nbytes} bytes, the file has {size}: {_AGAIN}")
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def _require_whole(path: Path) -> None:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from omniges.data.loader import BatchLoader, LoaderSettings
-from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
+from omniges.data.sequence import DataSource, Sequencing, tracks_of
+from omniges.data.tracks import Normaliser
 from omniges.model.flow import Windows
 from omniges.model.spec import ModelIdentity
 
@@ -56,7 +56,7 @@ class Feed(BatchLoader):
 
         Raises UsageFault where no window is left or no train sample made the statistics.
         """
-        Normaliser.of_catalog(data[0].catalog)  # is there one to learn by?
+        data[0].catalog.normaliser()  # is there one to learn by?
         tokenizer = None if identity is None else identity.tokenizer
         super().__init__(data, sequencing, share, settings, Normaliser.identity(tracks_of(data)), tokenizer)
         speakers = speakers_of(data) if identity is None else identity.speakers

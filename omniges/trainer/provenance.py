@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 from omniges import __version__
-from omniges.data.worker_setup import DataSource
+from omniges.data.sequence import DataSource
 from omniges.shards.dataset import read_dataset
 
 _PACKAGES: Final = ("accelerate", "diffusers", "numpy", "safetensors", "tokenizers", "torch")

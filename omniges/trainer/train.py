@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from omniges.data.state import resume as check_state
+from omniges.data.sequence import resume as check_state
 from omniges.errors import DataError, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.model.checkpoint import (

@@ -28,7 +28,7 @@ from omniges.codecs.settings import EncodeSettings
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.settings import EvaluateSettings

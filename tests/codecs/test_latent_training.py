@@ -31,7 +31,7 @@ from omniges.codecs.settings import EncodeSettings
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import ClipOrder, RankShare, text_hashes
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.generation.record import read_record
 from omniges.generation.run import generate

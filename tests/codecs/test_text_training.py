@@ -26,9 +26,9 @@ from omniges.codecs.text_vae.codec import TextWindows
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
-from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.flow import FlowModel

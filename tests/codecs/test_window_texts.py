@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.codecs.text_vae.codec import said_in_windows
-from omniges.shards.window_grid import WindowGrid
+from omniges.shards.schema import WindowGrid
 
 GRIDS = st.builds(lambda stride, times: WindowGrid(stride * times, stride), st.integers(1, 20), st.integers(1, 8))
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from batch_builders import write_shards
 
-from omniges.data.catalog import STREAM_MEMBERS, Filters, read_catalog
-from omniges.data.normalize import Normaliser
+from omniges.data.catalog import Filters, read_catalog
+from omniges.data.tracks import PLAIN_TRACKS
 from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import seal
 from omniges.shards.manifest import ManifestRow, parse_manifest, serialize_manifest
@@ -61,7 +61,7 @@ class TestColumns:
         assert table.mel_frames.tolist() == [row.mel_frames for row in rows]
         assert table.ticks.tolist() == [row.ticks for row in rows]
         assert [table.shard_name(n) for n in table.shard] == [row.shard for row in rows]
-        for number, member in enumerate(STREAM_MEMBERS):
+        for number, member in enumerate(PLAIN_TRACKS.members):
             places = [row.members[member] for row in rows]
             assert table.offsets[:, number].tolist() == [place.offset for place in places]
             assert table.sizes[:, number].tolist() == [place.size for place in places]
@@ -89,7 +89,7 @@ class TestColumns:
     def test_torch_is_not_loaded(self, folder: Path) -> None:
         script = (
             "import sys\nfrom pathlib import Path\nfrom omniges.data.catalog import Filters, read_catalog\n"
-            "import omniges.data.trace, omniges.data.worker_setup\n"
+            "import omniges.data.trace, omniges.data.collate\n"
             "read_catalog(Path(sys.argv[1]), Filters())\nprint('torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
@@ -227,20 +227,15 @@ class TestStatistics:
         statistics = json.loads((folder / "stats.json").read_text())
         statistics["mel"] |= change
         with pytest.raises(DataError, match=r"stats\.json: .*omniges verify-shards"):
-            Normaliser.from_statistics(statistics)
-
-    def test_restoring_undoes_normalising(self, folder: Path) -> None:
-        scale = Normaliser.from_statistics(json.loads((folder / "stats.json").read_text())).audio
-        frames = np.random.default_rng(0).standard_normal((50, 64), dtype=np.float32)
-        np.testing.assert_allclose(scale.restored(scale.normalised(frames)), frames, atol=1e-5)
+            replace(read_catalog(folder, Filters()), statistics=statistics).normaliser()
 
     @pytest.mark.parametrize("frames", [1, 7, 8, 50])
     def test_tiles_of_any_length_give_the_same_bits(self, folder: Path, frames: int) -> None:
-        scale = Normaliser.from_statistics(json.loads((folder / "stats.json").read_text())).gesture
+        scale = read_catalog(folder, Filters()).normaliser().gesture
         values = np.random.default_rng(0).standard_normal((50, 415), dtype=np.float32)
         out = np.empty(values.size, np.float32)
         scale.tiled(frames).normalise_into(values.reshape(-1), out)
-        np.testing.assert_array_equal(out.reshape(50, 415), scale.normalised(values))
+        np.testing.assert_array_equal(out.reshape(50, 415), (values - scale.mean) / scale.divisor)
 
 
 def write_large_manifest(folder: Path, source: Path, samples: int) -> None:
@@ -293,7 +288,7 @@ def test_a_million_samples_are_ordered_in_seconds(folder: Path, tmp_path: Path) 
     script = (
         "import resource, sys\nfrom pathlib import Path\nimport numpy as np\n"
         "from omniges.data.catalog import Filters, read_catalog\n"
-        "from omniges.data.worker_setup import DataSource, Sequencing, make_order\n"
+        "from omniges.data.sequence import DataSource, Sequencing, make_order\n"
         "catalog = read_catalog(Path(sys.argv[1]), Filters())\n"
         "picks = make_order([DataSource(catalog)], Sequencing()).picks(np.arange(64))\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"

@@ -12,8 +12,8 @@ from batch_builders import write_shards
 
 from omniges.data.blocks import BlockStore
 from omniges.data.catalog import Filters, read_catalog
-from omniges.data.collate import Collator, mixture_of
-from omniges.data.normalize import Normaliser
+from omniges.data.collate import Collator
+from omniges.data.sequence import DataSource, Sequencing, make_order
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.shards.reader import LocalShards
 
@@ -46,8 +46,8 @@ def test_a_shard_is_hinted_at_a_block_before_it_is_opened(tmp_path: Path) -> Non
     catalog = read_catalog(folder, Filters())
     source = Watched(LocalShards(folder))
     reader = ClipReader(catalog.table, source, ReadMarks.blank(len(catalog.table)))
-    order = mixture_of([catalog.table], [1.0], 8, 0, shuffle=True)
-    collator = Collator(order, [reader], Normaliser.from_statistics(catalog.statistics), catalog.tokenizer, stride=2)
+    order = make_order([DataSource(catalog)], Sequencing(window_ticks=8))
+    collator = Collator(order, [reader], catalog.normaliser(), catalog.tokenizer, stride=2)
     store = BlockStore(2, 8, pin=False)
     for first in range(0, 12, 2):
         known = {shard for hint in source.hints for shard in hint}

@@ -24,7 +24,7 @@ from omniges.data import loader as loader_module
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.text_slots import SlotCodec
 
@@ -567,7 +567,7 @@ from pathlib import Path
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 data = [DataSource(read_catalog(Path(sys.argv[1]), Filters()))]
 loader = BatchLoader(data, Sequencing(window_ticks=8), RankShare(batch_size=6), LoaderSettings(workers=2))
 for batch in loader:

@@ -22,8 +22,8 @@ from omniges.data.collate import open_source
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location, open_specification
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.window_reader import ClipReader, ReadMarks
-from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import read_dataset, seal
 from omniges.shards.reader import LocalShards, ShardFolder, ShardSource

@@ -14,9 +14,9 @@ from pipeline_helpers import omniges
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
-from omniges.data.worker_setup import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 

@@ -14,9 +14,8 @@ import pytest
 from batch_builders import PlainReader, write_shards
 
 from omniges.data import window_reader
-from omniges.data.catalog import STREAM_MEMBERS, Catalog, Filters, read_catalog
-from omniges.data.normalize import Normaliser
-from omniges.data.tracks import PLAIN_TRACKS
+from omniges.data.catalog import Catalog, Filters, read_catalog
+from omniges.data.tracks import PLAIN_TRACKS, Normaliser
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.errors import DataError, EnvironmentFault
 from omniges.shards.reader import LocalShards
@@ -66,7 +65,7 @@ class TestContent:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("member", range(len(STREAM_MEMBERS)))
+    @pytest.mark.parametrize("member", range(len(PLAIN_TRACKS.members)))
     def test_any_flipped_byte_of_a_member_is_found_on_first_use(self, folder: Path, member: int) -> None:
         catalog = read_catalog(folder, Filters())
         table = catalog.table
@@ -80,7 +79,7 @@ class TestDamage:
             reader = reader_of(folder, catalog=catalog)
             with pytest.raises(DataError) as caught:
                 reader.words(1) if member == 2 else read(reader, 1)
-            named = f"{shard}: {table.key(1)}.{STREAM_MEMBERS[member]} at byte {first}: "
+            named = f"{shard}: {table.key(1)}.{PLAIN_TRACKS.members[member]} at byte {first}: "
             assert str(caught.value).startswith(named)
             assert str(caught.value).endswith("Run omniges verify-shards, then preprocess again")
         shard.write_bytes(sound)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from omniges.errors import DataError
 from omniges.features.text_slots import BLANK, MARKS, MAX_PUSH_TICKS, SlotCodec, SlotWord, pack_slots, unpack_slots
 from omniges.formats.textgrid import decode_words
-from omniges.shards.tokenizer import train_tokenizer
+from omniges.shards.dataset import train_tokenizer
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 BYTES_ALONE = train_tokenizer({})

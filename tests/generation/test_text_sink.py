@@ -15,7 +15,7 @@ from omniges.evaluation.results import spoken_intervals
 from omniges.features.text_slots import MARKS, SlotCodec, pack_slots
 from omniges.formats.textgrid import SILENCE_LABELS, decode_words
 from omniges.generation.writers import TextSink, WindowTextSink
-from omniges.shards.tokenizer import train_tokenizer
+from omniges.shards.dataset import train_tokenizer
 
 # Words, a word that readers take for silence, and all 256 bytes as pieces of their own.
 CODEC = SlotCodec(train_tokenizer(dict.fromkeys(["tree", "sp", "you're"], 2)))

@@ -36,12 +36,13 @@ from omniges.shards.schema import (
     UNFINISHED_FILE,
     is_contract_name,
     is_key,
+    is_relative_path,
     is_stem,
     key_from_stem,
 )
 from omniges.shards.transaction import Workspace
+from omniges.storage.atomic import is_file_name
 from omniges.storage.canonical_json import canonical_json, sha256_hex
-from omniges.storage.names import is_file_name, is_relative_path
 
 KEPT_FILES = ("train-000000.tar", "staged-000000.tar", "dataset.json", "log.jsonl", "x.npz", "x.json", "step-000001")
 

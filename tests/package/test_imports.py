@@ -45,7 +45,7 @@ READS_A_FILE = PACKAGE / "formats" / "arrays.py"  # the one file of formats that
 # Where any exception is caught: one recording in a worker, threads that hand an exception to the one who waits, and
 # libraries that raise what they like.
 BOUNDARIES = {
-    *("workers.py", "pipeline/worker.py", "shards/writer.py", "storage/cache.py", "storage/remote.py"),
+    *("workers.py", "pipeline/worker.py", "storage/cache.py", "storage/remote.py"),
     "codecs/text_vae/tokenizers.py",
 }
 UNSAFE = {"pickle", "dill", "joblib", "shelve", "marshal"}

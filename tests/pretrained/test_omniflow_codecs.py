@@ -18,7 +18,7 @@ from training_helpers import checkpoint_of, learned, log_of, losses_of, run, run
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.generation.record import read_record
 from omniges.model.checkpoint import find_checkpoint

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from omniges.data.catalog import Filters, read_catalog
-from omniges.data.normalize import Normaliser
-from omniges.data.tracks import PLAIN_TRACKS
+from omniges.data.tracks import PLAIN_TRACKS, Normaliser
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import DataError, EnvironmentFault
 from omniges.shards.reader import LocalShards, ShardFolder, read_beside

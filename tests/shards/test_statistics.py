@@ -26,30 +26,25 @@ class TestCombine:
         parts = clips(count, seed, offset)
         whole = np.concatenate(parts).astype(np.float64)
         got = combine([partial_of(part) for part in parts])
-        assert got is not None
-        assert got.count == len(whole)
-        assert np.allclose(got.mean, whole.mean(axis=0), rtol=1e-12, atol=1e-12)
-        assert np.allclose(got.std, whole.std(axis=0), rtol=1e-9, atol=1e-12)
-        assert np.array_equal(got.minimum, whole.min(axis=0))
-        assert np.array_equal(got.maximum, whole.max(axis=0))
+        assert got["frames"] == len(whole)
+        assert np.allclose(got["mean"], whole.mean(axis=0), rtol=1e-12, atol=1e-12)
+        assert np.allclose(got["std"], whole.std(axis=0), rtol=1e-9, atol=1e-12)
+        assert np.array_equal(got["min"], whole.min(axis=0))
+        assert np.array_equal(got["max"], whole.max(axis=0))
 
     @given(st.integers(2, 12), st.randoms())
     def test_the_order_of_clips_changes_no_bit(self, count: int, rng: random.Random) -> None:
         partials = [partial_of(clip) for clip in clips(count, 3)]
         turned = partials.copy()
         rng.shuffle(turned)
-        one, other = combine(partials), combine(turned)
-        assert one is not None
-        assert other is not None
-        assert one.as_json() == other.as_json()
+        assert combine(partials) == combine(turned)
 
     def test_a_channel_that_never_changes_has_no_spread_at_all(self) -> None:
         got = combine([partial_of(clip) for clip in clips(6, 1)])
-        assert got is not None
-        assert got.std[4] == 0.0
+        assert got["std"][4] == 0.0
 
     def test_no_clips_have_no_statistics(self) -> None:
-        assert combine([]) is None
+        assert combine([]) == {}
 
 
 class TestPartial:

@@ -17,7 +17,7 @@ from training_helpers import checkpoint_of, learned, log_of, losses_of, run
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.model.checkpoint import find_checkpoint

@@ -41,7 +41,7 @@ from omniges.codecs.text_vae.tokenizers import LlamaTokens, T5Tokens
 from omniges.errors import DataError
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.latents import WORDS_MEMBER, WindowEntry
-from omniges.shards.window_grid import WindowGrid
+from omniges.shards.schema import WindowGrid
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.tensors import open_tensors, shapes_of
 

@@ -19,8 +19,7 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from omniges.data.tracks import Track
-from omniges.data.worker_setup import DataSource
+from omniges.data.sequence import DataSource
 from omniges.errors import UsageFault
 from omniges.evaluation.scores import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture
@@ -307,8 +306,7 @@ def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
     if isinstance(entry, WindowEntry):
         vectors: F32 = whole[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
         return vectors
-    track = Track.of_codec(cast("FrameEntry", entry))
-    first, rows = track.span(window.start_tick, window.ticks)
+    first, rows = cast("FrameEntry", entry).span(window.start_tick, window.ticks)
     return whole[first : first + rows]
 
 

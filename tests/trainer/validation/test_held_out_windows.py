@@ -11,9 +11,9 @@ from pipeline_helpers import run_preprocess
 
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
-from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
+from omniges.data.sequence import DataSource, Sequencing, tracks_of
+from omniges.data.tracks import Normaliser
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture

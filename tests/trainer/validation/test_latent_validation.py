@@ -32,9 +32,9 @@ from omniges.codecs import registry
 from omniges.codecs.registry import load_codec
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
-from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
+from omniges.data.sequence import DataSource, Sequencing, tracks_of
+from omniges.data.tracks import Normaliser
 from omniges.errors import ExitCode, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy

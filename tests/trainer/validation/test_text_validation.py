@@ -27,9 +27,9 @@ from omniges.codecs.base import SpokenText
 from omniges.codecs.text_vae.codec import TextWindows
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
-from omniges.data.normalize import Normaliser
 from omniges.data.order import RankShare
-from omniges.data.worker_setup import DataSource, Sequencing, tracks_of
+from omniges.data.sequence import DataSource, Sequencing, tracks_of
+from omniges.data.tracks import Normaliser
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import decode_words

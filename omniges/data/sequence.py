@@ -1,17 +1,22 @@
-"""A loader's state: what decides the sequence, and how far into it training is. Nothing per worker, rank or epoch."""
+"""What decides the sequence of windows, and the state that says it and how far into it training is.
+
+A state holds nothing per worker, rank or epoch.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.data.catalog import Filters, read_catalog
-from omniges.data.worker_setup import DataSource, Sequencing
+from omniges.data.catalog import Catalog, ClipTable, Filters, read_catalog
+from omniges.data.order import ClipOrder, Mixture
+from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import read_dataset
+from omniges.shards.reader import LocalShards, ShardSource
 
 STATE_VERSION: Final = 1
 
@@ -22,6 +27,68 @@ _MULTIPLE: Final = "tick_multiple"
 """Ticks that windows begin at multiples of. States of earlier versions do not have it: it was 1."""
 
 _FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle", _MULTIPLE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataSource:
+    """One folder of a mixture: its clips, its share, and where the shards are if not in the catalogue's folder."""
+
+    catalog: Catalog
+    weight: float = 1.0
+    shards: ShardSource | None = None
+
+    def shard_source(self) -> ShardSource:
+        """Where the shards are."""
+        return self.shards or LocalShards(self.catalog.folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequencing:
+    """What, with the folders, decides the sequence of windows."""
+
+    window_ticks: int = 64
+    seed: int = 0
+    shuffle: bool = True  # else one pass in key order, windows without gaps
+    tick_multiple: int = 1  # windows begin at multiples of it, where a model's tokens hold several rows
+
+    def __post_init__(self) -> None:
+        """Refuse a multiple that no number is one of."""
+        if self.tick_multiple < 1:
+            raise UsageFault(f"--tick-multiple {self.tick_multiple}: at least 1 expected")
+
+
+def tracks_of(data: Sequence[DataSource]) -> Tracks:
+    """What batches of these folders are made of; raises UsageFault where they hold latents of different codecs."""
+    first = data[0].catalog
+    for source in data[1:]:
+        for stream, entry in first.codecs.items():
+            other = source.catalog.codecs.get(stream)
+            if other is None or not other.same_codec(entry):
+                found, wanted = (
+                    "none" if one is None else f"{one.name} {one.fingerprint[:16]}… ({one.described})"
+                    for one in (other, entry)
+                )
+                raise UsageFault(
+                    f"{source.catalog.folder}: latents of {wanted} expected as in {first.folder}, found {found}: "
+                    "encode both with one codec"
+                )
+    return first.tracks
+
+
+def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
+    """The order of the folders' windows; raises UsageFault where there is none, or `tracks_of` does."""
+    tables = [source.catalog.table for source in data]
+    return order_of(tables, [source.weight for source in data], sequencing, tracks_of(data))
+
+
+def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: Sequencing, tracks: Tracks) -> Mixture:
+    """The order of the windows of several folders' clips."""
+    window, seed, shuffle = sequencing.window_ticks, sequencing.seed, sequencing.shuffle
+    multiple = tracks.multiple_for_window(window, sequencing.tick_multiple)
+    orders = [
+        ClipOrder(table.ticks, table.key_hashes, window, seed, shuffle=shuffle, multiple=multiple) for table in tables
+    ]
+    return Mixture(orders, weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +107,7 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
         _CONTENT: [source.catalog.content_hash for source in data],
         "filters": [source.catalog.filters.as_json() for source in data],
         "weights": [source.weight for source in data],
-        "window_ticks": sequencing.window_ticks,
-        "seed": sequencing.seed,
-        "shuffle": sequencing.shuffle,
-        _MULTIPLE: sequencing.tick_multiple,
+        **asdict(sequencing),
         "position": position,
         "global_batch": global_batch,
     }

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from omniges.shards.tokenizer import train_tokenizer
+from omniges.shards.dataset import train_tokenizer
 
 WORDS = {"hello": 5, "world": 2, "once": 1, "你好": 3, "안녕": 2, "مرحبا": 2, "שלום": 4, "😀": 2, "naïve": 2, "a": 9}
 
@@ -42,7 +42,7 @@ class TestTokenizer:
         expected = hashlib.sha256(train_tokenizer(WORDS)).hexdigest()
         assert hashlib.sha256(train_tokenizer(dict(reversed(WORDS.items())))).hexdigest() == expected
         script = (
-            "import hashlib, json, sys\nfrom omniges.shards.tokenizer import train_tokenizer\n"
+            "import hashlib, json, sys\nfrom omniges.shards.dataset import train_tokenizer\n"
             "print(hashlib.sha256(train_tokenizer(json.load(sys.stdin))).hexdigest())"
         )
         for seed in ("0", "1"):
