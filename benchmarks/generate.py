@@ -41,10 +41,9 @@ from omniges.evaluation.scores import waveform
 from omniges.features.body import joint_positions
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.generation.audio import hear
+from omniges.generation.audio import Held, hear
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_starts
 from omniges.generation.sampler import Loaded, load
-from omniges.generation.spool import Held
 from omniges.generation.writers import valid_motion
 from omniges.metrics.positions import SeamComparison, SeamScore, seam_score
 from omniges.model.settings import SamplingSettings, Solver

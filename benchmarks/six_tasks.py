@@ -30,8 +30,7 @@ from omniges.features.gesture import gesture_from_motion
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
-from omniges.model.flow import FlowModel
-from omniges.model.sampling import Draws, sample
+from omniges.model.flow import Draws, FlowModel, sample
 from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
 from omniges.model.streams import StreamName

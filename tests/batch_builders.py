@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
+from omniges.shards.dataset import dataset_document, partial_of, seal, statistics_document, train_tokenizer
 from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE
-from omniges.shards.statistics import partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex

@@ -11,7 +11,7 @@ from torch import Tensor
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.model.flow import FlowModel, Windows
-from omniges.model.presets import ModelConfig, build_model
+from omniges.model.spec import ModelConfig, build_model
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import FlowSettings, Plan, draw_plan
 

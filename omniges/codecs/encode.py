@@ -25,12 +25,11 @@ from omniges.codecs.base import Codec, End, WindowCodec
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.shards.dataset import seal, tool_versions
+from omniges.shards.dataset import Partial, partial_of, seal, tool_versions
 from omniges.shards.latents import CodecEntry, WindowEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
 from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, member_order
-from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
+from omniges.shards.dataset import divisors
 from omniges.shards.latents import WORDS_MEMBER, CodecEntry, FrameEntry, FrameRows, WindowEntry
-from omniges.shards.statistics import divisors
 
 F32 = npt.NDArray[np.float32]
 

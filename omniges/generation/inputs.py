@@ -24,9 +24,8 @@ from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words
-from omniges.generation.audio import Heard, hear
+from omniges.generation.audio import ROWS_PER_TICK, Heard, Held, Spool, hear
 from omniges.generation.settings import Sources
-from omniges.generation.spool import ROWS_PER_TICK, Held, Spool
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES

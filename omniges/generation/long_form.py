@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.flow import FlowModel, draw_noise
-from omniges.model.sampling import follow, guided_clean, step_levels
+from omniges.model.flow import FlowModel, draw_noise, follow, guided_clean, step_levels
 from omniges.model.settings import SamplingSettings
 from omniges.model.streams import Stream, StreamName
 

@@ -22,7 +22,7 @@ from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.generation.audio import hear_samples
+from omniges.generation.audio import Held, hear_samples
 from omniges.generation.inputs import (
     Given,
     Input,
@@ -37,7 +37,6 @@ from omniges.generation.inputs import (
 from omniges.generation.long_form import Timeline
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load
 from omniges.generation.settings import Sources, require_guidable, task_named
-from omniges.generation.spool import Held
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.generation.writers import valid_motion

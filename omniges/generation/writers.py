@@ -24,9 +24,9 @@ from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS
 from omniges.formats.audio import wav_parts
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
+from omniges.generation.audio import Spool
 from omniges.generation.inputs import Body, Input
 from omniges.generation.record import WINDOWS_TIER
-from omniges.generation.spool import Spool
 from omniges.generation.vocoder import VoiceOf
 from omniges.metrics.positions import invalid_rotations
 from omniges.model.streams import StreamName

@@ -1,26 +1,277 @@
-"""What a checkpoint says of its model: enough to build it again without the shards."""
+"""What makes a model: its configuration, sizes by name, and all that a checkpoint says of it but the weights.
+
+A `ModelConfig` says everything about a model but what comes from the data: the statistics, the number of pieces of
+the tokenizer and the speakers. A `ModelIdentity` has these too, so that the model can be built without the shards.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
 
 from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
-from omniges.features.audio import Loudness
+from omniges.features.audio import MEL_BANDS, Loudness
+from omniges.features.gesture import LAYOUT
 from omniges.features.text_slots import SlotCodec
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, load_into
-from omniges.model.flow import FlowModel
-from omniges.model.presets import CodecLatents, ModelConfig, build_model
-from omniges.model.streams import StreamName
-from omniges.shards.latents import CodecEntry, FrameEntry
+from omniges.model.flow import AbsentStreams, FlowModel
+from omniges.model.patches import PatchGrid, PatchTokens
+from omniges.model.streams import FrameTokens, Prediction, SlotTokens, Stream, StreamName, WindowTokens
+from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
+from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.canonical_json import json_document
+
+OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "pooled_width")
+"""Fields of a configuration that `JointFlowTransformer` takes under the same names."""
+AudioTokens = Literal["rows", "patches"]
+"""What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
+_OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Sizes and kinds of a model over the default tokens."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: int = 4
+    qk_norm: QKNormKind | None = "rms"
+    conditioning: Conditioning = "summed"
+    rotary_periods_s: tuple[float, float] | None = (0.5, 120.0)
+    """Shortest and longest period of the rotary positions, in seconds; None: sines of the time are added to tokens."""
+    pooled_width: int | None = None
+    """Features of a vector of the sample as a whole, which is zero here; None: there is none."""
+    text_head_width: int | None = None
+    """Width of a layer in front of the text head; None: there is none."""
+    context_only: tuple[StreamName, ...] = ()
+    """Streams that give keys and values only in the last block."""
+    absent: AbsentStreams = "left-out"
+    """What becomes of streams that a sample has not."""
+    piece_width: int = 48
+    """Features that tell a slot's piece."""
+    mark_width: int = 16
+    """Features that tell a slot's marks."""
+    gesture_prediction: Prediction = "clean"
+    audio_prediction: Prediction = "clean"
+    text_prediction: Prediction = "clean"
+    """Where text is a codec's latents."""
+    normalise_text: bool = True
+    """Whether such latents are normalised by the train split's statistics; OmniFlow's weights take them as they are."""
+    gesture_difference_weight: float = 30.0
+    """Weight in the loss of differences between successive gesture frames; of a codec's latents there are none."""
+    audio_difference_weight: float = 5.0
+    """The same for mel frames."""
+    audio_tokens: AudioTokens = "rows"
+    audio_grid: PatchGrid | None = None
+    """The patches and their table where audio tokens are patches, as the weights that the run begins with have them."""
+    blank_weight: float = 0.25
+    """Weight of a blank tick in the text loss, where a spoken one has 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no trunk has, and kinds that nothing is called."""
+        sizes = [self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width]
+        sizes += [size for size in (self.pooled_width, self.text_head_width) if size is not None]
+        if min(sizes) < 1:
+            raise UsageFault(f"model: found {asdict(self)}; expected sizes of at least 1")
+        if self.width % (2 * self.heads):
+            raise UsageFault(
+                f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
+            )
+        for name in ("gesture_difference_weight", "audio_difference_weight"):
+            weight = getattr(self, name)
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise UsageFault(f"model: {name}: found {weight!r}; expected a number of at least 0")
+        if not isinstance(self.normalise_text, bool):
+            raise UsageFault(f"model: normalise_text: found {self.normalise_text!r}; expected true or false")
+        kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}
+        kinds |= {f"{name}_prediction": Prediction for name in get_args(StreamName)}
+        for name, kind in kinds.items():
+            found = getattr(self, name)
+            several = name == "context_only" and not isinstance(found, str)
+            if any(one not in get_args(kind) for one in (found if several else (found,))):
+                raise UsageFault(f"model: {name}: found {found!r}; expected of {', '.join(get_args(kind))}")
+        self._check_patches()
+
+    def _check_patches(self) -> None:
+        """Patches are what OmniFlow's weights know: with its table, its velocities, and positions that are added.
+
+        With rotary positions all patches of a row would have one place, and nothing would tell the columns apart.
+        """
+        patches = self.audio_tokens == "patches"
+        if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
+            raise UsageFault(
+                "model: audio_tokens patches: they are OmniFlow's: begin with its weights "
+                "(--pretrained-model-name-or-path), or take rows"
+            )
+        if patches and self.audio_prediction != "velocity":
+            raise UsageFault(
+                f"model: audio_prediction: found {self.audio_prediction} and audio_tokens patches; expected velocity, "
+                "which is what OmniFlow's head for them gives"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which checkpoints keep it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `as_json`."""
+        periods = found["rotary_periods_s"]
+        grid = found.get("audio_grid")
+        typed = {
+            "rotary_periods_s": None if periods is None else (periods[0], periods[1]),
+            "context_only": tuple(found.get("context_only", ())),
+            "audio_grid": None if grid is None else PatchGrid(**grid),
+        }
+        return cls(**{**found, **typed})
+
+
+PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
+    {
+        "tiny": ModelConfig(width=128, layers=4, heads=4),
+        "small": ModelConfig(width=384, layers=8, heads=6),
+        "base": ModelConfig(width=768, layers=12, heads=12),
+        "omniflow": ModelConfig(width=1536, layers=24, heads=24),
+    }
+)
+"""``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a name; raises `UsageFault` for another name."""
+    if name not in PRESETS:
+        raise UsageFault(f"preset: found {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecLatents:
+    """Latents that stand for a stream's own array: whose, and their statistics as latents.json has them."""
+
+    entry: CodecEntry
+    statistics: Mapping[str, Any]
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    statistics: Mapping[str, Any],
+    pieces: int,
+    speakers: int,
+    codecs: Mapping[StreamName, CodecLatents] | None = None,
+) -> FlowModel:
+    """An untrained model on the current default device, drawn from torch's global generator.
+
+    ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are, ``codecs``
+    whose latents stand for streams. Of a codec itself nothing is in the model.
+    """
+    codecs = codecs or {}
+
+    def continuous(
+        name: StreamName, member: str, frames: int, prediction: Prediction, difference_weight: float
+    ) -> Stream:
+        latents = codecs.get(name)
+        if name == "audio" and config.audio_grid is not None:
+            return _patch_tokens(config.audio_grid, latents)
+        scale = statistics[member] if latents is None else latents.statistics
+        return FrameTokens(
+            frames=frames if latents is None else 1,
+            mean=scale["mean"],
+            std=scale["std"],
+            prediction=prediction,
+            difference_weight=difference_weight if latents is None else 0.0,
+            tokens_per_tick=Fraction(1) if latents is None else cast("FrameEntry", latents.entry).rows_per_tick,
+        )
+
+    gesture = continuous(
+        "gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
+    )
+    audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
+    text = (
+        _window_tokens(codecs["text"], config)
+        if "text" in codecs
+        else SlotTokens(
+            pieces=pieces,
+            piece_width=config.piece_width,
+            mark_width=config.mark_width,
+            blank_weight=config.blank_weight,
+        )
+    )
+    streams: dict[StreamName, Stream] = {"gesture": gesture, "text": text, "audio": audio}
+    sizes: dict[str, dict[str, int | None]] = {
+        name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
+    }
+    sizes["text"]["head_width"] = config.text_head_width
+    own = {name: getattr(config, name) for name in OF_TRUNK}
+    trunk = JointFlowTransformer(
+        streams=sizes,
+        speakers=speakers,
+        rotary_periods_s=config.rotary_periods_s,
+        context_only=config.context_only,
+        **own,
+    )
+    return FlowModel(trunk, streams, config.absent)
+
+
+def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
+    """The audio stream of patches; raises UsageFault where a codec's rows are not made of whole ones."""
+    channels = 0 if latents is None else latents.entry.channels
+    columns, left = divmod(channels, grid.channels)
+    if latents is None or left or columns % grid.patch:
+        raise UsageFault(
+            f"model: audio_tokens patches: rows of {grid.channels} channels and a multiple of {grid.patch} columns "
+            f"expected of --audio-codec, found {f'{channels} numbers' if latents else 'no codec'}: take rows"
+        )
+    rate = cast("FrameEntry", latents.entry).rows_per_tick
+    return PatchTokens(grid, columns=columns, rows_per_tick=rate)
+
+
+def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
+    """Tokens of text that is a codec's latents."""
+    entry = cast("WindowEntry", latents.entry)
+    plain = {"mean": [0.0] * entry.channels, "std": [1.0] * entry.channels}
+    statistics = latents.statistics if config.normalise_text else plain
+    return WindowTokens(
+        latents=entry.latents,
+        window_ticks=entry.window_ticks,
+        width=config.width,
+        mean=statistics["mean"],
+        std=statistics["std"],
+        prediction=config.text_prediction,
+        omniflow_tokens=entry.name == _OMNIFLOW_TEXT and not config.normalise_text,
+    )
+
+
+def model_for_weights(
+    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+) -> FlowModel:
+    """A model whose weights and statistics are still to be loaded, from a state dict that has them all."""
+    statistics = {
+        "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
+        "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
+    }
+    return build_model(config, statistics=statistics, pieces=pieces, speakers=speakers, codecs=codecs)
+
+
+def parameter_count(
+    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+) -> int:
+    """How many numbers a model learns; allocates nothing."""
+    with torch.device("meta"):
+        model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs)
+    return sum(p.numel() for p in model.parameters())
+
 
 CONFIG_FILE: Final = "config.json"
 

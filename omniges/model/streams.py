@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from omniges.features.text_slots import BLANK, MARKS
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.shards.statistics import divisors
+from omniges.shards.dataset import divisors
 
 StreamName = Literal["gesture", "text", "audio"]
 STREAMS: Final[tuple[StreamName, ...]] = get_args(StreamName)

@@ -28,8 +28,8 @@ from omniges.formats.semantic import decode_semantic
 from omniges.formats.textgrid import WordTier, decode_words
 from omniges.pipeline.discover import Modality, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, ConvertSettings, Cut, Rejected, Sample
+from omniges.shards.dataset import partial_of
 from omniges.shards.manifest import ManifestRow, MemberPlace
-from omniges.shards.statistics import partial_of
 from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 

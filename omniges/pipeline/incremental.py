@@ -24,11 +24,10 @@ import numpy as np
 from omniges.errors import DataError, Finding, UsageFault
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
-from omniges.shards.dataset import read_dataset
+from omniges.shards.dataset import Partial, partial_of, read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, REPORT_FILE
-from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import BLOCK_BYTES
 from omniges.shards.transaction import Begun, Workspace
 from omniges.shards.writer import StoredSegment, StoredShard

@@ -17,8 +17,8 @@ from omniges.options import about, check, option
 from omniges.shards.schema import Split
 
 if TYPE_CHECKING:
+    from omniges.shards.dataset import Partial
     from omniges.shards.manifest import ManifestRow
-    from omniges.shards.statistics import Partial
 
 MAX_FILE_BYTES: Final = 1 << 30  # of one input file
 Stored = TypeVar("Stored")

@@ -21,10 +21,10 @@ from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, r
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Summary
 from omniges.pipeline.worker import ConvertPool, Outcome
 from omniges.progress import Progress, duration
+from omniges.shards.dataset import Partial
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
-from omniges.shards.statistics import Partial
 from omniges.shards.transaction import Journal
 from omniges.shards.writer import ShardFile, ShardWriter, StoredSegment
 from omniges.workers import Lost

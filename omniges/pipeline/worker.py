@@ -15,8 +15,8 @@ from omniges.errors import Finding, Problem
 from omniges.pipeline.discover import Recording, SourceFile
 from omniges.pipeline.labels import StemFields
 from omniges.pipeline.settings import ConvertSettings, Cut, Rejected, Sample
+from omniges.shards.dataset import Partial
 from omniges.shards.manifest import row_from_json
-from omniges.shards.statistics import Partial
 from omniges.workers import ENVIRONMENT, Answer, Lost, Pool, Worker, worker_command
 
 if TYPE_CHECKING:

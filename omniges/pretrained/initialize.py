@@ -28,8 +28,7 @@ from omniges.model.checkpoint import (
 )
 from omniges.model.flow import FlowModel
 from omniges.model.patches import PatchGrid
-from omniges.model.presets import OF_TRUNK, ModelConfig
-from omniges.model.spec import ModelIdentity, load_identity
+from omniges.model.spec import OF_TRUNK, ModelConfig, ModelIdentity, load_identity
 from omniges.model.streams import StreamName
 from omniges.pretrained.convert import converted_config, is_converted, read_converted
 from omniges.pretrained.tensors import file_entry, is_omniflow

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from omniges.errors import UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.shards.dataset import SMALLEST_STD, Partial, combine
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import LATENT_MEMBER, WindowGrid
-from omniges.shards.statistics import SMALLEST_STD, Partial, combine
 from omniges.storage.canonical_json import is_sha256
 
 F32 = npt.NDArray[np.float32]

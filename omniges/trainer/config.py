@@ -14,7 +14,7 @@ from omniges.errors import OmnigesError, UsageFault
 from omniges.options import Setting, check, option, settings_of, shown
 
 if TYPE_CHECKING:
-    from omniges.model.presets import ModelConfig
+    from omniges.model.spec import ModelConfig
     from omniges.model.tasks import FlowSettings
 
 
@@ -112,7 +112,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and those that do not go together."""
-        from omniges.model.presets import ModelConfig
+        from omniges.model.spec import ModelConfig
         from omniges.model.tasks import FlowSettings
         from omniges.trainer.validation.best import check_metric
 
@@ -202,7 +202,7 @@ class TrainSettings:
 
     def model_config(self) -> ModelConfig:
         """Return the model of a preset; raises UsageFault for sizes that no model has."""
-        from omniges.model.presets import preset
+        from omniges.model.spec import preset
 
         changed = dict(self.model)
         if "rotary_periods_s" in changed:

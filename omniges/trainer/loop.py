@@ -19,12 +19,11 @@ import torch
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError
 from omniges.model.flow import Windows
-from omniges.model.losses import in_order, per_step, per_stream, per_task
 from omniges.model.tasks import TASKS, draw_plan
 from omniges.progress import Progress, Reporter, duration
 from omniges.storage.remote import parse_location
 from omniges.trainer.distributed import Interrupted, StopNow, Stopper
-from omniges.trainer.logging import Logbook
+from omniges.trainer.logging import Logbook, in_order, per_step, per_stream, per_task
 from omniges.trainer.run import Run, RunState
 from omniges.trainer.train_step import ema_decay
 from omniges.trainer.validation.validator import RunValidator

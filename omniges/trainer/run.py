@@ -28,7 +28,6 @@ from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.metrics.beats import least_frames
 from omniges.model.checkpoint import CHECKPOINTS
-from omniges.model.losses import Smoothed
 from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
@@ -42,6 +41,7 @@ from omniges.storage.remote import parse_location
 from omniges.trainer.batches import Feed, speakers_of
 from omniges.trainer.config import TrainSettings
 from omniges.trainer.distributed import Ranks
+from omniges.trainer.logging import Smoothed
 from omniges.trainer.train_step import Learner, LearningRate
 from omniges.trainer.validation.best import Best
 from omniges.trainer.validation.held_out import HeldOut, open_held_out

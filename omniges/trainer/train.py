@@ -29,14 +29,13 @@ from omniges.model.checkpoint import (
     remove_unfinished,
     set_aside,
 )
-from omniges.model.losses import Smoothed
-from omniges.model.presets import parameter_count
+from omniges.model.spec import parameter_count
 from omniges.progress import Reporter, duration, make_reporter
 from omniges.storage.atomic import locked, make_folder, refuse_links
 from omniges.storage.canonical_json import json_document
 from omniges.trainer.config import TrainSettings, differences
 from omniges.trainer.distributed import Ranks
-from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, open_trackers
+from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, Smoothed, open_trackers
 from omniges.trainer.loop import Ending, Loop, Outcome
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.run import Run, RunState, accelerated, open_run

@@ -20,10 +20,10 @@ from omniges.errors import CODES
 from omniges.features import timebase
 from omniges.features.audio import LOG_FLOOR, MEL_BANDS
 from omniges.features.gesture import BETAS, LAYOUT
+from omniges.shards.dataset import Partial, partial_of
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import is_count, is_real
-from omniges.shards.statistics import Partial, partial_of
 from omniges.shards.tar import NPY_MAGIC, npy_header
 from omniges.verify.dataset import strict_json
 from omniges.verify.findings import Collector

@@ -11,8 +11,8 @@ from typing import Final
 
 from omniges.errors import ExitCode, UsageFault
 from omniges.shards import schema
+from omniges.shards.dataset import Partial
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.statistics import Partial
 from omniges.shards.transaction import FOREIGN, Workspace
 from omniges.storage.remote import Location
 from omniges.verify import side_files

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from omniges.shards.dataset import Partial
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow, row_from_json
-from omniges.shards.statistics import Partial
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 from omniges.storage.remote import Location
 from omniges.verify.content import Content, check_samples

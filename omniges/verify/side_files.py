@@ -19,7 +19,7 @@ from omniges.errors import CODES
 from omniges.features import timebase
 from omniges.features.text_slots import tokenizer_problem
 from omniges.shards import schema
-from omniges.shards.dataset import statistics_document, totals_of, train_tokenizer
+from omniges.shards.dataset import Partial, statistics_document, totals_of, train_tokenizer
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.manifest import (
     SOURCES,
@@ -31,7 +31,6 @@ from omniges.shards.manifest import (
     row_problem,
 )
 from omniges.shards.schema import key_from_stem
-from omniges.shards.statistics import Partial
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.storage.canonical_json import json_document
 from omniges.verify.dataset import Inventory, as_object, strict_json

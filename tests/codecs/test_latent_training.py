@@ -37,8 +37,7 @@ from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.presets import CodecLatents, ModelConfig, build_model
-from omniges.model.spec import load_model
+from omniges.model.spec import CodecLatents, ModelConfig, build_model, load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder

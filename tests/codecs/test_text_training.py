@@ -31,11 +31,9 @@ from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
 from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.flow import FlowModel
-from omniges.model.presets import CodecLatents, ModelConfig, build_model
-from omniges.model.sampling import Draws, sample
+from omniges.model.flow import Draws, FlowModel, sample
 from omniges.model.settings import SamplingSettings
-from omniges.model.spec import load_model
+from omniges.model.spec import CodecLatents, ModelConfig, build_model, load_model
 from omniges.model.streams import WindowTokens
 from omniges.shards.reader import ShardFolder
 from omniges.testing.settings import CorpusSettings

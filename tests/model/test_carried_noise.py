@@ -14,10 +14,9 @@ from flow_builders import TICKS, Recorder, gradients, model_of, run, windows_of
 from torch import Tensor
 
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines
-from omniges.model.flow import FlowModel, draw_noise
-from omniges.model.presets import ModelConfig
-from omniges.model.sampling import Draws, sample, step_levels
+from omniges.model.flow import Draws, FlowModel, draw_noise, sample, step_levels
 from omniges.model.settings import SamplingSettings
+from omniges.model.spec import ModelConfig
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omniges.model.flow import Windows, draw_noise
-from omniges.model.presets import build_model
+from omniges.model.spec import build_model
 from omniges.model.streams import STREAMS, noised
 from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omniges.features.text_slots import SlotCodec
 from omniges.model.flow import FlowModel, Windows, draw_noise
-from omniges.model.presets import PRESETS, build_model
+from omniges.model.spec import PRESETS, build_model
 from omniges.model.streams import STREAMS, noised
 from omniges.model.tasks import TASKS, FlowSettings, draw_plan
 from omniges.shards.reader import ShardFolder

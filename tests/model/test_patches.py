@@ -11,7 +11,7 @@ from omniflow_grids import grid_embedding
 
 from omniges.errors import UsageFault
 from omniges.model.patches import PatchGrid, PatchTokens
-from omniges.model.presets import CodecLatents, ModelConfig, build_model, preset
+from omniges.model.spec import CodecLatents, ModelConfig, build_model, preset
 from omniges.shards.latents import FrameEntry
 
 GRID = PatchGrid(channels=8, patch=2, table_side=192, table_base=128)

@@ -11,7 +11,7 @@ import torch
 from flow_builders import statistics
 
 from omniges.errors import UsageFault
-from omniges.model.presets import (
+from omniges.model.spec import (
     PRESETS,
     CodecLatents,
     ModelConfig,

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.model.presets import build_model
+from omniges.model.flow import Draws, follow, sample, step_levels
 from omniges.model.random import Purpose
-from omniges.model.sampling import Draws, follow, sample, step_levels
 from omniges.model.settings import SamplingSettings
+from omniges.model.spec import build_model
 from omniges.model.tasks import FlowSettings, draw_levels
 
 MEAN, STD = 0.7, 0.5

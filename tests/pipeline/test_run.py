@@ -25,9 +25,9 @@ from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.formats.textgrid import decode_words
 from omniges.pipeline.settings import Selection
+from omniges.shards.dataset import combine, partial_of
 from omniges.shards.manifest import manifest_hash
 from omniges.shards.reader import ShardFolder
-from omniges.shards.statistics import combine, partial_of
 from omniges.storage.canonical_json import sha256_hex
 
 STEM = "2_scott_0_1_1"

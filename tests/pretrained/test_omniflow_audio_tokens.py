@@ -21,11 +21,10 @@ from omniflow_grids import grid_embedding
 from torch import Tensor
 
 from omniges.errors import UsageFault
-from omniges.model import presets
+from omniges.model import spec
 from omniges.model.flow import FlowModel
 from omniges.model.patches import PatchGrid, PatchTokens
-from omniges.model.presets import CodecLatents, build_model
-from omniges.model.spec import ModelIdentity
+from omniges.model.spec import CodecLatents, ModelIdentity, build_model
 from omniges.model.streams import Stream
 from omniges.pretrained.convert import convert
 from omniges.pretrained.initialize import open_start
@@ -97,8 +96,8 @@ def model_over(
     """The model that a run on a folder's weights has, but for its text and gesture, filled as the run fills it."""
     start = open_start(folder, None, {}, CODEC)
     with patch.context() as patched:
-        patched.setattr(presets, "SlotTokens", lambda **_: text)
-        patched.setattr(presets, "FrameTokens", lambda **_: image)
+        patched.setattr(spec, "SlotTokens", lambda **_: text)
+        patched.setattr(spec, "FrameTokens", lambda **_: image)
         codecs: Any = {"audio": CodecLatents(audio, {})}
         model = build_model(start.config, statistics=statistics(), pieces=1, speakers=1, codecs=codecs)
     identity = ModelIdentity("pretrained", start.config, 16, ("a",), b"", b"", {"audio": audio})

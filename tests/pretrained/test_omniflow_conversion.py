@@ -23,7 +23,7 @@ from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
 from omniges.model.patches import patches
-from omniges.model.presets import build_model
+from omniges.model.spec import build_model
 from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.anatomy import parameters, read_anatomy, tables
 from omniges.pretrained.convert import convert, read_converted, whole_trunk

@@ -23,10 +23,9 @@ from typer.testing import CliRunner
 from omniges.cli import app
 from omniges.errors import DataError, ExitCode, UsageFault
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
-from omniges.model.presets import build_model
-from omniges.model.sampling import Draws, sample
+from omniges.model.flow import Draws, sample
 from omniges.model.settings import SamplingSettings
-from omniges.model.spec import ModelIdentity, load_identity, load_model
+from omniges.model.spec import ModelIdentity, build_model, load_identity, load_model
 from omniges.pretrained.convert import convert
 from omniges.pretrained.initialize import OmniFlowStart, open_start
 from omniges.testing.settings import CorpusSettings
@@ -132,7 +131,7 @@ class TestWhatIsCarriedOver:
         self, omniflow: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As a codec's stream will be: text latents in, of which the zeros behind them are left away."""
-        from omniges.model import presets
+        from omniges.model import spec
         from omniges.model.streams import SlotTokens
 
         class Latents(SlotTokens):
@@ -142,7 +141,7 @@ class TestWhatIsCarriedOver:
                 super().__init__(pieces=1, piece_width=1, mark_width=1, blank_weight=1.0)
                 self.channels, self.outputs = 5, TINY.text_outputs
 
-        monkeypatch.setattr(presets, "SlotTokens", Latents)
+        monkeypatch.setattr(spec, "SlotTokens", Latents)
         _, after, begun = filled(omniflow)
         theirs = tensors_of(TINY)
         assert torch.equal(after["trunk.embed.text.weight"], theirs["context_embedder.weight"][:, :5])

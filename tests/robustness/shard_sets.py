@@ -17,10 +17,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.shards.dataset import seal, statistics_document, train_tokenizer
+from omniges.shards.dataset import partial_of, seal, statistics_document, train_tokenizer
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, parse_manifest, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, MEMBERS, SPLITS, STATS_FILE, TOKENIZER_FILE, member_order
-from omniges.shards.statistics import partial_of
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, member_header, npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.features.timebase import mel_frames_for, ticks_of_frames
+from omniges.shards.dataset import partial_of
 from omniges.shards.latents import FrameEntry, WindowEntry, latents_document, read_entries
 from omniges.shards.manifest import ManifestRow, MemberPlace, parse_manifest, serialize_manifest
 from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, member_order
-from omniges.shards.statistics import partial_of
 from omniges.storage.canonical_json import json_document
 
 PRINT = "0123456789abcdef" * 4

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniges.shards.statistics import combine, partial_of
+from omniges.shards.dataset import combine, partial_of
 
 
 def clips(count: int, seed: int, offset: float = 0.0) -> list[np.ndarray]:

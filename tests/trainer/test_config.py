@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.model.presets import PRESETS
+from omniges.model.spec import PRESETS
 from omniges.options import settings_of
 from omniges.trainer.config import LEARNING_RATES, Preset, TrainSettings, differences
 from omniges.trainer.recipe import load_settings

@@ -21,7 +21,7 @@ from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.sampling import Draws, sample
+from omniges.model.flow import Draws, sample
 from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
 from omniges.pipeline.settings import Selection

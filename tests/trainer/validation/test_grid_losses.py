@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from omniges.errors import DataError
 from omniges.model.flow import FlowModel, draw_noise
-from omniges.model.presets import ModelConfig, build_model
 from omniges.model.random import Purpose, normal
+from omniges.model.spec import ModelConfig, build_model
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import SIX, TASKS
 from omniges.trainer.validation.run import LEVELS, grid_losses, loss_table, streams_of
