@@ -41,21 +41,9 @@ from omniges.evaluation.scores import (
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
+from omniges.metrics import positions
 from omniges.metrics.beats import BeatScore, audio_beats, beat_score, motion_beats
 from omniges.metrics.clips import ClipValue
-from omniges.metrics.positions import (
-    FaceScore,
-    FaceSums,
-    RecallScore,
-    SkateScore,
-    foot_skate,
-    jerk,
-    l1_diversity,
-    root_drift,
-    seam_score,
-    semantic_recall,
-    semantic_scores,
-)
 from omniges.metrics.profiles import BeatSettings
 from omniges.shards.manifest import ManifestRow
 
@@ -188,15 +176,15 @@ class _Scorer:
         """What motion says by itself."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
-        self._values("L1 diversity", row).add(key, lambda: l1_diversity(joints))
-        self._values("jerk", row).add(key, lambda: jerk(placed))
-        self._values("foot skate", row).add(key, lambda: foot_skate(placed))
-        drift = root_drift(motion.trans)
+        self._values("L1 diversity", row).add(key, lambda: positions.l1_diversity(joints))
+        self._values("jerk", row).add(key, lambda: positions.jerk(placed))
+        self._values("foot skate", row).add(key, lambda: positions.foot_skate(placed))
+        drift = positions.root_drift(motion.trans)
         self._values("root drift, end", row).keep(key, ClipValue(drift.end_m, 1.0))
         self._values("root drift, farthest", row).keep(key, ClipValue(drift.farthest_m, 1.0))
         if seams := [seam for seam in result.seams if 2 <= seam <= motion.frames - 2]:
-            self._values("seams, velocity", row).add(key, lambda: seam_score(placed, seams).velocity)
-            self._values("seams, acceleration", row).add(key, lambda: seam_score(placed, seams).acceleration)
+            self._values("seams, velocity", row).add(key, lambda: positions.seam_score(placed, seams).velocity)
+            self._values("seams, acceleration", row).add(key, lambda: positions.seam_score(placed, seams).acceleration)
 
     def _add_recall(self, key: str, recording: _Recording, own: F64, true: F64, other: ClipMotion | None) -> None:
         settings = self._with.profile.semantic
@@ -204,11 +192,13 @@ class _Scorer:
         if spans is None and settings.without_scores == "refused":
             self._values("semantic recall", "generated").leave_out("no sem annotation")
             return
-        scores = None if spans is None else semantic_scores(spans, len(own), settings)
+        scores = None if spans is None else positions.semantic_scores(spans, len(own), settings)
 
         def recall(joints: F64) -> Any:
             frames = min(len(joints), len(own))
-            return semantic_recall(own[:frames], joints[:frames], None if scores is None else scores[:frames], settings)
+            return positions.semantic_recall(
+                own[:frames], joints[:frames], None if scores is None else scores[:frames], settings
+            )
 
         self._values("semantic recall", "generated").add(key, lambda: recall(true))
         if other is not None:
@@ -216,7 +206,7 @@ class _Scorer:
             self._values("semantic recall", "shuffled").add(key, lambda: recall(others))
         recorded = self._values("semantic recall", "recorded")
         if key not in recorded.keys:
-            recorded.add(key, lambda: semantic_recall(true, true, scores, settings))
+            recorded.add(key, lambda: positions.semantic_recall(true, true, scores, settings))
 
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
@@ -224,12 +214,12 @@ class _Scorer:
         """Face vertices block by block; another recording's face is that of this person."""
         motions = [generated, recorded, *([] if other is None else [other.cut(generated.frames)])]
         blocks = [person.vertex_blocks(motion.face_poses(), motion.expressions) for motion in motions]
-        sums, shuffled = FaceSums(), FaceSums()
+        sums, shuffled = positions.FaceSums(), positions.FaceSums()
         for own, true, *rest in itertools.zip_longest(*blocks):
             sums.add(own, true)
             if rest and rest[0] is not None:
                 shuffled.add(own[: len(rest[0])], rest[0])
-        rows: list[tuple[Row, FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
+        rows: list[tuple[Row, positions.FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
         for row, found in rows[: len(motions) - 1]:
             self._values("face MSE", row).add(key, found.mse)
             self._values("face LVD", row).add(key, partial(found.velocity, self._with.profile.face))
@@ -254,11 +244,11 @@ class _Scorer:
         """A mean by weight, and what some metrics say beside their values."""
         details: dict[str, Any] = {}
         match values.found:
-            case [FaceScore() as first, *_]:
+            case [positions.FaceScore() as first, *_]:
                 details = {"vertices": first.vertices}
-            case [RecallScore() as first, *_]:
+            case [positions.RecallScore() as first, *_]:
                 details = {"joints": first.joints, "annotated": sum(one.annotated for one in values.found)}
-            case [SkateScore(), *_]:  # one that never touches the floor cannot skate on it
+            case [positions.SkateScore(), *_]:  # one that never touches the floor cannot skate on it
                 contact = sum(one.weight for one in values.found)
                 details = {"contact_share": contact / sum(one.toe_frames for one in values.found)}
         return figure_of_mean(heading, values, self._how, details)

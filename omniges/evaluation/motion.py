@@ -15,16 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.evaluation.scores import (
-    Figure,
-    Heading,
-    Recordings,
-    Resampling,
-    Result,
-    Values,
-    absent,
-    figure_of_statistic,
-)
+from omniges.evaluation import scores
 from omniges.features.body import BodyModel, joint_positions
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
@@ -42,7 +33,7 @@ Numbers = npt.NDArray[np.floating]
 
 _JAW: Final = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
 _MOST_BYTES: Final = 1 << 30
-_DISTANCE: Final = Heading("Fréchet gesture distance", "")
+_DISTANCE: Final = scores.Heading("Fréchet gesture distance", "")
 _OF_TRAIN: Final = replace(_DISTANCE, row="recorded")
 _RESAMPLES: Final = 200  # each of them is a decomposition
 
@@ -119,13 +110,13 @@ class ClipMotion:
         return poses
 
 
-def recorded_motion(shards: Recordings, row: ManifestRow) -> ClipMotion:
+def recorded_motion(shards: scores.Recordings, row: ManifestRow) -> ClipMotion:
     """A recording's motion."""
     motion = motion_from_gesture(shards.gesture(row))
     return ClipMotion(motion.poses, motion.expressions, motion.trans)
 
 
-def generated_motion(result: Result, recorded_frames: int) -> ClipMotion:
+def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
     """A result's motion, at most as long as its recording. Raises DataError for what cannot be read."""
     read = result.motion()
     frames = result.within(len(read.poses), recorded_frames, FRAME_RATE_HZ)
@@ -168,7 +159,7 @@ class TrainSplit:
     left_out: Mapping[str, int]  # those that have none, by reason
 
 
-def train_rows(shards: Recordings, instruments: Instruments) -> list[ManifestRow]:
+def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[ManifestRow]:
     """The train split's recordings; raises UsageFault where mean speeds are needed of it and it has none."""
     rows = [row for row in shards.rows if row.split == "train"]
     if not rows and instruments.mean_speeds_m_s is None:
@@ -180,7 +171,7 @@ def train_rows(shards: Recordings, instruments: Instruments) -> list[ManifestRow
 
 
 def learn_train_split(
-    shards: Recordings, instruments: Instruments, count: Callable[[float, float], None]
+    shards: scores.Recordings, instruments: Instruments, count: Callable[[float, float], None]
 ) -> TrainSplit | None:
     """Mean speeds and features of the train split in one pass; None where it has no clips and none is needed.
 
@@ -189,7 +180,7 @@ def learn_train_split(
     rows = train_rows(shards, instruments)
     if not rows:
         return None
-    features = Values()
+    features = scores.Values()
 
     def clips() -> Iterator[F64]:
         for done, row in enumerate(rows, 1):
@@ -209,7 +200,7 @@ class FeatureRows:
 
     def __init__(self, instruments: Instruments, train: TrainSplit | None) -> None:
         self._with, self._train = instruments, train
-        self._generated = Values()
+        self._generated = scores.Values()
         self._recorded: dict[str, F64] = {}
         self._first: set[int] = set()  # number of the first result of each recording
 
@@ -227,21 +218,21 @@ class FeatureRows:
         else:
             self._generated.keep(key, features)
 
-    def figures(self, how: Resampling) -> list[Figure]:
+    def figures(self, how: scores.Resampling) -> list[scores.Figure]:
         """The distance of the results, and that of the train split."""
         values = self._generated
         if self._with.given is not None:  # their rows tell of no recording: so there is no interval
             score = self._score(*([features.rows] for features in self._with.given))
             counts: dict[str, Any] = {"recordings": len(set(values.keys)), "results": len(values.keys)}
-            figure = Figure(**asdict(_DISTANCE), value=score.value, **counts, details=_details(score))
-            return [figure, absent(_OF_TRAIN, "--features has none of the train split")]
+            figure = scores.Figure(**asdict(_DISTANCE), value=score.value, **counts, details=_details(score))
+            return [figure, scores.absent(_OF_TRAIN, "--features has none of the train split")]
         if min(sum(map(len, values.found)), sum(map(len, self._recorded.values()))) < 2:
             why = _reasons(values.left_out) or "fewer than two rows of features"
-            return [absent(_DISTANCE, why, values.left_out)]
+            return [scores.absent(_DISTANCE, why, values.left_out)]
         self._first = {int(group[0]) for group in values.groups.values()}
         whole = self._distance(np.arange(len(values.found)))
         fewer = replace(how, resamples=min(how.resamples, _RESAMPLES))
-        figure = figure_of_statistic(
+        figure = scores.figure_of_statistic(
             _DISTANCE, values, lambda numbers: self._distance(numbers).value, fewer, _details(whole), centred=True
         )
         if figure.low is not None and not self._with.profile.frechet.offset:
@@ -259,16 +250,16 @@ class FeatureRows:
         first, second = np.concatenate(generated), np.concatenate(recorded)
         return frechet_distance(first, second, self._with.profile.frechet, encoder=self._with.encoder_name)
 
-    def _baseline(self) -> Figure:
+    def _baseline(self) -> scores.Figure:
         train = self._train or TrainSplit(np.empty(0), {}, {})
         others = [own for key, own in train.features.items() if key not in self._recorded]
         if sum(map(len, others)) < 2:
             why = _reasons(train.left_out) or "no other recordings in the train split"
-            return absent(_OF_TRAIN, why, train.left_out)
+            return scores.absent(_OF_TRAIN, why, train.left_out)
         score = self._score(others, list(self._recorded.values()))
         counts: dict[str, Any] = {"recordings": len(others), "results": len(others), "left_out": train.left_out}
         details = _details(score) | {"of": "the train split's other recordings against these"}
-        return Figure(**asdict(_OF_TRAIN), value=score.value, **counts, details=details)
+        return scores.Figure(**asdict(_OF_TRAIN), value=score.value, **counts, details=details)
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:

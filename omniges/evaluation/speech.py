@@ -12,32 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
-from omniges.evaluation.scores import (
-    UNCONDITIONAL,
-    Figure,
-    Heading,
-    Recordings,
-    Resampling,
-    Result,
-    Row,
-    Scored,
-    Values,
-    absent,
-    figure_of_mean,
-    figure_of_statistic,
-    partners,
-)
+from omniges.evaluation import scores
 from omniges.features.audio import LOG_FLOOR
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval
-from omniges.metrics.speech import (
-    CEPSTRA,
-    OnsetCounts,
-    log_mel_l1,
-    mel_cepstral_distortion,
-    mel_onsets,
-    onset_agreement,
-)
+from omniges.metrics import speech
 from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 
 F32 = npt.NDArray[np.float32]
@@ -60,8 +39,8 @@ UNTIMED: Final = "the text is that of whole windows, whose words have no times"
 _SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
-def _onsets(found: F32, expected: F32) -> OnsetCounts:
-    counts = onset_agreement(mel_onsets(found), mel_onsets(expected))
+def _onsets(found: F32, expected: F32) -> speech.OnsetCounts:
+    counts = speech.onset_agreement(speech.mel_onsets(found), speech.mel_onsets(expected))
     if counts.found + counts.expected == 0:
         raise DataError("onset agreement: no onsets on either side")
     return counts
@@ -69,26 +48,28 @@ def _onsets(found: F32, expected: F32) -> OnsetCounts:
 
 _ONSETS: Final = "onset agreement"
 _OF_MELS: Final[dict[str, tuple[str, Callable[[F32, F32], Any]]]] = {
-    "log-mel L1": ("nat", log_mel_l1),
-    "mel-cepstral distortion": ("dB", mel_cepstral_distortion),
+    "log-mel L1": ("nat", speech.log_mel_l1),
+    "mel-cepstral distortion": ("dB", speech.mel_cepstral_distortion),
     _ONSETS: ("F", _onsets),
 }
 """Units and metrics of a mel and another of as many frames."""
 
 
-def score_speech(results: Sequence[Result], shards: Recordings, how: Resampling, count: Callable[[], None]) -> Scored:
+def score_speech(
+    results: Sequence[scores.Result], shards: scores.Recordings, how: scores.Resampling, count: Callable[[], None]
+) -> scores.Scored:
     """Figures of a task that makes audio; the shuffled row has another recording's mel to be near to.
 
     Raises DataError for files that cannot be read.
     """
     rows = {result.key: result.row for result in results}
-    other = partners(list(rows), how.seed)
-    values: dict[tuple[str, Row], Values] = {}
+    other = scores.partners(list(rows), how.seed)
+    values: dict[tuple[str, scores.Row], scores.Values] = {}
 
-    def add(row: Row, key: str, found: F32, recorded: F32) -> None:
+    def add(row: scores.Row, key: str, found: F32, recorded: F32) -> None:
         frames = min(len(found), len(recorded))
         for name, (_, metric) in _OF_MELS.items():
-            own = values.setdefault((name, row), Values())
+            own = values.setdefault((name, row), scores.Values())
             own.add(key, partial(metric, found[:frames], recorded[:frames]))
 
     kinds, silent, seconds = set(), [], {}
@@ -106,42 +87,49 @@ def score_speech(results: Sequence[Result], shards: Recordings, how: Resampling,
                 add("shuffled", result.key, found, shards.array(rows[other[result.key]], "mel.npy"))
         count()
     if results[0].unconditional:
-        return Scored([absent(Heading(name, unit), UNCONDITIONAL) for name, (unit, _) in _OF_MELS.items()], seconds)
+        return scores.Scored(
+            [scores.absent(scores.Heading(name, unit), scores.UNCONDITIONAL) for name, (unit, _) in _OF_MELS.items()],
+            seconds,
+        )
     of = {"of": " and ".join(sorted(kinds))}
     in_order = sorted(values, key=lambda place: list(_OF_MELS).index(place[0]))
     figures = [_mel_figure(name, row, values[name, row], how, of) for name, row in in_order]
     remarks = [f"{len(silent)} of {len(results)} results are silent: {', '.join(silent[:3])}"] if silent else []
-    return Scored(figures, seconds, remarks)
+    return scores.Scored(figures, seconds, remarks)
 
 
-def _mel_figure(name: str, row: Row, values: Values, how: Resampling, details: dict[str, Any]) -> Figure:
-    heading = Heading(name, _OF_MELS[name][0], row)
+def _mel_figure(
+    name: str, row: scores.Row, values: scores.Values, how: scores.Resampling, details: dict[str, Any]
+) -> scores.Figure:
+    heading = scores.Heading(name, _OF_MELS[name][0], row)
     if name != _ONSETS:
-        more = {"cepstra": CEPSTRA} if name == "mel-cepstral distortion" else {}
-        return figure_of_mean(heading, values, how, details | more)
+        more = {"cepstra": speech.CEPSTRA} if name == "mel-cepstral distortion" else {}
+        return scores.figure_of_mean(heading, values, how, details | more)
     numbers = np.array([(one.matched, one.found + one.expected) for one in values.found]).reshape(-1, 2)
 
     def f_score(chosen: I64) -> float:
         return float(2 * numbers[chosen, 0].sum() / numbers[chosen, 1].sum())
 
-    return figure_of_statistic(heading, values, f_score, how, details)
+    return scores.figure_of_statistic(heading, values, f_score, how, details)
 
 
-def score_text(results: Sequence[Result], shards: Recordings, how: Resampling, count: Callable[[], None]) -> Scored:
+def score_text(
+    results: Sequence[scores.Result], shards: scores.Recordings, how: scores.Resampling, count: Callable[[], None]
+) -> scores.Scored:
     """Figures of a task that makes text. Raises DataError for files that cannot be read."""
     seconds = {result.key: result.seconds for result in results}
     if results[0].unconditional:
         for result in results:
             result.spoken()  # a damaged file is one, scored or not
             count()
-        headings = [Heading(name, "share") for name in _RATES] + [Heading(name, "s") for name in _TIMES]
-        return Scored([absent(heading, UNCONDITIONAL) for heading in headings], seconds)
+        headings = [scores.Heading(name, "share") for name in _RATES] + [scores.Heading(name, "s") for name in _TIMES]
+        return scores.Scored([scores.absent(heading, scores.UNCONDITIONAL) for heading in headings], seconds)
     recorded = {
         result.key: [WordInterval(word["word"], word["start"], word["end"]) for word in shards.words(result.row)]
         for result in results
     }
-    other = partners(list(recorded), how.seed)
-    rows: dict[Row, list[tuple[str, _Words, _Words]]] = {"generated": [], "shuffled": []}
+    other = scores.partners(list(recorded), how.seed)
+    rows: dict[scores.Row, list[tuple[str, _Words, _Words]]] = {"generated": [], "shuffled": []}
     timed = True
     for result in results:
         intervals, with_times = result.spoken()
@@ -160,11 +148,11 @@ def score_text(results: Sequence[Result], shards: Recordings, how: Resampling, c
     if timed:
         figures += _timing(rows, how)
     else:
-        figures += [absent(Heading(name, "s"), UNTIMED) for name in _TIMES]
+        figures += [scores.absent(scores.Heading(name, "s"), UNTIMED) for name in _TIMES]
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
     cut = "words are as the annotator cut them, so read the characters' rate"
     remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]
-    return Scored(figures, seconds, remarks if spaceless else [])
+    return scores.Scored(figures, seconds, remarks if spaceless else [])
 
 
 def _before(words: _Words, end_s: float) -> list[WordInterval]:
@@ -172,14 +160,14 @@ def _before(words: _Words, end_s: float) -> list[WordInterval]:
     return [word for word in words if word.start < end_s]
 
 
-def _rate(name: str, row: Row, pairs: _Pairs, how: Resampling) -> Figure:
-    values = Values()
+def _rate(name: str, row: scores.Row, pairs: _Pairs, how: scores.Resampling) -> scores.Figure:
+    values = scores.Values()
     for key, found, expected in pairs:
         values.add(key, partial(_counted, name, found, expected))
     edits = np.array([counts.edits for counts in values.found])
     units = np.array([counts.expected for counts in values.found])
-    return figure_of_statistic(
-        Heading(name, "share", row),
+    return scores.figure_of_statistic(
+        scores.Heading(name, "share", row),
         values,
         lambda chosen: float(edits[chosen].sum() / units[chosen].sum()),
         how,
@@ -194,9 +182,9 @@ def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
     return counts
 
 
-def _timing(rows: Mapping[Row, _Pairs], how: Resampling) -> Iterator[Figure]:
+def _timing(rows: Mapping[scores.Row, _Pairs], how: scores.Resampling) -> Iterator[scores.Figure]:
     """Percentiles over all words that are equal, of all results together, of their differences in time."""
-    found: dict[Row, Values] = {row: Values() for row, pairs in rows.items() if pairs}
+    found: dict[scores.Row, scores.Values] = {row: scores.Values() for row, pairs in rows.items() if pairs}
     for row, values in found.items():
         for key, words, expected in rows[row]:
             if expected:
@@ -208,7 +196,7 @@ def _timing(rows: Mapping[Row, _Pairs], how: Resampling) -> Iterator[Figure]:
             errors: list[F64] = [differences[side] for differences in values.found]
             details = {"words": sum(map(len, errors)), "expected": sum(len(words) for _, _, words in rows[row])}
             statistic = partial(_percentile, errors, percent)
-            yield figure_of_statistic(Heading(name, "s", row), values, statistic, how, details)
+            yield scores.figure_of_statistic(scores.Heading(name, "s", row), values, statistic, how, details)
 
 
 def _percentile(errors: Sequence[F64], percent: int, chosen: I64) -> float:

@@ -20,17 +20,7 @@ from torch import Tensor
 
 from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
-from omniges.storage.atomic import (
-    is_file_name,
-    is_temporary_name,
-    make_folder,
-    os_errors,
-    pending_folder,
-    publish_bytes,
-    remove_folder,
-    remove_tree,
-    sync_folder,
-)
+from omniges.storage import atomic
 from omniges.storage.canonical_json import file_sha256
 from omniges.storage.tensors import read_tensors, require_same, shapes_of, write_tensors
 
@@ -110,18 +100,18 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 
 def write_checkpoint(final: Path, contents: Contents) -> None:
     """Write a checkpoint as a folder of any name; otherwise as `save_checkpoint`."""
-    make_folder(final.parent)
-    with pending_folder(final) as unfinished:
+    atomic.make_folder(final.parent)
+    with atomic.pending_folder(final) as unfinished:
         files: dict[str, dict[str, Any]] = {}
         for name, document in contents.documents.items():
-            files[name] = {"bytes": len(document), "sha256": publish_bytes(unfinished / name, document)}
+            files[name] = {"bytes": len(document), "sha256": atomic.publish_bytes(unfinished / name, document)}
         for name, tensors in contents.tensors.items():
             size, digest = write_tensors(unfinished / name, tensors)
             files[name] = {"bytes": size, "sha256": digest}
         _compare(unfinished, files)
         # One part a file now; a model that is spread over ranks has one file a rank, told apart by name and "part".
         index = {"format": _FORMAT, "version": _VERSION, "step": contents.step, "parts": 1, "files": files}
-        publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
+        atomic.publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
 
 
 def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
@@ -140,7 +130,7 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
     if not sealed_correctly(index):
         raise DataError(f"{file}: its checksum does not fit: it was edited or damaged. {_OTHER}")
     listed = index.get("files")
-    if not isinstance(listed, dict) or not all(map(is_file_name, listed)):
+    if not isinstance(listed, dict) or not all(map(atomic.is_file_name, listed)):
         raise DataError(f"{file}: files: names of files in this folder expected. {_OTHER}")
     if index.get("version") != _VERSION:
         raise DataError(f"{file}: version {_VERSION} expected, found {index.get('version')}. Use the omniges it is of")
@@ -168,7 +158,7 @@ def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
     """Remove all but the newest `keep` checkpoints (0: none) and those of steps that are spared."""
     removed = [path for path in checkpoints(folder)[keep:] if step_of(path) not in spared] if keep else []
     for path in removed:
-        remove_folder(path)
+        atomic.remove_folder(path)
     return removed
 
 
@@ -176,9 +166,9 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed runs left half-written or half-removed; only for who holds the run's lock."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if is_temporary_name(path.name):
-                with os_errors(path, "remove"):
-                    remove_tree(path)
+            if atomic.is_temporary_name(path.name):
+                with atomic.os_errors(path, "remove"):
+                    atomic.remove_tree(path)
 
 
 def set_aside(path: Path) -> Path:
@@ -186,9 +176,9 @@ def set_aside(path: Path) -> Path:
     number = 1
     while (aside := path.with_name(f"passed-{path.name}-{number}")).exists():
         number += 1
-    with os_errors(path, "rename"):
+    with atomic.os_errors(path, "rename"):
         path.rename(aside)
-        sync_folder(path.parent)
+        atomic.sync_folder(path.parent)
     return aside
 
 

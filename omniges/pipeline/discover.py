@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import Finding, Problem, UsageFault
-from omniges.pipeline.labels import (
-    SplitList,
-    StemFields,
-    parse_split_list,
-    parse_stem,
-    speaker_of_folder,
-    split_by_rule,
-)
+from omniges.pipeline import labels
 from omniges.pipeline.settings import Selection
 from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
 
@@ -61,7 +54,7 @@ class Recording:
     stem: str
     key: str
     split: Split
-    fields: StemFields
+    fields: labels.StemFields
     files: dict[Modality, SourceFile]
     notes: tuple[Finding, ...] = ()
 
@@ -105,7 +98,7 @@ class _Part:
     folder: Path
     relative: str
     folders: Mapping[Modality, str]  # the modality folders that exist
-    split_list: SplitList | None
+    split_list: labels.SplitList | None
 
 
 def _inside(resolved: str, bounds: _Bounds) -> bool:
@@ -148,14 +141,14 @@ def discover(
     )
 
 
-def _read_split_list(path: Path, name: str) -> SplitList:
+def _read_split_list(path: Path, name: str) -> labels.SplitList:
     try:
-        return parse_split_list(path.read_bytes(), name)
+        return labels.parse_split_list(path.read_bytes(), name)
     except OSError as error:
         raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
 
 
-def _find_parts(root: Path, selection: Selection, bounds: _Bounds, override: SplitList | None) -> list[_Part]:
+def _find_parts(root: Path, selection: Selection, bounds: _Bounds, override: labels.SplitList | None) -> list[_Part]:
     candidates = [root, *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir())]
     parts = []
     for folder in candidates:
@@ -210,7 +203,7 @@ def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], 
                 entry.files[modality].append(source)
             if readable != stem:
                 entry.faults.append(Finding(Problem("stem-not-utf8", repr(stem), "UTF-8"), readable, shown))
-            folder, fields = os.path.dirname(shown), parse_stem(readable)
+            folder, fields = os.path.dirname(shown), labels.parse_stem(readable)
             if fields.known and folder != base and _names_another(os.path.basename(folder), fields):
                 found = f"folder {os.path.basename(folder)}"
                 problem = Problem("speaker-folder-mismatch", found, readable.rsplit("_", 3)[0])
@@ -259,9 +252,9 @@ def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | No
     return SourceFile(resolved, relative, status.st_size), None
 
 
-def _names_another(folder: str, fields: StemFields) -> bool:
+def _names_another(folder: str, fields: labels.StemFields) -> bool:
     """Whether the speaker folder a file lies in names another speaker than the stem."""
-    speaker_id, name = speaker_of_folder(folder)
+    speaker_id, name = labels.speaker_of_folder(folder)
     if speaker_id is None:
         return name is not None and name != fields.speaker
     return speaker_id != fields.speaker_id
@@ -281,7 +274,7 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
     for stem in stems:
         by_case[stem.casefold()].append(stem)
     for stem, entry in stems.items():
-        fields = parse_stem(stem)
+        fields = labels.parse_stem(stem)
         speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
         split, split_findings = _split_of(stem, fields, entry.part)
         if (
@@ -313,13 +306,13 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
     return recordings, rejected
 
 
-def _split_of(stem: str, fields: StemFields, part: _Part) -> tuple[Split | None, list[Finding]]:
+def _split_of(stem: str, fields: labels.StemFields, part: _Part) -> tuple[Split | None, list[Finding]]:
     if part.split_list:
         if stem in part.split_list.faulty:
             return None, [Finding(part.split_list.faulty[stem], stem)]
         if stem in part.split_list.splits:
             return part.split_list.splits[stem], []
-    split, inferred = split_by_rule(stem, fields)
+    split, inferred = labels.split_by_rule(stem, fields)
     if not inferred:
         return split, []
     listed = "not in the split list" if part.split_list else "no split list"

@@ -15,22 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, Finding, Problem
+from omniges.pipeline import incremental
 from omniges.pipeline.discover import Discovery, Recording, discover
-from omniges.pipeline.incremental import (
-    Count,
-    Digests,
-    Recalled,
-    check_begun,
-    check_removal,
-    check_update,
-    digest_inputs,
-    inputs_hash,
-    is_unchanged,
-    journal_shard,
-    known_outcomes,
-    read_complete,
-    recall,
-)
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, cut_totals, summarize, summary_of_complete
 from omniges.pipeline.worker import ConvertPool
@@ -77,12 +63,14 @@ class _Work:
     settings: PreprocessSettings
     discovery: Discovery
     workspace: Workspace
-    recalled: Mapping[str, Recalled | Rejected]  # outcomes that still hold, by stem
-    digests: Mapping[str, Digests]
+    recalled: Mapping[str, incremental.Recalled | Rejected]  # outcomes that still hold, by stem
+    digests: Mapping[str, incremental.Digests]
     earlier_stems: set[str]  # the samples of the complete set in the folder
 
 
-def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = lambda _done, _total: None) -> Summary:
+def preprocess(
+    settings: PreprocessSettings, reporter: Reporter, count: incremental.Count = lambda _done, _total: None
+) -> Summary:
     """Convert a data set to shards; returns what came of it. `count` hears of the checking that comes first.
 
     Raises UsageFault, DataError or EnvironmentFault where the run cannot begin or go on; an earlier set in the folder
@@ -98,23 +86,23 @@ def preprocess(settings: PreprocessSettings, reporter: Reporter, count: Count = 
     with locked(settings.out), _RunLog(settings.log_path) as log:
         workspace.refuse_foreign()  # under the lock: another run may be moving our files just now
         finish_commit(workspace)
-        complete = read_complete(settings)
-        check_begun(settings, workspace)
+        complete = incremental.read_complete(settings)
+        incremental.check_begun(settings, workspace)
         try:
-            earlier = known_outcomes(workspace, complete)
+            earlier = incremental.known_outcomes(workspace, complete)
         except DataError as error:  # the complete set's own lists are damaged
             log.write("set-damaged", reason=str(error))
-            earlier = known_outcomes(workspace, None)
+            earlier = incremental.known_outcomes(workspace, None)
         known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
-        digests = digest_inputs(known, settings.workers, count)
-        if complete and is_unchanged(settings, discovery, complete, digests):
+        digests = incremental.digest_inputs(known, settings.workers, count)
+        if complete and incremental.is_unchanged(settings, discovery, complete, digests):
             workspace.wipe()
             log.write("unchanged", stems=discovery.stems)
             return summary_of_complete(settings, discovery, complete, time.monotonic() - start)
         if complete is not None:
-            check_update(settings, complete)
-        check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
-        recalled = recall(earlier, known, digests, settings.workers, count)
+            incremental.check_update(settings, complete)
+        incremental.check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
+        recalled = incremental.recall(earlier, known, digests, settings.workers, count)
         work = _Work(settings, discovery, workspace, recalled, digests, earlier.complete)
         return _run(work, reporter, log, start)
 
@@ -131,7 +119,7 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
         work.workspace.journal.close()
     manifest = None
     if not tally.lost:
-        check_removal(settings, work.earlier_stems, {row.stem for row in tally.rows})
+        incremental.check_removal(settings, work.earlier_stems, {row.stem for row in tally.rows})
         manifest = _finish(work, tally, writer)
     summary = summarize(settings, discovery, tally, writer.shards, time.monotonic() - start, manifest)
     came = {"converted": summary.converted, "computed": tally.computed, "reused": tally.reused, "lost": summary.lost}
@@ -174,7 +162,7 @@ def _convert_all(
 
     def keep(shard: ShardFile, path: Path, rows: tuple[ManifestRow, ...]) -> None:
         notes = {row.stem: [note.as_json() for note in tally.notes[row.stem]] for row in rows}
-        workspace.journal.append(journal_shard(path, shard.size, shard.sha256, rows, notes), durable=True)
+        workspace.journal.append(incremental.journal_shard(path, shard.size, shard.sha256, rows, notes), durable=True)
 
     def note_death(recording: Recording, reason: str, attempt: int) -> None:
         log.write("worker-death", stem=recording.stem, reason=reason, attempt=attempt)
@@ -216,7 +204,7 @@ def _finish(work: _Work, tally: Tally, writer: ShardWriter) -> str:
     document = settings.document()
     plan = {
         "settings_sha256": sha256_hex(canonical_json(document)),
-        "inputs_sha256": inputs_hash(tally.inputs, discovery),
+        "inputs_sha256": incremental.inputs_hash(tally.inputs, discovery),
         "stems": discovery.stems,
         "rejected": tally.rejected,
         "rejected_inputs": tally.rejected_inputs,

@@ -17,15 +17,7 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.checkpoint import (
-    CHECKPOINT_FILE,
-    CHECKPOINTS,
-    EMA_FILE,
-    MODEL_FILE,
-    SavedCheckpoint,
-    find_checkpoint,
-    load_into,
-)
+from omniges.model import checkpoint
 from omniges.model.flow import FlowModel
 from omniges.model.patches import PatchGrid
 from omniges.model.spec import OF_TRUNK, ModelConfig, ModelIdentity, load_identity
@@ -94,8 +86,8 @@ def open_start(
             f"--pretrained-model-name-or-path {path}: a folder expected, found none; to get one from the Hub, run "
             "hf download NAME --local-dir DIR first"
         )
-    if (path / CHECKPOINT_FILE).is_file() or (path / CHECKPOINTS).is_dir():
-        return CheckpointStart(find_checkpoint(path), weights or "ema", changes)
+    if (path / checkpoint.CHECKPOINT_FILE).is_file() or (path / checkpoint.CHECKPOINTS).is_dir():
+        return CheckpointStart(checkpoint.find_checkpoint(path), weights or "ema", changes)
     if is_converted(path):
         if weights is not None:
             raise UsageFault("--pretrained-weights: a converted folder has one set of weights; leave the flag away")
@@ -124,9 +116,9 @@ class CheckpointStart(Start):
     Speakers keep their numbers; those that the new shards add come after them and begin as *unknown*.
     """
 
-    def __init__(self, saved: SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
+    def __init__(self, saved: checkpoint.SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
         self._saved = saved
-        self._file = EMA_FILE if weights == "ema" else MODEL_FILE
+        self._file = checkpoint.EMA_FILE if weights == "ema" else checkpoint.MODEL_FILE
         self._identity = load_identity(saved)
         self.preset = self._identity.preset
         self.config = _changed(self._identity.config, changes, _OF_TRAINING)
@@ -164,7 +156,7 @@ class CheckpointStart(Start):
             else:
                 saved[_SPEAKERS] = torch.zeros(own[_SPEAKERS].shape)
                 fates[_SPEAKERS] = Fate("new", None, _SPEAKERS, own[_SPEAKERS].numel(), reason)
-        load_into(own, saved, where)
+        checkpoint.load_into(own, saved, where)
         return Begun(where, (self._saved.path / self._file,), tuple(fates.values()), ())
 
 

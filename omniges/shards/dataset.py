@@ -26,17 +26,8 @@ from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features import audio, timebase
 from omniges.features.gesture import LAYOUT
+from omniges.shards import schema
 from omniges.shards.manifest import ManifestRow, manifest_hash
-from omniges.shards.schema import (
-    DATASET_FILE,
-    FORMAT,
-    FORMAT_VERSION,
-    LATENTS_FILE,
-    SHARD_NAME,
-    SIDE_FILES,
-    SPLITS,
-    is_count,
-)
 from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
 
@@ -171,22 +162,22 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     Raises UsageFault where there is no such folder, DataError where the set is incomplete, damaged or of another
     version.
     """
-    path = folder / DATASET_FILE
+    path = folder / schema.DATASET_FILE
     if not folder.is_dir():
         raise UsageFault(f"{folder}: a folder of shards expected, found nothing there. Run omniges preprocess first")
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder}: no {DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
+            f"{folder}: no {schema.DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
         ) from error
     except ValueError as error:
         raise DataError(f"{path}: not a JSON document ({error}). Run omniges preprocess again") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DataError(f"{path}: format {FORMAT!r} expected. This is not a folder of omniges shards")
-    if document.get("version") != FORMAT_VERSION:
+    if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
+        raise DataError(f"{path}: format {schema.FORMAT!r} expected. This is not a folder of omniges shards")
+    if document.get("version") != schema.FORMAT_VERSION:
         raise DataError(
-            f"{path}: shard contract version {FORMAT_VERSION} expected, found {document.get('version')!r}. "
+            f"{path}: shard contract version {schema.FORMAT_VERSION} expected, found {document.get('version')!r}. "
             "Use the omniges that wrote it"
         )
     if not sealed_correctly(document):
@@ -207,21 +198,21 @@ def entry_problem(name: str, entry: object, field_name: str) -> str:
 
     The name must be one that the contract gives, so that no reader joins another one to the folder's path.
     """
-    match = SHARD_NAME.fullmatch(name)
-    if (match is None) if field_name == "shards" else name not in {*SIDE_FILES, LATENTS_FILE}:
+    match = schema.SHARD_NAME.fullmatch(name)
+    if (match is None) if field_name == "shards" else name not in {*schema.SIDE_FILES, schema.LATENTS_FILE}:
         return "no name of the contract"
     if not isinstance(entry, dict):
         return f"{type(entry).__name__}"
     fields = {"bytes", "sha256"} | ({"split", "samples"} if match else set())
     if entry.keys() != fields:
         return f"fields {', '.join(sorted(entry))!a}"
-    if not is_count(entry["bytes"]):
+    if not schema.is_count(entry["bytes"]):
         return f"bytes {entry['bytes']!r}"
     if not is_sha256(entry["sha256"]):
         return f"sha256 {entry['sha256']!r}"
     if match and entry["split"] != match["split"]:
         return f"split {entry['split']!r}"
-    return f"samples {entry['samples']!r}" if match and not is_count(entry["samples"], 1) else ""
+    return f"samples {entry['samples']!r}" if match and not schema.is_count(entry["samples"], 1) else ""
 
 
 def statistics_document(
@@ -289,15 +280,15 @@ def dataset_document(
 ) -> dict[str, Any]:
     """dataset.json before it is sealed; `files` are the others beside the shards as (bytes, sha256)."""
     return {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": schema.FORMAT,
+        "version": schema.FORMAT_VERSION,
         "tool": tool_versions(),
         "features": FEATURES,
         "settings": settings,
         "plan": plan,
         "manifest_hash": manifest_hash(rows),
         "totals": totals_of(rows) | {"cut": cut},
-        "splits": {split: totals_of(row for row in rows if row.split == split) for split in SPLITS},
+        "splits": {split: totals_of(row for row in rows if row.split == split) for split in schema.SPLITS},
         "shards": {
             shard.name: {"split": shard.split, "samples": shard.samples, "bytes": shard.size, "sha256": shard.sha256}
             for shard in shards

@@ -15,21 +15,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features import timebase
-from omniges.shards.schema import (
-    LATENT_MEMBER,
-    MAX_KEY_BYTES,
-    MEMBERS,
-    OPTIONAL_MEMBERS,
-    SPLITS,
-    VERIFY,
-    is_count,
-    is_key,
-    is_relative_path,
-    is_shard_name,
-    is_stem,
-    key_from_stem,
-    member_order,
-)
+from omniges.shards import schema
 from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
 
 if TYPE_CHECKING:
@@ -98,7 +84,7 @@ def column_of(member: str) -> str:
 def latent_members(columns: Iterable[str]) -> tuple[str, ...]:
     """The latent members that a manifest with these columns has, in order."""
     named = (name.removesuffix("_npy_offset") + ".npy" for name in columns if name.endswith("_npy_offset"))
-    return tuple(sorted(member for member in named if LATENT_MEMBER.fullmatch(member)))
+    return tuple(sorted(member for member in named if schema.LATENT_MEMBER.fullmatch(member)))
 
 
 def _arrow_schema(latents: Sequence[str]) -> pa.Schema:
@@ -113,8 +99,8 @@ def _arrow_schema(latents: Sequence[str]) -> pa.Schema:
     for source in SOURCES:
         fields += [pa.field(f"{source}_path", text, nullable), pa.field(f"{source}_sha256", text, nullable)]
     fields.append(pa.field("notes", pa.list_(text), nullable=False))
-    for member in (*MEMBERS, *OPTIONAL_MEMBERS, *latents):
-        optional = member not in MEMBERS
+    for member in (*schema.MEMBERS, *schema.OPTIONAL_MEMBERS, *latents):
+        optional = member not in schema.MEMBERS
         fields += [
             pa.field(f"{column_of(member)}_offset", count, optional),
             pa.field(f"{column_of(member)}_size", count, optional),
@@ -129,7 +115,7 @@ def _flatten(row: ManifestRow, latents: Sequence[str]) -> dict[str, Any]:
     flat["notes"] = list(row.notes)
     for source in SOURCES:
         flat[f"{source}_path"], flat[f"{source}_sha256"] = sources.get(source, (None, None))
-    for member in (*MEMBERS, *OPTIONAL_MEMBERS, *latents):
+    for member in (*schema.MEMBERS, *schema.OPTIONAL_MEMBERS, *latents):
         place = members.get(member, {"offset": None, "size": None, "sha256": None})
         for name, value in place.items():
             flat[f"{column_of(member)}_{name}"] = value
@@ -144,7 +130,7 @@ def _unflatten(flat: dict[str, Any], latents: Sequence[str]) -> ManifestRow:
         if path is not None
     }
     members = {}
-    for member in (*MEMBERS, *OPTIONAL_MEMBERS, *latents):
+    for member in (*schema.MEMBERS, *schema.OPTIONAL_MEMBERS, *latents):
         offset, size, digest = (flat.pop(f"{column_of(member)}_{name}") for name in ("offset", "size", "sha256"))
         if offset is not None:
             members[member] = MemberPlace(offset, size, digest)
@@ -184,8 +170,8 @@ def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     ordered = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
-    members = sorted({member for row in rows for member in row.members}, key=member_order)
-    latents = [member for member in members if LATENT_MEMBER.fullmatch(member)]
+    members = sorted({member for row in rows for member in row.members}, key=schema.member_order)
+    latents = [member for member in members if schema.LATENT_MEMBER.fullmatch(member)]
     table = pa.Table.from_pylist([_flatten(row, latents) for row in ordered], schema=_arrow_schema(latents))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -234,7 +220,7 @@ def read_manifest(data: bytes) -> list[ManifestRow]:
 
 def _require_sound(row: ManifestRow) -> None:
     problem = row_problem(row)
-    if not problem and key_from_stem(row.stem) != row.key:
+    if not problem and schema.key_from_stem(row.stem) != row.key:
         problem = f"stem {row.stem!r}"
     if problem:
         raise ValueError(f"sample {ascii(row.key)[:100]}: {problem}")
@@ -242,13 +228,13 @@ def _require_sound(row: ManifestRow) -> None:
 
 def row_problem(row: ManifestRow) -> str:
     """Return why a row cannot be used, or nothing: its names lead out of a folder, or its numbers are none."""
-    if not is_key(row.key) or row.split not in SPLITS or not is_shard_name(row.shard):
+    if not schema.is_key(row.key) or row.split not in schema.SPLITS or not schema.is_shard_name(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
-    if not is_stem(row.stem):
+    if not schema.is_stem(row.stem):
         return f"stem {row.stem!r}"
     counts = (row.mel_frames, row.ticks, row.words)
-    least = is_count(row.frames, timebase.FRAMES_PER_TICK) and is_count(row.mel_frames, 1)
-    if not least or not all(map(is_count, counts)):
+    least = schema.is_count(row.frames, timebase.FRAMES_PER_TICK) and schema.is_count(row.mel_frames, 1)
+    if not least or not all(map(schema.is_count, counts)):
         return f"frames {row.frames}, mel frames, ticks and words {counts}"
     if not isinstance(row.seconds, (int, float)) or not math.isfinite(row.seconds):
         return f"seconds {row.seconds}"
@@ -259,16 +245,16 @@ def row_problem(row: ManifestRow) -> str:
 
 def _places_problem(row: ManifestRow) -> str:
     """Return what is wrong with the places of a row's members and sources, or nothing."""
-    if not set(MEMBERS) <= row.members.keys():
+    if not set(schema.MEMBERS) <= row.members.keys():
         return "no place of a needed member"
     for member, place in row.members.items():
-        if member not in {*MEMBERS, *OPTIONAL_MEMBERS} and not LATENT_MEMBER.fullmatch(member):
+        if member not in {*schema.MEMBERS, *schema.OPTIONAL_MEMBERS} and not schema.LATENT_MEMBER.fullmatch(member):
             return f"member {member!r}"
-        sound = is_count(place.offset, 512) and is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
+        sound = schema.is_count(place.offset, 512) and schema.is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
         if not sound or not is_sha256(place.sha256):
             return f"{member}: offset {place.offset}, size {place.size}, sha256 {place.sha256}"
     for source, (path, digest) in row.sources.items():
-        if not is_sha256(digest) or not is_relative_path(path):
+        if not is_sha256(digest) or not schema.is_relative_path(path):
             return f"{source}: {path!r}, sha256 {digest!r}"
     needed = set(SOURCES) - {"sem"}
     return "" if needed <= row.sources.keys() else f"sources {', '.join(sorted(row.sources))}"
@@ -293,12 +279,12 @@ class ManifestColumns:
         try:
             self._file = _parquet(stream)
         except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: no parquet file ({error}). {VERIFY}") from error
+            raise DataError(f"{path}: no parquet file ({error}). {schema.VERIFY}") from error
 
     def _column(self, name: str) -> pa.Array:
         table = self._file.read(columns=[name], use_threads=False)
         if name not in table.column_names:
-            raise DataError(f"{self._path}: a column {name!r} expected, found none. {VERIFY}")
+            raise DataError(f"{self._path}: a column {name!r} expected, found none. {schema.VERIFY}")
         return table.column(name).combine_chunks()
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
@@ -316,7 +302,7 @@ class ManifestColumns:
         """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
         column = self._column(name)
         if column.null_count:
-            raise DataError(f"{self._path}: column {name!r}: {column.null_count} nulls found. {VERIFY}")
+            raise DataError(f"{self._path}: column {name!r}: {column.null_count} nulls found. {schema.VERIFY}")
         if not len(column):
             return np.empty(0, np.uint8), np.zeros(1, np.int32)
         _, ends, data = column.buffers()
@@ -327,17 +313,18 @@ class ManifestColumns:
         """The keys (N,) as fixed-width bytes, each in their grammar, so that none leads out of a folder."""
         data, ends = self._bytes("key")
         if data.size and not 0 < data.min() <= data.max() < 128:
-            raise DataError(f"{self._path}: column 'key': ASCII texts expected. {VERIFY}")
+            raise DataError(f"{self._path}: column 'key': ASCII texts expected. {schema.VERIFY}")
         lengths = np.diff(ends)
         width = int(lengths.max(initial=1))
         fixed = np.zeros((len(lengths), width), dtype=np.uint8)
         fixed[np.arange(width) < lengths[:, None]] = data
         found = fixed.view(f"S{width}").reshape(-1)
-        sound = _IN_KEYS[fixed].all(axis=1) & (fixed[:, 0] != 0) & (width <= MAX_KEY_BYTES)
+        sound = _IN_KEYS[fixed].all(axis=1) & (fixed[:, 0] != 0) & (width <= schema.MAX_KEY_BYTES)
         if not sound.all():
             shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
             raise DataError(
-                f"{self._path}: key {shown}: at most {MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. {VERIFY}"
+                f"{self._path}: key {shown}: at most {schema.MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. "
+                f"{schema.VERIFY}"
             )
         return found
 
@@ -345,9 +332,11 @@ class ManifestColumns:
         """A column of hexadecimal sha256 as bytes (N, 32)."""
         data, ends = self._bytes(name)
         if (np.diff(ends) != 64).any():
-            raise DataError(f"{self._path}: column {name!r}: sha256 of 64 digits expected, found others. {VERIFY}")
+            raise DataError(
+                f"{self._path}: column {name!r}: sha256 of 64 digits expected, found others. {schema.VERIFY}"
+            )
         try:
             raw = bytes.fromhex(str(data.data, "ascii"))
         except ValueError as error:
-            raise DataError(f"{self._path}: column {name!r}: sha256 expected ({error}). {VERIFY}") from error
+            raise DataError(f"{self._path}: column {name!r}: sha256 expected ({error}). {schema.VERIFY}") from error
         return np.frombuffer(raw, np.uint8).reshape(-1, 32)

@@ -30,18 +30,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import CODES, DataError, UsageFault
+from omniges.shards import schema
 from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
-from omniges.shards.schema import (
-    CONTRACT_FILES,
-    DATASET_FILE,
-    LATENTS_FILE,
-    SIDE_FILES,
-    UNFINISHED_FILE,
-    is_contract_name,
-    is_count,
-    is_shard_name,
-)
 from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
 
@@ -68,13 +59,13 @@ def aside_name(shard: str) -> str:
 
 def is_own_name(name: str) -> bool:
     """Return whether a name is of a finished set, and of no one else in a folder that is ours; dataset.json apart."""
-    return is_contract_name(name) and name != DATASET_FILE
+    return schema.is_contract_name(name) and name != schema.DATASET_FILE
 
 
 def _is_source(name: str) -> bool:
     """Return whether a file of this name in the workspace becomes one of the set."""
-    aside = name.startswith(_ASIDE) and is_shard_name(name.removeprefix(_ASIDE))
-    return name in CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
+    aside = name.startswith(_ASIDE) and schema.is_shard_name(name.removeprefix(_ASIDE))
+    return name in schema.CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
 
 def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
@@ -109,11 +100,11 @@ class CommitSteps:
         if not all(isinstance(text, str) for text in texts):
             return False
         return (
-            all(is_shard_name(shard) and aside == aside_name(shard) for shard, aside in self.moved.items())
+            all(schema.is_shard_name(shard) and aside == aside_name(shard) for shard, aside in self.moved.items())
             and all(is_own_name(final_name(name) or name) for name in self.removed)
-            and {*SIDE_FILES, DATASET_FILE} <= self.place.keys()
+            and {*schema.SIDE_FILES, schema.DATASET_FILE} <= self.place.keys()
             and all(
-                name == source if source in CONTRACT_FILES else _is_source(source) and is_shard_name(name)
+                name == source if source in schema.CONTRACT_FILES else _is_source(source) and schema.is_shard_name(name)
                 for source, name in self.place.items()
             )
             and len(set(self.place.values())) == len(self.place)
@@ -139,7 +130,7 @@ class Workspace:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.folder = out / UNFINISHED_FILE
+        self.folder = out / schema.UNFINISHED_FILE
         self.journal = Journal(self.folder / JOURNAL_FILE)
 
     def problem(self) -> str | None:
@@ -175,7 +166,7 @@ class Workspace:
             problem = self.problem()
         if problem:
             raise UsageFault(problem)
-        if (self.out / DATASET_FILE).exists() or self.folder.is_dir() or not self.out.is_dir():
+        if (self.out / schema.DATASET_FILE).exists() or self.folder.is_dir() or not self.out.is_dir():
             return
         ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
         if ours:
@@ -307,9 +298,9 @@ def _journal_problem(row: Any) -> str:
     staged, shard = row["staged"], row.get("shard", "train-000000.tar")
     if not isinstance(staged, str) or not _STAGED.fullmatch(staged):
         return f"staged {staged!r}"
-    if not is_shard_name(shard):
+    if not schema.is_shard_name(shard):
         return f"shard {shard!r}"
-    if not is_count(row["bytes"]) or not is_sha256(row["sha256"]):
+    if not schema.is_count(row["bytes"]) or not is_sha256(row["sha256"]):
         return f"bytes {row['bytes']!r}, sha256 {row['sha256']!r}"
     for fields in row["rows"]:
         row_from_journal(fields)
@@ -340,7 +331,7 @@ def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
     the workspace under their own names.
     """
     out = workspace.out
-    place = {name: name for name in (*SIDE_FILES, LATENTS_FILE, DATASET_FILE)}
+    place = {name: name for name in (*schema.SIDE_FILES, schema.LATENTS_FILE, schema.DATASET_FILE)}
     moved: dict[str, str] = {}
     stay = set()
     for name, path in shards.items():
@@ -368,7 +359,7 @@ def finish_commit(workspace: Workspace) -> None:
     if begun is not None:
         _require_dataset(folder, folder)  # before the earlier set is touched
         with os_errors(out):
-            (out / DATASET_FILE).unlink(missing_ok=True)
+            (out / schema.DATASET_FILE).unlink(missing_ok=True)
             sync_folder(out)
             for name in begun.removed:
                 (out / name).unlink(missing_ok=True)
@@ -380,10 +371,10 @@ def finish_commit(workspace: Workspace) -> None:
     steps = workspace.steps(PLACE_FILE)
     if steps is None:
         return
-    last = {DATASET_FILE: DATASET_FILE}
+    last = {schema.DATASET_FILE: schema.DATASET_FILE}
     for places in (steps.place, last):
         for source, name in places.items():
-            if places is last or name != DATASET_FILE:
+            if places is last or name != schema.DATASET_FILE:
                 _rename(folder / source, out / name)
         _sync(out, folder)
     _require_dataset(out, folder)
@@ -391,9 +382,10 @@ def finish_commit(workspace: Workspace) -> None:
 
 
 def _require_dataset(place: Path, folder: Path) -> None:
-    if not (place / DATASET_FILE).is_file():
+    if not (place / schema.DATASET_FILE).is_file():
         raise DataError(
-            f"{folder}: {DATASET_FILE} has been taken out, so the shards cannot be completed. Choose another --out"
+            f"{folder}: {schema.DATASET_FILE} has been taken out, so the shards cannot be completed. "
+            "Choose another --out"
         )
 
 

@@ -36,15 +36,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.storage.atomic import (
-    PendingFile,
-    final_name,
-    is_temporary_name,
-    make_folder,
-    os_errors,
-    publish_bytes,
-    refuse_links,
-)
+from omniges.storage import atomic
 from omniges.storage.canonical_json import canonical_json, file_sha256
 from omniges.storage.remote import MissingFile, Store, StoreFault
 
@@ -115,7 +107,7 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
         wait(backoff_s(retries, attempt, salt))
 
 
-def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[], object]) -> PendingFile:
+def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[], object]) -> atomic.PendingFile:
     """Copy a file of a store into a new pending file and hold it against its size and sha256.
 
     `check` is called before each piece and may raise to give up. Raises WrongContent naming the file, what was
@@ -123,7 +115,7 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
     """
     place = store.location.shown_file(file.name)
     with contextlib.ExitStack() as undo:
-        pending = PendingFile(path)
+        pending = atomic.PendingFile(path)
         undo.callback(pending.abort)
         try:
             with store.open_stream(file.name) as stream:
@@ -190,7 +182,7 @@ class CacheFolder:
         self.capacity_bytes = capacity_bytes
         self._counts = CacheCounts()
         self._counting = threading.Lock()
-        make_folder(root)
+        atomic.make_folder(root)
 
     @property
     def counts(self) -> CacheCounts:
@@ -209,15 +201,15 @@ class CacheFolder:
         return self.root / group
 
     def acquire(
-        self, file: CachedFile, fill: Callable[[Path], PendingFile], wait_s: float = 0.0, recheck: bool = False
+        self, file: CachedFile, fill: Callable[[Path], atomic.PendingFile], wait_s: float = 0.0, recheck: bool = False
     ) -> Pin:
         """The file, pinned; `fill` makes it where it is absent or damaged, once however many processes ask.
 
         `fill` writes and checks a pending file at the path that it is given. `recheck` takes the checksum again though
         nothing says that the file was changed. Raises CacheFull where space does not become free within `wait_s`.
         """
-        refuse_links(self.root, (file.group,))
-        make_folder(self.folder(file.group))
+        atomic.refuse_links(self.root, (file.group,))
+        atomic.make_folder(self.folder(file.group))
         path = self.folder(file.group) / file.name
         pin = self._pin_checked(path, file, recheck)
         if pin is not None:
@@ -228,9 +220,9 @@ class CacheFolder:
             if pin is not None:  # another process was faster
                 self.count(hits=1)
                 return pin
-            with os_errors(path.parent, "clear"):  # of killed processes: only the holder of the lock writes
+            with atomic.os_errors(path.parent, "clear"):  # of killed processes: only the holder of the lock writes
                 for entry in list(os.scandir(path.parent)):
-                    if is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
+                    if atomic.is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
                         Path(entry.path).unlink(missing_ok=True)
             self._make_space(path, file.size, lock, wait_s)
             try:
@@ -243,7 +235,7 @@ class CacheFolder:
         pin = _pin(path)
         if pin is None:
             return None
-        with os_errors(path, "read"):
+        with atomic.os_errors(path, "read"):
             if _recorded(path, file) and not (recheck and file_sha256(path) != file.sha256):
                 _touch(path)
                 return pin
@@ -257,7 +249,7 @@ class CacheFolder:
         pin = _pin(path)
         if pin is None:
             return None
-        with os_errors(path, "read"):
+        with atomic.os_errors(path, "read"):
             if path.stat().st_size == file.size and file_sha256(path) == file.sha256:
                 _record(path, file)
                 return pin
@@ -266,7 +258,7 @@ class CacheFolder:
             path.unlink(missing_ok=True)
         return None
 
-    def _fill(self, path: Path, file: CachedFile, fill: Callable[[Path], PendingFile]) -> Pin:
+    def _fill(self, path: Path, file: CachedFile, fill: Callable[[Path], atomic.PendingFile]) -> Pin:
         with contextlib.ExitStack() as undo:
             pending = fill(path)
             undo.callback(pending.abort)
@@ -285,7 +277,7 @@ class CacheFolder:
         """Evict what was not used for longest until `size` more bytes fit, and note them in the file's lock."""
         deadline = time.monotonic() + wait_s
         while True:
-            with _locked(self.root / ".lock"), os_errors(self.root, "clear"):
+            with _locked(self.root / ".lock"), atomic.os_errors(self.root, "clear"):
                 used, candidates = _survey(self.root, path)
                 missing = used + size - self.capacity_bytes
                 for _, freed, candidate in sorted(candidates):
@@ -316,12 +308,12 @@ def _beside(path: Path, kind: str) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
     """Wait for the exclusive lock of a lock file; the file stays, for removing it would race."""
-    with os_errors(path, "lock"):
+    with atomic.os_errors(path, "lock"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         if os.fstat(descriptor).st_nlink > 1:  # a reservation is written here, so its other name would be changed
             raise UsageFault(f"{path}: a lock file with one name expected, found a link. Remove it")
-        with os_errors(path, "lock"):
+        with atomic.os_errors(path, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
@@ -330,7 +322,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 def _pin(path: Path) -> Pin | None:
     """Hold a shared lock on a file, or None where there is no such file (any more)."""
-    with os_errors(path, "read"):
+    with atomic.os_errors(path, "read"):
         try:
             pin = Pin(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         except FileNotFoundError:
@@ -362,7 +354,7 @@ def _recorded(path: Path, file: CachedFile) -> bool:
 
 
 def _record(path: Path, file: CachedFile) -> None:
-    publish_bytes(_beside(path, "checked"), canonical_json(_identity(path, file)))
+    atomic.publish_bytes(_beside(path, "checked"), canonical_json(_identity(path, file)))
     _touch(path)
 
 
@@ -375,7 +367,7 @@ def _touch(path: Path) -> None:
 
 def _filled_file(temporary: str) -> str:
     """The cached file that a temporary file, of it or of its record, belongs to."""
-    name = final_name(temporary) or temporary
+    name = atomic.final_name(temporary) or temporary
     return name[1:].removesuffix(".checked") if name.startswith(".") else name
 
 
@@ -394,7 +386,7 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
         sizes = _sizes(group)
         for name, size in sizes.items():
             path = group / name
-            if is_temporary_name(name):
+            if atomic.is_temporary_name(name):
                 filled = group / _filled_file(name)
                 if filled != own:
                     with _try_lock(_beside(filled, "lock")) as lock:

@@ -16,19 +16,7 @@ import torch
 from omniges.data.sequence import resume as check_state
 from omniges.errors import DataError, UsageFault
 from omniges.features.text_slots import SlotCodec
-from omniges.model.checkpoint import (
-    CHECKPOINTS,
-    EMA_FILE,
-    MODEL_FILE,
-    OPTIMIZER_FILE,
-    Choice,
-    Contents,
-    SavedCheckpoint,
-    choose,
-    open_checkpoint,
-    remove_unfinished,
-    set_aside,
-)
+from omniges.model import checkpoint
 from omniges.model.spec import parameter_count
 from omniges.progress import Reporter, duration, make_reporter
 from omniges.storage.atomic import locked, make_folder, refuse_links
@@ -103,9 +91,9 @@ def train(settings: TrainSettings) -> Summary:
             if ranks.first:
                 make_folder(settings.output_dir)
                 stack.enter_context(locked(settings.output_dir))
-                refuse_links(settings.output_dir, (CHECKPOINTS, VALIDATIONS, LOG_FILE, *TRACKER_FOLDERS))
-                for name in (CHECKPOINTS, VALIDATIONS):
-                    remove_unfinished(settings.output_dir / name)
+                refuse_links(settings.output_dir, (checkpoint.CHECKPOINTS, VALIDATIONS, LOG_FILE, *TRACKER_FOLDERS))
+                for name in (checkpoint.CHECKPOINTS, VALIDATIONS):
+                    checkpoint.remove_unfinished(settings.output_dir / name)
         with ranks.together("open the shards"):
             run = open_run(settings, accelerator, ranks, stack)
         return _carry_out(run, began_s, stack)
@@ -205,7 +193,7 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
     }
     documents = {STATE_FILE: document, SETTINGS_FILE: run.settings.as_json(), PROVENANCE_FILE: provenance}
     written = {name: json_document(found) for name, found in documents.items()} | run.identity.documents()
-    contents = Contents(state.step, run.learner.tensors(), written)
+    contents = checkpoint.Contents(state.step, run.learner.tensors(), written)
     limit = run.settings.checkpoints_total_limit
     path, removed = save_and_prune(run.settings.output_dir, contents, limit, state.best)
     for one in removed:
@@ -213,28 +201,28 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
     return path
 
 
-def _resume(run: Run) -> tuple[RunState, Choice, list[str]]:
+def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
     """Load the checkpoint that the settings ask for; the first rank chooses, all of them load it."""
     settings, ranks = run.settings, run.ranks
 
-    def fits(saved: SavedCheckpoint) -> None:
+    def fits(saved: checkpoint.SavedCheckpoint) -> None:
         run.identity.require_same(saved)
         check_state(run.feed.state_at(0), saved.document(STATE_FILE)["loader"])
 
-    choice = Choice(None)
+    choice = checkpoint.Choice(None)
     with ranks.together("choose a checkpoint"):
         if ranks.first:
-            choice = choose(settings.output_dir, settings.resume, fits)
+            choice = checkpoint.choose(settings.output_dir, settings.resume, fits)
     chosen = choice.checkpoint
     step = ranks.largest(-1 if chosen is None else chosen.step)
     if step < 0:
         _crown_again(run, None)
         return RunState(), choice, []
     with ranks.together("load the checkpoint"):
-        remarks = [f"passed over {set_aside(path)}: {reason}" for path, reason in choice.passed]
+        remarks = [f"passed over {checkpoint.set_aside(path)}: {reason}" for path, reason in choice.passed]
         if chosen is None:  # on the other ranks: the first has checked every byte
             folder = run.checkpoint(step) if settings.resume == "latest" else Path(settings.resume)
-            chosen = open_checkpoint(folder, bytewise=False)
+            chosen = checkpoint.open_checkpoint(folder, bytewise=False)
         state, more = _load(run, chosen)
     kept = _crown_again(run, state.best)
     if kept != state.best and state.best is not None:
@@ -259,13 +247,15 @@ def _crown_again(run: Run, best: Best | None) -> Best | None:
     return best if run.ranks.largest(kept) else None
 
 
-def _load(run: Run, saved: SavedCheckpoint) -> tuple[RunState, list[str]]:
+def _load(run: Run, saved: checkpoint.SavedCheckpoint) -> tuple[RunState, list[str]]:
     document = saved.document(STATE_FILE)
     if document.get("version") != _STATE_VERSION:
         raise DataError(
             f"{saved.path / STATE_FILE}: version {_STATE_VERSION} expected, found {document.get('version')}"
         )
-    files = {name: saved.tensors(name) for name in (MODEL_FILE, EMA_FILE, OPTIMIZER_FILE)}
+    files = {
+        name: saved.tensors(name) for name in (checkpoint.MODEL_FILE, checkpoint.EMA_FILE, checkpoint.OPTIMIZER_FILE)
+    }
     run.learner.load(files, document["loss_scale"], str(saved.path))
     note = run.feed.load_state_dict(document["loader"]).note
     own, was = machine(run.accelerator.device, run.ranks.world_size), document["machine"]

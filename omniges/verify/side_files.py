@@ -18,18 +18,9 @@ import numpy as np
 from omniges.errors import CODES
 from omniges.features import timebase
 from omniges.features.text_slots import tokenizer_problem
-from omniges.shards import schema
+from omniges.shards import manifest, schema
 from omniges.shards.dataset import Partial, statistics_document, totals_of, train_tokenizer
 from omniges.shards.latents import CodecEntry, latents_document
-from omniges.shards.manifest import (
-    SOURCES,
-    ManifestRow,
-    column_of,
-    latent_members,
-    manifest_hash,
-    parse_manifest,
-    row_problem,
-)
 from omniges.shards.schema import key_from_stem
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.storage.canonical_json import json_document
@@ -48,7 +39,7 @@ _FINDING: Final = {"code", "severity", "stem", "file", "found", "expected", "mea
 # --- the manifest
 
 
-def read_rows(data: bytes, samples: int, out: Collector) -> list[ManifestRow] | None:
+def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.ManifestRow] | None:
     """The rows, or None after a finding; `samples` is how many dataset.json promises."""
     import pyarrow as pa  # noqa: PLC0415 - 0.3 s that level quick does not pay
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -63,14 +54,14 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[ManifestRow] | 
         if not 0 <= unpacked <= _ROW_BYTES * samples + (1 << 20):
             out.add("manifest-unreadable", f"rows that unpack to {unpacked} bytes", f"{samples} rows of some kB")
             return None
-        rows = parse_manifest(data)
+        rows = manifest.parse_manifest(data)
         torn = _torn_places(file)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         out.add("manifest-unreadable", f"{type(error).__name__}: {error}", "a manifest of the contract")
         return None
     if torn:
         out.add("manifest-malformed", f"{torn}: values of a part that is not there", "all of a part's columns or none")
-    wrong = [(row, problem) for row in rows for problem in [row_problem(row)] if problem]
+    wrong = [(row, problem) for row in rows for problem in [manifest.row_problem(row)] if problem]
     for row, problem in wrong:
         out.add("manifest-malformed", problem, key=row.key)
     return None if wrong or torn else rows
@@ -78,9 +69,9 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[ManifestRow] | 
 
 def _torn_places(file: pq.ParquetFile) -> str:
     """The first column that holds a value where a column beside it says that the part is absent, or nothing."""
-    groups = [[f"{source}_path", f"{source}_sha256"] for source in SOURCES]
-    for member in (*schema.OPTIONAL_MEMBERS, *latent_members(file.schema_arrow.names)):
-        column = column_of(member)
+    groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
+    for member in (*schema.OPTIONAL_MEMBERS, *manifest.latent_members(file.schema_arrow.names)):
+        column = manifest.column_of(member)
         groups.append([f"{column}_offset", f"{column}_size", f"{column}_sha256"])
     table = file.read(columns=[name for group in groups for name in group], use_threads=False)
     for first, *others in groups:
@@ -92,8 +83,8 @@ def _torn_places(file: pq.ParquetFile) -> str:
 
 
 def check_rows(
-    rows: Sequence[ManifestRow], inventory: Inventory
-) -> tuple[dict[str, list[ManifestRow]], list[VerifyFinding]]:
+    rows: Sequence[manifest.ManifestRow], inventory: Inventory
+) -> tuple[dict[str, list[manifest.ManifestRow]], list[VerifyFinding]]:
     """Hold the rows against themselves and dataset.json; the rows of each shard whose layout is possible."""
     out = Collector(schema.MANIFEST_FILE)
     for name in ("key", "stem"):
@@ -105,7 +96,7 @@ def check_rows(
             seen.add(value)
     _check_each(rows, {entry.member for entry in inventory.codecs.values()}, out)
     _check_packing(rows, out)
-    shards: dict[str, list[ManifestRow]] = defaultdict(list)
+    shards: dict[str, list[manifest.ManifestRow]] = defaultdict(list)
     for row in rows:
         shards[row.shard].append(row)
     _check_shards(shards, inventory, out)
@@ -128,7 +119,7 @@ def check_rows(
     return planned, out.finish()
 
 
-def _check_each(rows: Sequence[ManifestRow], latents: set[str], out: Collector) -> None:
+def _check_each(rows: Sequence[manifest.ManifestRow], latents: set[str], out: Collector) -> None:
     """Key and lengths of each row follow from its stem and frames; it has these latents, and one kind of audio."""
     for row in rows:
         if key_from_stem(row.stem) != row.key:
@@ -147,7 +138,7 @@ def _check_each(rows: Sequence[ManifestRow], latents: set[str], out: Collector) 
             out.add("manifest-latents", found, expected, row.key)
 
 
-def _check_packing(rows: Sequence[ManifestRow], out: Collector) -> None:
+def _check_packing(rows: Sequence[manifest.ManifestRow], out: Collector) -> None:
     places = [(row.shard, row.members["json"].offset) for row in rows]
     for before, after, row in zip(places, places[1:], rows[1:], strict=False):
         if after <= before:
@@ -161,7 +152,7 @@ def _check_packing(rows: Sequence[ManifestRow], out: Collector) -> None:
         last[row.split] = row.key
 
 
-def _check_shards(shards: dict[str, list[ManifestRow]], inventory: Inventory, out: Collector) -> None:
+def _check_shards(shards: dict[str, list[manifest.ManifestRow]], inventory: Inventory, out: Collector) -> None:
     for name in sorted(shards.keys() | inventory.shards.keys()):
         own, listed = shards.get(name, []), inventory.shards.get(name)
         if listed is None:
@@ -173,7 +164,7 @@ def _check_shards(shards: dict[str, list[ManifestRow]], inventory: Inventory, ou
             out.add("manifest-shards", f"split {wrong.split} in {name}", listed.split, key=wrong.key)
 
 
-def _check_document(rows: Sequence[ManifestRow], inventory: Inventory, out: Collector) -> None:
+def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, out: Collector) -> None:
     """Totals and manifest hash, recomputed."""
     document = inventory.document
     splits = {split: totals_of(row for row in rows if row.split == split) for split in schema.SPLITS}
@@ -183,21 +174,23 @@ def _check_document(rows: Sequence[ManifestRow], inventory: Inventory, out: Coll
             given = {field: value for field, value in given.items() if field != "cut"}
         if given != wanted:
             out.add("manifest-totals", f"{name}: {given!r}", f"{wanted!r}")
-    digest = manifest_hash(rows)
+    digest = manifest.manifest_hash(rows)
     if document.get("manifest_hash") != digest:
         out.add("manifest-hash", f"{document.get('manifest_hash')}", digest)
 
 
-def check_recordings(rows: Sequence[ManifestRow]) -> list[VerifyFinding]:
+def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
     """No recording in two splits, by content and by source; twice in one split is a note."""
     out = Collector(schema.MANIFEST_FILE)
-    identities: tuple[Callable[[ManifestRow], Any], ...] = (
+    identities: tuple[Callable[[manifest.ManifestRow], Any], ...] = (
         lambda row: (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256),
         lambda row: (row.sources["npz"][1], row.sources["wav"][1]),
     )
     told: set[str] = set()
     for identity in identities:
-        firsts: dict[Any, dict[str, ManifestRow]] = defaultdict(dict)  # of each recording the first row of each split
+        firsts: dict[Any, dict[str, manifest.ManifestRow]] = defaultdict(
+            dict
+        )  # of each recording the first row of each split
         for row in rows:
             earlier = firsts[identity(row)]
             if earlier and row.key not in told:
@@ -215,7 +208,7 @@ def check_recordings(rows: Sequence[ManifestRow]) -> list[VerifyFinding]:
 
 
 def check_statistics(
-    data: bytes, rows: Sequence[ManifestRow], partials: Sequence[tuple[Partial, Partial]], words: Counter[str]
+    data: bytes, rows: Sequence[manifest.ManifestRow], partials: Sequence[tuple[Partial, Partial]], words: Counter[str]
 ) -> list[VerifyFinding]:
     """stats.json against a recomputation by the functions that wrote it, byte for byte."""
     out = Collector(schema.STATS_FILE)
@@ -306,7 +299,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
     return out.finish()
 
 
-def check_report(data: bytes, rows: Sequence[ManifestRow]) -> list[VerifyFinding]:
+def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
     """report.jsonl: every line a finding, in order, and none that contradicts the manifest."""
     out = Collector(schema.REPORT_FILE)
     told: dict[str, set[str]] = defaultdict(set)  # stem -> codes
