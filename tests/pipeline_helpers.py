@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from command_server import server
+
 from omniges.features.audio import Loudness
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Summary
@@ -33,7 +35,9 @@ def run_preprocess(
 
 
 def omniges(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command, as a user does."""
+    """Run the command, as a user does: in a new interpreter where variables of the environment are given."""
+    if not variables:
+        return server().run(tuple(map(str, words)))
     return subprocess.run(
         [*COMMAND, *map(str, words)], capture_output=True, text=True, env=os.environ | variables, timeout=100
     )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError
+from omniges.evaluation import scores
 from omniges.evaluation.motion import (
     Body,
     ClipMotion,
@@ -20,23 +21,6 @@ from omniges.evaluation.motion import (
     TrainSplit,
     generated_motion,
     recorded_motion,
-)
-from omniges.evaluation.scores import (
-    ROWS,
-    UNCONDITIONAL,
-    Figure,
-    Heading,
-    Recordings,
-    Resampling,
-    Result,
-    Row,
-    Scored,
-    Values,
-    absent,
-    figure_of_mean,
-    figure_of_statistic,
-    partners,
-    waveform,
 )
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
@@ -50,7 +34,7 @@ from omniges.shards.manifest import ManifestRow
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-_BEATS: Final = Heading("beat consistency", "")
+_BEATS: Final = scores.Heading("beat consistency", "")
 _NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
 _ALONE: Final = "one recording has no other to take the audio of"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
@@ -80,19 +64,19 @@ _NO_VALUES: Final = {
 
 
 def score_gesture(
-    results: Sequence[Result],
-    shards: Recordings,
+    results: Sequence[scores.Result],
+    shards: scores.Recordings,
     instruments: Instruments,
     train: TrainSplit | None,
-    how: Resampling,
+    how: scores.Resampling,
     count: Callable[[], None],
-) -> Scored:
+) -> scores.Scored:
     """Figures of a task that makes gesture, result by result. Raises DataError for files that cannot be read."""
     scorer = _Scorer(results, shards, instruments, train, how)
     for result in results:
         scorer.add(result)
         count()
-    return Scored(scorer.figures(), scorer.seconds)
+    return scores.Scored(scorer.figures(), scorer.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +95,11 @@ class _Scorer:
 
     def __init__(
         self,
-        results: Sequence[Result],
-        shards: Recordings,
+        results: Sequence[scores.Result],
+        shards: scores.Recordings,
         instruments: Instruments,
         train: TrainSplit | None,
-        how: Resampling,
+        how: scores.Resampling,
     ) -> None:
         self._shards, self._with, self._how = shards, instruments, how
         speeds = instruments.mean_speeds_m_s
@@ -123,15 +107,15 @@ class _Scorer:
             speeds = np.empty(0) if train is None else train.mean_speeds_m_s
         self._beats = BeatRows(instruments.profile.beats, speeds)
         self._features = FeatureRows(instruments, train)
-        self._scores: dict[tuple[str, Row], Values] = {}
+        self._scores: dict[tuple[str, scores.Row], scores.Values] = {}
         self._unconditional = results[0].unconditional
         self._rows = {result.key: result.row for result in results}
-        self._partners = partners(list(self._rows), how.seed)
+        self._partners = scores.partners(list(self._rows), how.seed)
         self._recording: _Recording | None = None
         self.seconds: dict[str, float] = {}
 
-    def _values(self, metric: str, row: Row) -> Values:
-        return self._scores.setdefault((metric, row), Values())
+    def _values(self, metric: str, row: scores.Row) -> scores.Values:
+        return self._scores.setdefault((metric, row), scores.Values())
 
     def _recording_of(self, row: ManifestRow) -> _Recording:
         """A recording, read once for all results of it, which stand beside each other."""
@@ -143,12 +127,12 @@ class _Scorer:
                 row,
                 recorded_motion(self._shards, row),
                 self._with.bodies.of(self._shards.array(row, "betas.npy")),
-                None if self._unconditional else waveform(self._shards, row),
+                None if self._unconditional else scores.waveform(self._shards, row),
                 None if spans is None else tuple(SemanticSpan(**span) for span in spans),
             )
         return self._recording
 
-    def add(self, result: Result) -> None:
+    def add(self, result: scores.Result) -> None:
         """One more result."""
         key, recording = result.key, self._recording_of(result.row)
         generated = generated_motion(result, recording.motion.frames)
@@ -172,7 +156,7 @@ class _Scorer:
         if isinstance(recording.body, Person):
             self._add_face(key, recording.body, generated, recorded, other)
 
-    def _add_alone(self, result: Result, row: Row, motion: ClipMotion, joints: F64, body: Body) -> None:
+    def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:
         """What motion says by itself."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
@@ -192,12 +176,12 @@ class _Scorer:
         if spans is None and settings.without_scores == "refused":
             self._values("semantic recall", "generated").leave_out("no sem annotation")
             return
-        scores = None if spans is None else positions.semantic_scores(spans, len(own), settings)
+        spoken = None if spans is None else positions.semantic_scores(spans, len(own), settings)
 
         def recall(joints: F64) -> Any:
             frames = min(len(joints), len(own))
             return positions.semantic_recall(
-                own[:frames], joints[:frames], None if scores is None else scores[:frames], settings
+                own[:frames], joints[:frames], None if spoken is None else spoken[:frames], settings
             )
 
         self._values("semantic recall", "generated").add(key, lambda: recall(true))
@@ -206,7 +190,7 @@ class _Scorer:
             self._values("semantic recall", "shuffled").add(key, lambda: recall(others))
         recorded = self._values("semantic recall", "recorded")
         if key not in recorded.keys:
-            recorded.add(key, lambda: positions.semantic_recall(true, true, scores, settings))
+            recorded.add(key, lambda: positions.semantic_recall(true, true, spoken, settings))
 
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
@@ -219,28 +203,28 @@ class _Scorer:
             sums.add(own, true)
             if rest and rest[0] is not None:
                 shuffled.add(own[: len(rest[0])], rest[0])
-        rows: list[tuple[Row, positions.FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
+        rows: list[tuple[scores.Row, positions.FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
         for row, found in rows[: len(motions) - 1]:
             self._values("face MSE", row).add(key, found.mse)
             self._values("face LVD", row).add(key, partial(found.velocity, self._with.profile.face))
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[scores.Figure]:
         """All of them, in the order of the report."""
-        beats = [absent(_BEATS, UNCONDITIONAL)] if self._unconditional else self._beats.figures(self._how)
+        beats = [scores.absent(_BEATS, scores.UNCONDITIONAL)] if self._unconditional else self._beats.figures(self._how)
         figures = [*self._features.figures(self._how), *beats]
         for metric, unit in _UNITS.items():
-            rows = [(Heading(metric, unit, row), self._scores.get((metric, row))) for row in ROWS]
+            rows = [(scores.Heading(metric, unit, row), self._scores.get((metric, row))) for row in scores.ROWS]
             there = [(heading, values) for heading, values in rows if values is not None]
             figure_of = self._seam_figure if metric.startswith("seams") else self._mean_figure
             if metric in _AGAINST_A_RECORDING and self._unconditional:
-                figures.append(absent(Heading(metric, unit), UNCONDITIONAL))
+                figures.append(scores.absent(scores.Heading(metric, unit), scores.UNCONDITIONAL))
             elif not there:
-                figures.append(absent(Heading(metric, unit), _NO_VALUES[metric]))
+                figures.append(scores.absent(scores.Heading(metric, unit), _NO_VALUES[metric]))
             else:
                 figures += [figure_of(heading, values) for heading, values in there]
         return figures
 
-    def _mean_figure(self, heading: Heading, values: Values) -> Figure:
+    def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
         """A mean by weight, and what some metrics say beside their values."""
         details: dict[str, Any] = {}
         match values.found:
@@ -251,9 +235,9 @@ class _Scorer:
             case [positions.SkateScore(), *_]:  # one that never touches the floor cannot skate on it
                 contact = sum(one.weight for one in values.found)
                 details = {"contact_share": contact / sum(one.toe_frames for one in values.found)}
-        return figure_of_mean(heading, values, self._how, details)
+        return scores.figure_of_mean(heading, values, self._how, details)
 
-    def _seam_figure(self, heading: Heading, values: Values) -> Figure:
+    def _seam_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
         """Share of values at seams above the 99th percentile of elsewhere in their clip; 0.01 is expected."""
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}
@@ -263,7 +247,7 @@ class _Scorer:
         def share(chosen: I64) -> float:
             return float(counts[chosen, 0].sum() / counts[chosen, 1].sum())
 
-        return figure_of_statistic(heading, values, share, self._how, details)
+        return scores.figure_of_statistic(heading, values, share, self._how, details)
 
 
 @dataclass(slots=True)
@@ -272,7 +256,9 @@ class BeatRows:
 
     settings: BeatSettings
     mean_speeds_m_s: F64  # (55,)
-    _rows: dict[Row, Values] = field(default_factory=lambda: {row: Values() for row in ROWS})
+    _rows: dict[scores.Row, scores.Values] = field(
+        default_factory=lambda: {row: scores.Values() for row in scores.ROWS}
+    )
     _moved: list[tuple[str, int, tuple[I64, ...]]] = field(default_factory=list)  # key, frames, beats of a result
     _heard: dict[str, tuple[int, F64]] = field(default_factory=dict)  # frames and onsets of a recording
     _without: int = 0
@@ -290,7 +276,7 @@ class BeatRows:
             own, true = (motion_beats(joints, self.mean_speeds_m_s, self.settings) for joints in (generated, recorded))
             score, recorded_score = (beat_score(times, beats, frames, self.settings) for beats in (own, true))
         except DataError as error:
-            for row in ROWS:
+            for row in scores.ROWS:
                 self._rows[row].leave_out(error)
             return
         self._rows["generated"].keep(key, score)
@@ -299,30 +285,30 @@ class BeatRows:
             self._rows["recorded"].keep(key, recorded_score)
             self._heard[key] = frames, times
 
-    def figures(self, how: Resampling) -> list[Figure]:
+    def figures(self, how: scores.Resampling) -> list[scores.Figure]:
         """The three rows."""
         generated = self._rows["generated"]
         if not generated.found and not generated.left_out:
-            return [absent(_BEATS, _NO_AUDIO)]
+            return [scores.absent(_BEATS, _NO_AUDIO)]
         self._shuffle(how.seed)
         figures = []
         for row, values in self._rows.items():
             if self._without:
                 values.left_out[_NO_AUDIO] += self._without
             if row == "shuffled" and len(self._heard) == 1:
-                figures.append(absent(replace(_BEATS, row=row), _ALONE))
+                figures.append(scores.absent(replace(_BEATS, row=row), _ALONE))
                 continue
             details = {
                 "audio_beats": sum(one.audio_beats for one in values.found),
                 "motion_beats": sum(one.motion_beats for one in values.found),
                 "threshold": self.settings.threshold,
             }
-            figures.append(figure_of_mean(replace(_BEATS, row=row), values, how, details))
+            figures.append(scores.figure_of_mean(replace(_BEATS, row=row), values, how, details))
         return figures
 
     def _shuffle(self, seed: int) -> None:
         """Every result with the audio of the next recording in one random cycle."""
-        partner = partners(list(self._heard), seed)
+        partner = scores.partners(list(self._heard), seed)
         for key, frames, beats in self._moved if partner else ():
             other_frames, times = self._heard[partner[key]]
             common = min(frames, other_frames)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
+from omniges.features.audio import MEL_BANDS, N_FFT, load_librosa, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
@@ -113,10 +113,8 @@ class GriffinLim:
 
     def _segment(self, mel: F32) -> F64:
         """Samples (160 F,) of a segment."""
-        import librosa  # noqa: PLC0415 - seconds that only audio pays
-
         padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the last sample's end
-        found = librosa.griffinlim(
+        found = load_librosa().griffinlim(
             _magnitudes(padded),
             n_iter=_ITERATIONS,
             hop_length=HOP_SAMPLES,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.audio import load_librosa
 from omniges.features.body import Numbers
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64, checked
@@ -114,8 +115,7 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
     """
     audio = checked(samples, "audio", (None,)).astype(np.float32)
     if settings.audio == "resampled-twice" and len(audio):
-        import librosa  # noqa: PLC0415
-
+        librosa = load_librosa()
         there = librosa.resample(audio, orig_sr=SAMPLE_RATE_HZ, target_sr=_DETOUR_HZ)
         audio = librosa.resample(there, orig_sr=_DETOUR_HZ, target_sr=SAMPLE_RATE_HZ)
     start = int(settings.crop_frames * SAMPLE_RATE_HZ / FRAME_RATE_HZ)
@@ -128,9 +128,8 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
         raise DataError(
             f"audio: found {len(cropped)} samples after the crop; expected {_LEAST_SAMPLES}: leave this clip out"
         )
-    import librosa  # noqa: PLC0415 - seconds that nothing else here pays
-
-    times = librosa.onset.onset_detect(y=cropped, sr=SAMPLE_RATE_HZ, hop_length=settings.hop_samples, units="time")
+    detect = load_librosa().onset.onset_detect
+    times = detect(y=cropped, sr=SAMPLE_RATE_HZ, hop_length=settings.hop_samples, units="time")
     if len(times) == 0:
         raise DataError(f"audio: found no onset in {len(cropped)} samples; expected speech: leave this clip out")
     return np.asarray(times, dtype=np.float64)

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.audio import load_librosa
 from omniges.features.body import Numbers
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64, checked
@@ -85,9 +86,8 @@ def mel_onsets(mel: Numbers) -> F64:
     rise = np.concatenate([[0.0], np.maximum(np.diff(levels, axis=0), 0.0).mean(axis=1)])
     if rise.max() == 0:
         return np.empty(0)
-    import librosa  # noqa: PLC0415 - seconds that nothing else here pays
-
-    times = librosa.onset.onset_detect(onset_envelope=rise, sr=SAMPLE_RATE_HZ, hop_length=HOP_SAMPLES, units="time")
+    detect = load_librosa().onset.onset_detect
+    times = detect(onset_envelope=rise, sr=SAMPLE_RATE_HZ, hop_length=HOP_SAMPLES, units="time")
     return np.asarray(times, dtype=np.float64)
 
 

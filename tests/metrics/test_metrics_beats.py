@@ -3,13 +3,13 @@
 import dataclasses
 import math
 
-import librosa
 import numpy as np
 import pytest
 from metrics_builders import clicks, turned, untouched, walk
 from scipy.signal import argrelextrema
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.audio import load_librosa
 from omniges.metrics.beats import (
     BeatScore,
     audio_beats,
@@ -36,14 +36,14 @@ UPPER = (3, 6, 9, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 def slow_onsets(name, samples, frames):
     """The crop of each profile, written down from the definition."""
     if name == "emage-2024":
-        audio = librosa.resample(samples, orig_sr=16000, target_sr=22050)
-        audio = librosa.resample(audio, orig_sr=22050, target_sr=16000)
+        audio = load_librosa().resample(samples, orig_sr=16000, target_sr=22050)
+        audio = load_librosa().resample(audio, orig_sr=22050, target_sr=16000)
         cropped = audio[: int(16000 / 30 * frames)][32000 : len(audio) - 32000]
     else:
         cropped = samples[32000 : int((frames - 60) / 30 * 16000)]
         if name == "corrected":
             cropped = samples[32000 : round((frames - 60) * 16000 / 30)]
-    return librosa.onset.onset_detect(y=cropped, sr=16000, hop_length=512, units="time")
+    return load_librosa().onset.onset_detect(y=cropped, sr=16000, hop_length=512, units="time")
 
 
 def slow_motion_beats(name, joints, means):
