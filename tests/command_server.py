@@ -91,7 +91,7 @@ def _serve() -> None:
 
     for name in HEAVY:
         importlib.import_module(name)
-    from omniges.features.audio import load_librosa
+    from omniges.storage.librosa_import import load_librosa
 
     load_librosa()
     for line in sys.stdin:

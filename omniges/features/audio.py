@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import decimal
 import functools
-import importlib
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from omniges.storage.atomic import file_lock
+from omniges.storage.librosa_import import load_librosa
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Loudness = Literal["none", "peak"]
 
-LIBROSA_LOCK: Final = Path(tempfile.gettempdir(), f"omniges-librosa-{os.getuid()}.lock")
 N_FFT: Final = 1024
 MEL_BANDS: Final = 64
 FMAX_HZ: Final = 8000.0
@@ -216,24 +211,6 @@ def resample(samples: F32, rate_hz: int) -> F32:
         return samples
     converted = load_librosa().resample(samples, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
     return np.ascontiguousarray(converted, dtype=np.float32)
-
-
-@functools.cache
-def load_librosa() -> Any:
-    """Import librosa, one process at a time; seconds that only those pay who need more than its filters.
-
-    The first import on a machine compiles functions into numba's cache. That cache has no lock: processes that fill
-    it at the same time mix up its entries, and every later import of librosa then ends in a segmentation fault.
-
-    Returns:
-        The module.
-
-    Raises:
-        EnvironmentFault: The lock file in the folder of temporary files cannot be used.
-    """
-    with file_lock(LIBROSA_LOCK):
-        importlib.import_module("librosa.onset")
-    return importlib.import_module("librosa")
 
 
 def loudness_gain(samples: F32, rule: Loudness) -> float:

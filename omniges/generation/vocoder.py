@@ -25,10 +25,11 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.features.audio import MEL_BANDS, N_FFT, load_librosa, mel_filterbank
+from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
+from omniges.storage.librosa_import import load_librosa
 from omniges.storage.tensors import read_tensors
 
 F32 = npt.NDArray[np.float32]

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.audio import load_librosa
 from omniges.features.body import Numbers
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64, checked
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
+from omniges.storage.librosa_import import load_librosa
 
 I64 = npt.NDArray[np.int64]
 

@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.audio import load_librosa
 from omniges.features.body import Numbers
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64, checked
 from omniges.metrics.clips import ClipValue, checked_pair
+from omniges.storage.librosa_import import load_librosa
 
 CEPSTRA: Final = 13
 ONSET_TOLERANCE_S: Final = 0.05

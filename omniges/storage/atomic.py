@@ -131,29 +131,6 @@ def locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[int]:
-    """Wait for the exclusive lock of a lock file and yield its descriptor.
-
-    The file is created where it is absent and stays, because removing it would race. The kernel lets go when the
-    process ends.
-
-    Raises:
-        EnvironmentFault: The file cannot be opened or locked.
-        UsageFault: It has other names, which whoever writes to it would change.
-    """
-    with os_errors(path, "lock"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        if os.fstat(descriptor).st_nlink > 1:
-            raise UsageFault(f"{path}: a lock file with one name expected, found a link. Remove it")
-        with os_errors(path, "lock"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _take_lock(descriptor: int, folder: Path) -> bool:
     """Lock an open folder; False where somebody else holds its lock, and the descriptor is then closed."""
     taken = False

@@ -215,7 +215,7 @@ class CacheFolder:
         if pin is not None:
             self.count(hits=1)
             return pin
-        with atomic.file_lock(_beside(path, "lock")) as lock:
+        with _locked(_beside(path, "lock")) as lock:
             pin = self._pin_checked(path, file, recheck=False) or self._adopt(path, file)
             if pin is not None:  # another process was faster
                 self.count(hits=1)
@@ -277,7 +277,7 @@ class CacheFolder:
         """Evict what was not used for longest until `size` more bytes fit, and note them in the file's lock."""
         deadline = time.monotonic() + wait_s
         while True:
-            with atomic.file_lock(self.root / ".lock"), atomic.os_errors(self.root, "clear"):
+            with _locked(self.root / ".lock"), atomic.os_errors(self.root, "clear"):
                 used, candidates = _survey(self.root, path)
                 missing = used + size - self.capacity_bytes
                 for _, freed, candidate in sorted(candidates):
@@ -303,6 +303,21 @@ class CacheFolder:
 
 def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{kind}")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Wait for the exclusive lock of a lock file; the file stays, for removing it would race."""
+    with atomic.os_errors(path, "lock"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        if os.fstat(descriptor).st_nlink > 1:  # a reservation is written here, so its other name would be changed
+            raise UsageFault(f"{path}: a lock file with one name expected, found a link. Remove it")
+        with atomic.os_errors(path, "lock"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _pin(path: Path) -> Pin | None:

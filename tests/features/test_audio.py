@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import decimal
-import fcntl
-import importlib
 import math
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.features import audio, timebase
+from omniges.storage.librosa_import import load_librosa
 
 
 def librosa_log_mel(samples: np.ndarray) -> np.ndarray:
     """The reference: librosa in float64."""
-    mel = audio.load_librosa().feature.melspectrogram(
+    mel = load_librosa().feature.melspectrogram(
         y=samples.astype(np.float64), sr=16000, n_fft=1024, win_length=1024, hop_length=160, window="hann",
         center=True, pad_mode="reflect", power=1.0, n_mels=64, fmin=0.0, fmax=8000.0, htk=False, norm="slaney",
     )  # fmt: skip
@@ -32,29 +30,9 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=samples) * 0.1).astype(np.float32)
 
 
-def test_librosa_is_imported_under_a_lock_that_all_processes_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes that fill numba's cache at once leave one from which no process can import librosa any more."""
-    real, locked = importlib.import_module, []
-
-    def watched(name: str, package: str | None = None) -> ModuleType:
-        with audio.LIBROSA_LOCK.open() as other:
-            try:
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                locked.append(name)
-        return real(name, package)
-
-    audio.load_librosa.cache_clear()
-    monkeypatch.setattr(importlib, "import_module", watched)
-    assert audio.load_librosa().__name__ == "librosa"
-    assert "librosa.onset" in locked
-
-
 class TestFilterbank:
     def test_equals_librosas(self) -> None:
-        expected = audio.load_librosa().filters.mel(
-            sr=16000, n_fft=1024, n_mels=64, fmin=0.0, fmax=8000.0, dtype=np.float64
-        )
+        expected = load_librosa().filters.mel(sr=16000, n_fft=1024, n_mels=64, fmin=0.0, fmax=8000.0, dtype=np.float64)
         assert np.abs(audio.mel_filterbank() - expected).max() < 1e-12
 
 

@@ -9,7 +9,6 @@ from metrics_builders import clicks, turned, untouched, walk
 from scipy.signal import argrelextrema
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.audio import load_librosa
 from omniges.metrics.beats import (
     BeatScore,
     audio_beats,
@@ -21,6 +20,7 @@ from omniges.metrics.beats import (
 )
 from omniges.metrics.clips import weighted_mean
 from omniges.metrics.profiles import PROFILES, profile
+from omniges.storage.librosa_import import load_librosa
 
 ALL = list(PROFILES)
 

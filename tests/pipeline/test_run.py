@@ -21,7 +21,6 @@ from scipy.spatial.transform import Rotation
 from tokenizers import Tokenizer
 
 from omniges.errors import EnvironmentFault, UsageFault
-from omniges.features.audio import load_librosa
 from omniges.features.gesture import LAYOUT
 from omniges.formats.textgrid import decode_words
 from omniges.pipeline.settings import Selection
@@ -29,6 +28,7 @@ from omniges.shards.dataset import combine, partial_of
 from omniges.shards.manifest import manifest_hash
 from omniges.shards.reader import ShardFolder
 from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.librosa_import import load_librosa
 
 STEM = "2_scott_0_1_1"
 

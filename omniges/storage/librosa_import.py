@@ -1,0 +1,48 @@
+"""librosa, whose first import on a machine must not happen in two processes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omniges.errors import EnvironmentFault
+
+
+@functools.cache
+def load_librosa() -> Any:
+    """Import librosa, one process at a time; seconds that only those pay who need it.
+
+    The first import on a machine compiles functions into numba's cache. That cache has no lock: processes that fill
+    it at the same time mix up its entries, and every later import of librosa then ends in a segmentation fault.
+
+    Returns:
+        The module.
+
+    Raises:
+        EnvironmentFault: librosa is not installed.
+    """
+    with _lock_of("librosa"):
+        importlib.import_module("librosa.onset")
+    return importlib.import_module("librosa")
+
+
+@contextlib.contextmanager
+def _lock_of(package: str) -> Iterator[None]:
+    """Wait for the lock of a package's own file, so that no lock file has to be made, found or left behind."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise EnvironmentFault(f"{package} is not installed: install omniges again")
+    writable = os.access(found.origin, os.W_OK)
+    descriptor = os.open(found.origin, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # NFS locks only what is open for writing: then as safe as a plain import
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
