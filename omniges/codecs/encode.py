@@ -7,7 +7,6 @@ as that of `preprocess`: it is whole or not there, and after a kill the same com
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -33,7 +32,7 @@ from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, mem
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
-from omniges.storage.canonical_json import canonical_json, file_sha256, json_document
+from omniges.storage.canonical_json import canonical_json, file_sha256, json_document, sha256_hex
 
 Count = Callable[[int, int], None]
 Partials = dict[str, list[Partial]]  # of the train samples, by codec
@@ -358,7 +357,7 @@ class _Job:
                 segment = build_segment(row.key, members)
                 places = {
                     member: MemberPlace(
-                        pending.size + segment.data_offsets[member], segment.data_sizes[member], _digest(pieces)
+                        pending.size + segment.data_offsets[member], segment.data_sizes[member], sha256_hex(*pieces)
                     )
                     for member, pieces in members.items()
                 }
@@ -423,13 +422,6 @@ class _Job:
         }
         publish_bytes(folder / DATASET_FILE, seal(document))
         commit(self.workspace, {name: shard.path for name, shard in shards.items()})
-
-
-def _digest(pieces: Sequence[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:

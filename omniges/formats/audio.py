@@ -386,5 +386,6 @@ def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
             bits: Literal[16, 24] = 16 if file.subtype == "PCM_16" else 24
             samples = file.read(dtype="int32")
     except soundfile.LibsndfileError as error:
-        raise RecordingFault("wav-truncated", str(error), "a FLAC member") from error
+        # Its own text names the buffer by its address, which differs from run to run.
+        raise RecordingFault("wav-truncated", error.error_string, "a FLAC member") from error
     return samples >> (32 - bits), bits

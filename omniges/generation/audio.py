@@ -29,6 +29,16 @@ ROWS_PER_TICK: Final[dict[StreamName, int]] = {"gesture": FRAMES_PER_TICK, "audi
 """Rows of a stream's array in a tick."""
 
 _BLOCK_BYTES: Final = 1 << 20
+F32 = npt.NDArray[np.float32]
+_BLOCK_FRAMES: Final = 1 << 16
+_SLACK_S: Final = 0.1  # compressed formats count whole packets
+_UNKNOWN_FRAMES: Final = 1 << 62  # of a stream whose writer could not tell
+_OGG_PAGE: Final = b"OggS"
+_OGG_FLAGS: Final = 5  # where a page's flags are
+_OGG_LAST: Final = 4  # the flag of a stream's last page
+_OGG_HEADER_BYTES: Final = 27
+_OGG_MOST_BYTES: Final = 65307  # of a page
+_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may know it
 
 
 class Held:
@@ -98,19 +108,6 @@ class Spool:
     def __del__(self) -> None:
         """Give the disk's room back with the last reference."""
         self._file.close()
-
-
-F32 = npt.NDArray[np.float32]
-
-_BLOCK_FRAMES: Final = 1 << 16
-_SLACK_S: Final = 0.1  # compressed formats count whole packets
-_UNKNOWN_FRAMES: Final = 1 << 62  # of a stream whose writer could not tell
-_OGG_PAGE: Final = b"OggS"
-_OGG_FLAGS: Final = 5  # where a page's flags are
-_OGG_LAST: Final = 4  # the flag of a stream's last page
-_OGG_HEADER_BYTES: Final = 27
-_OGG_MOST_BYTES: Final = 65307  # of a page
-_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may know it
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ AbsentStreams = Literal["left-out", "noise"]
 """What becomes of a stream that a sample has not: it takes no part, or it is there as noise at level 1 (OmniFlow)."""
 
 _NOISE: Final = {"gesture": Purpose.NOISE_GESTURE, "text": Purpose.NOISE_TEXT, "audio": Purpose.NOISE_AUDIO}
+CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
+"""Expected clean tokens for tokens (B, …) at levels (B,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +204,6 @@ class _Taken:
     levels: Tensor  # (R, 3)
     present: Tensor  # (R, 3)
     speakers: Tensor  # (R,)
-
-
-CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
-"""Expected clean tokens for tokens (B, …) at levels (B,)."""
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:

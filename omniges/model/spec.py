@@ -36,6 +36,7 @@ OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditio
 AudioTokens = Literal["rows", "patches"]
 """What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
+CONFIG_FILE: Final = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,16 @@ class ModelConfig:
         if self.width % (2 * self.heads):
             raise UsageFault(
                 f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
+            )
+        periods = self.rotary_periods_s
+        if periods is not None and not (
+            isinstance(periods, tuple)
+            and [type(period) in {int, float} for period in periods] == [True, True]
+            and 0 < periods[0] < periods[1] < math.inf
+        ):
+            raise UsageFault(
+                f"model: rotary_periods_s: found {periods!r}; expected the shortest and the longest period in seconds, "
+                "or none"
             )
         for name in ("gesture_difference_weight", "audio_difference_weight"):
             weight = getattr(self, name)
@@ -271,9 +282,6 @@ def parameter_count(
     with torch.device("meta"):
         model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs)
     return sum(p.numel() for p in model.parameters())
-
-
-CONFIG_FILE: Final = "config.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -146,7 +145,7 @@ def _convert(inputs: _Inputs, settings: ConvertSettings) -> Sample[Segment] | Re
         sources=inputs.sources,
         notes=tuple(sorted({note.problem.code for note in notes})),
         members={
-            member: MemberPlace(segment.data_offsets[member], segment.data_sizes[member], _digest(pieces))
+            member: MemberPlace(segment.data_offsets[member], segment.data_sizes[member], sha256_hex(*pieces))
             for member, pieces in members.items()
         },
     )
@@ -254,10 +253,3 @@ def _audio_member(wav: Wav, samples: npt.NDArray[np.float32]) -> tuple[str, Piec
     if wav.pcm is None or wav.rate_hz != timebase.SAMPLE_RATE_HZ:
         return "audio.npy", npy_parts(np.ascontiguousarray(samples))
     return "flac", (encode_flac(wav.pcm, bits=16 if wav.encoding == "pcm16" else 24),)
-
-
-def _digest(pieces: Pieces) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()

@@ -35,6 +35,29 @@ F64 = npt.NDArray[np.float64]
 
 SMALLEST_STD: Final = 1e-6  # a channel that varies less is normalised with scale 1
 _BLOCK_FRAMES = 256
+_VERIFY: Final = "Run omniges verify-shards on it"
+_PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
+FEATURES: Final[dict[str, Any]] = {
+    "tick_s": 0.1,
+    "gesture": {"frame_rate_hz": timebase.FRAME_RATE_HZ, "channels": LAYOUT.channels, "rotation": "6d-rows"},
+    "mel": {
+        "sample_rate_hz": timebase.SAMPLE_RATE_HZ,
+        "n_fft": audio.N_FFT,
+        "win_samples": audio.N_FFT,
+        "hop_samples": timebase.HOP_SAMPLES,
+        "window": "hann-periodic",
+        "padding": "centred-reflect",
+        "power": 1,
+        "bands": audio.MEL_BANDS,
+        "fmin_hz": 0,
+        "fmax_hz": audio.FMAX_HZ,
+        "scale": "slaney",
+        "norm": "slaney",
+        "log": "natural",
+        "floor": audio.LOG_FLOOR,
+    },
+}
+_version: Final = functools.cache(metadata.version)  # it reads a file: 3 ms each
 
 
 def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
@@ -112,37 +135,9 @@ def _fsum_columns(values: F64) -> F64:
     return np.array([math.fsum(column) for column in values.T.tolist()])
 
 
-_VERIFY: Final = "Run omniges verify-shards on it"
-_PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
-
-FEATURES: Final[dict[str, Any]] = {
-    "tick_s": 0.1,
-    "gesture": {"frame_rate_hz": timebase.FRAME_RATE_HZ, "channels": LAYOUT.channels, "rotation": "6d-rows"},
-    "mel": {
-        "sample_rate_hz": timebase.SAMPLE_RATE_HZ,
-        "n_fft": audio.N_FFT,
-        "win_samples": audio.N_FFT,
-        "hop_samples": timebase.HOP_SAMPLES,
-        "window": "hann-periodic",
-        "padding": "centred-reflect",
-        "power": 1,
-        "bands": audio.MEL_BANDS,
-        "fmin_hz": 0,
-        "fmax_hz": audio.FMAX_HZ,
-        "scale": "slaney",
-        "norm": "slaney",
-        "log": "natural",
-        "floor": audio.LOG_FLOOR,
-    },
-}
-
-
 def tool_versions() -> dict[str, str]:
     """The versions of omniges and of the packages whose code decides output bytes."""
     return {"omniges": __version__} | {name: _version(name) for name in _PACKAGES}
-
-
-_version: Final = functools.cache(metadata.version)  # it reads a file: 3 ms each
 
 
 def seal(document: dict[str, Any]) -> bytes:

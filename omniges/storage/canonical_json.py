@@ -23,9 +23,12 @@ def json_document(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-def sha256_hex(data: bytes | memoryview) -> str:
-    """Hexadecimal sha256."""
-    return hashlib.sha256(data).hexdigest()
+def sha256_hex(*pieces: bytes | memoryview) -> str:
+    """Return the hexadecimal sha256 of some bytes, which may come in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

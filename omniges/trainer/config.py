@@ -205,11 +205,9 @@ class TrainSettings:
         from omniges.model.spec import preset
 
         changed = dict(self.model)
-        if "rotary_periods_s" in changed:
-            periods = changed["rotary_periods_s"]
-            changed["rotary_periods_s"] = None if periods is None else tuple(periods)
-        if isinstance(changed.get("context_only"), list):
-            changed["context_only"] = tuple(changed["context_only"])
+        for name in ("rotary_periods_s", "context_only"):
+            if isinstance(changed.get(name), list):
+                changed[name] = tuple(changed[name])
         with _named("recipe key model"):
             return replace(preset(self.preset or "tiny"), **changed)
 

@@ -27,6 +27,9 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _KEEP: Final = 0.98
+LOG_FILE: Final = "log.jsonl"
+TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
+"""Where trackers write in a run's folder."""
 
 
 def in_order(gathered: F64, steps: int) -> F64:
@@ -90,11 +93,6 @@ class Smoothed:
     def from_json(cls, found: Mapping[str, Any]) -> Smoothed:
         """The inverse of `as_json`."""
         return cls() if found["value"] is None else cls(found["value"], found["lowest"])
-
-
-LOG_FILE: Final = "log.jsonl"
-TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
-"""Where trackers write in a run's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -286,7 +286,9 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
                 if block == 0:
                     break
     except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
-        sample.add("waveform-invalid", "flac", f"{error}", "a FLAC stream")
+        # libsndfile's own text names the buffer by its address, which differs from run to run.
+        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else f"{error}"
+        sample.add("waveform-invalid", "flac", reason, "a FLAC stream")
         return
     if found != wanted:
         sample.add("waveform-invalid", "flac", f"{found}", f"{wanted}")

@@ -76,6 +76,11 @@ class TestConfig:
         with pytest.raises(UsageFault, match="model: gesture_difference_weight: found"):
             dataclasses.replace(PRESETS["tiny"], gesture_difference_weight=found)
 
+    @pytest.mark.parametrize("found", [3, "ab", [0.5, 120.0], (1.0,), (2.0, 1.0), (0.0, 1.0), (1.0, float("nan"))])
+    def test_rotary_periods_that_are_no_range_are_refused(self, found):
+        with pytest.raises(UsageFault, match=r"model: rotary_periods_s: found .* expected the shortest and"):
+            dataclasses.replace(PRESETS["tiny"], rotary_periods_s=found)
+
     @pytest.mark.parametrize("name", PRESETS)
     def test_it_survives_json(self, name):
         config = dataclasses.replace(preset(name), gesture_prediction="velocity", qk_norm=None)
