@@ -68,7 +68,7 @@ test: $(VENV)/.dev ## Run the tests, on all cores (about six minutes on two)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev ## Run the long tests too
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev ## Check style, types and formatting
 	$(BIN)/ruff check .

@@ -143,7 +143,7 @@ def test_a_rank_that_cannot_read_ends_all(recipe: Path, shards: Path, tmp_path: 
 
 def _reader_of(process: int) -> int:
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return next(int(c) for c in children if b"omniges.data.worker" in Path(f"/proc/{c}/cmdline").read_bytes())
+    return next(int(c) for c in children if b"omniges.data.collate" in Path(f"/proc/{c}/cmdline").read_bytes())
 
 
 VALIDATION = {"validation_steps": 3, "validation_windows": 8, "validation_samples": 2, "validation_sampling_steps": 2}
