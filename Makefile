@@ -64,7 +64,7 @@ gate: $(VENV)/.run ## What a CI gate does: sound shards pass (exit 0), one damag
 	$(BIN)/omniges verify-shards $(DEMO)-gate/shards; test $$? -eq 1
 	@rm -rf $(DEMO)-gate
 
-test: $(VENV)/.dev ## Run the tests, on all cores (about six minutes on two)
+test: $(VENV)/.dev ## Run the tests, on all cores (five to ten minutes on two)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev ## Run the long tests too
