@@ -240,6 +240,7 @@ def _rewrite_npz(path: Path, change: Callable[[Arrays], Mapping[str, Any]]) -> N
         arrays: Arrays = {name: found[name] for name in found.files}
     changed = arrays | dict(change(arrays))
     stream = io.BytesIO()
+    # One kind of damage is an array of objects, which both trees have to refuse without loading it.
     np.savez(stream, allow_pickle=True, **{name: value for name, value in changed.items() if value is not None})
     path.write_bytes(stream.getvalue())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import sys
 import time
@@ -70,7 +71,7 @@ class Reporter:
         return None
 
 
-class _Throttled(Reporter):
+class _Throttled(Reporter, abc.ABC):
     """Shows an update now and then, and always the last."""
 
     def __init__(self, every_s: float, first_after_s: float = 0.0) -> None:
@@ -84,8 +85,8 @@ class _Throttled(Reporter):
             self._last_s = now
             self._show(progress)
 
-    def _show(self, progress: Progress) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _show(self, progress: Progress) -> None: ...
 
 
 class LineReporter(_Throttled):
