@@ -1,3 +1,3 @@
 """omniges: BEAT2 recordings to verified shards, and one joint flow model over text, audio and gesture."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

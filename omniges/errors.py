@@ -116,6 +116,7 @@ CODES: dict[str, CodeInfo] = {
         "no recording of the train split was converted: statistics and tokenizer are empty",
         "put recordings into the train split with --split-csv before training",
     ),
+    "nothing-recorded": _rejected("the recording has neither motion nor audio", "give it one of them"),
     # --- audio
     "wav-empty": _rejected("the file holds no audio samples", "export the recording again"),
     "wav-not-riff": _rejected("the file is not a RIFF WAVE file", "convert it to 16 kHz mono PCM WAV"),

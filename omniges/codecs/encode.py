@@ -25,7 +25,7 @@ from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.dataset import Partial, partial_of, seal, tool_versions
-from omniges.shards.latents import CodecEntry, WindowEntry, latents_document
+from omniges.shards.latents import WORDS_MEMBER, CodecEntry, WindowEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
 from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, member_order
@@ -39,7 +39,7 @@ Partials = dict[str, list[Partial]]  # of the train samples, by codec
 
 _MAX_NAME_BYTES: Final = 100  # of a member in a ustar header
 _FLUSH_BYTES: Final = 32 << 20
-_PACKAGES: Final = {"words.json": ("torch", "transformers", "tokenizers")}
+_PACKAGES: Final = {WORDS_MEMBER: ("torch", "transformers", "tokenizers")}
 """Whose versions may decide the last bits of latents, by what they are made of."""
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
 
@@ -380,13 +380,14 @@ class _Job:
             member: (self.source.member(row, member),) for member in row.members if member not in new
         }
         for entry in self.entries:
-            latents = _encoded(self.codecs[entry.name], b"".join(found[entry.source]), row)
+            source = row.contract.words if entry.source == WORDS_MEMBER else entry.source
+            latents = _encoded(self.codecs[entry.name], b"".join(found[source]), row)
             expected = entry.shape_of(row)
             if latents.shape != expected or latents.dtype != np.float32:
                 raise RuntimeError(f"{entry.name}: {expected} float32 expected, found {latents.shape} {latents.dtype}")
             if not np.isfinite(latents).all():
                 raise DataError(
-                    f"{self.source.folder / row.shard}: {row.key}.{entry.source}: {entry.name} gives latents that are "
+                    f"{self.source.folder / row.shard}: {row.key}.{source}: {entry.name} gives latents that are "
                     "no finite numbers: run omniges verify-shards --level deep, or take another codec"
                 )
             _gather(partials, entry, row, latents)

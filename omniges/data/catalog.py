@@ -16,17 +16,26 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.order import text_hashes
-from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Tracks
+from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
 from omniges.shards.reader import open_beside, read_beside
-from omniges.shards.schema import LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Split
+from omniges.shards.schema import (
+    CONTRACTS,
+    LATENTS_FILE,
+    MANIFEST_FILE,
+    SPLITS,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    VERIFY,
+    Split,
+)
 from omniges.storage.canonical_json import canonical_json
 
-_LABELS: Final = ("split", "shard", "speaker", "language", "emotion")
+_LABELS: Final = ("split", "shard", "speaker", "language")
 _Labels = tuple[list[str], npt.NDArray[np.int32]]  # distinct texts, and the number (N,) of each row's
 
 
@@ -147,15 +156,18 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     entries = _entries(folder, dataset, codecs or {})
     latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
     tracks = Tracks.with_codecs(entries)
+    words = CONTRACTS[dataset["version"]].words
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
         manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
         labels = {name: manifest.labels(name) for name in _LABELS}
+        labels["emotion"] = manifest.labels_of("emotion")
         chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
         keys = manifest.keys()[chosen]
         if not bool((keys[1:] > keys[:-1]).all()):
             order = np.argsort(keys, kind="stable")
             chosen, keys = chosen[order], keys[order]
-        table = _table(folder, manifest, labels["shard"], dataset["shards"], chosen, keys, tracks)
+        columns = [column_of(words if member == WORDS else member) for member in tracks.members]
+        table = _table(manifest, labels["shard"], dataset["shards"], chosen, keys, columns)
     _check(folder, table)
     speaker_names, speaker = labels["speaker"][0], labels["speaker"][1][chosen]
     return Catalog(
@@ -248,22 +260,20 @@ def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
 
 
 def _table(
-    folder: Path,
     manifest: ManifestColumns,
     shard_column: _Labels,
     shards: Mapping[str, Any],
     rows: npt.NDArray[np.int64],
     keys: npt.NDArray[np.bytes_],
-    tracks: Tracks,
+    columns: Sequence[str],
 ) -> ClipTable:
-    """The columns of some rows; shards are numbered as in dataset.json."""
+    """The table of some rows, `columns` those of its members; shards are numbered as in dataset.json."""
     names, codes = shard_column
     codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}
     unknown = sorted({names[code] for code in np.unique(codes).tolist()} - place.keys())
     if unknown:
-        raise DataError(f"{folder}: the manifest names the shard {unknown[0]}, which dataset.json does not. {VERIFY}")
-    columns = [column_of(member) for member in tracks.members]
+        raise DataError(f"{manifest.path}: names the shard {unknown[0]}, which dataset.json does not. {VERIFY}")
     digests = np.empty((len(rows), len(columns), 32), dtype=np.uint8)
     for number, column in enumerate(columns):
         np.take(manifest.digests(f"{column}_sha256"), rows, axis=0, out=digests[:, number])

@@ -22,10 +22,12 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.shards.dataset import divisors
-from omniges.shards.latents import WORDS_MEMBER, CodecEntry, FrameEntry, FrameRows, WindowEntry
+from omniges.shards.latents import CodecEntry, FrameEntry, FrameRows, WindowEntry
 
 F32 = npt.NDArray[np.float32]
 
+WORDS: Final = "words"
+"""The member with the words, whatever a version of the contract calls it."""
 STREAMS: Final = ("gesture", "audio", "text")
 
 
@@ -66,7 +68,7 @@ class Tracks:
     @property
     def members(self) -> tuple[str, str, str]:
         """The members that batches are made of; the last is an array where text is latents."""
-        return self.gesture.member, self.audio.member, WORDS_MEMBER if self.text is None else self.text.member
+        return self.gesture.member, self.audio.member, WORDS if self.text is None else self.text.member
 
     @property
     def row_multiple(self) -> int:

@@ -127,7 +127,7 @@ class _Scorer:
                 row,
                 recorded_motion(self._shards, row),
                 self._with.bodies.of(self._shards.array(row, "betas.npy")),
-                None if self._unconditional else scores.waveform(self._shards, row),
+                None if self._unconditional else self._shards.waveform(row),
                 None if spans is None else tuple(SemanticSpan(**span) for span in spans),
             )
         return self._recording

@@ -45,11 +45,11 @@ class Recordings(Protocol):
     def rows(self) -> Sequence[ManifestRow]:
         """A row for each recording."""
 
-    def member(self, row: ManifestRow, member: str) -> bytes:
-        """The bytes of a member that is no array."""
+    def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
+        """Kept audio at 16 kHz (N,); None where there is none."""
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """An array: ``mel.npy``, ``betas.npy``, and ``audio.npy`` where it is a member."""
+        """An array: ``mel.npy`` or ``betas.npy``."""
 
     def gesture(self, row: ManifestRow) -> GestureClip:
         """Motion."""
@@ -59,16 +59,6 @@ class Recordings(Protocol):
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
         """Semantic spans; None where there is no annotation."""
-
-
-def waveform(shards: Recordings, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-    """A recording's kept audio at 16 kHz (N,), or None where the shards have none."""
-    if "flac" in row.members:
-        from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
-
-        pcm, bits = decode_flac(shards.member(row, "flac"))
-        return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))  # exact, and no float64 of eleven minutes
-    return np.asarray(shards.array(row, "audio.npy")) if "audio.npy" in row.members else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

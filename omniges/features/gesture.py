@@ -31,6 +31,7 @@ JOINT_NAMES: Final[tuple[str, ...]] = (
 POSE_COLUMNS: Final = 3 * len(JOINT_NAMES)
 EXPRESSIONS: Final = 100
 BETAS: Final = 300
+JAW_EYES: Final = 9
 JAW_EYES_COLUMNS: Final = slice(66, 75)  # of the 165 pose columns: jaw, left eye, right eye
 
 

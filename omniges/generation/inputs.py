@@ -287,7 +287,7 @@ def given_sample(
         array = slots.ids
         if slots.overflow:
             remarks = (f"{len(slots.overflow)} words too short for their pieces left out",)
-    member = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
+    member = {"text": row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
     return Given(
         stream,
         row.key,

@@ -1,7 +1,8 @@
 """One recording to one sample: read, decode, compute features, lay out the tar members.
 
 A pure function of the files' bytes and the settings. Faults of all three files are gathered before the recording is
-rejected, so that a person sees them at once.
+rejected, so that a person sees them at once. What is decoded is a `Take`, and every sample is made of one, whether its
+arrays come from files or from a person's own program.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,16 +20,17 @@ import numpy.typing as npt
 
 from omniges.errors import Finding, Problem, RecordingFault
 from omniges.features import timebase
-from omniges.features.audio import N_FFT, log_mel, loudness_gain, mix_down, resample
-from omniges.features.gesture import gesture_from_motion
-from omniges.formats.audio import Wav, decode_wav, encode_flac
+from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, loudness_gain, mix_down, resample
+from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT, GestureClip, gesture_from_motion
+from omniges.formats.audio import Wav, decode_wav
 from omniges.formats.npz import Motion, decode_motion
-from omniges.formats.semantic import decode_semantic
+from omniges.formats.semantic import SemanticSpan, decode_semantic
 from omniges.formats.textgrid import WordTier, decode_words
 from omniges.pipeline.discover import Modality, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, ConvertSettings, Cut, Rejected, Sample
 from omniges.shards.dataset import partial_of
-from omniges.shards.manifest import ManifestRow, MemberPlace
+from omniges.shards.manifest import SOURCES, ManifestRow, MemberPlace
+from omniges.shards.schema import CONTRACT, GESTURE_PARTS, PARTS, Part, Split
 from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
@@ -106,150 +108,248 @@ def _convert(inputs: _Inputs, settings: ConvertSettings) -> Sample[Segment] | Re
     for modality, decoded in (("npz", motion), ("wav", wav), ("textgrid", tier)):
         for note in decoded.notes:
             inputs.add(note, modality)  # type: ignore[arg-type]
-    frames = _common_length(motion, wav, settings)
-    words, cut = _cut(inputs, motion, wav, tier, frames)
-    clip = gesture_from_motion(motion.poses[:frames], motion.expressions[:frames], motion.trans[:frames])
-    samples = _audio_16k(wav, inputs)
-    gain = loudness_gain(samples, settings.loudness)
-    mel = log_mel(samples if gain == 1.0 else samples * np.float32(gain), timebase.mel_frames_for(frames))
+    recording, fields = inputs.recording, inputs.recording.fields
+    take = Take(
+        key=recording.key,
+        stem=recording.stem,
+        split=recording.split,
+        speaker_id=fields.speaker_id,
+        speaker=fields.speaker,
+        language=fields.language,
+        labels={"emotion": fields.emotion or "", "scenario": fields.scenario or ""},
+        motion=motion,
+        wav=wav,
+        tier=tier,
+        semantic=_semantic(inputs),
+        sources=inputs.sources,
+    )
+    return assemble(take, settings, inputs.add, inputs.notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """A recording as arrays: what a sample is made of. What it lacks is None, or NaN in the motion."""
+
+    key: str
+    stem: str
+    split: Split
+    speaker_id: int | None
+    speaker: str | None
+    language: str | None
+    labels: Mapping[str, str]
+    motion: Motion | None
+    wav: Wav | None
+    tier: WordTier | None
+    semantic: Sequence[SemanticSpan] | None
+    sources: Mapping[str, tuple[str, str]]
+
+    def present(self, clip: GestureClip) -> tuple[Part, ...]:
+        """The parts that the sample has, its motion computed."""
+        there = {
+            "text": self.tier is not None,
+            "audio": self.wav is not None,
+            "sem": self.semantic is not None,
+            "labels": any(self.labels.values()),
+            "jaw_eyes": not np.isnan(clip.jaw_eyes[0]).any(),
+        }
+        there |= {part: not np.isnan(clip.gesture[0, getattr(LAYOUT, part)]).any() for part in GESTURE_PARTS}
+        return tuple(part for part in PARTS if there[part])
+
+
+AddNote = Callable[[Problem, "Modality | None"], None]
+
+
+def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequence[Finding]) -> Sample[Segment]:
+    """Compute a take's features and lay out its sample.
+
+    Args:
+        take: what was recorded.
+        settings: how features are computed.
+        note: files a note about one of the take's files.
+        notes: everything filed so far, `note`'s own among them: read once all is known.
+
+    Raises:
+        RecordingFault: the take's parts do not belong together, or are too short.
+    """
+    frames = _common_length(take, settings)
+    words, cut = _cut(take, frames, note)
+    clip = _motion_clip(take.motion, frames)
+    samples = _audio_16k(take.wav, note)
+    mel_frames = timebase.mel_frames_for(frames)
+    gain = 1.0
+    if samples is None:
+        mel = np.full((mel_frames, MEL_BANDS), np.nan, np.float32)
+    else:
+        gain = float(loudness_gain(samples, settings.loudness))
+        mel = log_mel(samples if gain == 1.0 else samples * np.float32(gain), mel_frames)
+    betas = np.zeros(BETAS) if take.motion is None else take.motion.betas.astype(np.float64)
+    names = ("name", "start", "end", "score", "keywords")
+    spans = [{name: getattr(span, name) for name in names} for span in take.semantic or ()]
     members: dict[str, Pieces] = {
         "json": (),  # written last, as it tells of everything; its place is the first
         "gesture.npy": npy_parts(clip.gesture),
         "mel.npy": npy_parts(mel),
-        "words.json": (canonical_json(words),),
+        CONTRACT.words: (canonical_json(words),),
         "jaw_eyes.npy": npy_parts(clip.jaw_eyes),
-        "betas.npy": npy_parts(np.ascontiguousarray(motion.betas)),
+        "betas.npy": npy_parts(np.ascontiguousarray(betas)),
         "start_xz.npy": npy_parts(clip.start_xz),
+        CONTRACT.semantic: (canonical_json(spans),),
     }
-    _add_semantic(inputs, members)
     if settings.keep_audio:
-        member, data = _audio_member(wav, samples)
-        members[member] = data
-    notes = tuple(sorted(inputs.notes, key=lambda finding: finding.sort_key))
-    facts = _facts(inputs.recording, frames, len(mel))
-    audio = {"encoding": wav.encoding, "rate_hz": wav.rate_hz, "channels": wav.channels, "gain": gain}
-    audio |= {"samples": len(wav.samples), "samples_16k": len(samples)}
-    metadata = facts | {
-        "audio": audio,
-        "motion": _motion_facts(motion),
-        "cut": asdict(cut),
-        "sources": {name: {"path": path, "sha256": digest} for name, (path, digest) in inputs.sources.items()},
-        "notes": [{"code": note.problem.code, "found": note.problem.found} for note in notes],
-    }
-    members["json"] = (canonical_json(metadata),)
-    segment = build_segment(inputs.recording.key, members)
+        # float32 holds every value of 16 and 24 bit, so such sources come back bit by bit.
+        members["audio.npy"] = npy_parts(np.empty(0, np.float32) if samples is None else np.ascontiguousarray(samples))
+    noted = tuple(sorted(notes, key=lambda finding: finding.sort_key))
+    facts: dict[str, Any] = {name: getattr(take, name) for name in ("key", "stem", "split", *_NULLABLE)}
+    facts |= {"frames": frames, "mel_frames": len(mel), "ticks": timebase.ticks_of_frames(frames)}
+    facts |= {"seconds": timebase.seconds_of_frames(frames), "labels": dict(take.labels)}
+    present = take.present(clip)
+    members["json"] = (canonical_json(_metadata(take, facts, present, noted, cut, gain, samples)),)
+    segment = build_segment(take.key, members)
     row = ManifestRow(
         **facts,
         shard="",
         words=len(words),
-        sources=inputs.sources,
-        notes=tuple(sorted({note.problem.code for note in notes})),
+        present=present,
+        sources=dict(take.sources),
+        notes=tuple(sorted({finding.problem.code for finding in noted})),
         members={
             member: MemberPlace(segment.data_offsets[member], segment.data_sizes[member], sha256_hex(*pieces))
             for member, pieces in members.items()
         },
     )
     train = row.split == "train"
-    partials = (partial_of(clip.gesture), partial_of(mel)) if train else None
-    return Sample(row, segment, notes, partials, Counter(word["word"] for word in words if train), cut)
+    partials = tuple(map(partial_of, (clip.gesture, mel, clip.jaw_eyes))) if train else None
+    return Sample(row, segment, noted, partials, Counter(word["word"] for word in words if train), cut)
 
 
-def _facts(recording: Recording, frames: int, mel_frames: int) -> dict[str, Any]:
-    """What both KEY.json and the manifest say: identity and lengths."""
-    labels = asdict(recording.fields)
-    del labels["start"]
-    return labels | {
-        "key": recording.key,
-        "stem": recording.stem,
-        "split": recording.split,
-        "frames": frames,
-        "mel_frames": mel_frames,
-        "ticks": timebase.ticks_of_frames(frames),
-        "seconds": timebase.seconds_of_frames(frames),
-    }
+_NULLABLE: Final = ("speaker_id", "speaker", "language")
 
 
-def _motion_facts(motion: Motion) -> dict[str, Any]:
-    """What KEY.json says about the motion file."""
+def _metadata(
+    take: Take,
+    facts: Mapping[str, Any],
+    present: Sequence[Part],
+    notes: Sequence[Finding],
+    cut: Cut,
+    gain: float,
+    samples: npt.NDArray[np.float32] | None,
+) -> dict[str, Any]:
+    """KEY.json: the same keys and types in every sample, for what a sample lacks an empty text or zero."""
+    wav, motion = take.wav, take.motion
     return {
-        "frame_rate_hz": motion.frame_rate_hz,
-        "frame_stride": motion.frame_stride,
-        "frames": motion.source_frames,
-        "key_style": motion.key_style,
-        "betas": motion.betas_columns,
-        "gender": motion.gender,
-        "model": motion.model,
+        **facts,
+        "speaker_id": -1 if take.speaker_id is None else take.speaker_id,
+        "speaker": take.speaker or "",
+        "language": take.language or "",
+        "present": {part: part in present for part in PARTS},
+        "audio": {
+            "encoding": wav.encoding if wav else "",
+            "rate_hz": wav.rate_hz if wav else 0,
+            "channels": wav.channels if wav else 0,
+            "samples": len(wav.samples) if wav else 0,
+            "samples_16k": 0 if samples is None else len(samples),
+            "gain": gain,
+        },
+        "motion": {
+            "frame_rate_hz": motion.frame_rate_hz if motion else 0,
+            "frame_stride": motion.frame_stride if motion else 0,
+            "frames": motion.source_frames if motion else 0,
+            "key_style": motion.key_style if motion else "",
+            "betas": motion.betas_columns if motion else 0,
+            "gender": motion.gender if motion else "",
+            "model": motion.model if motion else "",
+        },
+        "cut": asdict(cut),
+        "sources": {
+            name: dict(zip(("path", "sha256"), take.sources.get(name, ("", "")), strict=True)) for name in SOURCES
+        },
+        # One text, for a list of objects that is empty in the first samples has no type.
+        "notes": "\n".join(f"{note.problem.code}: {' '.join(note.problem.found.split())}" for note in notes),
     }
 
 
-def _common_length(motion: Motion, wav: Wav, settings: ConvertSettings) -> int:
+def _motion_clip(motion: Motion | None, frames: int) -> GestureClip:
+    """The gesture arrays of the first frames; NaN for what is absent."""
+    if motion is None:
+        return GestureClip(
+            np.full((frames, LAYOUT.channels), np.nan, np.float32),
+            np.full((frames, JAW_EYES), np.nan, np.float32),
+            np.full(2, np.nan),
+        )
+    return gesture_from_motion(motion.poses[:frames], motion.expressions[:frames], motion.trans[:frames])
+
+
+def _common_length(take: Take, settings: ConvertSettings) -> int:
     """The common number of gesture frames; raises RecordingFault where the lengths do not belong together."""
-    motion_s = len(motion.poses) / timebase.FRAME_RATE_HZ
-    audio_s = len(wav.samples) / wav.rate_hz
-    if abs(motion_s - audio_s) > settings.max_length_mismatch_s:
-        found = f"audio {audio_s:.3f} s, motion {motion_s:.3f} s"
-        raise RecordingFault("length-mismatch", found, f"at most {settings.max_length_mismatch_s:g} s apart")
-    frames = timebase.common_frames(len(motion.poses), len(wav.samples), wav.rate_hz)
+    motion, wav = take.motion, take.wav
+    if motion is None and wav is None:
+        raise RecordingFault("nothing-recorded", "neither motion nor audio", "at least one")
+    if motion is not None and wav is not None:
+        motion_s = len(motion.poses) / timebase.FRAME_RATE_HZ
+        audio_s = len(wav.samples) / wav.rate_hz
+        if abs(motion_s - audio_s) > settings.max_length_mismatch_s:
+            found = f"audio {audio_s:.3f} s, motion {motion_s:.3f} s"
+            raise RecordingFault("length-mismatch", found, f"at most {settings.max_length_mismatch_s:g} s apart")
+        frames = timebase.common_frames(len(motion.poses), len(wav.samples), wav.rate_hz)
+    elif motion is not None:
+        frames = len(motion.poses)
+    else:
+        frames = len(wav.samples) * timebase.FRAME_RATE_HZ // wav.rate_hz if wav else 0
     if frames < timebase.FRAMES_PER_TICK:
         raise RecordingFault("clip-too-short", f"{frames} frames in common", "at least 3")
     return frames
 
 
-def _cut(inputs: _Inputs, motion: Motion, wav: Wav, tier: WordTier, frames: int) -> tuple[list[dict[str, Any]], Cut]:
-    """The words inside the clip as words.json holds them, and what its length cut off, with notes of it."""
+def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], Cut]:
+    """The words inside the clip as shards hold them, and what its length cut off, with notes of it."""
     clip_s = timebase.seconds_of_frames(frames)
-    inside = [word for word in tier.words if word.start < clip_s]
-    if not inside:
-        raise RecordingFault("textgrid-no-words", f"{len(tier.words)} words, all beyond {clip_s:.3f} s", "words")
+    words = take.tier.words if take.tier else ()
+    inside = [word for word in words if word.start < clip_s]
+    if take.tier and not inside:
+        raise RecordingFault("textgrid-no-words", f"{len(words)} words, all beyond {clip_s:.3f} s", "words")
+    audio_s = len(take.wav.samples) / take.wav.rate_hz - frames / timebase.FRAME_RATE_HZ if take.wav else 0.0
+    motion_frames = len(take.motion.poses) - frames if take.motion else 0
     cut = Cut(
-        audio_s=round(max(0.0, len(wav.samples) / wav.rate_hz - frames / timebase.FRAME_RATE_HZ), 6),
-        motion_s=round((len(motion.poses) - frames) / timebase.FRAME_RATE_HZ, 6),
-        words_dropped=len(tier.words) - len(inside),
+        audio_s=round(max(0.0, audio_s), 6),
+        motion_s=round(motion_frames / timebase.FRAME_RATE_HZ, 6),
+        words_dropped=len(words) - len(inside),
         words_clipped=sum(word.end > clip_s for word in inside),
     )
     if max(cut.audio_s, cut.motion_s) > _CUT_NOTE_S:
         longer: tuple[float, str, Modality] = (
             (cut.audio_s, "audio", "wav") if cut.audio_s >= cut.motion_s else (cut.motion_s, "motion", "npz")
         )
-        inputs.add(Problem("length-cut", f"{longer[0]:.3f} s of {longer[1]} cut"), longer[2])
+        note(Problem("length-cut", f"{longer[0]:.3f} s of {longer[1]} cut"), longer[2])
     if cut.words_dropped or cut.words_clipped:
-        found = f"{cut.words_dropped} dropped, {cut.words_clipped} shortened"
-        inputs.add(Problem("words-clipped", found), "textgrid")
-    if abs(tier.xmax_s - clip_s - cut.audio_s) > _TEXTGRID_NOTE_S:
-        found = f"TextGrid {tier.xmax_s:.3f} s, audio {clip_s + cut.audio_s:.3f} s"
-        inputs.add(Problem("textgrid-length-mismatch", found), "textgrid")
+        note(Problem("words-clipped", f"{cut.words_dropped} dropped, {cut.words_clipped} shortened"), "textgrid")
+    if take.tier and abs(take.tier.xmax_s - clip_s - cut.audio_s) > _TEXTGRID_NOTE_S:
+        found = f"TextGrid {take.tier.xmax_s:.3f} s, audio {clip_s + cut.audio_s:.3f} s"
+        note(Problem("textgrid-length-mismatch", found), "textgrid")
     rows = [{"word": word.word, "start": word.start, "end": min(word.end, clip_s)} for word in inside]
     return rows, cut
 
 
-def _audio_16k(wav: Wav, inputs: _Inputs) -> npt.NDArray[np.float32]:
+def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None:
     """Mono audio at 16 kHz; notes say what was done to it."""
+    if wav is None:
+        return None
     if wav.channels > 1:
-        inputs.add(Problem("audio-mixed-down", f"{wav.channels} channels", "1"), "wav")
+        note(Problem("audio-mixed-down", f"{wav.channels} channels", "1"), "wav")
     if wav.rate_hz != timebase.SAMPLE_RATE_HZ:
-        inputs.add(Problem("audio-resampled", f"{wav.rate_hz} Hz", "16000 Hz"), "wav")
+        note(Problem("audio-resampled", f"{wav.rate_hz} Hz", "16000 Hz"), "wav")
     samples = resample(mix_down(wav.samples), wav.rate_hz)
     if len(samples) <= N_FFT // 2:
         raise RecordingFault("clip-too-short", f"{len(samples)} samples at 16 kHz", f"over {N_FFT // 2}")
     return samples
 
 
-def _add_semantic(inputs: _Inputs, members: dict[str, Pieces]) -> None:
-    """Add the semantic annotation where there is one; one that cannot be read is left out with a note."""
+def _semantic(inputs: _Inputs) -> tuple[SemanticSpan, ...] | None:
+    """The semantic annotation where there is one; one that cannot be read is left out with a note."""
     if "sem" not in inputs.recording.files:
-        return
+        return None
     spans = inputs.load("sem", decode_semantic)
     # What would reject a recording elsewhere is a note on a file it can do without.
     for problem in (fault.problem for fault in inputs.faults):
         inputs.add(Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected), "sem")
     inputs.faults.clear()
-    if spans is not None:
-        names = ("name", "start", "end", "score", "keywords")
-        members["sem.json"] = (canonical_json([{name: getattr(span, name) for name in names} for span in spans]),)
-
-
-def _audio_member(wav: Wav, samples: npt.NDArray[np.float32]) -> tuple[str, Pieces]:
-    """The waveform bit-exactly: FLAC for 16 and 24 bit mono sources at 16 kHz, float32 samples for all others."""
-    if wav.pcm is None or wav.rate_hz != timebase.SAMPLE_RATE_HZ:
-        return "audio.npy", npy_parts(np.ascontiguousarray(samples))
-    return "flac", (encode_flac(wav.pcm, bits=16 if wav.encoding == "pcm16" else 24),)
+    return spans

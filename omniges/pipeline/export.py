@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.timebase import SAMPLE_RATE_HZ
-from omniges.formats.audio import decode_flac, encode_pcm_wav, encode_wav
+from omniges.formats.audio import encode_pcm_wav, encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder
@@ -86,10 +86,11 @@ def text_file(sample: SampleArrays) -> bytes:
 
 def audio_file(sample: SampleArrays) -> bytes | None:
     """The sample's waveform as 16 kHz WAV, bit for bit, or None where the shards have none."""
-    if sample.flac is not None:
-        try:
-            pcm, bits = decode_flac(sample.flac)
-        except RecordingFault as fault:
-            raise DataError(f"{sample.row.shard}: {sample.row.key}.flac: {fault}") from fault
-        return encode_pcm_wav(pcm, SAMPLE_RATE_HZ, bits=bits)
-    return None if sample.audio is None else encode_wav(sample.audio, SAMPLE_RATE_HZ)
+    if sample.audio is None:
+        return None
+    source = sample.metadata["audio"]
+    bits = {"pcm16": 16, "pcm24": 24}.get(source["encoding"])
+    if bits is None or (source["rate_hz"], source["channels"]) != (SAMPLE_RATE_HZ, 1):
+        return encode_wav(sample.audio, SAMPLE_RATE_HZ)
+    pcm = np.rint(sample.audio * np.float32(2.0 ** (bits - 1))).astype(np.int32)
+    return encode_pcm_wav(pcm, SAMPLE_RATE_HZ, bits=bits)  # type: ignore[arg-type]

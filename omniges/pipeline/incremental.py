@@ -24,10 +24,10 @@ import numpy as np
 from omniges.errors import DataError, Finding, UsageFault
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
-from omniges.shards.dataset import Partial, partial_of, read_dataset
+from omniges.shards.dataset import STATISTICS, Partial, partial_of, read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
-from omniges.shards.schema import DATASET_FILE, REPORT_FILE
+from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE
 from omniges.shards.tar import BLOCK_BYTES
 from omniges.shards.transaction import Begun, Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
@@ -138,6 +138,11 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
         found = read_dataset(out)
     except DataError as error:
         raise UsageFault(f"{error} (--force starts anew)") from error
+    if found["version"] != FORMAT_VERSION:
+        raise UsageFault(
+            f"{out}: shard contract version {FORMAT_VERSION} expected, found version {found['version']}, which "
+            "is read but never updated: write to another --out, or make this one anew with --force"
+        )
     now = Begun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
     return found
@@ -333,7 +338,7 @@ def _gathered(sample: _Sample, descriptor: int) -> Recalled:
         return partial_of(np.load(BytesIO(member(name)), allow_pickle=False))
 
     train = sample.row.split == "train"
-    partials = (statistics("gesture.npy"), statistics("mel.npy")) if train else None
-    words = Counter(word["word"] for word in json.loads(member("words.json"))) if train else Counter()
+    partials = tuple(map(statistics, STATISTICS.values())) if train else None
+    words = Counter(word["word"] for word in json.loads(member(CONTRACT.words))) if train else Counter()
     cut = Cut(**json.loads(member("json"))["cut"])
     return Sample(sample.row, sample.segment, sample.notes, partials, words, cut)

@@ -13,7 +13,7 @@ from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.shards.reader import SampleArrays, ShardFolder, notes_of
 from omniges.storage.atomic import publish_bytes
 from omniges.storage.redact import one_line
 from omniges.visualize.pictures import draw_sample
@@ -58,7 +58,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
     speakers = []
     for name, own in _by_speaker(source.rows).items():
         languages = ", ".join(sorted({row.language or "unknown" for row in own}))
-        emotions = ", ".join(sorted({row.emotion or "unknown" for row in own}))
+        emotions = ", ".join(sorted({row.labels.get("emotion") or "unknown" for row in own}))
         speakers.append((name, len(own), duration_text(sum(row.seconds for row in own)), languages, emotions))
     print_table(console, ("speaker", "samples", "length", "languages", "emotions"), speakers, (1, 2))
     samples = [
@@ -109,13 +109,14 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     """Identity, provenance, members and first words of one sample."""
     facts = sample_facts(sample)
     metadata = facts["metadata"]
-    names = ("key", "split", "speaker", "language", "scenario", "emotion", "frames", "mel_frames", "ticks")
+    names = ("key", "split", "speaker", "language", "frames", "mel_frames", "ticks")
     identity = [(name, one_line(str(metadata[name]))) for name in names]
+    identity += [(name, one_line(value) or "unknown") for name, value in sorted(sample.row.labels.items())]
+    identity.append(("present", ", ".join(sample.row.present)))
     identity.append(("length", f"{metadata['seconds']:.3f} s"))
     identity.append(("cut", ", ".join(f"{name} {value:g}" for name, value in metadata["cut"].items())))
-    for name, source in metadata["sources"].items():
-        identity.append((name, one_line(f"{source['path']} ({source['sha256'][:12]}…)")))
-    identity += [("note", one_line(f"{note['code']}: {note['found']}")) for note in metadata["notes"]]
+    identity += [(name, one_line(f"{path} ({digest[:12]}…)")) for name, (path, digest) in sample.row.sources.items()]
+    identity += [("note", one_line(note)) for note in notes_of(metadata)]
     print_table(console, ("field", "value"), identity)
     members = []
     for name, place in facts["members"].items():
@@ -137,13 +138,13 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
 
 def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
     """Draw a sample to a PNG file: mel, words, motion energy, stick figures."""
-    metadata = sample.metadata
-    facts = [str(metadata[name]) for name in ("speaker", "emotion", "split") if metadata[name]]
+    row = sample.row
+    facts = [fact for fact in (row.speaker, row.labels.get("emotion"), row.split) if fact]
     seconds = sample.row.seconds
     if not 0 <= start_s <= seconds - 0.1:
         raise UsageFault(f"--start {start_s:g}: at least 0 and before {seconds - 0.1:.1f} s expected in this sample")
     picture = draw_sample(
-        title=f"{metadata['stem']}  ({', '.join(facts)})",
+        title=f"{row.stem}  ({', '.join(facts)})",
         gesture=sample.gesture.gesture,
         jaw_eyes=sample.gesture.jaw_eyes,
         start_xz=sample.gesture.start_xz,

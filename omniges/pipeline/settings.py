@@ -94,7 +94,7 @@ class Sample(Generic[Stored]):
     row: ManifestRow
     segment: Stored  # the tar members: laid out by the conversion, as bytes of a worker, or in an earlier run's shard
     notes: tuple[Finding, ...]
-    partials: tuple[Partial, Partial] | None  # gesture and mel, of train samples
+    partials: tuple[Partial, ...] | None  # of train samples, in the order of `STATISTICS`
     words: Counter[str]  # of train samples
     cut: Cut
 

@@ -126,7 +126,7 @@ class Tally:
 
     rows: list[ManifestRow] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    partials: list[tuple[Partial, Partial]] = field(default_factory=list)
+    partials: list[tuple[Partial, ...]] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
     inputs: dict[str, Digests] = field(default_factory=dict)
     rejected_inputs: dict[str, Digests] = field(default_factory=dict)  # of those rejected after reading them

@@ -15,7 +15,7 @@ from omniges.errors import Finding, Problem
 from omniges.pipeline.discover import Recording, SourceFile
 from omniges.pipeline.labels import StemFields
 from omniges.pipeline.settings import ConvertSettings, Cut, Rejected, Sample
-from omniges.shards.dataset import Partial
+from omniges.shards.dataset import STATISTICS_ROWS, Partial
 from omniges.shards.manifest import row_from_json
 from omniges.workers import ENVIRONMENT, Answer, Lost, Pool, Worker, worker_command
 
@@ -104,7 +104,6 @@ def _encode_outcome(outcome: Sample[Segment] | Rejected) -> Answer:
         "notes": [finding.as_json() for finding in outcome.notes],
         "words": outcome.words,
         "cut": asdict(outcome.cut),
-        "counts": [partial.count for partial in partials],
     }
     return head, [*((partial.rows.tobytes(),) for partial in partials), outcome.segment.buffers]
 
@@ -114,15 +113,12 @@ def _decode_outcome(head: dict[str, Any], buffers: list[memoryview]) -> Sample[m
         sources = {name: (path, digest) for name, (path, digest) in head["sources"].items()}
         return Rejected(tuple(map(Finding.from_json, head["findings"])), sources)
     *statistics, segment = buffers
-    partials = [
-        Partial(count, np.frombuffer(data, np.float64).reshape(4, -1))
-        for count, data in zip(head["counts"], statistics, strict=True)
-    ]
+    partials = tuple(Partial(np.frombuffer(data, np.float64).reshape(STATISTICS_ROWS, -1)) for data in statistics)
     return Sample(
         row=row_from_json(head["row"]),
         segment=segment,
         notes=tuple(map(Finding.from_json, head["notes"])),
-        partials=(partials[0], partials[1]) if partials else None,
+        partials=partials or None,
         words=Counter(head["words"]),
         cut=Cut(**head["cut"]),
     )

@@ -73,62 +73,108 @@ def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
     return np.where(spread < SMALLEST_STD, 1.0, spread).astype(np.float32)
 
 
+STATISTICS_ROWS: Final = 7
+STATISTICS: Final[Mapping[str, str]] = {"gesture": "gesture.npy", "mel": "mel.npy", "jaw_eyes": "jaw_eyes.npy"}
+"""The arrays that stats.json describes, and their members. Version 1 has the first two."""
+
+
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Statistics of one clip's array (T, C): count T and float64 rows mean, m2, minimum, maximum of shape (4, C)."""
+    """Statistics of one clip's array (T, C) in float64, by channel.
 
-    count: int
+    The seven rows of shape (7, C): count, mean, sum of squared deviations, minimum, maximum, and of the differences
+    of successive frames their mean and sum of squared deviations. An absent channel has a count of 0 and zeros.
+    """
+
     rows: F64
+
+    @property
+    def counts(self) -> F64:
+        """Frames (C,) that have the channel."""
+        counts: F64 = self.rows[0]
+        return counts
 
 
 def partial_of(array: npt.NDArray[np.float32]) -> Partial:
-    """The partial of one clip: array (T, C) with T >= 1.
+    """Return the partial of one clip: array (T, C) with T >= 1, NaN throughout a channel that is absent.
 
     Deviations are taken from the first frame, which costs one pass less than from the mean and leaves a channel
     that never changes with a variance of exactly zero. Sums run down the frames in order.
     """
     first = array[0].astype(np.float64)
-    total = np.zeros_like(first)
-    squares = np.zeros_like(first)
-    block = np.empty((min(_BLOCK_FRAMES, len(array)), array.shape[1]))
-    origin = np.tile(first, (len(block), 1))  # as large as a block: a row for all would be subtracted row by row
+    totals, squares = np.zeros((2, *first.shape)), np.zeros((2, *first.shape))  # of deviations and of differences
+    # A row more than a block has: the last deviation of the block before it.
+    block = np.zeros((min(_BLOCK_FRAMES, len(array)) + 1, array.shape[1]))
+    origin = np.tile(first, (len(block) - 1, 1))  # as large as a block: a row for all would be subtracted row by row
     for start in range(0, len(array), _BLOCK_FRAMES):
         frames = array[start : start + _BLOCK_FRAMES]
-        deviation = block[: len(frames)]
+        deviation = block[1 : len(frames) + 1]
         np.copyto(deviation, frames)  # a plain conversion; subtracting across types would go through small buffers
         deviation -= origin[: len(frames)]
-        total += deviation.sum(axis=0)
-        np.multiply(deviation, deviation, out=deviation)
-        squares += deviation.sum(axis=0)
-    count = len(array)
-    mean = first + total / count
-    m2 = np.maximum(squares - total * (total / count), 0.0)
-    rows = np.stack([mean, m2, array.min(axis=0).astype(np.float64), array.max(axis=0).astype(np.float64)])
-    return Partial(count, rows)
+        difference = deviation - block[: len(frames)]  # the first of all is zero, and adds nothing
+        block[0] = deviation[-1]
+        for k, values in enumerate((deviation, difference)):
+            totals[k] += values.sum(axis=0)
+            np.multiply(values, values, out=values)
+            squares[k] += values.sum(axis=0)
+    counts = np.array([len(array), max(len(array) - 1, 1)], dtype=np.float64)[:, None]
+    means = totals / counts
+    m2s = np.maximum(squares - totals * means, 0.0)
+    rows = np.stack(
+        [
+            np.full_like(first, len(array)),
+            first + means[0],
+            m2s[0],
+            array.min(axis=0).astype(np.float64),
+            array.max(axis=0).astype(np.float64),
+            means[1],
+            m2s[1],
+        ]
+    )
+    rows[:, np.isnan(first)] = 0.0
+    return Partial(rows)
 
 
-def combine(partials: Sequence[Partial]) -> dict[str, Any]:
+def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, Any]:
     """Statistics over all clips as stats.json has them, by channel; the same to the last bit in any order of the clips.
 
-    The deviation is that of the population. Without clips there are none, and the dictionary is empty.
+    The deviation is that of the population. A channel that no clip has gets zeros and a count of 0. Without clips
+    there are no statistics, and the dictionary is empty.
+
+    Args:
+        partials: one of each clip.
+        plain: whether to leave out `counts` and `difference_std`, as in version 1 and in latents.json.
     """
     if not partials:
         return {}
-    counts = [p.count for p in partials]
-    count = sum(counts)
-    stacked = np.stack([p.rows for p in partials])  # (clips, 4, C)
-    means, m2s = stacked[:, 0], stacked[:, 1]
-    weights = np.array(counts, dtype=np.float64)[:, None]
-    mean = _fsum_columns(means * weights) / count
-    between = weights * (means - mean) ** 2
-    variance = _fsum_columns(np.concatenate([m2s, between])) / count
-    return {
-        "frames": count,
+    stacked = np.stack([p.rows for p in partials], axis=1)  # (7, clips, C)
+    counts, means, m2s, least, most, difference_means, difference_m2s = stacked
+    mean, std = _mean_and_std(counts, means, m2s)
+    there = counts > 0
+    found: dict[str, Any] = {
+        "frames": int(counts.max(axis=1).sum()),
         "mean": mean.tolist(),
-        "std": np.sqrt(variance).tolist(),
-        "min": stacked[:, 2].min(axis=0).tolist(),
-        "max": stacked[:, 3].max(axis=0).tolist(),
+        "std": std.tolist(),
+        "min": _where_any(there, least.min(axis=0, where=there, initial=np.inf)),
+        "max": _where_any(there, most.max(axis=0, where=there, initial=-np.inf)),
     }
+    if not plain:
+        _, difference_std = _mean_and_std(np.maximum(counts - 1, 0), difference_means, difference_m2s)
+        found |= {"counts": counts.sum(axis=0).astype(int).tolist(), "difference_std": difference_std.tolist()}
+    return found
+
+
+def _mean_and_std(counts: F64, means: F64, m2s: F64) -> tuple[F64, F64]:
+    """Mean and deviation (C,) of all clips from those of each (clips, C); zeros where nothing was counted."""
+    count = np.maximum(counts.sum(axis=0), 1.0)
+    mean = _fsum_columns(means * counts) / count
+    variance = _fsum_columns(np.concatenate([m2s, counts * (means - mean) ** 2])) / count
+    return mean, np.sqrt(variance)
+
+
+def _where_any(there: npt.NDArray[np.bool_], values: F64) -> list[float]:
+    found: list[float] = np.where(there.any(axis=0), values, 0.0).tolist()
+    return found
 
 
 def _fsum_columns(values: F64) -> F64:
@@ -170,10 +216,11 @@ def read_dataset(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a JSON document ({error}). Run omniges preprocess again") from error
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
         raise DataError(f"{path}: format {schema.FORMAT!r} expected. This is not a folder of omniges shards")
-    if document.get("version") != schema.FORMAT_VERSION:
+    version = document.get("version")
+    if type(version) is not int or version not in schema.CONTRACTS:
+        known = " or ".join(map(str, schema.CONTRACTS))
         raise DataError(
-            f"{path}: shard contract version {schema.FORMAT_VERSION} expected, found {document.get('version')!r}. "
-            "Use the omniges that wrote it"
+            f"{path}: shard contract version {known} expected, found {version!r:.40}. Use the omniges that wrote it"
         )
     if not sealed_correctly(document):
         raise DataError(f"{path}: the checksum does not fit the content. It was edited or damaged: preprocess again")
@@ -211,20 +258,27 @@ def entry_problem(name: str, entry: object, field_name: str) -> str:
 
 
 def statistics_document(
-    rows: Sequence[ManifestRow], partials: Sequence[tuple[Partial, Partial]], words: Counter[str]
+    rows: Sequence[ManifestRow],
+    partials: Sequence[tuple[Partial, ...]],
+    words: Counter[str],
+    version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
-    """stats.json over the train rows; without any, only ``samples: 0``."""
+    """stats.json over the train rows; without any, only ``samples: 0``.
+
+    `partials` are those of each clip's arrays in the order of `STATISTICS`, as many as the version describes.
+    """
     train = [row for row in rows if row.split == "train"]
     if not partials:
         return {"samples": 0}
     speakers: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in train:
         speakers[row.speaker or "unknown"].append(row)
-    return {
+    by_array = zip(STATISTICS, zip(*partials, strict=True), strict=False)
+    arrays = {name: combine(own, plain=version == 1) for name, own in by_array}
+    arrays["gesture"]["channels"] = LAYOUT.channel_names()
+    return arrays | {
         "samples": len(train),
         "smallest_std": SMALLEST_STD,
-        "gesture": combine([gesture for gesture, _ in partials]) | {"channels": LAYOUT.channel_names()},
-        "mel": combine([mel for _, mel in partials]),
         "seconds": {
             "total": math.fsum(row.seconds for row in train),
             "min": min(row.seconds for row in train),

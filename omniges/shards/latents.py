@@ -32,7 +32,7 @@ F32 = npt.NDArray[np.float32]
 SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TICK, "gesture.npy": FRAMES_PER_TICK}
 """Members of frames that a codec may read, and their frames a tick."""
 WORDS_MEMBER: Final = "words.json"
-"""The member that a codec of windows reads."""
+"""What a codec of windows reads, by the name that version 1 of the contract gave it: `Contract.words` is the member."""
 BY_MIDDLE: Final = "middle"
 """The rule for a window's words: those whose middle, (start + end) / 2, lies in it."""
 
@@ -240,7 +240,7 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
     for entry in entries:
         own = partials.get(entry.name, ())
         with np.errstate(over="ignore", invalid="ignore"):
-            statistics = combine(own)
+            statistics = combine(own, plain=True)
         found[entry.name] = {"samples": len(own)}
         if statistics:
             found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": statistics.pop("frames")} | statistics

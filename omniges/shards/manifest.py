@@ -52,11 +52,21 @@ class ManifestRow:
     speaker_id: int | None
     speaker: str | None
     language: str | None
-    scenario: str | None
-    emotion: str | None
+    labels: dict[str, str]  # such as emotion and scenario, the same names in all rows of a set; "" where unknown
+    present: tuple[schema.Part, ...]  # what the sample has, in the order of `schema.PARTS`
     sources: dict[str, tuple[str, str]]  # source -> (path relative to the root, sha256)
     notes: tuple[str, ...]  # codes, sorted
     members: dict[str, MemberPlace]
+
+    @property
+    def contract(self) -> schema.Contract:
+        """The version of the contract that the sample follows."""
+        return schema.CONTRACTS[1 if schema.CONTRACTS[1].words in self.members else schema.FORMAT_VERSION]
+
+    @property
+    def keeps_audio(self) -> bool:
+        """Whether the waveform lies in the shard."""
+        return bool({"flac", "audio.npy"} & self.members.keys())
 
 
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
@@ -87,20 +97,56 @@ def latent_members(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(member for member in named if schema.LATENT_MEMBER.fullmatch(member)))
 
 
-def _arrow_schema(latents: Sequence[str]) -> pa.Schema:
-    """The columns; those of the members `latents` come last."""
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What decides the columns of a manifest."""
+
+    contract: schema.Contract
+    labels: tuple[str, ...] = ()  # sorted
+    latents: tuple[str, ...] = ()  # sorted; their columns come last
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Members with columns, in order."""
+        return *self.contract.members, *self.contract.optional, *self.latents
+
+    @classmethod
+    def of_columns(cls, names: Sequence[str]) -> _Form:
+        """The form that a file with these columns should have."""
+        first = column_of(schema.CONTRACTS[1].words) + "_offset" in names
+        labels = () if first else tuple(sorted(n.removeprefix(_LABEL) for n in names if n.startswith(_LABEL)))
+        return cls(schema.CONTRACTS[1 if first else schema.FORMAT_VERSION], labels, latent_members(names))
+
+
+def optional_members(columns: Sequence[str]) -> tuple[str, ...]:
+    """The members that samples of a manifest with these columns may lack."""
+    form = _Form.of_columns(columns)
+    return *form.contract.optional, *form.latents
+
+
+_LABEL: Final = "label_"
+_PRESENT: Final = "present_"
+_LABELS_OF_1: Final = ("scenario", "emotion")  # columns of version 1
+
+
+def _arrow_schema(form: _Form) -> pa.Schema:
     import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
 
     text, count, nullable = pa.string(), pa.int64(), True
     fields = [pa.field(name, text, nullable=False) for name in ("key", "stem", "split", "shard")]
     fields += [pa.field(name, count, nullable=False) for name in ("frames", "mel_frames", "ticks", "words")]
     fields += [pa.field("seconds", pa.float64(), nullable=False), pa.field("speaker_id", pa.int32())]
-    fields += [pa.field(name, text) for name in ("speaker", "language", "scenario", "emotion")]
+    fields += [pa.field(name, text) for name in ("speaker", "language")]
+    if form.contract.version == 1:
+        fields += [pa.field(name, text) for name in _LABELS_OF_1]
+    else:
+        fields += [pa.field(_LABEL + name, text, nullable=False) for name in form.labels]
+        fields += [pa.field(_PRESENT + part, pa.bool_(), nullable=False) for part in schema.PARTS]
     for source in SOURCES:
         fields += [pa.field(f"{source}_path", text, nullable), pa.field(f"{source}_sha256", text, nullable)]
     fields.append(pa.field("notes", pa.list_(text), nullable=False))
-    for member in (*schema.MEMBERS, *schema.OPTIONAL_MEMBERS, *latents):
-        optional = member not in schema.MEMBERS
+    for member in form.members:
+        optional = member not in form.contract.members
         fields += [
             pa.field(f"{column_of(member)}_offset", count, optional),
             pa.field(f"{column_of(member)}_size", count, optional),
@@ -109,20 +155,25 @@ def _arrow_schema(latents: Sequence[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _flatten(row: ManifestRow, latents: Sequence[str]) -> dict[str, Any]:
+def _flatten(row: ManifestRow, form: _Form) -> dict[str, Any]:
     flat = asdict(row)
-    sources, members = flat.pop("sources"), flat.pop("members")
+    sources, members, labels, present = (flat.pop(name) for name in ("sources", "members", "labels", "present"))
     flat["notes"] = list(row.notes)
+    if form.contract.version == 1:
+        flat |= {name: labels[name] or None for name in _LABELS_OF_1}
+    else:
+        flat |= {_LABEL + name: labels[name] for name in form.labels}
+        flat |= {_PRESENT + part: part in present for part in schema.PARTS}
     for source in SOURCES:
         flat[f"{source}_path"], flat[f"{source}_sha256"] = sources.get(source, (None, None))
-    for member in (*schema.MEMBERS, *schema.OPTIONAL_MEMBERS, *latents):
+    for member in form.members:
         place = members.get(member, {"offset": None, "size": None, "sha256": None})
         for name, value in place.items():
             flat[f"{column_of(member)}_{name}"] = value
     return flat
 
 
-def _unflatten(flat: dict[str, Any], latents: Sequence[str]) -> ManifestRow:
+def _unflatten(flat: dict[str, Any], form: _Form) -> ManifestRow:
     sources = {
         source: (path, digest)
         for source in SOURCES
@@ -130,12 +181,21 @@ def _unflatten(flat: dict[str, Any], latents: Sequence[str]) -> ManifestRow:
         if path is not None
     }
     members = {}
-    for member in (*schema.MEMBERS, *schema.OPTIONAL_MEMBERS, *latents):
+    for member in form.members:
         offset, size, digest = (flat.pop(f"{column_of(member)}_{name}") for name in ("offset", "size", "sha256"))
         if offset is not None:
             members[member] = MemberPlace(offset, size, digest)
+    present: tuple[schema.Part, ...]
+    if form.contract.version == 1:
+        labels = {name: flat.pop(name) or "" for name in _LABELS_OF_1}
+        lacking = {"labels"} if not any(labels.values()) else set()
+        lacking |= set() if form.contract.semantic in members else {"sem"}
+        present = tuple(part for part in schema.PARTS if part not in lacking)
+    else:
+        labels = {name: flat.pop(_LABEL + name) for name in form.labels}
+        present = tuple(part for part in schema.PARTS if flat.pop(_PRESENT + part))
     flat["notes"] = tuple(flat["notes"])
-    return ManifestRow(**flat, sources=sources, members=members)
+    return ManifestRow(**flat, labels=labels, present=present, sources=sources, members=members)
 
 
 def row_from_json(fields: dict[str, Any]) -> ManifestRow:
@@ -143,6 +203,7 @@ def row_from_json(fields: dict[str, Any]) -> ManifestRow:
     changed = {
         "sources": {name: (path, digest) for name, (path, digest) in fields["sources"].items()},
         "notes": tuple(fields["notes"]),
+        "present": tuple(fields["present"]),
         "members": {member: MemberPlace(**place) for member, place in fields["members"].items()},
     }
     return ManifestRow(**(fields | changed))
@@ -164,15 +225,17 @@ def row_from_journal(fields: Any) -> ManifestRow:
 def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
     """Rows, sorted by shard and offset, as parquet; the bytes follow from the rows and pyarrow's version.
 
-    Raises ValueError for a member that the contract does not give.
+    Rows of one version, with the same names of labels. Raises ValueError for a member that no contract gives.
     """
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     ordered = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
     members = sorted({member for row in rows for member in row.members}, key=schema.member_order)
-    latents = [member for member in members if schema.LATENT_MEMBER.fullmatch(member)]
-    table = pa.Table.from_pylist([_flatten(row, latents) for row in ordered], schema=_arrow_schema(latents))
+    latents = tuple(member for member in members if schema.LATENT_MEMBER.fullmatch(member))
+    labels = tuple(sorted({name for row in rows for name in row.labels}))
+    form = _Form(schema.CONTRACTS[1 if schema.CONTRACTS[1].words in members else 2], labels, latents)
+    table = pa.Table.from_pylist([_flatten(row, form) for row in ordered], schema=_arrow_schema(form))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -196,10 +259,10 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
     import pyarrow as pa  # noqa: PLC0415
 
     table = _parquet(pa.BufferReader(data)).read(use_threads=False)
-    latents = latent_members(table.column_names)
-    if not table.schema.equals(_arrow_schema(latents)):
-        raise ValueError("the manifest's columns are not those of shard contract version 1")
-    return [_unflatten(flat, latents) for flat in table.to_pylist()]
+    form = _Form.of_columns(table.column_names)
+    if not table.schema.equals(_arrow_schema(form)):
+        raise ValueError(f"the manifest's columns are not those of shard contract version {form.contract.version}")
+    return [_unflatten(flat, form) for flat in table.to_pylist()]
 
 
 def read_manifest(data: bytes) -> list[ManifestRow]:
@@ -240,15 +303,20 @@ def row_problem(row: ManifestRow) -> str:
         return f"seconds {row.seconds}"
     if not all(isinstance(note, str) for note in row.notes):
         return "a note that is no text"
+    if not all(schema.is_label(name) and isinstance(value, str) for name, value in row.labels.items()):
+        return f"labels {row.labels!r:.100}"
+    if not set(row.present) <= set(schema.PARTS):
+        return f"present {row.present!r:.100}"
     return _places_problem(row)
 
 
 def _places_problem(row: ManifestRow) -> str:
     """Return what is wrong with the places of a row's members and sources, or nothing."""
-    if not set(schema.MEMBERS) <= row.members.keys():
+    contract = row.contract
+    if not set(contract.members) <= row.members.keys():
         return "no place of a needed member"
     for member, place in row.members.items():
-        if member not in {*schema.MEMBERS, *schema.OPTIONAL_MEMBERS} and not schema.LATENT_MEMBER.fullmatch(member):
+        if member not in {*contract.members, *contract.optional} and not schema.LATENT_MEMBER.fullmatch(member):
             return f"member {member!r}"
         sound = schema.is_count(place.offset, 512) and schema.is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
         if not sound or not is_sha256(place.sha256):
@@ -256,7 +324,7 @@ def _places_problem(row: ManifestRow) -> str:
     for source, (path, digest) in row.sources.items():
         if not is_sha256(digest) or not schema.is_relative_path(path):
             return f"{source}: {path!r}, sha256 {digest!r}"
-    needed = set(SOURCES) - {"sem"}
+    needed = set(SOURCES) - {"sem"} if contract.version == 1 else set()
     return "" if needed <= row.sources.keys() else f"sources {', '.join(sorted(row.sources))}"
 
 
@@ -275,7 +343,7 @@ class ManifestColumns:
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
 
-        self._path = path
+        self.path = path
         try:
             self._file = _parquet(stream)
         except pa.ArrowInvalid as error:
@@ -284,7 +352,7 @@ class ManifestColumns:
     def _column(self, name: str) -> pa.Array:
         table = self._file.read(columns=[name], use_threads=False)
         if name not in table.column_names:
-            raise DataError(f"{self._path}: a column {name!r} expected, found none. {schema.VERIFY}")
+            raise DataError(f"{self.path}: a column {name!r} expected, found none. {schema.VERIFY}")
         return table.column(name).combine_chunks()
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
@@ -298,11 +366,22 @@ class ManifestColumns:
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return encoded.dictionary.to_pylist(), codes
 
+    def labels_of(self, label: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """The values of a label such as emotion as `labels` gives them; -1 where a sample or the set has none."""
+        names = self._file.schema_arrow.names
+        column = label if label in names else _LABEL + label
+        if column not in names:
+            return [], np.full(self._file.metadata.num_rows, -1, np.int32)
+        values, codes = self.labels(column)
+        if "" in values:
+            codes = np.where(codes == values.index(""), np.int32(-1), codes)
+        return values, codes
+
     def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
         column = self._column(name)
         if column.null_count:
-            raise DataError(f"{self._path}: column {name!r}: {column.null_count} nulls found. {schema.VERIFY}")
+            raise DataError(f"{self.path}: column {name!r}: {column.null_count} nulls found. {schema.VERIFY}")
         if not len(column):
             return np.empty(0, np.uint8), np.zeros(1, np.int32)
         _, ends, data = column.buffers()
@@ -313,7 +392,7 @@ class ManifestColumns:
         """The keys (N,) as fixed-width bytes, each in their grammar, so that none leads out of a folder."""
         data, ends = self._bytes("key")
         if data.size and not 0 < data.min() <= data.max() < 128:
-            raise DataError(f"{self._path}: column 'key': ASCII texts expected. {schema.VERIFY}")
+            raise DataError(f"{self.path}: column 'key': ASCII texts expected. {schema.VERIFY}")
         lengths = np.diff(ends)
         width = int(lengths.max(initial=1))
         fixed = np.zeros((len(lengths), width), dtype=np.uint8)
@@ -323,7 +402,7 @@ class ManifestColumns:
         if not sound.all():
             shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
             raise DataError(
-                f"{self._path}: key {shown}: at most {schema.MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. "
+                f"{self.path}: key {shown}: at most {schema.MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. "
                 f"{schema.VERIFY}"
             )
         return found
@@ -333,10 +412,10 @@ class ManifestColumns:
         data, ends = self._bytes(name)
         if (np.diff(ends) != 64).any():
             raise DataError(
-                f"{self._path}: column {name!r}: sha256 of 64 digits expected, found others. {schema.VERIFY}"
+                f"{self.path}: column {name!r}: sha256 of 64 digits expected, found others. {schema.VERIFY}"
             )
         try:
             raw = bytes.fromhex(str(data.data, "ascii"))
         except ValueError as error:
-            raise DataError(f"{self._path}: column {name!r}: sha256 expected ({error}). {schema.VERIFY}") from error
+            raise DataError(f"{self.path}: column {name!r}: sha256 expected ({error}). {schema.VERIFY}") from error
         return np.frombuffer(raw, np.uint8).reshape(-1, 32)

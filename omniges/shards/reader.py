@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
@@ -147,9 +147,16 @@ class SampleArrays:
     mel: npt.NDArray[np.float32]  # (M, 64)
     words: list[dict[str, Any]]
     semantic: list[dict[str, Any]] | None
-    flac: bytes | None
-    audio: npt.NDArray[np.float32] | None  # (N,)
+    audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, where it was kept
     latents: dict[str, npt.NDArray[np.float32]]  # by codec (rows, channels)
+
+
+def notes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the notes of KEY.json as ``code: what was found``, whichever version of the contract it follows."""
+    notes = metadata["notes"]
+    if isinstance(notes, str):
+        return tuple(notes.splitlines())
+    return tuple(f"{note['code']}: {note['found']}" for note in notes)
 
 
 class ShardFolder:
@@ -211,7 +218,7 @@ class ShardFolder:
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
         """The words of a sample."""
-        found: list[dict[str, Any]] = json.loads(self.member(row, "words.json"))
+        found: list[dict[str, Any]] = json.loads(self.member(row, row.contract.words))
         return found
 
     def gesture(self, row: ManifestRow) -> GestureClip:
@@ -222,7 +229,27 @@ class ShardFolder:
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
         """The semantic spans of a sample, where it has an annotation."""
-        return json.loads(self.member(row, "sem.json")) if "sem.json" in row.members else None
+        return json.loads(self.member(row, row.contract.semantic)) if "sem" in row.present else None
+
+    def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
+        """The waveform (N,) of a sample at 16 kHz, whichever member holds it; None where it was not kept.
+
+        Raises as `member` does, and DataError for FLAC that cannot be decoded.
+        """
+        if "audio" not in row.present or not row.keeps_audio:
+            return None
+        if "flac" not in row.members:
+            return self.array(row, "audio.npy")
+        from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
+
+        try:
+            pcm, bits = decode_flac(self.member(row, "flac"))
+        except RecordingFault as fault:
+            place = row.members["flac"].offset
+            shown = place_of_member(self.source, row.shard, row.key, "flac", place)
+            raise DataError(f"{shown}: {fault}. {VERIFY}") from fault
+        # Exact, and no float64 of eleven minutes.
+        return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 
     def sample(self, row: ManifestRow) -> SampleArrays:
         """All of a sample."""
@@ -234,7 +261,6 @@ class ShardFolder:
             mel=self.array(row, "mel.npy"),
             words=self.words(row),
             semantic=self.semantic(row),
-            flac=self.member(row, "flac") if "flac" in row.members else None,
-            audio=self.array(row, "audio.npy") if "audio.npy" in row.members else None,
+            audio=self.waveform(row),
             latents={name: self.array(row, entry.member) for name, entry in self.codecs.items()},
         )

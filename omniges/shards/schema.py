@@ -1,4 +1,7 @@
-"""Names of the shard contract, version 1: members, keys, stems, splits, files beside the shards; and the window grid.
+"""Names of the shard contract: versions, members, parts, keys, stems, splits, files beside the shards; the window grid.
+
+Version 2 is written. In it every sample of a set has the same members, and what a sample lacks is named absent, so that
+readers which infer a schema from the first samples read all of them. Version 1 is still read and verified.
 
 A shard folder is data. Its keys, stems, shard names and file names lead nowhere but into the folder they belong to,
 and readers of every command ask this module before they join one to a path.
@@ -14,7 +17,8 @@ from typing import Final, Literal, get_args
 from omniges.errors import UsageFault
 
 FORMAT: Final = "omniges-shards"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""The version that is written."""
 
 DATASET_FILE: Final = "dataset.json"
 MANIFEST_FILE: Final = "manifest.parquet"
@@ -30,9 +34,49 @@ VERIFY: Final = "Run omniges verify-shards, then preprocess again"
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
-# Members of a sample in the order they stand in the shard: KEY.<member>.
-MEMBERS: Final = ("json", "gesture.npy", "mel.npy", "words.json", "jaw_eyes.npy", "betas.npy", "start_xz.npy")
-OPTIONAL_MEMBERS: Final = ("sem.json", "flac", "audio.npy")
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a version of the contract calls the members of a sample, ``KEY.<member>``, in the order of the shard."""
+
+    version: int
+    members: tuple[str, ...]  # of every sample
+    optional: tuple[str, ...]
+    words: str  # the member with the words, JSON
+    semantic: str  # the member with the semantic spans, JSON
+
+
+# JSON in a text member: readers that infer a schema cannot type a list that is empty in the first samples.
+CONTRACTS: Final = {
+    1: Contract(
+        1,
+        ("json", "gesture.npy", "mel.npy", "words.json", "jaw_eyes.npy", "betas.npy", "start_xz.npy"),
+        ("sem.json", "flac", "audio.npy"),
+        "words.json",
+        "sem.json",
+    ),
+    2: Contract(
+        2,
+        ("json", "gesture.npy", "mel.npy", "words.txt", "jaw_eyes.npy", "betas.npy", "start_xz.npy", "sem.txt"),
+        ("audio.npy",),  # of every sample of a set that keeps audio
+        "words.txt",
+        "sem.txt",
+    ),
+}
+"""By version; those that are read."""
+CONTRACT: Final = CONTRACTS[FORMAT_VERSION]
+
+KNOWN_MEMBERS: Final = (
+    *("json", "gesture.npy", "mel.npy", "words.json", "words.txt", "jaw_eyes.npy", "betas.npy", "start_xz.npy"),
+    *("sem.json", "sem.txt", "flac", "audio.npy"),
+)
+"""The members of all versions, but for latents, in the order of the shard."""
+
+Part = Literal["text", "audio", "upper", "hands", "lower", "root", "face", "jaw_eyes", "sem", "labels"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+"""What a sample may have or lack; `present` names what it has."""
+GESTURE_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root", "face")
+"""The parts that are channels of the gesture array."""
 
 # A codec's latents stand after all others, by the codec's name. Its hyphen tells such a member from the others.
 LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)
@@ -52,6 +96,7 @@ CONTRACT_FILES: Final = frozenset({*SIDE_FILES, LATENTS_FILE, DATASET_FILE})
 
 _KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}", re.ASCII)
 _MAX_STEM_BYTES: Final = 255  # what a Linux file name holds
+_LABEL: Final = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
 
 def member_order(member: str) -> tuple[int, str]:
@@ -59,11 +104,10 @@ def member_order(member: str) -> tuple[int, str]:
 
     Raises ValueError for a name that the contract does not give.
     """
-    known = (*MEMBERS, *OPTIONAL_MEMBERS)
-    if member in known:
-        return known.index(member), ""
+    if member in KNOWN_MEMBERS:
+        return KNOWN_MEMBERS.index(member), ""
     if LATENT_MEMBER.fullmatch(member):
-        return len(known), member
+        return len(KNOWN_MEMBERS), member
     raise ValueError(f"no member {member!r}")
 
 
@@ -125,6 +169,11 @@ def is_stem(text: object) -> bool:
         return len(text.encode()) <= _MAX_STEM_BYTES and is_key(key_from_stem(text))
     except UnicodeEncodeError:  # a lone surrogate
         return False
+
+
+def is_label(text: object) -> bool:
+    """Return whether a text can name a label: a lower-case letter, then up to 31 of a-z, 0-9 and underscores."""
+    return isinstance(text, str) and _LABEL.fullmatch(text) is not None
 
 
 def is_relative_path(text: object) -> bool:

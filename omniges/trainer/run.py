@@ -276,12 +276,12 @@ def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
     """What a metric needs that no window has, with the way to it."""
     if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
         return UNTIMED
-    members = {name for window in held_out.windows for name in window.row.members}
-    if metric == "semantic_recall" and "sem.json" not in members:
+    rows = [window.row for window in held_out.windows]
+    if metric == "semantic_recall" and not any("sem" in row.present for row in rows):
         return "no recording that it validates on has a semantic annotation"
     if metric != "beat_consistency":
         return None
-    if not members & {"flac", "audio.npy"}:
+    if not any(row.keeps_audio for row in rows):
         return "there is no audio in the shards: preprocess with --keep-audio"
     least = -(-least_frames(INSTRUMENTS.profile.beats) // FRAMES_PER_TICK)
     if held_out.windows[0].ticks < least:

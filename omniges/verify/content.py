@@ -19,28 +19,41 @@ import numpy.typing as npt
 from omniges.errors import CODES
 from omniges.features import timebase
 from omniges.features.audio import LOG_FLOOR, MEL_BANDS
-from omniges.features.gesture import BETAS, LAYOUT
-from omniges.shards.dataset import Partial, partial_of
+from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT
+from omniges.shards.dataset import STATISTICS, Partial, partial_of
 from omniges.shards.latents import CodecEntry
-from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import is_count, is_real
+from omniges.shards.manifest import SOURCES, ManifestRow
+from omniges.shards.schema import GESTURE_PARTS, PARTS, Part, is_count, is_real
 from omniges.shards.tar import NPY_MAGIC, npy_header
+from omniges.storage.canonical_json import canonical_json
 from omniges.verify.dataset import strict_json
 from omniges.verify.findings import Collector
 from omniges.verify.folders import Source
 
 _AUDIO_BLOCK: Final = 1 << 16
 _SCALARS: Final = (
-    *("key", "stem", "split", "speaker_id", "speaker", "language", "scenario", "emotion"),
+    *("key", "stem", "split", "speaker_id", "speaker", "language"),
     *("frames", "mel_frames", "ticks", "seconds"),
 )
+_LABELS_OF_1: Final = ("scenario", "emotion")
 _AUDIO: Final = {"encoding", "rate_hz", "channels", "samples", "samples_16k", "gain"}
 _MOTION: Final = {"frame_rate_hz", "frame_stride", "frames", "key_style", "betas", "gender", "model"}
+_NO_AUDIO: Final = {"encoding": "", "rate_hz": 0, "channels": 0, "samples": 0, "samples_16k": 0, "gain": 1.0}
+_NO_MOTION: Final = {
+    "frame_rate_hz": 0,
+    "frame_stride": 0,
+    "frames": 0,
+    "key_style": "",
+    "betas": 0,
+    "gender": "",
+    "model": "",
+}
 _WORD: Final = {"word", "start", "end"}
 _SPAN: Final = {"name", "start", "end", "score", "keywords"}
 _CUT: Final = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
 _ABSENT: Final = object()  # what a JSON member gives that cannot be read; null is a value like others
 _FIELDS: Final = {*_SCALARS, "audio", "motion", "cut", "sources", "notes"}
+_FIELDS_OF: Final = {1: _FIELDS | {*_LABELS_OF_1}, 2: _FIELDS | {"labels", "present"}}  # by version
 _LENGTHS: Final = ("rate_hz", "channels", "samples", "samples_16k", "frame_rate_hz", "frame_stride", "frames")
 _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...]] = (
     (_LENGTHS, lambda value: is_count(value, 1)),
@@ -58,14 +71,13 @@ _BLOCK_VALUES: Final = 1 << 16
 _BLOCK_FRAMES: Final = 512
 _ORTHONORMAL: Final = 1e-5
 _MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
-_JAW_EYES: Final = 9
 
 
 @dataclass(slots=True)
 class Content:
     """What a shard's samples give to statistics, tokenizer and totals; partials and words of the train split alone."""
 
-    partials: list[tuple[Partial, Partial]] = field(default_factory=list)
+    partials: list[tuple[Partial, ...]] = field(default_factory=list)
     latents: dict[str, list[Partial]] = field(default_factory=dict)  # by codec
     words: Counter[str] = field(default_factory=Counter)
     cuts: list[dict[str, float | int]] = field(default_factory=list)  # of every split
@@ -126,8 +138,9 @@ def check_samples(
         _check_waveform(sample, audio)
         if row.split == "train":
             content.words += words
-            if {"gesture.npy", "mel.npy"} <= partials.keys():
-                content.partials.append((partials["gesture.npy"], partials["mel.npy"]))
+            wanted = _summed(row)
+            if set(wanted) <= partials.keys():
+                content.partials.append(tuple(partials[member] for member in wanted))
             for codec in codecs:
                 if codec.member in partials:
                     content.latents.setdefault(codec.name, []).append(partials[codec.member])
@@ -137,17 +150,14 @@ def check_samples(
 def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
     """KEY.json against its schema and the manifest's row; its audio facts where they can be used."""
     row = sample.row
-    if not isinstance(metadata, dict) or metadata.keys() != _FIELDS:
-        found = ", ".join(sorted(metadata.keys() ^ _FIELDS)) if isinstance(metadata, dict) else str(type(metadata))
+    fields = _FIELDS_OF[row.contract.version]
+    if not isinstance(metadata, dict) or metadata.keys() != fields:
+        found = ", ".join(sorted(metadata.keys() ^ fields)) if isinstance(metadata, dict) else str(type(metadata))
         sample.add("metadata-invalid", "json", f"fields unknown or absent: {found}", "the contract's fields")
         return None
-    for name in _SCALARS:
-        wanted = getattr(row, name)
-        if type(metadata[name]) is not type(wanted) or metadata[name] != wanted:
+    for name, wanted in _facts_of(row).items():
+        if canonical_json(metadata[name]) != canonical_json(wanted):
             sample.add("metadata-differs", "json", f"{name} {metadata[name]!r}", f"{wanted!r} of the manifest")
-    sources = {name: {"path": path, "sha256": digest} for name, (path, digest) in row.sources.items()}
-    if metadata["sources"] != sources:
-        sample.add("metadata-differs", "json", f"sources {metadata['sources']!r}", f"{sources!r}")
     _check_notes(sample, metadata["notes"])
     if not _parts_sound(sample, metadata):
         return None
@@ -156,13 +166,31 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
     return audio
 
 
+def _facts_of(row: ManifestRow) -> dict[str, Any]:
+    """What KEY.json has to say of what the manifest says too."""
+    facts: dict[str, Any] = {name: getattr(row, name) for name in _SCALARS}
+    sources = {name: {"path": path, "sha256": digest} for name, (path, digest) in row.sources.items()}
+    if row.contract.version == 1:
+        return facts | {name: row.labels[name] or None for name in _LABELS_OF_1} | {"sources": sources}
+    facts |= {"speaker_id": -1 if row.speaker_id is None else row.speaker_id}
+    facts |= {name: facts[name] or "" for name in ("speaker", "language")}
+    return facts | {
+        "labels": row.labels,
+        "present": {part: part in row.present for part in PARTS},
+        "sources": {name: sources.get(name, {"path": "", "sha256": ""}) for name in SOURCES},
+    }
+
+
 def _check_notes(sample: _Sample, notes: Any) -> None:
+    if sample.row.contract.version > 1 and isinstance(notes, str):
+        split = (line.partition(": ") for line in notes.splitlines())
+        notes = [{"code": code, "found": found} for code, _, found in split]
     shaped = isinstance(notes, list) and all(
         isinstance(note, dict) and note.keys() == {"code", "found"} and all(isinstance(v, str) for v in note.values())
         for note in notes
     )
     if not shaped:
-        sample.add("metadata-invalid", "json", f"notes {notes!r}", "a list of code and found")
+        sample.add("metadata-invalid", "json", f"notes {notes!r}", "notes of code and found")
         return
     codes = tuple(sorted({note["code"] for note in notes}))
     if codes != sample.row.notes:
@@ -172,6 +200,10 @@ def _check_notes(sample: _Sample, notes: Any) -> None:
             sample.add("metadata-invalid", "json", f"note {code!r}", "the code of a note")
 
 
+def _has_motion(row: ManifestRow) -> bool:
+    return any(part in row.present for part in (*GESTURE_PARTS, "jaw_eyes"))
+
+
 def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
     """Whether audio, motion and cut hold what the contract says."""
     audio, motion, cut = metadata["audio"], metadata["motion"], metadata["cut"]
@@ -179,8 +211,17 @@ def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
         if not isinstance(part, dict) or part.keys() != fields:
             sample.add("metadata-invalid", "json", f"{name} {part!r}", ", ".join(sorted(fields)))
             return False
-    whole = audio | motion | cut
-    wrong = [f"{name} {whole[name]!r}" for names, sound in _KINDS for name in names if not sound(whole[name])]
+    whole = dict(cut)
+    for part, there, nothing in (
+        (audio, "audio" in sample.row.present, _NO_AUDIO),
+        (motion, _has_motion(sample.row), _NO_MOTION),
+    ):
+        if there:
+            whole |= part
+        elif canonical_json(part) != canonical_json(nothing):
+            sample.add("metadata-invalid", "json", f"{part!r} of an absent part", f"{nothing!r}")
+            return False
+    wrong = [f"{n} {whole[n]!r}" for names, sound in _KINDS for n in names if n in whole and not sound(whole[n])]
     if wrong:
         sample.add("metadata-invalid", "json", "; ".join(wrong), "numbers and texts of the contract")
     return not wrong
@@ -188,13 +229,18 @@ def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
 
 def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any], cut: dict[str, Any]) -> None:
     """The common length and what was cut follow from the lengths of the sources."""
-    kept = -(-motion["frames"] // motion["frame_stride"])
-    frames = timebase.common_frames(kept, audio["samples"], audio["rate_hz"])
+    heard, moved = "audio" in sample.row.present, _has_motion(sample.row)
+    kept = -(-motion["frames"] // motion["frame_stride"]) if moved else 0
+    by_sound = audio["samples"] * timebase.FRAME_RATE_HZ // audio["rate_hz"] if heard else 0
+    frames = by_sound if not moved else kept
+    if heard and moved:
+        frames = timebase.common_frames(kept, audio["samples"], audio["rate_hz"])
     if sample.row.frames != frames:
         sample.add("metadata-invalid", "json", f"frames {sample.row.frames}", f"{frames}, by the sources' lengths")
         return
-    audio_s = round(max(0.0, audio["samples"] / audio["rate_hz"] - frames / timebase.FRAME_RATE_HZ), 6)
-    motion_s = round((kept - frames) / timebase.FRAME_RATE_HZ, 6)
+    audio_s = max(0.0, audio["samples"] / audio["rate_hz"] - frames / timebase.FRAME_RATE_HZ) if heard else 0.0
+    motion_s = (kept - frames) / timebase.FRAME_RATE_HZ if moved else 0.0
+    audio_s, motion_s = round(audio_s, 6), round(motion_s, 6)
     if (cut["audio_s"], cut["motion_s"]) != (audio_s, motion_s):
         found = f"cut {cut['audio_s']} s of audio, {cut['motion_s']} s of motion"
         sample.add("metadata-invalid", "json", found, f"{audio_s} s, {motion_s} s")
@@ -204,53 +250,62 @@ def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any
         sample.add("metadata-invalid", "json", f"gain {audio['gain']}", "1, for loudness none")
 
 
-def _check_transcript(sample: _Sample) -> Counter[str]:
-    """KEY.words.json: in form, in order, inside the clip, as many as the manifest says."""
-    rows = sample.json("words.json", "transcript-invalid")
+def _list_of(sample: _Sample, part: Part, member: str, code: str) -> list[Any] | None:
+    """The list that a JSON member holds, empty where the part is absent; None after a finding."""
+    rows = sample.json(member, code)
     if rows is _ABSENT:
-        return Counter()
-    if not isinstance(rows, list) or not rows:
-        sample.add("transcript-invalid", "words.json", f"{type(rows).__name__}", "a list with at least one word")
+        return None
+    there = part in sample.row.present
+    if not isinstance(rows, list) or (there and part == "text" and not rows):
+        sample.add(code, member, f"{type(rows).__name__}", "a list with at least one word" if there else "a list")
+        return None
+    if rows and not there:
+        sample.add("absent-not-nan", member, f"{len(rows)} entries", f"none, for {part} is absent")
+        return None
+    return rows
+
+
+def _check_transcript(sample: _Sample) -> Counter[str]:
+    """The words: in form, in order, inside the clip, as many as the manifest says."""
+    member = sample.row.contract.words
+    rows = _list_of(sample, "text", member, "transcript-invalid")
+    if rows is None:
         return Counter()
     now, seconds = 0.0, sample.row.seconds
     for place, row in enumerate(rows):
         shaped = isinstance(row, dict) and row.keys() == _WORD
         shaped = shaped and isinstance(row["word"], str) and bool(row["word"].strip())
         if not shaped or not is_real(row["start"]) or not is_real(row["end"]):
-            sample.add("transcript-invalid", "words.json", f"word {place}: {row!r}", "word, start and end")
+            sample.add("transcript-invalid", member, f"word {place}: {row!r}", "word, start and end")
             return Counter()
         start, end = row["start"], row["end"]
         if not 0 <= start < end <= seconds or start < now:
             text = f"word {place}, {row['word']!r} from {start} to {end} s"
             if 0 <= start < end <= seconds:
-                sample.add("transcript-order", "words.json", text, f"a start at {now} s or later")
+                sample.add("transcript-order", member, text, f"a start at {now} s or later")
             else:
-                sample.add("transcript-outside", "words.json", text, f"inside 0 to {seconds} s")
+                sample.add("transcript-outside", member, text, f"inside 0 to {seconds} s")
         now = max(now, end)
     if len(rows) != sample.row.words:
-        sample.add("metadata-differs", "words.json", f"{len(rows)} words", f"{sample.row.words} of the manifest")
+        sample.add("metadata-differs", member, f"{len(rows)} words", f"{sample.row.words} of the manifest")
     return Counter(row["word"] for row in rows)
 
 
 def _check_annotation(sample: _Sample) -> None:
-    """KEY.sem.json where there is one; its spans are not cut to the clip."""
-    if "sem.json" not in sample.row.members:
+    """The semantic spans where there are any; they are not cut to the clip."""
+    member = sample.row.contract.semantic
+    if member not in sample.row.members:
         return
-    spans = sample.json("sem.json", "annotation-invalid")
-    if spans is _ABSENT:
-        return
-    if not isinstance(spans, list):
-        sample.add("annotation-invalid", "sem.json", type(spans).__name__, "a list")
-        return
-    for place, span in enumerate(spans):
+    spans = _list_of(sample, "sem", member, "annotation-invalid")
+    for place, span in enumerate(spans or ()):
         shaped = isinstance(span, dict) and span.keys() == _SPAN
         shaped = shaped and isinstance(span["name"], str) and isinstance(span["keywords"], str) and bool(span["name"])
         shaped = shaped and is_real(span["start"]) and is_real(span["end"]) and is_real(span["score"])
         if not shaped or not 0 <= span["start"] <= span["end"] or not 0 <= span["score"] <= 1:
             expected = "name, 0 <= start <= end, score in 0..1, keywords"
-            sample.add("annotation-invalid", "sem.json", f"span {place}: {span!r}", expected)
-    if "sem" not in sample.row.sources:
-        sample.add("metadata-differs", "sem.json", "no source of the annotation", "its path and sha256")
+            sample.add("annotation-invalid", member, f"span {place}: {span!r}", expected)
+    if sample.row.contract.version == 1 and "sem" not in sample.row.sources:
+        sample.add("metadata-differs", member, "no source of the annotation", "its path and sha256")
 
 
 def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
@@ -259,8 +314,8 @@ def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
     if audio is None:
         return
     plain = audio["rate_hz"] == timebase.SAMPLE_RATE_HZ and audio["channels"] == 1
-    member = "flac" if plain and audio["encoding"] in {"pcm16", "pcm24"} else "audio.npy"
-    wanted = [member] if sample.settings.get("keep_audio") else []
+    lossless = sample.row.contract.version == 1 and plain and audio["encoding"] in {"pcm16", "pcm24"}
+    wanted = ["flac" if lossless else "audio.npy"] if sample.settings.get("keep_audio") else []
     if present != wanted:
         found = f"{' and '.join(present) or 'no audio'} of a {audio['encoding']} source"
         sample.add("waveform-invalid", (present or wanted)[0], found, wanted[0] if wanted else "no audio kept")
@@ -299,34 +354,71 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
 # --- arrays
 
 
+def _summed(row: ManifestRow) -> tuple[str, ...]:
+    """The arrays that stats.json describes in this version of the contract."""
+    members = tuple(STATISTICS.values())
+    return members[:2] if row.contract.version == 1 else members
+
+
 def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequence[CodecEntry]) -> dict[str, Partial]:
     """Every array member; by member the partial statistics of what is sound in a train sample."""
     row = sample.row
     partials: dict[str, Partial] = {}
     vectors = {codec.member: codec.vectors for codec in codecs}
-    summed = {"gesture.npy", "mel.npy", *vectors}
+    summed = {*_summed(row), *vectors}
     for member, (dtypes, shape) in _array_specs(row, audio["samples_16k"] if audio else None, codecs).items():
         data = sample.data(member)
         array = None if data is None else _npy_array(sample, member, data, dtypes, shape)
         if array is None:
             continue
+        absent = _absent_columns(row, member, shape)
         partial = None
         if row.split == "train" and member in summed and len(array):
             with np.errstate(over="ignore", invalid="ignore"):
                 partial = partial_of(vectors[member](array) if member in vectors else array)
         # Minimum and maximum of every channel are finite where all values are.
-        known = partial is not None and bool(np.isfinite(partial.rows[2:]).all())
-        if not known and not _check_finite(sample, member, array):
+        known = partial is not None and bool(np.isfinite(partial.rows).all()) and bool(partial.counts.all())
+        if absent.any():
+            if not _check_absent(sample, member, array, absent):
+                continue
+        elif not known and not _check_finite(sample, member, array):
             continue
         if member == "gesture.npy":
             _check_gesture(sample, array)
-        if member == "mel.npy":  # the minima of the bands do as well as the mel itself
-            least = float((array if partial is None else partial.rows[2]).min(initial=0.0))
+        if member == "mel.npy" and not absent.any():  # the minima of the bands do as well as the mel itself
+            least = float((array if partial is None else partial.rows[3]).min(initial=0.0))
             if least < _MEL_FLOOR:
                 sample.out.add("mel-below-floor", f"{least}", f"at least {_MEL_FLOOR:.4f}", key=row.key, member=member)
         if partial is not None:
             partials[member] = partial
     return partials
+
+
+def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Which columns of an array stand for absent parts: (C,), or (N,) of an array without frames."""
+    absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
+    if member == "gesture.npy":
+        for part in set(GESTURE_PARTS) - set(row.present):
+            absent[getattr(LAYOUT, part)] = True
+    part_of: dict[str, Part] = {"mel.npy": "audio", "jaw_eyes.npy": "jaw_eyes", "start_xz.npy": "root"}
+    if member in part_of:
+        absent[:] = part_of[member] not in row.present
+    return absent
+
+
+def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent: npt.NDArray[np.bool_]) -> bool:
+    """Whether an array is NaN in all its absent columns and finite in the others; a finding where not."""
+    for start in range(0, len(array) if array.ndim > 1 else 1, _BLOCK_FRAMES):
+        block = array[start : start + _BLOCK_FRAMES] if array.ndim > 1 else array[None]
+        numbers, broken = ~np.isnan(block[:, absent]), ~np.isfinite(block[:, ~absent])
+        for wrong, code, columns in ((numbers, "absent-not-nan", absent), (broken, "array-not-finite", ~absent)):
+            if wrong.any():
+                frame, column = np.argwhere(wrong)[0]
+                place = (start + int(frame), int(np.flatnonzero(columns)[column]))
+                found = f"{block[:, columns][frame, column]} at {place}"
+                sample.add(code, member, found, "NaN" if columns is absent else "finite values")
+                return False
+    return True
 
 
 def _array_specs(
@@ -336,8 +428,8 @@ def _array_specs(
     specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),
         "mel.npy": (("<f4",), (row.mel_frames, MEL_BANDS)),
-        "jaw_eyes.npy": (("<f4",), (row.frames, _JAW_EYES)),
-        "betas.npy": (("<f4", "<f8"), (BETAS,)),
+        "jaw_eyes.npy": (("<f4",), (row.frames, JAW_EYES)),
+        "betas.npy": (("<f4", "<f8") if row.contract.version == 1 else ("<f8",), (BETAS,)),
         "start_xz.npy": (("<f8",), (2,)),
     }
     specs |= {codec.member: (("<f4",), codec.shape_of(row)) for codec in codecs}
@@ -394,14 +486,16 @@ def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool
 
 def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
     """Every 6D rotation has orthonormal rows, and the first root step is the repeated second one."""
-    for start in range(0, len(gesture), _BLOCK_FRAMES):
-        block = gesture[start : start + _BLOCK_FRAMES, LAYOUT.rotations]
+    parts = [part for part in ("upper", "hands", "lower") if part in sample.row.present]
+    columns: Any = LAYOUT.rotations if len(parts) == 3 else np.r_[*(getattr(LAYOUT, part) for part in parts)]
+    for start in range(0, len(gesture) if parts else 0, _BLOCK_FRAMES):
+        block = gesture[start : start + _BLOCK_FRAMES, columns]
         with np.errstate(over="ignore", invalid="ignore"):
             orthonormal = _orthonormal(np.ascontiguousarray(block.T).reshape(-1, 2, 3, len(block)))
         if not orthonormal and _report_rotation(sample, block, start):
             break
     root = gesture[:2, LAYOUT.root]
-    if len(root) == 2 and not np.array_equal(root[0, ::2], root[1, ::2]):
+    if "root" in sample.row.present and len(root) == 2 and not np.array_equal(root[0, ::2], root[1, ::2]):
         found, expected = (f"dx, dz {root[k, ::2].tolist()}" for k in (0, 1))
         sample.out.add("root-first-step", found, expected, key=sample.row.key, member="gesture.npy")
 

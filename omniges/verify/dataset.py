@@ -44,6 +44,11 @@ class Inventory:
     codecs: dict[str, CodecEntry] = field(default_factory=dict)
 
     @property
+    def version(self) -> int:
+        """The version of the contract, one of those that are read."""
+        return int(self.document["version"])
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings of the conversion, empty where they are not what they should be."""
         return as_object(as_object(self.document.get("settings")).get("convert"))
@@ -134,9 +139,9 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
     if document.get("format") != schema.FORMAT:
         out.add("dataset-foreign", f"format {document.get('format')!r}", repr(schema.FORMAT))
         return None
-    if type(version) is not int or version != schema.FORMAT_VERSION:
-        newer = is_count(version, schema.FORMAT_VERSION + 1)
-        out.add("dataset-newer" if newer else "dataset-version", f"version {version!r}", str(schema.FORMAT_VERSION))
+    if type(version) is not int or version not in schema.CONTRACTS:
+        newer, known = is_count(version, schema.FORMAT_VERSION + 1), " or ".join(map(str, schema.CONTRACTS))
+        out.add("dataset-newer" if newer else "dataset-version", f"version {version!r}", known)
         return None
     if not sealed_correctly(document):
         out.add("dataset-checksum", f"checksum {document.get('checksum')!r}", "the sha256 of the other fields")

@@ -106,7 +106,7 @@ class _Verification:
     samples: int = 0
     read_bytes: int = 0
     damaged: bool = False  # some shard has an error
-    partials: list[tuple[Partial, Partial]] = field(default_factory=list)
+    partials: list[tuple[Partial, ...]] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
     latents: dict[str, list[Partial]] = field(default_factory=lambda: defaultdict(list))
     cuts: list[dict[str, float | int]] = field(default_factory=list)
@@ -275,6 +275,6 @@ class _Verification:
         if latents is not None:
             self._add(side_files.check_latents(latents, inventory.codecs, self.latents))
         if stats is not None:
-            self._add(side_files.check_statistics(stats, rows, self.partials, self.words))
+            self._add(side_files.check_statistics(stats, rows, self.partials, self.words, inventory.version))
         if tokenizer is not None:
             self._add(side_files.check_tokenizer(tokenizer, self.words, inventory.tool))

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from omniges.shards.dataset import Partial
+from omniges.shards.dataset import STATISTICS_ROWS, Partial
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import ManifestRow, row_from_json
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
@@ -151,21 +151,18 @@ def _encoded(report: ShardReport) -> Answer:
         "read_bytes": report.read_bytes,
         "words": content.words,
         "cuts": content.cuts,
-        "counts": [partial.count for partial in partials],
+        "arrays": len(content.partials[0]) if content.partials else 0,
         "latents": {codec: len(own) for codec, own in content.latents.items()},
     }
     return head, [[partial.rows.tobytes()] for partial in partials]
 
 
 def _decoded(head: dict[str, Any], buffers: list[memoryview]) -> ShardReport:
-    partials = (
-        Partial(count, np.frombuffer(data, np.float64).reshape(4, -1))
-        for count, data in zip(head["counts"], buffers, strict=True)
-    )
-    latents = head["latents"]
-    pairs = (len(buffers) - sum(latents.values())) // 2
+    partials = (Partial(np.frombuffer(data, np.float64).reshape(STATISTICS_ROWS, -1)) for data in buffers)
+    latents, arrays = head["latents"], head["arrays"]
+    clips = (len(buffers) - sum(latents.values())) // arrays if arrays else 0
     content = Content(
-        partials=[(next(partials), next(partials)) for _ in range(pairs)],
+        partials=[tuple(islice(partials, arrays)) for _ in range(clips)],
         latents={codec: list(islice(partials, count)) for codec, count in latents.items()},
         words=Counter(head["words"]),
         cuts=head["cuts"],

@@ -70,7 +70,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 def _torn_places(file: pq.ParquetFile) -> str:
     """The first column that holds a value where a column beside it says that the part is absent, or nothing."""
     groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
-    for member in (*schema.OPTIONAL_MEMBERS, *manifest.latent_members(file.schema_arrow.names)):
+    for member in manifest.optional_members(file.schema_arrow.names):
         column = manifest.column_of(member)
         groups.append([f"{column}_offset", f"{column}_size", f"{column}_sha256"])
     table = file.read(columns=[name for group in groups for name in group], use_threads=False)
@@ -94,6 +94,9 @@ def check_rows(
             if value in seen:
                 out.add("manifest-key-twice", f"{name} {value!r} again in {row.shard}", "once", key=row.key)
             seen.add(value)
+    if rows and rows[0].contract.version != inventory.version:
+        found = f"columns of version {rows[0].contract.version}"
+        out.add("manifest-malformed", found, f"those of version {inventory.version}, which dataset.json names")
     _check_each(rows, {entry.member for entry in inventory.codecs.values()}, out)
     _check_packing(rows, out)
     shards: dict[str, list[manifest.ManifestRow]] = defaultdict(list)
@@ -184,7 +187,7 @@ def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding
     out = Collector(schema.MANIFEST_FILE)
     identities: tuple[Callable[[manifest.ManifestRow], Any], ...] = (
         lambda row: (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256),
-        lambda row: (row.sources["npz"][1], row.sources["wav"][1]),
+        lambda row: tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources),
     )
     told: set[str] = set()
     for identity in identities:
@@ -192,6 +195,8 @@ def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding
             dict
         )  # of each recording the first row of each split
         for row in rows:
+            if not identity(row):
+                continue
             earlier = firsts[identity(row)]
             if earlier and row.key not in told:
                 elsewhere = [other for split, other in earlier.items() if split != row.split]
@@ -208,13 +213,17 @@ def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding
 
 
 def check_statistics(
-    data: bytes, rows: Sequence[manifest.ManifestRow], partials: Sequence[tuple[Partial, Partial]], words: Counter[str]
+    data: bytes,
+    rows: Sequence[manifest.ManifestRow],
+    partials: Sequence[tuple[Partial, ...]],
+    words: Counter[str],
+    version: int,
 ) -> list[VerifyFinding]:
     """stats.json against a recomputation by the functions that wrote it, byte for byte."""
     out = Collector(schema.STATS_FILE)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            wanted = json_document(statistics_document(rows, partials, words))
+            wanted = json_document(statistics_document(rows, partials, words, version))
     except (ValueError, OverflowError) as error:  # values whose squares are infinite
         out.add("statistics-differ", "statistics", f"finite ones ({error})")
         return out.finish()

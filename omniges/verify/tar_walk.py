@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Final
 
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import LATENT_MEMBER, MAX_KEY_BYTES, MEMBERS, OPTIONAL_MEMBERS, member_order
+from omniges.shards.schema import KNOWN_MEMBERS, LATENT_MEMBER, MAX_KEY_BYTES, member_order
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
 from omniges.verify.findings import Collector
 from omniges.verify.folders import Source, hash_chunks
@@ -24,7 +24,7 @@ _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
 _MOST_NAMES: Final = 1 << 18  # names beyond the plan's that are remembered, so that tiny members cannot fill memory
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
-_MEMBERS: Final = (*map(re.escape, (*MEMBERS, *OPTIONAL_MEMBERS)), LATENT_MEMBER.pattern)
+_MEMBERS: Final = (*map(re.escape, KNOWN_MEMBERS), LATENT_MEMBER.pattern)
 _NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
 Fault = tuple[str, str, str]  # a finding's code, what was found, what was expected
 _OCTAL: Final = re.compile(rb"[0-7]{11}\0")
@@ -313,7 +313,7 @@ class _Walk:
         else:  # no manifest can be believed: a sample's members stand together, in the contract's order
             here = (key, member_order(member))
             follows = self._last is not None and self._last[0] == key and here > self._last
-            if member != MEMBERS[0] and not follows:
+            if member != "json" and not follows:
                 before = self._last[0] if self._last else "the beginning"
                 self._out.add("member-order", f"{name} after a member of {before}", "samples in one piece", *at)
             self._last = here

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from omniges.data.sequence import DataSource
 from omniges.errors import UsageFault
-from omniges.evaluation.scores import waveform
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND
@@ -145,18 +144,15 @@ class WindowFolder:
         """A window."""
         return self._samples[row.key]
 
-    def member(self, row: ManifestRow, member: str) -> bytes:
-        """Raise KeyError: nothing of a window is encoded."""
-        raise KeyError(f"{row.key}.{member}")
+    def waveform(self, row: ManifestRow) -> F32 | None:
+        """Sound of the window."""
+        return self._samples[row.key].audio
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """A window's mel, sound or betas, which is all that scoring asks for by itself."""
+        """A window's mel or betas, which is all that scoring asks for by itself."""
         sample = self._samples[row.key]
-        arrays = {"mel.npy": sample.mel, "audio.npy": sample.audio, "betas.npy": sample.betas}
-        found: npt.NDArray[Any] | None = arrays[member]
-        if found is None:
-            raise KeyError(member)
-        return found
+        arrays: dict[str, npt.NDArray[Any]] = {"mel.npy": sample.mel, "betas.npy": sample.betas}
+        return arrays[member]
 
     def gesture(self, row: ManifestRow) -> GestureClip:
         """The window's motion."""
@@ -191,7 +187,7 @@ class HeldOut:
             windows = list(own)
             folder, row = self.folders[windows[0].source], windows[0].row
             sample = folder.sample(row)
-            trans, heard = motion_from_gesture(sample.gesture).trans, waveform(folder, row)
+            trans, heard = motion_from_gesture(sample.gesture).trans, folder.waveform(row)
             ids = codec.encode(sample.words, row.ticks).ids
             samples += [_cut(sample, trans, heard, window, latents) for window in windows]
             slots += [ids[window.start_tick : window.start_tick + window.ticks] for window in windows]
@@ -283,7 +279,6 @@ def _cut(
             mel_frames=ticks * MEL_FRAMES_PER_TICK,
             ticks=ticks,
             seconds=seconds,
-            members={("audio.npy" if name == "flac" else name): place for name, place in window.row.members.items()},
         ),
         gesture=GestureClip(
             sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], trans[frames.start, [0, 2]]
@@ -291,7 +286,6 @@ def _cut(
         mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
         words=_words(sample, window, latents),
         semantic=None if sample.semantic is None else _within(sample.semantic, start_s, seconds, least_s=0.001),
-        flac=None,
         audio=None if heard is None else heard[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
         latents={entry.name: _latents(sample.latents[entry.name], entry, window) for entry in latents},
     )

@@ -14,7 +14,6 @@ from omniges import __version__
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.generation.record import GeneratedRecord
 from omniges.model.checkpoint import prune
-from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.progress import Reporter, duration
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes, remove_folder
@@ -34,7 +33,6 @@ PICTURES: Final = "pictures"
 _FORMAT: Final = "omniges-validation"
 _COSTLY: Final = 0.1
 """Share of the time of a run above which validating is told to be costly."""
-_MEMBERS: Final[dict[StreamName, str]] = {"text": "words.json", "gesture": "gesture.npy", "audio": "mel.npy"}
 
 
 class RunValidator:
@@ -132,7 +130,8 @@ class RunValidator:
     def _record(self, kept: Kept, step: int) -> GeneratedRecord:
         """The record of a result, as `generate` writes it, with where the window comes from."""
         window, codecs = self._validation.held_out.windows[kept.number], self._validation.sampler.codecs
-        members = _MEMBERS | {stream: entry.member for stream, entry in codecs.entries.items()}
+        members = {"text": window.row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}
+        members |= {stream: entry.member for stream, entry in codecs.entries.items()}
         inputs = [
             {
                 "stream": stream,
