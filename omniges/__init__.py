@@ -1,3 +1,111 @@
-"""omniges: BEAT2 recordings to verified shards, and one joint flow model over text, audio and gesture."""
+"""omniges: recordings to verified shards, and one joint flow model over text, audio and gesture.
+
+The public names are in `__all__`; docs/api.md describes them. Each is imported when it is first asked for, so that
+``import omniges`` loads neither torch nor numpy.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from omniges.api import evaluate, load_model, preprocess, sample_corpus, verify_shards
+    from omniges.codecs.registry import load_codec
+    from omniges.codecs.settings import EncodeSettings
+    from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+    from omniges.evaluation.settings import EvaluateSettings
+    from omniges.formats.motion import SmplxMotion, read_motion, write_motion
+    from omniges.generation.pipeline import OmnigesPipeline
+    from omniges.generation.settings import GenerateSettings, Sources
+    from omniges.model.settings import SamplingSettings
+    from omniges.pipeline.recording import Recording
+    from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Selection
+    from omniges.pipeline.write import write_shards
+    from omniges.testing.settings import CorpusSettings
+    from omniges.trainer.config import TrainSettings
+    from omniges.verify.settings import VerifySettings
+
+# The names that each module gives; the imports above are the same, for type checkers.
+_MODULES = {
+    "omniges.api": ("evaluate", "load_model", "preprocess", "sample_corpus", "verify_shards"),
+    "omniges.codecs.registry": ("load_codec", "register_codec"),
+    "omniges.codecs.settings": ("EncodeSettings",),
+    "omniges.data.samples": ("Sample", "open_shards"),
+    "omniges.data.web": ("webdataset",),
+    "omniges.data.windows": ("WindowDataset",),
+    "omniges.errors": ("DataError", "EnvironmentFault", "OmnigesError", "UsageFault"),
+    "omniges.evaluation.settings": ("EvaluateSettings",),
+    "omniges.formats.motion": ("SmplxMotion", "read_motion", "write_motion"),
+    "omniges.generation.pipeline": ("OmnigesPipeline",),
+    "omniges.generation.settings": ("GenerateSettings", "Sources"),
+    "omniges.model.settings": ("SamplingSettings",),
+    "omniges.pipeline.recording": ("Recording",),
+    "omniges.pipeline.settings": ("ConvertSettings", "PreprocessSettings", "Selection"),
+    "omniges.pipeline.write": ("write_shards",),
+    "omniges.testing.settings": ("CorpusSettings",),
+    "omniges.trainer.config": ("TrainSettings",),
+    "omniges.verify.settings": ("VerifySettings",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "PLC0415",
+    "ConvertSettings",
+    "CorpusSettings",
+    "DataError",
+    "EncodeSettings",
+    "EnvironmentFault",
+    "EvaluateSettings",
+    "GenerateSettings",
+    "OmnigesError",
+    "OmnigesPipeline",
+    "PreprocessSettings",
+    "Recording",
+    "SamplingSettings",
+    "Selection",
+    "SmplxMotion",
+    "Sources",
+    "TrainSettings",
+    "UsageFault",
+    "VerifySettings",
+    "__version__",
+    "a",
+    "asked",
+    "evaluate",
+    "for",
+    "import_module",
+    "is",
+    "load_codec",
+    "load_model",
+    "name",
+    "noqa",
+    "only",
+    "preprocess",
+    "read_motion",
+    "sample_corpus",
+    "verify_shards",
+    "when",
+    "write_motion",
+    "write_shards",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name; raises ImportError that names the package to install where one is missing."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'omniges' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - only when a name is asked for
+
+    try:
+        found = getattr(import_module(_MODULE_OF[name]), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "omniges").partition(".")[0]
+        if package == "omniges":
+            raise
+        raise ImportError(f"omniges.{name} needs the package {package}: pip install 'omniges[train]'") from error
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -154,6 +154,7 @@ CODES: dict[str, CodeInfo] = {
     ),
     "npz-not-y-up": _rejected("the body does not stand along +y", "rotate the world so that y points up"),
     "motion-decimated": _note("frames were dropped to come down to 30 per second", "nothing"),
+    "expressions-extended": _note("fewer than 100 expressions were given; zeros were appended", "nothing"),
     "betas-extended": _note("fewer than 300 shape coefficients were given; zeros were appended", "nothing"),
     # --- text
     "textgrid-empty": _rejected("the TextGrid file is empty", "run the aligner again"),

@@ -5,10 +5,11 @@ The flag of a command, the key of a recipe and the row in docs/commands.md follo
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
@@ -182,3 +183,39 @@ def check(settings: Any) -> None:
     for name, setting in settings_of(declared).items():
         if isinstance(setting, Setting):
             object.__setattr__(settings, name, setting.checked(getattr(settings, name)))
+
+
+def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -> T:
+    """Make settings of the keywords of a function.
+
+    Args:
+        settings: A settings dataclass; settings inside it may be given whole, or by the names of their own fields.
+        values: By field.
+        function: What errors call the function.
+
+    Raises:
+        UsageFault: A name is no setting, or a value cannot be.
+    """
+    known = list(_names_of(settings))
+    for name in sorted(values.keys() - {*known}):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)} expected"
+        raise UsageFault(f"{function}: unknown setting {name!r}: {hint}")
+    made: T = _from_values(settings, values)
+    return made
+
+
+def _names_of(settings: Any) -> Iterator[str]:
+    for name, each in settings_of(settings).items():
+        yield name
+        if not isinstance(each, Setting):
+            yield from _names_of(each)
+
+
+def _from_values(settings: Any, values: Mapping[str, Any]) -> Any:
+    inner = {
+        name: values[name] if name in values else _from_values(each, values)
+        for name, each in settings_of(settings).items()
+        if name in values or not isinstance(each, Setting)
+    }
+    return settings(**inner)

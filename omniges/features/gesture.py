@@ -10,6 +10,7 @@ fused multiply-add, and shards must not.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -62,6 +63,13 @@ class GestureLayout:
 
 
 LAYOUT: Final = GestureLayout()
+POSE_PARTS: Final[Mapping[str, tuple[int, ...]]] = {
+    "upper": LAYOUT.upper_joints,
+    "hands": LAYOUT.hand_joints,
+    "lower": LAYOUT.lower_joints,
+    "jaw_eyes": (22, 23, 24),
+}
+"""The parts of the body that poses (T, 165) hold, and their joints; joint j owns columns 3j to 3j + 2."""
 _BLOCK_FRAMES = 128  # a block's float64 temporaries stay inside a 512 KiB cache
 
 
@@ -220,11 +228,17 @@ def gesture_from_motion(
 
 
 def motion_from_gesture(clip: GestureClip) -> MotionArrays:
-    """The inverse of `gesture_from_motion`; angles beyond pi come back as the same rotation's shorter vector."""
+    """The inverse of `gesture_from_motion`; angles beyond pi come back as the same rotation's shorter vector.
+
+    A joint that is NaN throughout is absent, and stays NaN.
+    """
     frames = len(clip.gesture)
-    poses = np.zeros((frames, POSE_COLUMNS))
+    poses = np.full((frames, POSE_COLUMNS), np.nan)
     six_d = clip.gesture[:, LAYOUT.rotations].reshape(frames, -1, 6)
-    joints = np.array(LAYOUT.joints)
+    there = ~np.isnan(six_d).all(axis=(0, 2))
+    if not there.all():
+        six_d = six_d[:, there]
+    joints = np.array(LAYOUT.joints)[there]
     for start in range(0, frames, _BLOCK_FRAMES):
         rotvec = rotvec_from_matrix(matrix_from_six_d(six_d[start : start + _BLOCK_FRAMES]))
         for k in range(3):

@@ -99,6 +99,37 @@ def decode_wav(data: bytes | memoryview) -> Wav:
     return Wav(_scaled(raw, wav), wav.rate_hz, wav.channels, wav.encoding, pcm, wav.notes)
 
 
+def wav_from_array(samples: Array, rate_hz: float) -> Wav:
+    """Return the audio of a program's own array, checked as `decode_wav` checks that of a file.
+
+    Args:
+        samples: (n,) or (n, channels): int16 or int32 at full scale, or float32 or float64, nominally in [-1, 1].
+        rate_hz: samples per second, a whole number.
+
+    Raises:
+        RecordingFault: with one of the ``wav-`` codes.
+    """
+    encoding = {"<i2": "pcm16", "<i4": "pcm32", "<f4": "float32", "<f8": "float64"}.get(
+        samples.dtype.newbyteorder("<").str, ""
+    )
+    channels = samples.shape[1] if samples.ndim == 2 else 1
+    if not encoding:
+        found = f"samples of dtype {samples.dtype}"
+        raise RecordingFault("wav-unsupported-encoding", found, "int16, int32, float32 or float64")
+    if samples.ndim not in {1, 2} or not 1 <= channels <= MAX_CHANNELS:
+        expected = f"(n,) or (n, channels) with up to {MAX_CHANNELS} channels"
+        raise RecordingFault("wav-damaged-header", f"samples of shape {samples.shape}", expected)
+    if not len(samples):
+        raise RecordingFault("wav-empty", "0 samples", "audio")
+    if not (MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ and rate_hz == int(rate_hz)):
+        raise RecordingFault("wav-damaged-header", f"{rate_hz:g} samples per second", f"{MIN_RATE_HZ} to {MAX_RATE_HZ}")
+    raw = np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
+    raw = raw[:, 0] if samples.ndim == 2 and channels == 1 else raw
+    _refuse_silence(*_finite_range(raw, 0), len(raw))
+    fmt = _Format(encoding, channels, int(rate_hz), channels * raw.itemsize)
+    return Wav(_scaled(raw, fmt), fmt.rate_hz, channels, encoding, raw if encoding == "pcm16" else None)
+
+
 class ByteRanges(Protocol):
     """A file's bytes, of which ranges are read when they are asked for."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import Problem, RecordingFault
+from omniges.features.gesture import POSE_PARTS
 from omniges.formats.arrays import Archive, Member
 
 Array = npt.NDArray[Any]
@@ -36,12 +37,14 @@ LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "b
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Motion of one clip at 30 frames per second, y up, T frames, all arrays C-contiguous and finite.
+    """Motion of one clip at 30 frames per second, y up, T frames, all arrays C-contiguous.
 
+    All values are finite, but for NaN in the columns of parts that `motion_from_arrays` was told are absent.
     ``poses`` (T, 165) axis-angle radians; ``expressions`` (T, 100); ``trans`` (T, 3) metres; ``betas``
     (300,), of which the first ``betas_columns`` were in the file; each float32 or float64 as stored.
     ``frame_rate_hz`` and ``source_frames`` are the file's, of which every ``frame_stride``-th frame was kept.
-    ``gender`` and ``model`` are "" where the file has no plain string. ``key_style``: "beat2" or "split".
+    ``gender`` and ``model`` are "" where the file has no plain string. ``key_style``: "beat2", "split", or "arrays"
+    for what comes from no file.
     """
 
     poses: Array
@@ -82,19 +85,93 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
         row = int(np.argmax((rows != rows[0]).any(axis=1)))
         found = f"betas of shape {arrays['betas'].shape} whose row {row} differs from row 0"
         raise RecordingFault("npz-wrong-shape", found, "one shape per recording")
-    betas = rows[0].copy()
-    _check_values("betas", betas)
-    stride = rate_hz // FRAME_RATE_HZ
-    notes: list[Problem] = []
+    _check_values("betas", rows[0])
+    named = _Named(archive.text("gender"), archive.text("model"), style)
+    return _motion(motion, rows[0].copy(), rate_hz, named, standing=standing)
+
+
+def motion_from_arrays(
+    arrays: Mapping[str, Array | None], rate_hz: float, *, absent: Collection[str] = (), gender: str = ""
+) -> Motion:
+    """Return the motion of a program's own arrays, checked as `decode_motion` checks those of a file.
+
+    Args:
+        arrays: ``poses`` (T, 165), ``trans`` (T, 3), ``expressions`` (T, 1 to 100) and ``betas`` (1 to 300,), each
+            float32 or float64, or None; at least one of the first three is there.
+        rate_hz: frames per second, a whole multiple of 30.
+        absent: parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns mean nothing.
+        gender: kept with the motion.
+
+    Returns:
+        Motion with NaN for absent columns and for arrays that are None; betas that are None are zeros, and
+        ``betas_columns`` is 0.
+
+    Raises:
+        RecordingFault: as `decode_motion`.
+    """
+    given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+    rate = checked_rate(rate_hz, "frame_rate_hz")
+    widths = {"poses": (POSE_COLUMNS,) * 2, "trans": (3, 3), "expressions": (1, EXPRESSION_COLUMNS)}
+    motion = {name: _checked_frames(name, given[name], *width) for name, width in widths.items() if name in given}
+    frames = {name: len(array) for name, array in motion.items()}
+    if len({*frames.values()}) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in frames.items())
+        raise RecordingFault("npz-unequal-lengths", found, "one number of frames")
+    count = next(iter(frames.values()))
+    for name, (_, columns) in widths.items():
+        motion.setdefault(name, np.full((count, columns), np.nan))
+    hidden = [3 * joint + k for part in absent for joint in POSE_PARTS[part] for k in range(3)]
+    if hidden and "poses" in given:
+        motion["poses"] = motion["poses"].copy()
+        motion["poses"][:, hidden] = 0
+    for name in frames:
+        _check_values(name, motion[name])
+    motion["poses"][:, hidden] = np.nan
+    notes: tuple[Problem, ...] = ()
+    columns = motion["expressions"].shape[1]
+    if columns < EXPRESSION_COLUMNS:
+        notes = (Problem("expressions-extended", f"{columns} expressions", f"{EXPRESSION_COLUMNS}"),)
+        motion["expressions"] = np.pad(motion["expressions"], ((0, 0), (0, EXPRESSION_COLUMNS - columns)))
+    betas = given.get("betas", np.zeros(0))
+    if betas.ndim != 1 or betas.dtype.kind != "f" or len(betas) > BETAS_COLUMNS:
+        found = f"betas of shape {betas.shape} and dtype {betas.dtype}"
+        raise RecordingFault("npz-wrong-shape", found, f"up to {BETAS_COLUMNS} numbers of float32 or float64")
+    if len(betas):
+        _check_values("betas", betas)
+    standing = "poses" in given and "lower" not in absent
+    return _motion(motion, betas, rate, _Named(gender, "", "arrays"), standing=standing, notes=notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What is said of a motion beside its numbers."""
+
+    gender: str
+    model: str
+    key_style: str
+
+
+def _motion(
+    arrays: dict[str, Array],
+    betas: Array,
+    rate_hz: int,
+    named: _Named,
+    *,
+    standing: bool,
+    notes: tuple[Problem, ...] = (),
+) -> Motion:
+    """Bring checked arrays down to 30 frames per second and betas to their full length, with notes of it."""
+    source_frames, stride = len(arrays["poses"]), rate_hz // FRAME_RATE_HZ
+    motion = {name: np.ascontiguousarray(array[::stride]) for name, array in arrays.items()}
     if stride > 1:
-        motion = {name: np.ascontiguousarray(array[::stride]) for name, array in motion.items()}
-        found = f"{len(poses)} frames at {rate_hz} per second, {len(motion['poses'])} kept"
-        notes.append(Problem("motion-decimated", found, "30 per second"))
+        found = f"{source_frames} frames at {rate_hz} per second, {len(motion['poses'])} kept"
+        notes += (Problem("motion-decimated", found, "30 per second"),)
     if standing:
         _check_upright(motion["poses"][:, :3])
     columns = len(betas)
     if columns < BETAS_COLUMNS:
-        notes.append(Problem("betas-extended", f"{columns} shape coefficients", f"{BETAS_COLUMNS}"))
+        if columns:
+            notes += (Problem("betas-extended", f"{columns} shape coefficients", f"{BETAS_COLUMNS}"),)
         betas = np.concatenate([betas, np.zeros(BETAS_COLUMNS - columns, betas.dtype)])
     return Motion(
         **motion,
@@ -102,15 +179,24 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
         betas_columns=columns,
         frame_rate_hz=rate_hz,
         frame_stride=stride,
-        source_frames=len(poses),
-        gender=archive.text("gender"),
-        model=archive.text("model"),
-        key_style=style,
-        notes=tuple(notes),
+        source_frames=source_frames,
+        gender=named.gender,
+        model=named.model,
+        key_style=named.key_style,
+        notes=notes,
     )
 
 
-def encode_motion(poses: Array, expressions: Array, trans: Array, betas: Array, *, gender: str, model: str) -> bytes:
+def encode_motion(
+    poses: Array,
+    expressions: Array,
+    trans: Array,
+    betas: Array,
+    *,
+    gender: str,
+    model: str,
+    frame_rate_hz: int = FRAME_RATE_HZ,
+) -> bytes:
     """Write the BEAT2 form: stored members, no pickles; equal input gives equal bytes.
 
     ``poses`` (T, 165) becomes float32, ``expressions`` (T, 100) and ``trans`` (T, 3) float64; ``betas`` (n,)
@@ -123,23 +209,32 @@ def encode_motion(poses: Array, expressions: Array, trans: Array, betas: Array, 
             raise ValueError(f"{name} has shape {array.shape}, expected ({frames}, {columns})")
     buffer = io.BytesIO()
     blocks = {"poses": [poses], "expressions": [expressions], "trans": [trans]}
-    write_motion(buffer, frames, blocks, betas, gender=gender, model=model)
+    write_motion(buffer, frames, blocks, betas, gender=gender, model=model, frame_rate_hz=frame_rate_hz)
     return buffer.getvalue()
 
 
 def write_motion(
-    stream: IO[bytes], frames: int, blocks: Mapping[str, Iterable[Array]], betas: Array, *, gender: str, model: str
+    stream: IO[bytes],
+    frames: int,
+    blocks: Mapping[str, Iterable[Array]],
+    betas: Array,
+    *,
+    gender: str,
+    model: str,
+    frame_rate_hz: int = FRAME_RATE_HZ,
 ) -> None:
     """Write what `encode_motion` gives to a stream that can seek, of motion that comes in blocks of frames.
 
-    ``blocks`` has ``poses``, ``expressions`` and ``trans``, each (n, columns) in order of time. Raises ValueError for
-    other shapes and where there are more or fewer frames.
+    ``blocks`` has ``poses``, ``expressions`` and ``trans``, each (n, columns) in order of time; an array that is not
+    there is left out. Raises ValueError for other shapes and where there are more or fewer frames.
     """
     if betas.ndim != 1 or betas.dtype.kind != "f":
         raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         _add_member(archive, "betas", betas)
         for name, (columns, kind) in MOTION_COLUMNS.items():
+            if name not in blocks:
+                continue
             head = io.BytesIO()
             layout = {"descr": kind, "fortran_order": False, "shape": (frames, columns)}
             np.lib.format.write_array_header_1_0(head, layout)
@@ -156,7 +251,7 @@ def write_motion(
                     raise ValueError(f"{name} has {frames - left} frames, expected {frames}")
         _add_member(archive, "model", np.array(model))
         _add_member(archive, "gender", np.array(gender))
-        _add_member(archive, "mocap_frame_rate", np.array(FRAME_RATE_HZ, np.int32))
+        _add_member(archive, "mocap_frame_rate", np.array(frame_rate_hz, np.int32))
 
 
 def _member_info(name: str, size: int) -> zipfile.ZipInfo:
@@ -193,10 +288,26 @@ def _frame_rate(archive: Archive, member: Member) -> int:
     if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
         found = f"{member.key} of dtype {member.dtype} and shape {member.shape}"
         raise RecordingFault("npz-wrong-dtype", found, "one number")
-    rate = float(archive.array(member).reshape(-1)[0])
-    if not (FRAME_RATE_HZ <= rate <= MAX_RATE_HZ and rate % FRAME_RATE_HZ == 0):
-        raise RecordingFault("npz-frame-rate", f"{member.key} {rate:g}", "30, 60, 90, 120, ...")
-    return int(rate)
+    return checked_rate(float(archive.array(member).reshape(-1)[0]), member.key)
+
+
+def checked_rate(rate_hz: float, name: str) -> int:
+    """Return frames per second that can be brought down to 30; raises RecordingFault for others."""
+    if not (FRAME_RATE_HZ <= rate_hz <= MAX_RATE_HZ and rate_hz % FRAME_RATE_HZ == 0):
+        raise RecordingFault("npz-frame-rate", f"{name} {rate_hz:g}", "30, 60, 90, 120, ...")
+    return int(rate_hz)
+
+
+def _checked_frames(name: str, array: Array, least: int, most: int) -> Array:
+    """Return an array of frames whose type and shape are right."""
+    if array.dtype.kind != "f" or array.dtype.itemsize not in {4, 8}:
+        raise RecordingFault("npz-wrong-dtype", f"{name} of dtype {array.dtype}", "float32 or float64")
+    if array.ndim != 2 or not least <= array.shape[1] <= most:
+        columns = f"{most}" if least == most else f"{least} to {most}"
+        raise RecordingFault("npz-wrong-shape", _shape_text(name, array.shape), f"(frames, {columns})")
+    if not len(array):
+        raise RecordingFault("npz-no-frames", f"{name} 0", "frames")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def _check_members(members: dict[str, Member]) -> None:
@@ -209,7 +320,7 @@ def _check_members(members: dict[str, Member]) -> None:
             continue
         columns = {"poses": POSE_COLUMNS, "expressions": EXPRESSION_COLUMNS, "trans": 3, **SPLIT_COLUMNS}[name]
         if len(member.shape) != 2 or member.shape[1] != columns:
-            raise RecordingFault("npz-wrong-shape", _shape_text(member), f"(frames, {columns})")
+            raise RecordingFault("npz-wrong-shape", _shape_text(member.key, member.shape), f"(frames, {columns})")
         frames[member.key] = member.shape[0]
     count = next(iter(frames.values()))
     if any(length != count for length in frames.values()):
@@ -219,18 +330,19 @@ def _check_members(members: dict[str, Member]) -> None:
         raise RecordingFault("npz-no-frames", ", ".join(f"{key} 0" for key in frames), "frames")
     betas = members["betas"]
     if betas.shape not in {(n,) for n in BETAS_LENGTHS} | {(k, n) for n in BETAS_LENGTHS for k in (1, count)}:
-        raise RecordingFault("npz-wrong-shape", _shape_text(betas), "(10,), (16,) or (300,), or equal rows of them")
+        found = _shape_text(betas.key, betas.shape)
+        raise RecordingFault("npz-wrong-shape", found, "(10,), (16,) or (300,), or equal rows of them")
 
 
-def _shape_text(member: Member) -> str:
+def _shape_text(key: str, shape: tuple[int, ...]) -> str:
     hint = {
         ("poses", 156): ": SMPL-H without face?",
         ("poses", 72): ": SMPL without hands and face?",
         ("poses", 66): ": body without hands and face?",
         ("pose_hand", 12): ": PCA hands?",
         ("pose_hand", 24): ": PCA hands?",
-    }.get((member.key, member.shape[-1] if member.shape else 0), "")
-    return f"{member.key} of shape {member.shape}{hint}"
+    }.get((key, shape[-1] if shape else 0), "")
+    return f"{key} of shape {shape}{hint}"
 
 
 def _check_values(name: str, array: Array) -> None:

@@ -47,7 +47,14 @@ def _span(line: str, number: int) -> SemanticSpan:
     except ValueError:
         found = f"line {number}: {', '.join(fields[1:5])[:80]}"
         raise RecordingFault("sem-invalid", found, "four numbers: start, end, duration, score") from None
-    if not (all(map(math.isfinite, (start, end, duration))) and 0.0 <= start <= end and 0.0 <= score <= 1.0):
-        found = f"line {number}: start {start}, end {end}, duration {duration}, score {score}"
+    span = SemanticSpan(fields[0], start, end, duration, score, fields[5] if len(fields) == 6 else "")
+    check_span(span, f"line {number}")
+    return span
+
+
+def check_span(span: SemanticSpan, place: str) -> None:
+    """Refuse times and scores that cannot be; raises RecordingFault ``sem-invalid`` that begins with the place."""
+    times = (span.start, span.end, span.duration)
+    if not (all(map(math.isfinite, times)) and 0.0 <= span.start <= span.end and 0.0 <= span.score <= 1.0):
+        found = f"{place}: start {span.start}, end {span.end}, duration {span.duration}, score {span.score}"
         raise RecordingFault("sem-invalid", found, "0 <= start <= end and a score in 0..1")
-    return SemanticSpan(fields[0], start, end, duration, score, fields[5] if len(fields) == 6 else "")

@@ -140,7 +140,7 @@ def decode_words(data: bytes, tier: str | None = None) -> WordTier:
     masked = _mask(_text(data))
     chosen = _choose(_tiers(masked, tier), tier)
     intervals = _intervals(masked, chosen)
-    words, dropped = _words(intervals)
+    words, dropped = words_in_order(intervals)
     if not words:
         found = f"tier {_short(chosen.name)} with {len(intervals)} intervals, none of them a word"
         raise RecordingFault("textgrid-no-words", found, "words")
@@ -354,7 +354,7 @@ def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
         except _PARSE_FAULTS as fault:
             found = f"interval {len(out) + 1} of tier {_short(tier.name)}: {_short(str(fault))}"
             raise RecordingFault("textgrid-syntax", found, "two times and a label") from None
-        word = " ".join(part.strip() for part in label.splitlines() if part.strip())
+        word = one_line(label)
         if not (math.isfinite(start) and math.isfinite(end) and -NEGATIVE_TOLERANCE_S <= start <= end):
             found = f"{_short(word)} from {start!r} to {end!r} s, line {masked.line(first)}"
             raise RecordingFault("textgrid-bad-interval", found, "0 <= start <= end")
@@ -363,8 +363,17 @@ def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
     return out
 
 
-def _words(intervals: list[WordInterval]) -> tuple[list[WordInterval], int]:
-    """Words in order of time, and how many had no duration."""
+def one_line(label: str) -> str:
+    """Return a label without white space around it; a line break becomes one space."""
+    return " ".join(part.strip() for part in label.splitlines() if part.strip())
+
+
+def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval], int]:
+    """Return the words of finite intervals without silences, and how many were dropped as they had no duration.
+
+    Raises:
+        RecordingFault: intervals are out of order or overlap by more than 0.1 ms.
+    """
     words: list[WordInterval] = []
     dropped = 0
     last: WordInterval | None = None

@@ -14,20 +14,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.errors import DataError, EnvironmentFault, Finding, Problem
+from omniges.errors import DataError, EnvironmentFault
 from omniges.pipeline import incremental
 from omniges.pipeline.discover import Discovery, Recording, discover
+from omniges.pipeline.publish import publish_set
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
-from omniges.pipeline.summary import ConvertProgress, Tally, cut_totals, summarize, summary_of_complete
+from omniges.pipeline.summary import ConvertProgress, Tally, summarize, summary_of_complete
 from omniges.pipeline.worker import ConvertPool
 from omniges.progress import Reporter
-from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
-from omniges.shards.manifest import ManifestRow, serialize_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
-from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, staged_name
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.schema import SPLITS
+from omniges.shards.transaction import Begun, Workspace, finish_commit, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
-from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors, publish_bytes
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors
 
 # Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
@@ -189,27 +188,11 @@ def _convert_all(
 
 
 def _finish(work: _Work, tally: Tally, writer: ShardWriter) -> str:
-    """Write what lies beside the shards, dataset.json last, and make it all the folder's; returns the manifest hash."""
-    settings, discovery, folder = work.settings, work.discovery, work.workspace.folder
-    if not tally.partials:
-        tally.findings.append(Finding(Problem("no-train-samples", "0 samples in train", "at least 1")))
-    tally.findings.sort(key=lambda finding: finding.sort_key)
-    contents = {
-        MANIFEST_FILE: serialize_manifest(tally.rows),
-        STATS_FILE: json_document(statistics_document(tally.rows, tally.partials, tally.words)),
-        TOKENIZER_FILE: train_tokenizer(tally.words),
-        REPORT_FILE: b"".join(canonical_json(finding.as_json()) + b"\n" for finding in tally.findings),
-    }
-    files = {name: (len(data), publish_bytes(folder / name, data)) for name, data in contents.items()}
-    document = settings.document()
+    """Publish the set; returns the manifest hash."""
     plan = {
-        "settings_sha256": sha256_hex(canonical_json(document)),
-        "inputs_sha256": incremental.inputs_hash(tally.inputs, discovery),
-        "stems": discovery.stems,
+        "inputs_sha256": incremental.inputs_hash(tally.inputs, work.discovery),
+        "stems": work.discovery.stems,
         "rejected": tally.rejected,
         "rejected_inputs": tally.rejected_inputs,
     }
-    dataset = dataset_document(tally.rows, writer.shards, files, document, plan, cut_totals(tally.cuts))
-    publish_bytes(folder / DATASET_FILE, seal(dataset))
-    commit(work.workspace, writer.paths)
-    return str(dataset["manifest_hash"])
+    return publish_set(work.workspace, tally, writer, work.settings.document(), plan)

@@ -18,7 +18,7 @@ from rich.table import Table
 from omniges.errors import CODES, ExitCode, Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
-from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Summary
+from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Sample, Summary
 from omniges.pipeline.worker import ConvertPool, Outcome
 from omniges.progress import Progress, duration
 from omniges.shards.dataset import Partial
@@ -169,17 +169,21 @@ class Tally:
             if not earlier:
                 journal.append(journal_rejection(recording.stem, outcome.findings, inputs), durable=False)
             return
-        self.notes[recording.stem] = outcome.notes  # before the writer, whose journal line may hold them
-        self.findings += outcome.notes
+        self.take_in(outcome)  # before the writer, whose journal line may hold its notes
         if isinstance(outcome.segment, StoredSegment):
             self.rows.append(writer.add_stored(outcome.row, outcome.segment))
         else:
             self.rows.append(writer.add(outcome.row, outcome.segment))
             self.computed_s += outcome.row.seconds
-        self.words += outcome.words
-        self.cuts.append(outcome.cut)
-        if outcome.partials:
-            self.partials.append(outcome.partials)
+
+    def take_in(self, sample: Sample[Any]) -> None:
+        """Take in all of a sample but its row, which comes from the writer."""
+        self.notes[sample.row.stem] = sample.notes
+        self.findings += sample.notes
+        self.words += sample.words
+        self.cuts.append(sample.cut)
+        if sample.partials:
+            self.partials.append(sample.partials)
 
 
 def summary_of_complete(

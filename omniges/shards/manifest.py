@@ -69,6 +69,12 @@ class ManifestRow:
         return bool({"flac", "audio.npy"} & self.members.keys())
 
 
+def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
+    """Return what tells whether two samples are one recording, by content and by source; empty where it does not."""
+    content = (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256)
+    return content, tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources)
+
+
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
     """Sha256 of the content: key, split, frames and member digests of the sorted rows.
 

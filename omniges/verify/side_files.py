@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
@@ -185,19 +185,15 @@ def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, 
 def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
     """No recording in two splits, by content and by source; twice in one split is a note."""
     out = Collector(schema.MANIFEST_FILE)
-    identities: tuple[Callable[[manifest.ManifestRow], Any], ...] = (
-        lambda row: (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256),
-        lambda row: tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources),
-    )
     told: set[str] = set()
-    for identity in identities:
-        firsts: dict[Any, dict[str, manifest.ManifestRow]] = defaultdict(
-            dict
-        )  # of each recording the first row of each split
+    for number in range(2):
+        # Of each recording the first row of each split.
+        firsts: dict[tuple[str, ...], dict[str, manifest.ManifestRow]] = defaultdict(dict)
         for row in rows:
-            if not identity(row):
+            identity = manifest.identities(row)[number]
+            if not identity:
                 continue
-            earlier = firsts[identity(row)]
+            earlier = firsts[identity]
             if earlier and row.key not in told:
                 elsewhere = [other for split, other in earlier.items() if split != row.split]
                 first = elsewhere[0] if elsewhere else earlier[row.split]

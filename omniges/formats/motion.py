@@ -1,0 +1,113 @@
+"""SMPL-X motion files in Python: `read_motion` and `write_motion`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.formats.npz import (
+    BETAS_LENGTHS,
+    EXPRESSION_COLUMNS,
+    FRAME_RATE_HZ,
+    decode_motion,
+    encode_motion,
+    motion_from_arrays,
+)
+from omniges.storage.atomic import os_errors, publish_bytes
+
+Array = npt.NDArray[Any]
+_MODEL: Final = "smplx2020"  # what BEAT2's files name
+_MAX_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class SmplxMotion:
+    """Motion of one clip, T frames, y up; the fields are those of `omniges.Recording`."""
+
+    poses: Array
+    """(T, 165) axis-angle in radians: root 0:3, body 3:66, jaw 66:69, eyes 69:75, hands 75:165."""
+    trans: Array
+    """(T, 3) metres."""
+    expressions: Array
+    """(T, 100) coefficients."""
+    betas: Array
+    """(10,), (16,) or (300,) shape coefficients, as many as the file has."""
+    frame_rate_hz: int = FRAME_RATE_HZ
+    """Of the arrays, always 30: of a faster file every second, third, … frame was kept."""
+    gender: str = ""
+    """As the file says; "" where it does not."""
+
+
+def read_motion(path: str | Path) -> SmplxMotion:
+    """Read a BEAT2-style NPZ with the checks of `preprocess`, without unpickling.
+
+    Args:
+        path: A file with ``poses`` (T, 165), or with ``root_orient``, ``pose_body``, ``pose_jaw``, ``pose_eye`` and
+            ``pose_hand``; and with ``expressions``, ``trans``, ``betas`` and ``mocap_frame_rate``.
+
+    Raises:
+        UsageFault: There is no such file.
+        DataError: It is damaged, lacks an array, or holds what no recording does.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageFault(f"{path}: an NPZ file of SMPL-X motion expected, found no such file")
+    with os_errors(path, "read"):
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise DataError(f"{path}: {size} bytes found, at most {_MAX_BYTES} expected: check where it comes from")
+        data = path.read_bytes()
+    try:
+        motion = decode_motion(data)
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+    return SmplxMotion(
+        poses=motion.poses,
+        trans=motion.trans,
+        expressions=motion.expressions,
+        betas=motion.betas[: motion.betas_columns],
+        gender=motion.gender,
+    )
+
+
+def write_motion(
+    path: str | Path,
+    poses: Array,
+    trans: Array,
+    expressions: Array,
+    betas: Array,
+    frame_rate_hz: float = FRAME_RATE_HZ,
+    gender: str = "neutral",
+) -> None:
+    """Write a BEAT2-style NPZ that `read_motion` and `preprocess` read; the file appears whole or not at all.
+
+    Equal input gives equal bytes. A file of that name is replaced.
+
+    Args:
+        path: The file; its folder exists.
+        poses: (T, 165) axis-angle in radians, stored as float32.
+        trans: (T, 3) metres, stored as float64.
+        expressions: (T, 100) coefficients, stored as float64.
+        betas: (10,), (16,) or (300,) shape coefficients.
+        frame_rate_hz: Frames per second, a whole multiple of 30; readers keep 30 of them.
+        gender: Of the body model.
+
+    Raises:
+        DataError: An array has another shape or type, is not finite, or holds what no recording does.
+        EnvironmentFault: The disk is in the way.
+    """
+    given = {"poses": poses, "trans": trans, "expressions": expressions, "betas": betas}
+    arrays = {name: np.asarray(array) for name, array in given.items()}
+    try:
+        rate = motion_from_arrays(arrays, frame_rate_hz).frame_rate_hz
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+    betas = arrays.pop("betas")
+    if arrays["expressions"].shape[1] != EXPRESSION_COLUMNS or len(betas) not in BETAS_LENGTHS:
+        found = f"expressions {arrays['expressions'].shape}, betas {betas.shape}"
+        raise DataError(f"{path}: found {found}; expected (T, {EXPRESSION_COLUMNS}) and (10,), (16,) or (300,)")
+    publish_bytes(Path(path), encode_motion(**arrays, betas=betas, gender=gender, model=_MODEL, frame_rate_hz=rate))

@@ -1,0 +1,300 @@
+"""`Recording`: what a person's own program hands to `write_shards`, and how it becomes a `Take`.
+
+The checks are those that `preprocess` makes of files, so that what is refused there is refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import CODES, DataError, Problem, RecordingFault
+from omniges.features.gesture import POSE_PARTS
+from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.audio import Wav, wav_from_array
+from omniges.formats.npz import Motion, motion_from_arrays
+from omniges.formats.semantic import SemanticSpan, check_span
+from omniges.formats.textgrid import WordInterval, WordTier, one_line, words_in_order
+from omniges.pipeline.convert import Take
+from omniges.shards.schema import (
+    MAX_KEY_BYTES,
+    SPLITS,
+    Part,
+    as_split,
+    is_label,
+    is_relative_path,
+    is_stem,
+    key_from_stem,
+)
+from omniges.storage.canonical_json import canonical_json
+
+_MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
+_AFTER_END_S: Final = 0.1  # by which words may run past the end: times are rounded
+_MAX_SPEAKER_ID: Final = 2**31 - 1
+# Where the remedy for files does not fit what a program gives.
+_REMEDIES: Final = {
+    "wav-unsupported-encoding": "convert the samples",
+    "wav-damaged-header": "check samples and sample_rate_hz",
+    "wav-empty": "give samples=None where there is no sound",
+    "wav-silent": "give samples=None where there is no sound",
+    "wav-not-finite": "repair the samples, or give samples=None",
+    "npz-not-finite": "repair the motion, or name the part in absent",
+    "npz-wrong-shape": "give arrays of SMPL-X, and name parts that they lack in absent",
+    "npz-wrong-dtype": "convert the array",
+    "npz-no-frames": "give None where there is no motion",
+    "npz-unequal-lengths": "cut the arrays to one length",
+    "textgrid-no-words": "give words=None where there is no transcript",
+    "textgrid-bad-interval": "sort the words and correct their times",
+    "textgrid-overlap": "correct the times",
+    "sem-invalid": "correct the span",
+    "length-mismatch": "check the pair, or raise max_length_mismatch_s",
+    "nothing-recorded": "give poses, trans or expressions, or samples",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """One recording of a person's own, for `write_shards`; what is None is absent, and stays so.
+
+    Arrays are what ``numpy.asarray`` takes. They are checked when the recording is written.
+    """
+
+    key: str
+    """Name, unique in the set: any file name without its ending."""
+    poses: npt.ArrayLike | None = None
+    """(T, 165) SMPL-X axis-angle in radians: root 0:3, body 3:66, jaw 66:69, eyes 69:75, hands 75:165; y up."""
+    trans: npt.ArrayLike | None = None
+    """(T, 3) metres."""
+    expressions: npt.ArrayLike | None = None
+    """(T, up to 100) coefficients; fewer are extended with zeros."""
+    betas: npt.ArrayLike | None = None
+    """(up to 300,) shape coefficients."""
+    gender: str = ""
+    """Of the body model."""
+    frame_rate_hz: float | None = None
+    """Of poses, trans and expressions: 30, or a multiple of it, of which every second, third, … frame is kept."""
+    absent: Sequence[Part] = ()
+    """Parts that the arrays do not show: upper, hands, lower, jaw_eyes, root, face. Their columns are not read."""
+    samples: npt.ArrayLike | None = None
+    """(N,) or (N, channels): float32 or float64 in [-1, 1], or int16 or int32 at full scale."""
+    sample_rate_hz: float | None = None
+    """Of samples; 16000 is kept, others are resampled."""
+    words: Iterable[Any] | None = None
+    """In order of time, each (word, start_s, end_s), a mapping or an object with word, start and end."""
+    semantic: Iterable[Any] | None = None
+    """Each (name, start_s, end_s, score[, keywords]), a mapping or an object with these names."""
+    split: str = "train"
+    """train, val, test or additional."""
+    speaker: str | None = None
+    speaker_id: int | None = None
+    language: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Values by name, such as emotion; a recording without one that another has gets ""."""
+    source: str | None = None
+    """Where it comes from: a text, or a path relative to the data set."""
+
+
+def take_of(recording: Recording) -> Take:
+    """Return a recording as the conversion takes it; raises DataError, in one line, for what cannot be used."""
+    try:
+        return _take(recording)
+    except RecordingFault as fault:
+        raise refused(recording.key, fault) from fault
+
+
+def refused(key: object, fault: RecordingFault) -> DataError:
+    """Return the line for a recording that cannot be used."""
+    problem = fault.problem
+    expected = f"; {problem.expected} expected" if problem.expected else ""
+    remedy = _REMEDIES.get(problem.code, CODES[problem.code].remedy)
+    return DataError(f"recording {key!r}: {problem.found}{expected}: {remedy}")
+
+
+def _take(recording: Recording) -> Take:
+    key = recording.key
+    if not is_stem(key):
+        raise DataError(
+            f"recording {key!r}: a key expected that can be a file name without its ending, of at most {MAX_KEY_BYTES} "
+            "bytes once characters other than A-Z, a-z, 0-9, _ and - are escaped: rename it"
+        )
+    split = as_split(recording.split) if isinstance(recording.split, str) else None
+    if split is None:
+        raise DataError(f"recording {key!r}: split {recording.split!r}; one of {', '.join(SPLITS)} expected")
+    _check_texts(recording)
+    motion, wav = _motion(recording), _wav(recording)
+    lengths_s = [0.0 if motion is None else len(motion.poses) / FRAME_RATE_HZ]
+    lengths_s.append(0.0 if wav is None else len(wav.samples) / wav.rate_hz)
+    take = Take(
+        key=key_from_stem(key),
+        stem=key,
+        split=split,
+        speaker_id=None if recording.speaker_id is None else int(recording.speaker_id),
+        speaker=recording.speaker,
+        language=recording.language,
+        labels=dict(recording.labels),
+        motion=motion,
+        wav=wav,
+        tier=_tier(recording, max(lengths_s)),
+        semantic=_spans(recording),
+        sources={},
+    )
+    if recording.source is None:
+        return take
+    return replace(take, sources={name: (recording.source, digest) for name, digest in digests_of(take).items()})
+
+
+def digests_of(take: Take) -> dict[str, str]:
+    """Return the sha256 of each modality that a take has, by the name that the manifest gives its source."""
+    found = {}
+    if (motion := take.motion) is not None:
+        facts = [motion.frame_rate_hz, motion.source_frames, motion.betas_columns, motion.gender]
+        found["npz"] = _digest(facts, motion.poses, motion.trans, motion.expressions, motion.betas)
+    if take.wav is not None:
+        found["wav"] = _digest([take.wav.rate_hz, take.wav.encoding], take.wav.samples)
+    if take.tier is not None:
+        found["textgrid"] = _digest([asdict(word) for word in take.tier.words])
+    if take.semantic is not None:
+        found["sem"] = _digest([asdict(span) for span in take.semantic])
+    return found
+
+
+def _digest(facts: Sequence[Any], *arrays: npt.NDArray[Any]) -> str:
+    """Sha256 of facts and of arrays with their types and shapes."""
+    digest = hashlib.sha256(canonical_json([*facts, *([array.dtype.str, *array.shape] for array in arrays)]))
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data.cast("B"))
+    return digest.hexdigest()
+
+
+def _check_texts(recording: Recording) -> None:
+    """Refuse names and labels that the manifest cannot hold."""
+    key = recording.key
+    texts = {name: getattr(recording, name) for name in ("speaker", "language", "source")}
+    texts |= {"gender": recording.gender} | {f"label {name}": value for name, value in recording.labels.items()}
+    for name, text in texts.items():
+        if text is not None and not _is_text(text):
+            raise DataError(f"recording {key!r}: {name} {text!r}; a text expected")
+    for name in recording.labels:
+        if not is_label(name):
+            expected = "a lower-case letter, then up to 31 of a-z, 0-9 and _ expected"
+            raise DataError(f"recording {key!r}: label name {name!r}; {expected}: rename it")
+    if recording.source is not None and not is_relative_path(recording.source):
+        raise DataError(
+            f"recording {key!r}: source {recording.source!r}; a text, or a path relative to the data set and without "
+            "'..' expected, for shards are the same on every machine"
+        )
+    speaker_id = recording.speaker_id
+    if speaker_id is not None and not (_is_number(speaker_id) and speaker_id in range(_MAX_SPEAKER_ID + 1)):
+        raise DataError(f"recording {key!r}: speaker_id {speaker_id!r}; a whole number from 0 on expected")
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _motion(recording: Recording) -> Motion | None:
+    """The motion of a recording; None where no part of it is there."""
+    absent = set(recording.absent)
+    if unknown := sorted(map(str, absent - {*_MOTION_PARTS})):
+        expected = f"one of {', '.join(_MOTION_PARTS)} expected"
+        raise DataError(f"recording {recording.key!r}: absent {unknown[0]!r}; {expected}")
+    poses = recording.poses if set(POSE_PARTS) - absent else None
+    arrays = {
+        "poses": poses,
+        "trans": None if "root" in absent else recording.trans,
+        "expressions": None if "face" in absent else recording.expressions,
+    }
+    given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+    if not given:
+        if recording.betas is not None:
+            raise DataError(f"recording {recording.key!r}: betas without motion: leave them out")
+        return None
+    rate = recording.frame_rate_hz
+    if not _is_number(rate):
+        raise DataError(
+            f"recording {recording.key!r}: motion with frame_rate_hz {rate!r}; frames per second expected: give "
+            "frame_rate_hz=30, or the rate it has"
+        )
+    betas = None if recording.betas is None else np.asarray(recording.betas)
+    hidden = sorted(absent & set(POSE_PARTS))
+    return motion_from_arrays({**given, "betas": betas}, rate, absent=hidden, gender=recording.gender)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and type(value) is not bool and math.isfinite(value)
+
+
+def _wav(recording: Recording) -> Wav | None:
+    if recording.samples is None:
+        return None
+    rate = recording.sample_rate_hz
+    if not _is_number(rate):
+        raise DataError(
+            f"recording {recording.key!r}: samples with sample_rate_hz {rate!r}; samples per second expected: give "
+            "sample_rate_hz=16000, or the rate they have"
+        )
+    return wav_from_array(np.asarray(recording.samples), rate)
+
+
+def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
+    """The fields of a word or span given as a tuple, a mapping or an object."""
+    if isinstance(item, Mapping):
+        return tuple(item.get(name) for name in names)
+    if isinstance(item, (tuple, list)):
+        return *item, *[None] * (len(names) - len(item))
+    if hasattr(item, names[0]):
+        return tuple(getattr(item, name, None) for name in names)
+    raise DataError(f"{what} {item!r:.80}; ({', '.join(names)}) expected")
+
+
+def _tier(recording: Recording, seconds: float) -> WordTier | None:
+    """The words of a recording that lasts so many seconds, by the rules of TextGrids: silences are dropped."""
+    if recording.words is None:
+        return None
+    intervals = []
+    for place, item in enumerate(recording.words):
+        what = f"recording {recording.key!r}: word {place}:"
+        word, start, end, *more = _fields(item, ("word", "start", "end"), what)
+        if not _is_text(word) or more or not (_is_number(start) and _is_number(end)) or not 0 <= start <= end:
+            raise DataError(
+                f"{what} {(word, start, end, *more)!r:.80}; a text and 0 <= start <= end in seconds expected"
+            )
+        if end > seconds + _AFTER_END_S:
+            raise DataError(
+                f"{what} {word!r:.40} ends at {end:g} s, after the recording's end at {seconds:g} s: correct the times"
+            )
+        intervals.append(WordInterval(one_line(word), float(start) + 0.0, float(end) + 0.0))
+    words, dropped = words_in_order(intervals)
+    if not words:
+        raise RecordingFault("textgrid-no-words", f"words: {len(intervals)} intervals, none of them a word", "words")
+    notes = (Problem("words-zero-length", f"{dropped} words", "duration"),) if dropped else ()
+    return WordTier("words", tuple(words), seconds, notes)
+
+
+def _spans(recording: Recording) -> tuple[SemanticSpan, ...] | None:
+    if recording.semantic is None:
+        return None
+    spans = []
+    for place, item in enumerate(recording.semantic):
+        what = f"recording {recording.key!r}: semantic span {place}:"
+        name, start, end, score, keywords, *more = _fields(item, ("name", "start", "end", "score", "keywords"), what)
+        keywords = "" if keywords is None else keywords
+        if not (_is_text(name) and name and _is_text(keywords) and all(map(_is_number, (start, end, score)))) or more:
+            raise DataError(f"{what} {item!r:.80}; (name, start, end, score[, keywords]) expected")
+        span = SemanticSpan(name, float(start), float(end), float(end) - float(start), float(score), keywords)
+        check_span(span, f"semantic span {place}")
+        spans.append(span)
+    return tuple(spans)

@@ -1,0 +1,294 @@
+"""`write_shards`: recordings of a person's own program to a complete shard folder.
+
+Each recording is checked and converted as it comes, by the functions of `preprocess`, and its sample goes to a spool
+in the output folder's unfinished folder. Then samples are packed in the order of split and key, so that bytes do not
+depend on the order in which recordings came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from omniges.errors import DataError, Finding, Problem, RecordingFault, UsageFault
+from omniges.pipeline.convert import assemble
+from omniges.pipeline.publish import publish_set
+from omniges.pipeline.recording import Recording, digests_of, refused, take_of
+from omniges.pipeline.settings import ConvertSettings, Sample
+from omniges.pipeline.summary import Tally
+from omniges.shards.dataset import read_dataset
+from omniges.shards.manifest import ManifestRow, MemberPlace, identities
+from omniges.shards.schema import DATASET_FILE, SPLITS
+from omniges.shards.tar import BLOCK_BYTES, Segment, build_segment
+from omniges.shards.transaction import COMMIT_FILE, PLACE_FILE, SPOOL_FILE, Begun, Workspace, finish_commit, staged_name
+from omniges.shards.writer import ShardWriter
+from omniges.storage.atomic import locked, make_folder, os_errors
+from omniges.storage.canonical_json import canonical_json, sha256_hex
+
+__all__ = ["Recording", "WriteSummary", "write_shards"]
+
+_WRITTEN_BY: Final = "write_shards"
+
+Count = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSummary:
+    """Result of `write_shards`."""
+
+    out: Path
+    samples: int
+    seconds: float
+    splits: dict[str, tuple[int, float]]
+    """Samples and seconds by split."""
+    notes: dict[str, int]
+    """How often each note stands in report.jsonl, by code."""
+    shards: int
+    shard_bytes: int
+    manifest_hash: str
+    elapsed_s: float
+
+
+def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person decides
+    recordings: Iterable[Recording],
+    out: str | Path,
+    *,
+    keep_audio: bool = False,
+    loudness: Literal["none", "peak"] = "none",
+    shard_bytes: int = 256 << 20,
+    max_length_mismatch_s: float = 5.0,
+    force: bool = False,
+    progress: Count | None = None,
+) -> WriteSummary:
+    """Write a complete, verifiable shard folder of recordings that a program makes.
+
+    The folder is complete once its dataset.json is there, which comes last. Its bytes follow from the recordings and
+    settings alone, in whatever order recordings come. What stops this leaves nothing that looks complete; after a
+    kill, run the script again. Memory holds one recording, and some 30 kB of statistics for each sample; the disk
+    holds the set twice while it is written.
+
+    Args:
+        recordings: Any iterable, read once; a generator serves for more than memory holds.
+        out: Folder for the shards, created if absent.
+        keep_audio: Keep the whole 16 kHz waveform.
+        loudness: Level before the mel; "peak" scales the largest sample to 0.5.
+        shard_bytes: Target size of a shard.
+        max_length_mismatch_s: Seconds by which samples and motion of a recording may differ.
+        force: Replace a complete set, or an unfinished run of another command, in the folder.
+        progress: Told how many recordings are converted, and of how many (0 if `recordings` has no length).
+
+    Raises:
+        UsageFault: A setting cannot be, the folder holds a complete set and `force` is not given, or `recordings` is
+            empty or holds something else.
+        DataError: A recording cannot be used; the line names it, what is wrong and what to do. Nothing is written.
+        EnvironmentFault: The disk is in the way, or another run is writing here.
+    """
+    start = time.monotonic()
+    convert = ConvertSettings(loudness=loudness, keep_audio=keep_audio, max_length_mismatch_s=max_length_mismatch_s)
+    if shard_bytes < 1:
+        raise UsageFault(f"shard_bytes {shard_bytes}: at least 1 expected")
+    out = Path(out)
+    document = {"written_by": _WRITTEN_BY, "convert": asdict(convert), "shard_bytes": int(shard_bytes)}
+    workspace = Workspace(out)
+    with _folder(out), locked(out):
+        _enter(workspace, force=force)
+        try:
+            workspace.begin(Begun.of(document, anew=force))
+            total = len(recordings) if isinstance(recordings, Sized) else 0
+            with contextlib.closing(_Spool(workspace.folder / SPOOL_FILE)) as spool:
+                inputs, samples = _convert_all(recordings, convert, spool, lambda n: progress and progress(n, total))
+                tally, writer = _pack(samples, spool, workspace, int(shard_bytes))
+            plan = {
+                "inputs_sha256": sha256_hex(canonical_json({"recordings": inputs})),
+                "stems": len(samples),
+                "rejected": 0,
+                "rejected_inputs": {},
+            }
+            manifest = publish_set(workspace, tally, writer, document, plan)
+        finally:
+            if not _committing(workspace):
+                workspace.wipe()
+    splits = {split: [row.seconds for row in tally.rows if row.split == split] for split in SPLITS}
+    return WriteSummary(
+        out=out,
+        samples=len(tally.rows),
+        seconds=math.fsum(row.seconds for row in tally.rows),
+        splits={split: (len(own), math.fsum(own)) for split, own in splits.items()},
+        notes=dict(Counter(finding.problem.code for finding in tally.findings)),
+        shards=len(writer.shards),
+        shard_bytes=sum(shard.size for shard in writer.shards),
+        manifest_hash=manifest,
+        elapsed_s=time.monotonic() - start,
+    )
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """The output folder, which goes again if it is new and nothing came of it."""
+    new = not out.exists()
+    make_folder(out)
+    try:
+        yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                out.rmdir()
+
+
+def _committing(workspace: Workspace) -> bool:
+    """Whether the set in the workspace is becoming the folder's, which the next run would carry on."""
+    return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
+
+
+def _enter(workspace: Workspace, *, force: bool) -> None:
+    """Finish a commit that was killed, refuse to replace anything without `force`, and clear the workspace.
+
+    A set whose commit is finished here was not complete when the script began, so it may be replaced: by the same
+    bytes, if the script is the same.
+    """
+    out = workspace.out
+    workspace.refuse_foreign()
+    interrupted = _committing(workspace)
+    finish_commit(workspace)
+    if force:
+        workspace.wipe()
+        return
+    unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
+    if (out / DATASET_FILE).exists() and not unfinished:
+        raise UsageFault(
+            f"{out}: a folder without a complete set of shards expected, found one: choose another folder, or replace "
+            "it with force=True"
+        )
+    begun = workspace.begun()
+    if begun is not None and begun.settings.get("written_by") != _WRITTEN_BY:
+        raise UsageFault(
+            f"{workspace.folder}: an unfinished run of another command was found: let that end, choose another folder, "
+            "or throw its work away with force=True"
+        )
+    workspace.wipe()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a sample's tar members lie in the spool."""
+
+    offset: int
+    size: int
+
+
+class _Spool:
+    """Converted samples on the disk, one after the other as they came."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = 0
+        with os_errors(path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o666)
+
+    def add(self, segment: Segment) -> _Place:
+        """Append a sample."""
+        place = _Place(self._size, segment.size)
+        with os_errors(self._path):
+            for buffer in segment.buffers:
+                view = memoryview(buffer).cast("B")
+                while len(view):
+                    view = view[os.write(self._descriptor, view) :]
+        self._size += segment.size
+        return place
+
+    def read(self, place: _Place) -> bytearray:
+        """Return a sample's members."""
+        data = bytearray(place.size)
+        done = 0
+        with os_errors(self._path, "read"):
+            while done < place.size:
+                count = os.preadv(self._descriptor, [memoryview(data)[done:]], place.offset + done)
+                if not count:
+                    raise DataError(f"{self._path}: it became shorter while it was read. Run this again")
+                done += count
+        return data
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def _convert_all(
+    recordings: Iterable[Recording], convert: ConvertSettings, spool: _Spool, count: Callable[[int], object]
+) -> tuple[dict[str, dict[str, str]], list[Sample[_Place]]]:
+    """Convert each recording into the spool; returns digests of inputs by key, and the samples as they came."""
+    inputs: dict[str, dict[str, str]] = {}
+    samples: list[Sample[_Place]] = []
+    seen: dict[tuple[str, ...], ManifestRow] = {}
+    for number, recording in enumerate(recordings):
+        if not isinstance(recording, Recording):
+            raise UsageFault(f"recordings: omniges.Recording expected, found {type(recording).__name__} at {number}")
+        if recording.key in inputs:
+            raise DataError(f"recording {recording.key!r}: the key again; each expected once: rename one of the two")
+        take = take_of(recording)
+        notes: list[Finding] = []
+
+        def note(problem: Problem, _modality: object = None, stem: str = take.stem, to: list[Finding] = notes) -> None:
+            to.append(Finding(problem, stem))
+
+        for part in (take.motion, take.wav, take.tier):
+            for problem in part.notes if part else ():
+                note(problem)
+        try:
+            sample = assemble(take, convert, note, notes)
+        except RecordingFault as fault:
+            raise refused(recording.key, fault) from fault
+        for identity in filter(None, identities(sample.row)):
+            first = seen.setdefault(identity, sample.row)
+            if first.split != sample.row.split:
+                raise DataError(
+                    f"recording {recording.key!r}: in {sample.row.split} expected what is in no other split, found the "
+                    f"content of {first.stem!r} of {first.split}: leave one of the two out"
+                )
+        inputs[take.stem] = digests_of(take)
+        samples.append(replace(sample, segment=spool.add(sample.segment)))  # type: ignore[arg-type]
+        count(len(samples))
+    if not samples:
+        raise UsageFault("recordings: at least one expected, found none")
+    return inputs, samples
+
+
+def _pack(
+    samples: Sequence[Sample[_Place]], spool: _Spool, workspace: Workspace, shard_bytes: int
+) -> tuple[Tally, ShardWriter]:
+    """Pack the samples into shards in the order of split and key, each with a value of every label."""
+    order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
+    labels = sorted({name for sample in samples for name in sample.row.labels})
+    tally = Tally()
+    writer = ShardWriter(lambda n: workspace.folder / staged_name(n), shard_bytes)
+    with writer:
+        for sample in sorted(samples, key=lambda sample: (order[sample.row.split], sample.row.key)):
+            tally.take_in(sample)
+            tally.rows.append(writer.add(*_labelled(sample.row, spool.read(sample.segment), labels)))
+    return tally, writer
+
+
+def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tuple[ManifestRow, bytes | bytearray]:
+    """A sample with these labels, "" for those that it has not: its row and its tar members, of which json is first."""
+    if row.labels.keys() == set(names):
+        return row, segment
+    labels = {name: row.labels.get(name, "") for name in names}
+    place, rest = row.members["json"], row.members["gesture.npy"].offset - BLOCK_BYTES
+    metadata = json.loads(segment[place.offset : place.offset + place.size])
+    content = canonical_json(metadata | {"labels": labels})
+    head = build_segment(row.key, {"json": (content,)})
+    members = {
+        member: MemberPlace(place.offset - rest + head.size, place.size, place.sha256)
+        for member, place in row.members.items()
+    }
+    members["json"] = MemberPlace(head.data_offsets["json"], len(content), sha256_hex(content))
+    return replace(row, labels=labels, members=members), b"".join([*head.buffers, memoryview(segment)[rest:]])
