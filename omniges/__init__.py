@@ -49,7 +49,6 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "PLC0415",
     "ConvertSettings",
     "CorpusSettings",
     "DataError",
@@ -69,22 +68,13 @@ __all__ = [
     "UsageFault",
     "VerifySettings",
     "__version__",
-    "a",
-    "asked",
     "evaluate",
-    "for",
-    "import_module",
-    "is",
     "load_codec",
     "load_model",
-    "name",
-    "noqa",
-    "only",
     "preprocess",
     "read_motion",
     "sample_corpus",
     "verify_shards",
-    "when",
     "write_motion",
     "write_shards",
 ]

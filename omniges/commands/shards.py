@@ -126,7 +126,11 @@ def export(
     with counter("samples") as count:
         summary = run(shards, out, listed(keys), count)
     audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
-    typer.echo(f"{summary.samples} samples written to {summary.folder} ({audio}); splits in {summary.split_list}")
+    lacking = {"motion": summary.samples - summary.with_motion, "text": summary.samples - summary.with_text}
+    without = "".join(f", {count} without {name}" for name, count in lacking.items() if count)
+    typer.echo(
+        f"{summary.samples} samples written to {summary.folder} ({audio}{without}); splits in {summary.split_list}"
+    )
 
 
 def inspect(

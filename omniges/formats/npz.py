@@ -217,7 +217,7 @@ def write_motion(
     stream: IO[bytes],
     frames: int,
     blocks: Mapping[str, Iterable[Array]],
-    betas: Array,
+    betas: Array | None,
     *,
     gender: str,
     model: str,
@@ -228,10 +228,11 @@ def write_motion(
     ``blocks`` has ``poses``, ``expressions`` and ``trans``, each (n, columns) in order of time; an array that is not
     there is left out. Raises ValueError for other shapes and where there are more or fewer frames.
     """
-    if betas.ndim != 1 or betas.dtype.kind != "f":
+    if betas is not None and (betas.ndim != 1 or betas.dtype.kind != "f"):
         raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        _add_member(archive, "betas", betas)
+        if betas is not None:
+            _add_member(archive, "betas", betas)
         for name, (columns, kind) in MOTION_COLUMNS.items():
             if name not in blocks:
                 continue

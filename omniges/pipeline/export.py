@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Final
 import numpy as np
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import motion_from_gesture
+from omniges.features.gesture import POSE_PARTS, motion_from_gesture
 from omniges.features.timebase import SAMPLE_RATE_HZ
 from omniges.formats.audio import encode_pcm_wav, encode_wav
-from omniges.formats.npz import encode_motion
+from omniges.formats.npz import write_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.shards.schema import GESTURE_PARTS
 from omniges.storage.atomic import make_folder, publish_bytes
 
 _FOLDERS: Final = {"npz": "smplxflame_30", "textgrid": "textgrid", "wav": "wave16k"}
+_ENDINGS: Final = {"npz": "npz", "textgrid": "TextGrid", "wav": "wav"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class ExportSummary:
 
     folder: Path
     samples: int
+    with_motion: int
+    with_text: int
     with_audio: int
     split_list: Path
 
@@ -36,8 +41,8 @@ def export(
 ) -> ExportSummary:
     """Write samples (all, or those named by key or stem) in BEAT2's official layout, with their split list.
 
-    Rotations come back within 1e-5 rad as rotations, positions within 1e-5 m. Raises UsageFault where `out` holds
-    files already, DataError where a shard is damaged.
+    Rotations come back within 1e-5 rad as rotations, positions within 1e-5 m. A sample without motion, text or kept
+    audio has no file of it. Raises UsageFault where `out` holds files already, DataError where a shard is damaged.
     """
     source = ShardFolder(shards)
     rows = [source.row(key) for key in keys] if keys else list(source.rows)
@@ -45,37 +50,50 @@ def export(
         raise UsageFault(f"-o {out}: a new or empty folder expected, found something there. Choose another")
     for name in _FOLDERS.values():
         make_folder(out / name)
-    with_audio = 0
+    counts = dict.fromkeys(_FOLDERS, 0)
     for done, row in enumerate(rows, 1):
         sample = source.sample(row)
-        publish_bytes(out / _FOLDERS["npz"] / f"{row.stem}.npz", motion_file(sample))
-        publish_bytes(out / _FOLDERS["textgrid"] / f"{row.stem}.TextGrid", text_file(sample))
-        if (wav := audio_file(sample)) is not None:
-            publish_bytes(out / _FOLDERS["wav"] / f"{row.stem}.wav", wav)
-            with_audio += 1
+        moved = bool({*GESTURE_PARTS, "jaw_eyes"} & {*row.present})
+        files = {
+            "npz": motion_file(sample) if moved else None,
+            "textgrid": text_file(sample) if "text" in row.present else None,
+            "wav": audio_file(sample),
+        }
+        for name, data in files.items():
+            if data is not None:
+                publish_bytes(out / _FOLDERS[name] / f"{row.stem}.{_ENDINGS[name]}", data)
+                counts[name] += 1
         if progress:
             progress(done, len(rows))
     split_list = out / "train_test_split.csv"
     lines = ["id,type", *(f"{row.stem},{row.split}" for row in sorted(rows, key=lambda row: row.key))]
     publish_bytes(split_list, ("\n".join(lines) + "\n").encode())
-    return ExportSummary(out, len(rows), with_audio, split_list)
+    return ExportSummary(out, len(rows), counts["npz"], counts["textgrid"], counts["wav"], split_list)
 
 
 def motion_file(sample: SampleArrays) -> bytes:
-    """The sample's motion as a BEAT2 NPZ; betas at the length they came in."""
+    """Return the sample's motion as a BEAT2 NPZ, betas at the length they came in.
+
+    An array of which the sample has nothing is left out; in ``poses``, columns of absent parts are NaN.
+    """
     try:
         motion = motion_from_gesture(sample.gesture)
     except ValueError as error:
         raise DataError(f"{sample.row.shard}: {sample.row.key}.gesture.npy: {error}") from error
-    facts = sample.metadata["motion"]
-    return encode_motion(
-        motion.poses,
-        motion.expressions,
-        motion.trans,
-        np.asarray(sample.betas[: facts["betas"]]),
+    present, facts = sample.row.present, sample.metadata["motion"]
+    blocks = {"poses": [motion.poses], "expressions": [motion.expressions], "trans": [motion.trans]}
+    shown = {"poses": POSE_PARTS, "expressions": ("face",), "trans": ("root",)}
+    betas = np.asarray(sample.betas[: facts["betas"]]) if facts["betas"] else None
+    stream = io.BytesIO()
+    write_motion(
+        stream,
+        sample.row.frames,
+        {name: array for name, array in blocks.items() if {*shown[name]} & {*present}},
+        betas,
         gender=facts["gender"],
         model=facts["model"],
     )
+    return stream.getvalue()
 
 
 def text_file(sample: SampleArrays) -> bytes:

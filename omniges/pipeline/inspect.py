@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from omniges.errors import UsageFault
@@ -14,6 +15,7 @@ from omniges.features.gesture import LAYOUT
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder, notes_of
+from omniges.shards.schema import GESTURE_PARTS
 from omniges.storage.atomic import publish_bytes
 from omniges.storage.redact import one_line
 from omniges.visualize.pictures import draw_sample
@@ -92,17 +94,19 @@ def sample_facts(sample: SampleArrays) -> dict[str, Any]:
             for name, place in sample.row.members.items()
         },
         "arrays": {
-            name: {
-                "shape": list(array.shape),
-                "dtype": str(array.dtype),
-                "min": float(array.min()),
-                "mean": float(array.mean(dtype=np.float64)),
-                "max": float(array.max()),
-            }
+            name: {"shape": list(array.shape), "dtype": str(array.dtype), **_range_of(array)}
             for name, array in arrays.items()
         },
         "words": sample.words,
     }
+
+
+def _range_of(array: npt.NDArray[np.floating]) -> dict[str, float | None]:
+    """Minimum, mean and maximum of what is there; None where all of it is absent."""
+    there = array[~np.isnan(array)]
+    if not there.size:
+        return {"min": None, "mean": None, "max": None}
+    return {"min": float(there.min()), "mean": float(there.mean(dtype=np.float64)), "max": float(there.max())}
 
 
 def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) -> None:
@@ -122,14 +126,16 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     for name, place in facts["members"].items():
         array = facts["arrays"].get(name)
         shape = " × ".join(map(str, array["shape"])) if array else "–"
-        numbers = [f"{array[k]:.4g}" for k in ("min", "mean", "max")] if array else ["–"] * 3
+        known = array is not None and array["min"] is not None
+        numbers = [f"{array[k]:.4g}" for k in ("min", "mean", "max")] if known else ["–"] * 3
         members.append((name, shape, place["bytes"], *numbers))
     print_table(console, ("member", "shape", "bytes", "min", "mean", "max"), members, (1, 2, 3, 4, 5))
     blocks = []
-    for name in ("upper", "hands", "lower", "root", "face"):
+    for name in GESTURE_PARTS:
         columns: slice = getattr(LAYOUT, name)
         spread = sample.gesture.gesture[:, columns].std(axis=0, dtype=np.float64).mean()
-        blocks.append((name, f"{columns.start}:{columns.stop}", f"{spread:.4f}"))
+        shown = "absent" if np.isnan(spread) else f"{spread:.4f}"
+        blocks.append((name, f"{columns.start}:{columns.stop}", shown))
     print_table(console, ("gesture block", "channels", "std"), blocks, (2,))
     text = "  ".join(f"{w['start']:.2f} {w['word']}" for w in sample.words[:shown_words])
     more = f"  … {len(sample.words)} in all" if len(sample.words) > shown_words else ""
@@ -148,7 +154,7 @@ def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
         gesture=sample.gesture.gesture,
         jaw_eyes=sample.gesture.jaw_eyes,
         start_xz=sample.gesture.start_xz,
-        mel=sample.mel,
+        mel=sample.mel if "audio" in row.present else sample.mel[:0],
         words=sample.words,
         start_s=start_s,
     )

@@ -234,7 +234,7 @@ def _motion(recording: Recording) -> Motion | None:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, numbers.Real) and type(value) is not bool and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _wav(recording: Recording) -> Wav | None:

@@ -158,8 +158,11 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
     workspace.refuse_foreign()
     interrupted = _committing(workspace)
     finish_commit(workspace)
+    begun = workspace.begun()
+    ours = begun is None or begun.settings.get("written_by") == _WRITTEN_BY
+    if ours or force:
+        workspace.wipe()  # what write_shards leaves there, no later run goes on from
     if force:
-        workspace.wipe()
         return
     unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
     if (out / DATASET_FILE).exists() and not unfinished:
@@ -167,13 +170,11 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
             f"{out}: a folder without a complete set of shards expected, found one: choose another folder, or replace "
             "it with force=True"
         )
-    begun = workspace.begun()
-    if begun is not None and begun.settings.get("written_by") != _WRITTEN_BY:
+    if not ours:
         raise UsageFault(
             f"{workspace.folder}: an unfinished run of another command was found: let that end, choose another folder, "
             "or throw its work away with force=True"
         )
-    workspace.wipe()
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,9 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
 
 
 def angular_speed(gesture: F32, channels: slice) -> F64:
-    """Mean angular speed of a block's joints between frames: (T, 415) to (T − 1,) rad/s."""
+    """Mean angular speed of a block's joints between frames: (T, 415) to (T − 1,) rad/s; NaN where it is absent."""
+    if np.isnan(gesture[:, channels]).all():
+        return np.full(max(len(gesture) - 1, 0), np.nan)
     matrices = matrix_from_six_d(gesture[:, channels].reshape(len(gesture), -1, 6))
     chord = np.linalg.norm(np.diff(matrices, axis=0), axis=(-2, -1))
     # |R₁ − R₀| = 2√2 sin(angle/2); unlike the arc cosine of the trace this is exact near zero.
@@ -340,7 +342,7 @@ def _second_axis(axes: Axes, times: F64, values: Numbers, name: str, label: str)
     right.set_ylabel(label, color=GREY)
     right.tick_params(colors=GREY)
     lines = right.plot(times, values, color=GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
-    right.set_ylim(0, max(1.05 * float(values.max()), 1e-3))
+    right.set_ylim(0, max(1.05 * float(values.max(where=~np.isnan(values), initial=0.0)), 1e-3))
     return list(lines)
 
 
@@ -358,13 +360,18 @@ _ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
 def draw_figures(axes: Axes, view: View) -> None:
     """People at evenly spaced times, each under its time, true to scale and centred on its pelvis."""
     axes.set_axis_off()
+    if any(np.isnan(view.gesture[0, part]).any() for part in (LAYOUT.upper, LAYOUT.lower)):
+        axes.text(
+            0.5, 0.5, "no figures: a part of the body is absent", transform=axes.transAxes, ha="center", color=GREY
+        )
+        return
     count = min(_FIGURES, len(view.times))
     shown = ((np.arange(count) + 0.5) / count * len(view.times)).astype(int)
     people = _people(view.gesture[shown], view.jaw_eyes[shown])
-    ground = float(people[..., 1].min())
+    ground = float(np.nanmin(people[..., 1]))  # the fingers of absent hands are NaN
     box = axes.get_window_extent()
     box_height = box.height - _TEXT_IN[2] * _DPI
-    right, left = people[..., 0].max(axis=1), -people[..., 0].min(axis=1)
+    right, left = np.nanmax(people[..., 0], axis=1), -np.nanmin(people[..., 0], axis=1)
     needed = max(2 * left[0], 2 * right[-1], *(right[:-1] + left[1:])) + 0.1  # so that no hands touch
     slot = max(float(needed), _ABOVE_GROUND_M * box.width / box_height / count)
     metre_per_inch = slot * count / box.width * _DPI
@@ -381,10 +388,9 @@ def draw_figures(axes: Axes, view: View) -> None:
         pause = "(pause)" if view.words else ""  # without any word nothing is known of pauses
         write(axes, (centre, word_y), word or pause, 16, color="black" if word else "#999999", **label)
     (x0, z0), (x1, z1) = np.round(view.root_xz[[0, -1]], 2) + 0.0  # no -0.00
-    note = (
-        "front view, generic skeleton (no body model), centred on the pelvis; "
-        f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"
-    )
+    path = f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"
+    path = "the root is absent" if np.isnan(view.root_xz).any() else path
+    note = f"front view, generic skeleton (no body model), centred on the pelvis; {path}"
     axes.text(0.0, 0.96, note, transform=axes.transAxes, va="top", color=GREY)
     for place, color, side in ((0.93, BLUE, "left side"), (1.0, ORANGE, "right side")):
         axes.text(place, 0.96, side, transform=axes.transAxes, va="top", ha="right", color=color)
@@ -393,7 +399,7 @@ def draw_figures(axes: Axes, view: View) -> None:
 def _people(gesture: F32, jaw_eyes: F32) -> F64:
     """Joint positions (K, 55, 3) m of single frames, the pelvis at x = z = 0."""
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
-    return joint_positions(motion.poses, motion.trans * np.array([0.0, 1.0, 0.0]))
+    return joint_positions(motion.poses, np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0]))
 
 
 def _draw_person(axes: Axes, joints: F64) -> None:

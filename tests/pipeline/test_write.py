@@ -1,0 +1,363 @@
+"""`write_shards` makes sound, complete sets of a program's recordings, or says in one line why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pipeline_helpers import digests, report, run_preprocess
+from scipy.spatial.transform import Rotation
+from write_builders import NO_AUDIO, NO_MOTION, recording
+
+import omniges
+from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.features.gesture import LAYOUT
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import PARTS, UNFINISHED_FILE
+from omniges.storage.atomic import locked
+from omniges.verify.run import verify
+from omniges.verify.settings import VerifySettings
+
+Timed = namedtuple("Timed", "word start end")
+
+
+def findings(folder: Path) -> list[str]:
+    found = verify(VerifySettings(folder=folder, level="deep", workers=1)).findings
+    return [f"{finding.code}: {finding.found}" for finding in found]
+
+
+def only(folder: Path) -> Any:
+    source = ShardFolder(folder)
+    (row,) = source.rows
+    return source.sample(row)
+
+
+class TestWhole:
+    def test_a_set_is_sound_and_holds_what_was_given(self, tmp_path: Path) -> None:
+        given = [recording(k, split=split) for k, split in enumerate(("train", "train", "val", "test"))]
+        summary = omniges.write_shards(given, str(tmp_path / "s"), keep_audio=True)
+        assert findings(tmp_path / "s") == []
+        assert (summary.samples, summary.splits["train"][0], summary.notes) == (4, 2, {})
+        source = ShardFolder(tmp_path / "s")
+        assert summary.manifest_hash == source.dataset["manifest_hash"]
+        for one in given:
+            sample = source.sample(source.row(one.key))
+            poses = np.asarray(one.poses)
+            six = Rotation.from_rotvec(poses.reshape(-1, 3)).as_matrix()[:, :2].reshape(36, 55, 6)
+            rotations = np.concatenate([six[:, joint] for joint in LAYOUT.joints], axis=1)
+            assert np.abs(sample.gesture.gesture[:, LAYOUT.rotations] - rotations).max() < 3e-7
+            assert np.array_equal(sample.gesture.gesture[:, LAYOUT.face], np.float32(one.expressions))
+            assert np.array_equal(sample.gesture.jaw_eyes, np.float32(poses[:, 66:75]))
+            assert np.array_equal(sample.betas, one.betas)
+            assert np.array_equal(sample.audio, one.samples)
+            assert [(w["word"], w["start"], w["end"]) for w in sample.words] == one.words
+            assert sample.semantic == [{"name": "beat_align", "start": 0, "end": 1, "score": 0.1, "keywords": ""}]
+            row = sample.row
+            assert (row.stem, row.speaker, row.speaker_id, row.language) == (one.key, "anna", 3, "english")
+            assert (row.labels, row.present) == ({"emotion": "anger"}, PARTS)
+            assert {path for path, _ in row.sources.values()} == {one.source}
+
+    def test_preprocess_gives_the_same_arrays_for_the_same_recordings(self, corpus: Path, tmp_path: Path) -> None:
+        run_preprocess(corpus, tmp_path / "files", keep_audio=True)
+        files = ShardFolder(tmp_path / "files")
+
+        def recordings() -> Iterator[omniges.Recording]:
+            for row in files.rows:
+                motion = omniges.read_motion(next(corpus.rglob(f"{row.stem}.npz")))
+                yield omniges.Recording(
+                    key=row.stem, split=row.split, poses=motion.poses, trans=motion.trans,
+                    expressions=motion.expressions, betas=motion.betas, frame_rate_hz=motion.frame_rate_hz,
+                    gender=motion.gender, samples=files.waveform(row), sample_rate_hz=16_000, words=files.words(row),
+                )  # fmt: skip
+
+        omniges.write_shards(recordings(), tmp_path / "arrays", keep_audio=True)
+        arrays = ShardFolder(tmp_path / "arrays")
+        for row in files.rows:
+            other = arrays.row(row.key)
+            for member in set(row.members) - {"json", "sem.txt"}:
+                assert row.members[member].sha256 == other.members[member].sha256, member
+
+    def test_words_may_be_tuples_mappings_or_objects(self, tmp_path: Path) -> None:
+        words = [["a", 0.1, np.float32(0.25)], {"word": " b\n", "start": 0.25, "end": 0.5}, Timed("", 0.5, 0.6)]
+        omniges.write_shards([recording(words=[*words, Timed("c", 1, 1.25)])], tmp_path / "s")
+        assert [word["word"] for word in only(tmp_path / "s").words] == ["a", "b", "c"]
+        assert only(tmp_path / "s").words[2]["end"] == 1.2  # rounding past the end is cut to it
+        assert [row["code"] for row in report(tmp_path / "s")] == ["words-clipped"]
+
+    @pytest.mark.parametrize("dtype", ["int16", "int32", "float32", "float64"])
+    def test_samples_of_every_type_and_several_channels(self, tmp_path: Path, dtype: str) -> None:
+        rng = np.random.default_rng(1)
+        mono = rng.normal(0, 0.1, 19_200).astype(np.float32)
+        scale = {"int16": 2.0**15, "int32": 2.0**31}.get(dtype, 1.0)
+        stereo = np.stack([mono, mono], axis=1) * scale
+        omniges.write_shards([recording(samples=stereo.astype(dtype))], tmp_path / "s", keep_audio=True)
+        assert np.abs(only(tmp_path / "s").audio - mono).max() <= (2.0**-15 if dtype == "int16" else 1e-8)
+        assert findings(tmp_path / "s") == []
+        assert [row["code"] for row in report(tmp_path / "s")] == ["audio-mixed-down"]
+
+    def test_other_rates_and_fewer_coefficients_are_notes(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(2)
+        poses, trans = rng.normal(0, 0.1, (72, 165)), rng.normal(0, 0.1, (72, 3))
+        changed = {"poses": poses, "trans": trans, "expressions": np.ones((72, 10)), "betas": np.ones(12)}
+        audio = {"samples": rng.normal(0, 0.1, 9_600), "sample_rate_hz": 8000.0}
+        omniges.write_shards([recording(**changed, **audio, frame_rate_hz=60.0)], tmp_path / "s")
+        sample = only(tmp_path / "s")
+        codes = ["audio-resampled", "betas-extended", "expressions-extended", "motion-decimated"]
+        assert [row["code"] for row in report(tmp_path / "s")] == codes == list(sample.row.notes)
+        assert sample.row.frames == 36
+        assert np.array_equal(sample.gesture.gesture[:, 315:415], np.repeat([[1.0] * 10 + [0.0] * 90], 36, axis=0))
+        assert sample.metadata["motion"]["betas"] == 12
+        assert findings(tmp_path / "s") == []
+
+    def test_keys_may_be_any_file_names(self, tmp_path: Path) -> None:
+        keys = ["Take 1.b", "Ünï", "a_x41_"]
+        omniges.write_shards([recording(k, key=key) for k, key in enumerate(keys)], tmp_path / "s")
+        assert sorted(row.stem for row in ShardFolder(tmp_path / "s").rows) == sorted(keys)
+        assert findings(tmp_path / "s") == []
+
+    def test_progress_hears_of_each_recording(self, tmp_path: Path) -> None:
+        told: list[tuple[int, int]] = []
+        given = [recording(0), recording(1)]
+        omniges.write_shards(given, tmp_path / "a", progress=lambda *numbers: told.append(numbers))
+        omniges.write_shards(iter(given), tmp_path / "b", progress=lambda *numbers: told.append(numbers))
+        assert told == [(1, 2), (2, 2), (1, 0), (2, 0)]
+
+
+LACKING = {
+    "text": {"words": None},
+    "audio": NO_AUDIO,
+    "face": {"expressions": None},
+    "root": {"trans": None},
+    "hands": {"absent": ("hands",)},
+    "lower": {"absent": ("lower",)},
+    "upper": {"absent": ("upper",)},
+    "jaw_eyes": {"absent": ("jaw_eyes",)},
+    "sem": {"semantic": None},
+    "labels": {"labels": {}},
+}
+
+
+class TestAbsent:
+    @pytest.mark.parametrize("part", LACKING)
+    def test_a_sample_may_lack_any_part(self, tmp_path: Path, part: str) -> None:
+        given = [recording(0), recording(1, **LACKING[part])]
+        omniges.write_shards(given, tmp_path / "s", keep_audio=True)
+        assert findings(tmp_path / "s") == []
+        row = ShardFolder(tmp_path / "s").row("take_1")
+        assert set(PARTS) - set(row.present) == {part}
+
+    def test_columns_of_absent_parts_are_not_read(self, tmp_path: Path) -> None:
+        poses = np.array(recording().poses)
+        for name, value in (("a", 0.0), ("b", np.nan), ("c", 1e9)):
+            poses[:, 75:165] = value
+            omniges.write_shards([recording(poses=poses, absent=["hands"])], tmp_path / name)
+        assert digests(tmp_path / "a") == digests(tmp_path / "b") == digests(tmp_path / "c")
+
+    @pytest.mark.parametrize("left", [NO_MOTION, {**NO_AUDIO, "words": None}], ids=["no motion", "motion alone"])
+    def test_motion_or_audio_is_enough(self, tmp_path: Path, left: dict[str, Any]) -> None:
+        omniges.write_shards([recording(semantic=None, **left)], tmp_path / "s", keep_audio=True)
+        assert findings(tmp_path / "s") == []
+
+    def test_all_parts_named_absent_is_no_motion(self, tmp_path: Path) -> None:
+        absent = ("upper", "hands", "lower", "jaw_eyes", "root", "face")
+        omniges.write_shards([recording(absent=absent, betas=None)], tmp_path / "s")
+        assert findings(tmp_path / "s") == []
+        assert only(tmp_path / "s").row.present == ("text", "audio", "sem", "labels")
+
+    def test_labels_are_those_of_all_recordings(self, tmp_path: Path) -> None:
+        given = [recording(0, labels={"mood": "calm"}), recording(1, labels={"scene": "talk"}), recording(2, labels={})]
+        omniges.write_shards(given, tmp_path / "s", keep_audio=True)
+        assert findings(tmp_path / "s") == []
+        source = ShardFolder(tmp_path / "s")
+        assert [row.labels for row in source.rows] == [
+            {"mood": "calm", "scene": ""},
+            {"mood": "", "scene": "talk"},
+            {"mood": "", "scene": ""},
+        ]
+        assert [source.sample(row).metadata["labels"] for row in source.rows] == [row.labels for row in source.rows]
+        assert [("labels" in row.present) for row in source.rows] == [True, True, False]
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "shape": ({"poses": np.zeros((36, 156))}, "poses of shape (36, 156): SMPL-H without face?"),
+    "dimensions": ({"trans": np.zeros(36)}, "trans of shape (36,); (frames, 3) expected"),
+    "dtype": ({"trans": np.zeros((36, 3), int)}, "trans of dtype int64; float32 or float64 expected"),
+    "lengths": ({"trans": np.zeros((35, 3))}, "poses 36, trans 35, expressions 36; one number of frames expected"),
+    "no frames": ({"poses": np.zeros((0, 165)), "trans": None, "expressions": None}, "poses 0; frames expected"),
+    "NaN in trans": ({"trans": np.full((36, 3), np.nan)}, "trans: nan at frame 0, column 0"),
+    "units": ({"poses": np.full((36, 165), 90.0)}, "radians and metres"),
+    "z up": ({"poses": np.tile([np.pi / 2, 0, 0] + [0.0] * 162, (36, 1))}, "rotate the world so that y points up"),
+    "betas": ({"betas": np.zeros((36, 300))}, "betas of shape (36, 300)"),
+    "betas alone": (NO_MOTION | {"betas": np.zeros(300)}, "betas without motion: leave them out"),
+    "no frame rate": ({"frame_rate_hz": None}, "motion with frame_rate_hz None; frames per second expected"),
+    "frame rate": ({"frame_rate_hz": 25}, "frame_rate_hz 25; 30, 60, 90, 120, ... expected: resample"),
+    "absent": ({"absent": ["legs"]}, "absent 'legs'; one of upper, hands, lower, jaw_eyes, root, face expected"),
+    "no sample rate": ({"sample_rate_hz": None}, "samples with sample_rate_hz None; samples per second expected"),
+    "sample rate": ({"sample_rate_hz": 16}, "16 samples per second; 1000 to 768000 expected"),
+    "samples": ({"samples": np.zeros((2, 19_200))}, "samples of shape (2, 19200); (n,) or (n, channels)"),
+    "sample type": ({"samples": np.zeros(19_200, np.uint8)}, "samples of dtype uint8; int16, int32, float32"),
+    "no sound": ({"samples": np.zeros(19_200)}, "19200 samples, all of them 0.0; sound expected"),
+    "NaN in samples": ({"samples": np.r_[np.nan, np.ones(19_199)]}, "nan at sample 0"),
+    "no samples": ({"samples": np.zeros(0)}, "give samples=None where there is no sound"),
+    "too long": ({"samples": np.ones(200_000) * np.arange(200_000)}, "raise max_length_mismatch_s"),
+    "too short": ({"samples": np.arange(600.0)}, "at least 3 expected"),
+    "nothing": (NO_MOTION | NO_AUDIO | {"words": None}, "neither motion nor audio; at least one expected"),
+    "words out of order": ({"words": [("b", 0.5, 0.8), ("a", 0.1, 0.2)]}, "intervals in order of time expected"),
+    "words overlap": ({"words": [("a", 0.1, 0.5), ("b", 0.4, 0.8)]}, "overlaps up to 0.0001 s expected"),
+    "word outside": ({"words": [("a", 0.1, 7.5)]}, "word 0: 'a' ends at 7.5 s, after the recording's end at 1.2 s"),
+    "word times": ({"words": [("a", 0.4, 0.1)]}, "word 0: ('a', 0.4, 0.1); a text and 0 <= start <= end"),
+    "word NaN": ({"words": [("a", 0.1, np.nan)]}, "word 0: ('a', 0.1, nan)"),
+    "word columns": ({"words": [("a", 0.1, 0.2, 0.9)]}, "word 0: ('a', 0.1, 0.2, 0.9)"),
+    "word text": ({"words": [(b"a", 0.1, 0.2)]}, "word 0: (b'a', 0.1, 0.2)"),
+    "words as text": ({"words": "hello"}, "word 0: 'h'; (word, start, end) expected"),
+    "no words": ({"words": []}, "give words=None where there is no transcript"),
+    "score": ({"semantic": [("beat", 0.0, 1.0, 3.0)]}, "semantic span 0: start 0.0, end 1.0"),
+    "span": ({"semantic": [("beat", 0.0)]}, "semantic span 0: ('beat', 0.0); (name, start, end, score[, keywords])"),
+    "split": ({"split": "dev"}, "split 'dev'; one of train, val, test, additional expected"),
+    "label name": ({"labels": {"Mood!": "calm"}}, "label name 'Mood!'; a lower-case letter"),
+    "label value": ({"labels": {"mood": 3}}, "label mood 3; a text expected"),
+    "speaker": ({"speaker": 3}, "speaker 3; a text expected"),
+    "speaker id": ({"speaker_id": -1}, "speaker_id -1; a whole number from 0 on expected"),
+    "source": ({"source": "/home/anna/take.bvh"}, "a path relative to the data set"),
+    "key": ({"key": "a/b"}, "recording 'a/b': a key expected that can be a file name"),
+    "long key": ({"key": "a" * 100}, "of at most 86 bytes"),
+    "key again": ({"key": "take_0"}, "recording 'take_0': the key again; each expected once: rename one"),
+    "two splits": ({"poses": recording(0).poses, "trans": recording(0).trans, "expressions": recording(0).expressions,
+                    "samples": recording(0).samples, "betas": recording(0).betas, "split": "val"},
+                   "found the content of 'take_0' of train: leave one of the two out"),
+}  # fmt: skip
+
+
+def nan_in(array: str, frame: int, column: int) -> dict[str, Any]:
+    changed = np.array(getattr(recording(1), array))
+    changed[frame, column] = np.nan
+    return {array: changed}
+
+
+class TestFaults:
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_each_is_one_line_that_names_the_recording_and_nothing_is_written(self, tmp_path: Path, fault: str) -> None:
+        changes, expected = FAULTS[fault]
+        faulty = recording(1, **changes)
+        with pytest.raises(DataError) as raised:
+            omniges.write_shards([recording(0), faulty], tmp_path / "s")
+        line = str(raised.value)
+        assert line.startswith(f"recording {faulty.key!r}: ")
+        assert expected in line
+        assert "\n" not in line
+        assert not (tmp_path / "s").exists()
+
+    @pytest.mark.parametrize(("array", "frame", "column"), [("poses", 5, 100), ("trans", 35, 2), ("expressions", 0, 7)])
+    def test_nan_is_named_by_array_frame_and_column(self, tmp_path: Path, array: str, frame: int, column: int) -> None:
+        with pytest.raises(DataError, match=f"'take_1': {array}: nan at frame {frame}, column {column}, 1 such"):
+            omniges.write_shards([recording(0), recording(1, **nan_in(array, frame, column))], tmp_path / "s")
+
+    def test_arguments_that_cannot_be_are_refused(self, tmp_path: Path) -> None:
+        for recordings, options in (
+            ([], {}),
+            ([{"key": "a"}], {}),
+            ([recording()], {"loudness": "loud"}),
+            ([recording()], {"shard_bytes": 0}),
+            ([recording()], {"max_length_mismatch_s": -1}),
+        ):
+            with pytest.raises(UsageFault):
+                omniges.write_shards(recordings, tmp_path / "s", **options)  # type: ignore[arg-type]
+            assert not (tmp_path / "s").exists()
+
+    def test_what_the_iterable_raises_comes_through_and_nothing_stays(self, tmp_path: Path) -> None:
+        def broken() -> Iterator[omniges.Recording]:
+            yield recording()
+            raise KeyError("mine")
+
+        (tmp_path / "s").mkdir()
+        with pytest.raises(KeyError, match="mine"):
+            omniges.write_shards(broken(), tmp_path / "s")
+        assert list((tmp_path / "s").iterdir()) == []
+
+
+class TestReplacing:
+    def test_a_complete_set_is_replaced_by_force_alone(self, tmp_path: Path) -> None:
+        out = tmp_path / "s"
+        omniges.write_shards([recording(0), recording(1)], out)
+        before = digests(out)
+        with pytest.raises(UsageFault, match="force=True"):
+            omniges.write_shards(iter([recording(2)]), out)
+        assert digests(out) == before
+        omniges.write_shards([recording(2)], out, force=True)
+        omniges.write_shards([recording(2)], tmp_path / "new")
+        assert digests(out) == digests(tmp_path / "new")
+
+    def test_a_fault_leaves_the_earlier_set_as_it_was(self, tmp_path: Path) -> None:
+        out = tmp_path / "s"
+        omniges.write_shards([recording(0)], out)
+        before = digests(out)
+        with pytest.raises(DataError):
+            omniges.write_shards([recording(0), recording(1, frame_rate_hz=None)], out, force=True)
+        assert digests(out) == before
+
+    def test_an_unfinished_run_of_preprocess_is_not_thrown_away(self, corpus: Path, tmp_path: Path) -> None:
+        out = tmp_path / "s"
+        run_preprocess(corpus, out)
+        begun = {"settings": {"convert": {}}, "tool": {}, "anew": False}
+        (out / UNFINISHED_FILE).mkdir()
+        (out / UNFINISHED_FILE / "begun.json").write_text(json.dumps(begun))
+        for path in out.glob("*.*"):
+            if path.is_file():
+                path.unlink()
+        with pytest.raises(UsageFault, match="an unfinished run of another command"):
+            omniges.write_shards([recording()], out)
+        assert (out / UNFINISHED_FILE / "begun.json").exists()
+        omniges.write_shards([recording()], out, force=True)
+        assert findings(out) == []
+
+    def test_preprocess_does_not_update_such_a_set(self, corpus: Path, tmp_path: Path) -> None:
+        omniges.write_shards([recording()], tmp_path / "s")
+        with pytest.raises(UsageFault, match='written_by was "write_shards"'):
+            run_preprocess(corpus, tmp_path / "s")
+
+    def test_files_of_others_and_other_runs_are_left_alone(self, tmp_path: Path) -> None:
+        out = tmp_path / "s"
+        out.mkdir()
+        (out / "manifest.parquet").write_bytes(b"mine")
+        with pytest.raises(UsageFault, match="not from an omniges run"):
+            omniges.write_shards([recording()], out)
+        (out / "manifest.parquet").unlink()
+        with locked(out), pytest.raises(EnvironmentFault, match="another omniges run"):
+            omniges.write_shards([recording()], out)
+        assert list(out.iterdir()) == []
+
+
+ORDERED = [
+    recording(0, labels={"mood": "calm"}),
+    recording(1, split="val", words=None),
+    recording(2, labels={"scene": "talk"}, expressions=None),
+    recording(3, split="test", absent=("hands",)),
+    recording(4, split="additional", key="Ünï"),
+]
+
+
+class TestDeterminism:
+    @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(order=st.permutations(range(5)), whole=st.booleans())
+    def test_bytes_do_not_depend_on_the_order_of_the_iteration(
+        self, tmp_path: Path, order: list[int], whole: bool
+    ) -> None:
+        if not (tmp_path / "first").exists():
+            omniges.write_shards(ORDERED, tmp_path / "first", keep_audio=True, shard_bytes=150_000)
+        out = tmp_path / "other"
+        shutil.rmtree(out, ignore_errors=True)
+        given = [ORDERED[k] for k in order]
+        omniges.write_shards(given if whole else iter(given), out, keep_audio=True, shard_bytes=150_000)
+        assert digests(out) == digests(tmp_path / "first")
+
+    def test_the_first_of_the_orders_is_sound(self, tmp_path: Path) -> None:
+        omniges.write_shards(ORDERED, tmp_path / "s", keep_audio=True, shard_bytes=150_000)
+        assert findings(tmp_path / "s") == []
