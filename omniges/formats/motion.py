@@ -25,7 +25,7 @@ _MODEL: Final = "smplx2020"  # what BEAT2's files name
 _MAX_BYTES: Final = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SmplxMotion:
     """Motion of one clip, T frames, y up; the fields are those of `omniges.Recording`."""
 

@@ -59,7 +59,7 @@ _REMEDIES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
     """One recording of a person's own, for `write_shards`; what is None is absent, and stays so.
 
@@ -80,7 +80,7 @@ class Recording:
     """Of the body model."""
     frame_rate_hz: float | None = None
     """Of poses, trans and expressions: 30, or a multiple of it, of which every second, third, … frame is kept."""
-    absent: Sequence[Part] = ()
+    absent: Part | Sequence[Part] = ()
     """Parts that the arrays do not show: upper, hands, lower, jaw_eyes, root, face. Their columns are not read."""
     samples: npt.ArrayLike | None = None
     """(N,) or (N, channels): float32 or float64 in [-1, 1], or int16 or int32 at full scale."""
@@ -129,8 +129,8 @@ def _take(recording: Recording) -> Take:
         raise DataError(f"recording {key!r}: split {recording.split!r}; one of {', '.join(SPLITS)} expected")
     _check_texts(recording)
     motion, wav = _motion(recording), _wav(recording)
-    lengths_s = [0.0 if motion is None else len(motion.poses) / FRAME_RATE_HZ]
-    lengths_s.append(0.0 if wav is None else len(wav.samples) / wav.rate_hz)
+    motion_s = 0.0 if motion is None else len(motion.poses) / FRAME_RATE_HZ
+    audio_s = motion_s if wav is None else len(wav.samples) / wav.rate_hz
     take = Take(
         key=key_from_stem(key),
         stem=key,
@@ -141,7 +141,7 @@ def _take(recording: Recording) -> Take:
         labels=dict(recording.labels),
         motion=motion,
         wav=wav,
-        tier=_tier(recording, max(lengths_s)),
+        tier=_tier(recording, audio_s, max(audio_s, motion_s)),
         semantic=_spans(recording),
         sources={},
     )
@@ -207,7 +207,7 @@ def _is_text(value: object) -> bool:
 
 def _motion(recording: Recording) -> Motion | None:
     """The motion of a recording; None where no part of it is there."""
-    absent = set(recording.absent)
+    absent: set[str] = {recording.absent} if isinstance(recording.absent, str) else {*recording.absent}
     if unknown := sorted(map(str, absent - {*_MOTION_PARTS})):
         expected = f"one of {', '.join(_MOTION_PARTS)} expected"
         raise DataError(f"recording {recording.key!r}: absent {unknown[0]!r}; {expected}")
@@ -260,7 +260,7 @@ def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
     raise DataError(f"{what} {item!r:.80}; ({', '.join(names)}) expected")
 
 
-def _tier(recording: Recording, seconds: float) -> WordTier | None:
+def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | None:
     """The words of a recording that lasts so many seconds, by the rules of TextGrids: silences are dropped."""
     if recording.words is None:
         return None
@@ -281,7 +281,7 @@ def _tier(recording: Recording, seconds: float) -> WordTier | None:
     if not words:
         raise RecordingFault("textgrid-no-words", f"words: {len(intervals)} intervals, none of them a word", "words")
     notes = (Problem("words-zero-length", f"{dropped} words", "duration"),) if dropped else ()
-    return WordTier("words", tuple(words), seconds, notes)
+    return WordTier("words", tuple(words), audio_s, notes)
 
 
 def _spans(recording: Recording) -> tuple[SemanticSpan, ...] | None:

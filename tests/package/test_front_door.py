@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,10 @@ class TestNames:
         assert imported == {(name, module) for name, module in NAMES if name in HERE}
         assert set(omniges.__all__) == {*HERE, "__version__"}
         assert set(omniges.__all__) <= set(dir(omniges))
+
+    def test_the_page_names_each(self) -> None:
+        named = set(re.findall(r"`([A-Za-z_]+)\b", (PACKAGE.parent / "docs/api.md").read_text().split("## ")[0]))
+        assert {*HERE} <= named
 
     def test_an_unknown_name_is_an_attribute_error(self) -> None:
         with pytest.raises(AttributeError, match="no attribute 'open_shard'"):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import digests, report, run_preprocess
+from pipeline_helpers import omniges as omniges_command
 from scipy.spatial.transform import Rotation
 from write_builders import NO_AUDIO, NO_MOTION, recording
 
@@ -117,6 +118,14 @@ class TestWhole:
         assert sample.metadata["motion"]["betas"] == 12
         assert findings(tmp_path / "s") == []
 
+    def test_what_is_cut_to_the_common_length_is_noted(self, tmp_path: Path) -> None:
+        poses = np.random.default_rng(3).normal(0, 0.1, (100, 165))
+        changed = {"poses": poses, "trans": None, "expressions": None, "words": [("a", 0.1, 0.4), ("b", 2.0, 3.0)]}
+        omniges.write_shards([recording(**changed)], tmp_path / "s")
+        assert [row["code"] for row in report(tmp_path / "s")] == ["length-cut", "words-clipped"]
+        assert only(tmp_path / "s").row.frames == 36
+        assert findings(tmp_path / "s") == []
+
     def test_keys_may_be_any_file_names(self, tmp_path: Path) -> None:
         keys = ["Take 1.b", "Ünï", "a_x41_"]
         omniges.write_shards([recording(k, key=key) for k, key in enumerate(keys)], tmp_path / "s")
@@ -136,7 +145,7 @@ LACKING = {
     "audio": NO_AUDIO,
     "face": {"expressions": None},
     "root": {"trans": None},
-    "hands": {"absent": ("hands",)},
+    "hands": {"absent": "hands"},
     "lower": {"absent": ("lower",)},
     "upper": {"absent": ("upper",)},
     "jaw_eyes": {"absent": ("jaw_eyes",)},
@@ -281,6 +290,49 @@ class TestFaults:
         with pytest.raises(KeyError, match="mine"):
             omniges.write_shards(broken(), tmp_path / "s")
         assert list((tmp_path / "s").iterdir()) == []
+
+
+class TestAbsentInOtherTools:
+    @pytest.fixture(scope="class")
+    def lacking(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        out = tmp_path_factory.mktemp("lacking") / "s"
+        given = [recording(k, key=f"no_{part}", **LACKING[part]) for k, part in enumerate(LACKING)]
+        given += [recording(20, key="sound", **NO_MOTION), recording(21, key="whole")]
+        omniges.write_shards(given, out, keep_audio=True)
+        return out
+
+    def test_export_invents_nothing(self, lacking: Path, tmp_path: Path) -> None:
+        run = omniges_command("export", "--shards", lacking, "-o", tmp_path / "e")
+        assert run.returncode == 0, run.stderr
+        assert "(11 with audio, 1 without motion, 1 without text)" in run.stdout
+        for ending, without in (("npz", "sound"), ("TextGrid", "no_text"), ("wav", "no_audio")):
+            written = {path.stem for path in tmp_path.rglob(f"*.{ending}")}
+            assert written == {row.stem for row in ShardFolder(lacking).rows} - {without}
+
+        def motion(key: str) -> dict[str, Any]:
+            with np.load(tmp_path / f"e/smplxflame_30/{key}.npz", allow_pickle=False) as found:
+                return dict(found)
+
+        assert "expressions" not in motion("no_face")
+        assert "trans" not in motion("no_root")
+        for part, columns in (("hands", [*range(75, 165)]), ("jaw_eyes", [*range(66, 75)])):
+            nan = np.isnan(motion(f"no_{part}")["poses"])
+            assert nan[:, columns].all()
+            assert not np.delete(nan, columns, axis=1).any()
+        assert np.isnan(motion("no_lower")["poses"][:, :3]).all()
+        whole = motion("whole")
+        assert np.abs(whole["expressions"] - recording(21).expressions).max() < 1e-5
+        assert not np.isnan(whole["poses"]).any()
+
+    def test_inspect_shows_and_draws_what_is_there(self, lacking: Path, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        assert omniges_command("inspect", lacking).returncode == 0
+        for row in ShardFolder(lacking).rows:
+            run = omniges_command("inspect", lacking, row.key, "--png", tmp_path / f"{row.key}.png")
+            assert run.returncode == 0, run.stderr
+            assert ("absent" in run.stdout) == (not {"upper", "hands", "lower", "root", "face"} <= {*row.present})
+            run = omniges_command("inspect", lacking, row.key, "--json")
+            json.loads(run.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 class TestReplacing:
