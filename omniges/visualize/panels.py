@@ -397,9 +397,16 @@ def draw_figures(axes: Axes, view: View) -> None:
 
 
 def _people(gesture: F32, jaw_eyes: F32) -> F64:
-    """Joint positions (K, 55, 3) m of single frames, the pelvis at x = z = 0."""
+    """Joint positions (K, 55, 3) m of single frames, the pelvis at x = z = 0; NaN beyond joints that are absent."""
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
-    return joint_positions(motion.poses, np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0]))
+    root = np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0])
+    positions = joint_positions(np.nan_to_num(motion.poses), root)
+    absent = np.isnan(motion.poses[0].reshape(-1, 3)).any(axis=1)
+    hidden = np.zeros(len(PARENTS), dtype=bool)
+    for joint, parent in enumerate(PARENTS):
+        hidden[joint] = parent >= 0 and (hidden[parent] or absent[parent])
+    positions[:, hidden] = np.nan
+    return positions
 
 
 def _draw_person(axes: Axes, joints: F64) -> None:

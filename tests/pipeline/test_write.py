@@ -292,15 +292,16 @@ class TestFaults:
         assert list((tmp_path / "s").iterdir()) == []
 
 
-class TestAbsentInOtherTools:
-    @pytest.fixture(scope="class")
-    def lacking(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        out = tmp_path_factory.mktemp("lacking") / "s"
-        given = [recording(k, key=f"no_{part}", **LACKING[part]) for k, part in enumerate(LACKING)]
-        given += [recording(20, key="sound", **NO_MOTION), recording(21, key="whole")]
-        omniges.write_shards(given, out, keep_audio=True)
-        return out
+@pytest.fixture(scope="module")
+def lacking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("lacking") / "s"
+    given = [recording(k, key=f"no_{part}", **LACKING[part]) for k, part in enumerate(LACKING)]
+    given += [recording(20, key="sound", **NO_MOTION), recording(21, key="whole")]
+    omniges.write_shards(given, out, keep_audio=True)
+    return out
 
+
+class TestAbsentInOtherTools:
     def test_export_invents_nothing(self, lacking: Path, tmp_path: Path) -> None:
         run = omniges_command("export", "--shards", lacking, "-o", tmp_path / "e")
         assert run.returncode == 0, run.stderr
