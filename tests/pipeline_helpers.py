@@ -23,13 +23,13 @@ COMMAND = (str(Path(sys.executable).with_name("omniges")),)
 def run_preprocess(
     root: Path, out: Path, *, keep_audio: bool = False, loudness: Loudness = "none", **settings: Any
 ) -> Summary:
-    """Preprocess in this process, progress thrown away."""
+    """Preprocess in this process and, where not told otherwise, one worker, whose start is most of it."""
     with Path(os.devnull).open("w") as stream:
         chosen = PreprocessSettings(
             root=root,
             out=out,
             convert=ConvertSettings(keep_audio=keep_audio, loudness=loudness),
-            **({"workers": 2} | settings),
+            **({"workers": 1} | settings),
         )
         return preprocess(chosen, LineReporter(stream))
 
