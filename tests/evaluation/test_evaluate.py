@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from evaluate_builders import put, put_mel, scored, shards_of, task_of, write
+from pipeline_helpers import omniges
 
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import run
@@ -408,7 +407,8 @@ def test_the_command_writes_a_report(shards: Path, tmp_path: Path) -> None:
     write(tmp_path / "own", shards, text_file, ".TextGrid")
     words = ["evaluate", str(tmp_path / "own"), "--shards", str(shards), "--task", "a2t", "--resamples", "20"]
     words += ["--format", "json", "-o", str(tmp_path / "report.json")]
-    subprocess.run([sys.executable, "-m", "omniges.cli", *words], capture_output=True, timeout=100, check=True)
+    done = omniges(*words)
+    assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert document["tasks"]["a2t"]["figures"][0]["value"] == 0
     assert document["profile"] == "corrected"

@@ -7,15 +7,13 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from pipeline_helpers import run_preprocess
+from pipeline_helpers import omniges, run_preprocess, scripted
 from training_helpers import run
 
 from omniges.commands.common import Signalled
@@ -360,9 +358,8 @@ def test_the_command_makes_a_picture_and_ends_with_a_summary(
 ) -> None:
     words = ["generate", "--checkpoint", str(checkpoint), "--task", "a2g", "--audio", str(files["wav"])]
     words += ["-o", str(tmp_path / "out"), "--png", "--steps", "2", "--start", "1,2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "omniges.cli", *words], capture_output=True, text=True, timeout=100, check=True
-    )
+    done = omniges(*words)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 result, ")
     assert (tmp_path / "out" / f"{STEM}.png").read_bytes()[:4] == b"\x89PNG"
     trans = decode_motion((tmp_path / "out" / f"{STEM}.npz").read_bytes()).trans
@@ -427,21 +424,34 @@ def test_ctrl_c_between_the_files_of_a_result_leaves_none_of_them(
     assert not list(tmp_path.iterdir())
 
 
+SIGNALLED = """
+import os, sys
+from omniges.model.flow import FlowModel
+number, turn, inner = int(sys.argv.pop(1)), 0, FlowModel.predict
+
+def predict(*given, **named):
+    global turn
+    turn += 1
+    if turn == 5:
+        os.kill(os.getpid(), number)
+    return inner(*given, **named)
+
+FlowModel.predict = predict
+from omniges.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped")]
 )
 def test_a_signal_while_sampling_has_its_exit_code_and_leaves_nothing(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path, number: signal.Signals, code: int, how: str
 ) -> None:
-    words = ["generate", "--checkpoint", str(checkpoint), "--task", "a2g", "--audio", str(files["wav"])]
-    words += ["-o", str(tmp_path / "out"), "--steps", "100000"]
-    with subprocess.Popen([sys.executable, "-m", "omniges.cli", *words], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert "s generated" in process.stderr.readline()
-        process.send_signal(number)
-        said = process.stderr.read()
-        assert process.wait(timeout=60) == code
-    assert said.splitlines()[-1] == f"omniges: {how}; nothing half-written was published"
+    words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--audio", files["wav"]]
+    done = scripted(SIGNALLED, int(number), *words, "-o", tmp_path / "out", "--steps", "100000")
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == f"omniges: {how}; nothing half-written was published"
     assert not (tmp_path / "out").exists()
 
 

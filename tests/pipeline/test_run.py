@@ -255,7 +255,7 @@ class TestDeterminism:
         self, real: Path, beat2_sample: Path, tmp_path: Path
     ) -> None:
         variables = VARIANTS["C library without AVX2 and FMA"] | VARIANTS["numpy without AVX2 and FMA"]
-        omniges("preprocess", "--root", beat2_sample, "--out", tmp_path / "o", **variables)  # type: ignore[arg-type]
+        omniges("preprocess", "--root", beat2_sample, "--out", tmp_path / "o", anew=True, **variables)  # type: ignore[arg-type]
         assert digests(tmp_path / "o") == digests(real)
 
     def test_the_variants_do_differ_where_the_c_library_is_used_as_it_is(self) -> None:
