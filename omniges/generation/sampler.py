@@ -20,15 +20,16 @@ import torch
 from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
 from omniges.codecs.registry import load_same_codec
 from omniges.data.sequence import trained_on
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.generation.inputs import Given, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
 from omniges.generation.settings import Sources, Weights
+from omniges.generation.word_timing import SpeakingRate
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.flow import FlowModel
 from omniges.model.settings import SamplingSettings
-from omniges.model.spec import ModelIdentity, load_model
+from omniges.model.spec import SPEAKING_RATE_FILE, ModelIdentity, load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, FlowSettings, Task
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
@@ -309,7 +310,11 @@ class Sampler:
         """How inputs are read for the model."""
         identity = self.identity
         slots = None if "text" in identity.codecs else self.slots
-        return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded)
+        try:
+            rate = SpeakingRate.from_json(identity.speaking_rate) if identity.speaking_rate else None
+        except ValueError as error:
+            raise DataError(f"the checkpoint's {SPEAKING_RATE_FILE}: {error}: take another checkpoint") from error
+        return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded, rate)
 
     def sample(
         self,

@@ -187,7 +187,7 @@ class SpeechSink:
         return self._mel.rows(0, MEL_FRAMES_PER_TICK * ticks)
 
 
-class _Labels:
+class Labels:
     """What a model says as labels of a TextGrid that readers give back as they were written, and what that changed."""
 
     def __init__(self, kind: str) -> None:
@@ -233,17 +233,17 @@ class TextSink:
         """More slots."""
         self._slots.append(slots.astype(np.int32))
 
-    def _labelled(self, labels: _Labels) -> list[WordInterval]:
+    def _labelled(self, labels: Labels) -> list[WordInterval]:
         decoded = self._codec.decode(np.concatenate(self._slots))
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
         """The words as the TextGrid reads back, which have times of their own."""
-        return _without_silences(self._labelled(_Labels("words"))), True
+        return _without_silences(self._labelled(Labels("words"))), True
 
     def files(self) -> Iterator[OutFile]:
         """The TextGrid and the text."""
-        labels = _Labels("words")
+        labels = Labels("words")
         words = self._labelled(labels)
         intervals = [word for word in words if word.word]
         if len(intervals) < len(words):
@@ -267,7 +267,7 @@ class WindowTextSink:
         self.measures: dict[str, float] = {}
         self.remarks = ["the words have no times: text of latents is that of whole windows"]
         self._windows = windows
-        self._labels = _Labels("windows of text")
+        self._labels = Labels("windows of text")
         self._intervals: list[WordInterval] = []
         self._cut_from_s: list[float] = []
 

@@ -37,6 +37,7 @@ AudioTokens = Literal["rows", "patches"]
 """What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
+SPEAKING_RATE_FILE: Final = "speaking_rate.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +298,7 @@ class ModelIdentity:
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # whose latents stand for streams
     latents: bytes = b""  # latents.json, where there is a codec
     loudness: Loudness = "none"  # rule by which preprocess scaled the audio that the model learned from
+    speaking_rate: bytes = b""  # speaking_rate.json, how fast its training words are spoken; b"": not known
 
     @property
     def tick_multiple(self) -> int:
@@ -348,6 +350,8 @@ class ModelIdentity:
                 for stream, entry in self.codecs.items()
             }
             files[LATENTS_FILE] = self.latents
+        if self.speaking_rate:
+            files[SPEAKING_RATE_FILE] = self.speaking_rate
         return {CONFIG_FILE: json_document(config)} | files
 
     def require_same(self, saved: SavedCheckpoint) -> None:
@@ -415,6 +419,7 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
             codecs=codecs,
             latents=saved.content(LATENTS_FILE) if codecs else b"",
             loudness=found.get("loudness", "none"),  # before there was the key, nothing else could be said
+            speaking_rate=saved.content(SPEAKING_RATE_FILE) if SPEAKING_RATE_FILE in saved.files else b"",
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{saved.path / CONFIG_FILE}: {error}; use the omniges that wrote it") from error

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
+from omniges.generation.inputs import planned_inputs
 from omniges.generation.record import read_record
 from omniges.generation.run import _Job, generate
-from omniges.generation.sampler import load
+from omniges.generation.sampler import Codecs, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
 from omniges.generation.vocoder import chosen_voice
 from omniges.generation.writers import NEUTRAL, Results
@@ -231,17 +233,22 @@ def test_audio_of_other_rates_channels_and_formats_is_taken_with_a_remark(
     assert (first.ticks, second.ticks) == (int(10 * 16000 / 22050), 10)
 
 
-def test_plain_text_gets_times_from_the_shards_words_and_says_so(
+def test_plain_text_gets_times_from_training_words_or_the_shards_and_says_so(
     checkpoint: Path, shards: Path, tmp_path: Path
 ) -> None:
+    """The same words give the same rate, so shards change nothing; a checkpoint that knows no rate needs them."""
     text = tmp_path / "hello.txt"
     text.write_text("Hello there. How are you?", encoding="utf-8")
-    summary = make(checkpoint, tmp_path / "out", "t2g", text=(str(text),), shards=shards)
-    record = read_record(summary.records[0])
-    assert any("times estimated by a speaking rate" in remark for remark in record.remarks)
-    with pytest.raises(UsageFault, match="plain text has no times: give --shards"):
-        make(checkpoint, tmp_path / "none", "t2g", text=(str(text),))
-    assert not list((tmp_path / "none").glob("*"))
+    remarks = []
+    for name, given in (("alone", None), ("beside", shards)):
+        summary = make(checkpoint, tmp_path / name, "t2g", text=(str(text),), shards=given)
+        remarks.append(read_record(summary.records[0]).remarks)
+        assert any("times estimated by a speaking rate" in remark for remark in remarks[-1])
+    assert remarks[0] == remarks[1]
+    older = load(checkpoint)
+    knowing = Sampler(older.model, replace(older.identity, speaking_rate=b""), Codecs({}, []))
+    with pytest.raises(UsageFault, match="plain text has no times, and this checkpoint knows no speaking rate"):
+        planned_inputs(("text",), Sources(text=(str(text),)), knowing.reading())[0].load()
 
 
 def test_a_long_input_is_as_long_as_it_is_and_names_its_seams(
