@@ -16,7 +16,6 @@ from typing import Any, Final, Literal, cast, get_args
 
 import torch
 
-from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.features.gesture import LAYOUT
@@ -301,11 +300,11 @@ class ModelIdentity:
     @property
     def tick_multiple(self) -> int:
         """Ticks that windows and inputs have to be multiples of, to hold whole rows and whole tokens."""
-        rows = Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).row_multiple
+        multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
-        if grid is None:
-            return rows
-        return math.lcm(rows, (cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
+        if grid is not None:
+            multiples.append((cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
+        return math.lcm(*multiples)
 
     @property
     def codec_names(self) -> dict[str, str]:
