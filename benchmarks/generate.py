@@ -46,7 +46,7 @@ from omniges.generation.long_form import Timeline, WindowSettings, sample_timeli
 from omniges.generation.sampler import Loaded, load
 from omniges.generation.writers import valid_motion
 from omniges.metrics.positions import SeamComparison, SeamScore, seam_score
-from omniges.model.settings import SamplingSettings, Solver
+from omniges.model.tasks import SamplingSettings, Solver
 from omniges.shards.reader import ShardFolder
 
 STEPS: Final = (2, 4, 8, 16, 32)

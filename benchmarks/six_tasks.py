@@ -31,10 +31,9 @@ from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
 from omniges.model.flow import Draws, FlowModel, sample
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.shards.reader import SampleArrays, ShardFolder
 
 SIX = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
+from omniges.model.draws import FlowSettings, Plan, draw_plan
 from omniges.model.flow import FlowModel, Windows
 from omniges.model.spec import ModelConfig, build_model
 from omniges.model.streams import STREAMS
-from omniges.model.tasks import FlowSettings, Plan, draw_plan
 
 TICKS, PIECES = 6, 9
 CONFIG = ModelConfig(width=16, layers=2, heads=2, piece_width=12, mark_width=4)

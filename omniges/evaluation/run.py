@@ -34,10 +34,9 @@ from omniges.generation.settings import GenerateSettings, Sources, task_named
 from omniges.metrics.frechet import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import Profile, profile
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_identity
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, SPLITS
 from omniges.storage.atomic import refuse_links

@@ -41,10 +41,9 @@ from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.generation.writers import valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
-from omniges.model.settings import SamplingSettings, Solver
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings, Solver
 from omniges.shards.reader import ShardFolder
 from omniges.storage.canonical_json import sha256_hex
 

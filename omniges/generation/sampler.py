@@ -26,11 +26,11 @@ from omniges.generation.inputs import Given, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
 from omniges.generation.settings import Sources, Weights
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
+from omniges.model.draws import FlowSettings
 from omniges.model.flow import FlowModel
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity, load_model
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS, FlowSettings, Task
+from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
 

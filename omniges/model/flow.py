@@ -26,10 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from omniges.errors import UsageFault
-from omniges.model.random import Purpose, normal
-from omniges.model.settings import SamplingSettings, Solver
+from omniges.model.draws import FlowSettings, Group, Plan, Purpose, carried_as_noise, groups_of, normal
 from omniges.model.streams import STREAMS, Stream, StreamName, noised, velocity_from_clean
-from omniges.model.tasks import FlowSettings, Group, Plan, carried_as_noise, groups_of
+from omniges.model.tasks import SamplingSettings, Solver
 from omniges.model.trunk import JointFlowTransformer
 
 AbsentStreams = Literal["left-out", "noise"]

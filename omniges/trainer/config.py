@@ -14,8 +14,8 @@ from omniges.errors import OmnigesError, UsageFault
 from omniges.options import Setting, check, option, settings_of, shown
 
 if TYPE_CHECKING:
+    from omniges.model.draws import FlowSettings
     from omniges.model.spec import ModelConfig
-    from omniges.model.tasks import FlowSettings
 
 
 Preset = Literal["tiny", "small", "base", "omniflow"]
@@ -112,8 +112,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and those that do not go together."""
+        from omniges.model.draws import FlowSettings
         from omniges.model.spec import ModelConfig
-        from omniges.model.tasks import FlowSettings
         from omniges.trainer.validation.best import check_metric
 
         check(self)
@@ -213,7 +213,7 @@ class TrainSettings:
 
     def flow_settings(self) -> FlowSettings:
         """Return how tasks and noise levels are drawn; raises UsageFault for what cannot be drawn."""
-        from omniges.model.tasks import FlowSettings
+        from omniges.model.draws import FlowSettings
 
         with _named("recipe key flow"):
             return FlowSettings(**self.flow)

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import EnvironmentFault
+from omniges.model.draws import Plan
 from omniges.model.streams import STREAMS, StreamName
-from omniges.model.tasks import TASKS, Plan
+from omniges.model.tasks import TASKS
 from omniges.storage.atomic import make_folder, open_for_appending, os_errors
 
 F64 = npt.NDArray[np.float64]

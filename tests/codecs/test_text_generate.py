@@ -23,8 +23,7 @@ from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.writers import WindowTextSink
-from omniges.model.settings import SamplingSettings
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.shards.reader import ShardFolder
 
 STEM = "1_synthetica_0_1_1"

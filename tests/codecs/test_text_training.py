@@ -32,9 +32,9 @@ from omniges.data.trace import trace
 from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.flow import Draws, FlowModel, sample
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import CodecLatents, ModelConfig, build_model, load_model
 from omniges.model.streams import WindowTokens
+from omniges.model.tasks import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus

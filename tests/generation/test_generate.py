@@ -31,7 +31,7 @@ from omniges.generation.sampler import load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
 from omniges.generation.vocoder import chosen_voice
 from omniges.generation.writers import NEUTRAL, Results
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder

@@ -17,7 +17,7 @@ from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import chosen_voice, load_hifi_gan
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 
 SMALL: dict[str, Any] = {
     "model_in_dim": 64,

@@ -14,11 +14,11 @@ from flow_builders import TICKS, Recorder, gradients, model_of, run, windows_of
 from torch import Tensor
 
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines
+from omniges.model.draws import FlowSettings, draw_plan
 from omniges.model.flow import Draws, FlowModel, draw_noise, sample, step_levels
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelConfig
 from omniges.model.streams import STREAMS
-from omniges.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.tasks import TASKS, SamplingSettings
 
 CONFIG = ModelConfig(
     width=16,

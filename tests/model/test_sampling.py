@@ -18,11 +18,10 @@ from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
+from omniges.model.draws import FlowSettings, Purpose, draw_levels
 from omniges.model.flow import Draws, follow, sample, step_levels
-from omniges.model.random import Purpose
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import build_model
-from omniges.model.tasks import FlowSettings, draw_levels
+from omniges.model.tasks import SamplingSettings
 
 MEAN, STD = 0.7, 0.5
 EVEN = {"shift": 1.0, "last_level": 0.0}

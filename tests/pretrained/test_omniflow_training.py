@@ -24,8 +24,8 @@ from omniges.cli import app
 from omniges.errors import DataError, ExitCode, UsageFault
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.flow import Draws, sample
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity, build_model, load_identity, load_model
+from omniges.model.tasks import SamplingSettings
 from omniges.pretrained.convert import convert
 from omniges.pretrained.initialize import OmniFlowStart, open_start
 from omniges.testing.settings import CorpusSettings

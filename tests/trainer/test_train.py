@@ -22,8 +22,8 @@ from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.flow import Draws, sample
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
+from omniges.model.tasks import SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.trainer.batches import Feed, speakers_of
 

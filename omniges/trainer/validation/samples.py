@@ -28,9 +28,8 @@ from omniges.generation.sampler import Part, Sampler
 from omniges.generation.vocoder import VoiceOf, chosen_voice
 from omniges.generation.writers import Results
 from omniges.metrics.profiles import profile
-from omniges.model.settings import SamplingSettings
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.visualize.pictures import Version, draw_comparison
 

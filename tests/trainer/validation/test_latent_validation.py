@@ -44,7 +44,7 @@ from omniges.generation.run import generate
 from omniges.generation.sampler import Codecs
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.flow import FlowModel
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.recipe import load_settings

@@ -25,8 +25,7 @@ from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import GriffinLim, waveform_from_mel
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
-from omniges.model.settings import SamplingSettings
-from omniges.model.tasks import SIX, TASKS
+from omniges.model.tasks import SIX, TASKS, SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
