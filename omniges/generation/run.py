@@ -56,7 +56,7 @@ def generate(
     task = task_named(settings.task)
     loaded = load(settings.checkpoint, settings.weights)
     loaded.require_trained(task)
-    voice = chosen_voice(settings.vocoder, used="audio" in TASKS[task].targets)
+    voice = chosen_voice(settings.vocoder) if "audio" in TASKS[task].targets else None
     codecs = codecs or codecs_of(settings, loaded.identity)
     sampler = Sampler(loaded.model, loaded.identity, codecs)
     windows = sampler.windows(settings.overlap_ticks, task)
@@ -173,7 +173,7 @@ class _Job:
     sampler: Sampler
     windows: WindowSettings
     body: Body | None  # None: that of the input, else the average one
-    voice: VoiceOf
+    voice: VoiceOf | None  # None: the task makes no audio
     known: bool | None  # whether the model was trained on the shards that samples are of
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Made]:
@@ -252,7 +252,7 @@ class _Job:
             "speaker": settings.speaker or item.speaker,
             "body": None if settings.body is None else str(settings.body),
             "start_xz": None if settings.start_xz is None else list(settings.start_xz),
-            "voice": self.voice.name if "audio" in results.sinks else None,
+            "voice": None if self.voice is None else self.voice.name,
             "quantised": self.sampler.codecs.through_codes(TASKS[self.task].targets),
         }
         of_inputs = [remark for given in item.given for remark in given.remarks]

@@ -135,6 +135,8 @@ class GenerateSettings:
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
         if unread:
             raise UsageFault(f"{unread[0]}: this task makes no gesture: leave it away")
+        if self.vocoder is not None and "audio" not in task.targets:
+            raise UsageFault("--vocoder: this task makes no audio: leave it away")
         require_guidable(task, self.sampling)
 
 

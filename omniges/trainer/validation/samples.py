@@ -25,7 +25,7 @@ from omniges.formats.textgrid import WordInterval
 from omniges.generation.inputs import Body
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings
 from omniges.generation.sampler import Part, Sampler
-from omniges.generation.vocoder import VoiceOf, chosen_voice
+from omniges.generation.vocoder import GRIFFIN_LIM, VoiceOf
 from omniges.generation.writers import Results
 from omniges.metrics.profiles import profile
 from omniges.model.streams import StreamName
@@ -38,7 +38,7 @@ VALIDATION_SEED: Final = 0x56414C
 
 INSTRUMENTS: Final = Instruments(profile=profile("corrected"), bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
 """What motion is measured with."""
-VOICE: Final = chosen_voice(None)
+VOICE: Final = GRIFFIN_LIM
 
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
