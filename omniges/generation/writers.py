@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_from_gesture
+from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, invalid_rotations, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.audio import wav_parts
@@ -28,7 +28,6 @@ from omniges.generation.audio import Spool
 from omniges.generation.inputs import Body, Input
 from omniges.generation.record import WINDOWS_TIER
 from omniges.generation.vocoder import VoiceOf
-from omniges.metrics.positions import invalid_rotations
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
@@ -89,7 +88,7 @@ class GestureSink:
     def append(self, gesture: F32, /) -> None:
         """Raises DataError for motion that has no rotation at all."""
         six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
-        self._invalid += invalid_rotations(six_d).value * len(gesture)
+        self._invalid += invalid_rotations(six_d) * len(gesture)
         if len(self._channels):
             self._at_xz = self._at_xz + gesture[0, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
         motion = valid_motion(gesture, self._at_xz)

@@ -24,7 +24,6 @@ from omniges.metrics.profiles import FaceSettings, SemanticSettings
 TOES: Final = (JOINT_NAMES.index("left_foot"), JOINT_NAMES.index("right_foot"))
 CONTACT_HEIGHT_M: Final = 0.025
 FLOOR_PERCENTILE: Final = 5.0
-ROTATION_TOLERANCE: Final = 0.1
 _SEAM_PERCENTILE: Final = 99.0
 _GROUND: Final = [0, 2]  # x and z
 _LEAST_FACE_FRAMES: Final = 2
@@ -86,24 +85,6 @@ def jerk(joints: Numbers) -> ClipValue:
         raise UsageFault("joints: found none; expected (frames, joints, 3)")
     third = np.diff(positions, n=3, axis=0) * float(FRAME_RATE_HZ**3)
     return ClipValue(float(np.linalg.norm(third, axis=-1).mean()), float(len(third)))
-
-
-def invalid_rotations(six_d: Numbers) -> ClipValue:
-    """Share of 6D rotations (T, J, 6), as generated, that are far from any rotation; weight T · J.
-
-    Far: a row's length differs from 1, or the dot product of both rows from 0, by more than 0.1; or not finite.
-    Raises UsageFault for another shape or no rotations at all.
-    """
-    rows = np.asarray(six_d)
-    if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
-        raise UsageFault(f"rotations: found an array {rows.shape} of {rows.dtype}; expected floats (frames, joints, 6)")
-    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=-1))
-    values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid all the same
-    first, second = values[..., :3], values[..., 3:]
-    lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])
-    upright = np.abs((first * second).sum(axis=-1)) <= ROTATION_TOLERANCE
-    good = (np.abs(lengths - 1) <= ROTATION_TOLERANCE).all(axis=0) & upright
-    return ClipValue(float(1 - good.mean()), float(finite.size))
 
 
 def l1_diversity(joints: Numbers) -> ClipValue:

@@ -7,7 +7,6 @@ import pytest
 from metrics_builders import turned, untouched, walk
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import six_d_from_rotvec
 from omniges.formats.arrays import checked
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.clips import ClipValue, checked_pair, weighted_mean
@@ -15,7 +14,6 @@ from omniges.metrics.positions import (
     FaceScore,
     FaceSums,
     foot_skate,
-    invalid_rotations,
     jerk,
     l1_diversity,
     root_drift,
@@ -342,22 +340,6 @@ class TestMotion:
         metric(np.zeros((least, 55, 3)))
         with pytest.raises(DataError, match=f"expected at least {least}"):
             metric(np.zeros((least - 1, 55, 3)))
-
-    def test_invalid_rotations_are_counted_one_by_one(self):
-        rows = six_d_from_rotvec(RNG.normal(size=(10, 7, 3)))
-        with untouched(rows):
-            assert invalid_rotations(rows) == ClipValue(0.0, 70.0)
-        spoilt = rows.copy()
-        spoilt[0, 0] *= 1.2
-        spoilt[1, 0, 3:] *= 0.85
-        spoilt[2, 0] = 0
-        spoilt[3, 0, 4] = np.nan
-        spoilt[4, 0, 1] = np.inf
-        spoilt[5, 0, 3:] = spoilt[5, 0, :3]
-        spoilt[6, 0] *= 1.05  # near enough
-        assert invalid_rotations(spoilt).value == pytest.approx(6 / 70)
-        with pytest.raises(UsageFault, match="rotations"):
-            invalid_rotations(rows[:, :0])
 
 
 class TestSeams:
