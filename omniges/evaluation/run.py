@@ -32,7 +32,7 @@ from omniges.generation.run import codecs_of, generate
 from omniges.generation.sampler import trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, task_named
 from omniges.metrics.frechet import Encoder, Features, load_encoder, load_features
-from omniges.metrics.profiles import Profile, profile
+from omniges.metrics.profiles import PROFILES, Profile
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.spec import load_identity
 from omniges.model.streams import StreamName
@@ -254,7 +254,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instrum
 
 def _profile(settings: EvaluateSettings) -> Profile:
     """The profile; a published one would print numbers that look like a paper's and are not."""
-    chosen = profile(settings.profile)
+    chosen = PROFILES[settings.profile]
     needed = {
         "--body-model": settings.body_model,
         "--encoder": settings.encoder or settings.features,

@@ -26,7 +26,7 @@ from omniges.errors import EnvironmentFault, UsageFault
 from omniges.evaluation.speech import UNTIMED
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
-from omniges.metrics.beats import least_frames
+from omniges.metrics.gesture import least_frames
 from omniges.model.checkpoint import CHECKPOINTS
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
