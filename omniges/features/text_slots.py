@@ -113,17 +113,7 @@ class SlotCodec:
 
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self.pieces: int = self._tokenizer.get_vocab_size()
-        """Number of pieces; piece ids are 0 to pieces − 1."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of distinct slots, the blank included; slots are 0 to vocabulary_size − 1."""
-        return 1 + MARKS * self.pieces
-
-    def encode_word(self, word: str) -> list[int]:
-        """The pieces of one word; never empty, for a word has letters."""
-        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
-        return ids
+        """Number of pieces; piece ids are 0 to pieces − 1, and slots 0 (the blank) to MARKS · pieces."""
 
     def decode_pieces(self, pieces: Sequence[int]) -> str:
         """The text that pieces spell; bytes that are no UTF-8, as of a cut word, become U+FFFD."""

@@ -170,11 +170,6 @@ class OmnigesPipeline:
         """Names that a call takes as `speaker`."""
         return self._loaded.identity.speakers
 
-    @property
-    def window_seconds(self) -> float:
-        """Length of the windows that longer inputs are cut into."""
-        return self._loaded.identity.window_ticks / TICKS_PER_SECOND
-
     def speaking_rate(self, shards: Path | str) -> SpeakingRate:
         """How fast words are spoken in the train split of a shard folder: what plain text needs."""
         folder = ShardFolder(Path(shards))

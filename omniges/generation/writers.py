@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from unicodedata import category
 
 import numpy as np
@@ -67,22 +67,6 @@ class OutFile:
     kind: str
     ending: str
     parts: Iterable[bytes]
-
-
-class Sink(Protocol):
-    """Takes one stream of a result."""
-
-    measures: dict[str, float]
-    remarks: list[str]
-
-    def append(self, rows: Any, /) -> None:
-        """The stream's next rows, as shards hold them; of text that is latents, the next windows' texts."""
-
-    def files(self) -> Iterator[OutFile]:
-        """The files, once all has come."""
-
-    def shown(self, ticks: int) -> Any:
-        """The first ticks as pictures have them: arrays as they came, of text words with times."""
 
 
 class GestureSink:
@@ -314,6 +298,13 @@ class WindowTextSink:
         """The windows that begin in the first ticks, each as one word with its times."""
         spoken = [interval for interval in self._intervals if interval.word]
         return [asdict(interval) for interval in spoken if interval.start * TICKS_PER_SECOND < ticks]
+
+
+Sink = GestureSink | SpeechSink | TextSink | WindowTextSink
+"""Takes one stream of a result: its next rows as shards hold them (of text that is latents, the next windows' texts).
+
+Gives its files once all has come, and before that the first ticks as pictures have them.
+"""
 
 
 class Results:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from flow_builders import CONFIG, PIECES, TICKS, model_of, statistics, windows_of
+from flow_builders import CONFIG, PIECES, TICKS, Draws, model_of, sample, statistics, windows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.model.draws import FlowSettings, Purpose, draw_levels
-from omniges.model.flow import Draws, follow, sample, step_levels
+from omniges.model.flow import follow, step_levels
 from omniges.model.spec import build_model
 from omniges.model.tasks import SamplingSettings
 
@@ -124,12 +124,6 @@ class TestSample:
         model = build_model(CONFIG, statistics=statistics(), pieces=PIECES, speakers=2).eval()
         found = sample(model, {}, ["gesture"], draws(), SamplingSettings(steps=5))["gesture"]
         torch.testing.assert_close(found, torch.full((4, 3 * TICKS, LAYOUT.channels), 0.5), rtol=0, atol=1e-5)
-
-    def test_unknown_or_no_targets_are_refused(self):
-        model, windows = model_of(), windows_of([0])
-        for conditions, targets in (({}, []), ({"text": windows.arrays["text"]}, ["text"])):
-            with pytest.raises(UsageFault, match="at least one target"):
-                sample(model, conditions, targets, draws(1), SamplingSettings())
 
     @pytest.mark.parametrize(
         "changes",
