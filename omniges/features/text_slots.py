@@ -115,11 +115,6 @@ class SlotCodec:
         self.pieces: int = self._tokenizer.get_vocab_size()
         """Number of pieces; piece ids are 0 to pieces − 1, and slots 0 (the blank) to MARKS · pieces."""
 
-    def decode_pieces(self, pieces: Sequence[int]) -> str:
-        """The text that pieces spell; bytes that are no UTF-8, as of a cut word, become U+FFFD."""
-        text: str = self._tokenizer.decode(list(pieces), skip_special_tokens=False)
-        return text
-
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> Slots:
         """Slots (ticks,) of words (``word``, ``start`` and ``end`` in seconds, in order of time)."""
         spelled = self._tokenizer.encode_batch([w["word"] for w in words], add_special_tokens=False)
@@ -158,7 +153,8 @@ class SlotCodec:
             begins = first_tick[start:end].copy()
             begins[0] = True
             begins[1:] |= pieces[start + 1 : end] != pieces[start : end - 1]
-            text = self.decode_pieces(pieces[start:end][begins].tolist())
+            # Bytes that are no UTF-8, as of a cut word, become U+FFFD.
+            text = self._tokenizer.decode(pieces[start:end][begins].tolist(), skip_special_tokens=False)
             cut = start == 0 and not (first_tick[0] and first_piece[0])
             words.append(SlotWord(text, start / TICKS_PER_SECOND, end / TICKS_PER_SECOND, cut))
         return words

@@ -158,13 +158,6 @@ PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
 """``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
 
 
-def preset(name: str) -> ModelConfig:
-    """The configuration of a name; raises `UsageFault` for another name."""
-    if name not in PRESETS:
-        raise UsageFault(f"preset: found {name!r}; expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
 @dataclass(frozen=True, slots=True)
 class CodecLatents:
     """Latents that stand for a stream's own array: whose, and their statistics as latents.json has them."""

@@ -202,14 +202,14 @@ class TrainSettings:
 
     def model_config(self) -> ModelConfig:
         """Return the model of a preset; raises UsageFault for sizes that no model has."""
-        from omniges.model.spec import preset
+        from omniges.model.spec import PRESETS
 
         changed = dict(self.model)
         for name in ("rotary_periods_s", "context_only"):
             if isinstance(changed.get(name), list):
                 changed[name] = tuple(changed[name])
         with _named("recipe key model"):
-            return replace(preset(self.preset or "tiny"), **changed)
+            return replace(PRESETS[self.preset or "tiny"], **changed)
 
     def flow_settings(self) -> FlowSettings:
         """Return how tasks and noise levels are drawn; raises UsageFault for what cannot be drawn."""

@@ -174,8 +174,9 @@ class TestDecoding:
 
     def test_bytes_that_are_no_text_show_as_replacement_characters(self):
         codec = SlotCodec(BYTES_ALONE)
-        half = pieces_of(codec, "é")[:1]
-        assert codec.decode_pieces(half) == "\N{REPLACEMENT CHARACTER}"
+        half = np.array(pieces_of(codec, "é")[:1], np.int32)
+        slots = pack_slots(half, np.array([True]), np.array([True]))
+        assert [word.word for word in codec.decode(slots)] == ["\N{REPLACEMENT CHARACTER}"]
 
 
 class TestAnyWords:
