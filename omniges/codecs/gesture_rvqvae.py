@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -168,28 +168,19 @@ class GestureRvqvae:
     @property
     def entry(self) -> FrameEntry:
         """What shards and checkpoints keep of it."""
+        parts = {part: asdict(net.spec) for part, net in self.nets.items()}
         return FrameEntry(
             name=NAME,
             fingerprint=self.fingerprint,
             source="gesture.npy",
             frames_per_row=self.frames_per_latent,
             channels=self.latent_channels,
-            settings=self._options(),
+            settings={"latent_scale": LATENT_SCALE, "parts": parts},
         )
 
     def decoding(self, *, quantised: bool) -> GestureRvqvae:
         """The same nets, whose `decode` snaps latents to codes first or does not."""
         return replace(self, quantised=quantised)
-
-    def record(self) -> dict[str, Any]:
-        """What tells this codec from another, as JSON: to be kept beside latents and whatever is made of them."""
-        sizes = {"frames_per_latent": self.frames_per_latent, "latent_channels": self.latent_channels}
-        named = {"codec": NAME, "fingerprint": self.fingerprint, "quantised": self.quantised}
-        return named | sizes | self._options()
-
-    def _options(self) -> dict[str, Any]:
-        """What decides latents."""
-        return {"latent_scale": LATENT_SCALE, "parts": {part: asdict(net.spec) for part, net in self.nets.items()}}
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
         """Gesture channels (T, 415) of a whole clip as latents (N, L), not quantised and divided by 5.

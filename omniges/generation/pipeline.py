@@ -41,17 +41,15 @@ from omniges.generation.inputs import (
     read_text,
 )
 from omniges.generation.long_form import Timeline
-from omniges.generation.record import WINDOWS_TIER
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load
 from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
-from omniges.generation.writers import NEUTRAL, Labels, valid_motion
+from omniges.generation.writers import NEUTRAL, WINDOWS_TIER, Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
-from omniges.model.settings import SamplingSettings, Solver
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings, Solver
 from omniges.storage.atomic import make_folder, publish_bytes
 from omniges.storage.canonical_json import sha256_hex
 

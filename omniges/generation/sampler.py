@@ -27,11 +27,11 @@ from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, samp
 from omniges.generation.settings import Sources, Weights
 from omniges.generation.word_timing import SpeakingRate
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
+from omniges.model.draws import FlowSettings
 from omniges.model.flow import FlowModel
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import SPEAKING_RATE_FILE, ModelIdentity, load_model
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS, FlowSettings, Task
+from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
 

@@ -16,7 +16,6 @@ from typing import Any, Final, Literal, cast, get_args
 
 import torch
 
-from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.features.gesture import LAYOUT
@@ -160,13 +159,6 @@ PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
 """``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
 
 
-def preset(name: str) -> ModelConfig:
-    """The configuration of a name; raises `UsageFault` for another name."""
-    if name not in PRESETS:
-        raise UsageFault(f"preset: found {name!r}; expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
 @dataclass(frozen=True, slots=True)
 class CodecLatents:
     """Latents that stand for a stream's own array: whose, and their statistics as latents.json has them."""
@@ -303,11 +295,11 @@ class ModelIdentity:
     @property
     def tick_multiple(self) -> int:
         """Ticks that windows and inputs have to be multiples of, to hold whole rows and whole tokens."""
-        rows = Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).row_multiple
+        multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
-        if grid is None:
-            return rows
-        return math.lcm(rows, (cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
+        if grid is not None:
+            multiples.append((cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
+        return math.lcm(*multiples)
 
     @property
     def codec_names(self) -> dict[str, str]:

@@ -29,12 +29,11 @@ from omniges.evaluation.speech import UNTIMED
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.generation.word_timing import LEAST_WORDS, learn_rate
-from omniges.metrics.beats import least_frames
+from omniges.metrics.gesture import least_frames
 from omniges.model.checkpoint import CHECKPOINTS
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
-from omniges.model.tasks import SIX
+from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry

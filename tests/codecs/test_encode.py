@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import webdataset
+from omniges.data.streaming import stream_samples
 from pipeline_helpers import digests, omniges, run_preprocess, scripted
 from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
@@ -26,7 +27,6 @@ from omniges.codecs import encode as encode_module
 from omniges.codecs.encode import EncodeSummary, encode
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import EncodeSettings
-from omniges.data.streaming import stream_samples
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder

@@ -19,12 +19,10 @@ from omniges.evaluation.run import evaluate
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
 from omniges.generation.pipeline import OmnigesPipeline
-from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.writers import WindowTextSink
-from omniges.model.settings import SamplingSettings
-from omniges.model.tasks import TASKS
+from omniges.generation.writers import WindowTextSink, read_record
+from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.shards.reader import ShardFolder
 
 STEM = "1_synthetica_0_1_1"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flow_builders import Draws, sample
 from omniflow_checkpoints import Tiny, tensors_of, write_folder
 from pipeline_helpers import run_preprocess
 from safetensors import safe_open
@@ -31,10 +32,10 @@ from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
 from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.flow import Draws, FlowModel, sample
-from omniges.model.settings import SamplingSettings
+from omniges.model.flow import FlowModel
 from omniges.model.spec import CodecLatents, ModelConfig, build_model, load_model
 from omniges.model.streams import WindowTokens
+from omniges.model.tasks import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus

@@ -21,7 +21,8 @@ from omniges.evaluation.scores import Figure
 from omniges.features.body import joint_positions
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.metrics.profiles import profile, scored_poses
+from omniges.metrics.gesture import scored_poses
+from omniges.metrics.profiles import PROFILES
 from omniges.pipeline.export import motion_file, text_file
 from omniges.shards.reader import SampleArrays, ShardFolder
 
@@ -60,7 +61,7 @@ class TestGesture:
         total = frames = 0.0
         for each in poses:  # the formula of docs/metrics.md, frame by frame
             joints = joint_positions(
-                scored_poses(each, profile("corrected").positions), np.zeros((len(each), 3))
+                scored_poses(each, PROFILES["corrected"].positions), np.zeros((len(each), 3))
             ).reshape(len(each), -1)
             centre = joints.mean(axis=0)
             total += sum(float(np.abs(frame - centre).sum()) for frame in joints)

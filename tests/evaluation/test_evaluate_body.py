@@ -22,9 +22,9 @@ from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.semantic import SemanticSpan
-from omniges.metrics.beats import audio_beats, beat_score, motion_beats
 from omniges.metrics.frechet import frechet_distance, load_encoder
-from omniges.metrics.profiles import profile
+from omniges.metrics.gesture import audio_beats, beat_score, motion_beats
+from omniges.metrics.profiles import PROFILES
 from omniges.pipeline.export import motion_file
 from omniges.shards.reader import SampleArrays, ShardFolder
 
@@ -120,7 +120,7 @@ def test_published_profiles_on_a_body_model_equal_a_slow_computation(
     own, shards = generated
     found = scored(own, shards, task="a2g", profile=name, **parts)
     slow = [one.of(name) for one in slow_bodies]
-    settings = profile(name)
+    settings = PROFILES[name]
     stray = [float(np.abs(one.joints[0] - one.joints[0].mean(axis=0)).sum()) for one in slow]
     assert found["L1 diversity", "generated"].value == pytest.approx(sum(stray) / (2 * FRAMES), rel=1e-6)
     squares, distances = [], []

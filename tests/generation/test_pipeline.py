@@ -23,7 +23,7 @@ from omniges.formats.textgrid import decode_words
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 
 STEM = "1_synthetica_0_1_1"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "generate.md"

@@ -19,10 +19,10 @@ from omniges.errors import DataError
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.scores import Figure, Heading, absent
 from omniges.generation.sampler import Codecs, Sampler
+from omniges.model.draws import FlowSettings, Plan
 from omniges.model.flow import FlowModel, Windows
-from omniges.model.settings import SamplingSettings
 from omniges.model.streams import STREAMS, StreamName
-from omniges.model.tasks import SIX, TASKS, FlowSettings, Plan
+from omniges.model.tasks import SIX, TASKS, SamplingSettings
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, WindowFolder, spread

@@ -39,12 +39,12 @@ from omniges.errors import ExitCode, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
-from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.sampler import Codecs
 from omniges.generation.settings import GenerateSettings, Sources
+from omniges.generation.writers import read_record
 from omniges.model.flow import FlowModel
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.recipe import load_settings

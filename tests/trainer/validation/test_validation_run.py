@@ -20,13 +20,12 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
-from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import GriffinLim, waveform_from_mel
+from omniges.generation.writers import read_record
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
-from omniges.model.settings import SamplingSettings
-from omniges.model.tasks import SIX, TASKS
+from omniges.model.tasks import SIX, TASKS, SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
