@@ -1,8 +1,6 @@
 """A codec of gesture in one file: pairs of frames are averaged, and a linear map keeps their principal components.
 
-Its folder has the mean and the components, which this script fits to the train split of some shards:
-
-    python examples/toy_codec.py SHARDS FOLDER
+Fit its folder to the train split of some shards: `python examples/toy_codec.py SHARDS FOLDER`.
 
 Make it known in a script with `register_codec("toy-pairs", load)`, or from a package of yours, in its pyproject.toml:
 
