@@ -156,8 +156,8 @@ def score_text(
     else:
         figures += [scores.absent(scores.Heading(name, "s"), UNTIMED) for name in _TIMES]
     for row, pairs in rows.items():
-        for key, found, expected in pairs:
-            registered.add(row, key, TextClip(found, timed), TextClip(expected, timed=True))
+        for key, words, expected in pairs:
+            registered.add(row, key, TextClip(words, timed), TextClip(expected, timed=True))
     figures += registered.figures(how)
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
     cut = "words are as the annotator cut them, so read the characters' rate"

@@ -11,6 +11,7 @@ from plugin_builders import install
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.evaluation.registered import RegisteredScores
+from omniges.evaluation.report import Report, TaskReport, render
 from omniges.evaluation.scores import UNCONDITIONAL, Figure, Resampling
 from omniges.metrics import registry
 from omniges.metrics.registry import BUILT_IN, METRICS, Metric, SoundClip, metric_name, register_metric
@@ -62,6 +63,26 @@ def test_a_mean_over_results_and_the_recordings_own_row() -> None:
     assert generated.by_recording == {"a": 3.0, "b": 0.0}
     assert generated.left_out == {"no value": 1, "recorded by nobody": 1}
     assert (recorded.row, recorded.value, recorded.results) == ("recorded", 0.0, 2)
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "markdown"])
+def test_every_form_of_a_report_has_it(form: Any) -> None:
+    register_metric(Metric(label="level off", stream="audio", unit="nat", of=difference))
+    task = TaskReport(
+        figures=scored([("a", 3.0, 1.0)]),
+        recordings=["a"],
+        results=1,
+        splits={"test": (1, 1)},
+        seconds=1.0,
+        recorded_seconds=1.0,
+    )
+    text = render(Report(tasks={"t2a": task}, facts={}), form)
+    wanted = {
+        "table": "level off (nat)  2 ",
+        "csv": "t2a,level off,nat,generated,2.0,",
+        "markdown": "| level off (nat) |",
+    }
+    assert wanted[form] in text
 
 
 def test_a_set_metric_has_one_value_of_all_results() -> None:

@@ -16,7 +16,8 @@ from omniges.storage.atomic import is_temporary_name, os_errors, sync_folder
 BEST: Final = "best"
 """The link's name in a run's folder."""
 
-_KNOWN: Final[dict[str, Direction]] = {f"{prefix}loss": "lower" for prefix in ("", *(f"{task}/" for task in SIX))} | {
+_LOSSES: Final[dict[str, Direction]] = dict.fromkeys(("loss", *(f"{task}/loss" for task in SIX)), "lower")
+_KNOWN: Final = _LOSSES | {
     f"{task}/{measure.name}": measure.better
     for task in SIX
     for measure in BUILT_IN

@@ -66,20 +66,15 @@ def test_a_corpus_of_another_package_is_converted_by_workers(sounds: Path, tmp_p
     site = install(tmp_path / "site", POINT)
     (site / "sounds_corpus.py").write_text(SOUNDS)
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    words = ("preprocess", "--root", sounds, "--workers", 2, "--out")
-    done = omniges(*words, tmp_path / "guessed", PYTHONPATH=path)
+    out = tmp_path / "shards"
+    done = omniges("preprocess", "--root", sounds, "--workers", 2, "--out", out, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
-    folder = ShardFolder(tmp_path / "guessed")
+    folder = ShardFolder(out)
     assert {(row.stem, row.split, row.present) for row in folder.rows} == {
         (stem, split, ("audio",)) for stem, split in (("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"))
     }
     assert folder.dataset["settings"]["corpus"] == "sounds"
-    assert omniges("verify-shards", tmp_path / "guessed", "--level", "deep").returncode == 0
-    done = omniges(*words, tmp_path / "named", "--corpus", "sounds", PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
-    assert digests(tmp_path / "named") == digests(tmp_path / "guessed")
-    again = omniges(*words, tmp_path / "named", "--corpus", "sounds", PYTHONPATH=path)
-    assert "unchanged" in again.stdout or again.returncode == 0
+    assert omniges("verify-shards", out, "--level", "deep").returncode == 0
 
 
 class TestBeat2:
