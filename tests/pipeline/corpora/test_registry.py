@@ -14,6 +14,8 @@ from plugin_builders import install
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.pipeline.corpora.registry import CORPORA, guess_corpus
 from omniges.shards.reader import ShardFolder
+from omniges.verify.run import verify
+from omniges.verify.settings import VerifySettings
 
 SOUNDS = '''
 """Sounds without motion and words: every .wav below the root, the split by the name of its folder."""
@@ -74,7 +76,7 @@ def test_a_corpus_of_another_package_is_converted_by_workers(sounds: Path, tmp_p
         (stem, split, ("audio",)) for stem, split in (("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"))
     }
     assert folder.dataset["settings"]["corpus"] == "sounds"
-    assert omniges("verify-shards", out, "--level", "deep").returncode == 0
+    assert verify(VerifySettings(folder=out, level="deep", workers=1)).findings == ()
 
 
 class TestBeat2:
