@@ -45,7 +45,7 @@ class ToyCodec:
 
     def encode(self, array: F32) -> F32:
         """Return latents (T // 2, 24) of frames (T, 415)."""
-        return (_pairs(array) - self.mean) @ self.components.T
+        return np.asarray((_pairs(array) - self.mean) @ self.components.T, np.float32)
 
     def decode(self, latents: F32) -> F32:
         """Return frames (2 · rows, 415) of latents (rows, 24)."""
@@ -54,7 +54,7 @@ class ToyCodec:
 
 def _pairs(array: F32) -> F32:
     rows = len(array) // FRAMES_PER_ROW
-    return array[: rows * FRAMES_PER_ROW].reshape(rows, FRAMES_PER_ROW, -1).mean(axis=1, dtype=np.float32)
+    return np.asarray(array[: rows * FRAMES_PER_ROW].reshape(rows, FRAMES_PER_ROW, -1).mean(axis=1), np.float32)
 
 
 def load(folder: Path, loading: Loading) -> ToyCodec:
