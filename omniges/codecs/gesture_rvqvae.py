@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.codecs.base import fingerprint_of
+from omniges.codecs.base import Loading, fingerprint_of
 from omniges.codecs.rvqvae import Rvqvae, load_rvqvae
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES, LAYOUT
@@ -265,6 +265,11 @@ def load_gesture_rvqvae(
         tensors |= {f"{part}.mean": torch.from_numpy(scale.mean), f"{part}.std": torch.from_numpy(scale.std)}
     fingerprint = fingerprint_of({"latent_scale": LATENT_SCALE, "parts": list(nets)}, tensors)
     return GestureRvqvae(nets=nets, columns=columns, scales=scales, quantised=quantised, fingerprint=fingerprint)
+
+
+def load(folder: Path, loading: Loading) -> GestureRvqvae:
+    """Load the codec as the registry does: with all four parts."""
+    return load_whole_gesture_rvqvae(folder, loading.device)
 
 
 def load_whole_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:

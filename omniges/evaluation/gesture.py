@@ -22,12 +22,14 @@ from omniges.evaluation.motion import (
     generated_motion,
     recorded_motion,
 )
+from omniges.evaluation.registered import RegisteredScores
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics import gesture
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
+from omniges.metrics.registry import MotionClip, units
 from omniges.shards.manifest import ManifestRow
 
 F64 = npt.NDArray[np.float64]
@@ -38,19 +40,8 @@ _NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
 _ALONE: Final = "one recording has no other to take the audio of"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
 _NO_SEAMS: Final = "no result was put together from windows"
-_UNITS: Final = {
-    "L1 diversity": "m",
-    "semantic recall": "",
-    "face MSE": "m²",
-    "face LVD": "m/frame",
-    "jerk": "m/s³",
-    "foot skate": "m/s",
-    "root drift, end": "m",
-    "root drift, farthest": "m",
-    "invalid rotations": "share",
-    "seams, velocity": "share",
-    "seams, acceleration": "share",
-}
+_TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # whose rows are kept by classes of their own
+_UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
 _AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD")
 _NO_VALUES: Final = {
     "face MSE": _NO_BODY,
@@ -110,6 +101,7 @@ class _Scorer:
         self._unconditional = results[0].unconditional
         self._rows = {result.key: result.row for result in results}
         self._partners = scores.partners(list(self._rows), how.seed)
+        self._registered = RegisteredScores("gesture", unconditional=self._unconditional)
         self._recording: _Recording | None = None
         self.seconds: dict[str, float] = {}
 
@@ -152,6 +144,8 @@ class _Scorer:
         partner = self._partners.get(key)
         other = None if partner is None else recorded_motion(self._shards, self._rows[partner])
         self._add_recall(key, recording, own, true, other)
+        if self._registered.wanted:
+            self._add_registered(key, recording.body, generated, recorded, other)
         if isinstance(recording.body, Person):
             self._add_face(key, recording.body, generated, recorded, other)
 
@@ -207,6 +201,19 @@ class _Scorer:
             self._values("face MSE", row).add(key, found.mse)
             self._values("face LVD", row).add(key, partial(found.velocity, self._with.profile.face))
 
+    def _add_registered(
+        self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
+    ) -> None:
+        """What metrics of other packages say; another recording's motion is that of this person."""
+
+        def clip(motion: ClipMotion) -> MotionClip:
+            return MotionClip(motion.poses, motion.expressions, motion.trans, body.joints(motion.poses, motion.trans))
+
+        self._registered.add("generated", key, clip(generated), clip(recorded))
+        if other is not None:
+            frames = min(generated.frames, other.frames)
+            self._registered.add("shuffled", key, clip(generated.cut(frames)), clip(other.cut(frames)))
+
     def figures(self) -> list[scores.Figure]:
         """All of them, in the order of the report."""
         beats = [scores.absent(_BEATS, scores.UNCONDITIONAL)] if self._unconditional else self._beats.figures(self._how)
@@ -221,7 +228,7 @@ class _Scorer:
                 figures.append(scores.absent(scores.Heading(metric, unit), _NO_VALUES[metric]))
             else:
                 figures += [figure_of(heading, values) for heading, values in there]
-        return figures
+        return figures + self._registered.figures(self._how)
 
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
         """A mean by weight, and what some metrics say beside their values."""

@@ -33,6 +33,7 @@ from omniges.generation.sampler import trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, task_named
 from omniges.metrics.frechet import Encoder, Features, load_encoder, load_features
 from omniges.metrics.profiles import PROFILES, Profile
+from omniges.metrics.registry import registered_metrics
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.spec import load_identity
 from omniges.model.streams import StreamName
@@ -61,6 +62,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
         given=None if settings.features is None else _features(*settings.features),
     )
+    registered_metrics()  # one that cannot be loaded is refused before anything is generated
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
     if task is not None and settings.checkpoint is not None:

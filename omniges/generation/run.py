@@ -64,7 +64,7 @@ def generate(
     recorded = TASKS[task].targets if settings.pictures else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
-        raise UsageFault("--continuous: latents of gesture-rvqvae to decode expected, found none: leave it away")
+        raise UsageFault("--continuous: latents of a quantizing codec to decode expected, found none: remove it")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.out, recorded))
     _refuse_taken(settings, task, inputs)
     new = not settings.out.exists()

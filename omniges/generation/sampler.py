@@ -189,8 +189,10 @@ class Codecs:
         lost = codec.lost(texts)
         cut, unknown = sum(one.cut for one in lost), sum(one.unknown for one in lost)
         of = f"of {len(texts)} windows of text"
-        remarks = [f"{cut} {of} lost their end: T5 reads 76 tokens"] if cut else []
-        remarks += [f"{unknown} {of} have letters that T5 cannot spell, which are lost"] if unknown else []
+        remarks = [f"{cut} {of} lost their end: they have more text than {codec.entry.name} reads"] if cut else []
+        remarks += (
+            [f"{unknown} {of} have letters that {codec.entry.name} cannot spell, which are lost"] if unknown else []
+        )
         return lambda first, count: latents[first, count], remarks
 
     @property

@@ -106,7 +106,7 @@ class GenerateSettings:
     t5_tokenizer: Path | None = option(
         None, "Folder of T5's tokenizer, of a codec of text.", shown="t5_tokenizer in the codec's folder"
     )
-    continuous: bool = option(False, "Decode latents of gesture-rvqvae as they are, not snapped to codes first.")
+    continuous: bool = option(False, "Decode latents of a quantizing codec as they are, not snapped to codes first.")
     speaker: str | None = option(None, "Speaker style to generate in.", shown="the sample's, else unknown")
     body: Path | None = option(None, "NPZ whose betas, gender and start position are taken.", shown="the input's")
     start_xz: tuple[float, float] | None = option(

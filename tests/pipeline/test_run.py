@@ -367,7 +367,7 @@ class TestMemory:
         script = (
             "import re, sys\nfrom pathlib import Path\n"
             "from omniges.pipeline.convert import convert\nfrom omniges.pipeline.settings import ConvertSettings\n"
-            "from omniges.pipeline.discover import discover\nfrom omniges.pipeline.settings import Selection\n"
+            "from omniges.pipeline.corpora.beat2 import discover\nfrom omniges.pipeline.settings import Selection\n"
             "(recording,) = discover(Path(sys.argv[1]), Selection()).recordings\n"
             "sample = convert(recording, ConvertSettings(keep_audio=True))\n"
             # Not getrusage: its peak outlives exec and would be that of this test process.

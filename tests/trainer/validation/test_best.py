@@ -8,9 +8,10 @@ import pytest
 from pipeline_helpers import scripted
 
 from omniges.errors import UsageFault
+from omniges.metrics.registry import metric_name
 from omniges.model.checkpoint import open_checkpoint
 from omniges.trainer.config import TrainSettings
-from omniges.trainer.validation.best import Best, better, metric_name, point_best, remove_best
+from omniges.trainer.validation.best import Best, better, point_best, remove_best
 
 
 @pytest.mark.parametrize(
