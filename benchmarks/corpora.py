@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from omniges.pipeline.discover import Recording, discover
+from omniges.pipeline.corpora.beat2 import discover
+from omniges.pipeline.discover import Recording
 from omniges.pipeline.labels import parse_stem
 from omniges.pipeline.settings import Selection
 

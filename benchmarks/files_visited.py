@@ -2,9 +2,11 @@
 
     python benchmarks/files_visited.py --before COMMIT
 
-A reader who follows a command has to open these files. One `generate` (a2g), one `train` of two steps and one
+A reader who follows a command has to open these files. One `generate` (a2g), one `train` of three steps and one
 `evaluate` of files run on the synthetic corpus under a profile hook, in the working tree and in COMMIT. A file counts
-where one of its functions is called in the process of the command; importing a module or checking a default does not.
+where one of its functions is called in the process of the command; what runs while a module is imported, such as the
+check of a default, does not. The row `train step` counts what is called between the second and the third fetch of a
+batch: one step of the loop, without what begins and ends a run.
 """
 
 from __future__ import annotations
@@ -20,19 +22,33 @@ from typing import Any, Final
 
 from nothing_lost_trees import earlier_tree, resolve_commit
 
+_STEP: Final = "Feed.next"
+"""Fetches the next batch, once a step."""
+_STEPS: Final = 3
+
 _DRIVER: Final = """
 import json, os, sys, threading
 from omniges import cli
 root = os.path.dirname(cli.__file__) + os.sep
-files, crossings, last = set(), 0, None
+step = os.environ["FILES_VISITED_STEP"]
+visits = {"command": [set(), 0, None], "step": [set(), 0, None]}  # files, crossings, the file before
+importing = threading.local()
+fetches = 0
 FUNCTION = 1  # CO_OPTIMIZED, which bodies of modules and classes do not have
 def hook(frame, event, argument):
-    global crossings, last
-    name = frame.f_code.co_filename
-    if event == "call" and name.startswith(root) and FUNCTION & frame.f_code.co_flags & frame.f_back.f_code.co_flags:
-        files.add(name[len(root):])
-        crossings += name != last
-        last = name
+    global fetches
+    code = frame.f_code
+    if not code.co_filename.startswith(root) or event not in {"call", "return"}:
+        return
+    name = code.co_filename[len(root):]
+    if code.co_name == "<module>":
+        importing.depth = getattr(importing, "depth", 0) + (1 if event == "call" else -1)
+    elif event == "call" and code.co_flags & FUNCTION and not getattr(importing, "depth", 0):
+        fetches += code.co_qualname == step
+        for each in ("command", "step") if fetches == 2 else ("command",):
+            files, crossings, last = visits[each]
+            files.add(name)
+            visits[each][1:] = crossings + (name != last), name
 threading.setprofile(hook)
 sys.setprofile(hook)
 try:
@@ -42,9 +58,13 @@ except SystemExit as end:
 finally:
     sys.setprofile(None)
     threading.setprofile(None)
+found = {each: {"files": sorted(files), "crossings": crossings} for each, (files, crossings, _) in visits.items()}
 with open(os.environ["FILES_VISITED"], "w") as out:
-    json.dump({"code": code, "files": sorted(files), "crossings": crossings}, out)
+    json.dump({"code": code, "fetches": fetches} | found, out)
 """
+
+_Visits = tuple[list[str], int]
+"""Files, and how often a call crosses from file to file."""
 
 
 def _omniges(tree: Path, *arguments: str | Path) -> None:
@@ -58,31 +78,35 @@ def _environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(tree)}
 
 
-def _visited(tree: Path, work: Path, *arguments: str | Path) -> tuple[list[str], int]:
+def _visited(tree: Path, work: Path, *arguments: str | Path) -> dict[str, _Visits]:
+    """Run a command; return the visits of the whole of it and, where it fetched three batches, of one step."""
     facts = work / "visited.json"
     command = [sys.executable, "-c", _DRIVER, *map(str, arguments)]
-    environment = _environment(tree) | {"FILES_VISITED": str(facts)}
+    environment = _environment(tree) | {"FILES_VISITED": str(facts), "FILES_VISITED_STEP": _STEP}
     done = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True, check=False)
     found: dict[str, Any] = json.loads(facts.read_text()) if facts.exists() else {"code": done.stderr}
     if found["code"] not in {0, None}:
         raise SystemExit(f"{arguments[0]} failed: {found['code']}\n{done.stderr}")
-    return list(found["files"]), int(found["crossings"])
+    name = str(arguments[0])
+    rows = {name: found["command"]} | ({f"{name} step": found["step"]} if found["fetches"] >= _STEPS else {})
+    return {row: (list(visits["files"]), int(visits["crossings"])) for row, visits in rows.items()}
 
 
-def _measure(tree: Path, work: Path) -> dict[str, tuple[list[str], int]]:
+def _measure(tree: Path, work: Path) -> dict[str, _Visits]:
     work.mkdir()
     corpus, shards, run = work / "corpus", work / "shards", work / "run"
     _omniges(tree, "sample-corpus", corpus, "--clips", "20", "--seconds", "8")
     _omniges(tree, "preprocess", "--root", corpus, "--out", shards, "--keep-audio", "--workers", "1")
-    train = ("train", "--shards", shards, "--preset", "tiny", "--max-train-steps", "2", "--output-dir")
+    train = ("train", "--shards", shards, "--preset", "tiny", "--max-train-steps", str(_STEPS), "--output-dir")
     _omniges(tree, *train, run)
     wav = next(corpus.rglob("1_synthetica_0_1_1.wav"))
-    found = {"train": _visited(tree, work, *train, work / "again")}
+    found = _visited(tree, work, *train, work / "again")
+    if "train step" not in found:
+        raise SystemExit(f"{tree}: {_STEPS} calls of {_STEP} expected, found fewer: name what fetches a batch in _STEP")
     generate = ("generate", "--checkpoint", run, "--task", "a2g", "--steps", "1")
-    found["generate"] = _visited(tree, work, *generate, "--audio", wav, "-o", work / "made")
+    found |= _visited(tree, work, *generate, "--audio", wav, "-o", work / "made")
     _omniges(tree, *generate, "--shards", shards, "--split", "test", "-o", work / "many")
-    found["evaluate"] = _visited(tree, work, "evaluate", work / "many", "--shards", shards, "--resamples", "20")
-    return found
+    return found | _visited(tree, work, "evaluate", work / "many", "--shards", shards, "--resamples", "20")
 
 
 def main() -> None:

@@ -45,8 +45,8 @@ from omniges.generation.audio import Held, hear
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_starts
 from omniges.generation.sampler import Loaded, load
 from omniges.generation.writers import valid_motion
-from omniges.metrics.positions import SeamComparison, SeamScore, seam_score
-from omniges.model.settings import SamplingSettings, Solver
+from omniges.metrics.gesture import SeamComparison, SeamScore, seam_score
+from omniges.model.tasks import SamplingSettings, Solver
 from omniges.shards.reader import ShardFolder
 
 STEPS: Final = (2, 4, 8, 16, 32)

@@ -30,10 +30,11 @@ from omniges.formats.audio import decode_wav, encode_wav
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
+from omniges.model.draws import FlowSettings, draw_plan
 from omniges.model.flow import FlowModel, Windows
 from omniges.model.spec import load_model
 from omniges.model.streams import STREAMS
-from omniges.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.tasks import TASKS
 from omniges.shards.reader import SampleArrays, ShardFolder
 
 STEM: Final = "2_scott_0_1_1"

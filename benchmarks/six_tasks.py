@@ -30,11 +30,10 @@ from omniges.features.gesture import gesture_from_motion
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
-from omniges.model.flow import Draws, FlowModel, sample
-from omniges.model.settings import SamplingSettings
+from omniges.model.flow import FlowModel, draw_noise, follow, guided_clean, step_levels
 from omniges.model.spec import load_model
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.shards.reader import SampleArrays, ShardFolder
 
 SIX = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
@@ -91,14 +90,15 @@ def generate(
     conditions = {
         name: torch.from_numpy(np.stack([window.arrays[name] for window in windows])) for name in TASKS[task].conditions
     }
-    draws = Draws(
-        ticks=len(windows[0].arrays["text"]),
-        seed=1,
-        positions=torch.arange(len(windows)),
-        speakers=torch.tensor([numbers.get(window.speaker or "", 0) for window in windows]),
-    )
-    made = sample(model, conditions, (target,), draws, sampling)[target]
-    return list(made.numpy())
+    spoken_by = torch.tensor([numbers.get(window.speaker or "", 0) for window in windows])
+    stream = model.stream(target)
+    shape = (stream.count(len(windows[0].arrays["text"])), stream.channels)
+    with torch.no_grad():
+        given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
+        noise = draw_noise(1, torch.arange(len(windows)), target, shape)
+        clean_of = guided_clean(model, given, (target,), spoken_by, sampling.guidance)
+        made = follow({target: noise}, step_levels(sampling), clean_of, sampling.solver)
+        return list(stream.arrays(made[target]).numpy())
 
 
 def score_task(

@@ -10,14 +10,16 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from omniges.api import evaluate, load_model, preprocess, sample_corpus, verify_shards
-    from omniges.codecs.registry import load_codec
+    from omniges.codecs.registry import load_codec, register_codec
     from omniges.codecs.settings import EncodeSettings
     from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
     from omniges.evaluation.settings import EvaluateSettings
     from omniges.formats.motion import SmplxMotion, read_motion, write_motion
     from omniges.generation.pipeline import OmnigesPipeline
     from omniges.generation.settings import GenerateSettings, Sources
-    from omniges.model.settings import SamplingSettings
+    from omniges.metrics.registry import register_metric
+    from omniges.model.tasks import SamplingSettings
+    from omniges.pipeline.corpora.registry import register_corpus
     from omniges.pipeline.recording import Recording
     from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Selection
     from omniges.pipeline.write import write_shards
@@ -38,7 +40,9 @@ _MODULES = {
     "omniges.formats.motion": ("SmplxMotion", "read_motion", "write_motion"),
     "omniges.generation.pipeline": ("OmnigesPipeline",),
     "omniges.generation.settings": ("GenerateSettings", "Sources"),
-    "omniges.model.settings": ("SamplingSettings",),
+    "omniges.metrics.registry": ("register_metric",),
+    "omniges.model.tasks": ("SamplingSettings",),
+    "omniges.pipeline.corpora.registry": ("register_corpus",),
     "omniges.pipeline.recording": ("Recording",),
     "omniges.pipeline.settings": ("ConvertSettings", "PreprocessSettings", "Selection"),
     "omniges.pipeline.write": ("write_shards",),
@@ -73,6 +77,9 @@ __all__ = [
     "load_model",
     "preprocess",
     "read_motion",
+    "register_codec",
+    "register_corpus",
+    "register_metric",
     "sample_corpus",
     "verify_shards",
     "write_motion",

@@ -2,8 +2,9 @@
 
 A test of a command waits two to ten seconds for imports of torch and its companions and a fraction of one for the
 command. One process for each worker of pytest imports them once and forks a child for each command: its own arguments,
-folder, exit code and output, as with a new interpreter. Tests of what a command imports, of signals and of variables
-of the environment start interpreters of their own.
+folder, variables of the environment, exit code and output, as with a new interpreter. A script of a test may run in
+place of a command, for what kills or signals itself. Tests of what a command imports, of signals that come from
+elsewhere and of variables that libraries read when they are loaded start interpreters of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,13 +45,16 @@ class CommandServer:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=TESTS.parent, text=True
         )
 
-    def run(self, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-        """Run one command and wait for its end."""
+    def run(
+        self, words: tuple[str, ...], script: str | None = None, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command, or a script with these arguments as `python -c` would, and wait for its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
-            request = {"words": words, "folder": os.getcwd(), "outputs": outputs}
+            request = {"words": words, "script": script, "variables": dict(variables or {})}
+            request |= {"folder": os.getcwd(), "outputs": outputs}
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             if not select.select([self._process.stdout], [], [], TIMEOUT_S)[0]:
@@ -81,12 +86,18 @@ def _become(request: dict[str, Any]) -> NoReturn:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.argv = ["omniges", *request["words"]]
+    os.environ.update(request["variables"])
+    script = request["script"]
+    sys.argv = ["omniges" if script is None else "-c", *request["words"]]
     code: object = 1
     try:
-        from omniges.cli import main
+        if script is None:
+            from omniges.cli import main
 
-        main()
+            main()
+        else:
+            exec(compile(script, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - a test's own
+            code = 0
     except SystemExit as end:
         code = end.code or 0
     except BaseException:  # noqa: BLE001 - shown as the interpreter would

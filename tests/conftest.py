@@ -46,9 +46,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus as shards, audio kept."""
+    """The corpus as shards by two workers, audio kept."""
     out = tmp_path_factory.mktemp("shards") / "shards"
-    assert run_preprocess(corpus, out, keep_audio=True).exit_code == 0
+    assert run_preprocess(corpus, out, keep_audio=True, workers=2).exit_code == 0
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,11 @@ from torch import Tensor
 
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
-from omniges.model.flow import FlowModel, Windows
+from omniges.model.draws import FlowSettings, Plan, draw_plan
+from omniges.model.flow import FlowModel, Windows, draw_noise, follow, guided_clean, step_levels
 from omniges.model.spec import ModelConfig, build_model
-from omniges.model.streams import STREAMS
-from omniges.model.tasks import FlowSettings, Plan, draw_plan
+from omniges.model.streams import STREAMS, StreamName
+from omniges.model.tasks import SamplingSettings
 
 TICKS, PIECES = 6, 9
 CONFIG = ModelConfig(width=16, layers=2, heads=2, piece_width=12, mark_width=4)
@@ -72,3 +75,35 @@ class Recorder(torch.nn.Module):
     def forward(self, tokens: Any, levels: Any, **others: Any) -> Any:
         self.calls.append({"tokens": tokens, "levels": levels, **others})
         return self.trunk(tokens, levels, **others)
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Which samples are asked for; B of them, on the model's device."""
+
+    ticks: int  # length of the windows
+    seed: int  # of the noise, which is keyed by seed and position
+    positions: Tensor  # (B,) int64, tell the samples of one seed apart
+    speakers: Tensor  # (B,) int64, 0: unknown
+
+
+@torch.no_grad()
+def sample(
+    model: FlowModel,
+    conditions: Mapping[StreamName, Tensor],
+    targets: Sequence[StreamName],
+    draws: Draws,
+    settings: SamplingSettings,
+) -> dict[StreamName, Tensor]:
+    """Arrays (B, …) of the targets, as shards hold them, drawn for windows of one length at once."""
+    given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
+
+    def noise_of(names: Sequence[StreamName]) -> dict[StreamName, Tensor]:
+        shapes = {n: (model.stream(n).count(draws.ticks), model.stream(n).channels) for n in names}
+        return {name: draw_noise(draws.seed, draws.positions, name, shape) for name, shape in shapes.items()}
+
+    noise = noise_of(targets)
+    carried = noise_of(model.carried(targets))
+    clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance, carried)
+    made = follow(noise, step_levels(settings), clean_of, settings.solver)
+    return {name: model.stream(name).arrays(tokens) for name, tokens in made.items()}

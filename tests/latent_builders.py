@@ -16,7 +16,7 @@ from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 
 GESTURE: Final = "gesture-rvqvae"
 AUDIO: Final = "audioldm2-vae"

@@ -23,21 +23,26 @@ COMMAND = (str(Path(sys.executable).with_name("omniges")),)
 def run_preprocess(
     root: Path, out: Path, *, keep_audio: bool = False, loudness: Loudness = "none", **settings: Any
 ) -> Summary:
-    """Preprocess in this process, progress thrown away."""
+    """Preprocess in this process and, where not told otherwise, one worker, whose start is most of it."""
     with Path(os.devnull).open("w") as stream:
         chosen = PreprocessSettings(
             root=root,
             out=out,
             convert=ConvertSettings(keep_audio=keep_audio, loudness=loudness),
-            **({"workers": 2} | settings),
+            **({"workers": 1} | settings),
         )
         return preprocess(chosen, LineReporter(stream))
 
 
-def omniges(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command, as a user does: in a new interpreter where variables of the environment are given."""
-    if not variables:
-        return server().run(tuple(map(str, words)))
+def scripted(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run Python as `python -c` does, where all that commands import is there already."""
+    return server().run(tuple(map(str, words)), script)
+
+
+def omniges(*words: object, anew: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command, as a user does, in an environment with these variables; anew: in an interpreter of its own."""
+    if not anew:
+        return server().run(tuple(map(str, words)), variables=variables)
     return subprocess.run(
         [*COMMAND, *map(str, words)], capture_output=True, text=True, env=os.environ | variables, timeout=100
     )

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omniges.benchmark.settings import TOLD, StepSpeedSettings, aligned
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.model.tasks import draw_plan, groups_of
+from omniges.model.draws import draw_plan, groups_of
 from omniges.trainer.config import Preset, TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.run import Run, accelerated, open_run

@@ -32,9 +32,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from omniges.codecs.base import exact, fingerprint_of
+from omniges.codecs.base import Loading, exact, fingerprint_of
 from omniges.errors import DataError
-from omniges.features.audio import MEL_BANDS
+from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.shards.latents import FrameEntry
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
@@ -65,6 +65,9 @@ _Affine = tuple[Tensor, Tensor]
 class AudioVae:
     """An AutoencoderKL over the mel of a clip."""
 
+    loudness: Loudness = "peak"
+    """What AudioLDM2 was trained on."""
+
     def __init__(self, vae: Any, entry: FrameEntry) -> None:
         self._vae, self.entry = vae, entry
         self._scaling: float = vae.config.scaling_factor
@@ -90,6 +93,11 @@ class AudioVae:
             grid = rows.reshape(len(rows), channels, -1).transpose(0, 1) / self._scaling + self._shift
             mel = decoded(self._vae, grid)[0]
         return np.ascontiguousarray(mel.cpu().numpy())
+
+
+def load(folder: Path, loading: Loading) -> AudioVae:
+    """Load the codec as the registry does."""
+    return load_audio_vae(folder, loading.device)
 
 
 def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:

@@ -1,4 +1,4 @@
-"""What a codec is to omniges, and which ones there are. docs/codecs.md says how to add one.
+"""What a codec is to omniges. docs/extend.md says how to add one.
 
 A codec turns one member of a sample (its source) into latents and back: frames into rows, or the words of windows
 into a row each. It is frozen: nothing of it is trained, averaged or kept in a checkpoint, and the same source has the
@@ -8,9 +8,10 @@ same latents.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from omniges.features.audio import Loudness
 from omniges.shards.latents import FrameEntry, WindowEntry
 from omniges.shards.schema import WindowGrid
 from omniges.storage.canonical_json import canonical_json
@@ -28,7 +30,7 @@ class LostText:
     """What of a text cannot be in its latents."""
 
     cut: bool
-    """It has more than 77 tokens; its end is lost."""
+    """It is longer than the codec reads; its end is lost."""
     unknown: bool
     """The vocabulary cannot spell all of it."""
 
@@ -71,6 +73,15 @@ class QuantisingCodec(Protocol):
         """The same codec, told whether to."""
 
 
+@runtime_checkable
+class LoudnessCodec(Protocol):
+    """A codec of audio that was trained on one loudness; `encode` tells where shards have another."""
+
+    @property
+    def loudness(self) -> Loudness:
+        """The value of ``omniges preprocess --loudness`` that it expects."""
+
+
 class WindowCodec(Protocol):
     """A frozen codec of windows' words, loaded. Not for several threads at once."""
 
@@ -100,6 +111,21 @@ class WindowCodec(Protocol):
 
 
 Codec = FrameCodec | WindowCodec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How a codec is to be loaded."""
+
+    device: torch.device
+    ends: frozenset[End] = BOTH_ENDS
+    """What it will do; a codec may leave the other half of its weights unread."""
+    t5_tokenizer: Path | None = None
+    """Folder of T5's tokenizer, where a codec of text has none in its own."""
+
+
+CodecLoader = Callable[[Path, Loading], Codec]
+"""Loads a codec from its folder, which is there. Raises DataError for a folder that holds no such codec."""
 
 
 def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 
-from omniges.codecs.base import Codec, End, WindowCodec
+from omniges.codecs.base import Codec, End, LoudnessCodec, WindowCodec
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, EnvironmentFault, UsageFault
@@ -55,18 +55,13 @@ class EncodeSummary:
     seconds: float
     elapsed_s: float
     resumed: int  # shards that a stopped run had finished
+    loudness: tuple[str, ...]  # codecs that were trained on another loudness than the shards have, for people
     manifest_hash: str
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the latents lack, and what they differ in from those that the codec's authors trained on."""
-        loud = tuple(
-            f"{entry.name}: these shards have the loudness of their recordings; its authors trained on a peak of 0.5 "
-            "(omniges preprocess --loudness peak)"
-            for entry in self.encoded
-            if entry.source == "mel.npy" and entry.settings.get("loudness") == "none"
-        )
-        return loud + tuple(f"{x.name}: {_losses(x.lost)}" for x in self.encoded if isinstance(x, WindowEntry))
+        return self.loudness + tuple(f"{x.name}: {_losses(x.lost)}" for x in self.encoded if isinstance(x, WindowEntry))
 
     @property
     def lines(self) -> list[str]:
@@ -107,7 +102,8 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
         resumed = _Job(source, workspace, codecs, wanted).run(count)
-        return _summary(ShardFolder(target), wanted, there, time.monotonic() - began, resumed)
+        summary = _summary(ShardFolder(target), wanted, there, time.monotonic() - began, resumed)
+        return replace(summary, loudness=_loudness(wanted, codecs))
 
 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
@@ -125,7 +121,10 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
             codec = codec.on(settings.grid(codec.entry.grid))
         codecs[name] = codec
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
-        raise UsageFault(f"{settings.of_text[0]}: it goes with a codec of text, --with omniflow-text-vae=FOLDER")
+        raise UsageFault(
+            f"{settings.of_text[0]}: it goes with a codec of text, found {', '.join(codecs)}: give one by --with, or "
+            "remove this flag"
+        )
     if new and source is not None:
         _wanted(settings, source, codecs)
     return codecs
@@ -159,7 +158,7 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
     if share > limit:
         raise DataError(
             f"{source.folder}: {entry.name} would lose words of {100 * share:.3g} % of the windows, more than "
-            f"--max-lost {limit:g}: {_losses(counts)}: take a shorter --window-ticks, or shards of languages that T5 "
+            f"--max-lost {limit:g}: {_losses(counts)}: take a shorter --window-ticks, or shards of languages that it "
             "can spell"
         )
     return replace(entry, lost=counts)
@@ -167,7 +166,7 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
 
 def _losses(counts: Mapping[str, int]) -> str:
     return (
-        f"of {counts['windows']} windows, {counts['cut']} have more text than T5's 76 tokens, {counts['unknown']} "
+        f"of {counts['windows']} windows, {counts['cut']} have more text than it reads, {counts['unknown']} "
         "letters that it cannot spell"
     )
 
@@ -242,8 +241,22 @@ def _summary(
         seconds=totals["seconds"],
         elapsed_s=elapsed_s,
         resumed=resumed,
+        loudness=(),
         manifest_hash=folder.dataset["manifest_hash"],
     )
+
+
+def _loudness(entries: Sequence[CodecEntry], codecs: Mapping[str, Codec]) -> tuple[str, ...]:
+    """Remarks on codecs that were trained on another loudness than the shards have."""
+    found = []
+    for entry in entries:
+        codec, own = codecs[entry.name], entry.settings.get("loudness")
+        if isinstance(codec, LoudnessCodec) and own is not None and own != codec.loudness:
+            found.append(
+                f"{entry.name}: it was trained on --loudness {codec.loudness}, these shards have {own} "
+                f"(omniges preprocess --loudness {codec.loudness})"
+            )
+    return tuple(found)
 
 
 @dataclass(slots=True)

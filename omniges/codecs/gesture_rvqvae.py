@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.codecs.base import fingerprint_of
+from omniges.codecs.base import Loading, fingerprint_of
 from omniges.codecs.rvqvae import Rvqvae, load_rvqvae
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES, LAYOUT
@@ -168,28 +168,19 @@ class GestureRvqvae:
     @property
     def entry(self) -> FrameEntry:
         """What shards and checkpoints keep of it."""
+        parts = {part: asdict(net.spec) for part, net in self.nets.items()}
         return FrameEntry(
             name=NAME,
             fingerprint=self.fingerprint,
             source="gesture.npy",
             frames_per_row=self.frames_per_latent,
             channels=self.latent_channels,
-            settings=self._options(),
+            settings={"latent_scale": LATENT_SCALE, "parts": parts},
         )
 
     def decoding(self, *, quantised: bool) -> GestureRvqvae:
         """The same nets, whose `decode` snaps latents to codes first or does not."""
         return replace(self, quantised=quantised)
-
-    def record(self) -> dict[str, Any]:
-        """What tells this codec from another, as JSON: to be kept beside latents and whatever is made of them."""
-        sizes = {"frames_per_latent": self.frames_per_latent, "latent_channels": self.latent_channels}
-        named = {"codec": NAME, "fingerprint": self.fingerprint, "quantised": self.quantised}
-        return named | sizes | self._options()
-
-    def _options(self) -> dict[str, Any]:
-        """What decides latents."""
-        return {"latent_scale": LATENT_SCALE, "parts": {part: asdict(net.spec) for part, net in self.nets.items()}}
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
         """Gesture channels (T, 415) of a whole clip as latents (N, L), not quantised and divided by 5.
@@ -274,6 +265,11 @@ def load_gesture_rvqvae(
         tensors |= {f"{part}.mean": torch.from_numpy(scale.mean), f"{part}.std": torch.from_numpy(scale.std)}
     fingerprint = fingerprint_of({"latent_scale": LATENT_SCALE, "parts": list(nets)}, tensors)
     return GestureRvqvae(nets=nets, columns=columns, scales=scales, quantised=quantised, fingerprint=fingerprint)
+
+
+def load(folder: Path, loading: Loading) -> GestureRvqvae:
+    """Load the codec as the registry does: with all four parts."""
+    return load_whole_gesture_rvqvae(folder, loading.device)
 
 
 def load_whole_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from omniges.codecs.registry import CODECS
 from omniges.errors import UsageFault
 from omniges.options import about, check, option
 from omniges.shards.schema import WindowGrid
@@ -15,11 +16,10 @@ DEFAULT_MAX_LOST: Final = 0.01
 
 def named_folder(flag: str, text: str) -> tuple[str, Path]:
     """Read a codec's name and folder from NAME=FOLDER; raises UsageFault by flag name."""
-    from omniges.codecs.registry import CODECS
-
     name, equals, folder = text.partition("=")
-    if not equals or not folder or name not in CODECS:
-        raise UsageFault(f"{flag} {text}: NAME=FOLDER with one of {', '.join(CODECS)} expected")
+    if not equals or not folder:
+        raise UsageFault(f"{flag} {text}: NAME=FOLDER expected, with one of {', '.join(CODECS.names())}")
+    CODECS.require(name, f"{flag} {text}: NAME=FOLDER")
     return name, Path(folder)
 
 
@@ -29,7 +29,7 @@ class EncodeSettings:
 
     codecs: tuple[tuple[str, Path], ...] = field(
         metadata=about(
-            "Codec (audioldm2-vae, gesture-rvqvae, omniflow-text-vae) and the folder of its files; may be repeated.",
+            f"Codec ({', '.join(CODECS.builtin)}, or another package's) and the folder of its files; may be repeated.",
             "--with",
             metavar="NAME=FOLDER",
             parse=named_folder,
@@ -41,7 +41,7 @@ class EncodeSettings:
     )
     overwrite: bool = option(False, "Replace latents that other weights, or other windows, gave.")
     window_ticks: int | None = option(
-        None, "Ticks of 0.1 s in a window of text, of omniflow-text-vae.", least=1, shown="64"
+        None, "Ticks of 0.1 s in a window of text, of a codec of text.", least=1, shown="64"
     )
     stride_ticks: int | None = option(
         None, "Ticks between window starts; divides the window.", least=1, shown="a quarter of a window"

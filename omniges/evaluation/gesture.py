@@ -22,13 +22,14 @@ from omniges.evaluation.motion import (
     generated_motion,
     recorded_motion,
 )
+from omniges.evaluation.registered import RegisteredScores
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
-from omniges.metrics import positions
-from omniges.metrics.beats import BeatScore, audio_beats, beat_score, motion_beats
+from omniges.metrics import gesture
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
+from omniges.metrics.registry import MotionClip, units
 from omniges.shards.manifest import ManifestRow
 
 F64 = npt.NDArray[np.float64]
@@ -39,19 +40,8 @@ _NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
 _ALONE: Final = "one recording has no other to take the audio of"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
 _NO_SEAMS: Final = "no result was put together from windows"
-_UNITS: Final = {
-    "L1 diversity": "m",
-    "semantic recall": "",
-    "face MSE": "m²",
-    "face LVD": "m/frame",
-    "jerk": "m/s³",
-    "foot skate": "m/s",
-    "root drift, end": "m",
-    "root drift, farthest": "m",
-    "invalid rotations": "share",
-    "seams, velocity": "share",
-    "seams, acceleration": "share",
-}
+_TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # whose rows are kept by classes of their own
+_UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
 _AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD")
 _NO_VALUES: Final = {
     "face MSE": _NO_BODY,
@@ -111,6 +101,7 @@ class _Scorer:
         self._unconditional = results[0].unconditional
         self._rows = {result.key: result.row for result in results}
         self._partners = scores.partners(list(self._rows), how.seed)
+        self._registered = RegisteredScores("gesture", unconditional=self._unconditional)
         self._recording: _Recording | None = None
         self.seconds: dict[str, float] = {}
 
@@ -153,6 +144,8 @@ class _Scorer:
         partner = self._partners.get(key)
         other = None if partner is None else recorded_motion(self._shards, self._rows[partner])
         self._add_recall(key, recording, own, true, other)
+        if self._registered.wanted:
+            self._add_registered(key, recording.body, generated, recorded, other)
         if isinstance(recording.body, Person):
             self._add_face(key, recording.body, generated, recorded, other)
 
@@ -160,15 +153,15 @@ class _Scorer:
         """What motion says by itself."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
-        self._values("L1 diversity", row).add(key, lambda: positions.l1_diversity(joints))
-        self._values("jerk", row).add(key, lambda: positions.jerk(placed))
-        self._values("foot skate", row).add(key, lambda: positions.foot_skate(placed))
-        drift = positions.root_drift(motion.trans)
+        self._values("L1 diversity", row).add(key, lambda: gesture.l1_diversity(joints))
+        self._values("jerk", row).add(key, lambda: gesture.jerk(placed))
+        self._values("foot skate", row).add(key, lambda: gesture.foot_skate(placed))
+        drift = gesture.root_drift(motion.trans)
         self._values("root drift, end", row).keep(key, ClipValue(drift.end_m, 1.0))
         self._values("root drift, farthest", row).keep(key, ClipValue(drift.farthest_m, 1.0))
         if seams := [seam for seam in result.seams if 2 <= seam <= motion.frames - 2]:
-            self._values("seams, velocity", row).add(key, lambda: positions.seam_score(placed, seams).velocity)
-            self._values("seams, acceleration", row).add(key, lambda: positions.seam_score(placed, seams).acceleration)
+            self._values("seams, velocity", row).add(key, lambda: gesture.seam_score(placed, seams).velocity)
+            self._values("seams, acceleration", row).add(key, lambda: gesture.seam_score(placed, seams).acceleration)
 
     def _add_recall(self, key: str, recording: _Recording, own: F64, true: F64, other: ClipMotion | None) -> None:
         settings = self._with.profile.semantic
@@ -176,11 +169,11 @@ class _Scorer:
         if spans is None and settings.without_scores == "refused":
             self._values("semantic recall", "generated").leave_out("no sem annotation")
             return
-        spoken = None if spans is None else positions.semantic_scores(spans, len(own), settings)
+        spoken = None if spans is None else gesture.semantic_scores(spans, len(own), settings)
 
         def recall(joints: F64) -> Any:
             frames = min(len(joints), len(own))
-            return positions.semantic_recall(
+            return gesture.semantic_recall(
                 own[:frames], joints[:frames], None if spoken is None else spoken[:frames], settings
             )
 
@@ -190,7 +183,7 @@ class _Scorer:
             self._values("semantic recall", "shuffled").add(key, lambda: recall(others))
         recorded = self._values("semantic recall", "recorded")
         if key not in recorded.keys:
-            recorded.add(key, lambda: positions.semantic_recall(true, true, spoken, settings))
+            recorded.add(key, lambda: gesture.semantic_recall(true, true, spoken, settings))
 
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
@@ -198,15 +191,28 @@ class _Scorer:
         """Face vertices block by block; another recording's face is that of this person."""
         motions = [generated, recorded, *([] if other is None else [other.cut(generated.frames)])]
         blocks = [person.vertex_blocks(motion.face_poses(), motion.expressions) for motion in motions]
-        sums, shuffled = positions.FaceSums(), positions.FaceSums()
+        sums, shuffled = gesture.FaceSums(), gesture.FaceSums()
         for own, true, *rest in itertools.zip_longest(*blocks):
             sums.add(own, true)
             if rest and rest[0] is not None:
                 shuffled.add(own[: len(rest[0])], rest[0])
-        rows: list[tuple[scores.Row, positions.FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
+        rows: list[tuple[scores.Row, gesture.FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
         for row, found in rows[: len(motions) - 1]:
             self._values("face MSE", row).add(key, found.mse)
             self._values("face LVD", row).add(key, partial(found.velocity, self._with.profile.face))
+
+    def _add_registered(
+        self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
+    ) -> None:
+        """What metrics of other packages say; another recording's motion is that of this person."""
+
+        def clip(motion: ClipMotion) -> MotionClip:
+            return MotionClip(motion.poses, motion.expressions, motion.trans, body.joints(motion.poses, motion.trans))
+
+        self._registered.add("generated", key, clip(generated), clip(recorded))
+        if other is not None:
+            frames = min(generated.frames, other.frames)
+            self._registered.add("shuffled", key, clip(generated.cut(frames)), clip(other.cut(frames)))
 
     def figures(self) -> list[scores.Figure]:
         """All of them, in the order of the report."""
@@ -222,17 +228,17 @@ class _Scorer:
                 figures.append(scores.absent(scores.Heading(metric, unit), _NO_VALUES[metric]))
             else:
                 figures += [figure_of(heading, values) for heading, values in there]
-        return figures
+        return figures + self._registered.figures(self._how)
 
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
         """A mean by weight, and what some metrics say beside their values."""
         details: dict[str, Any] = {}
         match values.found:
-            case [positions.FaceScore() as first, *_]:
+            case [gesture.FaceScore() as first, *_]:
                 details = {"vertices": first.vertices}
-            case [positions.RecallScore() as first, *_]:
+            case [gesture.RecallScore() as first, *_]:
                 details = {"joints": first.joints, "annotated": sum(one.annotated for one in values.found)}
-            case [positions.SkateScore(), *_]:  # one that never touches the floor cannot skate on it
+            case [gesture.SkateScore(), *_]:  # one that never touches the floor cannot skate on it
                 contact = sum(one.weight for one in values.found)
                 details = {"contact_share": contact / sum(one.toe_frames for one in values.found)}
         return scores.figure_of_mean(heading, values, self._how, details)
@@ -272,9 +278,11 @@ class BeatRows:
         try:
             heard_frames, times = self._heard.get(key, (0, np.empty(0)))
             if heard_frames != frames:  # found once for all results of a recording that are of one length
-                times = audio_beats(samples, frames, self.settings)
-            own, true = (motion_beats(joints, self.mean_speeds_m_s, self.settings) for joints in (generated, recorded))
-            score, recorded_score = (beat_score(times, beats, frames, self.settings) for beats in (own, true))
+                times = gesture.audio_beats(samples, frames, self.settings)
+            own, true = (
+                gesture.motion_beats(joints, self.mean_speeds_m_s, self.settings) for joints in (generated, recorded)
+            )
+            score, recorded_score = (gesture.beat_score(times, beats, frames, self.settings) for beats in (own, true))
         except DataError as error:
             for row in scores.ROWS:
                 self._rows[row].leave_out(error)
@@ -315,10 +323,10 @@ class BeatRows:
             self._rows["shuffled"].add(key, partial(_common, common, times, beats, self.settings))
 
 
-def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> BeatScore:
+def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> gesture.BeatScore:
     """The score over the time that both have: what the longer has beyond its end is left out of both sides."""
     scored = frames - 2 * settings.crop_frames
     inside = times[times < scored / FRAME_RATE_HZ]
     if not len(inside):
         raise DataError("audio: found no onset in the time that both clips have")
-    return beat_score(inside, [own[own < scored] for own in beats], frames, settings)
+    return gesture.beat_score(inside, [own[own < scored] for own in beats], frames, settings)

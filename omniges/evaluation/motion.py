@@ -20,9 +20,9 @@ from omniges.features.body import BodyModel, joint_positions
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.body_model import decode_body_model
-from omniges.metrics.beats import mean_joint_speeds
 from omniges.metrics.frechet import DESCRIPTOR_NAME, Encoder, Features, FrechetScore, describe, frechet_distance
-from omniges.metrics.profiles import Profile, scored_poses
+from omniges.metrics.gesture import mean_joint_speeds, scored_poses
+from omniges.metrics.profiles import Profile
 from omniges.shards.manifest import ManifestRow
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex

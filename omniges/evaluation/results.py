@@ -22,7 +22,7 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import WordInterval, decode_words
-from omniges.generation.record import WINDOWS_TIER, GeneratedRecord, read_record
+from omniges.generation.writers import WINDOWS_TIER, GeneratedRecord, read_record
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow

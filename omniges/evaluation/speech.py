@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.evaluation import scores
+from omniges.evaluation.registered import RegisteredScores
 from omniges.features.audio import LOG_FLOOR
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics import speech
+from omniges.metrics.registry import SoundClip, TextClip, units
 from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
 
 F32 = npt.NDArray[np.float32]
@@ -47,12 +49,13 @@ def _onsets(found: F32, expected: F32) -> speech.OnsetCounts:
 
 
 _ONSETS: Final = "onset agreement"
-_OF_MELS: Final[dict[str, tuple[str, Callable[[F32, F32], Any]]]] = {
-    "log-mel L1": ("nat", speech.log_mel_l1),
-    "mel-cepstral distortion": ("dB", speech.mel_cepstral_distortion),
-    _ONSETS: ("F", _onsets),
+_OF_MELS: Final[dict[str, Callable[[F32, F32], Any]]] = {
+    "log-mel L1": speech.log_mel_l1,
+    "mel-cepstral distortion": speech.mel_cepstral_distortion,
+    _ONSETS: _onsets,
 }
-"""Units and metrics of a mel and another of as many frames."""
+"""Metrics of a mel and another of as many frames."""
+_UNITS: Final = units("audio")
 
 
 def score_speech(
@@ -65,12 +68,14 @@ def score_speech(
     rows = {result.key: result.row for result in results}
     other = scores.partners(list(rows), how.seed)
     values: dict[tuple[str, scores.Row], scores.Values] = {}
+    registered = RegisteredScores("audio", unconditional=results[0].unconditional)
 
     def add(row: scores.Row, key: str, found: F32, recorded: F32) -> None:
         frames = min(len(found), len(recorded))
-        for name, (_, metric) in _OF_MELS.items():
+        for name, metric in _OF_MELS.items():
             own = values.setdefault((name, row), scores.Values())
             own.add(key, partial(metric, found[:frames], recorded[:frames]))
+        registered.add(row, key, SoundClip(found[:frames]), SoundClip(recorded[:frames]))
 
     kinds, silent, seconds = set(), [], {}
     for result in results:
@@ -87,13 +92,12 @@ def score_speech(
                 add("shuffled", result.key, found, shards.array(rows[other[result.key]], "mel.npy"))
         count()
     if results[0].unconditional:
-        return scores.Scored(
-            [scores.absent(scores.Heading(name, unit), scores.UNCONDITIONAL) for name, (unit, _) in _OF_MELS.items()],
-            seconds,
-        )
+        absent = [scores.absent(scores.Heading(name, _UNITS[name]), scores.UNCONDITIONAL) for name in _OF_MELS]
+        return scores.Scored(absent + registered.figures(how), seconds)
     of = {"of": " and ".join(sorted(kinds))}
     in_order = sorted(values, key=lambda place: list(_OF_MELS).index(place[0]))
     figures = [_mel_figure(name, row, values[name, row], how, of) for name, row in in_order]
+    figures += registered.figures(how)
     remarks = [f"{len(silent)} of {len(results)} results are silent: {', '.join(silent[:3])}"] if silent else []
     return scores.Scored(figures, seconds, remarks)
 
@@ -101,7 +105,7 @@ def score_speech(
 def _mel_figure(
     name: str, row: scores.Row, values: scores.Values, how: scores.Resampling, details: dict[str, Any]
 ) -> scores.Figure:
-    heading = scores.Heading(name, _OF_MELS[name][0], row)
+    heading = scores.Heading(name, _UNITS[name], row)
     if name != _ONSETS:
         more = {"cepstra": speech.CEPSTRA} if name == "mel-cepstral distortion" else {}
         return scores.figure_of_mean(heading, values, how, details | more)
@@ -118,12 +122,14 @@ def score_text(
 ) -> scores.Scored:
     """Figures of a task that makes text. Raises DataError for files that cannot be read."""
     seconds = {result.key: result.seconds for result in results}
+    registered = RegisteredScores("text", unconditional=results[0].unconditional)
     if results[0].unconditional:
         for result in results:
             result.spoken()  # a damaged file is one, scored or not
             count()
         headings = [scores.Heading(name, "share") for name in _RATES] + [scores.Heading(name, "s") for name in _TIMES]
-        return scores.Scored([scores.absent(heading, scores.UNCONDITIONAL) for heading in headings], seconds)
+        absent = [scores.absent(heading, scores.UNCONDITIONAL) for heading in headings]
+        return scores.Scored(absent + registered.figures(how), seconds)
     recorded = {
         result.key: [WordInterval(word["word"], word["start"], word["end"]) for word in shards.words(result.row)]
         for result in results
@@ -149,6 +155,10 @@ def score_text(
         figures += _timing(rows, how)
     else:
         figures += [scores.absent(scores.Heading(name, "s"), UNTIMED) for name in _TIMES]
+    for row, pairs in rows.items():
+        for key, words, expected in pairs:
+            registered.add(row, key, TextClip(words, timed), TextClip(expected, timed=True))
+    figures += registered.figures(how)
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
     cut = "words are as the annotator cut them, so read the characters' rate"
     remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]

@@ -34,6 +34,7 @@ EXPRESSIONS: Final = 100
 BETAS: Final = 300
 JAW_EYES: Final = 9
 JAW_EYES_COLUMNS: Final = slice(66, 75)  # of the 165 pose columns: jaw, left eye, right eye
+_ROTATION_TOLERANCE: Final = 0.1
 
 
 class GestureLayout:
@@ -167,6 +168,24 @@ def matrix_from_six_d(six_d: npt.NDArray[np.floating]) -> F64:
         raise ValueError("a 6D rotation has parallel rows")
     e1 = rest / length
     return np.stack([e0, e1, np.cross(e0, e1)], axis=-2)
+
+
+def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
+    """Return the share of 6D rotations (T, J, 6), as generated, that are far from any rotation.
+
+    Far: a row's length differs from 1, or the dot product of both rows from 0, by more than 0.1; or not finite.
+    Raises ValueError for another shape or no rotations at all.
+    """
+    rows = np.asarray(six_d)
+    if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
+        raise ValueError(f"rotations: found an array {rows.shape} of {rows.dtype}; expected floats (frames, joints, 6)")
+    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=-1))
+    values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid all the same
+    first, second = values[..., :3], values[..., 3:]
+    lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])
+    upright = np.abs((first * second).sum(axis=-1)) <= _ROTATION_TOLERANCE
+    good = (np.abs(lengths - 1) <= _ROTATION_TOLERANCE).all(axis=0) & upright
+    return float(1 - good.mean())
 
 
 def rotvec_from_matrix(matrix: F64) -> F64:

@@ -113,22 +113,7 @@ class SlotCodec:
 
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self.pieces: int = self._tokenizer.get_vocab_size()
-        """Number of pieces; piece ids are 0 to pieces − 1."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of distinct slots, the blank included; slots are 0 to vocabulary_size − 1."""
-        return 1 + MARKS * self.pieces
-
-    def encode_word(self, word: str) -> list[int]:
-        """The pieces of one word; never empty, for a word has letters."""
-        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
-        return ids
-
-    def decode_pieces(self, pieces: Sequence[int]) -> str:
-        """The text that pieces spell; bytes that are no UTF-8, as of a cut word, become U+FFFD."""
-        text: str = self._tokenizer.decode(list(pieces), skip_special_tokens=False)
-        return text
+        """Number of pieces; piece ids are 0 to pieces − 1, and slots 0 (the blank) to MARKS · pieces."""
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> Slots:
         """Slots (ticks,) of words (``word``, ``start`` and ``end`` in seconds, in order of time)."""
@@ -168,7 +153,8 @@ class SlotCodec:
             begins = first_tick[start:end].copy()
             begins[0] = True
             begins[1:] |= pieces[start + 1 : end] != pieces[start : end - 1]
-            text = self.decode_pieces(pieces[start:end][begins].tolist())
+            # Bytes that are no UTF-8, as of a cut word, become U+FFFD.
+            text = self._tokenizer.decode(pieces[start:end][begins].tolist(), skip_special_tokens=False)
             cut = start == 0 and not (first_tick[0] and first_piece[0])
             words.append(SlotWord(text, start / TICKS_PER_SECOND, end / TICKS_PER_SECOND, cut))
         return words

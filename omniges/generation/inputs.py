@@ -227,8 +227,8 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         ) from error
     if rate is None:
         raise UsageFault(
-            f"{path}: plain text has no times: give --shards DIR, from whose words the speaking rate is learned, or a "
-            "TextGrid"
+            f"{path}: plain text has no times, and this checkpoint knows no speaking rate: give --shards DIR, from "
+            "whose words one is learned, or a TextGrid"
         )
     try:
         words = timed_words(text, rate)
@@ -333,6 +333,7 @@ class Reading:
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # taken from shards that have them
     folder: Path | None = None  # where long inputs wait, see `Spool`
     recorded: tuple[StreamName, ...] = ()  # streams of samples of shards that are shown beside what is made
+    rate: SpeakingRate | None = None  # of the words that the model learned from
 
 
 def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
@@ -343,7 +344,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
             raise UsageFault("--key and --split: samples of shards or files expected, found both")
-        folder = _open(cast("Path", sources.shards))
+        folder = open_shards_of_model(cast("Path", sources.shards))
         rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
         if not rows:
             raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
@@ -355,7 +356,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
         )
     if not conditions and sources.seconds is None:
         raise UsageFault("--seconds: expected for results that follow from no input")
-    rate = _rate(sources)
+    rate = _rate(sources) or reading.rate
     if sources.seconds is not None and not conditions:
         item = cut_input(Input(_UNCONDITIONAL, int(sources.seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
         return [PlannedInput(item.name, lambda: item)]
@@ -398,7 +399,7 @@ def _rate(sources: Sources) -> SpeakingRate | None:
             f"--shards {sources.shards}: nothing would be read of it, for only plain text needs a speaking rate: name "
             "samples by --key or --split, or leave it away"
         )
-    folder = _open(sources.shards)
+    folder = open_shards_of_model(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
 
@@ -443,7 +444,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     )
 
 
-def _open(path: Path) -> ShardFolder:
+def open_shards_of_model(path: Path) -> ShardFolder:
     """A shard folder whose features are those that models here are trained on."""
     folder = ShardFolder(path)
     found = folder.dataset.get("features")

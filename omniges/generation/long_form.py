@@ -25,8 +25,8 @@ from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
 from omniges.model.flow import FlowModel, draw_noise, follow, guided_clean, step_levels
-from omniges.model.settings import SamplingSettings
 from omniges.model.streams import Stream, StreamName
+from omniges.model.tasks import SamplingSettings
 
 T = TypeVar("T")
 

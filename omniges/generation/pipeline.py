@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast, get_args
+from typing import Any, Final, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from omniges.errors import UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.formats.audio import encode_wav
+from omniges.formats.npz import encode_motion
+from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words
 from omniges.generation.audio import Held, hear_samples
 from omniges.generation.inputs import (
     Given,
@@ -30,6 +35,7 @@ from omniges.generation.inputs import (
     cut_input,
     given_audio,
     given_words,
+    open_shards_of_model,
     read_audio,
     read_gesture,
     read_text,
@@ -39,17 +45,24 @@ from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load
 from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
-from omniges.generation.writers import valid_motion
+from omniges.generation.writers import NEUTRAL, WINDOWS_TIER, Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
-from omniges.model.settings import SamplingSettings, Solver
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
-from omniges.shards.reader import ShardFolder
+from omniges.model.tasks import TASKS, SamplingSettings, Solver
+from omniges.storage.atomic import make_folder, publish_bytes
 from omniges.storage.canonical_json import sha256_hex
 
 F32 = npt.NDArray[np.float32]
 Words = Sequence[Mapping[str, Any]]
+Array = npt.NDArray[Any] | torch.Tensor
+
+_MOST_CHANNELS: Final = 8
+_LOUDEST: Final = 8.0
+"""Above it floats are in another unit; recordings that were amplified in an editor stay below."""
+_LONGEST_PATH: Final = 4096
+_TEXT_ENDINGS: Final = frozenset({".textgrid", ".txt", ".json", ".srt", ".vtt", ".csv", ".tsv", ".lab", ".wav", ".npz"})
+_PATH: Final = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\]+)+|[\w.-]+(?:[/\\][\w.-]+)+\.\w{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,59 @@ class OmnigesSample:
             raise UsageFault("waveform: this task makes no audio: take one such as t2a")
         voice = chosen_voice(None if vocoder is None else Path(vocoder))
         return waveform_from_mel(self.mel, voice.begin(self.seed))
+
+    def save(self, path: Path | str) -> list[Path]:
+        """Write what was made in the form that a path's ending names, or all of it; return the files written.
+
+        Args:
+            path: ``NAME.npz`` is motion as BEAT2 has it, ``NAME.wav`` the waveform by Griffin–Lim, scaled down where
+                it is louder than full scale, ``NAME.TextGrid`` the words; a path with no such ending is the name that
+                each of them gets.
+
+        Raises:
+            UsageFault: the task makes nothing of the kind that the ending names.
+            DataError: motion that has no rotation.
+            EnvironmentFault: the disk is in the way.
+        """
+        path = Path(path)
+        kinds: dict[str, tuple[bool, Callable[[], bytes]]] = {
+            ".npz": (self.gesture is not None, self._npz),
+            ".wav": (self.mel is not None, self._wav),
+            ".TextGrid": (self.words is not None or self.windows is not None, self._textgrid),
+        }
+        asked = next((ending for ending in kinds if path.suffix.lower() == ending.lower()), None)
+        if asked is not None and not kinds[asked][0]:
+            made = ", ".join(ending for ending, (there, _) in kinds.items() if there)
+            raise UsageFault(f"{path}: this sample has no {asked} file, it makes {made}: choose one of these")
+        files = {
+            path if asked else path.with_name(path.name + ending): content
+            for ending, (there, content) in kinds.items()
+            if there and asked in {None, ending}
+        }
+        make_folder(path.parent)
+        for file, content in files.items():
+            publish_bytes(file, content())
+        return list(files)
+
+    def _npz(self) -> bytes:
+        motion = self.motion()
+        body = NEUTRAL
+        return encode_motion(
+            motion.poses, motion.expressions, motion.trans, body.betas, gender=body.gender, model=body.model
+        )
+
+    def _wav(self) -> bytes:
+        samples = self.waveform()
+        return encode_wav(samples / max(1.0, float(np.abs(samples).max(initial=0.0))), SAMPLE_RATE_HZ)
+
+    def _textgrid(self) -> bytes:
+        labels = Labels("words")
+        said = [(one["text"], one["start"], one["end"]) for one in self.windows or ()]
+        said += [(one["word"], one["start"], one["end"]) for one in self.words or ()]
+        intervals = [WordInterval(labels.label(text), start, end) for text, start, end in said]
+        if self.words is None:
+            return encode_tiers([(WINDOWS_TIER, intervals)], self.seconds)
+        return encode_words([interval for interval in intervals if interval.word], self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,25 +237,23 @@ class OmnigesPipeline:
         """Names that a call takes as `speaker`."""
         return self._loaded.identity.speakers
 
-    @property
-    def window_seconds(self) -> float:
-        """Length of the windows that longer inputs are cut into."""
-        return self._loaded.identity.window_ticks / TICKS_PER_SECOND
-
     def speaking_rate(self, shards: Path | str) -> SpeakingRate:
-        """How fast words are spoken in the train split of a shard folder: what plain text needs."""
-        folder = ShardFolder(Path(shards))
+        """Learn how fast words are spoken in the train split of a shard folder, for plain text.
+
+        Raises UsageFault or DataError where the folder cannot be used with the model.
+        """
+        folder = open_shards_of_model(Path(shards))
         return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
     def __call__(  # noqa: PLR0913 - keyword-only but for the task: what a person decides
         self,
         task: str,
         *,
-        audio: Path | str | npt.NDArray[np.floating] | None = None,
-        audio_rate_hz: int = SAMPLE_RATE_HZ,
+        audio: Path | str | Array | None = None,
+        audio_rate_hz: int | None = None,
         text: Path | str | Words | None = None,
         speaking_rate: SpeakingRate | None = None,
-        gesture: Path | str | npt.NDArray[np.floating] | None = None,
+        gesture: Path | str | Array | None = None,
         seconds: float | None = None,
         speaker: str | None = None,
         num_samples: int = 1,
@@ -206,12 +270,13 @@ class OmnigesPipeline:
 
         Args:
             task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/generate.md.
-            audio: a file, or samples (N,) or (N, channels) of `audio_rate_hz`, nominally in [−1, 1].
-            audio_rate_hz: of an array; files tell theirs.
-            text: a TextGrid file (a `Path`), words with ``word``, ``start``, ``end`` in seconds, or a text, which is
-                spoken at `speaking_rate`.
-            speaking_rate: from `speaking_rate`; needed for a text without times.
-            gesture: an SMPL-X NPZ, or channels (30 · seconds, 415) as shards hold them.
+            audio: a file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats
+                in [−1, 1], or int16 or int32 at full scale.
+            audio_rate_hz: samples a second of an array, which needs it; files tell theirs.
+            text: a file, a TextGrid or a plain text; words with ``word``, ``start``, ``end`` in seconds; or a text
+                itself. A text that names a file is read, or refused where there is none, and never spoken.
+            speaking_rate: of words without times; None: that of the words that the model learned from.
+            gesture: an SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
             seconds: at most so long; the length of an unconditional sample.
             speaker: whose manner; None: unknown.
             num_samples: how many, told apart by their noise.
@@ -283,15 +348,19 @@ class OmnigesPipeline:
         return OmnigesSample(seconds, made.get("gesture"), made.get("audio"), words, windows, seed)
 
     def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Given:
-        codec = self._sampler.reading().slots
-        if isinstance(text, Path):
+        reading = self._sampler.reading()
+        codec, rate = reading.slots, rate or reading.rate
+        if isinstance(text, Path) or (isinstance(text, str) and _names_file(text)):
+            if not Path(text).is_file():
+                raise UsageFault(f"text {str(text)!r:.200}: a file expected, found none; give words to be spoken")
             return read_text(str(text), codec, rate, length_s)
         remarks: list[str] = []
         words = text
         if isinstance(words, str):
             if rate is None:
                 raise UsageFault(
-                    "text: it has no times: give speaking_rate, words with times, or the Path of a TextGrid"
+                    "text: it has no times, and the checkpoint knows no speaking rate: give speaking_rate, words with "
+                    "times, or a TextGrid"
                 )
             words = timed_words(words, rate)
             remarks.append(f"times estimated by a speaking rate learned from {rate.words} words")
@@ -332,29 +401,60 @@ def _item(given: Sequence[Given], seconds: float | None, reading: Reading) -> In
         return cut_input(Input("input", 0, tuple(given)), seconds, reading)
     if seconds is None:
         raise UsageFault("seconds: a number of at least 0.1 expected for samples that follow from no input, found none")
-    ticks = int(seconds * TICKS_PER_SECOND + 1e-6)
-    return Input("unconditional", max(1, ticks - ticks % reading.tick_multiple), ())
+    return cut_input(Input("unconditional", int(seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
 
 
-def _audio(audio: Path | str | npt.NDArray[np.floating], rate_hz: int, loudness: Loudness) -> Given:
-    if not isinstance(audio, np.ndarray):
+def _names_file(text: str) -> bool:
+    """Whether a text is the name of a file rather than words to be spoken: one is there, or it looks like one."""
+    if "\n" in text or "\0" in text or len(text) > _LONGEST_PATH:
+        return False
+    return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or Path(text).is_file()
+
+
+def _array(name: str, given: Array) -> npt.NDArray[Any]:
+    """An array of an array or a tensor, on whatever device it is; raises UsageFault for what is none."""
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu().numpy()
+    if not isinstance(given, np.ndarray):
+        raise UsageFault(f"{name}: a path, an array or a tensor expected, found {type(given).__name__}")
+    return given
+
+
+def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -> Given:
+    if isinstance(audio, Path | str):
+        if rate_hz is not None:
+            raise UsageFault("audio_rate_hz: given with a file, which tells its own rate: leave it out")
         return read_audio(Path(audio), None, loudness)
-    if audio.ndim not in {1, 2} or audio.dtype.kind != "f" or rate_hz < 1:
+    samples = _array("audio", audio)
+    if rate_hz is None or rate_hz < 1:
+        raise UsageFault("audio: an array does not tell its rate: give audio_rate_hz, such as audio_rate_hz=16000")
+    if samples.dtype in {np.dtype(np.int16), np.dtype(np.int32)}:
+        samples = samples / np.float32(-np.iinfo(samples.dtype).min)
+    if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:
+        samples = samples.T
+    channels = samples.shape[1] if samples.ndim == 2 else 1
+    if samples.ndim not in {1, 2} or samples.dtype.kind != "f" or not 1 <= channels <= _MOST_CHANNELS < len(samples):
         raise UsageFault(
-            f"audio: floats (N,) or (N, channels) and a rate expected, found {audio.shape} of {audio.dtype} at "
-            f"{rate_hz} Hz"
+            f"audio: floats, int16 or int32 of shape (N,), (N, channels) or (channels, N) expected, with at most "
+            f"{_MOST_CHANNELS} channels and more samples than that, found {samples.dtype} of {tuple(samples.shape)}"
         )
-    digest = sha256_hex(np.ascontiguousarray(audio).tobytes())
-    return given_audio(hear_samples(audio, rate_hz, None, loudness), "audio", "audio", digest)
+    loudest = float(np.abs(samples).max())  # NaN is refused where samples are read
+    if loudest > _LOUDEST:
+        raise UsageFault(
+            f"audio: floats in [−1, 1] expected, found some up to {loudest:g}: divide them by full scale, such as 32768"
+        )
+    digest = sha256_hex(np.ascontiguousarray(samples).tobytes())
+    return given_audio(hear_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
 
 
-def _gesture(gesture: Path | str | npt.NDArray[np.floating]) -> Given:
-    if not isinstance(gesture, np.ndarray):
+def _gesture(gesture: Path | str | Array) -> Given:
+    if isinstance(gesture, Path | str):
         return read_gesture(Path(gesture))
-    if gesture.ndim != 2 or gesture.shape[1] != LAYOUT.channels or len(gesture) < FRAMES_PER_TICK:
-        raise UsageFault(f"gesture: channels (3 frames or more, {LAYOUT.channels}) expected, found {gesture.shape}")
-    if not np.isfinite(gesture).all():
-        raise UsageFault("gesture: finite channels expected, found others")
-    array = np.ascontiguousarray(gesture, np.float32)
+    channels = _array("gesture", gesture)
+    if channels.ndim != 2 or channels.shape[1] != LAYOUT.channels or len(channels) < FRAMES_PER_TICK:
+        raise UsageFault(f"gesture: channels (3 frames or more, {LAYOUT.channels}) expected, found {channels.shape}")
+    if channels.dtype.kind != "f" or not np.isfinite(channels).all():
+        raise UsageFault(f"gesture: finite channels expected, found others in an array of {channels.dtype}")
+    array = np.ascontiguousarray(channels, np.float32)
     ticks = len(array) // FRAMES_PER_TICK
     return Given("gesture", "gesture", ticks, Held(array), "gesture", sha256_hex(array.tobytes()))

@@ -18,11 +18,10 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.generation.inputs import Body, Input, PlannedInput, planned_inputs, read_body
 from omniges.generation.long_form import Timeline, WindowSettings, packed, window_borders, window_spans
-from omniges.generation.record import GeneratedRecord, read_record
 from omniges.generation.sampler import Codecs, Loaded, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.generation.vocoder import VoiceOf, chosen_voice
-from omniges.generation.writers import NEUTRAL, Results, result_picture
+from omniges.generation.writers import NEUTRAL, GeneratedRecord, Results, read_record, result_picture
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
@@ -56,7 +55,7 @@ def generate(
     task = task_named(settings.task)
     loaded = load(settings.checkpoint, settings.weights)
     loaded.require_trained(task)
-    voice = chosen_voice(settings.vocoder, used="audio" in TASKS[task].targets)
+    voice = chosen_voice(settings.vocoder) if "audio" in TASKS[task].targets else None
     codecs = codecs or codecs_of(settings, loaded.identity)
     sampler = Sampler(loaded.model, loaded.identity, codecs)
     windows = sampler.windows(settings.overlap_ticks, task)
@@ -65,7 +64,7 @@ def generate(
     recorded = TASKS[task].targets if settings.pictures else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
-        raise UsageFault("--continuous: latents of gesture-rvqvae to decode expected, found none: leave it away")
+        raise UsageFault("--continuous: latents of a quantizing codec to decode expected, found none: remove it")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.out, recorded))
     _refuse_taken(settings, task, inputs)
     new = not settings.out.exists()
@@ -173,7 +172,7 @@ class _Job:
     sampler: Sampler
     windows: WindowSettings
     body: Body | None  # None: that of the input, else the average one
-    voice: VoiceOf
+    voice: VoiceOf | None  # None: the task makes no audio
     known: bool | None  # whether the model was trained on the shards that samples are of
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Made]:
@@ -252,7 +251,7 @@ class _Job:
             "speaker": settings.speaker or item.speaker,
             "body": None if settings.body is None else str(settings.body),
             "start_xz": None if settings.start_xz is None else list(settings.start_xz),
-            "voice": self.voice.name if "audio" in results.sinks else None,
+            "voice": None if self.voice is None else self.voice.name,
             "quantised": self.sampler.codecs.through_codes(TASKS[self.task].targets),
         }
         of_inputs = [remark for given in item.given for remark in given.remarks]

@@ -20,17 +20,18 @@ import torch
 from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
 from omniges.codecs.registry import load_same_codec
 from omniges.data.sequence import trained_on
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.generation.inputs import Given, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
 from omniges.generation.settings import Sources, Weights
+from omniges.generation.word_timing import SpeakingRate
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
+from omniges.model.draws import FlowSettings
 from omniges.model.flow import FlowModel
-from omniges.model.settings import SamplingSettings
-from omniges.model.spec import ModelIdentity, load_model
+from omniges.model.spec import SPEAKING_RATE_FILE, ModelIdentity, load_model
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS, FlowSettings, Task
+from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.reader import ShardFolder
 
@@ -188,8 +189,10 @@ class Codecs:
         lost = codec.lost(texts)
         cut, unknown = sum(one.cut for one in lost), sum(one.unknown for one in lost)
         of = f"of {len(texts)} windows of text"
-        remarks = [f"{cut} {of} lost their end: T5 reads 76 tokens"] if cut else []
-        remarks += [f"{unknown} {of} have letters that T5 cannot spell, which are lost"] if unknown else []
+        remarks = [f"{cut} {of} lost their end: they have more text than {codec.entry.name} reads"] if cut else []
+        remarks += (
+            [f"{unknown} {of} have letters that {codec.entry.name} cannot spell, which are lost"] if unknown else []
+        )
         return lambda first, count: latents[first, count], remarks
 
     @property
@@ -309,7 +312,11 @@ class Sampler:
         """How inputs are read for the model."""
         identity = self.identity
         slots = None if "text" in identity.codecs else self.slots
-        return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded)
+        try:
+            rate = SpeakingRate.from_json(identity.speaking_rate) if identity.speaking_rate else None
+        except ValueError as error:
+            raise DataError(f"the checkpoint's {SPEAKING_RATE_FILE}: {error}: take another checkpoint") from error
+        return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded, rate)
 
     def sample(
         self,

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Final, Literal
 from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.options import about, check, option
 from omniges.shards.schema import Split
 
 if TYPE_CHECKING:
     from omniges.model.streams import StreamName
-    from omniges.model.tasks import Task
 
 
 _MOST_REMARKS: Final = 5
@@ -25,8 +24,6 @@ Weights = Literal["ema", "last"]
 
 def task_named(name: str) -> str:
     """The task of a name such as a2g, at2g (letters in any order) or unconditional; raises UsageFault for no task."""
-    from omniges.model.tasks import TASKS
-
     if name in {"unconditional", "joint"}:
         return "joint"
     sides = [sorted(side) for side in name.split("2", 1)]
@@ -109,7 +106,7 @@ class GenerateSettings:
     t5_tokenizer: Path | None = option(
         None, "Folder of T5's tokenizer, of a codec of text.", shown="t5_tokenizer in the codec's folder"
     )
-    continuous: bool = option(False, "Decode latents of gesture-rvqvae as they are, not snapped to codes first.")
+    continuous: bool = option(False, "Decode latents of a quantizing codec as they are, not snapped to codes first.")
     speaker: str | None = option(None, "Speaker style to generate in.", shown="the sample's, else unknown")
     body: Path | None = option(None, "NPZ whose betas, gender and start position are taken.", shown="the input's")
     start_xz: tuple[float, float] | None = option(
@@ -130,8 +127,6 @@ class GenerateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, by the name of the flag, and what would change nothing of what the task makes."""
-        from omniges.model.tasks import TASKS
-
         check(self)
         if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
             raise UsageFault("--start {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
@@ -140,6 +135,8 @@ class GenerateSettings:
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
         if unread:
             raise UsageFault(f"{unread[0]}: this task makes no gesture: leave it away")
+        if self.vocoder is not None and "audio" not in task.targets:
+            raise UsageFault("--vocoder: this task makes no audio: leave it away")
         require_guidable(task, self.sampling)
 
 

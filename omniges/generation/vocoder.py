@@ -152,18 +152,14 @@ def waveform_from_mel(mel: F32, voice: MelVoice) -> F32:
     return np.asarray(samples / max(1.0, float(np.abs(samples).max())), dtype=np.float32)
 
 
-_GRIFFIN_LIM: Final = VoiceOf(
+GRIFFIN_LIM: Final = VoiceOf(
     "griffin-lim", "the waveform is Griffin-Lim's of 64 mel bands: measure on the mel, not on it", GriffinLim
 )
 
 
-def chosen_voice(folder: Path | None, *, used: bool = True) -> VoiceOf:
-    """The voice of ``--vocoder``, Griffin–Lim without; raises UsageFault where one is given and no sound is made."""
-    if folder is None:
-        return _GRIFFIN_LIM
-    if not used:
-        raise UsageFault("--vocoder: this task makes no audio: leave it away")
-    return load_hifi_gan(folder)
+def chosen_voice(folder: Path | None) -> VoiceOf:
+    """Return the HiFi-GAN of a folder, Griffin–Lim without one; raises as `load_hifi_gan` does."""
+    return GRIFFIN_LIM if folder is None else load_hifi_gan(folder)
 
 
 def load_hifi_gan(folder: Path) -> VoiceOf:

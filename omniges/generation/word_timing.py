@@ -1,4 +1,4 @@
-"""When words are spoken that come without times: a speaking rate learned from the shards' training words.
+"""When words are spoken that come without times: a speaking rate learned from training words, kept in checkpoints.
 
 A word of n letters takes a + b·n seconds (least squares over the words of the train split). Between words of a
 sentence there is the median of the gaps that are shorter than 0.2 s, after a comma and the like the median of those
@@ -9,18 +9,23 @@ its lower bound (0 for the shortest). Times are estimates, and results say so.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 import numpy as np
 
 from omniges.errors import UsageFault
+from omniges.shards.schema import is_real
+from omniges.storage.canonical_json import json_document
 
 _BOUNDS_S: Final = (0.0, 0.2, 0.6, 2.0)
 _LEAST_S: Final = 0.05
-_LEAST_WORDS: Final = 10
+LEAST_WORDS: Final = 10
+"""How many a speaking rate is learned from."""
+_MOST: Final = 1e9  # seconds or words
 _SENTENCE: Final = frozenset(".!?…。！？؟")
 _PHRASE: Final = frozenset(",;:、，；：،؛-–—")
 _EDGES: Final = re.compile(r"^[^\w']+|[^\w']+$")
@@ -36,6 +41,20 @@ class SpeakingRate:
     phrase_s: float
     sentence_s: float
     words: int  # that it was learned from
+
+    def as_json(self) -> bytes:
+        """Return the file of a checkpoint that says it."""
+        return json_document(asdict(self))
+
+    @classmethod
+    def from_json(cls, content: bytes) -> SpeakingRate:
+        """Read what `as_json` wrote; raises ValueError for anything else."""
+        found = json.loads(content)
+        if not isinstance(found, dict) or found.keys() != {f.name for f in fields(cls)}:
+            raise ValueError("a speaking rate expected")
+        if not all(is_real(value) and abs(value) < _MOST for value in found.values()):
+            raise ValueError("a speaking rate in seconds expected")
+        return cls(**found)
 
     def word_s(self, word: str) -> float:
         """Seconds of a word."""
@@ -58,9 +77,9 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
         letters += [_letters(word["word"]) for word in words]
         lengths += [word["end"] - word["start"] for word in words]
         gaps += [after["start"] - before["end"] for before, after in itertools.pairwise(words)]
-    if len(lengths) < _LEAST_WORDS:
+    if len(lengths) < LEAST_WORDS:
         raise UsageFault(
-            f"plain text: at least {_LEAST_WORDS} words expected in the train split of --shards to learn how fast "
+            f"plain text: at least {LEAST_WORDS} words expected in the train split of --shards to learn how fast "
             f"words are spoken, found {len(lengths)}; give other shards, or a TextGrid"
         )
     design = np.stack([np.ones(len(letters)), np.array(letters, dtype=np.float64)], axis=1)

@@ -1,16 +1,21 @@
 """Results: what a model made, as motion, mel and words, and as files: SMPL-X NPZ, WAV with its mel, TextGrid, PNG.
 
-Results come part by part and wait on the disk, so memory does not grow with their length.
+Results come part by part and wait on the disk, so memory does not grow with their length. A result is one or several
+files NAME.* and its record NAME.json, which is written last: where there is a record, there is a complete result. By
+records `evaluate` reads results; docs/generate.md describes their fields.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import reprlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final, cast
 from unicodedata import category
 
 import numpy as np
@@ -18,7 +23,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, motion_from_gesture
+from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, invalid_rotations, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.audio import wav_parts
@@ -26,12 +31,11 @@ from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
 from omniges.generation.audio import Spool
 from omniges.generation.inputs import Body, Input
-from omniges.generation.record import WINDOWS_TIER
 from omniges.generation.vocoder import VoiceOf
-from omniges.metrics.positions import invalid_rotations
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
+from omniges.storage.canonical_json import json_document
 
 if TYPE_CHECKING:
     from omniges.codecs.base import SpokenText
@@ -42,6 +46,13 @@ F32 = npt.NDArray[np.float32]
 NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))
 """The average body at the origin, where the inputs have none."""
 
+WINDOWS_TIER: Final = "windows"
+"""The tier of a TextGrid whose text is that of whole windows: one interval a window, no tier of words."""
+
+_FORMAT: Final = "omniges-generated"
+_VERSION: Final = 1
+_MOST: Final = 1e12
+_OF_FILES: Final = "dict of files, each with path and sha256,"
 _COPY_BYTES: Final = 1 << 20
 _SHOWN_TICKS: Final = 120  # in a picture
 _NO_TEXT: Final = "\ufffd"
@@ -56,22 +67,6 @@ class OutFile:
     kind: str
     ending: str
     parts: Iterable[bytes]
-
-
-class Sink(Protocol):
-    """Takes one stream of a result."""
-
-    measures: dict[str, float]
-    remarks: list[str]
-
-    def append(self, rows: Any, /) -> None:
-        """The stream's next rows, as shards hold them; of text that is latents, the next windows' texts."""
-
-    def files(self) -> Iterator[OutFile]:
-        """The files, once all has come."""
-
-    def shown(self, ticks: int) -> Any:
-        """The first ticks as pictures have them: arrays as they came, of text words with times."""
 
 
 class GestureSink:
@@ -89,7 +84,7 @@ class GestureSink:
     def append(self, gesture: F32, /) -> None:
         """Raises DataError for motion that has no rotation at all."""
         six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
-        self._invalid += invalid_rotations(six_d).value * len(gesture)
+        self._invalid += invalid_rotations(six_d) * len(gesture)
         if len(self._channels):
             self._at_xz = self._at_xz + gesture[0, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
         motion = valid_motion(gesture, self._at_xz)
@@ -187,7 +182,7 @@ class SpeechSink:
         return self._mel.rows(0, MEL_FRAMES_PER_TICK * ticks)
 
 
-class _Labels:
+class Labels:
     """What a model says as labels of a TextGrid that readers give back as they were written, and what that changed."""
 
     def __init__(self, kind: str) -> None:
@@ -233,17 +228,17 @@ class TextSink:
         """More slots."""
         self._slots.append(slots.astype(np.int32))
 
-    def _labelled(self, labels: _Labels) -> list[WordInterval]:
+    def _labelled(self, labels: Labels) -> list[WordInterval]:
         decoded = self._codec.decode(np.concatenate(self._slots))
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
         """The words as the TextGrid reads back, which have times of their own."""
-        return _without_silences(self._labelled(_Labels("words"))), True
+        return _without_silences(self._labelled(Labels("words"))), True
 
     def files(self) -> Iterator[OutFile]:
         """The TextGrid and the text."""
-        labels = _Labels("words")
+        labels = Labels("words")
         words = self._labelled(labels)
         intervals = [word for word in words if word.word]
         if len(intervals) < len(words):
@@ -267,7 +262,7 @@ class WindowTextSink:
         self.measures: dict[str, float] = {}
         self.remarks = ["the words have no times: text of latents is that of whole windows"]
         self._windows = windows
-        self._labels = _Labels("windows of text")
+        self._labels = Labels("windows of text")
         self._intervals: list[WordInterval] = []
         self._cut_from_s: list[float] = []
 
@@ -303,6 +298,13 @@ class WindowTextSink:
         """The windows that begin in the first ticks, each as one word with its times."""
         spoken = [interval for interval in self._intervals if interval.word]
         return [asdict(interval) for interval in spoken if interval.start * TICKS_PER_SECOND < ticks]
+
+
+Sink = GestureSink | SpeechSink | TextSink | WindowTextSink
+"""Takes one stream of a result: its next rows as shards hold them (of text that is latents, the next windows' texts).
+
+Gives its files once all has come, and before that the first ticks as pictures have them.
+"""
 
 
 class Results:
@@ -371,3 +373,94 @@ def result_picture(name: str, task: str, item: Input, results: Results, body: Bo
     conditions = " and ".join(TASKS[task].conditions) or "nothing"
     title = f"{name}: {' and '.join(results.sinks)} from {conditions} ({task})"
     return draw_result(title=title, rows=rows, start_xz=body.start_xz, length_s=item.ticks / TICKS_PER_SECOND)
+
+
+# --- records
+
+
+def _of(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    """JSON's true and false are no numbers, though Python's are."""
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    """Python's reader of JSON takes NaN and Infinity too."""
+    return _of((int, float))(value) and abs(value) < _MOST
+
+
+def _file(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
+
+
+def _all(fits: Callable[[Any], bool], kind: type[list[Any]] | type[dict[str, Any]]) -> Callable[[Any], bool]:
+    """Whether a value is a list or a dict whose values all fit."""
+
+    def fit(value: Any) -> bool:
+        return isinstance(value, kind) and all(map(fits, value.values() if isinstance(value, dict) else value))
+
+    return fit
+
+
+def _is(expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """What the field of a record holds, in words and as a test."""
+    return {"expected": expected, "fits": fits}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedRecord:
+    """NAME.json."""
+
+    omniges: str = field(metadata=_is("str", _of(str)))  # version that wrote it
+    task: str = field(metadata=_is("str", _of(str)))
+    name: str = field(metadata=_is("str", _of(str)))
+    source: Mapping[str, Any] | None = field(metadata=_is("dict or null", _of((dict, NoneType))))
+    """Shards, manifest_sha256, key; None for a person's own files."""
+    sample: int = field(metadata=_is("int", _of(int)))  # from 0
+    ticks: int = field(metadata=_is("int", _of(int)))
+    seconds: float = field(metadata=_is("number", _number))
+    files: Mapping[str, Mapping[str, str]] = field(metadata=_is(_OF_FILES, _all(_file, dict)))
+    """Path and sha256 of gesture, audio, mel, text, transcript."""
+    inputs: tuple[Mapping[str, Any], ...] = field(metadata=_is("list of dicts", _all(_of(dict), list)))
+    """Stream, path, sha256, remarks."""
+    model: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))  # checkpoint, step, weights, sha256 of its files
+    settings: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))
+    seams_s: tuple[float, ...] = field(metadata=_is("list of numbers", _all(_number, list)))
+    """Where windows begin and end, but for the first beginning and the last end."""
+    measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _all(_number, dict)))
+    """Of what the model gave, before it was made valid."""
+    remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
+
+    def document(self) -> bytes:
+        """The file's bytes."""
+        return json_document({"format": _FORMAT, "version": _VERSION} | asdict(self))
+
+
+def read_record(path: Path) -> GeneratedRecord:
+    """A record from its file; raises DataError with the field that is wrong."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no JSON document, so it was damaged: generate it again") from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise DataError(f"{path}: format {_FORMAT!r} expected: this is no record of omniges generate")
+    if found.get("version") != _VERSION:
+        raise DataError(f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges it is of")
+    del found["format"], found["version"]
+    expected = {one.name: one.metadata for one in fields(GeneratedRecord)}
+    wrong = sorted(expected.keys() ^ found.keys())
+    if wrong:
+        raise DataError(f"{path}: fields unknown or absent: {', '.join(wrong)}: generate it again")
+    for name, declared in expected.items():
+        if not declared["fits"](found[name]):
+            what = reprlib.repr(found[name])
+            raise DataError(f"{path}: {name}: {declared['expected']} expected, found {what}: generate it again")
+    for kind, entry in found["files"].items():  # in the record's own folder; people's own files may have any characters
+        if entry["path"] in {"", ".", ".."} or set(entry["path"]) & set("/\0"):
+            raise DataError(
+                f"{path}: files: {ascii(kind)[:40]}: the name of a file beside the record expected, found "
+                f"{ascii(entry['path'])[:80]}: generate it again"
+            )
+    own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return GeneratedRecord(**own)

@@ -10,12 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-import numpy as np
-
-from omniges.errors import UsageFault
-from omniges.features.body import Numbers
-from omniges.features.gesture import JAW_EYES_COLUMNS, LAYOUT, POSE_COLUMNS
-from omniges.formats.arrays import F64, checked
+from omniges.features.gesture import LAYOUT
 
 ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
 
@@ -128,23 +123,3 @@ _CORRECTED: Final = Profile(
 PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
     {each.name: each for each in (_EMAGE_2024, _EMAGE_EVAL_2025, _CORRECTED)}
 )
-
-
-def profile(name: str) -> Profile:
-    """The profile of a name. Raises UsageFault for a name there is none of."""
-    if name not in PROFILES:
-        raise UsageFault(f"metric profile: found {name!r}; expected one of {', '.join(PROFILES)}")
-    return PROFILES[name]
-
-
-def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
-    """The poses whose joints are scored: (T, 165) rad to a new (T, 165) rad.
-
-    Place them with a translation of zero. Raises UsageFault for another shape, DataError for no or non-finite frames.
-    """
-    scored = np.array(checked(poses, "poses", (None, POSE_COLUMNS)))
-    if settings.root_rotation == "zero":
-        scored[:, :3] = 0.0
-    if settings.jaw_eyes == "zero":
-        scored[:, JAW_EYES_COLUMNS] = 0.0
-    return scored

@@ -25,11 +25,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from omniges.errors import UsageFault
-from omniges.model.random import Purpose, normal
-from omniges.model.settings import SamplingSettings, Solver
+from omniges.model.draws import FlowSettings, Group, Plan, Purpose, carried_as_noise, groups_of, normal
 from omniges.model.streams import STREAMS, Stream, StreamName, noised, velocity_from_clean
-from omniges.model.tasks import FlowSettings, Group, Plan, carried_as_noise, groups_of
+from omniges.model.tasks import SamplingSettings, Solver
 from omniges.model.trunk import JointFlowTransformer
 
 AbsentStreams = Literal["left-out", "noise"]
@@ -311,48 +309,3 @@ def guided_clean(
         return {name: torch.lerp(without[name], with_them[name], guidance) for name in without}
 
     return guided
-
-
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """Which samples are asked for; B of them, on the model's device."""
-
-    ticks: int  # length of the windows
-    seed: int  # of the noise, which is keyed by seed and position
-    positions: Tensor  # (B,) int64, tell the samples of one seed apart
-    speakers: Tensor  # (B,) int64, 0: unknown
-
-
-@torch.no_grad()
-def sample(
-    model: FlowModel,
-    conditions: Mapping[StreamName, Tensor],
-    targets: Sequence[StreamName],
-    draws: Draws,
-    settings: SamplingSettings,
-) -> dict[StreamName, Tensor]:
-    """Arrays of the targets, as shards hold them.
-
-    Args:
-        model: in evaluation mode.
-        conditions: arrays (B, …) of the streams that are given, as long as the draws; none for unconditional samples.
-        targets: the streams to make, none of which is given.
-        draws: how long, how many, for whom.
-        settings: steps, guidance, shift.
-    """
-    if not targets or set(targets) & set(conditions):
-        raise UsageFault(
-            f"sampling: found targets {', '.join(targets) or 'none'} and conditions {', '.join(conditions) or 'none'}; "
-            f"expected at least one target among {', '.join(STREAMS)}, and none that is given"
-        )
-    given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
-
-    def noise_of(names: Sequence[StreamName]) -> dict[StreamName, Tensor]:
-        shapes = {n: (model.stream(n).count(draws.ticks), model.stream(n).channels) for n in names}
-        return {name: draw_noise(draws.seed, draws.positions, name, shape) for name, shape in shapes.items()}
-
-    noise = noise_of(targets)
-    carried = noise_of(model.carried(targets))
-    clean_of = guided_clean(model, given, targets, draws.speakers, settings.guidance, carried)
-    made = follow(noise, step_levels(settings), clean_of, settings.solver)
-    return {name: model.stream(name).arrays(tokens) for name, tokens in made.items()}

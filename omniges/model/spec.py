@@ -16,7 +16,6 @@ from typing import Any, Final, Literal, cast, get_args
 
 import torch
 
-from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.features.gesture import LAYOUT
@@ -37,6 +36,7 @@ AudioTokens = Literal["rows", "patches"]
 """What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
+SPEAKING_RATE_FILE: Final = "speaking_rate.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,13 +157,6 @@ PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
     }
 )
 """``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
-
-
-def preset(name: str) -> ModelConfig:
-    """The configuration of a name; raises `UsageFault` for another name."""
-    if name not in PRESETS:
-        raise UsageFault(f"preset: found {name!r}; expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,15 +290,16 @@ class ModelIdentity:
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # whose latents stand for streams
     latents: bytes = b""  # latents.json, where there is a codec
     loudness: Loudness = "none"  # rule by which preprocess scaled the audio that the model learned from
+    speaking_rate: bytes = b""  # speaking_rate.json, how fast its training words are spoken; b"": not known
 
     @property
     def tick_multiple(self) -> int:
         """Ticks that windows and inputs have to be multiples of, to hold whole rows and whole tokens."""
-        rows = Tracks.with_codecs({str(name): entry for name, entry in self.codecs.items()}).row_multiple
+        multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
-        if grid is None:
-            return rows
-        return math.lcm(rows, (cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
+        if grid is not None:
+            multiples.append((cast("FrameEntry", self.codecs["audio"]).rows_per_tick / grid.patch).denominator)
+        return math.lcm(*multiples)
 
     @property
     def codec_names(self) -> dict[str, str]:
@@ -348,6 +342,8 @@ class ModelIdentity:
                 for stream, entry in self.codecs.items()
             }
             files[LATENTS_FILE] = self.latents
+        if self.speaking_rate:
+            files[SPEAKING_RATE_FILE] = self.speaking_rate
         return {CONFIG_FILE: json_document(config)} | files
 
     def require_same(self, saved: SavedCheckpoint) -> None:
@@ -415,6 +411,7 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
             codecs=codecs,
             latents=saved.content(LATENTS_FILE) if codecs else b"",
             loudness=found.get("loudness", "none"),  # before there was the key, nothing else could be said
+            speaking_rate=saved.content(SPEAKING_RATE_FILE) if SPEAKING_RATE_FILE in saved.files else b"",
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{saved.path / CONFIG_FILE}: {error}; use the omniges that wrote it") from error

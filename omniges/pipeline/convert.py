@@ -41,7 +41,7 @@ T = TypeVar("T")
 Pieces = tuple[bytes | memoryview, ...]
 
 
-class _Inputs:
+class Inputs:
     """Reads and decodes the files of a recording, keeping digests, notes and faults."""
 
     def __init__(self, recording: Recording) -> None:
@@ -89,27 +89,43 @@ def _read(path: Path) -> bytes:
         raise RecordingFault("file-unreadable", f"{error.strerror} ({name})", "a readable file") from error
 
 
-def convert(recording: Recording, settings: ConvertSettings) -> Sample[Segment] | Rejected:
-    """Convert one recording; what cannot be used comes back as `Rejected`, never as a guess."""
-    inputs = _Inputs(recording)
+def convert(recording: Recording, settings: ConvertSettings, decode: Decode | None = None) -> Outcome:
+    """Convert one recording; what cannot be used comes back as `Rejected`, never as a guess.
+
+    Args:
+        recording: the files, as a corpus found them.
+        settings: how features are computed.
+        decode: makes a take of the files, or files faults and returns None; None: `decode_files`.
+    """
+    inputs = Inputs(recording)
     try:
-        return _convert(inputs, settings)
+        take = (decode or decode_files)(inputs, settings)
+        if take is not None:
+            return assemble(take, settings, inputs.add, inputs.notes)
     except RecordingFault as fault:
         inputs.add(fault.problem)
     return inputs.rejected()
 
 
-def _convert(inputs: _Inputs, settings: ConvertSettings) -> Sample[Segment] | Rejected:
-    motion = inputs.load("npz", decode_motion)
-    wav = inputs.load("wav", decode_wav)
-    tier = inputs.load("textgrid", lambda data: decode_words(data, settings.word_tier))
-    if motion is None or wav is None or tier is None:
-        return inputs.rejected()
-    for modality, decoded in (("npz", motion), ("wav", wav), ("textgrid", tier)):
-        for note in decoded.notes:
-            inputs.add(note, modality)  # type: ignore[arg-type]
+def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
+    """Decode WAV, NPZ, TextGrid and annotation, as many of them as the recording has; None where one has a fault.
+
+    What a recording has no file of is absent. A corpus of which every recording must have it rejects the others in its
+    `discover`.
+    """
+    files = inputs.recording.files
+    motion = inputs.load("npz", decode_motion) if "npz" in files else None
+    wav = inputs.load("wav", decode_wav) if "wav" in files else None
+    tier = inputs.load("textgrid", lambda data: decode_words(data, settings.word_tier)) if "textgrid" in files else None
+    if inputs.faults:
+        return None
+    decoded: tuple[tuple[Modality, Motion | Wav | WordTier | None], ...]
+    decoded = (("npz", motion), ("wav", wav), ("textgrid", tier))
+    for modality, found in decoded:
+        for note in found.notes if found else ():
+            inputs.add(note, modality)
     recording, fields = inputs.recording, inputs.recording.fields
-    take = Take(
+    return Take(
         key=recording.key,
         stem=recording.stem,
         split=recording.split,
@@ -123,7 +139,6 @@ def _convert(inputs: _Inputs, settings: ConvertSettings) -> Sample[Segment] | Re
         semantic=_semantic(inputs),
         sources=inputs.sources,
     )
-    return assemble(take, settings, inputs.add, inputs.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +172,8 @@ class Take:
 
 
 AddNote = Callable[[Problem, "Modality | None"], None]
+Decode = Callable[[Inputs, ConvertSettings], "Take | None"]
+Outcome = Sample[Segment] | Rejected
 
 
 def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequence[Finding]) -> Sample[Segment]:
@@ -343,7 +360,7 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
     return samples
 
 
-def _semantic(inputs: _Inputs) -> tuple[SemanticSpan, ...] | None:
+def _semantic(inputs: Inputs) -> tuple[SemanticSpan, ...] | None:
     """The semantic annotation where there is one; one that cannot be read is left out with a note."""
     if "sem" not in inputs.recording.files:
         return None

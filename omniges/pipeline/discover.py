@@ -1,41 +1,27 @@
-"""Find the recordings under a root folder and pair their files by stem.
+"""Recordings as a corpus finds them under a root folder, and the safe walk that finds them.
 
-Layouts: BEAT2's own (``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, one or several under the root
-or one of them as the root) and the older ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``; files flat or
-in folders, extensions in any case. Nothing outside the root is read.
+What the folders and stems of a data set mean stands in its file of `omniges.pipeline.corpora`. Nothing outside the root
+is read.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import stat
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
-from omniges.errors import Finding, Problem, UsageFault
+from omniges.errors import Finding, Problem
 from omniges.pipeline import labels
-from omniges.pipeline.settings import Selection
-from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
+from omniges.pipeline.settings import DEFAULT_CORPUS
+from omniges.shards.schema import Split
 
 Modality = Literal["wav", "npz", "textgrid", "sem"]
-NEEDED: Final[tuple[Modality, ...]] = ("wav", "npz", "textgrid")
-SPLIT_LIST: Final = "train_test_split.csv"
-
-_FOLDERS: Final[dict[Modality, tuple[str, ...]]] = {
-    "wav": ("wave16k",),
-    "npz": ("speakers_1234_smplx_neutral_npz", "smplxflame_30"),
-    "textgrid": ("word", "textgrid"),
-    "sem": ("sem",),
-}
-_EXTENSIONS: Final[dict[Modality, str]] = {"wav": ".wav", "npz": ".npz", "textgrid": ".TextGrid", "sem": ".txt"}
-_MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid": "missing-text"}
-_Bounds = tuple[str, ...]
+"""What a file holds, named after BEAT2's formats: audio, motion, words, semantic annotation."""
+Bounds = tuple[str, ...]
 """The folders that may be read: the root and those allowed by name, all resolved."""
-_FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text-dir"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +43,8 @@ class Recording:
     fields: labels.StemFields
     files: dict[Modality, SourceFile]
     notes: tuple[Finding, ...] = ()
+    corpus: str = DEFAULT_CORPUS
+    """The corpus that decodes the files, by its name in the registry."""
 
     @property
     def size(self) -> int:
@@ -81,143 +69,19 @@ class Discovery:
         return len(self.recordings) + len(self.rejected)
 
 
-@dataclass(slots=True)
-class _Stem:
-    """All files found under one stem, and what is wrong with it so far."""
-
-    part: _Part
-    files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
-    faults: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One data-set folder: the root itself or a ``beat_*`` folder in it."""
-
-    folder: Path
-    relative: str
-    folders: Mapping[Modality, str]  # the modality folders that exist
-    split_list: labels.SplitList | None
-
-
-def _inside(resolved: str, bounds: _Bounds) -> bool:
+def inside(resolved: str, bounds: Bounds) -> bool:
+    """Say whether a resolved path may be read."""
     return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in bounds)
 
 
-def discover(
-    root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
-) -> Discovery:
-    """Find and pair all recordings under `root`.
-
-    Raises UsageFault if the root holds no data set or the flags select nothing, DataError for a broken split list.
-    """
-    if not root.is_dir():
-        raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
-    bounds = tuple(os.path.realpath(base) for base in (root, *allow_roots))
-    override = _read_split_list(split_csv, split_csv.name) if split_csv else None
-    parts = _find_parts(root, selection, bounds, override)
-    stems: dict[str, _Stem] = {}
-    findings: list[Finding] = []
-    for part in parts:
-        _collect(part, root, bounds, stems, findings)
-    split_lists = {part.split_list.name: part.split_list for part in parts if part.split_list}
-    for name, split_list in split_lists.items():
-        findings += split_list.findings
-        if absent := sorted((split_list.splits.keys() | split_list.faulty.keys()) - stems.keys()):
-            found = f"{len(absent)} ids: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
-            findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
-    recordings, rejected = _judge(stems, selection)
-    if not recordings and not rejected:
-        raise UsageFault(f"--root {root}: {len(stems)} stems found, but none passes the filters given")
-    recordings.sort(key=lambda recording: recording.key)
-    return Discovery(
-        recordings=tuple(recordings),
-        rejected=rejected,
-        findings=tuple(findings),
-        split_source="split list" if split_lists else "rule",
-        split_lists={name: split_list.sha256 for name, split_list in split_lists.items()},
-        parts=tuple(part.relative for part in parts),
-    )
-
-
-def _read_split_list(path: Path, name: str) -> labels.SplitList:
-    try:
-        return labels.parse_split_list(path.read_bytes(), name)
-    except OSError as error:
-        raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
-
-
-def _find_parts(root: Path, selection: Selection, bounds: _Bounds, override: labels.SplitList | None) -> list[_Part]:
-    candidates = [root, *sorted(child for child in root.iterdir() if child.name.startswith("beat_") and child.is_dir())]
-    parts = []
-    for folder in candidates:
-        folders = {}
-        for modality in _FOLDERS:
-            for name in _folder_names(selection, modality):
-                if (folder / name).is_dir():
-                    folders[modality] = name
-                    break
-        if not folders.keys() & set(NEEDED):
-            continue
-        relative = "" if folder == root else folder.name
-        split_list, csv_path = override, folder / SPLIT_LIST
-        if not override and csv_path.is_file() and _inside(os.path.realpath(csv_path), bounds):
-            split_list = _read_split_list(csv_path, _join(relative, SPLIT_LIST))
-        parts.append(_Part(folder, relative, folders, split_list))
-    # A root in which a modality has no folder at all is a wrong path, not a thousand bad recordings.
-    for modality in NEEDED:
-        if not any(modality in part.folders for part in parts):
-            names = " or ".join(_folder_names(selection, modality))
-            seen = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8]) or "no folders"
-            raise UsageFault(
-                f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
-                f"Name it with {_FLAGS[modality]}"
-            )
-    return parts
-
-
-def _join(*names: str) -> str:
-    return "/".join(name for name in names if name)
-
-
-def _collect(part: _Part, root: Path, bounds: _Bounds, stems: dict[str, _Stem], findings: list[Finding]) -> None:
-    """Add one part's files to the stems."""
-    for modality, name in part.folders.items():
-        base = _join(part.relative, name)
-        for relative, entry_path in _walk(root, base, bounds, findings):
-            stem, extension = os.path.splitext(os.path.basename(relative))
-            if extension.lower() != _EXTENSIONS[modality].lower() or stem.startswith("."):
-                continue
-            readable = stem.encode("utf-8", "backslashreplace").decode()
-            if modality == "sem" and readable not in stems:
-                continue  # an annotation alone makes no recording
-            entry = stems.setdefault(readable, _Stem(part))
-            shown = relative.encode("utf-8", "backslashreplace").decode()
-            source, problem = _inspect(entry_path, shown, bounds)
-            if problem and modality == "sem":
-                problem = Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected)
-            if problem:
-                (entry.notes if modality == "sem" else entry.faults).append(Finding(problem, readable, shown))
-            if source:
-                entry.files[modality].append(source)
-            if readable != stem:
-                entry.faults.append(Finding(Problem("stem-not-utf8", repr(stem), "UTF-8"), readable, shown))
-            folder, fields = os.path.dirname(shown), labels.parse_stem(readable)
-            if fields.known and folder != base and _names_another(os.path.basename(folder), fields):
-                found = f"folder {os.path.basename(folder)}"
-                problem = Problem("speaker-folder-mismatch", found, readable.rsplit("_", 3)[0])
-                entry.notes.append(Finding(problem, readable, shown))
-
-
-def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
+def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
     """All file entries below a folder as (path relative to the root, path), links to folders followed inside bounds."""
     pending, visited = [base], set()
     while pending:
         relative = pending.pop()
         folder = os.path.join(root, relative)
         resolved = os.path.realpath(folder)
-        if not _inside(resolved, bounds):
+        if not inside(resolved, bounds):
             problem = Problem("folder-outside-root", "a link to another folder", "a folder under the root")
             findings.append(Finding(problem, None, relative))
             continue
@@ -230,7 +94,7 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
             findings.append(Finding(Problem("folder-unreadable", str(error.strerror), "a folder"), None, relative))
             continue
         for entry in entries:
-            path = _join(relative, entry.name)
+            path = join(relative, entry.name)
             if entry.is_dir():
                 if not entry.name.startswith("."):
                     pending.append(path)
@@ -238,10 +102,10 @@ def _walk(root: Path, base: str, bounds: _Bounds, findings: list[Finding]) -> It
                 yield path, entry.path
 
 
-def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | None, Problem | None]:
+def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None, Problem | None]:
     """A file's place and size, or why it cannot be used."""
     resolved = os.path.realpath(path)
-    if not _inside(resolved, bounds):
+    if not inside(resolved, bounds):
         return None, Problem("path-outside-root", "a link to a file elsewhere", "a file under the root")
     try:
         status = os.stat(resolved)
@@ -252,86 +116,6 @@ def _inspect(path: str, relative: str, bounds: _Bounds) -> tuple[SourceFile | No
     return SourceFile(resolved, relative, status.st_size), None
 
 
-def _names_another(folder: str, fields: labels.StemFields) -> bool:
-    """Whether the speaker folder a file lies in names another speaker than the stem."""
-    speaker_id, name = labels.speaker_of_folder(folder)
-    if speaker_id is None:
-        return name is not None and name != fields.speaker
-    return speaker_id != fields.speaker_id
-
-
-def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
-    """Folder names to try for a modality, a flag's before all."""
-    given = {"wav": selection.wav_dir, "npz": selection.gesture_dir, "textgrid": selection.text_dir}.get(modality)
-    return (given,) if given else _FOLDERS[modality]
-
-
-def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
-    """Sort the selected stems into recordings and rejections."""
-    recordings = []
-    rejected = {}
-    by_case: dict[str, list[str]] = defaultdict(list)
-    for stem in stems:
-        by_case[stem.casefold()].append(stem)
-    for stem, entry in stems.items():
-        fields = labels.parse_stem(stem)
-        speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
-        split, split_findings = _split_of(stem, fields, entry.part)
-        if (
-            (selection.speakers and not speaker & set(selection.speakers))
-            or (selection.languages and fields.language not in selection.languages)
-            or (selection.include and not any(fnmatch.fnmatchcase(stem, pattern) for pattern in selection.include))
-            or (split and selection.splits and split not in selection.splits)
-        ):
-            continue
-        namesakes = [other for other in by_case[stem.casefold()] if other != stem]
-        faults = [*entry.faults, *_pairing_faults(stem, entry, namesakes)]
-        faults += [finding for finding in split_findings if finding.problem.severity == "rejected"]
-        key = key_from_stem(stem)
-        if len(key.encode("utf-8")) > MAX_KEY_BYTES:
-            problem = Problem("stem-too-long", f"{len(key)} bytes once escaped", f"at most {MAX_KEY_BYTES}")
-            faults.append(Finding(problem, stem))
-        if faults or split is None:
-            rejected[stem] = tuple(faults)
-            continue
-        notes = [*entry.notes, *split_findings]
-        if len(entry.files["sem"]) > 1:  # a recording can do without
-            problem = Problem("sem-invalid", f"duplicate-stem: {_places(entry.files['sem'])}", "one sem file")
-            notes.append(Finding(problem, stem))
-            entry.files["sem"].clear()
-        if not fields.known:
-            notes.append(Finding(Problem("stem-outside-grammar", stem, "such as 2_scott_0_1_1"), stem))
-        files = {modality: sources[0] for modality, sources in entry.files.items() if sources}
-        recordings.append(Recording(stem, key, split, fields, files, tuple(notes)))
-    return recordings, rejected
-
-
-def _split_of(stem: str, fields: labels.StemFields, part: _Part) -> tuple[Split | None, list[Finding]]:
-    if part.split_list:
-        if stem in part.split_list.faulty:
-            return None, [Finding(part.split_list.faulty[stem], stem)]
-        if stem in part.split_list.splits:
-            return part.split_list.splits[stem], []
-    split, inferred = labels.split_by_rule(stem, fields)
-    if not inferred:
-        return split, []
-    listed = "not in the split list" if part.split_list else "no split list"
-    return split, [Finding(Problem("split-inferred", f"{listed}: put into {split}"), stem)]
-
-
-def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[Finding]:
-    """Findings for modalities with no file or several."""
-    blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
-    for modality in NEEDED:
-        sources = entry.files[modality]
-        if not sources and not blocked:
-            folder = entry.part.folders.get(modality, _FOLDERS[modality][-1])
-            expected = _join(entry.part.relative, folder, stem + _EXTENSIONS[modality])
-            found = "no such file" + (f"; only the case differs from {namesakes[0]}" if namesakes else "")
-            yield Finding(Problem(_MISSING[modality], found, expected), stem)
-        if len(sources) > 1:
-            yield Finding(Problem("duplicate-stem", _places(sources), f"one {modality} file"), stem)
-
-
-def _places(sources: list[SourceFile]) -> str:
-    return ", ".join(sorted(source.relative for source in sources))
+def join(*names: str) -> str:
+    """Return a relative path of the names that are not empty."""
+    return "/".join(name for name in names if name)

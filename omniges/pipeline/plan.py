@@ -12,8 +12,8 @@ from rich.console import Console
 
 from omniges.errors import CODES
 from omniges.pipeline.convert import convert
-from omniges.pipeline.discover import discover
-from omniges.pipeline.settings import PreprocessSettings, Sample
+from omniges.pipeline.corpora.registry import CORPORA, find_recordings
+from omniges.pipeline.settings import DEFAULT_CORPUS, PreprocessSettings, Sample
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.schema import SPLITS
 
@@ -39,9 +39,8 @@ class Plan:
 
 def make_plan(settings: PreprocessSettings) -> Plan:
     """Discover, convert a few recordings of middling size in this process, and scale up by input bytes."""
-    discovery = discover(
-        settings.root, settings.selection, split_csv=settings.split_csv, allow_roots=settings.allow_roots
-    )
+    settings, discovery = find_recordings(settings)
+    decode = CORPORA.get(settings.corpus or DEFAULT_CORPUS).take
     recordings = discovery.recordings
     input_bytes = sum(recording.size for recording in recordings)
     by_size = sorted(recordings, key=lambda recording: recording.size)
@@ -49,9 +48,9 @@ def make_plan(settings: PreprocessSettings) -> Plan:
     seconds = output = wall = read = 0.0
     for place, recording in enumerate(chosen):
         if place == 0:
-            convert(recording, settings.convert)  # imports and first calls
+            convert(recording, settings.convert, decode)  # imports and first calls
         start = time.perf_counter()
-        outcome = convert(recording, settings.convert)
+        outcome = convert(recording, settings.convert, decode)
         if isinstance(outcome, Sample):
             wall += time.perf_counter() - start
             seconds += outcome.row.seconds

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from omniges.errors import DataError, EnvironmentFault
 from omniges.pipeline import incremental
-from omniges.pipeline.discover import Discovery, Recording, discover
+from omniges.pipeline.corpora.registry import find_recordings
+from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.publish import publish_set
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, summarize, summary_of_complete
@@ -77,9 +78,7 @@ def preprocess(
     """
     start = time.monotonic()
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
-    discovery = discover(
-        settings.root, settings.selection, split_csv=settings.split_csv, allow_roots=settings.allow_roots
-    )
+    settings, discovery = find_recordings(settings)
     workspace = Workspace(settings.out)
     make_folder(settings.out)
     with locked(settings.out), _RunLog(settings.log_path) as log:
@@ -134,8 +133,10 @@ def _warm_imports() -> None:
 
 def _check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) -> None:
     """Refuse before any work where the disk is plainly too small for what these recordings will need."""
-    motion = sum(recording.files["npz"].size for recording in recordings)
-    audio = sum(recording.files["wav"].size for recording in recordings)
+    motion, audio = (
+        sum(recording.files[role].size for recording in recordings if role in recording.files)
+        for role in ("npz", "wav")
+    )
     needed = int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
     free = shutil.disk_usage(settings.out).free
     if free < 0.8 * needed:  # compressed inputs make the estimate too high

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from omniges.shards.dataset import Partial
     from omniges.shards.manifest import ManifestRow
 
+DEFAULT_CORPUS: Final = "beat2"
 MAX_FILE_BYTES: Final = 1 << 30  # of one input file
 Stored = TypeVar("Stored")
 
@@ -127,6 +128,7 @@ class PreprocessSettings:
     )
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     selection: Selection = field(default_factory=Selection)
+    corpus: str | None = option(None, "Kind of data set, such as beat2.", shown="guessed from the folder")
     split_csv: Path | None = option(
         None, "Split list with the columns id and type that replaces train_test_split.csv.", shown="the data set's own"
     )
@@ -161,8 +163,9 @@ class PreprocessSettings:
         return self.run_log or out.with_name(out.name + ".run.jsonl")
 
     def document(self) -> dict[str, Any]:
-        """The settings that decide output bytes."""
-        return {
+        """The settings that decide output bytes; the corpus where it is not the one that there was at first."""
+        other = {} if self.corpus in {None, DEFAULT_CORPUS} else {"corpus": self.corpus}
+        return other | {
             "selection": asdict(self.selection),
             "convert": asdict(self.convert),
             "shard_bytes": self.shard_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from omniges.errors import Finding, Problem
+from omniges.pipeline.corpora.registry import CORPORA
 from omniges.pipeline.discover import Recording, SourceFile
 from omniges.pipeline.labels import StemFields
 from omniges.pipeline.settings import ConvertSettings, Cut, Rejected, Sample
@@ -64,11 +66,12 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - the decoders, which the pool itself does without
 
     settings = ConvertSettings(**setup)
+    corpus_of = functools.cache(CORPORA.get)
 
     def answer(task: dict[str, Any]) -> Answer:
         recording = decode_recording(task)
         try:
-            outcome = convert(recording, settings)
+            outcome = convert(recording, settings, corpus_of(recording.corpus).take)
         except (MemoryError, ImportError, SystemError):
             raise  # not the recording's fault: the process dies and the pool tries once more alone
         except Exception as error:  # a bug met by one recording must not take the others

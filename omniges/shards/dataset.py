@@ -102,33 +102,36 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     that never changes with a variance of exactly zero. Sums run down the frames in order.
     """
     first = array[0].astype(np.float64)
-    totals, squares = np.zeros((2, *first.shape)), np.zeros((2, *first.shape))  # of deviations and of differences
+    total, squares, steps = np.zeros((3, *first.shape))  # of deviations, and of differences
     # A row more than a block has: the last deviation of the block before it.
     block = np.zeros((min(_BLOCK_FRAMES, len(array)) + 1, array.shape[1]))
+    differences = np.empty_like(block[1:])
     origin = np.tile(first, (len(block) - 1, 1))  # as large as a block: a row for all would be subtracted row by row
     for start in range(0, len(array), _BLOCK_FRAMES):
         frames = array[start : start + _BLOCK_FRAMES]
         deviation = block[1 : len(frames) + 1]
         np.copyto(deviation, frames)  # a plain conversion; subtracting across types would go through small buffers
         deviation -= origin[: len(frames)]
-        difference = deviation - block[: len(frames)]  # the first of all is zero, and adds nothing
+        # The first difference of all is zero, and adds nothing.
+        difference = np.subtract(deviation, block[: len(frames)], out=differences[: len(frames)])
+        np.multiply(difference, difference, out=difference)
+        steps += difference.sum(axis=0)
         block[0] = deviation[-1]
-        for k, values in enumerate((deviation, difference)):
-            totals[k] += values.sum(axis=0)
-            np.multiply(values, values, out=values)
-            squares[k] += values.sum(axis=0)
-    counts = np.array([len(array), max(len(array) - 1, 1)], dtype=np.float64)[:, None]
-    means = totals / counts
-    m2s = np.maximum(squares - totals * means, 0.0)
+        total += deviation.sum(axis=0)
+        np.multiply(deviation, deviation, out=deviation)
+        squares += deviation.sum(axis=0)
+    count, step_count = len(array), max(len(array) - 1, 1)
+    mean = first + total / count
+    mean_step = block[0] / step_count  # differences sum up to the last deviation
     rows = np.stack(
         [
-            np.full_like(first, len(array)),
-            first + means[0],
-            m2s[0],
+            np.full_like(first, count),
+            mean,
+            np.maximum(squares - total * (total / count), 0.0),
             array.min(axis=0).astype(np.float64),
             array.max(axis=0).astype(np.float64),
-            means[1],
-            m2s[1],
+            mean_step,
+            np.maximum(steps - block[0] * mean_step, 0.0),
         ]
     )
     rows[:, np.isnan(first)] = 0.0

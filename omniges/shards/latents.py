@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
+from math import floor
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +39,21 @@ BY_MIDDLE: Final = "middle"
 
 _MOST: Final = 1 << 20  # frames a row, channels, ticks, latents
 _LOST: Final = ("windows", "cut", "unknown")
+
+
+def said_in_windows(
+    words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]
+) -> list[list[Mapping[str, Any]]]:
+    """The words of each window, (first tick, ticks), of a clip of some ticks, in the order they were given.
+
+    A word (``word``, ``start`` and ``end`` in seconds) is a window's where its middle lies in it, so of windows that
+    touch, each word is in exactly one. A middle at the very end of the clip is in its last tick.
+    """
+    middles = [min(floor((word["start"] + word["end"]) * TICKS_PER_SECOND / 2), ticks - 1) for word in words]
+    return [
+        [word for word, middle in zip(words, middles, strict=True) if first <= middle < first + count]
+        for first, count in windows
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

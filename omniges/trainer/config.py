@@ -14,8 +14,8 @@ from omniges.errors import OmnigesError, UsageFault
 from omniges.options import Setting, check, option, settings_of, shown
 
 if TYPE_CHECKING:
+    from omniges.model.draws import FlowSettings
     from omniges.model.spec import ModelConfig
-    from omniges.model.tasks import FlowSettings
 
 
 Preset = Literal["tiny", "small", "base", "omniflow"]
@@ -112,8 +112,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and those that do not go together."""
+        from omniges.model.draws import FlowSettings
         from omniges.model.spec import ModelConfig
-        from omniges.model.tasks import FlowSettings
         from omniges.trainer.validation.best import check_metric
 
         check(self)
@@ -202,18 +202,18 @@ class TrainSettings:
 
     def model_config(self) -> ModelConfig:
         """Return the model of a preset; raises UsageFault for sizes that no model has."""
-        from omniges.model.spec import preset
+        from omniges.model.spec import PRESETS
 
         changed = dict(self.model)
         for name in ("rotary_periods_s", "context_only"):
             if isinstance(changed.get(name), list):
                 changed[name] = tuple(changed[name])
         with _named("recipe key model"):
-            return replace(preset(self.preset or "tiny"), **changed)
+            return replace(PRESETS[self.preset or "tiny"], **changed)
 
     def flow_settings(self) -> FlowSettings:
         """Return how tasks and noise levels are drawn; raises UsageFault for what cannot be drawn."""
-        from omniges.model.tasks import FlowSettings
+        from omniges.model.draws import FlowSettings
 
         with _named("recipe key flow"):
             return FlowSettings(**self.flow)

@@ -13,14 +13,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import EnvironmentFault
+from omniges.model.draws import Plan
 from omniges.model.streams import STREAMS, StreamName
-from omniges.model.tasks import TASKS, Plan
+from omniges.model.tasks import TASKS
 from omniges.storage.atomic import make_folder, open_for_appending, os_errors
 
 F64 = npt.NDArray[np.float64]
@@ -113,19 +114,6 @@ class Shown:
 
 COLUMNS: Final = tuple(field.name for field in fields(Shown))
 """Of the tables in which trackers show samples."""
-
-
-class Tracker(Protocol):
-    """Receives numbers by name at a step, and samples."""
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Take numbers in."""
-
-    def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Take samples in."""
-
-    def close(self) -> None:
-        """Write out what is left."""
 
 
 class Logbook:
@@ -254,6 +242,8 @@ class _WeightsAndBiases:
         self._run.finish()
 
 
+Tracker = _TensorBoard | _WeightsAndBiases
+"""Receives numbers by name at a step, and samples."""
 _OPENERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError
+from omniges.model.draws import draw_plan
 from omniges.model.flow import Windows
-from omniges.model.tasks import TASKS, draw_plan
+from omniges.model.tasks import TASKS
 from omniges.progress import Progress, Reporter, duration
 from omniges.storage.remote import parse_location
 from omniges.trainer.distributed import Interrupted, StopNow, Stopper

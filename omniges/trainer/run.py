@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 
+import numpy as np
 import torch
 import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -22,16 +23,17 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
 from omniges.data.sequence import DataSource, Sequencing
+from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.evaluation.speech import UNTIMED
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
-from omniges.metrics.beats import least_frames
+from omniges.generation.word_timing import LEAST_WORDS, learn_rate
+from omniges.metrics.gesture import least_frames
 from omniges.model.checkpoint import CHECKPOINTS
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
-from omniges.model.tasks import SIX
+from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
@@ -47,6 +49,8 @@ from omniges.trainer.validation.best import Best
 from omniges.trainer.validation.held_out import HeldOut, open_held_out
 from omniges.trainer.validation.run import Validation, why_not
 from omniges.trainer.validation.samples import INSTRUMENTS
+
+_RATE_CLIPS: Final = 256
 
 
 @contextmanager
@@ -186,8 +190,28 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
         latents=read_beside(first.folder, LATENTS_FILE, documents[0]) if first.codecs else b"",
         loudness=rules[0],
+        speaking_rate=_speaking_rate(data),
     )
     return identity if start is None else start.adopt(identity)
+
+
+def _speaking_rate(data: Sequence[DataSource]) -> bytes:
+    """How fast the training words are spoken, for plain text that `generate` is given; b"" where they are too few.
+
+    Learned from at most `_RATE_CLIPS` clips of each folder, evenly spaced; of a remote one from its first shard alone,
+    so that training does not wait for the others. Models whose text is latents have windows of text, and no words.
+    """
+    clips: list[list[dict[str, Any]]] = []
+    for source in data:
+        table, tracks = source.catalog.table, source.catalog.tracks
+        if tracks.text is not None:
+            return b""
+        reader = ClipReader(table, source.shard_source(), ReadMarks.blank(len(table)), tracks=tracks)
+        chosen = np.arange(len(table))
+        if isinstance(source.shards, RemoteShards):
+            chosen = chosen[table.shard == table.shard[0]]
+        clips += [reader.words(int(clip)) for clip in chosen[:: -(-len(chosen) // _RATE_CLIPS)]]
+    return learn_rate(clips).as_json() if sum(map(len, clips)) >= LEAST_WORDS else b""
 
 
 # --- validation

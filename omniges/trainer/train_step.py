@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, load_into
+from omniges.model.draws import Plan
 from omniges.model.flow import FlowLoss, FlowModel, Windows
 from omniges.model.spec import ModelConfig, model_for_weights
-from omniges.model.tasks import Plan
 from omniges.trainer.config import Schedule, TrainSettings
 
 

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +18,8 @@ import numpy.typing as npt
 import pytest
 import torch
 import webdataset
-from pipeline_helpers import digests, omniges, run_preprocess
+from omniges.data.streaming import stream_samples
+from pipeline_helpers import digests, omniges, run_preprocess, scripted
 from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
 
@@ -28,7 +27,6 @@ from omniges.codecs import encode as encode_module
 from omniges.codecs.encode import EncodeSummary, encode
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import EncodeSettings
-from omniges.data.streaming import stream_samples
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
@@ -503,15 +501,13 @@ class TestCommand:
         assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
 
     def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(self, shards: Path, tmp_path: Path) -> None:
-        script = tmp_path / "stopped.py"
-        script.write_text(STOPPED)
-        words = [sys.executable, str(script), str(Path(__file__).parent), "encode", "--shards", str(shards)]
-        words += ["--with", f"{NAME}={tmp_path}", "--out", str(tmp_path / "out")]
-        first = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+        words = [Path(__file__).parent, "encode", "--shards", shards]
+        words += ["--with", f"{NAME}={tmp_path}", "--out", tmp_path / "out"]
+        first = scripted(STOPPED, *words)
         assert first.returncode == 75, first.stderr
         assert not (tmp_path / "out" / DATASET_FILE).exists()
         assert list((tmp_path / "out" / UNFINISHED_FILE).glob("staged-*.tar"))
-        again = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+        again = scripted(STOPPED, *words)
         assert again.returncode == 0, again.stderr
         assert "were there from a run that was stopped" in again.stdout
         assert run(tmp_path / "out", "deep").findings == ()

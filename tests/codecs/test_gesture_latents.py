@@ -36,8 +36,8 @@ from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.generation.inputs import Input, read_gesture
 from omniges.generation.long_form import WindowSettings
 from omniges.generation.pipeline import OmnigesPipeline
-from omniges.generation.record import read_record
 from omniges.generation.sampler import Codecs
+from omniges.generation.writers import read_record
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
@@ -278,7 +278,7 @@ class TestGenerate:
         self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path
     ) -> None:
         for task, given in (("g2t", {"gesture": recording["gesture"]}), ("t2a", {"text": recording["text"]})):
-            with pytest.raises(UsageFault, match="--continuous: latents of gesture-rvqvae to decode expected"):
+            with pytest.raises(UsageFault, match="--continuous: latents of a quantizing codec to decode expected"):
                 generated(whole, tmp_path / "out", task, folders, continuous=True, **given)
         assert not (tmp_path / "out").exists()
 

@@ -66,7 +66,7 @@ class TestLatents:
         np.testing.assert_array_equal(latents, through_codes.encode(gesture(40)))
         assert np.abs(through_codes.decode(latents) - direct.decode(latents)).max() > 0.01
         assert through_codes.fingerprint == direct.fingerprint
-        assert (through_codes.record()["quantised"], direct.record()["quantised"]) == (True, False)
+        assert (through_codes.quantised, direct.quantised) == (True, False)
 
     def test_the_gesture_is_not_changed(self, folder):
         channels = gesture(9)
@@ -143,11 +143,12 @@ class TestChannelsThatNoNetHas:
 
 class TestFolder:
     def test_says_what_it_is_in_json(self, folder):
-        record = load_gesture_rvqvae(folder).record()
+        entry = load_gesture_rvqvae(folder).entry
+        record = entry.as_json()
         assert json.loads(json.dumps(record)) == record
-        assert record["latent_scale"] == 5
-        assert (record["frames_per_latent"], record["latent_channels"]) == (4, 22)
-        assert {part: spec["channels"] for part, spec in record["parts"].items()} == WIDTHS
+        assert record["settings"]["latent_scale"] == 5
+        assert (entry.frames_per_row, entry.channels) == (4, 22)
+        assert {part: spec["channels"] for part, spec in record["settings"]["parts"].items()} == WIDTHS
 
     def test_a_net_of_lower_body_and_root_by_its_longer_name(self, tmp_path):
         write_codec(tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flow_builders import Draws, sample
 from omniflow_checkpoints import Tiny, tensors_of, write_folder
 from pipeline_helpers import run_preprocess
 from safetensors import safe_open
@@ -31,10 +32,10 @@ from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
 from omniges.errors import DataError, UsageFault
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.flow import Draws, FlowModel, sample
-from omniges.model.settings import SamplingSettings
+from omniges.model.flow import FlowModel
 from omniges.model.spec import CodecLatents, ModelConfig, build_model, load_model
 from omniges.model.streams import WindowTokens
+from omniges.model.tasks import SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
@@ -138,17 +139,22 @@ class TestTraining:
         assert line["streams"].keys() == {"gesture", "text", "audio"}
         assert all(np.isfinite(loss) for loss in losses_of(tmp_path / "run").values())
 
-    def test_never_imports_a_codec_or_transformers(self, encoded_text: Path, tmp_path: Path) -> None:
+    def test_of_any_latents_never_imports_a_codec_or_transformers(
+        self, encoded_text: Path, encoded: Path, tmp_path: Path
+    ) -> None:
+        """Latents of text and those of audio, these validated too, in one new interpreter: it imports for seconds."""
         code = (
-            "import sys; sys.path.insert(0, sys.argv[3])\n"
+            "import sys; sys.path.insert(0, sys.argv[4])\n"
             "from training_helpers import run\n"
-            f"run(sys.argv[1], sys.argv[2], text_codec='{NAME}', max_train_steps=1)\n"
+            f"run(sys.argv[1], sys.argv[3] + '/text', text_codec='{NAME}', max_train_steps=1)\n"
+            "run(sys.argv[2], sys.argv[3] + '/audio', audio_codec='audioldm2-vae', max_train_steps=1,"
+            " validation_steps=1, validation_windows=1, validation_samples=0, validation_sampling_steps=1)\n"
             "light = {'omniges.codecs' + name for name in ('', '.base', '.registry', '.settings')}\n"
             "heavy = ('omniges.codecs', 'transformers.models.t5')\n"
             "print([n for n in sys.modules if n.startswith(heavy) and n not in light])"
         )
         tests = Path(__file__).resolve().parents[1]
-        words = [sys.executable, "-c", code, str(encoded_text), str(tmp_path / "run"), str(tests)]
+        words = [sys.executable, "-c", code, str(encoded_text), str(encoded), str(tmp_path), str(tests)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
 

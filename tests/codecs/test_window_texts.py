@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.codecs.text_vae.codec import said_in_windows
+from omniges.shards.latents import said_in_windows
 from omniges.shards.schema import WindowGrid
 
 GRIDS = st.builds(lambda stride, times: WindowGrid(stride * times, stride), st.integers(1, 20), st.integers(1, 8))

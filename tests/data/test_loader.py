@@ -217,9 +217,11 @@ class TestRanks:
             own = [name[1:] for name in sequence if name[0] // WINDOWS == epoch]
             assert len(own) == len(set(own)) == WINDOWS
 
-    @pytest.mark.parametrize(("clips", "per_shard"), [(5, 1), (5000, 5000)])
+    @pytest.mark.parametrize(
+        ("clips", "per_shard"), [(5, 1), (1000, 1000), pytest.param(5000, 5000, marks=pytest.mark.slow)]
+    )
     def test_equal_steps_for_any_packing(self, tmp_path: Path, clips: int, per_shard: int) -> None:
-        """Shards of one sample, and one shard of 5,000 samples; workers more than shards, or none."""
+        """Shards of one sample, and one shard of a thousand samples or five; workers more than shards, or none."""
         write_shards(tmp_path / "s", [1] * clips, per_shard, alike=True)
         sequencing = Sequencing(window_ticks=1)
         counts, union = [], set()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from evaluate_builders import put, put_mel, scored, shards_of, task_of, write
+from pipeline_helpers import omniges
 
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import run
@@ -22,7 +21,8 @@ from omniges.evaluation.scores import Figure
 from omniges.features.body import joint_positions
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.metrics.profiles import profile, scored_poses
+from omniges.metrics.gesture import scored_poses
+from omniges.metrics.profiles import PROFILES
 from omniges.pipeline.export import motion_file, text_file
 from omniges.shards.reader import SampleArrays, ShardFolder
 
@@ -61,7 +61,7 @@ class TestGesture:
         total = frames = 0.0
         for each in poses:  # the formula of docs/metrics.md, frame by frame
             joints = joint_positions(
-                scored_poses(each, profile("corrected").positions), np.zeros((len(each), 3))
+                scored_poses(each, PROFILES["corrected"].positions), np.zeros((len(each), 3))
             ).reshape(len(each), -1)
             centre = joints.mean(axis=0)
             total += sum(float(np.abs(frame - centre).sum()) for frame in joints)
@@ -408,7 +408,8 @@ def test_the_command_writes_a_report(shards: Path, tmp_path: Path) -> None:
     write(tmp_path / "own", shards, text_file, ".TextGrid")
     words = ["evaluate", str(tmp_path / "own"), "--shards", str(shards), "--task", "a2t", "--resamples", "20"]
     words += ["--format", "json", "-o", str(tmp_path / "report.json")]
-    subprocess.run([sys.executable, "-m", "omniges.cli", *words], capture_output=True, timeout=100, check=True)
+    done = omniges(*words)
+    assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert document["tasks"]["a2t"]["figures"][0]["value"] == 0
     assert document["profile"] == "corrected"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pickle
@@ -21,9 +22,9 @@ from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.semantic import SemanticSpan
-from omniges.metrics.beats import audio_beats, beat_score, motion_beats
 from omniges.metrics.frechet import frechet_distance, load_encoder
-from omniges.metrics.profiles import profile
+from omniges.metrics.gesture import audio_beats, beat_score, motion_beats
+from omniges.metrics.profiles import PROFILES
 from omniges.pipeline.export import motion_file
 from omniges.shards.reader import SampleArrays, ShardFolder
 
@@ -73,34 +74,53 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 class Slow:
-    """A result and its recording by `slow_body`, as a profile scores them."""
+    """A result and its recording by `slow_body`, as a profile scores them: faces are the same in all profiles."""
 
-    def __init__(self, path: Path, shards: Path, name: str) -> None:
+    def __init__(self, path: Path, shards: Path) -> None:
         self.folder = ShardFolder(shards)
         self.row = self.folder.row(path.stem)
         read: Motion = decode_motion(path.read_bytes())
         truth = motion_from_gesture(self.folder.gesture(self.row))
-        arrays, betas = body_arrays(VERTICES), self.folder.array(self.row, "betas.npy")
-        self.joints, self.faces = [], []
-        for poses, expressions in ((read.poses, read.expressions), (truth.poses, truth.expressions)):
-            own, jaw = np.array(poses[:FRAMES], np.float64), np.zeros((FRAMES, 165))
+        self._arrays, self._betas = body_arrays(VERTICES), self.folder.array(self.row, "betas.npy")
+        self._poses = [np.array(poses[:FRAMES], np.float64) for poses in (read.poses, truth.poses)]
+        self.joints: list[Any] = []
+        self.faces = []
+        for own, expressions in zip(self._poses, (read.expressions, truth.expressions), strict=True):
+            jaw = np.zeros((FRAMES, 165))
             jaw[:, 66:69] = own[:, 66:69]
+            pairs = zip(jaw, expressions[:FRAMES], strict=True)
+            self.faces.append(np.array([self._body(face, pose)[1] for pose, face in pairs]))
+
+    def _body(self, face: Any, pose: Any) -> Any:
+        return slow_body(self._arrays, self._betas, face, pose, np.zeros(3))
+
+    def of(self, name: str) -> Slow:
+        """With the joints of a profile."""
+        found = copy.copy(self)
+        found.joints = []
+        for poses in self._poses:
+            own = poses.copy()
             if name != "emage-2024":
                 own[:, :3] = own[:, 66:75] = 0
-            at = np.zeros(3)
-            self.joints.append(np.array([slow_body(arrays, betas, np.zeros(100), pose, at)[0] for pose in own]))
-            pairs = zip(jaw, expressions[:FRAMES], strict=True)
-            self.faces.append(np.array([slow_body(arrays, betas, face, pose, at)[1] for pose, face in pairs]))
+            found.joints.append(np.array([self._body(np.zeros(100), pose)[0] for pose in own]))
+        return found
+
+
+@pytest.fixture(scope="module")
+def slow_bodies(generated: tuple[Path, Path]) -> list[Slow]:
+    """The results by `slow_body`, in order."""
+    own, shards = generated
+    return [Slow(path, shards) for path in sorted(own.iterdir())]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_profiles_on_a_body_model_equal_a_slow_computation(
-    name: str, parts: dict[str, Path], generated: tuple[Path, Path]
+    name: str, parts: dict[str, Path], generated: tuple[Path, Path], slow_bodies: list[Slow]
 ) -> None:
     own, shards = generated
     found = scored(own, shards, task="a2g", profile=name, **parts)
-    slow = [Slow(path, shards, name) for path in sorted(own.iterdir())]
-    settings = profile(name)
+    slow = [one.of(name) for one in slow_bodies]
+    settings = PROFILES[name]
     stray = [float(np.abs(one.joints[0] - one.joints[0].mean(axis=0)).sum()) for one in slow]
     assert found["L1 diversity", "generated"].value == pytest.approx(sum(stray) / (2 * FRAMES), rel=1e-6)
     squares, distances = [], []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from evaluate_builders import shards_of
-from pipeline_helpers import run_preprocess
+from pipeline_helpers import run_preprocess, scripted
 from training_helpers import run
 
 from omniges import cli
@@ -35,14 +34,22 @@ def scored(checkpoint: Path, shards: Path, **changes: Any) -> Report:
     return evaluate(EvaluateSettings(checkpoint=checkpoint, steps=2, shards=shards, resamples=20, **changes))
 
 
+BARE_ENVIRONMENT = """
+import os, sys, tempfile
+os.environ.clear()
+os.environ.update(TMPDIR=sys.argv.pop(1), PATH="/usr/bin:/bin")
+tempfile.tempdir = None  # what was found before TMPDIR was another
+from omniges.cli import main
+main()
+"""
+
+
 def test_the_command_of_the_design(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     """No folder is needed and none is left behind."""
-    words = ["evaluate", "--checkpoint", str(checkpoint), "--shards", str(shards), "--steps", "2"]
-    command = [sys.executable, "-m", "omniges.cli", *words, "-o", str(tmp_path / "table.txt")]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    environment = {"TMPDIR": str(temporary), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
+    words = ["evaluate", "--checkpoint", checkpoint, "--shards", shards, "--steps", "2", "-o", tmp_path / "table.txt"]
+    done = scripted(BARE_ENVIRONMENT, temporary, *words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     table = (tmp_path / "table.txt").read_text("utf-8")

@@ -24,7 +24,7 @@ from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.metrics.clips import ClipValue, bootstrap
 from omniges.metrics.frechet import frechet_distance
-from omniges.metrics.profiles import profile
+from omniges.metrics.profiles import PROFILES
 from omniges.pipeline.export import motion_file, text_file
 from omniges.pipeline.labels import _LANGUAGES as LANGUAGES
 from omniges.shards.reader import SampleArrays, ShardFolder
@@ -252,7 +252,7 @@ class TestFairness:
 
     def test_a_longer_recordings_sound_is_cut_to_the_motion_it_is_shuffled_to(self) -> None:
         """Onsets after the end of a motion would find no beat, and make the baseline lower than it is."""
-        settings = profile("corrected").beats
+        settings = PROFILES["corrected"].beats
         rows = BeatRows(settings, np.ones(55))
         short, long = (np.array([30, 60]),) * 13, (np.array([30, 60, 300, 330]),) * 13
         rows._heard = {"a": (220, np.array([1.0, 2.0])), "b": (520, np.array([1.0, 2.0, 10.0, 11.0]))}
@@ -332,7 +332,7 @@ def test_intervals_of_a_frechet_distance_hold_its_value() -> None:
 
     def distance(rows: Any) -> float:
         a, b = np.concatenate(generated[rows]), np.concatenate(recorded[rows])
-        return frechet_distance(a, b, profile("corrected").frechet, encoder="").value
+        return frechet_distance(a, b, PROFILES["corrected"].frechet, encoder="").value
 
     plain = bootstrap(8, distance, seed=0, resamples=60)
     centred = bootstrap(8, distance, seed=0, resamples=60, centred=True)

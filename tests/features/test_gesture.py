@@ -15,6 +15,7 @@ from omniges.features.gesture import (
     JOINT_NAMES,
     LAYOUT,
     gesture_from_motion,
+    invalid_rotations,
     matrix_from_six_d,
     motion_from_gesture,
     rotvec_from_matrix,
@@ -98,6 +99,22 @@ class TestRotations:
         matrix = matrix_from_six_d(np.random.default_rng(2).normal(size=(50, 6)))
         assert np.abs(matrix @ matrix.transpose(0, 2, 1) - np.eye(3)).max() < 1e-12
         assert np.abs(np.linalg.det(matrix) - 1).max() < 1e-12
+
+    def test_invalid_rotations_are_counted_one_by_one(self) -> None:
+        rows = six_d_from_rotvec(np.random.default_rng(0).normal(size=(10, 7, 3)))
+        rows.setflags(write=False)
+        assert invalid_rotations(rows) == 0
+        spoilt = rows.copy()
+        spoilt[0, 0] *= 1.2
+        spoilt[1, 0, 3:] *= 0.85
+        spoilt[2, 0] = 0
+        spoilt[3, 0, 4] = np.nan
+        spoilt[4, 0, 1] = np.inf
+        spoilt[5, 0, 3:] = spoilt[5, 0, :3]
+        spoilt[6, 0] *= 1.05  # near enough
+        assert invalid_rotations(spoilt) == pytest.approx(6 / 70)
+        with pytest.raises(ValueError, match="rotations"):
+            invalid_rotations(rows[:, :0])
 
 
 class TestMotion:

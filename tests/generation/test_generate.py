@@ -7,15 +7,14 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from pipeline_helpers import run_preprocess
+from pipeline_helpers import omniges, run_preprocess, scripted
 from training_helpers import run
 
 from omniges.commands.common import Signalled
@@ -25,13 +24,13 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
-from omniges.generation.record import read_record
+from omniges.generation.inputs import planned_inputs
 from omniges.generation.run import _Job, generate
-from omniges.generation.sampler import load
+from omniges.generation.sampler import Codecs, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
 from omniges.generation.vocoder import chosen_voice
-from omniges.generation.writers import NEUTRAL, Results
-from omniges.model.settings import SamplingSettings
+from omniges.generation.writers import NEUTRAL, Results, read_record
+from omniges.model.tasks import SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
@@ -233,17 +232,22 @@ def test_audio_of_other_rates_channels_and_formats_is_taken_with_a_remark(
     assert (first.ticks, second.ticks) == (int(10 * 16000 / 22050), 10)
 
 
-def test_plain_text_gets_times_from_the_shards_words_and_says_so(
+def test_plain_text_gets_times_from_training_words_or_the_shards_and_says_so(
     checkpoint: Path, shards: Path, tmp_path: Path
 ) -> None:
+    """The same words give the same rate, so shards change nothing; a checkpoint that knows no rate needs them."""
     text = tmp_path / "hello.txt"
     text.write_text("Hello there. How are you?", encoding="utf-8")
-    summary = make(checkpoint, tmp_path / "out", "t2g", text=(str(text),), shards=shards)
-    record = read_record(summary.records[0])
-    assert any("times estimated by a speaking rate" in remark for remark in record.remarks)
-    with pytest.raises(UsageFault, match="plain text has no times: give --shards"):
-        make(checkpoint, tmp_path / "none", "t2g", text=(str(text),))
-    assert not list((tmp_path / "none").glob("*"))
+    remarks = []
+    for name, given in (("alone", None), ("beside", shards)):
+        summary = make(checkpoint, tmp_path / name, "t2g", text=(str(text),), shards=given)
+        remarks.append(read_record(summary.records[0]).remarks)
+        assert any("times estimated by a speaking rate" in remark for remark in remarks[-1])
+    assert remarks[0] == remarks[1]
+    older = load(checkpoint)
+    knowing = Sampler(older.model, replace(older.identity, speaking_rate=b""), Codecs({}, []))
+    with pytest.raises(UsageFault, match="plain text has no times, and this checkpoint knows no speaking rate"):
+        planned_inputs(("text",), Sources(text=(str(text),)), knowing.reading())[0].load()
 
 
 def test_a_long_input_is_as_long_as_it_is_and_names_its_seams(
@@ -360,9 +364,8 @@ def test_the_command_makes_a_picture_and_ends_with_a_summary(
 ) -> None:
     words = ["generate", "--checkpoint", str(checkpoint), "--task", "a2g", "--audio", str(files["wav"])]
     words += ["-o", str(tmp_path / "out"), "--png", "--steps", "2", "--start", "1,2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "omniges.cli", *words], capture_output=True, text=True, timeout=100, check=True
-    )
+    done = omniges(*words)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 result, ")
     assert (tmp_path / "out" / f"{STEM}.png").read_bytes()[:4] == b"\x89PNG"
     trans = decode_motion((tmp_path / "out" / f"{STEM}.npz").read_bytes()).trans
@@ -427,21 +430,34 @@ def test_ctrl_c_between_the_files_of_a_result_leaves_none_of_them(
     assert not list(tmp_path.iterdir())
 
 
+SIGNALLED = """
+import os, sys
+from omniges.model.flow import FlowModel
+number, turn, inner = int(sys.argv.pop(1)), 0, FlowModel.predict
+
+def predict(*given, **named):
+    global turn
+    turn += 1
+    if turn == 5:
+        os.kill(os.getpid(), number)
+    return inner(*given, **named)
+
+FlowModel.predict = predict
+from omniges.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped")]
 )
 def test_a_signal_while_sampling_has_its_exit_code_and_leaves_nothing(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path, number: signal.Signals, code: int, how: str
 ) -> None:
-    words = ["generate", "--checkpoint", str(checkpoint), "--task", "a2g", "--audio", str(files["wav"])]
-    words += ["-o", str(tmp_path / "out"), "--steps", "100000"]
-    with subprocess.Popen([sys.executable, "-m", "omniges.cli", *words], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert "s generated" in process.stderr.readline()
-        process.send_signal(number)
-        said = process.stderr.read()
-        assert process.wait(timeout=60) == code
-    assert said.splitlines()[-1] == f"omniges: {how}; nothing half-written was published"
+    words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--audio", files["wav"]]
+    done = scripted(SIGNALLED, int(number), *words, "-o", tmp_path / "out", "--steps", "100000")
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == f"omniges: {how}; nothing half-written was published"
     assert not (tmp_path / "out").exists()
 
 

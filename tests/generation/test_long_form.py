@@ -26,7 +26,7 @@ from omniges.generation.long_form import (
     window_starts,
 )
 from omniges.model.flow import FlowModel
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 
 WINDOWS = st.integers(1, 40).flatmap(lambda window: st.tuples(st.just(window), st.integers(0, window // 2)))
 

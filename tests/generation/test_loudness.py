@@ -11,10 +11,10 @@ from pipeline_helpers import run_preprocess
 from training_helpers import run, settings_of
 
 from omniges.errors import UsageFault
-from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.model.settings import SamplingSettings
+from omniges.generation.writers import read_record
+from omniges.model.tasks import SamplingSettings
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.train import train

@@ -6,12 +6,13 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from omniges.commands.models import generate as generate_command
 from omniges.errors import UsageFault
@@ -22,7 +23,7 @@ from omniges.formats.textgrid import decode_words
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 
 STEM = "1_synthetica_0_1_1"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "generate.md"
@@ -81,7 +82,11 @@ def test_arrays_are_taken_as_files_are(pipeline: OmnigesPipeline, files: dict[st
     channels = gesture_from_motion(motion.poses, motion.expressions, motion.trans).gesture
     pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("a2g", {"audio": files["wav"]}, {"audio": wav.samples, "audio_rate_hz": wav.rate_hz}),
-        ("at2g", {"audio": files["wav"], "text": files["TextGrid"]}, {"audio": wav.samples, "text": words}),
+        (
+            "at2g",
+            {"audio": files["wav"], "text": files["TextGrid"]},
+            {"audio": wav.samples, "audio_rate_hz": wav.rate_hz, "text": words},
+        ),
         ("g2a", {"gesture": str(files["npz"])}, {"gesture": channels}),
     ]
     for task, by_path, by_array in pairs:
@@ -123,9 +128,18 @@ def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weigh
     [
         ({"task": "a2g"}, "a2g: audio expected, found none"),
         ({"task": "a2g", "audio": "x.wav", "gesture": "x.npz"}, "a2g: audio expected, found audio and gesture"),
-        ({"task": "a2g", "audio": np.zeros(9, np.int16)}, "audio: floats"),
+        ({"task": "a2g", "audio": np.zeros(9, np.float32)}, "audio: an array does not tell its rate"),
+        ({"task": "a2g", "audio": np.zeros(9, np.uint8), "audio_rate_hz": 16000}, "audio: floats, int16"),
+        ({"task": "a2g", "audio": np.zeros((9, 9), np.float32), "audio_rate_hz": 16000}, "audio: floats, int16"),
+        ({"task": "a2g", "audio": np.zeros((4, 2), np.float32), "audio_rate_hz": 16000}, "audio: floats, int16"),
+        ({"task": "a2g", "audio": np.full(9, 3e4, np.float32), "audio_rate_hz": 16000}, "divide them by full scale"),
+        ({"task": "a2g", "audio": [0.0, 0.1], "audio_rate_hz": 16000}, "audio: a path, an array or a tensor"),
+        ({"task": "a2g", "audio": "x.wav", "audio_rate_hz": 16000}, "audio_rate_hz: given with a file"),
         ({"task": "g2a", "gesture": np.zeros((9, 10), np.float32)}, "gesture: channels"),
-        ({"task": "t2g", "text": "hello there"}, "text: it has no times"),
+        ({"task": "t2g", "text": "talk.TextGrid"}, "text 'talk.TextGrid': a file expected"),
+        ({"task": "t2g", "text": "recordings/my talk.txt"}, "text 'recordings/my talk.txt': a file expected"),
+        ({"task": "t2g", "text": "/data/talk"}, "text '/data/talk': a file expected"),
+        ({"task": "t2g", "text": Path("words here")}, "text 'words here': a file expected"),
         ({"task": "unconditional"}, "seconds: a number of at least 0.1 expected"),
         ({"task": "unconditional", "seconds": float("nan")}, "seconds nan: a number of at least 0.1"),
         ({"task": "unconditional", "seconds": 1, "solver": "rk4"}, "solver 'rk4'"),
@@ -139,6 +153,56 @@ def test_what_cannot_be_asked_is_one_line(pipeline: OmnigesPipeline, call: dict[
     with pytest.raises(UsageFault, match=re.escape(line)) as caught:
         pipeline(**call)
     assert "\n" not in str(caught.value)
+
+
+def test_samples_and_channels_in_any_order_or_type_are_the_same_sound(
+    pipeline: OmnigesPipeline, files: dict[str, Path]
+) -> None:
+    """(N, 2), (2, N), float64, int16 and a tensor of a 16-bit recording give the same motion, to the bit."""
+    mono = decode_wav(files["wav"].read_bytes()).samples[:32000]
+    mono = np.round(mono * 32768) / np.float32(32768)
+    stereo = np.stack([mono, mono], axis=1)
+    whole = np.round(stereo * 32768).astype(np.int16)
+    forms: list[Any] = [stereo, stereo.T, stereo.astype(np.float64), whole, whole.T, torch.from_numpy(stereo.copy())]
+    made = [pipeline("a2g", audio=form, audio_rate_hz=16000, num_inference_steps=1)[0].gesture for form in forms]
+    for other in made[1:]:
+        np.testing.assert_array_equal(made[0], other)
+
+
+def test_a_text_is_spoken_at_the_rate_of_the_training_words(
+    pipeline: OmnigesPipeline, shards: Path, tmp_path: Path
+) -> None:
+    """A checkpoint knows the rate, so no shards are needed; a file's name is read, and gives what its text gives."""
+    text = "Good morning to you all, and/or good night. See file.txt for more."
+    told = pipeline("t2g", text=text, num_inference_steps=1)
+    given = pipeline("t2g", text=text, speaking_rate=pipeline.speaking_rate(shards), num_inference_steps=1)
+    np.testing.assert_array_equal(told[0].gesture, given[0].gesture)
+    assert any("speaking rate" in remark for remark in told.remarks)
+    file = tmp_path / "my text"
+    file.write_text(text)
+    for path in (file, str(file)):
+        read = pipeline("t2g", text=path, num_inference_steps=1)
+        np.testing.assert_array_equal(told[0].gesture, read[0].gesture)
+
+
+def test_a_model_without_a_speaking_rate_asks_for_one(pipeline: OmnigesPipeline) -> None:
+    loaded = pipeline._loaded
+    older = OmnigesPipeline(replace(loaded, identity=replace(loaded.identity, speaking_rate=b"")))
+    with pytest.raises(UsageFault, match="the checkpoint knows no speaking rate"):
+        older("t2g", text="hello there")
+
+
+def test_what_was_made_is_saved_as_files_that_read_back(pipeline: OmnigesPipeline, tmp_path: Path) -> None:
+    sample = pipeline("unconditional", seconds=2, num_inference_steps=1)[0]
+    npz, wav, grid = sample.save(tmp_path / "new" / "all")
+    motion = decode_motion(npz.read_bytes())
+    np.testing.assert_allclose(motion.poses, sample.motion().poses, atol=1e-6)
+    assert len(decode_wav(wav.read_bytes()).samples) == 32000
+    assert grid.read_bytes().startswith(b"File type")
+    assert sample.save(str(tmp_path / "one.NPZ")) == [tmp_path / "one.NPZ"]
+    silent = pipeline("t2g", text="hello there", num_inference_steps=1)[0]
+    with pytest.raises(UsageFault, match=re.escape("this sample has no .wav file, it makes .npz")):
+        silent.save(tmp_path / "one.wav")
 
 
 def test_the_example_of_the_page_runs(

@@ -11,7 +11,7 @@ import pytest
 
 from omniges.generation.long_form import Timeline
 from omniges.generation.sampler import Codecs, Sampler, joined, load
-from omniges.model.settings import SamplingSettings
+from omniges.model.tasks import SamplingSettings
 
 STEPS = SamplingSettings(steps=2)
 

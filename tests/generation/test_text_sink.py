@@ -19,7 +19,7 @@ from omniges.shards.dataset import train_tokenizer
 
 # Words, a word that readers take for silence, and all 256 bytes as pieces of their own.
 CODEC = SlotCodec(train_tokenizer(dict.fromkeys(["tree", "sp", "you're"], 2)))
-ANY_SLOTS = st.lists(st.integers(0, CODEC.vocabulary_size - 1), min_size=1, max_size=60)
+ANY_SLOTS = st.lists(st.integers(0, MARKS * CODEC.pieces), min_size=1, max_size=60)
 
 
 def files_of(slots: np.ndarray) -> tuple[TextSink, bytes, str]:
@@ -33,7 +33,7 @@ def slots_of(*words: str) -> np.ndarray:
     """Two ticks of each piece of words, a blank between the words."""
     slots: list[int] = []
     for word in words:
-        for number, piece in enumerate(CODEC.encode_word(word)):
+        for number, piece in enumerate(CODEC._tokenizer.encode(word, add_special_tokens=False).ids):
             slots += [1 + MARKS * piece + 2 * first + (number == 0) for first in (1, 0)]
         slots.append(0)
     return np.array(slots, np.int32)

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.vocoder import chosen_voice, load_hifi_gan
-from omniges.model.settings import SamplingSettings
+from omniges.generation.vocoder import load_hifi_gan
+from omniges.generation.writers import read_record
+from omniges.model.tasks import SamplingSettings
 
 SMALL: dict[str, Any] = {
     "model_in_dim": 64,
@@ -110,7 +110,7 @@ def test_missing_parts_and_a_missing_package_are_named(
     with pytest.raises(DataError, match=r"no file of torch\.save, or damaged"):
         load_hifi_gan(tmp_path)
     with pytest.raises(UsageFault, match="this task makes no audio"):
-        chosen_voice(folder, used=False)
+        GenerateSettings(checkpoint=tmp_path, task="a2g", out=tmp_path, sources=Sources(), vocoder=folder)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'omniges\[vocoder\]'"):
         load_hifi_gan(folder)

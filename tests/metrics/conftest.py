@@ -13,8 +13,8 @@ from omniges.features.body import joint_positions
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.semantic import SemanticSpan, decode_semantic
-from omniges.metrics.beats import mean_joint_speeds
-from omniges.metrics.profiles import PROFILES, scored_poses
+from omniges.metrics.gesture import mean_joint_speeds, scored_poses
+from omniges.metrics.profiles import PROFILES
 
 
 @dataclass(frozen=True)

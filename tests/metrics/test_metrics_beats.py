@@ -9,7 +9,8 @@ from metrics_builders import clicks, turned, untouched, walk
 from scipy.signal import argrelextrema
 
 from omniges.errors import DataError, UsageFault
-from omniges.metrics.beats import (
+from omniges.metrics.clips import weighted_mean
+from omniges.metrics.gesture import (
     BeatScore,
     audio_beats,
     beat_score,
@@ -18,8 +19,7 @@ from omniges.metrics.beats import (
     mean_joint_speeds,
     motion_beats,
 )
-from omniges.metrics.clips import weighted_mean
-from omniges.metrics.profiles import PROFILES, profile
+from omniges.metrics.profiles import PROFILES
 from omniges.storage.librosa_import import load_librosa
 
 ALL = list(PROFILES)
@@ -79,7 +79,7 @@ def slow_score(onsets, beats):
 @pytest.mark.parametrize("name", ALL)
 class TestAgainstTheDefinition:
     def test_on_the_real_clip(self, name, real_clip):
-        settings, joints = profile(name).beats, real_clip.joints[name]
+        settings, joints = PROFILES[name].beats, real_clip.joints[name]
         onsets = slow_onsets(name, real_clip.samples, len(joints))
         np.testing.assert_allclose(audio_beats(real_clip.samples, len(joints), settings), onsets, atol=1e-12)
         beats = slow_motion_beats(name, joints, real_clip.mean_speeds)
@@ -94,20 +94,20 @@ class TestAgainstTheDefinition:
     def test_on_made_up_motion(self, name, seed):
         joints = walk(400, 55, seed)
         means = joint_speeds(joints).mean(axis=0) * np.random.default_rng(seed).uniform(0.5, 6, 55)
-        found = motion_beats(joints, means, profile(name).beats)
+        found = motion_beats(joints, means, PROFILES[name].beats)
         assert [list(of_joint) for of_joint in found] == slow_motion_beats(name, joints, means)
         times = np.arange(0.1, 9, 0.37)
-        score = beat_score(times, found, 400, profile(name).beats)
+        score = beat_score(times, found, 400, PROFILES[name].beats)
         assert score.value == pytest.approx(slow_score(times, slow_motion_beats(name, joints, means)), abs=1e-12)
 
     def test_inputs_stay_as_they_are(self, name):
         joints, audio = walk(300, 55, 1), clicks(10, np.arange(1, 9, 0.5))
         means = np.ones(55) * 0.1
         with untouched(joints, audio, means):
-            beat_consistency(joints, means, audio, profile(name).beats)
+            beat_consistency(joints, means, audio, PROFILES[name].beats)
 
     def test_a_common_factor_and_a_shift_change_nothing(self, name):
-        joints, settings = walk(300, 55, 2), profile(name).beats
+        joints, settings = walk(300, 55, 2), PROFILES[name].beats
         means = joint_speeds(joints).mean(axis=0)
         expected = [list(beats) for beats in motion_beats(joints, means, settings)]
         millimetres = motion_beats(joints * 1024, means * 1024, settings)
@@ -117,16 +117,16 @@ class TestAgainstTheDefinition:
 
     def test_silence_has_no_score(self, name):
         with pytest.raises(DataError, match="no onset"):
-            audio_beats(np.zeros(160_000, dtype=np.float32), 300, profile(name).beats)
+            audio_beats(np.zeros(160_000, dtype=np.float32), 300, PROFILES[name].beats)
 
     @pytest.mark.parametrize("samples", [1, 100, 33_000])
     def test_audio_too_short_for_the_crop(self, name, samples):
         with pytest.raises(DataError, match="after the crop"):
-            audio_beats(np.ones(samples, dtype=np.float32), 300, profile(name).beats)
+            audio_beats(np.ones(samples, dtype=np.float32), 300, PROFILES[name].beats)
 
     def test_the_shortest_clip_that_can_have_beats(self, name):
         """Longer ones may still be without an onset; shorter ones are always refused."""
-        settings = profile(name).beats
+        settings = PROFILES[name].beats
 
         def refusal(frames):
             audio = np.random.default_rng(0).normal(0, 0.1, frames * 16000 // 30)
@@ -141,25 +141,25 @@ class TestAgainstTheDefinition:
 
     def test_no_audio_at_all(self, name):
         with pytest.raises(DataError, match="audio: found 0"):
-            audio_beats(np.zeros(0, dtype=np.float32), 300, profile(name).beats)
+            audio_beats(np.zeros(0, dtype=np.float32), 300, PROFILES[name].beats)
 
     def test_audio_that_is_not_finite(self, name):
         audio = clicks(10, [3.0])
         audio[5] = np.nan
         with pytest.raises(DataError, match="audio: found nan"):
-            audio_beats(audio, 300, profile(name).beats)
+            audio_beats(audio, 300, PROFILES[name].beats)
 
     @pytest.mark.parametrize("frames", [1, 2, 120])
     def test_a_clip_that_the_crop_leaves_nothing_of(self, name, frames):
         with pytest.raises(DataError, match=f"found {frames}; expected at least 121"):
-            motion_beats(np.zeros((frames, 55, 3)), np.ones(55), profile(name).beats)
+            motion_beats(np.zeros((frames, 55, 3)), np.ones(55), PROFILES[name].beats)
         with pytest.raises(DataError, match="expected more than 120"):
-            beat_score(np.array([1.0]), (), frames, profile(name).beats)
+            beat_score(np.array([1.0]), (), frames, PROFILES[name].beats)
 
     def test_frozen_motion_scores_zero(self, name):
         joints = np.ones((300, 55, 3))
-        beats = motion_beats(joints, np.ones(55), profile(name).beats)
-        assert beat_score(np.array([1.0]), beats, 300, profile(name).beats).value == 0
+        beats = motion_beats(joints, np.ones(55), PROFILES[name].beats)
+        assert beat_score(np.array([1.0]), beats, 300, PROFILES[name].beats).value == 0
 
 
 class TestWhatTellsTheProfilesApart:
@@ -169,8 +169,8 @@ class TestWhatTellsTheProfilesApart:
         t = np.arange(400)
         joints[:, 20, 0] = np.where(t < 150, 0, np.cumsum(np.where(t < 150, 0, 1.5 + np.cos((t - 200.3) / 20 * np.pi))))
         means = np.ones(55)
-        early = motion_beats(joints, means, profile("emage-eval-2025").beats)[11]
-        right = motion_beats(joints, means, profile("corrected").beats)[11]
+        early = motion_beats(joints, means, PROFILES["emage-eval-2025"].beats)[11]
+        right = motion_beats(joints, means, PROFILES["corrected"].beats)[11]
         assert set(early) < set(right)
         speeds = joint_speeds(joints)[:, 20]
         assert all(speeds[m + 60] > 0.1 for m in right)
@@ -179,7 +179,7 @@ class TestWhatTellsTheProfilesApart:
     def test_only_the_oldest_takes_deviations(self, real_clip):
         joints = real_clip.joints["emage-2024"]
         folded = np.abs(joints - joints.mean(axis=0))
-        settings = profile("emage-2024").beats
+        settings = PROFILES["emage-2024"].beats
         clean = dataclasses.replace(settings, motion="positions")
         as_published = motion_beats(joints, real_clip.mean_speeds, settings)
         np.testing.assert_equal(motion_beats(folded, real_clip.mean_speeds, clean), as_published)
@@ -189,14 +189,14 @@ class TestWhatTellsTheProfilesApart:
     def test_turning_the_world_matters_only_to_deviations(self, name):
         joints = walk(400, 55, 3)
         means = joint_speeds(joints).mean(axis=0)
-        straight = motion_beats(joints, means, profile(name).beats)
-        askew = motion_beats(turned(joints, 40, "z"), means, profile(name).beats)
+        straight = motion_beats(joints, means, PROFILES[name].beats)
+        askew = motion_beats(turned(joints, 40, "z"), means, PROFILES[name].beats)
         same = [list(beats) for beats in straight] == [list(beats) for beats in askew]
         assert same == (name != "emage-2024")
 
     def test_as_published_trembling_beats_a_person_and_holding_still_scores_nothing(self, real_clip):
         """What docs/metrics.md warns of: 5 mm of noise on every coordinate raises the score of the recorded motion."""
-        settings, joints = profile("emage-eval-2025").beats, real_clip.joints["emage-eval-2025"]
+        settings, joints = PROFILES["emage-eval-2025"].beats, real_clip.joints["emage-eval-2025"]
         onsets = audio_beats(real_clip.samples, len(joints), settings)
 
         def score(moved):
@@ -208,11 +208,11 @@ class TestWhatTellsTheProfilesApart:
         assert score(np.broadcast_to(joints[:1], joints.shape)) == 0
 
     def test_the_published_onset_count_of_the_real_clip(self, real_clip):
-        assert len(audio_beats(real_clip.samples, 1906, profile("emage-eval-2025").beats)) == 378
+        assert len(audio_beats(real_clip.samples, 1906, PROFILES["emage-eval-2025"].beats)) == 378
 
 
 class TestReading:
-    SETTINGS = profile("corrected").beats
+    SETTINGS = PROFILES["corrected"].beats
 
     def test_beats_on_the_sound_score_one_and_far_ones_nothing(self):
         beats = (np.array([15, 45, 75]),)
@@ -255,10 +255,10 @@ class TestMeanSpeeds:
         joints[:, 3] = 1.0
         means = np.ones(55)
         means[3] = 0
-        assert len(motion_beats(joints, means, profile("corrected").beats)[0]) == 0
+        assert len(motion_beats(joints, means, PROFILES["corrected"].beats)[0]) == 0
         means[20] = 0
         with pytest.raises(DataError, match="joint 20, which moves"):
-            motion_beats(joints, means, profile("corrected").beats)
+            motion_beats(joints, means, PROFILES["corrected"].beats)
 
     def test_none_without_clips_or_with_mixed_ones(self):
         with pytest.raises(DataError, match="no clips"):
@@ -273,7 +273,7 @@ class TestMeanSpeeds:
 
 
 def test_wrong_shapes_are_the_callers_fault():
-    settings = profile("corrected").beats
+    settings = PROFILES["corrected"].beats
     for joints, means in (((300, 165), 55), ((300, 20, 3), 20), ((300, 55, 3), 54)):
         with pytest.raises(UsageFault, match="expected"):
             motion_beats(np.zeros(joints), np.ones(means), settings)

@@ -9,10 +9,10 @@ from metrics_builders import untouched
 
 from omniges.errors import DataError, UsageFault
 from omniges.metrics.frechet import DESCRIPTOR_NAME, describe, frechet_distance
-from omniges.metrics.profiles import PROFILES, FrechetSettings, profile
+from omniges.metrics.profiles import PROFILES, FrechetSettings
 
 EXACT = FrechetSettings(offset=0.0)
-OFFSET = profile("emage-eval-2025").frechet
+OFFSET = PROFILES["emage-eval-2025"].frechet
 
 
 def distance(first, second, settings=EXACT):
@@ -63,7 +63,7 @@ def test_scipys_matrix_root_on_correlated_features(name, seed):
     rng = np.random.default_rng(seed)
     first = rng.normal(size=(200, 8)) @ rng.normal(size=(8, 8)) + rng.normal(size=8)
     second = rng.normal(size=(150, 8)) @ rng.normal(size=(8, 8))
-    settings = profile(name).frechet
+    settings = PROFILES[name].frechet
     with untouched(first, second):
         score = distance(first, second, settings)
     assert score.value == pytest.approx(by_scipy(first, second, settings.offset), rel=1e-9)
@@ -74,7 +74,7 @@ def test_scipys_matrix_root_on_correlated_features(name, seed):
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_real_clips_halves_by_scipy(name, real_clip):
     features = describe(real_clip.joints[name])
-    first, second, settings = features[:59, :24], features[59:, :24], profile(name).frechet
+    first, second, settings = features[:59, :24], features[59:, :24], PROFILES[name].frechet
     score = distance(first, second, settings)
     assert score.value == pytest.approx(by_scipy(first, second, settings.offset), abs=1e-6)
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flow_builders import TICKS, Recorder, gradients, model_of, run, windows_of
+from flow_builders import TICKS, Draws, Recorder, gradients, model_of, run, sample, windows_of
 from torch import Tensor
 
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines
-from omniges.model.flow import Draws, FlowModel, draw_noise, sample, step_levels
-from omniges.model.settings import SamplingSettings
+from omniges.model.draws import FlowSettings, draw_plan
+from omniges.model.flow import FlowModel, draw_noise, step_levels
 from omniges.model.spec import ModelConfig
 from omniges.model.streams import STREAMS
-from omniges.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.tasks import TASKS, SamplingSettings
 
 CONFIG = ModelConfig(
     width=16,

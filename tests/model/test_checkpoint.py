@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipeline_helpers import scripted
 from safetensors.torch import load_file
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
@@ -198,7 +197,9 @@ class TestFinding:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+sys.path[:0] = [sys.argv[2], os.path.dirname(sys.argv[2])]
 from test_checkpoint import contents
 from omniges.model.checkpoint import checkpoints, open_checkpoint, prune, remove_unfinished, save_checkpoint
 from omniges.model.checkpoint import choose
@@ -252,8 +253,7 @@ print(*found)
 
 def test_killed_before_any_call_of_saving_and_pruning_one_loadable_checkpoint_is_left(tmp_path: Path) -> None:
     """With one kept checkpoint; the older one until the newer is published, then the newer."""
-    words = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=110, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = scripted(KILLED, tmp_path, Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     found = [int(step) for step in done.stdout.split()]
     assert len(found) > 25

@@ -13,10 +13,11 @@ from flow_builders import CONFIG, Recorder, gradients, model_of, run, windows_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from omniges.model.draws import FlowSettings, draw_plan
 from omniges.model.flow import Windows, draw_noise
 from omniges.model.spec import build_model
 from omniges.model.streams import STREAMS, noised
-from omniges.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.tasks import TASKS
 
 
 class TestBatches:

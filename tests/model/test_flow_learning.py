@@ -12,10 +12,11 @@ from pipeline_helpers import run_preprocess
 from torch import Tensor
 
 from omniges.features.text_slots import SlotCodec
+from omniges.model.draws import FlowSettings, draw_plan
 from omniges.model.flow import FlowModel, Windows, draw_noise
 from omniges.model.spec import PRESETS, build_model
 from omniges.model.streams import STREAMS, noised
-from omniges.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus

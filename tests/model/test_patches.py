@@ -11,7 +11,7 @@ from omniflow_grids import grid_embedding
 
 from omniges.errors import UsageFault
 from omniges.model.patches import PatchGrid, PatchTokens
-from omniges.model.spec import CodecLatents, ModelConfig, build_model, preset
+from omniges.model.spec import PRESETS, CodecLatents, ModelConfig, build_model
 from omniges.shards.latents import FrameEntry
 
 GRID = PatchGrid(channels=8, patch=2, table_side=192, table_base=128)
@@ -112,7 +112,7 @@ def entry(channels: int) -> FrameEntry:
 class TestConfiguration:
     def test_it_survives_being_saved_and_an_earlier_one_means_rows(self) -> None:
         assert ModelConfig.from_json(config().as_json()) == config()
-        earlier = preset("tiny").as_json()
+        earlier = PRESETS["tiny"].as_json()
         del earlier["audio_tokens"], earlier["audio_grid"]
         assert ModelConfig.from_json(earlier).audio_tokens == "rows"
 

@@ -11,16 +11,9 @@ import torch
 from flow_builders import statistics
 
 from omniges.errors import UsageFault
-from omniges.model.spec import (
-    PRESETS,
-    CodecLatents,
-    ModelConfig,
-    build_model,
-    model_for_weights,
-    parameter_count,
-    preset,
-)
+from omniges.model.spec import PRESETS, CodecLatents, ModelConfig, build_model, model_for_weights, parameter_count
 from omniges.shards.latents import FrameEntry
+from omniges.trainer.config import TrainSettings
 
 
 def formula(config: ModelConfig, pieces: int, speakers: int) -> int:
@@ -83,12 +76,12 @@ class TestConfig:
 
     @pytest.mark.parametrize("name", PRESETS)
     def test_it_survives_json(self, name):
-        config = dataclasses.replace(preset(name), gesture_prediction="velocity", qk_norm=None)
+        config = dataclasses.replace(PRESETS[name], gesture_prediction="velocity", qk_norm=None)
         assert ModelConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
 
     def test_an_unknown_name_is_refused_with_the_known_ones(self):
-        with pytest.raises(UsageFault, match="'huge'; expected one of tiny, small, base, omniflow"):
-            preset("huge")
+        with pytest.raises(UsageFault, match="--preset huge: one of tiny, small, base, omniflow expected"):
+            TrainSettings(preset="huge")
 
     @pytest.mark.parametrize("changes", [{"layers": 0}, {"width": 100, "heads": 3}, {"width": 12, "heads": 4}])
     def test_sizes_no_trunk_has_are_refused(self, changes):

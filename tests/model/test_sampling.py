@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from flow_builders import CONFIG, PIECES, TICKS, model_of, statistics, windows_of
+from flow_builders import CONFIG, PIECES, TICKS, Draws, model_of, sample, statistics, windows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.model.flow import Draws, follow, sample, step_levels
-from omniges.model.random import Purpose
-from omniges.model.settings import SamplingSettings
+from omniges.model.draws import FlowSettings, Purpose, draw_levels
+from omniges.model.flow import follow, step_levels
 from omniges.model.spec import build_model
-from omniges.model.tasks import FlowSettings, draw_levels
+from omniges.model.tasks import SamplingSettings
 
 MEAN, STD = 0.7, 0.5
 EVEN = {"shift": 1.0, "last_level": 0.0}
@@ -125,12 +124,6 @@ class TestSample:
         model = build_model(CONFIG, statistics=statistics(), pieces=PIECES, speakers=2).eval()
         found = sample(model, {}, ["gesture"], draws(), SamplingSettings(steps=5))["gesture"]
         torch.testing.assert_close(found, torch.full((4, 3 * TICKS, LAYOUT.channels), 0.5), rtol=0, atol=1e-5)
-
-    def test_unknown_or_no_targets_are_refused(self):
-        model, windows = model_of(), windows_of([0])
-        for conditions, targets in (({}, []), ({"text": windows.arrays["text"]}, ["text"])):
-            with pytest.raises(UsageFault, match="at least one target"):
-                sample(model, conditions, targets, draws(1), SamplingSettings())
 
     @pytest.mark.parametrize(
         "changes",

@@ -118,7 +118,9 @@ def commands(corpus: Path, checkpoint: Path, vae: Path) -> Commands:
     sampling = ("--steps", "1", "--seconds", "1")
     small = ("--max-train-steps", "1", "--window-ticks", "16", "--train-batch-size", "2", "--num-workers", "0")
     return {
-        "preprocess": lambda folder, _out: ("preprocess", "--root", corpus, "--out", folder, "--keep-audio"),
+        "preprocess": lambda folder, _out: (
+            *("preprocess", "--root", corpus, "--out", folder, "--keep-audio", "--workers", "1"),
+        ),
         "verify-shards": lambda folder, _out: ("verify-shards", folder, "--level", "deep", "--workers", "1"),
         "export": lambda folder, out: ("export", "--shards", folder, "-o", out),
         "inspect": lambda folder, _out: ("inspect", folder),

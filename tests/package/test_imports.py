@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "omniges"
 # A room imports rooms above it alone; those in one line do not know each other.
 ORDER = """
 errors | version
-options | progress | workers
+options | progress | workers | registry
 storage
 features
 formats
@@ -37,16 +37,28 @@ HEIGHT = {room: height for height, line in enumerate(ORDER.split("\n")) for room
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
 # What loads none of these when it is imported, in whole.
 OFFLINE = {
-    *("errors", "version", "options", "progress", "workers", "storage", "features", "formats", "shards", "visualize"),
+    *(
+        "errors",
+        "version",
+        "options",
+        "progress",
+        "workers",
+        "registry",
+        "storage",
+        "features",
+        "formats",
+        "shards",
+        "visualize",
+    ),
     *("metrics", "pipeline", "verify", "exchange", "testing", "api", "commands", "cli"),
 }
 ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which a codec imports, loads it too)
 FOR_GENERATION = {"data", "codecs", "model", "generation", "pretrained", "evaluation"}  # none of it loads the trainer
 TOUCH_FILES = {PACKAGE / "formats" / name for name in ("arrays.py", "motion.py")}  # the files of formats that do
 # Where any exception is caught: one recording in a worker, threads that hand an exception to the one who waits, and
-# libraries that raise what they like.
+# libraries and other people's packages that raise what they like.
 BOUNDARIES = {
-    *("workers.py", "pipeline/worker.py", "storage/cache.py", "storage/remote.py"),
+    *("workers.py", "registry.py", "pipeline/worker.py", "storage/cache.py", "storage/remote.py"),
     "codecs/text_vae/tokenizers.py",
 }
 UNSAFE = {"pickle", "dill", "joblib", "shelve", "marshal"}

@@ -356,7 +356,7 @@ class TestUnreadableFiles:
         self, corpus: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from omniges.pipeline.convert import convert
-        from omniges.pipeline.discover import discover
+        from omniges.pipeline.corpora.beat2 import discover
         from omniges.pipeline.settings import ConvertSettings, Rejected, Sample, Selection
 
         bad, good = discover(corpus, Selection()).recordings[:2]

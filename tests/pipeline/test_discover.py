@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from omniges.errors import DataError, UsageFault
-from omniges.pipeline.discover import Discovery, discover
+from omniges.pipeline.corpora.beat2 import discover
+from omniges.pipeline.discover import Discovery
 from omniges.pipeline.settings import Selection
 
 OFFICIAL = {"wave16k": "wav", "smplxflame_30": "npz", "textgrid": "TextGrid"}

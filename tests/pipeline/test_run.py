@@ -255,7 +255,7 @@ class TestDeterminism:
         self, real: Path, beat2_sample: Path, tmp_path: Path
     ) -> None:
         variables = VARIANTS["C library without AVX2 and FMA"] | VARIANTS["numpy without AVX2 and FMA"]
-        omniges("preprocess", "--root", beat2_sample, "--out", tmp_path / "o", **variables)  # type: ignore[arg-type]
+        omniges("preprocess", "--root", beat2_sample, "--out", tmp_path / "o", anew=True, **variables)  # type: ignore[arg-type]
         assert digests(tmp_path / "o") == digests(real)
 
     def test_the_variants_do_differ_where_the_c_library_is_used_as_it_is(self) -> None:
@@ -367,7 +367,7 @@ class TestMemory:
         script = (
             "import re, sys\nfrom pathlib import Path\n"
             "from omniges.pipeline.convert import convert\nfrom omniges.pipeline.settings import ConvertSettings\n"
-            "from omniges.pipeline.discover import discover\nfrom omniges.pipeline.settings import Selection\n"
+            "from omniges.pipeline.corpora.beat2 import discover\nfrom omniges.pipeline.settings import Selection\n"
             "(recording,) = discover(Path(sys.argv[1]), Selection()).recordings\n"
             "sample = convert(recording, ConvertSettings(keep_audio=True))\n"
             # Not getrusage: its peak outlives exec and would be that of this test process.

@@ -73,9 +73,9 @@ class TestLostInARun:
         killer.write_text(
             "import os, signal\nfrom omniges.pipeline import convert as module, worker\n"
             "from omniges.workers import serve\nreal = module.convert\n"
-            "def convert(recording, settings):\n"
+            "def convert(recording, settings, decode):\n"
             "    if recording.stem == '1_synthetica_0_2_2': os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return real(recording, settings)\n"
+            "    return real(recording, settings, decode)\n"
             "module.convert = convert\nserve(worker.prepare)\n"
         )
         with monkeypatch.context() as patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections import namedtuple
@@ -14,15 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import digests, report, run_preprocess
-from pipeline_helpers import omniges as omniges_command
+from rich.console import Console
 from scipy.spatial.transform import Rotation
 from write_builders import NO_AUDIO, NO_MOTION, recording
 
 import omniges
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.gesture import LAYOUT
+from omniges.pipeline.export import export
+from omniges.pipeline.inspect import draw, print_sample, sample_facts
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import PARTS, UNFINISHED_FILE
+from omniges.shards.schema import GESTURE_PARTS, PARTS, UNFINISHED_FILE
 from omniges.storage.atomic import locked
 from omniges.verify.run import verify
 from omniges.verify.settings import VerifySettings
@@ -303,9 +306,8 @@ def lacking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestAbsentInOtherTools:
     def test_export_invents_nothing(self, lacking: Path, tmp_path: Path) -> None:
-        run = omniges_command("export", "--shards", lacking, "-o", tmp_path / "e")
-        assert run.returncode == 0, run.stderr
-        assert "(11 with audio, 1 without motion, 1 without text)" in run.stdout
+        summary = export(lacking, tmp_path / "e")
+        assert (summary.with_motion, summary.with_text, summary.with_audio) == (11, 11, 11)
         for ending, without in (("npz", "sound"), ("TextGrid", "no_text"), ("wav", "no_audio")):
             written = {path.stem for path in tmp_path.rglob(f"*.{ending}")}
             assert written == {row.stem for row in ShardFolder(lacking).rows} - {without}
@@ -327,13 +329,13 @@ class TestAbsentInOtherTools:
 
     def test_inspect_shows_and_draws_what_is_there(self, lacking: Path, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
-        assert omniges_command("inspect", lacking).returncode == 0
-        for row in ShardFolder(lacking).rows:
-            run = omniges_command("inspect", lacking, row.key, "--png", tmp_path / f"{row.key}.png")
-            assert run.returncode == 0, run.stderr
-            assert ("absent" in run.stdout) == (not {"upper", "hands", "lower", "root", "face"} <= {*row.present})
-            run = omniges_command("inspect", lacking, row.key, "--json")
-            json.loads(run.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        source = ShardFolder(lacking)
+        for row in source.rows:
+            sample, text = source.sample(row), io.StringIO()
+            print_sample(sample, Console(file=text, width=200))
+            assert ("absent" in text.getvalue()) == (not {*GESTURE_PARTS} <= {*row.present})
+            json.dumps(sample_facts(sample), allow_nan=False)
+            draw(sample, tmp_path / f"{row.key}.png", 0.0)
 
 
 class TestReplacing:

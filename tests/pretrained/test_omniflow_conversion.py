@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from flow_builders import statistics
 from omniflow_checkpoints import Given, Reference, Tiny, averages_of, parameter_shapes, tensors_of, write_folder
 from omniflow_grids import grid_embedding, table, unpatched
+from pipeline_helpers import scripted
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -325,8 +324,7 @@ class TestPublishing:
             "reading.made = made\n"
             "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         )
-        words = [sys.executable, "-c", code, str(folder), str(tmp_path / "place" / "out")]
-        killed = subprocess.run(words, capture_output=True, timeout=100, check=False)
+        killed = scripted(code, folder, tmp_path / "place" / "out")
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         (left,) = (tmp_path / "place").iterdir()
         assert left.name.startswith(".out.tmp-")

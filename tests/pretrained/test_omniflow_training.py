@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from flow_builders import statistics
+from flow_builders import Draws, sample, statistics
 from omniflow_checkpoints import Tiny, tensors_of, write_folder
 from pipeline_helpers import omniges, run_preprocess
 from safetensors.torch import load_file
@@ -23,9 +23,8 @@ from typer.testing import CliRunner
 from omniges.cli import app
 from omniges.errors import DataError, ExitCode, UsageFault
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
-from omniges.model.flow import Draws, sample
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import ModelIdentity, build_model, load_identity, load_model
+from omniges.model.tasks import SamplingSettings
 from omniges.pretrained.convert import convert
 from omniges.pretrained.initialize import OmniFlowStart, open_start
 from omniges.testing.settings import CorpusSettings

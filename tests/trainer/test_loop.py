@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pipeline_helpers import omniges
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_helpers import Collected, checkpoint_of, log_of, losses_of, run
@@ -130,9 +129,8 @@ class TestNonsense:
     def _carry_out(command: str) -> list[dict[str, Any]]:
         program, *words = shlex.split(command)
         assert program == "omniges"
-        done = subprocess.run(
-            [sys.executable, "-m", "omniges.cli", *words], capture_output=True, text=True, timeout=100, check=True
-        )
+        done = omniges(*words)
+        assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def test_with_accumulation_the_micro_batch_is_traced(

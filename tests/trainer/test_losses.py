@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.data.order import RankShare
+from omniges.model.draws import FlowSettings, draw_plan
 from omniges.model.streams import STREAMS
-from omniges.model.tasks import TASKS, FlowSettings, draw_plan
+from omniges.model.tasks import TASKS
 from omniges.trainer.logging import Smoothed, in_order, per_step, per_stream, per_task
 
 WEIGHTS = {"gesture": 1.0, "text": 0.25, "audio": 2.0}

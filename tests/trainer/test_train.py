@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flow_builders import Draws, sample
 from pipeline_helpers import COMMAND, omniges, run_preprocess
 from training_helpers import checkpoint_of, learned, log_of, losses_of, run
 
@@ -21,9 +22,8 @@ from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.model.checkpoint import find_checkpoint
-from omniges.model.flow import Draws, sample
-from omniges.model.settings import SamplingSettings
 from omniges.model.spec import load_model
+from omniges.model.tasks import SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.trainer.batches import Feed, speakers_of
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from omniges.errors import DataError, UsageFault
+from omniges.model.draws import draw_plan
 from omniges.model.spec import ModelConfig, build_model
-from omniges.model.tasks import draw_plan
 from omniges.pretrained.anatomy import Anatomy, Grid
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.trunk import trunk_config

@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -34,13 +33,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from omniges.codecs.base import BOTH_ENDS, End, LostText, SpokenText
+from omniges.codecs.base import BOTH_ENDS, End, Loading, LostText, SpokenText
 from omniges.codecs.text_vae.config import require_agreement, text_vae_config
 from omniges.codecs.text_vae.network import MAX_LENGTH, TextVae
 from omniges.codecs.text_vae.tokenizers import LlamaTokens, T5Tokens
 from omniges.errors import DataError
-from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.shards.latents import WORDS_MEMBER, WindowEntry
+from omniges.shards.latents import WORDS_MEMBER, WindowEntry, said_in_windows
 from omniges.shards.schema import WindowGrid
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 from omniges.storage.tensors import open_tensors, shapes_of
@@ -208,21 +206,6 @@ class TextCodec:
         ]
 
 
-def said_in_windows(
-    words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]
-) -> list[list[Mapping[str, Any]]]:
-    """The words of each window, (first tick, ticks), of a clip of some ticks, in the order they were given.
-
-    A word (``word``, ``start`` and ``end`` in seconds) is a window's where its middle lies in it, so of windows that
-    touch, each word is in exactly one. A middle at the very end of the clip is in its last tick.
-    """
-    middles = [min(floor((word["start"] + word["end"]) * TICKS_PER_SECOND / 2), ticks - 1) for word in words]
-    return [
-        [word for word, middle in zip(words, middles, strict=True) if first <= middle < first + count]
-        for first, count in windows
-    ]
-
-
 class TextWindows:
     """Words of windows to latents, and latents to texts. Not for several threads at once."""
 
@@ -292,6 +275,11 @@ class TextWindows:
         return [
             text for start in range(0, len(rows), _BATCH) for text in self._codec.decode(rows[start : start + _BATCH])
         ]
+
+
+def load(folder: Path, loading: Loading) -> TextWindows:
+    """Load the codec as the registry does."""
+    return load_text_windows(folder, loading.device, loading.t5_tokenizer, loading.ends)
 
 
 def load_text_windows(

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from omniges.errors import UsageFault
+from omniges.metrics.registry import BUILT_IN, METRICS, Direction, registered_metric
 from omniges.model.checkpoint import CHECKPOINTS, Contents, prune, save_checkpoint
-from omniges.model.streams import StreamName
 from omniges.model.tasks import SIX, TASKS
 from omniges.storage.atomic import is_temporary_name, os_errors, sync_folder
 
 BEST: Final = "best"
 """The link's name in a run's folder."""
 
-Direction = Literal["lower", "higher"]
-
-_LOSS: Final[dict[str, Direction]] = {"loss": "lower"}
-_DIRECTIONS: Final[dict[StreamName, dict[str, Direction]]] = {
-    "gesture": {
-        "frechet_gesture_distance": "lower",
-        "beat_consistency": "higher",
-        "semantic_recall": "higher",
-        "invalid_rotations": "lower",
-    },
-    "text": {
-        "word_error_rate": "lower",
-        "character_error_rate": "lower",
-        "word_start_error_median": "lower",
-        "word_end_error_median": "lower",
-    },
-    "audio": {"log_mel_l1": "lower", "mel_cepstral_distortion": "lower", "onset_agreement": "higher"},
-}
-"""What a checkpoint can be chosen by. Diversity, jerk, drift and skate are missing: neither more nor less is better."""
-_KNOWN: Final = _LOSS | {
-    f"{task}/{name}": direction
+_LOSSES: Final[dict[str, Direction]] = dict.fromkeys(("loss", *(f"{task}/loss" for task in SIX)), "lower")
+_KNOWN: Final = _LOSSES | {
+    f"{task}/{measure.name}": measure.better
     for task in SIX
-    for target in TASKS[task].targets
-    for name, direction in (_LOSS | _DIRECTIONS[target]).items()
+    for measure in BUILT_IN
+    if measure.better is not None and measure.stream in TASKS[task].targets
 }
+"""What a checkpoint can be chosen by, but for metrics of other packages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +35,9 @@ class Best:
     value: float
 
 
-def metric_name(metric: str) -> str:
-    """What a metric of `omniges.evaluation` is called in logs and flags: letters, digits, underscores."""
-    plain = unicodedata.normalize("NFKD", metric).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
-
-
 def check_metric(name: str) -> None:
     """Raise UsageFault for a name by which no checkpoint can be chosen."""
-    if name not in _KNOWN:
+    if _direction(name) is None:
         task = name.partition("/")[0]
         near = [known for known in _KNOWN if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
         raise UsageFault(f"--best-metric {name!r}: one of {', '.join(near)} expected")
@@ -72,7 +47,16 @@ def better(name: str, value: float, than: Best | None) -> bool:
     """Whether a value is better than the best so far; a tie leaves the earlier one."""
     if than is None or than.metric != name:
         return True
-    return value > than.value if _KNOWN[name] == "higher" else value < than.value
+    return value > than.value if _direction(name) == "higher" else value < than.value
+
+
+def _direction(name: str) -> Direction | None:
+    """What is better of a metric's values; None for a name by which no checkpoint can be chosen."""
+    task, _, metric = name.partition("/")
+    if name in _KNOWN or task not in SIX or metric not in METRICS.names():
+        return _KNOWN.get(name)
+    found = registered_metric(metric)
+    return found.better if found.stream in TASKS[task].targets else None
 
 
 def point_best(run: Path, checkpoint: Path) -> Path:

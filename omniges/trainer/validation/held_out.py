@@ -24,7 +24,7 @@ from omniges.errors import UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND
-from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry, said_in_windows
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
@@ -309,8 +309,6 @@ def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]
     start_s, seconds = window.start_tick / TICKS_PER_SECOND, window.ticks / TICKS_PER_SECOND
     if not any(isinstance(entry, WindowEntry) for entry in latents):
         return _within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S)
-    from omniges.codecs.text_vae.codec import said_in_windows  # noqa: PLC0415 - runs on slots load no codec
-
     (said,) = said_in_windows(sample.words, sample.row.ticks, [(window.start_tick, window.ticks)])
     return _within(said, start_s, seconds, least_s=0.0)
 

@@ -19,12 +19,12 @@ from omniges.errors import DataError
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.scores import Figure, Heading, absent
 from omniges.generation.sampler import Codecs, Sampler
+from omniges.metrics.registry import metric_name, registered_metrics
+from omniges.model.draws import FlowSettings, Plan
 from omniges.model.flow import FlowModel, Windows
-from omniges.model.settings import SamplingSettings
 from omniges.model.streams import STREAMS, StreamName
-from omniges.model.tasks import SIX, TASKS, FlowSettings, Plan
+from omniges.model.tasks import SIX, TASKS, SamplingSettings
 from omniges.trainer.distributed import Ranks, Turns
-from omniges.trainer.validation.best import metric_name
 from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, WindowFolder, spread
 from omniges.trainer.validation.samples import (
     INSTRUMENTS,
@@ -186,6 +186,7 @@ class Validation:
         self, held_out: HeldOut, sampler: Sampler, sampling: SamplingSettings, samples: int, ranks: Ranks
     ) -> None:
         """Name the parts; the sampler's model has the averages as its weights, results of ``samples`` are kept."""
+        registered_metrics()  # one that cannot be loaded is refused before the first step
         self.held_out, self.sampler, self.sampling = held_out, sampler, sampling
         self._ranks = ranks
         self._samples: WindowFolder | None = None

@@ -25,21 +25,20 @@ from omniges.formats.textgrid import WordInterval
 from omniges.generation.inputs import Body
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings
 from omniges.generation.sampler import Part, Sampler
-from omniges.generation.vocoder import VoiceOf, chosen_voice
+from omniges.generation.vocoder import GRIFFIN_LIM, VoiceOf
 from omniges.generation.writers import Results
-from omniges.metrics.profiles import profile
-from omniges.model.settings import SamplingSettings
+from omniges.metrics.profiles import PROFILES
 from omniges.model.streams import StreamName
-from omniges.model.tasks import TASKS
+from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.visualize.pictures import Version, draw_comparison
 
 VALIDATION_SEED: Final = 0x56414C
 """Of noise and samples; not the run's, so that runs of other seeds can be compared."""
 
-INSTRUMENTS: Final = Instruments(profile=profile("corrected"), bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
+INSTRUMENTS: Final = Instruments(profile=PROFILES["corrected"], bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
 """What motion is measured with."""
-VOICE: Final = chosen_voice(None)
+VOICE: Final = GRIFFIN_LIM
 
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")

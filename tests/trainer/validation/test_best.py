@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from pipeline_helpers import scripted
 
 from omniges.errors import UsageFault
+from omniges.metrics.registry import metric_name
 from omniges.model.checkpoint import open_checkpoint
 from omniges.trainer.config import TrainSettings
-from omniges.trainer.validation.best import Best, better, metric_name, point_best, remove_best
+from omniges.trainer.validation.best import Best, better, point_best, remove_best
 
 
 @pytest.mark.parametrize(
@@ -103,9 +102,7 @@ print(turn)
 
 def test_killed_before_any_system_call_the_link_leads_to_a_whole_checkpoint(tmp_path: Path) -> None:
     """The second best checkpoint takes the place of the first, with one kept beside it."""
-    variables = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", KILLER, str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=110, env=variables)
+    done = scripted(KILLER, tmp_path)
     assert done.returncode == 0, done.stderr
     turns = int(done.stdout)
     assert turns > 20

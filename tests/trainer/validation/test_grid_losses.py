@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from omniges.errors import DataError
+from omniges.model.draws import Purpose, normal
 from omniges.model.flow import FlowModel, draw_noise
-from omniges.model.random import Purpose, normal
 from omniges.model.spec import ModelConfig, build_model
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import SIX, TASKS

@@ -20,13 +20,12 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
-from omniges.generation.record import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import GriffinLim, waveform_from_mel
+from omniges.generation.writers import read_record
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
-from omniges.model.settings import SamplingSettings
-from omniges.model.tasks import SIX, TASKS
+from omniges.model.tasks import SIX, TASKS, SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
@@ -51,6 +50,12 @@ def validated(shards: Path, trained: Trained) -> Path:
     return trained(shards, **VALIDATED)
 
 
+@pytest.fixture(scope="module")
+def bare(shards: Path, trained: Trained) -> Path:
+    """The same with three validations of one window, of which nothing is kept."""
+    return trained(shards, **BARE)
+
+
 def figures_of(run_folder: Path) -> dict[int, dict[str, Any]]:
     """What validations found, by step; seconds are not part of it."""
     names = ("loss", "losses", "metrics", "recorded", "shuffled", "not_computed", "best")
@@ -61,22 +66,22 @@ class TestTrainingIsUntouched:
     def test_weights_average_optimizer_and_losses_are_equal_to_the_last_bit(self, plain: Path, validated: Path) -> None:
         require_same_learning(validated, plain)
 
+    def test_nor_do_validations_differ_by_what_they_score_and_keep(self, bare: Path, plain: Path) -> None:
+        require_same_learning(bare, plain)
+
     def test_with_bf16_too(self, shards: Path, tmp_path: Path) -> None:
         for name, changes in (("plain", {}), ("validated", BARE)):
             run(shards, tmp_path / name, mixed_precision="bf16", max_train_steps=4, **changes)
         assert learned(tmp_path / "validated", 4) == learned(tmp_path / "plain", 4)
 
     @pytest.mark.parametrize("k", [2, 3])
-    def test_stopped_and_resumed_with_the_same_figures(
-        self, k: int, shards: Path, tmp_path: Path, validated: Path
-    ) -> None:
-        settings = {**VALIDATED, "validation_samples": 0}  # no figure hangs on what is kept
-        run(shards, tmp_path, **settings, max_train_steps=k)
-        run(shards, tmp_path, **settings)
-        require_same_learning(tmp_path, validated)
+    def test_stopped_and_resumed_with_the_same_figures(self, k: int, shards: Path, tmp_path: Path, bare: Path) -> None:
+        run(shards, tmp_path, **BARE, max_train_steps=k)
+        run(shards, tmp_path, **BARE)
+        require_same_learning(tmp_path, bare)
         found = figures_of(tmp_path)
         found.pop(3, None)  # the first start's last step
-        assert found == figures_of(validated)
+        assert found == figures_of(bare)
 
 
 class TestWhatIsFound:
@@ -327,9 +332,10 @@ class TestSignals:
         ],
     )
     def test_anywhere_in_a_validation_saves_leaves_with_the_code_and_is_made_up_for(
-        self, stage: str, number: signal.Signals, shards: Path, tmp_path: Path, validated: Path
+        self, stage: str, number: signal.Signals, shards: Path, tmp_path: Path, bare: Path
     ) -> None:
-        settings = {**VALIDATED, "validation_samples": int(stage in {"waveforms", "pictures"})}
+        # no figure hangs on what is kept
+        settings = {**BARE, "validation_samples": int(stage in {"waveforms", "pictures"})}
         with pytest.MonkeyPatch.context() as patch:
             hooked(patch, *STAGES[stage], SignalAt(number, 1))
             summary = run(shards, tmp_path, **settings)
@@ -341,9 +347,9 @@ class TestSignals:
             assert summary.step == 2
             assert not log_of(tmp_path, "validation")
         assert run(shards, tmp_path, **settings).outcome.exit_code is ExitCode.OK
-        assert figures_of(tmp_path) == figures_of(validated)
-        require_same_learning(tmp_path, validated)
-        assert (tmp_path / "best").readlink() == (validated / "best").readlink()
+        assert figures_of(tmp_path) == figures_of(bare)
+        require_same_learning(tmp_path, bare)
+        assert (tmp_path / "best").readlink() == (bare / "best").readlink()
 
 
 class TestFaults:

@@ -1,29 +1,30 @@
 """Diversity, face, recall, motion and seams equal slow transcriptions of their definitions, invariances included."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from metrics_builders import turned, untouched, walk
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import six_d_from_rotvec
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.formats.arrays import checked
 from omniges.formats.semantic import SemanticSpan
 from omniges.metrics.clips import ClipValue, checked_pair, weighted_mean
-from omniges.metrics.positions import (
+from omniges.metrics.gesture import (
     FaceScore,
     FaceSums,
     foot_skate,
-    invalid_rotations,
     jerk,
     l1_diversity,
     root_drift,
+    scored_poses,
     seam_score,
     semantic_recall,
     semantic_scores,
 )
-from omniges.metrics.profiles import PROFILES, FaceSettings, profile, scored_poses
+from omniges.metrics.profiles import PROFILES, FaceSettings
 
 ALL = list(PROFILES)
 RNG = np.random.default_rng(0)
@@ -94,14 +95,14 @@ class TestFace:
                     total += abs((p[t + 1, c] - p[t, c]) - (g[t + 1, c] - g[t, c]))
         expected = total / ((40 if name == "emage-eval-2025" else 39) * 90)
         with untouched(self.P, self.G):
-            found = face_velocity(self.P, self.G, profile(name).face)
+            found = face_velocity(self.P, self.G, PROFILES[name].face)
         assert found.value == pytest.approx(expected, rel=1e-9)
         assert found.weight == (39 if name == "corrected" else 40)
 
     @pytest.mark.parametrize("name", ALL)
     @pytest.mark.parametrize("cuts", [[1], [1, 2, 3], [13, 14, 39], [20]])
     def test_blocks_are_the_whole(self, name, cuts):
-        sums, settings = FaceSums(), profile(name).face
+        sums, settings = FaceSums(), PROFILES[name].face
         for p, g in zip(np.split(self.P, cuts), np.split(self.G, cuts), strict=True):
             with untouched(p, g):
                 sums.add(p, g)
@@ -120,17 +121,17 @@ class TestFace:
             expected = np.mean(np.abs(p[1:] - g[1:]))
         else:
             expected = np.sum(np.abs(np.diff(p, axis=0) - np.diff(g, axis=0))) / (165 * (1906 - (name == "corrected")))
-        assert face_velocity(p, g, profile(name).face).value == pytest.approx(expected, abs=1e-9)
+        assert face_velocity(p, g, PROFILES[name].face).value == pytest.approx(expected, abs=1e-9)
         assert face_mse(p, g).value == pytest.approx(((p - g).ravel() @ (p - g).ravel()) / p.size, abs=1e-9)
 
     @pytest.mark.parametrize("name", ALL)
     def test_a_constant_offset_is_no_velocity(self, name):
-        value = face_velocity(self.G + 0.5, self.G, profile(name).face).value
+        value = face_velocity(self.G + 0.5, self.G, PROFILES[name].face).value
         assert value == pytest.approx(0.5 if name == "emage-2024" else 0.0, abs=1e-12)
 
     @pytest.mark.parametrize("name", ALL)
     def test_symmetry_units_and_order_of_vertices(self, name):
-        settings, order = profile(name).face, RNG.permutation(30)
+        settings, order = PROFILES[name].face, RNG.permutation(30)
         value, mse = face_velocity(self.P, self.G, settings).value, face_mse(self.P, self.G).value
         assert face_velocity(self.G, self.P, settings).value == pytest.approx(value, rel=1e-12)
         assert face_velocity(self.P[:, order], self.G[:, order], settings).value == pytest.approx(value, rel=1e-12)
@@ -141,12 +142,12 @@ class TestFace:
     def test_on_noise_the_two_published_differ_by_the_root_of_two(self):
         g = np.zeros((4000, 10, 3))
         p = np.random.default_rng(1).normal(size=g.shape)
-        new = face_velocity(p, g, profile("emage-eval-2025").face).value
-        old = face_velocity(p, g, profile("emage-2024").face).value
+        new = face_velocity(p, g, PROFILES["emage-eval-2025"].face).value
+        old = face_velocity(p, g, PROFILES["emage-2024"].face).value
         assert new / old == pytest.approx(math.sqrt(2), rel=0.02)
 
     def test_refusals(self):
-        settings = profile("corrected").face
+        settings = PROFILES["corrected"].face
         with pytest.raises(DataError, match="found 1; expected at least 2"):
             face_velocity(self.P[:1], self.G[:1], settings)
         with pytest.raises(UsageFault, match="expected equal shapes"):
@@ -173,7 +174,7 @@ class TestRecall:
     @pytest.mark.parametrize("name", ALL)
     def test_by_hand(self, name):
         with untouched(self.P, self.G, self.SCORES):
-            found = semantic_recall(self.P, self.G, self.SCORES, profile(name).semantic)
+            found = semantic_recall(self.P, self.G, self.SCORES, PROFILES[name].semantic)
         assert found.value == pytest.approx(self.slow(name, self.P, self.G, self.SCORES), rel=1e-9)
         assert found.value > 0
         assert (found.joints, found.annotated) == (12, True)
@@ -181,7 +182,7 @@ class TestRecall:
 
     @pytest.mark.parametrize("name", ALL)
     def test_on_the_real_clip_with_its_annotation(self, name, real_clip):
-        settings, g = profile(name).semantic, real_clip.joints[name]
+        settings, g = PROFILES[name].semantic, real_clip.joints[name]
         scores = semantic_scores(real_clip.spans, 1906, settings)
         p = np.roll(g, 10, axis=0)
         found = semantic_recall(p[::20], g[::20], scores[::20], settings)
@@ -190,32 +191,32 @@ class TestRecall:
     @pytest.mark.parametrize("name", ALL)
     def test_order_of_frames_and_joints_does_not_matter(self, name):
         frames, joints = RNG.permutation(60), RNG.permutation(12)
-        value = semantic_recall(self.P, self.G, self.SCORES, profile(name).semantic).value
+        value = semantic_recall(self.P, self.G, self.SCORES, PROFILES[name].semantic).value
         p, g = self.P[frames][:, joints], self.G[frames][:, joints]
-        assert semantic_recall(p, g, self.SCORES[frames], profile(name).semantic).value == pytest.approx(value)
+        assert semantic_recall(p, g, self.SCORES[frames], PROFILES[name].semantic).value == pytest.approx(value)
 
     def test_all_right_is_one_only_where_corrected(self):
-        published = semantic_recall(self.G, self.G, self.SCORES, profile("emage-2024").semantic).value
+        published = semantic_recall(self.G, self.G, self.SCORES, PROFILES["emage-2024"].semantic).value
         assert published == pytest.approx(self.SCORES.mean() / 0.165)
         assert published > 1
-        assert semantic_recall(self.G, self.G, self.SCORES, profile("corrected").semantic).value == pytest.approx(1)
+        assert semantic_recall(self.G, self.G, self.SCORES, PROFILES["corrected"].semantic).value == pytest.approx(1)
 
     def test_clips_pool_as_one_clip_would(self):
-        settings = profile("corrected").semantic
+        settings = PROFILES["corrected"].semantic
         halves = [semantic_recall(self.P[s], self.G[s], self.SCORES[s], settings) for s in (slice(25), slice(25, 60))]
         assert weighted_mean(halves) == pytest.approx(semantic_recall(self.P, self.G, self.SCORES, settings).value)
 
     def test_without_annotation(self):
-        found = semantic_recall(self.P, self.G, None, profile("emage-eval-2025").semantic)
+        found = semantic_recall(self.P, self.G, None, PROFILES["emage-eval-2025"].semantic)
         ones = np.ones(60)
         assert found.value == pytest.approx(self.slow("emage-eval-2025", self.P, self.G, ones) * 0.165)
         assert not found.annotated
         for name in ("emage-2024", "corrected"):
             with pytest.raises(UsageFault, match="no sem annotation"):
-                semantic_recall(self.P, self.G, None, profile(name).semantic)
+                semantic_recall(self.P, self.G, None, PROFILES[name].semantic)
 
     def test_scores_that_cannot_be(self):
-        settings = profile("corrected").semantic
+        settings = PROFILES["corrected"].semantic
         with pytest.raises(DataError, match="only scores of zero"):
             semantic_recall(self.P, self.G, np.zeros(60), settings)
         with pytest.raises(DataError, match="expected 0 to 1"):
@@ -226,7 +227,7 @@ class TestRecall:
     @pytest.mark.parametrize("name", ALL)
     def test_frame_scores_by_hand(self, name, real_clip):
         spans = [*real_clip.spans, SemanticSpan("x", 1.0, 2.0, 1.0, 0.9), SemanticSpan("y", 70.0, 71.0, 1.0, 0.4)]
-        found = semantic_scores(spans, 2200, profile(name).semantic)
+        found = semantic_scores(spans, 2200, PROFILES[name].semantic)
         for i in range(2200):
             t, expected = i / 30, 0.0
             for span in spans:
@@ -237,7 +238,7 @@ class TestRecall:
 
     def test_a_frame_on_a_boundary(self):
         spans = [SemanticSpan("a", 0.0, 1.0, 1.0, 0.2), SemanticSpan("b", 1.0, 2.0, 1.0, 0.8)]
-        assert [semantic_scores(spans, 31, profile(name).semantic)[30] for name in ALL] == [0.2, 0.2, 0.8]
+        assert [semantic_scores(spans, 31, PROFILES[name].semantic)[30] for name in ALL] == [0.2, 0.2, 0.8]
 
 
 class TestProfiles:
@@ -245,7 +246,7 @@ class TestProfiles:
     def test_what_is_zeroed(self, name):
         poses = RNG.normal(size=(5, 165)).astype(np.float32)
         with untouched(poses):
-            found = scored_poses(poses, profile(name).positions)
+            found = scored_poses(poses, PROFILES[name].positions)
         expected = poses.astype(np.float64)
         if name != "emage-2024":
             expected[:, [0, 1, 2, *range(66, 75)]] = 0
@@ -266,11 +267,11 @@ class TestProfiles:
 
     def test_they_cannot_be_changed_and_others_do_not_exist(self):
         with pytest.raises(AttributeError):
-            profile("corrected").beats.threshold = 0.2  # type: ignore[misc]
+            PROFILES["corrected"].beats.threshold = 0.2  # type: ignore[misc]
         with pytest.raises(TypeError):
-            PROFILES["mine"] = profile("corrected")  # type: ignore[index]
-        with pytest.raises(UsageFault, match="expected one of emage-2024, emage-eval-2025, corrected"):
-            profile("emage")
+            PROFILES["mine"] = PROFILES["corrected"]  # type: ignore[index]
+        with pytest.raises(UsageFault, match="--profile emage: one of corrected, emage-2024, emage-eval-2025 expected"):
+            EvaluateSettings(generated=(Path("results"),), profile="emage")  # type: ignore[arg-type]
 
 
 class TestMotion:
@@ -342,22 +343,6 @@ class TestMotion:
         metric(np.zeros((least, 55, 3)))
         with pytest.raises(DataError, match=f"expected at least {least}"):
             metric(np.zeros((least - 1, 55, 3)))
-
-    def test_invalid_rotations_are_counted_one_by_one(self):
-        rows = six_d_from_rotvec(RNG.normal(size=(10, 7, 3)))
-        with untouched(rows):
-            assert invalid_rotations(rows) == ClipValue(0.0, 70.0)
-        spoilt = rows.copy()
-        spoilt[0, 0] *= 1.2
-        spoilt[1, 0, 3:] *= 0.85
-        spoilt[2, 0] = 0
-        spoilt[3, 0, 4] = np.nan
-        spoilt[4, 0, 1] = np.inf
-        spoilt[5, 0, 3:] = spoilt[5, 0, :3]
-        spoilt[6, 0] *= 1.05  # near enough
-        assert invalid_rotations(spoilt).value == pytest.approx(6 / 70)
-        with pytest.raises(UsageFault, match="rotations"):
-            invalid_rotations(rows[:, :0])
 
 
 class TestSeams:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniges.model.random import Purpose, normal, philox, uniform, words
+from omniges.model.draws import Purpose, normal, philox, uniform, words
 
 MASK = 0xFFFF_FFFF
 WORD = st.integers(0, MASK)
@@ -82,7 +82,7 @@ class TestWords:
         positions = torch.arange(7)
         whole = words(3, positions, Purpose.NOISE_AUDIO, 99)
         for blocks in (1, 10, 24, 25, 26, 1000):
-            monkeypatch.setattr("omniges.model.random._CACHED_BLOCKS", blocks)
+            monkeypatch.setattr("omniges.model.draws._CACHED_BLOCKS", blocks)
             assert torch.equal(words(3, positions, Purpose.NOISE_AUDIO, 99), whole)
 
     def test_no_two_purposes_seeds_or_positions_share_numbers(self):
@@ -122,7 +122,7 @@ class TestDraws:
 
     def test_the_extreme_words_stay_inside_the_open_interval(self, monkeypatch):
         extremes = torch.tensor([[[0], [MASK], [0], [MASK]]])
-        monkeypatch.setattr("omniges.model.random.words", lambda *_: extremes)
+        monkeypatch.setattr("omniges.model.draws.words", lambda *_: extremes)
         draws = uniform(0, torch.tensor([0]), Purpose.TASK, 4)
         assert draws.tolist() == [[2.0**-24, 1 - 2.0**-24] * 2]
         largest = normal(0, torch.tensor([0]), Purpose.TASK, 4).abs().max()

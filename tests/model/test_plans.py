@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.model.random import Purpose
+from omniges.model.draws import FlowSettings, Purpose, draw_levels, draw_plan, groups_of
 from omniges.model.streams import STREAMS
-from omniges.model.tasks import TASKS, FlowSettings, draw_levels, draw_plan, groups_of
+from omniges.model.tasks import TASKS
 
 MANY = np.arange(20_000)
 NAMES = list(TASKS)

@@ -1,0 +1,85 @@
+"""Scores by metrics that scripts and other packages add."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import DataError
+from omniges.evaluation import scores
+from omniges.metrics.clips import ClipValue
+from omniges.metrics.registry import Metric, registered_metrics
+
+I64 = npt.NDArray[np.int64]
+
+
+class RegisteredScores:
+    """Values of the added metrics of one stream, result by result; a set metric keeps its clips until the end."""
+
+    def __init__(self, stream: str, *, unconditional: bool) -> None:
+        self._metrics = registered_metrics(stream)
+        self._unconditional = unconditional
+        self._values = {(metric.name, row): scores.Values() for metric in self._metrics for row in scores.ROWS}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether clips are asked for at all."""
+        return bool(self._metrics) and not self._unconditional
+
+    def add(self, row: scores.Row, key: str, generated: Any, recorded: Any) -> None:
+        """Score a pair of clips of one recording, and with its generated row the recorded clip against itself."""
+        for metric in self._metrics:
+            self._add(metric, row, key, generated, recorded)
+            if row == "generated" and not metric.over_set and key not in self._values[metric.name, "recorded"].keys:
+                self._add(metric, "recorded", key, recorded, recorded)
+
+    def _add(self, metric: Metric, row: scores.Row, key: str, generated: Any, recorded: Any) -> None:
+        values = self._values[metric.name, row]
+        if metric.over_set:
+            values.keep(key, (generated, recorded))
+        else:
+            values.add(key, lambda: ClipValue(_number(metric, metric.of(generated, recorded)), 1.0))
+
+    def figures(self, how: scores.Resampling) -> list[scores.Figure]:
+        """Figures of every metric: the mean over results, or the value of all of them."""
+        found = []
+        for metric in self._metrics:
+            if self._unconditional:
+                found.append(scores.absent(scores.Heading(metric.label, metric.unit), scores.UNCONDITIONAL))
+            for row in scores.ROWS:
+                values = self._values[metric.name, row]
+                if values.found or values.left_out:
+                    heading = scores.Heading(metric.label, metric.unit, row)
+                    found.append(
+                        _figure_of_set(metric, heading, values, how)
+                        if metric.over_set
+                        else scores.figure_of_mean(heading, values, how)
+                    )
+        return found
+
+
+def _figure_of_set(
+    metric: Metric, heading: scores.Heading, values: scores.Values, how: scores.Resampling
+) -> scores.Figure:
+    try:
+        return scores.figure_of_statistic(heading, values, partial(_of_set, metric, values.found), how, centred=True)
+    except DataError as error:
+        return scores.absent(heading, str(error))
+
+
+def _of_set(metric: Metric, pairs: Sequence[tuple[Any, Any]], chosen: I64) -> float:
+    generated, recorded = ([pairs[int(k)][side] for k in chosen] for side in (0, 1))
+    return _number(metric, metric.of(generated, recorded))
+
+
+def _number(metric: Metric, value: float | None) -> float:
+    if value is None:
+        raise DataError(f"{metric.label}: no value")
+    if not math.isfinite(value):
+        raise DataError(f"{metric.label}: a finite number or None expected, found {value}")
+    return float(value)

@@ -1,0 +1,1 @@
+"""Data sets that `preprocess` knows, one file each."""

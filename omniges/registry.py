@@ -1,0 +1,125 @@
+"""Find an extension by name: built in, registered by a program, or announced by an installed package.
+
+A registry holds the names of one kind of extension (codecs, metrics, corpora). Its built-in table is "module:attribute"
+by name, so that a name costs no import before it is used. Other packages announce theirs as entry points of the
+registry's group. The one thing that changes at run time is what a program registers itself: scripts and notebooks have
+no package metadata to announce anything with. Entry points are read at each look-up, so there is no cache to go stale.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, Generic, TypeVar, cast
+
+from omniges.errors import EnvironmentFault, UsageFault
+
+T = TypeVar("T")
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_LONGEST_REASON: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Registry(Generic[T]):
+    """Extensions of one kind by name.
+
+    Args:
+        noun: What errors call one of them, such as "codec".
+        group: Entry-point group of other packages, such as "omniges.codecs".
+        kind: What each must be an instance of: a class, a runtime-checkable protocol, or `Callable`.
+        builtin: "module:attribute" by name.
+    """
+
+    noun: str
+    group: str
+    kind: Any
+    builtin: Mapping[str, str] = field(default_factory=dict)
+    _registered: dict[str, T] = field(default_factory=dict, init=False, repr=False)
+
+    def register(self, name: str, found: T) -> None:
+        """Make an extension known by a name for the rest of this process.
+
+        Raises:
+            UsageFault: The name is taken or is no name, or the object is not of the registry's kind.
+        """
+        if not _NAME.fullmatch(name):
+            raise UsageFault(f"{self.noun} {name!r}: a name of letters, digits, '-', '_' and '.' expected")
+        if name in self.builtin:
+            raise UsageFault(f"{self.noun} {name!r}: omniges has one of this name: choose another name")
+        if (known := self._registered.get(name)) is not None and known is not found:
+            raise UsageFault(f"{self.noun} {name!r} is registered already, as {known!r}: choose another name")
+        if not self._fits(found):
+            raise UsageFault(f"{self.noun} {name!r}: {self._expected} expected, found {found!r:.{_LONGEST_REASON}}")
+        self._registered[name] = found
+
+    def names(self) -> tuple[str, ...]:
+        """Return every known name, built-in ones first; imports none of them."""
+        foreign = sorted(point.name for point in entry_points(group=self.group))
+        return tuple(dict.fromkeys([*self.builtin, *self._registered, *foreign]))
+
+    def require(self, name: str, where: str = "") -> None:
+        """Raise UsageFault for an unknown name; `where` is what the message begins with, else the noun and name."""
+        known = self.names()
+        if name in known:
+            return
+        near = difflib.get_close_matches(name, known, n=2)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageFault(
+            f"{where or f'{self.noun} {name!r}'}: one of {', '.join(known) or 'none'} expected{hint} "
+            f"(others come with packages that have entry points {self.group})"
+        )
+
+    def get(self, name: str) -> T:
+        """Return the extension of a name; imports that one alone.
+
+        Raises:
+            UsageFault: No extension has this name; the message has the names that are near.
+            EnvironmentFault: An installed package takes a name that is taken, or cannot be loaded.
+        """
+        self.require(name)
+        foreign = [point for point in entry_points(group=self.group) if point.name == name]
+        own = ["omniges"] * (name in self.builtin) + ["this program"] * (name in self._registered)
+        if len(own) + len(foreign) > 1:
+            makers = [*own, *map(_distribution, foreign)]
+            raise EnvironmentFault(
+                f"{self.noun} {name!r} comes from {' and from '.join(makers)}: expected one: uninstall or rename the "
+                "others"
+            )
+        if name in self._registered:
+            return self._registered[name]
+        if foreign:
+            return self._loaded(foreign[0])
+        return cast("T", EntryPoint(name, self.builtin[name], self.group).load())
+
+    def all(self) -> dict[str, T]:
+        """Return every extension by name; raises as `get` does."""
+        return {name: self.get(name) for name in self.names()}
+
+    def _loaded(self, point: EntryPoint) -> T:
+        what = f"{self.noun} {point.name!r} of {_distribution(point)}: {point.value}"
+        try:
+            found = point.load()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+            raise EnvironmentFault(f"{what} cannot be loaded ({reason}): update or uninstall that package") from error
+        if not self._fits(found):
+            raise EnvironmentFault(
+                f"{what}: {self._expected} expected, found {found!r:.{_LONGEST_REASON}}: update or uninstall that "
+                "package"
+            )
+        return cast("T", found)
+
+    def _fits(self, found: object) -> bool:
+        return isinstance(found, self.kind)
+
+    @property
+    def _expected(self) -> str:
+        return f"an object of {self.kind.__module__}.{self.kind.__qualname__}"
+
+
+def _distribution(point: EntryPoint) -> str:
+    return "an unnamed package" if point.dist is None else f"{point.dist.name} {point.dist.version}"
