@@ -159,6 +159,8 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
         if canonical_json(metadata[name]) != canonical_json(wanted):
             sample.add("metadata-differs", "json", f"{name} {metadata[name]!r}", f"{wanted!r} of the manifest")
     _check_notes(sample, metadata["notes"])
+    if ("labels" in row.present) != any(row.labels.values()):
+        sample.add("metadata-invalid", "json", f"labels {row.labels}", "a label exactly where present names labels")
     if not _parts_sound(sample, metadata):
         return None
     _check_lengths(sample, metadata["audio"], metadata["motion"], metadata["cut"])
@@ -181,16 +183,17 @@ def _facts_of(row: ManifestRow) -> dict[str, Any]:
     }
 
 
-def _check_notes(sample: _Sample, notes: Any) -> None:
-    if sample.row.contract.version > 1 and isinstance(notes, str):
-        split = (line.partition(": ") for line in notes.splitlines())
-        notes = [{"code": code, "found": found} for code, _, found in split]
+def _check_notes(sample: _Sample, given: Any) -> None:
+    notes = given
+    if sample.row.contract.version > 1:  # a text, and nothing else
+        split = (line.partition(": ") for line in given.splitlines()) if isinstance(given, str) else None
+        notes = split and [{"code": code, "found": found} for code, _, found in split]
     shaped = isinstance(notes, list) and all(
         isinstance(note, dict) and note.keys() == {"code", "found"} and all(isinstance(v, str) for v in note.values())
         for note in notes
     )
     if not shaped:
-        sample.add("metadata-invalid", "json", f"notes {notes!r}", "notes of code and found")
+        sample.add("metadata-invalid", "json", f"notes {given!r}", "notes of code and found")
         return
     codes = tuple(sorted({note["code"] for note in notes}))
     if codes != sample.row.notes:
