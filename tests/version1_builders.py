@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import soundfile
 from shard_sets import Sample, ShardSet
 
 from omniges.features.timebase import SAMPLE_RATE_HZ
-from omniges.formats.audio import encode_flac
 from omniges.storage.canonical_json import canonical_json
 
 
@@ -58,8 +59,16 @@ def _others(sample: Sample) -> dict[str, bytes]:
     bits = {"pcm16": 16, "pcm24": 24}.get(audio["encoding"])
     if "audio.npy" in others and bits and (audio["rate_hz"], audio["channels"]) == (SAMPLE_RATE_HZ, 1):
         waveform = np.load(io.BytesIO(others.pop("audio.npy")), allow_pickle=False).astype(np.float64)
-        others["flac"] = encode_flac((waveform * 2 ** (bits - 1)).astype(f"<i{2 if bits == 16 else 4}"), bits=bits)
+        others["flac"] = _flac(waveform * 2 ** (bits - 1), bits)
     return others
+
+
+def _flac(values: npt.NDArray[np.float64], bits: int) -> bytes:
+    """Whole numbers of so many bits as FLAC of level 0, whose predictors are fixed integers on every CPU."""
+    buffer = io.BytesIO()
+    pcm = values.astype(np.int16) if bits == 16 else values.astype(np.int32) << 8
+    soundfile.write(buffer, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype=f"PCM_{bits}", compression_level=0.0)
+    return buffer.getvalue()
 
 
 def with_spans(shards: ShardSet, every: int = 2) -> ShardSet:

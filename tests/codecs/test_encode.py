@@ -28,7 +28,6 @@ from omniges.codecs import encode as encode_module
 from omniges.codecs.encode import EncodeSummary, encode
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import EncodeSettings
-from omniges.data.streaming import stream_samples
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
@@ -132,12 +131,6 @@ class TestOutput:
         assert found.keys() == {row.key for row in folder.rows}
         for row in folder.rows:
             np.testing.assert_array_equal(found[row.key][f"{NAME}.npy"], folder.array(row, f"{NAME}.npy"))
-
-    def test_so_does_the_projects_own_streaming(self, encoded: Path) -> None:
-        folder = ShardFolder(encoded)
-        samples = list(stream_samples([str(path) for path in sorted(encoded.glob("*.tar"))], folder.rows))
-        assert all(sample.arrays[f"{NAME}.npy"].shape[1] == 128 for sample in samples)
-        assert len(samples) == len(folder.rows)
 
     def test_inspect_shows_them(self, encoded: Path) -> None:
         key = ShardFolder(encoded).rows[0].key
