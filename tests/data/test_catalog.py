@@ -104,7 +104,7 @@ class TestFilters:
             ({"speakers": ("2",)}, lambda row: row.speaker_id == 2),
             ({"speakers": ("speaker0", "3")}, lambda row: row.speaker_id in {1, 3}),
             ({"languages": ("chinese",)}, lambda row: row.language == "chinese"),
-            ({"emotions": ("neutral",)}, lambda row: row.emotion == "neutral"),
+            ({"emotions": ("neutral",)}, lambda row: row.labels["emotion"] == "neutral"),
             ({"min_seconds": 0.9, "max_seconds": 2.0}, lambda row: 0.9 <= row.seconds <= 2.0),
             (
                 {"speakers": ("2", "3"), "languages": ("english",), "min_seconds": 1.0},

@@ -450,10 +450,7 @@ CONTENT_KINDS: Final[tuple[ContentKind, ...]] = (
     ContentKind("column words", _METADATA, _column("words", 99, 0)),
     ContentKind("column seconds", _PLACED, _column("seconds", 99.0, 1e300, 0.1000001)),
     ContentKind("column speaker_id", _METADATA, _column("speaker_id", 99, 0, None)),
-    *(
-        ContentKind(f"column {name}", _METADATA, _column(name, *_TEXTS))
-        for name in ("speaker", "language")
-    ),
+    *(ContentKind(f"column {name}", _METADATA, _column(name, *_TEXTS)) for name in ("speaker", "language")),
     ContentKind("column labels", _METADATA, _column("labels", *({"emotion": e, "scenario": s} for e, s in _LABELS))),
     ContentKind("columns present", (*_METADATA, "absent-not-nan"), _column("present", (), PARTS, PARTS[1:], PARTS[:2])),
     ContentKind("column notes", (*_METADATA, "report-"), _column("notes", ("betas-extended", "x"), ("x",))),

@@ -21,7 +21,9 @@ CHANNELS = 5
 def clips(count: int, seed: int, offset: float = 0.0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [
-        (rng.normal(size=(rng.integers(1, 700), CHANNELS)) * [1, 10, 1e-3, 1, 0] + [0, offset, 1, -3, 0.7]).astype(np.float32)
+        (rng.normal(size=(rng.integers(1, 700), CHANNELS)) * [1, 10, 1e-3, 1, 0] + [0, offset, 1, -3, 0.7]).astype(
+            np.float32
+        )
         for _ in range(count)
     ]
 

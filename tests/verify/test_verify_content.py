@@ -19,7 +19,7 @@ from shard_sets import Sample, ShardSet
 from verify_builders import Fault, codes, content, edited_dataset, rebuilt, run
 
 from omniges.errors import CODES
-from omniges.shards.schema import DATASET_FILE, PARTS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, key_from_stem
+from omniges.shards.schema import DATASET_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, key_from_stem
 from omniges.shards.tar import npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document
 from omniges.verify import run as verify_run
@@ -91,16 +91,8 @@ def waveform(change: Callable[[Any], Any]) -> Fault:
 
 def annotate(sample: Sample, **fields: Any) -> None:
     """Give a sample a semantic span."""
-    absent(sample, "sem", there=True)
     span = {"name": "beat", "start": 0.0, "end": 1.0, "score": 0.5, "keywords": ""}
     sample.others["sem.txt"] = canonical_json([span | fields])
-
-
-def absent(sample: Sample, *parts: str, there: bool = False) -> None:
-    """Name parts of a sample absent, or there, in manifest and KEY.json alike."""
-    sample.metadata["present"] |= dict.fromkeys(parts, there)
-    present = tuple(part for part in PARTS if sample.metadata["present"][part])
-    sample.row = replace(sample.row, present=present)
 
 
 def without_the_last_merge(data: bytes) -> bytes:
