@@ -534,7 +534,8 @@ def _report_rotation(
     if (worst <= _ORTHONORMAL).all():
         return False
     joint, frame = np.unravel_index(int(worst.argmax()), worst.shape)
-    found = f"frame {start + int(frame)}, channels {channels[6 * joint]} to {channels[6 * joint + 5]}: off by {worst.max():.3g}"
+    first = int(channels[6 * joint])
+    found = f"frame {start + int(frame)}, channels {first} to {first + 5}: off by {worst.max():.3g}"
     expected = f"at most {_ORTHONORMAL:g}"
     sample.out.add("rotation-broken", found, expected, key=sample.row.key, member="gesture.npy")
     return True

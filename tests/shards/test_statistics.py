@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from omniges.shards.dataset import combine, partial_of
 from omniges.storage.canonical_json import canonical_json
 
-
 CHANNELS = 5
 
 
