@@ -54,11 +54,11 @@ def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def version_1(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same samples as contract version 1 had them, some with semantic spans. Whoever changes them takes a copy."""
+    """The samples as contract version 1 had them, some without semantic spans. Whoever changes them takes a copy."""
     from shard_sets import ShardSet
-    from version1_builders import version_1, with_spans
+    from version1_builders import version_1, without_spans
 
-    return version_1(with_spans(ShardSet.read(shards))).write(tmp_path_factory.mktemp("version-1") / "shards")
+    return version_1(without_spans(ShardSet.read(shards))).write(tmp_path_factory.mktemp("version-1") / "shards")
 
 
 Folders = dict[str, Path]

@@ -71,14 +71,13 @@ def _flac(values: npt.NDArray[np.float64], bits: int) -> bytes:
     return buffer.getvalue()
 
 
-def with_spans(shards: ShardSet, every: int = 2) -> ShardSet:
-    """A set of version 2 in which every second sample, or so, has a semantic span."""
-    span = {"name": "beat", "start": 0.5, "end": 1.0, "score": 0.75, "keywords": "this"}
+def without_spans(shards: ShardSet, every: int = 2) -> ShardSet:
+    """A set of version 2 in which every second sample, or so, has no semantic annotation."""
     for sample in shards.samples[::every]:
-        source = ("beat_synthetic_v2.0.0/sem/x.txt", "5e" * 32)
-        parts = [part for part, there in (sample.metadata["present"] | {"sem": True}).items() if there]
-        sample.row = replace(sample.row, present=tuple(parts), sources=sample.row.sources | {"sem": source})
-        sample.metadata["present"]["sem"] = True
-        sample.metadata["sources"]["sem"] = dict(zip(("path", "sha256"), source, strict=True))
-        sample.others["sem.txt"] = canonical_json([span])
+        parts = tuple(part for part in sample.row.present if part != "sem")
+        sources = {name: source for name, source in sample.row.sources.items() if name != "sem"}
+        sample.row = replace(sample.row, present=parts, sources=sources)
+        sample.metadata["present"]["sem"] = False
+        sample.metadata["sources"]["sem"] = {"path": "", "sha256": ""}
+        sample.others["sem.txt"] = canonical_json([])
     return shards
