@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pipeline_helpers import digests, omniges, run_preprocess
+from rich.console import Console
 from shard_sets import Sample, ShardSet
 from verify_builders import codes, rebuilt, run
 
@@ -17,6 +19,8 @@ from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
+from omniges.pipeline.export import export
+from omniges.pipeline.inspect import folder_facts, print_folder, print_sample, sample_facts
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import CONTRACTS, STATS_FILE
 
@@ -59,20 +63,20 @@ class TestReading:
                 np.testing.assert_array_equal(getattr(one.gesture, name), getattr(other.gesture, name), err_msg=name)
 
     def test_inspect_shows_the_folder_and_a_sample(self, version_1: Path) -> None:
-        key = ShardFolder(version_1).rows[0].key
-        for words in (("inspect", version_1), ("inspect", version_1, key), ("inspect", version_1, key, "--json")):
-            done = omniges(*words)
-            assert done.returncode == 0, done.stderr
-            assert key in done.stdout
+        source = ShardFolder(version_1)
+        row = source.rows[0]
+        shown = io.StringIO()
+        print_folder(source, Console(file=shown, width=200))
+        print_sample(source.sample(row), Console(file=shown, width=200))
+        assert shown.getvalue().count(row.key) >= 2
+        json.dumps([folder_facts(source), sample_facts(source.sample(row))])
 
     def test_export_gives_the_recordings_back_from_flac_bit_by_bit(
         self, version_1: Path, corpus: Path, tmp_path: Path
     ) -> None:
-        done = omniges("export", "--shards", version_1, "-o", tmp_path / "back")
-        assert done.returncode == 0, done.stderr
+        export(version_1, tmp_path / "back")
         waves = {path.name: path.read_bytes() for path in corpus.rglob("*.wav")}
-        exported = {path.name: path.read_bytes() for path in (tmp_path / "back").rglob("*.wav")}
-        assert exported == waves
+        assert {path.name: path.read_bytes() for path in (tmp_path / "back").rglob("*.wav")} == waves
 
     def test_the_loader_gives_the_windows_of_version_2(self, version_1: Path, shards: Path) -> None:
         sequencing = Sequencing(window_ticks=16, seed=1, shuffle=False)
