@@ -458,6 +458,6 @@ CONTENT_KINDS: Final[tuple[ContentKind, ...]] = (
     *(ContentKind(f"columns of {member}", _PLACED, _member_column(member)) for member in CONTRACT.members),
     ContentKind("recording leaked to another split", ("recording-in-two-splits",), _leak),
     ContentKind("statistics", ("statistics-differ",), _statistics),
-    ContentKind("tokenizer", ("tokenizer-differs",), _tokenizer),
+    ContentKind("tokenizer", ("tokenizer-differs", "tokenizer-invalid"), _tokenizer),
     ContentKind("report", ("report-",), _report),
 )

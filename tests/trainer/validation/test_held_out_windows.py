@@ -15,7 +15,6 @@ from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing, tracks_of
 from omniges.data.tracks import Normaliser
 from omniges.errors import DataError, UsageFault
-from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.pipeline.settings import Selection
@@ -76,7 +75,7 @@ def test_a_window_says_where_it_comes_from_and_its_root_and_sound_are_those_of_t
         assert whole.audio is not None
         samples = slice(1600 * window.start_tick, 1600 * (window.start_tick + TICKS))
         np.testing.assert_array_equal(part.audio, whole.audio[samples])
-        np.testing.assert_array_equal(waveform(folder, row), part.audio)  # which is how scores ask for it
+        np.testing.assert_array_equal(folder.waveform(row), part.audio)  # which is how scores ask for it
         start_s = window.start_tick / 10
         heard = [
             w["word"] for w in whole.words if min(w["end"], start_s + 1.6) - max(w["start"], start_s) > 0.05 - 1e-6
