@@ -39,6 +39,7 @@ T = TypeVar("T")
 _SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
 _CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text slots and words, in each process
 _TILE_TICKS: Final = 64  # means and divisors of so many ticks are 1 MB: a cache should hold them
+_TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
 _WORD_BYTES: Final = 200  # about what a word takes in memory
 
 
@@ -86,17 +87,24 @@ class _Recent:
         return {"_limit": self._limit, "_bytes": 0, "_kept": OrderedDict()}
 
 
+class _Items(list[dict[str, Any]]):
+    """Items whose arrays of numbers are the rows of `arrays`, so that collating them copies none."""
+
+    arrays: dict[str, torch.Tensor]
+
+
 class WindowDataset(Dataset[dict[str, Any]]):
     """Windows of clips as dictionaries of tensors, for ``torch.utils.data.DataLoader``; w is `window_ticks`.
 
     ::
 
         data = WindowDataset("shards", arrays=("gesture", "mel", "text_tokens"), window_ticks=64)
-        for batch in DataLoader(data, batch_size=64, shuffle=True, num_workers=2):
+        for batch in DataLoader(data, batch_size=64, shuffle=True, num_workers=2, collate_fn=data.collate):
             batch["gesture"], batch["present"]["gesture"], batch["key"]
 
     Windows of a clip start every `stride_ticks` from its beginning and lie within it. Samplers choose the order:
-    ``shuffle=True``, ``DistributedSampler`` for several ranks. Every item has
+    ``shuffle=True``, ``DistributedSampler`` for several ranks. ``collate_fn=WindowDataset.collate`` saves a copy of
+    each batch; torch's own collating works too. Every item has
 
     ==============  ==================================================================================
     ``key``         key of the sample
@@ -193,6 +201,11 @@ class WindowDataset(Dataset[dict[str, Any]]):
         # Shared, so that workers, and those of the next epoch, compare each digest once between them.
         self._marks = torch.zeros((len(self._rows), len(_TRACKS)), dtype=torch.uint8)
         self._marks.share_memory_()  # type: ignore[no-untyped-call]
+        self._shapes = {
+            name: (window_ticks * track.rows_per_tick, *([track.channels] if track.channels else []))
+            for name, track in _TRACKS.items()
+            if name in self.arrays
+        }
         self._masks: dict[tuple[Part, ...], dict[str, Mask]] = {}
         self._recent, self._decoded = _Recent(_CACHE_BYTES), _Recent(_CACHE_BYTES)
         self._members: MappedMembers | None = None
@@ -211,6 +224,19 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a window; raises IndexError beyond the last, DataError for bytes that are not the manifest's."""
+        return self._item(index, {name: torch.empty(shape) for name, shape in self._shapes.items()})
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several windows, as a ``DataLoader`` asks for them; `collate` makes a batch of them without a copy."""
+        arrays = {name: torch.empty((len(indices), *shape)) for name, shape in self._shapes.items()}
+        items = _Items(
+            self._item(index, {name: array[row] for name, array in arrays.items()}) for row, index in enumerate(indices)
+        )
+        items.arrays = arrays
+        return items
+
+    def _item(self, index: int, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """A window, its numbers written into `arrays`."""
         number, start_tick = self._place(index)
         row = self._rows[number]
         masks = self._masks_of(row)
@@ -221,7 +247,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         }
         for name in self.arrays:
             if name in _TRACKS:
-                item[name] = torch.from_numpy(self._window(name, number, start_tick, masks[name]))
+                self._read_window(name, number, start_tick, arrays[name].numpy())
+                item[name] = arrays[name]
             elif name == "text_tokens":
                 ids = self._slots(number)[start_tick : start_tick + self.window_ticks]
                 item[name] = torch.from_numpy(ids.astype(np.int64))
@@ -236,13 +263,12 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     @staticmethod
     def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return a batch as ``default_collate`` makes it, ``timed_words`` as a list of the items' tuples."""
-        batch: dict[str, Any] = default_collate(
-            [{name: value for name, value in item.items() if name != "timed_words"} for item in items]
-        )
+        """Return a batch as ``default_collate`` does, with fewer copies, and ``timed_words`` as a list of tuples."""
+        ready: dict[str, Any] = dict(items.arrays) if isinstance(items, _Items) else {}
         if "timed_words" in items[0]:
-            batch["timed_words"] = [item["timed_words"] for item in items]
-        return batch
+            ready["timed_words"] = [item["timed_words"] for item in items]
+        others = default_collate([{name: item[name] for name in item if name not in ready} for item in items])
+        return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def __repr__(self) -> str:
         lacking = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
@@ -297,14 +323,12 @@ class WindowDataset(Dataset[dict[str, Any]]):
             self._masks[row.present] = {name: found[name] for name in self.arrays if name in found}
         return self._masks[row.present]
 
-    def _window(self, name: str, number: int, start_tick: int, has: Mask) -> npt.NDArray[np.float32]:
-        """A window of an array, as a copy."""
-        track = _TRACKS[name]
-        rows = self.window_ticks * track.rows_per_tick
-        out = np.empty((rows, track.channels) if track.channels else rows, np.float32)
+    def _read_window(self, name: str, number: int, start_tick: int, out: F32) -> None:
+        """Put a window of an array into `out`."""
+        track, has = _TRACKS[name], self._masks_of(self._rows[number])[name]
         if not has.any():
             out.fill(0.0 if self.normalized else np.nan)
-            return out
+            return
         flat = out.reshape(-1)
         first = start_tick * track.rows_per_tick * max(1, track.channels)
         values = self._values(name, number)[first : first + len(flat)]
@@ -318,7 +342,6 @@ class WindowDataset(Dataset[dict[str, Any]]):
             np.copyto(flat, values)
         if self.normalized and not has.all():
             out[:, ~has] = 0.0
-        return out
 
     def _values(self, name: str, number: int) -> F32:
         """All numbers of a clip's array: a view of its shard, or what FLAC was decoded to."""
@@ -364,7 +387,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return tuple(
             Word(word.word, max(0.0, word.start_s - start_s), min(length_s, word.end_s - start_s))
             for word in words
-            if word.start_s < start_s + length_s and word.end_s > start_s
+            if word.start_s < start_s + length_s - _TOUCH_S and word.end_s > start_s + _TOUCH_S
         )
 
 
