@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import soundfile
 
 from omniges.errors import Finding, Problem
-from omniges.features.gesture import EXPRESSIONS, LAYOUT, POSE_COLUMNS
+from omniges.features.gesture import EXPRESSIONS, POSE_COLUMNS
 from omniges.formats.audio import Wav
 from omniges.formats.npz import Motion
 from omniges.formats.semantic import SemanticSpan
@@ -21,10 +22,10 @@ from omniges.formats.textgrid import WordInterval, WordTier
 from omniges.pipeline.convert import Take, assemble
 from omniges.pipeline.settings import ConvertSettings
 from omniges.shards.dataset import dataset_document, partial_of, seal, statistics_document, train_tokenizer
-from omniges.shards.manifest import ManifestRow, serialize_manifest
+from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
-from omniges.shards.tar import build_segment, npy_parts
+from omniges.shards.tar import build_segment
 from omniges.shards.writer import ShardWriter
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
@@ -43,13 +44,12 @@ def take(key: str, seconds: float, *, split: Any = "train", lacking: Sequence[st
     if "face" in lacking:
         expressions[:] = np.nan
     trans = np.cumsum(random.uniform(-0.01, 0.01, (frames, 3)), axis=0) + np.array([0.0, 1.2, 0.0])
-    motion = Motion(poses, expressions, trans, random.standard_normal(300), 300, 30, 1, frames, "neutral", "smplx2020",
-                    "beat2")
+    motion = Motion(
+        poses, expressions, trans, random.standard_normal(300), 300, 30, 1, frames, "neutral", "smplx2020", "beat2"
+    )
     pcm = (random.uniform(-0.5, 0.5, samples) * 2**15).astype(np.int16)
     wav = Wav(pcm.astype(np.float32) / 2**15, 16_000, 1, "pcm16", pcm)
-    spoken = [
-        WordInterval(WORDS[k % len(WORDS)], 0.4 * k + 0.1, 0.4 * k + 0.4) for k in range(int(seconds / 0.4) - 1)
-    ]
+    spoken = [WordInterval(WORDS[k % len(WORDS)], 0.4 * k + 0.1, 0.4 * k + 0.4) for k in range(int(seconds / 0.4) - 1)]
     speaker_id, speaker = key.split("_")[:2]
     return Take(
         key=key,
@@ -79,7 +79,7 @@ def write_takes(
     folder.mkdir(parents=True)
     settings = ConvertSettings(keep_audio=keep_audio)
     rows: list[ManifestRow] = []
-    partials, words, cut = [], Counter[str](), Counter[str]()
+    partials, words = [], Counter[str]()
     names = iter(range(len(takes)))
     with ShardWriter(lambda _: folder / f"part-{next(names)}", shard_bytes) as writer:
         for one in sorted(takes, key=lambda one: (SPLITS.index(one.split), one.key)):
@@ -110,10 +110,6 @@ def _write_beside(folder: Path, rows: list[ManifestRow], writer: ShardWriter, st
 
 def as_version_1(source: Path, folder: Path) -> Path:
     """The samples of a set of version 2, in which nothing but sem may be absent, as version 1 had them."""
-    from dataclasses import replace
-
-    from omniges.shards.manifest import MemberPlace
-
     folder.mkdir(parents=True)
     shards = ShardFolder(source)
     rows: list[ManifestRow] = []
@@ -144,7 +140,9 @@ def as_version_1(source: Path, folder: Path) -> Path:
             old = replace(row, members=places, sources=digests, notes=())
             rows.append(writer.add(old, b"".join(map(bytes, segment.buffers))))
             if row.split == "train":
-                partials.append((partial_of(shards.array(row, "gesture.npy")), partial_of(shards.array(row, "mel.npy"))))
+                partials.append(
+                    (partial_of(shards.array(row, "gesture.npy")), partial_of(shards.array(row, "mel.npy")))
+                )
                 words.update(word["word"] for word in shards.words(row))
     for shard in writer.shards:
         writer.paths[shard.name].rename(folder / shard.name)

@@ -30,7 +30,7 @@ def version_1(whole_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def partial_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight samples; the first six have no words, notes or sem, and some lack audio, motion, hands, face or jaw_eyes."""
+    """Eight samples: the first six have no words, notes or sem, some no audio, motion, hands, face or jaw_eyes."""
     lacking = [(), ("audio",), ("motion",), ("hands", "face"), ("jaw_eyes",), ()]
     takes = [take(f"1_speaker_0_{n}_{n}", 2.0, lacking=("text", "sem", *parts)) for n, parts in enumerate(lacking)]
     takes += [take(f"2_speaker_0_{n}_{n}", 2.0) for n in (6, 7)]
