@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from corpora import say
-from loader import make_shards
+from loader import _tree_cpu_s, make_shards
 from machine import describe_machine
 from torch.utils.data import DataLoader, Dataset
 
@@ -87,18 +88,18 @@ def write_plain(shards: Path, folder: Path) -> None:
             np.save(folder / f"{sample.key}.{name}.npy", array)
 
 
-Read = Callable[[float], float]
+Read = Callable[[float], tuple[float, float]]
 
 
 def _reading(batches: Iterator[Any]) -> Read:
-    """Return what reads for some seconds and gives windows per second."""
+    """Return what reads for some seconds and gives windows per second, and CPU µs a window with all workers."""
 
-    def read(seconds: float) -> float:
-        windows, begun = 0, time.perf_counter()
+    def read(seconds: float) -> tuple[float, float]:
+        cpu_s, windows, begun = _tree_cpu_s(os.getpid()), 0, time.perf_counter()
         while (passed := time.perf_counter() - begun) < seconds:
             next(batches)
             windows += BATCH_SIZE
-        return windows / passed
+        return windows / passed, 1e6 * (_tree_cpu_s(os.getpid()) - cpu_s) / windows
 
     return read
 
@@ -155,7 +156,7 @@ def _pairs(shards: Path, plain: Path, workers: int) -> list[Pair]:
 
 
 def measure(pairs: list[Pair], seconds: float, repeats: int) -> list[dict[str, Any]]:
-    """Windows per second of both sides of each pair, and their ratios."""
+    """Windows per second and CPU µs a window of both sides of each pair, and the ratios of the former."""
     for pair in pairs:
         pair.ours(1.0)
         pair.other(1.0)
@@ -165,9 +166,11 @@ def measure(pairs: list[Pair], seconds: float, repeats: int) -> list[dict[str, A
             sides = [("ours", pair.ours), ("other", pair.other)]
             for name, read in sides if repeat % 2 == 0 else sides[::-1]:
                 figures[name].append(read(seconds))
-            say(f"{repeat + 1}/{repeats} {pair.name}: {figures['ours'][-1] / figures['other'][-1]:.2f}")
+            say(f"{repeat + 1}/{repeats} {pair.name}: {figures['ours'][-1][0] / figures['other'][-1][0]:.2f}")
     for figures in found:
-        figures["ratios"] = [ours / other for ours, other in zip(figures["ours"], figures["other"], strict=True)]
+        figures["ratios"] = [
+            ours / other for (ours, _), (other, _) in zip(figures["ours"], figures["other"], strict=True)
+        ]
     return found
 
 
@@ -188,11 +191,12 @@ def main() -> None:
         machine = describe_machine(work)
         found = measure(_pairs(shards, work / "plain", given.workers), given.seconds, given.repeats)
     print(f"{machine['cpu']}, {machine['cores']} cores, load average before {machine['load_average']}")
-    print(f"{'against':44} {'ours/s':>8} {'other/s':>8} {'ours is ×':>9}   pairs")
+    print(f"{'against':40} {'windows/s':>15} {'ours is ×':>9} {'CPU µs/window':>15}   pairs")
     for figures in found:
+        (rate, cpu), (other_rate, other_cpu) = (np.median(figures[side], axis=0) for side in ("ours", "other"))
         ratios = " ".join(f"{ratio:.2f}" for ratio in figures["ratios"])
-        ours, other = median(figures["ours"]), median(figures["other"])
-        print(f"{figures['against']:44} {ours:8,.0f} {other:8,.0f} {median(figures['ratios']):9.2f}   {ratios}")
+        rates, costs = f"{rate:,.0f} / {other_rate:,.0f}", f"{cpu:.0f} / {other_cpu:.0f}"
+        print(f"{figures['against']:40} {rates:>15} {median(figures['ratios']):9.2f} {costs:>15}   {ratios}")
     if given.json:
         given.json.write_text(json.dumps({"machine": machine, "pairs": found}, indent=2) + "\n", encoding="utf-8")
 

@@ -6,11 +6,13 @@ from a memory map by byte range, so a window costs its own bytes and no more.
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -18,7 +20,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from omniges.data.members import MappedMembers
 from omniges.data.samples import Check, ShardSet, Texts, Word, open_shards
@@ -87,10 +89,29 @@ class _Recent:
         return {"_limit": self._limit, "_bytes": 0, "_kept": OrderedDict()}
 
 
-class _Items(list[dict[str, Any]]):
-    """Items whose arrays of numbers are the rows of `arrays`, so that collating them copies none."""
+class _Items(Sequence[dict[str, Any]]):
+    """Windows that were asked for together, not read yet: `WindowDataset.collate` reads them as one batch."""
 
-    arrays: dict[str, torch.Tensor]
+    def __init__(self, data: WindowDataset, indices: Sequence[int]) -> None:
+        self.data, self.indices = data, indices
+
+    @cached_property
+    def _one_by_one(self) -> list[dict[str, Any]]:
+        return [self.data[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._one_by_one[number]
+
+
+def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
+    """Memory for a batch; in a worker process it is shared, as by torch's own collating, so that nothing is copied."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    return torch.empty(0).set_(storage, 0, shape)
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
@@ -226,14 +247,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """Return a window; raises IndexError beyond the last, DataError for bytes that are not the manifest's."""
         return self._item(index, {name: torch.empty(shape) for name, shape in self._shapes.items()})
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several windows, as a ``DataLoader`` asks for them; `collate` makes a batch of them without a copy."""
-        arrays = {name: torch.empty((len(indices), *shape)) for name, shape in self._shapes.items()}
-        items = _Items(
-            self._item(index, {name: array[row] for name, array in arrays.items()}) for row, index in enumerate(indices)
-        )
-        items.arrays = arrays
-        return items
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Return several windows, as a ``DataLoader`` asks for them; each is read when it is looked at."""
+        return _Items(self, indices)
 
     def _item(self, index: int, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """A window, its numbers written into `arrays`."""
@@ -264,7 +280,14 @@ class WindowDataset(Dataset[dict[str, Any]]):
     @staticmethod
     def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a batch as ``default_collate`` does, with fewer copies, and ``timed_words`` as a list of tuples."""
-        ready: dict[str, Any] = dict(items.arrays) if isinstance(items, _Items) else {}
+        ready: dict[str, Any] = {}
+        if isinstance(items, _Items):
+            data = items.data
+            ready = {name: _empty_batch((len(items), *shape)) for name, shape in data._shapes.items()}
+            items = [
+                data._item(index, {name: array[row] for name, array in ready.items()})
+                for row, index in enumerate(items.indices)
+            ]
         if "timed_words" in items[0]:
             ready["timed_words"] = [item["timed_words"] for item in items]
         others = default_collate([{name: item[name] for name in item if name not in ready} for item in items])
