@@ -28,7 +28,7 @@ from omniges.data.tracks import Scale
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import JAW_EYES, LAYOUT
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_slots import MARKS, SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.shards.dataset import combine, divisors, partial_of
 from omniges.shards.manifest import ManifestRow
@@ -110,8 +110,9 @@ def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
     """Memory for a batch; in a worker process it is shared, as by torch's own collating, so that nothing is copied."""
     if get_worker_info() is None:
         return torch.empty(shape)
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
-    return torch.empty(0).set_(storage, 0, shape)
+    size_bytes = 4 * math.prod(shape)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size_bytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0).set_(storage).view(shape)
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
@@ -238,7 +239,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     @property
     def vocabulary_size(self) -> int:
         """Number of distinct text tokens, silence included; needs ``text_tokens`` among the arrays."""
-        return self._slot_codec().vocabulary_size
+        return 1 + MARKS * self._slot_codec().pieces
 
     def __len__(self) -> int:
         return self._first_windows[-1]

@@ -122,11 +122,11 @@ class TestSound:
 
     @pytest.mark.parametrize("start", ["fork", "spawn"])
     def test_workers_share_the_shards(self, partial_set: Path, start: str) -> None:
-        """Each sample once, by three workers of which one may have no shard."""
-        assert len(ShardFolder(partial_set).dataset["shards"]) >= 3
-        for source in (partial_set, sorted(partial_set.glob("*.tar"))[:2]):
+        """Each sample once, by two workers of which one may have no shard."""
+        assert len(ShardFolder(partial_set).dataset["shards"]) == 3
+        for source in (partial_set, partial_set / "train-000000.tar"):
             data = webdataset(source)
-            loader = DataLoader(data, batch_size=None, num_workers=3, multiprocessing_context=start)
+            loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context=start)
             assert sorted(keys_of(loader)) == sorted(keys_of(data))
 
     def test_nodes_share_the_shards(self, partial_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
