@@ -6,11 +6,12 @@ import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.window_reader import MAX_MAPS
 from omniges.errors import DataError
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder, check_digest, place_of_member
@@ -18,9 +19,6 @@ from omniges.shards.schema import VERIFY
 from omniges.shards.tar import npy_header
 
 F32 = npt.NDArray[np.float32]
-
-MAX_MAPS: Final = 64
-"""Shards that are mapped at a time; the one used longest ago goes first."""
 
 
 class MappedMembers:

@@ -15,20 +15,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from omniges.data.window_reader import Verify
 from omniges.errors import DataError, UsageFault
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder, notes_of, read_beside
 from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Part
 
 F32 = npt.NDArray[np.float32]
-
-Check = Literal["first", "never"]
-"""When a member's sha256 is compared with the manifest: at its first read in this process, or never."""
 
 Texts = str | Iterable[str]
 """One text or several, as filters take them."""
@@ -108,15 +106,15 @@ class Sample:
 class ShardReader(ShardFolder):
     """A shard folder that compares the sha256 of a member at its first read alone, or never."""
 
-    def __init__(self, folder: Path, check: Check = "first") -> None:
+    def __init__(self, folder: Path, verify: Verify = "first") -> None:
         super().__init__(folder)
-        self.check = check
+        self.verify = verify
         self._checked: set[tuple[str, str]] = set()
 
     def member(self, row: ManifestRow, member: str) -> bytes:
         """Return a member's bytes; raises as `ShardFolder.member` does."""
         name = row.key, member
-        data = self.read_member(row, member, check=self.check == "first" and name not in self._checked)
+        data = self.read_member(row, member, check=self.verify == "first" and name not in self._checked)
         self._checked.add(name)
         return data
 
@@ -368,7 +366,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
     labels: Mapping[str, Texts] | None = None,
     min_seconds: float = 0.0,
     max_seconds: float | None = None,
-    verify: Check = "first",
+    verify: Verify = "first",
 ) -> ShardSet:
     """Open a folder of shards, of either version of the contract.
 
@@ -398,8 +396,8 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         raise UsageFault(f"open_shards: the path of a folder expected, found {type(folder).__name__}")
     if "://" in str(folder):
         raise UsageFault("open_shards: a local folder expected, found a URL: omniges.data.web.webdataset reads those")
-    if verify not in get_args(Check):
-        raise UsageFault(f"verify: one of {', '.join(get_args(Check))} expected, found {verify!r}")
+    if verify not in get_args(Verify):
+        raise UsageFault(f"verify: one of {', '.join(get_args(Verify))} expected, found {verify!r}")
     reader = ShardReader(Path(folder), verify)
     return ShardSet(reader, reader.rows).select(
         split=split,

@@ -176,7 +176,7 @@ def _shown(address: str) -> str:
 
 
 def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
-    return (manifest if isinstance(manifest, ShardSet) else open_shards(manifest)).rows
+    return (manifest if isinstance(manifest, ShardSet) else open_shards(manifest)).reader.rows  # filters aside
 
 
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:

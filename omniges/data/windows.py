@@ -23,8 +23,9 @@ import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from omniges.data.members import MappedMembers
-from omniges.data.samples import Check, ShardSet, Texts, Word, open_shards
+from omniges.data.samples import ShardSet, Texts, Word, open_shards
 from omniges.data.tracks import Scale
+from omniges.data.window_reader import Verify
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import JAW_EYES, LAYOUT
@@ -190,7 +191,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         min_seconds: float = 0.0,
         max_seconds: float | None = None,
         require: Texts = (),
-        verify: Check = "first",
+        verify: Verify = "first",
     ) -> None:
         base = shards if isinstance(shards, ShardSet) else open_shards(shards, verify=verify)
         self.arrays = _chosen("arrays", arrays, ARRAYS)

@@ -154,7 +154,8 @@ class TestSound:
                 return super().read(min(size or 0, 7777))
 
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Dribble(train)))
-        assert len(list(webdataset("-", manifest=whole_set))) == 6
+        manifest = open_shards(whole_set, speakers="speaker0")  # whose filters say nothing of the shard
+        assert len(list(webdataset("-", manifest=manifest))) == 6
 
     def test_it_is_lazy_and_can_be_left(self, whole_set: Path) -> None:
         path = shlex.quote(str(whole_set / "train-000000.tar"))
