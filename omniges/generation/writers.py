@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 
-NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))
-"""The average body at the origin, where the inputs have none."""
-
 _COPY_BYTES: Final = 1 << 20
 _SHOWN_TICKS: Final = 120  # in a picture
 _NO_TEXT: Final = "\ufffd"

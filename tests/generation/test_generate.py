@@ -30,7 +30,8 @@ from omniges.generation.run import _Job, generate
 from omniges.generation.sampler import load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
 from omniges.generation.vocoder import chosen_voice
-from omniges.generation.writers import NEUTRAL, Results
+from omniges.generation.inputs import NEUTRAL
+from omniges.generation.writers import Results
 from omniges.model.settings import SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import seal
