@@ -40,7 +40,7 @@ from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.present import STREAM_BITS, present_bits
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import MANIFEST_FILE, SPLITS
+from omniges.shards.schema import MANIFEST_FILE, SPLITS, Split
 from omniges.storage.atomic import refuse_links
 from omniges.storage.canonical_json import sha256_hex
 
@@ -194,7 +194,7 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
                 f"--tasks {name}: {saved.path} was not trained on it, only on {', '.join(sorted(trained))}"
             )
     identity = load_identity(saved)
-    never = {name: lost for name in TASKS if (lost := identity.never_had(TASKS[name]))}
+    never = {name: gone for name in TASKS if (gone := identity.never_had(TASKS[name]))}
     for name in wanted:
         if name in never:
             raise UsageFault(

@@ -487,7 +487,7 @@ def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool
 def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
     """Every 6D rotation has orthonormal rows, and the first root step is the repeated second one."""
     parts = [part for part in ("upper", "hands", "lower") if part in sample.row.present]
-    columns: Any = LAYOUT.rotations if len(parts) == 3 else np.r_[*(getattr(LAYOUT, part) for part in parts)]
+    columns: Any = LAYOUT.rotations if len(parts) == 3 else np.r_[0:0, *(getattr(LAYOUT, part) for part in parts)]
     for start in range(0, len(gesture) if parts else 0, _BLOCK_FRAMES):
         block = gesture[start : start + _BLOCK_FRAMES, columns]
         with np.errstate(over="ignore", invalid="ignore"):
