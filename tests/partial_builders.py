@@ -22,17 +22,20 @@ from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Sampl
 from omniges.pipeline.summary import cut_totals
 from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
 from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
-from omniges.shards.schema import DATASET_FILE, GESTURE_PARTS, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE
-from omniges.shards.schema import TOKENIZER_FILE
+from omniges.shards.schema import (
+    DATASET_FILE,
+    GESTURE_PARTS,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    SPLITS,
+    STATS_FILE,
+    TOKENIZER_FILE,
+)
 from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.shards.writer import ShardWriter
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
-_COLUMNS: Final = {
-    "upper": LAYOUT.upper_joints,
-    "hands": LAYOUT.hand_joints,
-    "lower": LAYOUT.lower_joints,
-}
+_COLUMNS: Final = {"upper": LAYOUT.upper_joints, "hands": LAYOUT.hand_joints, "lower": LAYOUT.lower_joints}
 _NOISE: Final = 1000.0
 
 
