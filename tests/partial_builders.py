@@ -1,4 +1,4 @@
-"""Shards of a synthetic corpus whose samples lack parts, for tests of training, validation, generation and evaluation."""
+"""Shards of a synthetic corpus whose samples lack parts, for tests of all that reads shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from omniges.pipeline.discover import Recording, discover
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Sample
 from omniges.pipeline.summary import cut_totals
 from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
-from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
+from omniges.shards.manifest import MemberPlace, serialize_manifest
 from omniges.shards.schema import (
     DATASET_FILE,
     GESTURE_PARTS,
@@ -111,10 +111,8 @@ def write_partial(
         samples.append(sample if fill is None or not own else _filled(sample, own, fill + number))
     samples.sort(key=lambda one: (SPLITS.index(one.row.split), one.row.key))  # type: ignore[arg-type]
     out.mkdir(parents=True)
-    rows: list[ManifestRow] = []
     with ShardWriter(lambda n: out / f"written-{n}", 1 << 20) as writer:
-        for sample in samples:
-            rows.append(writer.add(sample.row, b"".join(bytes(piece) for piece in sample.segment.buffers)))
+        rows = [writer.add(one.row, b"".join(map(bytes, one.segment.buffers))) for one in samples]
     for name, path in writer.paths.items():
         path.rename(out / name)
     partials = [sample.partials for sample in samples if sample.partials is not None]

@@ -1,4 +1,4 @@
-"""Samples that lack parts: what is absent adds nothing, bit by bit; tasks are drawn among those whose streams are there."""
+"""Samples that lack parts: what is absent adds nothing, bit by bit; tasks are drawn among those that a sample allows."""
 
 from __future__ import annotations
 
