@@ -92,7 +92,7 @@ def test_what_lies_on_the_disk_in_absent_parts_reaches_no_batch(mixed, filled):
 
 def test_nan_in_a_channel_that_is_present_stays_visible(clips):
     """Masks come from `present` alone."""
-    folder = write_partial(clips, clips.parent / "nan", {2: ("face",)})
+    folder = write_partial(clips, clips.parent / "nan", {3: ("face",)})
     catalog = read_catalog(folder, Filters())
     catalog.table.present[:] = ALL_PRESENT
     share = RankShare(rank=0, world_size=1, batch_size=len(catalog.table))

@@ -1,4 +1,4 @@
-"""Samples that lack parts: what is absent adds nothing, bit by bit; tasks are drawn among those that a sample allows."""
+"""Samples that lack parts: what is absent adds nothing, to the bit; tasks are drawn among those they allow."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from partial_builders import write_partial
 from pipeline_helpers import omniges
-from training_helpers import SLOTS, SMALLEST, last_validation, learned, log_of, losses_of, run
+from training_helpers import SLOTS, SMALLEST, last_validation, learned, log_of, losses_of, run, settings_of
 
 from omniges.errors import UsageFault
 from omniges.formats.npz import decode_motion
@@ -18,6 +18,7 @@ from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_identity
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
+from omniges.trainer.train import train
 from omniges.verify.run import verify
 from omniges.verify.settings import VerifySettings
 
@@ -95,8 +96,9 @@ def test_a_part_that_no_sample_has_is_made_at_rest_and_named(clips, tmp_path):
 def test_clips_with_what_the_statistics_lack_are_refused(clips, tmp_path):
     faceless = write_partial(clips, clips.parent / "no-face", dict.fromkeys(range(12), ("face",)))
     whole = write_partial(clips, clips.parent / "whole", {})
-    with pytest.raises(UsageFault, match="clips have face, which no train sample of .*no-face"):
-        run(faceless, tmp_path / "run", shards=(faceless, whole))
+    settings = replace(settings_of(faceless, tmp_path / "run"), shards=(faceless, whole))
+    with pytest.raises(UsageFault, match=r"clips have face, which no train sample of .*no-face"):
+        train(settings)
 
 
 def test_a_set_without_absent_parts_has_no_embedding_of_them(clips, tmp_path):
