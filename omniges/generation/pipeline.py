@@ -259,9 +259,8 @@ class OmnigesPipeline:
         made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
+        said = (*said, *self._sampler.remarks_on_absent(TASKS[name].targets))
         remarks = (*item.remarks, *said, *(remark for one in item.given for remark in one.remarks))
-        if absent := self._sampler.absent_from(TASKS[name].targets):
-            remarks = (*remarks, f"at rest, for no sample of the training had it: {', '.join(absent)}")
         return OmnigesOutput(samples, name, remarks)
 
     def _sample(

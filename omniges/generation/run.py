@@ -286,9 +286,7 @@ class _Job:
         lacking = absent_parts(item.present)
         if lacking:
             yield f"the sample lacks {', '.join(lacking)}, and the model was given the rest"
-        absent = self.sampler.absent_from(TASKS[self.task].targets)
-        if absent:
-            yield f"at rest, for no sample of the training had it: {', '.join(absent)}"
+        yield from self.sampler.remarks_on_absent(TASKS[self.task].targets)
         strange = item.speaker is not None and item.speaker not in self.loaded.identity.speakers
         if self.settings.speaker is None and strange:
             yield f"the model does not know the speaker {item.speaker}: an unknown one was taken"

@@ -309,6 +309,11 @@ class Sampler:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in schema.GESTURE_PARTS)
 
+    def remarks_on_absent(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
+        """What a person should know of parts that `absent_from` names."""
+        absent = self.absent_from(targets)
+        return (f"at rest, for no sample of the training had it: {', '.join(absent)}",) if absent else ()
+
     def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
         """Windows as the model was trained on; overlaps of a quarter unless told otherwise.
 
