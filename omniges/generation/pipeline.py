@@ -259,9 +259,8 @@ class OmnigesPipeline:
         made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
-        said = (*said, *self._sampler.remarks_on_absent(TASKS[name].targets))
         remarks = (*item.remarks, *said, *(remark for one in item.given for remark in one.remarks))
-        return OmnigesOutput(samples, name, remarks)
+        return OmnigesOutput(samples, name, (*remarks, *self._sampler.remarks_on_absent(TASKS[name].targets)))
 
     def _sample(
         self, made: Mapping[StreamName, Any], item: Input, seed: int, spans: Sequence[tuple[int, int]] | None
