@@ -25,12 +25,12 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
+from omniges.generation.inputs import NEUTRAL
 from omniges.generation.record import read_record
 from omniges.generation.run import _Job, generate
 from omniges.generation.sampler import load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
 from omniges.generation.vocoder import chosen_voice
-from omniges.generation.inputs import NEUTRAL
 from omniges.generation.writers import Results
 from omniges.model.settings import SamplingSettings
 from omniges.pipeline.settings import Selection
