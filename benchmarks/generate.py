@@ -37,7 +37,6 @@ from measure import run_measured
 from six_tasks import clips_of, references, score_task, templates_of, windows_of
 from six_tasks import generate as made_windows
 
-from omniges.evaluation.scores import waveform
 from omniges.features.body import joint_positions
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
@@ -96,7 +95,7 @@ def distance(loaded: Loaded, task: str, made: Sequence[npt.NDArray[Any]], exact:
 
 def minute_of(shards: ShardFolder, seconds: int) -> npt.NDArray[np.float32]:
     """So many seconds of kept audio, the clips of the shards one after the other."""
-    found = [wave for row in shards.rows if (wave := waveform(shards, row)) is not None]
+    found = [wave for row in shards.rows if (wave := shards.waveform(row)) is not None]
     if not found:
         sys.exit(f"{shards.folder}: kept audio expected: preprocess with --keep-audio")
     repeats = -(-seconds * SAMPLE_RATE_HZ // sum(map(len, found)))

@@ -16,6 +16,8 @@ import numpy as np
 
 _TRAIN: Final = "train-000000.tar"
 _BLOCK: Final = 512
+_WORDS: Final = (".words.json", ".words.txt")  # versions 1 and 2 of the shard contract
+_WAVEFORM: Final = (".flac", ".audio.npy")
 _CHECKSUM: Final = slice(148, 156)  # of a tar header
 
 
@@ -37,11 +39,11 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
         return archive.getmembers()
 
 
-def _member(folder: Path, ending: str) -> tarfile.TarInfo:
+def _member(folder: Path, ending: str | tuple[str, ...]) -> tarfile.TarInfo:
     return next(member for member in _members(folder / _TRAIN) if member.name.endswith(ending))
 
 
-def _flip_data(folder: Path, ending: str) -> None:
+def _flip_data(folder: Path, ending: str | tuple[str, ...]) -> None:
     member = _member(folder, ending)
     _flip(folder / _TRAIN, member.offset_data + member.size // 2)
 
@@ -59,7 +61,7 @@ def _change_header(folder: Path, ending: str, place: slice, field: bytes) -> Non
 
 
 def _write_padding(folder: Path) -> None:
-    member = _member(folder, ".words.json")
+    member = _member(folder, _WORDS)
     _flip(folder / _TRAIN, member.offset_data + member.size)
 
 
@@ -165,8 +167,8 @@ SHARD_FAULTS: Final[dict[str, Callable[[Path], object]]] = {
     "sound": lambda folder: None,
     "bit in gesture": lambda folder: _flip_data(folder, ".gesture.npy"),
     "bit in mel": lambda folder: _flip_data(folder, ".mel.npy"),
-    "bit in words": lambda folder: _flip_data(folder, ".words.json"),
-    "bit in kept audio": lambda folder: _flip_data(folder, ".flac"),
+    "bit in words": lambda folder: _flip_data(folder, _WORDS),
+    "bit in kept audio": lambda folder: _flip_data(folder, _WAVEFORM),
     "bit in a header": lambda folder: _flip(folder / _TRAIN, _member(folder, ".mel.npy").offset + 3),
     "other mode in a header": lambda folder: _change_header(folder, ".mel.npy", slice(100, 108), b"0000777\0"),
     "name that leads out": lambda folder: _change_header(folder, ".mel.npy", slice(0, 10), b"../../x\0\0\0"),
@@ -194,7 +196,7 @@ SHARD_FAULTS: Final[dict[str, Callable[[Path], object]]] = {
     "foreign dataset.json": lambda folder: (folder / "dataset.json").write_bytes(b'{"format": "other"}\n'),
     "edited dataset.json": lambda folder: _replace(folder / "dataset.json", b'"natural"', b'"decimal"'),
     "rewritten dataset.json": lambda folder: _append(folder / "dataset.json", b"\n"),
-    "newer dataset.json": lambda folder: _reseal(folder, lambda it: it.update(version=it["version"] + 1)),
+    "newer dataset.json": lambda folder: _reseal(folder, lambda it: it.update(version=99)),
     "field of dataset.json gone": lambda folder: _reseal(folder, lambda it: it.pop("manifest_hash") and None),
     "other features": lambda folder: _reseal(folder, lambda it: it["features"].update(tick_s=0.2)),
     "other plan": lambda folder: _reseal(folder, lambda it: it["plan"].update(stems=99)),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import soundfile
 
 Facts = dict[str, str]
 """What was found, by a name that says where."""
@@ -78,6 +84,81 @@ def member_facts(folder: Path) -> Facts:
         except tarfile.TarError as error:
             facts[path.name] = f"cannot be read: {error}"
     return facts
+
+
+_SAME_BYTES: Final = ("gesture.npy", "mel.npy", "jaw_eyes.npy", "start_xz.npy")
+_NEW_STATISTICS: Final = frozenset({"jaw_eyes", "counts", "difference_std"})
+_SAME_OF_SET: Final = ("features", "settings", "plan", "totals", "splits")
+_NOTHING: Final = (None, "", -1)
+
+
+def contract_version(folder: Path) -> int:
+    """The version of the shard contract that a folder follows."""
+    return int(json.loads((folder / "dataset.json").read_bytes())["version"])
+
+
+def content_facts(folder: Path) -> Facts:
+    """What a folder of shards says, whichever version of the contract says it."""
+    facts: Facts = {name: _sha256(folder / name) for name in ("tokenizer.json", "report.jsonl")}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                stream = archive.extractfile(member)
+                key, _, name = member.name.partition(".")
+                facts |= {
+                    f"{key} {what}": fact for what, fact in _member_content(name, stream.read() if stream else b"")
+                }
+    # Version 1 has no member for what a sample lacks.
+    facts = {f"{fact.partition(' ')[0]} spans": "[]" for fact in facts if " " in fact} | facts
+    dataset, stats = (json.loads((folder / name).read_bytes()) for name in ("dataset.json", "stats.json"))
+    facts |= json_facts({name: dataset[name] for name in _SAME_OF_SET}, "dataset.json:")
+    return facts | json_facts(stats, "stats.json:", _NEW_STATISTICS) | _row_facts(folder / "manifest.parquet")
+
+
+def _member_content(name: str, data: bytes) -> Iterator[tuple[str, str]]:
+    """What a member says, by names that both versions share."""
+    if name in _SAME_BYTES:
+        yield name, hashlib.sha256(data).hexdigest()
+    elif name == "betas.npy":
+        yield name, _numbers(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float64))
+    elif name == "audio.npy":
+        yield "waveform", _numbers(np.load(io.BytesIO(data), allow_pickle=False))
+    elif name == "flac":
+        yield "waveform", _numbers(soundfile.read(io.BytesIO(data), dtype="float64")[0].astype(np.float32))
+    elif name in {"words.json", "words.txt", "sem.json", "sem.txt"}:
+        yield "words" if name.startswith("words") else "spans", json.dumps(json.loads(data))
+    else:
+        yield from json_facts(_shared_metadata(json.loads(data)), name).items()
+
+
+def _numbers(array: npt.NDArray[np.floating]) -> str:
+    return f"{array.dtype} {array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
+
+
+def _shared_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """KEY.json with what version 2 moved where version 1 had it, and without what is not known."""
+    shared = {name: value for name, value in metadata.items() if name not in {"present", "labels"}}
+    shared |= metadata.get("labels", {})
+    notes = metadata["notes"]
+    shared["notes"] = notes.splitlines() if isinstance(notes, str) else [f"{n['code']}: {n['found']}" for n in notes]
+    shared["sources"] = {name: source for name, source in metadata["sources"].items() if source["path"]}
+    return {name: value for name, value in shared.items() if value not in _NOTHING}
+
+
+def _row_facts(path: Path) -> Facts:
+    """The manifest but for where members lie and what their digests are."""
+    facts: Facts = {}
+    for row in pq.read_table(path, use_threads=False).to_pylist():
+        own = {name.removeprefix("label_"): value for name, value in row.items() if not name.startswith("present_")}
+        own = {name: value for name, value in own.items() if value not in _NOTHING and not _is_place(name)}
+        facts |= json_facts(own, f"manifest {row['key']}:")
+    return facts
+
+
+def _is_place(column: str) -> bool:
+    """Whether a column of the manifest says where something lies or what its bytes are; those of sources do not."""
+    source = column.startswith(("wav_", "npz_", "textgrid_")) or column in {"sem_path", "sem_sha256"}
+    return column == "shard" or (column.endswith(("_offset", "_size", "_sha256")) and not source)
 
 
 def json_facts(document: object, name: str = "", without: Collection[str] = ()) -> Facts:

@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from nothing_lost_damage import RECORDINGS, SHARD_FAULTS, damage_recordings
-from nothing_lost_facts import VOLATILE, Facts, Found, file_facts, json_facts, json_file_facts, member_facts
+from nothing_lost_facts import (
+    VOLATILE,
+    Facts,
+    Found,
+    content_facts,
+    contract_version,
+    file_facts,
+    json_facts,
+    json_file_facts,
+    member_facts,
+)
 from nothing_lost_trees import Side
 
 CHECKS: Final = ("shards", "losses", "generated", "codes", "earlier")
 _TENSORS: Final = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+BYTES_OF: Final = "bytes of"
+"""In names of facts that only trees which write the same version of the shard contract agree in."""
 _HALFWAY, _STEPS = 10, 20
 _RECIPE: Final = f"""\
 preset: tiny
@@ -75,8 +87,10 @@ def _make_shards(side: Side) -> Found:
     for name, flags in kinds.items():
         out = f"made/shards-{name}"
         side.run(f"preprocess {name}", "preprocess", *flags, "--out", out)
-        found[f"{name}: members of shards"] = member_facts(side.folder / out)
-        found[f"{name}: whole files"] = file_facts(side.folder / out)
+        found[f"{name}: content"] = content_facts(side.folder / out)
+        found[f"{name}: {BYTES_OF} members"] = member_facts(side.folder / out)
+        found[f"{name}: {BYTES_OF} files"] = file_facts(side.folder / out)
+        side.contract = contract_version(side.folder / out)
     return found
 
 
@@ -248,10 +262,12 @@ def _damage_shards(side: Side) -> Facts:
 
 
 def _repair(side: Side) -> Facts:
-    """Move damaged files aside and convert again, which restores the folder."""
+    """Convert, damage the shards, move damaged files aside and convert again, which restores the folder."""
     folder = "made/repaired"
-    SHARD_FAULTS["bit in gesture"](shutil.copytree(side.folder / "given/shards-small", side.folder / folder))
     again = ("--root", "given/small", "--out", folder, "--keep-audio", "--shard-size", "300kB", "--workers", "1")
+    side.run("preprocess what will be damaged", "preprocess", *again)
+    sound = file_facts(side.folder / folder)
+    SHARD_FAULTS["bit in gesture"](side.folder / folder)
     commands = {
         "quarantine": ("verify-shards", folder, "--quarantine", "--workers", "1"),
         "repair": ("preprocess", *again),
@@ -259,7 +275,8 @@ def _repair(side: Side) -> Facts:
     }
     facts = {label: f"exit {done.code}" for label, done in side.attempt(commands).items()}
     moved = file_facts(side.folder / f"{folder}.quarantine")
-    return facts | file_facts(side.folder / folder) | {f"quarantine/{name}": fact for name, fact in moved.items()}
+    facts |= {"moved": " ".join(sorted(moved)), "restored": str(file_facts(side.folder / folder) == sound)}
+    return facts | content_facts(side.folder / folder)
 
 
 def _damage_recordings(side: Side) -> Facts:
@@ -404,17 +421,22 @@ def _read_earlier(side: Side) -> Found:
     for name, words in {"folder": (), "sample": (_LABELS[0],)}.items():
         seen[f"inspect {name}"] = side.run(f"inspect {name}", "inspect", shards, *words, "--json").out
     side.run("export", "export", "--shards", shards, "-o", "made/export")
-    shutil.copytree(side.folder / shards, made / "updated")
-    same = ("--root", "given/corpus", "--out", "made/updated", "--keep-audio", "--shard-size", "2MB")
-    side.run("preprocess again", "preprocess", *same, "--workers", "1")
+    same = ("--root", "given/corpus", "--keep-audio", "--shard-size", "2MB", "--workers", "1")
     fewer = ("--include", "1_*", "--allow-removal", "--force")
-    side.run("preprocess fewer", "preprocess", *same, "--workers", "1", *fewer)
+    shutil.copytree(side.folder / shards, made / "fewer")
+    side.run("preprocess fewer", "preprocess", *same, "--out", "made/fewer", *fewer)
+    side.contract = contract_version(made / "fewer")
+    shutil.copytree(side.folder / shards, made / "updated")
+    if side.contract == contract_version(made / "updated"):  # another version is not brought up to date
+        side.run("preprocess again", "preprocess", *same, "--out", "made/updated")
     given = ("--checkpoint", "given/run", "--steps", "2", "--shards", shards, "--key", _LABELS[0])
     side.run("generate earlier", "generate", *given, "--task", "a2g", "-o", "made/from-earlier")
     resumed = _trained(_resume(side, side.folder / "given/half", "from-half"), "resumed")
     return resumed | {
         "verify and inspect": seen,
         "exported files": file_facts(made / "export"),
+        "shards of fewer recordings": content_facts(made / "fewer"),
+        f"{BYTES_OF} shards of fewer recordings": file_facts(made / "fewer"),
         "updated shards": file_facts(made / "updated"),
         "generated": file_facts(made / "from-earlier", {".json"}),
     }

@@ -48,6 +48,7 @@ class Side:
     earlier: bool = False  # its commands must work, or there is nothing to compare with
     exits: dict[str, str] = field(default_factory=dict)  # how commands ended that should end with 0
     words: dict[str, str] = field(default_factory=dict)  # first line of the error of commands that may fail
+    contract: int = 0  # the version of the shard contract that it writes, once that is known
     over: bool = False
     _process: subprocess.Popen[str] | None = None
 

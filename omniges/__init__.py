@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from omniges.api import evaluate, load_model, preprocess, sample_corpus, verify_shards
     from omniges.codecs.registry import load_codec, register_codec
     from omniges.codecs.settings import EncodeSettings
+    from omniges.data.samples import Sample, open_shards
+    from omniges.data.web import webdataset
+    from omniges.data.windows import WindowDataset
     from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
     from omniges.evaluation.settings import EvaluateSettings
     from omniges.formats.motion import SmplxMotion, read_motion, write_motion
@@ -64,6 +67,7 @@ __all__ = [
     "OmnigesPipeline",
     "PreprocessSettings",
     "Recording",
+    "Sample",
     "SamplingSettings",
     "Selection",
     "SmplxMotion",
@@ -71,10 +75,12 @@ __all__ = [
     "TrainSettings",
     "UsageFault",
     "VerifySettings",
+    "WindowDataset",
     "__version__",
     "evaluate",
     "load_codec",
     "load_model",
+    "open_shards",
     "preprocess",
     "read_motion",
     "register_codec",
@@ -82,6 +88,7 @@ __all__ = [
     "register_metric",
     "sample_corpus",
     "verify_shards",
+    "webdataset",
     "write_motion",
     "write_shards",
 ]

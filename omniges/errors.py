@@ -116,7 +116,6 @@ CODES: dict[str, CodeInfo] = {
         "no recording of the train split was converted: statistics and tokenizer are empty",
         "put recordings into the train split with --split-csv before training",
     ),
-    "nothing-recorded": _rejected("the recording has neither motion nor audio", "give it one of them"),
     # --- audio
     "wav-empty": _rejected("the file holds no audio samples", "export the recording again"),
     "wav-not-riff": _rejected("the file is not a RIFF WAVE file", "convert it to 16 kHz mono PCM WAV"),
@@ -174,6 +173,7 @@ CODES: dict[str, CodeInfo] = {
     "words-zero-length": _note("words without duration were dropped", "nothing"),
     "sem-invalid": _note("the semantic annotation could not be read and was left out", "correct the file"),
     # --- the recording as a whole
+    "nothing-recorded": _rejected("the recording has neither motion nor audio", "give it one of them"),
     "length-mismatch": _rejected(
         "audio and motion differ in length by more than --max-length-mismatch", "check the pair, or raise the limit"
     ),

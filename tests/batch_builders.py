@@ -14,7 +14,7 @@ import numpy as np
 
 from omniges.shards.dataset import dataset_document, partial_of, seal, statistics_document, train_tokenizer
 from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, PARTS, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
@@ -51,8 +51,9 @@ def write_shards(
             if not alike or frames not in contents:
                 gesture = random.standard_normal((frames, 415), dtype=np.float32)
                 mel = random.standard_normal((frames * 10 // 3, 64), dtype=np.float32)
-                contents[frames] = gesture, mel, (partial_of(gesture), partial_of(mel))
-            gesture, mel, partial = contents[frames]
+                jaw_eyes = np.zeros((frames, 9), np.float32)
+                contents[frames] = gesture, mel, jaw_eyes, tuple(map(partial_of, (gesture, mel, jaw_eyes)))
+            gesture, mel, jaw_eyes, partial = contents[frames]
             spoken = [
                 {"word": WORDS[(number + k) % len(WORDS)], "start": 0.4 * k + 0.1, "end": 0.4 * k + 0.4}
                 for k in range(int(ticks[number] / 10 / 0.4) - 1)
@@ -63,10 +64,11 @@ def write_shards(
                 "json": (canonical_json({"key": keys[number]}),),
                 "gesture.npy": npy_parts(gesture),
                 "mel.npy": npy_parts(mel),
-                "words.json": (canonical_json(spoken),),
-                "jaw_eyes.npy": npy_parts(np.zeros((frames, 9), np.float32)),
-                "betas.npy": npy_parts(np.zeros(300, np.float32)),
+                "words.txt": (canonical_json(spoken),),
+                "jaw_eyes.npy": npy_parts(jaw_eyes),
+                "betas.npy": npy_parts(np.zeros(300)),
                 "start_xz.npy": npy_parts(np.zeros(2)),
+                "sem.txt": (canonical_json([]),),
             }
             if fault is not None:
                 fault(keys[number], members)
@@ -91,6 +93,8 @@ def write_shards(
 
 def _row(key: str, split: str, shard: str, frames: int, words: int, members: dict[str, MemberPlace]) -> ManifestRow:
     speaker_id, speaker = key.split("_")[:2]
+    emotion = "neutral" if speaker_id == "1" else ""
+    lacking = {"sem"} if emotion else {"sem", "labels"}
     return ManifestRow(
         key=key,
         stem=key,
@@ -104,8 +108,8 @@ def _row(key: str, split: str, shard: str, frames: int, words: int, members: dic
         speaker_id=int(speaker_id),
         speaker=speaker,
         language="english" if speaker_id != "3" else "chinese",
-        scenario=None,
-        emotion="neutral" if speaker_id == "1" else None,
+        labels={"emotion": emotion, "scenario": ""},
+        present=tuple(part for part in PARTS if part not in lacking),
         sources={},
         notes=(),
         members=members,
@@ -142,7 +146,7 @@ class PlainReader:
         return loaded
 
     def words(self, key: str) -> list[dict[str, Any]]:
-        words: list[dict[str, Any]] = json.loads(self.members[f"{key}.words.json"])
+        words: list[dict[str, Any]] = json.loads(self.members[f"{key}.words.txt"])
         return words
 
     def window(self, key: str, stream: str, start_tick: int, ticks: int) -> np.ndarray[Any, Any]:

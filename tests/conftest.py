@@ -52,6 +52,15 @@ def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def version_1(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The samples as contract version 1 had them, some without semantic spans. Whoever changes them takes a copy."""
+    from shard_sets import ShardSet
+    from version1_builders import version_1, without_spans
+
+    return version_1(without_spans(ShardSet.read(shards))).write(tmp_path_factory.mktemp("version-1") / "shards")
+
+
 Folders = dict[str, Path]
 
 

@@ -95,7 +95,8 @@ def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
     began = time.perf_counter()
     windows, positions = run.feed.next()
     waited = time.perf_counter() - began
-    plan = draw_plan(flow, settings.seed, positions)
+    streams = None if windows.present is None else windows.present.streams
+    plan = draw_plan(flow, settings.seed, positions, streams)
     learner.micro_step(windows, plan, last=True)
     learner.finish_step(number)
     _wait_for(learner.device)

@@ -22,6 +22,7 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS
 from omniges.shards.reader import open_beside, read_beside
 from omniges.shards.schema import (
     CONTRACTS,
@@ -49,22 +50,37 @@ class Filters:
     emotions: tuple[str, ...] = ()
     min_seconds: float = 0.0
     max_seconds: float | None = None
+    streams: tuple[str, ...] = ()
+    """Clips that have all streams of one of these, such as ``audio+gesture``; where none is named, all clips."""
 
     def __post_init__(self) -> None:
         """Refuse what no clip can fit."""
         if self.split not in SPLITS:
             raise UsageFault(f"one of the splits {', '.join(SPLITS)} expected, found {self.split!r}")
+        unknown = {name for names in self.streams for name in names.split("+")} - STREAM_BITS.keys()
+        if unknown:
+            raise UsageFault(f"streams {', '.join(STREAM_BITS)} expected, joined by +, found {min(unknown)!r}")
         longest = float("inf") if self.max_seconds is None else self.max_seconds
         if not 0 <= self.min_seconds <= longest:
             raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {self.min_seconds} and {self.max_seconds}")
 
     def as_json(self) -> dict[str, Any]:
         """The filters as a loader's state has them: equal filters give equal documents."""
-        return asdict(self) | {
-            **{name: sorted(set(getattr(self, name))) for name in ("speakers", "languages", "emotions")},
+        found = asdict(self) | {
+            **{name: sorted(set(getattr(self, name))) for name in ("speakers", "languages", "emotions", "streams")},
             "min_seconds": float(self.min_seconds),
             "max_seconds": None if self.max_seconds is None else float(self.max_seconds),
         }
+        if not self.streams:  # states of sets in which nothing is absent stay as they were
+            del found["streams"]
+        return found
+
+    def pass_streams(self, present: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Return which clips (N,) with bits of `STREAM_PARTS` (N,) have the streams that are asked for."""
+        passed = np.full(len(present), not self.streams)
+        for names in self.streams:
+            passed |= np.all([present & STREAM_BITS[name] for name in names.split("+")], axis=0)
+        return passed
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Filters:
@@ -82,6 +98,7 @@ class ClipTable:
     frames: npt.NDArray[np.int64]  # (N,) gesture frames
     mel_frames: npt.NDArray[np.int64]  # (N,)
     ticks: npt.NDArray[np.int64]  # (N,)
+    present: npt.NDArray[np.uint8]  # (N,) bits of `STREAM_PARTS`
     shard: npt.NDArray[np.int32]  # (N,) number of the shard
     offsets: npt.NDArray[np.int64]  # (N, M) first data byte in the shard
     sizes: npt.NDArray[np.int64]  # (N, M) bytes
@@ -187,9 +204,10 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
 
 
 def _content_hash(table: ClipTable, speaker_names: Sequence[str], speaker: npt.NDArray[np.int32]) -> str:
-    """Over keys, speakers, lengths and digests of members, of all clips in key order."""
+    """Over keys, speakers, lengths, digests of members and absent parts, of all clips in key order."""
     digest = hashlib.sha256(canonical_json([str(table.keys.dtype), list(speaker_names), list(table.digests.shape)]))
-    for array in (table.keys, speaker, table.frames, table.mel_frames, table.digests):
+    partial = () if (table.present == ALL_PRESENT).all() else (table.present,)  # hashes of other sets stay as they were
+    for array in (table.keys, speaker, table.frames, table.mel_frames, table.digests, *partial):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
 
@@ -251,7 +269,14 @@ def _selection(
             f"{folder}: no sample of split {filters.split!r} lasts {filters.min_seconds:g} to {longest:g} s, the "
             f"others last {seconds[left].min():g} to {seconds[left].max():g} s: choose other limits"
         )
-    return left & in_time
+    left &= in_time
+    has = filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
+    if not (left & has).any():
+        raise UsageFault(
+            f"{folder}: none of {int(left.sum())} samples of split {filters.split!r} has the streams of any of "
+            f"{', '.join(filters.streams)}: choose tasks whose streams the samples have, or other shards"
+        )
+    return left & has
 
 
 def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -281,6 +306,7 @@ def _table(
         keys=keys,
         key_hashes=text_hashes(keys),
         **{name: manifest.numbers(name)[rows] for name in ("frames", "mel_frames", "ticks")},
+        present=manifest.present(STREAM_PARTS)[rows],
         shard=np.array([place.get(name, -1) for name in names], dtype=np.int32)[codes],
         offsets=np.stack([manifest.numbers(f"{column}_offset")[rows] for column in columns], axis=1),
         sizes=np.stack([manifest.numbers(f"{column}_size")[rows] for column in columns], axis=1),

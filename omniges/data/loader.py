@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from omniges.data.blocks import BlockStore, share_arrays
@@ -65,6 +66,7 @@ class Batch:
     keys: tuple[str, ...]
     speakers: tuple[str | None, ...]
     sources: tuple[int, ...]  # number of the folder in a mixture
+    present: npt.NDArray[np.uint8]  # (B,) bits of `omniges.shards.present.STREAM_PARTS`; what is absent holds zeros
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -268,9 +270,11 @@ class BatchLoader:
         sources, samples = view.sources[:rows], view.samples[:rows]
         keys: list[str] = [""] * rows
         speakers: list[str | None] = [None] * rows
+        present = np.empty(rows, np.uint8)
         for number, source in enumerate(self._data):
             own = np.flatnonzero(sources == number)
             names = source.catalog.table.keys_of(samples[own]), source.catalog.speakers_of(samples[own])
+            present[own] = source.catalog.table.present[samples[own]]
             for row, key, speaker in zip(own.tolist(), *names, strict=True):
                 keys[row], speakers[row] = key, speaker
         return Batch(
@@ -282,6 +286,7 @@ class BatchLoader:
             keys=tuple(keys),
             speakers=tuple(speakers),
             sources=tuple(sources.tolist()),
+            present=present,
         )
 
     def state_dict(self) -> dict[str, Any]:

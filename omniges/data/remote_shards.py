@@ -227,7 +227,7 @@ def open_location(
     if settings is None:
         raise UsageFault(f"{location}: a cache folder and its size are needed for remote shards")
     store = open_store(location, settings.timeouts)
-    data = with_retries(lambda: _dataset_bytes(store), settings.retries, salt=f"{DATASET_FILE}:{os.getpid()}")
+    data = with_retries(lambda: dataset_bytes(store), settings.retries, salt=f"{DATASET_FILE}:{os.getpid()}")
     digest = sha256_hex(data)
     dataset = CachedFile(digest[:32], DATASET_FILE, len(data), digest)
     if len(data) > settings.capacity_bytes:
@@ -272,7 +272,7 @@ def _too_small(settings: CacheSettings, least: int, name: str) -> UsageFault:
     )
 
 
-def _dataset_bytes(store: Store) -> bytes:
+def dataset_bytes(store: Store) -> bytes:
     """dataset.json, whole and sealed; what it says is not looked at."""
     place = store.location.shown_file(DATASET_FILE)
     data = bytearray()

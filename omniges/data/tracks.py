@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ F32 = npt.NDArray[np.float32]
 
 WORDS: Final = "words"
 """The member with the words, whatever a version of the contract calls it."""
-STREAMS: Final = ("gesture", "audio", "text")
+STREAMS: Final[tuple[Literal["gesture", "audio", "text"], ...]] = ("gesture", "audio", "text")
 
 
 @dataclass(frozen=True, slots=True)

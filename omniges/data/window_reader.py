@@ -20,6 +20,7 @@ import numpy.typing as npt
 from omniges.data.catalog import ClipTable
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Scale, Tracks
 from omniges.errors import DataError
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_channels
 from omniges.shards.reader import ShardSource, check_digest, place_of_member
 from omniges.shards.schema import VERIFY
 from omniges.storage.cache import CacheFull
@@ -83,7 +84,8 @@ class ClipReader:
         self._tracks = tracks
         self._source, self._marks, self._verify = source, marks, verify == "first"
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
-        self._checked: dict[int, tuple[int, int, int]] = {}  # shard, first float of gesture and of audio
+        # Shard, first float of gesture and of audio, bits of the parts that are present.
+        self._checked: dict[int, tuple[int, int, int, int]] = {}
 
     @property
     def open_maps(self) -> int:
@@ -93,17 +95,30 @@ class ClipReader:
     def read_window(self, sample: int, start_tick: int, ticks: int, scales: Normaliser, out: tuple[F32, F32]) -> None:
         """Normalised gesture and audio of a window into `out`, plainly (ticks · 3 · 415,) and (ticks · 10 · 64,).
 
-        Start and length are multiples of the tracks' `tick_multiple`. `scales` may be tiled. Raises DataError where
-        the shard is not what the manifest says.
+        What is absent becomes 0. Start and length are multiples of the tracks' `tick_multiple`. `scales` may be tiled.
+        Raises DataError where the shard is not what the manifest says.
         """
         # Python's own numbers: picking single numbers out of the table's columns took as long as a tenth of the copy.
-        shard, gesture_first, audio_first = self._checked.get(sample) or self._check(sample)
+        shard, gesture_first, audio_first, present = self._checked.get(sample) or self._check(sample)
         floats = self._map(shard, sample).floats
         gesture, audio = out
         first = gesture_first + start_tick * len(gesture) // ticks
         scales.gesture.normalise_into(floats[first : first + len(gesture)], gesture)
         first = audio_first + start_tick * len(audio) // ticks
         scales.audio.normalise_into(floats[first : first + len(audio)], audio)
+        if present != ALL_PRESENT:
+            self._blank(present, gesture, audio)
+
+    def _blank(self, present: int, gesture: F32, audio: F32) -> None:
+        """Put 0 where a clip has nothing. Latents stand for a stream as a whole."""
+        rows = gesture.reshape(-1, self._tracks.gesture.channels)
+        if not present & STREAM_BITS["gesture"]:
+            rows[:] = 0.0
+        elif self._tracks.gesture == PLAIN_TRACKS.gesture:
+            for columns in absent_channels(present):
+                rows[:, columns] = 0.0
+        if not present & STREAM_BITS["audio"]:
+            audio[:] = 0.0
 
     def read_text(self, sample: int, start_tick: int, ticks: int, scale: Scale, out: F32) -> None:
         """Normalised latents of a window's text into `out`, plainly (latents · channels,).
@@ -114,6 +129,8 @@ class ClipReader:
         row, _ = self._tracks.arrays[_TEXT].span(start_tick, ticks)
         first = self._data_start(mapped.content, sample, _TEXT) // 4 + row * len(out)
         scale.normalise_into(mapped.floats[first : first + len(out)], out)
+        if not self.table.present[sample] & STREAM_BITS["text"]:
+            out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
         """Tell the source which shards these clips (k,) need, in their order, but for those that are mapped."""
@@ -137,7 +154,9 @@ class ClipReader:
             mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
 
     def words(self, sample: int) -> list[dict[str, Any]]:
-        """The words of a clip; raises DataError where they are no list of words."""
+        """The words of a clip, none where it has no text; raises DataError where they are no list of words."""
+        if not self.table.present[sample] & STREAM_BITS["text"]:
+            return []
         mapped = self._map(int(self.table.shard[sample]), sample).content
         self._check_digest(mapped, sample, _TEXT)
         first, size = int(self.table.offsets[sample, _TEXT]), int(self.table.sizes[sample, _TEXT])
@@ -178,15 +197,15 @@ class ClipReader:
         self._maps[shard] = mapped = _Mapped(content, np.frombuffer(content, np.float32, found // 4))
         return mapped
 
-    def _check(self, sample: int) -> tuple[int, int, int]:
-        """A clip's shard, and where its gesture and audio begin in it, counted in floats."""
+    def _check(self, sample: int) -> tuple[int, int, int, int]:
+        """A clip's shard, where its gesture and audio begin in it, counted in floats, and its bits of parts."""
         shard = int(self.table.shard[sample])
         content = self._map(shard, sample).content
         gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))
         if len(self._checked) >= _MAX_CHECKED:
             self._checked.clear()
-        self._checked[sample] = shard, gesture, audio
-        return shard, gesture, audio
+        self._checked[sample] = found = shard, gesture, audio, int(self.table.present[sample])
+        return found
 
     def _data_start(self, mapped: mmap.mmap, sample: int, member: int) -> int:
         """Where a member's array data begins in the shard, its header and digest checked once."""

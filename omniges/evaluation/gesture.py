@@ -39,6 +39,7 @@ _BEATS: Final = scores.Heading("beat consistency", "")
 _NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
 _ALONE: Final = "one recording has no other to take the audio of"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
+_NO_FACE: Final = "no face in the recording"
 _NO_SEAMS: Final = "no result was put together from windows"
 _TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # whose rows are kept by classes of their own
 _UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
@@ -146,7 +147,11 @@ class _Scorer:
         self._add_recall(key, recording, own, true, other)
         if self._registered.wanted:
             self._add_registered(key, recording.body, generated, recorded, other)
-        if isinstance(recording.body, Person):
+        if isinstance(recording.body, Person) and "face" not in recording.row.present:
+            for metric in ("face MSE", "face LVD"):
+                self._values(metric, "generated").leave_out(_NO_FACE)
+        elif isinstance(recording.body, Person):
+            other = None if partner is None or "face" not in self._rows[partner].present else other
             self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:

@@ -24,6 +24,7 @@ from omniges.metrics.frechet import DESCRIPTOR_NAME, Encoder, Features, FrechetS
 from omniges.metrics.gesture import mean_joint_speeds, scored_poses
 from omniges.metrics.profiles import Profile
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.present import BODY_PARTS, at_rest
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
@@ -111,8 +112,8 @@ class ClipMotion:
 
 
 def recorded_motion(shards: scores.Recordings, row: ManifestRow) -> ClipMotion:
-    """A recording's motion."""
-    motion = motion_from_gesture(shards.gesture(row))
+    """A recording's motion, at rest in what it lacks."""
+    motion = motion_from_gesture(at_rest(shards.gesture(row), row.present))
     return ClipMotion(motion.poses, motion.expressions, motion.trans)
 
 
@@ -160,12 +161,15 @@ class TrainSplit:
 
 
 def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[ManifestRow]:
-    """The train split's recordings; raises UsageFault where mean speeds are needed of it and it has none."""
-    rows = [row for row in shards.rows if row.split == "train"]
+    """The train split's recordings with a whole body.
+
+    Raises UsageFault where mean speeds are needed of it and it has none.
+    """
+    rows = [row for row in shards.rows if row.split == "train" and set(BODY_PARTS) <= set(row.present)]
     if not rows and instruments.mean_speeds_m_s is None:
         raise UsageFault(
-            f"{shards.folder}: a train split expected, whose mean speeds beats are measured in, found none: give "
-            "--mean-speeds FILE"
+            f"{shards.folder}: motion in a train split expected, whose mean speeds beats are measured in, found none: "
+            "give --mean-speeds FILE"
         )
     return rows
 

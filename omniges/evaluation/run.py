@@ -9,7 +9,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split, load_bodies, train_rows
 from omniges.evaluation.report import Report, TaskReport
 from omniges.evaluation.results import FileResult, find_results
-from omniges.evaluation.scores import Resampling, Scored
+from omniges.evaluation.scores import Resampling, Scored, nothing_recorded, with_recorded
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.speech import score_speech, score_text
 from omniges.features.gesture import JOINT_NAMES
@@ -38,8 +38,9 @@ from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.spec import load_identity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings
+from omniges.shards.present import STREAM_BITS, present_bits
 from omniges.shards.reader import ShardFolder
-from omniges.shards.schema import MANIFEST_FILE
+from omniges.shards.schema import MANIFEST_FILE, Split
 from omniges.storage.atomic import refuse_links
 from omniges.storage.canonical_json import sha256_hex
 
@@ -110,7 +111,13 @@ def _generate(
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
         train_rows(shards, instruments)  # refused before minutes of generating, not behind them
-    inputs = Sources(shards=settings.shards, split=settings.split)
+    inputs, sources = Sources(shards=settings.shards, split=settings.split), dict[str, Sources]()
+    for name in tasks:
+        sources[name], left_out = _inputs_of(name, shards, settings.split)
+        remarks += left_out
+    tasks = tuple(name for name in tasks if sources[name].from_shards)
+    if not tasks:
+        raise UsageFault(f"--split {settings.split}: no sample has all streams of a task: {'; '.join(remarks)}")
     wanted = [
         GenerateSettings(
             checkpoint=checkpoint,
@@ -118,7 +125,7 @@ def _generate(
             out=work / name,
             codecs=settings.codecs,
             t5_tokenizer=settings.t5_tokenizer,
-            sources=inputs,
+            sources=sources[name],
             sampling=SamplingSettings(steps=settings.steps),
             seed=settings.seed,
             num_samples=settings.num_samples,
@@ -131,6 +138,17 @@ def _generate(
         with counting(f"s of {one.task} generated") as count:
             generate(one, count, codecs)
     return tuple(one.out for one in wanted), remarks
+
+
+def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, list[str]]:
+    """The samples of a split that have all streams of a task, and a remark that counts the others."""
+    rows = [row for row in shards.rows if row.split == split]
+    streams = (*TASKS[task].conditions, *TASKS[task].targets)
+    keys = tuple(row.key for row in rows if all(present_bits(row.present) & STREAM_BITS[name] for name in streams))
+    if len(keys) == len(rows):
+        return Sources(shards=shards.folder, split=split), []
+    told = f"{task}: {len(rows) - len(keys)} of {len(rows)} samples lack {' or '.join(streams)}, and are left out"
+    return (Sources(shards=shards.folder, keys=keys) if keys else Sources()), [told]
 
 
 def require_fit(
@@ -174,6 +192,14 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
             raise UsageFault(
                 f"--tasks {name}: {saved.path} was not trained on it, only on {', '.join(sorted(trained))}"
             )
+    identity = load_identity(saved)
+    never = {name: gone for name in TASKS if (gone := identity.never_had(TASKS[name]))}
+    for name in wanted:
+        if name in never:
+            raise UsageFault(
+                f"--tasks {name}: {saved.path} was not trained on it, for no sample had {' or '.join(never[name])}"
+            )
+    trained = tuple(name for name in trained if name not in never)
     tasks = wanted or tuple(name for name in _SIX if name in trained)
     if not tasks:
         raise UsageFault(f"--tasks: {saved.path} was trained on {', '.join(sorted(trained))}: name some of them")
@@ -196,9 +222,14 @@ def _score(
         count(next(done), total)
 
     def scored(results: Sequence[FileResult], target: StreamName) -> Scored:
+        there, remarks = with_recorded(results, target)
+        if not there:
+            return nothing_recorded(target, remarks)
         if target == "gesture":
-            return score_gesture(results, shards, instruments, train, how, one)
-        return (score_text if target == "text" else score_speech)(results, shards, how, one)
+            found = score_gesture(there, shards, instruments, train, how, one)
+        else:
+            found = (score_text if target == "text" else score_speech)(there, shards, how, one)
+        return replace(found, remarks=[*found.remarks, *remarks])
 
     return {
         task: _task_report(results, shards, [scored(results, target) for target in TASKS[task].targets])
@@ -212,7 +243,7 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
     for split in sorted({row.split for row in rows.values()}):
         held = sum(row.split == split for row in shards.rows)
         splits[split] = sum(row.split == split for row in rows.values()), held
-    seconds = {key: min(one.seconds[key] for one in scored) for key in rows}
+    seconds = {key: min((one.seconds[key] for one in scored if key in one.seconds), default=0.0) for key in rows}
     records = [result.record for result in results if result.record is not None]
     made_by: dict[str, Any] | None = None
     if records:  # the model, and the settings they have in common

@@ -20,8 +20,11 @@ from omniges.errors import DataError
 from omniges.features.gesture import GestureClip, MotionArrays
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.clips import ClipValue, Interval, bootstrap, bootstrap_mean, shuffled_pairing, weighted_mean
+from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.present import BODY_PARTS
+from omniges.shards.schema import Part
 
 I64 = npt.NDArray[np.int64]
 Row = Literal["generated", "shuffled", "recorded"]
@@ -263,6 +266,25 @@ def _figure(
         details=dict(details or {}),
         by_recording=by_recording,
     )
+
+
+def with_recorded(results: Sequence[Result], target: StreamName) -> tuple[list[Result], list[str]]:
+    """Return the results whose recordings have what a target is held against, and a remark that counts the others.
+
+    Of gesture that is the whole body; a face is scored apart.
+    """
+    needed: tuple[Part, ...] = BODY_PARTS if target == "gesture" else (target,)
+    found = [result for result in results if set(needed) <= set(result.row.present)]
+    if len(found) == len(results):
+        return found, []
+    lost = {part for result in results for part in needed if part not in result.row.present}
+    named = " or ".join(part for part in needed if part in lost)
+    return found, [f"{len(results) - len(found)} of {len(results)} results left out: no {named} in their recordings"]
+
+
+def nothing_recorded(target: StreamName, remarks: Sequence[str]) -> Scored:
+    """Return the scores of results of which no recording says what they should be."""
+    return Scored([absent(Heading(f"{target} metrics", ""), "; ".join(remarks))], {}, remarks)
 
 
 @dataclass(frozen=True, slots=True)

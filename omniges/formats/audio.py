@@ -386,23 +386,6 @@ def _refuse_silence(low: Array, high: Array, count: int) -> None:
         raise RecordingFault("wav-silent", found, "sound")
 
 
-def encode_flac(pcm: npt.NDArray[np.integer], *, bits: int) -> bytes:
-    """Mono 16 kHz PCM, int16 (bits=16) or int32 holding 24-bit values (bits=24), as FLAC bytes.
-
-    Level 0 uses fixed integer predictors only. Higher levels choose theirs through floating-point autocorrelation,
-    whose last bits, and so the file's bytes, differ between CPUs.
-    """
-    data = pcm.astype(np.int16) if bits == 16 else pcm.astype(np.int32) << 8
-    import soundfile  # noqa: PLC0415 - libsndfile, 0.2 s that most runs do without
-
-    buffer = io.BytesIO()
-    try:
-        soundfile.write(buffer, data, 16_000, format="FLAC", subtype=f"PCM_{bits}", compression_level=0.0)
-    except AssertionError as error:  # soundfile drops the MemoryError of its callback and misses the bytes
-        raise MemoryError("no memory for a FLAC member") from error
-    return buffer.getvalue()
-
-
 def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
     """The PCM values as int32 and their width in bits (16 or 24).
 

@@ -31,6 +31,7 @@ from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, present_bits
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
@@ -65,10 +66,16 @@ class Body:
 
     @classmethod
     def of_sample(cls, sample: SampleArrays) -> Body:
-        """That of a sample of a shard folder."""
+        """That of a sample of a shard folder; the average one at the origin where it has no motion."""
+        if not present_bits(sample.row.present) & STREAM_BITS["gesture"]:
+            return NEUTRAL
         facts = sample.metadata["motion"]
         betas = np.asarray(sample.betas[: facts["betas"]])
-        return cls(betas, facts["gender"], facts["model"], sample.gesture.start_xz)
+        return cls(betas, facts["gender"], facts["model"], at_rest(sample.gesture, sample.row.present).start_xz)
+
+
+NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))
+"""The average body at the origin, where the inputs have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +286,7 @@ def given_sample(
     remarks: tuple[str, ...] = ()
     array: npt.NDArray[Any] | None = None
     if stream == "gesture":
-        array = sample.gesture.gesture[: row.ticks * FRAMES_PER_TICK]
+        array = at_rest(sample.gesture, row.present).gesture[: row.ticks * FRAMES_PER_TICK]
     elif stream == "audio":
         array = sample.mel[: row.ticks * MEL_FRAMES_PER_TICK]
     elif codec is not None:
@@ -313,6 +320,7 @@ class Input:
     source: Mapping[str, Any] | None = None  # of a sample of a shard folder
     remarks: tuple[str, ...] = ()
     recorded: tuple[Given, ...] = ()  # what a sample of a shard folder has of what is to be made
+    present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the given streams lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +356,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
         rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
         if not rows:
             raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
+        _require_streams(conditions, rows, folder.folder)
         return [PlannedInput(row.key, partial(_of_sample, conditions, folder, row, sources, reading)) for row in rows]
     missing = [name for name in conditions if not sources.files(name)]
     if missing:
@@ -364,6 +373,18 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
         PlannedInput(name, partial(_of_files, name, files, sources, reading, rate))
         for name, files in _paired(conditions, sources).items()
     ]
+
+
+def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRow], folder: Path) -> None:
+    """Raise UsageFault where a sample lacks what it is to give."""
+    for name in conditions:
+        lost = [row.key for row in rows if not present_bits(row.present) & STREAM_BITS[name]]
+        if lost:
+            more = f" and {len(lost) - 1} more samples" if len(lost) > 1 else ""
+            raise UsageFault(
+                f"--key {lost[0]}: {name} expected, which this task takes, but it is absent from it{more} in {folder}: "
+                "name other samples by --key, or choose another task"
+            )
 
 
 def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dict[StreamName, str]]:
@@ -465,11 +486,15 @@ def _of_sample(
         given_sample(sample, name, reading.slots, folder.folder, latents_of(folder, reading.codecs.get(name)))
         for name in conditions
     )
-    recorded = tuple(given_sample(sample, name, reading.slots, folder.folder) for name in reading.recorded)
+    bits = present_bits(row.present)
+    shown = [name for name in reading.recorded if bits & STREAM_BITS[name]]
+    recorded = tuple(given_sample(sample, name, reading.slots, folder.folder) for name in shown)
+    needed = sum(STREAM_BITS[name] for name in conditions)
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
     manifest = folder.dataset["manifest_hash"]
     source = {"shards": str(folder.folder), "manifest_sha256": digest, "manifest_hash": manifest, "key": row.key}
     item = Input(row.key, row.ticks, given, row.speaker, Body.of_sample(sample), source, recorded=recorded)
+    item = replace(item, present=bits | ALL_PRESENT & ~needed)
     return cut_input(item, sources.seconds, reading)
 
 

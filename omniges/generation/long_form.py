@@ -25,8 +25,10 @@ from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
 from omniges.model.flow import FlowModel, draw_noise, follow, guided_clean, step_levels
-from omniges.model.streams import Stream, StreamName
+from omniges.model.present import masked
+from omniges.model.streams import STREAMS, Stream, StreamName
 from omniges.model.tasks import SamplingSettings
+from omniges.shards.present import ALL_PRESENT
 
 T = TypeVar("T")
 
@@ -77,6 +79,7 @@ class Timeline:
     conditions: Mapping[StreamName, TicksOf]
     speaker: int  # 0: unknown
     sample: int  # tells samples of one seed apart
+    present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the conditions lack
 
 
 def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
@@ -257,12 +260,18 @@ def _denoise(
     drawn = {
         name: draw_noise(seed, plan.positions, name, (model.stream(name).channels,)) for name, plan in plans.items()
     }
+    known = model.known_parts(np.array([ALL_PRESENT], np.uint8))
+    if known is not None and "gesture" in drawn and known.streams[0, STREAMS.index("gesture")]:
+        drawn["gesture"] = masked(drawn["gesture"][None], known.masks["gesture"])[0]  # zeros as in training
     noise = {name: drawn[name] for name in targets}
     carried = {name: drawn[name][plans[name].rows] for name in model.carried(targets)}
     held = {name: _held(plans[name], stretches, name, before, model) for name in targets}
     speakers = torch.tensor([x.timeline.speaker for x in stretches for _ in x.starts], device=device)
     conditions = _conditions(model, stretches, device)
-    clean_of = guided_clean(model, conditions, targets, speakers, settings.guidance, carried)
+    present = model.known_parts(np.array([x.timeline.present for x in stretches for _ in x.starts], np.uint8))
+    if present is not None:
+        conditions = {name: masked(x, present.masks[name]) for name, x in conditions.items()}
+    clean_of = guided_clean(model, conditions, targets, speakers, settings.guidance, carried, present)
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         windows = sum(len(stretch.starts) for stretch in stretches)

@@ -29,6 +29,7 @@ from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words
 from omniges.generation.audio import Held, hear_samples
 from omniges.generation.inputs import (
+    NEUTRAL,
     Given,
     Input,
     Reading,
@@ -45,7 +46,7 @@ from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load
 from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
-from omniges.generation.writers import NEUTRAL, WINDOWS_TIER, Labels, valid_motion
+from omniges.generation.writers import WINDOWS_TIER, Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
@@ -325,7 +326,7 @@ class OmnigesPipeline:
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
         remarks = (*item.remarks, *said, *(remark for one in item.given for remark in one.remarks))
-        return OmnigesOutput(samples, name, remarks)
+        return OmnigesOutput(samples, name, (*remarks, *self._sampler.remarks_on_absent(TASKS[name].targets)))
 
     def _sample(
         self, made: Mapping[StreamName, Any], item: Input, seed: int, spans: Sequence[tuple[int, int]] | None

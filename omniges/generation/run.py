@@ -16,15 +16,16 @@ import numpy as np
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.generation.inputs import Body, Input, PlannedInput, planned_inputs, read_body
+from omniges.generation.inputs import NEUTRAL, Body, Input, PlannedInput, planned_inputs, read_body
 from omniges.generation.long_form import Timeline, WindowSettings, packed, window_borders, window_spans
 from omniges.generation.sampler import Codecs, Loaded, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.generation.vocoder import VoiceOf, chosen_voice
-from omniges.generation.writers import NEUTRAL, GeneratedRecord, Results, read_record, result_picture
+from omniges.generation.writers import GeneratedRecord, Results, read_record, result_picture
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
+from omniges.shards.present import absent_parts
 from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.canonical_json import file_sha256
 
@@ -183,7 +184,9 @@ class _Job:
             conditions, remarks = self.sampler.codecs.conditions(read, self.windows)
             item = replace(read, remarks=(*read.remarks, *remarks))
             speaker = self.sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
-            asked += [(item, Timeline(item.ticks, conditions, speaker, k)) for k in range(settings.num_samples)]
+            asked += [
+                (item, Timeline(item.ticks, conditions, speaker, k, item.present)) for k in range(settings.num_samples)
+            ]
         for some in packed(asked, lambda one: len(window_spans(one[1].ticks, self.windows)), _MOST_WINDOWS):
             yield from self._sampled(some, worked)
 
@@ -272,12 +275,17 @@ class _Job:
             seams_s=tuple(tick / TICKS_PER_SECOND for tick in borders),
             measures=results.measures,
             remarks=(*item.remarks, *self._remarks_on(item), *of_inputs, *results.remarks),
+            absent=self.sampler.absent_from(TASKS[self.task].targets),
         )
 
     def _remarks_on(self, item: Input) -> Iterator[str]:
         """What a person should know of an input to this model."""
         if item.source is not None and self.known is False:
             yield "the sample is of other shards than those the model was trained on"
+        lacking = absent_parts(item.present)
+        if lacking:
+            yield f"the sample lacks {', '.join(lacking)}, and the model was given the rest"
+        yield from self.sampler.remarks_on_absent(TASKS[self.task].targets)
         strange = item.speaker is not None and item.speaker not in self.loaded.identity.speakers
         if self.settings.speaker is None and strange:
             yield f"the model does not know the speaker {item.speaker}: an unknown one was taken"

@@ -21,6 +21,7 @@ from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCod
 from omniges.codecs.registry import load_same_codec
 from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import LAYOUT
 from omniges.features.text_slots import SlotCodec
 from omniges.generation.inputs import Given, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
@@ -32,7 +33,9 @@ from omniges.model.flow import FlowModel
 from omniges.model.spec import SPEAKING_RATE_FILE, ModelIdentity, load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Task
+from omniges.shards import schema
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
+from omniges.shards.present import absent_parts, rest_channels
 from omniges.shards.reader import ShardFolder
 
 SETTINGS_FILE: Final = "settings.json"
@@ -49,11 +52,17 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault where the checkpoint says that a task had no share in its training."""
+        """Raise UsageFault where the checkpoint says that a task had no share in its training, or no sample."""
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
                 f"{self.saved.path}: it was not trained on {task}, only on {', '.join(trained)}: take another task"
+            )
+        lost = self.identity.never_had(TASKS[task])
+        if lost:
+            raise UsageFault(
+                f"{self.saved.path}: it was not trained on {task}, for no sample had {' or '.join(lost)}: take another "
+                "task"
             )
 
     def knows(self, shards: Path) -> bool | None:
@@ -297,6 +306,17 @@ class Sampler:
             raise UsageFault(f"--speaker {name}: the model knows {', '.join(speakers[:5])}{more}")
         return 0
 
+    def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
+        """Parts of some targets that no sample of the training had, which are made at rest."""
+        if "gesture" not in targets or "gesture" in self.codecs.entries:
+            return ()
+        return tuple(part for part in absent_parts(self.model.trained) if part in schema.GESTURE_PARTS)
+
+    def remarks_on_absent(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
+        """What a person should know of parts that `absent_from` names."""
+        absent = self.absent_from(targets)
+        return (f"at rest, for no sample of the training had it: {', '.join(absent)}",) if absent else ()
+
     def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
         """Windows as the model was trained on; overlaps of a quarter unless told otherwise.
 
@@ -343,6 +363,7 @@ class Sampler:
         left = [timeline.ticks for timeline in timelines]
         latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
         made = sample_timelines(self.model, timelines, targets, seed, windows, settings, worked)
+        at_rest, rest = [getattr(LAYOUT, part) for part in self.absent_from(targets)], rest_channels()
         while True:
             with self.autocast():  # not around a yield, whose caller would compute in it too
                 found = next(made, None)
@@ -351,6 +372,8 @@ class Sampler:
             number, tensors, ticks = found
             left[number] -= ticks
             rows = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+            for columns in at_rest:
+                rows["gesture"][:, columns] = rest[columns]
             for name in [name for name in rows if name in self.codecs.entries]:
                 latents.setdefault((number, name), []).append(rows.pop(name))
                 if not left[number]:

@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 
-NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))
-"""The average body at the origin, where the inputs have none."""
-
 WINDOWS_TIER: Final = "windows"
 """The tier of a TextGrid whose text is that of whole windows: one interval a window, no tier of words."""
 
@@ -429,10 +426,15 @@ class GeneratedRecord:
     measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _all(_number, dict)))
     """Of what the model gave, before it was made valid."""
     remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
+    absent: tuple[str, ...] = field(default=(), metadata=_is("list of str", _all(_of(str), list)))
+    """Parts that no sample of the model's training had: they are at rest. The file names them where there are some."""
 
     def document(self) -> bytes:
         """The file's bytes."""
-        return json_document({"format": _FORMAT, "version": _VERSION} | asdict(self))
+        found = asdict(self)
+        if not self.absent:
+            del found["absent"]
+        return json_document({"format": _FORMAT, "version": _VERSION} | found)
 
 
 def read_record(path: Path) -> GeneratedRecord:
@@ -448,6 +450,7 @@ def read_record(path: Path) -> GeneratedRecord:
     if found.get("version") != _VERSION:
         raise DataError(f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges it is of")
     del found["format"], found["version"]
+    found.setdefault("absent", [])
     expected = {one.name: one.metadata for one in fields(GeneratedRecord)}
     wrong = sorted(expected.keys() ^ found.keys())
     if wrong:

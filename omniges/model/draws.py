@@ -187,8 +187,18 @@ class Plan:
     speaker_known: Bools  # (B,)
 
 
-def draw_plan(settings: FlowSettings, seed: int, positions: I64) -> Plan:
-    """Draw the plan of positions (B,)."""
+def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the streams of each task that has a share, such as ``audio+gesture``, sorted."""
+    wanted = [task for name, task in TASKS.items() if shares.get(name)]
+    return tuple(sorted({"+".join(sorted((*task.conditions, *task.targets))) for task in wanted}))
+
+
+def draw_plan(settings: FlowSettings, seed: int, positions: I64, streams: Bools | None = None) -> Plan:
+    """Draw the plan of positions (B,).
+
+    ``streams``: (B, 3), which streams the samples have; None: all. A sample gets only tasks whose streams it has, by
+    the same draw over these tasks' shares. Raises UsageFault for a sample that has those of no task with a share.
+    """
     where = torch.from_numpy(positions)
 
     def chance(purpose: Purpose) -> F32:
@@ -196,9 +206,19 @@ def draw_plan(settings: FlowSettings, seed: int, positions: I64) -> Plan:
         return drawn
 
     shares = np.array([settings.shares.get(name, 0.0) for name in TASKS])
-    bounds = np.cumsum(shares / shares.sum())
-    last = np.flatnonzero(shares)[-1]  # rounding must not let the largest draw fall behind what has a share
-    task = np.minimum(np.searchsorted(bounds, chance(Purpose.TASK), side="right"), last)
+    drawn_task = chance(Purpose.TASK)
+    if streams is None:
+        task = _tasks_at(shares, drawn_task)
+    else:
+        task = np.zeros(len(positions), np.int64)
+        needed = _table("targets") | _table("conditions")
+        for pattern in np.unique(streams, axis=0):
+            rows = (streams == pattern).all(axis=1)
+            possible = shares * (needed <= pattern).all(axis=1)
+            if not possible.any():
+                has = ", ".join(name for name, there in zip(STREAMS, pattern, strict=True) if there) or "no stream"
+                raise UsageFault(f"task shares: a sample that has {has} gets none of the tasks: leave it out")
+            task[rows] = _tasks_at(possible, drawn_task[rows])
     target = _table("targets")[task]
     condition = _table("conditions")[task]
     condition &= (chance(Purpose.CONDITION_DROPOUT) >= settings.condition_dropout)[:, None]
@@ -207,6 +227,14 @@ def draw_plan(settings: FlowSettings, seed: int, positions: I64) -> Plan:
     levels = np.where(target | noisy, drawn, np.where(condition, 0.0, 1.0)).astype(np.float32)
     known = chance(Purpose.SPEAKER_DROPOUT) >= settings.speaker_dropout
     return Plan(task, target, target | condition, levels, known)
+
+
+def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
+    """Numbers of the tasks (B,) that uniform draws (B,) fall on."""
+    bounds = np.cumsum(shares / shares.sum())
+    last = np.flatnonzero(shares)[-1]  # rounding must not let the largest draw fall behind what has a share
+    found: I64 = np.minimum(np.searchsorted(bounds, drawn, side="right"), last)
+    return found
 
 
 def draw_levels(settings: FlowSettings, seed: int, positions: I64, purpose: Purpose) -> F32:

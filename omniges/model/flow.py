@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, cast
@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from omniges.model.draws import FlowSettings, Group, Plan, Purpose, carried_as_noise, groups_of, normal
+from omniges.model.present import Present, masked, present_of
 from omniges.model.streams import STREAMS, Stream, StreamName, noised, velocity_from_clean
 from omniges.model.tasks import SamplingSettings, Solver
 from omniges.model.trunk import JointFlowTransformer
+from omniges.shards.present import ALL_PRESENT, STREAM_PARTS
 
 AbsentStreams = Literal["left-out", "noise"]
 """What becomes of a stream that a sample has not: it takes no part, or it is there as noise at level 1 (OmniFlow)."""
@@ -45,6 +47,7 @@ class Windows:
     arrays: Mapping[StreamName, Tensor]  # gesture (B, 3 n, 415), audio (B, 10 n, 64), text (B, n): as shards hold them
     positions: Tensor  # (B,) int64, places in the sample sequence
     speakers: Tensor  # (B,) int64, 0: unknown
+    present: Present | None = None  # None: nothing is absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,29 @@ class FlowModel(nn.Module):
     """Trunk and streams together: the one module that is trained, kept and sampled from."""
 
     def __init__(
-        self, trunk: JointFlowTransformer, streams: Mapping[StreamName, Stream], absent: AbsentStreams = "left-out"
+        self,
+        trunk: JointFlowTransformer,
+        streams: Mapping[StreamName, Stream],
+        absent: AbsentStreams = "left-out",
+        *,
+        latents: Collection[StreamName] = (),
+        tell_absent: bool = False,
+        trained: int = ALL_PRESENT,
     ) -> None:
+        """Join the parts.
+
+        Args:
+            trunk: the transformer.
+            streams: tokens of each stream.
+            absent: what becomes of a stream that a sample does not have.
+            latents: streams that are a codec's latents.
+            tell_absent: whether a learned embedding of each part that a sample lacks is added to its condition.
+            trained: bits of `STREAM_PARTS` that some train sample has.
+        """
         super().__init__()
+        self.latents, self.trained = frozenset(latents), trained
+        width = trunk.config["width"]
+        self.lacking = nn.Parameter(torch.zeros(len(STREAM_PARTS), width)) if tell_absent else None
         self.trunk = trunk
         self.absent = absent
         self._width: int = trunk.config["width"]
@@ -85,7 +108,8 @@ class FlowModel(nn.Module):
         """The loss of windows under a plan drawn for their positions.
 
         Every parameter that takes gradients gets one, whatever tasks were drawn, so ranks with different tasks can
-        average theirs. ``dense``: see `groups_of`.
+        average theirs. ``dense``: see `groups_of`. What is absent by ``windows.present`` adds nothing, whatever the
+        arrays hold there.
         """
         device, batch = windows.positions.device, len(plan.task)
         if self.absent == "noise":
@@ -103,6 +127,7 @@ class FlowModel(nn.Module):
                 levels[rows],
                 present[rows],
                 speakers[rows],
+                None if windows.present is None else windows.present.at(rows),
             )
             for name, (chosen, losses) in self._group_losses(group, taken, seed).items():
                 total = total + settings.weights[name] * losses.sum() / batch
@@ -119,8 +144,12 @@ class FlowModel(nn.Module):
         levels: Mapping[StreamName, Tensor],
         targets: Sequence[StreamName],
         speakers: Tensor,
+        present: Present | None = None,
     ) -> dict[StreamName, Tensor]:
-        """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,)."""
+        """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,).
+
+        ``present``: what the samples lack, for a model that is told so.
+        """
         missing = [name for name in self.carried(targets) if name not in tokens]
         if missing:
             raise ValueError(f"this model carries absent streams as noise: pass tokens of {', '.join(missing)}")
@@ -131,6 +160,7 @@ class FlowModel(nn.Module):
             **self._places(tokens),
             pooled=self._pooled(speakers),
             speakers=speakers,
+            told=self._told(present, len(speakers)),
             rows=dict.fromkeys(targets, every),
         )
         return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
@@ -149,6 +179,17 @@ class FlowModel(nn.Module):
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
+    def _told(self, present: Present | None, batch: int) -> Tensor | None:
+        """What is added to the conditions (B, W) of samples that lack something; None: the model is not told."""
+        if self.lacking is None:
+            return None
+        lacking = self.lacking.new_zeros(batch, len(STREAM_PARTS)) if present is None else present.lacking
+        return lacking @ self.lacking
+
+    def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
+        """Return what samples with bits (B,) of `STREAM_PARTS` have of what the model was trained on."""
+        return present_of(bits & np.uint8(self.trained), next(self.parameters()).device, self.latents)
+
     def _group_losses(self, group: Group, taken: _Taken, seed: int) -> dict[StreamName, tuple[Tensor, Tensor]]:
         """For each target stream of a group: the rows of the group that have it, and their losses.
 
@@ -159,10 +200,15 @@ class FlowModel(nn.Module):
             return torch.from_numpy(rows).to(taken.positions.device, non_blocking=True)
 
         clean = {name: self.stream(name).tokens(arrays) for name, arrays in taken.arrays.items()}
+        masks = {} if taken.parts is None else taken.parts.masks
+        clean = {name: masked(x, masks[name]) if name in masks else x for name, x in clean.items()}
         noise, tokens = {}, {}
         for name, x in clean.items():
             rows = index(group.noised[name])
             noise[name] = draw_noise(seed, taken.positions[rows], name, x.shape[1:])
+            if name in masks:  # a stream that is absent as a whole is noise where the model carries such
+                own = masks[name][rows]
+                noise[name] = masked(noise[name], own | ~own.any(dim=1, keepdim=True))
             at_levels = noised(x.detach()[rows], noise[name], taken.levels[rows, STREAMS.index(name)])
             tokens[name] = x.index_copy(0, rows, at_levels.to(x.dtype))
         targets = {name: index(chosen) for name, chosen in group.targets.items()}
@@ -173,13 +219,15 @@ class FlowModel(nn.Module):
             pooled=self._pooled(taken.speakers),
             present={name: taken.present[:, STREAMS.index(name)] for name in tokens if name in group.absent},
             speakers=taken.speakers,
+            told=self._told(taken.parts, len(taken.positions)),
             rows=targets,
         )
         found = {}
         for name, chosen in targets.items():
             own = noise[name][index(np.searchsorted(group.noised[name], group.targets[name]))]
             arrays, x = taken.arrays[name][chosen], clean[name][chosen].detach()
-            found[name] = chosen, self.stream(name).losses(outputs[name], arrays, x, own)
+            there = masks[name][chosen] if name in masks else None
+            found[name] = chosen, self.stream(name).losses(outputs[name], arrays, x, own, there)
         return found
 
     def _untouched(self, plan: Plan) -> Tensor:
@@ -202,6 +250,7 @@ class _Taken:
     levels: Tensor  # (R, 3)
     present: Tensor  # (R, 3)
     speakers: Tensor  # (R,)
+    parts: Present | None
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:
@@ -287,17 +336,20 @@ def guided_clean(
     speakers: Tensor,
     guidance: float,
     carried: Mapping[StreamName, Tensor] = MappingProxyType({}),
+    present: Present | None = None,
 ) -> CleanOf:
     """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance.
 
     ``carried``: noise (B, N, C) of the streams that `FlowModel.carried` names. It stands at level 1, the same at all
-    steps, for a stream that is not given, and for one that is given where the conditions are left out.
+    steps, for a stream that is not given, and for one that is given where the conditions are left out. ``present``:
+    what the samples lack, which the model is told either way.
     """
 
     def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
         seen = given if with_conditions else {}
         levels = dict.fromkeys(carried, torch.ones_like(at)) | dict.fromkeys(seen, torch.zeros_like(at))
-        return model.predict({**carried, **seen, **tokens}, levels | dict.fromkeys(tokens, at), targets, speakers)
+        levels |= dict.fromkeys(tokens, at)
+        return model.predict({**carried, **seen, **tokens}, levels, targets, speakers, present)
 
     def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         if not given or guidance == 1:

@@ -113,7 +113,9 @@ class PatchTokens(Stream):
         """Through the velocity."""
         return clean_from_velocity(self._in_token_order(output), noised, levels)
 
-    def losses(self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    def losses(
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+    ) -> Tensor:
         """Mean squared error of the velocity ε − x."""
         del arrays
         return (self._in_token_order(output).float() - (noise - clean)).square().mean(dim=(1, 2))

@@ -25,9 +25,11 @@ from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, load
 from omniges.model.flow import AbsentStreams, FlowModel
 from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.streams import FrameTokens, Prediction, SlotTokens, Stream, StreamName, WindowTokens
+from omniges.model.tasks import Task
 from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.present import STREAM_BITS, absent_parts, trained_bits
+from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part
 from omniges.storage.canonical_json import json_document
 
 OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "pooled_width")
@@ -78,6 +80,8 @@ class ModelConfig:
     """The patches and their table where audio tokens are patches, as the weights that the run begins with have them."""
     blank_weight: float = 0.25
     """Weight of a blank tick in the text loss, where a spoken one has 1."""
+    tell_absent: bool = False
+    """Whether the model is told which parts a sample lacks; training sets it where a sample lacks some."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no trunk has, and kinds that nothing is called."""
@@ -103,8 +107,9 @@ class ModelConfig:
             weight = getattr(self, name)
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise UsageFault(f"model: {name}: found {weight!r}; expected a number of at least 0")
-        if not isinstance(self.normalise_text, bool):
-            raise UsageFault(f"model: normalise_text: found {self.normalise_text!r}; expected true or false")
+        for name in ("normalise_text", "tell_absent"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageFault(f"model: {name}: found {getattr(self, name)!r}; expected true or false")
         kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}
         kinds |= {f"{name}_prediction": Prediction for name in get_args(StreamName)}
         for name, kind in kinds.items():
@@ -225,7 +230,14 @@ def build_model(
         context_only=config.context_only,
         **own,
     )
-    return FlowModel(trunk, streams, config.absent)
+    return FlowModel(
+        trunk,
+        streams,
+        config.absent,
+        latents=tuple(codecs),
+        tell_absent=config.tell_absent,
+        trained=trained_bits(statistics),
+    )
 
 
 def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
@@ -291,6 +303,16 @@ class ModelIdentity:
     latents: bytes = b""  # latents.json, where there is a codec
     loudness: Loudness = "none"  # rule by which preprocess scaled the audio that the model learned from
     speaking_rate: bytes = b""  # speaking_rate.json, how fast its training words are spoken; b"": not known
+
+    @property
+    def absent(self) -> tuple[Part, ...]:
+        """Parts that no sample of its training had."""
+        return absent_parts(trained_bits(json.loads(self.statistics)))
+
+    def never_had(self, task: Task) -> list[StreamName]:
+        """Return the streams of a task that no sample of its training had."""
+        trained = trained_bits(json.loads(self.statistics))
+        return [name for name in (*task.conditions, *task.targets) if not trained & STREAM_BITS[name]]
 
     @property
     def tick_multiple(self) -> int:

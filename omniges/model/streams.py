@@ -84,8 +84,13 @@ class Stream(nn.Module, ABC):
         """The clean tokens (B, N, C) that outputs (B, N, O) at noised tokens (B, N, C) and levels (B,) stand for."""
 
     @abstractmethod
-    def losses(self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
-        """Loss (B,) of outputs (B, N, O), given what was noised (as arrays and as tokens) and the noise."""
+    def losses(
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+    ) -> Tensor:
+        """Loss (B,) of outputs (B, N, O), given what was noised (as arrays and as tokens) and the noise.
+
+        ``present``: bool (B, V), which numbers of the arrays' rows are there, or (B, 1); absent ones have no loss.
+        """
 
 
 def _columns(levels: Tensor, tokens: Tensor) -> Tensor:
@@ -187,20 +192,27 @@ class FrameTokens(Stream):
         said = self._said(output)
         return said if self.prediction == "clean" else clean_from_velocity(said, noised, levels)
 
-    def losses(self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    def losses(
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+    ) -> Tensor:
         """Mean squared error e² against the clean tokens or the velocity ε − x, and that of e from frame to frame.
 
         Any weight of the second has the same best answer, the conditional mean: a loss that is quadratic in the error
         has. But most of a token's variance is what its frames have in common, and on the way there a model that is
         told of plain squares alone learns that and little else: frames that stand still for a tick and then jump.
-        The velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR.
+        The velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR. Both are means over the
+        channels that are present.
         """
         del arrays
         target = clean if self.prediction == "clean" else noise - clean
         error = (self._said(output).float() - target).reshape(len(output), -1, len(self.mean))
+        if present is not None:
+            error = torch.where(present[:, None], error, 0.0)
         found = error.square().mean(dim=(1, 2))
         if self.difference_weight:
             found = found + self.difference_weight * error.diff(dim=1).square().mean(dim=(1, 2))
+        if present is not None:  # exactly 1 where all is there
+            found = found / present.float().mean(dim=1)
         return found
 
     def _said(self, output: Tensor) -> Tensor:
@@ -327,9 +339,11 @@ class SlotTokens(Stream):
             [piece.softmax(-1) @ _scaled(self.piece).float(), mark.softmax(-1) @ _scaled(self.mark).float()], dim=-1
         )
 
-    def losses(self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    def losses(
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+    ) -> Tensor:
         """Weighted mean over ticks of the cross-entropy of piece and marks, in nats."""
-        del clean, noise
+        del clean, noise, present
         slots = arrays.long()
         nats = sum(
             functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")

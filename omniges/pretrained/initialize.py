@@ -27,6 +27,7 @@ from omniges.pretrained.tensors import file_entry, is_omniflow
 from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow, table_of
 
 _SPEAKERS: Final = "trunk.speaker.weight"
+_LACKING: Final = "lacking"
 _TEXT_PLACES: Final = "streams.text.place"
 _OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
 _OF_TOKENS: Final = _OF_TRAINING | {
@@ -156,6 +157,9 @@ class CheckpointStart(Start):
             else:
                 saved[_SPEAKERS] = torch.zeros(own[_SPEAKERS].shape)
                 fates[_SPEAKERS] = Fate("new", None, _SPEAKERS, own[_SPEAKERS].numel(), reason)
+        if _LACKING in own and _LACKING not in saved:
+            saved[_LACKING] = torch.zeros(own[_LACKING].shape)
+            fates[_LACKING] = Fate("new", None, _LACKING, own[_LACKING].numel(), "tells absent parts; begins at zero")
         checkpoint.load_into(own, saved, where)
         return Begun(where, (self._saved.path / self._file,), tuple(fates.values()), ())
 
@@ -274,6 +278,8 @@ def _newness(name: str) -> str:
     """Why a weight of the model has no counterpart; empty: it should have one."""
     if name == _SPEAKERS:
         return "OmniFlow knows no speakers; begins at zero"
+    if name == _LACKING:
+        return "tells absent parts, OmniFlow knows none; begins at zero"
     if name == _TEXT_PLACES:
         return "tells latents of a text apart, OmniFlow does not; begins at zero"
     if name.startswith("streams."):

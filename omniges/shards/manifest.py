@@ -383,6 +383,15 @@ class ManifestColumns:
             codes = np.where(codes == values.index(""), np.int32(-1), codes)
         return values, codes
 
+    def present(self, parts: Sequence[schema.Part]) -> npt.NDArray[np.uint8]:
+        """Which of at most eight parts the samples have (N,), bit k for part k; in version 1 they have all."""
+        found = np.zeros(self._file.metadata.num_rows, np.uint8)
+        known = self._file.schema_arrow.names
+        for k, part in enumerate(parts):
+            has = self.numbers(_PRESENT + part).astype(np.uint8) if _PRESENT + part in known else np.uint8(1)
+            found |= has << np.uint8(k)
+        return found
+
     def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
         column = self._column(name)

@@ -17,9 +17,12 @@ import torch
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing, tracks_of
-from omniges.data.tracks import Normaliser
+from omniges.data.tracks import STREAMS, Normaliser
 from omniges.model.flow import Windows
+from omniges.model.present import present_of, streams_present
 from omniges.model.spec import ModelIdentity
+from omniges.model.streams import StreamName
+from omniges.shards.present import Bools
 
 I64 = npt.NDArray[np.int64]
 
@@ -62,6 +65,7 @@ class Feed(BatchLoader):
         speakers = speakers_of(data) if identity is None else identity.speakers
         self._numbers: dict[str | None, int] = {name: k + 1 for k, name in enumerate(speakers)} | {None: 0}
         self._device, self.share = device, share
+        self._latents: tuple[StreamName, ...] = tuple(name for name in STREAMS if name in data[0].catalog.codecs)
 
     def next(self) -> tuple[Windows, I64]:
         """The next batch and its positions (B,) on the host; raises what `BatchLoader.next_batch` does."""
@@ -75,8 +79,22 @@ class Feed(BatchLoader):
             arrays={"gesture": moved.gesture, "text": moved.text, "audio": moved.audio},
             positions=moved.positions,
             speakers=speakers.to(self._device, non_blocking=True),
+            present=present_of(batch.present, self._device, self._latents),
         )
         return windows, positions
+
+    @property
+    def filtered(self) -> bool:
+        """Whether clips were left out for lack of streams, which other readers of the shards have in their order."""
+        return any(source.catalog.filters.streams for source in self._data)
+
+    def streams_at(self, positions: I64) -> Bools | None:
+        """Which streams (P, 3) stand at positions (P,), of any rank; None where nothing is absent."""
+        picks, bits = self._order.picks(positions), np.empty(len(positions), np.uint8)
+        for number, source in enumerate(self._data):
+            own = picks.source == number
+            bits[own] = source.catalog.table.present[picks.sample[own]]
+        return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
         """What stands at positions (P,) of the sequence, of any rank."""

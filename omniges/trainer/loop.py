@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError
-from omniges.model.draws import draw_plan
+from omniges.model.draws import Plan, draw_plan
 from omniges.model.flow import Windows
 from omniges.model.tasks import TASKS
 from omniges.progress import Progress, Reporter, duration
@@ -215,7 +215,8 @@ class Loop:
         """
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):
-                plan = draw_plan(self._flow, self._settings.seed, positions)
+                streams = None if windows.present is None else windows.present.streams
+                plan = draw_plan(self._flow, self._settings.seed, positions, streams)
                 return self._learner.micro_step(windows, plan, last=last)
         except StopNow:
             return None
@@ -293,7 +294,7 @@ class Loop:
         settings, state = self._settings, self._state
         steps, samples = len(totals), losses.shape[1]
         positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)
-        plan = draw_plan(self._flow, settings.seed, positions)
+        plan = self._plan_at(positions)
         flat = losses.reshape(-1, losses.shape[2])
         seconds = max(time.monotonic() - interval.began_s, 1e-9)
         rate = steps * samples / seconds
@@ -328,6 +329,10 @@ class Loop:
             )
         )
 
+    def _plan_at(self, positions: I64) -> Plan:
+        """What was drawn for positions (P,), of any rank."""
+        return draw_plan(self._flow, self._settings.seed, positions, self._feed.streams_at(positions))
+
     # --- what is refused
 
     def _require_finite(self, first: int, starts: list[int], losses: F64, norms: F64) -> None:
@@ -353,7 +358,7 @@ class Loop:
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
         """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
-        plan, places = draw_plan(self._flow, self._settings.seed, positions), self._feed.places(positions)
+        plan, places = self._plan_at(positions), self._feed.places(positions)
         tasks = [list(TASKS)[number] for number in plan.task.tolist()]
         samples = [asdict(place) | {"task": task} for place, task in zip(places, tasks, strict=True)]
         command = self._trace_command(int(positions[0]))
@@ -371,7 +376,7 @@ class Loop:
         """The command line that lists the micro-batch at a position; None where no command reads the shards."""
         settings, identity, share = self._settings, self._identity, self._feed.share
         location = parse_location(settings.shards[0])
-        if len(settings.shards) > 1 or not location.path:
+        if len(settings.shards) > 1 or not location.path or self._feed.filtered:
             return None
         words: dict[str, Any] = {"shards": location, "window-ticks": settings.window_ticks}
         words |= {f"{stream}-codec": name for stream, name in settings.codecs.items()}

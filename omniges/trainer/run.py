@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -31,12 +31,14 @@ from omniges.generation.sampler import Codecs, Sampler
 from omniges.generation.word_timing import LEAST_WORDS, learn_rate
 from omniges.metrics.gesture import least_frames
 from omniges.model.checkpoint import CHECKPOINTS
+from omniges.model.draws import allowed_tasks
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
+from omniges.shards.present import STREAM_PARTS, part_flags
 from omniges.shards.reader import read_beside
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
 from omniges.storage.remote import parse_location
@@ -158,7 +160,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         start=start,
         learner=learner,
         validation=validation,
-        remarks=tuple(remarks),
+        remarks=(*_left_out(data), *remarks),
     )
 
 
@@ -169,7 +171,27 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
     shards = open_location(parse_location(text), cache, splits=splits)
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
-    return DataSource(read_catalog(shards.folder, Filters(split="train"), settings.codecs), weight, shards=shards)
+    catalog = read_catalog(shards.folder, Filters(split="train"), settings.codecs)
+    wanted = Filters(split="train", streams=allowed_tasks(settings.flow_settings().shares))
+    if not wanted.pass_streams(catalog.table.present).all():  # a filter is part of the sequence, so none without need
+        catalog = read_catalog(shards.folder, wanted, settings.codecs)
+    return DataSource(catalog, weight, shards=shards)
+
+
+def _left_out(data: Sequence[DataSource]) -> list[str]:
+    """What a person should know of clips that allow no task of the run, and of absent parts."""
+    told = []
+    for source in data:
+        catalog = source.catalog
+        if catalog.filters.streams:
+            lost = len(read_catalog(catalog.folder, Filters(split="train")).table) - len(catalog.table)
+            sets = ", ".join(catalog.filters.streams)
+            told.append(f"{catalog.folder}: {lost} clips left out, for they have the streams of no task ({sets})")
+        counts = (~part_flags(catalog.table.present)).sum(axis=0).tolist()
+        lacking = [f"{part} from {count}" for part, count in zip(STREAM_PARTS, counts, strict=True) if count]
+        if lacking:
+            told.append(f"{catalog.folder}: absent: {', '.join(lacking)} of {len(catalog.table)} clips")
+    return told
 
 
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
@@ -192,7 +214,24 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         loudness=rules[0],
         speaking_rate=_speaking_rate(data),
     )
-    return identity if start is None else start.adopt(identity)
+    return _told_of_absent(identity if start is None else start.adopt(identity), data)
+
+
+def _told_of_absent(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
+    """The model, told of absent parts where clips lack some.
+
+    Raises UsageFault for clips that have what the statistics were made without.
+    """
+    flags = part_flags(np.concatenate([source.catalog.table.present for source in data]))
+    strange = [part for k, part in enumerate(STREAM_PARTS) if part in identity.absent and flags[:, k].any()]
+    if strange:
+        raise UsageFault(
+            f"--shards: clips have {', '.join(strange)}, which no train sample of {data[0].catalog.folder} or of the "
+            "pretrained weights has, so there are no statistics of it: name first the shards that have it"
+        )
+    if flags.all():
+        return identity
+    return replace(identity, config=replace(identity.config, tell_absent=True))
 
 
 def _speaking_rate(data: Sequence[DataSource]) -> bytes:
@@ -227,7 +266,8 @@ def _open_validation(
     if settings.validation_steps == 0:
         return None, []
     try:
-        held_out = open_held_out(data, settings.window_ticks, settings.validation_windows, identity.tick_multiple)
+        windows = settings.window_ticks, settings.validation_windows
+        held_out = open_held_out(data, *windows, identity.tick_multiple, learner.model.trained)
     except UsageFault as fault:
         if settings.validation_steps is not None:
             raise

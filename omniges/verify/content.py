@@ -159,6 +159,8 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
         if canonical_json(metadata[name]) != canonical_json(wanted):
             sample.add("metadata-differs", "json", f"{name} {metadata[name]!r}", f"{wanted!r} of the manifest")
     _check_notes(sample, metadata["notes"])
+    if ("labels" in row.present) != any(row.labels.values()):
+        sample.add("metadata-invalid", "json", f"labels {row.labels}", "a label exactly where present names labels")
     if not _parts_sound(sample, metadata):
         return None
     _check_lengths(sample, metadata["audio"], metadata["motion"], metadata["cut"])
@@ -181,16 +183,17 @@ def _facts_of(row: ManifestRow) -> dict[str, Any]:
     }
 
 
-def _check_notes(sample: _Sample, notes: Any) -> None:
-    if sample.row.contract.version > 1 and isinstance(notes, str):
-        split = (line.partition(": ") for line in notes.splitlines())
-        notes = [{"code": code, "found": found} for code, _, found in split]
+def _check_notes(sample: _Sample, given: Any) -> None:
+    notes = given
+    if sample.row.contract.version > 1:  # a text, and nothing else
+        split = (line.partition(": ") for line in given.splitlines()) if isinstance(given, str) else None
+        notes = split and [{"code": code, "found": found} for code, _, found in split]
     shaped = isinstance(notes, list) and all(
         isinstance(note, dict) and note.keys() == {"code", "found"} and all(isinstance(v, str) for v in note.values())
         for note in notes
     )
     if not shaped:
-        sample.add("metadata-invalid", "json", f"notes {notes!r}", "notes of code and found")
+        sample.add("metadata-invalid", "json", f"notes {given!r}", "notes of code and found")
         return
     codes = tuple(sorted({note["code"] for note in notes}))
     if codes != sample.row.notes:
@@ -383,6 +386,8 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
                 continue
         elif not known and not _check_finite(sample, member, array):
             continue
+        if member == "betas.npy" and not _has_motion(row) and array.any():
+            sample.add("absent-not-nan", member, "a body shape", "zeros, for there is no motion")
         if member == "gesture.npy":
             _check_gesture(sample, array)
         if member == "mel.npy" and not absent.any():  # the minima of the bands do as well as the mel itself
@@ -486,13 +491,14 @@ def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool
 
 def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
     """Every 6D rotation has orthonormal rows, and the first root step is the repeated second one."""
-    parts = [part for part in ("upper", "hands", "lower") if part in sample.row.present]
-    columns: Any = LAYOUT.rotations if len(parts) == 3 else np.r_[0:0, *(getattr(LAYOUT, part) for part in parts)]
+    parts = [getattr(LAYOUT, part) for part in ("upper", "hands", "lower") if part in sample.row.present]
+    channels = np.concatenate([np.arange(part.start, part.stop) for part in parts]) if parts else np.empty(0, int)
+    columns: Any = LAYOUT.rotations if len(parts) == 3 else channels  # a slice is a view
     for start in range(0, len(gesture) if parts else 0, _BLOCK_FRAMES):
         block = gesture[start : start + _BLOCK_FRAMES, columns]
         with np.errstate(over="ignore", invalid="ignore"):
             orthonormal = _orthonormal(np.ascontiguousarray(block.T).reshape(-1, 2, 3, len(block)))
-        if not orthonormal and _report_rotation(sample, block, start):
+        if not orthonormal and _report_rotation(sample, block, start, channels):
             break
     root = gesture[:2, LAYOUT.root]
     if "root" in sample.row.present and len(root) == 2 and not np.array_equal(root[0, ::2], root[1, ::2]):
@@ -518,7 +524,9 @@ def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
     return bool(products.max() <= spare and products.min() >= -spare)
 
 
-def _report_rotation(sample: _Sample, block: npt.NDArray[np.float32], start: int) -> bool:
+def _report_rotation(
+    sample: _Sample, block: npt.NDArray[np.float32], start: int, channels: npt.NDArray[np.int_]
+) -> bool:
     """File the worst rotation of a block that is off by more than the contract allows; whether there is one."""
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
@@ -526,7 +534,8 @@ def _report_rotation(sample: _Sample, block: npt.NDArray[np.float32], start: int
     if (worst <= _ORTHONORMAL).all():
         return False
     joint, frame = np.unravel_index(int(worst.argmax()), worst.shape)
-    found = f"frame {start + int(frame)}, channels {6 * joint} to {6 * joint + 5}: off by {worst.max():.3g}"
+    first = int(channels[6 * joint])
+    found = f"frame {start + int(frame)}, channels {first} to {first + 5}: off by {worst.max():.3g}"
     expected = f"at most {_ORTHONORMAL:g}"
     sample.out.add("rotation-broken", found, expected, key=sample.row.key, member="gesture.npy")
     return True

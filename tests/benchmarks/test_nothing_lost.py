@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shard_sets import ShardSet
+from version1_builders import version_1
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -38,6 +40,16 @@ def test_what_one_side_lacks_differs_and_nothing_at_all_proves_nothing() -> None
 def test_floats_are_compared_to_the_last_bit_and_volatile_keys_left_out() -> None:
     found = facts.json_facts({"loss": [0.1 + 0.2, 1.0], "elapsed_s": 5.0}, "log", facts.VOLATILE)
     assert found == {"log.loss[0]": "0.30000000000000004", "log.loss[1]": "1.0"}
+
+
+def test_sets_of_both_contract_versions_say_the_same_until_something_is_lost(shards: Path, tmp_path: Path) -> None:
+    taken = version_1(ShardSet.read(shards))
+    before, now = facts.content_facts(taken.write(tmp_path / "old")), facts.content_facts(shards)
+    assert facts.compare("shards", "content", before, now).difference == ""
+    assert {fact.partition(" ")[2] for fact in now} >= {"gesture.npy", "betas.npy", "words", "spans", "waveform"}
+    taken.samples[0].words[0]["end"] += 1e-6
+    changed = facts.content_facts(taken.write(tmp_path / "changed"))
+    assert "words" in facts.compare("shards", "content", before, changed).difference
 
 
 def test_a_tree_that_python_does_not_import_from_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pytest
 import torch
 import webdataset
-from omniges.data.streaming import stream_samples
 from pipeline_helpers import digests, omniges, run_preprocess, scripted
 from vae_builders import write_vae
 from verify_builders import ShardSet, codes, edited_dataset, rebuilt, run
@@ -130,12 +129,6 @@ class TestOutput:
         assert found.keys() == {row.key for row in folder.rows}
         for row in folder.rows:
             np.testing.assert_array_equal(found[row.key][f"{NAME}.npy"], folder.array(row, f"{NAME}.npy"))
-
-    def test_so_does_the_projects_own_streaming(self, encoded: Path) -> None:
-        folder = ShardFolder(encoded)
-        samples = list(stream_samples([str(path) for path in sorted(encoded.glob("*.tar"))], folder.rows))
-        assert all(sample.arrays[f"{NAME}.npy"].shape[1] == 128 for sample in samples)
-        assert len(samples) == len(folder.rows)
 
     def test_inspect_shows_them(self, encoded: Path) -> None:
         key = ShardFolder(encoded).rows[0].key

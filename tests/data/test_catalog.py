@@ -22,7 +22,7 @@ from omniges.data.tracks import PLAIN_TRACKS
 from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import seal
 from omniges.shards.manifest import ManifestRow, parse_manifest, serialize_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
+from omniges.shards.schema import CONTRACT, DATASET_FILE, MANIFEST_FILE
 from omniges.storage.canonical_json import sha256_hex
 
 LENGTHS = (30, 9, 17, 8, 25, 7)
@@ -61,7 +61,7 @@ class TestColumns:
         assert table.mel_frames.tolist() == [row.mel_frames for row in rows]
         assert table.ticks.tolist() == [row.ticks for row in rows]
         assert [table.shard_name(n) for n in table.shard] == [row.shard for row in rows]
-        for number, member in enumerate(PLAIN_TRACKS.members):
+        for number, member in enumerate((*PLAIN_TRACKS.members[:2], CONTRACT.words)):
             places = [row.members[member] for row in rows]
             assert table.offsets[:, number].tolist() == [place.offset for place in places]
             assert table.sizes[:, number].tolist() == [place.size for place in places]
@@ -104,7 +104,7 @@ class TestFilters:
             ({"speakers": ("2",)}, lambda row: row.speaker_id == 2),
             ({"speakers": ("speaker0", "3")}, lambda row: row.speaker_id in {1, 3}),
             ({"languages": ("chinese",)}, lambda row: row.language == "chinese"),
-            ({"emotions": ("neutral",)}, lambda row: row.emotion == "neutral"),
+            ({"emotions": ("neutral",)}, lambda row: row.labels["emotion"] == "neutral"),
             ({"min_seconds": 0.9, "max_seconds": 2.0}, lambda row: 0.9 <= row.seconds <= 2.0),
             (
                 {"speakers": ("2", "3"), "languages": ("english",), "min_seconds": 1.0},

@@ -390,7 +390,7 @@ class TestMisbehaviour:
             (b"<html>not found</html>", "a JSON document expected, found 22 other bytes"),
             (b'{"format": "omniges-shards", "checksum": "0"}', "the checksum does not fit"),
             (seal({"format": "other"}), "format 'omniges-shards' expected"),
-            (seal({"format": "omniges-shards", "version": 99}), "version 1 expected, found 99"),
+            (seal({"format": "omniges-shards", "version": 99}), "version 1 or 2 expected, found 99"),
             (
                 seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"../x.tar": {}}}),
                 r"'\.\./x\.tar': no name of the contract",

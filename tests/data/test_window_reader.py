@@ -213,9 +213,9 @@ def test_an_array_that_is_not_what_the_manifest_says(tmp_path: Path, name: str, 
 )
 def test_words_that_are_no_words(tmp_path: Path, words: bytes) -> None:
     folder = write_shards(
-        tmp_path / "s", LENGTHS, per_shard=3, fault=lambda _, members: members.update({"words.json": (words,)})
+        tmp_path / "s", LENGTHS, per_shard=3, fault=lambda _, members: members.update({"words.txt": (words,)})
     )
-    with pytest.raises(DataError, match=r"words\.json at byte"):
+    with pytest.raises(DataError, match=r"words at byte"):
         reader_of(folder).words(0)
 
 

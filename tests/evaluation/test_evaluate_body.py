@@ -18,7 +18,6 @@ from safetensors.numpy import save_file
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.motion import load_bodies
 from omniges.evaluation.report import Report, render
-from omniges.evaluation.scores import waveform
 from omniges.features.gesture import motion_from_gesture
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.semantic import SemanticSpan
@@ -137,7 +136,7 @@ def test_published_profiles_on_a_body_model_equal_a_slow_computation(
     assert (found["face MSE", "shuffled"].value or 0) > 0
     beats, recalls = [], []
     for one in slow:
-        samples = waveform(one.folder, one.row)
+        samples = one.folder.waveform(one.row)
         assert samples is not None
         times = audio_beats(samples, FRAMES, settings.beats)
         beats.append(

@@ -213,8 +213,8 @@ class TestRightRecordings:
 
     def test_results_made_from_other_data_of_the_same_name(self, shards: Path, tmp_path: Path) -> None:
         sample = samples_of(shards)[0]
-        key, digest = sample.row.key, sample.row.members["words.json"].sha256
-        given = {"stream": "text", "path": f"x.tar#{key}.words.json", "sha256": digest, "remarks": []}
+        key, digest = sample.row.key, sample.row.members["words.txt"].sha256
+        given = {"stream": "text", "path": f"x.tar#{key}.words.txt", "sha256": digest, "remarks": []}
         put_mel(tmp_path / "same", shards, sample, sample.mel, inputs=(given,))
         assert scored(tmp_path / "same", shards)["log-mel L1", "generated"].value == 0
         put_mel(tmp_path / "other", shards, sample, sample.mel, inputs=(given | {"sha256": "0" * 64},))

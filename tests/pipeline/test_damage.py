@@ -283,7 +283,7 @@ class TestDamage:
     def test_healthy_neighbours_are_untouched(self, damaged: Damaged, case: str, shards: Path) -> None:
         ours = ShardFolder(damaged.out).row(damaged.stems[case])
         alone = ShardFolder(shards).row("1_synthetica_0_1_1")
-        for member in ("gesture.npy", "mel.npy", "words.json", "jaw_eyes.npy", "betas.npy", "start_xz.npy"):
+        for member in ("gesture.npy", "mel.npy", "words.txt", "jaw_eyes.npy", "betas.npy", "start_xz.npy"):
             assert ours.members[member].sha256 == alone.members[member].sha256
 
     def test_nothing_was_unpickled(self, damaged: Damaged) -> None:

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pipeline_helpers import run_preprocess
 
-from omniges.formats.audio import encode_flac
 from omniges.pipeline import convert as convert_module
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.labels import parse_stem
@@ -51,16 +49,6 @@ class TestBoundary:
     def test_memory_that_has_run_out_is_not(self, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(type(error)):
             converting(error, monkeypatch)
-
-    def test_an_encoder_that_hides_it_is_seen_through(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import soundfile
-
-        def short(*_: object, **__: object) -> None:
-            raise AssertionError
-
-        monkeypatch.setattr(soundfile, "write", short)
-        with pytest.raises(MemoryError, match="FLAC"):
-            encode_flac(np.zeros(1600, np.int16), bits=16)
 
 
 class TestLostInARun:

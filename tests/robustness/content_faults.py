@@ -17,7 +17,7 @@ from shard_faults import pick
 from shard_sets import Sample, ShardSet
 
 from omniges.shards.manifest import ManifestRow, MemberPlace
-from omniges.shards.schema import MEMBERS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.schema import CONTRACT, PARTS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document
 
@@ -145,7 +145,7 @@ def _json_form(member: str) -> Callable[[Rng, Sample], None]:
     """Bytes that JSON readers take for the same value, or for no value at all."""
 
     def change(rng: Rng, sample: Sample) -> None:
-        value = sample.words if member == "words.json" else sample.metadata
+        value = sample.words if member == CONTRACT.words else sample.metadata
         data = canonical_json(value)
         forms = (
             *(json_document(value), data + b"\n", b" " + data, data.replace(b'":', b'": ', 1), b"\xef\xbb\xbf" + data),
@@ -194,13 +194,14 @@ def _annotation(rng: Rng, sample: Sample) -> None:
         *({"keywords": 5}, {"more": 1}, {"end": "1"}, {"name": None}, {"score": True}),
     )
     spans: tuple[Any, ...] = ([span | pick(rng, changes)], {}, None, [1], [span, []])
-    sample.others["sem.json"] = canonical_json(pick(rng, spans))
+    sample.others[CONTRACT.semantic] = canonical_json(pick(rng, spans))
 
 
 def _column_against_json(rng: Rng, sample: Sample) -> None:
     """KEY.json says one thing, the manifest another."""
     fields: dict[str, tuple[Any, ...]] = {
-        **dict.fromkeys(("key", "stem", "speaker", "language", "scenario", "emotion"), ("x", None, 7)),
+        **dict.fromkeys(("key", "stem", "speaker", "language"), ("x", None, 7)),
+        **dict.fromkeys(("labels", "present"), ({}, None, [], sample.metadata["labels"] | {"more": ""})),
         **dict.fromkeys(("frames", "mel_frames", "ticks"), (-1, 7.0, 77, None, True)),
         "split": ("dev", "additional"),
         "speaker_id": (True, 77, "1"),
@@ -246,7 +247,7 @@ def _parts(rng: Rng, sample: Sample) -> None:
         ("cut", "motion_s"): (77.7, -1, "0"),
         ("cut", "words_dropped"): (-1, 0.5, None),
         ("cut", "words_clipped"): (-1, 0.5, None),
-        ("notes",): (None, {}, ["x"], [{"code": "x"}], [{"code": "no-such-code", "found": "x"}]),
+        ("notes",): (None, {}, [], ["x"], [{"code": "no-such-code", "found": "x"}], "no-such-code: x"),
         ("more",): (1,),
         ("audio", "more"): (1,),
     }
@@ -263,21 +264,32 @@ def _field_gone(rng: Rng, sample: Sample) -> None:
 
 
 def _kept_audio(rng: Rng, sample: Sample) -> None:
-    """Audio lost, garbled, cut, doubled, of another kind, or kept where it should not be."""
-    kept = [name for name in ("flac", "audio.npy") if name in sample.others]
-    if not kept:
-        sample.others[pick(rng, ("flac", "audio.npy"))] = b"fLaC" + rng.bytes(60)
+    """Audio lost, garbled, cut, of another length, or kept where it should not be."""
+    member = "audio.npy"
+    data = sample.others.pop(member, None)
+    if data is None:
+        sample.others[member] = b"fLaC" + rng.bytes(60)
         return
-    data = sample.others.pop(kept[0])
-    values = np.zeros(int(rng.integers(1, 99)), np.float32)
-    kind = str(kept[0])
-    forms: tuple[dict[str, bytes], ...] = (
-        *({}, {kind: b""}, {kind: rng.bytes(300)}, {kind: data[: len(data) // 2]}),
-        *({kind: b"fLaC" + bytes(100)}, {kind: data[:4]}),
-        {"audio.npy" if kind == "flac" else "flac": b"".join(map(bytes, npy_parts(values)))},
-        {"flac": data, "audio.npy": data},
-    )
-    sample.others |= pick(rng, forms)
+    values = np.zeros(int(rng.integers(0, 99)), np.float32)
+    short = b"".join(map(bytes, npy_parts(values)))
+    forms = (None, b"", rng.bytes(300), data[: len(data) // 2], b"fLaC" + bytes(100), data[:4], short)
+    if (changed := pick(rng, forms)) is not None:
+        sample.others[member] = changed
+
+
+def _said_absent(rng: np.random.Generator, sample: Sample) -> None:
+    """A part that manifest and KEY.json call absent, though it is there."""
+    part = pick(rng, [part for part in sample.row.present if part not in {"sem", "labels"}])
+    sample.row = replace(sample.row, present=tuple(other for other in sample.row.present if other != part))
+    sample.metadata["present"][part] = False
+
+
+def _absent_in_part(rng: np.random.Generator, sample: Sample) -> None:
+    """Channels that are NaN in some frames, or in all of them though nobody says that they are absent."""
+    member = pick(rng, ("gesture.npy", "mel.npy", "jaw_eyes.npy"))
+    array = sample.arrays[member]
+    column = int(rng.integers(array.shape[1]))
+    array[pick(rng, (slice(None), slice(1), slice(1, None), slice(-1, None))), column] = np.nan
 
 
 # --- the manifest, true in no column
@@ -351,7 +363,7 @@ def _leak(rng: Rng, shards: ShardSet) -> None:
     else:  # the same features from renamed files
         digests = {name: (path, "ab" * 32) for name, (path, _) in twin.row.sources.items()}
         twin.row = replace(twin.row, sources=digests)
-        twin.metadata["sources"] = {name: {"path": path, "sha256": d} for name, (path, d) in digests.items()}
+        twin.metadata["sources"] |= {name: {"path": path, "sha256": d} for name, (path, d) in digests.items()}
     shards.samples = sorted([*shards.samples, twin], key=lambda s: (s.row.shard, s.row.key))
     shards.keep_files = False
 
@@ -360,8 +372,8 @@ def _statistics(rng: Rng, shards: ShardSet) -> None:
     document = json.loads(shards.files[STATS_FILE])
     numbers = [
         (document[part], name, k)
-        for part in ("gesture", "mel")
-        for name in ("mean", "std", "min", "max")
+        for part in ("gesture", "mel", "jaw_eyes")
+        for name in ("mean", "std", "min", "max", "counts", "difference_std")
         for k in range(len(document[part][name]))
     ]
     place, name, k = pick(rng, numbers)
@@ -402,6 +414,7 @@ def _meta(name: str, codes: Sequence[str], change: Callable[[Rng, Sample], None]
 
 
 _TEXTS: Final = ("wayne", "x", None)
+_LABELS: Final = (("x", ""), ("", "speech"), ("", ""))
 _ANY_ARRAY: Final = ("array-invalid", "array-dtype", "array-shape")
 _METADATA: Final = ("metadata-",)
 _PLACED: Final = ("manifest-", "member-", "row-arithmetic", "metadata-", "key-not-of-stem", "array-")
@@ -415,16 +428,18 @@ CONTENT_KINDS: Final[tuple[ContentKind, ...]] = (
     _meta("mel below its floor", ("mel-below-floor",), _mel_floor),
     _meta("first root step", ("root-first-step",), _root_step),
     _meta("words not in form", ("transcript-invalid",), _bad_words),
-    _meta("words in another byte form", ("transcript-invalid",), _json_form("words.json")),
+    _meta("words in another byte form", ("transcript-invalid",), _json_form(CONTRACT.words)),
     _meta("words out of order", ("transcript-order",), _word_order),
     _meta("words outside the clip", ("transcript-outside", "transcript-order"), _word_outside),
-    _meta("annotation not in form", ("annotation-invalid",), _annotation),
+    _meta("annotation not in form", ("annotation-invalid", "absent-not-nan"), _annotation),
     _meta("KEY.json against the manifest", ("metadata-differs",), _column_against_json),
     _meta("KEY.json in another byte form", ("metadata-invalid",), _json_form("json")),
     _meta("provenance", ("metadata-differs",), _provenance),
     _meta("audio, motion, cut and notes", ("metadata-", "waveform-"), _parts),
     _meta("a field of KEY.json gone", ("metadata-invalid",), _field_gone),
     _meta("kept audio", ("waveform-", "array-invalid", "array-shape", "metadata-"), _kept_audio),
+    _meta("said to be absent", ("absent-not-nan", "metadata-invalid"), _said_absent),
+    _meta("NaN in some frames, or not said", ("array-not-finite",), _absent_in_part),
     ContentKind("column key", _PLACED, _column("key", "other", "x", "../x", "")),
     ContentKind("column stem", _PLACED, _column("stem", "other", "x", "")),
     ContentKind("column split", _PLACED, _column("split", "train", "val", "test", "dev")),
@@ -435,15 +450,14 @@ CONTENT_KINDS: Final[tuple[ContentKind, ...]] = (
     ContentKind("column words", _METADATA, _column("words", 99, 0)),
     ContentKind("column seconds", _PLACED, _column("seconds", 99.0, 1e300, 0.1000001)),
     ContentKind("column speaker_id", _METADATA, _column("speaker_id", 99, 0, None)),
-    *(
-        ContentKind(f"column {name}", _METADATA, _column(name, *_TEXTS))
-        for name in ("speaker", "language", "scenario", "emotion")
-    ),
+    *(ContentKind(f"column {name}", _METADATA, _column(name, *_TEXTS)) for name in ("speaker", "language")),
+    ContentKind("column labels", _METADATA, _column("labels", *({"emotion": e, "scenario": s} for e, s in _LABELS))),
+    ContentKind("columns present", (*_METADATA, "absent-not-nan"), _column("present", (), PARTS, PARTS[1:], PARTS[:2])),
     ContentKind("column notes", (*_METADATA, "report-"), _column("notes", ("betas-extended", "x"), ("x",))),
     ContentKind("source columns", (*_METADATA, "manifest-malformed"), _source_column),
-    *(ContentKind(f"columns of {member}", _PLACED, _member_column(member)) for member in MEMBERS),
+    *(ContentKind(f"columns of {member}", _PLACED, _member_column(member)) for member in CONTRACT.members),
     ContentKind("recording leaked to another split", ("recording-in-two-splits",), _leak),
     ContentKind("statistics", ("statistics-differ",), _statistics),
-    ContentKind("tokenizer", ("tokenizer-differs",), _tokenizer),
+    ContentKind("tokenizer", ("tokenizer-differs", "tokenizer-invalid"), _tokenizer),
     ContentKind("report", ("report-",), _report),
 )

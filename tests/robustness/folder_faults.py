@@ -17,7 +17,7 @@ from shard_faults import Damage, Folder, Kind, pick, shard_names
 from shard_sets import edited_dataset, edited_rows, relisted
 
 from omniges.shards.manifest import ManifestRow, MemberPlace
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, MEMBERS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
+from omniges.shards.schema import CONTRACT, DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 
 _SIDE: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)
 
@@ -145,7 +145,7 @@ def _row_place(rng: np.random.Generator, rows: list[ManifestRow]) -> list[Manife
     )
     now = pick(rng, edits)
     members = {name: found for name, found in row.members.items() if name != member}
-    if now is None and member in MEMBERS:  # not nullable in the schema
+    if now is None and member in CONTRACT.members:  # not nullable in the schema
         now = replace(was, offset=was.offset + 1024)
     changed = replace(row, members=members if now is None else members | {member: now})
     return [*rows[:place], changed, *rows[place + 1 :]]

@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeVar
 import numpy as np
 from shard_sets import BLOCK, Member, members_of, named, relisted, tar_of, with_fields
 
-from omniges.shards.schema import DATASET_FILE, MEMBERS, OPTIONAL_MEMBERS
+from omniges.shards.schema import DATASET_FILE, KNOWN_MEMBERS
 from omniges.shards.tar import END_OF_ARCHIVE, member_header
 
 Folder = Mapping[str, bytes]
@@ -56,7 +56,7 @@ def shard_names(folder: Folder) -> list[str]:
 # --- what quick promises
 
 
-_CONTRACT_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,86}}\.({'|'.join(map(re.escape, MEMBERS + OPTIONAL_MEMBERS))})")
+_CONTRACT_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,86}}\.({'|'.join(map(re.escape, KNOWN_MEMBERS))})")
 
 
 def _header_sound(block: bytes) -> bool:
@@ -219,7 +219,7 @@ def _fields(**choices: Sequence[bytes]) -> Rearrange:
 
 def _added(rng: np.random.Generator, members: Members) -> Members:
     key = members[0].name.partition(".")[0]
-    names = ("x.gesture.npy", f"{key}.sem.json", f"{key}z.json", f"{key}.txt", "README")
+    names = ("x.gesture.npy", f"{key}.sem.json", f"{key}.flac", f"{key}z.json", f"{key}.txt", "README")
     data = pick(rng, (b"", b"hello", rng.bytes(700)))
     return _put(members, _any(rng, members), named(Member("", b"", data), pick(rng, names)))
 

@@ -17,9 +17,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.shards.dataset import partial_of, seal, statistics_document, train_tokenizer
+from omniges.shards.dataset import STATISTICS, partial_of, seal, statistics_document, train_tokenizer
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, parse_manifest, serialize_manifest
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, MEMBERS, SPLITS, STATS_FILE, TOKENIZER_FILE, member_order
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, member_order
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, member_header, npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
@@ -99,14 +99,14 @@ class Sample:
     metadata: dict[str, Any]
     arrays: dict[str, npt.NDArray[Any]]
     words: Any
-    others: dict[str, bytes]  # sem.json, flac, audio.npy, latents
+    others: dict[str, bytes]  # semantic spans, flac, audio.npy, latents
     raw: dict[str, bytes] = field(default_factory=dict)  # members written as given instead
 
     def members(self) -> dict[str, tuple[bytes | memoryview, ...]]:
         """Each member's content in pieces, in the contract's order."""
         content: dict[str, tuple[bytes | memoryview, ...]] = {"json": (canonical_json(self.metadata),)}
         content |= {name: npy_parts(np.ascontiguousarray(array)) for name, array in self.arrays.items()}
-        content["words.json"] = (canonical_json(self.words),)
+        content[self.row.contract.words] = (canonical_json(self.words),)
         content |= {name: (data,) for name, data in (self.others | self.raw).items()}
         return {name: content[name] for name in sorted(content, key=member_order)}
 
@@ -137,8 +137,8 @@ class ShardSet:
             }
             double = len(data["betas.npy"]) > 2000
             arrays["betas.npy"] = np.frombuffer(data["betas.npy"], "<f8" if double else "<f4", offset=128).copy()
-            others = {name: value for name, value in data.items() if name not in MEMBERS}
-            words = json.loads(data["words.json"])
+            others = {n: value for n, value in data.items() if n not in {"json", row.contract.words, *arrays}}
+            words = json.loads(data[row.contract.words])
             samples.append(Sample(row, json.loads(data["json"]), arrays, words, others))
         files = {name: (folder / name).read_bytes() for name in document["files"]}
         return cls(samples, document, files)
@@ -204,9 +204,11 @@ class ShardSet:
 
     def _fitting(self, rows: list[ManifestRow]) -> dict[str, bytes]:
         train = [sample for sample in self.samples if sample.row.split == "train"]
-        partials = [(partial_of(s.arrays["gesture.npy"]), partial_of(s.arrays["mel.npy"])) for s in train]
+        version = self.document["version"]
+        described = list(STATISTICS.values())[: 2 if version == 1 else None]
+        partials = [tuple(partial_of(s.arrays[name]) for name in described) for s in train]
         words = Counter(word["word"] for sample in train for word in sample.words)
-        stats = json_document(statistics_document(rows, partials, words))
+        stats = json_document(statistics_document(rows, partials, words, version))
         return {STATS_FILE: stats, TOKENIZER_FILE: train_tokenizer(words)}
 
 

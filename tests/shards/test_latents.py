@@ -15,7 +15,7 @@ from omniges.features.timebase import mel_frames_for, ticks_of_frames
 from omniges.shards.dataset import partial_of
 from omniges.shards.latents import FrameEntry, WindowEntry, latents_document, read_entries
 from omniges.shards.manifest import ManifestRow, MemberPlace, parse_manifest, serialize_manifest
-from omniges.shards.schema import MEMBERS, OPTIONAL_MEMBERS, member_order
+from omniges.shards.schema import CONTRACT, KNOWN_MEMBERS, PARTS, member_order
 from omniges.storage.canonical_json import json_document
 
 PRINT = "0123456789abcdef" * 4
@@ -33,7 +33,7 @@ def entry_of(**changes: Any) -> FrameEntry:
 
 
 def row_of(frames: int, latents: tuple[str, ...] = ()) -> ManifestRow:
-    members = {name: MemberPlace(512 * k, k, f"{k:064x}") for k, name in enumerate((*MEMBERS, *latents), 1)}
+    members = {name: MemberPlace(512 * k, k, f"{k:064x}") for k, name in enumerate((*CONTRACT.members, *latents), 1)}
     return ManifestRow(
         key="a",
         stem="a",
@@ -47,8 +47,8 @@ def row_of(frames: int, latents: tuple[str, ...] = ()) -> ManifestRow:
         speaker_id=None,
         speaker=None,
         language=None,
-        scenario=None,
-        emotion=None,
+        labels={},
+        present=PARTS,
         sources={"wav": ("a.wav", PRINT)},
         notes=(),
         members=members,
@@ -123,8 +123,8 @@ def test_documents_in_another_form(found: dict[str, Any]) -> None:
 
 def test_latents_stand_behind_all_other_members_by_name() -> None:
     latents = ("audioldm2-vae.npy", "gesture-rvqvae.npy")
-    names = (*MEMBERS, *OPTIONAL_MEMBERS, *latents)
-    shuffled = [*latents[::-1], *OPTIONAL_MEMBERS, *MEMBERS]
+    names = (*KNOWN_MEMBERS, *latents)
+    shuffled = [*latents[::-1], *KNOWN_MEMBERS[::-1]]
     assert sorted(shuffled, key=member_order) == list(names)
     with pytest.raises(ValueError, match="no member"):
         member_order("vae.npy")

@@ -10,42 +10,55 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, parse_manifest, serialize_manifest
-from omniges.shards.schema import MEMBERS, SPLITS
+from omniges.shards.schema import CONTRACTS, PARTS, SPLITS
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+labels = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 
 @st.composite
-def manifest_rows(draw: st.DrawFn) -> ManifestRow:
+def manifest_rows(draw: st.DrawFn, version: int, labels: tuple[str, ...]) -> ManifestRow:
+    """A row of a version; in version 1 what is absent follows from the members and labels."""
+    contract = CONTRACTS[version]
+    names = [*contract.members, *draw(st.lists(st.sampled_from(contract.optional), unique=True))]
     members = {
-        name: MemberPlace(draw(st.integers(0, 2**40)), draw(st.integers(0, 2**33)), draw(digests)) for name in MEMBERS
+        name: MemberPlace(draw(st.integers(0, 2**40)), draw(st.integers(0, 2**33)), draw(digests)) for name in names
     }
-    if draw(st.booleans()):
-        members["flac"] = MemberPlace(512, 7, draw(digests))
+    values = {name: draw(st.just("") | texts) for name in labels}
+    lacking = set(draw(st.lists(st.sampled_from(PARTS))))
+    if version == 1:
+        lacking = set() if any(values.values()) else {"labels"}
+        lacking |= set() if contract.semantic in members else {"sem"}
     count = st.integers(0, 2**31)
     return ManifestRow(
         key=draw(texts), stem=draw(texts), split=draw(st.sampled_from(SPLITS)), shard=draw(texts),
         frames=draw(count), mel_frames=draw(count), ticks=draw(count), words=draw(count),
         seconds=draw(st.floats(0, 1e6)), speaker_id=draw(st.none() | st.integers(0, 9999)),
-        speaker=draw(st.none() | texts), language=draw(st.none() | texts), scenario=None, emotion=draw(texts),
+        speaker=draw(st.none() | texts), language=draw(st.none() | texts), labels=values,
+        present=tuple(part for part in PARTS if part not in lacking),
         sources={name: (draw(texts), draw(digests)) for name in ("wav", "npz", "textgrid")},
         notes=tuple(draw(st.lists(texts, max_size=3))), members=members,
     )  # fmt: skip
 
 
-row_lists = st.lists(manifest_rows(), max_size=5, unique_by=lambda row: row.key)
+@st.composite
+def row_lists(draw: st.DrawFn) -> list[ManifestRow]:
+    """Rows of one version, all with the same names of labels."""
+    version = draw(st.sampled_from(sorted(CONTRACTS)))
+    names = ("scenario", "emotion") if version == 1 else tuple(draw(st.sets(labels, max_size=3)))
+    return draw(st.lists(manifest_rows(version, names), max_size=5, unique_by=lambda row: row.key))
 
 
 class TestManifest:
     @settings(max_examples=40, deadline=None)
-    @given(row_lists)
+    @given(row_lists())
     def test_rows_come_back_sorted_by_place(self, rows: list[ManifestRow]) -> None:
         expected = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
         assert parse_manifest(serialize_manifest(rows)) == expected
 
     @settings(max_examples=40, deadline=None)
-    @given(row_lists, st.randoms())
+    @given(row_lists(), st.randoms())
     def test_the_hash_ignores_order_and_packing(self, rows: list[ManifestRow], rng: object) -> None:
         moved = [
             replace(
@@ -56,7 +69,7 @@ class TestManifest:
         assert manifest_hash(moved) == manifest_hash(rows)
 
     @settings(max_examples=20, deadline=None)
-    @given(manifest_rows())
+    @given(st.sampled_from(sorted(CONTRACTS)).flatmap(lambda version: manifest_rows(version, ("emotion", "scenario"))))
     def test_the_hash_sees_every_part_of_the_content(self, row: ManifestRow) -> None:
         other = dict(row.members)
         other["mel.npy"] = replace(other["mel.npy"], sha256="another")

@@ -38,7 +38,7 @@ def test_every_member_is_the_same_wherever_the_shards_are(folder: Path) -> None:
     assert {(row.key, name): other.member(row, name) for row in other.rows for name in row.members} == content
 
 
-@pytest.mark.parametrize("member", ["gesture.npy", "mel.npy", "words.json"])
+@pytest.mark.parametrize("member", ["gesture.npy", "mel.npy", "words.txt"])
 def test_any_flipped_byte_is_found_and_told_in_the_words_of_the_loader(folder: Path, member: str) -> None:
     shards, moved = elsewhere(folder)
     row = next(row for row in shards.rows if row.split == "train")
@@ -59,8 +59,9 @@ def test_any_flipped_byte_is_found_and_told_in_the_words_of_the_loader(folder: P
         loader = ClipReader(tables, shards.source, ReadMarks.blank(len(tables)))
         sample = [tables.key(number) for number in range(len(tables))].index(row.key)
         with pytest.raises(DataError) as same:
-            loader.words(sample) if member == "words.json" else loader.read_window(sample, 0, 1, plain, out)
-        assert str(same.value) == str(told.value)
+            loader.words(sample) if member == "words.txt" else loader.read_window(sample, 0, 1, plain, out)
+        # The loader's table holds places alone, so it calls the words by one name in every version.
+        assert str(same.value) == str(told.value).replace("words.txt", "words")
 
 
 def test_a_shard_that_ends_early_is_not_there_or_is_a_folder(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""Statistics equal numpy's over the concatenated clips, whatever the order and split of the work."""
+"""Statistics equal numpy's over the concatenated clips, whatever the order and split of the work.
+
+A channel that a clip lacks is NaN there, and counts in nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.shards.dataset import combine, partial_of
+from omniges.storage.canonical_json import canonical_json
+
+CHANNELS = 5
 
 
 def clips(count: int, seed: int, offset: float = 0.0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [
-        (rng.normal(size=(rng.integers(1, 700), 5)) * [1, 10, 1e-3, 1, 0] + [0, offset, 1, -3, 0.7]).astype(np.float32)
+        (rng.normal(size=(rng.integers(1, 700), CHANNELS)) * [1, 10, 1e-3, 1, 0] + [0, offset, 1, -3, 0.7]).astype(
+            np.float32
+        )
         for _ in range(count)
     ]
+
+
+@st.composite
+def lacking_clips(draw: st.DrawFn) -> list[np.ndarray]:
+    """Clips of which each lacks some channels, or all."""
+    parts = clips(draw(st.integers(1, 6)), draw(st.integers(0, 50)), draw(st.sampled_from([0.0, 1e3])))
+    for part in parts:
+        part[:, sorted(draw(st.sets(st.integers(0, CHANNELS - 1))))] = np.nan
+    return parts
 
 
 class TestCombine:
@@ -43,6 +60,51 @@ class TestCombine:
         got = combine([partial_of(clip) for clip in clips(6, 1)])
         assert got["std"][4] == 0.0
 
+    @settings(max_examples=40)
+    @given(lacking_clips())
+    def test_each_channel_is_that_of_the_clips_that_have_it(self, parts: list[np.ndarray]) -> None:
+        got = combine([partial_of(part) for part in parts])
+        assert got["frames"] == sum(len(part) for part in parts if not np.isnan(part[0]).all())
+        for channel in range(CHANNELS):
+            own = [part[:, channel].astype(np.float64) for part in parts if not np.isnan(part[0, channel])]
+            found = {name: got[name][channel] for name in ("counts", "mean", "std", "min", "max", "difference_std")}
+            if not own:
+                assert set(found.values()) == {0}
+                continue
+            whole = np.concatenate(own)
+            steps = np.concatenate([np.diff(values) for values in own])
+            assert found["counts"] == len(whole)
+            assert (found["min"], found["max"]) == (whole.min(), whole.max())
+            assert np.isclose(found["mean"], whole.mean(), rtol=1e-12, atol=1e-12)
+            assert np.isclose(found["std"], whole.std(), rtol=1e-9, atol=1e-12)
+            wanted = steps.std() if len(steps) else 0.0
+            assert np.isclose(found["difference_std"], wanted, rtol=1e-9, atol=1e-12)
+
+    @given(lacking_clips(), st.integers(0, CHANNELS - 1))
+    def test_what_other_channels_lack_changes_no_bit_of_a_channel(self, parts: list[np.ndarray], channel: int) -> None:
+        got = combine([partial_of(part) for part in parts])
+        filled = [np.nan_to_num(part, nan=7.0) for part in parts if not np.isnan(part[0, channel])]
+        wanted = combine([partial_of(part) for part in filled])
+        for name in ("counts", "mean", "std", "min", "max", "difference_std"):
+            assert got[name][channel] == (wanted[name][channel] if filled else 0), name
+
+    @given(lacking_clips(), st.randoms())
+    def test_the_order_of_clips_that_lack_something_changes_no_bit(
+        self, parts: list[np.ndarray], rng: random.Random
+    ) -> None:
+        partials = [partial_of(part) for part in parts]
+        turned = partials.copy()
+        rng.shuffle(turned)
+        assert canonical_json(combine(partials)) == canonical_json(combine(turned))
+
+    @given(st.integers(1, 6), st.integers(0, 50))
+    def test_the_plain_form_is_that_of_version_1(self, count: int, seed: int) -> None:
+        partials = [partial_of(clip) for clip in clips(count, seed)]
+        plain, full = combine(partials, plain=True), combine(partials)
+        assert set(plain) == {"frames", "mean", "std", "min", "max"}
+        assert set(full) - set(plain) == {"counts", "difference_std"}
+        assert all(canonical_json(plain[name]) == canonical_json(full[name]) for name in plain)
+
     def test_no_clips_have_no_statistics(self) -> None:
         assert combine([]) == {}
 
@@ -53,17 +115,33 @@ class TestPartial:
         for clip in [*clips(4, 9, 1e4), np.float32([[3.0, -0.0]])]:
             got = partial_of(clip)
             for channel, values in enumerate(clip.astype(np.float64).T.tolist()):
-                first = values[0]
-                total = squares = 0.0
-                for start in range(0, len(values), 256):
-                    deviations = [value - first for value in values[start : start + 256]]
-                    block = block_squares = None
-                    for deviation in deviations:
-                        block = deviation if block is None else block + deviation
-                        square = deviation * deviation
-                        block_squares = square if block_squares is None else block_squares + square
-                    total += block or 0.0
-                    squares += block_squares or 0.0
-                count = len(values)
-                wanted = [first + total / count, max(squares - total * (total / count), 0.0), min(values), max(values)]
+                deviations = [value - values[0] for value in values]
+                # The first difference is zero, so that blocks of differences are those of the frames.
+                differences = [now - before for now, before in zip(deviations, [0.0, *deviations], strict=False)]
+                mean, m2 = moments(deviations, len(values))
+                wanted = [len(values), values[0] + mean, m2, min(values), max(values)]
+                wanted += moments(differences, max(len(values) - 1, 1))
                 assert got.rows[:, channel].tolist() == wanted
+
+    def test_an_absent_channel_is_all_zeros_and_the_others_are_what_they_were(self) -> None:
+        (clip,) = clips(1, 4)
+        whole = partial_of(clip).rows
+        clip[:, [1, 3]] = np.nan
+        rows = partial_of(clip).rows
+        assert not rows[:, [1, 3]].any()
+        assert np.array_equal(rows[:, [0, 2, 4]], whole[:, [0, 2, 4]])
+
+
+def moments(values: list[float], count: int) -> tuple[float, float]:
+    """Mean and sum of squared deviations from values near zero, summed in blocks of 256."""
+    total = squares = 0.0
+    for start in range(0, len(values), 256):
+        block, *rest = values[start : start + 256]
+        block_squares = block * block
+        for value in rest:
+            block += value
+            block_squares += value * value
+        total += block
+        squares += block_squares
+    mean = total / count
+    return mean, max(squares - total * mean, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -76,6 +77,22 @@ def raw(member: str, data: bytes) -> Fault:
 
 def other(name: str, data: bytes | None) -> Fault:
     return first(lambda s: s.others.__setitem__(name, data) if data is not None else s.others.pop(name))
+
+
+def waveform(change: Callable[[Any], Any]) -> Fault:
+    """The kept audio of the first train sample, changed."""
+
+    def edit(sample: Sample) -> None:
+        samples = np.load(io.BytesIO(sample.others["audio.npy"]))
+        sample.others["audio.npy"] = b"".join(map(bytes, npy_parts(np.ascontiguousarray(change(samples)))))
+
+    return first(edit)
+
+
+def annotate(sample: Sample, **fields: Any) -> None:
+    """Give a sample a semantic span."""
+    span = {"name": "beat", "start": 0.0, "end": 1.0, "score": 0.5, "keywords": ""}
+    sample.others["sem.txt"] = canonical_json([span | fields])
 
 
 def without_the_last_merge(data: bytes) -> bytes:
@@ -167,7 +184,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     ),
     "npy of nothing": ("array-invalid", raw("gesture.npy", b"")),
     "npy without data": ("array-invalid", first(lambda s: s.raw.__setitem__("mel.npy", mel_header(s)))),
-    "npy of 10^17 values": ("array-shape", raw("betas.npy", npy_header("(100000000000000000,)"))),
+    "npy of 10^17 values": ("array-shape", raw("jaw_eyes.npy", npy_header("(100000000000000000, 9)"))),
     "npy with a longer header": ("array-invalid", first(lambda s: s.raw.__setitem__("mel.npy", long_header(s)))),
     "words out of order": ("transcript-order", words(lambda ws: [ws[0], *ws])),
     "word outside": ("transcript-outside", word(-1, end=99.0)),
@@ -182,25 +199,22 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "no words": ("transcript-invalid", words(lambda _: [])),
     "words null": ("transcript-invalid", words(lambda _: None)),
     "words no list": ("transcript-invalid", words(lambda _: {"word": 1})),
-    "words no JSON": ("transcript-invalid", raw("words.json", b"[NaN]")),
+    "words no JSON": ("transcript-invalid", raw("words.txt", b"[NaN]")),
     "words with spaces": (
         "transcript-invalid",
-        first(lambda s: s.raw.__setitem__("words.json", json_document(s.words))),
+        first(lambda s: s.raw.__setitem__("words.txt", json_document(s.words))),
     ),
     "fewer words": ("metadata-differs", row(words=77)),
-    "annotation no list": ("annotation-invalid", other("sem.json", b"{}")),
-    "annotation null": ("annotation-invalid", other("sem.json", b"null")),
-    "annotation score": (
-        "annotation-invalid",
-        other("sem.json", b'[{"end":1.0,"keywords":"","name":"beat","score":1.5,"start":0.0}]'),
-    ),
-    "annotation backwards": (
-        "annotation-invalid",
-        other("sem.json", b'[{"end":0.5,"keywords":"","name":"beat","score":1.0,"start":1.0}]'),
-    ),
-    "audio gone": ("waveform-invalid", other("flac", None)),
-    "audio no FLAC": ("waveform-invalid", other("flac", b"fLaC" + bytes(100))),
-    "audio cut": ("waveform-", first(lambda s: s.others.__setitem__("flac", s.others["flac"][:-3000]))),
+    "annotation no list": ("annotation-invalid", other("sem.txt", b"{}")),
+    "annotation null": ("annotation-invalid", other("sem.txt", b"null")),
+    "annotation score": ("annotation-invalid", first(lambda s: annotate(s, score=1.5))),
+    "annotation backwards": ("annotation-invalid", first(lambda s: annotate(s, start=2.0))),
+    "audio gone": ("waveform-invalid", other("audio.npy", None)),
+    "audio no array": ("array-invalid", other("audio.npy", b"fLaC" + bytes(100))),
+    "audio cut": ("array-invalid", first(lambda s: s.others.__setitem__("audio.npy", s.others["audio.npy"][:-3000]))),
+    "audio not finite": ("array-not-finite", waveform(lambda a: np.where(np.arange(len(a)) == 9, np.nan, a))),
+    "audio shorter": ("waveform-length", waveform(lambda a: a[:-1])),
+    "audio double": ("array-dtype", waveform(lambda a: a.astype("<f8"))),
     "audio of another length": ("waveform-length", meta("audio", "samples_16k", to=31_000)),
     "metadata key": ("metadata-differs", meta("key", to="x")),
     "metadata stem": ("metadata-differs", meta("stem", to="x")),
@@ -208,10 +222,16 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "metadata speaker": ("metadata-differs", meta("speaker", to="wayne")),
     "metadata speaker id": ("metadata-differs", meta("speaker_id", to=True)),
     "metadata language": ("metadata-differs", meta("language", to=None)),
+    "metadata label": ("metadata-differs", meta("labels", "emotion", to="anger")),
+    "metadata another label": ("metadata-differs", meta("labels", "mood", to="")),
+    "metadata present": ("metadata-differs", meta("present", "text", to=False)),
+    "metadata of a part that is none": ("metadata-differs", meta("present", "tail", to=True)),
+    "metadata of an absent source": ("metadata-differs", meta("sources", "sem", to=None)),
     "metadata frames": ("metadata-differs", meta("frames", to=59)),
     "metadata seconds": ("metadata-differs", meta("seconds", to=2)),
     "metadata source": ("metadata-differs", meta("sources", "npz", "sha256", to="0" * 64)),
-    "metadata notes": ("metadata-differs", meta("notes", to=[{"code": "betas-extended", "found": "x"}])),
+    "metadata notes": ("metadata-differs", meta("notes", to="betas-extended: x")),
+    "metadata notes of version 1": ("metadata-invalid", meta("notes", to=[])),
     "metadata without speaker": ("metadata-invalid", first(lambda s: s.metadata.pop("speaker"))),
     "metadata with more": ("metadata-invalid", meta("more", to=1)),
     "metadata of audio": ("metadata-invalid", meta("audio", to=None)),
@@ -223,8 +243,8 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "metadata null": ("metadata-invalid", raw("json", b"null")),
     "metadata deep": ("metadata-invalid", raw("json", b"[" * 100_000)),
     "column speaker": ("metadata-differs", row(speaker="wayne")),
-    "column emotion": ("metadata-differs", row(emotion="anger")),
-    "column scenario": ("metadata-differs", row(scenario="conversation")),
+    "column emotion": ("metadata-differs", row(labels={"emotion": "anger", "scenario": "speech"})),
+    "column scenario": ("metadata-differs", row(labels={"emotion": "neutral", "scenario": "conversation"})),
     "column speaker id": ("metadata-differs", row(speaker_id=7)),
     "column notes": ("metadata-differs", row(notes=("betas-extended",))),
     "column stem": ("key-not-of-stem", row(stem="x")),
@@ -287,18 +307,20 @@ class TestContent:
 
 
 class TestProcesses:
-    def test_processes_find_what_one_finds(self, shards: Path, tmp_path: Path) -> None:
-        folder = rebuilt(shards, tmp_path / "s", FAULTS["rotation entry"][1])
+    """FLAC, which version 1 kept, is decoded in processes."""
+
+    def test_processes_find_what_one_finds(self, version_1: Path, tmp_path: Path) -> None:
+        folder = rebuilt(version_1, tmp_path / "s", FAULTS["rotation entry"][1])
         assert run(folder, "deep").findings == run(folder, "deep", workers=2).findings
 
     def test_a_dead_worker_is_a_finding_that_names_the_shard(
-        self, shards: Path, monkeypatch: pytest.MonkeyPatch
+        self, version_1: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         killed = (sys.executable, "-c", "import os; input(); input(); os.kill(os.getpid(), 9)")
         monkeypatch.setattr(verify_shards, "WORKER_COMMAND", killed)
-        result = run(shards, "deep", workers=2)
+        result = run(version_1, "deep", workers=2)
         assert {finding.code for finding in result.findings} == {"worker-died"}
-        assert [finding.file for finding in result.findings] == sorted(path.name for path in shards.glob("*.tar"))
+        assert [finding.file for finding in result.findings] == sorted(path.name for path in version_1.glob("*.tar"))
 
 
 @pytest.fixture(scope="module")

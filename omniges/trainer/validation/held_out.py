@@ -26,6 +26,7 @@ from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry, said_in_windows
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.present import ALL_PRESENT, BODY_PARTS, STREAM_BITS, at_rest, present_bits
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 
@@ -187,21 +188,33 @@ class HeldOut:
             windows = list(own)
             folder, row = self.folders[windows[0].source], windows[0].row
             sample = folder.sample(row)
-            trans, heard = motion_from_gesture(sample.gesture).trans, folder.waveform(row)
+            # Of absent gesture only that it has no place: nobody scores it.
+            trans, heard = motion_from_gesture(at_rest(sample.gesture, row.present)).trans, folder.waveform(row)
             ids = codec.encode(sample.words, row.ticks).ids
             samples += [_cut(sample, trans, heard, window, latents) for window in windows]
             slots += [ids[window.start_tick : window.start_tick + window.ticks] for window in windows]
         return WindowFolder(samples), slots
 
 
-def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tick_multiple: int = 1) -> HeldOut:
+def open_held_out(
+    data: Sequence[DataSource], window_ticks: int, limit: int, tick_multiple: int = 1, trained: int = ALL_PRESENT
+) -> HeldOut:
     """Choose windows of the val split; `tick_multiple` is what lengths of windows are multiples of in this run.
+
+    ``trained``: bits of `STREAM_PARTS` that the model is trained on; a recording without the streams of a task among
+    them is left out.
 
     Raises UsageFault, with the way to a val split, where there are none.
     """
     folders = {number: ShardFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
-    rows = {(number, row.key): row for number, folder in folders.items() for row in folder.rows if row.split == "val"}
+    held_out = {(number, row.key): row for number, one in folders.items() for row in one.rows if row.split == "val"}
+    rows = {place: row for place, row in held_out.items() if _allows_some(row, trained)}
     shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
+    if held_out and not rows:
+        raise UsageFault(
+            f"{shown}: none of {len(held_out)} recordings of the val split has the streams of a task, so there is "
+            "nothing to validate on: preprocess again with --split-csv FILE, or train with --validation-steps 0"
+        )
     if not rows:
         raise UsageFault(
             f"{shown}: no recording is in the val split, so there is nothing to validate on: preprocess again with "
@@ -235,13 +248,24 @@ def open_held_out(data: Sequence[DataSource], window_ticks: int, limit: int, tic
     return HeldOut(windows, sum(clip.ticks // window_ticks for clip in clips), folders)
 
 
+def _allows_some(row: ManifestRow, trained: int) -> bool:
+    """Whether a recording has the streams of any of the six tasks: two of them."""
+    bits = present_bits(row.present) & trained
+    return sum(bool(bits & own) for own in STREAM_BITS.values()) > 1
+
+
 class SomeRecordings(ShardFolder):
     """Some recordings of the train split of several folders as those of one, each read when it is asked for."""
 
     def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
-        """At most `limit` recordings that last so many ticks or more, evenly over speakers."""
+        """At most `limit` recordings with a whole body that last so many ticks or more, evenly over speakers."""
         self.folder = Path("train recordings")
-        rows = {(source, row.key): row for source, one in folders.items() for row in one.rows if row.split == "train"}
+        rows = {
+            (source, row.key): row
+            for source, one in folders.items()
+            for row in one.rows
+            if row.split == "train" and set(BODY_PARTS) <= set(row.present)
+        }
         clips = [Clip(*place, row.speaker or "", 1) for place, row in rows.items() if row.ticks >= ticks]
         self._chosen = {
             f"{number}-{place.key}": (folders[place.source], rows[place.source, place.key])

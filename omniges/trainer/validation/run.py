@@ -24,6 +24,8 @@ from omniges.model.draws import FlowSettings, Plan
 from omniges.model.flow import FlowModel, Windows
 from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import SIX, TASKS, SamplingSettings
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.present import present_bits
 from omniges.trainer.distributed import Ranks, Turns
 from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, WindowFolder, spread
 from omniges.trainer.validation.samples import (
@@ -42,6 +44,8 @@ from omniges.trainer.validation.samples import (
 
 F64 = npt.NDArray[np.float64]
 
+LACKING: Final = -math.inf
+"""Stands for the loss of a window in a task whose streams it does not have."""
 LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Noise levels of the grid that losses are computed at."""
 _GROUP: Final = 4
@@ -72,6 +76,7 @@ def grid_losses(
     numbers: Sequence[int],
     speakers: Sequence[int],
     task: str,
+    present: Sequence[int] | None = None,
 ) -> F64:
     """Losses (K, levels), without weights, of one task on K windows.
 
@@ -81,6 +86,7 @@ def grid_losses(
         numbers: of the windows among all that are validated on; noise hangs on them.
         speakers: of the windows, 0: unknown.
         task: one of `SIX`.
+        present: bits of `STREAM_PARTS` of each window, which has the task's streams; None: all have all.
     """
     count, levels = len(numbers), len(LEVELS)
     device = next(iter(arrays.values())).device
@@ -89,6 +95,7 @@ def grid_losses(
         arrays={name: array.repeat_interleave(levels, dim=0) for name, array in arrays.items()},
         positions=positions,
         speakers=torch.tensor(speakers, device=device).repeat_interleave(levels),
+        present=None if present is None else model.known_parts(np.repeat(np.array(present, np.uint8), levels)),
     )
     plan = _plan(task, count)
     # Each loss is that of a sample by itself: settings weigh streams in the total alone, which is not used.
@@ -116,11 +123,14 @@ def _plan(task: str, count: int) -> Plan:
 
 
 def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Means over windows of losses (W, 6, levels), by task and level.
+    """Means over windows of losses (W, 6, levels), by task and level; no task without a window.
+
+    A window that lacks a stream of a task has minus infinity there, and counts for nothing.
 
     Raises DataError with the window's name for a loss that is no number.
     """
-    bad = np.argwhere(~np.isfinite(losses))
+    allowed = losses[:, :, 0] != LACKING
+    bad = np.argwhere(~np.isfinite(losses) & allowed[:, :, None])
     if len(bad):
         window, task, level = (int(number) for number in bad[0])
         raise DataError(
@@ -129,7 +139,10 @@ def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         )
     table: dict[str, dict[str, Any]] = {}
     for k, task_name in enumerate(SIX):
-        by_level = [math.fsum(losses[:, k, level]) / len(losses) for level in range(len(LEVELS))]
+        own = losses[allowed[:, k], k]
+        if not len(own):
+            continue
+        by_level = [math.fsum(own[:, level]) / len(own) for level in range(len(LEVELS))]
         levels = {f"{level:g}": value for level, value in zip(LEVELS, by_level, strict=True)}
         table[task_name] = {"loss": math.fsum(by_level) / len(by_level), "levels": levels}
     return table
@@ -175,7 +188,7 @@ class Found:
             return self.loss
         task, _, metric = name.partition("/")
         if metric == "loss":
-            return float(self.losses[task]["loss"])
+            return float(self.losses[task]["loss"]) if task in self.losses else None
         return self.metrics()[task].get(metric)
 
 
@@ -203,11 +216,14 @@ class Validation:
         made = self._made(turns, results)
 
         def score(task: str) -> tuple[str, Sequence[Figure], Sequence[str]]:
+            (target,) = TASKS[task].targets
             if (why := self._reasons[task]) is not None:
-                (target,) = TASKS[task].targets
                 return task, [absent(Heading(f"{target} metrics", ""), why)], []
-            scored = score_task([one for one in made if one.task == task], results, self._learned)
-            return task, scored.figures, scored.remarks
+            own, lacking = [one for one in made if one.task == task], self._lacking(task)
+            if not own:
+                return task, [absent(Heading(f"{target} metrics", ""), "; ".join(lacking))], lacking
+            scored = score_task(own, results, self._learned)
+            return task, scored.figures, [*scored.remarks, *lacking]
 
         scores = sorted(self._collected(turns.shared(SIX, score)), key=lambda score: SIX.index(score[0]))
         chosen = [one for one in made if one.number in self.kept]
@@ -245,14 +261,26 @@ class Validation:
                 }
                 arrays |= {name: sample.latents[entry.name] for name, entry in entries.items()}
                 speaker = self.sampler.speaker_number(window.row.speaker, named=False)
-                self._held.append(Held(number, window, arrays, speaker))
+                self._held.append(Held(number, window, arrays, speaker, self._parts_of(window.row)))
             self._samples = samples
         return self._samples
+
+    def _parts_of(self, row: ManifestRow) -> int:
+        """Bits of what a recording has of what the model was trained on."""
+        return present_bits(row.present) & self.sampler.model.trained
+
+    def _lacking(self, task: str) -> list[str]:
+        """A remark that counts the windows that lack a stream of a task; nothing where there are none."""
+        lost = sum(not one.allows(task) for one in self._held)
+        streams = " or ".join((*TASKS[task].conditions, *TASKS[task].targets))
+        return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
     def _groups(self, tasks: Sequence[str] = SIX) -> list[tuple[list[Held], str]]:
         """What goes through the model together."""
         starts = range(0, len(self._held), _GROUP)
-        return [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
+        groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
+        allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]
+        return [(held, task) for held, task in allowed if held]
 
     def _losses(self, turns: Turns) -> F64:
         """Losses (W, 6, levels) of all windows."""
@@ -266,13 +294,16 @@ class Validation:
                 for name in streams_of(model, task)
             }
             numbers, speakers = [one.number for one in held], [one.speaker for one in held]
+            present = [one.present for one in held]
             with self.sampler.autocast():
-                losses = grid_losses(model, arrays, numbers, speakers, task).tolist()
+                losses = grid_losses(model, arrays, numbers, speakers, task, present).tolist()
             return [(number, SIX.index(task), row) for number, row in zip(numbers, losses, strict=True)]
 
         own = [entry for entries in turns.shared(self._groups(), of) for entry in entries]
-        ordered = [row for _, _, row in sorted(self._collected(own), key=lambda entry: entry[:2])]
-        return np.array(ordered).reshape(len(self._held), len(SIX), -1)
+        found = np.full((len(self._held), len(SIX), len(LEVELS)), LACKING)
+        for number, task_number, row in self._collected(own):
+            found[number, task_number] = row
+        return found
 
     def _made(self, turns: Turns, results: WindowResults) -> list[Made]:
         """What the model makes of every window in every task, in the order of tasks and windows."""
@@ -285,7 +316,10 @@ class Validation:
         groups = self._groups([task for task, why in self._reasons.items() if why is None])
         made = self._collected([made for group in turns.shared(groups, of) for made in group])
         made += [
-            Made(task, one.number, why_not=why) for task, why in self._reasons.items() if why for one in self._held
+            Made(task, one.number, why_not=why)
+            for task, why in self._reasons.items()
+            for one in self._held
+            if why and one.allows(task)
         ]
         return sorted(made, key=_place)
 

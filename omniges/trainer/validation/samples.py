@@ -17,7 +17,16 @@ from omniges.codecs.base import SpokenText
 from omniges.errors import DataError
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import GENERIC, Instruments, TrainSplit
-from omniges.evaluation.scores import Figure, Heading, Resampling, Result, Scored, absent
+from omniges.evaluation.scores import (
+    Figure,
+    Heading,
+    Resampling,
+    Result,
+    Scored,
+    absent,
+    nothing_recorded,
+    with_recorded,
+)
 from omniges.evaluation.speech import score_speech, score_text
 from omniges.features.gesture import MotionArrays, gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
@@ -30,6 +39,7 @@ from omniges.generation.writers import Results
 from omniges.metrics.profiles import PROFILES
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, present_bits
 from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.visualize.pictures import Version, draw_comparison
 
@@ -54,6 +64,17 @@ class Held:
     window: Window
     arrays: Mapping[StreamName, npt.NDArray[Any]]  # as shards hold them, text as slots
     speaker: int  # 0: unknown to the model
+    present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
+
+    def allows(self, task: str) -> bool:
+        """Whether it has all streams of a task."""
+        streams = (*TASKS[task].conditions, *TASKS[task].targets)
+        return all(self.present & STREAM_BITS[name] for name in streams)
+
+    def given(self, task: str) -> int:
+        """Bits of `STREAM_PARTS`, without those that the conditions of a task lack."""
+        needed = sum(STREAM_BITS[name] for name in TASKS[task].conditions)
+        return self.present | ALL_PRESENT & ~needed
 
     def ticks_of(self, name: StreamName) -> TicksOf:
         """A stream of it, as a condition: all of it, for what latents there are of a part is nobody's to say."""
@@ -95,8 +116,9 @@ class Kept:
 def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Part]:
     """Sample one task for some windows, as `omniges generate` does."""
     ticks, targets = held[0].window.ticks, TASKS[task].targets
+    conditions = TASKS[task].conditions
     timelines = [
-        Timeline(ticks, {name: one.ticks_of(name) for name in TASKS[task].conditions}, one.speaker, one.number)
+        Timeline(ticks, {name: one.ticks_of(name) for name in conditions}, one.speaker, one.number, one.given(task))
         for one in held
     ]
     windows = WindowSettings(window_ticks=ticks, overlap_ticks=0, apart=True)
@@ -140,7 +162,15 @@ class WindowResults:
         """PNG of a window and of what was made of it; results that are no motion are left out."""
         window = self.windows[number]
         sample = self.samples.sample(self.samples.row(window.name))
-        recorded = Version("recorded", sample.gesture.gesture, sample.gesture.start_xz, sample.mel, sample.words)
+        bits, clip = present_bits(sample.row.present), at_rest(sample.gesture, sample.row.present)
+        moved = bits & STREAM_BITS["gesture"]
+        recorded = Version(
+            "recorded",
+            clip.gesture if moved else None,
+            clip.start_xz if moved else None,
+            sample.mel if bits & STREAM_BITS["audio"] else None,
+            sample.words if bits & STREAM_BITS["text"] else None,
+        )
         start_s, seconds = window.start_tick / TICKS_PER_SECOND, window.ticks / TICKS_PER_SECOND
         row = window.row
         return draw_comparison(
@@ -202,7 +232,7 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
     task, samples = made[0].task, results.samples
     (target,) = TASKS[task].targets
     lost = Counter(one.why_not for one in made if one.why_not is not None)
-    found = [
+    found: list[Result] = [
         _ArrayResult(
             task=task,
             row=row,
@@ -218,6 +248,9 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
     if not found:
         why = "; ".join(f"{count} × {reason}" for reason, count in lost.items())
         return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=lost)], {})
+    found, remarks = with_recorded(found, target)
+    if not found:
+        return nothing_recorded(target, remarks)
     how = Resampling(seed=0, resamples=_RESAMPLES)
     if target == "text":
         scored = score_text(found, samples, how, _nobody)
@@ -228,7 +261,7 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
     figures = [one for one in scored.figures if not one.metric.startswith(_NOT_OF_WINDOWS)]
     if lost:
         figures = [replace(one, left_out=dict(Counter(one.left_out) + lost)) for one in figures]
-    return replace(scored, figures=figures)
+    return replace(scored, figures=figures, remarks=[*scored.remarks, *remarks])
 
 
 def _nobody() -> None:

@@ -1,0 +1,103 @@
+"""Array members of shards as views of mapped memory: checked at their first use, nothing copied. Imports no torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.data.window_reader import MAX_MAPS
+from omniges.errors import DataError
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import ShardFolder, check_digest, place_of_member
+from omniges.shards.schema import VERIFY
+from omniges.shards.tar import npy_header
+
+F32 = npt.NDArray[np.float32]
+
+
+class MappedMembers:
+    """Reads float32 members of some samples by byte range. Not for several threads at once.
+
+    Args:
+        folder: the shard set.
+        rows: the samples, by number.
+        widths: the members to read, and how many numbers a row of each has; 0 for an array of one dimension.
+        marks: (samples, members) uint8, zeros; becomes 1 where a member's sha256 was compared. Processes may share it,
+            so that each compares what no other has.
+        verify: whether to compare sha256 at all.
+    """
+
+    def __init__(
+        self,
+        folder: ShardFolder,
+        rows: Sequence[ManifestRow],
+        widths: Mapping[str, int],
+        marks: npt.NDArray[np.uint8],
+        *,
+        verify: bool,
+    ) -> None:
+        self._folder, self._rows, self._widths, self._marks, self._verify = folder, rows, dict(widths), marks, verify
+        self._columns = {member: column for column, member in enumerate(self._widths)}
+        self._maps: OrderedDict[str, tuple[mmap.mmap, F32]] = OrderedDict()
+        self._places: dict[tuple[int, str], tuple[int, int]] = {}  # first float in the shard, and how many
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": OrderedDict(), "_places": {}}
+
+    def floats(self, number: int, member: str) -> F32:
+        """Return all numbers (n,) of a sample's member, row after row, as a read-only view.
+
+        Raises:
+            DataError: the shard or member is not what the manifest and the contract say.
+            EnvironmentFault: the shard cannot be opened.
+        """
+        row = self._rows[number]
+        content, floats = self._maps.get(row.shard) or self._map(row)
+        name = number, member
+        place = self._places.get(name)
+        if place is None:
+            place = self._places[name] = self._check(content, number, member)
+        first, count = place
+        return floats[first : first + count]
+
+    def _map(self, row: ManifestRow) -> tuple[mmap.mmap, F32]:
+        shown = self._folder.source.describe(row.shard)
+        descriptor = self._folder.source.open(row.shard)
+        try:
+            expected, found = self._folder.dataset["shards"][row.shard]["bytes"], os.fstat(descriptor).st_size
+            if found != expected:
+                raise DataError(f"{shown}: {expected} bytes expected, found {found}. {VERIFY}")
+            content = mmap.mmap(descriptor, found, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        while len(self._maps) >= MAX_MAPS:
+            self._maps.popitem(last=False)
+        self._maps[row.shard] = mapped = content, np.frombuffer(content, np.float32, found // 4)
+        return mapped
+
+    def _check(self, content: mmap.mmap, number: int, member: str) -> tuple[int, int]:
+        """Where a member's numbers begin and how many they are, once digest and header are as they should be."""
+        row, width = self._rows[number], self._widths[member]
+        place = row.members[member]
+        shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)
+        if place.offset + place.size > len(content):
+            raise DataError(f"{shown}: {place.size} bytes do not lie in a shard of {len(content)}. {VERIFY}")
+        with memoryview(content) as view, view[place.offset : place.offset + place.size] as data:
+            if self._verify and not self._marks[number, self._columns[member]]:
+                check_digest(data, bytes.fromhex(place.sha256), shown)
+                self._marks[number, self._columns[member]] = 1
+            head_bytes = 10 + int.from_bytes(data[8:10], "little")
+            count = max(0, place.size - head_bytes) // 4
+            rows = {"gesture.npy": row.frames, "jaw_eyes.npy": row.frames, "mel.npy": row.mel_frames}.get(member, count)
+            shape = (rows, width) if width else (count,)
+            expected = npy_header("<f4", shape)
+            sound = bytes(data[: len(expected)]) == expected and place.size == len(expected) + 4 * int(np.prod(shape))
+        if not sound or (place.offset + head_bytes) % 4:
+            raise DataError(f"{shown}: an npy array {shape} of float32 expected, found another. {VERIFY}")
+        return (place.offset + head_bytes) // 4, count

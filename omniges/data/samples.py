@@ -1,0 +1,409 @@
+"""Open a folder of shards and read its samples as plain arrays, for people's own programs. Nothing here imports torch.
+
+`open_shards` reads the small files of a set and takes the samples that filters leave; a sample's arrays are read from
+its shard when it is asked for. Both versions of the shard contract give the same `Sample`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.data.window_reader import Verify
+from omniges.errors import DataError, UsageFault
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import ShardFolder, notes_of, read_beside
+from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Part
+
+F32 = npt.NDArray[np.float32]
+
+Texts = str | Iterable[str]
+"""One text or several, as filters take them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A spoken word. Times are seconds from the start of the clip, or of the window that it was taken for."""
+
+    word: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A semantic annotation: a gesture class and the seconds of the clip that it covers."""
+
+    name: str
+    start_s: float
+    end_s: float
+    score: float  # 0 to 1
+    keywords: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One clip of a shard set, all of it in memory.
+
+    T is the number of gesture frames (30 a second), M = ⌊T·10/3⌋ the number of mel frames (100 a second), N the number
+    of audio samples (16,000 a second). Channels that the sample lacks hold NaN; `present` says which parts it has.
+    Arrays belong to the caller and can be changed.
+    """
+
+    key: str
+    """Name in the shards: the stem, characters outside ``[A-Za-z0-9_-]`` escaped."""
+    stem: str
+    """File name of the recording, without its ending."""
+    split: str
+    """``train``, ``val``, ``test`` or ``additional``."""
+    speaker_id: int | None
+    speaker: str | None
+    language: str | None
+    labels: dict[str, str]
+    """Such as ``emotion`` and ``scenario``, the same names in all samples of a set; "" where unknown."""
+    seconds: float
+    """Length of the clip, T / 30."""
+    frames: int
+    """T."""
+    present: frozenset[Part]
+    """The parts that the sample has, of text, audio, upper, hands, lower, root, face, jaw_eyes, sem and labels."""
+    gesture: F32
+    """(T, 415) float32, not normalized: upper body, hands and lower body as 6D rotations, root motion in metres
+    (dx and dz per frame, y absolute), 100 face expressions. `omniges.features.gesture.LAYOUT` names the channels."""
+    jaw_eyes: F32
+    """(T, 9) float32, axis-angle in radians: jaw, left eye, right eye."""
+    betas: npt.NDArray[np.float64]
+    """(300,) float64, SMPL-X body shape; zeros without motion."""
+    start_xz: npt.NDArray[np.float64]
+    """(2,) float64, x and z of the first frame in metres."""
+    mel: F32
+    """(M, 64) float32, natural logarithm of mel magnitudes."""
+    waveform: F32 | None
+    """(N,) float32 at 16 kHz in −1 to 1; None where the set or the sample has no audio."""
+    words: tuple[Word, ...]
+    """In order of time; empty without text."""
+    semantic: tuple[Span, ...] | None
+    """None without an annotation."""
+    notes: tuple[str, ...]
+    """What preprocessing noted about the recording, each ``code: what was found``."""
+    sources: dict[str, tuple[str, str]]
+    """Path and sha256 of each source file (wav, npz, textgrid, sem), the path relative to the root of the data set."""
+    metadata: dict[str, Any]
+    """All of ``KEY.json``."""
+
+
+class ShardReader(ShardFolder):
+    """A shard folder that compares the sha256 of a member at its first read alone, or never."""
+
+    def __init__(self, folder: Path, verify: Verify = "first") -> None:
+        super().__init__(folder)
+        self.verify = verify
+        self._checked: set[tuple[str, str]] = set()
+
+    def member(self, row: ManifestRow, member: str) -> bytes:
+        """Return a member's bytes; raises as `ShardFolder.member` does."""
+        name = row.key, member
+        data = self.read_member(row, member, check=self.verify == "first" and name not in self._checked)
+        self._checked.add(name)
+        return data
+
+    def timed_words(self, row: ManifestRow) -> tuple[Word, ...]:
+        """Return the words of a sample; raises DataError where the member holds no list of words."""
+        return tuple(
+            self._each(row, row.contract.words, lambda one: Word(one["word"], float(one["start"]), float(one["end"])))
+        )
+
+    def spans(self, row: ManifestRow) -> tuple[Span, ...] | None:
+        """Return the semantic annotation of a sample, None without one; raises as `timed_words` does."""
+        if "sem" not in row.present:
+            return None
+        return tuple(
+            self._each(
+                row,
+                row.contract.semantic,
+                lambda one: Span(
+                    one["name"], float(one["start"]), float(one["end"]), float(one["score"]), one["keywords"]
+                ),
+            )
+        )
+
+    def _each(self, row: ManifestRow, member: str, make: Callable[[Any], Any]) -> Iterator[Any]:
+        """What `make` makes of each object in a member's JSON list."""
+        try:
+            yield from map(make, json.loads(self.member(row, member)))
+        except (ValueError, TypeError, KeyError) as error:
+            place = self.source.describe(row.shard)
+            raise DataError(
+                f"{place}: {row.key}.{member}: a JSON list of the contract expected ({error!r}). {VERIFY}"
+            ) from error
+
+
+class ShardSet:
+    """Samples of a shard folder: ``len``, iteration, and indexing by number, key or stem.
+
+    The order is that of the shards, so iterating reads each of them once from its start to its end. A sample is read
+    anew each time it is asked for. Make one with `open_shards`; `select` narrows it down.
+    """
+
+    def __init__(self, reader: ShardReader, rows: Sequence[ManifestRow]) -> None:
+        """Take the samples of some rows of the reader's manifest."""
+        self.reader = reader
+        self.rows = tuple(rows)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the shards."""
+        return self.reader.folder
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the samples, in order."""
+        return tuple(row.key for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Length of all samples together."""
+        return sum(row.seconds for row in self.rows)
+
+    @cached_property
+    def speaker_names(self) -> tuple[str, ...]:
+        """The names of all speakers of the folder, sorted; filters do not change them, so each has a fixed number."""
+        return tuple(sorted({row.speaker for row in self.reader.rows if row.speaker is not None}))
+
+    @cached_property
+    def statistics(self) -> dict[str, Any]:
+        """The content of stats.json: mean, std, min and max of each channel over the train split."""
+        found: dict[str, Any] = json.loads(read_beside(self.folder, STATS_FILE, self.reader.dataset))
+        return found
+
+    @property
+    def tokenizer(self) -> bytes:
+        """The bytes of tokenizer.json."""
+        return read_beside(self.folder, TOKENIZER_FILE, self.reader.dataset)
+
+    def select(
+        self,
+        *,
+        split: str | None = None,
+        speakers: Texts | int = (),
+        languages: Texts = (),
+        labels: Mapping[str, Texts] | None = None,
+        min_seconds: float = 0.0,
+        max_seconds: float | None = None,
+    ) -> ShardSet:
+        """Return the samples that pass all filters; an empty filter lets all pass.
+
+        Args:
+            split: ``train``, ``val``, ``test`` or ``additional``.
+            speakers: names or ids.
+            languages: such as ``english``.
+            labels: by label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
+            min_seconds: shortest length of a sample.
+            max_seconds: greatest length of a sample.
+
+        Raises:
+            UsageFault: a filter is none, or leaves nothing.
+        """
+        if split is not None and split not in SPLITS:
+            raise UsageFault(f"split: one of {', '.join(SPLITS)} expected, found {split!r}")
+        longest = float("inf") if max_seconds is None else max_seconds
+        if not 0 <= min_seconds <= longest:
+            raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {min_seconds} and {max_seconds}")
+        left = self.rows
+        if split is not None:
+            left = self._having(left, "split", [split], lambda row: (row.split,))
+        if wanted := _texts("speakers", speakers):
+            left = self._having(left, "speaker", wanted, lambda row: (row.speaker, str(row.speaker_id)))
+        if wanted := _texts("languages", languages):
+            left = self._having(left, "language", wanted, lambda row: (row.language,))
+        known = {label for row in self.rows for label in row.labels}
+        for name, values in (labels or {}).items():
+            if name not in known:
+                raise UsageFault(f"{self.folder}: no label {name!r}: choose from {', '.join(sorted(known)) or 'none'}")
+            left = self._having(left, name, _texts(name, values), _values_of(name))
+        timed = tuple(row for row in left if min_seconds <= row.seconds <= longest)
+        if left and not timed:
+            lengths = sorted(row.seconds for row in left)
+            raise UsageFault(
+                f"{self.folder}: no sample lasts {min_seconds:g} to {longest:g} s, the others last {lengths[0]:g} to "
+                f"{lengths[-1]:g} s: choose other limits"
+            )
+        return ShardSet(self.reader, timed)
+
+    def _having(
+        self,
+        rows: Sequence[ManifestRow],
+        what: str,
+        wanted: Sequence[str],
+        values: Callable[[ManifestRow], tuple[str | None, ...]],
+    ) -> tuple[ManifestRow, ...]:
+        """The rows of which one of the values is wanted; raises UsageFault where there is none."""
+        found = tuple(row for row in rows if not set(wanted).isdisjoint(values(row)))
+        if not found:
+            there = ", ".join(sorted({str(values(row)[0]) for row in rows if values(row)[0]}))
+            raise UsageFault(
+                f"{self.folder}: no sample is left with {what} {' or '.join(wanted)}: choose from {there or 'none'}"
+            )
+        return found
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.read, self.rows)
+
+    def __getitem__(self, name: int | str) -> Sample:
+        """Return a sample by number (negative from the end), key or stem.
+
+        Raises:
+            IndexError: there is no sample of this number.
+            UsageFault: there is no sample of this key or stem.
+            DataError: its bytes are not what the manifest says.
+        """
+        return self.read(self.row(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._numbers
+
+    def row(self, name: int | str) -> ManifestRow:
+        """Return the manifest's row of a sample, without reading its arrays; raises as indexing does."""
+        if isinstance(name, str):
+            if name not in self._numbers:
+                raise UsageFault(f"{self.folder}: no sample {name!r}{self._hint(name)}")
+            return self.rows[self._numbers[name]]
+        if not hasattr(name, "__index__"):
+            raise UsageFault(f"{self.folder}: a number, key or stem expected, found {type(name).__name__}")
+        number = operator.index(name)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.folder}: no sample {number}, there are {len(self)}")
+        return self.rows[number]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Numbers by stem and key; where a stem is another sample's key, the key counts."""
+        by_stem = {row.stem: number for number, row in enumerate(self.rows)}
+        return by_stem | {row.key: number for number, row in enumerate(self.rows)}
+
+    def _hint(self, name: str) -> str:
+        if any(name in {row.key, row.stem} for row in self.reader.rows):
+            return " passes the filters; open the shards without them"
+        near = difflib.get_close_matches(name, self.keys, n=3)
+        return f": did you mean {', '.join(near)}?" if near else ": .keys lists them"
+
+    def read(self, row: ManifestRow) -> Sample:
+        """Read the sample of a row; raises DataError where its bytes are not what the manifest says."""
+        reader = self.reader
+        metadata: dict[str, Any] = json.loads(reader.member(row, "json"))
+        waveform = reader.waveform(row)
+        return Sample(
+            **{name: getattr(row, name) for name in _SAME},
+            labels=dict(row.labels),
+            sources=dict(row.sources),
+            present=frozenset(row.present),
+            gesture=self._array(row, "gesture.npy"),
+            jaw_eyes=self._array(row, "jaw_eyes.npy"),
+            betas=self._array(row, "betas.npy").astype(np.float64),
+            start_xz=self._array(row, "start_xz.npy"),
+            mel=self._array(row, "mel.npy"),
+            waveform=waveform,
+            words=reader.timed_words(row),
+            semantic=reader.spans(row),
+            notes=notes_of(metadata),
+            metadata=metadata,
+        )
+
+    def _array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
+        try:
+            return self.reader.array(row, member)
+        except ValueError as error:
+            place = self.reader.source.describe(row.shard)
+            raise DataError(f"{place}: {row.key}.{member}: an npy array expected ({error}). {VERIFY}") from error
+
+    def __repr__(self) -> str:
+        splits = Counter(row.split for row in self.rows)
+        parts = Counter(part for row in self.rows for part in row.present)
+        length = timedelta(seconds=round(self.seconds))
+        shown = [part if parts[part] == len(self) else f"{part} in {parts[part]}" for part in PARTS if parts[part]]
+        return (
+            f"ShardSet({str(self.folder)!r}: {len(self)} samples, {length} h, "
+            f"{', '.join(f'{split} {splits[split]}' for split in SPLITS if splits[split])}; {', '.join(shown)})"
+        )
+
+
+_SAME = ("key", "stem", "split", "speaker_id", "speaker", "language", "seconds", "frames")
+
+
+def _values_of(label: str) -> Callable[[ManifestRow], tuple[str]]:
+    return lambda row: (row.labels[label],)
+
+
+def _texts(what: str, given: Texts | int) -> list[str]:
+    """One text or number, or several, as a list."""
+    if isinstance(given, (str, int)):
+        return [str(given)]
+    if not isinstance(given, Iterable):
+        raise UsageFault(f"{what}: a text or several expected, found {type(given).__name__}")
+    return [str(one) for one in given]
+
+
+def open_shards(  # noqa: PLR0913 - filters, all by keyword
+    folder: str | Path,
+    *,
+    split: str | None = None,
+    speakers: Texts | int = (),
+    languages: Texts = (),
+    labels: Mapping[str, Texts] | None = None,
+    min_seconds: float = 0.0,
+    max_seconds: float | None = None,
+    verify: Verify = "first",
+) -> ShardSet:
+    """Open a folder of shards, of either version of the contract.
+
+    ::
+
+        shards = open_shards("shards", split="train", labels={"emotion": "happiness"})
+        shards[0].gesture.shape, shards["2_scott_0_1_1"].words, len(shards)
+
+    Args:
+        folder: a folder that ``omniges preprocess`` or `write_shards` has made.
+        split: ``train``, ``val``, ``test`` or ``additional``; None takes all splits.
+        speakers: names or ids; empty takes all.
+        languages: such as ``english``; empty takes all.
+        labels: by label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
+        min_seconds: shortest length of a sample.
+        max_seconds: greatest length of a sample.
+        verify: ``first`` compares the sha256 of each member at its first read, ``never`` trusts the files.
+
+    Returns:
+        The samples that pass all filters, none of them read yet.
+
+    Raises:
+        UsageFault: there is no such folder, a filter is none or leaves nothing.
+        DataError: the set is incomplete, damaged or of another version.
+    """
+    if not isinstance(folder, (str, Path)):
+        raise UsageFault(f"open_shards: the path of a folder expected, found {type(folder).__name__}")
+    if "://" in str(folder):
+        raise UsageFault("open_shards: a local folder expected, found a URL: omniges.data.web.webdataset reads those")
+    if verify not in get_args(Verify):
+        raise UsageFault(f"verify: one of {', '.join(get_args(Verify))} expected, found {verify!r}")
+    reader = ShardReader(Path(folder), verify)
+    return ShardSet(reader, reader.rows).select(
+        split=split,
+        speakers=speakers,
+        languages=languages,
+        labels=labels,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+    )

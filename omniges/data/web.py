@@ -1,0 +1,412 @@
+"""A webdataset pipeline over shards: samples one after the other, from folders, URLs, pipes and standard input.
+
+webdataset lists the shards, splits them between nodes and workers, shuffles, runs pipes and applies what a person adds.
+The tar is walked here, header by header, and not by its `tar_file_iterator`: that ends without an error where a header
+is damaged or the file is cut between members, and its grouping makes two halves of a sample whose members are
+interleaved with another's. Here the order of members is the contract's, so anything else is an error, with the byte
+where it was seen. Decoders take npy without pickled objects, json, txt and flac; nothing else is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.data.remote_shards import dataset_bytes
+from omniges.data.samples import ShardSet, open_shards
+from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
+from omniges.formats.audio import decode_flac
+from omniges.shards.manifest import ManifestRow, read_manifest
+from omniges.shards.reader import check_digest
+from omniges.shards.schema import (
+    CONTRACTS,
+    KNOWN_MEMBERS,
+    LATENT_MEMBER,
+    MANIFEST_FILE,
+    MAX_KEY_BYTES,
+    SPLITS,
+    member_order,
+)
+from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
+from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.redact import one_line, redact, secrets_in_url
+from omniges.storage.remote import ByteStream, check_name, open_store, parse_location
+
+if TYPE_CHECKING:
+    import webdataset as wds
+
+_HEADER: Final = re.compile(  # where name and size stand; `member_header` says what the other bytes have to be
+    rb"(?=(?P<key>[A-Za-z0-9_-]{1,%d})\.(?P<member>%b)\0)(?s:.{124})(?P<size>[0-7]{11})\0"
+    % (MAX_KEY_BYTES, "|".join([*map(re.escape, KNOWN_MEMBERS), LATENT_MEMBER.pattern]).encode())
+)
+_ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
+_READ_BYTES: Final = 1 << 20
+_MOST_MEMBER_BYTES: Final = 1 << 30  # eleven minutes of float32 audio are 43 MB
+_MAX_NPY_HEADER_BYTES: Final = 4096
+_VERIFY: Final = "Run omniges verify-shards on the original"
+_SHARDS_SHUFFLED: Final = 1_000_000  # all of them
+
+
+def webdataset(
+    source: str | Path | Iterable[str | Path],
+    *,
+    split: str | None = None,
+    shuffle: int = 0,
+    seed: int | None = None,
+    decode: bool = True,
+    manifest: str | Path | ShardSet | None = None,
+) -> wds.WebDataset:
+    """Return a stock ``webdataset.WebDataset`` over shards, each read once from its first byte to its last.
+
+    ::
+
+        for sample in webdataset("shards", split="train", shuffle=100):
+            sample["__key__"], sample["gesture.npy"].shape, sample["words.txt"], sample["json"]["labels"]
+
+    A sample is a dictionary of ``__key__``, ``__url__`` and its members by webdataset's names. Shards are split by node
+    and by worker, so give a ``DataLoader`` no sampler, and have at least as many shards as processes: one without a
+    shard gives nothing. ``.map``, ``.to_tuple``, ``.batched`` and the rest of webdataset can follow.
+
+    Args:
+        source: a folder of shards, as a path or URL; or the tars themselves: a path, a URL (s3, gs, hf, http and what
+            fsspec knows), ``pipe:COMMAND`` (run by a shell, so only ever your own words), ``-`` for standard input,
+            braces such as ``https://host/train-{000000..000007}.tar``, or several of these.
+        split: shards of this split alone, which their names begin with; None takes all.
+        shuffle: samples in the shuffle buffer; above 0 the order of shards is shuffled too. 0 keeps the order.
+        seed: of both shuffles; None takes another order in each run. Epochs differ, with workers where the
+            ``DataLoader`` has ``persistent_workers=True``.
+        decode: whether members are decoded: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt``
+            to dictionaries and lists, ``flac`` to float32 at 16 kHz; other endings stay bytes. False keeps all bytes.
+        manifest: the set that the tars belong to, as a folder or open `ShardSet`: every member is then held against
+            its offset, size and sha256, and no sample of a shard may be missing. A folder as `source` is its own.
+
+    Raises:
+        UsageFault: there is no such folder or split.
+        EnvironmentFault: webdataset is not installed. While iterating: a shard cannot be opened or its command fails.
+        DataError: while iterating, what is not as it should be, with shard, key, member and byte: a shard that is cut,
+            a damaged header, a member that is missing, doubled or out of order. Nothing is skipped.
+    """
+    try:
+        import webdataset as wds  # noqa: PLC0415 - it imports torch
+    except ImportError:
+        raise EnvironmentFault("webdataset is not installed: pip install 'omniges[train]'") from None
+    if shuffle < 0:
+        raise UsageFault(f"shuffle: 0 or more samples expected, found {shuffle}")
+    addresses, found = _addresses(source, split, wds.shardlists.expand_urls)
+    rows = found if manifest is None else _rows_of(manifest)
+    number = random.randrange(1 << 31) if seed is None else seed  # noqa: S311 - an order, not a secret
+    pipeline = wds.WebDataset(
+        addresses,
+        shardshuffle=_SHARDS_SHUFFLED if shuffle else False,
+        detshuffle=True,  # by seed and epoch
+        nodesplitter=wds.split_by_node,
+        workersplitter=wds.split_by_worker,
+        empty_check=False,  # a worker beyond the number of shards has nothing to do
+        seed=number,
+    )
+    # Its opener, tar reader and grouping come last. One stage of ours stands in their place.
+    opener = next(n for n, stage in enumerate(pipeline.pipeline) if isinstance(stage, wds.cache.StreamingOpen))
+    del pipeline.pipeline[opener:]
+    pipeline.append(partial(_samples, plans=None if rows is None else _plans(rows)))
+    if shuffle:
+        pipeline.append(wds.filters.detshuffle(shuffle, shuffle, number))
+    return pipeline.map(_decoded) if decode else pipeline
+
+
+def _addresses(
+    source: str | Path | Iterable[str | Path], split: str | None, expand: Callable[[str], list[str]]
+) -> tuple[list[str], Sequence[ManifestRow] | None]:
+    """The addresses of the shards, and the rows of their manifest where the source is a folder that has one."""
+    if split is not None and split not in SPLITS:
+        raise UsageFault(f"split: one of {', '.join(SPLITS)} expected, found {split!r}")
+    rows: Sequence[ManifestRow] | None
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        shards = open_shards(source)
+        addresses, rows = [str(shards.folder / name) for name in shards.reader.dataset["shards"]], shards.rows
+    elif isinstance(source, str) and "://" in source and ".tar" not in source and not source.startswith("pipe:"):
+        addresses, rows = _remote_folder(source)
+    else:
+        addresses, rows = [], None
+        for one in [source] if isinstance(source, (str, Path)) else source:
+            # A command may hold braces of its own, and so may a file's name.
+            plain = isinstance(one, Path) or one.startswith("pipe:")
+            addresses += [str(one)] if plain else expand(str(one))
+    if split is not None:
+        addresses = [one for one in addresses if re.search(rf"(?:^|[/\s]){split}-[0-9]{{6}}\.tar", one)]
+    if not addresses:
+        raise UsageFault(f"{_shown(str(source))}: no shard{f' of split {split!r}' if split else ''} found")
+    return addresses, rows
+
+
+def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
+    """The addresses of the shards of a folder at a URL, and the rows of its manifest."""
+    location = parse_location(address)
+    with contextlib.closing(open_store(location)) as store:
+        dataset = json.loads(dataset_bytes(store))
+        with store.open_stream(MANIFEST_FILE) as stream:
+            data = b"".join(iter(partial(stream.read, _READ_BYTES), b""))
+    place = location.shown_file(MANIFEST_FILE)
+    try:
+        check_digest(data, bytes.fromhex(dataset["files"][MANIFEST_FILE]["sha256"]), place)
+        names = list(dataset["shards"])
+        rows = read_manifest(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place}: no manifest as dataset.json says ({one_line(str(error), 200)}). {_VERIFY}") from None
+    folder, question, query = location.address.partition("?")
+    return [f"{folder.rstrip('/')}/{check_name(name)}{question}{query}" for name in names], rows
+
+
+def _shown(address: str) -> str:
+    """An address as texts show it: without credentials, in one line."""
+    return one_line(redact(address, secrets_in_url(address)))
+
+
+def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
+    return (manifest if isinstance(manifest, ShardSet) else open_shards(manifest)).reader.rows  # filters aside
+
+
+def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
+    """The rows of each shard in its order, by the key of its first sample."""
+    by_shard: dict[str, list[ManifestRow]] = {}
+    for row in sorted(rows, key=lambda row: row.members["json"].offset):
+        by_shard.setdefault(row.shard, []).append(row)
+    return {own[0].key: own for own in by_shard.values()}
+
+
+def _samples(
+    shards: Iterable[Mapping[str, str]], plans: Mapping[str, Sequence[ManifestRow]] | None
+) -> Iterator[dict[str, Any]]:
+    """The samples of shards, members as bytes; each shard and sample once."""
+    seen: dict[str, str] = {}
+    for shard in shards:
+        address = shard["url"]
+        shown = _shown(address)
+        with _opened(address, shown) as stream:
+            for key, members in _grouped(_Walk(stream, shown), plans):
+                if key in seen:
+                    raise DataError(f"{shown}: the key {key} was in {seen[key]} already. {_VERIFY}")
+                seen[key] = shown
+                yield {"__key__": key, "__url__": shown, **{name: member.data for name, member in members.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str  # without the key
+    offset: int  # of the data
+    data: bytes
+
+
+@contextlib.contextmanager
+def _opened(address: str, shown: str) -> Iterator[ByteStream]:
+    """The bytes behind an address; a command that failed is the error, not the cut shard that it left."""
+    if address == "-":
+        yield sys.stdin.buffer
+        return
+    if address.startswith("pipe:"):
+        with _Command(address, shown) as command:
+            yield command
+        return
+    folder, _, name = address.partition("?")[0].rpartition("/")
+    query = address.partition("?")[2]
+    location = parse_location((folder or ("/" if address.startswith("/") else ".")) + (f"?{query}" if query else ""))
+    with contextlib.closing(open_store(location)) as store, store.open_stream(name) as plain:
+        yield plain
+
+
+class _Command:
+    """The output of a command that webdataset's `gopen` runs; an exit status other than 0 is an error."""
+
+    def __init__(self, address: str, shown: str) -> None:
+        try:
+            import webdataset  # noqa: PLC0415 - it imports torch, which files and URLs do without
+        except ImportError:
+            raise EnvironmentFault(f"{shown}: a pipe needs webdataset: pip install 'omniges[train]'") from None
+        self._shown = shown
+        self._pipe = webdataset.gopen(address, "rb")
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        data: bytes = self._checked(lambda: self._pipe.read(size))
+        return data
+
+    def __enter__(self) -> _Command:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None or issubclass(kind, DataError):
+            # Where the shard is cut because its command failed, that is what went wrong.
+            self._checked(self._pipe.close)
+            return
+        self._pipe.proc.terminate()  # nobody wants the rest, and its status says nothing
+        with contextlib.suppress(OSError):
+            self._pipe.close()
+
+    def _checked(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except OSError:
+            status = self._pipe.status
+        raise EnvironmentFault(f"{self._shown}: the command ended with exit status {status}. Run it alone to see why")
+
+
+class _Walk:
+    """Members of one shard in their order."""
+
+    def __init__(self, stream: ByteStream, shown: str) -> None:
+        self._stream = stream
+        self.shown = shown
+        self.position = 0
+
+    def members(self) -> Iterator[tuple[str, _Member]]:
+        """Key and member, until the two zero blocks that end the shard."""
+        while True:
+            start = self.position
+            block = self._exactly(BLOCK_BYTES, "a header")
+            if block == _ZERO_BLOCK:
+                break
+            match = _HEADER.match(block)
+            parts = match.group("key", "member", "size") if match else (b"", b"", b"0")
+            key, name, size = parts[0].decode(), parts[1].decode(), int(parts[2], 8)
+            if match is None or block != member_header(f"{key}.{name}", size):
+                raise self.fault(start, f"the header of a member expected, found {block[:32]!r}…")
+            if size > _MOST_MEMBER_BYTES:
+                raise self.fault(start, f"{key}.{name}: at most {_MOST_MEMBER_BYTES} bytes expected, found {size}")
+            offset = self.position
+            data = self._exactly(size, f"{key}.{name}")
+            if self._exactly(-size % BLOCK_BYTES, f"the padding of {key}.{name}").strip(b"\0"):
+                raise self.fault(offset + size, f"zeros expected after {key}.{name}, found other bytes")
+            yield key, _Member(name, offset, data)
+        rest = self._exactly(len(END_OF_ARCHIVE) - BLOCK_BYTES, "the second zero block")
+        if rest.strip(b"\0") or self._stream.read(1):
+            raise self.fault(start, "two zero blocks and the end expected, found more")
+
+    def fault(self, position: int, what: str) -> DataError:
+        """An error at a byte of the shard."""
+        return DataError(f"{self.shown}: byte {position}: {what}. {_VERIFY}")
+
+    def _exactly(self, size: int, what: str) -> bytes:
+        pieces: list[bytes] = []
+        left = size
+        while left:
+            piece = self._stream.read(min(left, _READ_BYTES))
+            if not piece:
+                raise self.fault(
+                    self.position, f"{left} more bytes expected for {what}, found the end: it is cut short"
+                )
+            pieces.append(piece)
+            left -= len(piece)
+            self.position += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _grouped(
+    walk: _Walk, plans: Mapping[str, Sequence[ManifestRow]] | None
+) -> Iterator[tuple[str, dict[str, _Member]]]:
+    """Whole samples of a shard, held against its part of the manifest where there is one."""
+    plan: Iterator[ManifestRow] | None = None
+    for key, members in _whole_samples(walk):
+        if plans is not None:
+            if plan is None:
+                if key not in plans:
+                    raise walk.fault(0, f"the first sample of a shard of the manifest expected, found {key}")
+                plan = iter(plans[key])
+            _hold_against(walk, key, members, next(plan, None))
+        yield key, members
+    if plans is not None and plan is None:
+        raise walk.fault(0, "the first sample of a shard of the manifest expected, found an empty shard")
+    left = next(plan, None) if plan else None
+    if left is not None:
+        raise walk.fault(walk.position, f"{left.key} expected as in the manifest, found the end of the shard")
+
+
+def _whole_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
+    """Members by sample, each sample with all it needs, in the contract's order."""
+    first: tuple[str, tuple[str, ...]] | None = None  # members of version 2, which all samples of a set have
+    for key, run in groupby(walk.members(), key=itemgetter(0)):
+        members: dict[str, _Member] = {}
+        before = ""
+        for _, member in run:
+            if before and member_order(member.name) <= member_order(before):
+                at = member.offset - BLOCK_BYTES
+                raise walk.fault(at, f"{key}.{member.name} stands after {key}.{before}, or twice")
+            members[member.name] = member
+            before = member.name
+        contract = CONTRACTS[1 if CONTRACTS[1].words in members else 2]
+        last = members[before].offset
+        if missing := [name for name in contract.members if name not in members]:
+            raise walk.fault(last, f"{key}.{missing[0]} expected in one piece with the sample, found none")
+        if contract.version > 1:
+            first = first or (key, tuple(members))
+            if differing := sorted(set(first[1]) ^ members.keys()):
+                raise walk.fault(last, f"{key}: the members of {first[0]} expected, {differing[0]} differs")
+        yield key, members
+
+
+def _hold_against(walk: _Walk, key: str, members: Mapping[str, _Member], row: ManifestRow | None) -> None:
+    first = members["json"].offset - BLOCK_BYTES
+    if row is None or row.key != key:
+        wanted = "the end of the shard" if row is None else row.key
+        raise walk.fault(first, f"{wanted} expected as in the manifest, found {key}")
+    if extra := sorted(row.members.keys() ^ members.keys()):
+        raise walk.fault(first, f"{key}: members {', '.join(extra)} are in one of manifest and shard alone")
+    for name, place in row.members.items():
+        member = members[name]
+        if (member.offset, len(member.data)) != (place.offset, place.size):
+            found = f"{len(member.data)} bytes at byte {member.offset}"
+            raise walk.fault(first, f"{key}.{name}: {place.size} bytes at byte {place.offset} expected, found {found}")
+        digest = sha256_hex(member.data)
+        if digest != place.sha256:
+            raise walk.fault(member.offset, f"{key}.{name}: sha256 {place.sha256} expected, found {digest}")
+
+
+def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample with its members decoded; raises DataError for those that are not what their ending says."""
+    found = dict(sample)
+    for name, data in sample.items():
+        if not name.startswith("__"):
+            try:
+                found[name] = _value(name, data)
+            except (ValueError, RecordingFault) as error:
+                place = f"{sample['__url__']}: {sample['__key__']}.{name}"
+                raise DataError(f"{place}: {one_line(str(error), 200)}. {_VERIFY}") from None
+    return found
+
+
+def _value(name: str, data: bytes) -> Any:
+    """What a member holds; raises ValueError or RecordingFault where it is no such thing."""
+    ending = name.rpartition(".")[2]
+    if ending == "npy":
+        return _array(data)
+    if ending in {"json", "txt"}:
+        return json.loads(data)
+    if ending == "flac":
+        pcm, bits = decode_flac(data)
+        return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
+    return data
+
+
+def _array(data: bytes) -> npt.NDArray[Any]:
+    """The array of an npy member; its header is held against its size before anything is made of it."""
+    stream = io.BytesIO(data[:_MAX_NPY_HEADER_BYTES])
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"npy version 1.0 expected, found {version[0]}.{version[1]}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_NPY_HEADER_BYTES)
+    count = int(np.prod(shape, dtype=object)) if shape else 1
+    if fortran or dtype.hasobject or min(shape, default=0) < 0 or stream.tell() + count * dtype.itemsize != len(data):
+        raise ValueError(f"{len(data)} bytes are no array {shape} of {dtype.str}")
+    return np.frombuffer(data, dtype, count, stream.tell()).reshape(shape).copy()

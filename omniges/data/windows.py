@@ -1,0 +1,451 @@
+"""Windows of shards as a map-style torch dataset, for people's own models.
+
+`WindowDataset` gives any subset of the arrays of a window of whole ticks (0.1 s), raw or normalized. Each item is read
+from a memory map by byte range, so a window costs its own bytes and no more.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset, default_collate, get_worker_info
+
+from omniges.data.members import MappedMembers
+from omniges.data.samples import ShardSet, Texts, Word, open_shards
+from omniges.data.tracks import Scale
+from omniges.data.window_reader import Verify
+from omniges.errors import DataError, UsageFault
+from omniges.features.audio import MEL_BANDS
+from omniges.features.gesture import JAW_EYES, LAYOUT
+from omniges.features.text_slots import MARKS, SlotCodec
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.shards.dataset import combine, divisors, partial_of
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.schema import GESTURE_PARTS, PARTS, STATS_FILE, VERIFY, Part
+
+F32 = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
+
+_SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
+_CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text slots and words, in each process
+_TILE_TICKS: Final = 64  # means and divisors of so many ticks are 1 MB: a cache should hold them
+_TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
+_WORD_BYTES: Final = 200  # about what a word takes in memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Track:
+    """An array that windows are cut from."""
+
+    member: str
+    rows_per_tick: int
+    channels: int  # 0: an array of one dimension
+
+
+_TRACKS: Final = {
+    "gesture": _Track("gesture.npy", FRAMES_PER_TICK, LAYOUT.channels),
+    "jaw_eyes": _Track("jaw_eyes.npy", FRAMES_PER_TICK, JAW_EYES),
+    "mel": _Track("mel.npy", MEL_FRAMES_PER_TICK, MEL_BANDS),
+    "waveform": _Track("audio.npy", _SAMPLES_PER_TICK, 0),
+}
+_NORMALIZED: Final = ("gesture", "jaw_eyes", "mel")
+ARRAYS: Final = (*_TRACKS, "text_tokens", "words", "timed_words", "speaker", "labels")
+"""What an item may hold beside ``key``, ``start_tick`` and ``present``."""
+
+
+class _Recent:
+    """Values by name, the ones used longest ago dropped first once their bytes exceed a limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._bytes = limit_bytes, 0
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def get(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
+        """Return the value of a name, made where it is not kept; the newest is kept whatever its size."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            found: T = self._kept[name][0]
+            return found
+        value = make()
+        self._kept[name] = value, size(value)
+        self._bytes += self._kept[name][1]
+        while self._bytes > self._limit and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1][1]
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_limit": self._limit, "_bytes": 0, "_kept": OrderedDict()}
+
+
+class _Items(Sequence[dict[str, Any]]):
+    """Windows that were asked for together, not read yet: `WindowDataset.collate` reads them as one batch."""
+
+    def __init__(self, data: WindowDataset, indices: Sequence[int]) -> None:
+        self.data, self.indices = data, indices
+
+    @cached_property
+    def _one_by_one(self) -> list[dict[str, Any]]:
+        return [self.data[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._one_by_one[number]
+
+
+def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
+    """Memory for a batch; in a worker process it is shared, as by torch's own collating, so that nothing is copied."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    size_bytes = 4 * math.prod(shape)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size_bytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0).set_(storage).view(shape)
+
+
+class WindowDataset(Dataset[dict[str, Any]]):
+    """Windows of clips as dictionaries of tensors, for ``torch.utils.data.DataLoader``; w is `window_ticks`.
+
+    ::
+
+        data = WindowDataset("shards", arrays=("gesture", "mel", "text_tokens"), window_ticks=64)
+        for batch in DataLoader(data, batch_size=64, shuffle=True, num_workers=2, collate_fn=data.collate):
+            batch["gesture"], batch["present"]["gesture"], batch["key"]
+
+    Windows of a clip start every `stride_ticks` from its beginning and lie within it. Samplers choose the order:
+    ``shuffle=True``, ``DistributedSampler`` for several ranks. ``collate_fn=WindowDataset.collate`` saves a copy of
+    each batch; torch's own collating works too. Every item has
+
+    ==============  ==================================================================================
+    ``key``         key of the sample
+    ``start_tick``  first tick of the window in its clip
+    ``present``     by array that was asked for, which of its channels were recorded: bool, (415,), (9,), (64,), and ()
+                    for ``waveform`` and ``text_tokens``
+    ==============  ==================================================================================
+
+    and those of `arrays`:
+
+    ===============  =================================================================================
+    ``gesture``      (w · 3, 415) float32, 30 frames a second
+    ``jaw_eyes``     (w · 3, 9) float32
+    ``mel``          (w · 10, 64) float32, 100 frames a second
+    ``waveform``     (w · 1600,) float32 at 16 kHz, never normalized; needs shards with ``--keep-audio``
+    ``text_tokens``  (w,) int64, one subword slot a tick, 0 for silence (`omniges.features.text_slots`);
+                     `vocabulary_size` says how many there are
+    ``words``        the words that overlap the window, joined by spaces
+    ``timed_words``  the same as a tuple of `Word`, seconds from the start of the window, cut at its edges;
+                     needs ``collate_fn=WindowDataset.collate``
+    ``speaker``      number of the speaker in `speaker_names`, which filters do not change; −1 where unknown
+    ``labels``       by label its value, such as ``emotion``; "" where unknown
+    ===============  =================================================================================
+
+    A channel that was not recorded is 0 in normalized arrays and NaN in raw ones, an absent waveform likewise: multiply
+    a loss by ``present``, or name the parts that your model needs in `require`.
+
+    Args:
+        shards: a folder of shards, or an open `ShardSet`, whose filters then hold too.
+        window_ticks: length of a window, in ticks of 0.1 s.
+        stride_ticks: distance between the starts of windows; None means that they touch.
+        split: ``train``, ``val``, ``test`` or ``additional``; None takes all splits.
+        arrays: names from the table above.
+        normalized: (x − mean) / std by stats.json, which describes the train split; else values as recorded. Version 1
+            of the shards has no statistics of jaw_eyes: they are computed here, once, from its train split.
+        speakers: names or ids; empty takes all.
+        languages: such as ``english``; empty takes all.
+        labels: by label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
+        min_seconds: shortest length of a clip.
+        max_seconds: greatest length of a clip.
+        require: parts that a clip must have, such as ``("text", "audio", "face")``.
+        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files.
+
+    Raises:
+        UsageFault: an argument is none, or no window is left.
+        DataError: the shards are damaged. Also raised for an item whose bytes are not what the manifest says.
+    """
+
+    def __init__(  # noqa: PLR0913 - filters, all by keyword
+        self,
+        shards: str | Path | ShardSet,
+        *,
+        window_ticks: int = 64,
+        stride_ticks: int | None = None,
+        split: str | None = "train",
+        arrays: Iterable[str] = ("gesture", "mel"),
+        normalized: bool = True,
+        speakers: Texts | int = (),
+        languages: Texts = (),
+        labels: Mapping[str, Texts] | None = None,
+        min_seconds: float = 0.0,
+        max_seconds: float | None = None,
+        require: Texts = (),
+        verify: Verify = "first",
+    ) -> None:
+        base = shards if isinstance(shards, ShardSet) else open_shards(shards, verify=verify)
+        self.arrays = _chosen("arrays", arrays, ARRAYS)
+        self.window_ticks = window_ticks
+        self.stride_ticks = window_ticks if stride_ticks is None else stride_ticks
+        if window_ticks < 1 or self.stride_ticks < 1:
+            raise UsageFault(
+                f"window_ticks and stride_ticks: at least 1 expected, found {window_ticks} and {stride_ticks}"
+            )
+        self.normalized = normalized
+        self.shards = base.select(
+            split=split,
+            speakers=speakers,
+            languages=languages,
+            labels=labels,
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+        )
+        self.speaker_names = base.speaker_names
+        self._rows, self.left_out = self._usable(set(_chosen("require", require, PARTS)))
+        self._first_windows = list(accumulate(map(self._windows_of, self._rows), initial=0))
+        if "waveform" in self.arrays and not all(row.keeps_audio for row in self._rows):
+            raise UsageFault(f"{base.folder}: waveforms were not kept: preprocess again with --keep-audio")
+        self._scales = {
+            name: _scale(base, name, window_ticks) for name in self.arrays if normalized and name in _NORMALIZED
+        }
+        self._speakers = {name: number for number, name in enumerate(self.speaker_names)}
+        self._tokenizer = base.tokenizer if "text_tokens" in self.arrays else b""
+        self._verify = verify == "first"
+        # Shared, so that workers, and those of the next epoch, compare each digest once between them.
+        self._marks = torch.zeros((len(self._rows), len(_TRACKS)), dtype=torch.uint8)
+        self._marks.share_memory_()  # type: ignore[no-untyped-call]
+        self._shapes = {
+            name: (window_ticks * track.rows_per_tick, *([track.channels] if track.channels else []))
+            for name, track in _TRACKS.items()
+            if name in self.arrays
+        }
+        self._masks: dict[tuple[Part, ...], dict[str, Mask]] = {}
+        self._recent, self._decoded = _Recent(_CACHE_BYTES), _Recent(_CACHE_BYTES)
+        self._members: MappedMembers | None = None
+        self._codec: SlotCodec | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_members": None, "_codec": None}  # maps and native objects: each process has its own
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of distinct text tokens, silence included; needs ``text_tokens`` among the arrays."""
+        return 1 + MARKS * self._slot_codec().pieces
+
+    def __len__(self) -> int:
+        return self._first_windows[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a window; raises IndexError beyond the last, DataError for bytes that are not the manifest's."""
+        return self._item(index, {name: torch.empty(shape) for name, shape in self._shapes.items()})
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Return several windows, as a ``DataLoader`` asks for them; each is read when it is looked at."""
+        return _Items(self, indices)
+
+    def _item(self, index: int, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """A window, its numbers written into `arrays`."""
+        number, start_tick = self._place(index)
+        row = self._rows[number]
+        masks = self._masks_of(row)
+        item: dict[str, Any] = {
+            "key": row.key,
+            "start_tick": start_tick,
+            "present": {name: torch.from_numpy(mask).clone() for name, mask in masks.items()},
+        }
+        for name in self.arrays:
+            if name in _TRACKS:
+                self._read_window(name, number, start_tick, arrays[name].numpy())
+                item[name] = arrays[name]
+            elif name == "text_tokens":
+                ids = self._slots(number)[start_tick : start_tick + self.window_ticks]
+                item[name] = torch.from_numpy(ids.astype(np.int64))
+            elif name == "speaker":
+                item[name] = self._speakers[row.speaker] if row.speaker is not None else -1
+            elif name == "labels":
+                item[name] = dict(row.labels)
+            else:
+                words = self._timed_words(number, start_tick)
+                item[name] = words if name == "timed_words" else " ".join(word.word for word in words)
+        return item
+
+    @staticmethod
+    def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return a batch as ``default_collate`` does, with fewer copies, and ``timed_words`` as a list of tuples."""
+        ready: dict[str, Any] = {}
+        if isinstance(items, _Items):
+            data = items.data
+            ready = {name: _empty_batch((len(items), *shape)) for name, shape in data._shapes.items()}
+            items = [
+                data._item(index, {name: array[row] for name, array in ready.items()})
+                for row, index in enumerate(items.indices)
+            ]
+        if "timed_words" in items[0]:
+            ready["timed_words"] = [item["timed_words"] for item in items]
+        others = default_collate([{name: item[name] for name in item if name not in ready} for item in items])
+        return {name: ready[name] if name in ready else others[name] for name in items[0]}
+
+    def __repr__(self) -> str:
+        lacking = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
+        return (
+            f"WindowDataset({str(self.shards.folder)!r}: {len(self)} windows of {self.window_ticks} ticks, one every "
+            f"{self.stride_ticks}, from {len(self._rows)} clips; {', '.join(self.arrays)}"
+            f"{'' if self.normalized else ', raw'}{f'; clips left out: {lacking}' if lacking else ''})"
+        )
+
+    def _usable(self, required: set[str]) -> tuple[list[ManifestRow], dict[str, int]]:
+        """The clips that have a window and all required parts, and how many others there are, by what they lack."""
+        long_enough = [row for row in self.shards.rows if row.ticks >= self.window_ticks]
+        usable = [row for row in long_enough if required <= set(row.present)]
+        left_out = {
+            "too short": len(self.shards) - len(long_enough),
+            "without a required part": len(long_enough) - len(usable),
+        }
+        if not usable:
+            longest = max(row.ticks for row in self.shards.rows)
+            parts = f" with {', '.join(sorted(required))}" if required else ""
+            raise UsageFault(
+                f"{self.shards.folder}: a clip of at least {self.window_ticks} ticks{parts} expected, found none among "
+                f"{len(self.shards)}; the longest has {longest} ticks: take shorter windows or require less"
+            )
+        return usable, left_out
+
+    def _windows_of(self, row: ManifestRow) -> int:
+        return 1 + (row.ticks - self.window_ticks) // self.stride_ticks
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The clip and first tick of a window."""
+        window = index + len(self) if index < 0 else index
+        if not 0 <= window < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        number = bisect_right(self._first_windows, window) - 1
+        return number, (window - self._first_windows[number]) * self.stride_ticks
+
+    def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
+        """Which channels a clip has, by array that was asked for; few clips differ in this."""
+        if row.present not in self._masks:
+            has_gesture = np.zeros(LAYOUT.channels, np.bool_)
+            for part in GESTURE_PARTS:
+                has_gesture[getattr(LAYOUT, part)] = part in row.present
+            audio, text = "audio" in row.present, "text" in row.present
+            found = {
+                "gesture": has_gesture,
+                "jaw_eyes": np.full(JAW_EYES, "jaw_eyes" in row.present),
+                "mel": np.full(MEL_BANDS, audio),
+                "waveform": np.array(audio),
+                "text_tokens": np.array(text),
+            }
+            self._masks[row.present] = {name: found[name] for name in self.arrays if name in found}
+        return self._masks[row.present]
+
+    def _read_window(self, name: str, number: int, start_tick: int, out: F32) -> None:
+        """Put a window of an array into `out`."""
+        track, has = _TRACKS[name], self._masks_of(self._rows[number])[name]
+        if not has.any():
+            out.fill(0.0 if self.normalized else np.nan)
+            return
+        flat = out.reshape(-1)
+        first = start_tick * track.rows_per_tick * max(1, track.channels)
+        values = self._values(name, number)[first : first + len(flat)]
+        if len(values) != len(flat):
+            row = self._rows[number]
+            shown = f"{self.shards.reader.source.describe(row.shard)}: {row.key}: {name}"
+            raise DataError(f"{shown}: {row.ticks} ticks expected as in the manifest, found fewer. {VERIFY}")
+        if name in self._scales:
+            self._scales[name].normalise_into(values, flat)
+        else:
+            np.copyto(flat, values)
+        if self.normalized and not has.all():
+            out[:, ~has] = 0.0
+
+    def _values(self, name: str, number: int) -> F32:
+        """All numbers of a clip's array: a view of its shard, or what FLAC was decoded to."""
+        row, member = self._rows[number], _TRACKS[name].member
+        if member in row.members:
+            if self._members is None:
+                widths = {track.member: track.channels for track in _TRACKS.values()}
+                self._members = MappedMembers(
+                    self.shards.reader, self._rows, widths, self._marks.numpy(), verify=self._verify
+                )
+            return self._members.floats(number, member)
+
+        def decode() -> F32:
+            found = self.shards.reader.waveform(row)
+            return np.empty(0, np.float32) if found is None else found
+
+        return self._decoded.get(number, decode, lambda samples: samples.nbytes)
+
+    def _slot_codec(self) -> SlotCodec:
+        if self._codec is None:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a worker
+            self._codec = SlotCodec(self._tokenizer)
+        return self._codec
+
+    def _slots(self, number: int) -> npt.NDArray[np.int32]:
+        """Text slots (ticks,) of a clip."""
+
+        def make() -> npt.NDArray[np.int32]:
+            row = self._rows[number]
+            words = [{"word": w.word, "start": w.start_s, "end": w.end_s} for w in self.shards.reader.timed_words(row)]
+            return self._slot_codec().encode(words, row.ticks).ids
+
+        return self._recent.get(("slots", number), make, lambda slots: slots.nbytes)
+
+    def _timed_words(self, number: int, start_tick: int) -> tuple[Word, ...]:
+        """The words that overlap a window, times from its start and cut at its edges."""
+        words = self._recent.get(
+            ("words", number),
+            lambda: self.shards.reader.timed_words(self._rows[number]),
+            lambda found: _WORD_BYTES * len(found),
+        )
+        start_s, length_s = start_tick / TICKS_PER_SECOND, self.window_ticks / TICKS_PER_SECOND
+        return tuple(
+            Word(word.word, max(0.0, word.start_s - start_s), min(length_s, word.end_s - start_s))
+            for word in words
+            if word.start_s < start_s + length_s - _TOUCH_S and word.end_s > start_s + _TOUCH_S
+        )
+
+
+def _chosen(what: str, names: Texts, known: Sequence[str]) -> tuple[str, ...]:
+    """Names without doubles, each a known one."""
+    found = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise UsageFault(f"{what}: {', '.join(known)} expected, found {unknown[0]!r}")
+    return found
+
+
+def _scale(base: ShardSet, name: str, window_ticks: int) -> Scale:
+    """The scale of an array; raises UsageFault where the train split is empty, DataError for damaged statistics."""
+    source = base.folder / STATS_FILE
+    if not base.statistics.get("samples"):
+        raise UsageFault(
+            f"{source}: made of 0 train samples, so there is nothing to normalize by: take normalized=False, or put "
+            "recordings into the train split with omniges preprocess --split-csv"
+        )
+    track = _TRACKS[name]
+    found = base.statistics.get(name) or _statistics(base, track.member)
+    try:
+        mean, std = (np.asarray(found[of], dtype=np.float64) for of in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{source}: mean and std of {name} expected ({error!r}). {VERIFY}") from error
+    if mean.shape != (track.channels,) or std.shape != mean.shape or not np.isfinite(mean + std).all() or std.min() < 0:
+        raise DataError(f"{source}: {track.channels} finite means and deviations of {name} expected. {VERIFY}")
+    scale = Scale(mean.astype(np.float32), divisors(std))
+    return scale.tiled(min(window_ticks, _TILE_TICKS) * track.rows_per_tick)
+
+
+def _statistics(base: ShardSet, member: str) -> dict[str, Any]:
+    """Statistics of an array over the folder's train split, where stats.json has none of it (version 1)."""
+    rows = [row for row in base.reader.rows if row.split == "train"]
+    return combine([partial_of(base.reader.array(row, member)) for row in rows])

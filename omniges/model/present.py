@@ -1,0 +1,65 @@
+"""What the windows of a batch have of their streams, on the host and on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omniges.model.streams import STREAMS, StreamName
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, U8, Bools, channel_flags, part_flags
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What B windows have; batches in which nothing is absent have none of it."""
+
+    streams: Bools  # (B, 3) on the host, columns as STREAMS
+    lacking: Tensor  # (B, 7) float32, 1 for each of `STREAM_PARTS` that is absent: what the model is told
+    masks: Mapping[StreamName, Tensor]  # bool (B, 415) of gesture channels, (B, 1) of other streams and of latents
+
+    def at(self, rows: Tensor) -> Present:
+        """Return the device's side of some windows (R,)."""
+        masks = {name: mask[rows] for name, mask in self.masks.items()}
+        return replace(self, lacking=self.lacking[rows], masks=masks)
+
+
+def streams_present(bits: U8) -> Bools | None:
+    """Return which streams (B, 3) windows with bits (B,) of `STREAM_PARTS` have; None where all have all."""
+    if (bits == ALL_PRESENT).all():
+        return None
+    return np.stack([bits & STREAM_BITS[name] != 0 for name in STREAMS], axis=1)
+
+
+def present_of(bits: U8, device: torch.device, latents: Collection[StreamName] = ()) -> Present | None:
+    """Return what windows have, on a device; None where nothing is absent.
+
+    Args:
+        bits: (B,), of `STREAM_PARTS`.
+        device: of the model.
+        latents: streams that are a codec's latents, which are there or not as a whole.
+    """
+    streams = streams_present(bits)
+    if streams is None:
+        return None
+    masks: dict[StreamName, Bools] = {name: streams[:, [k]] for k, name in enumerate(STREAMS)}
+    if "gesture" not in latents:
+        masks["gesture"] = channel_flags(bits)
+    lacking = torch.from_numpy(1 - part_flags(bits).astype(np.float32))
+    return Present(
+        streams,
+        lacking.to(device, non_blocking=True),
+        {name: torch.from_numpy(mask).to(device, non_blocking=True) for name, mask in masks.items()},
+    )
+
+
+def masked(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return tokens (B, N, C) with zeros where a mask (B, V) of a row's numbers, or (B, 1), is false.
+
+    What was there does not matter: it may be NaN.
+    """
+    columns = mask if mask.shape[1] == 1 else mask.repeat(1, tokens.shape[-1] // mask.shape[1])
+    return torch.where(columns[:, None], tokens, 0.0)

@@ -1,0 +1,93 @@
+"""Which parts of its streams a sample has, as bits, and what stands in the place of absent ones.
+
+Absent channels are NaN on disk. Readers mask them by these bits, never by looking for NaN, so that a NaN in a channel
+that should be there stays visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.features.gesture import LAYOUT, GestureClip
+from omniges.shards.schema import GESTURE_PARTS, Part
+
+U8 = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+STREAM_PARTS: Final[tuple[Part, ...]] = ("text", "audio", *GESTURE_PARTS)
+"""The parts that streams are made of; bit k of a sample's bits says whether it has part k."""
+ALL_PRESENT: Final = (1 << len(STREAM_PARTS)) - 1
+STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~0b11}
+"""The bits of each stream; a sample has a stream where it has any of its parts."""
+BODY_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root")
+"""The parts that place joints."""
+
+
+def present_bits(parts: Collection[str]) -> int:
+    """Return the bits of a sample that has some parts; names of other parts count for nothing."""
+    return sum(1 << k for k, part in enumerate(STREAM_PARTS) if part in parts)
+
+
+def absent_parts(bits: int) -> tuple[Part, ...]:
+    """Return the parts that a sample with these bits lacks."""
+    return tuple(part for k, part in enumerate(STREAM_PARTS) if not bits >> k & 1)
+
+
+def part_flags(bits: U8) -> Bools:
+    """Return which parts (N, 7) samples with bits (N,) have, in the order of `STREAM_PARTS`."""
+    return (bits[:, None] >> np.arange(len(STREAM_PARTS), dtype=np.uint8) & 1).astype(np.bool_)
+
+
+def channel_flags(bits: U8) -> Bools:
+    """Return which gesture channels (N, 415) samples with bits (N,) have."""
+    found = np.empty((len(bits), LAYOUT.channels), np.bool_)
+    flags = part_flags(bits)
+    for part in GESTURE_PARTS:
+        found[:, getattr(LAYOUT, part)] = flags[:, [STREAM_PARTS.index(part)]]
+    return found
+
+
+@cache
+def absent_channels(bits: int) -> tuple[slice, ...]:
+    """Return the gesture channels that a sample with these bits lacks."""
+    return tuple(getattr(LAYOUT, part) for part in absent_parts(bits) if part in GESTURE_PARTS)
+
+
+def trained_bits(statistics: Mapping[str, Any]) -> int:
+    """Return the bits of the parts that some train sample has, from stats.json; of version 1 all of them."""
+    gesture = statistics.get("gesture", {})
+    if "counts" not in gesture:
+        return ALL_PRESENT
+    counts = np.asarray(gesture["counts"])
+    there = {part for part in GESTURE_PARTS if counts[getattr(LAYOUT, part)].any()}
+    there |= {"audio"} if any(statistics["mel"]["counts"]) else set()
+    there |= {"text"} if statistics["words"]["total"] else set()
+    return present_bits(there)
+
+
+def rest_channels() -> npt.NDArray[np.float32]:
+    """Return the gesture channels (415,) of a body at rest: no rotation, no step, height 0, no expression."""
+    rest = np.zeros(LAYOUT.channels, np.float32)
+    rest[LAYOUT.rotations].reshape(-1, 6)[:, [0, 4]] = 1.0  # the first two rows of the identity
+    return rest
+
+
+def at_rest(clip: GestureClip, present: Collection[str]) -> GestureClip:
+    """Return a clip whose absent parts are at rest, for what needs a whole body; the clip itself where it has all."""
+    lacking = absent_channels(present_bits(present) | ~STREAM_BITS["gesture"] & ALL_PRESENT)
+    if lacking:
+        gesture, rest = clip.gesture.copy(), rest_channels()
+        for columns in lacking:
+            gesture[:, columns] = rest[columns]
+        clip = replace(clip, gesture=gesture)
+    if "root" not in present:
+        clip = replace(clip, start_xz=np.zeros(2))
+    if "jaw_eyes" not in present:
+        clip = replace(clip, jaw_eyes=np.zeros_like(clip.jaw_eyes))
+    return clip

@@ -1,0 +1,235 @@
+"""`WindowDataset` gives windows as plain numpy cuts them out of whole samples, in any number of processes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.data.distributed import DistributedSampler
+
+from omniges.data.samples import Sample, Word, open_shards
+from omniges.data.windows import ARRAYS, WindowDataset
+from omniges.errors import DataError, OmnigesError, UsageFault
+from omniges.features.text_slots import SlotCodec
+
+ROWS = {"gesture": 3, "jaw_eyes": 3, "mel": 10, "waveform": 1600}
+
+
+def recorded(sample: Sample, name: str, start_tick: int, ticks: int) -> np.ndarray[Any, Any]:
+    """The rows of a window, cut out of the whole sample."""
+    whole = getattr(sample, name)
+    assert whole is not None
+    cut: np.ndarray[Any, Any] = whole[start_tick * ROWS[name] : (start_tick + ticks) * ROWS[name]]
+    return cut
+
+
+@pytest.mark.parametrize("name", ["whole_set", "version_1"])
+def test_raw_windows_are_cut_out_of_whole_samples(name: str, request: pytest.FixtureRequest) -> None:
+    """Every window of a stride that does not divide it, every array."""
+    folder: Path = request.getfixturevalue(name)
+    data = WindowDataset(folder, window_ticks=10, stride_ticks=4, arrays=ARRAYS, normalized=False, split=None)
+    shards = open_shards(folder)
+    codec = SlotCodec((folder / "tokenizer.json").read_bytes())
+    expected = [(row.key, start) for row in shards.rows for start in range(0, row.ticks - 9, 4)]
+    items = [data[number] for number in range(len(data))]
+    assert [(item["key"], item["start_tick"]) for item in items] == expected
+    for item in items:
+        sample, start = shards[item["key"]], item["start_tick"]
+        for array in ROWS:
+            assert np.array_equal(item[array], recorded(sample, array, start, 10))
+            assert item["present"][array].all()
+        words = [{"word": w.word, "start": w.start_s, "end": w.end_s} for w in sample.words]
+        ids = codec.encode(words, sample.frames // 3).ids[start : start + 10]
+        assert item["text_tokens"].tolist() == ids.tolist()
+        spoken = [w for w in sample.words if w.start_s < start / 10 + 1 - 1e-6 and w.end_s > start / 10 + 1e-6]
+        assert item["words"] == " ".join(w.word for w in spoken)
+        assert [w.word for w in item["timed_words"]] == [w.word for w in spoken]
+        for timed, word in zip(item["timed_words"], spoken, strict=True):
+            assert timed.start_s == pytest.approx(max(0, word.start_s - start / 10))
+            assert timed.end_s == pytest.approx(min(1, word.end_s - start / 10))
+        assert data.speaker_names[item["speaker"]] == sample.speaker
+        assert item["labels"] == sample.labels
+    assert data.vocabulary_size == 1 + 4 * codec.pieces
+
+
+def test_normalized_windows_are_those_of_stats_json(whole_set: Path, version_1: Path) -> None:
+    """(x − mean) / std in float32; jaw_eyes of version 1 by statistics over its own train split."""
+    statistics = json.loads((whole_set / "stats.json").read_bytes())
+    for folder in (whole_set, version_1):
+        arrays = ("gesture", "mel", "jaw_eyes", "waveform")
+        data = WindowDataset(folder, window_ticks=7, split="val", arrays=arrays)
+        shards = open_shards(folder)
+        for item in (data[0], data[-1]):
+            for name in ("gesture", "mel", "jaw_eyes"):
+                mean, std = (np.array(statistics[name][of]) for of in ("mean", "std"))
+                divisor = np.where(std < 1e-6, 1, std).astype(np.float32)
+                raw = recorded(shards[item["key"]], name, item["start_tick"], 7)
+                assert np.array_equal(item[name], (raw - mean.astype(np.float32)) / divisor)
+            raw = recorded(shards[item["key"]], "waveform", item["start_tick"], 7)
+            assert np.array_equal(item["waveform"], raw)
+
+
+def test_what_is_absent_is_masked_zero_normalized_and_nan_raw(partial_set: Path) -> None:
+    """By the parts that each sample names, for every array."""
+    arrays = ("gesture", "jaw_eyes", "mel", "waveform", "text_tokens")
+    normalized = WindowDataset(partial_set, window_ticks=20, arrays=arrays)
+    raw = WindowDataset(partial_set, window_ticks=20, arrays=arrays, normalized=False)
+    channels = {"upper": (0, 78), "hands": (78, 258), "lower": (258, 312), "root": (312, 315), "face": (315, 415)}
+    for one, other in zip(normalized, raw, strict=True):  # type: ignore[arg-type]
+        sample = open_shards(partial_set)[one["key"]]
+        has = {name: np.ones(1, bool) for name in arrays}
+        has["gesture"] = np.concatenate(
+            [np.full(stop - start, part in sample.present) for part, (start, stop) in channels.items()]
+        )
+        has |= {"jaw_eyes": np.full(9, "jaw_eyes" in sample.present), "mel": np.full(64, "audio" in sample.present)}
+        has |= {"waveform": np.array("audio" in sample.present), "text_tokens": np.array("text" in sample.present)}
+        for name in arrays:
+            assert np.array_equal(one["present"][name], has[name])
+            if name != "text_tokens":
+                there = np.broadcast_to(has[name], one[name].shape)
+                values = one[name].numpy()
+                assert np.isfinite(values).all()
+                assert (values[~there] == 0).all()
+                assert np.array_equal(np.isnan(other[name].numpy()), ~there)
+        assert "text" in sample.present or not one["text_tokens"].any()
+
+
+def test_clips_that_are_short_or_lack_a_part_are_left_out_and_counted(partial_set: Path, whole_set: Path) -> None:
+    data = WindowDataset(whole_set, window_ticks=23, split=None)
+    assert (len(data), data.left_out) == (5, {"too short": 3, "without a required part": 0})
+    data = WindowDataset(partial_set, window_ticks=5, require=("text", "hands"))
+    assert (len(data), data.left_out) == (2 * 4, {"too short": 0, "without a required part": 6})
+    assert "clips left out: 6 without a required part" in repr(data)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return bool(one == other)
+
+
+def test_batches_are_the_items_stacked(whole_set: Path) -> None:
+    """By our collating and by torch's, asked for one by one and together."""
+    plain = tuple(name for name in ARRAYS if name != "timed_words")
+    data = WindowDataset(whole_set, window_ticks=5, arrays=plain)
+    expected = default_collate([data[number] for number in (3, 0, 9)])
+    for items in ([data[number] for number in (3, 0, 9)], data.__getitems__([3, 0, 9])):
+        assert same(WindowDataset.collate(items), expected)
+        assert same(default_collate(items), expected)
+    data = WindowDataset(whole_set, window_ticks=5, arrays=ARRAYS)
+    words = data.collate(data.__getitems__([3, 0]))["timed_words"]
+    assert words == [data[3]["timed_words"], data[0]["timed_words"]]
+    assert isinstance(words[0][0], Word)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_worker_processes_read_the_same(whole_set: Path, start: str) -> None:
+    """Two workers, forked and spawned, after this process has read some windows itself; digests are marked for all."""
+    data = WindowDataset(whole_set, window_ticks=5, arrays=ARRAYS)
+    expected = [data.collate([data[k] for k in range(n, min(n + 4, len(data)))]) for n in range(0, len(data), 4)]
+    fresh = WindowDataset(whole_set, window_ticks=5, arrays=ARRAYS)
+    for one in (data, fresh):
+        loader = DataLoader(one, 4, num_workers=2, multiprocessing_context=start, collate_fn=one.collate)
+        assert all(same(found, wanted) for found, wanted in zip(loader, expected, strict=True))
+    assert fresh._marks.sum() == data._marks.sum() == 4 * 6
+
+
+def test_a_pickled_dataset_reads_the_same(whole_set: Path) -> None:
+    data = WindowDataset(whole_set, window_ticks=5, arrays=ARRAYS)
+    before = data[2]
+    assert same(pickle.loads(pickle.dumps(data))[2], before)  # noqa: S301 - our own
+
+
+def test_ranks_share_the_windows(whole_set: Path) -> None:
+    """Each window once among three ranks, but for those that fill the last round."""
+    data = WindowDataset(whole_set, window_ticks=5, stride_ticks=2)
+    seen = []
+    for rank in range(3):
+        sampler: DistributedSampler[Any] = DistributedSampler(data, 3, rank, seed=5)
+        for batch in DataLoader(data, 4, sampler=sampler):
+            seen += list(zip(batch["key"], batch["start_tick"].tolist(), strict=True))
+    assert set(seen) == {(item["key"], item["start_tick"]) for item in data}  # type: ignore[attr-defined]
+    assert len(seen) == -(-len(data) // 3) * 3
+
+
+def test_an_open_set_is_taken_with_its_filters(whole_set: Path) -> None:
+    """Numbers of speakers stay those of the whole set."""
+    data = WindowDataset(open_shards(whole_set, speakers="speaker1"), window_ticks=5, arrays="speaker", split="val")
+    assert {item["speaker"] for item in data} == {1}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"arrays": ("gesture", "motion")}, "arrays: gesture, jaw_eyes, mel, .* expected, found 'motion'"),
+        ({"require": "hand"}, "require: text, audio, .* expected, found 'hand'"),
+        ({"window_ticks": 0}, "at least 1 expected, found 0"),
+        ({"stride_ticks": 0}, "at least 1 expected, found 10 and 0"),
+        ({"window_ticks": 900}, "a clip of at least 900 ticks expected, found none among 6; the longest has 25 ticks"),
+        ({"split": "test"}, "choose from train, val"),
+        ({"speakers": "scott"}, "choose from speaker0, speaker1"),
+    ],
+)
+def test_an_argument_that_is_none_is_one_clear_line(whole_set: Path, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageFault, match=told) as caught:
+        WindowDataset(whole_set, **({"window_ticks": 10} | arguments))
+    assert "\n" not in str(caught.value)
+
+
+def test_waveforms_and_statistics_that_are_not_there(tmp_path: Path) -> None:
+    from sample_set_builders import take, write_takes
+
+    folder = write_takes(tmp_path / "shards", [take("1_a_0_1_1", 2.0, split="val")], keep_audio=False)
+    with pytest.raises(UsageFault, match="preprocess again with --keep-audio"):
+        WindowDataset(folder, split="val", window_ticks=5, arrays="waveform")
+    with pytest.raises(UsageFault, match=r"made of 0 train samples, .* normalized=False"):
+        WindowDataset(folder, split="val", window_ticks=5)
+    assert len(WindowDataset(folder, split="val", window_ticks=5, normalized=False)) == 4
+
+
+@pytest.mark.parametrize("member", ["gesture.npy", "mel.npy", "jaw_eyes.npy", "audio.npy", "words.txt"])
+def test_a_flipped_bit_is_found_at_the_first_use(whole_set: Path, tmp_path: Path, member: str) -> None:
+    """With shard, key and member, wherever in the member it lies and wherever the window."""
+    folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
+    row = open_shards(folder, split="train").rows[0]
+    place = row.members[member]
+    data = bytearray((folder / row.shard).read_bytes())
+    data[place.offset + place.size - 1] ^= 1
+    (folder / row.shard).write_bytes(data)
+    arrays = ("gesture", "mel", "jaw_eyes", "waveform", "text_tokens")
+    windows = WindowDataset(folder, window_ticks=5, arrays=arrays)
+    with pytest.raises(DataError, match=rf"{row.shard}: {row.key}.{member} at byte {place.offset}: sha256"):
+        windows[0]
+
+
+def test_a_shard_of_another_size_or_gone_is_told(whole_set: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
+    data = WindowDataset(folder, window_ticks=5)
+    path = folder / data.shards.rows[0].shard
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"train-000000.tar: \d+ bytes expected, found \d+"):
+        data[0]
+    path.unlink()
+    with pytest.raises(OmnigesError, match="the shard is not there"):
+        data[0]
+
+
+def test_an_array_of_another_kind_is_told(whole_set: Path, tmp_path: Path) -> None:
+    """Where digests are not compared, the header is all the same: no other shape or type is read as numbers."""
+    folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
+    row = open_shards(folder, split="train").rows[0]
+    data = bytearray((folder / row.shard).read_bytes())
+    at = row.members["mel.npy"].offset
+    data[at : at + 128] = data[at : at + 128].replace(b"'<f4'", b"'<i4'")
+    (folder / row.shard).write_bytes(data)
+    with pytest.raises(DataError, match=r"mel.npy at byte \d+: an npy array \(200, 64\) of float32 expected"):
+        WindowDataset(folder, window_ticks=5, verify="never")[0]
