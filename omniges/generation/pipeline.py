@@ -309,16 +309,8 @@ class OmnigesPipeline:
         require_guidable(TASKS[name], sampling)
         windows = self._sampler.windows(overlap_ticks, name)
         self._sampler.codecs.require([TASKS[name]], Sources())
-        given: list[Given] = []
-        _require_inputs(name, {"audio": audio, "text": text, "gesture": gesture})
-        if audio is not None:
-            given.append(_audio(audio, audio_rate_hz, self._loaded.identity.loudness))
-        if gesture is not None:
-            given.append(_gesture(gesture))
-        if text is not None:
-            length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
-            given.append(self._text(text, speaking_rate, length_s))
-        item = _item(given, seconds, self._sampler.reading())
+        inputs = {"audio": audio, "text": text, "gesture": gesture}
+        item = self._item(name, inputs, audio_rate_hz, speaking_rate, seconds)
         conditions, said = self._sampler.codecs.conditions(item, windows)
         timelines = [Timeline(item.ticks, conditions, number, sample) for sample in range(num_samples)]
         worked = _told_to(callback, num_samples * item.ticks)
@@ -327,6 +319,26 @@ class OmnigesPipeline:
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
         remarks = (*item.remarks, *said, *(remark for one in item.given for remark in one.remarks))
         return OmnigesOutput(samples, name, (*remarks, *self._sampler.remarks_on_absent(TASKS[name].targets)))
+
+    def _item(
+        self,
+        task: str,
+        inputs: Mapping[str, Any],
+        audio_rate_hz: int | None,
+        speaking_rate: SpeakingRate | None,
+        seconds: float | None,
+    ) -> Input:
+        """The inputs of a task, read and cut to one length."""
+        _require_inputs(task, inputs)
+        given: list[Given] = []
+        if inputs["audio"] is not None:
+            given.append(_audio(inputs["audio"], audio_rate_hz, self._loaded.identity.loudness))
+        if inputs["gesture"] is not None:
+            given.append(_gesture(inputs["gesture"]))
+        if inputs["text"] is not None:
+            length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
+            given.append(self._text(inputs["text"], speaking_rate, length_s))
+        return _item(given, seconds, self._sampler.reading())
 
     def _sample(
         self, made: Mapping[StreamName, Any], item: Input, seed: int, spans: Sequence[tuple[int, int]] | None

@@ -250,8 +250,8 @@ class TestConditions:
         """In the first block's modulation; attention carries levels between streams in both modes."""
         model = trunk(conditioning=conditioning)
         given = inputs()
-        args = (list(STREAMS), given["levels"], None, None, None)
-        changed = (list(STREAMS), given["levels"] | {"text": torch.rand(BATCH)}, None, None, None)
+        args = (list(STREAMS), given["levels"], None, None, None, None)
+        changed = (list(STREAMS), given["levels"] | {"text": torch.rand(BATCH)}, None, None, None, None)
         before, after = model._conditions(*args), model._conditions(*changed)
         assert (not torch.equal(before["gesture"], after["gesture"])) == reaches
         assert not torch.equal(before["text"], after["text"])
