@@ -23,6 +23,7 @@ from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import Held, hear_samples
+from omniges.generation.conditions import asked_values, values_of
 from omniges.generation.inputs import (
     Given,
     Input,
@@ -172,6 +173,11 @@ class OmnigesPipeline:
         return self._loaded.identity.speakers
 
     @property
+    def condition_streams(self) -> tuple[str, ...]:
+        """Names that a call takes in `conditions`."""
+        return tuple(self._loaded.identity.conditions)
+
+    @property
     def window_seconds(self) -> float:
         """Length of the windows that longer inputs are cut into."""
         return self._loaded.identity.window_ticks / TICKS_PER_SECOND
@@ -192,6 +198,7 @@ class OmnigesPipeline:
         gesture: Path | str | npt.NDArray[np.floating] | None = None,
         seconds: float | None = None,
         speaker: str | None = None,
+        conditions: Mapping[str, Any] | None = None,
         num_samples: int = 1,
         num_inference_steps: int = 20,
         guidance_scale: float = 1.0,
@@ -214,6 +221,7 @@ class OmnigesPipeline:
             gesture: an SMPL-X NPZ, or channels (30 · seconds, 415) as shards hold them.
             seconds: at most so long; the length of an unconditional sample.
             speaker: whose manner; None: unknown.
+            conditions: values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
             num_samples: how many, told apart by their noise.
             num_inference_steps: see `SamplingSettings`, as are the next three.
             guidance_scale: weight of the inputs; 1: plain.
@@ -240,7 +248,9 @@ class OmnigesPipeline:
             last_level=last_level,
             solver=cast("Solver", solver),
         )
-        require_guidable(TASKS[name], sampling)
+        streams = self._loaded.identity.conditions
+        asked = asked_values(streams, list((conditions or {}).items()), "conditions")
+        require_guidable(TASKS[name], sampling, asked)
         windows = self._sampler.windows(overlap_ticks, name)
         self._sampler.codecs.require([TASKS[name]], Sources())
         given: list[Given] = []
@@ -253,8 +263,9 @@ class OmnigesPipeline:
             length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
             given.append(self._text(text, speaking_rate, length_s))
         item = _item(given, seconds, self._sampler.reading())
-        conditions, said = self._sampler.codecs.conditions(item, windows)
-        timelines = [Timeline(item.ticks, conditions, number, sample) for sample in range(num_samples)]
+        inputs, said = self._sampler.codecs.conditions(item, windows)
+        described = values_of(streams, asked, item.recording)
+        timelines = [Timeline(item.ticks, inputs, number, sample, described) for sample in range(num_samples)]
         worked = _told_to(callback, num_samples * item.ticks)
         made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)

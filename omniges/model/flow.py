@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, cast
 
@@ -47,6 +47,8 @@ class Windows:
     arrays: Mapping[StreamName, Tensor]  # gesture (B, 3 n, 415), audio (B, 10 n, 64), text (B, n): as shards hold them
     positions: Tensor  # (B,) int64, places in the sample sequence
     speakers: Tensor  # (B,) int64, 0: unknown
+    conditions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Values (B, …) of each condition stream of the model, and which samples have one (B,) bool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,13 @@ class FlowModel(nn.Module):
     """Trunk and streams together: the one module that is trained, kept and sampled from."""
 
     def __init__(
-        self, trunk: JointFlowTransformer, streams: Mapping[StreamName, Stream], absent: AbsentStreams = "left-out"
+        self,
+        trunk: JointFlowTransformer,
+        streams: Mapping[StreamName, Stream],
+        absent: AbsentStreams = "left-out",
+        encoders: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
+        """Name the parts; `encoders` turn the values (B, …) of condition streams into vectors (B, W)."""
         super().__init__()
         self.trunk = trunk
         self.absent = absent
@@ -76,10 +83,30 @@ class FlowModel(nn.Module):
         self._pooled_width: int | None = trunk.config["pooled_width"]
         self._rotary = trunk.rotary_periods_s is not None
         self.streams = nn.ModuleDict({name: streams[name] for name in STREAMS})
+        self.conditions = nn.ModuleDict(dict(encoders))
 
     def stream(self, name: StreamName) -> Stream:
         """One stream's tokens."""
         return cast("Stream", self.streams[name])
+
+    def describe(
+        self, conditions: Mapping[str, tuple[Tensor, Tensor]], kept: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor | None:
+        """Return what condition streams say of B samples as vectors (B, W); None where the model has no such stream.
+
+        The sum over the streams of their encoders' vectors; a stream without a value adds nothing.
+
+        Args:
+            conditions: values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
+            kept: for a stream some of whose values are dropped, which stay (B,) bool.
+        """
+        total: Tensor | None = None
+        for name, (values, known) in conditions.items():
+            here = known & kept[name] if name in kept else known
+            vectors = self.conditions[name](values)
+            own = torch.where(here[:, None], vectors, torch.zeros_like(vectors))
+            total = own if total is None else total + own
+        return total
 
     def forward(
         self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, dense: bool = False
@@ -95,6 +122,8 @@ class FlowModel(nn.Module):
         levels = torch.from_numpy(plan.levels).to(device, non_blocking=True)
         present = torch.from_numpy(plan.present).to(device, non_blocking=True)
         speakers = windows.speakers * torch.from_numpy(plan.speaker_known).to(device, non_blocking=True)
+        kept = {name: torch.from_numpy(rows).to(device, non_blocking=True) for name, rows in plan.kept.items()}
+        described = self.describe(windows.conditions, kept)
         total = self._untouched(plan)
         each = torch.zeros((batch, len(STREAMS)), device=device)
         for group in groups_of(plan, dense=dense):
@@ -105,6 +134,7 @@ class FlowModel(nn.Module):
                 levels[rows],
                 present[rows],
                 speakers[rows],
+                None if described is None else described[rows],
             )
             for name, (chosen, losses) in self._group_losses(group, taken, seed).items():
                 total = total + settings.weights[name] * losses.sum() / batch
@@ -121,8 +151,12 @@ class FlowModel(nn.Module):
         levels: Mapping[StreamName, Tensor],
         targets: Sequence[StreamName],
         speakers: Tensor,
+        described: Tensor | None = None,
     ) -> dict[StreamName, Tensor]:
-        """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,)."""
+        """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,).
+
+        ``described``: what `describe` gives for the samples.
+        """
         missing = [name for name in self.carried(targets) if name not in tokens]
         if missing:
             raise ValueError(f"this model carries absent streams as noise: pass tokens of {', '.join(missing)}")
@@ -133,6 +167,7 @@ class FlowModel(nn.Module):
             **self._places(tokens),
             pooled=self._pooled(speakers),
             speakers=speakers,
+            described=described,
             rows=dict.fromkeys(targets, every),
         )
         return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
@@ -175,6 +210,7 @@ class FlowModel(nn.Module):
             pooled=self._pooled(taken.speakers),
             present={name: taken.present[:, STREAMS.index(name)] for name in tokens if name in group.absent},
             speakers=taken.speakers,
+            described=taken.described,
             rows=targets,
         )
         found = {}
@@ -204,6 +240,7 @@ class _Taken:
     levels: Tensor  # (R, 3)
     present: Tensor  # (R, 3)
     speakers: Tensor  # (R,)
+    described: Tensor | None  # (R, W)
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:
@@ -289,9 +326,11 @@ def guided_clean(
     speakers: Tensor,
     guidance: float,
     carried: Mapping[StreamName, Tensor] = MappingProxyType({}),
+    described: Tensor | None = None,
 ) -> CleanOf:
     """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance.
 
+    ``described``: what `FlowModel.describe` gives for the samples; it is left out where the conditions are.
     ``carried``: noise (B, N, C) of the streams that `FlowModel.carried` names. It stands at level 1, the same at all
     steps, for a stream that is not given, and for one that is given where the conditions are left out.
     """
@@ -299,10 +338,13 @@ def guided_clean(
     def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
         seen = given if with_conditions else {}
         levels = dict.fromkeys(carried, torch.ones_like(at)) | dict.fromkeys(seen, torch.zeros_like(at))
-        return model.predict({**carried, **seen, **tokens}, levels | dict.fromkeys(tokens, at), targets, speakers)
+        every = {**carried, **seen, **tokens}, levels | dict.fromkeys(tokens, at), targets, speakers
+        if described is None or not with_conditions:
+            return model.predict(*every)
+        return model.predict(*every, described)
 
     def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
-        if not given or guidance == 1:
+        if (not given and described is None) or guidance == 1:
             return expected(tokens, at, with_conditions=True)
         without = expected(tokens, at, with_conditions=False)
         if guidance == 0:

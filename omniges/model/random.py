@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import math
+import zlib
 from typing import Final
 
 import torch
@@ -41,6 +42,17 @@ class Purpose(enum.IntEnum):
     NOISE_AUDIO = 34
 
 
+_NAMED: Final = 1 << 31
+
+
+def named_purpose(name: str) -> int:
+    """Return the purpose of dropping the condition stream of a name, which shares nothing with those of `Purpose`.
+
+    The CRC-32 of the name without its highest bit, plus 2³¹.
+    """
+    return _NAMED | (zlib.crc32(name.encode()) & (_NAMED - 1))
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox4x32-10 of four counter words and two key words, each 32 bits: four words, int64 in [0, 2³²).
 
@@ -61,7 +73,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def words(seed: int, positions: Tensor, purpose: Purpose, count: int) -> Tensor:
+def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
     """Random words (B, 4, ceil(count / 4)) int64 in [0, 2³²) for positions (B,) int64; seed in [0, 2⁶⁴)."""
     blocks = -(-count // 4)
     found = positions.new_empty((len(positions), 4, blocks))
@@ -77,12 +89,12 @@ def words(seed: int, positions: Tensor, purpose: Purpose, count: int) -> Tensor:
     return found
 
 
-def uniform(seed: int, positions: Tensor, purpose: Purpose, count: int = 1) -> Tensor:
+def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
     """Uniform draws (B, count) float32 on the 2²³ odd multiples of 2⁻²⁴, so never 0 and never 1."""
     return _unit(words(seed, positions, purpose, count)).flatten(1)[:, :count]
 
 
-def normal(seed: int, positions: Tensor, purpose: Purpose, count: int = 1) -> Tensor:
+def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
     """Standard normal draws (B, count) float32 by Box and Muller (1958); none is beyond 5.8."""
     unit = _unit(words(seed, positions, purpose, count))
     radius = unit[:, 0::2].log().mul_(-2.0).sqrt_()

@@ -9,7 +9,7 @@ columns are the streams in the order of `STREAMS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.errors import UsageFault
-from omniges.model.random import Purpose, normal, uniform
+from omniges.model.random import Purpose, named_purpose, normal, uniform
 from omniges.model.streams import STREAMS, StreamName
 
 Bools = npt.NDArray[np.bool_]
@@ -78,6 +78,8 @@ class FlowSettings:
     """Share of samples whose conditions have a level of their own, drawn as targets' are, instead of 0."""
     speaker_dropout: float = 0.1
     """Share of samples whose speaker is unknown."""
+    condition_stream_dropout: float = 0.1
+    """Share of samples that lose a condition stream, each on its own; those that lose all conditions lose it too."""
     weights: Mapping[StreamName, float] = field(default_factory=lambda: dict.fromkeys(STREAMS, 1.0))
     """Weight of each stream's loss."""
 
@@ -90,7 +92,7 @@ class FlowSettings:
             )
         if min(self.shares.values(), default=0) < 0 or sum(self.shares.values()) <= 0:
             raise UsageFault(f"task shares: found {dict(self.shares)}; expected no negative one and a positive sum")
-        for name in ("condition_dropout", "condition_noise", "speaker_dropout"):
+        for name in ("condition_dropout", "condition_noise", "speaker_dropout", "condition_stream_dropout"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UsageFault(f"{name.replace('_', ' ')}: found {value}; expected a share between 0 and 1")
@@ -109,13 +111,15 @@ class Plan:
     present: Bools  # (B, 3): targets, and conditions that were not dropped
     levels: F32  # (B, 3): 0 for a clean condition, 1 for what is absent
     speaker_known: Bools  # (B,)
+    kept: Mapping[str, Bools] = field(default_factory=dict)
+    """(B,) of each condition stream: whether a sample keeps its value; a stream that is not named is kept by all."""
 
 
-def draw_plan(settings: FlowSettings, seed: int, positions: I64) -> Plan:
-    """Draw the plan of positions (B,)."""
+def draw_plan(settings: FlowSettings, seed: int, positions: I64, conditions: Iterable[str] = ()) -> Plan:
+    """Draw the plan of positions (B,); `conditions` are the names of the model's condition streams."""
     where = torch.from_numpy(positions)
 
-    def chance(purpose: Purpose) -> F32:
+    def chance(purpose: int) -> F32:
         drawn: F32 = uniform(seed, where, purpose)[:, 0].numpy()
         return drawn
 
@@ -125,12 +129,15 @@ def draw_plan(settings: FlowSettings, seed: int, positions: I64) -> Plan:
     task = np.minimum(np.searchsorted(bounds, chance(Purpose.TASK), side="right"), last)
     target = _table("targets")[task]
     condition = _table("conditions")[task]
-    condition &= (chance(Purpose.CONDITION_DROPOUT) >= settings.condition_dropout)[:, None]
+    conditioned = chance(Purpose.CONDITION_DROPOUT) >= settings.condition_dropout
+    condition &= conditioned[:, None]
     noisy = condition & (chance(Purpose.CONDITION_NOISE) < settings.condition_noise)[:, None]
     drawn = np.stack([draw_levels(settings, seed, positions, _LEVEL[name]) for name in STREAMS], axis=1)
     levels = np.where(target | noisy, drawn, np.where(condition, 0.0, 1.0)).astype(np.float32)
     known = chance(Purpose.SPEAKER_DROPOUT) >= settings.speaker_dropout
-    return Plan(task, target, target | condition, levels, known)
+    rate = settings.condition_stream_dropout
+    kept = {name: conditioned & (chance(named_purpose(name)) >= rate) for name in conditions}
+    return Plan(task, target, target | condition, levels, known, kept)
 
 
 def draw_levels(settings: FlowSettings, seed: int, positions: I64, purpose: Purpose) -> F32:

@@ -214,7 +214,7 @@ class Loop:
         """
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):
-                plan = draw_plan(self._flow, self._settings.seed, positions)
+                plan = draw_plan(self._flow, self._settings.seed, positions, self._identity.conditions)
                 return self._learner.micro_step(windows, plan, last=last)
         except StopNow:
             return None

@@ -6,6 +6,7 @@ What cannot be is refused before the first step.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,10 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
+from omniges.conditions.base import ConditionStream, foreign
+from omniges.conditions.registry import find_streams, labels_read
 from omniges.data.catalog import Filters, read_catalog
+from omniges.data.conditions import require_readable, training_facts
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
@@ -165,7 +169,20 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
     shards = open_location(parse_location(text), cache, splits=splits)
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
-    return DataSource(read_catalog(shards.folder, Filters(split="train"), settings.codecs), weight, shards=shards)
+    labels = labels_read(find_streams(settings.condition_streams, "--condition-streams").values())
+    catalog = read_catalog(shards.folder, Filters(split="train"), settings.codecs, labels)
+    return DataSource(catalog, weight, shards=shards)
+
+
+def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics: bytes) -> dict[str, ConditionStream]:
+    """The condition streams by name, with what they learn of the train clips."""
+    facts = training_facts([source.catalog for source in data], json.loads(statistics))
+    found = {}
+    for name, kind in find_streams(settings.condition_streams, "--condition-streams").items():
+        with foreign(f"condition stream {name}", "learning from the training set"):
+            found[name] = kind.learn(facts)
+    require_readable(found, data[0].catalog.codecs)
+    return found
 
 
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
@@ -176,16 +193,18 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
         raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
     first = data[0].catalog
+    statistics = read_beside(first.folder, STATS_FILE, documents[0])
     identity = ModelIdentity(
         preset=cast("str", settings.preset) if start is None else start.preset,
         config=settings.model_config() if start is None else start.config,
         window_ticks=settings.window_ticks,
         speakers=speakers_of(data),
-        statistics=read_beside(first.folder, STATS_FILE, documents[0]),
+        statistics=statistics,
         tokenizer=first.tokenizer,
         codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
         latents=read_beside(first.folder, LATENTS_FILE, documents[0]) if first.codecs else b"",
         loudness=rules[0],
+        conditions=_conditions(settings, data, statistics),
     )
     return identity if start is None else start.adopt(identity)
 
