@@ -21,6 +21,7 @@ storage
 features
 formats
 shards | visualize
+conditions
 metrics | pipeline | verify | data | codecs
 model
 generation | pretrained
@@ -37,16 +38,16 @@ TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
 # What loads none of these when it is imported, in whole.
 OFFLINE = {
     *("errors", "version", "options", "progress", "workers", "storage", "features", "formats", "shards", "visualize"),
-    *("metrics", "pipeline", "verify", "exchange", "testing", "commands", "cli"),
+    *("conditions", "metrics", "pipeline", "verify", "exchange", "testing", "commands", "cli"),
 }
 ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which a codec imports, loads it too)
 FOR_GENERATION = {"data", "codecs", "model", "generation", "pretrained", "evaluation"}  # none of it loads the trainer
 READS_A_FILE = PACKAGE / "formats" / "arrays.py"  # the one file of formats that does
 # Where any exception is caught: one recording in a worker, threads that hand an exception to the one who waits, and
-# libraries that raise what they like.
+# libraries and packages of others that raise what they like.
 BOUNDARIES = {
     *("workers.py", "pipeline/worker.py", "storage/cache.py", "storage/remote.py"),
-    "codecs/text_vae/tokenizers.py",
+    *("codecs/text_vae/tokenizers.py", "conditions/base.py"),
 }
 UNSAFE = {"pickle", "dill", "joblib", "shelve", "marshal"}
 HARMLESS = {"pickle.UnpicklingError"}  # the name of an error
