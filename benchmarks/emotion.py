@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.features.gesture import gesture_from_motion
+from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.npz import decode_motion
 from omniges.shards.reader import ShardFolder
 
@@ -73,19 +74,20 @@ def train(folder: Path, minutes: float, window_ticks: int, batch: int) -> None:
     )
 
 
-def score(folder: Path, steps: int) -> dict[str, Any]:
+def score(folder: Path, seconds: float, steps: int) -> dict[str, Any]:
     """Generate for every held-out clip and emotion, and count the poses that follow."""
     shards = ShardFolder(folder / "shards")
     known = poses_by_emotion(shards)
     held_out = [row for row in shards.rows if row.split != "train"]
-    recorded = [told(pose_of(shards.gesture(row).gesture), known) == row.labels["emotion"] for row in held_out]
+    frames = round(seconds * FRAME_RATE_HZ)
+    recorded = [told(pose_of(shards.gesture(row).gesture[:frames]), known) == row.labels["emotion"] for row in held_out]
     table = {}
     for emotion in known:
         out = folder / "generated" / emotion
         omniges(
             *("generate", "--checkpoint", folder / "run", "--task", "a2g", "--shards", folder / "shards", "-o", out),
             *("--key", ",".join(row.key for row in held_out), "--condition", f"emotion={emotion}", "--steps", steps),
-            "--overwrite",
+            *("--seconds", seconds, "--overwrite"),
         )
         found = []
         for row in held_out:
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="Of each clip.")
     parser.add_argument("--window-ticks", type=int, default=32)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--generate-seconds", type=float, default=3.2, help="Of each result.")
     parser.add_argument("--steps", type=int, default=10, help="Sampling steps.")
     asked = parser.parse_args()
     began = time.monotonic()
@@ -119,7 +122,10 @@ def main() -> None:
         prepare(asked.folder, asked.clips, asked.seconds)
     if not (asked.folder / "run").exists():
         train(asked.folder, asked.minutes, asked.window_ticks, asked.batch)
-    found = score(asked.folder, asked.steps) | {"minutes": asked.minutes, "seconds": round(time.monotonic() - began)}
+    found = score(asked.folder, asked.generate_seconds, asked.steps) | {
+        "minutes": asked.minutes,
+        "seconds": round(time.monotonic() - began),
+    }
     print(json.dumps(found))
 
 
