@@ -63,9 +63,13 @@ class LabelStream(ConditionStream):
         return self.values[int(array)]
 
     def encoder(self, width: int) -> nn.Module:
-        """Return an embedding of the values, which begins as small as a speaker's."""
+        """Return an embedding of the values.
+
+        It begins large beside the levels, so that the zero modulations of the trunk learn to read it from the first
+        steps; one as small as a speaker's had changed nothing after 200 steps.
+        """
         from torch import nn  # noqa: PLC0415 - processes that load batches have no torch
 
         found = nn.Embedding(len(self.values), width)
-        nn.init.normal_(found.weight, std=0.02)
+        nn.init.normal_(found.weight, std=0.5)
         return found
