@@ -17,6 +17,7 @@ from omniges.data.window_reader import ClipReader
 from omniges.errors import UsageFault
 
 _STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
+_TILE_TICKS: Final = 64
 
 
 def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
@@ -43,7 +44,7 @@ def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str
         if lost:
             raise UsageFault(
                 f"--condition-streams {name}: it reads {lost[0]}, and {_STREAM_OF[lost[0]]} is latents of a codec in "
-                f"this run: leave one of them away"
+                "this run: leave one of them away"
             )
 
 
@@ -62,7 +63,10 @@ class ConditionReader:
         self._names = labels_read(streams.values())
         self._contents = {content for stream in streams.values() for content in stream.reads}
         self._tracks = tracks
-        self._plain = Normaliser.identity(tracks)
+        plain = Normaliser.identity(tracks)
+        self._plain = Normaliser(
+            plain.gesture.tiled(tracks.gesture.rows(_TILE_TICKS)), plain.audio.tiled(tracks.audio.rows(_TILE_TICKS))
+        )
 
     def fill(
         self, arrays: Mapping[str, npt.NDArray[Any]], row: int, source: int, sample: int, start: int, ticks: int
