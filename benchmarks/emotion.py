@@ -137,10 +137,10 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=96)
     parser.add_argument("--seconds", type=float, default=10.0, help="Of each clip.")
     parser.add_argument("--window-ticks", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tasks", default="all", help="Tasks to train, a2g among them.")
     parser.add_argument("--generate-seconds", type=float, default=3.2, help="Of each result.")
-    parser.add_argument("--steps", type=int, default=10, help="Sampling steps.")
+    parser.add_argument("--steps", type=int, default=8, help="Sampling steps.")
     asked = parser.parse_args()
     began = time.monotonic()
     if not (asked.folder / "shards" / "dataset.json").exists():
