@@ -30,7 +30,7 @@ from omniges.features.gesture import gesture_from_motion
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
-from omniges.model.flow import FlowModel, draw_noise, follow, guided_clean, step_levels
+from omniges.model.flow import Conditioning, FlowModel, draw_noise, follow, guided_clean, step_levels
 from omniges.model.spec import load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings
@@ -96,7 +96,7 @@ def generate(
     with torch.no_grad():
         given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
         noise = draw_noise(1, torch.arange(len(windows)), target, shape)
-        clean_of = guided_clean(model, given, (target,), spoken_by, sampling.guidance)
+        clean_of = guided_clean(model, Conditioning(given, spoken_by), (target,), sampling.guidance)
         made = follow({target: noise}, step_levels(sampling), clean_of, sampling.solver)
         return list(stream.arrays(made[target]).numpy())
 

@@ -10,17 +10,34 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Generic, TypeVar, cast
 
-from omniges.errors import EnvironmentFault, UsageFault
+from omniges.errors import EnvironmentFault, OmnigesError, UsageFault
 
 T = TypeVar("T")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LONGEST_REASON: Final = 200
+
+
+@contextmanager
+def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[None]:
+    """Turn whatever another package's code raises into one line.
+
+    Raises:
+        EnvironmentFault: the code raised something that is no error of ours.
+    """
+    try:
+        yield
+    except OmnigesError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        raise EnvironmentFault(f"{who}: {doing} failed ({reason}): {remedy}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +75,8 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Return every known name, built-in ones first; imports none of them."""
-        foreign = sorted(point.name for point in entry_points(group=self.group))
-        return tuple(dict.fromkeys([*self.builtin, *self._registered, *foreign]))
+        offered = sorted(point.name for point in entry_points(group=self.group))
+        return tuple(dict.fromkeys([*self.builtin, *self._registered, *offered]))
 
     def require(self, name: str, where: str = "") -> None:
         """Raise UsageFault for an unknown name; `where` is what the message begins with, else the noun and name."""
@@ -81,18 +98,18 @@ class Registry(Generic[T]):
             EnvironmentFault: An installed package takes a name that is taken, or cannot be loaded.
         """
         self.require(name)
-        foreign = [point for point in entry_points(group=self.group) if point.name == name]
+        offered = [point for point in entry_points(group=self.group) if point.name == name]
         own = ["omniges"] * (name in self.builtin) + ["this program"] * (name in self._registered)
-        if len(own) + len(foreign) > 1:
-            makers = [*own, *map(_distribution, foreign)]
+        if len(own) + len(offered) > 1:
+            makers = [*own, *map(_distribution, offered)]
             raise EnvironmentFault(
                 f"{self.noun} {name!r} comes from {' and from '.join(makers)}: expected one: uninstall or rename the "
                 "others"
             )
         if name in self._registered:
             return self._registered[name]
-        if foreign:
-            return self._loaded(foreign[0])
+        if offered:
+            return self._loaded(offered[0])
         return cast("T", EntryPoint(name, self.builtin[name], self.group).load())
 
     def all(self) -> dict[str, T]:
@@ -101,11 +118,8 @@ class Registry(Generic[T]):
 
     def _loaded(self, point: EntryPoint) -> T:
         what = f"{self.noun} {point.name!r} of {_distribution(point)}: {point.value}"
-        try:
+        with foreign(what, "loading", "update or uninstall that package"):
             found = point.load()
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-            raise EnvironmentFault(f"{what} cannot be loaded ({reason}): update or uninstall that package") from error
         if not self._fits(found):
             raise EnvironmentFault(
                 f"{what}: {self._expected} expected, found {found!r:.{_LONGEST_REASON}}: update or uninstall that "

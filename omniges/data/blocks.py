@@ -14,7 +14,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -82,7 +82,13 @@ def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int
     return descriptor, places, size
 
 
-def batch_layout(rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS) -> tuple[list[ArrayPlace], int]:
+Fields = Sequence[tuple[str, str, tuple[int, ...]]]
+"""Name, dtype and shape of arrays that a window has beside its tracks, such as those of condition streams."""
+
+
+def batch_layout(
+    rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()
+) -> tuple[list[ArrayPlace], int]:
     """Places of a batch's arrays in its block, and the block's bytes."""
     gesture, audio, text = tracks.gesture, tracks.audio, tracks.text
     slots_or_latents = ("<i4", (rows, window_ticks)) if text is None else ("<f4", (rows, text.latents, text.channels))
@@ -91,6 +97,7 @@ def batch_layout(rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS) ->
             ("gesture", "<f4", (rows, gesture.rows(window_ticks), gesture.channels)),
             ("audio", "<f4", (rows, audio.rows(window_ticks), audio.channels)),
             ("text", *slots_or_latents),
+            *((name, dtype, (rows, *shape)) for name, dtype, shape in conditions),
             *((name, "<i8", (rows,)) for name in ("positions", "sources", "epochs", "samples", "start_ticks")),
             ("progress", "<i8", (2,)),  # rows in the batch, and the row being filled
         ]
@@ -110,11 +117,14 @@ class BatchBlock:
     samples: I64
     start_ticks: I64
     progress: I64  # (2,)
+    conditions: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # (R, …) by name of the field
 
     @classmethod
     def of(cls, block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> BatchBlock:
         """The views of a block."""
-        return cls(**place_arrays(block, places))
+        views = place_arrays(block, places)
+        conditions = {name: views.pop(name) for name in list(views) if "." in name}
+        return cls(**views, conditions=conditions)
 
 
 class _Root(np.ndarray[Any, Any]):
@@ -128,8 +138,10 @@ class _Lease(np.ndarray[Any, Any]):
 class BlockStore:
     """Blocks for `rows` windows, as many as are lent or being filled; page-locked if `pin`."""
 
-    def __init__(self, rows: int, window_ticks: int, *, pin: bool, tracks: Tracks = PLAIN_TRACKS) -> None:
-        self._places, self.block_bytes = batch_layout(rows, window_ticks, tracks)
+    def __init__(
+        self, rows: int, window_ticks: int, *, pin: bool, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()
+    ) -> None:
+        self._places, self.block_bytes = batch_layout(rows, window_ticks, tracks, conditions)
         self.descriptor = new_memory("omniges-batches", 0)
         self._close = weakref.finalize(self, os.close, self.descriptor)
         self._pin = pin

@@ -37,7 +37,8 @@ from omniges.shards.schema import (
 from omniges.storage.canonical_json import canonical_json
 
 _LABELS: Final = ("split", "shard", "speaker", "language")
-_Labels = tuple[list[str], npt.NDArray[np.int32]]  # distinct texts, and the number (N,) of each row's
+LabelColumn = tuple[list[str], npt.NDArray[np.int32]]
+"""Distinct texts, and the number (N,) of each row's, -1 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,7 @@ class Catalog:
     tracks: Tracks = PLAIN_TRACKS
     codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream they stand for
     latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, where a codec is chosen
+    labels: Mapping[str, LabelColumn] = field(default_factory=dict)  # those that condition streams read
 
     def normaliser(self) -> Normaliser:
         """The scales of the arrays that batches hold.
@@ -160,12 +162,14 @@ class Catalog:
         return [names[number] for number in self.speaker[samples].tolist()]
 
 
-def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None) -> Catalog:
+def read_catalog(
+    folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None, labels: Sequence[str] = ()
+) -> Catalog:
     """Read the small files of a local shard folder and take the clips that the filters leave.
 
-    `codecs` names the codec whose latents stand for a stream: ``{"audio": "audioldm2-vae"}``. Raises UsageFault where
-    there is no such folder, its shards hold no such latents or nothing is left, DataError where a file is not what
-    dataset.json says or a row of the manifest contradicts itself.
+    `codecs` names the codec whose latents stand for a stream: ``{"audio": "audioldm2-vae"}``, `labels` those that
+    condition streams read. Raises UsageFault where there is no such folder, its shards hold no such latents or nothing
+    is left, DataError where a file is not what dataset.json says or a row of the manifest contradicts itself.
     """
     dataset = read_dataset(folder)
     statistics = json.loads(read_beside(folder, STATS_FILE, dataset))
@@ -176,21 +180,23 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
     words = CONTRACTS[dataset["version"]].words
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
         manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
-        labels = {name: manifest.labels(name) for name in _LABELS}
-        labels["emotion"] = manifest.labels_of("emotion")
-        chosen = np.flatnonzero(_selection(folder, manifest, labels, filters))
+        columns_of = {name: manifest.labels(name) for name in _LABELS}
+        columns_of |= {name: manifest.labels_of(name) for name in {"emotion", *labels} - columns_of.keys()}
+        chosen = np.flatnonzero(_selection(folder, manifest, columns_of, filters))
         keys = manifest.keys()[chosen]
         if not bool((keys[1:] > keys[:-1]).all()):
             order = np.argsort(keys, kind="stable")
             chosen, keys = chosen[order], keys[order]
         columns = [column_of(words if member == WORDS else member) for member in tracks.members]
-        table = _table(manifest, labels["shard"], dataset["shards"], chosen, keys, columns)
+        table = _table(manifest, columns_of["shard"], dataset["shards"], chosen, keys, columns)
     _check(folder, table)
-    speaker_names, speaker = labels["speaker"][0], labels["speaker"][1][chosen]
+    own = {name: (values, codes[chosen]) for name, (values, codes) in columns_of.items()}
+    speaker_names, speaker = own["speaker"]
+    read = {name: own[name] for name in sorted(labels)}
     return Catalog(
         folder=folder,
         manifest_hash=dataset["manifest_hash"],
-        content_hash=_content_hash(table, speaker_names, speaker),
+        content_hash=_content_hash(table, speaker_names, speaker, read),
         filters=filters,
         table=table,
         speaker=speaker,
@@ -200,15 +206,20 @@ def read_catalog(folder: Path, filters: Filters, codecs: Mapping[str, str] | Non
         tracks=tracks,
         codecs=entries,
         latents=latents,
+        labels=read,
     )
 
 
-def _content_hash(table: ClipTable, speaker_names: Sequence[str], speaker: npt.NDArray[np.int32]) -> str:
-    """Over keys, speakers, lengths, digests of members and absent parts, of all clips in key order."""
+def _content_hash(
+    table: ClipTable, speaker_names: Sequence[str], speaker: npt.NDArray[np.int32], labels: Mapping[str, LabelColumn]
+) -> str:
+    """Over keys, speakers, lengths, digests of members, absent parts and labels that are read, of all clips."""
     digest = hashlib.sha256(canonical_json([str(table.keys.dtype), list(speaker_names), list(table.digests.shape)]))
     partial = () if (table.present == ALL_PRESENT).all() else (table.present,)  # hashes of other sets stay as they were
     for array in (table.keys, speaker, table.frames, table.mel_frames, table.digests, *partial):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    for name, (values, codes) in labels.items():
+        digest.update(canonical_json([name, [values[code] if code >= 0 else "" for code in codes.tolist()]]))
     return digest.hexdigest()
 
 
@@ -234,7 +245,7 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
 
 
 def _selection(
-    folder: Path, manifest: ManifestColumns, labels: Mapping[str, _Labels], filters: Filters
+    folder: Path, manifest: ManifestColumns, labels: Mapping[str, LabelColumn], filters: Filters
 ) -> npt.NDArray[np.bool_]:
     """Which rows (N,) the filters leave; each filter in turn, so that the one that leaves nothing is named."""
     names, codes = labels["split"]
@@ -279,14 +290,14 @@ def _selection(
     return left & has
 
 
-def _among(column: _Labels, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _among(column: LabelColumn, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
     names, codes = column
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
 
 
 def _table(
     manifest: ManifestColumns,
-    shard_column: _Labels,
+    shard_column: LabelColumn,
     shards: Mapping[str, Any],
     rows: npt.NDArray[np.int64],
     keys: npt.NDArray[np.bytes_],

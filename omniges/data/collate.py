@@ -12,13 +12,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from omniges.conditions.base import ConditionStream
+from omniges.conditions.registry import layout, load_streams, specification
 from omniges.data.blocks import BatchBlock, batch_layout, map_memory, place_arrays
 from omniges.data.catalog import ClipTable
+from omniges.data.conditions import ConditionReader
 from omniges.data.order import Mixture, Picks
 from omniges.data.sequence import DataSource, Sequencing, order_of
 from omniges.data.tracks import PLAIN_TRACKS, STREAMS, Normaliser, Scale, Tracks
@@ -78,9 +82,11 @@ class Collator:
         tokenizer: bytes,
         stride: int,
         tracks: Tracks = PLAIN_TRACKS,
+        conditions: ConditionReader | None = None,
     ) -> None:
         """`stride` is the distance between the positions of successive blocks, by which the order is planned ahead."""
         self._order, self._readers, self._stride = order, tuple(readers), stride
+        self._conditions = conditions
         self._ticks = order.orders[0].window_ticks
         tile = min(self._ticks, _TILE_TICKS)
         self._scales = Normaliser(
@@ -119,6 +125,8 @@ class Collator:
                 block.text[row] = self._slots.slots(source, reader, sample)[start : start + ticks]
             elif self._scales.text is not None:
                 reader.read_text(sample, start, ticks, self._scales.text, text[row])
+            if self._conditions is not None:
+                self._conditions.fill(block.conditions, row, source, sample, start, ticks)
         # What the disk had to give shows in this count, read ahead or not: only then is asking ahead worth its calls.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
@@ -145,6 +153,7 @@ def make_setup(
     stride: int,
     normaliser: Normaliser,
     tokenizer: bytes,
+    conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Return what `make_collator` takes: a JSON document, and arrays by name."""
     document = {
@@ -154,6 +163,9 @@ def make_setup(
         "verify": verify,
         "stride": stride,
         "codecs": {stream: (entry.name, entry.as_json()) for stream, entry in data[0].catalog.codecs.items()},
+        "conditions": {name: specification(stream) for name, stream in conditions.items()},
+        "fields": layout(conditions),
+        "labels": [{name: values for name, (values, _) in source.catalog.labels.items()} for source in data],
     }
     arrays: dict[str, npt.NDArray[Any]] = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
     for stream in STREAMS:
@@ -164,6 +176,7 @@ def make_setup(
         marks = ReadMarks.blank(len(source.catalog.table))
         own = source.catalog.table.arrays() | {"data_starts": marks.data_starts, "verified": marks.verified}
         arrays |= {f"{number}.{name}": array for name, array in own.items()}
+        arrays |= {f"label.{number}.{name}": codes for name, (_, codes) in source.catalog.labels.items()}
     return document, arrays
 
 
@@ -175,23 +188,31 @@ def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[
     """A collator that reads by the document and marks what it has checked in the arrays."""
     tables, readers = [], []
     tracks = _tracks_of(document)
-    for number, specification in enumerate(document["sources"]):
+    for number, place in enumerate(document["sources"]):
         prefix = f"{number}."
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         marks = ReadMarks(own.pop("data_starts"), own.pop("verified"))
         tables.append(ClipTable(**own))
-        readers.append(ClipReader(tables[-1], open_source(specification), marks, document["verify"], tracks))
+        readers.append(ClipReader(tables[-1], open_source(place), marks, document["verify"], tracks))
     order = order_of(tables, document["weights"], Sequencing(**document["sequencing"]), tracks)
     streams = STREAMS[: len(tracks.arrays)]
     normaliser = Normaliser(*(Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"]) for stream in streams))
-    return Collator(order, readers, normaliser, arrays["tokenizer"].tobytes(), document["stride"], tracks)
+    conditions = None
+    if document["conditions"]:
+        labels = [
+            {name: (values, arrays[f"label.{number}.{name}"]) for name, values in own.items()}
+            for number, own in enumerate(document["labels"])
+        ]
+        conditions = ConditionReader(load_streams(document["conditions"]), readers, labels, tracks)
+    return Collator(order, readers, normaliser, arrays["tokenizer"].tobytes(), document["stride"], tracks, conditions)
 
 
 def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
     """Return the function with which a worker process fills the block of a number (`omniges.workers`)."""
     shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
     collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
-    places, size = batch_layout(setup["rows"], setup["sequencing"]["window_ticks"], _tracks_of(setup))
+    ticks, fields = setup["sequencing"]["window_ticks"], setup["fields"]
+    places, size = batch_layout(setup["rows"], ticks, _tracks_of(setup), fields)
     blocks: dict[int, BatchBlock] = {}
 
     def fill(number: int) -> Answer:

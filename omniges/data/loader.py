@@ -12,13 +12,16 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.conditions.base import ConditionStream
+from omniges.conditions.registry import layout
 from omniges.data.blocks import BlockStore, share_arrays
 from omniges.data.collate import Collator, make_collator, make_setup
 from omniges.data.order import RankShare
@@ -67,6 +70,8 @@ class Batch:
     speakers: tuple[str | None, ...]
     sources: tuple[int, ...]  # number of the folder in a mixture
     present: npt.NDArray[np.uint8]  # (B,) bits of `omniges.shards.present.STREAM_PARTS`; what is absent holds zeros
+    conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Values (B, …) of condition streams, and which windows have one (B,) bool."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -75,7 +80,11 @@ class Batch:
         """The same on another device, without waiting where the memory is page-locked."""
         names = ("gesture", "audio", "text", "positions", "start_ticks")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, **moved)
+        conditions = {
+            name: (values.to(device, non_blocking=True), known.to(device, non_blocking=True))
+            for name, (values, known) in self.conditions.items()
+        }
+        return replace(self, **moved, conditions=conditions)
 
 
 class BatchLoader:
@@ -93,8 +102,9 @@ class BatchLoader:
         settings: LoaderSettings | None = None,
         normaliser: Normaliser | None = None,
         tokenizer: bytes | None = None,
+        conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
     ) -> None:
-        """Statistics and tokenizer are those of the first folder unless given.
+        """Statistics and tokenizer are those of the first folder unless given; condition streams are by name.
 
         Raises UsageFault where no window is left or the statistics are of no sample, DataError where they are damaged.
         """
@@ -106,6 +116,7 @@ class BatchLoader:
         first = data[0].catalog
         self._normaliser = normaliser or first.normaliser()
         self._tokenizer = first.tokenizer if tokenizer is None else tokenizer
+        self._conditions = conditions
         self._position = 0  # of the next batch to hand over
         self._submitted = 0  # of the next batch to have read
         self._jobs = 0
@@ -193,10 +204,12 @@ class BatchLoader:
         settings, share = self._settings, self._share
         stride = share.micro_batch * max(1, settings.workers)
         document, arrays = make_setup(
-            self._data, self._sequencing, settings.verify, stride, self._normaliser, self._tokenizer
+            self._data, self._sequencing, settings.verify, stride, self._normaliser, self._tokenizer, self._conditions
         )
         pin = torch.cuda.is_available() if settings.pin_memory is None else settings.pin_memory
-        store = BlockStore(share.batch_size, self._sequencing.window_ticks, pin=pin, tracks=tracks_of(self._data))
+        fields, tracks = layout(self._conditions), tracks_of(self._data)
+        ticks = self._sequencing.window_ticks
+        store = BlockStore(share.batch_size, ticks, pin=pin, tracks=tracks, conditions=fields)
         if settings.workers:
             descriptor, places, size = share_arrays("omniges-clips", arrays)
             document |= {"rows": share.batch_size, "blocks_fd": store.descriptor}
@@ -287,6 +300,13 @@ class BatchLoader:
             speakers=tuple(speakers),
             sources=tuple(sources.tolist()),
             present=present,
+            conditions={
+                name: (
+                    torch.from_numpy(view.conditions[f"condition.{name}"][:rows]),
+                    torch.from_numpy(view.conditions[f"known.{name}"][:rows]),
+                )
+                for name in self._conditions
+            },
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -153,11 +153,14 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
     return Resumed(position, note)
 
 
-def trained_on(saved: Mapping[str, Any], folder: Path, codecs: Mapping[str, str]) -> list[int]:
+def trained_on(
+    saved: Mapping[str, Any], folder: Path, codecs: Mapping[str, str], labels: Sequence[str] = ()
+) -> list[int]:
     """Numbers of those folders of a saved state whose clips a local folder has, all that batches read of them.
 
     The manifests' hashes may differ by what batches do not read, such as latents of another codec; states of earlier
-    versions have no other ones. ``codecs``: of the model, names by stream. Raises DataError for a damaged folder.
+    versions have no other ones. ``codecs``: of the model, names by stream; ``labels``: those that its condition streams
+    read. Raises DataError for a damaged folder.
     """
     manifests, filters = saved.get("manifest_hashes") or [], saved.get("filters") or []
     contents = saved.get(_CONTENT) or [None] * len(manifests)
@@ -168,7 +171,7 @@ def trained_on(saved: Mapping[str, Any], folder: Path, codecs: Mapping[str, str]
         if not same and content is not None:
             # a UsageFault: it has no such clips or latents, so none that are the same
             with contextlib.suppress(UsageFault):
-                same = content == read_catalog(folder, Filters.from_json(chosen), codecs).content_hash
+                same = content == read_catalog(folder, Filters.from_json(chosen), codecs, labels).content_hash
         if same:
             numbers.append(number)
     return numbers

@@ -166,7 +166,7 @@ def require_fit(
     identity = load_identity(saved)
     loader = saved.document("state.json").get("loader")
     state = loader if isinstance(loader, dict) else {}
-    numbers = trained_on(state, shards.folder, identity.codec_names)
+    numbers = trained_on(state, shards.folder, identity.codec_names, identity.label_names)
     if not numbers:
         found = f"the checkpoint was trained on other shards than {shards.folder}"
         remarks.append(f"{found}: it does not say whether these clips were among them")

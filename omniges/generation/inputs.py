@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from omniges.conditions.base import Content, Recording
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, gesture_from_motion
@@ -25,6 +26,7 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICK
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words
 from omniges.generation.audio import ROWS_PER_TICK, Heard, Held, Spool, hear
+from omniges.generation.conditions import recording_of_sample
 from omniges.generation.settings import Sources
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
@@ -321,6 +323,12 @@ class Input:
     remarks: tuple[str, ...] = ()
     recorded: tuple[Given, ...] = ()  # what a sample of a shard folder has of what is to be made
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the given streams lack
+    sample: Recording | None = None  # what condition streams can read of a sample of a shard folder
+
+    @property
+    def recording(self) -> Recording:
+        """What condition streams can read of it: all of a sample, else what was given."""
+        return _recording(self.given) if self.sample is None else self.sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +413,21 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
             file = next(iter(own.values()))
             raise UsageFault(f"{file}: no --{lost[0]} file called {stem}: inputs belong together by name")
     return found
+
+
+def _all_words(words: Sequence[Mapping[str, Any]], _first: int, _ticks: int) -> Sequence[Mapping[str, Any]]:
+    return words
+
+
+def _recording(given: Sequence[Given]) -> Recording:
+    """What condition streams can read of a person's own files: no labels."""
+    contents: dict[Content, Callable[[int, int], Any]] = {}
+    for one in given:
+        if one.stream == "text":
+            contents["words"] = partial(_all_words, one.words)
+        else:
+            contents["mel" if one.stream == "audio" else "gesture"] = one.array
+    return Recording({}, contents)
 
 
 def _stem(file: str) -> str:
@@ -493,7 +516,8 @@ def _of_sample(
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
     manifest = folder.dataset["manifest_hash"]
     source = {"shards": str(folder.folder), "manifest_sha256": digest, "manifest_hash": manifest, "key": row.key}
-    item = Input(row.key, row.ticks, given, row.speaker, Body.of_sample(sample), source, recorded=recorded)
+    body, all_of_it = Body.of_sample(sample), recording_of_sample(sample)
+    item = Input(row.key, row.ticks, given, row.speaker, body, source, recorded=recorded, sample=all_of_it)
     item = replace(item, present=bits | ALL_PRESENT & ~needed)
     return cut_input(item, sources.seconds, reading)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -23,8 +23,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from omniges.conditions.base import Array, ValueOf, stacked
 from omniges.errors import DataError, UsageFault
-from omniges.model.flow import FlowModel, draw_noise, follow, guided_clean, step_levels
+from omniges.model.flow import Conditioning, FlowModel, draw_noise, follow, guided_clean, step_levels
 from omniges.model.present import masked
 from omniges.model.streams import STREAMS, Stream, StreamName
 from omniges.model.tasks import SamplingSettings
@@ -80,6 +81,8 @@ class Timeline:
     speaker: int  # 0: unknown
     sample: int  # tells samples of one seed apart
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the conditions lack
+    described: Mapping[str, ValueOf] = field(default_factory=dict)
+    """Of each condition stream of the model the value of a window."""
 
 
 def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
@@ -271,7 +274,9 @@ def _denoise(
     present = model.known_parts(np.array([x.timeline.present for x in stretches for _ in x.starts], np.uint8))
     if present is not None:
         conditions = {name: masked(x, present.masks[name]) for name, x in conditions.items()}
-    clean_of = guided_clean(model, conditions, targets, speakers, settings.guidance, carried, present)
+    described = _described(model, stretches, device)
+    conditioning = Conditioning(conditions, speakers, present, described)
+    clean_of = guided_clean(model, conditioning, targets, settings.guidance, carried)
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         windows = sum(len(stretch.starts) for stretch in stretches)
@@ -341,6 +346,28 @@ def _held(
     tokens = [ends[name] for n, ends in zip(counts, before, strict=True) if n]
     nothing = torch.zeros(0, stream.channels, device=device)
     return torch.cat(places).to(device), torch.cat([*tokens, nothing]), torch.cat(fades)[:, None].to(device)
+
+
+def condition_tensors(
+    values: Mapping[str, Sequence[Array | None]], device: torch.device
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return values of B windows as `FlowModel.describe` takes them, but for streams of which no window has one."""
+    found = {name: stacked(own) for name, own in values.items()}
+    return {
+        name: (torch.from_numpy(pair[0]).to(device), torch.from_numpy(pair[1]).to(device))
+        for name, pair in found.items()
+        if pair is not None
+    }
+
+
+def _described(model: FlowModel, stretches: Sequence[_Stretch], device: torch.device) -> Tensor | None:
+    """What condition streams say of all windows, (W, width)."""
+    values = {
+        name: [x.timeline.described[name](start, x.window) for x in stretches for start in x.starts]
+        for name in stretches[0].timeline.described
+    }
+    found = condition_tensors(values, device)
+    return model.describe(found) if found else None
 
 
 def _conditions(model: FlowModel, stretches: Sequence[_Stretch], device: torch.device) -> dict[StreamName, Tensor]:

@@ -28,6 +28,7 @@ from omniges.formats.audio import encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words
 from omniges.generation.audio import Held, hear_samples
+from omniges.generation.conditions import asked_values, values_of
 from omniges.generation.inputs import (
     NEUTRAL,
     Given,
@@ -238,6 +239,11 @@ class OmnigesPipeline:
         """Names that a call takes as `speaker`."""
         return self._loaded.identity.speakers
 
+    @property
+    def condition_streams(self) -> tuple[str, ...]:
+        """Names that a call takes in `conditions`."""
+        return tuple(self._loaded.identity.conditions)
+
     def speaking_rate(self, shards: Path | str) -> SpeakingRate:
         """Learn how fast words are spoken in the train split of a shard folder, for plain text.
 
@@ -257,6 +263,7 @@ class OmnigesPipeline:
         gesture: Path | str | Array | None = None,
         seconds: float | None = None,
         speaker: str | None = None,
+        conditions: Mapping[str, Any] | None = None,
         num_samples: int = 1,
         num_inference_steps: int = 20,
         guidance_scale: float = 1.0,
@@ -280,6 +287,7 @@ class OmnigesPipeline:
             gesture: an SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
             seconds: at most so long; the length of an unconditional sample.
             speaker: whose manner; None: unknown.
+            conditions: values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
             num_samples: how many, told apart by their noise.
             num_inference_steps: see `SamplingSettings`, as are the next three.
             guidance_scale: weight of the inputs; 1: plain.
@@ -306,13 +314,16 @@ class OmnigesPipeline:
             last_level=last_level,
             solver=cast("Solver", solver),
         )
-        require_guidable(TASKS[name], sampling)
+        streams = self._loaded.identity.conditions
+        asked = asked_values(streams, list((conditions or {}).items()), "conditions")
+        require_guidable(TASKS[name], sampling, asked)
         windows = self._sampler.windows(overlap_ticks, name)
         self._sampler.codecs.require([TASKS[name]], Sources())
         inputs = {"audio": audio, "text": text, "gesture": gesture}
         item = self._item(name, inputs, audio_rate_hz, speaking_rate, seconds)
-        conditions, said = self._sampler.codecs.conditions(item, windows)
-        timelines = [Timeline(item.ticks, conditions, number, sample) for sample in range(num_samples)]
+        tokens, said = self._sampler.codecs.conditions(item, windows)
+        described = values_of(streams, asked, item.recording)
+        timelines = [Timeline(item.ticks, tokens, number, sample, described=described) for sample in range(num_samples)]
         worked = _told_to(callback, num_samples * item.ticks)
         made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)

@@ -16,6 +16,7 @@ import numpy as np
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.generation.conditions import Asked, asked_values, shown_values, values_of
 from omniges.generation.inputs import NEUTRAL, Body, Input, PlannedInput, planned_inputs, read_body
 from omniges.generation.long_form import Timeline, WindowSettings, packed, window_borders, window_spans
 from omniges.generation.sampler import Codecs, Loaded, Sampler, load
@@ -61,6 +62,7 @@ def generate(
     sampler = Sampler(loaded.model, loaded.identity, codecs)
     windows = sampler.windows(settings.overlap_ticks, task)
     sampler.speaker_number(settings.speaker, named=True)
+    asked = asked_values(loaded.identity.conditions, settings.conditions, "--condition")
     body = None if settings.body is None else read_body(settings.body)
     recorded = TASKS[task].targets if settings.pictures else ()
     codecs.require([TASKS[task]], settings.sources)
@@ -72,7 +74,7 @@ def generate(
     make_folder(settings.out)
     shards = settings.sources.shards if settings.sources.from_shards else None
     known = None if shards is None else loaded.knows(shards)
-    job = _Job(settings, task, loaded, sampler, windows, body, voice, known)
+    job = _Job(settings, task, loaded, sampler, windows, body, voice, known, asked)
     progress = _Progress(len(inputs), settings.num_samples, count)
     records: list[Path] = []
     remarks: dict[str, None] = {}
@@ -175,6 +177,7 @@ class _Job:
     body: Body | None  # None: that of the input, else the average one
     voice: VoiceOf | None  # None: the task makes no audio
     known: bool | None  # whether the model was trained on the shards that samples are of
+    asked: Asked  # values of condition streams
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Made]:
         """Make and write the results of some inputs."""
@@ -184,8 +187,10 @@ class _Job:
             conditions, remarks = self.sampler.codecs.conditions(read, self.windows)
             item = replace(read, remarks=(*read.remarks, *remarks))
             speaker = self.sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
+            described = values_of(self.loaded.identity.conditions, self.asked, item.recording)
             asked += [
-                (item, Timeline(item.ticks, conditions, speaker, k, item.present)) for k in range(settings.num_samples)
+                (item, Timeline(item.ticks, conditions, speaker, k, item.present, described))
+                for k in range(settings.num_samples)
             ]
         for some in packed(asked, lambda one: len(window_spans(one[1].ticks, self.windows)), _MOST_WINDOWS):
             yield from self._sampled(some, worked)
@@ -205,17 +210,17 @@ class _Job:
                 )
             waiting[part.number].append(part.arrays())
             if part.last:
-                yield self._write(item, timeline.sample, waiting.pop(part.number))
+                yield self._write(item, timeline, waiting.pop(part.number))
 
     def _of_body(self, item: Input) -> Body:
         found = self.body or item.body or NEUTRAL
         start = self.settings.start_xz
         return found if start is None else replace(found, start_xz=np.array(start))
 
-    def _write(self, item: Input, sample: int, results: Results) -> _Made:
+    def _write(self, item: Input, timeline: Timeline, results: Results) -> _Made:
         """All files of a result, its record last; none of them where something comes between."""
         settings = self.settings
-        name = _names(item.name, settings.num_samples)[sample]
+        name = _names(item.name, settings.num_samples)[timeline.sample]
         path = settings.out / f"{name}.json"
         if settings.overwrite and path.exists():  # its record first, then what of its files is still as it was written
             earlier = _earlier_record(path)
@@ -238,15 +243,16 @@ class _Job:
             if settings.pictures:
                 picture = result_picture(name, self.task, item, results, self._of_body(item))
                 write("picture", ".png", [picture])
-            record = self._record(name, item, sample, results, entries)
+            record = self._record(name, item, timeline, results, entries)
             group.open(path).write(record.document())
         return path, record
 
     def _record(
-        self, name: str, item: Input, sample: int, results: Results, entries: Mapping[str, Mapping[str, str]]
+        self, name: str, item: Input, timeline: Timeline, results: Results, entries: Mapping[str, Mapping[str, str]]
     ) -> GeneratedRecord:
         settings, loaded, windows = self.settings, self.loaded, self.windows
-        borders = window_borders(window_spans(item.ticks, windows))
+        spans = window_spans(item.ticks, windows)
+        borders = window_borders(spans)
         chosen: dict[str, Any] = asdict(settings.sampling) | {
             "seed": settings.seed,
             "window_ticks": windows.window_ticks,
@@ -257,13 +263,14 @@ class _Job:
             "voice": None if self.voice is None else self.voice.name,
             "quantised": self.sampler.codecs.through_codes(TASKS[self.task].targets),
         }
+        chosen |= shown_values(loaded.identity.conditions, timeline.described, spans)
         of_inputs = [remark for given in item.given for remark in given.remarks]
         return GeneratedRecord(
             omniges=__version__,
             task=self.task,
             name=name,
             source=item.source,
-            sample=sample,
+            sample=timeline.sample,
             ticks=item.ticks,
             seconds=item.ticks / TICKS_PER_SECOND,
             files=entries,

@@ -70,7 +70,7 @@ class Loaded:
         loader = self.saved.document(STATE_FILE).get("loader", {}) if STATE_FILE in self.saved.files else {}
         if not loader.get("manifest_hashes"):
             return None
-        return bool(trained_on(loader, shards, self.identity.codec_names))
+        return bool(trained_on(loader, shards, self.identity.codec_names, self.identity.label_names))
 
     def facts(self) -> dict[str, Any]:
         """The model as a record names it."""

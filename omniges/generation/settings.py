@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
@@ -37,10 +38,17 @@ def task_named(name: str) -> str:
     )
 
 
-def require_guidable(task: Task, sampling: SamplingSettings) -> None:
-    """Raise UsageFault for a weight of inputs where the task has none."""
-    if sampling.guidance != 1 and not task.conditions:
+def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collection[Any] = ()) -> None:
+    """Raise UsageFault for a weight of inputs where the task has none; `conditions` are those of condition streams."""
+    if sampling.guidance != 1 and not task.conditions and not conditions:
         raise UsageFault(f"guidance {sampling.guidance:g}: this task has no inputs to weigh: leave it away")
+
+
+def _named_value(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageFault(f"{flag} {text}: NAME=VALUE such as emotion=happiness expected")
+    return name, value
 
 
 def _start(flag: str, text: str) -> tuple[float, float]:
@@ -108,6 +116,14 @@ class GenerateSettings:
     )
     continuous: bool = option(False, "Decode latents of a quantizing codec as they are, not snapped to codes first.")
     speaker: str | None = option(None, "Speaker style to generate in.", shown="the sample's, else unknown")
+    conditions: tuple[tuple[str, str], ...] = option(
+        (),
+        "Value of a condition stream, such as emotion=happiness; none leaves the stream out; may be repeated.",
+        "--condition",
+        metavar="NAME=VALUE",
+        parse=_named_value,
+        shown="the sample's own",
+    )
     body: Path | None = option(None, "NPZ whose betas, gender and start position are taken.", shown="the input's")
     start_xz: tuple[float, float] | None = option(
         None, "Start position in metres.", "--start", metavar="X,Z", shown="the input's", parse=_start
@@ -137,7 +153,7 @@ class GenerateSettings:
             raise UsageFault(f"{unread[0]}: this task makes no gesture: leave it away")
         if self.vocoder is not None and "audio" not in task.targets:
             raise UsageFault("--vocoder: this task makes no audio: leave it away")
-        require_guidable(task, self.sampling)
+        require_guidable(task, self.sampling, self.conditions)
 
 
 @dataclass(frozen=True, slots=True)

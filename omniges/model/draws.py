@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
@@ -58,6 +59,17 @@ class Purpose(enum.IntEnum):
     NOISE_AUDIO = 34
 
 
+_NAMED: Final = 1 << 31
+
+
+def named_purpose(name: str) -> int:
+    """Return the purpose of dropping the condition stream of a name, which shares nothing with those of `Purpose`.
+
+    The CRC-32 of the name without its highest bit, plus 2³¹.
+    """
+    return _NAMED | (zlib.crc32(name.encode()) & (_NAMED - 1))
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox4x32-10 of four counter words and two key words, each 32 bits: four words, int64 in [0, 2³²).
 
@@ -78,7 +90,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def words(seed: int, positions: Tensor, purpose: Purpose, count: int) -> Tensor:
+def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
     """Random words (B, 4, ceil(count / 4)) int64 in [0, 2³²) for positions (B,) int64; seed in [0, 2⁶⁴)."""
     blocks = -(-count // 4)
     found = positions.new_empty((len(positions), 4, blocks))
@@ -94,12 +106,12 @@ def words(seed: int, positions: Tensor, purpose: Purpose, count: int) -> Tensor:
     return found
 
 
-def uniform(seed: int, positions: Tensor, purpose: Purpose, count: int = 1) -> Tensor:
+def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
     """Uniform draws (B, count) float32 on the 2²³ odd multiples of 2⁻²⁴, so never 0 and never 1."""
     return _unit(words(seed, positions, purpose, count)).flatten(1)[:, :count]
 
 
-def normal(seed: int, positions: Tensor, purpose: Purpose, count: int = 1) -> Tensor:
+def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
     """Standard normal draws (B, count) float32 by Box and Muller (1958); none is beyond 5.8."""
     unit = _unit(words(seed, positions, purpose, count))
     radius = unit[:, 0::2].log().mul_(-2.0).sqrt_()
@@ -154,6 +166,8 @@ class FlowSettings:
     """Share of samples whose conditions have a level of their own, drawn as targets' are, instead of 0."""
     speaker_dropout: float = 0.1
     """Share of samples whose speaker is unknown."""
+    condition_stream_dropout: float = 0.1
+    """Share of samples that lose a condition stream, each on its own; those that lose all conditions lose it too."""
     weights: Mapping[StreamName, float] = field(default_factory=lambda: dict.fromkeys(STREAMS, 1.0))
     """Weight of each stream's loss."""
 
@@ -166,7 +180,7 @@ class FlowSettings:
             )
         if min(self.shares.values(), default=0) < 0 or sum(self.shares.values()) <= 0:
             raise UsageFault(f"task shares: found {dict(self.shares)}; expected no negative one and a positive sum")
-        for name in ("condition_dropout", "condition_noise", "speaker_dropout"):
+        for name in ("condition_dropout", "condition_noise", "speaker_dropout", "condition_stream_dropout"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UsageFault(f"{name.replace('_', ' ')}: found {value}; expected a share between 0 and 1")
@@ -185,6 +199,8 @@ class Plan:
     present: Bools  # (B, 3): targets, and conditions that were not dropped
     levels: F32  # (B, 3): 0 for a clean condition, 1 for what is absent
     speaker_known: Bools  # (B,)
+    kept: Mapping[str, Bools] = field(default_factory=dict)
+    """(B,) of each condition stream: whether a sample keeps its value; a stream that is not named is kept by all."""
 
 
 def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
@@ -193,15 +209,18 @@ def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(sorted({"+".join(sorted((*task.conditions, *task.targets))) for task in wanted}))
 
 
-def draw_plan(settings: FlowSettings, seed: int, positions: I64, streams: Bools | None = None) -> Plan:
+def draw_plan(
+    settings: FlowSettings, seed: int, positions: I64, streams: Bools | None = None, conditions: Iterable[str] = ()
+) -> Plan:
     """Draw the plan of positions (B,).
 
     ``streams``: (B, 3), which streams the samples have; None: all. A sample gets only tasks whose streams it has, by
-    the same draw over these tasks' shares. Raises UsageFault for a sample that has those of no task with a share.
+    the same draw over these tasks' shares. ``conditions``: names of the model's condition streams. Raises UsageFault
+    for a sample that has the streams of no task with a share.
     """
     where = torch.from_numpy(positions)
 
-    def chance(purpose: Purpose) -> F32:
+    def chance(purpose: int) -> F32:
         drawn: F32 = uniform(seed, where, purpose)[:, 0].numpy()
         return drawn
 
@@ -221,12 +240,15 @@ def draw_plan(settings: FlowSettings, seed: int, positions: I64, streams: Bools 
             task[rows] = _tasks_at(possible, drawn_task[rows])
     target = _table("targets")[task]
     condition = _table("conditions")[task]
-    condition &= (chance(Purpose.CONDITION_DROPOUT) >= settings.condition_dropout)[:, None]
+    conditioned = chance(Purpose.CONDITION_DROPOUT) >= settings.condition_dropout
+    condition &= conditioned[:, None]
     noisy = condition & (chance(Purpose.CONDITION_NOISE) < settings.condition_noise)[:, None]
     drawn = np.stack([draw_levels(settings, seed, positions, _LEVEL[name]) for name in STREAMS], axis=1)
     levels = np.where(target | noisy, drawn, np.where(condition, 0.0, 1.0)).astype(np.float32)
     known = chance(Purpose.SPEAKER_DROPOUT) >= settings.speaker_dropout
-    return Plan(task, target, target | condition, levels, known)
+    rate = settings.condition_stream_dropout
+    kept = {name: conditioned & (chance(named_purpose(name)) >= rate) for name in conditions}
+    return Plan(task, target, target | condition, levels, known, kept)
 
 
 def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, cast
 
@@ -48,6 +48,8 @@ class Windows:
     positions: Tensor  # (B,) int64, places in the sample sequence
     speakers: Tensor  # (B,) int64, 0: unknown
     present: Present | None = None  # None: nothing is absent
+    conditions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Values (B, …) of each condition stream of the model, and which samples have one (B,) bool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class FlowModel(nn.Module):
         latents: Collection[StreamName] = (),
         tell_absent: bool = False,
         trained: int = ALL_PRESENT,
+        encoders: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         """Join the parts.
 
@@ -86,6 +89,7 @@ class FlowModel(nn.Module):
             latents: streams that are a codec's latents.
             tell_absent: whether a learned embedding of each part that a sample lacks is added to its condition.
             trained: bits of `STREAM_PARTS` that some train sample has.
+            encoders: what turns the values (B, …) of condition streams into vectors (B, W).
         """
         super().__init__()
         self.latents, self.trained = frozenset(latents), trained
@@ -97,10 +101,30 @@ class FlowModel(nn.Module):
         self._pooled_width: int | None = trunk.config["pooled_width"]
         self._rotary = trunk.rotary_periods_s is not None
         self.streams = nn.ModuleDict({name: streams[name] for name in STREAMS})
+        self.conditions = nn.ModuleDict(dict(encoders))
 
     def stream(self, name: StreamName) -> Stream:
         """One stream's tokens."""
         return cast("Stream", self.streams[name])
+
+    def describe(
+        self, conditions: Mapping[str, tuple[Tensor, Tensor]], kept: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor | None:
+        """Return what condition streams say of B samples as vectors (B, W); None where the model has no such stream.
+
+        The sum over the streams of their encoders' vectors; a stream without a value adds nothing.
+
+        Args:
+            conditions: values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
+            kept: for a stream some of whose values are dropped, which stay (B,) bool.
+        """
+        total: Tensor | None = None
+        for name, (values, known) in conditions.items():
+            here = known & kept[name] if name in kept else known
+            vectors = self.conditions[name](values)
+            own = torch.where(here[:, None], vectors, torch.zeros_like(vectors))
+            total = own if total is None else total + own
+        return total
 
     def forward(
         self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, dense: bool = False
@@ -117,6 +141,8 @@ class FlowModel(nn.Module):
         levels = torch.from_numpy(plan.levels).to(device, non_blocking=True)
         present = torch.from_numpy(plan.present).to(device, non_blocking=True)
         speakers = windows.speakers * torch.from_numpy(plan.speaker_known).to(device, non_blocking=True)
+        kept = {name: torch.from_numpy(rows).to(device, non_blocking=True) for name, rows in plan.kept.items()}
+        described = self.describe(windows.conditions, kept)
         total = self._untouched(plan)
         each = torch.zeros((batch, len(STREAMS)), device=device)
         for group in groups_of(plan, dense=dense):
@@ -128,6 +154,7 @@ class FlowModel(nn.Module):
                 present[rows],
                 speakers[rows],
                 None if windows.present is None else windows.present.at(rows),
+                None if described is None else described[rows],
             )
             for name, (chosen, losses) in self._group_losses(group, taken, seed).items():
                 total = total + settings.weights[name] * losses.sum() / batch
@@ -145,10 +172,11 @@ class FlowModel(nn.Module):
         targets: Sequence[StreamName],
         speakers: Tensor,
         present: Present | None = None,
+        described: Tensor | None = None,
     ) -> dict[StreamName, Tensor]:
         """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,).
 
-        ``present``: what the samples lack, for a model that is told so.
+        ``present``: what the samples lack, for a model that is told so. ``described``: what `describe` gives for them.
         """
         missing = [name for name in self.carried(targets) if name not in tokens]
         if missing:
@@ -160,7 +188,7 @@ class FlowModel(nn.Module):
             **self._places(tokens),
             pooled=self._pooled(speakers),
             speakers=speakers,
-            told=self._told(present, len(speakers)),
+            described=self._described(present, described, len(speakers)),
             rows=dict.fromkeys(targets, every),
         )
         return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
@@ -179,12 +207,13 @@ class FlowModel(nn.Module):
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
-    def _told(self, present: Present | None, batch: int) -> Tensor | None:
-        """What is added to the conditions (B, W) of samples that lack something; None: the model is not told."""
+    def _described(self, present: Present | None, described: Tensor | None, batch: int) -> Tensor | None:
+        """What is added to the conditioning (B, W): what condition streams say, and what samples lack."""
         if self.lacking is None:
-            return None
+            return described
         lacking = self.lacking.new_zeros(batch, len(STREAM_PARTS)) if present is None else present.lacking
-        return lacking @ self.lacking
+        told = lacking @ self.lacking
+        return told if described is None else told + described
 
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
         """Return what samples with bits (B,) of `STREAM_PARTS` have of what the model was trained on."""
@@ -219,7 +248,7 @@ class FlowModel(nn.Module):
             pooled=self._pooled(taken.speakers),
             present={name: taken.present[:, STREAMS.index(name)] for name in tokens if name in group.absent},
             speakers=taken.speakers,
-            told=self._told(taken.parts, len(taken.positions)),
+            described=self._described(taken.parts, taken.described, len(taken.positions)),
             rows=targets,
         )
         found = {}
@@ -251,6 +280,7 @@ class _Taken:
     present: Tensor  # (R, 3)
     speakers: Tensor  # (R,)
     parts: Present | None
+    described: Tensor | None  # (R, W)
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:
@@ -329,30 +359,40 @@ def _moved(
     return {name: tokens + step * velocity[name] for name, tokens in x.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What samples are made from."""
+
+    given: Mapping[StreamName, Tensor]  # clean tokens (B, N, C)
+    speakers: Tensor  # (B,) int64, 0: unknown
+    present: Present | None = None  # what the samples lack, which the model is told with and without the conditions
+    described: Tensor | None = None  # (B, W) of `FlowModel.describe`, left out where the conditions are
+
+
 def guided_clean(
     model: FlowModel,
-    given: Mapping[StreamName, Tensor],
+    conditioning: Conditioning,
     targets: Sequence[StreamName],
-    speakers: Tensor,
     guidance: float,
     carried: Mapping[StreamName, Tensor] = MappingProxyType({}),
-    present: Present | None = None,
 ) -> CleanOf:
-    """Expected clean tokens of the targets from given clean tokens (B, N, C) of speakers (B,), with guidance.
+    """Expected clean tokens of the targets, with guidance.
 
     ``carried``: noise (B, N, C) of the streams that `FlowModel.carried` names. It stands at level 1, the same at all
-    steps, for a stream that is not given, and for one that is given where the conditions are left out. ``present``:
-    what the samples lack, which the model is told either way.
+    steps, for a stream that is not given, and for one that is given where the conditions are left out.
     """
+    given, described = conditioning.given, conditioning.described
+    speakers, present = conditioning.speakers, conditioning.present
 
     def expected(tokens: Mapping[StreamName, Tensor], at: Tensor, *, with_conditions: bool) -> dict[StreamName, Tensor]:
         seen = given if with_conditions else {}
         levels = dict.fromkeys(carried, torch.ones_like(at)) | dict.fromkeys(seen, torch.zeros_like(at))
         levels |= dict.fromkeys(tokens, at)
-        return model.predict({**carried, **seen, **tokens}, levels, targets, speakers, present)
+        told = described if with_conditions else None
+        return model.predict({**carried, **seen, **tokens}, levels, targets, speakers, present, told)
 
     def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
-        if not given or guidance == 1:
+        if (not given and described is None) or guidance == 1:
             return expected(tokens, at, with_conditions=True)
         without = expected(tokens, at, with_conditions=False)
         if guidance == 0:

@@ -16,6 +16,8 @@ from typing import Any, Final, Literal, cast, get_args
 
 import torch
 
+from omniges.conditions.base import ConditionStream, full_name
+from omniges.conditions.registry import labels_read, saved_streams, specification
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.features.gesture import LAYOUT
@@ -27,6 +29,7 @@ from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.streams import FrameTokens, Prediction, SlotTokens, Stream, StreamName, WindowTokens
 from omniges.model.tasks import Task
 from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
+from omniges.registry import foreign
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.present import STREAM_BITS, absent_parts, trained_bits
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part
@@ -179,11 +182,12 @@ def build_model(
     pieces: int,
     speakers: int,
     codecs: Mapping[StreamName, CodecLatents] | None = None,
+    conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> FlowModel:
     """An untrained model on the current default device, drawn from torch's global generator.
 
     ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are, ``codecs``
-    whose latents stand for streams. Of a codec itself nothing is in the model.
+    whose latents stand for streams, ``conditions`` the condition streams. Of a codec itself nothing is in the model.
     """
     codecs = codecs or {}
 
@@ -230,6 +234,10 @@ def build_model(
         context_only=config.context_only,
         **own,
     )
+    encoders = {}
+    for name, stream in conditions.items():  # last, so that all else is drawn as without them
+        with foreign(full_name(stream), "making its encoder"):
+            encoders[name] = stream.encoder(config.width)
     return FlowModel(
         trunk,
         streams,
@@ -237,6 +245,7 @@ def build_model(
         latents=tuple(codecs),
         tell_absent=config.tell_absent,
         trained=trained_bits(statistics),
+        encoders=encoders,
     )
 
 
@@ -270,22 +279,34 @@ def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
 
 
 def model_for_weights(
-    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+    config: ModelConfig,
+    *,
+    pieces: int,
+    speakers: int,
+    codecs: Mapping[StreamName, CodecLatents] | None = None,
+    conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> FlowModel:
     """A model whose weights and statistics are still to be loaded, from a state dict that has them all."""
     statistics = {
         "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
         "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
     }
-    return build_model(config, statistics=statistics, pieces=pieces, speakers=speakers, codecs=codecs)
+    return build_model(
+        config, statistics=statistics, pieces=pieces, speakers=speakers, codecs=codecs, conditions=conditions
+    )
 
 
 def parameter_count(
-    config: ModelConfig, *, pieces: int, speakers: int, codecs: Mapping[StreamName, CodecLatents] | None = None
+    config: ModelConfig,
+    *,
+    pieces: int,
+    speakers: int,
+    codecs: Mapping[StreamName, CodecLatents] | None = None,
+    conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> int:
     """How many numbers a model learns; allocates nothing."""
     with torch.device("meta"):
-        model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs)
+        model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs, conditions=conditions)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -303,6 +324,7 @@ class ModelIdentity:
     latents: bytes = b""  # latents.json, where there is a codec
     loudness: Loudness = "none"  # rule by which preprocess scaled the audio that the model learned from
     speaking_rate: bytes = b""  # speaking_rate.json, how fast its training words are spoken; b"": not known
+    conditions: Mapping[str, ConditionStream] = field(default_factory=dict)  # condition streams by name
 
     @property
     def absent(self) -> tuple[Part, ...]:
@@ -328,6 +350,11 @@ class ModelIdentity:
         """Names of the codecs by stream, as they are chosen for a run."""
         return {stream: entry.name for stream, entry in self.codecs.items()}
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Labels of the metadata that the condition streams read, sorted."""
+        return labels_read(self.conditions.values())
+
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
         """The codecs with their statistics, as a model is built from them."""
         statistics = json.loads(self.latents) if self.codecs else {}
@@ -343,6 +370,7 @@ class ModelIdentity:
                 pieces=SlotCodec(self.tokenizer).pieces,
                 speakers=len(self.speakers),
                 codecs=self.codec_latents(),
+                conditions=self.conditions,
             )
 
     def documents(self) -> dict[str, bytes]:
@@ -354,6 +382,8 @@ class ModelIdentity:
             "speakers": list(self.speakers),
             "loudness": self.loudness,
         }
+        if self.conditions:
+            config["conditions"] = {name: specification(stream) for name, stream in self.conditions.items()}
         files = {STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
         if self.codecs:
             config["codecs"] = {
@@ -405,12 +435,14 @@ def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> boo
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {"loudness": "none"} | {name: value for name, value in config.items() if name not in {"model", "codecs"}}
+    sections = {"model", "codecs", "conditions"}
+    plain = {"loudness": "none"} | {name: value for name, value in config.items() if name not in sections}
     codecs = {
         f"{stream} codec": f"{entry['name']} {entry['fingerprint'][:16]}…"
         for stream, entry in config.get("codecs", {}).items()
     }
-    return plain | dict(config.get("model", {})) | codecs
+    conditions = {f"condition stream {name}": one["settings"] for name, one in config.get("conditions", {}).items()}
+    return plain | dict(config.get("model", {})) | codecs | conditions
 
 
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
@@ -434,6 +466,7 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
             latents=saved.content(LATENTS_FILE) if codecs else b"",
             loudness=found.get("loudness", "none"),  # before there was the key, nothing else could be said
             speaking_rate=saved.content(SPEAKING_RATE_FILE) if SPEAKING_RATE_FILE in saved.files else b"",
+            conditions=saved_streams(found.get("conditions", {}), str(saved.path)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{saved.path / CONFIG_FILE}: {error}; use the omniges that wrote it") from error

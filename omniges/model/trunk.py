@@ -362,7 +362,7 @@ class JointFlowTransformer(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         pooled: Tensor | None = None,
         speakers: Tensor | None = None,
-        told: Tensor | None = None,
+        described: Tensor | None = None,
         rows: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Outputs (B, N, outputs) of the streams that are asked for.
@@ -377,12 +377,13 @@ class JointFlowTransformer(nn.Module):
                 Their outputs mean nothing.
             pooled: (B, pooled_width), with ``pooled_width``.
             speakers: (B,) int64 in 0 … speakers; without it every speaker is unknown.
-            told: (B, W), added to every stream's condition: of what the sample lacks.
+            described: (B, W), added to the conditioning of every stream: what condition streams say of the samples, and
+                what these lack.
             rows: streams whose output is wanted and the samples for which, (R,) int64: outputs are (R, N, outputs).
                 None: all samples of all streams that have a level.
         """
         names = [name for name in self.embed if name in tokens]
-        conditions = self._conditions(names, levels, present, pooled, speakers, told)
+        conditions = self._conditions(names, levels, present, pooled, speakers, described)
         hidden = {name: self.embed[name](tokens[name]) for name in names}
         for name, embedding in (added or {}).items():
             hidden[name] = hidden[name] + embedding.to(hidden[name].dtype)
@@ -407,7 +408,7 @@ class JointFlowTransformer(nn.Module):
         present: Mapping[str, Tensor] | None,
         pooled: Tensor | None,
         speakers: Tensor | None,
-        told: Tensor | None,
+        described: Tensor | None,
     ) -> dict[str, Tensor]:
         """The activated conditioning vector (B, W) of each stream."""
         own = {}
@@ -426,8 +427,8 @@ class JointFlowTransformer(nn.Module):
             extra = self.speaker(torch.zeros(len(first), dtype=torch.int64, device=first.device))
         else:
             extra = self.speaker(speakers)
-        if told is not None:
-            extra = extra + told
+        if described is not None:
+            extra = extra + described
         if self.summed:
             return dict.fromkeys(names, functional.silu(sum(own.values(), start=extra)))
         return {name: functional.silu(own.get(name, first) + extra) for name in names}

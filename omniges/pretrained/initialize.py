@@ -29,6 +29,7 @@ from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, audio_grid
 _SPEAKERS: Final = "trunk.speaker.weight"
 _LACKING: Final = "lacking"
 _TEXT_PLACES: Final = "streams.text.place"
+_ENCODERS: Final = "conditions."
 _OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
 _OF_TOKENS: Final = _OF_TRAINING | {
     *("piece_width", "mark_width", "audio_tokens"),
@@ -140,7 +141,9 @@ class CheckpointStart(Start):
                 f"{identity.loudness}: preprocess them with --loudness {was.loudness}"
             )
         own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)
-        return replace(own, speakers=was.speakers + added)
+        # Of streams that both have, the values that the weights were learned with.
+        conditions = {name: was.conditions.get(name, stream) for name, stream in identity.conditions.items()}
+        return replace(own, speakers=was.speakers + added, conditions=conditions)
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
         """All weights by name."""
@@ -160,6 +163,12 @@ class CheckpointStart(Start):
         if _LACKING in own and _LACKING not in saved:
             saved[_LACKING] = torch.zeros(own[_LACKING].shape)
             fates[_LACKING] = Fate("new", None, _LACKING, own[_LACKING].numel(), "tells absent parts; begins at zero")
+        for name in sorted(name for name in own.keys() ^ saved.keys() if name.startswith(_ENCODERS)):
+            if name in own:
+                saved[name] = own[name].detach()
+                fates[name] = Fate("new", None, name, own[name].numel(), "a condition stream that is new; drawn anew")
+            else:
+                fates[name] = Fate("left out", name, None, saved.pop(name).numel(), "a condition stream left away")
         checkpoint.load_into(own, saved, where)
         return Begun(where, (self._saved.path / self._file,), tuple(fates.values()), ())
 
@@ -284,6 +293,8 @@ def _newness(name: str) -> str:
         return "tells latents of a text apart, OmniFlow does not; begins at zero"
     if name.startswith("streams."):
         return "makes tokens of this project"
+    if name.startswith(_ENCODERS):
+        return "OmniFlow has no condition streams; drawn anew"
     stream, projection = _place(name.removeprefix("trunk."))
     return _other_tokens(stream or "gesture") if projection else ""
 

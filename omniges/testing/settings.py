@@ -28,6 +28,9 @@ class CorpusSettings:
     speakers: int = option(2, "Speakers, 1 to 26.", least=1, most=26)  # one letter each
     seed: int = option(0, "Seed; the same settings and seed give the same bytes.", least=0, most=2**63 - 1)
     layout: Layout = option("official", "BEAT2's own layout, or the older one with speaker folders.")
+    emotions: int = option(
+        1, "Emotions, 1 to 8, that recordings take in turns; each has an idle pose of its own.", least=1, most=8
+    )
     audio: Audio = option("pcm16", "Encoding of the WAV files.")
 
     def __post_init__(self) -> None:

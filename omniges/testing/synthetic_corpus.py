@@ -3,7 +3,8 @@
 **Nothing in it is a recording of anybody.** A clip is a random sequence of words from a small vocabulary.
 Each word has a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face.
 Whatever carries a word (text, sound, motion) tells the others, and the timing is the word's. Everything else
-(idle motion, sway, breathing, noise, who speaks) is drawn independently of the words, so it tells nothing.
+(idle motion, sway, breathing, noise, who speaks) is drawn independently of the words, so it tells nothing. With several
+emotions the file name says which a clip has, and nothing but the idle pose shows it.
 
 The bytes follow from the settings alone, on any CPU: random numbers are uniform draws, curves are polynomials
 of IEEE additions and multiplications, and the one sine table is rounded before use.
@@ -211,6 +212,14 @@ class _Speaker:
         return f"{self.identity}_synthetic{chr(ord('a') + self.identity - 1)}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Mood:
+    """An emotion of BEAT2: the start index that stems of it have, and what it does to the idle pose."""
+
+    start: int
+    pose: F64  # (165,) rad, added to the speaker's posture
+
+
 _Script = list[tuple[int, int, int]]
 """The spoken words of a clip in order of time: a word's index, its start and its end in centiseconds."""
 
@@ -257,6 +266,25 @@ def _speaker(seed: int, number: int) -> _Speaker:
         height=rng.uniform(1.28, 1.33),
         betas=(rng.choice((-1.0, 1.0), BETAS) * rng.uniform(0.01, 1.6, BETAS)).astype(np.float32),
     )
+
+
+_STARTS: Final = (1, 65, 73, 81, 87, 95, 103, 111)
+"""First index of BEAT2's neutral, happiness, anger, sadness, contempt, surprise, fear and disgust."""
+_MOOD_RAD: Final = 0.6
+
+
+def _moods(emotions: int) -> list[_Mood]:
+    """The first emotions of BEAT2: each digit of its number in base two bends left arm, right arm or trunk, or not."""
+    moods = []
+    for number, start in enumerate(_STARTS[:emotions]):
+        pose = np.zeros(POSE_COLUMNS)
+        left, right, head = (_columns(name)[0] for name in ("left_shoulder", "right_shoulder", "head"))
+        trunk = _columns("spine1", "spine2", "spine3")
+        for bit, columns, radians in ((1, [left + 2], _MOOD_RAD), (2, [right + 2], -_MOOD_RAD), (4, trunk, 0.2)):
+            pose[columns] = radians * bool(number & bit)
+        pose[head] = -_MOOD_RAD / 2 * bool(number & 4)
+        moods.append(_Mood(start, pose))
+    return moods
 
 
 def _resting_pose() -> F64:
@@ -317,12 +345,17 @@ def _smooth_step(x: F64) -> F64:
 
 
 def _motion(
-    rng: np.random.Generator, frames: int, script: _Script, speaker: _Speaker, vocabulary: tuple[WordSignature, ...]
+    rng: np.random.Generator,
+    frames: int,
+    script: _Script,
+    speaker: _Speaker,
+    vocabulary: tuple[WordSignature, ...],
+    mood: _Mood,
 ) -> tuple[F64, F64, F64]:
     """Poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
     poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
     poses *= speaker.liveliness * _IDLE_AMPLITUDES
-    poses += speaker.posture
+    poses += speaker.posture + mood.pose
     expressions = 0.5 * _drift(rng, frames, EXPRESSIONS, 18) + speaker.face
     slow = _drift(rng, frames, 3, 75)
     poses[:, 1] += 0.4 * slow[:, 1]  # turning on the spot
@@ -426,11 +459,11 @@ def _splits(settings: CorpusSettings) -> list[str]:
 
 
 def _clip_files(
-    settings: CorpusSettings, rng: np.random.Generator, script: _Script, speaker: _Speaker
+    settings: CorpusSettings, rng: np.random.Generator, script: _Script, speaker: _Speaker, mood: _Mood
 ) -> Iterator[tuple[str, bytes]]:
     """The files of a clip, each as its name's ending and its bytes."""
     vocabulary = _vocabulary(settings.seed, settings.words)
-    poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary)
+    poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary, mood)
     # SMPL-X tools look at these two strings; that it is synthetic stands in every file name.
     yield ".npz", encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020")
     samples = _sound(rng, settings.frames, script, speaker, vocabulary)
@@ -455,19 +488,22 @@ def write_sample_corpus(
     for place in folders.values():
         for speaker in speakers:
             make_folder(place / speaker.folder if by_speaker else place)
-    names = ("clips", "seconds", "words", "speakers", "seed", "layout", "audio")
+    names = ["clips", "seconds", "words", "speakers", "seed", "layout", "audio"]
+    names += ["emotions"] if settings.emotions > 1 else []
     facts = {name: getattr(settings, name) for name in names} | {"seconds": f"{settings.frames / FRAME_RATE_HZ:.3f}"}
     readme = _README + "".join(f"{name}: {value}\n" for name, value in facts.items())
     publish_bytes(folder / "README.txt", readme.encode())
+    moods = _moods(settings.emotions)
     spoken = 0
     rows = ["id,type\n"]
     for clip, split in enumerate(_splits(settings)):
         speaker = speakers[clip % settings.speakers]
         number = clip // settings.speakers + 1
-        stem = f"{speaker.folder}_0_{number}_{number}"
+        mood = moods[(number - 1) % len(moods)]
+        stem = f"{speaker.folder}_0_{number if len(moods) == 1 else mood.start}_{number}"
         rng = _generator(settings.seed, _CLIP, clip)
         script = _script(rng, settings)
-        for suffix, data in _clip_files(settings, rng, script, speaker):
+        for suffix, data in _clip_files(settings, rng, script, speaker, mood):
             if suffix in folders:
                 place = folders[suffix] / speaker.folder if by_speaker else folders[suffix]
                 publish_bytes(place / f"{stem}{suffix}", data)

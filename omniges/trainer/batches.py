@@ -61,7 +61,8 @@ class Feed(BatchLoader):
         """
         data[0].catalog.normaliser()  # is there one to learn by?
         tokenizer = None if identity is None else identity.tokenizer
-        super().__init__(data, sequencing, share, settings, Normaliser.identity(tracks_of(data)), tokenizer)
+        conditions = {} if identity is None else identity.conditions
+        super().__init__(data, sequencing, share, settings, Normaliser.identity(tracks_of(data)), tokenizer, conditions)
         speakers = speakers_of(data) if identity is None else identity.speakers
         self._numbers: dict[str | None, int] = {name: k + 1 for k, name in enumerate(speakers)} | {None: 0}
         self._device, self.share = device, share
@@ -80,6 +81,7 @@ class Feed(BatchLoader):
             positions=moved.positions,
             speakers=speakers.to(self._device, non_blocking=True),
             present=present_of(batch.present, self._device, self._latents),
+            conditions=moved.conditions,
         )
         return windows, positions
 

@@ -59,6 +59,9 @@ class TrainSettings:
     text_codec: str | None = option(
         None, "Codec whose latents in the shards take the place of the text slots.", shown="slots"
     )
+    condition_streams: tuple[str, ...] = option(
+        (), "Condition streams to learn with, such as emotion; separated by commas or repeated.", commas=True
+    )
     window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.", least=1)
     train_batch_size: int = option(32, "Windows per process and micro-step.", least=1)
     gradient_accumulation_steps: int = option(1, "Micro-steps per step.", least=1)

@@ -216,7 +216,7 @@ class Loop:
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):
                 streams = None if windows.present is None else windows.present.streams
-                plan = draw_plan(self._flow, self._settings.seed, positions, streams)
+                plan = draw_plan(self._flow, self._settings.seed, positions, streams, self._identity.conditions)
                 return self._learner.micro_step(windows, plan, last=last)
         except StopNow:
             return None

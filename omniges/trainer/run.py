@@ -6,6 +6,7 @@ What cannot be is refused before the first step.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,10 @@ import torch.utils.deterministic as determinism
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
+from omniges.conditions.base import ConditionStream
+from omniges.conditions.registry import find_streams, labels_read
 from omniges.data.catalog import Filters, read_catalog
+from omniges.data.conditions import require_readable, training_facts
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
@@ -36,6 +40,7 @@ from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
+from omniges.registry import foreign
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
 from omniges.shards.present import STREAM_PARTS, part_flags
@@ -171,10 +176,11 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
     shards = open_location(parse_location(text), cache, splits=splits)
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
-    catalog = read_catalog(shards.folder, Filters(split="train"), settings.codecs)
+    labels = labels_read(find_streams(settings.condition_streams, "--condition-streams").values())
+    catalog = read_catalog(shards.folder, Filters(split="train"), settings.codecs, labels)
     wanted = Filters(split="train", streams=allowed_tasks(settings.flow_settings().shares))
     if not wanted.pass_streams(catalog.table.present).all():  # a filter is part of the sequence, so none without need
-        catalog = read_catalog(shards.folder, wanted, settings.codecs)
+        catalog = read_catalog(shards.folder, wanted, settings.codecs, labels)
     return DataSource(catalog, weight, shards=shards)
 
 
@@ -194,6 +200,17 @@ def _left_out(data: Sequence[DataSource]) -> list[str]:
     return told
 
 
+def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics: bytes) -> dict[str, ConditionStream]:
+    """The condition streams by name, with what they learn of the train clips."""
+    facts = training_facts([source.catalog for source in data], json.loads(statistics))
+    found = {}
+    for name, kind in find_streams(settings.condition_streams, "--condition-streams").items():
+        with foreign(f"condition stream {name}", "learning from the training set"):
+            found[name] = kind.learn(facts)
+    require_readable(found, data[0].catalog.codecs)
+    return found
+
+
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
     """What the model is; raises UsageFault where the audio of the folders was scaled by several rules."""
     documents = [read_dataset(source.catalog.folder) for source in data]
@@ -202,17 +219,19 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
         raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
     first = data[0].catalog
+    statistics = read_beside(first.folder, STATS_FILE, documents[0])
     identity = ModelIdentity(
         preset=cast("str", settings.preset) if start is None else start.preset,
         config=settings.model_config() if start is None else start.config,
         window_ticks=settings.window_ticks,
         speakers=speakers_of(data),
-        statistics=read_beside(first.folder, STATS_FILE, documents[0]),
+        statistics=statistics,
         tokenizer=first.tokenizer,
         codecs=cast("Mapping[StreamName, CodecEntry]", first.codecs),
         latents=read_beside(first.folder, LATENTS_FILE, documents[0]) if first.codecs else b"",
         loudness=rules[0],
         speaking_rate=_speaking_rate(data),
+        conditions=_conditions(settings, data, statistics),
     )
     return _told_of_absent(identity if start is None else start.adopt(identity), data)
 

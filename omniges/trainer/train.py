@@ -5,7 +5,9 @@ docs/training.md is the promise.
 
 from __future__ import annotations
 
+import reprlib
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -153,6 +155,7 @@ def _welcome(run: Run, state: RunState) -> list[str]:
         pieces=SlotCodec(run.identity.tokenizer).pieces,
         speakers=len(run.identity.speakers),
         codecs=run.identity.codec_latents(),
+        conditions=run.identity.conditions,
     )
     clips = sum(len(source.catalog.table) for source in run.data)
     hours = sum(float(source.catalog.table.ticks.sum()) for source in run.data) / 36_000
@@ -168,7 +171,14 @@ def _welcome(run: Run, state: RunState) -> list[str]:
         f"{stream}: latents of {entry.name}, fingerprint {entry.fingerprint[:16]}…, from the shards"
         for stream, entry in run.identity.codecs.items()
     ]
-    return [f"{model}; {shards}; run {settings.output_dir} {begins}", *latents]
+    streams = [
+        f"condition stream {name}: {_shortened(one.settings())}" for name, one in run.identity.conditions.items()
+    ]
+    return [f"{model}; {shards}; run {settings.output_dir} {begins}", *latents, *streams]
+
+
+def _shortened(settings: Mapping[str, Any]) -> str:
+    return reprlib.repr(dict(settings)) if settings else "nothing learned of the training set"
 
 
 # --- checkpoints

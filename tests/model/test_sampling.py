@@ -148,7 +148,7 @@ class TestGuidance:
     def test_it_goes_on_along_the_difference_and_leaves_conditions_out(self, monkeypatch, guidance, expected, calls):
         model, seen = model_of(), []
 
-        def predict(tokens: Any, levels: Any, targets: Any, speakers: Any, present: Any) -> Any:
+        def predict(tokens: Any, levels: Any, targets: Any, speakers: Any, present: Any, described: Any) -> Any:
             seen.append(set(tokens))
             assert set(levels) == set(tokens)
             value = 3.0 if "text" in tokens else 1.0

@@ -21,6 +21,7 @@ storage
 features
 formats
 shards | visualize
+conditions
 metrics | pipeline | verify | data | codecs
 model
 generation | pretrained
@@ -50,7 +51,7 @@ OFFLINE = {
         "shards",
         "visualize",
     ),
-    *("metrics", "pipeline", "verify", "exchange", "testing", "api", "commands", "cli"),
+    *("conditions", "metrics", "pipeline", "verify", "exchange", "testing", "api", "commands", "cli"),
 }
 ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which a codec imports, loads it too)
 FOR_GENERATION = {"data", "codecs", "model", "generation", "pretrained", "evaluation"}  # none of it loads the trainer

@@ -377,3 +377,31 @@ def test_signatures_stand_out_from_idle_motion_for_every_speaker(clips):
         for word in tier.words:
             silent &= ~((frames > word.start) & (frames < word.end))
         assert arms[~silent].std(axis=0).mean() > 2.5 * arms[silent].std(axis=0).mean()
+
+
+class TestEmotions:
+    def test_stems_say_them_in_turns(self, tmp_path):
+        write_sample_corpus(tmp_path / "c", CorpusSettings(clips=32, seconds=2.0, speakers=2, emotions=8, seed=1))
+        stems = {path.stem for path in (tmp_path / "c").rglob("*.npz")}
+        assert len(stems) == 32
+        found = [parse_stem(stem).emotion for stem in sorted(stems)]
+        names = ("neutral", "happiness", "anger", "sadness", "contempt", "surprise", "fear", "disgust")
+        assert {name: found.count(name) for name in names} == dict.fromkeys(names, 4)
+
+    def test_only_the_idle_pose_shows_them(self, tmp_path):
+        """Words and sound are those of a corpus of one emotion; poses differ by a constant of the emotion."""
+        moody, plain = tmp_path / "moody", tmp_path / "plain"
+        for folder, emotions in ((moody, 8), (plain, 1)):
+            write_sample_corpus(folder, CorpusSettings(clips=8, seconds=2.0, speakers=1, emotions=emotions, seed=1))
+        seen = []
+        for path in sorted(plain.rglob("*.npz")):
+            number = int(path.stem.split("_")[-1])
+            (other,) = moody.rglob(f"*_{number}.npz")
+            for kind, ending in (("wave16k", "wav"), ("textgrid", "TextGrid"), ("sem", "txt")):
+                own, its = (p.parents[1] / kind / f"{p.stem}.{ending}" for p in (path, other))
+                assert own.read_bytes() == its.read_bytes()
+            offsets = decode_motion(other.read_bytes()).poses - decode_motion(path.read_bytes()).poses
+            assert np.ptp(offsets, axis=0).max() < 1e-5
+            seen.append(offsets.mean(axis=0))
+        assert not seen[0].any()
+        assert min(np.abs(a - b).max() for a, b in itertools.combinations(seen, 2)) > 0.19

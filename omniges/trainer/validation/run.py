@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.conditions.base import window_value
 from omniges.errors import DataError
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.scores import Figure, Heading, absent
+from omniges.generation.conditions import recording_of_sample
+from omniges.generation.long_form import condition_tensors
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.metrics.registry import metric_name, registered_metrics
 from omniges.model.draws import FlowSettings, Plan
@@ -77,6 +81,7 @@ def grid_losses(
     speakers: Sequence[int],
     task: str,
     present: Sequence[int] | None = None,
+    conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = MappingProxyType({}),
 ) -> F64:
     """Losses (K, levels), without weights, of one task on K windows.
 
@@ -87,6 +92,7 @@ def grid_losses(
         speakers: of the windows, 0: unknown.
         task: one of `SIX`.
         present: bits of `STREAM_PARTS` of each window, which has the task's streams; None: all have all.
+        conditions: values (K, …) of condition streams, and which windows have one (K,).
     """
     count, levels = len(numbers), len(LEVELS)
     device = next(iter(arrays.values())).device
@@ -96,6 +102,10 @@ def grid_losses(
         positions=positions,
         speakers=torch.tensor(speakers, device=device).repeat_interleave(levels),
         present=None if present is None else model.known_parts(np.repeat(np.array(present, np.uint8), levels)),
+        conditions={
+            name: (values.repeat_interleave(levels, dim=0), known.repeat_interleave(levels))
+            for name, (values, known) in conditions.items()
+        },
     )
     plan = _plan(task, count)
     # Each loss is that of a sample by itself: settings weigh streams in the total alone, which is not used.
@@ -247,6 +257,14 @@ class Validation:
             raise RuntimeError("the windows have not been read")
         return self._samples.sample(self._samples.row(self.held_out.windows[number].name)).words
 
+    def conditions_shown(self, number: int) -> dict[str, Any]:
+        """The values of condition streams that a window has, as a record's settings name them."""
+        held, streams = self._held[number], self.sampler.identity.conditions
+        values = {
+            name: None if (own := held.conditions[name]) is None else one.shown(own) for name, one in streams.items()
+        }
+        return {"conditions": values} if streams else {}
+
     def _read(self) -> WindowFolder:
         """The windows, from the shards the first time."""
         if self._samples is None:
@@ -261,7 +279,13 @@ class Validation:
                 }
                 arrays |= {name: sample.latents[entry.name] for name, entry in entries.items()}
                 speaker = self.sampler.speaker_number(window.row.speaker, named=False)
-                self._held.append(Held(number, window, arrays, speaker, self._parts_of(window.row)))
+                own = recording_of_sample(sample)
+                conditions = {
+                    name: window_value(stream, own, 0, window.ticks)
+                    for name, stream in self.sampler.identity.conditions.items()
+                }
+                parts = self._parts_of(window.row)
+                self._held.append(Held(number, window, arrays, speaker, conditions, parts))
             self._samples = samples
         return self._samples
 
@@ -295,8 +319,10 @@ class Validation:
             }
             numbers, speakers = [one.number for one in held], [one.speaker for one in held]
             present = [one.present for one in held]
+            names = self.sampler.identity.conditions
+            conditions = condition_tensors({name: [one.conditions[name] for one in held] for name in names}, device)
             with self.sampler.autocast():
-                losses = grid_losses(model, arrays, numbers, speakers, task, present).tolist()
+                losses = grid_losses(model, arrays, numbers, speakers, task, present, conditions).tolist()
             return [(number, SIX.index(task), row) for number, row in zip(numbers, losses, strict=True)]
 
         own = [entry for entries in turns.shared(self._groups(), of) for entry in entries]

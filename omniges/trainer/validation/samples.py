@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.codecs.base import SpokenText
+from omniges.conditions.base import Array, ValueOf
 from omniges.errors import DataError
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import GENERIC, Instruments, TrainSplit
@@ -64,6 +65,7 @@ class Held:
     window: Window
     arrays: Mapping[StreamName, npt.NDArray[Any]]  # as shards hold them, text as slots
     speaker: int  # 0: unknown to the model
+    conditions: Mapping[str, Array | None]  # values of the model's condition streams
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
 
     def allows(self, task: str) -> bool:
@@ -75,6 +77,15 @@ class Held:
         """Bits of `STREAM_PARTS`, without those that the conditions of a task lack."""
         needed = sum(STREAM_BITS[name] for name in TASKS[task].conditions)
         return self.present | ALL_PRESENT & ~needed
+
+    @property
+    def described(self) -> dict[str, ValueOf]:
+        """The values of condition streams, as a timeline takes them."""
+
+        def constant(value: Array | None) -> ValueOf:
+            return lambda _first, _ticks: value
+
+        return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
         """A stream of it, as a condition: all of it, for what latents there are of a part is nobody's to say."""
@@ -118,7 +129,14 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: Sampl
     ticks, targets = held[0].window.ticks, TASKS[task].targets
     conditions = TASKS[task].conditions
     timelines = [
-        Timeline(ticks, {name: one.ticks_of(name) for name in conditions}, one.speaker, one.number, one.given(task))
+        Timeline(
+            ticks,
+            {name: one.ticks_of(name) for name in conditions},
+            one.speaker,
+            one.number,
+            one.given(task),
+            one.described,
+        )
         for one in held
     ]
     windows = WindowSettings(window_ticks=ticks, overlap_ticks=0, apart=True)

@@ -164,7 +164,8 @@ class RunValidator:
                 "speaker": window.row.speaker,
                 "voice": VOICE.name if ".wav" in kept.contents else None,
                 "quantised": codecs.through_codes(TASKS[kept.task].targets),
-            },
+            }
+            | self._validation.conditions_shown(kept.number),
             seams_s=(),
             measures=kept.measures,
             remarks=tuple(kept.remarks),

@@ -1,0 +1,183 @@
+"""The interface of a condition stream: from a recording to an array of a window, and from that to a vector.
+
+The part that reads recordings runs in the processes that load batches, which import no torch; `encoder` imports it.
+docs/model.md, "Condition streams", says what the model does with the vector.
+
+Shape letters: B batch, W features of the trunk's tokens. A window has some ticks of 0.1 s.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import EnvironmentFault
+from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.registry import foreign
+
+if TYPE_CHECKING:
+    from torch import nn
+
+F32 = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+Content = Literal["gesture", "mel", "words"]
+"""What a stream may read of a recording beside its labels."""
+ABSENT: Final = "none"
+"""The text that stands for no value."""
+_LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFacts:
+    """What a stream may learn from the training set before the first step."""
+
+    labels: Mapping[str, tuple[str, ...]]
+    """Sorted values that the train clips have of each label in `ConditionStream.labels`."""
+    statistics: Mapping[str, Any]
+    """stats.json: mean, std, min and max of ``gesture`` (415,) and ``mel`` (64,), and more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a stream can read of one recording; absent labels and contents are left out."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Such as emotion and scenario; ``speaker`` and ``language`` too."""
+    contents: Mapping[Content, Callable[[int, int], Any]] = field(default_factory=dict)
+    """Called with the first tick and the number of ticks of a window."""
+
+    def gesture(self, first_tick: int, ticks: int) -> F32:
+        """Return gesture channels (3 · ticks, 415) as shards hold them; absent ones are NaN."""
+        return np.asarray(self.contents["gesture"](first_tick, ticks))
+
+    def mel(self, first_tick: int, ticks: int) -> F32:
+        """Return log-mel frames (10 · ticks, 64)."""
+        return np.asarray(self.contents["mel"](first_tick, ticks))
+
+    def words(self, first_tick: int, ticks: int) -> list[dict[str, Any]]:
+        """Return the words of a window: ``word``, ``start`` and ``end`` in seconds from its start, clipped to it."""
+        start_s, seconds = first_tick / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
+        found = []
+        for word in self.contents["words"](first_tick, ticks):
+            start, end = max(0.0, word["start"] - start_s), min(seconds, word["end"] - start_s)
+            if end - start > _LEAST_WORD_S - 1e-9:
+                found.append({**word, "start": round(start, 3), "end": round(end, 3)})
+        return found
+
+
+def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | None) -> dict[str, str]:
+    """Return the labels that a recording has, its speaker and language among them."""
+    every = {**labels, "speaker": speaker, "language": language}
+    return {name: value for name, value in every.items() if value}
+
+
+class ConditionStream(ABC):
+    """A condition stream, with what it has learned of the training set."""
+
+    name: ClassVar[str]
+    """Lower-case letters, digits and ``_``; the name that commands and checkpoints use."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """Labels of the metadata that it reads; ``speaker`` and ``language`` count as labels."""
+    reads: ClassVar[tuple[Content, ...]] = ()
+    """What else it reads of a recording."""
+    shape: tuple[int, ...] = ()
+    """Shape of a window's array; it does not depend on the window's length."""
+    dtype: str = "<f4"
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, facts: TrainingFacts) -> Self:
+        """Return the stream of a training set.
+
+        Raises:
+            UsageFault: the set holds nothing to learn from.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return what was learned, as JSON that a checkpoint keeps."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the stream that `settings` describes."""
+
+    @abstractmethod
+    def value(self, recording: Recording, first_tick: int, ticks: int) -> Array | None:
+        """Return the array (*shape) of a window; None, NaN or infinity: the recording has none."""
+
+    @abstractmethod
+    def parse(self, value: Any) -> Array:
+        """Return the array (*shape) of a value that a person gives: the text of ``--condition``, or a Python value.
+
+        Raises:
+            UsageFault: the value is unknown; the message names those that are known.
+        """
+
+    @abstractmethod
+    def shown(self, array: Array) -> Any:
+        """Return an array (*shape) as a person would give it, in JSON."""
+
+    @abstractmethod
+    def encoder(self, width: int) -> nn.Module:
+        """Return a new module from arrays (B, *shape) to vectors (B, W)."""
+
+
+def full_name(stream: ConditionStream) -> str:
+    """Return how errors name a stream: its name, and the module that its class is of."""
+    return f"condition stream {stream.name} ({type(stream).__module__}:{type(stream).__qualname__})"
+
+
+def window_value(stream: ConditionStream, recording: Recording, first_tick: int, ticks: int) -> Array | None:
+    """Return a stream's checked array (*shape) of a window; None where the recording has no value.
+
+    Raises:
+        EnvironmentFault: the stream's code fails, or gives another array than it declares.
+    """
+    if not recording.contents.keys() >= set(stream.reads):
+        return None
+    with foreign(full_name(stream), "computing the value of a window"):
+        value = stream.value(recording, first_tick, ticks)
+        return None if value is None else _checked(stream, value)
+
+
+def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
+    """Return the checked array of a value that a person gives; None for None and ``none``.
+
+    Raises:
+        UsageFault: the value is unknown.
+        EnvironmentFault: the stream's code fails, or gives another array than it declares.
+    """
+    if value is None or value == ABSENT:
+        return None
+    with foreign(full_name(stream), f"reading the value {value!r}"):
+        return _checked(stream, stream.parse(value))
+
+
+def _checked(stream: ConditionStream, value: Array) -> Array | None:
+    array = np.asarray(value)
+    if array.shape != stream.shape or not np.can_cast(array.dtype, stream.dtype, "same_kind"):
+        expected, found = f"{stream.shape} {stream.dtype}", f"{array.shape} {array.dtype.str}"
+        raise EnvironmentFault(f"{full_name(stream)}: arrays {expected} expected, found {found}: ask its authors")
+    array = array.astype(stream.dtype)
+    return array if np.isfinite(array).all() else None
+
+
+ValueOf = Callable[[int, int], Array | None]
+"""The array of a window from its first tick and its ticks; None: it has no value."""
+
+
+def stacked(values: Sequence[Array | None]) -> tuple[Array, npt.NDArray[np.bool_]] | None:
+    """Return values as arrays (B, *shape), zero where there is none, and which are there (B,); None: there is none."""
+    first = next((value for value in values if value is not None), None)
+    if first is None:
+        return None
+    nothing = np.zeros_like(first)
+    return np.stack([nothing if value is None else value for value in values]), np.array(
+        [value is not None for value in values]
+    )

@@ -1,0 +1,12 @@
+"""The emotion that a recording is labelled with."""
+
+from __future__ import annotations
+
+from omniges.conditions.labels import LabelStream
+
+
+class Emotion(LabelStream):
+    """Emotion of a recording, such as happiness."""
+
+    name = "emotion"
+    labels = ("emotion",)

@@ -1,0 +1,128 @@
+"""Which condition streams there are: ours, those registered in Python, and those of installed packages.
+
+Another package offers one by an entry point of the group ``omniges.streams``. Nothing is imported until it is named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from omniges.conditions.base import ConditionStream
+from omniges.errors import UsageFault
+from omniges.registry import Registry, foreign
+
+CONDITIONS: Final[Registry[Any]] = Registry(
+    "condition stream", "omniges.streams", type, {"emotion": "omniges.conditions.emotion:Emotion"}
+)
+_GENERATED: Final = ("gesture", "text", "audio")
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def register_stream(name: str, stream: type[ConditionStream]) -> None:
+    """Offer a condition stream under a name, in this process and in those that load its batches.
+
+    Args:
+        name: lower-case letters, digits and ``_``; it must equal the class's ``name``.
+        stream: a class that can be imported by its module and name.
+
+    Raises:
+        UsageFault: the name is taken, or the class is no condition stream of that name.
+    """
+    CONDITIONS.register(name, _checked(name, stream, "register_stream"))
+
+
+def find_stream(name: str, origin: str) -> type[ConditionStream]:
+    """Return the class of a condition stream.
+
+    Args:
+        name: of the stream.
+        origin: what names it, such as a flag; errors begin with it.
+
+    Raises:
+        UsageFault: there is no stream of that name.
+        EnvironmentFault: the package that offers it cannot be used.
+    """
+    CONDITIONS.require(name, f"{origin} {name}")
+    return _checked(name, CONDITIONS.get(name), f"{origin} {name}")
+
+
+def load_class(path: str) -> Any:
+    """Return what ``module:Class`` names."""
+    module, _, name = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
+    if not (isinstance(stream, type) and issubclass(stream, ConditionStream) and stream.name == name):
+        raise UsageFault(f"{who}: a subclass of ConditionStream with the name {name!r} expected, found {stream!r:.100}")
+    if name in _GENERATED or not _NAME.fullmatch(name):
+        raise UsageFault(
+            f"{who}: the name {name!r} is of no condition stream: lower-case letters, digits and _ expected, and none "
+            f"of {', '.join(_GENERATED)}"
+        )
+    return stream
+
+
+# --- to processes that load batches, and to checkpoints
+
+
+def specification(stream: ConditionStream) -> dict[str, Any]:
+    """Return JSON that `load_streams` makes the stream of again."""
+    kind = type(stream)
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "settings": stream.settings()}
+
+
+def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionStream]:
+    """Return streams by name from their specifications, in a process that has looked none up.
+
+    Raises:
+        EnvironmentFault: a class cannot be imported here.
+    """
+    streams = {}
+    for name, one in found.items():
+        with foreign(f"condition stream {name}", f"importing {one['class']}"):
+            streams[name] = load_class(one["class"]).from_settings(one["settings"])
+    return streams
+
+
+def saved_streams(found: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, ConditionStream]:
+    """Return streams by name from the specifications that a checkpoint has.
+
+    Raises:
+        UsageFault: a stream is not known here.
+        EnvironmentFault: the package that offers one cannot be used.
+    """
+    streams = {}
+    for name, one in found.items():
+        kind = find_stream(name, f"{where} was trained with {one['class']}, condition stream")
+        with foreign(f"condition stream {name}", "reading what it has learned"):
+            streams[name] = kind.from_settings(one["settings"])
+    return streams
+
+
+def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionStream]]:
+    """Return classes by name; raises as `find_stream`, and UsageFault for a name that is given twice."""
+    wanted = list(names)
+    twice = sorted({name for name in wanted if wanted.count(name) > 1})
+    if twice:
+        raise UsageFault(f"{origin} {twice[0]}: it is given twice: name it once")
+    return {name: find_stream(name, origin) for name in wanted}
+
+
+def labels_read(streams: Iterable[ConditionStream | type[ConditionStream]]) -> tuple[str, ...]:
+    """Return the labels that some streams read, sorted."""
+    return tuple(sorted({label for stream in streams for label in stream.labels}))
+
+
+def layout(streams: Mapping[str, ConditionStream]) -> Sequence[tuple[str, str, tuple[int, ...]]]:
+    """Return name, dtype and shape of the arrays that one window has of some streams, for blocks of batches."""
+    found: list[tuple[str, str, tuple[int, ...]]] = []
+    for name, stream in streams.items():
+        found += [(f"condition.{name}", stream.dtype, stream.shape), (f"known.{name}", "|b1", ())]
+    return found

@@ -1,0 +1,97 @@
+"""Arrays of condition streams for the windows of a batch, computed where the batch is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.conditions.base import ConditionStream, Content, Recording, TrainingFacts, window_value
+from omniges.conditions.registry import labels_read
+from omniges.data.catalog import Catalog, LabelColumn
+from omniges.data.tracks import Normaliser, Tracks
+from omniges.data.window_reader import ClipReader
+from omniges.errors import UsageFault
+
+_STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
+_TILE_TICKS: Final = 64
+
+
+def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
+    """Return what condition streams may learn from the clips of some catalogs, which were read with their labels."""
+    found: dict[str, set[str]] = {name: set() for name in catalogs[0].labels}
+    for catalog in catalogs:
+        for name, (values, codes) in catalog.labels.items():
+            found[name] |= {values[code] for code in np.unique(codes).tolist() if code >= 0}
+    return TrainingFacts({name: tuple(sorted(values)) for name, values in found.items()}, statistics)
+
+
+def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str, Any]) -> None:
+    """Refuse streams that read what batches hold only as latents of a codec.
+
+    Args:
+        streams: by name.
+        codecs: of the run, by the stream they stand for.
+
+    Raises:
+        UsageFault: a stream reads such an array.
+    """
+    for name, stream in streams.items():
+        lost = [content for content in stream.reads if _STREAM_OF[content] in codecs]
+        if lost:
+            raise UsageFault(
+                f"--condition-streams {name}: it reads {lost[0]}, and {_STREAM_OF[lost[0]]} is latents of a codec in "
+                "this run: leave one of them away"
+            )
+
+
+class ConditionReader:
+    """Computes the arrays of condition streams for windows of some folders. Not for several threads at once."""
+
+    def __init__(
+        self,
+        streams: Mapping[str, ConditionStream],
+        readers: Sequence[ClipReader],
+        labels: Sequence[Mapping[str, LabelColumn]],
+        tracks: Tracks,
+    ) -> None:
+        """Name the parts; readers and labels are those of each folder."""
+        self._streams, self._readers, self._labels = streams, readers, labels
+        self._names = labels_read(streams.values())
+        self._contents = {content for stream in streams.values() for content in stream.reads}
+        self._tracks = tracks
+        plain = Normaliser.identity(tracks)
+        self._plain = Normaliser(
+            plain.gesture.tiled(tracks.gesture.rows(_TILE_TICKS)), plain.audio.tiled(tracks.audio.rows(_TILE_TICKS))
+        )
+
+    def fill(
+        self, arrays: Mapping[str, npt.NDArray[Any]], row: int, source: int, sample: int, start: int, ticks: int
+    ) -> None:
+        """Put the values of a window into a row of a block's arrays; raises as `window_value` and `ClipReader` do."""
+        recording = self._recording(source, sample)
+        for name, stream in self._streams.items():
+            value = window_value(stream, recording, start, ticks)
+            arrays[f"known.{name}"][row] = value is not None
+            arrays[f"condition.{name}"][row] = 0 if value is None else value
+
+    def _recording(self, source: int, sample: int) -> Recording:
+        labels = {}
+        for name in self._names:
+            values, codes = self._labels[source][name]
+            if codes[sample] >= 0:
+                labels[name] = values[codes[sample]]
+        contents = {content: partial(self._read, content, source, sample) for content in self._contents}
+        return Recording(labels, contents)
+
+    def _read(self, content: Content, source: int, sample: int, first: int, ticks: int) -> Any:
+        reader = self._readers[source]
+        if content == "words":
+            return reader.words(sample)
+        pair = self._tracks.gesture, self._tracks.audio
+        gesture, mel = (np.empty((track.rows(ticks), track.channels), np.float32) for track in pair)
+        reader.read_window(sample, first, ticks, self._plain, (gesture.reshape(-1), mel.reshape(-1)))
+        return gesture if content == "gesture" else mel
