@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from omniges.api import evaluate, load_model, preprocess, sample_corpus, verify_shards
     from omniges.codecs.registry import load_codec, register_codec
     from omniges.codecs.settings import EncodeSettings
+    from omniges.conditions.base import ConditionStream
+    from omniges.conditions.registry import register_stream
     from omniges.data.samples import Sample, open_shards
     from omniges.data.web import webdataset
     from omniges.data.windows import WindowDataset
@@ -35,6 +37,8 @@ _MODULES = {
     "omniges.api": ("evaluate", "load_model", "preprocess", "sample_corpus", "verify_shards"),
     "omniges.codecs.registry": ("load_codec", "register_codec"),
     "omniges.codecs.settings": ("EncodeSettings",),
+    "omniges.conditions.base": ("ConditionStream",),
+    "omniges.conditions.registry": ("register_stream",),
     "omniges.data.samples": ("Sample", "open_shards"),
     "omniges.data.web": ("webdataset",),
     "omniges.data.windows": ("WindowDataset",),
@@ -56,6 +60,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ConditionStream",
     "ConvertSettings",
     "CorpusSettings",
     "DataError",
@@ -86,6 +91,7 @@ __all__ = [
     "register_codec",
     "register_corpus",
     "register_metric",
+    "register_stream",
     "sample_corpus",
     "verify_shards",
     "webdataset",
