@@ -50,6 +50,7 @@ _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1
 _MOST: Final = 1e12
 _OF_FILES: Final = "dict of files, each with path and sha256,"
+_LONGEST_NAME_BYTES: Final = 255  # what a Linux file name holds
 _COPY_BYTES: Final = 1 << 20
 _SHOWN_TICKS: Final = 120  # in a picture
 _NO_TEXT: Final = "\ufffd"
@@ -386,7 +387,10 @@ def _number(value: Any) -> bool:
 
 
 def _file(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("path", "sha256")):
+        return False
+    name = Path(value["path"]).name
+    return "\0" not in name and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
 
 
 def _all(fits: Callable[[Any], bool], kind: type[list[Any]] | type[dict[str, Any]]) -> Callable[[Any], bool]:

@@ -125,7 +125,7 @@ def test_the_hash_of_other_sets_counts_what_is_absent(mixed):
 def hash_of(catalog: Catalog) -> str:
     from omniges.data.catalog import _content_hash
 
-    return _content_hash(catalog.table, catalog.speaker_names, catalog.speaker)
+    return _content_hash(catalog.table, catalog.speaker_names, catalog.speaker, {})
 
 
 def test_a_filter_takes_clips_that_have_the_streams(mixed):

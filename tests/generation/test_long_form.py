@@ -146,8 +146,11 @@ class PerTick(torch.nn.Module):
     def carried(self, _targets: Sequence[str]) -> list[str]:
         return []
 
+    def known_parts(self, _bits: object) -> None:
+        """Nothing is absent."""
+
     def predict(
-        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], *_about: object
     ) -> dict[str, Tensor]:
         self.calls.append(len(tokens["audio"]))
         return dict.fromkeys(targets, 3 * tokens["audio"])
@@ -163,7 +166,7 @@ class ThreeRates(PerTick):
         return Plain(RATES[name])
 
     def predict(
-        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], *_about: object
     ) -> dict[str, Tensor]:
         found = {}
         for name in targets:
@@ -178,7 +181,7 @@ class ByWindow(PerTick):
     """Expects everywhere the first condition of the window: windows disagree."""
 
     def predict(
-        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], *_about: object
     ) -> dict[str, Tensor]:
         return {name: tokens["audio"][:, :1].expand_as(tokens["audio"]) for name in targets}
 
@@ -199,7 +202,7 @@ class WholeWindows(PerTick):
         return Whole() if name == "text" else Plain()
 
     def predict(
-        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], *_about: object
     ) -> dict[str, Tensor]:
         said = {"text": tokens["audio"][:, :1].expand(-1, 3, -1), "gesture": 3 * tokens["audio"]}
         return {name: said[name] for name in targets}
@@ -212,7 +215,7 @@ class ThreeAtOnce(PerTick):
         return Plain(Fraction(3), 3) if name == "gesture" else Plain()
 
     def predict(
-        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], *_about: object
     ) -> dict[str, Tensor]:
         return {name: tokens["audio"][:, :1].expand_as(tokens[name]) for name in targets}
 
@@ -310,7 +313,7 @@ class Nowhere(PerTick):
     """Expects nothing that is a number."""
 
     def predict(
-        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], _speakers: Tensor
+        self, tokens: Mapping[str, Tensor], _levels: Any, targets: Sequence[str], *_about: object
     ) -> dict[str, Tensor]:
         return {name: torch.full_like(tokens["audio"], torch.nan) for name in targets}
 

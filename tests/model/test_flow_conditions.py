@@ -37,11 +37,11 @@ def model() -> FlowModel:
 def windows(values: list[int] | None = None, known: list[bool] | None = None) -> Windows:
     found = windows_of(POSITIONS)
     pair = torch.tensor(values or [0] * 12), torch.tensor([True] * 12 if known is None else known)
-    return Windows(found.arrays, found.positions, found.speakers, {"emotion": pair})
+    return Windows(found.arrays, found.positions, found.speakers, conditions={"emotion": pair})
 
 
 def losses(model: FlowModel, given: Windows, flow: FlowSettings = KEPT, *, dense: bool = False) -> torch.Tensor:
-    plan = draw_plan(flow, 7, np.array(POSITIONS), ["emotion"] if given.conditions else [])
+    plan = draw_plan(flow, 7, np.array(POSITIONS), conditions=["emotion"] if given.conditions else [])
     return model(given, plan, flow, 7, dense=dense).each
 
 
@@ -70,7 +70,7 @@ class TestModel:
 
     def test_only_values_that_are_known_and_kept_get_a_gradient(self, model: FlowModel) -> None:
         model.zero_grad()
-        plan = draw_plan(KEPT, 7, np.array(POSITIONS), ["emotion"])
+        plan = draw_plan(KEPT, 7, np.array(POSITIONS), conditions=["emotion"])
         given = windows([0] * 6 + [1] * 6, [True] * 6 + [False] * 6)
         model(given, plan, KEPT, 7).total.backward()
         gradient = model.conditions["emotion"].weight.grad
@@ -105,21 +105,23 @@ def test_guidance_leaves_condition_streams_out_with_the_inputs(model: FlowModel)
 class TestPlan:
     @pytest.mark.parametrize("rate", [0.1, 0.4])
     def test_share_that_is_dropped(self, rate: float) -> None:
-        kept = draw_plan(FlowSettings(condition_dropout=0, condition_stream_dropout=rate), 1, MANY, ["emotion"]).kept
+        kept = draw_plan(
+            FlowSettings(condition_dropout=0, condition_stream_dropout=rate), 1, MANY, conditions=["emotion"]
+        ).kept
         assert kept["emotion"].mean() == pytest.approx(1 - rate, abs=0.01)
 
     def test_streams_are_dropped_apart_and_none_hangs_on_the_others(self) -> None:
         flow = FlowSettings(condition_dropout=0, condition_stream_dropout=0.5)
-        both = draw_plan(flow, 1, MANY, ["emotion", "loudness"])
+        both = draw_plan(flow, 1, MANY, conditions=["emotion", "loudness"])
         assert (both.kept["emotion"] & both.kept["loudness"]).mean() == pytest.approx(0.25, abs=0.02)
-        assert np.array_equal(draw_plan(flow, 1, MANY, ["loudness"]).kept["loudness"], both.kept["loudness"])
+        assert np.array_equal(draw_plan(flow, 1, MANY, conditions=["loudness"]).kept["loudness"], both.kept["loudness"])
         plain = draw_plan(flow, 1, MANY)
         for name in ("task", "target", "present", "levels", "speaker_known"):
             assert np.array_equal(getattr(plain, name), getattr(both, name))
 
     def test_samples_that_lose_all_conditions_lose_the_streams_too(self) -> None:
         flow = FlowSettings(shares={"a2g": 1}, condition_dropout=0.3, condition_stream_dropout=0)
-        plan = draw_plan(flow, 1, MANY, ["emotion"])
+        plan = draw_plan(flow, 1, MANY, conditions=["emotion"])
         assert np.array_equal(plan.kept["emotion"], (plan.present & ~plan.target).any(axis=1))
 
 

@@ -313,7 +313,9 @@ def journal(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     out = tmp_path_factory.mktemp("journal") / "shards"
     found: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("omniges.pipeline.run.commit", lambda workspace, _shards: found.extend(workspace.journal.load()))
+        patch.setattr(
+            "omniges.pipeline.publish.commit", lambda workspace, _shards: found.extend(workspace.journal.load())
+        )
         run_preprocess(corpus, out)
     assert found
     return found

@@ -416,7 +416,7 @@ def at(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 EDITED: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
-    "newer": ("dataset-newer", at("version", value=2)),
+    "newer": ("dataset-newer", at("version", value=3)),
     "no version": ("dataset-version", lambda d: d.pop("version")),
     "version of text": ("dataset-version", at("version", value="1")),
     "version true": ("dataset-version", at("version", value=True)),
@@ -540,7 +540,7 @@ class TestManifest:
             ({"seconds": 0.2}, "row-arithmetic"),
             ({"seconds": float("nan")}, "manifest-malformed"),
             ({"words": 2}, "manifest-totals"),
-            ({"sources": {}}, "manifest-malformed"),
+            ({"sources": {"npz": ("../x", "0" * 64)}}, "manifest-malformed"),
         ],
         ids=str,
     )
@@ -572,10 +572,10 @@ class TestManifest:
 
         files = {name: (tiny / name).read_bytes() for name in (DATASET_FILE, MANIFEST_FILE)}
         table = pq.ParquetFile(io.BytesIO(files[MANIFEST_FILE])).read(use_threads=False)
-        assert table.column("audio_npy_offset").null_count == table.num_rows
-        place = table.column_names.index("audio_npy_sha256")
+        assert table.column("sem_path").null_count
+        place = table.column_names.index("sem_sha256")
         buffer = io.BytesIO()
-        pq.write_table(table.set_column(place, "audio_npy_sha256", table.column("key")), buffer)
+        pq.write_table(table.set_column(place, "sem_sha256", table.column("key")), buffer)
         data = buffer.getvalue()
         with content(tiny / DATASET_FILE, relisted(files, {MANIFEST_FILE: data})), content(tiny / MANIFEST_FILE, data):
             assert codes(run(tiny)) == {"manifest-malformed"}

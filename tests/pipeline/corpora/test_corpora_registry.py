@@ -69,7 +69,7 @@ def test_a_corpus_of_another_package_is_converted_by_workers(sounds: Path, tmp_p
     (site / "sounds_corpus.py").write_text(SOUNDS)
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     out = tmp_path / "shards"
-    done = omniges("preprocess", "--root", sounds, "--workers", 2, "--out", out, PYTHONPATH=path)
+    done = omniges("preprocess", "--root", sounds, "--workers", 2, "--out", out, anew=True, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     folder = ShardFolder(out)
     assert {(row.stem, row.split, row.present) for row in folder.rows} == {
