@@ -48,7 +48,7 @@ def train(shards: str | Path, steps: int) -> list[float]:
         recorded = batch["present"]["gesture"][:, None, :].expand_as(predicted)  # what was not recorded has no loss
         loss = nn.functional.mse_loss(predicted[recorded], batch["gesture"][recorded])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
     return losses
