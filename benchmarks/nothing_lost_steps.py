@@ -45,6 +45,8 @@ validation-samples: 1
 validation-sampling-steps: 2
 """
 _VERSION: Final = frozenset({"omniges"})  # key of the version in records, which may have risen
+_SINCE: Final = frozenset({"condition_streams", "condition_stream_dropout", "tell_absent"})
+"""Settings that came later, each at a default that changes nothing."""
 _LABELS: Final = ("1_synthetica_0_1_1", "2_syntheticb_0_1_1")  # of the test split
 
 
@@ -121,14 +123,16 @@ def _trained(run: Path, name: str) -> Found:
         return {}
     states = file_facts(last)
     state = json.loads((last / "state.json").read_text(encoding="utf-8"))
-    fixed = ("config.json", "stats.json", "tokenizer.json", "settings.json")
-    log = json_facts(_log(run), "log", VOLATILE | _VERSION)
+    fixed = ("stats.json", "tokenizer.json")
+    grown = {file: json.loads((last / file).read_text(encoding="utf-8")) for file in ("config.json", "settings.json")}
+    log = json_facts(_log(run), "log", VOLATILE | _VERSION | _SINCE)
     pictures = file_facts(run / "validation", {".json"})
     records = json_file_facts(run / "validation", VOLATILE | _VERSION)
     return {
         f"{name}: losses of all steps": _losses(run),
         f"{name}: tensors": {file: states[file] for file in _TENSORS},
         f"{name}: rest of the checkpoint": {file: states[file] for file in fixed}
+        | json_facts(grown, "", _SINCE)
         | json_facts(state, "state.json", VOLATILE),
         f"{name}: log": log,
         f"{name}: validation": pictures | records,
@@ -393,9 +397,9 @@ def _flags(side: Side) -> Facts:
     commands = {f"help of omniges {words}": [*words.split(), "--help"] for words in _COMMANDS}
     word = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*|(?<=^│ )[a-z][a-z-]+(?= )", re.MULTILINE)
     found = side.attempt(commands)
-    facts = {}
+    facts: Facts = {}
     for label, done in found.items():
-        facts[label] = f"exit {done.code}: {' '.join(sorted(set(word.findall(done.out))))}"
+        facts |= {label: f"exit {done.code}"} | {f"{label}: {flag}": "there" for flag in word.findall(done.out)}
     return facts
 
 
