@@ -27,6 +27,8 @@ F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 Content = Literal["gesture", "mel", "words"]
 """What a stream may read of a recording beside its labels."""
+STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
+"""The stream that each content is of."""
 ABSENT: Final = "none"
 """The text that stands for no value."""
 _LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND

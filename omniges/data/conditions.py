@@ -9,14 +9,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.conditions.base import ConditionStream, Content, Recording, TrainingFacts, window_value
+from omniges.conditions.base import STREAM_OF, ConditionStream, Content, Recording, TrainingFacts, window_value
 from omniges.conditions.registry import labels_read
 from omniges.data.catalog import Catalog, LabelColumn
 from omniges.data.tracks import Normaliser, Tracks
 from omniges.data.window_reader import ClipReader
 from omniges.errors import UsageFault
+from omniges.shards.present import STREAM_BITS, absent_channels
 
-_STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
 _TILE_TICKS: Final = 64
 
 
@@ -40,11 +40,11 @@ def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str
         UsageFault: a stream reads such an array.
     """
     for name, stream in streams.items():
-        lost = [content for content in stream.reads if _STREAM_OF[content] in codecs]
+        lost = [content for content in stream.reads if STREAM_OF[content] in codecs]
         if lost:
             raise UsageFault(
-                f"--condition-streams {name}: it reads {lost[0]}, and {_STREAM_OF[lost[0]]} is latents of a codec in "
-                "this run: leave one of them away"
+                f"--condition-streams {name}: it reads {lost[0]}, and {STREAM_OF[lost[0]]} is latents of a codec in "
+                "this run: leave one of them out"
             )
 
 
@@ -84,8 +84,9 @@ class ConditionReader:
             values, codes = self._labels[source][name]
             if codes[sample] >= 0:
                 labels[name] = values[codes[sample]]
-        contents = {content: partial(self._read, content, source, sample) for content in self._contents}
-        return Recording(labels, contents)
+        bits = int(self._readers[source].table.present[sample])
+        there = [content for content in self._contents if bits & STREAM_BITS[STREAM_OF[content]]]
+        return Recording(labels, {content: partial(self._read, content, source, sample) for content in there})
 
     def _read(self, content: Content, source: int, sample: int, first: int, ticks: int) -> Any:
         reader = self._readers[source]
@@ -94,4 +95,6 @@ class ConditionReader:
         pair = self._tracks.gesture, self._tracks.audio
         gesture, mel = (np.empty((track.rows(ticks), track.channels), np.float32) for track in pair)
         reader.read_window(sample, first, ticks, self._plain, (gesture.reshape(-1), mel.reshape(-1)))
+        for columns in absent_channels(int(reader.table.present[sample])):
+            gesture[:, columns] = np.nan
         return gesture if content == "gesture" else mel

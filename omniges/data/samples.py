@@ -213,7 +213,7 @@ class ShardSet:
             max_seconds: greatest length of a sample.
 
         Raises:
-            UsageFault: a filter is none, or leaves nothing.
+            UsageFault: a filter cannot be, or leaves nothing.
         """
         if split is not None and split not in SPLITS:
             raise UsageFault(f"split: one of {', '.join(SPLITS)} expected, found {split!r}")
@@ -224,14 +224,20 @@ class ShardSet:
         if split is not None:
             left = self._having(left, "split", [split], lambda row: (row.split,))
         if wanted := _texts("speakers", speakers):
-            left = self._having(left, "speaker", wanted, lambda row: (row.speaker, str(row.speaker_id)))
+            left = self._having(
+                left,
+                "speaker",
+                wanted,
+                lambda row: (row.speaker, None if row.speaker_id is None else str(row.speaker_id)),
+            )
         if wanted := _texts("languages", languages):
             left = self._having(left, "language", wanted, lambda row: (row.language,))
         known = {label for row in self.rows for label in row.labels}
         for name, values in (labels or {}).items():
             if name not in known:
                 raise UsageFault(f"{self.folder}: no label {name!r}: choose from {', '.join(sorted(known)) or 'none'}")
-            left = self._having(left, name, _texts(name, values), _values_of(name))
+            if wanted := _texts(name, values):
+                left = self._having(left, name, wanted, _values_of(name))
         timed = tuple(row for row in left if min_seconds <= row.seconds <= longest)
         if left and not timed:
             lengths = sorted(row.seconds for row in left)
@@ -342,6 +348,11 @@ class ShardSet:
 
 
 _SAME = ("key", "stem", "split", "speaker_id", "speaker", "language", "seconds", "frames")
+
+
+def _id_of(row: ManifestRow) -> tuple[str, ...]:
+    """The speaker's id as a text, where it is known."""
+    return () if row.speaker_id is None else (str(row.speaker_id),)
 
 
 def _values_of(label: str) -> Callable[[ManifestRow], tuple[str]]:

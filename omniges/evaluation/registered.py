@@ -14,6 +14,7 @@ from omniges.errors import DataError
 from omniges.evaluation import scores
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.registry import Metric, registered_metrics
+from omniges.registry import foreign
 
 I64 = npt.NDArray[np.int64]
 
@@ -43,7 +44,7 @@ class RegisteredScores:
         if metric.over_set:
             values.keep(key, (generated, recorded))
         else:
-            values.add(key, lambda: ClipValue(_number(metric, metric.of(generated, recorded)), 1.0))
+            values.add(key, lambda: ClipValue(_scored(metric, generated, recorded), 1.0))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
         """Figures of every metric: the mean over results, or the value of all of them."""
@@ -74,12 +75,16 @@ def _figure_of_set(
 
 def _of_set(metric: Metric, pairs: Sequence[tuple[Any, Any]], chosen: I64) -> float:
     generated, recorded = ([pairs[int(k)][side] for k in chosen] for side in (0, 1))
-    return _number(metric, metric.of(generated, recorded))
+    return _scored(metric, generated, recorded)
 
 
-def _number(metric: Metric, value: float | None) -> float:
+def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
+    """The number that a metric gives; raises DataError where it gives none, EnvironmentFault where its code fails."""
+    with foreign(f"metric {metric.label!r}", "scoring"):
+        value = metric.of(generated, recorded)
+        finite = value is None or math.isfinite(value)
     if value is None:
         raise DataError(f"{metric.label}: no value")
-    if not math.isfinite(value):
+    if not finite:
         raise DataError(f"{metric.label}: a finite number or None expected, found {value}")
     return float(value)

@@ -121,12 +121,13 @@ def motion_from_arrays(
     for name, (_, columns) in widths.items():
         motion.setdefault(name, np.full((count, columns), np.nan))
     hidden = [3 * joint + k for part in absent for joint in POSE_PARTS[part] for k in range(3)]
-    if hidden and "poses" in given:
+    if hidden and "poses" in given:  # the caller's array stays as it is
         motion["poses"] = motion["poses"].copy()
         motion["poses"][:, hidden] = 0
     for name in frames:
         _check_values(name, motion[name])
-    motion["poses"][:, hidden] = np.nan
+    if hidden:
+        motion["poses"][:, hidden] = np.nan
     notes: tuple[Problem, ...] = ()
     columns = motion["expressions"].shape[1]
     if columns < EXPRESSION_COLUMNS:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omniges.conditions.base import (
+    STREAM_OF,
     Array,
     ConditionStream,
     Content,
@@ -19,6 +20,7 @@ from omniges.conditions.base import (
 from omniges.errors import UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.registry import foreign
+from omniges.shards.present import STREAM_BITS, present_bits
 from omniges.shards.reader import SampleArrays
 
 Asked = Mapping[str, Array | None]
@@ -33,7 +35,9 @@ def recording_of_sample(sample: SampleArrays) -> Recording:
         "mel": lambda first, ticks: sample.mel[_rows(first, ticks, MEL_FRAMES_PER_TICK)],
         "words": lambda _first, _ticks: sample.words,
     }
-    return Recording(labels_of(row.labels, row.speaker, row.language), contents)
+    bits = present_bits(row.present)
+    there = {content: read for content, read in contents.items() if bits & STREAM_BITS[STREAM_OF[content]]}
+    return Recording(labels_of(row.labels, row.speaker, row.language), there)
 
 
 def _rows(first_tick: int, ticks: int, rows_per_tick: int) -> slice:

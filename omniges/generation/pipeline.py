@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -375,7 +376,7 @@ class OmnigesPipeline:
         reading = self._sampler.reading()
         codec, rate = reading.slots, rate or reading.rate
         if isinstance(text, Path) or (isinstance(text, str) and _names_file(text)):
-            if not Path(text).is_file():
+            if not os.path.isfile(text):
                 raise UsageFault(f"text {str(text)!r:.200}: a file expected, found none; give words to be spoken")
             return read_text(str(text), codec, rate, length_s)
         remarks: list[str] = []
@@ -432,7 +433,7 @@ def _names_file(text: str) -> bool:
     """Whether a text is the name of a file rather than words to be spoken: one is there, or it looks like one."""
     if "\n" in text or "\0" in text or len(text) > _LONGEST_PATH:
         return False
-    return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or Path(text).is_file()
+    return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)
 
 
 def _array(name: str, given: Array) -> npt.NDArray[Any]:

@@ -136,8 +136,8 @@ def _take(recording: Recording) -> Take:
         stem=key,
         split=split,
         speaker_id=None if recording.speaker_id is None else int(recording.speaker_id),
-        speaker=recording.speaker,
-        language=recording.language,
+        speaker=recording.speaker or None,
+        language=recording.language or None,
         labels=dict(recording.labels),
         motion=motion,
         wav=wav,
@@ -179,7 +179,7 @@ def _check_texts(recording: Recording) -> None:
     texts = {name: getattr(recording, name) for name in ("speaker", "language", "source")}
     texts |= {"gender": recording.gender} | {f"label {name}": value for name, value in recording.labels.items()}
     for name, text in texts.items():
-        if text is not None and not _is_text(text):
+        if (text is not None or name == "gender") and not _is_text(text):
             raise DataError(f"recording {key!r}: {name} {text!r}; a text expected")
     for name in recording.labels:
         if not is_label(name):

@@ -15,7 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from omniges.errors import CODES, ExitCode, Finding
+from omniges.errors import CODES, DataError, ExitCode, Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Sample, Summary
@@ -169,6 +169,12 @@ class Tally:
             if not earlier:
                 journal.append(journal_rejection(recording.stem, outcome.findings, inputs), durable=False)
             return
+        if self.rows and outcome.row.labels.keys() != self.rows[0].labels.keys():
+            found, first = (", ".join(sorted(row.labels)) or "none" for row in (outcome.row, self.rows[0]))
+            raise DataError(
+                f"{recording.stem}: labels {first} expected as of {self.rows[0].stem}, found {found}: a corpus gives "
+                'all its recordings the same names of labels, with "" for what is not known'
+            )
         self.take_in(outcome)  # before the writer, whose journal line may hold its notes
         if isinstance(outcome.segment, StoredSegment):
             self.rows.append(writer.add_stored(outcome.row, outcome.segment))

@@ -375,7 +375,8 @@ class ManifestColumns:
     def labels_of(self, label: str) -> tuple[list[str], npt.NDArray[np.int32]]:
         """The values of a label such as emotion as `labels` gives them; -1 where a sample or the set has none."""
         names = self._file.schema_arrow.names
-        column = label if label in names else _LABEL + label
+        own = label in {"speaker", "language", *_LABELS_OF_1}  # columns of these names are labels themselves
+        column = _LABEL + label if _LABEL + label in names or not own else label
         if column not in names:
             return [], np.full(self._file.metadata.num_rows, -1, np.int32)
         values, codes = self.labels(column)
@@ -384,12 +385,13 @@ class ManifestColumns:
         return values, codes
 
     def present(self, parts: Sequence[schema.Part]) -> npt.NDArray[np.uint8]:
-        """Which of at most eight parts the samples have (N,), bit k for part k; in version 1 they have all."""
-        found = np.zeros(self._file.metadata.num_rows, np.uint8)
-        known = self._file.schema_arrow.names
+        """Return which of at most eight parts the samples have (N,), bit k for part k; in version 1 they have all."""
+        count = self._file.metadata.num_rows
+        if _Form.of_columns(self._file.schema_arrow.names).contract.version == 1:
+            return np.full(count, (1 << len(parts)) - 1, np.uint8)
+        found = np.zeros(count, np.uint8)
         for k, part in enumerate(parts):
-            has = self.numbers(_PRESENT + part).astype(np.uint8) if _PRESENT + part in known else np.uint8(1)
-            found |= has << np.uint8(k)
+            found |= self.numbers(_PRESENT + part).astype(np.uint8) << np.uint8(k)
         return found
 
     def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:

@@ -153,8 +153,9 @@ class Workspace:
             if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(status.st_mode) or linked:
                 return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
         try:
-            self.begun()
-            self.journal.load()
+            begun = self.begun()
+            if begun is None or begun.tool == tool_versions():  # a run of other versions does not go on from its rows
+                self.journal.load()
             self.steps(COMMIT_FILE)
             self.steps(PLACE_FILE)
         except UsageFault as fault:

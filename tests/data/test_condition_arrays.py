@@ -9,8 +9,9 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
+from partial_builders import write_partial
 
-from omniges.conditions.base import ConditionStream, Recording, TrainingFacts
+from omniges.conditions.base import ConditionStream, Recording, TrainingFacts, window_value
 from omniges.conditions.emotion import Emotion
 from omniges.data.blocks import batch_layout
 from omniges.data.catalog import Filters, read_catalog
@@ -19,6 +20,7 @@ from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import UsageFault
+from omniges.generation.conditions import recording_of_sample
 from omniges.shards.reader import ShardFolder
 
 TICKS = 16
@@ -125,3 +127,29 @@ def test_a_stream_of_an_array_that_is_latents_is_refused() -> None:
     with pytest.raises(UsageFault, match="--condition-streams means: it reads mel, and audio is latents of a codec"):
         require_readable({"means": Means()}, {"audio": object()})
     require_readable({"means": Means()}, {})
+
+
+class MeanMel(Means):
+    """Mean mel of a window, whoever speaks."""
+
+    name = "mean_mel"
+    reads = ("mel",)
+
+    def value(self, recording: Recording, first_tick: int, ticks: int) -> Any:
+        return [recording.mel(first_tick, ticks).mean(), 0.0, 0.0]
+
+
+def test_what_a_sample_lacks_has_no_value_in_training_as_in_generation(corpus: Path, tmp_path: Path) -> None:
+    """A stream that reads the mel has a value of every window but those of samples without audio."""
+    folder = write_partial(corpus, tmp_path / "mixed", dict.fromkeys(range(1, 30, 2), ("audio",)))
+    streams = {"mean_mel": MeanMel()}
+    source = ShardFolder(folder)
+    heard = {row.key for row in source.rows if "audio" in row.present}
+    found = {}
+    for batch in batches(folder, 0, streams):
+        found |= dict(zip(batch.keys, batch.conditions["mean_mel"][1].tolist(), strict=True))
+    assert len(set(found.values())) == 2
+    assert found == {key: key in heard for key in found}
+    for row in source.rows:
+        value = window_value(streams["mean_mel"], recording_of_sample(source.sample(row)), 0, TICKS)
+        assert (value is not None) == (row.key in heard)

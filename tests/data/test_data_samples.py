@@ -119,6 +119,7 @@ def test_filters(whole_set: Path) -> None:
     assert {s.speaker for s in open_shards(whole_set, speakers="speaker1")} == {"speaker1"}
     assert {s.speaker_id for s in open_shards(whole_set, speakers=1)} == {1}
     assert {s.labels["emotion"] for s in open_shards(whole_set, labels={"emotion": ["anger", "fear"]})} == {"anger"}
+    assert len(open_shards(whole_set, labels={"emotion": ()}, speakers=())) == len(open_shards(whole_set))
     assert len(open_shards(whole_set, min_seconds=2.15, max_seconds=2.45)) == 3
     assert len(open_shards(whole_set, languages=["english"]).select(split="train", speakers=["2"])) == 3
 
@@ -128,6 +129,7 @@ def test_filters(whole_set: Path) -> None:
     [
         ({"split": "dev"}, "one of train, val, test, additional expected, found 'dev'"),
         ({"split": "test"}, "no sample is left with split test: choose from train, val"),
+        ({"speakers": ("None",)}, "no sample is left with speaker None: choose from speaker0, speaker1"),
         ({"speakers": ("scott",)}, "no sample is left with speaker scott: choose from speaker0, speaker1"),
         ({"languages": "dutch"}, "choose from english"),
         ({"labels": {"mood": "happy"}}, "no label 'mood': choose from emotion, scenario"),

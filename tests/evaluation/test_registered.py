@@ -106,6 +106,14 @@ def test_a_value_that_is_no_number_is_left_out_with_the_reason() -> None:
     assert generated.why_not == "1 × a finite number or None expected, found nan"
 
 
+@pytest.mark.parametrize("broken", [lambda *_: {}["x"], lambda *_: "loud", lambda *_: 1 / 0])
+def test_a_metric_that_fails_is_one_line(broken: Any) -> None:
+    register_metric(Metric(label="off", stream="audio", of=broken))
+    with pytest.raises(EnvironmentFault, match="metric 'off': scoring failed") as caught:
+        scored([("a", 1.0, 1.0)])
+    assert "\n" not in str(caught.value)
+
+
 def test_names_of_ours_and_names_that_differ_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageFault, match="metric 'jerk': omniges has one of this name"):
         register_metric(Metric(label="Jerk", stream="gesture", of=difference))

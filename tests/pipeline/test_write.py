@@ -173,6 +173,23 @@ class TestAbsent:
             omniges.write_shards([recording(poses=poses, absent=["hands"])], tmp_path / name)
         assert digests(tmp_path / "a") == digests(tmp_path / "b") == digests(tmp_path / "c")
 
+    def test_arrays_that_nobody_may_write_to_are_read(self, tmp_path: Path) -> None:
+        """Such as memory maps; the caller's arrays stay as they are."""
+        poses, locked = np.array(recording().poses), np.array(recording().poses)
+        locked.setflags(write=False)
+        omniges.write_shards([recording(poses=locked)], tmp_path / "a")
+        omniges.write_shards([recording(poses=poses)], tmp_path / "b")
+        omniges.write_shards([recording(poses=locked, absent=["hands"])], tmp_path / "c")
+        assert digests(tmp_path / "a") == digests(tmp_path / "b")
+        np.testing.assert_array_equal(poses, locked)
+
+    def test_an_empty_speaker_is_an_unknown_one(self, tmp_path: Path) -> None:
+        omniges.write_shards([recording(speaker="", language="")], tmp_path / "s")
+        (row,) = ShardFolder(tmp_path / "s").rows
+        assert (row.speaker, row.language) == (None, None)
+        with pytest.raises(DataError, match="gender None; a text expected"):
+            omniges.write_shards([recording(gender=None)], tmp_path / "t")
+
     @pytest.mark.parametrize("left", [NO_MOTION, {**NO_AUDIO, "words": None}], ids=["no motion", "motion alone"])
     def test_motion_or_audio_is_enough(self, tmp_path: Path, left: dict[str, Any]) -> None:
         omniges.write_shards([recording(semantic=None, **left)], tmp_path / "s", keep_audio=True)
