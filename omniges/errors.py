@@ -126,6 +126,9 @@ CODES: dict[str, CodeInfo] = {
     ),
     "wav-not-finite": _rejected("the audio holds NaN or infinite samples", "export the recording again"),
     "wav-silent": _rejected("every audio sample has the same value", "export the recording again"),
+    "wav-out-of-range": _rejected(
+        "float samples are far beyond full scale, which is 1", "divide them by full scale, such as 32768"
+    ),
     "wav-streamed-header": _note(
         "the header was written to a pipe and gives no length; all bytes to the end of the file were taken as audio",
         "nothing, if the audio length is right",

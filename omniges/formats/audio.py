@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
+LOUDEST = 8.0
+"""Above it floats are in another unit; recordings that were amplified in an editor stay below."""
 MAX_CHANNELS = 32
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -363,7 +365,7 @@ _SCALES = {"pcm16": np.float32(2.0**-15), "pcm24": np.float32(2.0**-23), "pcm32"
 
 
 def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
-    """Lowest and highest value of each channel; refuses NaN, infinity and values beyond float32.
+    """Lowest and highest value of each channel; refuses NaN, infinity and values far beyond full scale.
 
     `first` is the number of the first of these samples.
     """
@@ -376,6 +378,9 @@ def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
             channel = f" of channel {where[1]}" if raw.ndim == 2 else ""
             found = f"{raw[tuple(where)]} at sample {first + where[0]}{channel}, {int(bad.sum())} such in {raw.size}"
             raise RecordingFault("wav-not-finite", found, "finite float32 values")
+        loudest = float(np.maximum(-low, high).max())
+        if loudest > LOUDEST:
+            raise RecordingFault("wav-out-of-range", f"values up to {loudest:g}", "floats in [-1, 1]")
     return low, high
 
 

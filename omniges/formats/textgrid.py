@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 from praatio.utilities import errors as praatio_errors
 from praatio.utilities import textgrid_io
@@ -27,6 +27,7 @@ SILENCE_LABELS = frozenset({"", "sil", "sp", "<sil>", "<sp>", "<eps>"})
 WORD_TIERS = frozenset({"words", "word"})
 MAX_BYTES = 8 << 20  # an hour of words and phones takes 4 MB in the long form
 OVERLAP_TOLERANCE_S = 1e-4
+_MOST_S = 86_400.0  # a day: no recording lasts as long
 NEGATIVE_TOLERANCE_S = 1e-9
 
 _HEADER = re.compile(r'\s*File type\s*=\s*"ooTextFile(?: short)?"\s*(?:Object class\s*=\s*)?"TextGrid"')
@@ -70,6 +71,34 @@ class WordInterval:
     word: str
     start: float
     end: float
+
+    @classmethod
+    def of(cls, item: Any) -> Self:
+        """Read a word given as (word, start, end), or as a mapping or an object with these or `start_s` and `end_s`.
+
+        Raises:
+            ValueError: it is none, or its times are none.
+        """
+        names = ("word", "start", "end")
+        if isinstance(item, Mapping):
+            found = tuple(item.get(name, item.get(f"{name}_s")) for name in names)
+        elif isinstance(item, (tuple, list)):
+            found = tuple(item)
+        else:
+            found = tuple(getattr(item, name, getattr(item, f"{name}_s", None)) for name in names)
+            if found == (None, None, None):
+                raise ValueError(f"{item!r:.80}; a text and 0 <= start <= end in seconds expected")
+        try:
+            word, start, end = found
+            start_s, end_s = float(start), float(end)
+            numbers = not any(isinstance(time, str | bytes | bool) for time in (start, end))
+            sound = numbers and 0 <= start_s <= end_s < _MOST_S
+            word.encode()  # no lone surrogate
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            sound = False
+        if not sound or not isinstance(word, str):
+            raise ValueError(f"{found!r:.80}; a text and 0 <= start <= end in seconds expected")
+        return cls(word, start_s + 0.0, end_s + 0.0)
 
 
 @dataclass(frozen=True, slots=True)

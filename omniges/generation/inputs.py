@@ -34,7 +34,7 @@ from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, present_bits
-from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256, sha256_hex
@@ -72,8 +72,9 @@ class Body:
         if not present_bits(sample.row.present) & STREAM_BITS["gesture"]:
             return NEUTRAL
         facts = sample.metadata["motion"]
-        betas = np.asarray(sample.betas[: facts["betas"]])
-        return cls(betas, facts["gender"], facts["model"], at_rest(sample.gesture, sample.row.present).start_xz)
+        return cls(
+            file_betas(sample), facts["gender"], facts["model"], at_rest(sample.gesture, sample.row.present).start_xz
+        )
 
 
 NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, cast, get_args
@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.errors import UsageFault
+from omniges.errors import RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.formats.audio import encode_wav
+from omniges.formats.audio import LOUDEST, encode_wav
 from omniges.formats.npz import encode_motion
-from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words
+from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, words_in_order
 from omniges.generation.audio import Held, hear_samples
 from omniges.generation.conditions import asked_values, values_of
 from omniges.generation.inputs import (
@@ -47,7 +47,7 @@ from omniges.generation.long_form import Timeline
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load
 from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
-from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
+from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, learn_rate, timed_words
 from omniges.generation.writers import WINDOWS_TIER, Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.spec import weights_file
@@ -61,8 +61,6 @@ Words = Sequence[Mapping[str, Any]]
 Array = npt.NDArray[Any] | torch.Tensor
 
 _MOST_CHANNELS: Final = 8
-_LOUDEST: Final = 8.0
-"""Above it floats are in another unit; recordings that were amplified in an editor stay below."""
 _LONGEST_PATH: Final = 4096
 _TEXT_ENDINGS: Final = frozenset({".textgrid", ".txt", ".json", ".srt", ".vtt", ".csv", ".tsv", ".lab", ".wav", ".npz"})
 _PATH: Final = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\]+)+|[\w.-]+(?:[/\\][\w.-]+)+\.\w{1,9}")
@@ -282,8 +280,9 @@ class OmnigesPipeline:
             audio: a file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats
                 in [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: samples a second of an array, which needs it; files tell theirs.
-            text: a file, a TextGrid or a plain text; words with ``word``, ``start``, ``end`` in seconds; or a text
-                itself. A text that names a file is read, or refused where there is none, and never spoken.
+            text: a file, a TextGrid or a plain text; words with times in seconds, each (word, start, end), a mapping or
+                an object such as `Sample.words` has; or a text itself. A text that names a file is read, or refused
+                where there is none, and never spoken.
             speaking_rate: of words without times; None: that of the words that the model learned from.
             gesture: an SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
             seconds: at most so long; the length of an unconditional sample.
@@ -374,6 +373,10 @@ class OmnigesPipeline:
 
     def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Given:
         reading = self._sampler.reading()
+        if rate is not None and not isinstance(rate, SpeakingRate):
+            raise UsageFault(
+                f"speaking_rate {rate!r:.80}: what pipeline.speaking_rate(SHARDS) gives expected, or nothing"
+            )
         codec, rate = reading.slots, rate or reading.rate
         if isinstance(text, Path) or (isinstance(text, str) and _names_file(text)):
             if not os.path.isfile(text):
@@ -384,11 +387,14 @@ class OmnigesPipeline:
         if isinstance(words, str):
             if rate is None:
                 raise UsageFault(
-                    "text: it has no times, and the checkpoint knows no speaking rate: give speaking_rate, words with "
-                    "times, or a TextGrid"
+                    "text: it has no times, and the checkpoint knows no speaking rate, for it learned from fewer than "
+                    f"{LEAST_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with times, or a "
+                    "TextGrid"
                 )
             words = timed_words(words, rate)
             remarks.append(f"times estimated by a speaking rate learned from {rate.words} words")
+        else:
+            words = _checked_words(words)
         if not words:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
@@ -436,6 +442,17 @@ def _names_file(text: str) -> bool:
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)
 
 
+def _checked_words(given: Any) -> list[dict[str, Any]]:
+    """Words with times as the rest of the module has them, by the rules of TextGrids; raises UsageFault for others."""
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise UsageFault(f"text: a text, a file or words expected, found {type(given).__name__}")
+    try:
+        words, _ = words_in_order([WordInterval.of(item) for item in given])
+    except (ValueError, RecordingFault) as error:
+        raise UsageFault(f"text: word {error}: correct the words or their times") from error
+    return [{"word": one.word, "start": one.start, "end": one.end} for one in words]
+
+
 def _array(name: str, given: Array) -> npt.NDArray[Any]:
     """An array of an array or a tensor, on whatever device it is; raises UsageFault for what is none."""
     if isinstance(given, torch.Tensor):
@@ -464,7 +481,7 @@ def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -
             f"{_MOST_CHANNELS} channels and more samples than that, found {samples.dtype} of {tuple(samples.shape)}"
         )
     loudest = float(np.abs(samples).max())  # NaN is refused where samples are read
-    if loudest > _LOUDEST:
+    if loudest > LOUDEST:
         raise UsageFault(
             f"audio: floats in [−1, 1] expected, found some up to {loudest:g}: divide them by full scale, such as 32768"
         )

@@ -354,7 +354,10 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
         note(Problem("audio-mixed-down", f"{wav.channels} channels", "1"), "wav")
     if wav.rate_hz != timebase.SAMPLE_RATE_HZ:
         note(Problem("audio-resampled", f"{wav.rate_hz} Hz", "16000 Hz"), "wav")
-    samples = resample(mix_down(wav.samples), wav.rate_hz)
+    mono = mix_down(wav.samples)
+    if wav.channels > 1 and mono.min() == mono.max():
+        raise RecordingFault("wav-silent", f"{wav.channels} channels whose mean is always {mono[0]:g}", "sound")
+    samples = resample(mono, wav.rate_hz)
     if len(samples) <= N_FFT // 2:
         raise RecordingFault("clip-too-short", f"{len(samples)} samples at 16 kHz", f"over {N_FFT // 2}")
     return samples

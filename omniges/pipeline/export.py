@@ -16,7 +16,7 @@ from omniges.features.timebase import SAMPLE_RATE_HZ
 from omniges.formats.audio import encode_pcm_wav, encode_wav
 from omniges.formats.npz import write_motion
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import GESTURE_PARTS
 from omniges.storage.atomic import make_folder, publish_bytes
 
@@ -83,13 +83,12 @@ def motion_file(sample: SampleArrays) -> bytes:
     present, facts = sample.row.present, sample.metadata["motion"]
     blocks = {"poses": [motion.poses], "expressions": [motion.expressions], "trans": [motion.trans]}
     shown = {"poses": POSE_PARTS, "expressions": ("face",), "trans": ("root",)}
-    betas = np.asarray(sample.betas[: facts["betas"]]) if facts["betas"] else None
     stream = io.BytesIO()
     write_motion(
         stream,
         sample.row.frames,
         {name: array for name, array in blocks.items() if {*shown[name]} & {*present}},
-        betas,
+        file_betas(sample),
         gender=facts["gender"],
         model=facts["model"],
     )

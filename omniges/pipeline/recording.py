@@ -43,6 +43,7 @@ _REMEDIES: Final = {
     "wav-unsupported-encoding": "convert the samples",
     "wav-damaged-header": "check samples and sample_rate_hz",
     "wav-empty": "give samples=None where there is no sound",
+    "wav-out-of-range": "divide them by full scale, such as 32768",
     "wav-silent": "give samples=None where there is no sound",
     "wav-not-finite": "repair the samples, or give samples=None",
     "npz-not-finite": "repair the motion, or name the part in absent",
@@ -179,7 +180,8 @@ def _check_texts(recording: Recording) -> None:
     texts = {name: getattr(recording, name) for name in ("speaker", "language", "source")}
     texts |= {"gender": recording.gender} | {f"label {name}": value for name, value in recording.labels.items()}
     for name, text in texts.items():
-        if (text is not None or name == "gender") and not _is_text(text):
+        optional = name in {"speaker", "language", "source"}
+        if not (text is None and optional) and not _is_text(text):
             raise DataError(f"recording {key!r}: {name} {text!r}; a text expected")
     for name in recording.labels:
         if not is_label(name):
@@ -267,16 +269,16 @@ def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | No
     intervals = []
     for place, item in enumerate(recording.words):
         what = f"recording {recording.key!r}: word {place}:"
-        word, start, end, *more = _fields(item, ("word", "start", "end"), what)
-        if not _is_text(word) or more or not (_is_number(start) and _is_number(end)) or not 0 <= start <= end:
+        try:
+            one = WordInterval.of(item)
+        except ValueError as error:
+            raise DataError(f"{what} {error}") from error
+        if one.end > seconds + _AFTER_END_S:
             raise DataError(
-                f"{what} {(word, start, end, *more)!r:.80}; a text and 0 <= start <= end in seconds expected"
+                f"{what} {one.word!r:.40} ends at {one.end:g} s, after the recording's end at {seconds:g} s: correct "
+                "the times"
             )
-        if end > seconds + _AFTER_END_S:
-            raise DataError(
-                f"{what} {word!r:.40} ends at {end:g} s, after the recording's end at {seconds:g} s: correct the times"
-            )
-        intervals.append(WordInterval(one_line(word), float(start) + 0.0, float(end) + 0.0))
+        intervals.append(WordInterval(one_line(one.word), one.start, one.end))
     words, dropped = words_in_order(intervals)
     if not words:
         raise RecordingFault("textgrid-no-words", f"words: {len(intervals)} intervals, none of them a word", "words")

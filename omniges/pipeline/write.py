@@ -223,6 +223,21 @@ class _Spool:
         os.close(self._descriptor)
 
 
+def _each(recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """The recordings, each of them one, with a text as its key."""
+    if not isinstance(recordings, Iterable):
+        raise UsageFault(
+            f"recordings: an iterable of omniges.Recording expected, found {type(recordings).__name__}: give a list, "
+            "or call the function that yields them"
+        )
+    for number, recording in enumerate(recordings):
+        if not isinstance(recording, Recording):
+            raise UsageFault(f"recordings: omniges.Recording expected, found {type(recording).__name__} at {number}")
+        if not isinstance(recording.key, str):
+            raise DataError(f"recording {number}: key {recording.key!r:.80}; a text expected")
+        yield recording
+
+
 def _convert_all(
     recordings: Iterable[Recording], convert: ConvertSettings, spool: _Spool, count: Callable[[int], object]
 ) -> tuple[dict[str, dict[str, str]], list[Sample[_Place]]]:
@@ -230,9 +245,7 @@ def _convert_all(
     inputs: dict[str, dict[str, str]] = {}
     samples: list[Sample[_Place]] = []
     seen: dict[tuple[str, ...], ManifestRow] = {}
-    for number, recording in enumerate(recordings):
-        if not isinstance(recording, Recording):
-            raise UsageFault(f"recordings: omniges.Recording expected, found {type(recording).__name__} at {number}")
+    for recording in _each(recordings):
         if recording.key in inputs:
             raise DataError(f"recording {recording.key!r}: the key again; each expected once: rename one of the two")
         take = take_of(recording)

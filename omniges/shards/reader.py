@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
+from omniges.formats.npz import BETAS_LENGTHS
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest
@@ -149,6 +150,15 @@ class SampleArrays:
     semantic: list[dict[str, Any]] | None
     audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, where it was kept
     latents: dict[str, npt.NDArray[np.float32]]  # by codec (rows, channels)
+
+
+def file_betas(sample: SampleArrays) -> npt.NDArray[np.floating]:
+    """Return a sample's shape coefficients as motion files hold them: as many as came, extended to a known number.
+
+    A person whose shape nobody gave has the average one, all zeros.
+    """
+    given = int(sample.metadata["motion"]["betas"]) or max(BETAS_LENGTHS)
+    return np.asarray(sample.betas[: min(length for length in BETAS_LENGTHS if length >= given)])
 
 
 def notes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:

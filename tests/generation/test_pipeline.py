@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from omniges.commands.models import generate as generate_command
+from omniges.data.samples import open_shards
 from omniges.errors import UsageFault
 from omniges.features.gesture import gesture_from_motion
 from omniges.formats.audio import decode_wav
@@ -136,6 +137,18 @@ def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weigh
         ({"task": "a2g", "audio": [0.0, 0.1], "audio_rate_hz": 16000}, "audio: a path, an array or a tensor"),
         ({"task": "a2g", "audio": "x.wav", "audio_rate_hz": 16000}, "audio_rate_hz: given with a file"),
         ({"task": "g2a", "gesture": np.zeros((9, 10), np.float32)}, "gesture: channels"),
+        ({"task": "t2g", "text": [("there", 1.0, 2.0), ("hello", 0.0, 1.0)]}, "intervals in order of time"),
+        ({"task": "t2g", "text": [("hello", 0.0, 1.0), ("there", 0.5, 2.0)]}, "text: word"),
+        ({"task": "t2g", "text": [("hello", float("nan"), 1.0)]}, "a text and 0 <= start <= end in seconds"),
+        ({"task": "t2g", "text": [("hello", 0.0, 1e9)]}, "a text and 0 <= start <= end in seconds"),
+        ({"task": "t2g", "text": [("", 0.0, 1.0)]}, "at least one word expected"),
+        ({"task": "t2g", "text": [{"word": 5, "start": 0, "end": 1}]}, "a text and 0 <= start <= end in seconds"),
+        (
+            {"task": "t2g", "text": {"word": "hello", "start": 0, "end": 1}},
+            "a text, a file or words expected, found dict",
+        ),
+        ({"task": "t2g", "text": 5}, "a text, a file or words expected, found int"),
+        ({"task": "t2g", "text": "hello", "speaking_rate": 1.0}, "speaking_rate 1.0: what pipeline.speaking_rate"),
         ({"task": "t2g", "text": "talk.TextGrid"}, "text 'talk.TextGrid': a file expected"),
         ({"task": "t2g", "text": "recordings/my talk.txt"}, "text 'recordings/my talk.txt': a file expected"),
         ({"task": "t2g", "text": "/data/talk"}, "text '/data/talk': a file expected"),
@@ -153,6 +166,15 @@ def test_what_cannot_be_asked_is_one_line(pipeline: OmnigesPipeline, call: dict[
     with pytest.raises(UsageFault, match=re.escape(line)) as caught:
         pipeline(**call)
     assert "\n" not in str(caught.value)
+
+
+def test_words_may_be_tuples_mappings_or_those_of_a_sample(pipeline: OmnigesPipeline, shards: Path) -> None:
+    words = open_shards(shards)[0].words
+    forms: list[Any] = [words, [(one.word, one.start_s, one.end_s) for one in words]]
+    forms.append([{"word": one.word, "start": one.start_s, "end": one.end_s} for one in words])
+    made = [pipeline("t2g", text=form, num_inference_steps=1)[0].gesture for form in forms]
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
 
 
 def test_samples_and_channels_in_any_order_or_type_are_the_same_sound(

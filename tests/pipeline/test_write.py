@@ -183,6 +183,40 @@ class TestAbsent:
         assert digests(tmp_path / "a") == digests(tmp_path / "b")
         np.testing.assert_array_equal(poses, locked)
 
+    def test_words_of_a_sample_go_in_again(self, tmp_path: Path) -> None:
+        omniges.write_shards([recording()], tmp_path / "a")
+        omniges.write_shards([recording(words=omniges.open_shards(tmp_path / "a")[0].words)], tmp_path / "b")
+        assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            (recording(), "an iterable of omniges.Recording expected, found Recording"),
+            (recording, "found function: give a list, or call the function"),
+            ([recording(key=["a"])], "recording 0: key"),
+            ([recording(labels={"emotion": None})], "label emotion None; a text expected"),
+            ([recording(samples=np.random.default_rng(0).normal(0, 3000, 64000))], "divide them by full scale"),
+            (
+                [recording(samples=np.random.default_rng(1).normal(0, 0.1, (64000, 1)) * [1, -1])],
+                "channels whose mean is always 0",
+            ),
+        ],
+    )
+    def test_what_is_no_recording_is_one_line(self, tmp_path: Path, given: Any, told: str) -> None:
+        with pytest.raises(omniges.OmnigesError) as caught:
+            omniges.write_shards(given, tmp_path / "s")
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("betas", [None, np.ones(3), np.ones(10)])
+    def test_exported_motion_of_any_shape_is_read_again(self, tmp_path: Path, betas: Any) -> None:
+        omniges.write_shards([recording(betas=betas)], tmp_path / "s")
+        export(tmp_path / "s", tmp_path / "e")
+        (file,) = (tmp_path / "e").rglob("*.npz")
+        found = omniges.read_motion(file).betas
+        assert len(found) in {10, 300}
+        assert found.sum() == (0 if betas is None else len(betas))
+
     def test_an_empty_speaker_is_an_unknown_one(self, tmp_path: Path) -> None:
         omniges.write_shards([recording(speaker="", language="")], tmp_path / "s")
         (row,) = ShardFolder(tmp_path / "s").rows
@@ -236,8 +270,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no sound": ({"samples": np.zeros(19_200)}, "19200 samples, all of them 0.0; sound expected"),
     "NaN in samples": ({"samples": np.r_[np.nan, np.ones(19_199)]}, "nan at sample 0"),
     "no samples": ({"samples": np.zeros(0)}, "give samples=None where there is no sound"),
-    "too long": ({"samples": np.ones(200_000) * np.arange(200_000)}, "raise max_length_mismatch_s"),
-    "too short": ({"samples": np.arange(600.0)}, "at least 3 expected"),
+    "too long": ({"samples": np.arange(200_000) / 200_000}, "raise max_length_mismatch_s"),
+    "too short": ({"samples": np.arange(600.0) / 600}, "at least 3 expected"),
     "nothing": (NO_MOTION | NO_AUDIO | {"words": None}, "neither motion nor audio; at least one expected"),
     "words out of order": ({"words": [("b", 0.5, 0.8), ("a", 0.1, 0.2)]}, "intervals in order of time expected"),
     "words overlap": ({"words": [("a", 0.1, 0.5), ("b", 0.4, 0.8)]}, "overlaps up to 0.0001 s expected"),
@@ -246,7 +280,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "word NaN": ({"words": [("a", 0.1, np.nan)]}, "word 0: ('a', 0.1, nan)"),
     "word columns": ({"words": [("a", 0.1, 0.2, 0.9)]}, "word 0: ('a', 0.1, 0.2, 0.9)"),
     "word text": ({"words": [(b"a", 0.1, 0.2)]}, "word 0: (b'a', 0.1, 0.2)"),
-    "words as text": ({"words": "hello"}, "word 0: 'h'; (word, start, end) expected"),
+    "words as text": ({"words": "hello"}, "word 0: 'h'; a text and 0 <= start <= end in seconds expected"),
     "no words": ({"words": []}, "give words=None where there is no transcript"),
     "score": ({"semantic": [("beat", 0.0, 1.0, 3.0)]}, "semantic span 0: start 0.0, end 1.0"),
     "span": ({"semantic": [("beat", 0.0)]}, "semantic span 0: ('beat', 0.0); (name, start, end, score[, keywords])"),
