@@ -1,4 +1,4 @@
-"""Takes of a corpus of one's own: each part is recorded in every frame or absent from all, and names are the contract's."""
+"""Takes of a corpus of one's own: a part is there in every frame or in none, and names are those of the contract."""
 
 from __future__ import annotations
 
