@@ -28,7 +28,7 @@ from omniges.shards.dataset import Partial, partial_of, seal, tool_versions
 from omniges.shards.latents import WORDS_MEMBER, CodecEntry, WindowEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
 from omniges.shards.reader import ShardFolder, read_beside
-from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, member_order
+from omniges.shards.schema import DATASET_FILE, GESTURE_PARTS, LATENTS_FILE, MANIFEST_FILE, Part, member_order
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
@@ -41,6 +41,12 @@ _MAX_NAME_BYTES: Final = 100  # of a member in a ustar header
 _FLUSH_BYTES: Final = 32 << 20
 _PACKAGES: Final = {WORDS_MEMBER: ("torch", "transformers", "tokenizers")}
 """Whose versions may decide the last bits of latents, by what they are made of."""
+_READ_PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
+    "mel.npy": ("audio",),
+    "gesture.npy": GESTURE_PARTS,
+    WORDS_MEMBER: ("text",),
+}
+"""The parts that a codec reads, by its source."""
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
 
 
@@ -137,7 +143,28 @@ def _wanted(
     entries = {name: _entry(codec, source) for name, codec in codecs.items()}
     there = _there(settings, source, entries)
     left = [entry for name, entry in entries.items() if name not in there]
+    for entry in left:
+        _refuse_absent(entry, source)
     return tuple(_counted(entry, codecs[entry.name], source, settings) for entry in left), there
+
+
+def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
+    """Raise UsageFault where samples lack a part that the codec reads.
+
+    Frames would be NaN. Windows without words would be empty texts, which say that nobody speaks, and statistics of
+    latents would count them.
+    """
+    parts = _READ_PARTS[entry.source]
+    lacking = [row for row in source.rows if not set(parts) <= set(row.present)]
+    if not lacking:
+        return
+    first = lacking[0]
+    named = ", ".join(part for part in parts if part not in first.present)
+    raise UsageFault(
+        f"{source.folder}: {entry.name} reads {', '.join(parts)}, but {len(lacking)} of {len(source.rows)} samples do "
+        f"not have all of it, such as {first.key} without {named}: encode a set in which every sample has it; "
+        "omniges.open_shards and omniges.write_shards make one of this set"
+    )
 
 
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:

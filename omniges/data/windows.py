@@ -10,7 +10,7 @@ import math
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -62,6 +62,12 @@ _TRACKS: Final = {
     "waveform": _Track("audio.npy", _SAMPLES_PER_TICK, 0),
 }
 _NORMALIZED: Final = ("gesture", "jaw_eyes", "mel")
+_PARTS_OF: Final[Mapping[str, Mapping[Part, slice]]] = {
+    "gesture": {part: getattr(LAYOUT, part) for part in GESTURE_PARTS},
+    "jaw_eyes": {"jaw_eyes": slice(None)},
+    "mel": {"audio": slice(None)},
+}
+"""The channels of each part, by array."""
 ARRAYS: Final = (*_TRACKS, "text_tokens", "words", "timed_words", "speaker", "labels")
 """What an item may hold beside ``key``, ``start_tick`` and ``present``."""
 
@@ -172,7 +178,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files.
 
     Raises:
-        UsageFault: an argument is none, or no window is left.
+        UsageFault: an argument is none, no window is left, or a normalized array has a part that no train sample has.
         DataError: the shards are damaged. Also raised for an item whose bytes are not what the manifest says.
     """
 
@@ -216,7 +222,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if "waveform" in self.arrays and not all(row.keeps_audio for row in self._rows):
             raise UsageFault(f"{base.folder}: waveforms were not kept: preprocess again with --keep-audio")
         self._scales = {
-            name: _scale(base, name, window_ticks) for name in self.arrays if normalized and name in _NORMALIZED
+            name: _scale(base, name, window_ticks, {part for row in self._rows for part in row.present})
+            for name in self.arrays
+            if normalized and name in _NORMALIZED
         }
         self._speakers = {name: number for number, name in enumerate(self.speaker_names)}
         self._tokenizer = base.tokenizer if "text_tokens" in self.arrays else b""
@@ -335,8 +343,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """Which channels a clip has, by array that was asked for; few clips differ in this."""
         if row.present not in self._masks:
             has_gesture = np.zeros(LAYOUT.channels, np.bool_)
-            for part in GESTURE_PARTS:
-                has_gesture[getattr(LAYOUT, part)] = part in row.present
+            for part, own in _PARTS_OF["gesture"].items():
+                has_gesture[own] = part in row.present
             audio, text = "audio" in row.present, "text" in row.present
             found = {
                 "gesture": has_gesture,
@@ -425,8 +433,11 @@ def _chosen(what: str, names: Texts, known: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def _scale(base: ShardSet, name: str, window_ticks: int) -> Scale:
-    """The scale of an array; raises UsageFault where the train split is empty, DataError for damaged statistics."""
+def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Part]) -> Scale:
+    """The scale of an array, of which some clip has each of the parts `present`.
+
+    Raises UsageFault where the train split has nothing to normalize such a part by, DataError for damaged statistics.
+    """
     source = base.folder / STATS_FILE
     if not base.statistics.get("samples"):
         raise UsageFault(
@@ -441,6 +452,13 @@ def _scale(base: ShardSet, name: str, window_ticks: int) -> Scale:
         raise DataError(f"{source}: mean and std of {name} expected ({error!r}). {VERIFY}") from error
     if mean.shape != (track.channels,) or std.shape != mean.shape or not np.isfinite(mean + std).all() or std.min() < 0:
         raise DataError(f"{source}: {track.channels} finite means and deviations of {name} expected. {VERIFY}")
+    counts = np.broadcast_to(found.get("counts", 1), mean.shape)  # version 1 has none: its samples lack nothing
+    unknown = [part for part, own in _PARTS_OF[name].items() if part in present and not counts[own].any()]
+    if unknown:
+        raise UsageFault(
+            f"{source}: made of no train sample with {', '.join(unknown)}, which clips that were chosen have, so there "
+            f"is nothing to normalize {name} by: take normalized=False, or leave these clips or {name} out"
+        )
     scale = Scale(mean.astype(np.float32), divisors(std))
     return scale.tiled(min(window_ticks, _TILE_TICKS) * track.rows_per_tick)
 

@@ -40,6 +40,7 @@ _NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
 _ALONE: Final = "one recording has no other to take the audio of"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
 _NO_FACE: Final = "no face in the recording"
+_NO_FACE_MADE: Final = "no face in the result, for no sample of the model's training had it"
 _NO_SEAMS: Final = "no result was put together from windows"
 _TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # whose rows are kept by classes of their own
 _UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
@@ -147,10 +148,13 @@ class _Scorer:
         self._add_recall(key, recording, own, true, other)
         if self._registered.wanted:
             self._add_registered(key, recording.body, generated, recorded, other)
-        if isinstance(recording.body, Person) and "face" not in recording.row.present:
+        if not isinstance(recording.body, Person):
+            return
+        if "face" not in recording.row.present or "face" in result.absent:
             for metric in ("face MSE", "face LVD"):
-                self._values(metric, "generated").leave_out(_NO_FACE)
-        elif isinstance(recording.body, Person):
+                lacking = _NO_FACE_MADE if "face" in recording.row.present else _NO_FACE
+                self._values(metric, "generated").leave_out(lacking)
+        else:
             other = None if partner is None or "face" not in self._rows[partner].present else other
             self._add_face(key, recording.body, generated, recorded, other)
 
@@ -212,7 +216,8 @@ class _Scorer:
         """What metrics of other packages say; another recording's motion is that of this person."""
 
         def clip(motion: ClipMotion) -> MotionClip:
-            return MotionClip(motion.poses, motion.expressions, motion.trans, body.joints(motion.poses, motion.trans))
+            joints = body.joints(motion.poses, motion.trans)
+            return MotionClip(motion.poses, motion.expressions, motion.trans, joints, motion.present)
 
         self._registered.add("generated", key, clip(generated), clip(recorded))
         if other is not None:

@@ -25,6 +25,7 @@ from omniges.metrics.gesture import mean_joint_speeds, scored_poses
 from omniges.metrics.profiles import Profile
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import BODY_PARTS, at_rest
+from omniges.shards.schema import MOTION_PARTS
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
 
@@ -94,6 +95,7 @@ class ClipMotion:
     poses: F64  # (T, 165)
     expressions: F64  # (T, 100)
     trans: F64  # (T, 3)
+    present: frozenset[str]  # parts that the recording has or, of a result, that were made; the others are at rest
 
     @property
     def frames(self) -> int:
@@ -102,7 +104,7 @@ class ClipMotion:
 
     def cut(self, frames: int) -> ClipMotion:
         """Its first frames."""
-        return ClipMotion(self.poses[:frames], self.expressions[:frames], self.trans[:frames])
+        return ClipMotion(self.poses[:frames], self.expressions[:frames], self.trans[:frames], self.present)
 
     def face_poses(self) -> F64:
         """Poses (T, 165) of the jaw alone."""
@@ -114,15 +116,15 @@ class ClipMotion:
 def recorded_motion(shards: scores.Recordings, row: ManifestRow) -> ClipMotion:
     """A recording's motion, at rest in what it lacks."""
     motion = motion_from_gesture(at_rest(shards.gesture(row), row.present))
-    return ClipMotion(motion.poses, motion.expressions, motion.trans)
+    return ClipMotion(motion.poses, motion.expressions, motion.trans, frozenset(row.present))
 
 
 def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
     """A result's motion, at most as long as its recording. Raises DataError for what cannot be read."""
     read = result.motion()
     frames = result.within(len(read.poses), recorded_frames, FRAME_RATE_HZ)
-    arrays = (np.asarray(array, np.float64) for array in (read.poses, read.expressions, read.trans))
-    return ClipMotion(*arrays).cut(frames)
+    poses, expressions, trans = (np.asarray(one, np.float64) for one in (read.poses, read.expressions, read.trans))
+    return ClipMotion(poses, expressions, trans, frozenset(MOTION_PARTS) - frozenset(result.absent)).cut(frames)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from omniges.evaluation import scores
 from omniges.metrics.clips import ClipValue
 from omniges.metrics.registry import Metric, registered_metrics
 from omniges.registry import foreign
+from omniges.shards.schema import MOTION_PARTS
 
 I64 = npt.NDArray[np.int64]
 
@@ -41,7 +42,9 @@ class RegisteredScores:
 
     def _add(self, metric: Metric, row: scores.Row, key: str, generated: Any, recorded: Any) -> None:
         values = self._values[metric.name, row]
-        if metric.over_set:
+        if why := _lacking(metric, generated, recorded):
+            values.leave_out(why)
+        elif metric.over_set:
             values.keep(key, (generated, recorded))
         else:
             values.add(key, lambda: ClipValue(_scored(metric, generated, recorded), 1.0))
@@ -62,6 +65,16 @@ class RegisteredScores:
                         else scores.figure_of_mean(heading, values, how)
                     )
         return found
+
+
+def _lacking(metric: Metric, generated: Any, recorded: Any) -> str:
+    """Which part that a metric needs a pair of clips lacks, in words, or nothing; gesture metrics alone need some."""
+    for part in metric.needs:
+        if part not in recorded.present:
+            return f"no {part} in the recording"
+        if part in MOTION_PARTS and part not in generated.present:
+            return f"no {part} in the result"
+    return ""
 
 
 def _figure_of_set(

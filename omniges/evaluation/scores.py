@@ -32,6 +32,8 @@ Row = Literal["generated", "shuffled", "recorded"]
 ROWS: Final[tuple[Row, ...]] = ("generated", "shuffled", "recorded")
 """What a value is of: generated files; the same against another recording; the recordings themselves."""
 
+NEVER_MADE: Final[tuple[Part, ...]] = ("jaw_eyes",)
+"""Parts that no model has channels of."""
 UNCONDITIONAL: Final = "made from no input, so no recording says what it should be"
 
 _ADVICE: Final = ": leave this clip out"  # what metrics say to a caller, and what has been done here
@@ -74,6 +76,7 @@ class Result(ABC):
     seconds: float  # of the recording that were generated, as far as they are known without arrays
     seams: tuple[int, ...] = ()  # frames before which windows begin
     invalid_rotations: float | None = None  # share among those that the model gave
+    absent: tuple[str, ...] = ()  # parts of its motion that were not made, which are at rest
 
     @property
     def key(self) -> str:

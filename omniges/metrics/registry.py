@@ -19,6 +19,7 @@ import numpy.typing as npt
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.formats.textgrid import WordInterval
 from omniges.registry import Registry
+from omniges.shards.schema import PARTS
 
 F64 = npt.NDArray[np.float64]
 Direction = Literal["lower", "higher"]
@@ -32,6 +33,9 @@ class MotionClip:
     expressions: F64  # (T, 100)
     trans: F64  # (T, 3) m, y up
     joints: F64  # (T, 55, 3) m, with translation, of the recording's body
+    present: frozenset[str] = frozenset(PARTS)
+    """Parts (`omniges.shards.schema.PARTS`) that the recording has, of a generated clip those of motion that were made.
+    Motion is at rest in all others: zeros that nobody recorded. `Metric.needs` leaves out clips without a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,10 @@ class Metric(Measure):
     Clips are `MotionClip`, `SoundClip` or `TextClip` by the stream; with `over_set`, equally long lists of clips."""
     over_set: bool = False
     """Whether it is of all results at once, such as a distance of distributions, not a mean over results."""
+    needs: tuple[str, ...] = ()
+    """Parts, such as "face", that both clips of a gesture metric must have; results without are left out and counted.
+
+    Every recording that is scored has upper, hands, lower and root; face and jaw_eyes may be absent from it."""
 
 
 BUILT_IN: Final = (
@@ -124,11 +132,23 @@ def register_metric(metric: Metric) -> None:
     """Let `evaluate` and validation compute a metric for the rest of this process.
 
     Raises:
-        UsageFault: A metric of this name is there already.
+        UsageFault: A metric of this name is there already, or `needs` names no part or is of another stream's metric.
     """
+    if why := _wrong_needs(metric):
+        raise UsageFault(f"metric {metric.name!r}: {why}")
     if metric.name in {measure.name for measure in BUILT_IN}:
         raise UsageFault(f"metric {metric.name!r}: omniges has one of this name: choose another label")
     METRICS.register(metric.name, metric)
+
+
+def _wrong_needs(metric: Metric) -> str:
+    """Return what is wrong with the parts that a metric needs, or nothing."""
+    unknown = [part for part in metric.needs if part not in PARTS]
+    if unknown:
+        return f"needs: {', '.join(PARTS)} expected, found {unknown[0]!r}"
+    if metric.needs and metric.stream != "gesture":
+        return f"needs: none expected of stream {metric.stream!r}, for clips of gesture alone tell their parts"
+    return ""
 
 
 def registered_metrics(stream: str | None = None) -> list[Metric]:
@@ -149,4 +169,6 @@ def registered_metric(name: str) -> Metric:
             f"metric {name!r}: its label {metric.label!r} makes the name {metric.name!r}; expected the name that it is "
             "announced by, and none of omniges: rename its entry point or its label"
         )
+    if why := _wrong_needs(metric):
+        raise EnvironmentFault(f"metric {name!r}: {why}: update or uninstall its package")
     return metric

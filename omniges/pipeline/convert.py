@@ -30,7 +30,7 @@ from omniges.pipeline.discover import Modality, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, ConvertSettings, Cut, Rejected, Sample
 from omniges.shards.dataset import partial_of
 from omniges.shards.manifest import SOURCES, ManifestRow, MemberPlace
-from omniges.shards.schema import CONTRACT, GESTURE_PARTS, PARTS, Part, Split
+from omniges.shards.schema import CONTRACT, GESTURE_PARTS, MOTION_PARTS, PARTS, Part, Split, is_label, key_from_stem
 from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
@@ -186,11 +186,15 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
         notes: everything filed so far, `note`'s own among them: read once all is known.
 
     Raises:
-        RecordingFault: the take's parts do not belong together, or are too short.
+        RecordingFault: the take's parts do not belong together, are too short, or hold NaN in some of their frames.
+        ValueError: the take's key is not its stem's, or a label has a name that is none: a fault of its corpus.
     """
+    _check_names(take)
     frames = _common_length(take, settings)
     words, cut = _cut(take, frames, note)
     clip = _motion_clip(take.motion, frames)
+    if take.motion is not None:
+        _check_whole(clip)
     samples = _audio_16k(take.wav, note)
     mel_frames = timebase.mel_frames_for(frames)
     gain = 1.0
@@ -199,6 +203,8 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     else:
         gain = float(loudness_gain(samples, settings.loudness))
         mel = log_mel(samples if gain == 1.0 else samples * np.float32(gain), mel_frames)
+        if not np.isfinite(mel).all():
+            raise RecordingFault("wav-not-finite", _first_not_finite("audio", mel), "finite samples")
     betas = np.zeros(BETAS) if take.motion is None else take.motion.betas.astype(np.float64)
     names = ("name", "start", "end", "score", "keywords")
     spans = [{name: getattr(span, name) for name in names} for span in take.semantic or ()]
@@ -283,6 +289,34 @@ def _metadata(
         # One text, for a list of objects that is empty in the first samples has no type.
         "notes": "\n".join(f"{note.problem.code}: {' '.join(note.problem.found.split())}" for note in notes),
     }
+
+
+def _check_names(take: Take) -> None:
+    """Raise ValueError for names that the contract does not give."""
+    if take.key != key_from_stem(take.stem):
+        raise ValueError(f"key {take.key!r} of stem {take.stem!r}: {key_from_stem(take.stem)!r} expected")
+    wrong = [name for name in take.labels if not is_label(name)]
+    if wrong:
+        raise ValueError(f"label {wrong[0]!r}: a lower-case letter, then up to 31 of a-z, 0-9 and _ expected")
+
+
+def _check_whole(clip: GestureClip) -> None:
+    """Raise RecordingFault for a part that is neither recorded in every frame nor absent from all."""
+    if np.isfinite(clip.gesture).all() and np.isfinite(clip.jaw_eyes).all():
+        return
+    for part in MOTION_PARTS:
+        values = clip.jaw_eyes if part == "jaw_eyes" else clip.gesture[:, getattr(LAYOUT, part)]
+        if not np.isfinite(values).all() and not np.isnan(values).all():
+            expected = "finite numbers, or NaN throughout a part that is absent"
+            raise RecordingFault("npz-not-finite", _first_not_finite(part, values), expected)
+
+
+def _first_not_finite(part: str, values: npt.NDArray[np.float32]) -> str:
+    """What a person is told of values (T, C) that are not all finite."""
+    bad = ~np.isfinite(values)
+    frame, column = np.argwhere(bad)[0]
+    frames = int(bad.any(axis=1).sum())
+    return f"{part}: {values[frame, column]:g} at frame {frame}, in {frames} of {len(values)} frames"
 
 
 def _motion_clip(motion: Motion | None, frames: int) -> GestureClip:

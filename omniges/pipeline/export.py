@@ -17,7 +17,7 @@ from omniges.formats.audio import encode_pcm_wav, encode_wav
 from omniges.formats.npz import write_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
-from omniges.shards.schema import GESTURE_PARTS
+from omniges.shards.schema import MOTION_PARTS
 from omniges.storage.atomic import make_folder, publish_bytes
 
 _FOLDERS: Final = {"npz": "smplxflame_30", "textgrid": "textgrid", "wav": "wave16k"}
@@ -53,7 +53,7 @@ def export(
     counts = dict.fromkeys(_FOLDERS, 0)
     for done, row in enumerate(rows, 1):
         sample = source.sample(row)
-        moved = bool({*GESTURE_PARTS, "jaw_eyes"} & {*row.present})
+        moved = bool({*MOTION_PARTS} & {*row.present})
         files = {
             "npz": motion_file(sample) if moved else None,
             "textgrid": text_file(sample) if "text" in row.present else None,

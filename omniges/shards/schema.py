@@ -77,6 +77,8 @@ PARTS: Final[tuple[Part, ...]] = get_args(Part)
 """What a sample may have or lack; `present` names what it has."""
 GESTURE_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root", "face")
 """The parts that are channels of the gesture array."""
+MOTION_PARTS: Final[tuple[Part, ...]] = (*GESTURE_PARTS, "jaw_eyes")
+"""The parts of motion; a sample without any of them has none."""
 
 # A codec's latents stand after all others, by the codec's name. Its hyphen tells such a member from the others.
 LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)

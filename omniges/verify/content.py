@@ -23,7 +23,7 @@ from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT
 from omniges.shards.dataset import STATISTICS, Partial, partial_of
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import SOURCES, ManifestRow
-from omniges.shards.schema import GESTURE_PARTS, PARTS, Part, is_count, is_real
+from omniges.shards.schema import GESTURE_PARTS, MOTION_PARTS, PARTS, Part, is_count, is_real
 from omniges.shards.tar import NPY_MAGIC, npy_header
 from omniges.storage.canonical_json import canonical_json
 from omniges.verify.dataset import strict_json
@@ -204,7 +204,7 @@ def _check_notes(sample: _Sample, given: Any) -> None:
 
 
 def _has_motion(row: ManifestRow) -> bool:
-    return any(part in row.present for part in (*GESTURE_PARTS, "jaw_eyes"))
+    return any(part in row.present for part in MOTION_PARTS)
 
 
 def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:

@@ -196,6 +196,24 @@ def test_waveforms_and_statistics_that_are_not_there(tmp_path: Path) -> None:
     assert len(WindowDataset(folder, split="val", window_ticks=5, normalized=False)) == 4
 
 
+def test_what_no_train_sample_has_cannot_be_normalized(tmp_path: Path) -> None:
+    """Only where it is asked for, and where a clip that was chosen has it."""
+    from sample_set_builders import take, write_takes
+
+    takes = [take("1_a_0_1_1", 2.0, lacking=("face", "jaw_eyes", "audio")), take("1_a_0_2_2", 2.0, split="val")]
+    takes.append(take("2_b_0_3_3", 2.0, split="val", lacking=("face",)))
+    folder = write_takes(tmp_path / "shards", takes)
+    for array, part in (("gesture", "face"), ("jaw_eyes", "jaw_eyes"), ("mel", "audio")):
+        told = rf"stats.json: made of no train sample with {part}, .* nothing to normalize {array} by: take normalized="
+        with pytest.raises(UsageFault, match=told) as caught:
+            WindowDataset(folder, split="val", window_ticks=5, arrays=array)
+        assert "\n" not in str(caught.value)
+        assert len(WindowDataset(folder, split="val", window_ticks=5, arrays=array, normalized=False)) == 8
+        assert len(WindowDataset(folder, window_ticks=5, arrays=array)) == 4
+    assert len(WindowDataset(folder, split="val", speakers="b", window_ticks=5, arrays="gesture")) == 4
+    assert len(WindowDataset(folder, split="val", window_ticks=5, arrays=("waveform", "words"))) == 8
+
+
 @pytest.mark.parametrize("member", ["gesture.npy", "mel.npy", "jaw_eyes.npy", "audio.npy", "words.txt"])
 def test_a_flipped_bit_is_found_at_the_first_use(whole_set: Path, tmp_path: Path, member: str) -> None:
     """With shard, key and member, wherever in the member it lies and wherever the window."""

@@ -14,7 +14,7 @@ from omniges.evaluation.registered import RegisteredScores
 from omniges.evaluation.report import Report, TaskReport, render
 from omniges.evaluation.scores import UNCONDITIONAL, Figure, Resampling
 from omniges.metrics import registry
-from omniges.metrics.registry import BUILT_IN, METRICS, Metric, SoundClip, metric_name, register_metric
+from omniges.metrics.registry import BUILT_IN, METRICS, Metric, MotionClip, SoundClip, metric_name, register_metric
 from omniges.registry import Registry
 from omniges.trainer.validation.best import Best, better, check_metric
 
@@ -123,6 +123,42 @@ def test_names_of_ours_and_names_that_differ_are_refused(tmp_path: Any, monkeypa
     monkeypatch.syspath_prepend(install(tmp_path, {METRICS.group: {"level": "misnamed_metric:M"}}))
     with pytest.raises(EnvironmentFault, match=r"metric 'level': its label 'off' makes the name 'off'"):
         scored([])
+
+
+def motion(value: float, *present: str) -> MotionClip:
+    joints = np.full((9, 55, 3), value)
+    return MotionClip(np.zeros((9, 165)), np.full((9, 100), value), np.zeros((9, 3)), joints, frozenset(present))
+
+
+@pytest.mark.parametrize("over_set", [False, True])
+def test_clips_without_a_part_that_a_metric_needs_are_left_out_and_counted(over_set: bool) -> None:
+    def off(generated: Any, recorded: Any) -> float:
+        pairs = zip(generated, recorded, strict=True) if over_set else [(generated, recorded)]
+        return float(np.mean([(a.expressions - b.expressions).mean() for a, b in pairs]))
+
+    register_metric(Metric(label="face off", stream="gesture", of=off, over_set=over_set, needs=("face", "text")))
+    found = RegisteredScores("gesture", unconditional=False)
+    found.add("generated", "a", motion(3.0, "face"), motion(1.0, "face", "text"))
+    found.add("generated", "b", motion(9.0, "face"), motion(0.0, "upper", "text"))
+    found.add("generated", "c", motion(0.0, "upper"), motion(5.0, "face", "text"))
+    found.add("generated", "d", motion(9.0, "face"), motion(1.0, "face"))
+    figure, *others = found.figures(HOW)
+    assert figure.value == 2.0
+    assert figure.left_out == {"no face in the recording": 1, "no face in the result": 1, "no text in the recording": 1}
+    assert [one.results for one in others] == ([] if over_set else [2])  # recordings against themselves: a and c
+
+
+@pytest.mark.parametrize(
+    ("needs", "stream", "told"),
+    [
+        (("nose",), "gesture", "needs: text, audio, upper, .* expected, found 'nose'"),
+        ("face", "gesture", "needs: text, audio, upper, .* expected, found 'f'"),
+        (("audio",), "audio", "needs: none expected of stream 'audio'"),
+    ],
+)
+def test_needs_that_are_none_are_refused(needs: Any, stream: str, told: str) -> None:
+    with pytest.raises(UsageFault, match=f"metric 'off': {told}"):
+        register_metric(Metric(label="off", stream=stream, of=difference, needs=needs))
 
 
 def test_a_checkpoint_is_chosen_by_one_that_says_what_is_better() -> None:

@@ -19,6 +19,7 @@ from omniges.errors import DataError
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import GENERIC, Instruments, TrainSplit
 from omniges.evaluation.scores import (
+    NEVER_MADE,
     Figure,
     Heading,
     Resampling,
@@ -257,6 +258,7 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
             name=row.key,
             seconds=row.seconds,
             invalid_rotations=one.measures.get("invalid_rotations"),
+            absent=(*results.sampler.absent_from(TASKS[task].targets), *NEVER_MADE),
             results=partial(results.of, one),
         )
         for one in made
