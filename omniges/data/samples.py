@@ -311,24 +311,17 @@ class ShardSet:
             labels=dict(row.labels),
             sources=dict(row.sources),
             present=frozenset(row.present),
-            gesture=self._array(row, "gesture.npy"),
-            jaw_eyes=self._array(row, "jaw_eyes.npy"),
-            betas=self._array(row, "betas.npy").astype(np.float64),
-            start_xz=self._array(row, "start_xz.npy"),
-            mel=self._array(row, "mel.npy"),
+            gesture=reader.array(row, "gesture.npy"),
+            jaw_eyes=reader.array(row, "jaw_eyes.npy"),
+            betas=reader.array(row, "betas.npy").astype(np.float64),
+            start_xz=reader.array(row, "start_xz.npy"),
+            mel=reader.array(row, "mel.npy"),
             waveform=waveform,
             words=reader.timed_words(row),
             semantic=reader.spans(row),
             notes=notes_of(metadata),
             metadata=metadata,
         )
-
-    def _array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        try:
-            return self.reader.array(row, member)
-        except ValueError as error:
-            place = self.reader.source.describe(row.shard)
-            raise DataError(f"{place}: {row.key}.{member}: an npy array expected ({error}). {VERIFY}") from error
 
     def __repr__(self) -> str:
         splits = Counter(row.split for row in self.rows)

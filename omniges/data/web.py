@@ -10,7 +10,6 @@ where it was seen. Decoders take npy without pickled objects, json, txt and flac
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import random
 import re
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
@@ -41,7 +39,7 @@ from omniges.shards.schema import (
     SPLITS,
     member_order,
 )
-from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
+from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header, read_npy
 from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.redact import one_line, redact, secrets_in_url
 from omniges.storage.remote import ByteStream, check_name, open_store, parse_location
@@ -56,7 +54,6 @@ _HEADER: Final = re.compile(  # where name and size stand; `member_header` says 
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _READ_BYTES: Final = 1 << 20
 _MOST_MEMBER_BYTES: Final = 1 << 30  # eleven minutes of float32 audio are 43 MB
-_MAX_NPY_HEADER_BYTES: Final = 4096
 _VERIFY: Final = "Run omniges verify-shards on the original"
 _SHARDS_SHUFFLED: Final = 1_000_000  # all of them
 
@@ -390,23 +387,10 @@ def _value(name: str, data: bytes) -> Any:
     """What a member holds; raises ValueError or RecordingFault where it is no such thing."""
     ending = name.rpartition(".")[2]
     if ending == "npy":
-        return _array(data)
+        return read_npy(data).copy()
     if ending in {"json", "txt"}:
         return json.loads(data)
     if ending == "flac":
         pcm, bits = decode_flac(data)
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
     return data
-
-
-def _array(data: bytes) -> npt.NDArray[Any]:
-    """The array of an npy member; its header is held against its size before anything is made of it."""
-    stream = io.BytesIO(data[:_MAX_NPY_HEADER_BYTES])
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"npy version 1.0 expected, found {version[0]}.{version[1]}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_NPY_HEADER_BYTES)
-    count = int(np.prod(shape, dtype=object)) if shape else 1
-    if fortran or dtype.hasobject or min(shape, default=0) < 0 or stream.tell() + count * dtype.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes are no array {shape} of {dtype.str}")
-    return np.frombuffer(data, dtype, count, stream.tell()).reshape(shape).copy()

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -25,6 +24,7 @@ from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
+from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
 from omniges.storage.redact import one_line
 
@@ -219,9 +219,20 @@ class ShardFolder:
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """Return an array member."""
-        loaded: npt.NDArray[Any] = np.load(BytesIO(self.member(row, member)), allow_pickle=False)
-        return loaded
+        """Return an array member, which belongs to the caller; raises as `member` does, and DataError for no array."""
+        return self.array_of(row, member, self.member(row, member))
+
+    def array_of(self, row: ManifestRow, member: str, data: bytes) -> npt.NDArray[Any]:
+        """Return the array that a member's bytes hold; raises DataError where they hold none."""
+        try:
+            return read_npy(data).copy()
+        except ValueError as error:
+            raise self._fault(row, member, error) from error
+
+    def _fault(self, row: ManifestRow, member: str, problem: object) -> DataError:
+        """Return the error of a member that does not hold what the contract says."""
+        shown = place_of_member(self.source, row.shard, row.key, member, row.members[member].offset)
+        return DataError(f"{shown}: {one_line(str(problem), 200)}. {VERIFY}")
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
         """The words of a sample."""
@@ -252,9 +263,7 @@ class ShardFolder:
         try:
             pcm, bits = decode_flac(self.member(row, "flac"))
         except RecordingFault as fault:
-            place = row.members["flac"].offset
-            shown = place_of_member(self.source, row.shard, row.key, "flac", place)
-            raise DataError(f"{shown}: {fault}. {VERIFY}") from fault
+            raise self._fault(row, "flac", fault) from fault
         # Exact, and no float64 of eleven minutes.
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser
@@ -91,3 +93,21 @@ def test_a_file_beside_the_shards_is_that_of_dataset_json(folder: Path) -> None:
         read_beside(folder, STATS_FILE, dataset)
     with pytest.raises(DataError, match=r"shards"):
         read_beside(folder, "unlisted.json", dataset)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.data())
+def test_a_damaged_header_of_an_array_is_one_line_or_another_array(shards: Path, data: st.DataObject) -> None:
+    folder = ShardFolder(shards)
+    row = folder.rows[0]
+    sound = folder.member(row, "start_xz.npy")
+    damaged = bytearray(sound[: data.draw(st.integers(0, len(sound)))])
+    for at in data.draw(st.lists(st.integers(0, 127), max_size=3)):
+        damaged[at : at + 1] = data.draw(st.binary(max_size=2))
+    try:
+        found = folder.array_of(row, "start_xz.npy", bytes(damaged))
+    except DataError as error:
+        assert f"{row.shard}: {row.key}.start_xz.npy at byte " in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert found.nbytes <= len(damaged)
