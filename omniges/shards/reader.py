@@ -22,7 +22,7 @@ from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFau
 from omniges.features.gesture import GestureClip
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.manifest import ManifestRow, read_manifest
+from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
 from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
@@ -136,6 +136,26 @@ def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
         return stream.read()
 
 
+def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[ManifestRow]:
+    """Return the rows of a manifest, each sound in itself and held against dataset.json.
+
+    Args:
+        data: the manifest's bytes, whose digest was compared.
+        dataset: dataset.json, checked.
+        place: what the error names.
+
+    Raises:
+        DataError: they are no manifest, or a row contradicts itself, another one or dataset.json.
+    """
+    try:
+        rows = read_manifest(data)
+    except ValueError as error:
+        raise DataError(f"{place}: {one_line(str(error), 200)}. {VERIFY}") from error
+    if problem := rows_problem(rows, dataset["shards"]):
+        raise DataError(f"{place}: {one_line(problem, 200)}. {VERIFY}")
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class SampleArrays:
     """One sample's content."""
@@ -180,10 +200,7 @@ class ShardFolder:
     def rows(self) -> Sequence[ManifestRow]:
         """The manifest, checked against dataset.json."""
         data = read_beside(self.folder, MANIFEST_FILE, self.dataset)
-        try:
-            return read_manifest(data)
-        except ValueError as error:
-            raise DataError(f"{self.folder / MANIFEST_FILE}: {one_line(str(error), 200)}. {VERIFY}") from error
+        return checked_rows(data, self.dataset, str(self.folder / MANIFEST_FILE))
 
     def row(self, name: str) -> ManifestRow:
         """Return the row of a key or stem; raises UsageFault with near names where there is none."""
