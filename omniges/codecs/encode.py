@@ -410,7 +410,7 @@ class _Job:
         """A sample's latents, of the bytes of the member that the codec reads."""
         try:
             if isinstance(codec.entry, WindowEntry):
-                return codec.encode(json.loads(data), row.ticks)
+                return codec.encode(self.source.words_in(row, data), row.ticks)
             return codec.encode(self.source.array_of(row, member, data))
         except RuntimeError as error:  # torch has a class of its own for a GPU's memory, and none for the host's
             if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):

@@ -28,6 +28,7 @@ from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.formats.audio import decode_flac
+from omniges.shards.documents import json_of, spans_of, words_of
 from omniges.shards.manifest import ManifestRow, read_manifest
 from omniges.shards.reader import check_digest
 from omniges.shards.schema import (
@@ -388,8 +389,12 @@ def _value(name: str, data: bytes) -> Any:
     ending = name.rpartition(".")[2]
     if ending == "npy":
         return read_npy(data).copy()
+    if name in {contract.words for contract in CONTRACTS.values()}:
+        return words_of(data)
+    if name in {contract.semantic for contract in CONTRACTS.values()}:
+        return spans_of(data)
     if ending in {"json", "txt"}:
-        return json.loads(data)
+        return json_of(data)
     if ending == "flac":
         pcm, bits = decode_flac(data)
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +20,15 @@ import numpy.typing as npt
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.shards.dataset import read_dataset
+from omniges.shards.documents import metadata_of, spans_of, words_of
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
 from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
 from omniges.storage.redact import one_line
+
+Parsed = TypeVar("Parsed")
 
 
 class ShardSource(Protocol):
@@ -241,10 +243,7 @@ class ShardFolder:
 
     def array_of(self, row: ManifestRow, member: str, data: bytes) -> npt.NDArray[Any]:
         """Return the array that a member's bytes hold; raises DataError where they hold none."""
-        try:
-            return read_npy(data).copy()
-        except ValueError as error:
-            raise self._fault(row, member, error) from error
+        return self._parsed(row, member, data, read_npy).copy()
 
     def _fault(self, row: ManifestRow, member: str, problem: object) -> DataError:
         """Return the error of a member that does not hold what the contract says."""
@@ -252,9 +251,22 @@ class ShardFolder:
         return DataError(f"{shown}: {one_line(str(problem), 200)}. {VERIFY}")
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """The words of a sample."""
-        found: list[dict[str, Any]] = json.loads(self.member(row, row.contract.words))
-        return found
+        """The words of a sample, each with word, start and end; raises as `array` does."""
+        return self.words_in(row, self.member(row, row.contract.words))
+
+    def words_in(self, row: ManifestRow, data: bytes) -> list[dict[str, Any]]:
+        """The words that the bytes of that member hold; raises DataError where they hold none."""
+        return self._parsed(row, row.contract.words, data, words_of)
+
+    def metadata(self, row: ManifestRow) -> dict[str, Any]:
+        """All of KEY.json, of which notes, audio and motion are as the contract has them; raises as `array` does."""
+        return self._parsed(row, "json", self.member(row, "json"), metadata_of)
+
+    def _parsed(self, row: ManifestRow, member: str, data: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
+        try:
+            return parse(data)
+        except ValueError as error:
+            raise self._fault(row, member, error) from error
 
     def gesture(self, row: ManifestRow) -> GestureClip:
         """The motion of a sample."""
@@ -263,8 +275,11 @@ class ShardFolder:
         )
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """The semantic spans of a sample, where it has an annotation."""
-        return json.loads(self.member(row, row.contract.semantic)) if "sem" in row.present else None
+        """The semantic spans of a sample, where it has an annotation; raises as `array` does."""
+        if "sem" not in row.present:
+            return None
+        member = row.contract.semantic
+        return self._parsed(row, member, self.member(row, member), spans_of)
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
         """The waveform (N,) of a sample at 16 kHz, whichever member holds it; None where it was not kept.
@@ -288,7 +303,7 @@ class ShardFolder:
         """All of a sample."""
         return SampleArrays(
             row=row,
-            metadata=json.loads(self.member(row, "json")),
+            metadata=self.metadata(row),
             gesture=self.gesture(row),
             betas=self.array(row, "betas.npy"),
             mel=self.array(row, "mel.npy"),
