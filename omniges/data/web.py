@@ -28,7 +28,7 @@ from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.formats.audio import decode_flac
-from omniges.shards.documents import json_of, spans_of, words_of
+from omniges.shards.documents import json_of, samples_of, spans_of, words_of
 from omniges.shards.manifest import ManifestRow, read_manifest
 from omniges.shards.reader import check_digest
 from omniges.shards.schema import (
@@ -377,15 +377,15 @@ def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
     for name, data in sample.items():
         if not name.startswith("__"):
             try:
-                found[name] = _value(name, data)
+                found[name] = _value(name, data, found.get("json"))
             except (ValueError, RecordingFault) as error:
                 place = f"{sample['__url__']}: {sample['__key__']}.{name}"
                 raise DataError(f"{place}: {one_line(str(error), 200)}. {_VERIFY}") from None
     return found
 
 
-def _value(name: str, data: bytes) -> Any:
-    """What a member holds; raises ValueError or RecordingFault where it is no such thing."""
+def _value(name: str, data: bytes, metadata: object) -> Any:
+    """What a member holds, KEY.json being the first; raises ValueError or RecordingFault where it is no such thing."""
     ending = name.rpartition(".")[2]
     if ending == "npy":
         return read_npy(data).copy()
@@ -396,6 +396,6 @@ def _value(name: str, data: bytes) -> Any:
     if ending in {"json", "txt"}:
         return json_of(data)
     if ending == "flac":
-        pcm, bits = decode_flac(data)
+        pcm, bits = decode_flac(data, samples_of(metadata))
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
     return data

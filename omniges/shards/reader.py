@@ -20,7 +20,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.shards.dataset import read_dataset
-from omniges.shards.documents import metadata_of, spans_of, words_of
+from omniges.shards.documents import metadata_of, samples_of, spans_of, words_of
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
@@ -293,7 +293,7 @@ class ShardFolder:
         from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
 
         try:
-            pcm, bits = decode_flac(self.member(row, "flac"))
+            pcm, bits = decode_flac(self.member(row, "flac"), samples_of(self.metadata(row)))
         except RecordingFault as fault:
             raise self._fault(row, "flac", fault) from fault
         # Exact, and no float64 of eleven minutes.
