@@ -28,11 +28,13 @@ from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.formats.audio import decode_flac
+from omniges.shards.dataset import check_document
 from omniges.shards.documents import json_of, samples_of, spans_of, words_of
-from omniges.shards.manifest import ManifestRow, read_manifest
-from omniges.shards.reader import check_digest
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import check_digest, checked_rows
 from omniges.shards.schema import (
     CONTRACTS,
+    DATASET_FILE,
     KNOWN_MEMBERS,
     LATENT_MEMBER,
     MANIFEST_FILE,
@@ -154,18 +156,27 @@ def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
     """The addresses of the shards of a folder at a URL, and the rows of its manifest."""
     location = parse_location(address)
     with contextlib.closing(open_store(location)) as store:
-        dataset = json.loads(dataset_bytes(store))
+        dataset = check_document(json.loads(dataset_bytes(store)), location.shown_file(DATASET_FILE))
+        place = location.shown_file(MANIFEST_FILE)
+        listed = dataset["files"].get(MANIFEST_FILE)
+        if listed is None:
+            raise DataError(f"{location.shown_file(DATASET_FILE)}: no {MANIFEST_FILE} in it. {_VERIFY}")
         with store.open_stream(MANIFEST_FILE) as stream:
-            data = b"".join(iter(partial(stream.read, _READ_BYTES), b""))
-    place = location.shown_file(MANIFEST_FILE)
-    try:
-        check_digest(data, bytes.fromhex(dataset["files"][MANIFEST_FILE]["sha256"]), place)
-        names = list(dataset["shards"])
-        rows = read_manifest(data)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place}: no manifest as dataset.json says ({one_line(str(error), 200)}). {_VERIFY}") from None
+            data = _at_most(stream, listed["bytes"], place)
+    check_digest(data, bytes.fromhex(listed["sha256"]), place)
+    rows = checked_rows(data, dataset, place)
     folder, question, query = location.address.partition("?")
-    return [f"{folder.rstrip('/')}/{check_name(name)}{question}{query}" for name in names], rows
+    return [f"{folder.rstrip('/')}/{check_name(name)}{question}{query}" for name in dataset["shards"]], rows
+
+
+def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
+    """All bytes of a stream that should have so many; raises DataError where it has more."""
+    data = bytearray()
+    while piece := stream.read(_READ_BYTES):
+        data += piece
+        if len(data) > size:
+            raise DataError(f"{place}: {size} bytes expected as in dataset.json, found more. {_VERIFY}")
+    return bytes(data)
 
 
 def _shown(address: str) -> str:
