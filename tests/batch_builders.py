@@ -21,6 +21,13 @@ from omniges.storage.canonical_json import canonical_json, json_document, sha256
 
 WORDS = ("paper", "tiger", "music", "garden")
 
+FACTS = {
+    "notes": "",
+    "audio": {"encoding": "", "rate_hz": 0, "channels": 0, "samples": 0, "samples_16k": 0},
+    "motion": {"betas": 300, "gender": "neutral", "model": "smplx2020"},
+}
+"""What readers hold KEY.json against, beside its key."""
+
 
 def write_shards(
     folder: Path,
@@ -61,7 +68,7 @@ def write_shards(
             words.update(word["word"] for word in spoken)
             partials.append(partial if split == "train" else None)
             members: dict[str, tuple[bytes | memoryview, ...]] = {
-                "json": (canonical_json({"key": keys[number]}),),
+                "json": (canonical_json({"key": keys[number]} | FACTS),),
                 "gesture.npy": npy_parts(gesture),
                 "mel.npy": npy_parts(mel),
                 "words.txt": (canonical_json(spoken),),

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -383,7 +382,7 @@ class _Job:
                 for entry in self.entries:
                     place = row.members[entry.member]
                     stream.seek(place.offset)
-                    _gather(found, entry, row, np.load(BytesIO(stream.read(place.size)), allow_pickle=False))
+                    _gather(found, entry, row, self.source.array_of(row, entry.member, stream.read(place.size)))
         return found
 
     def _write(self, path: Path, rows: Sequence[ManifestRow], tell: Callable[[ManifestRow], None]) -> _Written:
@@ -421,7 +420,7 @@ class _Job:
         }
         for entry in self.entries:
             source = row.contract.words if entry.source == WORDS_MEMBER else entry.source
-            latents = _encoded(self.codecs[entry.name], b"".join(found[source]), row)
+            latents = self._encoded(self.codecs[entry.name], row, source, b"".join(found[source]))
             expected = entry.shape_of(row)
             if latents.shape != expected or latents.dtype != np.float32:
                 raise RuntimeError(f"{entry.name}: {expected} float32 expected, found {latents.shape} {latents.dtype}")
@@ -433,6 +432,20 @@ class _Job:
             _gather(partials, entry, row, latents)
             found[entry.member] = npy_parts(np.ascontiguousarray(latents))
         return {member: found[member] for member in sorted(found, key=member_order)}
+
+    def _encoded(self, codec: Codec, row: ManifestRow, member: str, data: bytes) -> Any:
+        """A sample's latents, of the bytes of the member that the codec reads."""
+        try:
+            if isinstance(codec.entry, WindowEntry):
+                return codec.encode(self.source.words_in(row, data), row.ticks)
+            return codec.encode(self.source.array_of(row, member, data))
+        except RuntimeError as error:  # torch has a class of its own for a GPU's memory, and none for the host's
+            if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+                raise
+            raise EnvironmentFault(
+                f"{row.key}: no memory to encode {row.seconds:.0f} s at once ({codec.entry.name}): take a machine with "
+                "more"
+            ) from error
 
     def _finish(self, shards: Mapping[str, _Written]) -> None:
         """Everything beside the shards, dataset.json last, and the new set in its place."""
@@ -469,17 +482,3 @@ def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: An
     """Take in a train sample's latents; a clip that is too short has none."""
     if row.split == "train" and len(latents):
         partials.setdefault(entry.name, []).append(partial_of(entry.vectors(latents)))
-
-
-def _encoded(codec: Codec, source: bytes, row: ManifestRow) -> Any:
-    """A sample's latents, of the bytes of the member that the codec reads."""
-    try:
-        if isinstance(codec.entry, WindowEntry):
-            return codec.encode(json.loads(source), row.ticks)
-        return codec.encode(np.load(BytesIO(source), allow_pickle=False))
-    except RuntimeError as error:  # torch has a class of its own for a GPU's memory, and none for the host's
-        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
-            raise
-        raise EnvironmentFault(
-            f"{row.key}: no memory to encode {row.seconds:.0f} s at once ({codec.entry.name}): take a machine with more"
-        ) from error

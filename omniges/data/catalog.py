@@ -6,7 +6,6 @@ The manifest is read column by column, so a million samples take seconds, and no
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
+from omniges.shards.documents import parse_json
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS
@@ -172,10 +172,10 @@ def read_catalog(
     is left, DataError where a file is not what dataset.json says or a row of the manifest contradicts itself.
     """
     dataset = read_dataset(folder)
-    statistics = json.loads(read_beside(folder, STATS_FILE, dataset))
+    statistics = parse_json(read_beside(folder, STATS_FILE, dataset), str(folder / STATS_FILE))
     tokenizer = read_beside(folder, TOKENIZER_FILE, dataset)
     entries = _entries(folder, dataset, codecs or {})
-    latents = json.loads(read_beside(folder, LATENTS_FILE, dataset)) if entries else {}
+    latents = _latents(folder, dataset) if entries else {}
     tracks = Tracks.with_codecs(entries)
     words = CONTRACTS[dataset["version"]].words
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
@@ -221,6 +221,11 @@ def _content_hash(
     for name, (values, codes) in labels.items():
         digest.update(canonical_json([name, [values[code] if code >= 0 else "" for code in codes.tolist()]]))
     return digest.hexdigest()
+
+
+def _latents(folder: Path, dataset: dict[str, Any]) -> dict[str, Any]:
+    """The content of latents.json."""
+    return parse_json(read_beside(folder, LATENTS_FILE, dataset), str(folder / LATENTS_FILE))
 
 
 _STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture", "words.json": "text"}

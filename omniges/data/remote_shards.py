@@ -287,7 +287,7 @@ def dataset_bytes(store: Store) -> bytes:
         document = json.loads(data)
     except MissingFile as error:
         raise MissingFile(f"{error}, so there is no complete set of shards. Check the address") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WrongContent(f"{place}: a JSON document expected, found {len(data)} other bytes ({error})") from None
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")

@@ -7,7 +7,6 @@ its shard when it is asked for. Both versions of the shard contract give the sam
 from __future__ import annotations
 
 import difflib
-import json
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.window_reader import Verify
-from omniges.errors import DataError, UsageFault
+from omniges.errors import UsageFault
+from omniges.shards.documents import parse_json
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder, notes_of, read_beside
-from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, VERIFY, Part
+from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, Part
 
 F32 = npt.NDArray[np.float32]
 
@@ -120,33 +120,17 @@ class ShardReader(ShardFolder):
 
     def timed_words(self, row: ManifestRow) -> tuple[Word, ...]:
         """Return the words of a sample; raises DataError where the member holds no list of words."""
-        return tuple(
-            self._each(row, row.contract.words, lambda one: Word(one["word"], float(one["start"]), float(one["end"])))
-        )
+        return tuple(Word(one["word"], float(one["start"]), float(one["end"])) for one in self.words(row))
 
     def spans(self, row: ManifestRow) -> tuple[Span, ...] | None:
         """Return the semantic annotation of a sample, None without one; raises as `timed_words` does."""
-        if "sem" not in row.present:
+        spans = self.semantic(row)
+        if spans is None:
             return None
         return tuple(
-            self._each(
-                row,
-                row.contract.semantic,
-                lambda one: Span(
-                    one["name"], float(one["start"]), float(one["end"]), float(one["score"]), one["keywords"]
-                ),
-            )
+            Span(one["name"], float(one["start"]), float(one["end"]), float(one["score"]), one["keywords"])
+            for one in spans
         )
-
-    def _each(self, row: ManifestRow, member: str, make: Callable[[Any], Any]) -> Iterator[Any]:
-        """What `make` makes of each object in a member's JSON list."""
-        try:
-            yield from map(make, json.loads(self.member(row, member)))
-        except (ValueError, TypeError, KeyError) as error:
-            place = self.source.describe(row.shard)
-            raise DataError(
-                f"{place}: {row.key}.{member}: a JSON list of the contract expected ({error!r}). {VERIFY}"
-            ) from error
 
 
 class ShardSet:
@@ -184,8 +168,7 @@ class ShardSet:
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """The content of stats.json: mean, std, min and max of each channel over the train split."""
-        found: dict[str, Any] = json.loads(read_beside(self.folder, STATS_FILE, self.reader.dataset))
-        return found
+        return parse_json(read_beside(self.folder, STATS_FILE, self.reader.dataset), str(self.folder / STATS_FILE))
 
     @property
     def tokenizer(self) -> bytes:
@@ -310,31 +293,24 @@ class ShardSet:
     def read(self, row: ManifestRow) -> Sample:
         """Read the sample of a row; raises DataError where its bytes are not what the manifest says."""
         reader = self.reader
-        metadata: dict[str, Any] = json.loads(reader.member(row, "json"))
+        metadata = reader.metadata(row)
         waveform = reader.waveform(row)
         return Sample(
             **{name: getattr(row, name) for name in _SAME},
             labels=dict(row.labels),
             sources=dict(row.sources),
             present=frozenset(row.present),
-            gesture=self._array(row, "gesture.npy"),
-            jaw_eyes=self._array(row, "jaw_eyes.npy"),
-            betas=self._array(row, "betas.npy").astype(np.float64),
-            start_xz=self._array(row, "start_xz.npy"),
-            mel=self._array(row, "mel.npy"),
+            gesture=reader.array(row, "gesture.npy"),
+            jaw_eyes=reader.array(row, "jaw_eyes.npy"),
+            betas=reader.array(row, "betas.npy").astype(np.float64),
+            start_xz=reader.array(row, "start_xz.npy"),
+            mel=reader.array(row, "mel.npy"),
             waveform=waveform,
             words=reader.timed_words(row),
             semantic=reader.spans(row),
             notes=notes_of(metadata),
             metadata=metadata,
         )
-
-    def _array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        try:
-            return self.reader.array(row, member)
-        except ValueError as error:
-            place = self.reader.source.describe(row.shard)
-            raise DataError(f"{place}: {row.key}.{member}: an npy array expected ({error}). {VERIFY}") from error
 
     def __repr__(self) -> str:
         splits = Counter(row.split for row in self.rows)

@@ -10,7 +10,6 @@ where it was seen. Decoders take npy without pickled objects, json, txt and flac
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import random
 import re
@@ -24,16 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.formats.audio import decode_flac
-from omniges.shards.manifest import ManifestRow, read_manifest
-from omniges.shards.reader import check_digest
+from omniges.shards.dataset import check_document
+from omniges.shards.documents import json_of, samples_of, spans_of, words_of
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.reader import check_digest, checked_rows
 from omniges.shards.schema import (
     CONTRACTS,
+    DATASET_FILE,
     KNOWN_MEMBERS,
     LATENT_MEMBER,
     MANIFEST_FILE,
@@ -41,7 +42,7 @@ from omniges.shards.schema import (
     SPLITS,
     member_order,
 )
-from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header
+from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header, read_npy
 from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.redact import one_line, redact, secrets_in_url
 from omniges.storage.remote import ByteStream, check_name, open_store, parse_location
@@ -56,7 +57,6 @@ _HEADER: Final = re.compile(  # where name and size stand; `member_header` says 
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _READ_BYTES: Final = 1 << 20
 _MOST_MEMBER_BYTES: Final = 1 << 30  # eleven minutes of float32 audio are 43 MB
-_MAX_NPY_HEADER_BYTES: Final = 4096
 _VERIFY: Final = "Run omniges verify-shards on the original"
 _SHARDS_SHUFFLED: Final = 1_000_000  # all of them
 
@@ -156,18 +156,27 @@ def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
     """The addresses of the shards of a folder at a URL, and the rows of its manifest."""
     location = parse_location(address)
     with contextlib.closing(open_store(location)) as store:
-        dataset = json.loads(dataset_bytes(store))
+        dataset = check_document(json.loads(dataset_bytes(store)), location.shown_file(DATASET_FILE))
+        place = location.shown_file(MANIFEST_FILE)
+        listed = dataset["files"].get(MANIFEST_FILE)
+        if listed is None:
+            raise DataError(f"{location.shown_file(DATASET_FILE)}: no {MANIFEST_FILE} in it. {_VERIFY}")
         with store.open_stream(MANIFEST_FILE) as stream:
-            data = b"".join(iter(partial(stream.read, _READ_BYTES), b""))
-    place = location.shown_file(MANIFEST_FILE)
-    try:
-        check_digest(data, bytes.fromhex(dataset["files"][MANIFEST_FILE]["sha256"]), place)
-        names = list(dataset["shards"])
-        rows = read_manifest(data)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place}: no manifest as dataset.json says ({one_line(str(error), 200)}). {_VERIFY}") from None
+            data = _at_most(stream, listed["bytes"], place)
+    check_digest(data, bytes.fromhex(listed["sha256"]), place)
+    rows = checked_rows(data, dataset, place)
     folder, question, query = location.address.partition("?")
-    return [f"{folder.rstrip('/')}/{check_name(name)}{question}{query}" for name in names], rows
+    return [f"{folder.rstrip('/')}/{check_name(name)}{question}{query}" for name in dataset["shards"]], rows
+
+
+def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
+    """All bytes of a stream that should have so many; raises DataError where it has more."""
+    data = bytearray()
+    while piece := stream.read(_READ_BYTES):
+        data += piece
+        if len(data) > size:
+            raise DataError(f"{place}: {size} bytes expected as in dataset.json, found more. {_VERIFY}")
+    return bytes(data)
 
 
 def _shown(address: str) -> str:
@@ -379,34 +388,25 @@ def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
     for name, data in sample.items():
         if not name.startswith("__"):
             try:
-                found[name] = _value(name, data)
+                found[name] = _value(name, data, found.get("json"))
             except (ValueError, RecordingFault) as error:
                 place = f"{sample['__url__']}: {sample['__key__']}.{name}"
                 raise DataError(f"{place}: {one_line(str(error), 200)}. {_VERIFY}") from None
     return found
 
 
-def _value(name: str, data: bytes) -> Any:
-    """What a member holds; raises ValueError or RecordingFault where it is no such thing."""
+def _value(name: str, data: bytes, metadata: object) -> Any:
+    """What a member holds, KEY.json being the first; raises ValueError or RecordingFault where it is no such thing."""
     ending = name.rpartition(".")[2]
     if ending == "npy":
-        return _array(data)
+        return read_npy(data).copy()
+    if name in {contract.words for contract in CONTRACTS.values()}:
+        return words_of(data)
+    if name in {contract.semantic for contract in CONTRACTS.values()}:
+        return spans_of(data)
     if ending in {"json", "txt"}:
-        return json.loads(data)
+        return json_of(data)
     if ending == "flac":
-        pcm, bits = decode_flac(data)
+        pcm, bits = decode_flac(data, samples_of(metadata))
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
     return data
-
-
-def _array(data: bytes) -> npt.NDArray[Any]:
-    """The array of an npy member; its header is held against its size before anything is made of it."""
-    stream = io.BytesIO(data[:_MAX_NPY_HEADER_BYTES])
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"npy version 1.0 expected, found {version[0]}.{version[1]}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_NPY_HEADER_BYTES)
-    count = int(np.prod(shape, dtype=object)) if shape else 1
-    if fortran or dtype.hasobject or min(shape, default=0) < 0 or stream.tell() + count * dtype.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes are no array {shape} of {dtype.str}")
-    return np.frombuffer(data, dtype, count, stream.tell()).reshape(shape).copy()

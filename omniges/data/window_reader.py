@@ -6,7 +6,6 @@ otherwise, a member's sha256 too. What is wrong is a DataError with shard, key, 
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import re
@@ -20,10 +19,12 @@ import numpy.typing as npt
 from omniges.data.catalog import ClipTable
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Scale, Tracks
 from omniges.errors import DataError
+from omniges.shards.documents import words_of
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_channels
 from omniges.shards.reader import ShardSource, check_digest, place_of_member
 from omniges.shards.schema import VERIFY
 from omniges.storage.cache import CacheFull
+from omniges.storage.redact import one_line
 
 F32 = npt.NDArray[np.float32]
 
@@ -161,12 +162,9 @@ class ClipReader:
         self._check_digest(mapped, sample, _TEXT)
         first, size = int(self.table.offsets[sample, _TEXT]), int(self.table.sizes[sample, _TEXT])
         try:
-            words = json.loads(mapped[first : first + size])
+            return words_of(mapped[first : first + size])
         except ValueError as error:
-            raise self._fault(sample, _TEXT, f"no JSON ({error})") from error
-        if not isinstance(words, list) or not all(_is_word(word) for word in words):
-            raise self._fault(sample, _TEXT, "a list of words with start and end in seconds expected, found otherwise")
-        return words
+            raise self._fault(sample, _TEXT, one_line(str(error), 200)) from error
 
     def _map(self, shard: int, sample: int) -> _Mapped:
         """A shard, whose size was checked when it was opened."""
@@ -256,13 +254,3 @@ class ClipReader:
 
     def _fault(self, sample: int, member: int, what: str) -> DataError:
         return DataError(f"{self._place(sample, member)}: {what}. {VERIFY}")
-
-
-def _is_word(word: Any) -> bool:
-    return (
-        isinstance(word, dict)
-        and isinstance(word.get("word"), str)
-        and all(
-            isinstance(word.get(name), (int, float)) and not isinstance(word[name], bool) for name in ("start", "end")
-        )
-    )

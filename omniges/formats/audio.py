@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -360,6 +360,7 @@ def _scaled(raw: Array, fmt: _Format) -> npt.NDArray[np.float32]:
     return samples
 
 
+_FLAC_BLOCK: Final = 1 << 16
 _DTYPES = {"pcm16": "<i2", "pcm32": "<i4", "float32": "<f4", "float64": "<f8"}
 _SCALES = {"pcm16": np.float32(2.0**-15), "pcm24": np.float32(2.0**-23), "pcm32": np.float32(2.0**-31)}
 
@@ -391,10 +392,16 @@ def _refuse_silence(low: Array, high: Array, count: int) -> None:
         raise RecordingFault("wav-silent", found, "sound")
 
 
-def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
+def decode_flac(data: bytes, most_samples: int) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
     """The PCM values as int32 and their width in bits (16 or 24).
 
-    Raises RecordingFault for anything but mono FLAC of 16 or 24 bits.
+    Args:
+        data: all bytes of the FLAC stream.
+        most_samples: how many samples it may hold. They are read block by block, so that its header's claim of more
+            allocates nothing.
+
+    Raises:
+        RecordingFault: for anything but mono FLAC of 16 or 24 bits with at most so many samples.
     """
     import soundfile  # noqa: PLC0415
 
@@ -403,8 +410,15 @@ def decode_flac(data: bytes) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
             if file.format != "FLAC" or file.channels != 1 or file.subtype not in {"PCM_16", "PCM_24"}:
                 raise RecordingFault("wav-unsupported-encoding", f"{file.format} {file.subtype}", "mono FLAC")
             bits: Literal[16, 24] = 16 if file.subtype == "PCM_16" else 24
-            samples = file.read(dtype="int32")
+            blocks, count = [], 0
+            while len(block := file.read(_FLAC_BLOCK, dtype="int32")):
+                count += len(block)
+                if count > most_samples:
+                    raise RecordingFault("wav-damaged-header", f"{count} FLAC samples or more", f"{most_samples}")
+                blocks.append(block)
     except soundfile.LibsndfileError as error:
         # Its own text names the buffer by its address, which differs from run to run.
         raise RecordingFault("wav-truncated", error.error_string, "a FLAC member") from error
-    return samples >> (32 - bits), bits
+    samples = np.concatenate([np.empty(0, np.int32), *blocks])
+    samples >>= 32 - bits
+    return samples, bits

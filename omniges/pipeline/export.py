@@ -17,7 +17,7 @@ from omniges.formats.audio import encode_pcm_wav, encode_wav
 from omniges.formats.npz import write_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
-from omniges.shards.schema import MOTION_PARTS
+from omniges.shards.schema import MOTION_PARTS, VERIFY
 from omniges.storage.atomic import make_folder, publish_bytes
 
 _FOLDERS: Final = {"npz": "smplxflame_30", "textgrid": "textgrid", "wav": "wave16k"}
@@ -96,9 +96,14 @@ def motion_file(sample: SampleArrays) -> bytes:
 
 
 def text_file(sample: SampleArrays) -> bytes:
-    """The sample's words as a TextGrid of the clip's length."""
+    """The sample's words as a TextGrid of the clip's length; raises DataError where they do not lie in it in order."""
     words = [WordInterval(word["word"], word["start"], word["end"]) for word in sample.words]
-    return encode_words(words, sample.row.seconds)
+    try:
+        return encode_words(words, sample.row.seconds)
+    except ValueError as error:
+        raise DataError(
+            f"{sample.row.shard}: {sample.row.key}.{sample.row.contract.words}: {error}. {VERIFY}"
+        ) from error
 
 
 def audio_file(sample: SampleArrays) -> bytes | None:

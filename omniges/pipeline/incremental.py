@@ -15,11 +15,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from omniges.errors import DataError, Finding, UsageFault
 from omniges.pipeline.discover import Discovery, Recording
@@ -28,7 +25,7 @@ from omniges.shards.dataset import STATISTICS, Partial, partial_of, read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE
-from omniges.shards.tar import BLOCK_BYTES
+from omniges.shards.tar import BLOCK_BYTES, read_npy
 from omniges.shards.transaction import Begun, Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
 from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
@@ -323,8 +320,8 @@ def _read_shard(shard: StoredShard, samples: Sequence[_Sample]) -> dict[str, Rec
             if hashlib.file_digest(stream, "sha256").hexdigest() != shard.sha256:
                 return None
             return {sample.row.stem: _gathered(sample, stream.fileno()) for sample in samples}
-    except OSError:
-        return None  # gone or unreadable: its samples are computed again
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None  # gone, unreadable or not of the contract: its samples are computed again
 
 
 def _gathered(sample: _Sample, descriptor: int) -> Recalled:
@@ -335,7 +332,7 @@ def _gathered(sample: _Sample, descriptor: int) -> Recalled:
         return os.pread(descriptor, place.size, sample.segment.offset + place.offset)
 
     def statistics(name: str) -> Partial:
-        return partial_of(np.load(BytesIO(member(name)), allow_pickle=False))
+        return partial_of(read_npy(member(name)))
 
     train = sample.row.split == "train"
     partials = tuple(map(statistics, STATISTICS.values())) if train else None

@@ -215,8 +215,21 @@ def read_dataset(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: no {schema.DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON document ({error}). Run omniges preprocess again") from error
+    return check_document(document, str(path))
+
+
+def check_document(document: object, path: str) -> dict[str, Any]:
+    """Return a dataset.json as it is, once its version, checksum and the entries of shards and files are sound.
+
+    Args:
+        document: what the JSON holds.
+        path: where it is, as errors name it.
+
+    Raises:
+        DataError: it is damaged, of another version, or lists what no reader can use.
+    """
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
         raise DataError(f"{path}: format {schema.FORMAT!r} expected. This is not a folder of omniges shards")
     version = document.get("version")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -314,6 +314,32 @@ def row_problem(row: ManifestRow) -> str:
     if not set(row.present) <= set(schema.PARTS):
         return f"present {row.present!r:.100}"
     return _places_problem(row)
+
+
+def rows_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
+    """Return which row of sound ones contradicts itself, another one or dataset.json, and how, or nothing.
+
+    Args:
+        rows: all rows of a manifest.
+        shards: dataset.json's entries of shards by name.
+    """
+    keys: set[str] = set()
+    for row in rows:
+        if row.key in keys:
+            return f"the key {row.key} stands there twice"
+        keys.add(row.key)
+        if row.shard not in shards:
+            return f"row {row.key}: names the shard {row.shard}, which dataset.json does not"
+        lengths = timebase.mel_frames_for(row.frames), timebase.ticks_of_frames(row.frames)
+        if (row.mel_frames, row.ticks) != lengths:
+            found = f"{row.frames} frames, {row.mel_frames} mel frames and {row.ticks} ticks"
+            return f"row {row.key}: lengths that fit together expected, found {found}"
+        size = shards[row.shard]["bytes"]
+        for member, place in row.members.items():
+            if place.offset + place.size > size:
+                end = place.offset + place.size
+                return f"row {row.key}: {member} up to byte {end} does not lie in {row.shard} of {size} bytes"
+    return ""
 
 
 def _places_problem(row: ManifestRow) -> str:

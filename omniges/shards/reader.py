@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +21,15 @@ from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFau
 from omniges.features.gesture import GestureClip
 from omniges.formats.npz import BETAS_LENGTHS
 from omniges.shards.dataset import read_dataset
+from omniges.shards.documents import metadata_of, samples_of, spans_of, words_of
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.manifest import ManifestRow, read_manifest
+from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
+from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
 from omniges.storage.redact import one_line
+
+Parsed = TypeVar("Parsed")
 
 
 class ShardSource(Protocol):
@@ -137,6 +139,26 @@ def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
         return stream.read()
 
 
+def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[ManifestRow]:
+    """Return the rows of a manifest, each sound in itself and held against dataset.json.
+
+    Args:
+        data: the manifest's bytes, whose digest was compared.
+        dataset: dataset.json, checked.
+        place: what the error names.
+
+    Raises:
+        DataError: they are no manifest, or a row contradicts itself, another one or dataset.json.
+    """
+    try:
+        rows = read_manifest(data)
+    except ValueError as error:
+        raise DataError(f"{place}: {one_line(str(error), 200)}. {VERIFY}") from error
+    if problem := rows_problem(rows, dataset["shards"]):
+        raise DataError(f"{place}: {one_line(problem, 200)}. {VERIFY}")
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class SampleArrays:
     """One sample's content."""
@@ -190,10 +212,7 @@ class ShardFolder:
     def rows(self) -> Sequence[ManifestRow]:
         """The manifest, checked against dataset.json."""
         data = read_beside(self.folder, MANIFEST_FILE, self.dataset)
-        try:
-            return read_manifest(data)
-        except ValueError as error:
-            raise DataError(f"{self.folder / MANIFEST_FILE}: {one_line(str(error), 200)}. {VERIFY}") from error
+        return checked_rows(data, self.dataset, str(self.folder / MANIFEST_FILE))
 
     def row(self, name: str) -> ManifestRow:
         """Return the row of a key or stem; raises UsageFault with near names where there is none."""
@@ -229,14 +248,35 @@ class ShardFolder:
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """Return an array member."""
-        loaded: npt.NDArray[Any] = np.load(BytesIO(self.member(row, member)), allow_pickle=False)
-        return loaded
+        """Return an array member, which belongs to the caller; raises as `member` does, and DataError for no array."""
+        return self.array_of(row, member, self.member(row, member))
+
+    def array_of(self, row: ManifestRow, member: str, data: bytes) -> npt.NDArray[Any]:
+        """Return the array that a member's bytes hold; raises DataError where they hold none."""
+        return self._parsed(row, member, data, read_npy).copy()
+
+    def _fault(self, row: ManifestRow, member: str, problem: object) -> DataError:
+        """Return the error of a member that does not hold what the contract says."""
+        shown = place_of_member(self.source, row.shard, row.key, member, row.members[member].offset)
+        return DataError(f"{shown}: {one_line(str(problem), 200)}. {VERIFY}")
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """The words of a sample."""
-        found: list[dict[str, Any]] = json.loads(self.member(row, row.contract.words))
-        return found
+        """The words of a sample, each with word, start and end; raises as `array` does."""
+        return self.words_in(row, self.member(row, row.contract.words))
+
+    def words_in(self, row: ManifestRow, data: bytes) -> list[dict[str, Any]]:
+        """The words that the bytes of that member hold; raises DataError where they hold none."""
+        return self._parsed(row, row.contract.words, data, words_of)
+
+    def metadata(self, row: ManifestRow) -> dict[str, Any]:
+        """All of KEY.json, of which notes, audio and motion are as the contract has them; raises as `array` does."""
+        return self._parsed(row, "json", self.member(row, "json"), metadata_of)
+
+    def _parsed(self, row: ManifestRow, member: str, data: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
+        try:
+            return parse(data)
+        except ValueError as error:
+            raise self._fault(row, member, error) from error
 
     def gesture(self, row: ManifestRow) -> GestureClip:
         """The motion of a sample."""
@@ -245,8 +285,11 @@ class ShardFolder:
         )
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """The semantic spans of a sample, where it has an annotation."""
-        return json.loads(self.member(row, row.contract.semantic)) if "sem" in row.present else None
+        """The semantic spans of a sample, where it has an annotation; raises as `array` does."""
+        if "sem" not in row.present:
+            return None
+        member = row.contract.semantic
+        return self._parsed(row, member, self.member(row, member), spans_of)
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
         """The waveform (N,) of a sample at 16 kHz, whichever member holds it; None where it was not kept.
@@ -260,11 +303,9 @@ class ShardFolder:
         from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
 
         try:
-            pcm, bits = decode_flac(self.member(row, "flac"))
+            pcm, bits = decode_flac(self.member(row, "flac"), samples_of(self.metadata(row)))
         except RecordingFault as fault:
-            place = row.members["flac"].offset
-            shown = place_of_member(self.source, row.shard, row.key, "flac", place)
-            raise DataError(f"{shown}: {fault}. {VERIFY}") from fault
+            raise self._fault(row, "flac", fault) from fault
         # Exact, and no float64 of eleven minutes.
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 
@@ -272,7 +313,7 @@ class ShardFolder:
         """All of a sample."""
         return SampleArrays(
             row=row,
-            metadata=json.loads(self.member(row, "json")),
+            metadata=self.metadata(row),
             gesture=self.gesture(row),
             betas=self.array(row, "betas.npy"),
             mel=self.array(row, "mel.npy"),

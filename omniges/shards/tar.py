@@ -5,8 +5,10 @@ The writer needs no more than this, and `tarfile` would let in what the contract
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,10 @@ BLOCK_BYTES: Final = 512
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK_BYTES)
 NPY_MAGIC: Final = b"\x93NUMPY\x01\x00"
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
+_NPY_HEADER: Final = re.compile(  # as numpy.save writes it, of plain numbers in C order
+    rb"\{'descr': '(?P<dtype><[fiu][248]|\|[iub]1)', 'fortran_order': False, 'shape': "
+    rb"\((?P<shape>[0-9]{1,18}(?:,|(?:, [0-9]{1,18})+))\), \} *\n"
+)
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -46,6 +52,31 @@ def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
         raise ValueError(f"a C-contiguous little-endian array expected, found {array.dtype} {array.flags}")
     data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
     return npy_header(array.dtype.str, array.shape), data
+
+
+def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
+    """Return the array that `.npy` bytes of unknown origin hold, as a view of them; nothing is allocated for a claim.
+
+    numpy's own parser takes more, and raises whatever Python's tokenizer does on the rest.
+
+    Args:
+        data: all bytes of the member: the header of version 1.0 as numpy.save writes it, then the numbers.
+
+    Raises:
+        ValueError: they are anything else.
+    """
+    head = bytes(data[: len(NPY_MAGIC) + 2])
+    start = 10 + int.from_bytes(head[8:], "little")
+    match = _NPY_HEADER.fullmatch(bytes(data[10:start]))
+    if not head.startswith(NPY_MAGIC) or match is None or start > len(data):
+        raise ValueError(f"a plain header of npy version 1.0 expected, found {bytes(data[:80])!r}")
+    dtype = np.dtype(match["dtype"].decode())
+    shape = tuple(int(side) for side in match["shape"].split(b",") if side)
+    count = math.prod(shape)
+    if start + count * dtype.itemsize != len(data):
+        raise ValueError(f"{len(data)} bytes are no array {shape} of {dtype.str} behind a header of {start}")
+    found: npt.NDArray[Any] = np.frombuffer(data, dtype, count, start)
+    return found.reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)

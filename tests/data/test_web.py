@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +19,14 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from verify_builders import edited_dataset, edited_manifest
 
 from omniges.data.samples import open_shards
 from omniges.data.web import webdataset
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 
 # webdataset leaves what it has opened to the garbage collector.
@@ -320,3 +324,49 @@ class TestOpening:
     def test_without_webdataset(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "webdataset", None)
         assert "pip install 'omniges[train]'" in str(self.one_line("pipe:true"))
+
+
+class TestRemoteFolder:
+    """The small files of a folder at a URL are held against each other as those of a local one."""
+
+    @pytest.fixture
+    def copy(self, whole_set: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(whole_set, tmp_path / "set"))
+
+    def told(self, folder: Path) -> str:
+        with remote.web_server(folder) as web, pytest.raises(OmnigesError) as caught:
+            webdataset(web.url)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def test_a_manifest_that_does_not_end(self, copy: Path) -> None:
+        path = copy / MANIFEST_FILE
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes() + bytes(4 << 20))
+        assert f"{MANIFEST_FILE}: {size} bytes expected as in dataset.json, found more" in self.told(copy)
+
+    def test_rows_that_dataset_json_does_not_list(self, copy: Path) -> None:
+        for name, data in edited_manifest(copy, lambda rows: [replace(rows[0], ticks=0), *rows[1:]]).items():
+            (copy / name).write_bytes(data)
+        assert "lengths that fit together expected" in self.told(copy)
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"shards": []}, "shards: an object expected"),
+            ({"shards": {"../x.tar": {}}}, "no name of the contract"),
+            ({"files": {MANIFEST_FILE: {"bytes": -1, "sha256": ""}}}, "bytes -1"),
+            ({"files": {}}, f"no {MANIFEST_FILE} in it"),
+            ({"version": 3}, "shard contract version"),
+        ],
+    )
+    def test_dataset_json_of_anything(self, copy: Path, change: dict[str, Any], told: str) -> None:
+        path = copy / DATASET_FILE
+        path.write_bytes(edited_dataset(copy, lambda document: document.update(change)))
+        assert told in self.told(copy)
+
+    def test_dataset_json_that_is_nested_too_deeply(self, copy: Path) -> None:
+        (copy / DATASET_FILE).write_bytes(b"[" * 200_000)
+        assert "JSON document" in self.told(copy)
+        with pytest.raises(DataError, match="not a JSON document"):
+            ShardFolder(copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from recording_builders import SAMPLE, SHARED, chunk, fmt_body, needs_sample, pcm16, riff
 
 from omniges.errors import RecordingFault
-from omniges.formats.audio import decode_wav, encode_wav, open_wav, wav_parts
+from omniges.formats.audio import decode_flac, decode_wav, encode_wav, open_wav, wav_parts
 
 FMT = chunk(b"fmt ", fmt_body(1, 16))
 TONE = pcm16([1, -2, 3, -32768, 32767])
@@ -261,3 +262,37 @@ def test_blocks_of_a_stream_are_the_whole_file(samples, block, encoding):
 def test_more_or_fewer_samples_than_announced_are_refused(announced):
     with pytest.raises(ValueError, match="announced"):
         list(wav_parts([np.zeros(10, np.float32)], announced, 16000))
+
+
+class TestFlac:
+    def flac(self, pcm: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, pcm, 16_000, "PCM_16", format="FLAC")
+        return buffer.getvalue()
+
+    @pytest.mark.parametrize("count", [1, 1 << 16, (1 << 16) + 1, 200_000])
+    def test_samples_come_back_up_to_their_number(self, count: int) -> None:
+        pcm = np.random.default_rng(0).integers(-(1 << 15), 1 << 15, count).astype(np.int16)
+        found, bits = decode_flac(self.flac(pcm), count)
+        assert bits == 16
+        np.testing.assert_array_equal(found, pcm)
+        with pytest.raises(RecordingFault, match="wav-damaged-header"):
+            decode_flac(self.flac(pcm), count - 1)
+
+    def test_a_claim_of_many_samples_allocates_none(self) -> None:
+        pcm = np.arange(1000, dtype=np.int16)
+        data = bytearray(self.flac(pcm))
+        data[21] |= 0x0F  # the 36 bits of the number of samples in STREAMINFO
+        data[22:26] = b"\xff" * 4
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(RecordingFault):
+                np.testing.assert_array_equal(decode_flac(bytes(data), 1000)[0], pcm)
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+
+    def test_bytes_that_are_none(self) -> None:
+        for data in (b"", b"fLaC", b"fLaC" + bytes(100)):
+            with pytest.raises(RecordingFault):
+                decode_flac(data, 1 << 60)

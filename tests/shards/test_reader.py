@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from verify_builders import edited_manifest
 
 from omniges.data.catalog import Filters, read_catalog
+from omniges.data.samples import open_shards
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import DataError, EnvironmentFault
+from omniges.pipeline.export import export
+from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import LocalShards, ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, STATS_FILE
 
@@ -91,3 +100,55 @@ def test_a_file_beside_the_shards_is_that_of_dataset_json(folder: Path) -> None:
         read_beside(folder, STATS_FILE, dataset)
     with pytest.raises(DataError, match=r"shards"):
         read_beside(folder, "unlisted.json", dataset)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.data())
+def test_a_damaged_header_of_an_array_is_one_line_or_another_array(shards: Path, data: st.DataObject) -> None:
+    folder = ShardFolder(shards)
+    row = folder.rows[0]
+    sound = folder.member(row, "start_xz.npy")
+    damaged = bytearray(sound[: data.draw(st.integers(0, len(sound)))])
+    for at in data.draw(st.lists(st.integers(0, 127), max_size=3)):
+        damaged[at : at + 1] = data.draw(st.binary(max_size=2))
+    try:
+        found = folder.array_of(row, "start_xz.npy", bytes(damaged))
+    except DataError as error:
+        assert f"{row.shard}: {row.key}.start_xz.npy at byte " in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert found.nbytes <= len(damaged)
+
+
+def moved(row: ManifestRow, folder: Path) -> ManifestRow:
+    """The row with a member that ends a byte behind its shard."""
+    place = row.members["mel.npy"]
+    past = (folder / row.shard).stat().st_size - place.size + 1
+    return replace(row, members=row.members | {"mel.npy": replace(place, offset=past)})
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda rows, _: [*rows, rows[0]], "stands there twice"),
+        (lambda rows, _: [replace(rows[0], shard="train-000099.tar"), *rows[1:]], "names the shard train-000099.tar"),
+        (lambda rows, _: [replace(rows[0], frames=rows[0].frames + 3), *rows[1:]], "lengths that fit together"),
+        (lambda rows, _: [replace(rows[0], mel_frames=rows[0].mel_frames + 1), *rows[1:]], "lengths that fit together"),
+        (lambda rows, _: [replace(rows[0], ticks=rows[0].ticks + 1), *rows[1:]], "lengths that fit together"),
+        (lambda rows, folder: [moved(rows[0], folder), *rows[1:]], "does not lie in"),
+    ],
+    ids=["key", "shard", "frames", "mel_frames", "ticks", "place"],
+)
+def test_rows_that_contradict_themselves_or_dataset_json(folder: Path, edit: Any, told: str, tmp_path: Path) -> None:
+    for name, data in edited_manifest(folder, lambda rows: edit(rows, folder)).items():
+        (folder / name).write_bytes(data)
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: ShardFolder(folder).rows,
+        lambda: open_shards(folder),
+        lambda: export(folder, tmp_path / "out"),
+    )
+    for read in readers:
+        with pytest.raises(DataError, match=rf"manifest\.parquet: .*{told}") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

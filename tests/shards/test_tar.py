@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, floating_dtypes
 
-from omniges.shards.tar import END_OF_ARCHIVE, build_segment, member_header, npy_parts
+from omniges.shards.tar import END_OF_ARCHIVE, NPY_MAGIC, build_segment, member_header, npy_parts, read_npy
 
 names = st.from_regex(r"\A[A-Za-z0-9_-]{1,86}\Z")
 contents = st.dictionaries(
@@ -59,3 +59,63 @@ class TestArrays:
     def test_what_would_need_a_copy_or_a_pickle_is_refused(self, array: np.ndarray) -> None:
         with pytest.raises(ValueError, match="C-contiguous little-endian"):
             npy_parts(array)
+
+
+contract_arrays: st.SearchStrategy[np.ndarray] = st.sampled_from([np.float32, np.float64]).flatmap(
+    lambda kind: arrays(np.dtype(kind), array_shapes(min_dims=1, max_dims=3, min_side=0))
+)
+
+
+def saved(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+class TestReadNpy:
+    @given(contract_arrays)
+    def test_what_numpy_saves_reads_as_numpy_loads_it(self, array: np.ndarray) -> None:
+        found = read_npy(memoryview(saved(array)))
+        assert (found.dtype, found.shape) == (array.dtype, array.shape)
+        assert found.tobytes() == array.tobytes()
+
+    @given(contract_arrays, st.data())
+    def test_a_damaged_header_is_refused_or_gives_the_same_array(self, array: np.ndarray, data: st.DataObject) -> None:
+        sound = saved(array)
+        start = len(sound) - array.nbytes
+        damaged = bytearray(sound)
+        for _ in range(data.draw(st.integers(1, 3))):
+            damaged[data.draw(st.integers(0, start - 1))] = data.draw(st.integers(0, 255))
+        try:
+            found = read_npy(bytes(damaged))
+        except ValueError:
+            return
+        # Another type or shape of as many bytes is an array too; never are its bytes others.
+        assert found.tobytes() == array.tobytes()
+
+    @given(contract_arrays, st.data())
+    def test_any_other_length_is_refused(self, array: np.ndarray, data: st.DataObject) -> None:
+        sound = saved(array)
+        cut = data.draw(st.integers(0, len(sound) - 1))
+        for damaged in (sound[:cut], sound + b"\0"):
+            with pytest.raises(ValueError, match=r"npy version 1\.0 expected|are no array"):
+                read_npy(damaged)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 999999999999999999, 999999999999999999), }",
+            "{'descr': '<f4', 'fortran_order': True, 'shape': (0, 2), }",
+            "{'descr': '>f4', 'fortran_order': False, 'shape': (0,), }",
+            "{'descr': '|O', 'fortran_order': False, 'shape': (0,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "0, " * 99 + "0), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (0",
+            "(" * 5000,
+        ],
+        ids=lambda text: text[:70],
+    )
+    def test_claims_cost_nothing(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r"npy version 1\.0 expected|are no array|dimension|too big"):
+            read_npy(NPY_MAGIC + (len(text) + 1).to_bytes(2, "little") + text.encode() + b"\n")
