@@ -6,6 +6,7 @@ The manifest is read column by column, so a million samples take seconds, and no
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from omniges.data.order import text_hashes
 from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.shards.dataset import read_dataset
+from omniges.shards.dataset import read_dataset, read_statistics
 from omniges.shards.documents import parse_document
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
@@ -33,6 +34,7 @@ from omniges.shards.schema import (
     TOKENIZER_FILE,
     VERIFY,
     Split,
+    is_real,
 )
 from omniges.storage.canonical_json import canonical_json
 
@@ -58,6 +60,13 @@ class Filters:
         """Refuse what no clip can fit."""
         if self.split not in SPLITS:
             raise UsageFault(f"one of the splits {', '.join(SPLITS)} expected, found {self.split!r}")
+        for name in ("speakers", "languages", "emotions", "streams"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
+                raise UsageFault(f"{name}: a list of texts expected, found {reprlib.repr(values)}")
+        for name in ("min_seconds", "max_seconds"):
+            if not is_real(getattr(self, name) or 0):
+                raise UsageFault(f"{name}: a number of seconds expected, found {getattr(self, name)!r:.80}")
         unknown = {name for names in self.streams for name in names.split("+")} - STREAM_BITS.keys()
         if unknown:
             raise UsageFault(f"streams {', '.join(STREAM_BITS)} expected, joined by +, found {min(unknown)!r}")
@@ -85,7 +94,9 @@ class Filters:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Filters:
-        """The inverse of `as_json`."""
+        """The inverse of `as_json`; raises DataError for what `as_json` does not give."""
+        if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(cls)}:
+            raise DataError(f"filters of clips expected, found {reprlib.repr(found)}: choose another checkpoint")
         lists: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
         return cls(**lists)
 
@@ -172,7 +183,7 @@ def read_catalog(
     is left, DataError where a file is not what dataset.json says or a row of the manifest contradicts itself.
     """
     dataset = read_dataset(folder)
-    statistics = parse_document(read_beside(folder, STATS_FILE, dataset), str(folder / STATS_FILE))
+    statistics = read_statistics(read_beside(folder, STATS_FILE, dataset), str(folder / STATS_FILE))
     tokenizer = read_beside(folder, TOKENIZER_FILE, dataset)
     entries = _entries(folder, dataset, codecs or {})
     latents = _latents(folder, dataset) if entries else {}

@@ -163,7 +163,12 @@ def trained_on(
     read. Raises DataError for a damaged folder.
     """
     manifests, filters = saved.get("manifest_hashes") or [], saved.get("filters") or []
-    contents = saved.get(_CONTENT) or [None] * len(manifests)
+    contents: Any = saved.get(_CONTENT) or [None] * len(manifests if isinstance(manifests, list) else [])
+    if not all(isinstance(one, list) for one in (manifests, filters, contents)):
+        raise DataError(
+            "loader state: lists of manifests, contents and filters expected. It was edited or damaged: use another "
+            "checkpoint"
+        )
     own = read_dataset(folder)["manifest_hash"]
     numbers = []
     for number, (manifest, content, chosen) in enumerate(zip(manifests, contents, filters, strict=False)):

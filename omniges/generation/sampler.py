@@ -67,8 +67,8 @@ class Loaded:
 
     def knows(self, shards: Path) -> bool | None:
         """Say whether it was trained on a folder of shards; None where the checkpoint does not say on which."""
-        loader = self.saved.document(STATE_FILE).get("loader", {}) if STATE_FILE in self.saved.files else {}
-        if not loader.get("manifest_hashes"):
+        loader = self.saved.object(STATE_FILE).get("loader") if STATE_FILE in self.saved.files else None
+        if not isinstance(loader, dict) or not loader.get("manifest_hashes"):
             return None
         return bool(trained_on(loader, shards, self.identity.codec_names, self.identity.label_names))
 
@@ -93,7 +93,7 @@ class Loaded:
 
 def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
     """The tasks that had a share in a checkpoint's training; None where it does not say how it was trained."""
-    flow = saved.document(SETTINGS_FILE).get("flow") if SETTINGS_FILE in saved.files else None
+    flow = saved.object(SETTINGS_FILE).get("flow") if SETTINGS_FILE in saved.files else None
     shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
     return tuple(name for name, share in shares.items() if share) if isinstance(shares, dict) else None
 

@@ -8,7 +8,8 @@ no checkpoint, whoever copied it. docs/training.md is the promise.
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from torch import Tensor
 
 from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
+from omniges.shards.schema import is_count
 from omniges.storage import atomic
-from omniges.storage.canonical_json import file_sha256
-from omniges.storage.tensors import read_tensors, require_same, shapes_of, write_tensors
+from omniges.storage.canonical_json import is_sha256
+from omniges.storage.files import open_file, parse_json, read_file, read_json
+from omniges.storage.redact import one_line
+from omniges.storage.tensors import open_tensors, read_tensors, require_same, shapes_of, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 """Their folder in a run's folder."""
@@ -54,16 +58,32 @@ class SavedCheckpoint:
     files: Mapping[str, Mapping[str, Any]]
 
     def document(self, name: str) -> Any:
-        """A JSON file of it; raises DataError where it has none of that name."""
-        return json.loads(self.content(name))
+        """Return what a JSON file of it holds; raises DataError where it has none of that name, or no plain JSON."""
+        try:
+            return parse_json(self.content(name))
+        except ValueError as error:
+            raise DataError(
+                f"{self.path / name}: a JSON document expected, found damage ({error}). {_OTHER}"
+            ) from error
+
+    def object(self, name: str) -> dict[str, Any]:
+        """Return the object that a JSON file of it holds; raises DataError as `document`, and for anything else."""
+        found = self.document(name)
+        if not isinstance(found, dict):
+            raise DataError(f"{self.path / name}: a JSON object expected, found {type(found).__name__}. {_OTHER}")
+        return found
 
     def content(self, name: str) -> bytes:
-        """The bytes of a file of it."""
-        return self._file(name).read_bytes()
+        """Return the bytes of a file of it; raises DataError where it has none of that name."""
+        return read_file(self._file(name), int(self.files[name]["bytes"]), self.path)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a file of it, on the host."""
+        """Return the tensors of a file of it, on the host."""
         return read_tensors(self._file(name))
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors of a file of it, from its header alone."""
+        return shapes_of(open_tensors(self._file(name)))
 
     def _file(self, name: str) -> Path:
         if name not in self.files:
@@ -118,25 +138,29 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
     """Check every byte of a checkpoint, or only its index; raises DataError with what is wrong."""
     file = path / CHECKPOINT_FILE
     try:
-        index = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
+        index = read_json(file, _OTHER, path)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path}: no {CHECKPOINT_FILE}, so it is not complete. {_OTHER}") from error
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error
-    except ValueError as error:
-        raise DataError(f"{file}: no JSON document, so it was damaged. {_OTHER}") from error
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
         raise DataError(f"{file}: format {_FORMAT!r} expected. This is no checkpoint of omniges")
     if not sealed_correctly(index):
         raise DataError(f"{file}: its checksum does not fit: it was edited or damaged. {_OTHER}")
-    listed = index.get("files")
-    if not isinstance(listed, dict) or not all(map(atomic.is_file_name, listed)):
-        raise DataError(f"{file}: files: names of files in this folder expected. {_OTHER}")
     if index.get("version") != _VERSION:
-        raise DataError(f"{file}: version {_VERSION} expected, found {index.get('version')}. Use the omniges it is of")
+        found = one_line(repr(index.get("version")), 40)
+        raise DataError(f"{file}: version {_VERSION} expected, found {found}. Use the omniges it is of")
+    listed = index.get("files")
+    if not isinstance(listed, dict) or not all(map(_is_entry, listed.keys(), listed.values())):
+        raise DataError(f"{file}: files: size and sha256 of files in this folder expected. {_OTHER}")
+    if not is_count(index.get("step")):
+        raise DataError(f"{file}: step: a number of steps expected. {_OTHER}")
     if bytewise:
         _compare(path, index["files"])
     return SavedCheckpoint(path, index["step"], index["files"])
+
+
+def _is_entry(name: object, entry: object) -> bool:
+    sound = isinstance(entry, dict) and is_count(entry.get("bytes")) and is_sha256(entry.get("sha256"))
+    return sound and atomic.is_file_name(name)
 
 
 def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -144,11 +168,12 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     for name, entry in files.items():
         file = path / name
         try:
-            size = file.stat().st_size
-            if size != entry["bytes"]:
-                raise DataError(f"{file}: {entry['bytes']} bytes expected, found {size}. {_OTHER}")
-            digest = file_sha256(file)
-        except OSError as error:
+            with open(open_file(file, path), "rb") as stream, atomic.os_errors(file, "read"):
+                size = os.fstat(stream.fileno()).st_size
+                if size != entry["bytes"]:
+                    raise DataError(f"{file}: {entry['bytes']} bytes expected, found {size}. {_OTHER}")
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError as error:
             raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error
         if digest != entry["sha256"]:
             raise DataError(f"{file}: sha256 {entry['sha256']} expected, found {digest}: it was damaged. {_OTHER}")

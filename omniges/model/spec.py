@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -30,10 +31,14 @@ from omniges.model.streams import FrameTokens, Prediction, SlotTokens, Stream, S
 from omniges.model.tasks import Task
 from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
 from omniges.registry import foreign
+from omniges.shards.dataset import is_numbers, read_statistics
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.present import STREAM_BITS, absent_parts, trained_bits
-from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part
+from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part, is_count
 from omniges.storage.canonical_json import json_document
+from omniges.storage.files import parse_json
+from omniges.storage.redact import one_line
+from omniges.storage.tensors import require_same, shapes_of
 
 OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "pooled_width")
 """Fields of a configuration that `JointFlowTransformer` takes under the same names."""
@@ -42,6 +47,9 @@ AudioTokens = Literal["rows", "patches"]
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
 SPEAKING_RATE_FILE: Final = "speaking_rate.json"
+_MOST_TICKS: Final = 1 << 20
+_MOST_SIZE: Final = 1 << 20
+_OTHER_MODEL: Final = "it is of another model: choose another checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +98,8 @@ class ModelConfig:
         """Refuse sizes that no trunk has, and kinds that nothing is called."""
         sizes = [self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width]
         sizes += [size for size in (self.pooled_width, self.text_head_width) if size is not None]
-        if min(sizes) < 1:
-            raise UsageFault(f"model: found {asdict(self)}; expected sizes of at least 1")
+        if not all(type(size) is int and 1 <= size <= _MOST_SIZE for size in sizes):
+            raise UsageFault(f"model: found {asdict(self)}; expected whole sizes from 1 to {_MOST_SIZE}")
         if self.width % (2 * self.heads):
             raise UsageFault(
                 f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
@@ -106,7 +114,7 @@ class ModelConfig:
                 f"model: rotary_periods_s: found {periods!r}; expected the shortest and the longest period in seconds, "
                 "or none"
             )
-        for name in ("gesture_difference_weight", "audio_difference_weight"):
+        for name in ("gesture_difference_weight", "audio_difference_weight", "blank_weight"):
             weight = getattr(self, name)
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise UsageFault(f"model: {name}: found {weight!r}; expected a number of at least 0")
@@ -114,6 +122,7 @@ class ModelConfig:
             if not isinstance(getattr(self, name), bool):
                 raise UsageFault(f"model: {name}: found {getattr(self, name)!r}; expected true or false")
         kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}
+        kinds |= {"conditioning": Conditioning} | ({} if self.qk_norm is None else {"qk_norm": QKNormKind})
         kinds |= {f"{name}_prediction": Prediction for name in get_args(StreamName)}
         for name, kind in kinds.items():
             found = getattr(self, name)
@@ -447,29 +456,60 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
     """What a checkpoint says of its model; raises DataError where it does not say it."""
-    found: Mapping[str, Any] = saved.document(CONFIG_FILE)
+    found = saved.object(CONFIG_FILE)
+    statistics = saved.content(STATS_FILE)
+    read_statistics(statistics, str(saved.path / STATS_FILE))
     try:
+        _check_said(found)
         codecs: dict[StreamName, CodecEntry] = {
             cast("StreamName", stream): CodecEntry.from_json(
                 entry["name"], {name: value for name, value in entry.items() if name != "name"}
             )
             for stream, entry in found.get("codecs", {}).items()
         }
+        latents = saved.content(LATENTS_FILE) if codecs else b""
+        _check_latents(codecs, latents)
         return ModelIdentity(
             preset=found["preset"],
             config=ModelConfig.from_json(found["model"]),
             window_ticks=found["window_ticks"],
             speakers=tuple(found["speakers"]),
-            statistics=saved.content(STATS_FILE),
+            statistics=statistics,
             tokenizer=saved.content(TOKENIZER_FILE),
             codecs=codecs,
-            latents=saved.content(LATENTS_FILE) if codecs else b"",
+            latents=latents,
             loudness=found.get("loudness", "none"),  # before there was the key, nothing else could be said
             speaking_rate=saved.content(SPEAKING_RATE_FILE) if SPEAKING_RATE_FILE in saved.files else b"",
             conditions=saved_streams(found.get("conditions", {}), str(saved.path)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{saved.path / CONFIG_FILE}: {error}; use the omniges that wrote it") from error
+    except (LookupError, TypeError, ValueError, AttributeError, UsageFault) as error:
+        reason = one_line(f"no {error}" if isinstance(error, KeyError) else str(error), 200)
+        raise DataError(f"{saved.path / CONFIG_FILE}: {reason}; use the omniges that wrote it") from error
+
+
+def _check_said(found: Mapping[str, Any]) -> None:
+    """Raise ValueError for values of a config.json that no run writes."""
+    speakers, codecs = found["speakers"], found.get("codecs", {})
+    checks = {
+        "preset": isinstance(found["preset"], str),
+        "model": isinstance(found["model"], dict),
+        "window_ticks": is_count(found["window_ticks"], 1) and found["window_ticks"] <= _MOST_TICKS,
+        "speakers": isinstance(speakers, list) and all(isinstance(name, str) for name in speakers),
+        "loudness": found.get("loudness", "none") in get_args(Loudness),
+        "codecs": isinstance(codecs, dict) and codecs.keys() <= set(get_args(StreamName)),
+    }
+    for name, sound in checks.items():
+        if not sound:
+            raise ValueError(f"{name}: found {reprlib.repr(found.get(name))}, which no run writes")
+
+
+def _check_latents(codecs: Mapping[StreamName, CodecEntry], latents: bytes) -> None:
+    """Raise ValueError where latents.json lacks the mean or deviation of a codec's channels."""
+    found = parse_json(latents) if codecs else {}
+    for entry in codecs.values():
+        own = found[entry.name]
+        if not is_numbers(own["mean"], entry.channels) or not is_numbers(own["std"], entry.channels, 0):
+            raise ValueError(f"{LATENTS_FILE}: {entry.name}: mean and std of {entry.channels} channels expected")
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:
@@ -480,7 +520,31 @@ def weights_file(weights: Literal["ema", "last"]) -> str:
 def load_model(saved: SavedCheckpoint, weights: Literal["ema", "last"] = "ema") -> tuple[FlowModel, ModelIdentity]:
     """The model of a checkpoint in evaluation mode on the host, with its averaged weights or the last ones."""
     identity = load_identity(saved)
-    model = identity.build(seed=0)
     name = weights_file(weights)
-    load_into(dict(model.named_parameters()), saved.tensors(name), f"{saved.path}/{name}")
+    where = f"{saved.path}/{name}"
+    require_shapes(identity, saved.shapes(name), where)
+    model = identity.build(seed=0)
+    load_into(dict(model.named_parameters()), saved.tensors(name), where)
     return model.eval(), identity
+
+
+def require_shapes(identity: ModelIdentity, found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuse weights that are not of the configuration beside them, before memory for a model is taken.
+
+    Args:
+        identity: What the checkpoint says of its model.
+        found: Shapes of the weights by name, from their file's header.
+        where: What the error names.
+
+    Raises:
+        DataError: Names or shapes are others, or the configuration makes no model.
+    """
+    layers = identity.config.layers
+    if layers > len(found):  # each layer has several: this many would take hours to make
+        raise DataError(f"{where}: weights of {layers} layers expected, found {len(found)} tensors; {_OTHER_MODEL}")
+    try:
+        with torch.device("meta"):
+            model = identity.build(seed=0)
+    except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
+        raise DataError(f"{where}: {one_line(str(error), 200)}; {_OTHER_MODEL}") from error
+    require_same(shapes_of(dict(model.named_parameters())), found, where, _OTHER_MODEL)

@@ -26,6 +26,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features import audio, timebase
 from omniges.features.gesture import LAYOUT
 from omniges.shards import schema
+from omniges.shards.documents import parse_document
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
@@ -35,6 +36,7 @@ F64 = npt.NDArray[np.float64]
 
 SMALLEST_STD: Final = 1e-6  # a channel that varies less is normalised with scale 1
 _BLOCK_FRAMES = 256
+_MOST: Final = 1e30  # of statistics, which are computed with in float32
 _VERIFY: Final = "Run omniges verify-shards on it"
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
@@ -269,6 +271,45 @@ def entry_problem(name: str, entry: object, field_name: str) -> str:
     if match and entry["split"] != match["split"]:
         return f"split {entry['split']!r}"
     return f"samples {entry['samples']!r}" if match and not schema.is_count(entry["samples"], 1) else ""
+
+
+def read_statistics(data: bytes, place: str) -> dict[str, Any]:
+    """Return what a stats.json of unknown origin holds, once a model can be built from it.
+
+    Args:
+        data: The file's bytes.
+        place: What errors name.
+
+    Raises:
+        DataError: It is no JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel
+            bands. A set without train samples has none of them and passes.
+    """
+    found = parse_document(data, place)
+    if found.get("samples") == 0:
+        return found
+    arrays = {"gesture": LAYOUT.channels, "mel": audio.MEL_BANDS}
+    for name in arrays:
+        if not isinstance(found.get(name), dict):
+            raise DataError(f"{place}: {name}: an object expected. {_VERIFY}")
+    counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
+    for name, channels in arrays.items():
+        for column in ("mean", "std", *counts):
+            least = -math.inf if column == "mean" else 0
+            if not is_numbers(found[name].get(column), channels, least):
+                raise DataError(f"{place}: {name}.{column}: {channels} finite numbers expected. {_VERIFY}")
+    words = found.get("words")
+    if not isinstance(words, dict) or not schema.is_count(words.get("total")):
+        raise DataError(f"{place}: words.total: a number of words expected. {_VERIFY}")
+    return found
+
+
+def is_numbers(values: object, count: int, least: float = -math.inf) -> bool:
+    """Return whether a value from JSON is a list of so many finite numbers that are not below `least`."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(schema.is_real(value) and least <= value <= _MOST and value >= -_MOST for value in values)
+    )
 
 
 def statistics_document(

@@ -21,8 +21,10 @@ from omniges.features.text_slots import SlotCodec
 from omniges.model import checkpoint
 from omniges.model.spec import parameter_count
 from omniges.progress import Reporter, duration, make_reporter
+from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import locked, make_folder, refuse_links
 from omniges.storage.canonical_json import json_document
+from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings, differences
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, Smoothed, open_trackers
@@ -36,6 +38,7 @@ STATE_FILE: Final = "state.json"
 SETTINGS_FILE: Final = "settings.json"
 PROVENANCE_FILE: Final = "provenance.json"
 _STATE_VERSION: Final = 1
+_TENSOR_FILES: Final = (checkpoint.MODEL_FILE, checkpoint.EMA_FILE, checkpoint.OPTIMIZER_FILE)
 _PRETRAINED: Final = "pretrained"
 
 
@@ -111,7 +114,7 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
         "machine": machine(run.accelerator.device, ranks.world_size),
     }
     if choice.checkpoint is not None:  # what it goes on from remembers what the run began with
-        origin = choice.checkpoint.document(PROVENANCE_FILE).get(_PRETRAINED)
+        origin = choice.checkpoint.object(PROVENANCE_FILE).get(_PRETRAINED)
         provenance |= {} if origin is None else {_PRETRAINED: origin}
     config = settings.as_json()
     with ranks.together("open the log"):
@@ -217,7 +220,11 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
 
     def fits(saved: checkpoint.SavedCheckpoint) -> None:
         run.identity.require_same(saved)
-        check_state(run.feed.state_at(0), saved.document(STATE_FILE)["loader"])
+        _, document = _read_state(saved)
+        check_state(run.feed.state_at(0), document["loader"])
+        saved.object(SETTINGS_FILE)
+        saved.object(PROVENANCE_FILE)
+        run.learner.require_shapes({name: saved.shapes(name) for name in _TENSOR_FILES}, str(saved.path))
 
     choice = checkpoint.Choice(None)
     with ranks.together("choose a checkpoint"):
@@ -258,30 +265,53 @@ def _crown_again(run: Run, best: Best | None) -> Best | None:
 
 
 def _load(run: Run, saved: checkpoint.SavedCheckpoint) -> tuple[RunState, list[str]]:
-    document = saved.document(STATE_FILE)
-    if document.get("version") != _STATE_VERSION:
-        raise DataError(
-            f"{saved.path / STATE_FILE}: version {_STATE_VERSION} expected, found {document.get('version')}"
-        )
-    files = {
-        name: saved.tensors(name) for name in (checkpoint.MODEL_FILE, checkpoint.EMA_FILE, checkpoint.OPTIMIZER_FILE)
-    }
+    state, document = _read_state(saved)
+    files = {name: saved.tensors(name) for name in _TENSOR_FILES}
     run.learner.load(files, document["loss_scale"], str(saved.path))
     note = run.feed.load_state_dict(document["loader"]).note
     own, was = machine(run.accelerator.device, run.ranks.world_size), document["machine"]
     other = [f"{name} was {was.get(name)}, is {own[name]}" for name in own if was.get(name) != own[name]]
     remarks = [f"goes on from {saved.path}"] + ([note] if note else [])
-    changed = differences(saved.document(SETTINGS_FILE), run.settings.as_json())
+    changed = differences(saved.object(SETTINGS_FILE), run.settings.as_json())
     if changed:
         remarks.append(f"with other settings: {'; '.join(changed)}")
     if other:
         remarks.append(f"not to the last bit as without the stop, for {'; '.join(other)}")
-    state = RunState(
-        step=document["step"],
-        position=document["loader"]["position"],
-        elapsed_s=document["elapsed_s"],
-        smoothed=Smoothed.from_json(document["smoothed_loss"]),
-        validated=document.get("validated", 0),  # there was no validation once
-        best=None if document.get("best") is None else Best(**document["best"]),
-    )
     return state, remarks
+
+
+def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, Any]]:
+    """Return how far a saved run is, and its state.json, once every value is one that a run writes."""
+    place = saved.path / STATE_FILE
+    document = saved.object(STATE_FILE)
+    if document.get("version") != _STATE_VERSION:
+        found = reprlib.repr(document.get("version"))
+        raise DataError(f"{place}: version {_STATE_VERSION} expected, found {found}")
+    try:
+        best, smoothed = document.get("best"), Smoothed.from_json(document["smoothed_loss"])
+        state = RunState(
+            step=document["step"],
+            position=document["loader"]["position"],
+            elapsed_s=document["elapsed_s"],
+            smoothed=smoothed,
+            validated=document.get("validated", 0),  # absent from checkpoints of before there was validation
+            best=None if best is None else Best(**best),
+        )
+        checks = {
+            "step": state.step == saved.step,
+            "loader": is_count(state.position),
+            "elapsed_s": is_real(state.elapsed_s) and state.elapsed_s >= 0,
+            "smoothed_loss": smoothed == Smoothed() or (is_real(smoothed.value) and is_real(smoothed.lowest)),
+            "validated": is_count(state.validated),
+            "best": state.best is None
+            or (is_count(state.best.step) and is_real(state.best.value) and isinstance(state.best.metric, str)),
+            "loss_scale": document["loss_scale"] is None or isinstance(document["loss_scale"], dict),
+            "machine": isinstance(document["machine"], dict),
+        }
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{place}: {one_line(repr(error), 120)}. It was edited: choose another checkpoint") from error
+    for name, sound in checks.items():
+        if not sound:
+            found = reprlib.repr(document.get(name))
+            raise DataError(f"{place}: {name}: found {found}, which no run writes. Choose another checkpoint")
+    return state, document

@@ -22,6 +22,7 @@ from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, load_
 from omniges.model.draws import Plan
 from omniges.model.flow import FlowLoss, FlowModel, Windows
 from omniges.model.spec import ModelConfig, model_for_weights
+from omniges.storage.tensors import require_same, shapes_of
 from omniges.trainer.config import Schedule, TrainSettings
 
 
@@ -92,17 +93,24 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     return {f"{name}.{part}": state[part] for name, state in states.items() if state for part in _MOMENTS}
 
 
+def _require_moments(model: nn.Module, found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise DataError for shapes of an optimizer's state that are not this model's."""
+    expected = {
+        f"{name}.{part}": (() if part == "step" else tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+        for part in _MOMENTS
+        if parameter.requires_grad
+    }
+    if found != expected:
+        raise DataError(f"{where}: the optimizer's state is not of this model's shapes. Choose another checkpoint")
+
+
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], where: str) -> None:
     """Put saved state back; raises DataError where it is not this model's."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    expected = {
-        f"{name}.{part}": (parameter.shape if part != "step" else torch.Size())
-        for name, parameter in parameters.items()
-        for part in _MOMENTS
-    }
-    if {name: tensor.shape for name, tensor in saved.items()} != expected:
-        raise DataError(f"{where}: the optimizer's state is not of this model's shapes. Choose another checkpoint")
-    for name, parameter in parameters.items():
+    _require_moments(model, shapes_of(saved), where)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         # Copies: what was read is mapped from a file that may be pruned.
         optimizer.state[parameter] |= {
             part: saved[f"{name}.{part}"].to(parameter.device, torch.float32, copy=True) for part in _MOMENTS
@@ -210,6 +218,13 @@ class Learner:
         return None if scaler is None else dict(scaler.state_dict())
 
     @torch.no_grad()
+    def require_shapes(self, files: Mapping[str, Mapping[str, tuple[int, ...]]], where: str) -> None:
+        """Raise DataError where saved weights or moments, given by shapes in files, are not of this model."""
+        own = shapes_of(dict(self.model.named_parameters()))
+        for name in (MODEL_FILE, EMA_FILE):
+            require_same(own, files[name], f"{where}/{name}", "choose another checkpoint")
+        _require_moments(self.model, files[OPTIMIZER_FILE], f"{where}/{OPTIMIZER_FILE}")
+
     def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: Mapping[str, Any] | None, where: str) -> None:
         """Put back what `tensors` and `scale` gave; raises DataError where it is not of this model."""
         weights = dict(self.model.named_parameters())
