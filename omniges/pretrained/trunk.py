@@ -374,8 +374,8 @@ def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
 def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
     """Return the base of each saved table, and the reason why it can be left out.
 
-    A table of side S and base B has the coordinate i · B / S at index i of both axes. S comes from the shape, B from the
-    values, and all values are compared. Raises `DataError` for a table with other content.
+    A table of side S and base B has the coordinate i · B / S at index i of both axes. S comes from the shape and B from
+    the values, which are all compared. Raises `DataError` for a table with other content.
     """
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}

@@ -322,7 +322,7 @@ class TestRefusals:
 
     def test_latents_that_are_no_numbers(self, shards: Path, tmp_path: Path, halves: Any) -> None:
         halves(NotNumbers())
-        with pytest.raises(DataError, match="no finite numbers"):
+        with pytest.raises(DataError, match="NaN or infinite"):
             encode(settings_of(shards, tmp_path / "out"))
         assert not (tmp_path / "out" / DATASET_FILE).exists()
 
@@ -345,7 +345,7 @@ class TestRefusals:
             (shards, tmp_path / "none", "a folder with the codec's files expected"),
             (shards, tmp_path / "empty", "config.json"),
             (tmp_path / "none", vae, "no"),
-            (encoded, vae, "its latents are there: leave --out away"),
+            (encoded, vae, "its latents exist already: remove --out"),
             (encoded, tmp_path / "other", "it holds latents of another audioldm2-vae"),
         ):
             with pytest.raises((UsageFault, DataError), match=words):
