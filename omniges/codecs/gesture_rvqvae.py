@@ -349,7 +349,7 @@ def load_whole_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqv
 def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
     """Return the one file of each part."""
     if not folder.is_dir():
-        raise UsageFault(f"{folder}: the folder does not exist; expected the networks of {', '.join(parts)}")
+        raise UsageFault(f"{folder}: no such folder; expected the networks of {', '.join(parts)}")
     with os_errors(folder, "list"):
         named = [(found[1], path) for path in sorted(folder.iterdir()) if (found := _FILE.fullmatch(path.name))]
     files: dict[Part, Path] = {}

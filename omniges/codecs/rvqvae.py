@@ -243,8 +243,8 @@ class Rvqvae(nn.Module):
 
         Frames after the last complete latent are dropped first. Otherwise the last latents, up to
         `RvqvaeSpec.encoder_context` of them, would depend on frames that no decoder returns. Outside the motion the
-        input is zero. Long motion is processed in blocks with context, so only the result grows with T. It equals that of one
-        pass up to rounding.
+        input is zero. Long motion is processed in blocks with context, so only the result grows with T. It equals
+        that of one pass up to rounding.
 
         Args:
             motion: Channels (B, T, C).
@@ -330,7 +330,7 @@ def load_rvqvae(path: Path) -> Rvqvae:
         DataError: The file is damaged or has other tensors.
     """
     if not path.is_file():
-        raise UsageFault(f"{path}: the file does not exist; expected the tensors of an RVQ-VAE")
+        raise UsageFault(f"{path}: no such file; expected the tensors of an RVQ-VAE")
     return rvqvae_of(read_tensors(path, _ENTRY), str(path))
 
 

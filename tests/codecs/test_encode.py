@@ -331,7 +331,7 @@ class TestRefusals:
     ) -> None:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-        with pytest.raises(EnvironmentFault, match="GB needed beside what is there"):
+        with pytest.raises(EnvironmentFault, match="GB of free space needed"):
             encode(settings_of(shards, tmp_path / "out"))
 
     def test_a_refused_codec_or_nothing_to_do_leaves_no_new_folder(
@@ -502,7 +502,7 @@ class TestCommand:
         assert list((tmp_path / "out" / UNFINISHED_FILE).glob("staged-*.tar"))
         again = scripted(STOPPED, *words)
         assert again.returncode == 0, again.stderr
-        assert "were there from a run that was stopped" in again.stdout
+        assert "were kept from a stopped run" in again.stdout
         assert run(tmp_path / "out", "deep").findings == ()
 
 
