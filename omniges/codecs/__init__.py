@@ -1,1 +1,1 @@
-"""Frozen codecs: pretrained nets that turn a stream's arrays into latents and back."""
+"""Frozen codecs: pretrained networks that encode a stream's arrays as latents and decode them."""

@@ -1,21 +1,23 @@
-"""``audioldm2-vae``: log-mel to the latents of AudioLDM2's variational autoencoder and back.
+"""Codec ``audioldm2-vae``: log-mel to the latents of AudioLDM2's variational autoencoder and back.
 
-The folder is the subfolder ``vae`` of `cvssp/audioldm2` as the Hugging Face hub has it, or that of another diffusers
-AutoencoderKL of one channel: config.json with diffusion_pytorch_model.safetensors or .bin (H. Liu et al. 2023,
-AudioLDM 2). Its mel is ours, see docs/features.md.
+The folder is the subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. It may also be that of another
+diffusers AutoencoderKL with one channel: config.json with diffusion_pytorch_model.safetensors or .bin (H. Liu et al.
+2023, AudioLDM 2). Its mel is ours, see docs/features.md.
 
-A row of latents is K · W numbers: channel k and column w at k · W + w, the mean of the posterior, less the
+A row of latents has K · W numbers: channel k and column w at k · W + w. Each is the mean of the posterior, minus the
 configuration's shift factor, times its scaling factor.
 
-The autoencoder runs over arrays of any length, block by block, with the numbers that diffusers gives for the whole.
-Cutting the input would not do: group normalisations take mean and variance over all rows, and the attention in the
-middle joins each row with all others, so every latent depends on the whole clip and a context of any length shows at
-the borders. Here the layers are cut instead. Between two normalisations there are only convolutions of 3 rows, which
-are computed in blocks with one row beside each; means and variances are those of all blocks together, and queries of
-the attention are taken in blocks against all keys. So a block's length decides memory alone: two activations of the
-whole clip, and what one block takes.
+The autoencoder processes arrays of any length in blocks, and gives the numbers of diffusers for the complete array.
+Cutting the input would change them. Group normalisations use mean and variance over all rows, and the attention in the
+middle joins each row with all others. So every latent depends on the complete clip, and any context would leave errors
+at the block boundaries.
 
-Shape letters: C channels, T rows (time), F columns (frequency) of an activation; there is no batch axis.
+Instead, each layer is computed in blocks. Between two normalisations there are only convolutions of 3 rows, whose
+blocks have one extra row on each side. Means and variances are those of all blocks together. The attention takes
+queries in blocks against all keys. So the block length affects memory alone: two activations of the complete clip,
+plus one block.
+
+Shape letters: C channels, T rows (time), F columns (frequency) of an activation. There is no batch axis.
 """
 
 from __future__ import annotations
@@ -49,24 +51,24 @@ _KEYS: Final = (
     *("act_fn", "latent_channels", "norm_num_groups", "scaling_factor", "shift_factor", "latents_mean"),
     *("latents_std", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"),
 )
-"""What of the configuration decides numbers; the rest is names, versions and tiling."""
+"""Keys of the configuration that affect the numbers; the rest are names, versions and tiling."""
 
 _NUMBERS: Final = {"in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups"}
 _OLD_NAMES: Final = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Parts of names of attention weights in files of diffusers before 0.18."""
+"""Old and new parts of attention weights' names; files of diffusers before 0.18 have the old ones."""
 
 _BLOCK_ELEMENTS: Final = 1 << 24  # of an activation: 64 MB
 _QUERIES: Final = 2048
 
 _Affine = tuple[Tensor, Tensor]
-"""Scale and shift (C, 1, 1) that a normalisation comes to once its statistics are known."""
+"""Scale and shift (C, 1, 1) of a normalisation with known statistics."""
 
 
 class AudioVae:
-    """An AutoencoderKL over the mel of a clip."""
+    """Codec of a clip's mel by an AutoencoderKL."""
 
     loudness: Loudness = "peak"
-    """What AudioLDM2 was trained on."""
+    """Loudness of AudioLDM2's training data."""
 
     def __init__(self, vae: Any, entry: FrameEntry) -> None:
         self._vae, self.entry = vae, entry
@@ -74,7 +76,7 @@ class AudioVae:
         self._shift: float = vae.config.shift_factor or 0.0
 
     def encode(self, array: F32) -> F32:
-        """Latents (M // frames_per_row, channels) of log-mel (M, 64)."""
+        """Return latents (M // frames_per_row, channels) of a log-mel (M, 64)."""
         if len(array) < self.entry.frames_per_row:
             return np.empty((0, self.entry.channels), np.float32)
         with exact(self._vae.device):
@@ -84,7 +86,7 @@ class AudioVae:
         return np.ascontiguousarray(latents.cpu().numpy())
 
     def decode(self, latents: F32) -> F32:
-        """Log-mel (rows · frames_per_row, 64) of latents (rows, channels)."""
+        """Return the log-mel (rows · frames_per_row, 64) of latents (rows, channels)."""
         channels = self._vae.config.latent_channels
         if not len(latents):
             return np.empty((0, MEL_BANDS), np.float32)
@@ -96,14 +98,30 @@ class AudioVae:
 
 
 def load(folder: Path, loading: Loading) -> AudioVae:
-    """Load the codec as the registry does."""
+    """Load the codec in the form that the registry expects.
+
+    Args:
+        folder: Folder of config.json and weights.
+        loading: Device of the weights.
+
+    Returns:
+        The loaded codec.
+    """
     return load_audio_vae(folder, loading.device)
 
 
 def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
-    """The codec of a folder.
+    """Load the codec from a folder.
 
-    Raises DataError with the key of the configuration or the names of the weights that are not as they should be.
+    Args:
+        folder: Folder of config.json and weights.
+        device: Device of the weights.
+
+    Returns:
+        The loaded codec.
+
+    Raises:
+        DataError: A key of the configuration or the names of weights are not those of this codec.
     """
     config = _read_config(folder / _CONFIG)
     frames_per_row = _frames_per_row(folder / _CONFIG, config)
@@ -111,11 +129,11 @@ def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
         vae: Any = AutoencoderKL(**config)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{folder / _CONFIG}: no AutoencoderKL can be made of it ({reason})") from error
+        raise DataError(f"{folder / _CONFIG}: cannot build an AutoencoderKL from it ({reason})") from error
     _load_weights(vae, folder)
     vae = vae.to(device).eval().requires_grad_(False)
     found = {key: value for key in _KEYS if (value := vae.config.get(key)) is not None}
-    columns = MEL_BANDS // frames_per_row  # both axes are halved as often
+    columns = MEL_BANDS // frames_per_row  # both axes are halved equally often
     entry = FrameEntry(
         name=NAME,
         fingerprint=fingerprint_of(json.loads(json.dumps(found)), vae.state_dict()),
@@ -134,7 +152,7 @@ def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The keys of a config.json that decide numbers."""
+    """Return the keys of a config.json that affect the numbers."""
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
@@ -148,7 +166,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _frames_per_row(path: Path, config: Mapping[str, Any]) -> int:
-    """Mel frames, and bands, of one latent; raises DataError for an autoencoder that is none of our mel."""
+    """Return the mel frames of one latent, which equal its mel bands; raise DataError for an unfit autoencoder."""
     widths = config.get("block_out_channels")
     plain = isinstance(widths, list) and 1 <= len(widths) <= 6 and all(_is_count(width) for width in widths)
     levels = len(widths) if isinstance(widths, list) and plain else 0
@@ -171,7 +189,7 @@ def _frames_per_row(path: Path, config: Mapping[str, Any]) -> int:
     if wrong:
         key, wanted = wrong[0]
         shown = json.dumps(config[key]) if key in config else "none"
-        raise DataError(f"{path}: {key}: {wanted} expected, found {shown}: this is no autoencoder of our mel")
+        raise DataError(f"{path}: {key}: {wanted} expected, found {shown}: this autoencoder does not fit our mel")
     return int(2 ** (levels - 1))
 
 
@@ -184,14 +202,14 @@ def _is_number(value: object) -> bool:
 
 
 def _load_weights(vae: Any, folder: Path) -> None:
-    """Every weight from the file, none left over: raises DataError with those that do not fit."""
+    """Load exactly the weights of the model; raise DataError with missing, unknown or misshapen ones."""
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder}: {' or '.join(_WEIGHTS)} expected, found neither: copy the codec's weights there")
     found = {}
     for name, tensor in read_tensors(path).items():
         for old, new in _OLD_NAMES.items():
-            name = name.replace(old, new)  # noqa: PLW2901 - the name that it has in diffusers today
+            name = name.replace(old, new)  # noqa: PLW2901 - the name in today's diffusers
         require_finite(name, tensor, str(path))
         found[name] = tensor
     remedy = f"{_CONFIG} and weights are of different codecs: give those that belong together"
@@ -201,7 +219,16 @@ def _load_weights(vae: Any, folder: Path) -> None:
 
 @torch.no_grad()
 def encoded(vae: Any, frames: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> Tensor:
-    """Moments (2 K, T', F') of frames (C, T, F): what ``_encode`` of the AutoencoderKL gives for them."""
+    """Encode frames like the AutoencoderKL's ``_encode``, in blocks.
+
+    Args:
+        vae: The AutoencoderKL.
+        frames: Input (C, T, F).
+        block_elements: Elements of an activation that are computed at once.
+
+    Returns:
+        Moments (2 K, T', F') of the posterior.
+    """
     walk, encoder = _Walk(block_elements), vae.encoder
     x = walk.convolved(frames, encoder.conv_in, None)
     for level in encoder.down_blocks:
@@ -216,7 +243,16 @@ def encoded(vae: Any, frames: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> 
 
 @torch.no_grad()
 def decoded(vae: Any, latents: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> Tensor:
-    """Frames (C, T, F) of latents (K, T', F'): what ``_decode`` of the AutoencoderKL gives for them."""
+    """Decode latents like the AutoencoderKL's ``_decode``, in blocks.
+
+    Args:
+        vae: The AutoencoderKL.
+        latents: Latents (K, T', F').
+        block_elements: Elements of an activation that are computed at once.
+
+    Returns:
+        Frames (C, T, F).
+    """
     walk, decoder = _Walk(block_elements), vae.decoder
     x = latents if vae.post_quant_conv is None else walk.pointwise(latents, vae.post_quant_conv)
     x = walk.convolved(x, decoder.conv_in, None)
@@ -230,20 +266,28 @@ def decoded(vae: Any, latents: Tensor, block_elements: int = _BLOCK_ELEMENTS) ->
 
 
 class _Walk:
-    """The layers, each over the whole of an activation in blocks."""
+    """Layers of the autoencoder, each applied to a complete activation in blocks."""
 
     def __init__(self, block_elements: int) -> None:
         self._block_elements = block_elements
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[int, int]]:
-        """First and last row of each block of an activation; beginnings are even."""
+        """Yield the first row and the end row of each block of an activation; first rows are even."""
         channels, rows, columns = x.shape
         step = max(2, self._block_elements // (channels * columns) & ~1)
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
     def affine(self, x: Tensor, norm: Any) -> _Affine:
-        """A group normalisation of the whole of x: mean and variance of each group in float64."""
+        """Return scale and shift of a group normalisation over all of x, with statistics in float64.
+
+        Args:
+            x: Activation (C, T, F).
+            norm: The group normalisation.
+
+        Returns:
+            Scale and shift (C, 1, 1).
+        """
         groups = norm.num_groups
         count = x.numel() // groups
         total = sum(x[:, a:b].reshape(groups, -1).sum(1, dtype=torch.float64) for a, b in self._blocks(x))
@@ -252,7 +296,7 @@ class _Walk:
         squares = sum(
             (x[:, a:b].reshape(groups, -1) - centre).square().sum(1, dtype=torch.float64) for a, b in self._blocks(x)
         )
-        # The centre was rounded: what that adds to the squares is taken off again.
+        # The centre is rounded to float32: subtract what that adds to the squares.
         variance = torch.as_tensor(squares) / count - (mean - centre[:, 0].double()).square()
         each = x.shape[0] // groups
         scale = norm.weight.double() / (variance + norm.eps).sqrt().repeat_interleave(each)
@@ -260,7 +304,17 @@ class _Walk:
         return scale.float()[:, None, None], shift.float()[:, None, None]
 
     def convolved(self, x: Tensor, conv: Any, affine: _Affine | None, into: Tensor | None = None) -> Tensor:
-        """A 3 × 3 convolution of x, normalised and through SiLU if `affine` is given; added to `into` where given."""
+        """Apply a 3 × 3 convolution.
+
+        Args:
+            x: Activation (C, T, F).
+            conv: The convolution.
+            affine: Scale and shift that are applied with SiLU before the convolution; None for neither.
+            into: Activation that the result is added to in place; None for a new one.
+
+        Returns:
+            The activation (C', T, F).
+        """
         rows = x.shape[1]
         out = x.new_empty(conv.out_channels, rows, x.shape[2]) if into is None else into
         for a, b in self._blocks(x):
@@ -275,21 +329,45 @@ class _Walk:
         return out
 
     def pointwise(self, x: Tensor, conv: Any) -> Tensor:
-        """A 1 × 1 convolution."""
+        """Apply a 1 × 1 convolution.
+
+        Args:
+            x: Activation (C, T, F).
+            conv: The convolution.
+
+        Returns:
+            The activation (C', T, F).
+        """
         out = x.new_empty(conv.out_channels, *x.shape[1:])
         for a, b in self._blocks(x):
             out[:, a:b] = functional.conv2d(x[None, :, a:b], conv.weight, conv.bias)[0]
         return out
 
     def resnet(self, x: Tensor, block: Any) -> Tensor:
-        """A residual block; x is overwritten where it has the channels that come out."""
+        """Apply a residual block, which overwrites x where the number of channels does not change.
+
+        Args:
+            x: Activation (C, T, F).
+            block: The residual block.
+
+        Returns:
+            The activation (C', T, F).
+        """
         hidden = self.convolved(x, block.conv1, self.affine(x, block.norm1))
         if block.conv_shortcut is not None:
             x = self.pointwise(x, block.conv_shortcut)
         return self.convolved(hidden, block.conv2, self.affine(hidden, block.norm2), into=x)
 
     def halved(self, x: Tensor, conv: Any) -> Tensor:
-        """A convolution of stride 2 with a row and a column of zeros at the end alone."""
+        """Apply a convolution of stride 2, padded with one row and one column of zeros at the end only.
+
+        Args:
+            x: Activation (C, T, F).
+            conv: The convolution.
+
+        Returns:
+            The activation (C', T // 2, F // 2).
+        """
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
         out = x.new_empty(conv.out_channels, rows, columns)
         for a, b in self._blocks(out):
@@ -299,7 +377,15 @@ class _Walk:
         return out
 
     def doubled(self, x: Tensor, conv: Any) -> Tensor:
-        """Every row and column twice, then a 3 × 3 convolution."""
+        """Repeat every row and column, then apply a 3 × 3 convolution.
+
+        Args:
+            x: Activation (C, T, F).
+            conv: The convolution.
+
+        Returns:
+            The activation (C', 2 T, 2 F).
+        """
         rows = 2 * x.shape[1]
         out = x.new_empty(conv.out_channels, rows, 2 * x.shape[2])
         for a, b in self._blocks(out):
@@ -310,7 +396,15 @@ class _Walk:
         return out
 
     def middle(self, x: Tensor, block: Any) -> Tensor:
-        """The residual blocks and attentions between encoder's and decoder's levels."""
+        """Apply the residual blocks and attentions between the levels of encoder or decoder.
+
+        Args:
+            x: Activation (C, T, F).
+            block: The middle block.
+
+        Returns:
+            The activation (C, T, F).
+        """
         x = self.resnet(x, block.resnets[0])
         for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
             if attention is not None:
@@ -319,7 +413,15 @@ class _Walk:
         return x
 
     def attended(self, x: Tensor, attention: Any) -> Tensor:
-        """Attention of all positions of x to all, added to x."""
+        """Add the attention of all positions to all positions.
+
+        Args:
+            x: Activation (C, T, F).
+            attention: The attention layer.
+
+        Returns:
+            The activation (C, T, F).
+        """
         scale, shift = self.affine(x, attention.group_norm)
         positions = x.flatten(1).T  # (T · F, C), a view
         normal = positions * scale[:, 0, 0] + shift[:, 0, 0]
@@ -340,6 +442,6 @@ class _Walk:
 
 
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:
-    """A 3 × 3 convolution of rows with one beside them on each side, zeros where the array ends."""
+    """Apply a 3 × 3 convolution to rows with one extra row on each side, which is zero at the ends of the array."""
     padded = functional.pad(piece, (0, 0, int(above), int(below)))
     return functional.conv2d(padded[None], conv.weight, conv.bias, padding=(0, 1))[0]

@@ -1,8 +1,8 @@
-"""What a codec is to omniges. docs/extend.md says how to add one.
+"""Interfaces of codecs. docs/extend.md says how to add one.
 
-A codec turns one member of a sample (its source) into latents and back: frames into rows, or the words of windows
-into a row each. It is frozen: nothing of it is trained, averaged or kept in a checkpoint, and the same source has the
-same latents.
+A codec encodes one member of a sample (its source) as latents and decodes them. It encodes frames into rows, or the
+words of each window into one row. It is frozen: training does not change it, and checkpoints do not contain it. The
+same source has the same latents.
 """
 
 from __future__ import annotations
@@ -27,87 +27,104 @@ from omniges.storage.canonical_json import canonical_json
 
 @dataclass(frozen=True, slots=True)
 class LostText:
-    """What of a text cannot be in its latents."""
+    """Reasons why latents do not contain all of a text."""
 
     cut: bool
-    """It is longer than the codec reads; its end is lost."""
+    """The text is longer than the codec reads; its end is lost."""
     unknown: bool
     """The vocabulary cannot spell all of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenText:
-    """A text made from latents."""
+    """Text decoded from latents."""
 
     text: str
     ended: bool
-    """It came to its end within the length that was allowed."""
+    """The text ended within the maximum length."""
 
 
 F32 = npt.NDArray[np.float32]
 
 End = Literal["encode", "decode"]
-"""What a codec may be loaded for."""
+"""Direction that a codec may be loaded for."""
 BOTH_ENDS: Final[frozenset[End]] = frozenset({"encode", "decode"})
 
 
 class FrameCodec(Protocol):
-    """A frozen codec of arrays of frames, loaded. Not for several threads at once."""
+    """A loaded, frozen codec of arrays of frames; not safe for several threads at once."""
 
     @property
     def entry(self) -> FrameEntry:
-        """Name, fingerprint, source, rows and channels: what shards and checkpoints keep of it."""
+        """Name, fingerprint, source, rows and channels, which shards and checkpoints store."""
 
     def encode(self, array: F32, /) -> F32:
-        """Latents (frames // frames_per_row, channels) of a whole clip's source (frames, columns)."""
+        """Return latents (frames // frames_per_row, channels) of a complete clip's source (frames, columns)."""
 
     def decode(self, latents: F32, /) -> F32:
-        """The source (rows · frames_per_row, columns) that latents (rows, channels) stand for."""
+        """Return the source (rows · frames_per_row, columns) decoded from latents (rows, channels)."""
 
 
 @runtime_checkable
 class QuantisingCodec(Protocol):
-    """A codec with codes, to which `decode` snaps latents first, or does not."""
+    """A codec with codes, to which `decode` may snap latents first."""
 
     def decoding(self, *, quantised: bool) -> Self:
-        """The same codec, told whether to."""
+        """Return the same codec with the snap to codes switched on or off."""
 
 
 @runtime_checkable
 class LoudnessCodec(Protocol):
-    """A codec of audio that was trained on one loudness; `encode` tells where shards have another."""
+    """A codec of audio that was trained on one loudness; `encode` warns where shards have another."""
 
     @property
     def loudness(self) -> Loudness:
-        """The value of ``omniges preprocess --loudness`` that it expects."""
+        """Expected value of ``omniges preprocess --loudness``."""
 
 
 class WindowCodec(Protocol):
-    """A frozen codec of windows' words, loaded. Not for several threads at once."""
+    """A loaded, frozen codec of windows' words; not safe for several threads at once."""
 
     @property
     def entry(self) -> WindowEntry:
-        """Name, fingerprint, windows and latents: what shards and checkpoints keep of it."""
+        """Name, fingerprint, windows and latents, which shards and checkpoints store."""
 
     def on(self, grid: WindowGrid, /) -> WindowCodec:
-        """The same over the windows of another grid."""
+        """Return the same codec for the windows of another grid."""
 
     def texts(
         self, words: Sequence[Mapping[str, Any]], ticks: int, windows: Sequence[tuple[int, int]] | None = None
     ) -> list[str]:
-        """The text of each window, (first tick, ticks), of a clip; of the grid's where none are given."""
+        """Return the text of each window of a clip.
+
+        Args:
+            words: Words of the clip, with times in seconds.
+            ticks: Length of the clip in ticks of 0.1 s.
+            windows: First tick and number of ticks of each window; None for the grid's windows.
+
+        Returns:
+            One text for each window.
+        """
 
     def lost(self, texts: Sequence[str], /) -> list[LostText]:
-        """What of each text would not be in its latents, known without computing these."""
+        """Return what the latents of each text would lose, without computing the latents."""
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
-        """Latents (windows, latents · channels) of the grid's windows of a clip with these words."""
+        """Encode the grid's windows of a clip.
+
+        Args:
+            words: Words of the clip, with times in seconds.
+            ticks: Length of the clip in ticks of 0.1 s.
+
+        Returns:
+            Latents (windows, latents · channels).
+        """
 
     def encode_texts(self, texts: Sequence[str], /) -> F32:
-        """Latents (texts, latents · channels)."""
+        """Return latents (texts, latents · channels) of texts."""
 
     def decode(self, latents: F32, /) -> list[SpokenText]:
-        """The text of each row (windows, latents · channels)."""
+        """Return the text of each row (windows, latents · channels)."""
 
 
 Codec = FrameCodec | WindowCodec
@@ -115,31 +132,46 @@ Codec = FrameCodec | WindowCodec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """How a codec is to be loaded."""
+    """Options for loading a codec."""
 
     device: torch.device
     ends: frozenset[End] = BOTH_ENDS
-    """What it will do; a codec may leave the other half of its weights unread."""
+    """Directions that are needed; a codec may skip the weights of the other."""
     t5_tokenizer: Path | None = None
-    """Folder of T5's tokenizer, where a codec of text has none in its own."""
+    """Folder of T5's tokenizer, if a text codec's own folder does not contain it."""
 
 
 CodecLoader = Callable[[Path, Loading], Codec]
-"""Loads a codec from its folder, which is there. Raises DataError for a folder that holds no such codec."""
+"""Function that loads a codec from an existing folder. It raises DataError for a folder without that codec."""
 
 
 def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
-    """What latents stand for: frames of rows (rows, channels), or texts of windows (windows · latents, channels)."""
+    """Decode latents with a codec of either kind.
+
+    Args:
+        codec: The loaded codec.
+        latents: Rows (rows, channels) of frames, or latents (windows · latents, channels) of windows.
+
+    Returns:
+        Frames (frames, columns), or one `SpokenText` for each window.
+    """
     rows = np.asarray(latents, np.float32)
     entry = codec.entry
     return codec.decode(rows.reshape(-1, entry.latents * entry.channels) if isinstance(entry, WindowEntry) else rows)
 
 
 def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
-    """Sha256 of what decides a codec's numbers: its configuration and its weights, whatever files they came from.
+    """Return the sha256 of a codec's configuration and weights, independent of their files.
 
-    Over the canonical JSON of the configuration, then of each tensor, by name, its name, type and shape as canonical
-    JSON and its bytes, little-endian.
+    The digest covers the canonical JSON of the configuration, then each tensor, sorted by name. A tensor adds its name,
+    type and shape as canonical JSON, and its little-endian bytes.
+
+    Args:
+        config: The settings that decide the codec's numbers.
+        weights: Tensors by name.
+
+    Returns:
+        The digest in hexadecimal.
     """
     digest = hashlib.sha256(canonical_json(dict(config)))
     for name in sorted(weights):
@@ -148,7 +180,13 @@ def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
 
 
 def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
-    """Add one weight to the digest of `fingerprint_of`, which takes them sorted by name."""
+    """Add one weight to the digest of `fingerprint_of`; call it with weights sorted by name.
+
+    Args:
+        digest: The running sha256.
+        name: Name of the weight.
+        weight: The tensor, on any device.
+    """
     tensor = weight.detach().cpu().contiguous()
     digest.update(canonical_json([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]))
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -156,7 +194,7 @@ def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute float32 products in float32: without autocast, and without TensorFloat-32, which keeps ten bits."""
+    """Compute float32 products in full float32: no autocast and no TensorFloat-32, which has a 10-bit mantissa."""
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

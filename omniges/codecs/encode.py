@@ -1,8 +1,8 @@
-"""`encode`: a codec's latents as further members of a shard folder, so that training never runs the codec.
+"""`encode`: a codec's latents as additional members of a shard folder, so that training never runs the codec.
 
-Shards keep their names and boundaries; each is written anew with the latents behind every sample's other members.
-The new set is made in the folder's workspace, shard by shard with a journal, and takes its place by the same renames
-as that of `preprocess`: it is whole or not there, and after a kill the same command goes on.
+Shards keep their names and boundaries. Each is rewritten with the latents after every sample's other members. The new
+set is built in the folder's workspace, shard by shard with a journal. It replaces the old set by the same renames as
+that of `preprocess`: it is complete or absent. After a kill, the same command continues.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Partials = dict[str, list[Partial]]  # of the train samples, by codec
 _MAX_NAME_BYTES: Final = 100  # of a member in a ustar header
 _FLUSH_BYTES: Final = 32 << 20
 _PACKAGES: Final = {WORDS_MEMBER: ("torch", "transformers", "tokenizers")}
-"""Whose versions may decide the last bits of latents, by what they are made of."""
+"""Packages whose versions may change the last bits of latents, by source member."""
 _READ_PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     "mel.npy": ("audio",),
     "gesture.npy": GESTURE_PARTS,
@@ -51,42 +51,54 @@ _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
 
 @dataclass(frozen=True, slots=True)
 class EncodeSummary:
-    """What came of it."""
+    """Result of an encode run."""
 
     folder: Path
     encoded: tuple[CodecEntry, ...]
-    there: tuple[str, ...]  # codecs whose latents were there already
+    there: tuple[str, ...]  # codecs whose latents existed already
     samples: int
     seconds: float
     elapsed_s: float
     resumed: int  # shards that a stopped run had finished
-    loudness: tuple[str, ...]  # codecs that were trained on another loudness than the shards have, for people
+    loudness: tuple[str, ...]  # warnings on codecs that were trained on another loudness than that of the shards
     manifest_hash: str
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the latents lack, and what they differ in from those that the codec's authors trained on."""
+        """Warnings: text that the latents lost, and loudness that differs from the codec's training data."""
         return self.loudness + tuple(f"{x.name}: {_losses(x.lost)}" for x in self.encoded if isinstance(x, WindowEntry))
 
     @property
     def lines(self) -> list[str]:
-        """For a person."""
+        """Summary for people."""
         found = [f"{name}: its latents are in {self.folder} already" for name in self.there]
         if self.encoded:
             names = ", ".join(entry.name for entry in self.encoded)
             pace = f"{self.seconds / self.elapsed_s:.1f} times real time" if self.elapsed_s else ""
             found.append(f"{names}: latents of {self.samples} samples ({self.seconds:.0f} s) in {self.folder}, {pace}")
             if self.resumed:
-                found.append(f"{self.resumed} shards were there from a run that was stopped")
+                found.append(f"{self.resumed} shards were kept from a stopped run")
         found += self.remarks
         return [*found, f"manifest hash {self.manifest_hash[:16]}…"]
 
 
 def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) -> EncodeSummary:
-    """Add the latents; `count` hears of seconds of audio and motion that are done.
+    """Add a codec's latents to shards.
 
-    Raises UsageFault, DataError or EnvironmentFault; what was there stays as it is until the new set is complete, and
-    finished shards are kept for the next run of the same command.
+    Existing shards do not change until the new set is complete. Finished shards are kept for the next run of the same
+    command.
+
+    Args:
+        settings: Codecs, folders and windows.
+        count: Called with the finished and the total seconds of recordings.
+
+    Returns:
+        The codecs, samples and seconds of the run.
+
+    Raises:
+        UsageFault: Settings, shards and codecs do not fit one another.
+        DataError: A member is damaged, or the latents would lose too much text.
+        EnvironmentFault: Disk space, memory or a package is missing.
     """
     began = time.monotonic()
     target = settings.target
@@ -103,7 +115,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
             return _complete(target, source, entries, time.monotonic() - began)
         wanted, there = _wanted(settings, source, codecs)
         if not wanted:
-            if workspace.begun() is None:  # what a kill left of a finished run; another's unfinished work stays
+            if workspace.begun() is None:  # remains of a finished run; another run's unfinished work stays
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
         resumed = _Job(source, workspace, codecs, wanted).run(count)
@@ -112,9 +124,9 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
 
 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
-    """The codecs, that of text over the windows that were asked for.
+    """Load the codecs, a text codec with the requested windows.
 
-    Whatever of shards and codecs can be refused is, before a folder is made for the result.
+    Unfit shards and codecs are refused before a folder for the result exists.
     """
     target = settings.target
     new = not settings.in_place and not (target / DATASET_FILE).exists()
@@ -127,8 +139,8 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
         codecs[name] = codec
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
         raise UsageFault(
-            f"{settings.of_text[0]}: it goes with a codec of text, found {', '.join(codecs)}: give one by --with, or "
-            "remove this flag"
+            f"{settings.of_text[0]}: it needs a text codec, found {', '.join(codecs)}: give one with --with, or remove "
+            "this flag"
         )
     if new and source is not None:
         _wanted(settings, source, codecs)
@@ -138,7 +150,7 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
 def _wanted(
     settings: EncodeSettings, source: ShardFolder, codecs: Mapping[str, Codec]
 ) -> tuple[tuple[CodecEntry, ...], tuple[str, ...]]:
-    """Entries of what is to be computed, with what their texts lose, and the codecs whose latents are there."""
+    """Return the entries to compute, with counts of lost text, and the codecs whose latents already exist."""
     entries = {name: _entry(codec, source) for name, codec in codecs.items()}
     there = _there(settings, source, entries)
     left = [entry for name, entry in entries.items() if name not in there]
@@ -150,8 +162,8 @@ def _wanted(
 def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     """Raise UsageFault where samples lack a part that the codec reads.
 
-    Frames would be NaN. Windows without words would be empty texts, which say that nobody speaks, and statistics of
-    latents would count them.
+    Frames would be NaN. Windows without words would be empty texts, as if nobody spoke, and the statistics of latents
+    would include them.
     """
     parts = _READ_PARTS[entry.source]
     lacking = [row for row in source.rows if not set(parts) <= set(row.present)]
@@ -167,7 +179,7 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
 
 
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
-    """The entry with what its texts lose; raises DataError before any work where that is too much."""
+    """Return the entry with counts of lost text; raise DataError before any work where too much is lost."""
     if not isinstance(entry, WindowEntry):
         return entry
     texts = cast("WindowCodec", codec)
@@ -198,7 +210,7 @@ def _losses(counts: Mapping[str, int]) -> str:
 
 
 def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
-    """The codec's entry, with what else decided the latents."""
+    """Return the codec's entry with everything else that affects the latents."""
     convert = source.dataset["settings"].get("convert", {})
     packages = _PACKAGES.get(codec.entry.source, ("torch", "diffusers"))
     tool = {name: metadata.version(name) for name in packages}
@@ -210,9 +222,9 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 
 
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
-    """The codecs whose latents are there and stay.
+    """Return the codecs whose existing latents are kept.
 
-    Raises UsageFault where they are another codec's, or where nothing is left to do for a folder of its own.
+    Raises UsageFault where they belong to another codec, or where a new --out folder would only repeat them.
     """
     if settings.overwrite:
         return ()
@@ -225,17 +237,17 @@ def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, 
             )
         if found is not None and not found.same_codec(entry):
             raise UsageFault(
-                f"{source.folder}: it holds latents of {name}, {found.described} and not {entry.described}: ask for "
-                "what is there, or replace them with --overwrite"
+                f"{source.folder}: it holds latents of {name}, {found.described} and not {entry.described}: use those "
+                "windows, or replace them with --overwrite"
             )
     there = tuple(name for name in entries if name in source.codecs)
     if len(there) == len(entries) and not settings.in_place:
-        raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents are there: leave --out away")
+        raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents exist already: remove --out")
     return there
 
 
 def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntry], elapsed_s: float) -> EncodeSummary:
-    """What a finished --out comes to; raises UsageFault where it is not of these shards and codecs."""
+    """Return the summary of a finished --out; raise UsageFault where it belongs to other shards or codecs."""
     found = ShardFolder(target)
     wanted = source.codecs | dict(entries)
     members = {entry.member for entry in entries.values()}
@@ -246,7 +258,7 @@ def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntr
 
 
 def _hash_without(rows: Sequence[ManifestRow], members: set[str]) -> str:
-    """The manifest hash as it is without some members."""
+    """Return the manifest hash of rows without some members."""
     return manifest_hash(
         [
             replace(row, members={name: place for name, place in row.members.items() if name not in members})
@@ -273,7 +285,7 @@ def _summary(
 
 
 def _loudness(entries: Sequence[CodecEntry], codecs: Mapping[str, Codec]) -> tuple[str, ...]:
-    """Remarks on codecs that were trained on another loudness than the shards have."""
+    """Return warnings on codecs that were trained on another loudness than that of the shards."""
     found = []
     for entry in entries:
         codec, own = codecs[entry.name], entry.settings.get("loudness")
@@ -287,7 +299,7 @@ def _loudness(entries: Sequence[CodecEntry], codecs: Mapping[str, Codec]) -> tup
 
 @dataclass(slots=True)
 class _Written:
-    """A shard of the new set in the workspace."""
+    """A finished shard of the new set in the workspace."""
 
     path: Path
     size: int
@@ -298,7 +310,7 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Codecs over the shards of a folder: each written anew with latents, a journal of them, the new set committed."""
+    """Rewriting of a folder's shards with latents: journal, new shards and commit."""
 
     source: ShardFolder
     workspace: Workspace
@@ -306,16 +318,18 @@ class _Job:
     entries: Sequence[CodecEntry]  # of those codecs that are run
 
     def run(self, count: Count) -> int:
-        """Encode what is left and put the new set in its place; returns how many shards were there already."""
+        """Encode the remaining shards and commit the new set; return the number of shards that existed already."""
         workspace, source = self.workspace, self.source
         codecs = {entry.name: entry.as_json() for entry in self.entries}
         settings = {"encode": {"manifest_hash": source.dataset["manifest_hash"], "codecs": codecs}}
-        begun = Begun(json.loads(canonical_json(settings)), tool_versions(), anew=False)  # what decides the output
+        begun = Begun(
+            json.loads(canonical_json(settings)), tool_versions(), anew=False
+        )  # everything that affects output
         self._check_names()
         earlier = workspace.begun()
         if earlier is not None and earlier != begun:
             raise UsageFault(
-                f"{workspace.folder}: an unfinished run of another command or codec lies there. Finish it with its own "
+                f"{workspace.folder}: found an unfinished run of another command or codec. Finish it with the same "
                 "command, or remove that folder"
             )
         if earlier is None:
@@ -324,7 +338,7 @@ class _Job:
         free = shutil.disk_usage(workspace.out).free
         if free < needed:
             raise EnvironmentFault(
-                f"{workspace.out}: over {needed / 1e9:.1f} GB needed beside what is there, {free / 1e9:.1f} GB free. "
+                f"{workspace.out}: over {needed / 1e9:.1f} GB of free space needed, found {free / 1e9:.1f} GB. "
                 "Free some space or choose another --out"
             )
         workspace.begin(begun)
@@ -336,7 +350,7 @@ class _Job:
         finished = sum(row.seconds for name in done for row in rows[name])
         total = sum(row.seconds for row in source.rows)
 
-        def tell(row: ManifestRow) -> None:
+        def report(row: ManifestRow) -> None:
             nonlocal finished
             finished += row.seconds
             count(int(finished), int(total))
@@ -346,7 +360,7 @@ class _Job:
             for name, own in rows.items():
                 if name not in done:
                     path = workspace.folder / staged_name(workspace.free_index())
-                    written = done[name] = self._write(path, own, tell)
+                    written = done[name] = self._write(path, own, report)
                     line = {"shard": name, "staged": path.name, "bytes": written.size, "sha256": written.sha256}
                     line["rows"] = [asdict(row) for row in written.rows]
                     workspace.journal.append(line, durable=True)
@@ -365,7 +379,7 @@ class _Job:
                     )
 
     def _journalled(self, rows: Mapping[str, Sequence[ManifestRow]]) -> dict[str, _Written]:
-        """Shards that a stopped run finished and that are, byte for byte, what they were then."""
+        """Return the shards that a stopped run finished and whose bytes have not changed since."""
         found = {}
         for line in self.workspace.journal.load():
             path = self.workspace.folder / line["staged"]
@@ -375,7 +389,7 @@ class _Job:
         return found
 
     def _partials(self, path: Path, rows: Sequence[ManifestRow]) -> Partials:
-        """Statistics of the latents in a finished shard."""
+        """Return statistics of the latents in a finished shard."""
         found: Partials = {}
         with path.open("rb") as stream:
             for row in rows:
@@ -385,8 +399,8 @@ class _Job:
                     _gather(found, entry, row, self.source.array_of(row, entry.member, stream.read(place.size)))
         return found
 
-    def _write(self, path: Path, rows: Sequence[ManifestRow], tell: Callable[[ManifestRow], None]) -> _Written:
-        """One shard with latents."""
+    def _write(self, path: Path, rows: Sequence[ManifestRow], report: Callable[[ManifestRow], None]) -> _Written:
+        """Write one shard with latents."""
         placed: list[ManifestRow] = []
         partials: Partials = {}
         with PendingFile(path) as pending:
@@ -407,13 +421,13 @@ class _Job:
                 if unflushed >= _FLUSH_BYTES:
                     pending.flush_to_disk()
                     unflushed = 0
-                tell(row)
+                report(row)
             pending.write(END_OF_ARCHIVE)
             size, digest = pending.size, pending.sha256
         return _Written(path, size, digest, placed, partials)
 
     def _members(self, row: ManifestRow, partials: Partials) -> dict[str, tuple[bytes | memoryview, ...]]:
-        """All members of a sample in their order: those it has, read and checked, and the new latents."""
+        """Return all members of a sample in order: the existing ones, read and checked, and the new latents."""
         new = {entry.member for entry in self.entries}
         found: dict[str, tuple[bytes | memoryview, ...]] = {
             member: (self.source.member(row, member),) for member in row.members if member not in new
@@ -427,28 +441,28 @@ class _Job:
             if not np.isfinite(latents).all():
                 raise DataError(
                     f"{self.source.folder / row.shard}: {row.key}.{source}: {entry.name} gives latents that are "
-                    "no finite numbers: run omniges verify-shards --level deep, or take another codec"
+                    "NaN or infinite: run omniges verify-shards --level deep, or use another codec"
                 )
             _gather(partials, entry, row, latents)
             found[entry.member] = npy_parts(np.ascontiguousarray(latents))
         return {member: found[member] for member in sorted(found, key=member_order)}
 
     def _encoded(self, codec: Codec, row: ManifestRow, member: str, data: bytes) -> Any:
-        """A sample's latents, of the bytes of the member that the codec reads."""
+        """Return a sample's latents, given the bytes of the member that the codec reads."""
         try:
             if isinstance(codec.entry, WindowEntry):
                 return codec.encode(self.source.words_in(row, data), row.ticks)
             return codec.encode(self.source.array_of(row, member, data))
-        except RuntimeError as error:  # torch has a class of its own for a GPU's memory, and none for the host's
+        except RuntimeError as error:  # torch has an error class for GPU memory, but none for host memory
             if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
                 raise
             raise EnvironmentFault(
-                f"{row.key}: no memory to encode {row.seconds:.0f} s at once ({codec.entry.name}): take a machine with "
-                "more"
+                f"{row.key}: not enough memory to encode {row.seconds:.0f} s at once ({codec.entry.name}): use a "
+                "machine with more"
             ) from error
 
     def _finish(self, shards: Mapping[str, _Written]) -> None:
-        """Everything beside the shards, dataset.json last, and the new set in its place."""
+        """Write all files besides the shards, dataset.json last, and commit the new set."""
         source, folder = self.source, self.workspace.folder
         rows = [row for shard in shards.values() for row in shard.rows]
         codecs = dict(sorted((source.codecs | {entry.name: entry for entry in self.entries}).items()))
@@ -479,6 +493,6 @@ class _Job:
 
 
 def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:
-    """Take in a train sample's latents; a clip that is too short has none."""
+    """Add a train sample's latents to the statistics; a clip that is too short has none."""
     if row.split == "train" and len(latents):
         partials.setdefault(entry.name, []).append(partial_of(entry.vectors(latents)))

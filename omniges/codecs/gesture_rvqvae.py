@@ -1,7 +1,7 @@
-"""GestureLSM's four RVQ-VAEs as one codec of the 415 gesture channels. docs/codecs-gesture.md is the promise.
+"""Codec ``gesture-rvqvae``: GestureLSM's four RVQ-VAEs over the 415 gesture channels, see docs/codecs-gesture.md.
 
-Our channels have the nets' joints, order and units already (`omniges.features.gesture.LAYOUT`); what is added is
-normalisation by the statistics that the nets were trained with.
+Our channels already have the networks' joints, order and units (`omniges.features.gesture.LAYOUT`). The codec adds
+normalisation by the statistics that the networks were trained with.
 
 Letters: T frames, N = ⌊T / frames_per_latent⌋ latents, L features of a latent (512, or 384 without the face), C
 channels of a part.
@@ -33,19 +33,19 @@ F64 = npt.NDArray[np.float64]
 NAME: Final = "gesture-rvqvae"
 
 LATENT_SCALE: Final = 5.0
-"""What latents are divided by, so that they are about as large as unit noise."""
+"""Divisor of latents, which brings them to about the magnitude of unit noise."""
 
 _FILE: Final = re.compile(r"net_\d+_(upper|hands|lower|lower_trans|face)\.(?:pth|safetensors)")
 
 Part = Literal["upper", "hands", "lower", "face"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-"""In the order of their latents side by side."""
+"""Parts in the order of their concatenated latents."""
 
 _LOWER_AND_ROOT: Final = slice(LAYOUT.lower.start, LAYOUT.root.stop)
 _COLUMNS: Final[Mapping[Part, tuple[slice, ...]]] = {
     "upper": (LAYOUT.upper,),
     "hands": (LAYOUT.hands,),
-    "lower": (LAYOUT.lower, _LOWER_AND_ROOT),  # one net has the root channels beside the joints, one has not
+    "lower": (LAYOUT.lower, _LOWER_AND_ROOT),  # networks exist with and without the root channels
     "face": (LAYOUT.face,),
 }
 _JOINTS: Final[Mapping[Part, tuple[int, ...]]] = {
@@ -58,7 +58,7 @@ _JOINTS: Final[Mapping[Part, tuple[int, ...]]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartScale:
-    """What a part's channels are normalised by: no small number is added, nothing is clipped."""
+    """Mean and deviation of a part's channels; nothing is added to the deviation, and nothing is clipped."""
 
     mean: F64
     """(C,)"""
@@ -66,36 +66,58 @@ class PartScale:
     """(C,), positive."""
 
     def normalised(self, channels: npt.NDArray[np.floating]) -> F32:
-        """(x − mean) / std of channels (T, C), in float64 and rounded once."""
+        """Return (x − mean) / std of channels (T, C), in float64 and rounded once."""
         return ((channels - self.mean) / self.std).astype(np.float32)
 
     def restored(self, values: npt.NDArray[np.floating]) -> F32:
-        """The inverse of `normalised`."""
+        """Return the inverse of `normalised`."""
         return (values * self.std + self.mean).astype(np.float32)
 
 
 def part_columns(part: Part, channels: int, where: str) -> slice:
-    """Which of the 415 channels a net of so many channels takes; raises DataError where it is none of the part."""
+    """Return the gesture channels of a network.
+
+    Args:
+        part: Part of the body.
+        channels: Number of channels of the network.
+        where: Name of the file in errors.
+
+    Returns:
+        The slice of the 415 channels.
+
+    Raises:
+        DataError: Networks of the part have other numbers of channels.
+    """
     widths = {columns.stop - columns.start: columns for columns in _COLUMNS[part]}
     if channels not in widths:
         wanted = " or ".join(str(width) for width in widths)
         raise DataError(
-            f"{where}: found a net of {channels} channels; expected {wanted} of {part}: check the file's name"
+            f"{where}: found a network of {channels} channels; expected {wanted} of {part}: check the file's name"
         )
     return widths[channels]
 
 
 def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
-    """Names of the files that the parts need, relative to the codec's folder, by what they hold."""
+    """Return the names of the statistics files that the parts need, relative to the codec's folder, by content."""
     stems = {"pose": "beatx_2_330"} | ({"root": "beatx_2_trans"} if _LOWER_AND_ROOT in columns.values() else {})
     return {f"{what} {kind}": f"mean_std/{stem}_{kind}.npy" for what, stem in stems.items() for kind in ("mean", "std")}
 
 
 def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartScale]:
-    """The scale of each part, from the statistics in a codec's folder; that of the face changes nothing.
+    """Read the scale of each part from the statistics in a codec's folder; the face is not scaled.
 
-    Only the columns of joints that the parts have are looked at: the deviations of jaw and eyes are next to zero.
-    Raises UsageFault where a file is not there, DataError for one that holds something else.
+    Only the columns of the parts' joints are checked, because the deviations of jaw and eyes are almost zero.
+
+    Args:
+        folder: The codec's folder.
+        columns: Gesture channels of each part.
+
+    Returns:
+        The scale of each part.
+
+    Raises:
+        UsageFault: A file does not exist.
+        DataError: A file has other content, or a deviation is not positive.
     """
     files = {what: folder / name for what, name in statistics_files(columns).items()}
     found = {what: _statistics(path, 6 * len(JOINT_NAMES) if "pose" in what else 3) for what, path in files.items()}
@@ -122,7 +144,7 @@ def _statistics(path: Path, length: int) -> F64:
         raise DataError(f"{path}: found {array.shape} of {array.dtype}; {wanted}")
     numbers = np.array(array, dtype=np.float64)
     if not np.isfinite(numbers).all():
-        raise DataError(f"{path}: number {int(np.argmin(np.isfinite(numbers)))} is not finite; {wanted}")
+        raise DataError(f"{path}: number {int(np.argmin(np.isfinite(numbers)))} is NaN or infinite; {wanted}")
     return numbers
 
 
@@ -135,30 +157,30 @@ def _require_positive(std: F64, path: Path, of: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GestureRvqvae:
-    """Frozen nets of upper body, hands, lower body and, as chosen, face, with what their inputs are normalised by."""
+    """Frozen networks of upper body, hands, lower body and optionally face, with the scales of their inputs."""
 
     nets: Mapping[Part, Rvqvae]
     columns: Mapping[Part, slice]
-    """Which of the 415 channels each net takes."""
+    """Gesture channels of each network."""
     scales: Mapping[Part, PartScale]
     quantised: bool
-    """Whether `decode` snaps latents to codes first."""
+    """True: `decode` snaps latents to codes first."""
     fingerprint: str
-    """sha256 of what decides latents and motion but for `quantised`, see `fingerprint_of`."""
+    """sha256 of everything that affects latents and motion except `quantised`, see `fingerprint_of`."""
 
     @property
     def frames_per_latent(self) -> int:
-        """Frames of a latent."""
+        """Number of frames of a latent."""
         return self.nets["upper"].spec.frames_per_latent
 
     @property
     def latent_channels(self) -> int:
-        """L."""
+        """Number of features L of a latent."""
         return sum(net.spec.code_size for net in self.nets.values())
 
     @property
     def lacking(self) -> tuple[slice, ...]:
-        """The gesture channels that no net has: the root where the lower net has 54 channels, the face if left out."""
+        """Gesture channels without a network: the root if the lower network has 54 channels, the face if left out."""
         return tuple(
             block
             for block in (LAYOUT.upper, LAYOUT.hands, LAYOUT.lower, LAYOUT.root, LAYOUT.face)
@@ -167,7 +189,7 @@ class GestureRvqvae:
 
     @property
     def entry(self) -> FrameEntry:
-        """What shards and checkpoints keep of it."""
+        """Name, fingerprint, source, rows and channels, which shards and checkpoints store."""
         parts = {part: asdict(net.spec) for part, net in self.nets.items()}
         return FrameEntry(
             name=NAME,
@@ -179,17 +201,25 @@ class GestureRvqvae:
         )
 
     def decoding(self, *, quantised: bool) -> GestureRvqvae:
-        """The same nets, whose `decode` snaps latents to codes first or does not."""
+        """Return the same codec with the snap to codes switched on or off."""
         return replace(self, quantised=quantised)
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
-        """Gesture channels (T, 415) of a whole clip as latents (N, L), not quantised and divided by 5.
+        """Encode a complete clip as latents that are not quantised and are divided by 5.
 
-        The parts' latents stand side by side in the order upper, hands, lower, face. The last T mod frames_per_latent
-        frames are left out, so a clip shorter than a latent has none. A latent sees about three seconds on each side,
-        so the latents of a piece of a clip are not a piece of the clip's latents, see docs/codecs-gesture.md.
+        The parts' latents are concatenated: upper, hands, lower, face. The last T mod frames_per_latent
+        frames are dropped, so a clip shorter than a latent has none. A latent depends on about three seconds on each
+        side. So the latents of a piece differ from that piece of the clip's latents, see docs/codecs-gesture.md.
 
-        Raises UsageFault for another shape, DataError for frames that are not finite.
+        Args:
+            gesture: Gesture channels (T, 415).
+
+        Returns:
+            Latents (N, L).
+
+        Raises:
+            UsageFault: The shape is wrong.
+            DataError: Frames are NaN or infinite.
         """
         channels = checked(gesture, "gesture", (None, LAYOUT.channels), at_least=0)
         if len(channels) < self.frames_per_latent:
@@ -203,24 +233,30 @@ class GestureRvqvae:
         return latents
 
     def decode(self, latents: npt.NDArray[np.floating], rest: npt.NDArray[np.floating] | None = None) -> F32:
-        """Gesture channels (N · frames_per_latent, 415) of latents (N, L), through codes or not as `quantised` says.
+        """Decode latents as gesture channels, snapped to codes first where `quantised` is set.
+
+        6D rotations are the networks' raw outputs; `omniges.features.gesture.motion_from_gesture` makes them rotations.
 
         Args:
-            latents: as `encode` gives them.
-            rest: (415,) or (N · frames_per_latent, 415), where the channels that are `lacking` are taken from; needed
-                if and only if some are.
+            latents: Latents (N, L) of `encode`.
+            rest: Values (415,) or (N · frames_per_latent, 415) of the channels in `lacking`; given if and only if there
+                are some.
 
-        6D rotations come as the nets give them; `omniges.features.gesture.motion_from_gesture` makes rotations of them.
-        Raises UsageFault for another shape, DataError for latents that are not finite.
+        Returns:
+            Gesture channels (N · frames_per_latent, 415).
+
+        Raises:
+            UsageFault: A shape is wrong, or `rest` is missing or not needed.
+            DataError: Latents are NaN or infinite.
         """
         vectors = LATENT_SCALE * checked(latents, "latents", (None, self.latent_channels), at_least=0)
         vectors = vectors.astype(np.float32)
         gesture = np.empty((len(vectors) * self.frames_per_latent, LAYOUT.channels), dtype=np.float32)
         if rest is None and self.lacking:
             columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
-            raise UsageFault(f"rest: channels {columns} are in no net and were not given: say what they shall be")
+            raise UsageFault(f"rest: channels {columns} are in no network and were not given: give their values")
         if rest is not None and not self.lacking:
-            raise UsageFault("rest: the nets have every channel; leave it out")
+            raise UsageFault("rest: the networks have every channel; remove this argument")
         if rest is not None:
             gesture[:] = checked(rest, "rest", (LAYOUT.channels,) if rest.ndim == 1 else gesture.shape)
         if not len(vectors):
@@ -241,16 +277,20 @@ def _device(net: Rvqvae) -> torch.device:
 def load_gesture_rvqvae(
     folder: Path, *, face: bool = True, quantised: bool = True, device: str | torch.device = "cpu"
 ) -> GestureRvqvae:
-    """The codec of a folder with the nets' files and their statistics below ``mean_std/``.
+    """Load the codec from a folder with the networks' files and their statistics in ``mean_std/``.
 
     Args:
-        folder: with one ``net_<step>_<part>.pth`` or ``.safetensors`` of each part; ``lower`` may be ``lower_trans``.
-        face: whether the codec has the face; without it, a file of the face is not looked at.
-        quantised: whether `GestureRvqvae.decode` snaps latents to codes, as GestureLSM's first trainers do.
-        device: where the nets compute.
+        folder: Has one ``net_<step>_<part>.pth`` or ``.safetensors`` of each part; ``lower`` may be ``lower_trans``.
+        face: Load the face too; without it, a file of the face is ignored.
+        quantised: `GestureRvqvae.decode` snaps latents to codes, as GestureLSM's first trainers do.
+        device: Device of the networks.
 
-    Raises UsageFault where a file is not there or there are two of a part, DataError where one is damaged or does not
-    fit.
+    Returns:
+        The loaded codec.
+
+    Raises:
+        UsageFault: A file does not exist, or a part has two files.
+        DataError: A file is damaged or does not fit the others.
     """
     files = _net_files(folder, PARTS if face else tuple(part for part in PARTS if part != "face"))
     nets = {part: load_rvqvae(path).to(device) for part, path in files.items()}
@@ -258,7 +298,9 @@ def load_gesture_rvqvae(
     rates = {part: net.spec.frames_per_latent for part, net in nets.items()}
     if len(set(rates.values())) > 1:
         found = ", ".join(f"{count} of {part}" for part, count in rates.items())
-        raise DataError(f"{folder}: found {found} frames a latent; expected one number: use nets that belong together")
+        raise DataError(
+            f"{folder}: found {found} frames a latent; expected one number: use networks that belong together"
+        )
     scales = read_scales(folder, columns)
     tensors = {f"{part}.{name}": tensor for part, net in nets.items() for name, tensor in net.state_dict().items()}
     for part, scale in scales.items():
@@ -268,39 +310,56 @@ def load_gesture_rvqvae(
 
 
 def load(folder: Path, loading: Loading) -> GestureRvqvae:
-    """Load the codec as the registry does: with all four parts."""
+    """Load the codec in the form that the registry expects: with all four parts.
+
+    Args:
+        folder: Folder of the networks and statistics.
+        loading: Device of the networks.
+
+    Returns:
+        The loaded codec.
+    """
     return load_whole_gesture_rvqvae(folder, loading.device)
 
 
 def load_whole_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:
-    """The codec for shards and models of latents: with all four parts, so that latents give back all 415 channels.
+    """Load the codec with all four parts, so that latents decode to all 415 channels.
 
-    Raises what `load_gesture_rvqvae` raises, and UsageFault where the lower net has no root.
+    Args:
+        folder: Folder of the networks and statistics.
+        device: Device of the networks.
+
+    Returns:
+        The loaded codec.
+
+    Raises:
+        UsageFault: The lower network has no root, a file does not exist, or a part has two files.
+        DataError: A file is damaged or does not fit the others.
     """
     codec = load_gesture_rvqvae(folder, device=device)
     if codec.lacking:
         raise UsageFault(
-            f"{folder}: the net of lower has {codec.nets['lower'].spec.channels} channels; expected "
-            f"{LAYOUT.root.stop - LAYOUT.lower.start}, those of the root too, for latents have to give back all "
+            f"{folder}: the network of lower has {codec.nets['lower'].spec.channels} channels; expected "
+            f"{LAYOUT.root.stop - LAYOUT.lower.start} with those of the root, because latents must decode to all "
             f"{LAYOUT.channels} gesture channels"
         )
     return codec
 
 
 def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
-    """The one file of each part."""
+    """Return the one file of each part."""
     if not folder.is_dir():
-        raise UsageFault(f"{folder}: no such folder; expected the nets of {', '.join(parts)}")
+        raise UsageFault(f"{folder}: no such folder; expected the networks of {', '.join(parts)}")
     with os_errors(folder, "list"):
         named = [(found[1], path) for path in sorted(folder.iterdir()) if (found := _FILE.fullmatch(path.name))]
     files: dict[Part, Path] = {}
     for part in parts:
         own = [path for name, path in named if name.removesuffix("_trans") == part]
         if not own:
-            raise UsageFault(f"{folder}: no net of {part}; expected a file such as net_300000_{part}.pth")
+            raise UsageFault(f"{folder}: no network of {part}; expected a file such as net_300000_{part}.pth")
         if len(own) > 1:
             raise UsageFault(
-                f"{folder}: found {' and '.join(path.name for path in own)}; expected one net of {part}: keep one"
+                f"{folder}: found {' and '.join(path.name for path in own)}; expected one network of {part}: keep one"
             )
         files[part] = own[0]
     return files

@@ -1,6 +1,6 @@
-"""Codecs by name, and how one is loaded from its folder. docs/extend.md says how to add one.
+"""Registry of codecs by name, and their loading from a folder. docs/extend.md says how to add one.
 
-Light, for `omniges --help` shows the names: what needs torch is imported when a codec is loaded.
+This module is light because `omniges --help` shows the names. Torch is imported when a codec is loaded.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CODECS: Final[Registry[CodecLoader]] = Registry(
 
 
 def register_codec(name: str, loader: CodecLoader) -> None:
-    """Make a codec known by a name for the rest of this process.
+    """Register a codec under a name for the rest of this process.
 
     Args:
-        name: The name in ``--with NAME=FOLDER``, in recipes and in shards; the codec's entry must have it too.
-        loader: Called with the codec's folder and a `Loading`, returns the codec.
+        name: The name in ``--with NAME=FOLDER``, in recipes and in shards; the codec's entry must have the same name.
+        loader: Function of the codec's folder and a `Loading` that returns the codec.
 
     Raises:
-        UsageFault: The name is taken or cannot be called.
+        UsageFault: The name is taken, or the loader is not callable.
     """
     CODECS.register(name, loader)
 
@@ -55,14 +55,17 @@ def load_codec(
 
     Args:
         name: A name of `CODECS`.
-        folder: Where the codec's files are.
-        device: Where its weights go; None: the GPU where there is one.
-        t5_tokenizer: Folder of a text codec's T5 tokenizer where that is not in the codec's own folder.
-        ends: Whether it will encode or decode, None for both; one of text, whose nets are large, loads these alone.
+        folder: Folder with the codec's files.
+        device: Device of its weights; None: the GPU if there is one.
+        t5_tokenizer: Folder of a text codec's T5 tokenizer, if the codec's own folder does not contain it.
+        ends: Directions that are needed; None for both. A text codec, whose networks are large, loads these alone.
+
+    Returns:
+        The loaded codec.
 
     Raises:
-        UsageFault: The name is unknown or not that of the codec's entry, or a folder is not there.
-        DataError: The folder holds no such codec.
+        UsageFault: The name is unknown or differs from the codec's entry, or a folder does not exist.
+        DataError: The folder does not contain this codec.
         EnvironmentFault: Another package's codec cannot be imported.
     """
     import torch  # noqa: PLC0415
@@ -77,8 +80,8 @@ def load_codec(
         raise UsageFault(f"--t5-tokenizer {t5_tokenizer}: a folder with T5's tokenizer.json expected, found none")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = loader(folder, Loading(device=device, ends=BOTH_ENDS if ends is None else ends, t5_tokenizer=t5_tokenizer))
-    if codec.entry.name != name:  # shards would name a codec that nobody finds again
-        raise UsageFault(f"codec {name!r}: its entry has the name {codec.entry.name!r}: register it by that name")
+    if codec.entry.name != name:  # shards would store a name that cannot be loaded
+        raise UsageFault(f"codec {name!r}: its entry has the name {codec.entry.name!r}: register it under that name")
     return codec
 
 
@@ -92,9 +95,24 @@ def load_same_codec(
     t5_tokenizer: Path | None = None,
     ends: frozenset[End] | None = None,
 ) -> Codec:
-    """The codec of an entry, whose folder a flag names; `holder` has the entry, for errors.
+    """Load the codec of an entry, and refuse another codec of the same name.
 
-    Raises UsageFault where the folder holds another codec of that name, and what `load_codec` raises.
+    Args:
+        entry: Name and fingerprint of the expected codec.
+        folder: Folder with the codec's files.
+        flag: Option that named the folder, for errors.
+        holder: File that contains the entry, for errors.
+        device: Device of its weights; None: the GPU if there is one.
+        t5_tokenizer: Folder of a text codec's T5 tokenizer, if the codec's own folder does not contain it.
+        ends: Directions that are needed; None for both.
+
+    Returns:
+        The loaded codec.
+
+    Raises:
+        UsageFault: The folder contains another codec of that name, or as in `load_codec`.
+        DataError: The folder does not contain this codec.
+        EnvironmentFault: Another package's codec cannot be imported.
     """
     codec = load_codec(entry.name, folder, device, t5_tokenizer=t5_tokenizer, ends=ends)
     if codec.entry.fingerprint != entry.fingerprint:

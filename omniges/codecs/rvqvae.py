@@ -1,10 +1,10 @@
-"""The residual-quantised VAE of GestureLSM for one part of the body, as a frozen codec.
+"""Residual-quantised VAE of GestureLSM for one part of the body, as a frozen network.
 
-Convolutions along time halve the frame rate a few times; a latent stands for four frames in the published nets. The
-tensors have the names of the published ones. Nothing here learns: there is no dropout, no average of code vectors and
-no start from data, so a mode of training could change nothing, and `Rvqvae.train` leaves the net as it is.
+Convolutions along time halve the frame rate several times. A latent covers four frames in the published networks. The
+tensors have the published names. Nothing here learns: there is no dropout, no EMA of code vectors and no
+initialization from data. A training mode would change nothing, so `Rvqvae.train` leaves the network unchanged.
 
-Of GestureLSM's files every size is read from the tensors, and every tensor has its place or is an error.
+All sizes are read from the tensors of GestureLSM's files. A missing or unknown tensor is an error.
 
 Shape letters: B batch, T frames, C channels of the part, N latents, D features of a latent, W width, Q quantisers,
 K codes of a quantiser.
@@ -26,13 +26,13 @@ from omniges.errors import DataError, UsageFault
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 BLOCK_LATENTS: Final = 1024
-"""Latents that go through the net at once, beside their context."""
+"""Latents that are computed at once, without their context."""
 
 _DILATION_GROWTH: Final = 3
 _STRIDE: Final = 2
 _TINY: Final = 1e-7  # in the logarithm of the perplexity
 
-_ENTRY: Final = "net"  # what a published file keeps its tensors under
+_ENTRY: Final = "net"  # key of the tensors in a published file
 _FIRST: Final = "encoder.model.0.weight"
 _DOWN: Final = "encoder.model.2.0.weight"
 _CODEBOOK: Final = "quantizer.layers.0.codebook"
@@ -41,7 +41,7 @@ _OTHER: Final = "choose a file of GestureLSM's RVQ-VAE, or download it again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RvqvaeSpec:
-    """The sizes of a net."""
+    """Sizes of a network."""
 
     channels: int
     """C."""
@@ -54,25 +54,25 @@ class RvqvaeSpec:
     quantizers: int
     """Q."""
     stages: int
-    """Times that the encoder halves the frame rate."""
+    """Number of times that the encoder halves the frame rate."""
     depth: int
-    """Residual blocks of a stage."""
+    """Number of residual blocks of a stage."""
     projected: bool
-    """Whether each table of codes goes through a linear layer of its own."""
+    """True: each table of codes has a linear projection."""
 
     @property
     def frames_per_latent(self) -> int:
-        """Frames of a latent."""
+        """Number of frames of a latent."""
         return int(_STRIDE**self.stages)
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """Dilation of each residual block of a stage, widest first, in encoder and decoder alike."""
+        """Dilation of each residual block of a stage, largest first, in encoder and decoder."""
         return tuple(_DILATION_GROWTH ** (self.depth - 1 - k) for k in range(self.depth))
 
     @property
     def encoder_reach(self) -> tuple[int, int]:
-        """Latent i sees the frames from f·i − reach[0] to f·i + reach[1], both included, f frames a latent."""
+        """Frames before and after: latent i depends on frames f·i − reach[0] to f·i + reach[1], f frames a latent."""
         before = after = 1  # the last convolution, in latents
         for _ in range(self.stages):
             before, after = (2 * (side + sum(self.dilations)) + extra for side, extra in ((before, 1), (after, 2)))
@@ -80,15 +80,15 @@ class RvqvaeSpec:
 
     @property
     def decoder_reach(self) -> int:
-        """The frames of latent i depend on the latents from i − reach to i + reach."""
+        """Latents on each side: the frames of latent i depend on latents i − reach to i + reach."""
         reach = 2  # the last two convolutions, in frames
         for _ in range(self.stages):
-            reach = (reach + 2) // 2 + sum(self.dilations)  # the convolution behind the doubling, the doubling
+            reach = (reach + 2) // 2 + sum(self.dilations)  # the convolution after the upsampling, the upsampling
         return reach + 1
 
     @property
     def encoder_context(self) -> int:
-        """Latents' worth of frames on each side of a block with which its latents are those of one pass."""
+        """Number of context latents on each side with which a block's latents equal those of one pass."""
         before, after = self.encoder_reach
         return max(-(-before // self.frames_per_latent), after // self.frames_per_latent)
 
@@ -102,17 +102,17 @@ class Quantised:
     indices: Tensor
     """(B, N, Q) int64, the chosen code of each quantiser."""
     code_vectors: Tensor
-    """(Q, B, N, D), what each quantiser adds."""
+    """(Q, B, N, D), the code that each quantiser adds."""
     residual: Tensor
-    """(B, N, D), what no quantiser gave: latents − vectors."""
+    """(B, N, D), latents − vectors."""
     losses: Tensor
-    """(Q,), twice the mean square of what each quantiser left over, the value of its two-sided commitment loss."""
+    """(Q,), twice the mean square of each quantiser's residual: the value of its two-sided commitment loss."""
     perplexities: Tensor
-    """(Q,), exp of the entropy of the codes' frequencies over the batch, from 1 to K."""
+    """(Q,), exponential of the entropy of the codes' frequencies over the batch, from 1 to K."""
 
 
 class _Residual(nn.Module):
-    """x + conv(ReLU(conv(ReLU(x)))), the first of them dilated."""
+    """Residual block x + conv(ReLU(conv(ReLU(x)))), whose first convolution is dilated."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -120,20 +120,20 @@ class _Residual(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, W, T) to the same."""
+        """Apply the block to (B, W, T), which keeps its shape."""
         branch: Tensor = self.conv2(torch.relu(self.conv1(torch.relu(x))))
         return x + branch
 
 
 class _Stack(nn.Module):
-    """A module that is a row of others under the name ``model``."""
+    """Sequence of modules under the name ``model``."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Through all of them."""
+        """Apply all modules in order."""
         found: Tensor = self.model(x)
         return found
 
@@ -164,7 +164,7 @@ def _decoder(spec: RvqvaeSpec) -> _Stack:
 
 
 class _Codebook(nn.Module):
-    """One quantiser: a table of codes, and the layer that they go through."""
+    """One quantiser: a table of codes and their projection."""
 
     codebook: Tensor
 
@@ -174,19 +174,19 @@ class _Codebook(nn.Module):
         self.embedding_proj = nn.Linear(size, size) if projected else nn.Identity()
 
     def codes(self) -> Tensor:
-        """The codes (K, D) that latents are compared with: the projection is of the table, not of the latents."""
+        """Return the projected codes (K, D) that latents are compared with; latents are not projected."""
         found: Tensor = self.embedding_proj(self.codebook)
         return found
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """The index (B, N) of the code nearest to each vector (B, N, D), the first of equally near ones."""
+        """Return the index (B, N) of the code nearest to each vector (B, N, D); ties choose the first."""
         codes = self.codes()
         squared = vectors.square().sum(-1, keepdim=True) - 2 * vectors @ codes.mT + codes.square().sum(-1)
         return squared.argmin(-1)
 
 
 class _Quantizer(nn.Module):
-    """Quantisers one after the other, each of what the ones before have left over."""
+    """Quantisers in sequence, each of the residual of those before."""
 
     def __init__(self, spec: RvqvaeSpec) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class _Quantizer(nn.Module):
         for table in cast("Iterator[_Codebook]", self.layers.children()):
             index = table.nearest(residual)
             vectors = table.codes()[index]
-            residual = residual - vectors  # not in place, for the latents are the caller's
+            residual = residual - vectors  # not in place: the latents belong to the caller
             indices.append(index)
             added.append(vectors)
             losses.append(2 * residual.square().mean())
@@ -217,10 +217,10 @@ class _Quantizer(nn.Module):
 
 
 class Rvqvae(nn.Module):
-    """A frozen net with random weights; `load_rvqvae` reads one from a file.
+    """A frozen network with random weights; `load_rvqvae` reads one from a file.
 
-    `encode`, `quantise` and `decode` compute in float32, whatever autocast says, and without gradients. They change
-    none of their arguments.
+    `encode`, `quantise` and `decode` compute in float32, with any autocast, and without gradients. They do not change
+    their arguments.
     """
 
     def __init__(self, spec: RvqvaeSpec) -> None:
@@ -233,20 +233,28 @@ class Rvqvae(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Nothing: the net stays in evaluation mode, also as part of a model that is trained."""
+        """Do nothing: the network stays in evaluation mode, also inside a model that is trained."""
         del mode
         return self
 
     @torch.no_grad()
     def encode(self, motion: Tensor, *, block_latents: int = BLOCK_LATENTS) -> Tensor:
-        """Motion (B, T, C) as latents (B, N, D) that are not quantised, N = ⌊T / frames_per_latent⌋.
+        """Encode motion as latents that are not quantised, N = ⌊T / frames_per_latent⌋.
 
-        Frames beyond the last whole latent are cut off first: the net would read them, and latents up to
-        `RvqvaeSpec.encoder_context` back from the end would depend on frames that no decoder gives back. What lies
-        outside the motion is zero to the net. Long motion goes through it in blocks with context, so memory does not
-        grow with T but for the result, which is that of one pass up to rounding.
+        Frames after the last complete latent are dropped first. Otherwise the last latents, up to
+        `RvqvaeSpec.encoder_context` of them, would depend on frames that no decoder returns. Outside the motion the
+        input is zero. Long motion is processed in blocks with context, so only the result grows with T. It equals
+        that of one pass up to rounding.
 
-        Raises DataError where not one latent is left.
+        Args:
+            motion: Channels (B, T, C).
+            block_latents: Latents of a block, without its context.
+
+        Returns:
+            Latents (B, N, D).
+
+        Raises:
+            DataError: The motion is shorter than one latent.
         """
         per = self.spec.frames_per_latent
         count = motion.shape[1] // per
@@ -262,23 +270,29 @@ class Rvqvae(nn.Module):
 
     @torch.no_grad()
     def quantise(self, latents: Tensor) -> Quantised:
-        """Latents (B, N, D) as sums of codes (van den Oord et al. 2017; residual: Lee et al. 2022)."""
+        """Return latents (B, N, D) as sums of codes (van den Oord et al. 2017; residual: Lee et al. 2022)."""
         with exact(latents.device):
             found: Quantised = self.quantizer(latents.float())
             return found
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, quantised: bool, block_latents: int = BLOCK_LATENTS) -> Tensor:
-        """Motion (B, N · frames_per_latent, C) of latents (B, N, D), snapped to codes before or taken as they are.
+        """Decode latents in blocks like `encode`.
 
-        In blocks like `encode`.
+        Args:
+            latents: Latents (B, N, D).
+            quantised: Snap latents to codes first.
+            block_latents: Latents of a block, without its context.
+
+        Returns:
+            Motion (B, N · frames_per_latent, C).
         """
         count = latents.shape[1]
 
         def codes(start: int, stop: int) -> Tensor:
             return self.quantise(latents[:, start:stop]).vectors
 
-        # Once for each latent: rounding could choose another of two nearly equal codes in the next block's context.
+        # Quantise each latent once: in the next block's context, rounding could choose another of two near-equal codes.
         taken = _in_blocks(codes, count, block_latents) if quantised else latents.float()
 
         def frames(start: int, stop: int) -> Tensor:
@@ -293,7 +307,7 @@ class Rvqvae(nn.Module):
 def _in_blocks(
     part: Callable[[int, int], Tensor], count: int, block: int, context: int = 0, *, rows: int = 1
 ) -> Tensor:
-    """`part` (B, latents · rows, …) of all latents, from calls of it with at most block + 2 · context of them."""
+    """Compute `part` (B, latents · rows, …) of all latents, with at most block + 2 · context latents a call."""
     found = []
     for start in range(0, count, block):
         stop = min(start + block, count)
@@ -303,9 +317,17 @@ def _in_blocks(
 
 
 def load_rvqvae(path: Path) -> Rvqvae:
-    """A frozen net on the host, from a ``.safetensors`` file or from ``{"net": tensors}`` as torch.save wrote it.
+    """Load a frozen network to the CPU from ``.safetensors``, or from ``{"net": tensors}`` of torch.save.
 
-    Raises UsageFault where there is no such file, DataError where it is damaged or not exactly such a net.
+    Args:
+        path: The file.
+
+    Returns:
+        The network in float32.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The file is damaged or has other tensors.
     """
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; expected the tensors of an RVQ-VAE")
@@ -313,7 +335,18 @@ def load_rvqvae(path: Path) -> Rvqvae:
 
 
 def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
-    """The net that tensors are, in float32; raises DataError where one is missing, too much or not as it should be."""
+    """Return the network of tensors, in float32.
+
+    Args:
+        tensors: Tensors by name.
+        where: Name of the file in errors.
+
+    Returns:
+        The network, on the tensors' device.
+
+    Raises:
+        DataError: A tensor is missing, unknown, of another shape, or has NaN or infinite values.
+    """
     with torch.device("meta"):
         net = Rvqvae(spec_of(tensors, where))
     expected = net.state_dict()
@@ -325,7 +358,18 @@ def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
 
 
 def spec_of(tensors: Mapping[str, Tensor], where: str) -> RvqvaeSpec:
-    """The sizes that tensors tell; raises DataError where they do not tell them."""
+    """Read the sizes of a network from its tensors.
+
+    Args:
+        tensors: Tensors by name.
+        where: Name of the file in errors.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        DataError: The tensors do not determine the sizes, or the stride is not 2.
+    """
     width, channels, _ = _shape(tensors, _FIRST, 3, where)
     _, _, kernel = _shape(tensors, _DOWN, 3, where)
     if kernel != 4:
@@ -356,5 +400,5 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> t
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers tensors have at a place of their names; numbers, not the largest, bound the net."""
+    """Count the different numbers at a place in the tensors' names; a largest number could be arbitrarily high."""
     return len({found[1] for found in map(re.compile(pattern).match, tensors) if found})

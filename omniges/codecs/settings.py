@@ -1,4 +1,4 @@
-"""Settings of `omniges encode`; light enough for `omniges --help`."""
+"""Settings of `omniges encode`, light enough for `omniges --help`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ DEFAULT_MAX_LOST: Final = 0.01
 
 
 def named_folder(flag: str, text: str) -> tuple[str, Path]:
-    """Read a codec's name and folder from NAME=FOLDER; raises UsageFault by flag name."""
+    """Read a codec's name and folder from NAME=FOLDER.
+
+    Args:
+        flag: Option that gave the text, for errors.
+        text: The text NAME=FOLDER.
+
+    Returns:
+        Name and folder.
+
+    Raises:
+        UsageFault: The text has another form, or the name is unknown.
+    """
     name, equals, folder = text.partition("=")
     if not equals or not folder:
         raise UsageFault(f"{flag} {text}: NAME=FOLDER expected, with one of {', '.join(CODECS.names())}")
@@ -25,7 +36,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
-    """All that `omniges encode` can be told."""
+    """All settings of `omniges encode`."""
 
     codecs: tuple[tuple[str, Path], ...] = field(
         metadata=about(
@@ -56,7 +67,7 @@ class EncodeSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be, by the name of the flag."""
+        """Refuse invalid settings by the name of the flag."""
         check(self)
         names = [name for name, _ in self.codecs]
         twice = [name for name in names if names.count(name) > 1]
@@ -65,12 +76,12 @@ class EncodeSettings:
 
     @property
     def target(self) -> Path:
-        """Where the shards with latents will lie."""
+        """Folder of the shards with latents."""
         return self.shards if self.out is None else self.out
 
     @property
     def of_text(self) -> tuple[str, ...]:
-        """The flags that only a codec of text reads, where they were given."""
+        """The given flags that only a text codec reads."""
         given = {
             "--window-ticks": self.window_ticks,
             "--stride-ticks": self.stride_ticks,
@@ -80,12 +91,21 @@ class EncodeSettings:
         return tuple(flag for flag, value in given.items() if value is not None)
 
     def grid(self, default: WindowGrid) -> WindowGrid:
-        """The windows that were asked for; the stride is the largest of at most a quarter that divides the window."""
+        """Return the requested windows.
+
+        The default stride is the largest divisor of the window that is at most a quarter of it.
+
+        Args:
+            default: The codec's own windows.
+
+        Returns:
+            Window and stride in ticks.
+        """
         window = default.window_ticks if self.window_ticks is None else self.window_ticks
         quarter = next((s for s in range(window // 4, 0, -1) if window % s == 0), 1)
         return WindowGrid(window, quarter if self.stride_ticks is None else self.stride_ticks)
 
     @property
     def in_place(self) -> bool:
-        """Whether the shards themselves are replaced."""
+        """True where the shards themselves are replaced."""
         return self.target.resolve() == self.shards.resolve()

@@ -1,7 +1,7 @@
-"""A clip's value of a metric, and what is made of those of many: means, confidence intervals, shuffled pairings.
+"""Values of a metric per clip, and their summaries: means, confidence intervals and shuffled pairings.
 
-The checks of arrays give float64 views or copies; nothing in this package writes to an argument. Random numbers are
-Philox4x64-10 with the seed as key, mapped here, so they depend on no version of numpy.
+Checked arrays are float64 views or copies; nothing in this package writes to an argument. Random numbers come from
+Philox4x64-10 with the seed as key and are mapped here, so they do not depend on the version of numpy.
 """
 
 from __future__ import annotations
@@ -25,14 +25,24 @@ _LEVEL: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class ClipValue:
-    """A clip's value of a metric, and how much the clip counts among others; a corpus has the weighted mean."""
+    """A clip's value of a metric and its weight in the mean over clips."""
 
     value: float
     weight: float
 
 
 def weighted_mean(clips: Sequence[ClipValue]) -> float:
-    """The corpus value: mean of the clips' values by weight. Raises DataError where no clip has weight."""
+    """Return the mean of the clips' values by weight, which is the corpus value.
+
+    Args:
+        clips: Value and weight of each clip.
+
+    Returns:
+        The mean.
+
+    Raises:
+        DataError: The total weight is not above 0.
+    """
     total = math.fsum(clip.weight for clip in clips)
     if not total > 0:
         raise DataError(
@@ -44,7 +54,22 @@ def weighted_mean(clips: Sequence[ClipValue]) -> float:
 def checked_pair(
     found: Numbers, expected: Numbers, what: str, shape: tuple[int | None, ...], *, at_least: int = 1
 ) -> tuple[F64, F64]:
-    """Both arrays as `checked` gives them, of equal shape. Raises UsageFault where they differ."""
+    """Return both arrays as float64 after checking that their shapes are equal.
+
+    Args:
+        found: Generated values, of `shape`.
+        expected: Recorded values, of `shape`.
+        what: Name of the quantity in errors.
+        shape: Expected shape, with None for axes of any length.
+        at_least: Smallest length of the first axis.
+
+    Returns:
+        The generated and the recorded array.
+
+    Raises:
+        UsageFault: A shape is wrong, or the two shapes differ.
+        DataError: There are too few frames, or values that are NaN or infinite.
+    """
     first = checked(found, f"generated {what}", shape, at_least=at_least)
     second = checked(expected, f"recorded {what}", shape, at_least=at_least)
     if first.shape != second.shape:
@@ -63,16 +88,26 @@ class Interval:
 
 
 def _uniform(seed: int, count: int) -> F64:
-    """Numbers (count,) in [0, 1): the top 53 bits of each output."""
+    """Return random numbers (count,) in [0, 1) from the top 53 bits of each output."""
     if not 0 <= seed < 1 << 64:
         raise UsageFault(f"seed: found {seed}; expected 0 to 2^64 - 1")
     return np.asarray((np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53)
 
 
 def draw_clips(clips: int, resamples: int, seed: int) -> I64:
-    """Clip numbers (resamples, clips), each row drawn with replacement: ⌊u · clips⌋, row after row.
+    """Draw clip numbers with replacement: ⌊u · clips⌋, row after row.
 
-    Raises DataError for fewer than two clips, UsageFault for a bad seed or number of resamples.
+    Args:
+        clips: Number of clips, at least 2.
+        resamples: Number of draws, at least 1.
+        seed: Key of the generator, 0 to 2^64 − 1.
+
+    Returns:
+        Clip numbers (resamples, clips).
+
+    Raises:
+        DataError: There are fewer than two clips.
+        UsageFault: The seed or the number of resamples is out of range.
     """
     if clips < 2:
         raise DataError(f"interval: found {clips} clips; expected at least 2: a value of one clip has no interval")
@@ -85,11 +120,22 @@ def draw_clips(clips: int, resamples: int, seed: int) -> I64:
 def bootstrap(
     clips: int, statistic: Callable[[I64], float], *, seed: int, resamples: int = RESAMPLES, centred: bool = False
 ) -> Interval:
-    """Percentile bootstrap interval of a statistic of clip numbers, which may repeat (Efron and Tibshirani 1993).
+    """Return the percentile bootstrap interval of a statistic (Efron and Tibshirani 1993).
 
-    ``centred``: the draws are shifted so that their mean is the value, for statistics such as a Fréchet distance that
-    grow because a draw has fewer different clips. Raises DataError for fewer than two clips or a statistic that is not
-    finite, UsageFault for bad settings.
+    Args:
+        clips: Number of clips, at least 2.
+        statistic: Function of clip numbers (clips,), in which a clip may occur more than once.
+        seed: Key of the generator, 0 to 2^64 − 1.
+        resamples: Number of draws.
+        centred: Shift the draws so that their mean is the value. Use it for statistics such as a Fréchet distance,
+            which grow because a draw has fewer different clips.
+
+    Returns:
+        The value over all clips with its 95 % interval.
+
+    Raises:
+        DataError: There are fewer than two clips, or the statistic is NaN or infinite.
+        UsageFault: The seed or the number of resamples is out of range.
     """
     values = np.array([statistic(rows) for rows in draw_clips(clips, resamples, seed)])
     value = statistic(np.arange(clips))
@@ -97,9 +143,20 @@ def bootstrap(
 
 
 def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Interval of the weighted mean of clips; the same as `bootstrap` with `weighted_mean`, faster.
+    """Return the interval of the weighted mean of clips.
 
-    A draw of clips that have no weight at all is an error, as it is in `weighted_mean`.
+    The result equals `bootstrap` with `weighted_mean`, but is computed faster.
+
+    Args:
+        clips: Value and weight of each clip, at least 2.
+        seed: Key of the generator, 0 to 2^64 − 1.
+        resamples: Number of draws.
+
+    Returns:
+        The weighted mean with its 95 % interval.
+
+    Raises:
+        DataError: There are fewer than two clips, or a draw has only clips without weight.
     """
     rows = draw_clips(len(clips), resamples, seed)
     weights = np.array([clip.weight for clip in clips])
@@ -112,15 +169,25 @@ def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RE
 
 def _interval(value: float, values: F64) -> Interval:
     if not (np.isfinite(value) and np.isfinite(values).all()):
-        raise DataError("interval: found a value that is not finite; expected finite values of every clip")
+        raise DataError("interval: found a value that is NaN or infinite; expected finite values of every clip")
     low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(float(value), float(low), float(high), len(values))
 
 
 def shuffled_pairing(clips: int, seed: int) -> I64:
-    """The clip (clips,) whose audio each clip gets: one random cycle, so never its own.
+    """Return the clip whose audio each clip gets, as one random cycle, so never its own.
 
-    Sattolo (1986): all cycles are equally likely. Raises DataError for fewer than two clips.
+    All cycles are equally likely (Sattolo 1986).
+
+    Args:
+        clips: Number of clips, at least 2.
+        seed: Key of the generator, 0 to 2^64 − 1.
+
+    Returns:
+        Clip numbers (clips,).
+
+    Raises:
+        DataError: There are fewer than two clips.
     """
     if clips < 2:
         raise DataError(f"shuffled pairing: found {clips} clips; expected at least 2")

@@ -1,8 +1,9 @@
-"""Fréchet distance between two sets of features, without a matrix root that could fail, and what makes the features.
+"""Fréchet distance between two sets of features, and the encoders that compute the features.
 
-They come from encoders of motion in files (features, a TorchScript program, or convolutions) or, where none is given,
-from the built-in descriptor; its distance is not a published FGD. Nothing is unpickled from a features file or a
-convolution encoder. A TorchScript file is a program that runs with the user's rights.
+The distance needs no matrix root, which could fail. Encoders come from files: features, a TorchScript program or
+convolutions. Without a file the built-in descriptor is used; its distance is not a published FGD. Features files and
+convolution encoders are never unpickled. A TorchScript file is a program that runs with the user's rights.
+
 Letters: N rows or windows, D features, T frames, 55 joints. Distances are in float64.
 """
 
@@ -33,7 +34,7 @@ _JOINTS: Final = tuple(
 )
 _WINDOW_FRAMES: Final = 32
 _STRIDE_FRAMES: Final = 16
-_SPEED_S: Final = 0.1  # these two bring speeds and accelerations to the order of size of positions
+_SPEED_S: Final = 0.1  # these two scale speeds and accelerations to the magnitude of positions
 _ACCELERATION_S2: Final = 0.01
 INPUT_CHANNELS: Final = 2 * POSE_COLUMNS
 _FORMAT: Final = "omniges-encoder"
@@ -49,7 +50,10 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[F64], F64]]] = {
 
 @dataclass(frozen=True, slots=True)
 class FrechetScore:
-    """A Fréchet distance with what it rests on. A rank below ``dimensions`` makes it an estimate that is biased up."""
+    """A Fréchet distance with the data that it depends on.
+
+    A rank below ``dimensions`` makes it an estimate that is biased upwards.
+    """
 
     value: float
     mean_term: float
@@ -61,11 +65,11 @@ class FrechetScore:
     dimensions: int
     offset: float
     encoder: str
-    """Name of what made the features; distances of different encoders do not compare."""
+    """Name of the encoder of the features; distances of different encoders are not comparable."""
 
     @property
     def full_rank(self) -> bool:
-        """Whether both covariances are known in all directions."""
+        """True where both covariances have full rank."""
         return min(self.rank_generated, self.rank_recorded) == self.dimensions
 
 
@@ -79,7 +83,7 @@ class _Gaussian:
     rank: int
 
     def root(self, offset: float) -> F64:
-        """A matrix A (D, D) with AᵀA = covariance + offset · 1."""
+        """Return a matrix A (D, D) with AᵀA = covariance + offset · 1."""
         return np.asarray(np.sqrt(self.scales**2 + offset)[:, None] * self.axes)
 
 
@@ -95,19 +99,32 @@ def _gaussian(features: Numbers, what: str) -> _Gaussian:
     scales = np.concatenate([scales, np.zeros(dimensions - len(scales))]) / np.sqrt(count - 1)
     kind = np.asarray(features).dtype
     precision = np.finfo(kind if kind.kind == "f" else np.float64).eps
-    # Rounding of the rows themselves, not only of what their deviations are, makes rank where there is none.
+    # Rounding of the rows themselves, not only of their deviations, can add to the rank.
     largest = max(float(scales[0]), float(np.abs(mean).max()) * 2)
     rank = int((scales > max(count, dimensions) * precision * largest).sum()) if scales[0] > 0 else 0
     return _Gaussian(mean, scales, axes, rank)
 
 
 def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSettings, *, encoder: str) -> FrechetScore:
-    """|m1 − m2|² + tr(S1 + S2 − 2 (S1 S2)^½) of features (N1, D) and (N2, D), covariances with divisor N − 1.
+    """Return the Fréchet distance |m1 − m2|² + tr(S1 + S2 − 2 (S1 S2)^½) of two sets of features.
 
-    tr (S1 S2)^½ is the sum of the singular values of A1 A2ᵀ for any A1ᵀA1 = S1, A2ᵀA2 = S2: exact, real, and defined
-    for singular covariances. Dowson and Landau (1982). With ``settings.offset`` it is taken of S1 + offset · 1 and
-    S2 + offset · 1, while the other traces are not, and the value may fall below zero; without, rounding below
-    zero is raised to 0. Raises UsageFault for unequal widths, DataError for fewer than 2 rows or non-finite values.
+    Covariances S have divisor N − 1 (Dowson and Landau 1982). tr (S1 S2)^½ is the sum of the singular values of A1 A2ᵀ
+    for any A1ᵀA1 = S1 and A2ᵀA2 = S2. This is exact, real, and defined for singular covariances. With
+    ``settings.offset`` it is taken of S1 + offset · 1 and S2 + offset · 1, but the other traces are not. The value may
+    then fall below zero. Without an offset, values that rounding makes negative become 0.
+
+    Args:
+        generated: Features (N1, D).
+        recorded: Features (N2, D).
+        settings: Offset of the covariances.
+        encoder: Name of the encoder, kept in the score.
+
+    Returns:
+        The distance, its mean term and the ranks.
+
+    Raises:
+        UsageFault: The widths differ.
+        DataError: There are fewer than 2 rows, or values that are NaN or infinite.
     """
     first, second = _gaussian(generated, "generated"), _gaussian(recorded, "recorded")
     if len(first.mean) != len(second.mean):
@@ -134,9 +151,17 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
 
 def describe(joints: Numbers) -> F64:
-    """Features (N, 56) of joints (T, 55, 3) in metres, N = 1 + (T − 32) // 16; docs/metrics.md lists them.
+    """Return the built-in features of motion; docs/metrics.md lists them.
 
-    Raises UsageFault for another shape, DataError for fewer than 32 frames or non-finite values.
+    Args:
+        joints: Positions (T, 55, 3) in metres with at least 32 frames.
+
+    Returns:
+        Features (N, 56), N = 1 + (T − 32) // 16.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than 32 frames, or values that are NaN or infinite.
     """
     positions = checked(joints, "joints", (None, len(JOINT_NAMES), 3), at_least=_WINDOW_FRAMES)
     relative = positions[:, _JOINTS] - positions[:, :1]
@@ -155,29 +180,38 @@ def describe(joints: Numbers) -> F64:
 
 
 class Encoder(Protocol):
-    """Something that turns poses into features."""
+    """A function from poses to features, with a name."""
 
     @property
     def name(self) -> str:
-        """What stands beside every distance made with it."""
+        """Name shown with every distance."""
 
     def encode(self, poses: Numbers) -> F64:
-        """Features (N, D) of poses (T, 165) rad."""
+        """Return features (N, D) of poses (T, 165) in radians."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Features (N, D) from a file."""
+    """Features (N, D) read from a file."""
 
     name: str
     rows: Numbers
 
 
 def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) -> F64:
-    """What encoders get: poses (T, 165) rad to 6D rotations (T', 330), T' the largest multiple that fits into T.
+    """Return the input of encoders: poses as 6D rotations, which are rows 0 and 1 of each joint's matrix.
 
-    Rows 0 and 1 of each joint's matrix, joint after joint, jaw and eyes included, not normalised. Raises DataError
-    where nothing is left.
+    The joints follow one another, jaw and eyes included, without normalisation.
+
+    Args:
+        poses: Axis-angle poses (T, 165) in radians.
+        multiple_of_frames: The number of frames is cut to a multiple of this.
+
+    Returns:
+        Rotations (T', 330), T' the largest multiple up to T.
+
+    Raises:
+        DataError: No frame is left.
     """
     checked(poses, "poses", (None, POSE_COLUMNS), at_least=multiple_of_frames)
     kept = len(poses) // multiple_of_frames * multiple_of_frames
@@ -185,9 +219,17 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
 
 
 def load_features(path: Path) -> Features:
-    """Features (N, D) from an ``.npy`` file, never unpickled.
+    """Read features (N, D) from an ``.npy`` file without unpickling.
 
-    Raises UsageFault where there is no such file, DataError for a file that is none of that kind or damaged.
+    Args:
+        path: The file.
+
+    Returns:
+        The features, named by file name and checksum.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The file is damaged or is not a two-dimensional array.
     """
     name = _name("features", path)
     rows = read_array(path, "expected an .npy file of features (rows, columns)")
@@ -196,10 +238,18 @@ def load_features(path: Path) -> Features:
 
 
 def load_encoder(path: Path) -> Encoder:
-    """An encoder from a ``.safetensors`` file with its JSON beside it, or from any other file as TorchScript.
+    """Load an encoder from a ``.safetensors`` file with its JSON file, or from any other file as TorchScript.
 
-    Raises UsageFault where there is no such file, DataError where it is not what docs/metrics.md describes,
-    EnvironmentFault where a package it needs is not installed.
+    Args:
+        path: The file.
+
+    Returns:
+        The encoder, named by file name and checksum.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The file is not as docs/metrics.md describes.
+        EnvironmentFault: A required package is not installed.
     """
     return _convolutions(path) if path.suffix == ".safetensors" else _torchscript(path)
 
@@ -212,7 +262,7 @@ def _name(kind: str, path: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    """An exception's first line, for errors of one line."""
+    """Return an exception's first line, for errors of one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
@@ -225,14 +275,14 @@ class _TorchScript:
     program: Any
 
     def encode(self, poses: Numbers) -> F64:
-        import torch  # noqa: PLC0415 - seconds that only this encoder pays
+        import torch  # noqa: PLC0415 - takes seconds, needed by this encoder only
 
         given = torch.from_numpy(encoder_input(poses).astype(np.float32))[None]
         with torch.inference_mode():
             try:
                 answer = self.program(given)
             except RuntimeError as error:
-                # TorchScript puts what went wrong last, below its own stack.
+                # TorchScript puts the reason last, below its own stack.
                 lines = [line[:200] for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
                 raise DataError(f"{self.name} fails on input {tuple(given.shape)}: {lines[-1]}") from error
         if not isinstance(answer, torch.Tensor) or answer.ndim not in {2, 3} or (answer.ndim == 3 and len(answer) != 1):
@@ -245,11 +295,11 @@ class _TorchScript:
 def _torchscript(path: Path) -> Encoder:
     name = _name("torchscript", path)
     try:
-        import torch  # noqa: PLC0415 - seconds that only this encoder pays
+        import torch  # noqa: PLC0415 - takes seconds, needed by this encoder only
     except ImportError as error:
         raise EnvironmentFault(f"{path}: a TorchScript encoder needs torch: pip install 'omniges[train]'") from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the format is what published encoders come in
+        warnings.simplefilter("ignore", DeprecationWarning)  # published encoders have this format
         try:
             program = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
@@ -269,7 +319,7 @@ class _Layer:
     activation: str
 
     def __call__(self, frames: F64) -> F64:
-        """Frames (T, in) to (T', out), zeros beyond the ends."""
+        """Convolve frames (T, in) to (T', out), with zeros beyond the ends."""
         padded = np.pad(frames, ((self.padding, self.padding), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.weight.shape[2], axis=0)[:: self.stride]
         result = np.einsum("tik,oik->to", windows, self.weight, optimize=True) + self.bias
@@ -317,7 +367,7 @@ def _convolutions(path: Path) -> Encoder:
 
 
 def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
-    """Multiple of frames, and (stride, padding, activation) of each layer."""
+    """Read the multiple of frames, and (stride, padding, activation) of each layer."""
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; expected the encoder's settings beside its tensors")
     with os_errors(path, "read"):

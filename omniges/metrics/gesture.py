@@ -1,6 +1,6 @@
-"""Metrics of gesture: beats, motion by itself, window boundaries, recall of gestures that mean something, the face.
+"""Metrics of gesture: beats, motion alone, window boundaries, recall of semantic gestures, the face.
 
-Letters: T frames, J joints, V vertices, S seams. World: metres, y up.
+Letters: T frames, J joints, V vertices, S window boundaries. World: metres, y up.
 """
 
 from __future__ import annotations
@@ -31,14 +31,25 @@ FLOOR_PERCENTILE: Final = 5.0
 _SEAM_PERCENTILE: Final = 99.0
 _GROUND: Final = [0, 2]  # x and z
 _LEAST_FACE_FRAMES: Final = 2
-_DETOUR_HZ: Final = 22_050  # librosa's default rate, which the tools of 2024 forget to override
+_DETOUR_HZ: Final = 22_050  # librosa's default rate, which the tools of 2024 do not override
 _LEAST_SAMPLES: Final = 2048  # librosa's window
 
 
 def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
-    """The poses whose joints are scored: (T, 165) rad to a new (T, 165) rad.
+    """Return the poses whose joints are scored.
 
-    Place them with a translation of zero. Raises UsageFault for another shape, DataError for no or non-finite frames.
+    Place them with a translation of zero.
+
+    Args:
+        poses: Axis-angle poses (T, 165) in radians.
+        settings: Rotations that are set to zero.
+
+    Returns:
+        New poses (T, 165) in radians.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are no frames, or values that are NaN or infinite.
     """
     scored = np.array(checked(poses, "poses", (None, POSE_COLUMNS)))
     if settings.root_rotation == "zero":
@@ -48,22 +59,30 @@ def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
     return scored
 
 
-# --- beats: how near the nearest beat of motion is to each beat of the sound
+# --- beats: distance of each audio beat to the nearest motion beat
 
 
 @dataclass(frozen=True, slots=True)
 class BeatScore(ClipValue):
-    """A clip's beat consistency, weight T − 2 crop, and how many beats there were to be near to."""
+    """A clip's beat consistency with weight T − 2 · crop, and its numbers of beats."""
 
     audio_beats: int
     motion_beats: int
-    """Of all scored joints together. Many of them raise the value whether or not they belong to the sound."""
+    """Number over all scored joints. Many beats raise the value, whether or not they match the sound."""
 
 
 def joint_speeds(joints: Numbers) -> F64:
-    """Speeds (T, J) m/s of joints (T, J, 3) m: central differences, one-sided at both ends.
+    """Return the speeds of joints by central differences, one-sided at both ends.
 
-    Raises UsageFault for another shape, DataError for fewer than 2 or non-finite frames.
+    Args:
+        joints: Positions (T, J, 3) in metres with at least 2 frames.
+
+    Returns:
+        Speeds (T, J) in m/s.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than 2 frames, or values that are NaN or infinite.
     """
     positions = checked(joints, "joints", (None, None, 3), at_least=2)
     velocity = np.empty_like(positions)
@@ -74,9 +93,17 @@ def joint_speeds(joints: Numbers) -> F64:
 
 
 def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
-    """Mean over all frames of `joint_speeds`: clips of joints (T, J, 3) m to (J,) m/s.
+    """Return the mean of `joint_speeds` over all frames of clips.
 
-    Of the same kind of positions as are scored, and of train clips. Raises DataError where there is no clip.
+    Args:
+        clips: Positions (T, J, 3) in metres of train clips, prepared as the scored ones.
+
+    Returns:
+        Mean speeds (J,) in m/s.
+
+    Raises:
+        UsageFault: Clips have different numbers of joints.
+        DataError: There is no clip.
     """
     total, frames = None, 0
     for joints in clips:
@@ -94,10 +121,19 @@ def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
 
 
 def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettings) -> tuple[I64, ...]:
-    """Beats of each scored joint, in frames from the start of the cropped clip: joints (T, J, 3) m, means (J,) m/s.
+    """Find the beats of each scored joint.
 
-    Raises DataError for a clip that the crop leaves nothing of, non-finite values, and a mean speed of zero for a
-    joint that moves.
+    Args:
+        joints: Positions (T, J, 3) in metres.
+        mean_speeds_m_s: Mean speeds (J,) in m/s of train clips.
+        settings: Scored joints, crop and thresholds.
+
+    Returns:
+        Beats (M,) of each scored joint, in frames from the start of the cropped clip.
+
+    Raises:
+        UsageFault: A shape is wrong, or scored joints are missing.
+        DataError: No frame is left after the crop, values are NaN or infinite, or a moving joint has mean speed zero.
     """
     positions = checked(joints, "joints", (None, None, 3), at_least=max(2 * settings.crop_frames + 1, 2))
     if max(settings.joints) >= positions.shape[1]:
@@ -118,7 +154,7 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
 
 
 def _beats_of(speed: F64, settings: BeatSettings) -> I64:
-    """Strict minima (M,) of one joint's speed (T,) inside the crop that are fast enough."""
+    """Return the strict minima (M,) of one joint's speed (T,) inside the crop that are fast enough."""
     crop = settings.crop_frames
     inside = speed[crop : len(speed) - crop]
     lowest = np.ones(len(inside), dtype=bool)
@@ -133,9 +169,18 @@ def _beats_of(speed: F64, settings: BeatSettings) -> I64:
 
 
 def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
-    """Onset times (B,) in seconds from the start of the crop, of 16 kHz mono audio (L,) that goes with T frames.
+    """Find the onsets of audio.
 
-    Raises DataError for audio that is too short, not finite or without any onset, such as silence.
+    Args:
+        samples: Mono audio (L,) at 16 kHz.
+        frames: Number of motion frames T of the clip.
+        settings: Crop, resampling and hop.
+
+    Returns:
+        Onset times (B,) in seconds from the start of the crop.
+
+    Raises:
+        DataError: The audio is too short, has NaN or infinite values, or has no onset, such as silence.
     """
     audio = checked(samples, "audio", (None,)).astype(np.float32)
     if settings.audio == "resampled-twice" and len(audio):
@@ -160,15 +205,24 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
 
 
 def least_frames(settings: BeatSettings) -> int:
-    """Motion frames of the shortest clip that can have beats of audio and motion."""
+    """Return the smallest number of motion frames with which a clip can have beats of audio and motion."""
     return 2 * settings.crop_frames + math.ceil(_LEAST_SAMPLES * FRAME_RATE_HZ / SAMPLE_RATE_HZ)
 
 
 def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int, settings: BeatSettings) -> BeatScore:
-    """Return the beat consistency, 0 to 1, of audio beats (B,) in seconds and motion beats of each joint in frames.
+    """Return the beat consistency of audio and motion, 0 to 1 (Li et al. 2021, Liu et al. 2022).
 
-    Both count from the crop. Li et al. (2021), Liu et al. (2022).
-    Raises DataError for no audio beats, or a clip that the crop leaves nothing of.
+    Args:
+        audio_times_s: Audio beats (B,) in seconds from the start of the crop.
+        motion_frames: Motion beats (M,) of each joint, in frames from the start of the crop.
+        frames: Number of motion frames T before the crop.
+        settings: Crop and width σ of the kernel.
+
+    Returns:
+        The mean over joints of exp(−d² / 2σ²), d the distance of an audio beat to the nearest motion beat.
+
+    Raises:
+        DataError: There are no audio beats, or no frame is left after the crop.
     """
     times = checked(audio_times_s, "audio beats", (None,))
     weight = frames - 2 * settings.crop_frames
@@ -185,12 +239,12 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
     return BeatScore(float(values.mean()), float(weight), len(times), sum(len(beats) for beats in motion_frames))
 
 
-# --- motion by itself
+# --- motion alone
 
 
 @dataclass(frozen=True, slots=True)
 class DriftScore:
-    """How far the root strays from where it began, in metres along the floor."""
+    """Horizontal distance of the root from its first position, at the end and at most, in metres."""
 
     end_m: float
     farthest_m: float
@@ -198,16 +252,24 @@ class DriftScore:
 
 @dataclass(frozen=True, slots=True)
 class SkateScore(ClipValue):
-    """Foot skate in m/s, weighed by the toe frames near the floor, which it is the mean of."""
+    """Foot skate in m/s; the weight is the number of toe frames near the floor."""
 
     toe_frames: int
-    """Both toes' frames, near the floor or not: 2 (T − 1)."""
+    """Number of frames of both toes, near the floor or not: 2 (T − 1)."""
 
 
 def root_drift(root: Numbers) -> DriftScore:
-    """Horizontal distance of the root from its first frame: positions (T, 3) m. One frame has drifted by 0.
+    """Return the horizontal distance of the root from its first frame; one frame has a drift of 0.
 
-    Raises UsageFault for another shape, DataError for no or non-finite frames.
+    Args:
+        root: Positions (T, 3) in metres.
+
+    Returns:
+        The distance at the end and the largest one.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are no frames, or values that are NaN or infinite.
     """
     positions = checked(root, "root", (None, 3))
     away = np.linalg.norm((positions - positions[0])[:, _GROUND], axis=1)
@@ -215,10 +277,19 @@ def root_drift(root: Numbers) -> DriftScore:
 
 
 def foot_skate(joints: Numbers) -> SkateScore:
-    """Mean sliding speed of the toes near the floor, by v (2 − 2^(h/H)): joints (T, 55, 3) m with translation.
+    """Return the mean sliding speed of the toes near the floor, v (2 − 2^(h/H)) (Zhang et al. 2018).
 
-    Zhang et al. (2018). The floor is each toe's 5th percentile of height. Without any contact the value is 0 and so is
-    the weight. Raises UsageFault for another shape, DataError for fewer than 2 or non-finite frames.
+    The floor is each toe's 5th percentile of height. Without any contact, value and weight are 0.
+
+    Args:
+        joints: Positions (T, 55, 3) in metres, translation included.
+
+    Returns:
+        The speed in m/s.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than 2 frames, or values that are NaN or infinite.
     """
     positions = checked(joints, "joints", (None, len(JOINT_NAMES), 3), at_least=2)[:, TOES]
     floor = np.percentile(positions[..., 1], FLOOR_PERCENTILE, axis=0)
@@ -232,9 +303,17 @@ def foot_skate(joints: Numbers) -> SkateScore:
 
 
 def jerk(joints: Numbers) -> ClipValue:
-    """Mean length of the third difference times 30³: joints (T, J, 3) m to m/s³, weight T − 3.
+    """Return the mean length of the third difference times 30³.
 
-    Raises UsageFault for another shape, DataError for fewer than 4 or non-finite frames.
+    Args:
+        joints: Positions (T, J, 3) in metres with at least 4 frames.
+
+    Returns:
+        The jerk in m/s³, with weight T − 3.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than 4 frames, or values that are NaN or infinite.
     """
     positions = checked(joints, "joints", (None, None, 3), at_least=4)
     if positions.shape[1] == 0:
@@ -244,45 +323,60 @@ def jerk(joints: Numbers) -> ClipValue:
 
 
 def l1_diversity(joints: Numbers) -> ClipValue:
-    """Sum over coordinates of the mean absolute deviation from the mean: joints (T, J, 3) m to metres, weight T.
+    """Return the sum over coordinates of the mean absolute deviation from the mean; the same in all profiles.
 
-    The same in all profiles. One frame gives 0. Raises UsageFault for another shape, DataError for no or non-finite
-    frames.
+    Args:
+        joints: Positions (T, J, 3) in metres; one frame gives 0.
+
+    Returns:
+        The diversity in metres, with weight T.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are no frames, or values that are NaN or infinite.
     """
     positions = checked(joints, "joints", (None, None, 3))
     deviation = np.abs(positions - positions.mean(axis=0)).sum() / len(positions)
     return ClipValue(float(deviation), float(len(positions)))
 
 
-# --- seams between windows, against everywhere else
+# --- window boundaries, compared with the rest of a clip
 
 
 @dataclass(frozen=True, slots=True)
 class SeamComparison:
-    """One quantity at seams and elsewhere."""
+    """One quantity at window boundaries and elsewhere."""
 
     elsewhere: float
-    """Its 99th percentile away from seams."""
+    """The 99th percentile away from window boundaries."""
     at_seams: F64
     above: float
-    """Share of values at seams above it; 0.01 is expected where nothing can be seen."""
+    """Share of values at boundaries above `elsewhere`; 0.01 is expected of invisible boundaries."""
     worst_ratio: float
-    """Largest value at a seam over it."""
+    """Largest value at a boundary, divided by `elsewhere`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeamScore:
-    """Velocity in m/s (S values at seams) and acceleration in m/s² (2 S values)."""
+    """Velocity in m/s (S values at window boundaries) and acceleration in m/s² (2 S values)."""
 
     velocity: SeamComparison
     acceleration: SeamComparison
 
 
 def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
-    """Compare seams with the rest of a clip: joints (T, J, 3) m; seam s lies between frames s − 1 and s.
+    """Compare window boundaries with the rest of a clip, as root mean squares over joints.
 
-    Lengths are root mean squares over joints. Raises UsageFault for no seams, seams outside 2..T − 2 and a clip that
-    has nothing but seams; DataError for non-finite values and for motion that stands still elsewhere.
+    Args:
+        joints: Positions (T, J, 3) in metres.
+        seams: Window boundaries in 2..T − 2; boundary s lies between frames s − 1 and s.
+
+    Returns:
+        The comparisons of velocity and acceleration.
+
+    Raises:
+        UsageFault: There are no boundaries, some are out of range, or all frames are boundaries.
+        DataError: Values are NaN or infinite, or there is no motion away from the boundaries.
     """
     positions = checked(joints, "joints", (None, None, 3))
     frames, joint_count, _ = positions.shape
@@ -300,7 +394,7 @@ def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
 
 
 def _lengths(vectors: F64) -> F64:
-    """Root mean square over joints of lengths: (T, J, 3) to (T,)."""
+    """Return the root mean square over joints of lengths: (T, J, 3) to (T,)."""
     return np.asarray(np.sqrt(np.square(vectors).sum(axis=-1).mean(axis=-1)))
 
 
@@ -320,14 +414,23 @@ def _compare(values: F64, at: npt.NDArray[np.int64], what: str) -> SeamCompariso
 
 @dataclass(frozen=True, slots=True)
 class RecallScore(ClipValue):
-    """A clip's recall; the published forms can exceed 1."""
+    """A clip's semantic recall; the published forms can exceed 1."""
 
     joints: int
     annotated: bool
 
 
 def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: SemanticSettings) -> F64:
-    """Score (T,) of each frame at i/30 s: that of the first span in file order that holds it, 0 outside all."""
+    """Return the score of each frame at i/30 s: that of the first span in file order that contains it, else 0.
+
+    Args:
+        spans: Annotated spans in file order, in seconds.
+        frames: Number of frames T.
+        settings: Open or closed ends of spans.
+
+    Returns:
+        Scores (T,).
+    """
     scores = np.zeros(frames)
     seconds = np.arange(frames) / FRAME_RATE_HZ
     for span in reversed(spans):
@@ -339,10 +442,21 @@ def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: Semant
 def semantic_recall(
     generated: Numbers, recorded: Numbers, scores: Numbers | None, settings: SemanticSettings
 ) -> RecallScore:
-    """Share of joints near the recorded ones, frames weighed by scores (T,): joints (T, J, 3) m.
+    """Return the share of joints that are near the recorded ones, with frames weighted by semantic scores.
 
-    Raises UsageFault for unequal shapes and for missing scores where the profile needs them, DataError for no or
-    non-finite frames, scores outside 0..1, and scores that are all zero where the profile divides by their sum.
+    Args:
+        generated: Positions (T, J, 3) in metres.
+        recorded: Positions (T, J, 3) in metres.
+        scores: Semantic scores (T,) in 0..1; None without annotation.
+        settings: Error, threshold and weights of the profile.
+
+    Returns:
+        The recall of the clip.
+
+    Raises:
+        UsageFault: Shapes differ, or scores are missing where the profile needs them.
+        DataError: There are no frames, values are NaN or infinite, scores are outside 0..1, or their sum is zero where
+            the profile divides by it.
     """
     found, expected = checked_pair(generated, recorded, "joints", (None, None, 3))
     frames, joints, _ = found.shape
@@ -375,13 +489,13 @@ def semantic_recall(
 
 @dataclass(frozen=True, slots=True)
 class FaceScore(ClipValue):
-    """A clip's value; values over another number of vertices do not compare."""
+    """A clip's face value; values for different numbers of vertices are not comparable."""
 
     vertices: int
 
 
 class FaceSums:
-    """Both metrics of a clip whose vertices come block after block, so that memory does not grow with its length."""
+    """Sums of both face metrics over blocks of a clip, so that memory does not grow with its length."""
 
     def __init__(self) -> None:
         self._squares = self._positions = self._steps = 0.0
@@ -389,9 +503,15 @@ class FaceSums:
         self._last: F64 | None = None  # error of the last frame
 
     def add(self, generated: Numbers, recorded: Numbers) -> None:
-        """Take in the next frames: vertices (T, V, 3) m.
+        """Add the next frames.
 
-        Raises UsageFault for unequal or other shapes, DataError for no or non-finite frames.
+        Args:
+            generated: Vertices (T, V, 3) in metres.
+            recorded: Vertices (T, V, 3) in metres.
+
+        Raises:
+            UsageFault: The shapes are wrong or differ.
+            DataError: There are no frames, or values that are NaN or infinite.
         """
         found, expected = checked_pair(generated, recorded, "vertices", (None, None, 3))
         if self._last is not None and found.shape[1] != self._vertices:
@@ -412,9 +532,16 @@ class FaceSums:
         return FaceScore(self._squares / (self._frames * self._vertices * 3), float(self._frames), self._vertices)
 
     def velocity(self, settings: FaceSettings) -> FaceScore:
-        """Return LVD as the profile has it, in metres per frame (a position error in m in ``emage-2024``).
+        """Return the landmark velocity difference of a profile in metres per frame.
 
-        Raises DataError for fewer than 2 frames.
+        Args:
+            settings: Variant of the profile; ``emage-2024`` uses the position error in metres.
+
+        Returns:
+            The value of the clip.
+
+        Raises:
+            DataError: There are fewer than 2 frames.
         """
         frames = self._frames
         if frames < _LEAST_FACE_FRAMES:

@@ -1,6 +1,6 @@
-"""Which variant of each gesture metric is meant: two published profiles, fault by fault, and a corrected one.
+"""Variants of the gesture metrics: two published profiles with their faults, and a corrected one.
 
-docs/metrics.md has the same table in words. Reports as JSON have every setting of their profile.
+docs/metrics.md has the same table in words. JSON reports contain every setting of their profile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionSettings:
-    """The pose whose joints are scored by beats, diversity and recall; its translation and expressions are zero."""
+    """Settings of the pose that beats, diversity and recall score; translation and expressions are zero."""
 
     root_rotation: Literal["given", "zero"]
     jaw_eyes: Literal["given", "zero"]
@@ -25,21 +25,21 @@ class PositionSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeatSettings:
-    """Beat consistency."""
+    """Settings of beat consistency."""
 
     audio: Literal["resampled-twice", "as-is"]
-    """Whether the audio goes 16 kHz → 22.05 kHz → 16 kHz first."""
+    """``resampled-twice``: the audio is resampled 16 kHz → 22.05 kHz → 16 kHz first."""
     audio_end: Literal["uncut-length", "truncated", "rounded"]
-    """Where the audio crop ends: at the whole audio's length less the crop, or at frame T − crop."""
+    """End of the audio crop: the length of the whole audio minus the crop, or frame T − crop."""
     motion: Literal["positions", "deviations"]
-    """What speeds are taken of: the positions, or the absolute deviation of each coordinate from its mean."""
+    """Input of the speeds: the positions, or the absolute deviation of each coordinate from its mean."""
     threshold: float
-    """Least speed of a motion beat, in mean speeds."""
+    """Minimum speed of a motion beat, as a multiple of the mean speed."""
     threshold_at: Literal["minimum", "shifted"]
-    """Whether the threshold is tested where the minimum is, or ``crop_frames`` before it."""
+    """Frame at which the threshold is tested: the minimum, or ``crop_frames`` before it."""
     sigma_s: float = 0.3
     order_frames: int = 7
-    """A motion beat is a strict minimum among so many frames on either side."""
+    """A motion beat is a strict minimum among this many frames on either side."""
     crop_frames: int = 60
     """Frames left out at either end."""
     hop_samples: int = 512
@@ -48,14 +48,14 @@ class BeatSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceSettings:
-    """Landmark velocity difference; the face MSE is the same everywhere."""
+    """Settings of the landmark velocity difference; the face MSE is the same in all profiles."""
 
     lvd: Literal["position-error", "velocity-by-frames", "velocity-by-steps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SemanticSettings:
-    """Semantic-relevant gesture recall."""
+    """Settings of semantic-relevant gesture recall."""
 
     error: Literal["sum", "euclidean"]
     weights: Literal["by-scale", "by-sum"]
@@ -68,19 +68,19 @@ class SemanticSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrechetSettings:
-    """Fréchet gesture distance."""
+    """Settings of the Fréchet gesture distance."""
 
     offset: float
-    """Added to the diagonals of both covariances where their product is rooted, and nowhere else."""
+    """Added to the diagonals of both covariances for the root of their product only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One way to compute the gesture metrics."""
+    """Settings of all gesture metrics under one name."""
 
     name: ProfileName
     published: bool
-    """Whether papers print these numbers; then they mean something only with SMPL-X and the published files."""
+    """True: papers report these values, which are comparable only with SMPL-X and the published files."""
     positions: PositionSettings
     beats: BeatSettings
     face: FaceSettings

@@ -1,7 +1,7 @@
-"""Metrics by name: those that omniges computes itself, and those of scripts and other packages.
+"""Registry of metrics: those that omniges computes itself, and those of scripts and other packages.
 
-The built-in ones share work, such as joints and onsets, so `omniges.evaluation` computes them together; here stand
-their names, units and directions. A further metric is a `Metric`: a function of a generated and a recorded clip.
+The built-in metrics share work, such as joints and onsets, so `omniges.evaluation` computes them together. This module
+lists their names, units and directions. A further metric is a `Metric`: a function of a generated and a recorded clip.
 docs/extend.md says how to add one.
 """
 
@@ -27,70 +27,71 @@ Direction = Literal["lower", "higher"]
 
 @dataclass(frozen=True, slots=True)
 class MotionClip:
-    """Motion of a clip at 30 Hz, as metrics of the stream "gesture" get it."""
+    """Motion of a clip at 30 Hz, the input of metrics of the stream "gesture"."""
 
     poses: F64  # (T, 165) axis-angle, radians
     expressions: F64  # (T, 100)
     trans: F64  # (T, 3) m, y up
     joints: F64  # (T, 55, 3) m, with translation, of the recording's body
     present: frozenset[str] = frozenset(PARTS)
-    """Parts (`omniges.shards.schema.PARTS`) that the recording has, of a generated clip those of motion that were made.
-    Motion is at rest in all others: zeros that nobody recorded. `Metric.needs` leaves out clips without a part."""
+    """Parts (`omniges.shards.schema.PARTS`) of the recording; for a generated clip, its generated parts of motion.
+    All other parts of the motion are zeros. `Metric.needs` skips clips without a part."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoundClip:
-    """Sound of a clip, as metrics of the stream "audio" get it."""
+    """Sound of a clip, the input of metrics of the stream "audio"."""
 
     mel: npt.NDArray[np.float32]  # (F, 64) log-mel at 100 Hz
 
 
 @dataclass(frozen=True, slots=True)
 class TextClip:
-    """Words of a clip, as metrics of the stream "text" get it."""
+    """Words of a clip, the input of metrics of the stream "text"."""
 
     words: Sequence[WordInterval]
     timed: bool  # False: the times are those of whole windows
 
 
 def metric_name(label: str) -> str:
-    """Return what a metric is called in flags, logs and registries: letters, digits, underscores."""
+    """Return the name of a metric in flags, logs and registries: letters, digits, underscores."""
     plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """What a metric is called, what it scores and in which unit."""
+    """A metric's label, scored stream, unit and direction."""
 
     label: str
-    """Its name in tables, such as "word error rate"."""
+    """Name in tables, such as "word error rate"."""
     stream: str
-    """The generated stream that it scores."""
+    """The generated stream that is scored."""
     unit: str = ""
     better: Direction | None = None
-    """None: neither more nor less is better, so ``--best-metric`` does not take it."""
+    """None: neither direction is better, so ``--best-metric`` refuses it."""
 
     @property
     def name(self) -> str:
-        """Its name in flags, logs and registries, such as ``word_error_rate``."""
+        """Name in flags, logs and registries, such as ``word_error_rate``."""
         return metric_name(self.label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric(Measure):
-    """A metric that a script or another package adds."""
+    """A metric added by a script or another package."""
 
     of: Callable[[Any, Any], float | None]
-    """Value of a generated and a recorded clip of equal length; None, or a DataError that says why: it has none.
+    """Function of a generated and a recorded clip of equal length. It returns the value, or None if there is none. It
+    may also raise DataError with the reason.
 
     Clips are `MotionClip`, `SoundClip` or `TextClip` by the stream; with `over_set`, equally long lists of clips."""
     over_set: bool = False
-    """Whether it is of all results at once, such as a distance of distributions, not a mean over results."""
+    """True: the metric scores all results at once, such as a distance of distributions. False: mean over results."""
     needs: tuple[str, ...] = ()
-    """Parts, such as "face", that both clips of a gesture metric must have; results without are left out and counted.
+    """Parts, such as "face", that both clips of a gesture metric must have. Others are skipped and counted.
 
-    Every recording that is scored has upper, hands, lower and root; face and jaw_eyes may be absent from it."""
+    Every recording that is scored has upper, hands, lower and root; face and jaw_eyes may be absent."""
 
 
 BUILT_IN: Final = (
@@ -117,7 +118,7 @@ BUILT_IN: Final = (
     Measure(label="mel-cepstral distortion", stream="audio", unit="dB", better="lower"),
     Measure(label="onset agreement", stream="audio", unit="F", better="higher"),
 )
-"""In the order of reports. Face errors choose no checkpoint, for validation has no body model."""
+"""Built-in metrics in the order of reports. Face errors have no direction because validation has no body model."""
 
 METRICS: Final[Registry[Metric]] = Registry("metric", "omniges.metrics", Metric)
 """Metrics that are not built in."""
@@ -131,8 +132,11 @@ def units(stream: str) -> dict[str, str]:
 def register_metric(metric: Metric) -> None:
     """Let `evaluate` and validation compute a metric for the rest of this process.
 
+    Args:
+        metric: The metric; its name must be new.
+
     Raises:
-        UsageFault: A metric of this name is there already, or `needs` names no part or is of another stream's metric.
+        UsageFault: A metric of this name exists, or `needs` has an unknown part or belongs to another stream's metric.
     """
     if why := _wrong_needs(metric):
         raise UsageFault(f"metric {metric.name!r}: {why}")
@@ -147,22 +151,39 @@ def _wrong_needs(metric: Metric) -> str:
     if unknown:
         return f"needs: {', '.join(PARTS)} expected, found {unknown[0]!r}"
     if metric.needs and metric.stream != "gesture":
-        return f"needs: none expected of stream {metric.stream!r}, for clips of gesture alone tell their parts"
+        return f"needs: none expected of stream {metric.stream!r}; only clips of gesture list their parts"
     return ""
 
 
 def registered_metrics(stream: str | None = None) -> list[Metric]:
-    """Return the metrics that are not built in, of a stream or of all, by name.
+    """Return the metrics that are not built in, sorted by name.
+
+    Args:
+        stream: Stream that the metrics score; None for all.
+
+    Returns:
+        The metrics.
 
     Raises:
-        EnvironmentFault: An installed package's metric cannot be loaded, or has another name than it is announced by.
+        EnvironmentFault: An installed package's metric cannot be loaded, or its name differs from its entry point.
     """
     found = {name: registered_metric(name) for name in sorted(METRICS.names())}
     return [metric for metric in found.values() if stream in {None, metric.stream}]
 
 
 def registered_metric(name: str) -> Metric:
-    """Return a metric that is not built in; raises as `registered_metrics`, and UsageFault for an unknown name."""
+    """Return a metric that is not built in.
+
+    Args:
+        name: Name of the metric.
+
+    Returns:
+        The metric.
+
+    Raises:
+        UsageFault: The name is unknown.
+        EnvironmentFault: An installed package's metric cannot be loaded, or its name differs from its entry point.
+    """
     metric = METRICS.get(name)
     if metric.name != name or name in {measure.name for measure in BUILT_IN}:
         raise EnvironmentFault(

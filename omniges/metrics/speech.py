@@ -1,6 +1,6 @@
 """Distances of speech on log-mels: L1, mel-cepstral distortion, agreement of onsets.
 
-Letters: F mel frames, B bands, K cepstra. Log-mels are natural logarithms of amplitudes, as shards hold them.
+Letters: F mel frames, B bands, K cepstra. Log-mels are natural logarithms of amplitudes, as in shards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEAST_FRAMES: Final = 4  # fewer have no peaks
 
 @dataclass(frozen=True, slots=True)
 class OnsetCounts:
-    """Onsets found, expected and in pairs. Counts of clips add up."""
+    """Numbers of matched, found and expected onsets, which add up over clips."""
 
     matched: int
     found: int
@@ -34,7 +34,11 @@ class OnsetCounts:
 
     @property
     def f_score(self) -> float:
-        """2 · matched / (found + expected). Raises DataError where neither side has an onset."""
+        """F score: 2 · matched / (found + expected).
+
+        Raises:
+            DataError: Neither side has an onset.
+        """
         if self.found + self.expected == 0:
             raise DataError("onset agreement: found no onsets on either side; expected speech")
         return 2 * self.matched / (self.found + self.expected)
@@ -44,19 +48,39 @@ class OnsetCounts:
 
 
 def log_mel_l1(generated: Numbers, recorded: Numbers) -> ClipValue:
-    """Mean absolute difference over frames and bands: log-mels (F, B) to nats, weight F.
+    """Return the mean absolute difference of two log-mels over frames and bands.
 
-    Raises UsageFault for unequal or other shapes, DataError for no or non-finite frames.
+    Args:
+        generated: Log-mel (F, B).
+        recorded: Log-mel (F, B).
+
+    Returns:
+        The difference in nats, with weight F.
+
+    Raises:
+        UsageFault: The shapes are wrong or differ.
+        DataError: There are no frames, or values that are NaN or infinite.
     """
     found, expected = _mels(generated, recorded)
     return ClipValue(float(np.abs(found - expected).mean()), float(len(found)))
 
 
 def mel_cepstral_distortion(generated: Numbers, recorded: Numbers) -> ClipValue:
-    """(10 √2 / ln 10) · mean over frames of √(Σ_k (c_k − c'_k)²), k = 1..13: log-mels (F, B) to dB, weight F.
+    """Return the mel-cepstral distortion of two log-mels without time warping (Kubichek 1993).
 
-    c_k = (2/B) Σ_b L_b cos(π k (b + ½)/B). Kubichek (1993), without time warping. Raises UsageFault for unequal or
-    other shapes and for fewer than 14 bands, DataError for no or non-finite frames.
+    The value is (10 √2 / ln 10) · mean over frames of √(Σ_k (c_k − c'_k)²), with k = 1..13 and
+    c_k = (2/B) Σ_b L_b cos(π k (b + ½)/B).
+
+    Args:
+        generated: Log-mel (F, B) with at least 14 bands.
+        recorded: Log-mel (F, B).
+
+    Returns:
+        The distortion in dB, with weight F.
+
+    Raises:
+        UsageFault: The shapes are wrong or differ, or there are fewer than 14 bands.
+        DataError: There are no frames, or values that are NaN or infinite.
     """
     found, expected = _mels(generated, recorded)
     bands = found.shape[1]
@@ -76,9 +100,19 @@ def _mels(generated: Numbers, recorded: Numbers) -> tuple[F64, F64]:
 
 
 def mel_onsets(mel: Numbers) -> F64:
-    """Onset times (N,) in seconds of a log-mel (F, B) at hop 160: librosa's peaks of the mean rise over bands.
+    """Return the onset times (N,) in seconds of a log-mel (F, B) at hop 160.
 
-    Silence has none. Raises UsageFault for another shape, DataError for fewer than 4 or non-finite frames.
+    Onsets are librosa's peaks of the mean rise over bands. Silence has none.
+
+    Args:
+        mel: Log-mel (F, B) with at least 4 frames.
+
+    Returns:
+        Onset times (N,) in seconds.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than 4 frames, or values that are NaN or infinite.
     """
     levels = checked(mel, "log-mel", (None, None), at_least=_LEAST_FRAMES)
     if levels.shape[1] == 0:
@@ -92,9 +126,18 @@ def mel_onsets(mel: Numbers) -> F64:
 
 
 def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
-    """The most pairs of onsets (N,), (M,) in seconds, in any order, that are at most 0.05 s apart.
+    """Count the largest number of onset pairs that are at most 0.05 s apart.
 
-    Raises UsageFault for another shape, DataError for non-finite times.
+    Args:
+        found_s: Onset times (N,) in seconds, in any order.
+        expected_s: Onset times (M,) in seconds, in any order.
+
+    Returns:
+        The number of pairs, with N and M.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: A time is NaN or infinite.
     """
     found = np.sort(checked(found_s, "onsets found", (None,), at_least=0))
     expected = np.sort(checked(expected_s, "onsets expected", (None,), at_least=0))

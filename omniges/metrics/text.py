@@ -1,4 +1,4 @@
-"""Word and character error rate, and how far words are off in time."""
+"""Word and character error rate, and time differences of words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPACELESS_SCRIPTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """Edits that turn what was expected into what was found, and how much was expected. Counts of clips add up."""
+    """Numbers of edits that turn the expected items into the found ones, which add up over clips."""
 
     substitutions: int
     deletions: int
@@ -35,14 +35,18 @@ class EditCounts:
 
     @property
     def edits(self) -> int:
-        """All edits."""
+        """Total number of edits."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
     def rate(self) -> float:
-        """Edits over expected units; above 1 where much was inserted. Raises DataError where nothing was expected."""
+        """Edits divided by expected units, which exceeds 1 where much was inserted.
+
+        Raises:
+            DataError: No unit was expected.
+        """
         if self.expected == 0:
-            raise DataError(f"error rate: found {self.insertions} units where none is expected; expected some text")
+            raise DataError(f"error rate: found {self.insertions} units and no expected text; expected some text")
         return self.edits / self.expected
 
     def __add__(self, other: EditCounts) -> EditCounts:
@@ -55,10 +59,16 @@ class EditCounts:
 
 
 def normalised_text(text: str) -> str:
-    """The words of a text in the form in which they are compared, joined by single spaces.
+    """Return the words of a text in the form that is compared, joined by single spaces.
 
-    NFKC, case folded, NFKC; curly apostrophes straightened and kept between letters or digits; any other character
-    that is no letter, mark or number becomes a space.
+    The text is normalised to NFKC, case folded and normalised again. Curly apostrophes become straight ones and stay
+    between letters or digits. Any other character that is not a letter, mark or number becomes a space.
+
+    Args:
+        text: Text in any language.
+
+    Returns:
+        The normalised words, joined by single spaces.
     """
     folded = _folded(text)
     kept = []
@@ -69,7 +79,7 @@ def normalised_text(text: str) -> str:
 
 
 def normalised_word(word: str) -> str:
-    """One word with nothing but its letters, marks and numbers; "" for punctuation alone."""
+    """Return only the letters, marks and numbers of a word; "" for punctuation alone."""
     return "".join(character for character in _folded(word) if _is_word(character))
 
 
@@ -83,20 +93,35 @@ def _is_word(character: str) -> bool:
 
 
 def word_errors(found: str, expected: str) -> EditCounts:
-    """Edits between the words of two texts, normalised."""
+    """Count the edits between the normalised words of two texts.
+
+    Args:
+        found: Generated text.
+        expected: Recorded text.
+
+    Returns:
+        Edits and the number of expected words.
+    """
     return count_edits(normalised_text(found).split(), normalised_text(expected).split())
 
 
 def character_errors(found: str, expected: str) -> EditCounts:
-    """Edits between the characters (code points) of two texts, normalised, spaces between words included.
+    """Count the edits between the code points of two normalised texts, spaces included.
 
-    In scripts that are written without spaces, those between two words count for nothing.
+    Spaces between two words of a script that is written without spaces are ignored.
+
+    Args:
+        found: Generated text.
+        expected: Recorded text.
+
+    Returns:
+        Edits and the number of expected characters.
     """
     return count_edits(_as_written(normalised_text(found)), _as_written(normalised_text(expected)))
 
 
 def _as_written(text: str) -> str:
-    """A text without the spaces between two characters of scripts that have none."""
+    """Remove the spaces between two characters of scripts that have none."""
     kept = [
         character
         for k, character in enumerate(text)
@@ -110,7 +135,15 @@ def _is_spaceless(character: str) -> bool:
 
 
 def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
-    """The edits that `align` leaves, in memory for two rows of positions."""
+    """Count the edits of `align`, in memory for two rows of positions.
+
+    Args:
+        found: Generated items.
+        expected: Recorded items.
+
+    Returns:
+        Edits and the number of expected items.
+    """
     have, want = _numbered(found, expected)
     columns = np.arange(len(want) + 1)
     row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # edits and substitutions on the way there
@@ -118,7 +151,7 @@ def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Edit
         differs = want != have[i - 1]
         row, steps = _next_row(row, differs, i)
         paired = np.concatenate([[0], substituted[:-1] + differs])
-        # A run of deletions goes on from the last position that was reached in another way.
+        # A run of deletions continues from the last position that another step reached.
         start = np.maximum.accumulate(np.where(steps == _DELETION, 0, columns))
         substituted = np.where(steps == _PAIR, paired, substituted)[start]
     edits, substitutions = int(row[-1]), int(substituted[-1])
@@ -127,7 +160,7 @@ def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Edit
 
 
 def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[I64, I64]:
-    """Both sequences as whole numbers, equal ones for equal items."""
+    """Return both sequences as integers, with equal integers for equal items."""
     numbers: dict[Hashable, int] = {}
     have, want = (
         np.array([numbers.setdefault(item, len(numbers)) for item in items], dtype=np.int64)
@@ -137,13 +170,20 @@ def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[
 
 
 def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tuple[int, int], ...]:
-    """Pairs of positions that fewest substitutions, deletions and insertions leave side by side (Levenshtein 1966).
+    """Pair the positions of two sequences with the fewest edits (Levenshtein 1966).
 
-    Of several ways the one that, read from the end, prefers a pair to a deletion to an insertion. Memory: one byte
-    for each pair of positions.
+    Edits are substitutions, deletions and insertions. Ties are resolved from the end: pairs first, then deletions,
+    then insertions. Memory is one byte for each pair of positions.
+
+    Args:
+        found: Generated items.
+        expected: Recorded items.
+
+    Returns:
+        Pairs of a position in `found` and a position in `expected`, in order.
     """
     have, want = _numbered(found, expected)
-    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)  # the last one of a best way to each two lengths
+    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)  # last step of a best path to each pair of lengths
     steps[0] = _DELETION
     row = np.arange(len(want) + 1)
     for i in range(1, len(have) + 1):
@@ -163,7 +203,7 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
 
 
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
-    """Least edits (expected + 1,) and last steps with one more found item, the i-th, from those without it."""
+    """Return the least edits (expected + 1,) and last steps after adding the i-th found item."""
     columns = np.arange(len(row))
     paired = row[:-1] + differs
     best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
@@ -175,9 +215,19 @@ def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, np
 
 
 def word_time_differences(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> tuple[F64, F64]:
-    """How far starts and ends of equal words are apart: (pairs,), (pairs,) seconds; words aligned by letters alone.
+    """Return the time differences of the starts and ends of equal words.
 
-    Raises DataError where no word is equal or a time is not finite.
+    Words are aligned by their letters alone.
+
+    Args:
+        found: Generated words with times in seconds.
+        expected: Recorded words with times in seconds.
+
+    Returns:
+        Absolute differences (pairs,) of starts and of ends, in seconds.
+
+    Raises:
+        DataError: No word is equal, or a time is NaN or infinite.
     """
     have = [(word, text) for word in found if (text := normalised_word(word.word))]
     want = [(word, text) for word in expected if (text := normalised_word(word.word))]
@@ -190,5 +240,5 @@ def word_time_differences(found: Sequence[WordInterval], expected: Sequence[Word
     starts = np.abs([a.start - b.start for a, b in equal])
     ends = np.abs([a.end - b.end for a, b in equal])
     if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
-        raise DataError("word times: found a time that is not finite; expected seconds")
+        raise DataError("word times: found a time that is NaN or infinite; expected seconds")
     return starts, ends

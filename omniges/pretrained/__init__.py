@@ -1,1 +1,1 @@
-"""Weights of others, and runs that begin with them."""
+"""Pretrained weights of other models, and the initialization of a run from them."""

@@ -1,12 +1,11 @@
-"""What OmniFlow's transformer consists of: its sizes, as tensors tell them, and the parameters that sizes make.
+"""Sizes of OmniFlow's transformer as read from its tensors, and the parameters that follow from the sizes.
 
 Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2024). The order is that in which the
-reference's modules were made: a list of averaged weights has no names, so the order is all that tells them apart.
+reference creates its modules. A list of EMA weights has no names, so only the order identifies its tensors.
 
-Of a checkpoint the tensors decide. The config is asked for the one thing that they may not tell, the features of a
-head, and where it states a size that the tensors have not, file and config are not of one model, which is refused.
-Kinds that the config may state wrongly without that (norms, dual layers, tables) are taken from the tensors with a
-remark.
+The tensors of a checkpoint decide its sizes. The config is needed only for the features of a head, which the tensors
+may not show. A config whose sizes differ from the tensors belongs to another model and is refused. Kinds that a config
+may state wrongly (norms, dual layers, tables) are taken from the tensors with a warning.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ NESTED: Final = {"text_decoder.": "the text VAE, a model of its own", "audio_poo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamNames:
-    """What a stream's parts are called in OmniFlow."""
+    """Names of a stream's parts in OmniFlow."""
 
-    level: str  # the time embedder; those of image and text have each other's names
+    level: str  # the embedder of the noise level; the names of image and text are swapped in OmniFlow
     embed: str
     modulation: str
     projections: tuple[str, str, str]  # queries, keys, values
@@ -92,14 +91,14 @@ class Grid:
     """Sizes of a stream of two-dimensional latents."""
 
     channels: int
-    outputs: int  # channels that the head gives
+    outputs: int  # channels of the head's output
     patch: int
     table_side: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
-    """Sizes and kinds of a transformer."""
+    """Sizes and kinds of an OmniFlow transformer."""
 
     width: int
     layers: int
@@ -111,18 +110,18 @@ class Anatomy:
     text_outputs: int
     qk_norm: QKNormKind | None
     dual_layers: frozenset[int]
-    """Blocks whose image modulation has three parts more, for a second attention that does not exist beside audio."""
+    """Blocks whose image modulation has three more parts, for a second attention that models with audio do not have."""
     image: Grid
     audio: Grid
 
     @property
     def heads(self) -> int:
-        """Attention heads."""
+        """Number of attention heads."""
         return self.width // self.head_features
 
 
 def tables(anatomy: Anatomy) -> dict[str, Shape]:
-    """Names and shapes of the saved position tables, which are no parameters."""
+    """Return names and shapes of the saved position tables, which are not parameters."""
     width = anatomy.width
     return {
         "pos_embed.pos_embed": (1, anatomy.image.table_side**2, width),
@@ -131,7 +130,7 @@ def tables(anatomy: Anatomy) -> dict[str, Shape]:
 
 
 def parameters(anatomy: Anatomy) -> dict[str, Shape]:
-    """Names and shapes of all parameters of the transformer itself, in the reference's order."""
+    """Return names and shapes of all parameters of the transformer itself, in the reference's order."""
     found: dict[str, Shape] = {}
     width, joint = anatomy.width, anatomy.joint_width
     found |= _patches("pos_embed.proj", anatomy.image, width)
@@ -188,21 +187,29 @@ def _block(anatomy: Anatomy, k: int) -> Iterator[tuple[str, Shape]]:
 
 
 def nested_names(shapes: Mapping[str, Shape]) -> list[str]:
-    """Names of the tensors of other models inside the file."""
+    """Return the names of the tensors that belong to other models inside the file."""
     return [name for name in shapes if name.startswith(tuple(NESTED))]
 
 
 def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: str) -> tuple[Anatomy, list[str]]:
-    """The sizes that shapes tell, and remarks on where the config says otherwise.
+    """Read the sizes of a transformer from the shapes of its tensors, and compare them with its config.
 
-    Raises `DataError` for a tensor too few, too many or of another shape, and for a config of another model, with the
-    names.
+    Args:
+        shapes: Shape of each tensor by name.
+        config: Content of config.json.
+        where: Name of the file in errors.
+
+    Returns:
+        The sizes, and warnings where the config differs.
+
+    Raises:
+        DataError: Tensors are missing, unexpected or of another shape, or the config belongs to another model.
     """
     size = partial(_size, shapes, where)
     width, joint = size("context_embedder.weight", 2)
     layers = 1 + max((int(match[1]) for name in shapes if (match := _BLOCK.match(name))), default=-1)
     if not 0 < layers <= len(shapes):
-        raise DataError(f"{where}: {layers} blocks in {len(shapes)} tensors; a whole OmniFlow transformer expected")
+        raise DataError(f"{where}: {layers} blocks in {len(shapes)} tensors; a complete OmniFlow transformer expected")
     norm = "transformer_blocks.0.attn.norm_q"
     qk_norm: QKNormKind | None = "layer" if f"{norm}.bias" in shapes else "rms" if f"{norm}.weight" in shapes else None
     if qk_norm is None:
@@ -238,23 +245,23 @@ def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: 
     )
     nested = set(nested_names(shapes))
     own = {name: shape for name, shape in shapes.items() if name not in nested}
-    remedy = "a whole OmniFlow transformer expected; download it again"
+    remedy = "a complete OmniFlow transformer expected; download it again"
     require_same(parameters(anatomy) | tables(anatomy), own, where, remedy)
     return anatomy, _compare(anatomy, config, where)
 
 
 def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shape:
-    """The shape of a tensor that must be there."""
+    """Return the shape of a required tensor."""
     shape = shapes.get(name)
     if shape is None:
-        raise DataError(f"{where}: no tensor {name}; a whole OmniFlow transformer expected; download it again")
+        raise DataError(f"{where}: no tensor {name}; a complete OmniFlow transformer expected; download it again")
     if len(shape) != axes or min(shape) < 1:
         raise DataError(f"{where}: {name}: {axes} axes expected, found shape {shape}; download it again")
     return shape
 
 
 def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[str]:
-    """Hold the config against the tensors: its sizes must be theirs, of its kinds they are told."""
+    """Refuse a config whose sizes differ from the tensors, and return warnings on differing kinds."""
     sizes = {
         "num_layers": anatomy.layers,
         "attention_head_dim": anatomy.head_features,
@@ -286,7 +293,7 @@ def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[st
         "text_out_dim": anatomy.text_outputs,
     }
     return [
-        f"config.json says {key} {config[key]!r}, the tensors say {own!r}, which was taken"
+        f"config.json says {key} {config[key]!r}, the tensors say {own!r}, which is used"
         for key, own in kinds.items()
         if key in config and config[key] != own
     ]

@@ -1,8 +1,8 @@
-"""An OmniFlow checkpoint in the project's own form: a folder of config.json, model.safetensors and conversion.json.
+"""OmniFlow checkpoints in the project's own form: a folder of config.json, model.safetensors and conversion.json.
 
-``model.safetensors`` has the trunk's tensors by their names in `JointFlowTransformer`, in the precision they came in.
-``conversion.json`` says what became of every tensor of the source, has sizes and digests of all files, and is written
-last; the folder appears under its name only whole.
+``model.safetensors`` has the trunk's tensors by their names in `JointFlowTransformer`, in their original precision.
+``conversion.json`` lists the use of every source tensor, with sizes and digests of all files. It is written last, and
+the folder appears under its name only when complete.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _AGAIN: Final = "run omniges convert-omniflow again"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was written."""
+    """Result of a conversion."""
 
     folder: Path
     size: int  # bytes of the weights
@@ -44,7 +44,7 @@ class Conversion:
 
     @property
     def lines(self) -> list[str]:
-        """For a person."""
+        """Summary for people."""
         kinds = Counter(fate.kind for fate in self.fates)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         found = [*table_of(self.fates), *self.remarks]
@@ -52,9 +52,20 @@ class Conversion:
 
 
 def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversion:
-    """Write a checkpoint of OmniFlow in our form, a new folder `out`.
+    """Convert a checkpoint of OmniFlow to our form.
 
-    Raises `UsageFault`, `DataError` or `EnvironmentFault`; then nothing is left of it.
+    Args:
+        folder: OmniFlow's folder.
+        out: New or empty folder; after an error nothing is left of it.
+        weights: The last weights, or the EMA weights.
+
+    Returns:
+        The converted tensors and warnings.
+
+    Raises:
+        UsageFault: A folder or the EMA weights do not exist, or `out` is not empty.
+        DataError: The checkpoint is damaged or belongs to another model.
+        EnvironmentFault: A file cannot be read or written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageFault(f"-o {out}: a new or empty folder expected, found something there")
@@ -92,12 +103,12 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether a folder is one that `convert` wrote."""
+    """Return True for a folder that `convert` wrote."""
     return (folder / CONVERSION_FILE).is_file()
 
 
 def converted_config(folder: Path) -> dict[str, Any]:
-    """The trunk's configuration of a converted folder, from its JSON files alone."""
+    """Read the trunk's configuration of a converted folder from its JSON files alone."""
     document = _document(folder)
     path = folder / _CONFIG_FILE
     try:
@@ -105,18 +116,28 @@ def converted_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; {_AGAIN}") from error
     if sha256_hex(content) != document["files"][_CONFIG_FILE]["sha256"]:
-        raise DataError(f"{path}: it is not as it was written; {_AGAIN}")
+        raise DataError(f"{path}: it has changed since it was written; {_AGAIN}")
     found: dict[str, Any] = json.loads(content)
     return found
 
 
 def read_converted(folder: Path) -> SourceTrunk:
-    """A folder that `convert` wrote, every byte checked; raises `DataError` where one is not as it was written."""
+    """Open a folder that `convert` wrote, with every byte checked.
+
+    Args:
+        folder: The converted folder.
+
+    Returns:
+        The trunk's tensors and configuration.
+
+    Raises:
+        DataError: A file is missing or has changed since it was written.
+    """
     document = _document(folder)
     config = converted_config(folder)
     path = folder / _MODEL_FILE
     if not path.is_file() or file_entry(path) != document["files"][_MODEL_FILE]:
-        raise DataError(f"{path}: it is missing or not as it was written; {_AGAIN}")
+        raise DataError(f"{path}: it is missing or has changed since it was written; {_AGAIN}")
     tensors = open_parts((path,))
     expected = parameter_shapes(config["trunk"])
     require_same(expected, tensors.shapes, str(path), f"expected those of its config.json; {_AGAIN}")
@@ -137,12 +158,14 @@ def _document(folder: Path) -> dict[str, Any]:
     path = folder / CONVERSION_FILE
     document = read_json(path)
     if document.get("format") != _FORMAT or document.get("version") != _VERSION or not sealed_correctly(document):
-        raise DataError(f"{path}: not as convert-omniflow wrote it (format {_FORMAT}, version {_VERSION}); {_AGAIN}")
+        raise DataError(
+            f"{path}: it has changed since convert-omniflow wrote it (format {_FORMAT}, version {_VERSION}); {_AGAIN}"
+        )
     return document
 
 
 def whole_trunk(source: SourceTrunk) -> JointFlowTransformer:
-    """The trunk with all three streams of OmniFlow, in evaluation mode, float32 on the host."""
+    """Return the trunk with all three streams of OmniFlow, in evaluation mode, float32 on the CPU."""
     model: JointFlowTransformer = JointFlowTransformer(**source.config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

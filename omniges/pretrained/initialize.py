@@ -1,8 +1,7 @@
-"""Weights that a run begins with: OmniFlow's, in its own form or converted, or those of a run of ours.
+"""Initialization of a run from pretrained weights: OmniFlow's, in its own form or converted, or a checkpoint of ours.
 
-A start says which model there will be, before any weight is read, and fills that model when the run really begins.
-What becomes of every tensor of the file and where every weight of the model comes from is told; anything that nothing
-explains is an error.
+A start defines the model before any weight is read, and fills that model when the run begins. It lists the use of every
+tensor in the file and the origin of every weight of the model. A tensor without a known use is an error.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ _OF_TOKENS: Final = _OF_TRAINING | {
     *("gesture_prediction", "audio_prediction", "text_prediction"),
 }
 _OMNIFLOW_AUDIO: Final = "audioldm2-vae"
-"""The codec whose latents OmniFlow's audio stream has learned."""
+"""Codec of the latents that OmniFlow's audio stream was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What a model was filled with."""
+    """Weights that a model was initialized from."""
 
     where: str
     files: tuple[Path, ...]
@@ -50,38 +49,58 @@ class Begun:
 
     @property
     def lines(self) -> list[str]:
-        """For a person."""
+        """Summary for people."""
         return [f"begins with {self.where}", *table_of(self.fates), *self.remarks]
 
     def provenance(self) -> dict[str, Any]:
-        """Which bytes it was."""
+        """Return path, sizes and digests of the source files."""
         return {"path": self.where, "files": {str(path): file_entry(path) for path in self.files}}
 
 
 class Start(ABC):
-    """What a run begins from."""
+    """Pretrained weights that a run initializes from."""
 
     preset: str
-    """The name under which checkpoints remember the model's sizes."""
+    """Name of the model's sizes in checkpoints."""
     config: ModelConfig
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """The model that is trained, from what it would be by settings and shards alone."""
+        """Return the identity of the trained model, given the one that settings and shards define."""
         return identity
 
     @abstractmethod
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
-        """Put the weights into a model that was built for the identity; raises `DataError` where they do not fit."""
+        """Copy the weights into a model.
+
+        Args:
+            model: Model that was built for the identity.
+            identity: Result of `adopt`.
+
+        Returns:
+            The weights that were copied.
+
+        Raises:
+            DataError: The weights do not fit the model.
+        """
 
 
 def open_start(
     path: Path, weights: WhichWeights | None, changes: Mapping[str, Any], audio_codec: str | None = None
 ) -> Start:
-    """The start that a folder holds; ``changes`` are fields of ModelConfig that a recipe sets.
+    """Open the pretrained weights in a folder.
 
-    ``audio_codec`` is the name of the codec whose latents the audio stream has, if it has one's.
+    Args:
+        path: Folder of OmniFlow, of ``convert-omniflow``, or of a run or checkpoint of omniges.
+        weights: The last weights, or the EMA weights; None for the default of the folder's kind.
+        changes: Fields of `ModelConfig` that a recipe sets.
+        audio_codec: Name of the codec whose latents the audio stream has; None for mel.
 
-    Raises `UsageFault` where there is none or a change does not go with it, `DataError` where it is damaged.
+    Returns:
+        The start, whose weights are not read yet.
+
+    Raises:
+        UsageFault: The folder has no pretrained weights, or a change does not fit them.
+        DataError: The folder is damaged.
     """
     if not path.is_dir():
         raise UsageFault(
@@ -92,7 +111,7 @@ def open_start(
         return CheckpointStart(checkpoint.find_checkpoint(path), weights or "ema", changes)
     if is_converted(path):
         if weights is not None:
-            raise UsageFault("--pretrained-weights: a converted folder has one set of weights; leave the flag away")
+            raise UsageFault("--pretrained-weights: a converted folder has one set of weights; remove the flag")
         return OmniFlowStart(path, "last", changes, audio_codec)
     if is_omniflow(path):
         return OmniFlowStart(path, weights or "last", changes, audio_codec)
@@ -107,15 +126,15 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
     if fixed:
         raise UsageFault(
             f"recipe key model: {', '.join(fixed)} come from the pretrained weights; only {', '.join(sorted(allowed))} "
-            "can be set beside them"
+            "can be set with them"
         )
     return replace(config, **{name: value for name, value in changes.items() if name in allowed})
 
 
 class CheckpointStart(Start):
-    """A checkpoint of ours: all weights, with the statistics and the tokenizer that they were learned with.
+    """Checkpoint of ours with all weights, and the statistics and tokenizer of its training.
 
-    Speakers keep their numbers; those that the new shards add come after them and begin as *unknown*.
+    Speakers keep their numbers. Speakers that only the new shards have follow and are initialized as *unknown*.
     """
 
     def __init__(self, saved: checkpoint.SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
@@ -126,27 +145,35 @@ class CheckpointStart(Start):
         self.config = _changed(self._identity.config, changes, _OF_TRAINING)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """The checkpoint's statistics, tokenizer and speakers, and the speakers that are new."""
+        """Return the identity with the checkpoint's statistics, tokenizer and speakers, followed by new speakers."""
         was = self._identity
         added = tuple(name for name in identity.speakers if name not in was.speakers)
         codecs = [{name: entry.fingerprint for name, entry in x.codecs.items()} for x in (was, identity)]
         if codecs[0] != codecs[1]:
             raise UsageFault(
                 f"{self._saved.path}: its streams with a codec are {', '.join(codecs[0]) or 'none'}, these shards' are "
-                f"{', '.join(codecs[1]) or 'none'}, or another one: take the codecs that the weights were learned with"
+                f"{', '.join(codecs[1]) or 'none'}, or another one: use the codecs that the weights were trained with"
             )
         if was.loudness != identity.loudness:
             raise UsageFault(
-                f"{self._saved.path}: it learned from audio of loudness {was.loudness}, these shards have "
+                f"{self._saved.path}: it was trained on audio of loudness {was.loudness}, these shards have "
                 f"{identity.loudness}: preprocess them with --loudness {was.loudness}"
             )
         own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)
-        # Of streams that both have, the values that the weights were learned with.
+        # Streams that both have keep the values that the weights were trained with.
         conditions = {name: was.conditions.get(name, stream) for name, stream in identity.conditions.items()}
         return replace(own, speakers=was.speakers + added, conditions=conditions)
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
-        """All weights by name."""
+        """Copy all weights by name.
+
+        Args:
+            model: Model that was built for the identity.
+            identity: Result of `adopt`.
+
+        Returns:
+            The weights that were copied.
+        """
         where = f"{self._saved.path}/{self._file}"
         saved = self._saved.tensors(self._file)
         own = dict(model.named_parameters())
@@ -174,7 +201,14 @@ class CheckpointStart(Start):
 
 
 def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
-    """A model with the sizes and kinds of OmniFlow's trunk, from arguments of JointFlowTransformer."""
+    """Return a model configuration with the sizes and kinds of OmniFlow's trunk.
+
+    Args:
+        trunk: Arguments of `JointFlowTransformer`.
+
+    Returns:
+        The configuration.
+    """
     return ModelConfig(
         **{name: trunk[name] for name in OF_TRUNK},
         rotary_periods_s=None,
@@ -185,9 +219,10 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
 
 
 class OmniFlowStart(Start):
-    """OmniFlow's trunk: text and audio as they are, gesture from the image stream.
+    """OmniFlow's trunk: text and audio unchanged, gesture from the image stream.
 
-    Audio tokens are OmniFlow's own patches where the stream is latents of its autoencoder, unless the recipe says rows.
+    Audio tokens are OmniFlow's own patches where the stream has latents of its autoencoder, unless the recipe sets
+    rows.
     """
 
     preset = "pretrained"
@@ -209,9 +244,9 @@ class OmniFlowStart(Start):
         self.config = _changed(config, changes, _OF_TOKENS)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """The same model, but that latents of text are not normalised, for the weights know them as they are.
+        """Return the same identity, but without normalisation of text latents, because OmniFlow learned from raw ones.
 
-        Raises UsageFault where its audio latents are not those that the projections expect.
+        Raises UsageFault where the audio latents are not those that the projections expect.
         """
         grid = self.config.audio_grid
         found = None if grid is None else identity.codecs["audio"].settings.get("latent_channels")
@@ -225,7 +260,15 @@ class OmniFlowStart(Start):
         return replace(identity, config=replace(identity.config, normalise_text=False))
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
-        """All of the trunk but for projections of tokens that are not OmniFlow's."""
+        """Copy the trunk, except for projections of tokens that are not OmniFlow's.
+
+        Args:
+            model: Model that was built for the identity.
+            identity: Result of `adopt`; not needed here.
+
+        Returns:
+            The weights that were copied.
+        """
         del identity
         source = (
             read_converted(self._folder) if is_converted(self._folder) else read_omniflow(self._folder, self._weights)
@@ -235,17 +278,17 @@ class OmniFlowStart(Start):
         with torch.no_grad():
             for name, target in plan.carried.items():
                 tensor, wanted = source.read(name), own[target].shape
-                if tensor.ndim == 2 and tensor.shape != wanted:  # the columns of features that there are
+                if tensor.ndim == 2 and tensor.shape != wanted:  # keep the columns of existing features
                     tensor = tensor[:, : wanted[1]]
                 own[target].copy_(tensor)
-            if _SPEAKERS in own:  # zero, so that the run begins with what OmniFlow computes
+            if _SPEAKERS in own:  # zero, so that the first outputs equal OmniFlow's
                 own[_SPEAKERS].zero_()
-        return Begun(source.where, source.files, _told(source, plan, own), source.remarks)
+        return Begun(source.where, source.files, _all_fates(source, plan, own), source.remarks)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where weights come from: names of the source's trunk, names of the model, reasons."""
+    """Mapping from the source trunk's names to the model's names, with reasons for left-out and new weights."""
 
     carried: Mapping[str, str]
     left: Mapping[str, str]
@@ -268,23 +311,23 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
             )
         carried[name] = target
     filled = set(carried.values())
-    new = {name: _newness(name) for name in own if name not in filled}
+    new = {name: _reason_new(name) for name in own if name not in filled}
     unexplained = sorted(name for name, reason in new.items() if not reason)
     if unexplained:
-        raise DataError(f"{source.where}: nothing there for {', '.join(unexplained[:3])}; a whole trunk expected")
+        raise DataError(f"{source.where}: no tensor found for {', '.join(unexplained[:3])}; a complete trunk expected")
     return _Plan(carried, left, new)
 
 
 def _place(name: str) -> tuple[StreamName | None, bool]:
-    """Which stream of ours a tensor of the trunk becomes part of, and whether it is a projection of its tokens."""
+    """Return the stream of a trunk tensor in our model, and True for a projection of its tokens."""
     words = name.split(".")
     streams = [word.replace("image", "gesture") for word in words if word in {"image", "text", "audio"}]
     projection = words[0] == "embed" or (words[0] == "head" and words[2] == "out")
     return (cast("StreamName", streams[0]) if streams else None), projection
 
 
-def _newness(name: str) -> str:
-    """Why a weight of the model has no counterpart; empty: it should have one."""
+def _reason_new(name: str) -> str:
+    """Return the reason why a weight of the model has no counterpart; empty where it should have one."""
     if name == _SPEAKERS:
         return "OmniFlow knows no speakers; begins at zero"
     if name == _LACKING:
@@ -303,8 +346,8 @@ def _other_tokens(stream: StreamName) -> str:
     return f"{stream} has other tokens than OmniFlow's {'image' if stream == 'gesture' else stream}"
 
 
-def _told(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[Fate, ...]:
-    """The fate of every tensor of the source and of every weight of the model."""
+def _all_fates(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[Fate, ...]:
+    """Return the fate of every tensor of the source and of every weight of the model."""
     found: list[Fate] = []
     for fate in source.fates:
         if fate.target is None:

@@ -1,4 +1,4 @@
-"""Tensors of foreign files by name: safetensors or torch's own format, whole or in parts, read one at a time."""
+"""Tensors of foreign files by name, read one at a time: safetensors or torch's own format, in one file or in parts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Tensors:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     read: Callable[[str], Tensor]
-    """One of them, on the host."""
+    """Function that reads one tensor by name, to the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class OmniFlowFolder:
-    """Where the parts of an OmniFlow checkpoint that concern the transformer lie."""
+    """Files of an OmniFlow checkpoint that belong to its transformer."""
 
     config: Mapping[str, Any]
     config_file: Path
@@ -44,14 +44,22 @@ class OmniFlowFolder:
 
 
 def is_omniflow(folder: Path) -> bool:
-    """Whether a folder looks like OmniFlow's, or like its transformer's own."""
+    """Return True for a folder with OmniFlow's weights, or with those of its transformer alone."""
     return any(_weight_files(place) for place in (folder / "transformer", folder))
 
 
 def find_omniflow(folder: Path) -> OmniFlowFolder:
-    """The transformer's files in an OmniFlow folder, or in the folder ``transformer`` of one.
+    """Find the transformer's files in an OmniFlow folder or in its folder ``transformer``.
 
-    Raises `UsageFault` where there are none, `DataError` where they cannot be what they should be.
+    Args:
+        folder: One of the two folders.
+
+    Returns:
+        The config, and the files of weights and EMA weights.
+
+    Raises:
+        UsageFault: The folder has no weights.
+        DataError: The config or an index is damaged, or a part is missing.
     """
     for place in (folder / "transformer", folder):
         weights = _weight_files(place)
@@ -66,7 +74,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:
-    """The files of weights in a folder, safetensors before pickles; none: there are none."""
+    """Return the files of weights in a folder, safetensors before pickles; empty without weights."""
     for kind in ("safetensors", "bin"):
         whole, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
         if whole.is_file():
@@ -77,7 +85,7 @@ def _weight_files(place: Path) -> tuple[Path, ...]:
 
 
 def _parts(index: Path) -> tuple[Path, ...]:
-    """The parts that an index names, all of them beside it."""
+    """Return the parts that an index names, all of them next to it."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise DataError(f"{index}: a weight_map of tensors and files expected; download it again")
@@ -86,31 +94,41 @@ def _parts(index: Path) -> tuple[Path, ...]:
         if Path(name).name != name:
             raise DataError(f"{index}: it names {name!r}; names of files beside it expected; download it again")
         if not (index.parent / name).is_file():
-            raise DataError(f"{index.parent / name}: the index names it and it is not there; download it again")
+            raise DataError(f"{index.parent / name}: the index names it, but it is missing; download it again")
     return tuple(index.parent / name for name in parts)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises `DataError` for anything else."""
+    """Read a JSON object; raise `DataError` for anything else."""
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; a whole folder expected; download it again") from error
+        raise DataError(f"{path}: {error.strerror}; a complete folder expected; download it again") from error
     except ValueError as error:
-        raise DataError(f"{path}: no JSON document ({error}); download it again") from error
+        raise DataError(f"{path}: not a JSON document ({error}); download it again") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: a JSON object expected, found {type(found).__name__}; download it again")
     return found
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, as lists of files have them."""
+    """Return size and sha256 of a file, in the form of file lists."""
     with os_errors(path, "read"):
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def open_parts(paths: tuple[Path, ...]) -> Tensors:
-    """Tensors of one file or of all its parts; raises `DataError` where one is not complete or a name comes twice."""
+    """Open the tensors of one file or of all its parts.
+
+    Args:
+        paths: The file, or its parts.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        DataError: A file is incomplete, or a name occurs twice.
+    """
     owner: dict[str, tuple[Path, Mapping[str, Tensor]]] = {}
     kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for path in paths:

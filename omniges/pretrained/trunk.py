@@ -1,10 +1,10 @@
-"""OmniFlow's transformer, whatever form it was saved in, as a configuration and weights of our trunk.
+"""OmniFlow's transformer as a configuration and weights of our trunk, from any form in which it was saved.
 
-Every tensor of ours has one rule, every tensor of theirs one fate. Rules are made from sizes alone and carried out
-one at a time, when a tensor is asked for, so that nothing larger than one tensor is held.
+Each tensor of our trunk has one rule, and each tensor of the source has one fate: loaded, converted or left out. Rules
+follow from sizes alone. A rule runs when its tensor is read, so no more than one tensor is in memory.
 
-Averaged weights are a list without names, told apart by the order of the parameters. Saved position tables need not be
-kept: they are held against the sines that they are tables of.
+EMA weights are a list without names, identified by the order of the parameters. Saved position tables are compared with
+the sines that they should contain, and are not kept.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WhichWeights = Literal["last", "ema"]
 _LIST: Final = "shadow_params"
 _TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"
 _TABLE: Final = "text_decoder.encoder.shared.weight"
-"""The other name of the same tensor, which counts once among parameters."""
+"""Other name of the same tensor, which counts once among parameters."""
 _LEAST_TOLERANCE: Final = 2e-5  # of a table that was computed in float32
 
 FateKind = Literal["loaded", "converted", "new", "left out"]
@@ -52,7 +52,7 @@ _REASONS: Final[dict[How, str]] = {
     "joined": "three projections in one",
     "stacked": "norms of queries and keys in one",
     "flattened": "a convolution whose stride is its size is a linear layer on patches",
-    "first six parts": "the other three are for a second attention that does not exist beside audio",
+    "first six parts": "the other three are for a second attention that models with audio do not have",
 }
 _KINDS: Final[tuple[FateKind, ...]] = get_args(FateKind)
 _NUMBER: Final = re.compile(r"\.\d+\.")
@@ -60,7 +60,7 @@ _NUMBER: Final = re.compile(r"\.\d+\.")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one of our tensors is made."""
+    """Sources and operation that give one tensor of our trunk."""
 
     target: str
     sources: tuple[str, ...]
@@ -69,7 +69,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What became of a tensor of theirs (``source``) or where one of ours (``target``) comes from."""
+    """Use of a source tensor (``source``), or origin of a tensor of our model (``target``)."""
 
     kind: FateKind
     source: str | None
@@ -78,12 +78,12 @@ class Fate:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """One row of conversion.json."""
+        """Return one row of conversion.json."""
         return asdict(self)
 
 
 def trunk_config(anatomy: Anatomy) -> dict[str, Any]:
-    """Arguments for `JointFlowTransformer` with streams ``image``, ``text``, ``audio``."""
+    """Return arguments for `JointFlowTransformer` with streams ``image``, ``text``, ``audio``."""
     if anatomy.mlp_width % anatomy.width:
         raise DataError(
             f"an OmniFlow transformer of width {anatomy.width} with MLPs of {anatomy.mlp_width}; a multiple expected"
@@ -112,7 +112,7 @@ def _grid_config(grid: Grid) -> dict[str, int | None]:
 
 
 def rules(anatomy: Anatomy) -> list[Rule]:
-    """One rule for each tensor of the trunk that `trunk_config` describes."""
+    """Return one rule for each tensor of the trunk that `trunk_config` describes."""
     found: list[Rule] = []
     for stream, names in STREAM_NAMES.items():
         found += _linear(f"embed.{stream}", names.embed, "as it is" if stream == "text" else "flattened")
@@ -129,7 +129,7 @@ def rules(anatomy: Anatomy) -> list[Rule]:
 
 
 def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
-    """Rules of a layer; its bias needs no change."""
+    """Return the rules of a linear layer, whose bias is copied unless only six parts are taken."""
     return [
         Rule(f"{target}.weight", (f"{source}.weight",), how),
         Rule(f"{target}.bias", (f"{source}.bias",), how if how == "first six parts" else "as it is"),
@@ -163,7 +163,18 @@ def _branch(ours: str, theirs: str, names: StreamNames, *, context_only: bool, d
 
 
 def made(rule: Rule, source: Tensors) -> Tensor:
-    """Carry out a rule, in the precision of the source."""
+    """Apply a rule, in the precision of the source.
+
+    Args:
+        rule: The rule of one tensor of our trunk.
+        source: Tensors of OmniFlow.
+
+    Returns:
+        The tensor, on the CPU.
+
+    Raises:
+        DataError: The source tensors have several precisions.
+    """
     parts = [source.read(name) for name in rule.sources]
     if len({part.dtype for part in parts}) > 1:
         raise DataError(f"{source.where}: {', '.join(rule.sources)} are of several precisions; one expected")
@@ -180,7 +191,19 @@ def made(rule: Rule, source: Tensors) -> Tensor:
 def conversion_fates(
     anatomy: Anatomy, shapes: Mapping[str, tuple[int, ...]], table_reasons: Mapping[str, str]
 ) -> list[Fate]:
-    """What becomes of every tensor of the source; raises `DataError` for one that nothing explains."""
+    """Return the use of every tensor of the source.
+
+    Args:
+        anatomy: Sizes of the transformer.
+        shapes: Shape of each source tensor by name.
+        table_reasons: Reason why each position table is left out, by name.
+
+    Returns:
+        One fate for each source tensor.
+
+    Raises:
+        DataError: A tensor has no known use.
+    """
     found: list[Fate] = []
     for rule in rules(anatomy):
         kind: FateKind = "loaded" if rule.how == "as it is" else "converted"
@@ -194,12 +217,12 @@ def conversion_fates(
     found += [Fate("left out", name, None, math.prod(shapes[name]), reason) for name, reason in reasons.items()]
     unexplained = sorted(shapes.keys() - {fate.source for fate in found})
     if unexplained:
-        raise DataError(f"OmniFlow transformer: {len(unexplained)} tensors that nothing explains: {unexplained[0]}")
+        raise DataError(f"OmniFlow transformer: {len(unexplained)} tensors without a known use: {unexplained[0]}")
     return found
 
 
 def table_of(fates: Iterable[Fate]) -> list[str]:
-    """A table for people: fate, tensors, learned numbers, part and reason a line; blocks are counted together."""
+    """Return a table for people with one line for each fate, part and reason; blocks are counted together."""
     groups: dict[tuple[FateKind, str, str], list[int]] = {}
     for fate in fates:
         groups.setdefault((fate.kind, _part(fate), fate.reason), []).append(fate.numbers)
@@ -214,7 +237,7 @@ def table_of(fates: Iterable[Fate]) -> list[str]:
 
 
 def _part(fate: Fate) -> str:
-    """Where it belongs: of our names the stream and what it is of, of theirs the beginning."""
+    """Return the part of a tensor: stream and layer of our name, or the first words of a source name."""
     name = _NUMBER.sub(".*.", fate.target or fate.source or "")
     words = name.removeprefix("trunk.").split(".")
     if fate.target is None:
@@ -226,7 +249,7 @@ def _part(fate: Fate) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SourceTrunk(Tensors):
-    """A trunk over streams ``image``, ``text``, ``audio``: its tensors one by one, and its configuration."""
+    """Trunk with the streams ``image``, ``text``, ``audio``: its configuration, and its tensors read one by one."""
 
     config: Mapping[str, Any]  # arguments of JointFlowTransformer
     grids: Mapping[str, Mapping[str, int]]  # of image and audio: channels, patch, table_side, table_base
@@ -235,19 +258,22 @@ class SourceTrunk(Tensors):
 
 
 def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Anatomy, list[str]]:
-    """The files of an OmniFlow folder, its last weights, what they are, and remarks on its config."""
+    """Return the files of an OmniFlow folder, its last weights, its sizes and warnings on its config."""
     found = find_omniflow(folder)
     source = open_parts(found.weights)
     return found, source, *read_anatomy(source.shapes, found.config, source.where)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The trunk's configuration of an OmniFlow folder, from names and shapes alone."""
+    """Return the trunk's configuration of an OmniFlow folder, from names and shapes alone."""
     return trunk_config(_opened(folder)[2])
 
 
 def audio_grid_of(folder: Path) -> dict[str, int]:
-    """The audio stream's grid, as `SourceTrunk.grids` has it, of an OmniFlow folder; its table is not compared."""
+    """Return the grid of an OmniFlow folder's audio stream in the form of `SourceTrunk.grids`.
+
+    The saved table is not compared.
+    """
     _, source, anatomy, _ = _opened(folder)
     return _as_entry(anatomy.audio, _base(*_saved("audio_embedder.pos_embed", anatomy, source)))
 
@@ -257,16 +283,24 @@ def _as_entry(grid: Grid, base: int) -> dict[str, int]:
 
 
 def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
-    """Check an OmniFlow folder whole and stand ready to make our trunk of it.
+    """Check a complete OmniFlow folder and open it as our trunk.
 
-    ``weights``: the last ones, or the average that some checkpoints have beside them. Raises `UsageFault` where there
-    is no such thing, `DataError` where anything is missing, damaged, unexpected or of another shape.
+    Args:
+        folder: OmniFlow's folder, or that of its transformer.
+        weights: The last weights, or the EMA weights that some checkpoints also have.
+
+    Returns:
+        The trunk, whose tensors are converted when they are read.
+
+    Raises:
+        UsageFault: The folder or the EMA weights do not exist.
+        DataError: A tensor is missing, damaged, unexpected or of another shape.
     """
     found, source, anatomy, remarks = _opened(folder)
     bases, reasons = _tables(anatomy, source)
     if weights == "ema":
         if found.average is None:
-            raise UsageFault(f"{folder}: no ema_transformer.pt with averaged weights there; take the last weights")
+            raise UsageFault(f"{folder}: no ema_transformer.pt with EMA weights found; use the last weights")
         source = _average(found.average, anatomy, source)
     grids = {"image": _as_entry(anatomy.image, bases["image"]), "audio": _as_entry(anatomy.audio, bases["audio"])}
     by_target = {rule.target: rule for rule in rules(anatomy)}
@@ -285,20 +319,20 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
 
 
 def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a trunk's parameters; allocates nothing."""
+    """Return names and shapes of a trunk's parameters without allocating them."""
     with torch.device("meta"):
         model = JointFlowTransformer(**config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
-    """The transformer's averaged weights by name, beside the weights that they are the average of.
+    """Return the transformer's EMA weights by name, checked against the weights that they average.
 
-    The list must have as many tensors as the weights have parameters: first the transformer's in the reference's
-    order, each of its shape, then those of the models inside it. Read one by one, a matrix must be nearer to its
-    weight than zero is, which catches an order that shapes do not tell. Tables are those of the weights.
+    The list must have as many tensors as the weights have parameters. The transformer's come first, in the reference's
+    order and each of its shape. Those of the models inside it follow. When a matrix is read, it must be nearer to its
+    weight than zero is, which finds a wrong order among equal shapes. Position tables come from the weights.
 
-    Raises `DataError` where any of it is not so.
+    Raises `DataError` where a check fails.
     """
     found = read_weight_list(path, _LIST, mapped=True)
     own = parameters(anatomy)
@@ -306,17 +340,17 @@ def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
     if len(found) != len(own) + len(nested):
         raise DataError(
             f"{path}: {_LIST} has {len(found)} tensors; {len(own)} of the transformer and {len(nested)} of models "
-            "inside it expected; take the last weights instead"
+            "inside it expected; use the last weights instead"
         )
     for number, (name, shape) in enumerate(own.items()):
         if tuple(found[number].shape) != shape:
             raise DataError(
                 f"{path}: {_LIST}[{number}] has shape {tuple(found[number].shape)}, {shape} of {name} expected, so the "
-                "order is another one; take the last weights instead"
+                "order differs; use the last weights instead"
             )
     if Counter(tuple(x.shape) for x in found[len(own) :]) != Counter(weights.shapes[name] for name in nested):
         raise DataError(
-            f"{path}: {_LIST} from [{len(own)}] on is not of the shapes of the models inside; take the last weights"
+            f"{path}: {_LIST} from [{len(own)}] on has not the shapes of the models inside; use the last weights"
         )
     numbers = {name: number for number, name in enumerate(own)}
 
@@ -327,8 +361,8 @@ def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
         # Two independent matrices are further apart than either is from zero; an average is near its weight.
         if weight.ndim > 1 and not (average.float() - weight.float()).norm() <= weight.float().norm():
             raise DataError(
-                f"{path}: {_LIST}: what stands in the place of {name} is not an average of it, so the order is another "
-                "one; take the last weights instead"
+                f"{path}: {_LIST}: the tensor in the place of {name} is not an average of it, so the order differs; "
+                "use the last weights instead"
             )
         return average
 
@@ -338,10 +372,10 @@ def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
 
 
 def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
-    """The base of each saved table, and why it can be left out.
+    """Return the base of each saved table, and the reason why it can be left out.
 
-    A table of side S and base B has the coordinate i · B / S at index i of both axes; S is its shape's, B is read from
-    its values, all of which are then compared. Raises `DataError` for a table of anything else.
+    A table of side S and base B has the coordinate i · B / S at index i of both axes. S comes from the shape and B from
+    the values, which are all compared. Raises `DataError` for a table with other content.
     """
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -351,8 +385,8 @@ def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str
         off = max(_difference(saved, row, base) for row in range(side))
         if not off <= max(_LEAST_TOLERANCE, torch.finfo(saved.dtype).eps):
             raise DataError(
-                f"{where} is not the table of sines of side {side} and base {base}, from which it differs by up to "
-                f"{off:.2g}; download it again"
+                f"{where} is not the table of sines of side {side} and base {base}: it differs by up to {off:.2g}; "
+                "download it again"
             )
         bases["image" if name.startswith("pos_embed") else "audio"] = base
         reasons[name] = f"computed from side {side} and base {base}; differs by at most {off:.1g}"
@@ -360,13 +394,13 @@ def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str
 
 
 def _saved(name: str, anatomy: Anatomy, source: Tensors) -> tuple[Tensor, str]:
-    """A saved table (side, side, W), and what it is called in errors."""
+    """Return a saved table (side, side, W), and its name in errors."""
     side = (anatomy.image if name.startswith("pos_embed") else anatomy.audio).table_side
     return source.read(name).reshape(side, side, anatomy.width), f"{source.where}: {name}"
 
 
 def _base(saved: Tensor, where: str) -> int:
-    """From the angle of the second column's slowest-turning pair, and the neighbours of what it says."""
+    """Estimate the base from the angle of the second column's slowest pair, and return the best integer near it."""
     side, _, width = saved.shape
     if side < 2 or width % 4:
         raise DataError(f"{where}: a table of at least 2 × 2 and a width of whole quarters expected")
@@ -376,7 +410,7 @@ def _base(saved: Tensor, where: str) -> int:
 
 
 def _difference(saved: Tensor, row: int, base: int) -> float:
-    """The largest difference of a row (side, W) of a table from what it should be; infinite where it is no number."""
+    """Return the largest error of a row (side, W) of a table; infinite for NaN or infinite values."""
     side, _, width = saved.shape
     coordinates = torch.arange(side, dtype=torch.float64) * (base / side)
     axis = line_embedding(coordinates, width // 2)

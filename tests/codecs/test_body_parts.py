@@ -69,7 +69,7 @@ class TestColumns:
     )
     def test_a_net_of_another_part_is_refused(self, part, channels, wanted):
         with pytest.raises(
-            DataError, match=rf"net\.pth: found a net of {channels} channels; expected {wanted} of {part}"
+            DataError, match=rf"net\.pth: found a network of {channels} channels; expected {wanted} of {part}"
         ):
             part_columns(part, channels, "net.pth")
 
@@ -129,8 +129,8 @@ class TestFiles:
             ("330_mean", np.zeros(330, np.int64), r"found \(330,\) of int64; expected 330 numbers"),
             ("330_mean", np.zeros((1, 330), np.float32), r"found \(1, 330\)"),
             ("trans_std", np.ones(330), r"found \(330,\) of float64; expected 3 numbers"),
-            ("330_mean", np.full(330, np.nan, np.float32), "number 0 is not finite"),
-            ("trans_mean", np.array([0, 1, np.inf]), "number 2 is not finite"),
+            ("330_mean", np.full(330, np.nan, np.float32), "number 0 is NaN or infinite"),
+            ("trans_mean", np.array([0, 1, np.inf]), "number 2 is NaN or infinite"),
             (
                 "330_std",
                 np.linspace(-1, 1, 330, dtype=np.float32),

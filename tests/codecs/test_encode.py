@@ -322,7 +322,7 @@ class TestRefusals:
 
     def test_latents_that_are_no_numbers(self, shards: Path, tmp_path: Path, halves: Any) -> None:
         halves(NotNumbers())
-        with pytest.raises(DataError, match="no finite numbers"):
+        with pytest.raises(DataError, match="NaN or infinite"):
             encode(settings_of(shards, tmp_path / "out"))
         assert not (tmp_path / "out" / DATASET_FILE).exists()
 
@@ -331,7 +331,7 @@ class TestRefusals:
     ) -> None:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-        with pytest.raises(EnvironmentFault, match="GB needed beside what is there"):
+        with pytest.raises(EnvironmentFault, match="GB of free space needed"):
             encode(settings_of(shards, tmp_path / "out"))
 
     def test_a_refused_codec_or_nothing_to_do_leaves_no_new_folder(
@@ -345,7 +345,7 @@ class TestRefusals:
             (shards, tmp_path / "none", "a folder with the codec's files expected"),
             (shards, tmp_path / "empty", "config.json"),
             (tmp_path / "none", vae, "no"),
-            (encoded, vae, "its latents are there: leave --out away"),
+            (encoded, vae, "its latents exist already: remove --out"),
             (encoded, tmp_path / "other", "it holds latents of another audioldm2-vae"),
         ):
             with pytest.raises((UsageFault, DataError), match=words):
@@ -502,7 +502,7 @@ class TestCommand:
         assert list((tmp_path / "out" / UNFINISHED_FILE).glob("staged-*.tar"))
         again = scripted(STOPPED, *words)
         assert again.returncode == 0, again.stderr
-        assert "were there from a run that was stopped" in again.stdout
+        assert "were kept from a stopped run" in again.stdout
         assert run(tmp_path / "out", "deep").findings == ()
 
 

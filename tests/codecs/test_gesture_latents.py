@@ -77,7 +77,7 @@ class TestShards:
     def test_folders_that_cannot_give_every_channel_back_are_refused(self, shards: Path, tmp_path: Path) -> None:
         write_codec(tmp_path / "rootless", **WIDTHS | {"lower": 54})
         write_codec(tmp_path / "faceless", **{part: width for part, width in WIDTHS.items() if part != "face"})
-        refusals = {"rootless": "the net of lower has 54 channels; expected 57", "faceless": "no net of face"}
+        refusals = {"rootless": "the network of lower has 54 channels; expected 57", "faceless": "no network of face"}
         for name, words in refusals.items():
             codecs = ((GESTURE, tmp_path / name),)
             with pytest.raises(UsageFault, match=words) as refused:

@@ -137,7 +137,7 @@ class TestChannelsThatNoNetHas:
     def test_are_none_where_every_part_has_a_net(self, folder):
         codec = load_gesture_rvqvae(folder)
         assert codec.lacking == ()
-        with pytest.raises(UsageFault, match="leave it out"):
+        with pytest.raises(UsageFault, match="remove this argument"):
             codec.decode(codec.encode(gesture(16)), gesture(16))
 
 
@@ -175,7 +175,7 @@ class TestFolder:
     def test_a_part_that_is_not_there(self, tmp_path, part):
         write_codec(tmp_path)
         (tmp_path / f"net_300000_{part}.pth").unlink()
-        with pytest.raises(UsageFault, match=f"no net of {part}; expected a file such as net_300000_{part}.pth"):
+        with pytest.raises(UsageFault, match=f"no network of {part}; expected a file such as net_300000_{part}.pth"):
             load_gesture_rvqvae(tmp_path)
 
     def test_a_folder_that_is_not_there(self, tmp_path):
@@ -184,7 +184,9 @@ class TestFolder:
 
     def test_nets_under_each_others_names(self, tmp_path):
         write_codec(tmp_path, upper=180, hands=78, lower=57, face=100)
-        with pytest.raises(DataError, match=r"net_300000_upper.pth: found a net of 180 channels; expected 78 of upper"):
+        with pytest.raises(
+            DataError, match=r"net_300000_upper.pth: found a network of 180 channels; expected 78 of upper"
+        ):
             load_gesture_rvqvae(tmp_path)
 
     def test_nets_of_other_frames_a_latent(self, tmp_path):
@@ -250,12 +252,14 @@ class TestAsACodecOfShards:
 
     def test_a_lower_net_without_the_root_is_refused(self, tmp_path):
         write_codec(tmp_path, **WIDTHS | {"lower": 54})
-        with pytest.raises(UsageFault, match="the net of lower has 54 channels; expected 57, those of the root too"):
+        with pytest.raises(
+            UsageFault, match="the network of lower has 54 channels; expected 57 with those of the root"
+        ):
             load_codec("gesture-rvqvae", tmp_path)
 
     def test_so_is_a_folder_without_the_face(self, tmp_path):
         write_codec(tmp_path, **WITHOUT_FACE)
-        with pytest.raises(UsageFault, match=r"no net of face; expected a file such as net_300000_face.pth$"):
+        with pytest.raises(UsageFault, match=r"no network of face; expected a file such as net_300000_face.pth$"):
             load_codec("gesture-rvqvae", tmp_path)
 
     def test_and_one_that_is_not_there(self, tmp_path):

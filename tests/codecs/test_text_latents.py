@@ -305,7 +305,7 @@ class TestCommand:
     def test_flags_of_text_without_a_codec_of_text(self, shards: Path, tmp_path: Path) -> None:
         write_vae(tmp_path / "vae")
         settings = EncodeSettings(shards=shards, codecs=(("audioldm2-vae", tmp_path / "vae"),), stride_ticks=4)
-        with pytest.raises(UsageFault, match="--stride-ticks: it goes with a codec of text"):
+        with pytest.raises(UsageFault, match="--stride-ticks: it needs a text codec"):
             encode(settings)
 
     @pytest.mark.parametrize("flag", ["window_ticks", "stride_ticks"])

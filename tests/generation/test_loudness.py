@@ -63,5 +63,5 @@ def test_shards_of_two_rules_are_not_mixed(corpus: Path, loud: Path, tmp_path: P
 def test_weights_of_another_rule_are_no_beginning(corpus: Path, loud: Path, tmp_path: Path) -> None:
     run_preprocess(corpus, tmp_path / "plain")
     run(tmp_path / "plain", tmp_path / "first", max_train_steps=1)
-    with pytest.raises(UsageFault, match="it learned from audio of loudness none, these shards have peak"):
+    with pytest.raises(UsageFault, match="it was trained on audio of loudness none, these shards have peak"):
         run(loud, tmp_path / "second", pretrained_model_name_or_path=tmp_path / "first", preset=None, model={})

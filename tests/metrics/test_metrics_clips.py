@@ -74,9 +74,9 @@ class TestIntervals:
     def test_refusals(self):
         with pytest.raises(DataError, match="found 1 clips; expected at least 2"):
             bootstrap_mean(CLIPS[:1], seed=1)
-        with pytest.raises(DataError, match="not finite"):
+        with pytest.raises(DataError, match="NaN or infinite"):
             bootstrap(3, lambda _: math.nan, seed=1, resamples=2)
-        with pytest.raises(DataError, match="not finite"):
+        with pytest.raises(DataError, match="NaN or infinite"):
             bootstrap_mean([ClipValue(math.nan, 1.0), *CLIPS], seed=1)
         with pytest.raises(DataError, match="without weight"):
             bootstrap_mean([ClipValue(1.0, 0.0), ClipValue(1.0, 1.0)], seed=1)

@@ -211,7 +211,7 @@ class TestFiles:
         write_folder(tmp_path, TINY)
         (place / "diffusion_pytorch_model.bin").unlink()
         index = place / "diffusion_pytorch_model.bin.index.json"
-        for name, said in (("../x.bin", "names of files beside it"), ("gone.bin", "it is not there")):
+        for name, said in (("../x.bin", "names of files beside it"), ("gone.bin", "it is missing")):
             index.write_text(json.dumps({"weight_map": {"a": name}}))
             assert said in refused(tmp_path)
         index.write_text(json.dumps({"weight_map": []}))

@@ -1,1 +1,1 @@
-"""OmniFlow's text VAE as a codec of the words of windows."""
+"""OmniFlow's text VAE as a codec of window texts."""

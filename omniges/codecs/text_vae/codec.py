@@ -1,21 +1,17 @@
 """OmniFlow's text VAE as a codec of shards and models: a row of latents for each window of a clip's words.
 
-docs/codecs-text.md is the promise. Latents of a text depend on the whole text, so they cannot be cut as frames or slots
-can: they are made for windows, each of which has a text of its own.
+See docs/codecs-text.md. Latents of a text depend on the complete text. They cannot be cut like frames or text tokens,
+so each window is encoded separately.
 
-The files are within a checkpoint of OmniFlow, or in a folder of their own:
+The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 
-=========================  ==============================================  ==================
-part                       in a checkpoint                                 in its own folder
-=========================  ==============================================  ==================
-configuration              text_vae/config.json                            config.json
-weights                    transformer/diffusion_pytorch_model             model.safetensors
-                           .safetensors or .bin, under ``text_decoder.``
-LLaMA's tokenizer          vae_tokenizer/tokenizer.json                    the same
-T5's tokenizer             t5_tokenizer/tokenizer.json                     the same
-=========================  ==============================================  ==================
+* Configuration: ``text_vae/config.json`` of a checkpoint; ``config.json`` of an own folder.
+* Weights: tensors under ``text_decoder.`` in a checkpoint's ``transformer/diffusion_pytorch_model.safetensors`` or
+  ``.bin``; ``model.safetensors`` of an own folder.
+* LLaMA's tokenizer: ``vae_tokenizer/tokenizer.json`` of both.
+* T5's tokenizer: ``t5_tokenizer/tokenizer.json`` of both.
 
-OmniFlow's checkpoints have no T5 tokenizer: it is that of flan-T5-large, which is put there or named.
+OmniFlow's checkpoints have no T5 tokenizer. It is that of flan-T5-large; copy it there or name its folder.
 """
 
 from __future__ import annotations
@@ -56,21 +52,28 @@ _TRANSFORMER: Final = "transformer/diffusion_pytorch_model"
 
 @dataclass(frozen=True, slots=True)
 class TextVaeFiles:
-    """Where the parts of a text VAE are."""
+    """Paths of the parts of a text VAE."""
 
     config: Path
     weights: Path
     prefix: str
-    """What its tensors' names begin with in the file of weights, which may hold others too."""
+    """Prefix of its tensors' names in the file of weights, which may contain others."""
     llama_tokenizer: Path  # folder
     t5_tokenizer: Path  # folder
 
 
 def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFiles:
-    """The files under a checkpoint of OmniFlow or a text VAE's own folder.
+    """Find the files of a text VAE.
 
-    ``t5_tokenizer`` is the folder of T5's tokenizer where it is not in there. Raises `DataError` where the folder is
-    neither.
+    Args:
+        folder: A checkpoint of OmniFlow, or a text VAE's own folder.
+        t5_tokenizer: Folder of T5's tokenizer, if `folder` does not contain it.
+
+    Returns:
+        The paths.
+
+    Raises:
+        DataError: The folder is neither.
     """
     tokenizers = (folder / "vae_tokenizer", t5_tokenizer or folder / "t5_tokenizer")
     nested, own = folder / "text_vae" / "config.json", folder / "config.json"
@@ -80,7 +83,7 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
         if weights is None:
             raise DataError(
                 f"{folder}: found neither {_TRANSFORMER}.safetensors nor .bin, which holds the text VAE's weights; "
-                "download the whole checkpoint"
+                "download the complete checkpoint"
             )
         return TextVaeFiles(nested, weights, _PREFIX, *tokenizers)
     if own.is_file():
@@ -92,10 +95,18 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
 
 
 def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> TextVae:
-    """The frozen text VAE of files, or an end of it, float32 on the host; one tensor after the other is read.
+    """Load a frozen text VAE, or one end of it, as float32 on the CPU, one tensor at a time.
 
-    Raises `DataError` for a damaged file and for a tensor that is missing, misshapen or not the text VAE's;
-    `EnvironmentFault` where transformers is not installed.
+    Args:
+        files: Paths of its parts.
+        ends: Directions that are needed.
+
+    Returns:
+        The text VAE.
+
+    Raises:
+        DataError: A file is damaged, or a tensor is missing, misshapen or not the text VAE's.
+        EnvironmentFault: transformers is not installed.
     """
     where, weights = str(files.config), str(files.weights)
     try:
@@ -111,7 +122,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
     if not names:
         raise DataError(
             f"{weights}: no tensor is called {files.prefix}…; this checkpoint was saved without its text VAE; "
-            "give one with it"
+            "use one that contains it"
         )
     require_agreement(config, {own: shapes[name] for own, name in names.items()}, where, weights)
     return TextVae.of_tensors(config, stored, weights, ends, prefix=files.prefix)
@@ -119,7 +130,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
-    """Texts as latents, and what is not in them."""
+    """Latents of texts, with flags for lost text."""
 
     latents: Tensor
     """(B, N, V) float32."""
@@ -130,26 +141,38 @@ class EncodedTexts:
 
 
 class TextCodec:
-    """Texts to latents and back: a text VAE with its tokenizers.
+    """Codec of texts: a text VAE with its tokenizers.
 
-    It is no module, so whatever holds it does not train, average or save it.
+    It is not a module, so a model that holds it does not train, average or save it.
     """
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
         if vae.fingerprint is None:
-            raise ValueError("a text VAE with weights of a file expected, found one with random weights")
+            raise ValueError("a text VAE with weights from a file expected, found one with random weights")
         self.vae = vae
         self._t5_tokens = t5_tokens
         self._llama_tokens = llama_tokens
         parts = [vae.fingerprint, t5_tokens.sha256, llama_tokens.sha256]
         self.fingerprint = sha256_hex(canonical_json(parts))
-        """sha256 over configuration, weights and tokenizers: latents of another one are other latents."""
+        """sha256 over configuration, weights and tokenizers."""
 
     @classmethod
     def load(cls, folder: Path, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS) -> Self:
-        """From a checkpoint of OmniFlow or a text VAE's own folder; see `find_text_vae` and `load_text_vae`.
+        """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
-        ``ends``: what it is loaded for. Weights and tokenizers are all checked, and in the fingerprint, in any case.
+        All weights and tokenizers are checked and part of the fingerprint, whatever `ends` is.
+
+        Args:
+            folder: The checkpoint or the folder.
+            t5_tokenizer: Folder of T5's tokenizer, if `folder` does not contain it.
+            ends: Directions that are needed.
+
+        Returns:
+            The codec, on the CPU.
+
+        Raises:
+            DataError: A file is missing or damaged, or does not fit the others.
+            EnvironmentFault: transformers is not installed.
         """
         files = find_text_vae(folder, t5_tokenizer)
         vae = load_text_vae(files, ends)
@@ -164,30 +187,37 @@ class TextCodec:
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """(N, V): latents of a text, and the width of each."""
+        """Shape (N, V): number of latents of a text, and their width."""
         return self.vae.config.vae.n_tokens, self.vae.config.vae.vae_dim
 
     @property
     def device(self) -> torch.device:
-        """Where the text VAE computes."""
+        """Device of the text VAE."""
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """What each of some texts, at least one, would lose; the text VAE is not run."""
+        """Return what the latents of each text would lose, without running the text VAE; needs at least one text."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Latents of texts, at least one, where the text VAE is."""
+        """Return latents of at least one text, on the text VAE's device."""
         tokens = self._t5_tokens.encode(texts)
         latents = self.vae.latents(tokens.ids.to(self.device), tokens.empty.to(self.device))
         return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
 
     def logits(self, latents: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Logits (B, L, words) of texts read after latents (B, N, V), and their labels (B, L).
+        """Return the logits of texts given their latents, for `omniges.codecs.text_vae.network.token_losses`.
 
-        `omniges.codecs.text_vae.network.token_losses` makes losses of the two. Raises `DataError` for a text of more
-        than 77 tokens.
+        Args:
+            latents: Latents (B, N, V).
+            texts: The B texts.
+
+        Returns:
+            Logits (B, L, W) over the vocabulary, and labels (B, L).
+
+        Raises:
+            DataError: A text has more than 77 tokens.
         """
         tokens = self._llama_tokens.encode(texts)
         if tokens.cut.any():
@@ -197,7 +227,15 @@ class TextCodec:
         return self.vae.logits(latents, ids), labels
 
     def decode(self, latents: Tensor, max_length: int = MAX_LENGTH) -> list[SpokenText]:
-        """The likeliest texts of latents (B, N, V); ``max_length`` counts tokens, N + 1 that lead them included."""
+        """Decode latents as texts by greedy search.
+
+        Args:
+            latents: Latents (B, N, V).
+            max_length: Maximum number of tokens, which includes N + 1 begin tokens.
+
+        Returns:
+            The most likely texts.
+        """
         ids = self.vae.generated(latents, max_length)
         end = self.vae.config.llama.eos_token_id
         return [
@@ -207,20 +245,20 @@ class TextCodec:
 
 
 class TextWindows:
-    """Words of windows to latents, and latents to texts. Not for several threads at once."""
+    """Codec of window texts; not safe for several threads at once."""
 
     def __init__(self, codec: TextCodec, grid: WindowGrid = DEFAULT_GRID) -> None:
         self._codec, self.grid = codec, grid
 
     def on(self, grid: WindowGrid) -> TextWindows:
-        """The same text VAE over another grid."""
+        """Return the same codec for another grid."""
         found = copy.copy(self)
         found.grid = grid
         return found
 
     @property
     def entry(self) -> WindowEntry:
-        """What shards and checkpoints keep of it."""
+        """Name, fingerprint, windows and latents, which shards and checkpoints store."""
         latents, width = self._codec.latent_shape
         return WindowEntry(
             name=NAME,
@@ -235,21 +273,38 @@ class TextWindows:
     def texts(
         self, words: Sequence[Mapping[str, Any]], ticks: int, windows: Sequence[tuple[int, int]] | None = None
     ) -> list[str]:
-        """The text of each window, (first tick, ticks), of a clip; of the grid's where none are given."""
+        """Return the text of each window of a clip.
+
+        Args:
+            words: Words of the clip, with times in seconds.
+            ticks: Length of the clip in ticks of 0.1 s.
+            windows: First tick and number of ticks of each window; None for the grid's windows.
+
+        Returns:
+            One text for each window.
+        """
         if windows is None:
             windows = [(start, self.grid.window_ticks) for start in self.grid.starts(ticks)]
         return [" ".join(word["word"] for word in said) for said in said_in_windows(words, ticks, windows)]
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """What of each text would not be in its latents; the nets are not run."""
+        """Return what the latents of each text would lose, without running the networks."""
         return self._codec.lost(texts) if texts else []
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> F32:
-        """Latents (windows, N · V) of the grid's windows of a clip with these words."""
+        """Encode the grid's windows of a clip.
+
+        Args:
+            words: Words of the clip, with times in seconds.
+            ticks: Length of the clip in ticks of 0.1 s.
+
+        Returns:
+            Latents (windows, N · V).
+        """
         return self.encode_texts(self.texts(words, ticks))
 
     def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Latents (texts, N · V), each different text encoded once, and the empty one once for all calls."""
+        """Return latents (texts, N · V); equal texts are encoded once, and the empty text once for all calls."""
         different = list(dict.fromkeys(text for text in texts if text))
         found = {"": self._of_nothing} if "" in texts else {}
         for start in range(0, len(different), _BATCH):
@@ -260,7 +315,7 @@ class TextWindows:
 
     @cached_property
     def _of_nothing(self) -> F32:
-        """The latents of the empty text, which most clips have."""
+        """Latents of the empty text, which most clips have."""
         (row,) = self._rows([""])
         return row
 
@@ -269,7 +324,7 @@ class TextWindows:
         return [row.reshape(-1) for row in latents]
 
     def decode(self, latents: F32) -> list[SpokenText]:
-        """The text of each row (windows, N · V)."""
+        """Return the text of each row (windows, N · V)."""
         rows = torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(self._codec.device)
         rows = rows.reshape(len(latents), *self._codec.latent_shape)
         return [
@@ -278,16 +333,35 @@ class TextWindows:
 
 
 def load(folder: Path, loading: Loading) -> TextWindows:
-    """Load the codec as the registry does."""
+    """Load the codec in the form that the registry expects.
+
+    Args:
+        folder: A checkpoint of OmniFlow, or a text VAE's own folder.
+        loading: Device, directions and T5 tokenizer.
+
+    Returns:
+        The loaded codec.
+    """
     return load_text_windows(folder, loading.device, loading.t5_tokenizer, loading.ends)
 
 
 def load_text_windows(
     folder: Path, device: torch.device, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS
 ) -> TextWindows:
-    """The codec of a checkpoint of OmniFlow or of its text VAE's own folder; raises as `TextCodec.load` does.
+    """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
-    ``t5_tokenizer``: the folder of T5's tokenizer where it is not in there. ``ends``: what it is loaded for.
+    Args:
+        folder: The checkpoint or the folder.
+        device: Device of the networks.
+        t5_tokenizer: Folder of T5's tokenizer, if `folder` does not contain it.
+        ends: Directions that are needed.
+
+    Returns:
+        The codec over windows of 6.4 s.
+
+    Raises:
+        DataError: A file is missing or damaged, or does not fit the others.
+        EnvironmentFault: transformers is not installed.
     """
     codec = TextCodec.load(folder, t5_tokenizer, ends)
     codec.vae.to(device)

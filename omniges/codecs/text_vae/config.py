@@ -1,7 +1,7 @@
-"""What the configuration of OmniFlow's text VAE says, and whether its tensors say the same.
+"""Configuration of OmniFlow's text VAE, and its comparison with the tensors.
 
-The configuration is an ordinary LLaMA configuration with an entry ``vae_config``. Of the T5 encoder it says nothing: it
-is that of flan-T5-large, unless an entry ``t5`` gives other sizes.
+The configuration is an ordinary LLaMA configuration with an entry ``vae_config``. The T5 encoder is that of
+flan-T5-large, unless an entry ``t5`` gives other sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QFORMER_HEADS: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeConfig:
-    """The entry ``vae_config``; the defaults hold where there is none."""
+    """The entry ``vae_config``; the defaults apply without the entry."""
 
     prompt_size: int = 1024
     """Width of the T5 features."""
@@ -30,14 +30,14 @@ class VaeConfig:
     n_tokens: int = 32
     """Latents of a text."""
     pre_norm: bool = False
-    """The norm is before the projection to latents rather than behind it."""
+    """True: the norm precedes the projection to latents. False: it follows."""
     norm_type: NormType = "layer_norm"
     vae_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaSizes:
-    """What of a LLaMA configuration the arithmetic needs."""
+    """Keys of a LLaMA configuration that the computation needs."""
 
     hidden_size: int
     intermediate_size: int
@@ -70,7 +70,7 @@ Sizes = TypeVar("Sizes", VaeConfig, LlamaSizes, T5Sizes)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextVaeConfig:
-    """Everything about a text VAE but its weights."""
+    """Complete configuration of a text VAE."""
 
     vae: VaeConfig
     llama: LlamaSizes
@@ -78,9 +78,17 @@ class TextVaeConfig:
 
 
 def text_vae_config(document: Any, where: str) -> TextVaeConfig:
-    """The configuration that a JSON document gives; ``where`` names its file in errors.
+    """Read the configuration from a JSON document.
 
-    Raises `DataError` where a key is missing or has a value that is not computed here.
+    Args:
+        document: Parsed content of config.json.
+        where: Name of the file in errors.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        DataError: A key is missing or has an unsupported value.
     """
     found = _Document(document, where)
     vae = VaeConfig()
@@ -98,7 +106,7 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
 
 
 class _Document:
-    """A JSON object whose keys are taken with their kind checked."""
+    """A JSON object whose values are read with a check of their type."""
 
     def __init__(self, found: Any, where: str, prefix: str = "") -> None:
         self.where = where
@@ -120,7 +128,7 @@ class _Document:
         return self.found[key]
 
     def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
-        """A dataclass of which each field is a key: a flag, a whole number (an id from 0 on) or a number above 0."""
+        """Read a dataclass whose fields are keys: a flag, an integer (an id from 0) or a number above 0."""
         for field in fields(kind):
             key = field.name
             if key in own:
@@ -154,7 +162,7 @@ _ONLY: Final[Mapping[str, Any]] = {
     "mlp_bias": False,
     "tie_word_embeddings": False,
 }
-"""Keys of a LLaMA configuration of which one value is computed here, which is also what holds without the key."""
+"""Keys of a LLaMA configuration with one supported value, which is also their default."""
 
 
 def _llama(document: _Document) -> LlamaSizes:
@@ -173,7 +181,7 @@ def _llama(document: _Document) -> LlamaSizes:
 
 
 def _rope_theta(document: _Document) -> float:
-    """The base of the rotary positions: a key of its own, or in ``rope_parameters`` as transformers 5 writes it."""
+    """Read the base of the rotary positions, from its own key or from transformers 5's ``rope_parameters``."""
     for key in ("rope_scaling", "rope_parameters"):
         if document.found.get(key) is not None:
             part = document.part(key).found
@@ -185,10 +193,19 @@ def _rope_theta(document: _Document) -> float:
 
 
 def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]], where: str, weights: str) -> None:
-    """Raise `DataError` with the key where tensors' shapes say something else than the configuration.
+    """Refuse a configuration whose sizes differ from the tensors' shapes, and name the key.
 
-    A wrong setting makes many tensors look wrong; this names the setting. That every tensor is there and fits is for
-    who loads them to see. ``where`` and ``weights`` name the files.
+    One wrong setting makes many tensors look wrong; this error names the setting. The caller checks that every tensor
+    exists and fits.
+
+    Args:
+        config: The configuration.
+        shapes: Shape of each tensor by name.
+        where: Name of the configuration's file in errors.
+        weights: Name of the weights' file in errors.
+
+    Raises:
+        DataError: A size differs.
     """
     vae, llama, t5 = config.vae, config.llama, config.t5
     sizes = (

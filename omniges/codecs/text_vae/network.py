@@ -1,10 +1,10 @@
-"""OmniFlow's text VAE: a text's T5 features gathered into latents, and a LLaMA that speaks from them.
+"""OmniFlow's text VAE (Li et al. 2024): encodes a text's T5 features as latents, from which a LLaMA generates text.
 
-Li et al. (2024). Names of parameters are those of the published checkpoints, where all of it stands under
-``text_decoder.``. It is used frozen: always in evaluation mode, and no parameter has a gradient.
+Parameters have the names of the published checkpoints, where they have the prefix ``text_decoder.``. The text VAE is
+frozen: always in evaluation mode, and without gradients of parameters.
 
 Shape letters: B batch, L tokens of a text, N latents of a text, V width of a latent, E width of the T5 features,
-W words in LLaMA's vocabulary.
+W tokens in LLaMA's vocabulary.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 MAX_LENGTH: Final = 256
-"""Tokens of a generated text at most; the latents and the begin token count."""
-_LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width do not treat the empty text apart
+"""Maximum number of tokens of a generated text, latents and begin token included."""
+_LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width do not treat the empty text separately
 _SAMPLING: Final = 0.001
-_REMEDY: Final = "give the whole text VAE that belongs to this configuration"
+_REMEDY: Final = "give the complete text VAE that belongs to this configuration"
 _NETS: Final[Mapping[End, tuple[str, ...]]] = {
     "encode": ("query", "q_norm", "qformer", "vae_proj", "encoder"),
     "decode": ("model", "lm_head", "input_proj"),
@@ -42,9 +42,9 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 
 
 class TextVae(nn.Module):
-    """A frozen text VAE with random weights; `of_tensors` gives one with weights of a file.
+    """A frozen text VAE with random weights; `of_tensors` gives one with weights from a file.
 
-    `named_parameters` has the order of the published implementation, in which lists without names (of an average) are.
+    `named_parameters` has the order of the published implementation, which lists of EMA weights without names follow.
     Raises `EnvironmentFault` where transformers is not installed.
     """
 
@@ -54,7 +54,7 @@ class TextVae(nn.Module):
         self.config = config
         self.ends = BOTH_ENDS
         self.fingerprint: str | None = None
-        """sha256 over configuration and all weights, those of an end that was not kept too; None: random weights."""
+        """sha256 over configuration and all weights, including those not kept; None for random weights."""
         self.query = nn.Parameter(torch.zeros(1, vae.n_tokens, vae.vae_hidden_size))
         self.model = _llama(config.llama)
         self.lm_head = nn.Linear(config.llama.hidden_size, config.llama.vocab_size, bias=False)
@@ -76,7 +76,7 @@ class TextVae(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Nothing: it stays in evaluation mode, also as a part of a model that is trained."""
+        """Do nothing: the text VAE stays in evaluation mode, also inside a model that is trained."""
         del mode
         return super().train(False)
 
@@ -89,10 +89,23 @@ class TextVae(nn.Module):
         ends: frozenset[End] = BOTH_ENDS,
         prefix: str = "",
     ) -> Self:
-        """One with copies of the weights under a prefix as float32; raises `DataError` unless they are all it has.
+        """Build a text VAE from tensors, as float32 copies.
 
-        All of them are checked and in the fingerprint, one after the other, whatever is kept: ``ends`` says of which
-        ends. T5's table may stand under both of its names or under one. ``where`` names the file in errors.
+        All tensors are checked and part of the fingerprint, one at a time, whatever `ends` is. T5's embedding table may
+        have both of its names or one of them.
+
+        Args:
+            config: Sizes of the text VAE.
+            tensors: Tensors by name.
+            where: Name of the file in errors.
+            ends: Directions whose weights are kept.
+            prefix: Prefix of the text VAE's tensors; others are ignored.
+
+        Returns:
+            The text VAE, on the CPU.
+
+        Raises:
+            DataError: A tensor is missing, unknown, misshapen, or has NaN or infinite values.
         """
         with torch.device("meta"):
             found = cls(config)
@@ -133,15 +146,22 @@ class TextVae(nn.Module):
 
     @torch.no_grad()
     def features(self, ids: Tensor) -> Tensor:
-        """T5 features (B, L, E) of tokens (B, L); padding is attended to as any token."""
+        """Return T5 features (B, L, E) of tokens (B, L); padding is attended to like any token."""
         result: Tensor = self.encoder(input_ids=ids).last_hidden_state
         return result
 
     @torch.no_grad()
     def gathered(self, ids: Tensor, empty: Tensor) -> Tensor:
-        """Q-Former outputs (B, N, width) of tokens (B, L); ``empty`` (B,) bool says which texts are the empty one.
+        """Return the Q-Former's outputs.
 
-        Features are standardised a token; those of the empty text are zeroed.
+        Its input features are standardised for each token, and zero for the empty text.
+
+        Args:
+            ids: T5 tokens (B, L).
+            empty: Flags (B,) bool of empty texts.
+
+        Returns:
+            Outputs (B, N, width).
         """
         self._require("encode")
         features = standardised(self.features(ids))
@@ -153,9 +173,15 @@ class TextVae(nn.Module):
 
     @torch.no_grad()
     def latents(self, ids: Tensor, empty: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """Latents (B, N, V) of T5 tokens (B, L), of which ``empty`` (B,) bool are the empty text's.
+        """Return latents of T5 tokens.
 
-        With ``uniform`` (B, N, V) in [0, 1), the sampled form: 0.001 of it is added, as in OmniFlow's training.
+        Args:
+            ids: T5 tokens (B, L).
+            empty: Flags (B,) bool of empty texts.
+            uniform: Noise (B, N, V) in [0, 1), of which 0.001 is added as in OmniFlow's training; None for none.
+
+        Returns:
+            Latents (B, N, V).
         """
         vae = self.config.vae
         gathered = self.gathered(ids, empty)
@@ -165,15 +191,22 @@ class TextVae(nn.Module):
         return (mean if uniform is None else mean + _SAMPLING * uniform) * vae.vae_scale
 
     def prefix(self, latents: Tensor) -> Tensor:
-        """Latents (B, N, V) as what LLaMA reads before a text, (B, N, its width)."""
+        """Return the input embeddings (B, N, width) that represent latents (B, N, V) to LLaMA."""
         self._require("decode")
         result: Tensor = self.input_proj(latents / self.config.vae.vae_scale)
         return result
 
     def logits(self, latents: Tensor, ids: Tensor) -> Tensor:
-        """Logits (B, L, W) behind each token of texts (B, L), as LLaMA reads them after their latents (B, N, V).
+        """Return the logits after each token of texts that follow their latents.
 
-        Gradients go into the latents. Padding, on the right, is not masked: nothing before it sees it.
+        Gradients flow into the latents. Padding is on the right and not masked, because no earlier token attends to it.
+
+        Args:
+            latents: Latents (B, N, V).
+            ids: LLaMA tokens (B, L).
+
+        Returns:
+            Logits (B, L, W).
         """
         prefix = self.prefix(latents)
         inputs = torch.cat([prefix, self.model.embed_tokens(ids)], dim=1)
@@ -183,10 +216,17 @@ class TextVae(nn.Module):
 
     @torch.no_grad()
     def generated(self, latents: Tensor, max_length: int = MAX_LENGTH) -> Tensor:
-        """The likeliest next tokens (B, at most max_length) int64 after latents (B, N, V), one by one.
+        """Generate the most likely next tokens after latents, one at a time.
 
-        The first N + 1 are begin tokens. A text that has ended is filled with end tokens; where all have, no more are
-        made. ``max_length`` counts all of it.
+        The first N + 1 tokens are begin tokens. Ended texts are filled with end tokens. Generation stops when all texts
+        have ended.
+
+        Args:
+            latents: Latents (B, N, V).
+            max_length: Maximum number of tokens, begin tokens included.
+
+        Returns:
+            Tokens (B, at most max_length) int64.
         """
         from transformers import DynamicCache  # noqa: PLC0415 - optional, and slow to import
 
@@ -205,15 +245,22 @@ class TextVae(nn.Module):
 
 
 def standardised(features: Tensor) -> Tensor:
-    """Features (B, L, E) with each token's mean 0 and (unbiased) standard deviation 1."""
+    """Return features (B, L, E) with mean 0 and (unbiased) standard deviation 1 for each token."""
     mean, std = features.mean(-1, keepdim=True), features.std(-1, keepdim=True)
     return (features - mean) / (std + 1e-9)
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (B, L − 1) of each next token, from logits (B, L, W) and labels (B, L); 0 where one is `IGNORED`.
+    """Return the cross-entropy of each next token; 0 where the label is `IGNORED`.
 
-    The loss of a batch is their sum over the count of labels that are not ignored.
+    The loss of a batch is the sum divided by the number of labels that are not ignored.
+
+    Args:
+        logits: Logits (B, L, W).
+        labels: Labels (B, L).
+
+    Returns:
+        Losses (B, L − 1).
     """
     shifted = logits[:, :-1].flatten(0, 1).float()
     losses = functional.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none")
@@ -233,7 +280,7 @@ def _llama(sizes: LlamaSizes) -> LlamaModel:
 
 
 def _t5(sizes: T5Sizes) -> T5EncoderModel:
-    """An encoder of the flan-T5 kind, by its sizes; what is not among them is the same in all of these."""
+    """Return a flan-T5 encoder of given sizes; all other settings are the same in these models."""
     from transformers import T5Config, T5EncoderModel  # noqa: PLC0415 - optional, and slow to import
 
     config = T5Config(
@@ -247,7 +294,7 @@ def _t5(sizes: T5Sizes) -> T5EncoderModel:
 
 
 def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
-    """BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without its text side; every other one looks at features."""
+    """Return BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without text; every second layer attends to features."""
     from transformers import Blip2QFormerConfig, Blip2QFormerModel  # noqa: PLC0415 - optional, and slow to import
 
     config = Blip2QFormerConfig(
@@ -264,7 +311,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 
 
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
-    """Where each weight stands under a prefix, of which T5's table may stand twice or once.
+    """Return the stored name of each weight under a prefix; T5's table may have one or both of its names.
 
     Raises `DataError` unless the names are exactly those of a model, and where the two tables differ.
     """

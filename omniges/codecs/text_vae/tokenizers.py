@@ -1,7 +1,7 @@
-"""Texts as the tokens of the text VAE's two ends: T5 reads them, LLaMA writes them.
+"""Tokenizers of the text VAE: T5 tokens are encoded, LLaMA tokens are generated.
 
-Both tokenizers are read from their ``tokenizer.json``. Begin, end and padding tokens are added here, by number, so what
-a transcript spells never becomes one of them: the text ``</s>`` is four letters, or, to T5, a word it does not know.
+Both tokenizers are read from their ``tokenizer.json``. Begin, end and padding tokens are added here by number, so no
+text can spell them: the text ``</s>`` is four characters, or to T5 an unknown word.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 IGNORED: Final = -100
-"""Label of a token that no loss is taken of."""
+"""Label of a token without a loss."""
 
 
 MAX_TOKENS: Final = 77
-"""Tokens of a text at most, those that are added included; what is more is cut off and said to be."""
+"""Maximum number of tokens of a text, added ones included; longer texts are cut and flagged."""
 _TOKENIZER_FILE: Final = "tokenizer.json"
 _PIECE_FILES: Final = ("spiece.model", "tokenizer.model")
 _PAD: Final = "[PAD]"
@@ -34,7 +34,7 @@ _PAD: Final = "[PAD]"
 
 @dataclass(frozen=True, slots=True)
 class TextTokens:
-    """Texts as T5 reads them."""
+    """Texts as T5 tokens."""
 
     ids: Tensor
     """(B, 77) int64."""
@@ -43,12 +43,12 @@ class TextTokens:
     cut: Tensor
     """(B,) bool: more tokens than fit; the end of the text is lost."""
     unknown: Tensor
-    """(B,) bool: the vocabulary cannot spell all of it. That of flan-T5 has no Chinese or Japanese."""
+    """(B,) bool: the vocabulary cannot spell all of the text. That of flan-T5 has no Chinese or Japanese."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenTokens:
-    """Texts as LLaMA writes them: begin token, text, end token, padding."""
+    """Texts as LLaMA tokens: begin token, text, end token, padding."""
 
     ids: Tensor
     """(B, L) int64, L of the longest."""
@@ -59,7 +59,7 @@ class WrittenTokens:
 
 
 class _TokenizerFile:
-    """A ``tokenizer.json`` that spells texts and nothing besides: it adds, cuts and pads nothing."""
+    """A ``tokenizer.json`` that only splits texts: it does not add tokens, truncate or pad."""
 
     def __init__(self, folder: Path, vocabulary: int, added: str | None = None) -> None:
         self._path = folder / _TOKENIZER_FILE
@@ -105,7 +105,7 @@ class _TokenizerFile:
 
 
 class T5Tokens(_TokenizerFile):
-    """The tokenizer of a T5 folder; raises `DataError` where it is not one for ``vocabulary`` tokens."""
+    """Tokenizer of a T5 folder; raises `DataError` where it does not fit ``vocabulary`` tokens."""
 
     def __init__(self, folder: Path, *, vocabulary: int) -> None:
         super().__init__(folder, vocabulary)
@@ -114,8 +114,8 @@ class T5Tokens(_TokenizerFile):
         self._unknown = self._number("<unk>", expected=2)
 
     def encode(self, texts: Sequence[str]) -> TextTokens:
-        """Tokens of texts, at least one, padded to one length."""
-        added = {self._pad, self._end}  # which a unigram model has among its pieces too
+        """Return the tokens of at least one text, padded to one length."""
+        added = {self._pad, self._end}  # a unigram model also has them among its pieces
         pieces = [[self._unknown if p in added else p for p in spelled] for spelled in self._pieces(texts)]
         rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in pieces]
         return TextTokens(
@@ -127,9 +127,9 @@ class T5Tokens(_TokenizerFile):
 
 
 class LlamaTokens(_TokenizerFile):
-    """The tokenizer of a LLaMA folder, with a padding token that it may lack.
+    """Tokenizer of a LLaMA folder, with a padding token that the file may lack.
 
-    Raises `DataError` where it is not one for ``vocabulary`` tokens, or has another begin or end token.
+    Raises `DataError` where it does not fit ``vocabulary`` tokens, or has another begin or end token.
     """
 
     def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
@@ -139,7 +139,7 @@ class LlamaTokens(_TokenizerFile):
         self._pad = self._number(_PAD)
 
     def encode(self, texts: Sequence[str]) -> WrittenTokens:
-        """Tokens of texts, at least one, padded to the longest."""
+        """Return the tokens of at least one text, padded to the longest."""
         pieces = self._pieces(texts)
         rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in pieces]
         width = max(map(len, rows))
@@ -151,7 +151,7 @@ class LlamaTokens(_TokenizerFile):
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that tokens spell; begin, end and padding tokens are nothing."""
+        """Return the text of tokens without begin, end and padding tokens."""
         spoken = [number for number in ids if number not in {self._begin, self._end, self._pad}]
         result: str = self._tokenizer.decode(spoken, skip_special_tokens=True)
         return result
