@@ -70,10 +70,12 @@ test: $(VENV)/.dev ## Run the tests, on all cores (five to ten minutes on two)
 test-slow: $(VENV)/.dev ## Run the long tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.dev ## Check style, types and formatting
+lint: $(VENV)/.dev ## Check style, types, formatting, spelling and docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell omniges docs examples *.md
+	$(BIN)/pydoclint omniges examples
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
