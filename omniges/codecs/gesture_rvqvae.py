@@ -211,6 +211,10 @@ class GestureRvqvae:
                 if and only if some are.
 
         6D rotations come as the nets give them; `omniges.features.gesture.motion_from_gesture` makes rotations of them.
+
+        Returns:
+            Channels in the order of `omniges.features.gesture.LAYOUT`, float32.
+
         Raises UsageFault for another shape, DataError for latents that are not finite.
         """
         vectors = LATENT_SCALE * checked(latents, "latents", (None, self.latent_channels), at_least=0)
@@ -248,6 +252,9 @@ def load_gesture_rvqvae(
         face: whether the codec has the face; without it, a file of the face is not looked at.
         quantised: whether `GestureRvqvae.decode` snaps latents to codes, as GestureLSM's first trainers do.
         device: where the nets compute.
+
+    Returns:
+        The codec, with its nets on the device.
 
     Raises UsageFault where a file is not there or there are two of a part, DataError where one is damaged or does not
     fit.

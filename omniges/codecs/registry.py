@@ -60,6 +60,9 @@ def load_codec(
         t5_tokenizer: Folder of a text codec's T5 tokenizer where that is not in the codec's own folder.
         ends: Whether it will encode or decode, None for both; one of text, whose nets are large, loads these alone.
 
+    Returns:
+        The codec, ready for what `ends` names.
+
     Raises:
         UsageFault: The name is unknown or not that of the codec's entry, or a folder is not there.
         DataError: The folder holds no such codec.

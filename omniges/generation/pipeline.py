@@ -108,6 +108,9 @@ class OmnigesSample:
                 it is louder than full scale, ``NAME.TextGrid`` the words; a path with no such ending is the name that
                 each of them gets.
 
+        Returns:
+            The files, in the order in which they were written.
+
         Raises:
             UsageFault: the task makes nothing of the kind that the ending names.
             DataError: motion that has no rotation.
@@ -208,6 +211,9 @@ class OmnigesPipeline:
             t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
             quantised: whether a codec with codes snaps latents to them before it decodes them.
 
+        Returns:
+            The pipeline, ready to make samples.
+
         Raises UsageFault where there is none, DataError where it is damaged.
         """
         if weights not in {"ema", "last"}:
@@ -297,6 +303,9 @@ class OmnigesPipeline:
             overlap_ticks: that windows share; None: a quarter of one.
             seed: the same gives the same arrays on CPU.
             callback: told how many seconds of how many are made.
+
+        Returns:
+            The samples, `num_samples` of them.
 
         Raises UsageFault for what cannot be asked, DataError for inputs that cannot be used.
         """

@@ -131,6 +131,9 @@ def units(stream: str) -> dict[str, str]:
 def register_metric(metric: Metric) -> None:
     """Let `evaluate` and validation compute a metric for the rest of this process.
 
+    Args:
+        metric: its name must be free.
+
     Raises:
         UsageFault: A metric of this name is there already, or `needs` names no part or is of another stream's metric.
     """
@@ -153,6 +156,12 @@ def _wrong_needs(metric: Metric) -> str:
 
 def registered_metrics(stream: str | None = None) -> list[Metric]:
     """Return the metrics that are not built in, of a stream or of all, by name.
+
+    Args:
+        stream: ``text``, ``audio`` or ``gesture``; None: all.
+
+    Returns:
+        The metrics, sorted by name.
 
     Raises:
         EnvironmentFault: An installed package's metric cannot be loaded, or has another name than it is announced by.

@@ -147,6 +147,9 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
     Args:
         partials: one of each clip.
         plain: whether to leave out `counts` and `difference_std`, as in version 1 and in latents.json.
+
+    Returns:
+        Lists (C,) by statistic, and the number of frames.
     """
     if not partials:
         return {}
@@ -226,6 +229,9 @@ def check_document(document: object, path: str) -> dict[str, Any]:
     Args:
         document: what the JSON holds.
         path: where it is, as errors name it.
+
+    Returns:
+        The document itself.
 
     Raises:
         DataError: it is damaged, of another version, or lists what no reader can use.
