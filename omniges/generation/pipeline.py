@@ -279,7 +279,7 @@ class OmnigesPipeline:
         seed: int = 0,
         callback: Callable[[float, float], None] | None = None,
     ) -> OmnigesOutput:
-        """Make samples of a task.
+        """Make samples of a task; raises UsageFault for what cannot be asked, DataError for inputs that cannot be used.
 
         Args:
             task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/generate.md.
@@ -306,8 +306,6 @@ class OmnigesPipeline:
 
         Returns:
             The samples, `num_samples` of them.
-
-        Raises UsageFault for what cannot be asked, DataError for inputs that cannot be used.
         """
         name = task_named(task)
         if num_samples < 1 or not 0 <= seed < 2**32:
