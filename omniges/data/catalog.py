@@ -19,7 +19,7 @@ from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset
-from omniges.shards.documents import parse_json
+from omniges.shards.documents import parse_document
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS
@@ -172,7 +172,7 @@ def read_catalog(
     is left, DataError where a file is not what dataset.json says or a row of the manifest contradicts itself.
     """
     dataset = read_dataset(folder)
-    statistics = parse_json(read_beside(folder, STATS_FILE, dataset), str(folder / STATS_FILE))
+    statistics = parse_document(read_beside(folder, STATS_FILE, dataset), str(folder / STATS_FILE))
     tokenizer = read_beside(folder, TOKENIZER_FILE, dataset)
     entries = _entries(folder, dataset, codecs or {})
     latents = _latents(folder, dataset) if entries else {}
@@ -225,7 +225,7 @@ def _content_hash(
 
 def _latents(folder: Path, dataset: dict[str, Any]) -> dict[str, Any]:
     """The content of latents.json."""
-    return parse_json(read_beside(folder, LATENTS_FILE, dataset), str(folder / LATENTS_FILE))
+    return parse_document(read_beside(folder, LATENTS_FILE, dataset), str(folder / LATENTS_FILE))
 
 
 _STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture", "words.json": "text"}

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from omniges.data.window_reader import Verify
 from omniges.errors import UsageFault
-from omniges.shards.documents import parse_json
+from omniges.shards.documents import parse_document
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder, notes_of, read_beside
 from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, Part
@@ -168,7 +168,7 @@ class ShardSet:
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """The content of stats.json: mean, std, min and max of each channel over the train split."""
-        return parse_json(read_beside(self.folder, STATS_FILE, self.reader.dataset), str(self.folder / STATS_FILE))
+        return parse_document(read_beside(self.folder, STATS_FILE, self.reader.dataset), str(self.folder / STATS_FILE))
 
     @property
     def tokenizer(self) -> bytes:

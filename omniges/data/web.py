@@ -10,7 +10,6 @@ where it was seen. Decoders take npy without pickled objects, json, txt and flac
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import re
 import sys
@@ -29,7 +28,7 @@ from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.formats.audio import decode_flac
 from omniges.shards.dataset import check_document
-from omniges.shards.documents import json_of, samples_of, spans_of, words_of
+from omniges.shards.documents import samples_of, spans_of, words_of
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import check_digest, checked_rows
 from omniges.shards.schema import (
@@ -44,6 +43,7 @@ from omniges.shards.schema import (
 )
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header, read_npy
 from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import parse_json
 from omniges.storage.redact import one_line, redact, secrets_in_url
 from omniges.storage.remote import ByteStream, check_name, open_store, parse_location
 
@@ -159,7 +159,7 @@ def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
     """The addresses of the shards of a folder at a URL, and the rows of its manifest."""
     location = parse_location(address)
     with contextlib.closing(open_store(location)) as store:
-        dataset = check_document(json.loads(dataset_bytes(store)), location.shown_file(DATASET_FILE))
+        dataset = check_document(parse_json(dataset_bytes(store)), location.shown_file(DATASET_FILE))
         place = location.shown_file(MANIFEST_FILE)
         listed = dataset["files"].get(MANIFEST_FILE)
         if listed is None:
@@ -408,7 +408,7 @@ def _value(name: str, data: bytes, metadata: object) -> Any:
     if name in {contract.semantic for contract in CONTRACTS.values()}:
         return spans_of(data)
     if ending in {"json", "txt"}:
-        return json_of(data)
+        return parse_json(data)
     if ending == "flac":
         pcm, bits = decode_flac(data, samples_of(metadata))
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))

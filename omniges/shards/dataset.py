@@ -9,7 +9,6 @@ never shows.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections import Counter, defaultdict
@@ -30,6 +29,7 @@ from omniges.shards import schema
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
+from omniges.storage.files import read_json
 
 F64 = npt.NDArray[np.float64]
 
@@ -213,13 +213,11 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UsageFault(f"{folder}: a folder of shards expected, found nothing there. Run omniges preprocess first")
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path, "Run omniges preprocess again", folder)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: no {schema.DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON document ({error}). Run omniges preprocess again") from error
     return check_document(document, str(path))
 
 

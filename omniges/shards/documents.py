@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from omniges.errors import DataError
 from omniges.shards.schema import VERIFY, is_count, is_real
+from omniges.storage.files import parse_json
 from omniges.storage.redact import one_line
 
 _Checks = Mapping[str, Callable[[object], bool]]
@@ -27,18 +27,10 @@ _AUDIO: Final[_Checks] = {
 _MOTION: Final[_Checks] = {"betas": is_count, "gender": _is_text, "model": _is_text}
 
 
-def json_of(data: bytes) -> Any:
-    """Return what JSON bytes of unknown origin hold; raises ValueError for all that is no JSON or nested too deeply."""
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("JSON that is nested less deeply expected") from None
-
-
-def parse_json(data: bytes, place: str) -> dict[str, Any]:
+def parse_document(data: bytes, place: str) -> dict[str, Any]:
     """Return the object that a file beside the shards holds; raises DataError, which names the place, for others."""
     try:
-        found = json_of(data)
+        found = parse_json(data)
     except ValueError as error:
         raise DataError(f"{place}: a JSON object expected ({one_line(str(error), 200)}). {VERIFY}") from error
     if not isinstance(found, dict):
@@ -58,7 +50,7 @@ def spans_of(data: bytes) -> list[dict[str, Any]]:
 
 def metadata_of(data: bytes) -> dict[str, Any]:
     """Return KEY.json; raises ValueError where its notes, audio or motion have not the contract's shape."""
-    found: dict[str, Any] = json_of(data)
+    found: dict[str, Any] = parse_json(data)
     if fault := _fault(found, {}):
         raise ValueError(f"a JSON object expected, found {fault}")
     notes = found.get("notes")
@@ -79,7 +71,7 @@ def samples_of(metadata: object) -> int:
 
 
 def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json_of(data)
+    found: list[dict[str, Any]] = parse_json(data)
     if not isinstance(found, list):
         raise ValueError(f"a JSON list of {what} expected, found {type(found).__name__}")  # noqa: TRY004
     for number, one in enumerate(found):

@@ -17,6 +17,7 @@ from omniges.errors import DataError
 from omniges.features import timebase
 from omniges.shards import schema
 from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
+from omniges.storage.redact import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
+_DIGEST_BYTES: Final = 32  # of a sha256, which no compression makes smaller
+_ROW_BYTES: Final = 16 << 10  # that a row may unpack to on average
+_SCHEMA_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +251,28 @@ def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
     return buffer.getvalue()
 
 
-def _parquet(stream: BinaryIO | pa.BufferReader) -> pq.ParquetFile:
-    """Open a parquet file, with nothing read ahead; read it with ``use_threads=False``.
+def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _Form]:
+    """Open a manifest whose schema and sizes are possible, with nothing read ahead; read it with ``use_threads=False``.
 
     pyarrow's pools abort a process that ends soon after (4 % of short commands did).
+
+    Raises:
+        ValueError: The columns are not those of a contract, or few bytes claim rows that would fill the memory.
     """
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    return pq.ParquetFile(stream, pre_buffer=False)
+    file = pq.ParquetFile(stream, pre_buffer=False)
+    stream.seek(0, io.SEEK_END)
+    packed, facts = stream.tell(), file.metadata
+    unpacked = sum(facts.row_group(k).total_byte_size for k in range(facts.num_row_groups))
+    if not 0 <= facts.num_rows <= packed // _DIGEST_BYTES:  # each row has a sha256 that no other has
+        raise ValueError(f"{packed} bytes cannot hold the {facts.num_rows} rows they claim")
+    if not 0 <= unpacked <= _ROW_BYTES * facts.num_rows + _SCHEMA_BYTES:
+        raise ValueError(f"at most {_ROW_BYTES} bytes a row expected, found {facts.num_rows} rows of {unpacked} bytes")
+    form = _Form.of_columns(file.schema_arrow.names)
+    if not file.schema_arrow.equals(_arrow_schema(form)):
+        raise ValueError(f"the manifest's columns are not those of shard contract version {form.contract.version}")
+    return file, form
 
 
 def parse_manifest(data: bytes) -> list[ManifestRow]:
@@ -264,11 +282,8 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
     """
     import pyarrow as pa  # noqa: PLC0415
 
-    table = _parquet(pa.BufferReader(data)).read(use_threads=False)
-    form = _Form.of_columns(table.column_names)
-    if not table.schema.equals(_arrow_schema(form)):
-        raise ValueError(f"the manifest's columns are not those of shard contract version {form.contract.version}")
-    return [_unflatten(flat, form) for flat in table.to_pylist()]
+    file, form = _open_parquet(pa.BufferReader(data))
+    return [_unflatten(flat, form) for flat in file.read(use_threads=False).to_pylist()]
 
 
 def read_manifest(data: bytes) -> list[ManifestRow]:
@@ -380,9 +395,11 @@ class ManifestColumns:
 
         self.path = path
         try:
-            self._file = _parquet(stream)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: no parquet file ({error}). {schema.VERIFY}") from error
+            self._file, self._form = _open_parquet(stream)
+        except (ValueError, OSError, OverflowError, pa.ArrowException) as error:
+            raise DataError(
+                f"{path}: no manifest of the contract ({one_line(str(error), 200)}). {schema.VERIFY}"
+            ) from error
 
     def _column(self, name: str) -> pa.Array:
         table = self._file.read(columns=[name], use_threads=False)
@@ -416,7 +433,7 @@ class ManifestColumns:
     def present(self, parts: Sequence[schema.Part]) -> npt.NDArray[np.uint8]:
         """Return which of at most eight parts the samples have (N,), bit k for part k; in version 1 they have all."""
         count = self._file.metadata.num_rows
-        if _Form.of_columns(self._file.schema_arrow.names).contract.version == 1:
+        if self._form.contract.version == 1:
             return np.full(count, (1 << len(parts)) - 1, np.uint8)
         found = np.zeros(count, np.uint8)
         for k, part in enumerate(parts):
@@ -441,17 +458,19 @@ class ManifestColumns:
             raise DataError(f"{self.path}: column 'key': ASCII texts expected. {schema.VERIFY}")
         lengths = np.diff(ends)
         width = int(lengths.max(initial=1))
+        if width > schema.MAX_KEY_BYTES:  # before memory for as many bytes a row is taken
+            raise self._no_key(f"a key of {width} bytes")
         fixed = np.zeros((len(lengths), width), dtype=np.uint8)
         fixed[np.arange(width) < lengths[:, None]] = data
         found = fixed.view(f"S{width}").reshape(-1)
-        sound = _IN_KEYS[fixed].all(axis=1) & (fixed[:, 0] != 0) & (width <= schema.MAX_KEY_BYTES)
+        sound = _IN_KEYS[fixed].all(axis=1) & (fixed[:, 0] != 0)
         if not sound.all():
-            shown = ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100]
-            raise DataError(
-                f"{self.path}: key {shown}: at most {schema.MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and - expected. "
-                f"{schema.VERIFY}"
-            )
+            raise self._no_key(ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100])
         return found
+
+    def _no_key(self, found: str) -> DataError:
+        grammar = f"at most {schema.MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and -"
+        return DataError(f"{self.path}: column 'key': {grammar} expected, found {found}. {schema.VERIFY}")
 
     def digests(self, name: str) -> npt.NDArray[np.uint8]:
         """A column of hexadecimal sha256 as bytes (N, 32)."""

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
+from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.formats.npz import BETAS_LENGTHS
 from omniges.shards.dataset import read_dataset
@@ -27,6 +27,7 @@ from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
 from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
+from omniges.storage.files import open_file
 from omniges.storage.redact import one_line
 
 Parsed = TypeVar("Parsed")
@@ -75,13 +76,9 @@ class LocalShards:
     def open(self, shard: str) -> int:
         """Open a shard."""
         try:
-            return os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+            return open_file(self.folder / shard, self.folder)
         except FileNotFoundError as error:
             raise DataError(f"{self.folder / shard}: the shard is not there. {VERIFY}") from error
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{self.folder / shard}: {error.strerror}: check permissions, the disk and ulimit -n"
-            ) from error
 
     def prefetch(self, shards: Iterable[str]) -> None:
         """Do nothing: the shards are here."""
@@ -134,15 +131,23 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
         DataError: the file is absent or not what dataset.json says.
     """
     path = folder / name
-    with contextlib.ExitStack() as opened:
-        try:
-            stream = opened.enter_context(path.open("rb"))
+    listed = dataset["files"].get(name)
+    if listed is None:
+        raise DataError(f"{path}: an entry in {DATASET_FILE} expected, found none. {VERIFY}")
+    try:
+        descriptor = open_file(path, folder)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
+    with open(descriptor, "rb") as stream:
+        with os_errors(path, "read"):
+            size = os.fstat(descriptor).st_size
+            if size != listed["bytes"]:
+                expected = f"{listed['bytes']} bytes expected as in {DATASET_FILE}"
+                raise DataError(f"{path}: {expected}, found {size}. {VERIFY}")
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
-        expected = dataset["files"].get(name, {}).get("sha256")
-        if found != expected:
-            raise DataError(f"{path}: sha256 {expected} expected as in dataset.json, found {found}. {VERIFY}")
+        if found != listed["sha256"]:
+            expected = f"sha256 {listed['sha256']} expected as in {DATASET_FILE}"
+            raise DataError(f"{path}: {expected}, found {found}. {VERIFY}")
         stream.seek(0)
         yield stream
 

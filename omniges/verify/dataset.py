@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.schema import is_count, is_real, shard_name
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
+from omniges.storage.files import parse_json
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.folders import FileFault, Folder
 
@@ -65,20 +65,9 @@ def as_object(found: object) -> dict[str, Any]:
 
 
 def strict_json(data: bytes) -> tuple[Any, bytes]:
-    """Parse JSON of unknown origin; gives the value and its canonical form.
-
-    Raises ValueError for all that is not plain, finite JSON in UTF-8.
-    """
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON number")
-
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
-        canonical = canonical_json(value)  # lone surrogates and infinite numbers end here
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return value, canonical
+    """Return what JSON of unknown origin holds, and its canonical form; raises ValueError as `parse_json` does."""
+    value = parse_json(data)
+    return value, canonical_json(value)
 
 
 def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:

@@ -202,10 +202,11 @@ class TestNothingIsTrusted:
         target = edited(folder, tmp_path / "s", lambda rows: rows)
         document = json.loads((target / DATASET_FILE).read_bytes())
         (target / MANIFEST_FILE).write_bytes(b"not parquet")
-        document["files"][MANIFEST_FILE]["sha256"] = hashlib.sha256(b"not parquet").hexdigest()
+        digest = hashlib.sha256(b"not parquet").hexdigest()
+        document["files"][MANIFEST_FILE] = {"bytes": len(b"not parquet"), "sha256": digest}
         document.pop("checksum")
         (target / DATASET_FILE).write_bytes(seal(document))
-        with pytest.raises(DataError, match="no parquet file"):
+        with pytest.raises(DataError, match="no manifest of the contract"):
             read_catalog(target, Filters())
 
     def test_a_shard_name_that_leads_out(self, folder: Path, tmp_path: Path) -> None:

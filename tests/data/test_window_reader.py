@@ -139,7 +139,7 @@ class TestDamage:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(os, "open", refuse)
-        with pytest.raises(EnvironmentFault, match="Permission denied"):
+        with pytest.raises(EnvironmentFault, match="permission denied"):
             read(reader, 0)
 
 

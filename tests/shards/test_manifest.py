@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -90,4 +92,23 @@ class TestManifest:
     @given(st.binary(max_size=200))
     def test_bytes_that_are_no_parquet_are_refused(self, data: bytes) -> None:
         with pytest.raises(ValueError):
+            parse_manifest(data)
+
+    @settings(max_examples=1)
+    @given(manifest_rows(2, ()))
+    def test_few_bytes_that_claim_many_rows_are_refused_unread(self, row: ManifestRow) -> None:
+        table = pq.ParquetFile(pa.BufferReader(serialize_manifest([row]))).read()
+        columns = [pa.repeat(column[0], 300_000) for column in table.columns]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=table.schema), buffer, compression="zstd")
+        assert buffer.tell() < 300_000
+        with pytest.raises(ValueError, match="cannot hold the 300000 rows they claim"):
+            parse_manifest(buffer.getvalue())
+
+    @settings(max_examples=1)
+    @given(manifest_rows(2, ()))
+    def test_a_row_that_unpacks_to_a_flood_is_refused_unread(self, row: ManifestRow) -> None:
+        data = serialize_manifest([replace(row, notes=("a" * (1 << 24),))])
+        assert len(data) < 100_000
+        with pytest.raises(ValueError, match="bytes a row expected"):
             parse_manifest(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,11 +20,11 @@ from omniges.data.catalog import Filters, read_catalog
 from omniges.data.samples import open_shards
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser
 from omniges.data.window_reader import ClipReader, ReadMarks
-from omniges.errors import DataError, EnvironmentFault
+from omniges.errors import DataError
 from omniges.pipeline.export import export
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import LocalShards, ShardFolder, read_beside
-from omniges.shards.schema import DATASET_FILE, STATS_FILE
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_shard_that_ends_early_is_not_there_or_is_a_folder(folder: Path) -> No
     with pytest.raises(DataError, match="the shard is not there"):
         shards.member(row, "mel.npy")
     path.mkdir()
-    with pytest.raises(EnvironmentFault, match="cannot read"):
+    with pytest.raises(DataError, match="a regular file expected, found a folder"):
         shards.member(row, "mel.npy")
 
 
@@ -93,6 +94,9 @@ def test_a_file_beside_the_shards_is_that_of_dataset_json(folder: Path) -> None:
     data = (folder / STATS_FILE).read_bytes()
     assert read_beside(folder, STATS_FILE, dataset) == data
     (folder / STATS_FILE).write_bytes(data + b" ")
+    with pytest.raises(DataError, match=rf"stats.json: {len(data)} bytes expected as in dataset.json, found"):
+        read_beside(folder, STATS_FILE, dataset)
+    (folder / STATS_FILE).write_bytes(data[:-1] + b" ")
     with pytest.raises(DataError, match=r"stats.json: sha256 \w+ expected as in dataset.json, found \w+"):
         read_beside(folder, STATS_FILE, dataset)
     (folder / STATS_FILE).unlink()
@@ -152,3 +156,20 @@ def test_rows_that_contradict_themselves_or_dataset_json(folder: Path, edit: Any
             read()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [DATASET_FILE, MANIFEST_FILE, STATS_FILE, "train-000000.tar"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link out"])
+def test_nothing_but_regular_files_of_the_folder_is_opened(folder: Path, name: str, kind: str) -> None:
+    path = folder / name
+    if kind == "link out":
+        path.rename(folder.parent / name)
+        path.symlink_to(f"../{name}")
+    else:
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"a regular file expected|a link to a file elsewhere"):
+        shards = ShardFolder(folder)
+        read_beside(folder, STATS_FILE, shards.dataset)
+        for row in shards.rows:
+            shards.member(row, "json")

@@ -1,0 +1,153 @@
+"""Files that may come from anyone: regular ones alone, of a bounded size, whose JSON is plain.
+
+A folder from elsewhere may hold a pipe, a device or a link where a file is expected. Every reader of such a folder
+opens its files here.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+from omniges.errors import DataError
+from omniges.storage.atomic import os_errors
+
+MAX_JSON_BYTES: Final = 256 << 20
+"""Largest JSON document that is read, in bytes: dataset.json of a million shards stays below it."""
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def open_file(path: Path, root: Path | None = None) -> int:
+    """Open a regular file for reading; never wait for the other end of a pipe.
+
+    Args:
+        path: The file.
+        root: Folder that a link must not lead out of, see `lies_inside`. None: a link may lead anywhere, because a
+            person named this very file.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        DataError: It is no regular file, or a link leads out of `root`.
+        FileNotFoundError: There is nothing.
+        EnvironmentFault: The operating system refuses.
+    """
+    if root is not None and not lies_inside(path, root):
+        raise DataError(
+            f"{path}: a file inside {root} expected, found a link to a file elsewhere. Copy the file to this place"
+        )
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, which cannot be opened at all
+            raise DataError(_no_file(path, stat.S_IFSOCK)) from error
+        with os_errors(path, "read"):
+            raise
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise DataError(_no_file(path, kind))
+    return descriptor
+
+
+def _no_file(path: Path, kind: int) -> str:
+    return f"{path}: a regular file expected, found {_KINDS.get(kind, 'a device')}. Put the file itself in this place"
+
+
+def lies_inside(path: Path, root: Path) -> bool:
+    """Return whether a path, links followed, lies in a folder.
+
+    A link of the Hugging Face cache counts: ``ENTRY/snapshots/REVISION/NAME`` leads to ``ENTRY/blobs/HASH``.
+    """
+    target, base = os.path.realpath(path), os.path.realpath(root)
+    entry, snapshots, _ = base.rpartition("/snapshots/")
+    bounds = [base.rstrip("/") + "/", *([f"{entry}/blobs/"] if snapshots else [])]
+    return target.startswith(tuple(bounds))
+
+
+def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: The file.
+        max_bytes: Largest size that is accepted.
+        root: As for `open_file`.
+
+    Raises:
+        DataError: As `open_file`, or the file is larger.
+        FileNotFoundError: There is nothing.
+        EnvironmentFault: The operating system refuses.
+    """
+    with open(open_file(path, root), "rb") as stream, os_errors(path, "read"):
+        size = os.fstat(stream.fileno()).st_size
+        if size > max_bytes:
+            raise DataError(f"{path}: at most {max_bytes} bytes expected, found {size}. Check its origin")
+        return stream.read()
+
+
+def parse_json(data: bytes) -> Any:
+    """Return what JSON bytes of unknown origin hold.
+
+    Raises:
+        ValueError: They are no UTF-8 JSON, or hold NaN, a number that is infinite as a float, a name twice in one
+            object, half of a surrogate pair, or deeper nesting than Python's stack.
+    """
+    try:
+        text = data.decode("utf-8")
+        found = json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+        )
+        if "\\u" in text:  # only an escape can stand for half of a surrogate pair
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no text") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return found
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)[:80]!a} occurs twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:40]} is too large for a float")
+    return number
+
+
+def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
+    """Return what a JSON file of unknown origin holds.
+
+    Args:
+        path: The file.
+        remedy: What a person can do about a damaged file; ends the error's line.
+        root: As for `open_file`.
+
+    Raises:
+        DataError: It is no regular file of plain JSON, see `parse_json`.
+        FileNotFoundError: There is nothing.
+        EnvironmentFault: The operating system refuses.
+    """
+    try:
+        return parse_json(read_file(path, MAX_JSON_BYTES, root))
+    except ValueError as error:
+        raise DataError(f"{path}: a JSON document expected, found damage ({error}). {remedy}") from error

@@ -1,0 +1,133 @@
+"""Nothing but a regular file inside its folder is ever opened, and nothing but plain JSON is parsed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniges.errors import DataError, EnvironmentFault
+from omniges.storage.files import lies_inside, parse_json, read_file, read_json
+
+_LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
+_JSON = st.recursive(
+    _LEAVES | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(_JSON, st.booleans())
+def test_plain_json_is_parsed_as_it_is(value: object, ascii_only: bool) -> None:
+    try:
+        data = json.dumps(value, ensure_ascii=ascii_only).encode()
+    except UnicodeEncodeError:  # a name with half of a surrogate pair
+        return
+    if ascii_only and b"\\ud" in data and not _is_text(value):
+        return
+    assert parse_json(data) == value
+
+
+def _is_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"a": NaN}', "NaN"),
+        (b"[-Infinity]", "Infinity"),
+        (b"[1e999]", "too large"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' occurs twice"),
+        (b'["\\ud800"]', "surrogate"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested"),
+        (b'{"a":' * 100_000, "nested"),
+        (b"\xff", "utf-8"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+        (b"", "Expecting value"),
+        (b"[" + b"9" * 5000 + b"]", "digits"),
+    ],
+)
+def test_what_is_no_plain_json_is_a_value_error(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_json(data)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def _zero(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(_pipe, "a pipe"), (Path.mkdir, "a folder"), (_zero, "a device"), (_socket, "a socket")]
+)
+def test_only_regular_files_are_opened(tmp_path: Path, make: object, kind: str) -> None:
+    path = tmp_path / "dataset.json"
+    make(path)  # type: ignore[operator]
+    with pytest.raises(DataError, match=f"a regular file expected, found {kind}"):
+        read_json(path, "Choose another")
+
+
+def test_links_stay_inside(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "outside.json").write_text("1")
+    (root / "inside.json").write_text("2")
+    (root / "link.json").symlink_to("inside.json")
+    (root / "out.json").symlink_to("../outside.json")
+    (root / "loop.json").symlink_to("loop.json")
+    assert read_json(root / "link.json", "", root) == 2
+    assert read_json(root / "out.json", "") == 1
+    with pytest.raises(DataError, match="found a link to a file elsewhere"):
+        read_json(root / "out.json", "", root)
+    with pytest.raises(EnvironmentFault):
+        read_json(root / "loop.json", "", root)
+    with pytest.raises(FileNotFoundError):
+        read_json(root / "none.json", "", root)
+
+
+def test_a_folder_beside_the_root_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root-2").mkdir()
+    (tmp_path / "root-2/file").touch()
+    (tmp_path / "root/link").symlink_to("../root-2/file")
+    assert not lies_inside(tmp_path / "root/link", tmp_path / "root")
+
+
+def test_links_of_one_entry_of_the_hugging_face_cache_count_as_files(tmp_path: Path) -> None:
+    entry, other = tmp_path / "datasets--a--b", tmp_path / "datasets--c--d"
+    snapshot = entry / "snapshots/0123/shards"
+    snapshot.mkdir(parents=True)
+    for each in (entry, other):
+        (each / "blobs").mkdir(parents=True)
+        (each / "blobs/abcd").write_text("3")
+    (snapshot / "own.json").symlink_to("../../../blobs/abcd")
+    (snapshot / "foreign.json").symlink_to(other / "blobs/abcd")
+    assert read_json(snapshot / "own.json", "", snapshot) == 3
+    with pytest.raises(DataError, match="a link to a file elsewhere"):
+        read_json(snapshot / "foreign.json", "", snapshot)
+
+
+def test_a_larger_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=f"at most 1000 bytes expected, found {1 << 40}"):
+        read_file(path, 1000)
