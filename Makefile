@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test test-slow lint format docs-tables bench clean
+.PHONY: help demo gate test test-slow wheel lint format docs-tables bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,10 +70,15 @@ test: $(VENV)/.dev ## Run the tests, on all cores (five to ten minutes on two)
 test-slow: $(VENV)/.dev ## Run the long tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.dev ## Check style, types and formatting
+wheel: $(VENV)/.dev ## Build sdist and wheel, and try the wheel outside of the checkout
+	.ci/wheel $(BIN)
+
+lint: $(VENV)/.dev ## Check style, types, formatting, spelling and docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell omniges docs examples *.md
+	$(BIN)/pydoclint omniges examples
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .

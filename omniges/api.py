@@ -81,6 +81,9 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
         progress: Show progress on standard error.
         **settings: Of `EvaluateSettings`, such as ``shards="shards"``, ``checkpoint="run"``, ``split="val"``.
 
+    Returns:
+        Figures of every task, and what they rest on.
+
     Raises:
         UsageFault: A setting cannot be, or contradicts another.
         DataError: A file cannot be read.
@@ -123,6 +126,9 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
         folder: New or empty folder.
         progress: Show progress on standard error.
         **settings: Of `CorpusSettings`, such as ``clips=6``, ``seconds=4``.
+
+    Returns:
+        Counts and lengths of what was written.
 
     Raises:
         UsageFault: The folder holds something, or a setting cannot be.

@@ -65,6 +65,9 @@ def option(default: T, help: str, *flags: str, **more: Any) -> T:  # noqa: A002 
         help: What the option does, with its unit.
         *flags: Names on the command line, if they are not the field's.
         **more: Further fields of `Option`.
+
+    Returns:
+        A dataclass field; the type checker takes it for the default.
     """
     metadata = about(help, *flags, **more)
     if isinstance(default, dict):
@@ -176,6 +179,9 @@ def _setting(name: str, hint: Any, default: Any, declared: Option) -> Setting:
 def check(settings: Any) -> None:
     """Bring each option of a settings object into its type; for ``__post_init__``.
 
+    Args:
+        settings: an instance of a settings dataclass; changed in place.
+
     Raises:
         UsageFault: A value is of another type or out of range; the message begins with the flag.
     """
@@ -192,6 +198,9 @@ def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -
         settings: A settings dataclass; settings inside it may be given whole, or by the names of their own fields.
         values: By field.
         function: What errors call the function.
+
+    Returns:
+        The settings, checked.
 
     Raises:
         UsageFault: A name is no setting, or a value cannot be.

@@ -28,6 +28,14 @@ _LONGEST_REASON: Final = 200
 def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[None]:
     """Turn whatever another package's code raises into one line.
 
+    Args:
+        who: whose code runs, which the line begins with.
+        doing: what it was to do.
+        remedy: what a person can do.
+
+    Yields:
+        Nothing; the code runs inside of the context.
+
     Raises:
         EnvironmentFault: the code raised something that is no error of ours.
     """
@@ -59,6 +67,10 @@ class Registry(Generic[T]):
 
     def register(self, name: str, found: T) -> None:
         """Make an extension known by a name for the rest of this process.
+
+        Args:
+            name: free so far.
+            found: the extension, of the registry's kind.
 
         Raises:
             UsageFault: The name is taken or is no name, or the object is not of the registry's kind.
@@ -92,6 +104,12 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """Return the extension of a name; imports that one alone.
+
+        Args:
+            name: built in, registered here or announced by an entry point.
+
+        Returns:
+            The extension.
 
         Raises:
             UsageFault: No extension has this name; the message has the names that are near.

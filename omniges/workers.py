@@ -161,6 +161,12 @@ class Worker:
     def receive(self, limit_s: float | None = None) -> tuple[Any, list[memoryview]]:
         """Wait for the answer to the oldest task.
 
+        Args:
+            limit_s: how long to wait, in seconds; None: for ever.
+
+        Returns:
+            The worker's answer, and buffers that came with it.
+
         Raises:
             WorkerDied: The process exited, or its answer is none.
             TimeoutError: There is no answer within `limit_s` seconds.
@@ -283,6 +289,12 @@ class Pool(Generic[Task, Result]):
 
     def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Result | Lost], None, None]:
         """Yield tasks and outcomes in the order of the tasks. Closing the iterator ends the workers.
+
+        Args:
+            tasks: all of them, in order.
+
+        Yields:
+            A task, and its result or why it is lost.
 
         Raises:
             OmnigesError: A worker cannot be started, or met this error.

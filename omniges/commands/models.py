@@ -23,7 +23,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")
 @with_flags("train", resumable)
 def train(
     flags: Annotated[Mapping[str, Any], TrainSettings],
-    recipe: Annotated[Path | None, typer.Option(help="YAML file of these settings; flags override it.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Packaged recipe or YAML file of these settings; flags override it.")
+    ] = None,
 ) -> None:
     """Train the joint model on shards; the same command goes on where it was stopped.
 

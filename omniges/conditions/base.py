@@ -96,6 +96,12 @@ class ConditionStream(ABC):
     def learn(cls, facts: TrainingFacts) -> Self:
         """Return the stream of a training set.
 
+        Args:
+            facts: labels and other facts of the training set.
+
+        Returns:
+            The stream, with what it learned.
+
         Raises:
             UsageFault: the set holds nothing to learn from.
         """
@@ -116,6 +122,12 @@ class ConditionStream(ABC):
     @abstractmethod
     def parse(self, value: Any) -> Array:
         """Return the array (*shape) of a value that a person gives: the text of ``--condition``, or a Python value.
+
+        Args:
+            value: text of the flag, or a Python value.
+
+        Returns:
+            Numbers as the encoder takes them.
 
         Raises:
             UsageFault: the value is unknown; the message names those that are known.
@@ -138,6 +150,15 @@ def full_name(stream: ConditionStream) -> str:
 def window_value(stream: ConditionStream, recording: Recording, first_tick: int, ticks: int) -> Array | None:
     """Return a stream's checked array (*shape) of a window; None where the recording has no value.
 
+    Args:
+        stream: a stream of the model.
+        recording: the sample's labels and files.
+        first_tick: where the window begins, in ticks of 0.1 s.
+        ticks: length of the window in ticks.
+
+    Returns:
+        The array, of the declared shape and type.
+
     Raises:
         EnvironmentFault: the stream's code fails, or gives another array than it declares.
     """
@@ -150,6 +171,13 @@ def window_value(stream: ConditionStream, recording: Recording, first_tick: int,
 
 def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
     """Return the checked array of a value that a person gives; None for None and ``none``.
+
+    Args:
+        stream: a stream of the model.
+        value: text of the flag, or a Python value.
+
+    Returns:
+        The array, of the declared shape and type.
 
     Raises:
         UsageFault: the value is unknown.

@@ -41,6 +41,9 @@ def find_stream(name: str, origin: str) -> type[ConditionStream]:
         name: of the stream.
         origin: what names it, such as a flag; errors begin with it.
 
+    Returns:
+        The class, not yet an instance.
+
     Raises:
         UsageFault: there is no stream of that name.
         EnvironmentFault: the package that offers it cannot be used.
@@ -81,6 +84,12 @@ def specification(stream: ConditionStream) -> dict[str, Any]:
 def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionStream]:
     """Return streams by name from their specifications, in a process that has looked none up.
 
+    Args:
+        found: specifications by name, as `specification` gives them.
+
+    Returns:
+        The streams by name.
+
     Raises:
         EnvironmentFault: a class cannot be imported here.
     """
@@ -93,6 +102,13 @@ def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionS
 
 def saved_streams(found: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, ConditionStream]:
     """Return streams by name from the specifications that a checkpoint has.
+
+    Args:
+        found: specifications by name, as `specification` gives them.
+        where: the checkpoint, for errors.
+
+    Returns:
+        The streams by name.
 
     Raises:
         UsageFault: a stream is not known here.

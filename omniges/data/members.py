@@ -53,6 +53,13 @@ class MappedMembers:
     def floats(self, number: int, member: str) -> F32:
         """Return all numbers (n,) of a sample's member, row after row, as a read-only view.
 
+        Args:
+            number: of the sample.
+            member: name of the member, such as ``gesture.npy``.
+
+        Returns:
+            The numbers, where the shard is mapped.
+
         Raises:
             DataError: the shard or member is not what the manifest and the contract say.
             EnvironmentFault: the shard cannot be opened.

@@ -195,6 +195,9 @@ class ShardSet:
             min_seconds: shortest length of a sample.
             max_seconds: greatest length of a sample.
 
+        Returns:
+            A set over the same shards, in the same order.
+
         Raises:
             UsageFault: a filter cannot be, or leaves nothing.
         """
@@ -254,6 +257,12 @@ class ShardSet:
 
     def __getitem__(self, name: int | str) -> Sample:
         """Return a sample by number (negative from the end), key or stem.
+
+        Args:
+            name: number, key or stem.
+
+        Returns:
+            The sample; its arrays are read when they are asked for.
 
         Raises:
             IndexError: there is no sample of this number.

@@ -94,6 +94,9 @@ def webdataset(
         manifest: the set that the tars belong to, as a folder or open `ShardSet`: every member is then held against
             its offset, size and sha256, and no sample of a shard may be missing. A folder as `source` is its own.
 
+    Returns:
+        webdataset's own object, a torch ``IterableDataset``.
+
     Raises:
         UsageFault: there is no such folder or split.
         EnvironmentFault: webdataset is not installed. While iterating: a shard cannot be opened or its command fails.

@@ -108,6 +108,9 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
         samples: (n,) or (n, channels): int16 or int32 at full scale, or float32 or float64, nominally in [-1, 1].
         rate_hz: samples per second, a whole number.
 
+    Returns:
+        The samples with their rate, as `decode_wav` gives them.
+
     Raises:
         RecordingFault: with one of the ``wav-`` codes.
     """
@@ -399,6 +402,9 @@ def decode_flac(data: bytes, most_samples: int) -> tuple[npt.NDArray[np.int32], 
         data: all bytes of the FLAC stream.
         most_samples: how many samples it may hold. They are read block by block, so that its header's claim of more
             allocates nothing.
+
+    Returns:
+        Values (n,), and 16 or 24.
 
     Raises:
         RecordingFault: for anything but mono FLAC of 16 or 24 bits with at most so many samples.

@@ -50,6 +50,9 @@ def read_motion(path: str | Path) -> SmplxMotion:
         path: A file with ``poses`` (T, 165), or with ``root_orient``, ``pose_body``, ``pose_jaw``, ``pose_eye`` and
             ``pose_hand``; and with ``expressions``, ``trans``, ``betas`` and ``mocap_frame_rate``.
 
+    Returns:
+        The motion, with the betas that the file has.
+
     Raises:
         UsageFault: There is no such file.
         DataError: It is damaged, lacks an array, or holds what no recording does.

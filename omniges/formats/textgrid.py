@@ -76,6 +76,12 @@ class WordInterval:
     def of(cls, item: Any) -> Self:
         """Read a word given as (word, start, end), or as a mapping or an object with these or `start_s` and `end_s`.
 
+        Args:
+            item: the word, in one of these forms.
+
+        Returns:
+            The word with times in seconds.
+
         Raises:
             ValueError: it is none, or its times are none.
         """
@@ -399,6 +405,12 @@ def one_line(label: str) -> str:
 
 def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval], int]:
     """Return the words of finite intervals without silences, and how many were dropped as they had no duration.
+
+    Args:
+        intervals: of one tier, in the order of the file.
+
+    Returns:
+        The words, and the number of those that were dropped.
 
     Raises:
         RecordingFault: intervals are out of order or overlap by more than 0.1 ms.

@@ -52,6 +52,9 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
         given: names and values, as text or as Python values.
         origin: the flag or argument, for errors.
 
+    Returns:
+        Arrays (*shape) by name; None for a value that is asked to be none.
+
     Raises:
         UsageFault: the model has no such stream, a stream is named twice, or the value is unknown.
     """

@@ -108,6 +108,9 @@ class OmnigesSample:
                 it is louder than full scale, ``NAME.TextGrid`` the words; a path with no such ending is the name that
                 each of them gets.
 
+        Returns:
+            The files, in the order in which they were written.
+
         Raises:
             UsageFault: the task makes nothing of the kind that the ending names.
             DataError: motion that has no rotation.
@@ -208,6 +211,9 @@ class OmnigesPipeline:
             t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
             quantised: whether a codec with codes snaps latents to them before it decodes them.
 
+        Returns:
+            The pipeline, ready to make samples.
+
         Raises UsageFault where there is none, DataError where it is damaged.
         """
         if weights not in {"ema", "last"}:
@@ -273,7 +279,7 @@ class OmnigesPipeline:
         seed: int = 0,
         callback: Callable[[float, float], None] | None = None,
     ) -> OmnigesOutput:
-        """Make samples of a task.
+        """Make samples of a task; raises UsageFault for what cannot be asked, DataError for inputs that cannot be used.
 
         Args:
             task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/generate.md.
@@ -298,7 +304,8 @@ class OmnigesPipeline:
             seed: the same gives the same arrays on CPU.
             callback: told how many seconds of how many are made.
 
-        Raises UsageFault for what cannot be asked, DataError for inputs that cannot be used.
+        Returns:
+            The samples, `num_samples` of them.
         """
         name = task_named(task)
         if num_samples < 1 or not 0 <= seed < 2**32:

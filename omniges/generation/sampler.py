@@ -267,6 +267,9 @@ class Part:
     def arrays(self) -> dict[StreamName, Any]:
         """Decode the rows: arrays as shards hold them; of text that is latents, the `SpokenText` of each window.
 
+        Returns:
+            Arrays by stream.
+
         Raises:
             DataError: the model gave what no codec decodes.
         """

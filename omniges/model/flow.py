@@ -117,6 +117,9 @@ class FlowModel(nn.Module):
         Args:
             conditions: values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
             kept: for a stream some of whose values are dropped, which stay (B,) bool.
+
+        Returns:
+            The vectors, or None.
         """
         total: Tensor | None = None
         for name, (values, known) in conditions.items():

@@ -41,6 +41,9 @@ def present_of(bits: U8, device: torch.device, latents: Collection[StreamName] =
         bits: (B,), of `STREAM_PARTS`.
         device: of the model.
         latents: streams that are a codec's latents, which are there or not as a whole.
+
+    Returns:
+        Masks and flags on the device, or None.
     """
     streams = streams_present(bits)
     if streams is None:

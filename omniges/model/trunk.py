@@ -159,6 +159,9 @@ class JointBlock(nn.Module):
             conditions: for each of them its activated conditioning vector (B, W).
             rotary: cosine and sine (1 or B, N of all, 1, 1, E / 2), or None.
             mask: which keys are there, (B, 1, 1, N of all) bool, or None for all of them.
+
+        Returns:
+            Tokens (B, N, W) of each stream in `hidden`.
         """
         projected = {name: self._branch(name).project(x, conditions[name], self.heads) for name, x in hidden.items()}
         qk = torch.cat([qk for qk, _, _ in projected.values()], dim=1)
@@ -326,6 +329,9 @@ class JointFlowTransformer(nn.Module):
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the configuration and the weights, as `from_pretrained` reads them.
 
+        Args:
+            folder: where the files go; created if absent.
+
         Raises:
             EnvironmentFault: the folder cannot be written.
         """
@@ -337,6 +343,12 @@ class JointFlowTransformer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
         """Load a model in evaluation mode from a local folder of `save_pretrained`; nothing is ever fetched.
+
+        Args:
+            folder: as `save_pretrained` wrote it.
+
+        Returns:
+            The model with the folder's weights.
 
         Raises:
             DataError: the folder holds no such model.
@@ -381,6 +393,9 @@ class JointFlowTransformer(nn.Module):
                 what these lack.
             rows: streams whose output is wanted and the samples for which, (R,) int64: outputs are (R, N, outputs).
                 None: all samples of all streams that have a level.
+
+        Returns:
+            By stream; (R, N, outputs) for streams in `rows`.
         """
         names = [name for name in self.embed if name in tokens]
         conditions = self._conditions(names, levels, present, pooled, speakers, described)

@@ -96,6 +96,9 @@ def convert(recording: Recording, settings: ConvertSettings, decode: Decode | No
         recording: the files, as a corpus found them.
         settings: how features are computed.
         decode: makes a take of the files, or files faults and returns None; None: `decode_files`.
+
+    Returns:
+        The sample with its notes, or `Rejected` with the finding.
     """
     inputs = Inputs(recording)
     try:
@@ -184,6 +187,9 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
         settings: how features are computed.
         note: files a note about one of the take's files.
         notes: everything filed so far, `note`'s own among them: read once all is known.
+
+    Returns:
+        The sample with its members, not yet written.
 
     Raises:
         RecordingFault: the take's parts do not belong together, are too short, or hold NaN in some of their frames.

@@ -27,6 +27,9 @@ def publish_set(
         writer: What wrote the shards, closed.
         settings: What decides output bytes, as dataset.json has it.
         plan: Where the samples came from, as dataset.json has it.
+
+    Returns:
+        The manifest hash of the set.
     """
     folder = workspace.folder
     if not tally.partials:

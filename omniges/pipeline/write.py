@@ -85,6 +85,9 @@ def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person dec
         force: Replace a complete set, or an unfinished run of another command, in the folder.
         progress: Told how many recordings are converted, and of how many (0 if `recordings` has no length).
 
+    Returns:
+        Counts, lengths and the manifest hash.
+
     Raises:
         UsageFault: A setting cannot be, the folder holds a complete set and `force` is not given, or `recordings` is
             empty or holds something else.

@@ -149,6 +149,9 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
     Args:
         partials: one of each clip.
         plain: whether to leave out `counts` and `difference_std`, as in version 1 and in latents.json.
+
+    Returns:
+        Lists (C,) by statistic, and the number of frames.
     """
     if not partials:
         return {}
@@ -227,6 +230,9 @@ def check_document(document: object, path: str) -> dict[str, Any]:
         document: what the JSON holds.
         path: where it is, as errors name it.
 
+    Returns:
+        The document itself.
+
     Raises:
         DataError: it is damaged, of another version, or lists what no reader can use.
     """
@@ -279,6 +285,9 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     Args:
         data: The file's bytes.
         place: What errors name.
+
+    Returns:
+        The document.
 
     Raises:
         DataError: It is no JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel

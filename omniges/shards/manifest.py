@@ -337,6 +337,9 @@ def rows_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
     Args:
         rows: all rows of a manifest.
         shards: dataset.json's entries of shards by name.
+
+    Returns:
+        One line, or an empty text.
     """
     keys: set[str] = set()
     for row in rows:

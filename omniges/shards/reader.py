@@ -42,6 +42,12 @@ class ShardSource(Protocol):
         May wait until the shard is here. The descriptor keeps the content even if the file is evicted from a cache
         meanwhile.
 
+        Args:
+            shard: the shard's name.
+
+        Returns:
+            A file descriptor.
+
         Raises:
             DataError: there is no such shard.
             EnvironmentFault: it cannot be had.
@@ -113,6 +119,14 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
 
     The one descriptor is read twice, so what is parsed is what was checked, whatever is renamed meanwhile.
 
+    Args:
+        folder: of the shards.
+        name: of the file, such as ``manifest.parquet``.
+        dataset: dataset.json, checked.
+
+    Yields:
+        The file, at its first byte.
+
     Raises:
         DataError: the file is absent or not what dataset.json says.
     """
@@ -151,6 +165,9 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
         data: the manifest's bytes, whose digest was compared.
         dataset: dataset.json, checked.
         place: what the error names.
+
+    Returns:
+        The rows, in the manifest's order.
 
     Raises:
         DataError: they are no manifest, or a row contradicts itself, another one or dataset.json.
@@ -232,6 +249,13 @@ class ShardFolder:
 
     def member(self, row: ManifestRow, member: str) -> bytes:
         """Return a member's bytes.
+
+        Args:
+            row: of the sample.
+            member: its name, such as ``gesture.npy``.
+
+        Returns:
+            The bytes, checked.
 
         Raises:
             DataError: there is no such shard, or the bytes are not what the manifest says.

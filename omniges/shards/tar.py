@@ -62,6 +62,9 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     Args:
         data: all bytes of the member: the header of version 1.0 as numpy.save writes it, then the numbers.
 
+    Returns:
+        The array, which shares memory with the bytes.
+
     Raises:
         ValueError: they are anything else.
     """

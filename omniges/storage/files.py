@@ -82,6 +82,9 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
         max_bytes: Largest size that is accepted.
         root: As for `open_file`.
 
+    Returns:
+        All bytes of the file.
+
     Raises:
         DataError: As `open_file`, or the file is larger.
         FileNotFoundError: There is nothing.
@@ -96,6 +99,12 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
 
 def parse_json(data: bytes) -> Any:
     """Return what JSON bytes of unknown origin hold.
+
+    Args:
+        data: UTF-8 text.
+
+    Returns:
+        Dictionaries, lists, texts, numbers, booleans and None.
 
     Raises:
         ValueError: They are no UTF-8 JSON, or hold NaN, a number that is infinite as a float, a name twice in one
@@ -141,6 +150,9 @@ def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
         path: The file.
         remedy: What a person can do about a damaged file; ends the error's line.
         root: As for `open_file`.
+
+    Returns:
+        As `parse_json`.
 
     Raises:
         DataError: It is no regular file of plain JSON, see `parse_json`.

@@ -199,6 +199,9 @@ def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) 
         entry: where given, the file holds a dictionary of several things and the tensors are in this one.
         mapped: whether an archive's data stays in the file, from where what is looked at is read.
 
+    Returns:
+        Tensors by name.
+
     Raises UsageFault where there is no such file, DataError where it is damaged, holds pickled objects, or anything
     but dense tensors by name, EnvironmentFault where this torch is too old to read files of others safely.
     """

@@ -1,10 +1,10 @@
-"""Recipes: YAML files of training settings, which flags override."""
+"""Recipes: YAML files of training settings, which flags override; some come with the package."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
@@ -12,19 +12,30 @@ from omniges.errors import UsageFault
 from omniges.options import settings_of
 from omniges.trainer.config import TrainSettings, check_keys
 
+_RECIPES: Final = Path(__file__).parents[1] / "recipes"
+
 
 def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSettings:
     """Return the settings of a recipe, overridden by flags.
 
     Args:
-        recipe: A YAML file whose keys are fields of `TrainSettings`, with ``_`` or ``-``.
+        recipe: The name of a packaged recipe, or a YAML file whose keys are fields of `TrainSettings`, with ``_`` or
+            ``-``.
         flags: Values by field; None and an empty list stand for a flag that was not given.
+
+    Returns:
+        The checked settings.
 
     Raises:
         UsageFault: With the recipe's line, or the flag's name.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     return TrainSettings(**(({} if recipe is None else _read(recipe)) | given))
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Return the files of the recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -41,10 +52,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def _read(path: Path) -> dict[str, Any]:
+    packaged = packaged_recipes()
+    path = packaged.get(str(path), path)
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise UsageFault(f"--recipe {path}: {error.strerror}: name a YAML file") from error
+        names = ", ".join(packaged)
+        raise UsageFault(f"--recipe {path}: {error.strerror}: name a YAML file, or one of {names}") from error
     except UnicodeDecodeError as error:
         raise UsageFault(f"--recipe {path}: not UTF-8 text: name a YAML file") from error
     except yaml.YAMLError as error:

@@ -267,6 +267,9 @@ def training_memory(
         average: whether the averaged weights are there, which `omniges train` always keeps.
         shards: GPUs over which everything is spread (fully sharded data parallel); 1: each holds it all, as with
             `omniges train`.
+
+    Returns:
+        Bytes of each kind, for one GPU.
     """
     with torch.device("meta"):
         model = model_for_weights(config, pieces=pieces, speakers=speakers)

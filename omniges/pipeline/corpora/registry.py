@@ -27,6 +27,15 @@ class Corpus(Protocol):
     ) -> Discovery:
         """Return the recordings under `root`, each with the corpus's registered name, and what was rejected.
 
+        Args:
+            root: the data set, or a folder that has it.
+            selection: what is wanted of it.
+            split_csv: a split list in the place of the data set's own.
+            allow_roots: folders outside of `root` that links may lead to.
+
+        Returns:
+            Recordings and rejections.
+
         Raises:
             UsageFault: The root holds no such data set, or the selection selects nothing.
             DataError: The data set's own lists are broken.
@@ -50,6 +59,10 @@ def register_corpus(name: str, corpus: Corpus) -> None:
 
     The workers of `preprocess` are processes of their own, which find corpora by entry points: without one,
     `discover` works, and `preprocess` does not.
+
+    Args:
+        name: for ``--corpus``.
+        corpus: an object with the methods of `Corpus`.
 
     Raises:
         UsageFault: The name is taken, or the object is no corpus.

@@ -93,6 +93,9 @@ def grid_losses(
         task: one of `SIX`.
         present: bits of `STREAM_PARTS` of each window, which has the task's streams; None: all have all.
         conditions: values (K, …) of condition streams, and which windows have one (K,).
+
+    Returns:
+        A row for each window, a column for each noise level.
     """
     count, levels = len(numbers), len(LEVELS)
     device = next(iter(arrays.values())).device
