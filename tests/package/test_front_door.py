@@ -117,7 +117,7 @@ class TestFunctions:
             (omniges.evaluate, "evaluate: folders of generated results, or --checkpoint"),
             (lambda: omniges.evaluate("a", spilt="val"), "did you mean split?"),
             (lambda: omniges.load_model("nowhere"), "nowhere: a checkpoint or the folder of a run"),
-            (lambda: omniges.load_model("nowhere", "best"), "ema or last expected"),
+            (lambda: omniges.load_model("nowhere", "best"), "one of ema, last expected"),
         ],
     )
     def test_wrong_names_and_values_are_one_line(self, call: object, expected: str) -> None:
