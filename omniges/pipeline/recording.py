@@ -1,6 +1,6 @@
-"""`Recording`: what a person's own program hands to `write_shards`, and how it becomes a `Take`.
+"""`Recording`, the input of `write_shards` from a user's program, and its conversion to a `Take`.
 
-The checks are those that `preprocess` makes of files, so that what is refused there is refused here.
+The checks are those that `preprocess` applies to files, so both refuse the same input.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ _REMEDIES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
-    """One recording of a person's own, for `write_shards`; what is None is absent, and stays so.
+    """One recording of a user's program, for `write_shards`; None means absent.
 
-    Arrays are what ``numpy.asarray`` takes. They are checked when the recording is written.
+    Arrays are anything that ``numpy.asarray`` accepts. They are checked when the recording is written.
     """
 
     key: str
@@ -103,7 +103,7 @@ class Recording:
 
 
 def take_of(recording: Recording) -> Take:
-    """Return a recording as the conversion takes it; raises DataError, in one line, for what cannot be used."""
+    """Return a recording as a take; raise DataError, in one line, if it cannot be used."""
     try:
         return _take(recording)
     except RecordingFault as fault:
@@ -111,7 +111,15 @@ def take_of(recording: Recording) -> Take:
 
 
 def refused(key: object, fault: RecordingFault) -> DataError:
-    """Return the line for a recording that cannot be used."""
+    """Return the error for a recording that cannot be used.
+
+    Args:
+        key: key of the recording.
+        fault: reason.
+
+    Returns:
+        The error, with a remedy that fits a program.
+    """
     problem = fault.problem
     expected = f"; {problem.expected} expected" if problem.expected else ""
     remedy = _REMEDIES.get(problem.code, CODES[problem.code].remedy)
@@ -152,7 +160,7 @@ def _take(recording: Recording) -> Take:
 
 
 def digests_of(take: Take) -> dict[str, str]:
-    """Return the sha256 of each modality that a take has, by the name that the manifest gives its source."""
+    """Return the sha256 of each modality of a take, by the manifest's source names."""
     found = {}
     if (motion := take.motion) is not None:
         facts = [motion.frame_rate_hz, motion.source_frames, motion.betas_columns, motion.gender]
@@ -167,7 +175,7 @@ def digests_of(take: Take) -> dict[str, str]:
 
 
 def _digest(facts: Sequence[Any], *arrays: npt.NDArray[Any]) -> str:
-    """Sha256 of facts and of arrays with their types and shapes."""
+    """Return the sha256 of facts and of arrays with their types and shapes."""
     digest = hashlib.sha256(canonical_json([*facts, *([array.dtype.str, *array.shape] for array in arrays)]))
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data.cast("B"))
@@ -208,7 +216,7 @@ def _is_text(value: object) -> bool:
 
 
 def _motion(recording: Recording) -> Motion | None:
-    """The motion of a recording; None where no part of it is there."""
+    """Return the motion of a recording, or None if all parts of it are absent."""
     absent: set[str] = {recording.absent} if isinstance(recording.absent, str) else {*recording.absent}
     if unknown := sorted(map(str, absent - {*_MOTION_PARTS})):
         expected = f"one of {', '.join(_MOTION_PARTS)} expected"
@@ -252,7 +260,7 @@ def _wav(recording: Recording) -> Wav | None:
 
 
 def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
-    """The fields of a word or span given as a tuple, a mapping or an object."""
+    """Return the fields of a word or span given as a tuple, a mapping or an object."""
     if isinstance(item, Mapping):
         return tuple(item.get(name) for name in names)
     if isinstance(item, (tuple, list)):
@@ -263,7 +271,7 @@ def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
 
 
 def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | None:
-    """The words of a recording that lasts so many seconds, by the rules of TextGrids: silences are dropped."""
+    """Return the words of a recording of this length by the rules of TextGrids; silences are dropped."""
     if recording.words is None:
         return None
     intervals = []

@@ -1,4 +1,4 @@
-"""The pool of worker processes that convert recordings, and what it and they say to each other (`omniges.workers`)."""
+"""The pool of worker processes that convert recordings, and its messages (`omniges.workers`)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Outcome = Sample[memoryview] | Rejected | Lost
 
 
 class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
-    """Workers that convert recordings."""
+    """Pool of workers that convert recordings."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function that converts the recording of a task; any exception becomes a finding of its answer."""
+    """Return the function that converts the recording of a task; any exception becomes a finding in its answer."""
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - the decoders, which the pool itself does without
 
     settings = ConvertSettings(**setup)
@@ -98,7 +98,7 @@ def decode_recording(row: dict[str, Any]) -> Recording:
 
 
 def _encode_outcome(outcome: Sample[Segment] | Rejected) -> Answer:
-    """An outcome as a worker's answer: JSON, then the statistics and the segment as raw bytes."""
+    """Return a worker's answer: JSON, then the statistics and the segment as raw bytes."""
     if isinstance(outcome, Rejected):
         return {"findings": [finding.as_json() for finding in outcome.findings], "sources": outcome.sources}, ()
     partials = outcome.partials or ()

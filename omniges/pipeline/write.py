@@ -1,8 +1,8 @@
-"""`write_shards`: recordings of a person's own program to a complete shard folder.
+"""`write_shards`: a complete shard folder from recordings of a user's program.
 
-Each recording is checked and converted as it comes, by the functions of `preprocess`, and its sample goes to a spool
-in the output folder's unfinished folder. Then samples are packed in the order of split and key, so that bytes do not
-depend on the order in which recordings came.
+Each recording is checked and converted as it arrives, by the functions of `preprocess`. Its sample is stored in a
+temporary spool file in the output folder. Then samples are packed in the order of split and key. So the bytes do not
+depend on the order of the recordings.
 """
 
 from __future__ import annotations
@@ -68,31 +68,31 @@ def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person dec
     force: bool = False,
     progress: Count | None = None,
 ) -> WriteSummary:
-    """Write a complete, verifiable shard folder of recordings that a program makes.
+    """Write a complete, verifiable shard folder from recordings of a program.
 
-    The folder is complete once its dataset.json is there, which comes last. Its bytes follow from the recordings and
-    settings alone, in whatever order recordings come. What stops this leaves nothing that looks complete; after a
-    kill, run the script again. Memory holds one recording, and some 30 kB of statistics for each sample; the disk
-    holds the set twice while it is written.
+    The folder is complete once dataset.json exists, which is written last. Its bytes depend on the recordings and
+    settings only, not on the order of recordings. An interrupted call leaves nothing that looks complete; run the
+    script again. Memory holds one recording and about 30 kB of statistics for each sample. The disk temporarily holds
+    the set twice.
 
     Args:
-        recordings: Any iterable, read once; a generator serves for more than memory holds.
-        out: Folder for the shards, created if absent.
-        keep_audio: Keep the whole 16 kHz waveform.
-        loudness: Level before the mel; "peak" scales the largest sample to 0.5.
-        shard_bytes: Target size of a shard.
-        max_length_mismatch_s: Seconds by which samples and motion of a recording may differ.
-        force: Replace a complete set, or an unfinished run of another command, in the folder.
-        progress: Told how many recordings are converted, and of how many (0 if `recordings` has no length).
+        recordings: any iterable, read once; use a generator for more than memory holds.
+        out: folder for the shards, created if absent.
+        keep_audio: keep the whole 16 kHz waveform.
+        loudness: level before the mel; "peak" scales the largest sample to 0.5.
+        shard_bytes: target size of a shard in bytes.
+        max_length_mismatch_s: seconds by which samples and motion of a recording may differ.
+        force: replace a complete set, or an unfinished run of another command, in the folder.
+        progress: called with (done, total) recordings; total is 0 if `recordings` has no length.
 
     Returns:
         Counts, lengths and the manifest hash.
 
     Raises:
-        UsageFault: A setting cannot be, the folder holds a complete set and `force` is not given, or `recordings` is
-            empty or holds something else.
-        DataError: A recording cannot be used; the line names it, what is wrong and what to do. Nothing is written.
-        EnvironmentFault: The disk is in the way, or another run is writing here.
+        UsageFault: a setting is invalid; the folder holds a complete set and `force` is not set; or `recordings` is
+            empty or holds other objects.
+        DataError: a recording cannot be used; the message names it, the reason and the remedy. Nothing is written.
+        EnvironmentFault: the disk prevents writing, or another run is writing here.
     """
     start = time.monotonic()
     convert = ConvertSettings(loudness=loudness, keep_audio=keep_audio, max_length_mismatch_s=max_length_mismatch_s)
@@ -135,7 +135,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person dec
 
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """The output folder, which goes again if it is new and nothing came of it."""
+    """Create the output folder; remove it again if it is new and stays empty."""
     new = not out.exists()
     make_folder(out)
     try:
@@ -147,15 +147,15 @@ def _folder(out: Path) -> Iterator[None]:
 
 
 def _committing(workspace: Workspace) -> bool:
-    """Whether the set in the workspace is becoming the folder's, which the next run would carry on."""
+    """Return whether a commit was interrupted, which the next run completes."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 
 def _enter(workspace: Workspace, *, force: bool) -> None:
-    """Finish a commit that was killed, refuse to replace anything without `force`, and clear the workspace.
+    """Finish an interrupted commit, refuse to replace anything without `force`, and clear the workspace.
 
-    A set whose commit is finished here was not complete when the script began, so it may be replaced: by the same
-    bytes, if the script is the same.
+    A set whose commit is finished here was not complete before, so it may be replaced. The same script writes the same
+    bytes again.
     """
     out = workspace.out
     workspace.refuse_foreign()
@@ -182,14 +182,14 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a sample's tar members lie in the spool."""
+    """Position of a sample's tar members in the spool file."""
 
     offset: int
     size: int
 
 
 class _Spool:
-    """Converted samples on the disk, one after the other as they came."""
+    """Temporary file of converted samples, in the order of arrival."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -227,7 +227,7 @@ class _Spool:
 
 
 def _each(recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """The recordings, each of them one, with a text as its key."""
+    """Yield the recordings; refuse other objects and keys that are not text."""
     if not isinstance(recordings, Iterable):
         raise UsageFault(
             f"recordings: an iterable of omniges.Recording expected, found {type(recordings).__name__}: give a list, "
@@ -244,7 +244,7 @@ def _each(recordings: Iterable[Recording]) -> Iterator[Recording]:
 def _convert_all(
     recordings: Iterable[Recording], convert: ConvertSettings, spool: _Spool, count: Callable[[int], object]
 ) -> tuple[dict[str, dict[str, str]], list[Sample[_Place]]]:
-    """Convert each recording into the spool; returns digests of inputs by key, and the samples as they came."""
+    """Convert each recording into the spool; return input digests by key, and the samples in order of arrival."""
     inputs: dict[str, dict[str, str]] = {}
     samples: list[Sample[_Place]] = []
     seen: dict[tuple[str, ...], ManifestRow] = {}
@@ -295,7 +295,10 @@ def _pack(
 
 
 def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tuple[ManifestRow, bytes | bytearray]:
-    """A sample with these labels, "" for those that it has not: its row and its tar members, of which json is first."""
+    """Return row and tar members of a sample with all these labels, "" for those it lacks.
+
+    KEY.json must be the first member.
+    """
     if row.labels.keys() == set(names):
         return row, segment
     labels = {name: row.labels.get(name, "") for name in names}

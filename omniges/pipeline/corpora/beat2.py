@@ -1,8 +1,9 @@
-"""BEAT2: which folders and stems its recordings have, and which split each belongs to.
+"""BEAT2: the folders and stems of its recordings, and the split of each.
 
-Layouts: BEAT2's own (``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, one or several under the root
-or one of them as the root) and the older ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``; files flat or
-in folders, extensions in any case. Nothing outside the root is read.
+Supported layouts are BEAT2's own and an older one. BEAT2's own is
+``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, with one or several such folders under the root, or one
+as the root. The older one is ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in subfolders,
+and extensions may have any case. Nothing outside the root is read.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text
 
 @dataclass(slots=True)
 class _Stem:
-    """All files found under one stem, and what is wrong with it so far."""
+    """All files found under one stem, and its findings so far."""
 
     part: _Part
     files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
@@ -59,9 +60,20 @@ class _Part:
 def discover(
     root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
 ) -> Discovery:
-    """Find and pair all recordings under `root`.
+    """Find and pair all recordings under a root folder.
 
-    Raises UsageFault if the root holds no data set or the flags select nothing, DataError for a broken split list.
+    Args:
+        root: folder of the data set, or the folder that holds its ``beat_*`` folders.
+        selection: filters and folder names.
+        split_csv: split list that replaces the data set's own.
+        allow_roots: folders outside of `root` that links may lead to.
+
+    Returns:
+        Recordings to convert and rejected stems.
+
+    Raises:
+        UsageFault: the root holds no data set, or the filters exclude everything.
+        DataError: a split list is broken.
     """
     if not root.is_dir():
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
@@ -100,7 +112,7 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
 
 
 def _candidates(root: Path) -> list[Path]:
-    """Folders that may be a part of the data set."""
+    """Return folders that may be a part of the data set."""
     children = root.iterdir() if root.is_dir() else ()
     return [root, *sorted(child for child in children if child.name.startswith("beat_") and child.is_dir())]
 
@@ -163,7 +175,7 @@ def _collect(part: _Part, root: Path, bounds: Bounds, stems: dict[str, _Stem], f
 
 
 def _names_another(folder: str, fields: labels.StemFields) -> bool:
-    """Whether the speaker folder a file lies in names another speaker than the stem."""
+    """Return whether a file's speaker folder contradicts the speaker in its stem."""
     speaker_id, name = labels.speaker_of_folder(folder)
     if speaker_id is None:
         return name is not None and name != fields.speaker
@@ -171,7 +183,7 @@ def _names_another(folder: str, fields: labels.StemFields) -> bool:
 
 
 def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
-    """Folder names to try for a modality, a flag's before all."""
+    """Return folder names to try for a modality; one given by a flag replaces the defaults."""
     given = {"wav": selection.wav_dir, "npz": selection.gesture_dir, "textgrid": selection.text_dir}.get(modality)
     return (given,) if given else _FOLDERS[modality]
 
@@ -230,7 +242,7 @@ def _split_of(stem: str, fields: labels.StemFields, part: _Part) -> tuple[Split 
 
 
 def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[Finding]:
-    """Findings for modalities with no file or several."""
+    """Yield findings for modalities with no file or several."""
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
         sources = entry.files[modality]
@@ -252,18 +264,40 @@ class Beat2:
     """BEAT2 in all its layouts."""
 
     def recognizes(self, root: Path) -> bool:
-        """Say whether one of BEAT2's folders lies in the root or in a ``beat_*`` folder of it."""
+        """Return whether a BEAT2 folder is in the root or in a ``beat_*`` folder of it."""
         names = [name for modality in NEEDED for name in _FOLDERS[modality]]
         return any((folder / name).is_dir() for folder in _candidates(root) for name in names)
 
     def discover(
         self, root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
     ) -> Discovery:
-        """Find and pair all recordings under `root`; raises as `discover` does."""
+        """Find and pair all recordings under a root folder.
+
+        Args:
+            root: folder of the data set, or the folder that holds its ``beat_*`` folders.
+            selection: filters and folder names.
+            split_csv: split list that replaces the data set's own.
+            allow_roots: folders outside of `root` that links may lead to.
+
+        Returns:
+            Recordings to convert and rejected stems.
+
+        Raises:
+            UsageFault: the root holds no data set, or the filters exclude everything.
+            DataError: a split list is broken.
+        """
         return discover(root, selection, split_csv=split_csv, allow_roots=allow_roots)
 
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
-        """Decode the WAV, the NPZ, the TextGrid and the annotation of a recording; None where one has a fault."""
+        """Decode the WAV, the NPZ, the TextGrid and the annotation of a recording.
+
+        Args:
+            inputs: the recording's files.
+            settings: settings of the conversion.
+
+        Returns:
+            The take, or None after a fault.
+        """
         return decode_files(inputs, settings)
 
 
