@@ -88,7 +88,7 @@ def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iter
         root: folder that relative paths start from.
         base: folder to walk, relative to `root`.
         bounds: folders that may be read.
-        findings: list to which findings on links out of the bounds are added.
+        findings: list to which findings on unreadable folders and links out of the bounds are added.
 
     Yields:
         Path relative to the root, and path.

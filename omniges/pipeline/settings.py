@@ -26,14 +26,14 @@ Stored = TypeVar("Stored")
 
 
 def size_bytes(flag: str, text: str) -> int:
-    """Return the bytes of a size such as ``256MB``, ``1.5GiB`` or ``1000000``.
+    """Return the number of bytes in a size such as ``256MB``, ``1.5GiB`` or ``1000000``.
 
     Args:
         flag: flag that errors name.
         text: size with an optional unit.
 
     Returns:
-        Bytes, at least 1.
+        Size in bytes.
 
     Raises:
         UsageFault: the text is not a size.
