@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 Content = Literal["gesture", "mel", "words"]
-"""What a stream may read of a recording beside its labels."""
+"""Contents of a recording that a stream may read, beside its labels."""
 STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
-"""The stream that each content is of."""
+"""Stream that each content belongs to."""
 ABSENT: Final = "none"
-"""The text that stands for no value."""
+"""Text that means no value."""
 _LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
 
 
@@ -49,9 +49,9 @@ class Recording:
     """Readable contents of one recording; absent labels and contents are left out."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Such as emotion and scenario; ``speaker`` and ``language`` too."""
+    """Labels by name, such as emotion, scenario, ``speaker`` and ``language``."""
     contents: Mapping[Content, Callable[[int, int], Any]] = field(default_factory=dict)
-    """Called with the first tick and the number of ticks of a window."""
+    """Readers by content, called with the first tick and the number of ticks of a window."""
 
     def gesture(self, first_tick: int, ticks: int) -> F32:
         """Return gesture channels as stored in the shards.
@@ -117,9 +117,9 @@ class ConditionStream(ABC):
     name: ClassVar[str]
     """Lower-case letters, digits and ``_``; the name that commands and checkpoints use."""
     labels: ClassVar[tuple[str, ...]] = ()
-    """Labels of the metadata that it reads; ``speaker`` and ``language`` count as labels."""
+    """Labels that it reads; ``speaker`` and ``language`` count as labels."""
     reads: ClassVar[tuple[Content, ...]] = ()
-    """What else it reads of a recording."""
+    """Other contents of a recording that it reads."""
     shape: tuple[int, ...] = ()
     """Shape of a window's array; it does not depend on the window's length."""
     dtype: str = "<f4"

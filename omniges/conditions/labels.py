@@ -32,8 +32,8 @@ class LabelStream(ConditionStream):
         values = facts.labels[cls.labels[0]]
         if not values:
             raise UsageFault(
-                f"--condition-streams {cls.name}: train clips with a label {cls.labels[0]} expected, found none: leave "
-                f"{cls.name} away"
+                f"--condition-streams {cls.name}: train clips with a label {cls.labels[0]} expected, found none: "
+                f"remove {cls.name}"
             )
         return cls(values)
 

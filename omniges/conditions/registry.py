@@ -67,8 +67,8 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
         raise UsageFault(f"{who}: a subclass of ConditionStream with the name {name!r} expected, found {stream!r:.100}")
     if name in _GENERATED or not _NAME.fullmatch(name):
         raise UsageFault(
-            f"{who}: the name {name!r} is of no condition stream: lower-case letters, digits and _ expected, and none "
-            f"of {', '.join(_GENERATED)}"
+            f"{who}: the name {name!r} cannot name a condition stream: lower-case letters, digits and _ expected, "
+            f"and none of {', '.join(_GENERATED)}"
         )
     return stream
 
@@ -118,7 +118,7 @@ def saved_streams(found: Mapping[str, Mapping[str, Any]], where: str) -> dict[st
     streams = {}
     for name, one in found.items():
         kind = find_stream(name, f"{where} was trained with {one['class']}, condition stream")
-        with foreign(f"condition stream {name}", "reading what it has learned"):
+        with foreign(f"condition stream {name}", "reading its learned values"):
             streams[name] = kind.from_settings(one["settings"])
     return streams
 
@@ -140,7 +140,7 @@ def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionS
     wanted = list(names)
     twice = sorted({name for name in wanted if wanted.count(name) > 1})
     if twice:
-        raise UsageFault(f"{origin} {twice[0]}: it is given twice: name it once")
+        raise UsageFault(f"{origin} {twice[0]}: given twice: name it once")
     return {name: find_stream(name, origin) for name in wanted}
 
 

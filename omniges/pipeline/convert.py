@@ -234,7 +234,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     names = ("name", "start", "end", "score", "keywords")
     spans = [{name: getattr(span, name) for name in names} for span in take.semantic or ()]
     members: dict[str, Pieces] = {
-        "json": (),  # written last, as it tells of everything; its place is the first
+        "json": (),  # written last, because it describes the others; stored first
         "gesture.npy": npy_parts(clip.gesture),
         "mel.npy": npy_parts(mel),
         CONTRACT.words: (canonical_json(words),),
@@ -244,7 +244,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
         CONTRACT.semantic: (canonical_json(spans),),
     }
     if settings.keep_audio:
-        # float32 holds every value of 16 and 24 bit, so such sources come back bit by bit.
+        # float32 holds every 16-bit and 24-bit value, so such sources are restored bit-exactly.
         members["audio.npy"] = npy_parts(np.empty(0, np.float32) if samples is None else np.ascontiguousarray(samples))
     noted = tuple(sorted(notes, key=lambda finding: finding.sort_key))
     facts: dict[str, Any] = {name: getattr(take, name) for name in ("key", "stem", "split", *_NULLABLE)}
@@ -311,7 +311,7 @@ def _metadata(
         "sources": {
             name: dict(zip(("path", "sha256"), take.sources.get(name, ("", "")), strict=True)) for name in SOURCES
         },
-        # One text, for a list of objects that is empty in the first samples has no type.
+        # One text: a list that is empty in the first samples would have no inferable type.
         "notes": "\n".join(f"{note.problem.code}: {' '.join(note.problem.found.split())}" for note in notes),
     }
 
@@ -332,7 +332,7 @@ def _check_whole(clip: GestureClip) -> None:
     for part in MOTION_PARTS:
         values = clip.jaw_eyes if part == "jaw_eyes" else clip.gesture[:, getattr(LAYOUT, part)]
         if not np.isfinite(values).all() and not np.isnan(values).all():
-            expected = "finite numbers, or NaN throughout a part that is absent"
+            expected = "finite numbers, or NaN in all frames of an absent part"
             raise RecordingFault("npz-not-finite", _first_not_finite(part, values), expected)
 
 
@@ -382,7 +382,7 @@ def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], 
     words = take.tier.words if take.tier else ()
     inside = [word for word in words if word.start < clip_s]
     if take.tier and not inside:
-        raise RecordingFault("textgrid-no-words", f"{len(words)} words, all beyond {clip_s:.3f} s", "words")
+        raise RecordingFault("textgrid-no-words", f"{len(words)} words, all after {clip_s:.3f} s", "words")
     audio_s = len(take.wav.samples) / take.wav.rate_hz - frames / timebase.FRAME_RATE_HZ if take.wav else 0.0
     motion_frames = len(take.motion.poses) - frames if take.motion else 0
     cut = Cut(
@@ -427,7 +427,7 @@ def _semantic(inputs: Inputs) -> tuple[SemanticSpan, ...] | None:
     if "sem" not in inputs.recording.files:
         return None
     spans = inputs.load("sem", decode_semantic)
-    # What would reject a recording elsewhere is a note on a file it can do without.
+    # A fault in an optional file is only a note.
     for problem in (fault.problem for fault in inputs.faults):
         inputs.add(Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected), "sem")
     inputs.faults.clear()

@@ -18,7 +18,7 @@ from omniges.pipeline.settings import DEFAULT_CORPUS
 from omniges.shards.schema import Split
 
 Modality = Literal["wav", "npz", "textgrid", "sem"]
-"""What a file holds, named after BEAT2's formats: audio, motion, words, semantic annotation."""
+"""Content of a file, named after BEAT2's formats: audio, motion, words, semantic annotation."""
 Bounds = tuple[str, ...]
 """The folders that may be read: the root and those allowed by name, all resolved."""
 
@@ -56,7 +56,7 @@ class Discovery:
     """Contents of a root folder: recordings to convert, rejected stems, and findings about the data set."""
 
     recordings: tuple[Recording, ...]
-    rejected: Mapping[str, tuple[Finding, ...]]  # stem -> why
+    rejected: Mapping[str, tuple[Finding, ...]]  # stem -> reasons
     findings: tuple[Finding, ...]
     split_source: str  # "split list" or "rule"
     split_lists: Mapping[str, str]  # relative path -> sha256
@@ -103,7 +103,7 @@ def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iter
             findings.append(Finding(problem, None, relative))
             continue
         if resolved in visited:
-            continue  # a link back up: its files are known already
+            continue  # a link to a parent folder, already visited
         visited.add(resolved)
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -60,7 +60,7 @@ def export(
     source = ShardFolder(shards)
     rows = [source.row(key) for key in keys] if keys else list(source.rows)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageFault(f"-o {out}: a new or empty folder expected, found something there. Choose another")
+        raise UsageFault(f"-o {out}: a new or empty folder expected, found files in it. Choose another")
     for name in _FOLDERS.values():
         make_folder(out / name)
     counts = dict.fromkeys(_FOLDERS, 0)

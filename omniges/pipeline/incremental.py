@@ -33,14 +33,14 @@ from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_h
 Count = Callable[[int, int], None]
 Digests = dict[str, str | None]  # path relative to the root -> sha256, None where the file cannot be read
 
-_MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without a word
+_MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without --allow-removal
 
-# Notes that discovery gives, alone or among others. One of them on an earlier sample that discovery does not give now
-# means that the sample would come out differently.
+# Codes of notes from discovery. If an earlier sample has one of them that discovery does not give now,
+# the sample would be converted differently.
 _DISCOVERY_NOTES: Final = {"split-inferred", "speaker-folder-mismatch", "stem-outside-grammar", "sem-invalid"}
 
 Recalled = Sample[StoredSegment]
-"""A sample taken over, with what a run gathers of each."""
+"""A reused sample, with its statistics, words and cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Ear
         DataError: the complete set's manifest or report is damaged.
     """
     earlier = Earlier()
-    # The latest shard of the journal first: an interrupted update goes on with its own files before older ones.
+    # Latest shard of the journal first: an interrupted update prefers its own files to older ones.
     for entry in reversed(workspace.journal.load()):
         if "staged" in entry:
             shard = StoredShard(workspace.folder / entry["staged"], entry["bytes"], entry["sha256"])
@@ -173,11 +173,11 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
     try:
         found = read_dataset(out)
     except DataError as error:
-        raise UsageFault(f"{error} (--force starts anew)") from error
+        raise UsageFault(f"{error} (--force starts over)") from error
     if found["version"] != FORMAT_VERSION:
         raise UsageFault(
             f"{out}: shard contract version {FORMAT_VERSION} expected, found version {found['version']}, which "
-            "is read but never updated: write to another --out, or make this one anew with --force"
+            "is read but never updated: write to another --out, or replace this one with --force"
         )
     now = Begun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
@@ -215,19 +215,17 @@ def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None
     """
     if names := sorted(complete.get("codecs", {})):
         raise UsageFault(
-            f"{settings.out} has to be updated, and holds latents of {', '.join(names)}, which an update would drop. "
-            "Write to another --out and run omniges encode on that, or start anew with --force and encode again"
+            f"{settings.out} must be updated, but holds latents of {', '.join(names)}, which an update would drop. "
+            "Write to another --out and run omniges encode on that, or start over with --force and encode again"
         )
     now = Begun.of(settings.document(), anew=False)
-    _refuse_differences(
-        f"{settings.out} has to be updated, and was made", complete["tool"], now.tool, "package versions"
-    )
+    _refuse_differences(f"{settings.out} must be updated, but was made", complete["tool"], now.tool, "package versions")
 
 
 def _refuse_differences(what: str, found: Any, wanted: Any, noun: str = "settings") -> None:
     if differences := _differences(found, wanted):
         raise UsageFault(
-            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --out, or start anew with --force"
+            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --out, or start over with --force"
         )
 
 
@@ -256,8 +254,8 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
     if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
         some = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
         raise UsageFault(
-            f"{settings.out}: {len(gone)} of {len(earlier)} samples would go ({some}), more than {_MAX_REMOVED:.0%}. "
-            "Check --root and its files; if it is meant, say --allow-removal"
+            f"{settings.out}: {len(gone)} of {len(earlier)} samples would be dropped ({some}), more than "
+            f"{_MAX_REMOVED:.0%}. Check --root and its files; if this is intended, add --allow-removal"
         )
 
 
@@ -403,7 +401,7 @@ def recall(
                     damaged.add(shard)
                 else:
                     outcomes |= samples
-        # What a damaged shard did not give may lie in another one too.
+        # A sample of a damaged shard may also be in another shard.
         retry = {sample.row.stem for shard in chosen.keys() & damaged for sample in chosen[shard]}
         remaining = [recording for recording in remaining if recording.stem in retry]
     return outcomes
@@ -438,7 +436,7 @@ def _read_shard(shard: StoredShard, samples: Sequence[_Sample]) -> dict[str, Rec
                 return None
             return {sample.row.stem: _gathered(sample, stream.fileno()) for sample in samples}
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return None  # gone, unreadable or not of the contract: its samples are computed again
+        return None  # absent, unreadable or invalid: its samples are converted again
 
 
 def _gathered(sample: _Sample, descriptor: int) -> Recalled:

@@ -17,7 +17,7 @@ from omniges.pipeline.settings import DEFAULT_CORPUS, PreprocessSettings, Sample
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.schema import SPLITS
 
-_SAMPLED: Final = 3  # recordings converted to learn the speed; the first is converted twice, to warm up
+_SAMPLED: Final = 3  # recordings converted to measure the speed; the first is converted twice, as a warm-up
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def make_plan(settings: PreprocessSettings) -> Plan:
     seconds = output = wall = read = 0.0
     for place, recording in enumerate(chosen):
         if place == 0:
-            convert(recording, settings.convert, decode)  # imports and first calls
+            convert(recording, settings.convert, decode)  # warm-up: imports and first calls
         start = time.perf_counter()
         outcome = convert(recording, settings.convert, decode)
         if isinstance(outcome, Sample):

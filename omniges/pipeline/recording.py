@@ -36,9 +36,9 @@ from omniges.shards.schema import (
 from omniges.storage.canonical_json import canonical_json
 
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
-_AFTER_END_S: Final = 0.1  # by which words may run past the end: times are rounded
+_AFTER_END_S: Final = 0.1  # tolerance of word times after the end, because times are rounded
 _MAX_SPEAKER_ID: Final = 2**31 - 1
-# Where the remedy for files does not fit what a program gives.
+# Remedies for programs, where the one for files does not fit.
 _REMEDIES: Final = {
     "wav-unsupported-encoding": "convert the samples",
     "wav-damaged-header": "check samples and sample_rate_hz",
@@ -50,7 +50,7 @@ _REMEDIES: Final = {
     "npz-wrong-shape": "give arrays of SMPL-X, and name parts that they lack in absent",
     "npz-wrong-dtype": "convert the array",
     "npz-no-frames": "give None where there is no motion",
-    "npz-unequal-lengths": "cut the arrays to one length",
+    "npz-unequal-lengths": "cut the arrays to equal length",
     "textgrid-no-words": "give words=None where there is no transcript",
     "textgrid-bad-interval": "sort the words and correct their times",
     "textgrid-overlap": "correct the times",
@@ -68,7 +68,7 @@ class Recording:
     """
 
     key: str
-    """Name, unique in the set: any file name without its ending."""
+    """Name, unique in the set: any file name without extension."""
     poses: npt.ArrayLike | None = None
     """(T, 165) SMPL-X axis-angle in radians: root 0:3, body 3:66, jaw 66:69, eyes 69:75, hands 75:165; y up."""
     trans: npt.ArrayLike | None = None
@@ -130,8 +130,8 @@ def _take(recording: Recording) -> Take:
     key = recording.key
     if not is_stem(key):
         raise DataError(
-            f"recording {key!r}: a key expected that can be a file name without its ending, of at most {MAX_KEY_BYTES} "
-            "bytes once characters other than A-Z, a-z, 0-9, _ and - are escaped: rename it"
+            f"recording {key!r}: a key expected that is a file name without extension, of at most {MAX_KEY_BYTES} "
+            "bytes after characters other than A-Z, a-z, 0-9, _ and - are escaped: rename it"
         )
     split = as_split(recording.split) if isinstance(recording.split, str) else None
     if split is None:
@@ -198,11 +198,11 @@ def _check_texts(recording: Recording) -> None:
     if recording.source is not None and not is_relative_path(recording.source):
         raise DataError(
             f"recording {key!r}: source {recording.source!r}; a text, or a path relative to the data set and without "
-            "'..' expected, for shards are the same on every machine"
+            "'..' expected, because shards must be equal on every machine"
         )
     speaker_id = recording.speaker_id
     if speaker_id is not None and not (_is_number(speaker_id) and speaker_id in range(_MAX_SPEAKER_ID + 1)):
-        raise DataError(f"recording {key!r}: speaker_id {speaker_id!r}; a whole number from 0 on expected")
+        raise DataError(f"recording {key!r}: speaker_id {speaker_id!r}; a whole number of at least 0 expected")
 
 
 def _is_text(value: object) -> bool:
@@ -230,13 +230,13 @@ def _motion(recording: Recording) -> Motion | None:
     given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     if not given:
         if recording.betas is not None:
-            raise DataError(f"recording {recording.key!r}: betas without motion: leave them out")
+            raise DataError(f"recording {recording.key!r}: betas without motion: remove them")
         return None
     rate = recording.frame_rate_hz
     if not _is_number(rate):
         raise DataError(
             f"recording {recording.key!r}: motion with frame_rate_hz {rate!r}; frames per second expected: give "
-            "frame_rate_hz=30, or the rate it has"
+            "frame_rate_hz=30, or the actual rate"
         )
     betas = None if recording.betas is None else np.asarray(recording.betas)
     hidden = sorted(absent & set(POSE_PARTS))
@@ -254,7 +254,7 @@ def _wav(recording: Recording) -> Wav | None:
     if not _is_number(rate):
         raise DataError(
             f"recording {recording.key!r}: samples with sample_rate_hz {rate!r}; samples per second expected: give "
-            "sample_rate_hz=16000, or the rate they have"
+            "sample_rate_hz=16000, or the actual rate"
         )
     return wav_from_array(np.asarray(recording.samples), rate)
 

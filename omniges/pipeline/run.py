@@ -29,7 +29,7 @@ from omniges.shards.transaction import Begun, Workspace, finish_commit, staged_n
 from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors
 
-# Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
+# Output bytes for each byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
 
 
@@ -68,7 +68,7 @@ class _Work:
     settings: PreprocessSettings
     discovery: Discovery
     workspace: Workspace
-    recalled: Mapping[str, incremental.Recalled | Rejected]  # outcomes that still hold, by stem
+    recalled: Mapping[str, incremental.Recalled | Rejected]  # earlier results that are still valid, by stem
     digests: Mapping[str, incremental.Digests]
     earlier_stems: set[str]  # the samples of the complete set in the folder
 
@@ -99,13 +99,13 @@ def preprocess(
     workspace = Workspace(settings.out)
     make_folder(settings.out)
     with locked(settings.out), _RunLog(settings.log_path) as log:
-        workspace.refuse_foreign()  # under the lock: another run may be moving our files just now
+        workspace.refuse_foreign()  # under the lock: another run may be renaming files now
         finish_commit(workspace)
         complete = incremental.read_complete(settings)
         incremental.check_begun(settings, workspace)
         try:
             earlier = incremental.known_outcomes(workspace, complete)
-        except DataError as error:  # the complete set's own lists are damaged
+        except DataError as error:  # the complete set is damaged
             log.write("set-damaged", reason=str(error))
             earlier = incremental.known_outcomes(workspace, None)
         known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
@@ -156,10 +156,10 @@ def _check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) 
     )
     needed = int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
     free = shutil.disk_usage(settings.out).free
-    if free < 0.8 * needed:  # compressed inputs make the estimate too high
+    if free < 0.8 * needed:  # the estimate is too high for compressed inputs
         raise EnvironmentFault(
             f"{settings.out}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. "
-            "Free some space or choose another --out (what lies there is kept until the new shards are complete)"
+            "Free some space or choose another --out (existing shards are kept until the new ones are complete)"
         )
 
 

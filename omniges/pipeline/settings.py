@@ -104,7 +104,7 @@ class Sample(Generic[Stored]):
     """A converted recording; its row has no shard yet, and offsets count from its segment's start."""
 
     row: ManifestRow
-    segment: Stored  # the tar members: laid out by the conversion, as bytes of a worker, or in an earlier run's shard
+    segment: Stored  # the tar members: as buffers, bytes from a worker, or a position in an earlier shard
     notes: tuple[Finding, ...]
     partials: tuple[Partial, ...] | None  # of train samples, in the order of `STATISTICS`
     words: Counter[str]  # of train samples
@@ -210,8 +210,8 @@ class Summary:
     report: Path | None
     run_log: Path
     manifest_hash: str | None
-    reused: int = 0  # outcomes taken over from earlier runs because no input had changed
-    unchanged: bool = False  # nothing was done: the folder was complete and the inputs are the same
+    reused: int = 0  # results reused from earlier runs because no input had changed
+    unchanged: bool = False  # nothing was done: folder complete, inputs unchanged
 
     @property
     def rejected_share(self) -> float:

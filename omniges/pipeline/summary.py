@@ -90,7 +90,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(f"\nlost: {stem}: tried twice ({reason})", markup=False)
     speed = f", {summary.computed_s / summary.elapsed_s:,.0f} × real time"
     if summary.reused:
-        speed = f" ({summary.reused} taken over unchanged)"  # a speed over what was not computed would say nothing
+        speed = f" ({summary.reused} reused unchanged)"  # speed is meaningless if results were reused
     done = (
         f"\nnothing to do: inputs and settings are those of the {summary.converted} recordings in {summary.out}"
         if summary.unchanged
@@ -112,8 +112,8 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _verdict(summary: Summary) -> str:
     if summary.lost:
         return (
-            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that died or met the --deadline "
-            f"(all in {summary.run_log}); the same command tries again"
+            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that crashed or reached the --deadline "
+            f"(all in {summary.run_log}); run the same command to retry"
         )
     share = f"{summary.rejected} of {summary.stems} recordings rejected ({summary.rejected_share:.1%})"
     if summary.exit_code is not ExitCode.OK:
@@ -193,9 +193,9 @@ class Tally:
             found, first = (", ".join(sorted(row.labels)) or "none" for row in (outcome.row, self.rows[0]))
             raise DataError(
                 f"{recording.stem}: labels {first} expected as of {self.rows[0].stem}, found {found}: a corpus gives "
-                'all its recordings the same names of labels, with "" for what is not known'
+                'all its recordings the same label names, with "" for unknown ones'
             )
-        self.take_in(outcome)  # before the writer, whose journal line may hold its notes
+        self.take_in(outcome)  # before the writer, whose journal line may include its notes
         if isinstance(outcome.segment, StoredSegment):
             self.rows.append(writer.add_stored(outcome.row, outcome.segment))
         else:
@@ -248,13 +248,13 @@ def summary_of_complete(
 class ConvertProgress(Progress):
     """Progress of a run."""
 
-    done: int  # recordings looked at, rejected ones included
+    done: int  # processed recordings, including rejected ones
     total: int
     converted: int
     rejected: int
     noted: int  # converted with at least one note
     lost: int
-    reused: int  # outcomes taken over from earlier runs
+    reused: int  # results reused from earlier runs
     computed_s: float  # seconds of the recordings converted in this run
     elapsed_s: float
     eta_s: float | None
@@ -298,7 +298,7 @@ class ConvertProgress(Progress):
         """Progress as one line of text."""
         slow = f", slowest now {self.slowest} ({self.slowest_s:.1f} s)" if self.slowest and self.slowest_s > 1 else ""
         lost = f", {self.lost} lost" if self.lost else ""
-        reused = f" ({self.reused} taken over)" if self.reused else ""
+        reused = f" ({self.reused} reused)" if self.reused else ""
         return (
             f"{self.done}/{self.total} recordings: {self.converted} converted{reused}, {self.rejected} rejected, "
             f"{self.noted} with notes{lost}; "

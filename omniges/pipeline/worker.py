@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 WORKER_COMMAND: Final = worker_command("omniges.pipeline.worker")
-# Features are computed block by block on one thread each; arrays of a few megabytes come and go, and handing their
-# pages back to the kernel each time costs more than keeping them.
+# Features are computed block by block in one thread. Arrays of a few megabytes are allocated often, and returning
+# their pages to the kernel each time costs more than keeping them.
 WORKER_ENVIRONMENT: Final = ENVIRONMENT | {
     "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
@@ -63,7 +63,7 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     """Return the function that converts the recording of a task; any exception becomes a finding in its answer."""
-    from omniges.pipeline.convert import convert  # noqa: PLC0415 - the decoders, which the pool itself does without
+    from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 
     settings = ConvertSettings(**setup)
     corpus_of = functools.cache(CORPORA.get)
@@ -73,8 +73,8 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
         try:
             outcome = convert(recording, settings, corpus_of(recording.corpus).take)
         except (MemoryError, ImportError, SystemError):
-            raise  # not the recording's fault: the process dies and the pool tries once more alone
-        except Exception as error:  # a bug met by one recording must not take the others
+            raise  # not the recording's fault: the process exits, and the pool retries the recording alone
+        except Exception as error:  # an unexpected error in one recording must not affect the others
             if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise
             found = f"{type(error).__name__}: {error}".replace("\n", " ")

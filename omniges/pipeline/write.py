@@ -57,7 +57,7 @@ class WriteSummary:
     elapsed_s: float
 
 
-def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person decides
+def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     recordings: Iterable[Recording],
     out: str | Path,
     *,
@@ -142,7 +142,7 @@ def _folder(out: Path) -> Iterator[None]:
         yield
     finally:
         if new:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # not empty
                 out.rmdir()
 
 
@@ -164,7 +164,7 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
     begun = workspace.begun()
     ours = begun is None or begun.settings.get("written_by") == _WRITTEN_BY
     if ours or force:
-        workspace.wipe()  # what write_shards leaves there, no later run goes on from
+        workspace.wipe()  # no later run continues from a workspace of write_shards
     if force:
         return
     unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
@@ -175,8 +175,8 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
         )
     if not ours:
         raise UsageFault(
-            f"{workspace.folder}: an unfinished run of another command was found: let that end, choose another folder, "
-            "or throw its work away with force=True"
+            f"{workspace.folder}: an unfinished run of another command was found: finish that run, choose another folder, "
+            "or discard its work with force=True"
         )
 
 
@@ -217,7 +217,7 @@ class _Spool:
             while done < place.size:
                 count = os.preadv(self._descriptor, [memoryview(data)[done:]], place.offset + done)
                 if not count:
-                    raise DataError(f"{self._path}: it became shorter while it was read. Run this again")
+                    raise DataError(f"{self._path}: the file became shorter during reading. Run this again")
                 done += count
         return data
 
@@ -250,7 +250,7 @@ def _convert_all(
     seen: dict[tuple[str, ...], ManifestRow] = {}
     for recording in _each(recordings):
         if recording.key in inputs:
-            raise DataError(f"recording {recording.key!r}: the key again; each expected once: rename one of the two")
+            raise DataError(f"recording {recording.key!r}: the key is used twice; expected once: rename one of the two")
         take = take_of(recording)
         notes: list[Finding] = []
 
@@ -268,8 +268,8 @@ def _convert_all(
             first = seen.setdefault(identity, sample.row)
             if first.split != sample.row.split:
                 raise DataError(
-                    f"recording {recording.key!r}: in {sample.row.split} expected what is in no other split, found the "
-                    f"content of {first.stem!r} of {first.split}: leave one of the two out"
+                    f"recording {recording.key!r}: in {sample.row.split} expected content that is in no other split, found the "
+                    f"content of {first.stem!r} of {first.split}: remove one of the two"
                 )
         inputs[take.stem] = digests_of(take)
         samples.append(replace(sample, segment=spool.add(sample.segment)))  # type: ignore[arg-type]

@@ -34,9 +34,9 @@ from omniges.storage.files import read_json
 
 F64 = npt.NDArray[np.float64]
 
-SMALLEST_STD: Final = 1e-6  # a channel that varies less is normalised with scale 1
+SMALLEST_STD: Final = 1e-6  # channels with a smaller deviation are normalised with scale 1
 _BLOCK_FRAMES = 256
-_MOST: Final = 1e30  # of statistics, which are computed with in float32
+_MOST: Final = 1e30  # largest magnitude of statistics, which are used in float32
 _VERIFY: Final = "Run omniges verify-shards on it"
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
@@ -59,7 +59,7 @@ FEATURES: Final[dict[str, Any]] = {
         "floor": audio.LOG_FLOOR,
     },
 }
-_version: Final = functools.cache(metadata.version)  # it reads a file: 3 ms each
+_version: Final = functools.cache(metadata.version)  # reads a file, 3 ms each
 
 
 def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
@@ -104,17 +104,17 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     a constant channel a variance of exactly zero. Sums are accumulated over the frames in order.
     """
     first = array[0].astype(np.float64)
-    total, squares, steps = np.zeros((3, *first.shape))  # of deviations, and of differences
-    # A row more than a block has: the last deviation of the block before it.
+    total, squares, steps = np.zeros((3, *first.shape))  # sums of deviations and of differences
+    # One row more than a block: the last deviation of the block before it.
     block = np.zeros((min(_BLOCK_FRAMES, len(array)) + 1, array.shape[1]))
     differences = np.empty_like(block[1:])
-    origin = np.tile(first, (len(block) - 1, 1))  # as large as a block: a row for all would be subtracted row by row
+    origin = np.tile(first, (len(block) - 1, 1))  # as large as a block: broadcasting one row is slower
     for start in range(0, len(array), _BLOCK_FRAMES):
         frames = array[start : start + _BLOCK_FRAMES]
         deviation = block[1 : len(frames) + 1]
-        np.copyto(deviation, frames)  # a plain conversion; subtracting across types would go through small buffers
+        np.copyto(deviation, frames)  # convert first: subtraction of mixed types uses small buffers
         deviation -= origin[: len(frames)]
-        # The first difference of all is zero, and adds nothing.
+        # The first difference is zero and adds nothing.
         difference = np.subtract(deviation, block[: len(frames)], out=differences[: len(frames)])
         np.multiply(difference, difference, out=difference)
         steps += difference.sum(axis=0)
@@ -124,7 +124,7 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
         squares += deviation.sum(axis=0)
     count, step_count = len(array), max(len(array) - 1, 1)
     mean = first + total / count
-    mean_step = block[0] / step_count  # differences sum up to the last deviation
+    mean_step = block[0] / step_count  # the differences sum to the last deviation
     rows = np.stack(
         [
             np.full_like(first, count),
@@ -212,7 +212,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     """
     path = folder / schema.DATASET_FILE
     if not folder.is_dir():
-        raise UsageFault(f"{folder}: a folder of shards expected, found nothing there. Run omniges preprocess first")
+        raise UsageFault(f"{folder}: a folder of shards expected, found none. Run omniges preprocess first")
     try:
         document = read_json(path, "Run omniges preprocess again", folder)
     except FileNotFoundError as error:
@@ -271,7 +271,7 @@ def entry_problem(name: str, entry: object, field_name: str) -> str:
     """
     match = schema.SHARD_NAME.fullmatch(name)
     if (match is None) if field_name == "shards" else name not in {*schema.SIDE_FILES, schema.LATENTS_FILE}:
-        return "no name of the contract"
+        return "a name that is not in the contract"
     if not isinstance(entry, dict):
         return f"{type(entry).__name__}"
     fields = {"bytes", "sha256"} | ({"split", "samples"} if match else set())
@@ -388,13 +388,13 @@ def train_tokenizer(words: Mapping[str, int]) -> bytes:
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - native, 70 ms
 
-    # One thread: the trainer's result must not depend on how its counting was split.
+    # One thread: the result must not depend on how counting is split.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        # Each merge joins two pieces inside some word, so there can be no more pieces than this.
+        # Each merge joins two subwords inside a word, so this is an upper bound.
         vocab_size=256 + sum(len(word.encode()) for word in words),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

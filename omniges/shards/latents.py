@@ -35,7 +35,7 @@ SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TI
 WORDS_MEMBER: Final = "words.json"
 """What a codec of windows reads, by the name that version 1 of the contract gave it: `Contract.words` is the member."""
 BY_MIDDLE: Final = "middle"
-"""The rule for a window's words: those whose middle, (start + end) / 2, lies in it."""
+"""The rule for a window's words: those whose midpoint, (start + end) / 2, is in it."""
 
 _MOST: Final = 1 << 20  # frames a row, channels, ticks, latents
 _LOST: Final = ("windows", "cut", "unknown")
@@ -70,9 +70,9 @@ class CodecEntry(ABC):
 
     name: str  # such as audioldm2-vae
     fingerprint: str  # sha256 of the codec's configuration and weights
-    source: str  # the member it reads
-    channels: int  # numbers of a vector, each with a mean and deviation of its own
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what else decided the latents, for people and replays
+    source: str  # member that it reads
+    channels: int  # numbers in a vector; statistics are kept for each
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further settings of the encoding, for users and replays
 
     def __post_init__(self) -> None:
         """Raise ValueError for invalid fields."""
@@ -133,8 +133,8 @@ class CodecEntry(ABC):
 
     def same_codec(self, other: CodecEntry) -> bool:
         """Return whether both entries have one codec and one layout; versions and devices may differ."""
-        told = {"settings", "lost"}  # of how they were made, and what came of it
-        deciding = {f.name for f in fields(self)} - told
+        informative = {"settings", "lost"}
+        deciding = {f.name for f in fields(self)} - informative
         return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)
 
     def as_json(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class FrameRows:
     """Numbers and times of rows that are evenly spaced, each covering some frames of an array."""
 
     __slots__ = ()
-    source: str  # the member whose frames the rows stand for
+    source: str  # member whose frames the rows cover
     channels: int
     frames_per_row: int
 
@@ -191,7 +191,9 @@ class FrameRows:
 
     def rows(self, ticks: int) -> int:
         """Return the number of whole rows in some ticks."""
-        return ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row  # in the loop that reads
+        return (
+            ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row
+        )  # integer arithmetic: called in the read loop
 
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
         """Return the rows of a window.
@@ -223,7 +225,7 @@ class FrameRows:
 class FrameEntry(FrameRows, CodecEntry):
     """A codec with rows (rows, channels) that are evenly spaced in time, each covering some frames of an array."""
 
-    frames_per_row: int  # frames of the source that one row of latents stands for
+    frames_per_row: int  # source frames covered by one row of latents
 
     def _check(self) -> None:
         if self.source not in SOURCE_FRAMES_PER_TICK:
@@ -241,9 +243,9 @@ class WindowEntry(CodecEntry):
     """A codec with one row (latents · channels) for each window of a grid: all latents of the window's text."""
 
     window_ticks: int
-    stride_ticks: int  # between the beginnings of windows; divides the window
-    latents: int  # vectors of a window
-    words: str = BY_MIDDLE  # which words are a window's
+    stride_ticks: int  # ticks between window starts; divides the window
+    latents: int  # vectors in a window
+    words: str = BY_MIDDLE  # rule that assigns words to windows
     lost: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_LOST, 0))
     """Of all samples: ``windows``, those whose text was ``cut``, and those with ``unknown`` letters."""
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
-_DIGEST_BYTES: Final = 32  # of a sha256, which no compression makes smaller
-_ROW_BYTES: Final = 16 << 10  # that a row may unpack to on average
+_DIGEST_BYTES: Final = 32  # size of a sha256, which is not compressible
+_ROW_BYTES: Final = 16 << 10  # largest average size of an unpacked row
 _SCHEMA_BYTES: Final = 1 << 20
 
 
@@ -57,7 +57,7 @@ class ManifestRow:
     speaker: str | None
     language: str | None
     labels: dict[str, str]  # such as emotion and scenario, the same names in all rows of a set; "" where unknown
-    present: tuple[schema.Part, ...]  # what the sample has, in the order of `schema.PARTS`
+    present: tuple[schema.Part, ...]  # present parts, in the order of `schema.PARTS`
     sources: dict[str, tuple[str, str]]  # source -> (path relative to the root, sha256)
     notes: tuple[str, ...]  # codes, sorted
     members: dict[str, MemberPlace]
@@ -74,7 +74,7 @@ class ManifestRow:
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return identities of the recording by content and by source; samples that share one are one recording."""
+    """Return identities of the recording by content and by source; empty if unknown."""
     content = (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256)
     return content, tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources)
 
@@ -140,7 +140,7 @@ _LABELS_OF_1: Final = ("scenario", "emotion")  # columns of version 1
 
 
 def _arrow_schema(form: _Form) -> pa.Schema:
-    import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
+    import pyarrow as pa  # noqa: PLC0415 - takes 0.3 s, not needed for --help
 
     text, count, nullable = pa.string(), pa.int64(), True
     fields = [pa.field(name, text, nullable=False) for name in ("key", "stem", "split", "shard")]
@@ -227,7 +227,7 @@ def row_from_journal(fields: Any) -> ManifestRow:
     try:
         row = row_from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"no row of a manifest ({type(error).__name__})") from error
+        raise ValueError(f"not a row of a manifest ({type(error).__name__})") from error
     _require_sound(row)
     return row
 
@@ -267,7 +267,7 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
     stream.seek(0, io.SEEK_END)
     packed, facts = stream.tell(), file.metadata
     unpacked = sum(facts.row_group(k).total_byte_size for k in range(facts.num_row_groups))
-    if not 0 <= facts.num_rows <= packed // _DIGEST_BYTES:  # each row has a sha256 that no other has
+    if not 0 <= facts.num_rows <= packed // _DIGEST_BYTES:  # each row has a unique sha256
         raise ValueError(f"{packed} bytes cannot hold the {facts.num_rows} rows they claim")
     if not 0 <= unpacked <= _ROW_BYTES * facts.num_rows + _SCHEMA_BYTES:
         raise ValueError(f"at most {_ROW_BYTES} bytes a row expected, found {facts.num_rows} rows of {unpacked} bytes")
@@ -298,7 +298,7 @@ def read_manifest(data: bytes) -> list[ManifestRow]:
     try:
         rows = parse_manifest(data)
     except (pa.ArrowException, OSError, TypeError, KeyError, OverflowError) as error:
-        raise ValueError(f"no manifest of the contract ({type(error).__name__}: {error})") from error
+        raise ValueError(f"not a manifest of the contract ({type(error).__name__}: {error})") from error
     for row in rows:
         _require_sound(row)
     return rows
@@ -325,7 +325,7 @@ def row_problem(row: ManifestRow) -> str:
     if not isinstance(row.seconds, (int, float)) or not math.isfinite(row.seconds):
         return f"seconds {row.seconds}"
     if not all(isinstance(note, str) for note in row.notes):
-        return "a note that is no text"
+        return "a note that is not a text"
     if not all(schema.is_label(name) and isinstance(value, str) for name, value in row.labels.items()):
         return f"labels {row.labels!r:.100}"
     if not set(row.present) <= set(schema.PARTS):
@@ -346,19 +346,19 @@ def rows_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
     keys: set[str] = set()
     for row in rows:
         if row.key in keys:
-            return f"the key {row.key} stands there twice"
+            return f"the key {row.key} occurs twice"
         keys.add(row.key)
         if row.shard not in shards:
             return f"row {row.key}: names the shard {row.shard}, which dataset.json does not"
         lengths = timebase.mel_frames_for(row.frames), timebase.ticks_of_frames(row.frames)
         if (row.mel_frames, row.ticks) != lengths:
             found = f"{row.frames} frames, {row.mel_frames} mel frames and {row.ticks} ticks"
-            return f"row {row.key}: lengths that fit together expected, found {found}"
+            return f"row {row.key}: consistent lengths expected, found {found}"
         size = shards[row.shard]["bytes"]
         for member, place in row.members.items():
             if place.offset + place.size > size:
                 end = place.offset + place.size
-                return f"row {row.key}: {member} up to byte {end} does not lie in {row.shard} of {size} bytes"
+                return f"row {row.key}: {member} up to byte {end} is not inside {row.shard} of {size} bytes"
     return ""
 
 
@@ -366,7 +366,7 @@ def _places_problem(row: ManifestRow) -> str:
     """Return what is wrong with the positions of a row's members and sources, or an empty text."""
     contract = row.contract
     if not set(contract.members) <= row.members.keys():
-        return "no place of a needed member"
+        return "no position of a required member"
     for member, place in row.members.items():
         if member not in {*contract.members, *contract.optional} and not schema.LATENT_MEMBER.fullmatch(member):
             return f"member {member!r}"
@@ -383,7 +383,7 @@ def _places_problem(row: ManifestRow) -> str:
 _IN_KEYS: Final = np.isin(
     np.arange(256), np.frombuffer(f"\0{string.ascii_letters}{string.digits}_-".encode(), np.uint8)
 )
-"""Which bytes stand in keys; a zero fills shorter ones."""
+"""Bytes that are allowed in keys; zeros pad shorter keys."""
 
 
 class ManifestColumns:
@@ -393,14 +393,14 @@ class ManifestColumns:
     """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
-        import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
+        import pyarrow as pa  # noqa: PLC0415 - takes 0.3 s, not needed for --help
 
         self.path = path
         try:
             self._file, self._form = _open_parquet(stream)
         except (ValueError, OSError, OverflowError, pa.ArrowException) as error:
             raise DataError(
-                f"{path}: no manifest of the contract ({one_line(str(error), 200)}). {schema.VERIFY}"
+                f"{path}: not a manifest of the contract ({one_line(str(error), 200)}). {schema.VERIFY}"
             ) from error
 
     def _column(self, name: str) -> pa.Array:
@@ -423,7 +423,7 @@ class ManifestColumns:
     def labels_of(self, label: str) -> tuple[list[str], npt.NDArray[np.int32]]:
         """Return the values of a label such as emotion, as `labels` does; -1 if a sample or the set has none."""
         names = self._file.schema_arrow.names
-        own = label in {"speaker", "language", *_LABELS_OF_1}  # columns of these names are labels themselves
+        own = label in {"speaker", "language", *_LABELS_OF_1}  # labels with columns of their own name
         column = _LABEL + label if _LABEL + label in names or not own else label
         if column not in names:
             return [], np.full(self._file.metadata.num_rows, -1, np.int32)
@@ -460,7 +460,7 @@ class ManifestColumns:
             raise DataError(f"{self.path}: column 'key': ASCII texts expected. {schema.VERIFY}")
         lengths = np.diff(ends)
         width = int(lengths.max(initial=1))
-        if width > schema.MAX_KEY_BYTES:  # before memory for as many bytes a row is taken
+        if width > schema.MAX_KEY_BYTES:  # before allocating so many bytes for each row
             raise self._no_key(f"a key of {width} bytes")
         fixed = np.zeros((len(lengths), width), dtype=np.uint8)
         fixed[np.arange(width) < lengths[:, None]] = data

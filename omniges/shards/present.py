@@ -21,7 +21,7 @@ U8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 STREAM_PARTS: Final[tuple[Part, ...]] = ("text", "audio", *GESTURE_PARTS)
-"""The parts that streams are made of; bit k of a sample's bits says whether it has part k."""
+"""The parts of the streams; bit k of a sample's bits is set if it has part k."""
 ALL_PRESENT: Final = (1 << len(STREAM_PARTS)) - 1
 STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~0b11}
 """The bits of each stream; a sample has a stream where it has any of its parts."""

@@ -77,7 +77,7 @@ class LocalShards:
         try:
             return open_file(self.folder / shard, self.folder)
         except FileNotFoundError as error:
-            raise DataError(f"{self.folder / shard}: the shard is not there. {VERIFY}") from error
+            raise DataError(f"{self.folder / shard}: the shard is missing. {VERIFY}") from error
 
     def prefetch(self, shards: Iterable[str]) -> None:
         """Do nothing; the shards are local."""
@@ -397,13 +397,13 @@ class ShardFolder:
             return None
         if "flac" not in row.members:
             return self.array(row, "audio.npy")
-        from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
+        from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, needed for kept audio only
 
         try:
             pcm, bits = decode_flac(self.member(row, "flac"), samples_of(self.metadata(row)))
         except RecordingFault as fault:
             raise self._fault(row, "flac", fault) from fault
-        # Exact, and no float64 of eleven minutes.
+        # Exact, and avoids a large float64 array.
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 
     def sample(self, row: ManifestRow) -> SampleArrays:

@@ -26,10 +26,15 @@ STATS_FILE: Final = "stats.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 REPORT_FILE: Final = "report.jsonl"
 LATENTS_FILE: Final = "latents.json"  # statistics of latents, where a codec has encoded the shards
-SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)  # beside the shards, dataset.json apart
-UNFINISHED_FILE: Final = ".omniges-unfinished"  # the folder of a run that has begun and not ended
+SIDE_FILES: Final = (
+    MANIFEST_FILE,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    REPORT_FILE,
+)  # files beside the shards, without dataset.json
+UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that started and did not finish
 VERIFY: Final = "Run omniges verify-shards, then preprocess again"
-"""What errors of damaged shards advise."""
+"""Remedy in errors about damaged shards."""
 
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -46,7 +51,7 @@ class Contract:
     semantic: str  # the member with the semantic spans, JSON
 
 
-# JSON in a text member: readers that infer a schema cannot type a list that is empty in the first samples.
+# JSON in a text member: a list that is empty in the first samples has no inferable type.
 CONTRACTS: Final = {
     1: Contract(
         1,
@@ -63,7 +68,7 @@ CONTRACTS: Final = {
         "sem.txt",
     ),
 }
-"""By version; those that are read."""
+"""Readable contracts, by version."""
 CONTRACT: Final = CONTRACTS[FORMAT_VERSION]
 
 KNOWN_MEMBERS: Final = (
@@ -74,13 +79,13 @@ KNOWN_MEMBERS: Final = (
 
 Part = Literal["text", "audio", "upper", "hands", "lower", "root", "face", "jaw_eyes", "sem", "labels"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-"""What a sample may have or lack; `present` names what it has."""
+"""Optional parts of a sample; `present` names the ones it has."""
 GESTURE_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root", "face")
 """The parts that are channels of the gesture array."""
 MOTION_PARTS: Final[tuple[Part, ...]] = (*GESTURE_PARTS, "jaw_eyes")
 """The parts of motion; a sample without any of them has none."""
 
-# A codec's latents stand after all others, by the codec's name. Its hyphen tells such a member from the others.
+# Latents come after all other members and have the codec's name. Its hyphen distinguishes them from the others.
 LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)
 
 # The longest suffix is ".jaw_eyes.npy" (13); a ustar name holds 100 bytes.
@@ -97,7 +102,7 @@ CONTRACT_FILES: Final = frozenset({*SIDE_FILES, LATENTS_FILE, DATASET_FILE})
 """The files that a complete set may have beside its shards."""
 
 _KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}", re.ASCII)
-_MAX_STEM_BYTES: Final = 255  # what a Linux file name holds
+_MAX_STEM_BYTES: Final = 255  # limit of Linux file names
 _LABEL: Final = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
 

@@ -93,7 +93,7 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     shape = tuple(int(side) for side in match["shape"].split(b",") if side)
     count = math.prod(shape)
     if start + count * dtype.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes are no array {shape} of {dtype.str} behind a header of {start}")
+        raise ValueError(f"{len(data)} bytes are not an array {shape} of {dtype.str} behind a header of {start}")
     found: npt.NDArray[Any] = np.frombuffer(data, dtype, count, start)
     return found.reshape(shape)
 

@@ -41,12 +41,12 @@ BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"
 COMMIT_FILE: Final = "commit.json"
 PLACE_FILE: Final = "place.json"
-SPOOL_FILE: Final = "spool"  # samples that have no place in a shard yet
+SPOOL_FILE: Final = "spool"  # samples that are not in a shard yet
 _WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE, SPOOL_FILE})
 _STAGED: Final = re.compile(r"staged-[0-9]{6}\.tar", re.ASCII)
 _ASIDE: Final = "moved-"
 FOREIGN: Final = "not from an omniges run. Move it away, then run this again"
-_CHECK_CHARACTERS: Final = 16  # of the digest before each line: enough to tell a torn line from a whole one
+_CHECK_CHARACTERS: Final = 16  # digest characters before each line, enough to detect a torn line
 
 
 def staged_name(index: int) -> str:
@@ -119,7 +119,7 @@ class Begun:
 
     settings: dict[str, Any]
     tool: dict[str, str]
-    anew: bool  # --force: an earlier set in the folder is no source
+    anew: bool  # --force: do not reuse an earlier set in the folder
 
     @classmethod
     def of(cls, document: dict[str, Any], *, anew: bool) -> Begun:
@@ -151,19 +151,19 @@ class Workspace:
         """
         try:
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
-                return f"{self.folder}: a folder of an unfinished run expected, found something else. Move it"
+                return f"{self.folder}: a folder of an unfinished run expected, found something else. Move it away"
         except FileNotFoundError:
             return None
         for name in self._names():
             path = self.folder / name
             plain, status = final_name(name) or name, os.lstat(path)
-            # The journal is the one file that is written in place: its other name would be a file elsewhere.
+            # Only the journal is written in place, so a hard link would change a file elsewhere.
             linked = name == JOURNAL_FILE and status.st_nlink > 1
             if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(status.st_mode) or linked:
                 return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
         try:
             begun = self.begun()
-            if begun is None or begun.tool == tool_versions():  # a run of other versions does not go on from its rows
+            if begun is None or begun.tool == tool_versions():  # other versions do not reuse its rows
                 self.journal.load()
             self.steps(COMMIT_FILE)
             self.steps(PLACE_FILE)
@@ -181,7 +181,7 @@ class Workspace:
             return
         ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
         if ours:
-            raise UsageFault(f"{self.out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
+            raise UsageFault(f"{self.out}: {ours[0]} exists, but not from an omniges run. Choose another --out")
 
     def steps(self, name: str) -> CommitSteps | None:
         """Return the steps in commit.json or place.json; None if the file is absent.
@@ -322,7 +322,7 @@ def _journal_problem(row: Any) -> str:
         row_from_journal(fields)
     notes = row.get("notes", {})
     if not isinstance(notes, dict) or not all(map(_are_findings, notes.values())):
-        return "notes that are no findings"
+        return "notes that are not findings"
     return ""
 
 
@@ -404,8 +404,7 @@ def finish_commit(workspace: Workspace) -> None:
 def _require_dataset(place: Path, folder: Path) -> None:
     if not (place / schema.DATASET_FILE).is_file():
         raise DataError(
-            f"{folder}: {schema.DATASET_FILE} has been taken out, so the shards cannot be completed. "
-            "Choose another --out"
+            f"{folder}: {schema.DATASET_FILE} was removed, so the shards cannot be completed. Choose another --out"
         )
 
 

@@ -24,7 +24,7 @@ from omniges.shards.schema import Split, as_split, shard_name
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.storage.atomic import PendingFile, os_errors
 
-_EARLY_CLOSE: Final = 16  # one key in so many may close a shard that is over half full
+_EARLY_CLOSE: Final = 16  # one key in 16 may close a shard that is over half full
 _FLUSH_BYTES: Final = 32 << 20
 _COPY_BYTES: Final = 1 << 20
 
@@ -90,11 +90,11 @@ class ShardWriter:
         self._path_of = path_of
         self._target_bytes = target_bytes
         self._on_published = on_published
-        self._publisher = ThreadPoolExecutor(1, "publisher")  # waiting for the disk overlaps with computing
+        self._publisher = ThreadPoolExecutor(1, "publisher")  # disk writes overlap with computation
         self._last_job: Future[None] | None = None
         self._pending: PendingFile | None = None
         self._unpublished: list[PendingFile] = []
-        self._held: list[StoredSegment] = []  # of the open shard, as long as it is nothing but an earlier file's start
+        self._held: list[StoredSegment] = []  # of the open shard, while it equals the start of an earlier file
         self._rows: list[ManifestRow] = []  # of the open shard
         self._split: Split | None = None
         self._index = 0  # of the open shard within its split
@@ -102,7 +102,7 @@ class ShardWriter:
         self._size = 0
         self._unflushed = 0
         self.shards: list[ShardFile] = []
-        self.paths: dict[str, Path] = {}  # shard -> the file that holds its bytes for now
+        self.paths: dict[str, Path] = {}  # shard -> file that holds its bytes now
 
     def add(self, row: ManifestRow, segment: bytes | bytearray | memoryview) -> ManifestRow:
         """Append a sample.
@@ -244,6 +244,6 @@ class ShardWriter:
         finally:
             self._publisher.shutdown()
             for pending in self._unpublished:
-                pending.abort()  # does nothing to what has its final name
+                pending.abort()  # has no effect on published files
         if self._last_job is not None:
             self._last_job.result()

@@ -104,7 +104,7 @@ def test_a_registered_class_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageFault, match="choose another name"):
             register_stream(name, kind)
     for name in ("audio", "Mine", "a.b", ""):
-        with pytest.raises(UsageFault, match="is of no condition stream"):
+        with pytest.raises(UsageFault, match="cannot name a condition stream"):
             register_stream(name, type("Mine", (Emotion,), {"name": name}))
 
 

@@ -351,7 +351,7 @@ class TestCommand:
         change_audio(root, stems(root)[0])
         done = omniges(*words)
         assert done.returncode == 0
-        assert "(15 taken over unchanged)" in done.stdout
+        assert "(15 reused unchanged)" in done.stdout
         for stem in stems(root)[:4]:
             remove(root, stem)
         refused = omniges(*words)

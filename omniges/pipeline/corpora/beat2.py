@@ -92,7 +92,7 @@ def discover(
             findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
     recordings, rejected = _judge(stems, selection)
     if not recordings and not rejected:
-        raise UsageFault(f"--root {root}: {len(stems)} stems found, but none passes the filters given")
+        raise UsageFault(f"--root {root}: {len(stems)} stems found, but the filters exclude all")
     recordings.sort(key=lambda recording: recording.key)
     return Discovery(
         recordings=tuple(recordings),
@@ -133,7 +133,7 @@ def _find_parts(root: Path, selection: Selection, bounds: Bounds, override: labe
         if not override and csv_path.is_file() and inside(os.path.realpath(csv_path), bounds):
             split_list = _read_split_list(csv_path, join(relative, SPLIT_LIST))
         parts.append(_Part(folder, relative, folders, split_list))
-    # A root in which a modality has no folder at all is a wrong path, not a thousand bad recordings.
+    # If a modality has no folder at all, the path is wrong; do not report every recording.
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
             names = " or ".join(_folder_names(selection, modality))
@@ -155,7 +155,7 @@ def _collect(part: _Part, root: Path, bounds: Bounds, stems: dict[str, _Stem], f
                 continue
             readable = stem.encode("utf-8", "backslashreplace").decode()
             if modality == "sem" and readable not in stems:
-                continue  # an annotation alone makes no recording
+                continue  # an annotation alone is not a recording
             entry = stems.setdefault(readable, _Stem(part))
             shown = relative.encode("utf-8", "backslashreplace").decode()
             source, problem = inspect(entry_path, shown, bounds)
@@ -217,7 +217,7 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
             rejected[stem] = tuple(faults)
             continue
         notes = [*entry.notes, *split_findings]
-        if len(entry.files["sem"]) > 1:  # a recording can do without
+        if len(entry.files["sem"]) > 1:  # optional file
             problem = Problem("sem-invalid", f"duplicate-stem: {_places(entry.files['sem'])}", "one sem file")
             notes.append(Finding(problem, stem))
             entry.files["sem"].clear()
