@@ -31,7 +31,7 @@ from omniges.shards.writer import StoredSegment, StoredShard
 from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
 
 Count = Callable[[int, int], None]
-Digests = dict[str, str | None]  # path relative to the root -> sha256, None where the file cannot be read
+Digests = dict[str, str | None]  # path relative to the root -> sha256, None if the file cannot be read
 
 _MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without --allow-removal
 
@@ -434,12 +434,12 @@ def _read_shard(shard: StoredShard, samples: Sequence[_Sample]) -> dict[str, Rec
         with shard.path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != shard.sha256:
                 return None
-            return {sample.row.stem: _gathered(sample, stream.fileno()) for sample in samples}
+            return {sample.row.stem: _recomputed(sample, stream.fileno()) for sample in samples}
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None  # absent, unreadable or invalid: its samples are converted again
 
 
-def _gathered(sample: _Sample, descriptor: int) -> Recalled:
+def _recomputed(sample: _Sample, descriptor: int) -> Recalled:
     """Return the statistics, words and cuts of a sample, computed from its members."""
 
     def member(name: str) -> bytes:

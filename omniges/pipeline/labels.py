@@ -20,7 +20,7 @@ _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
 _SCENARIOS: Final = ("speech", "conversation")  # rec digit % 2
 
-# The emotion of a speech recording by its first start index; there is none beyond 118.
+# The emotion of a speech recording by its first start index; undefined beyond 118.
 _EMOTIONS: Final = {
     0: "neutral",
     65: "happiness",
@@ -46,7 +46,7 @@ TEST_STARTS: Final[dict[int | None, frozenset[int]]] = {
     25: _SHORT_TEST - {1},
 }
 """Start indices of each speaker's English test clips in BEAT2 v2.0.0."""
-_VAL_SHARE: Final = 8 / 103  # speaker 2, the one that was counted: 8 val clips among 103 that are not test
+_VAL_SHARE: Final = 8 / 103  # counted for speaker 2: 8 val clips among the 103 that are not test
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,20 +38,20 @@ from omniges.storage.canonical_json import canonical_json
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
 _AFTER_END_S: Final = 0.1  # tolerance of word times after the end, because times are rounded
 _MAX_SPEAKER_ID: Final = 2**31 - 1
-# Remedies for programs, where the one for files does not fit.
+# Remedies for programs, for codes whose remedy is about files.
 _REMEDIES: Final = {
     "wav-unsupported-encoding": "convert the samples",
     "wav-damaged-header": "check samples and sample_rate_hz",
-    "wav-empty": "give samples=None where there is no sound",
+    "wav-empty": "give samples=None if there is no sound",
     "wav-out-of-range": "divide them by full scale, such as 32768",
-    "wav-silent": "give samples=None where there is no sound",
+    "wav-silent": "give samples=None if there is no sound",
     "wav-not-finite": "repair the samples, or give samples=None",
-    "npz-not-finite": "repair the motion, or name the part in absent",
-    "npz-wrong-shape": "give arrays of SMPL-X, and name parts that they lack in absent",
+    "npz-not-finite": "repair the motion, or list the part in absent",
+    "npz-wrong-shape": "give arrays of SMPL-X, and list missing parts in absent",
     "npz-wrong-dtype": "convert the array",
-    "npz-no-frames": "give None where there is no motion",
+    "npz-no-frames": "give None if there is no motion",
     "npz-unequal-lengths": "cut the arrays to equal length",
-    "textgrid-no-words": "give words=None where there is no transcript",
+    "textgrid-no-words": "give words=None if there is no transcript",
     "textgrid-bad-interval": "sort the words and correct their times",
     "textgrid-overlap": "correct the times",
     "sem-invalid": "correct the span",
@@ -78,34 +78,34 @@ class Recording:
     betas: npt.ArrayLike | None = None
     """(up to 300,) shape coefficients."""
     gender: str = ""
-    """Of the body model."""
+    """Gender of the body model."""
     frame_rate_hz: float | None = None
-    """Of poses, trans and expressions: 30, or a multiple of it, of which every second, third, … frame is kept."""
+    """Rate of poses, trans and expressions: 30, or a multiple of it, which is reduced to 30 by dropping frames."""
     absent: Part | Sequence[Part] = ()
-    """Parts that the arrays do not show: upper, hands, lower, jaw_eyes, root, face. Their columns are not read."""
+    """Parts that were not recorded: upper, hands, lower, jaw_eyes, root, face. Their columns are not read."""
     samples: npt.ArrayLike | None = None
     """(N,) or (N, channels): float32 or float64 in [-1, 1], or int16 or int32 at full scale."""
     sample_rate_hz: float | None = None
-    """Of samples; 16000 is kept, others are resampled."""
+    """Rate of samples; rates other than 16000 are resampled to it."""
     words: Iterable[Any] | None = None
-    """In order of time, each (word, start_s, end_s), a mapping or an object with word, start and end."""
+    """Words in order of time: (word, start_s, end_s), or a mapping or object with word, start and end."""
     semantic: Iterable[Any] | None = None
-    """Each (name, start_s, end_s, score[, keywords]), a mapping or an object with these names."""
+    """Semantic spans: (name, start_s, end_s, score[, keywords]), or a mapping or object with these names."""
     split: str = "train"
-    """train, val, test or additional."""
+    """Split: train, val, test or additional."""
     speaker: str | None = None
     speaker_id: int | None = None
     language: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Values by name, such as emotion; a recording without one that another has gets ""."""
+    """Values by label name, such as emotion; labels that only other recordings have become ""."""
     source: str | None = None
-    """Where it comes from: a text, or a path relative to the data set."""
+    """Origin of the recording: a text, or a path relative to the data set."""
 
 
 def take_of(recording: Recording) -> Take:
     """Return a recording as a take; raise DataError, in one line, if it cannot be used."""
     try:
-        return _take(recording)
+        return _build_take(recording)
     except RecordingFault as fault:
         raise refused(recording.key, fault) from fault
 
@@ -126,7 +126,7 @@ def refused(key: object, fault: RecordingFault) -> DataError:
     return DataError(f"recording {key!r}: {problem.found}{expected}: {remedy}")
 
 
-def _take(recording: Recording) -> Take:
+def _build_take(recording: Recording) -> Take:
     key = recording.key
     if not is_stem(key):
         raise DataError(

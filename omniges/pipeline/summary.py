@@ -112,8 +112,8 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _verdict(summary: Summary) -> str:
     if summary.lost:
         return (
-            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that crashed or reached the --deadline "
-            f"(all in {summary.run_log}); run the same command to retry"
+            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that crashed or reached "
+            f"the --deadline (all in {summary.run_log}); run the same command to retry"
         )
     share = f"{summary.rejected} of {summary.stems} recordings rejected ({summary.rejected_share:.1%})"
     if summary.exit_code is not ExitCode.OK:

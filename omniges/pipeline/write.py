@@ -50,7 +50,7 @@ class WriteSummary:
     splits: dict[str, tuple[int, float]]
     """Samples and seconds by split."""
     notes: dict[str, int]
-    """How often each note stands in report.jsonl, by code."""
+    """Number of notes in report.jsonl, by code."""
     shards: int
     shard_bytes: int
     manifest_hash: str
@@ -102,7 +102,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     document = {"written_by": _WRITTEN_BY, "convert": asdict(convert), "shard_bytes": int(shard_bytes)}
     workspace = Workspace(out)
     with _folder(out), locked(out):
-        _enter(workspace, force=force)
+        _prepare_workspace(workspace, force=force)
         try:
             workspace.begin(Begun.of(document, anew=force))
             total = len(recordings) if isinstance(recordings, Sized) else 0
@@ -117,7 +117,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
             }
             manifest = publish_set(workspace, tally, writer, document, plan)
         finally:
-            if not _committing(workspace):
+            if not _commit_interrupted(workspace):
                 workspace.wipe()
     splits = {split: [row.seconds for row in tally.rows if row.split == split] for split in SPLITS}
     return WriteSummary(
@@ -146,12 +146,12 @@ def _folder(out: Path) -> Iterator[None]:
                 out.rmdir()
 
 
-def _committing(workspace: Workspace) -> bool:
+def _commit_interrupted(workspace: Workspace) -> bool:
     """Return whether a commit was interrupted, which the next run completes."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 
-def _enter(workspace: Workspace, *, force: bool) -> None:
+def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     """Finish an interrupted commit, refuse to replace anything without `force`, and clear the workspace.
 
     A set whose commit is finished here was not complete before, so it may be replaced. The same script writes the same
@@ -159,7 +159,7 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
     """
     out = workspace.out
     workspace.refuse_foreign()
-    interrupted = _committing(workspace)
+    interrupted = _commit_interrupted(workspace)
     finish_commit(workspace)
     begun = workspace.begun()
     ours = begun is None or begun.settings.get("written_by") == _WRITTEN_BY
@@ -175,8 +175,8 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
         )
     if not ours:
         raise UsageFault(
-            f"{workspace.folder}: an unfinished run of another command was found: finish that run, choose another folder, "
-            "or discard its work with force=True"
+            f"{workspace.folder}: an unfinished run of another command was found: finish that run, choose another "
+            "folder, or discard its work with force=True"
         )
 
 
@@ -226,7 +226,7 @@ class _Spool:
         os.close(self._descriptor)
 
 
-def _each(recordings: Iterable[Recording]) -> Iterator[Recording]:
+def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
     """Yield the recordings; refuse other objects and keys that are not text."""
     if not isinstance(recordings, Iterable):
         raise UsageFault(
@@ -248,7 +248,7 @@ def _convert_all(
     inputs: dict[str, dict[str, str]] = {}
     samples: list[Sample[_Place]] = []
     seen: dict[tuple[str, ...], ManifestRow] = {}
-    for recording in _each(recordings):
+    for recording in _checked_recordings(recordings):
         if recording.key in inputs:
             raise DataError(f"recording {recording.key!r}: the key is used twice; expected once: rename one of the two")
         take = take_of(recording)
@@ -268,8 +268,8 @@ def _convert_all(
             first = seen.setdefault(identity, sample.row)
             if first.split != sample.row.split:
                 raise DataError(
-                    f"recording {recording.key!r}: in {sample.row.split} expected content that is in no other split, found the "
-                    f"content of {first.stem!r} of {first.split}: remove one of the two"
+                    f"recording {recording.key!r}: in {sample.row.split} expected content that is in no other split, "
+                    f"found the content of {first.stem!r} of {first.split}: remove one of the two"
                 )
         inputs[take.stem] = digests_of(take)
         samples.append(replace(sample, segment=spool.add(sample.segment)))  # type: ignore[arg-type]

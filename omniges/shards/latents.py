@@ -33,7 +33,7 @@ F32 = npt.NDArray[np.float32]
 SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TICK, "gesture.npy": FRAMES_PER_TICK}
 """Members of frames that a codec may read, and their frames a tick."""
 WORDS_MEMBER: Final = "words.json"
-"""What a codec of windows reads, by the name that version 1 of the contract gave it: `Contract.words` is the member."""
+"""Source of a codec of windows, by its name in contract version 1; `Contract.words` is the member."""
 BY_MIDDLE: Final = "middle"
 """The rule for a window's words: those whose midpoint, (start + end) / 2, is in it."""
 
@@ -247,7 +247,7 @@ class WindowEntry(CodecEntry):
     latents: int  # vectors in a window
     words: str = BY_MIDDLE  # rule that assigns words to windows
     lost: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_LOST, 0))
-    """Of all samples: ``windows``, those whose text was ``cut``, and those with ``unknown`` letters."""
+    """Counts over all samples: ``windows``, those whose text was ``cut``, and those with ``unknown`` letters."""
 
     def _check(self) -> None:
         if self.source != WORDS_MEMBER:

@@ -56,7 +56,7 @@ class ManifestRow:
     speaker_id: int | None
     speaker: str | None
     language: str | None
-    labels: dict[str, str]  # such as emotion and scenario, the same names in all rows of a set; "" where unknown
+    labels: dict[str, str]  # such as emotion and scenario, the same names in all rows of a set; "" if unknown
     present: tuple[schema.Part, ...]  # present parts, in the order of `schema.PARTS`
     sources: dict[str, tuple[str, str]]  # source -> (path relative to the root, sha256)
     notes: tuple[str, ...]  # codes, sorted
@@ -228,7 +228,7 @@ def row_from_journal(fields: Any) -> ManifestRow:
         row = row_from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not a row of a manifest ({type(error).__name__})") from error
-    _require_sound(row)
+    _require_valid(row)
     return row
 
 
@@ -300,11 +300,11 @@ def read_manifest(data: bytes) -> list[ManifestRow]:
     except (pa.ArrowException, OSError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"not a manifest of the contract ({type(error).__name__}: {error})") from error
     for row in rows:
-        _require_sound(row)
+        _require_valid(row)
     return rows
 
 
-def _require_sound(row: ManifestRow) -> None:
+def _require_valid(row: ManifestRow) -> None:
     problem = row_problem(row)
     if not problem and schema.key_from_stem(row.stem) != row.key:
         problem = f"stem {row.stem!r}"

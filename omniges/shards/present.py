@@ -24,7 +24,7 @@ STREAM_PARTS: Final[tuple[Part, ...]] = ("text", "audio", *GESTURE_PARTS)
 """The parts of the streams; bit k of a sample's bits is set if it has part k."""
 ALL_PRESENT: Final = (1 << len(STREAM_PARTS)) - 1
 STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~0b11}
-"""The bits of each stream; a sample has a stream where it has any of its parts."""
+"""Bits of each stream; a sample has a stream if it has any of its parts."""
 BODY_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root")
 """The parts that place joints."""
 

@@ -212,7 +212,7 @@ class SampleArrays:
     mel: npt.NDArray[np.float32]  # (M, 64)
     words: list[dict[str, Any]]
     semantic: list[dict[str, Any]] | None
-    audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, where it was kept
+    audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, if it was kept
     latents: dict[str, npt.NDArray[np.float32]]  # by codec (rows, channels)
 
 

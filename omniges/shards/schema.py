@@ -25,7 +25,7 @@ MANIFEST_FILE: Final = "manifest.parquet"
 STATS_FILE: Final = "stats.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 REPORT_FILE: Final = "report.jsonl"
-LATENTS_FILE: Final = "latents.json"  # statistics of latents, where a codec has encoded the shards
+LATENTS_FILE: Final = "latents.json"  # statistics of latents, if a codec has encoded the shards
 SIDE_FILES: Final = (
     MANIFEST_FILE,
     STATS_FILE,

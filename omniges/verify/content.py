@@ -190,7 +190,7 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
             sample.add("metadata-differs", "json", f"{name} {metadata[name]!r}", f"{wanted!r} of the manifest")
     _check_notes(sample, metadata["notes"])
     if ("labels" in row.present) != any(row.labels.values()):
-        sample.add("metadata-invalid", "json", f"labels {row.labels}", "a label exactly where present names labels")
+        sample.add("metadata-invalid", "json", f"labels {row.labels}", "labels if and only if present lists them")
     if not _parts_sound(sample, metadata):
         return None
     _check_lengths(sample, metadata["audio"], metadata["motion"], metadata["cut"])
@@ -360,7 +360,7 @@ def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
 
 
 def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
-    import soundfile  # noqa: PLC0415 - libsndfile, only where audio was kept
+    import soundfile  # noqa: PLC0415 - libsndfile, needed for kept audio only
 
     subtype = "PCM_16" if audio["encoding"] == "pcm16" else "PCM_24"
     wanted = ("FLAC", subtype, 1, timebase.SAMPLE_RATE_HZ)
@@ -409,7 +409,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
         if row.split == "train" and member in summed and len(array):
             with np.errstate(over="ignore", invalid="ignore"):
                 partial = partial_of(vectors[member](array) if member in vectors else array)
-        # Minimum and maximum of every channel are finite where all values are.
+        # All values are finite if and only if the channel minima and maxima are.
         known = partial is not None and bool(np.isfinite(partial.rows).all()) and bool(partial.counts.all())
         if absent.any():
             if not _check_absent(sample, member, array, absent):

@@ -95,7 +95,7 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
         latents = schema.LATENTS_FILE
         if (latents in files) != bool(codecs):
             there = f"{'a' if latents in files else 'no'} {latents} and {len(codecs)} codecs"
-            out.add("dataset-malformed", f"files: {there}", f"{latents} where there is a codec, and only there")
+            out.add("dataset-malformed", f"files: {there}", f"{latents} if and only if there is a codec")
     inventory = Inventory(document, shards or {}, files or {}, codecs)
     if out.failed:
         return inventory, out.finish()
@@ -167,7 +167,7 @@ def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
         out.add("dataset-features", f"{document.get('features')!r}", f"{FEATURES!r}")
     fields = {"format", "version", "tool", "features", "settings", "plan", "manifest_hash", "totals", "splits"}
     fields |= {"shards", "files", "checksum"}
-    if document.keys() - {"codecs"} != fields:  # there where a codec has encoded the shards
+    if document.keys() - {"codecs"} != fields:  # codecs is present if a codec has encoded the shards
         found = ", ".join(sorted((document.keys() - {"codecs"}) ^ fields))
         out.add("dataset-malformed", f"fields unknown or absent: {found}", "the contract's fields")
     digest = document.get("manifest_hash")

@@ -90,7 +90,7 @@ def discover(
         if absent := sorted((split_list.splits.keys() | split_list.faulty.keys()) - stems.keys()):
             found = f"{len(absent)} ids: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
             findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
-    recordings, rejected = _judge(stems, selection)
+    recordings, rejected = _sort_stems(stems, selection)
     if not recordings and not rejected:
         raise UsageFault(f"--root {root}: {len(stems)} stems found, but the filters exclude all")
     recordings.sort(key=lambda recording: recording.key)
@@ -188,7 +188,9 @@ def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
     return (given,) if given else _FOLDERS[modality]
 
 
-def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
+def _sort_stems(
+    stems: dict[str, _Stem], selection: Selection
+) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
     """Sort the selected stems into recordings and rejections."""
     recordings = []
     rejected = {}
