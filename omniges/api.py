@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from omniges import arguments
 from omniges.errors import UsageFault
 from omniges.options import from_keywords
 
@@ -45,7 +46,7 @@ def preprocess(root: str | Path, out: str | Path = "shards", *, progress: bool =
     from omniges.progress import make_reporter
 
     chosen = from_keywords(PreprocessSettings, {"root": root, "out": out, **settings}, "preprocess")
-    return run(chosen, make_reporter("auto" if progress else "silent"))
+    return run(chosen, make_reporter("auto" if arguments.flag("progress", progress) else "silent"))
 
 
 def verify_shards(folder: str | Path = "shards", *, progress: bool = False, **settings: Any) -> VerifyResult:
@@ -114,9 +115,8 @@ def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") 
     """
     from omniges.generation.sampler import load
 
-    if weights not in {"ema", "last"}:
-        raise UsageFault(f"weights {weights!r}: ema or last expected")
-    return load(Path(checkpoint), weights)
+    arguments.choice("weights", weights, ("ema", "last"))
+    return load(arguments.path("checkpoint", checkpoint), weights)
 
 
 def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any) -> CorpusSummary:
@@ -139,7 +139,7 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
 
     chosen = from_keywords(CorpusSettings, settings, "sample_corpus")
     with _counted("recordings", shown=progress) as count:
-        return write_sample_corpus(Path(folder), chosen, count)
+        return write_sample_corpus(arguments.path("folder", folder), chosen, count)
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _counted(noun: str, *, shown: bool) -> Iterator[Callable[[float, float], Non
     """Yield a function (done, total) that shows a count on standard error, or does nothing."""
     from omniges.progress import counter
 
-    if not shown:
+    if not arguments.flag("progress", shown):
         yield lambda _done, _total: None
         return
     with counter(noun) as count:

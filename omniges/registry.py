@@ -75,7 +75,7 @@ class Registry(Generic[T]):
         Raises:
             UsageFault: The name is taken or is no name, or the object is not of the registry's kind.
         """
-        if not _NAME.fullmatch(name):
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise UsageFault(f"{self.noun} {name!r}: a name of letters, digits, '-', '_' and '.' expected")
         if name in self.builtin:
             raise UsageFault(f"{self.noun} {name!r}: omniges has one of this name: choose another name")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from omniges import arguments
 from omniges.errors import UsageFault
 from omniges.registry import Registry
 
@@ -48,7 +49,7 @@ def load_codec(
     folder: str | Path,
     device: torch.device | None = None,
     *,
-    t5_tokenizer: Path | None = None,
+    t5_tokenizer: str | Path | None = None,
     ends: frozenset[End] | None = None,
 ) -> Codec:
     """Load a codec from its folder.
@@ -72,10 +73,11 @@ def load_codec(
 
     from omniges.codecs.base import BOTH_ENDS, Loading  # noqa: PLC0415 - torch
 
-    folder = Path(folder)
-    loader = CODECS.get(name)
+    folder = arguments.path("folder", folder)
+    loader = CODECS.get(arguments.text("name", name))
     if not folder.is_dir():
         raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
+    t5_tokenizer = None if t5_tokenizer is None else arguments.path("t5_tokenizer", t5_tokenizer)
     if t5_tokenizer is not None and not t5_tokenizer.is_dir():
         raise UsageFault(f"--t5-tokenizer {t5_tokenizer}: a folder with T5's tokenizer.json expected, found none")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from omniges import arguments
 from omniges.data.window_reader import Verify
 from omniges.errors import UsageFault
 from omniges.shards.documents import parse_document
@@ -201,10 +202,13 @@ class ShardSet:
         Raises:
             UsageFault: a filter cannot be, or leaves nothing.
         """
-        if split is not None and split not in SPLITS:
-            raise UsageFault(f"split: one of {', '.join(SPLITS)} expected, found {split!r}")
-        longest = float("inf") if max_seconds is None else max_seconds
-        if not 0 <= min_seconds <= longest:
+        if split is not None:
+            arguments.choice("split", split, SPLITS)
+        if labels is not None and not isinstance(labels, Mapping):
+            raise arguments.refuse("labels", 'values by label, such as {"emotion": "anger"},', labels)
+        min_seconds = arguments.number("min_seconds", min_seconds, 0)
+        longest = float("inf") if max_seconds is None else arguments.number("max_seconds", max_seconds, 0)
+        if min_seconds > longest:
             raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {min_seconds} and {max_seconds}")
         left = self.rows
         if split is not None:
@@ -344,13 +348,15 @@ def _values_of(label: str) -> Callable[[ManifestRow], tuple[str]]:
     return lambda row: (row.labels[label],)
 
 
-def _texts(what: str, given: Texts | int) -> list[str]:
+def _texts(what: str, given: Any) -> list[str]:
     """One text or number, or several, as a list."""
     if isinstance(given, (str, int)):
         return [str(given)]
-    if not isinstance(given, Iterable):
-        raise UsageFault(f"{what}: a text or several expected, found {type(given).__name__}")
-    return [str(one) for one in given]
+    if isinstance(given, Iterable):
+        found = list(given)
+        if not isinstance(given, bytes) and all(isinstance(one, (str, int)) for one in found):
+            return [str(one) for one in found]
+    raise arguments.refuse(what, "a text or several", given)
 
 
 def open_shards(  # noqa: PLR0913 - filters, all by keyword
@@ -388,13 +394,13 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         UsageFault: there is no such folder, a filter is none or leaves nothing.
         DataError: the set is incomplete, damaged or of another version.
     """
-    if not isinstance(folder, (str, Path)):
-        raise UsageFault(f"open_shards: the path of a folder expected, found {type(folder).__name__}")
     if "://" in str(folder):
-        raise UsageFault("open_shards: a local folder expected, found a URL: omniges.data.web.webdataset reads those")
-    if verify not in get_args(Verify):
-        raise UsageFault(f"verify: one of {', '.join(get_args(Verify))} expected, found {verify!r}")
-    reader = ShardReader(Path(folder), verify)
+        raise UsageFault("open_shards: a local folder expected, found a URL: omniges.webdataset reads those")
+    path = arguments.path("folder", folder)
+    if path.is_file():
+        raise UsageFault(f"open_shards: {path}: a folder expected, found a file: give its folder, {path.parent}")
+    arguments.choice("verify", verify, get_args(Verify))
+    reader = ShardReader(path, verify)
     return ShardSet(reader, reader.rows).select(
         split=split,
         speakers=speakers,

@@ -10,6 +10,7 @@ where it was seen. Decoders take npy without pickled objects, json, txt and flac
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
 import sys
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from omniges import arguments
 from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
@@ -107,8 +109,8 @@ def webdataset(
         import webdataset as wds  # noqa: PLC0415 - it imports torch
     except ImportError:
         raise EnvironmentFault("webdataset is not installed: pip install 'omniges[train]'") from None
-    if shuffle < 0:
-        raise UsageFault(f"shuffle: 0 or more samples expected, found {shuffle}")
+    shuffle, decode = arguments.whole("shuffle", shuffle, 0), arguments.flag("decode", decode)
+    seed = None if seed is None else arguments.whole("seed", seed)
     addresses, found = _addresses(source, split, wds.shardlists.expand_urls)
     rows = found if manifest is None else _rows_of(manifest)
     number = random.randrange(1 << 31) if seed is None else seed  # noqa: S311 - an order, not a secret
@@ -134,17 +136,21 @@ def _addresses(
     source: str | Path | Iterable[str | Path], split: str | None, expand: Callable[[str], list[str]]
 ) -> tuple[list[str], Sequence[ManifestRow] | None]:
     """The addresses of the shards, and the rows of their manifest where the source is a folder that has one."""
-    if split is not None and split not in SPLITS:
-        raise UsageFault(f"split: one of {', '.join(SPLITS)} expected, found {split!r}")
+    if split is not None:
+        arguments.choice("split", split, SPLITS)
+    several = [source] if isinstance(source, (str, Path)) else source
+    several = list(several) if isinstance(several, Iterable) else []
+    if not several or not all(isinstance(one, (str, Path)) for one in several):
+        raise arguments.refuse("source", "a path, a URL or several", source)
     rows: Sequence[ManifestRow] | None
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
+    if isinstance(source, (str, Path)) and os.path.isdir(source):
         shards = open_shards(source)
         addresses, rows = [str(shards.folder / name) for name in shards.reader.dataset["shards"]], shards.rows
     elif isinstance(source, str) and "://" in source and ".tar" not in source and not source.startswith("pipe:"):
         addresses, rows = _remote_folder(source)
     else:
         addresses, rows = [], None
-        for one in [source] if isinstance(source, (str, Path)) else source:
+        for one in several:
             # A command may hold braces of its own, and so may a file's name.
             plain = isinstance(one, Path) or one.startswith("pipe:")
             addresses += [str(one)] if plain else expand(str(one))

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from omniges import arguments
 from omniges.data.members import MappedMembers
 from omniges.data.samples import ShardSet, Texts, Word, open_shards
 from omniges.data.tracks import Scale
@@ -200,14 +201,13 @@ class WindowDataset(Dataset[dict[str, Any]]):
         verify: Verify = "first",
     ) -> None:
         base = shards if isinstance(shards, ShardSet) else open_shards(shards, verify=verify)
+        arguments.choice("verify", verify, get_args(Verify))
         self.arrays = _chosen("arrays", arrays, ARRAYS)
-        self.window_ticks = window_ticks
-        self.stride_ticks = window_ticks if stride_ticks is None else stride_ticks
-        if window_ticks < 1 or self.stride_ticks < 1:
-            raise UsageFault(
-                f"window_ticks and stride_ticks: at least 1 expected, found {window_ticks} and {stride_ticks}"
-            )
-        self.normalized = normalized
+        if not self.arrays:
+            raise arguments.refuse("arrays", f"at least one of {', '.join(ARRAYS)}", arrays)
+        self.window_ticks = window_ticks = arguments.whole("window_ticks", window_ticks, 1)
+        self.stride_ticks = window_ticks if stride_ticks is None else arguments.whole("stride_ticks", stride_ticks, 1)
+        self.normalized = normalized = arguments.flag("normalized", normalized)
         self.shards = base.select(
             split=split,
             speakers=speakers,
@@ -248,6 +248,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
     @property
     def vocabulary_size(self) -> int:
         """Number of distinct text tokens, silence included; needs ``text_tokens`` among the arrays."""
+        if "text_tokens" not in self.arrays:
+            raise UsageFault("vocabulary_size: the array text_tokens expected, found none: add it to arrays")
         return 1 + MARKS * self._slot_codec().pieces
 
     def __len__(self) -> int:
@@ -426,11 +428,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
 def _chosen(what: str, names: Texts, known: Sequence[str]) -> tuple[str, ...]:
     """Names without doubles, each a known one."""
-    found = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
-    unknown = [name for name in found if name not in known]
-    if unknown:
-        raise UsageFault(f"{what}: {', '.join(known)} expected, found {unknown[0]!r}")
-    return found
+    return tuple(dict.fromkeys(arguments.choice(what, name, known) for name in arguments.texts(what, names)))
 
 
 def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Part]) -> Scale:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges import arguments
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.formats.npz import (
     BETAS_LENGTHS,
@@ -57,7 +58,7 @@ def read_motion(path: str | Path) -> SmplxMotion:
         UsageFault: There is no such file.
         DataError: It is damaged, lacks an array, or holds what no recording does.
     """
-    path = Path(path)
+    path = arguments.path("path", path)
     if not path.is_file():
         raise UsageFault(f"{path}: an NPZ file of SMPL-X motion expected, found no such file")
     with os_errors(path, "read"):
@@ -103,6 +104,8 @@ def write_motion(
         DataError: An array has another shape or type, is not finite, or holds what no recording does.
         EnvironmentFault: The disk is in the way.
     """
+    path, gender = arguments.path("path", path), arguments.text("gender", gender)
+    frame_rate_hz = arguments.number("frame_rate_hz", frame_rate_hz, 1)
     given = {"poses": poses, "trans": trans, "expressions": expressions, "betas": betas}
     arrays = {name: np.asarray(array) for name, array in given.items()}
     try:
@@ -113,4 +116,4 @@ def write_motion(
     if arrays["expressions"].shape[1] != EXPRESSION_COLUMNS or len(betas) not in BETAS_LENGTHS:
         found = f"expressions {arrays['expressions'].shape}, betas {betas.shape}"
         raise DataError(f"{path}: found {found}; expected (T, {EXPRESSION_COLUMNS}) and (10,), (16,) or (300,)")
-    publish_bytes(Path(path), encode_motion(**arrays, betas=betas, gender=gender, model=_MODEL, frame_rate_hz=rate))
+    publish_bytes(path, encode_motion(**arrays, betas=betas, gender=gender, model=_MODEL, frame_rate_hz=rate))

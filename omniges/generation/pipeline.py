@@ -9,7 +9,6 @@ every byte is checked, nothing is fetched, and noise is keyed by seed, sample an
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges import arguments
 from omniges.errors import RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, MotionArrays
@@ -44,7 +44,7 @@ from omniges.generation.inputs import (
     read_text,
 )
 from omniges.generation.long_form import Timeline
-from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load
+from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load, trained_tasks
 from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, learn_rate, timed_words
@@ -61,7 +61,13 @@ Words = Sequence[Mapping[str, Any]]
 Array = npt.NDArray[Any] | torch.Tensor
 
 _MOST_CHANNELS: Final = 8
+_MOST_SAMPLES: Final = 10_000
 _LONGEST_PATH: Final = 4096
+_OTHER_ENDINGS: Final = frozenset(
+    {".mp4", ".mov", ".avi", ".webm", ".gif", ".png", ".html", ".bvh", ".fbx", ".glb", ".gltf", ".npy", ".pt"}
+    | {".json", ".txt", ".srt", ".csv", ".mp3", ".flac", ".ogg"}
+)
+"""Endings of formats that `OmnigesSample.save` does not write, so that NAME.mp4 does not become NAME.mp4.npz."""
 _TEXT_ENDINGS: Final = frozenset({".textgrid", ".txt", ".json", ".srt", ".vtt", ".csv", ".tsv", ".lab", ".wav", ".npz"})
 _PATH: Final = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\]+)+|[\w.-]+(?:[/\\][\w.-]+)+\.\w{1,9}")
 
@@ -97,7 +103,7 @@ class OmnigesSample:
         """
         if self.mel is None:
             raise UsageFault("waveform: this task makes no audio: take one such as t2a")
-        voice = chosen_voice(None if vocoder is None else Path(vocoder))
+        voice = chosen_voice(None if vocoder is None else arguments.path("vocoder", vocoder))
         return waveform_from_mel(self.mel, voice.begin(self.seed))
 
     def save(self, path: Path | str) -> list[Path]:
@@ -116,7 +122,9 @@ class OmnigesSample:
             DataError: motion that has no rotation.
             EnvironmentFault: the disk is in the way.
         """
-        path = Path(path)
+        path = arguments.path("path", path)
+        if path.suffix.lower() in _OTHER_ENDINGS or not path.name:
+            raise arguments.refuse("path", "a name that ends in .npz, .wav or .TextGrid, or has no ending", str(path))
         kinds: dict[str, tuple[bool, Callable[[], bytes]]] = {
             ".npz": (self.gesture is not None, self._npz),
             ".wav": (self.mel is not None, self._wav),
@@ -187,8 +195,11 @@ class OmnigesPipeline:
         quantised: bool = True,
     ) -> None:
         self._loaded = loaded
-        folders = [(name, Path(folder)) for name, folder in (codecs or {}).items()]
-        tokenizer = None if t5_tokenizer is None else Path(t5_tokenizer)
+        if codecs is not None and not isinstance(codecs, Mapping):
+            raise arguments.refuse("codecs", "folders by name of the codec", codecs)
+        folders = [(name, arguments.path("codecs", folder)) for name, folder in (codecs or {}).items()]
+        tokenizer = None if t5_tokenizer is None else arguments.path("t5_tokenizer", t5_tokenizer)
+        quantised = arguments.flag("quantised", quantised)
         own = Codecs(loaded.identity.codecs, folders, tokenizer, quantised=quantised)
         self._sampler = Sampler(loaded.model, loaded.identity, own)
 
@@ -216,9 +227,8 @@ class OmnigesPipeline:
 
         Raises UsageFault where there is none, DataError where it is damaged.
         """
-        if weights not in {"ema", "last"}:
-            raise UsageFault(f"weights {weights!r}: ema or last expected")
-        chosen = load(Path(folder), "last" if weights == "last" else "ema")
+        arguments.choice("weights", weights, ("ema", "last"))
+        chosen = load(arguments.path("folder", folder), "last" if weights == "last" else "ema")
         return cls(chosen, codecs, t5_tokenizer, quantised=quantised)
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -226,13 +236,24 @@ class OmnigesPipeline:
 
         Raises UsageFault where something is there, EnvironmentFault where the disk is in the way.
         """
-        path = Path(folder)
+        path = arguments.path("folder", folder)
         if path.exists():
             raise UsageFault(f"{path}: a new folder expected, found one that is there")
         loaded = self._loaded
         tensors = {name: p.detach() for name, p in loaded.model.named_parameters()}
         documents = dict(loaded.identity.documents()) | loaded.history()
         write_checkpoint(path, Contents(loaded.saved.step, {weights_file(loaded.weights): tensors}, documents))
+
+    def __repr__(self) -> str:
+        identity = self._loaded.identity
+        millions = sum(p.numel() for p in self._loaded.model.parameters()) / 1e6
+        device = next(self._loaded.model.parameters()).device
+        tasks = trained_tasks(self._loaded.saved)
+        return (
+            f"OmnigesPipeline({str(self._loaded.saved.path)!r}: {identity.preset}, {millions:.1f} million parameters, "
+            f"step {self._loaded.saved.step}, {self._loaded.weights} weights, on {device}; "
+            f"tasks {', '.join(tasks or TASKS)}; {len(identity.speakers)} speakers)"
+        )
 
     def to(self, device: str) -> Self:
         """Move the model, as ``cpu`` or ``cuda``."""
@@ -254,7 +275,7 @@ class OmnigesPipeline:
 
         Raises UsageFault or DataError where the folder cannot be used with the model.
         """
-        folder = open_shards_of_model(Path(shards))
+        folder = open_shards_of_model(arguments.path("shards", shards))
         return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
     def __call__(  # noqa: PLR0913 - keyword-only but for the task: what a person decides
@@ -307,20 +328,26 @@ class OmnigesPipeline:
         Returns:
             The samples, `num_samples` of them.
         """
-        name = task_named(task)
-        if num_samples < 1 or not 0 <= seed < 2**32:
-            raise UsageFault(f"found {num_samples} samples, seed {seed}; at least 1 and a seed below 2**32 expected")
+        name = task_named(arguments.text("task", task))
+        num_samples, seed = (
+            arguments.whole("num_samples", num_samples, 1, _MOST_SAMPLES + 1),
+            arguments.whole("seed", seed, 0, 1 << 32),
+        )
+        overlap_ticks = None if overlap_ticks is None else arguments.whole("overlap_ticks", overlap_ticks, 0)
+        speaker = None if speaker is None else arguments.text("speaker", speaker)
         self._loaded.require_trained(name)
         number = self._sampler.speaker_number(speaker, named=True)
-        if solver not in get_args(Solver):
-            raise UsageFault(f"solver {solver!r}: one of {', '.join(get_args(Solver))} expected")
         sampling = SamplingSettings(
-            steps=num_inference_steps,
-            guidance=guidance_scale,
-            shift=shift,
-            last_level=last_level,
-            solver=cast("Solver", solver),
+            steps=arguments.whole("num_inference_steps", num_inference_steps, 1),
+            guidance=arguments.number("guidance_scale", guidance_scale, 0),
+            shift=arguments.number("shift", shift),
+            last_level=arguments.number("last_level", last_level, 0),
+            solver=cast("Solver", arguments.choice("solver", solver, get_args(Solver))),
         )
+        if conditions is not None and not isinstance(conditions, Mapping):
+            raise arguments.refuse("conditions", "values by name of the condition stream", conditions)
+        if callback is not None and not callable(callback):
+            raise arguments.refuse("callback", "a function of the seconds generated and in all, or None", callback)
         streams = self._loaded.identity.conditions
         asked = asked_values(streams, list((conditions or {}).items()), "conditions")
         require_guidable(TASKS[name], sampling, asked)
@@ -433,8 +460,7 @@ def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
 
 
 def _item(given: Sequence[Given], seconds: float | None, reading: Reading) -> Input:
-    if seconds is not None and not 1 / TICKS_PER_SECOND <= seconds < math.inf:
-        raise UsageFault(f"seconds {seconds}: a number of at least 0.1 expected")
+    seconds = None if seconds is None else arguments.number("seconds", seconds, 1 / TICKS_PER_SECOND)
     if given:
         return cut_input(Input("input", 0, tuple(given)), seconds, reading)
     if seconds is None:
@@ -463,8 +489,9 @@ def _checked_words(given: Any) -> list[dict[str, Any]]:
 def _array(name: str, given: Array) -> npt.NDArray[Any]:
     """An array of an array or a tensor, on whatever device it is; raises UsageFault for what is none."""
     if isinstance(given, torch.Tensor):
-        given = given.detach().cpu().numpy()
-    if not isinstance(given, np.ndarray):
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    if not isinstance(given, np.ndarray) or isinstance(given, np.ma.MaskedArray):
         raise UsageFault(f"{name}: a path, an array or a tensor expected, found {type(given).__name__}")
     return given
 
@@ -475,8 +502,9 @@ def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -
             raise UsageFault("audio_rate_hz: given with a file, which tells its own rate: leave it out")
         return read_audio(Path(audio), None, loudness)
     samples = _array("audio", audio)
-    if rate_hz is None or rate_hz < 1:
+    if rate_hz is None:
         raise UsageFault("audio: an array does not tell its rate: give audio_rate_hz, such as audio_rate_hz=16000")
+    rate_hz = arguments.whole("audio_rate_hz", rate_hz, 1)
     if samples.dtype in {np.dtype(np.int16), np.dtype(np.int32)}:
         samples = samples / np.float32(-np.iinfo(samples.dtype).min)
     if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:

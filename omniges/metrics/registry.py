@@ -11,11 +11,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from omniges import arguments
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.formats.textgrid import WordInterval
 from omniges.registry import Registry
@@ -138,6 +139,13 @@ def register_metric(metric: Metric) -> None:
     Raises:
         UsageFault: A metric of this name exists, or `needs` has an unknown part or belongs to another stream's metric.
     """
+    arguments.instance("metric", metric, Metric, "a Metric")
+    arguments.text("label", metric.label)
+    arguments.choice("stream", metric.stream, ("text", "audio", "gesture"))
+    if metric.better is not None:
+        arguments.choice("better", metric.better, get_args(Direction))
+    if not callable(metric.of):
+        raise arguments.refuse("of", "a function of a generated and a recorded clip", metric.of)
     if why := _wrong_needs(metric):
         raise UsageFault(f"metric {metric.name!r}: {why}")
     if metric.name in {measure.name for measure in BUILT_IN}:

@@ -47,7 +47,7 @@ SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) 
 class SamplingSettings:
     """How samples are drawn."""
 
-    steps: int = option(20, "Sampling steps.", least=1)
+    steps: int = option(20, "Sampling steps.", least=1, most=10_000)
     """Each is one evaluation of the model, two with guidance, twice that with Heun but for the last."""
     guidance: float = option(1.0, "Weight of the conditions; 1: no classifier-free guidance.", least=0)
     """1 is the plain conditional model, 0 the unconditional one, above 1 exaggerates."""

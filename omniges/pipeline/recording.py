@@ -36,6 +36,7 @@ from omniges.shards.schema import (
 from omniges.storage.canonical_json import canonical_json
 
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
+_MOST_CHANNELS: Final = 8
 _AFTER_END_S: Final = 0.1  # tolerance of word times after the end, because times are rounded
 _MAX_SPEAKER_ID: Final = 2**31 - 1
 # Remedies for programs, for codes whose remedy is about files.
@@ -186,6 +187,8 @@ def _check_texts(recording: Recording) -> None:
     """Refuse names and labels that the manifest cannot hold."""
     key = recording.key
     texts = {name: getattr(recording, name) for name in ("speaker", "language", "source")}
+    if not isinstance(recording.labels, Mapping):
+        raise DataError(f"recording {key!r}: labels {recording.labels!r:.80}; values by name expected, {{}} for none")
     texts |= {"gender": recording.gender} | {f"label {name}": value for name, value in recording.labels.items()}
     for name, text in texts.items():
         optional = name in {"speaker", "language", "source"}
@@ -217,6 +220,10 @@ def _is_text(value: object) -> bool:
 
 def _motion(recording: Recording) -> Motion | None:
     """Return the motion of a recording, or None if all parts of it are absent."""
+    if not isinstance(recording.absent, Iterable):
+        raise DataError(
+            f"recording {recording.key!r}: absent {recording.absent!r}; names of parts expected, () for none"
+        )
     absent: set[str] = {recording.absent} if isinstance(recording.absent, str) else {*recording.absent}
     if unknown := sorted(map(str, absent - {*_MOTION_PARTS})):
         expected = f"one of {', '.join(_MOTION_PARTS)} expected"
@@ -227,7 +234,7 @@ def _motion(recording: Recording) -> Motion | None:
         "trans": None if "root" in absent else recording.trans,
         "expressions": None if "face" in absent else recording.expressions,
     }
-    given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+    given = {name: _array(recording, name, array) for name, array in arrays.items() if array is not None}
     if not given:
         if recording.betas is not None:
             raise DataError(f"recording {recording.key!r}: betas without motion: remove them")
@@ -238,7 +245,7 @@ def _motion(recording: Recording) -> Motion | None:
             f"recording {recording.key!r}: motion with frame_rate_hz {rate!r}; frames per second expected: give "
             "frame_rate_hz=30, or the actual rate"
         )
-    betas = None if recording.betas is None else np.asarray(recording.betas)
+    betas = None if recording.betas is None else _array(recording, "betas", recording.betas)
     hidden = sorted(absent & set(POSE_PARTS))
     return motion_from_arrays({**given, "betas": betas}, rate, absent=hidden, gender=recording.gender)
 
@@ -256,7 +263,24 @@ def _wav(recording: Recording) -> Wav | None:
             f"recording {recording.key!r}: samples with sample_rate_hz {rate!r}; samples per second expected: give "
             "sample_rate_hz=16000, or the actual rate"
         )
-    return wav_from_array(np.asarray(recording.samples), rate)
+    samples = _array(recording, "samples", recording.samples)
+    if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:
+        raise DataError(
+            f"recording {recording.key!r}: samples {samples.shape}; (N,) or (N, channels) expected: give samples.T"
+        )
+    return wav_from_array(samples, rate)
+
+
+def _array(recording: Recording, name: str, given: Any) -> npt.NDArray[Any]:
+    """Return a NumPy array of an array, a tensor on any device or nested lists; raise DataError for anything else."""
+    place = f"recording {recording.key!r}: {name}"
+    if isinstance(given, np.ma.MaskedArray):
+        raise DataError(f"{place}: an array without a mask expected, found a masked one: name its part in absent")
+    try:
+        return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = one_line(str(error))[:120]
+        raise DataError(f"{place}: an array of numbers expected, found {type(given).__name__} ({reason})") from error
 
 
 def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
@@ -274,6 +298,8 @@ def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | No
     """Return the words of a recording of this length by the rules of TextGrids; silences are dropped."""
     if recording.words is None:
         return None
+    if not isinstance(recording.words, Iterable):
+        raise DataError(f"recording {recording.key!r}: words {recording.words!r:.80}; a list of words expected")
     intervals = []
     for place, item in enumerate(recording.words):
         what = f"recording {recording.key!r}: word {place}:"
@@ -297,6 +323,8 @@ def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | No
 def _spans(recording: Recording) -> tuple[SemanticSpan, ...] | None:
     if recording.semantic is None:
         return None
+    if not isinstance(recording.semantic, Iterable):
+        raise DataError(f"recording {recording.key!r}: semantic {recording.semantic!r:.80}; a list of spans expected")
     spans = []
     for place, item in enumerate(recording.semantic):
         what = f"recording {recording.key!r}: semantic span {place}:"

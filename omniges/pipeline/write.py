@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast, get_args
 
+from omniges import arguments
 from omniges.errors import DataError, Finding, Problem, RecordingFault, UsageFault
+from omniges.features.audio import Loudness
 from omniges.pipeline.convert import assemble
 from omniges.pipeline.publish import publish_set
 from omniges.pipeline.recording import Recording, digests_of, refused, take_of
@@ -95,11 +97,16 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         EnvironmentFault: the disk prevents writing, or another run is writing here.
     """
     start = time.monotonic()
-    convert = ConvertSettings(loudness=loudness, keep_audio=keep_audio, max_length_mismatch_s=max_length_mismatch_s)
-    if shard_bytes < 1:
-        raise UsageFault(f"shard_bytes {shard_bytes}: at least 1 expected")
-    out = Path(out)
-    document = {"written_by": _WRITTEN_BY, "convert": asdict(convert), "shard_bytes": int(shard_bytes)}
+    convert = ConvertSettings(
+        loudness=cast("Loudness", arguments.choice("loudness", loudness, get_args(Loudness))),
+        keep_audio=arguments.flag("keep_audio", keep_audio),
+        max_length_mismatch_s=arguments.number("max_length_mismatch_s", max_length_mismatch_s, 0.0),
+    )
+    out, shard_bytes = arguments.path("out", out), arguments.whole("shard_bytes", shard_bytes, 1)
+    force = arguments.flag("force", force)
+    if progress is not None and not callable(progress):
+        raise arguments.refuse("progress", "a function of the recordings converted and their number, or None", progress)
+    document = {"written_by": _WRITTEN_BY, "convert": asdict(convert), "shard_bytes": shard_bytes}
     workspace = Workspace(out)
     with _folder(out), locked(out):
         _prepare_workspace(workspace, force=force)
@@ -108,7 +115,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
             total = len(recordings) if isinstance(recordings, Sized) else 0
             with contextlib.closing(_Spool(workspace.folder / SPOOL_FILE)) as spool:
                 inputs, samples = _convert_all(recordings, convert, spool, lambda n: progress and progress(n, total))
-                tally, writer = _pack(samples, spool, workspace, int(shard_bytes))
+                tally, writer = _pack(samples, spool, workspace, shard_bytes)
             plan = {
                 "inputs_sha256": sha256_hex(canonical_json({"recordings": inputs})),
                 "stems": len(samples),
@@ -135,15 +142,15 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
 
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Create the output folder; remove it again if it is new and stays empty."""
-    new = not out.exists()
+    """Create the output folder; remove it and parents made for it if they stay empty."""
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     make_folder(out)
     try:
         yield
     finally:
-        if new:
-            with contextlib.suppress(OSError):  # not empty
-                out.rmdir()
+        with contextlib.suppress(OSError):  # one is not empty, so neither are its parents
+            for folder in new:
+                folder.rmdir()
 
 
 def _commit_interrupted(workspace: Workspace) -> bool:

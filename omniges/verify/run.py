@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     """
     start = time.monotonic()
     path = settings.location.path
-    if path is not None and not path.is_dir():
+    if path is not None and not os.path.isdir(path):
         raise UsageFault(f"{settings.location}: a folder of shards expected, found none there")
     found = _Verification(settings)
     try:

@@ -337,7 +337,7 @@ class TestWords:
         [
             ({"absent": "somewhere"}, "absent: found 'somewhere'; expected of left-out, noise"),
             ({"context_only": ["image"]}, "context_only: found"),
-            ({"pooled_width": 0}, "expected sizes of at least 1"),
+            ({"pooled_width": 0}, "expected whole sizes from 1"),
         ],
     )
     def test_fields_of_the_model_that_nothing_is_called_are_refused(self, changes: Any, said: str) -> None:
