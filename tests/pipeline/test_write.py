@@ -295,7 +295,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "key again": ({"key": "take_0"}, "recording 'take_0': the key is used twice; expected once: rename one"),
     "two splits": ({"poses": recording(0).poses, "trans": recording(0).trans, "expressions": recording(0).expressions,
                     "samples": recording(0).samples, "betas": recording(0).betas, "split": "val"},
-                   "found the content of 'take_0' of train: leave one of the two out"),
+                   "found the content of 'take_0' of train: remove one of the two"),
 }  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def moved(row: ManifestRow, folder: Path) -> ManifestRow:
         (lambda rows, _: [replace(rows[0], frames=rows[0].frames + 3), *rows[1:]], "consistent lengths"),
         (lambda rows, _: [replace(rows[0], mel_frames=rows[0].mel_frames + 1), *rows[1:]], "consistent lengths"),
         (lambda rows, _: [replace(rows[0], ticks=rows[0].ticks + 1), *rows[1:]], "consistent lengths"),
-        (lambda rows, folder: [moved(rows[0], folder), *rows[1:]], "does not lie in"),
+        (lambda rows, folder: [moved(rows[0], folder), *rows[1:]], "is not inside"),
     ],
     ids=["key", "shard", "frames", "mel_frames", "ticks", "place"],
 )
