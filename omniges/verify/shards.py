@@ -69,8 +69,8 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
         workers: threads or processes at once.
         isolate: decode in separate processes even if one worker would do.
 
-    Returns:
-        The reports.
+    Yields:
+        Job and report.
     """
     workers = min(workers, len(jobs))
     processes = _needs_processes(jobs, workers, isolate=isolate)
