@@ -263,5 +263,5 @@ class TestSplitsAndFilters:
 
     def test_a_stem_outside_the_grammar_is_no_speakers(self, tmp_path: Path) -> None:
         lay(tmp_path, ["video"])
-        with pytest.raises(UsageFault, match="none passes"):
+        with pytest.raises(UsageFault, match="the filters exclude all"):
             found(tmp_path, speakers=("None",))

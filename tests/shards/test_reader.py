@@ -134,7 +134,7 @@ def moved(row: ManifestRow, folder: Path) -> ManifestRow:
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (lambda rows, _: [*rows, rows[0]], "stands there twice"),
+        (lambda rows, _: [*rows, rows[0]], "occurs twice"),
         (lambda rows, _: [replace(rows[0], shard="train-000099.tar"), *rows[1:]], "names the shard train-000099.tar"),
         (lambda rows, _: [replace(rows[0], frames=rows[0].frames + 3), *rows[1:]], "consistent lengths"),
         (lambda rows, _: [replace(rows[0], mel_frames=rows[0].mel_frames + 1), *rows[1:]], "consistent lengths"),
