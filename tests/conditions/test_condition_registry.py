@@ -88,7 +88,7 @@ def test_two_packages_with_one_name_are_refused(path: Path) -> None:
 def test_an_unknown_name_says_which_there_are() -> None:
     with pytest.raises(UsageFault, match="--condition-streams emotoin: one of emotion expected; did you mean emotion"):
         find_stream("emotoin", "--condition-streams")
-    with pytest.raises(UsageFault, match="emotion: it is given twice"):
+    with pytest.raises(UsageFault, match="emotion: given twice"):
         find_streams(["emotion", "emotion"], "--condition-streams")
 
 
