@@ -337,13 +337,7 @@ class OmnigesPipeline:
         speaker = None if speaker is None else arguments.text("speaker", speaker)
         self._loaded.require_trained(name)
         number = self._sampler.speaker_number(speaker, named=True)
-        sampling = SamplingSettings(
-            steps=arguments.whole("num_inference_steps", num_inference_steps, 1),
-            guidance=arguments.number("guidance_scale", guidance_scale, 0),
-            shift=arguments.number("shift", shift),
-            last_level=arguments.number("last_level", last_level, 0),
-            solver=cast("Solver", arguments.choice("solver", solver, get_args(Solver))),
-        )
+        sampling = _sampling(num_inference_steps, guidance_scale, shift, last_level, solver)
         if conditions is not None and not isinstance(conditions, Mapping):
             raise arguments.refuse("conditions", "values by name of the condition stream", conditions)
         if callback is not None and not callable(callback):
@@ -433,6 +427,17 @@ class OmnigesPipeline:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
         return given_words(words, codec, length_s, "text", ("text", digest), remarks)
+
+
+def _sampling(steps: int, guidance: float, shift: float, last_level: float, solver: str) -> SamplingSettings:
+    """Return checked settings, whose errors name the arguments of a call."""
+    return SamplingSettings(
+        steps=arguments.whole("num_inference_steps", steps, 1),
+        guidance=arguments.number("guidance_scale", guidance, 0),
+        shift=arguments.number("shift", shift),
+        last_level=arguments.number("last_level", last_level, 0),
+        solver=cast("Solver", arguments.choice("solver", solver, get_args(Solver))),
+    )
 
 
 def _told_to(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:

@@ -266,7 +266,8 @@ def _wav(recording: Recording) -> Wav | None:
     samples = _array(recording, "samples", recording.samples)
     if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:
         raise DataError(
-            f"recording {recording.key!r}: samples {samples.shape}; (N,) or (N, channels) expected: give samples.T"
+            f"recording {recording.key!r}: samples of shape {samples.shape}; (n,) or (n, channels) expected: give "
+            "samples.T"
         )
     return wav_from_array(samples, rate)
 

@@ -32,7 +32,7 @@ from omniges.shards.schema import DATASET_FILE, SPLITS
 from omniges.shards.tar import BLOCK_BYTES, Segment, build_segment
 from omniges.shards.transaction import COMMIT_FILE, PLACE_FILE, SPOOL_FILE, Begun, Workspace, finish_commit, staged_name
 from omniges.shards.writer import ShardWriter
-from omniges.storage.atomic import locked, make_folder, os_errors
+from omniges.storage.atomic import locked, new_folder, os_errors
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
 __all__ = ["Recording", "WriteSummary", "write_shards"]
@@ -108,7 +108,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         raise arguments.refuse("progress", "a function of the recordings converted and their number, or None", progress)
     document = {"written_by": _WRITTEN_BY, "convert": asdict(convert), "shard_bytes": shard_bytes}
     workspace = Workspace(out)
-    with _folder(out), locked(out):
+    with new_folder(out), locked(out):
         _prepare_workspace(workspace, force=force)
         try:
             workspace.begin(Begun.of(document, anew=force))
@@ -140,19 +140,6 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     )
 
 
-@contextlib.contextmanager
-def _folder(out: Path) -> Iterator[None]:
-    """Create the output folder; remove it and parents made for it if they stay empty."""
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    make_folder(out)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # one is not empty, so neither are its parents
-            for folder in new:
-                folder.rmdir()
-
-
 def _commit_interrupted(workspace: Workspace) -> bool:
     """Return whether a commit was interrupted, which the next run completes."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
@@ -177,8 +164,8 @@ def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
     if (out / DATASET_FILE).exists() and not unfinished:
         raise UsageFault(
-            f"{out}: a folder without a complete set of shards expected, found one: choose another folder, or replace "
-            "it with force=True"
+            f"{out}: a folder without {DATASET_FILE} expected, found one: choose another folder, or replace the set "
+            "with force=True"
         )
     if not ours:
         raise UsageFault(

@@ -59,6 +59,19 @@ def make_folder(path: Path) -> None:
             sync_folder(folder.parent)
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Create a folder as `make_folder` does; on leaving, remove it and parents created for it if they are empty."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # one is not empty, so neither are its parents
+            for folder in new:
+                folder.rmdir()
+
+
 def refuse_links(folder: Path, names: Sequence[str]) -> None:
     """Raise UsageFault where a link stands for one of these files and folders of ours inside a folder.
 

@@ -22,7 +22,7 @@ from omniges.model import checkpoint
 from omniges.model.spec import parameter_count
 from omniges.progress import Reporter, duration, make_reporter
 from omniges.shards.schema import is_count, is_real
-from omniges.storage.atomic import locked, make_folder, refuse_links
+from omniges.storage.atomic import locked, new_folder, refuse_links
 from omniges.storage.canonical_json import json_document
 from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings, differences
@@ -94,7 +94,7 @@ def train(settings: TrainSettings) -> Summary:
         ranks = Ranks()
         with ranks.together("open the run"):
             if ranks.first:
-                make_folder(settings.output_dir)
+                stack.enter_context(new_folder(settings.output_dir))
                 stack.enter_context(locked(settings.output_dir))
                 refuse_links(settings.output_dir, (checkpoint.CHECKPOINTS, VALIDATIONS, LOG_FILE, *TRACKER_FOLDERS))
                 for name in (checkpoint.CHECKPOINTS, VALIDATIONS):

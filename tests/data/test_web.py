@@ -317,7 +317,7 @@ class TestOpening:
     def test_what_is_not_there(self, tmp_path: Path, whole_set: Path) -> None:
         assert "no such file" in str(self.one_line(str(tmp_path / "a.tar")))
         assert "no shard of split 'test' found" in str(self.one_line(whole_set, split="test"))
-        assert "no shard found" in str(self.one_line([]))
+        assert "a path, a URL or several expected" in str(self.one_line([]))
         for options in ({"split": "dev"}, {"shuffle": -1}):
             assert isinstance(self.one_line(whole_set, **options), UsageFault)
 

@@ -170,10 +170,10 @@ def test_an_open_set_is_taken_with_its_filters(whole_set: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"arrays": ("gesture", "motion")}, "arrays: gesture, jaw_eyes, mel, .* expected, found 'motion'"),
-        ({"require": "hand"}, "require: text, audio, .* expected, found 'hand'"),
+        ({"arrays": ("gesture", "motion")}, "arrays: one of gesture, jaw_eyes, mel, .* expected, found 'motion'"),
+        ({"require": "hand"}, "require: one of text, audio, .* expected, found 'hand'"),
         ({"window_ticks": 0}, "at least 1 expected, found 0"),
-        ({"stride_ticks": 0}, "at least 1 expected, found 10 and 0"),
+        ({"stride_ticks": 0}, "stride_ticks: a whole number of at least 1 expected, found 0"),
         ({"window_ticks": 900}, "a clip of at least 900 ticks expected, found none among 6; the longest has 25 ticks"),
         ({"split": "test"}, "choose from train, val"),
         ({"speakers": "scott"}, "choose from speaker0, speaker1"),

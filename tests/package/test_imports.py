@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "omniges"
 # A room imports rooms above it alone; those in one line do not know each other.
 ORDER = """
 errors | version
-options | progress | workers | registry
+options | arguments | progress | workers | registry
 storage
 features
 formats
@@ -42,6 +42,7 @@ OFFLINE = {
         "errors",
         "version",
         "options",
+        "arguments",
         "progress",
         "workers",
         "registry",

@@ -180,3 +180,9 @@ def test_compiled_blocks_give_the_same_losses(shards: Path, tmp_path: Path) -> N
     run(shards, tmp_path / "compiled", max_train_steps=3, compile=True)
     plain, compiled = losses_of(tmp_path / "plain"), losses_of(tmp_path / "compiled")
     assert list(compiled.values()) == pytest.approx(list(plain.values()), rel=1e-4)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageFault):
+        run(tmp_path / "no-shards", tmp_path / "runs/first", max_train_steps=1)
+    assert list(tmp_path.iterdir()) == []
