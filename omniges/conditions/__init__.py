@@ -1,1 +1,1 @@
-"""Condition streams: what is known of a window and given to the model, and never generated. One file a stream."""
+"""Condition streams: inputs of the model that are known for a window and never generated. One file for each stream."""

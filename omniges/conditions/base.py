@@ -1,9 +1,9 @@
 """The interface of a condition stream: from a recording to an array of a window, and from that to a vector.
 
-The part that reads recordings runs in the processes that load batches, which import no torch; `encoder` imports it.
-docs/model.md, "Condition streams", says what the model does with the vector.
+Recordings are read in the processes that load batches, which do not import torch; only `encoder` imports it.
+docs/model.md, "Condition streams", explains how the model uses the vector.
 
-Shape letters: B batch, W features of the trunk's tokens. A window has some ticks of 0.1 s.
+Shape letters: B batch, W width of the trunk's tokens. A window is a number of ticks of 0.1 s.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 Content = Literal["gesture", "mel", "words"]
-"""What a stream may read of a recording beside its labels."""
+"""Contents of a recording that a stream may read, beside its labels."""
 STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
-"""The stream that each content is of."""
+"""Stream that each content belongs to."""
 ABSENT: Final = "none"
-"""The text that stands for no value."""
+"""Text that means no value."""
 _LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
-    """What a stream may learn from the training set before the first step."""
+    """Facts about the training set that a stream can learn from before the first step."""
 
     labels: Mapping[str, tuple[str, ...]]
     """Sorted values that the train clips have of each label in `ConditionStream.labels`."""
@@ -46,23 +46,47 @@ class TrainingFacts:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a stream can read of one recording; absent labels and contents are left out."""
+    """Readable contents of one recording; absent labels and contents are left out."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Such as emotion and scenario; ``speaker`` and ``language`` too."""
+    """Labels by name, such as emotion, scenario, ``speaker`` and ``language``."""
     contents: Mapping[Content, Callable[[int, int], Any]] = field(default_factory=dict)
-    """Called with the first tick and the number of ticks of a window."""
+    """Readers by content, called with the first tick and the number of ticks of a window."""
 
     def gesture(self, first_tick: int, ticks: int) -> F32:
-        """Return gesture channels (3 · ticks, 415) as shards hold them; absent ones are NaN."""
+        """Return gesture channels as stored in the shards.
+
+        Args:
+            first_tick: start of the window, in ticks of 0.1 s.
+            ticks: length of the window in ticks.
+
+        Returns:
+            Channels (3 · ticks, 415); absent ones are NaN.
+        """
         return np.asarray(self.contents["gesture"](first_tick, ticks))
 
     def mel(self, first_tick: int, ticks: int) -> F32:
-        """Return log-mel frames (10 · ticks, 64)."""
+        """Return log-mel frames.
+
+        Args:
+            first_tick: start of the window, in ticks of 0.1 s.
+            ticks: length of the window in ticks.
+
+        Returns:
+            Frames (10 · ticks, 64).
+        """
         return np.asarray(self.contents["mel"](first_tick, ticks))
 
     def words(self, first_tick: int, ticks: int) -> list[dict[str, Any]]:
-        """Return the words of a window: ``word``, ``start`` and ``end`` in seconds from its start, clipped to it."""
+        """Return the words of a window.
+
+        Args:
+            first_tick: start of the window, in ticks of 0.1 s.
+            ticks: length of the window in ticks.
+
+        Returns:
+            For each word ``word``, ``start`` and ``end`` in seconds from the window's start, clipped to it.
+        """
         start_s, seconds = first_tick / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
         found = []
         for word in self.contents["words"](first_tick, ticks):
@@ -73,20 +97,29 @@ class Recording:
 
 
 def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | None) -> dict[str, str]:
-    """Return the labels that a recording has, its speaker and language among them."""
+    """Return the labels of a recording, including its speaker and language.
+
+    Args:
+        labels: labels of the metadata by name.
+        speaker: speaker name, or None.
+        language: language, or None.
+
+    Returns:
+        Labels by name; unknown ones are left out.
+    """
     every = {**labels, "speaker": speaker, "language": language}
     return {name: value for name, value in every.items() if value}
 
 
 class ConditionStream(ABC):
-    """A condition stream, with what it has learned of the training set."""
+    """A condition stream, including what it learned from the training set."""
 
     name: ClassVar[str]
     """Lower-case letters, digits and ``_``; the name that commands and checkpoints use."""
     labels: ClassVar[tuple[str, ...]] = ()
-    """Labels of the metadata that it reads; ``speaker`` and ``language`` count as labels."""
+    """Labels that it reads; ``speaker`` and ``language`` count as labels."""
     reads: ClassVar[tuple[Content, ...]] = ()
-    """What else it reads of a recording."""
+    """Other contents of a recording that it reads."""
     shape: tuple[int, ...] = ()
     """Shape of a window's array; it does not depend on the window's length."""
     dtype: str = "<f4"
@@ -94,13 +127,13 @@ class ConditionStream(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Return the stream of a training set.
+        """Return the stream for a training set.
 
         Args:
-            facts: labels and other facts of the training set.
+            facts: labels and statistics of the training set.
 
         Returns:
-            The stream, with what it learned.
+            The stream.
 
         Raises:
             UsageFault: the set holds nothing to learn from.
@@ -108,7 +141,7 @@ class ConditionStream(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Return what was learned, as JSON that a checkpoint keeps."""
+        """Return the learned values as JSON for a checkpoint."""
 
     @classmethod
     @abstractmethod
@@ -117,25 +150,34 @@ class ConditionStream(ABC):
 
     @abstractmethod
     def value(self, recording: Recording, first_tick: int, ticks: int) -> Array | None:
-        """Return the array (*shape) of a window; None, NaN or infinity: the recording has none."""
+        """Return the array of a window.
+
+        Args:
+            recording: the sample's labels and files.
+            first_tick: start of the window, in ticks of 0.1 s.
+            ticks: length of the window in ticks.
+
+        Returns:
+            Array (*shape). None, NaN or infinity mean that the recording has no value.
+        """
 
     @abstractmethod
     def parse(self, value: Any) -> Array:
-        """Return the array (*shape) of a value that a person gives: the text of ``--condition``, or a Python value.
+        """Return the array (*shape) of a value that a user gives.
 
         Args:
-            value: text of the flag, or a Python value.
+            value: text of ``--condition``, or a Python value.
 
         Returns:
-            Numbers as the encoder takes them.
+            Numbers as the encoder expects them.
 
         Raises:
-            UsageFault: the value is unknown; the message names those that are known.
+            UsageFault: the value is unknown; the message names the known ones.
         """
 
     @abstractmethod
     def shown(self, array: Array) -> Any:
-        """Return an array (*shape) as a person would give it, in JSON."""
+        """Return an array (*shape) in the form that a user would give, as JSON."""
 
     @abstractmethod
     def encoder(self, width: int) -> nn.Module:
@@ -143,24 +185,24 @@ class ConditionStream(ABC):
 
 
 def full_name(stream: ConditionStream) -> str:
-    """Return how errors name a stream: its name, and the module that its class is of."""
+    """Return a stream's name and class for errors."""
     return f"condition stream {stream.name} ({type(stream).__module__}:{type(stream).__qualname__})"
 
 
 def window_value(stream: ConditionStream, recording: Recording, first_tick: int, ticks: int) -> Array | None:
-    """Return a stream's checked array (*shape) of a window; None where the recording has no value.
+    """Return a stream's checked array of a window.
 
     Args:
         stream: a stream of the model.
         recording: the sample's labels and files.
-        first_tick: where the window begins, in ticks of 0.1 s.
+        first_tick: start of the window, in ticks of 0.1 s.
         ticks: length of the window in ticks.
 
     Returns:
-        The array, of the declared shape and type.
+        Array (*shape) of the declared type, or None if the recording has no value.
 
     Raises:
-        EnvironmentFault: the stream's code fails, or gives another array than it declares.
+        EnvironmentFault: the stream's code fails, or returns an array of another shape or type.
     """
     if not recording.contents.keys() >= set(stream.reads):
         return None
@@ -170,18 +212,18 @@ def window_value(stream: ConditionStream, recording: Recording, first_tick: int,
 
 
 def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
-    """Return the checked array of a value that a person gives; None for None and ``none``.
+    """Return the checked array of a value that a user gives.
 
     Args:
         stream: a stream of the model.
-        value: text of the flag, or a Python value.
+        value: text of the flag, or a Python value; None and ``none`` mean no value.
 
     Returns:
-        The array, of the declared shape and type.
+        Array (*shape) of the declared type, or None for no value.
 
     Raises:
         UsageFault: the value is unknown.
-        EnvironmentFault: the stream's code fails, or gives another array than it declares.
+        EnvironmentFault: the stream's code fails, or returns an array of another shape or type.
     """
     if value is None or value == ABSENT:
         return None
@@ -203,7 +245,7 @@ ValueOf = Callable[[int, int], Array | None]
 
 
 def stacked(values: Sequence[Array | None]) -> tuple[Array, npt.NDArray[np.bool_]] | None:
-    """Return values as arrays (B, *shape), zero where there is none, and which are there (B,); None: there is none."""
+    """Return values as arrays (B, *shape), zero where absent, and which are present (B,); None if all absent."""
     first = next((value for value in values if value is not None), None)
     if first is None:
         return None

@@ -1,4 +1,4 @@
-"""The emotion that a recording is labelled with."""
+"""The emotion label of a recording."""
 
 from __future__ import annotations
 

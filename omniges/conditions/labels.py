@@ -1,4 +1,4 @@
-"""Streams whose value is a label of the metadata: one of the values that the training set has."""
+"""Streams whose value is a label of the metadata, one of the values in the training set."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class LabelStream(ConditionStream):
-    """A label of a recording as an embedding; subclasses name it.
+    """A label of a recording as a learned embedding; subclasses name the label.
 
-    A recording whose value is not in the training set has none.
+    A recording whose value is not in the training set counts as having none.
     """
 
     dtype = "<i8"
@@ -28,45 +28,55 @@ class LabelStream(ConditionStream):
 
     @classmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Return the stream of the values that the train clips have; raises UsageFault where they have none."""
+        """Return the stream of the values in the train clips; raise UsageFault if they have none."""
         values = facts.labels[cls.labels[0]]
         if not values:
             raise UsageFault(
-                f"--condition-streams {cls.name}: train clips with a label {cls.labels[0]} expected, found none: leave "
-                f"{cls.name} away"
+                f"--condition-streams {cls.name}: train clips with a label {cls.labels[0]} expected, found none: "
+                f"remove {cls.name}"
             )
         return cls(values)
 
     def settings(self) -> dict[str, Any]:
-        """Return the values."""
+        """Return the values as JSON."""
         return {"values": list(self.values)}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the stream of some values."""
+        """Return the stream with the saved values."""
         return cls(tuple(settings["values"]))
 
     def value(self, recording: Recording, first_tick: int, ticks: int) -> Array | None:
-        """Return the number () of the recording's value."""
+        """Return the index of the recording's label value.
+
+        Args:
+            recording: the sample's labels and files.
+            first_tick: unused; a label covers the whole recording.
+            ticks: unused.
+
+        Returns:
+            Index (), or None if the value is absent or unknown.
+        """
         del first_tick, ticks
         number = self._numbers.get(recording.labels.get(self.labels[0], ""))
         return None if number is None else np.array(number, np.int64)
 
     def parse(self, value: Any) -> Array:
-        """Return the number () of a value; raises UsageFault with the known ones."""
+        """Return the index () of a value; raise UsageFault with the known values."""
         if value not in self.values:
             raise UsageFault(f"{self.name} {value}: one of {', '.join(self.values)} or none expected")
         return np.array(self._numbers[value], np.int64)
 
     def shown(self, array: Array) -> str:
-        """Return the value of a number ()."""
+        """Return the value of an index ()."""
         return self.values[int(array)]
 
     def encoder(self, width: int) -> nn.Module:
-        """Return an embedding of the values.
+        """Return a learned embedding of the values.
 
-        It begins large beside the levels, so that the zero modulations of the trunk learn to read it from the first
-        steps; one as small as a speaker's had changed nothing after 200 steps.
+        Its initial scale is large compared with that of the noise level embedding. The zero-initialized modulations of
+        the trunk then learn to use it from the first steps. With the small scale of a speaker embedding, it had no
+        effect after 200 steps.
         """
         from torch import nn  # noqa: PLC0415 - processes that load batches have no torch
 

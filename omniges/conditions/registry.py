@@ -1,6 +1,7 @@
-"""Which condition streams there are: ours, those registered in Python, and those of installed packages.
+"""Registry of condition streams: built-in, registered in Python, or offered by installed packages.
 
-Another package offers one by an entry point of the group ``omniges.streams``. Nothing is imported until it is named.
+Another package offers one by an entry point of the group ``omniges.streams``. It is imported only when its name is
+used.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def register_stream(name: str, stream: type[ConditionStream]) -> None:
-    """Offer a condition stream under a name, in this process and in those that load its batches.
+    """Register a condition stream in this process and in those that load its batches.
 
     Args:
         name: lower-case letters, digits and ``_``; it must equal the class's ``name``.
         stream: a class that can be imported by its module and name.
 
     Raises:
-        UsageFault: the name is taken, or the class is no condition stream of that name.
+        UsageFault: the name is taken, or the class is not a condition stream of that name.
     """
     CONDITIONS.register(name, _checked(name, stream, "register_stream"))
 
@@ -38,11 +39,11 @@ def find_stream(name: str, origin: str) -> type[ConditionStream]:
     """Return the class of a condition stream.
 
     Args:
-        name: of the stream.
-        origin: what names it, such as a flag; errors begin with it.
+        name: name of the stream.
+        origin: flag or file that gives the name; errors begin with it.
 
     Returns:
-        The class, not yet an instance.
+        The class, not an instance.
 
     Raises:
         UsageFault: there is no stream of that name.
@@ -53,7 +54,7 @@ def find_stream(name: str, origin: str) -> type[ConditionStream]:
 
 
 def load_class(path: str) -> Any:
-    """Return what ``module:Class`` names."""
+    """Return the class that ``module:Class`` names."""
     module, _, name = path.partition(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -66,8 +67,8 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
         raise UsageFault(f"{who}: a subclass of ConditionStream with the name {name!r} expected, found {stream!r:.100}")
     if name in _GENERATED or not _NAME.fullmatch(name):
         raise UsageFault(
-            f"{who}: the name {name!r} is of no condition stream: lower-case letters, digits and _ expected, and none "
-            f"of {', '.join(_GENERATED)}"
+            f"{who}: the name {name!r} cannot name a condition stream: lower-case letters, digits and _ expected, "
+            f"and none of {', '.join(_GENERATED)}"
         )
     return stream
 
@@ -76,16 +77,16 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
 
 
 def specification(stream: ConditionStream) -> dict[str, Any]:
-    """Return JSON that `load_streams` makes the stream of again."""
+    """Return JSON from which `load_streams` restores the stream."""
     kind = type(stream)
     return {"class": f"{kind.__module__}:{kind.__qualname__}", "settings": stream.settings()}
 
 
 def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionStream]:
-    """Return streams by name from their specifications, in a process that has looked none up.
+    """Return streams by name from their specifications, in a process whose registry is empty.
 
     Args:
-        found: specifications by name, as `specification` gives them.
+        found: specifications by name, as `specification` returns them.
 
     Returns:
         The streams by name.
@@ -101,43 +102,55 @@ def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionS
 
 
 def saved_streams(found: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, ConditionStream]:
-    """Return streams by name from the specifications that a checkpoint has.
+    """Return streams by name from the specifications in a checkpoint.
 
     Args:
-        found: specifications by name, as `specification` gives them.
+        found: specifications by name, as `specification` returns them.
         where: the checkpoint, for errors.
 
     Returns:
         The streams by name.
 
     Raises:
-        UsageFault: a stream is not known here.
+        UsageFault: a stream is unknown here.
         EnvironmentFault: the package that offers one cannot be used.
     """
     streams = {}
     for name, one in found.items():
         kind = find_stream(name, f"{where} was trained with {one['class']}, condition stream")
-        with foreign(f"condition stream {name}", "reading what it has learned"):
+        with foreign(f"condition stream {name}", "reading its learned values"):
             streams[name] = kind.from_settings(one["settings"])
     return streams
 
 
 def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionStream]]:
-    """Return classes by name; raises as `find_stream`, and UsageFault for a name that is given twice."""
+    """Return classes of condition streams by name.
+
+    Args:
+        names: names of the streams.
+        origin: flag or file that gives the names; errors begin with it.
+
+    Returns:
+        The classes by name.
+
+    Raises:
+        UsageFault: a name is unknown or given twice.
+        EnvironmentFault: a package that offers one cannot be used.
+    """
     wanted = list(names)
     twice = sorted({name for name in wanted if wanted.count(name) > 1})
     if twice:
-        raise UsageFault(f"{origin} {twice[0]}: it is given twice: name it once")
+        raise UsageFault(f"{origin} {twice[0]}: given twice: name it once")
     return {name: find_stream(name, origin) for name in wanted}
 
 
 def labels_read(streams: Iterable[ConditionStream | type[ConditionStream]]) -> tuple[str, ...]:
-    """Return the labels that some streams read, sorted."""
+    """Return the sorted labels that the streams read."""
     return tuple(sorted({label for stream in streams for label in stream.labels}))
 
 
 def layout(streams: Mapping[str, ConditionStream]) -> Sequence[tuple[str, str, tuple[int, ...]]]:
-    """Return name, dtype and shape of the arrays that one window has of some streams, for blocks of batches."""
+    """Return name, dtype and shape of each stream's array for one window, to allocate batches."""
     found: list[tuple[str, str, tuple[int, ...]]] = []
     for name, stream in streams.items():
         found += [(f"condition.{name}", stream.dtype, stream.shape), (f"known.{name}", "|b1", ())]

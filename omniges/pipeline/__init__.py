@@ -1,1 +1,1 @@
-"""The offline half: find recordings, convert each, pack shards, report. Imports neither torch nor the trainer."""
+"""The preprocess run: find recordings, convert each, pack shards, report. Imports neither torch nor the trainer."""

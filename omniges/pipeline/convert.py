@@ -1,8 +1,8 @@
-"""One recording to one sample: read, decode, compute features, lay out the tar members.
+"""Conversion of one recording to one sample: read, decode, compute features, lay out the tar members.
 
-A pure function of the files' bytes and the settings. Faults of all three files are gathered before the recording is
-rejected, so that a person sees them at once. What is decoded is a `Take`, and every sample is made of one, whether its
-arrays come from files or from a person's own program.
+The result is a pure function of the files' bytes and the settings. All faults of a recording's files are collected
+before it is rejected, so that one run shows them all. Files are decoded to a `Take`. Every sample is made of a `Take`,
+whether its arrays come from files or from a user's program.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Pieces = tuple[bytes | memoryview, ...]
 
 
 class Inputs:
-    """Reads and decodes the files of a recording, keeping digests, notes and faults."""
+    """Reader and decoder of a recording's files; keeps digests, notes and faults."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -52,7 +52,15 @@ class Inputs:
         self._tried: set[Modality] = set()
 
     def load(self, modality: Modality, decode: Callable[[bytes], T]) -> T | None:
-        """Decode one file, or remember why not."""
+        """Decode one file.
+
+        Args:
+            modality: file to read; the recording must have it.
+            decode: decoder of the file's bytes; may raise RecordingFault.
+
+        Returns:
+            The decoded file, or None after a fault, which is recorded.
+        """
         source = self.recording.files[modality]
         self._tried.add(modality)
         try:
@@ -64,13 +72,18 @@ class Inputs:
             return None
 
     def add(self, problem: Problem, modality: Modality | None = None) -> None:
-        """File a note or a fault, with its place."""
+        """Record a note or a fault.
+
+        Args:
+            problem: note or fault.
+            modality: file that it is about, or None for the whole recording.
+        """
         file = self.recording.files[modality].relative if modality else None
         finding = Finding(problem, self.recording.stem, file)
         (self.notes if problem.severity == "note" else self.faults).append(finding)
 
     def rejected(self) -> Rejected:
-        """The recording as rejected; files that were not needed to see it are read for their digests all the same."""
+        """Return the recording as rejected, with the digests of all its readable files."""
         for modality in self.recording.files.keys() - self._tried:
             source = self.recording.files[modality]
             with contextlib.suppress(RecordingFault):
@@ -90,15 +103,15 @@ def _read(path: Path) -> bytes:
 
 
 def convert(recording: Recording, settings: ConvertSettings, decode: Decode | None = None) -> Outcome:
-    """Convert one recording; what cannot be used comes back as `Rejected`, never as a guess.
+    """Convert one recording; anything unusable is returned as `Rejected` and never guessed.
 
     Args:
-        recording: the files, as a corpus found them.
-        settings: how features are computed.
-        decode: makes a take of the files, or files faults and returns None; None: `decode_files`.
+        recording: the files that a corpus found.
+        settings: feature settings.
+        decode: makes a take of the files, or records faults and returns None; None means `decode_files`.
 
     Returns:
-        The sample with its notes, or `Rejected` with the finding.
+        The sample with its notes, or `Rejected` with the findings.
     """
     inputs = Inputs(recording)
     try:
@@ -111,10 +124,16 @@ def convert(recording: Recording, settings: ConvertSettings, decode: Decode | No
 
 
 def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
-    """Decode WAV, NPZ, TextGrid and annotation, as many of them as the recording has; None where one has a fault.
+    """Decode those of WAV, NPZ, TextGrid and annotation that the recording has.
 
-    What a recording has no file of is absent. A corpus of which every recording must have it rejects the others in its
-    `discover`.
+    Anything without a file is absent. A corpus that requires a file rejects recordings without it in its `discover`.
+
+    Args:
+        inputs: the recording's files.
+        settings: settings of the conversion; gives the name of the word tier.
+
+    Returns:
+        The take, or None after a fault.
     """
     files = inputs.recording.files
     motion = inputs.load("npz", decode_motion) if "npz" in files else None
@@ -146,7 +165,7 @@ def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """A recording as arrays: what a sample is made of. What it lacks is None, or NaN in the motion."""
+    """A recording as arrays, the input of a sample. Absent parts are None, or NaN in the motion."""
 
     key: str
     stem: str
@@ -162,7 +181,7 @@ class Take:
     sources: Mapping[str, tuple[str, str]]
 
     def present(self, clip: GestureClip) -> tuple[Part, ...]:
-        """The parts that the sample has, its motion computed."""
+        """Return the parts that the sample has, given its computed motion."""
         there = {
             "text": self.tier is not None,
             "audio": self.wav is not None,
@@ -183,17 +202,17 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     """Compute a take's features and lay out its sample.
 
     Args:
-        take: what was recorded.
-        settings: how features are computed.
-        note: files a note about one of the take's files.
-        notes: everything filed so far, `note`'s own among them: read once all is known.
+        take: decoded recording.
+        settings: feature settings.
+        note: records a note about one of the take's files.
+        notes: all recorded notes, including those by `note`; read at the end.
 
     Returns:
         The sample with its members, not yet written.
 
     Raises:
-        RecordingFault: the take's parts do not belong together, are too short, or hold NaN in some of their frames.
-        ValueError: the take's key is not its stem's, or a label has a name that is none: a fault of its corpus.
+        RecordingFault: the take's parts do not belong together, are too short, or have NaN in some frames only.
+        ValueError: the key does not follow from the stem, or a label name is invalid; this is a fault of the corpus.
     """
     _check_names(take)
     frames = _common_length(take, settings)
@@ -215,7 +234,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     names = ("name", "start", "end", "score", "keywords")
     spans = [{name: getattr(span, name) for name in names} for span in take.semantic or ()]
     members: dict[str, Pieces] = {
-        "json": (),  # written last, as it tells of everything; its place is the first
+        "json": (),  # written last, because it describes the others; stored first
         "gesture.npy": npy_parts(clip.gesture),
         "mel.npy": npy_parts(mel),
         CONTRACT.words: (canonical_json(words),),
@@ -225,7 +244,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
         CONTRACT.semantic: (canonical_json(spans),),
     }
     if settings.keep_audio:
-        # float32 holds every value of 16 and 24 bit, so such sources come back bit by bit.
+        # float32 holds every 16-bit and 24-bit value, so such sources are restored bit-exactly.
         members["audio.npy"] = npy_parts(np.empty(0, np.float32) if samples is None else np.ascontiguousarray(samples))
     noted = tuple(sorted(notes, key=lambda finding: finding.sort_key))
     facts: dict[str, Any] = {name: getattr(take, name) for name in ("key", "stem", "split", *_NULLABLE)}
@@ -263,7 +282,7 @@ def _metadata(
     gain: float,
     samples: npt.NDArray[np.float32] | None,
 ) -> dict[str, Any]:
-    """KEY.json: the same keys and types in every sample, for what a sample lacks an empty text or zero."""
+    """Return KEY.json: the same keys and types in every sample, with an empty text or zero for absent values."""
     wav, motion = take.wav, take.motion
     return {
         **facts,
@@ -292,13 +311,13 @@ def _metadata(
         "sources": {
             name: dict(zip(("path", "sha256"), take.sources.get(name, ("", "")), strict=True)) for name in SOURCES
         },
-        # One text, for a list of objects that is empty in the first samples has no type.
+        # One text: a list that is empty in the first samples would have no inferable type.
         "notes": "\n".join(f"{note.problem.code}: {' '.join(note.problem.found.split())}" for note in notes),
     }
 
 
 def _check_names(take: Take) -> None:
-    """Raise ValueError for names that the contract does not give."""
+    """Raise ValueError for names that the contract does not allow."""
     if take.key != key_from_stem(take.stem):
         raise ValueError(f"key {take.key!r} of stem {take.stem!r}: {key_from_stem(take.stem)!r} expected")
     wrong = [name for name in take.labels if not is_label(name)]
@@ -307,18 +326,18 @@ def _check_names(take: Take) -> None:
 
 
 def _check_whole(clip: GestureClip) -> None:
-    """Raise RecordingFault for a part that is neither recorded in every frame nor absent from all."""
+    """Raise RecordingFault for a part that is present in some frames and absent in others."""
     if np.isfinite(clip.gesture).all() and np.isfinite(clip.jaw_eyes).all():
         return
     for part in MOTION_PARTS:
         values = clip.jaw_eyes if part == "jaw_eyes" else clip.gesture[:, getattr(LAYOUT, part)]
         if not np.isfinite(values).all() and not np.isnan(values).all():
-            expected = "finite numbers, or NaN throughout a part that is absent"
+            expected = "finite numbers, or NaN in all frames of an absent part"
             raise RecordingFault("npz-not-finite", _first_not_finite(part, values), expected)
 
 
 def _first_not_finite(part: str, values: npt.NDArray[np.float32]) -> str:
-    """What a person is told of values (T, C) that are not all finite."""
+    """Return an error text on the first NaN or infinite value of an array (T, C)."""
     bad = ~np.isfinite(values)
     frame, column = np.argwhere(bad)[0]
     frames = int(bad.any(axis=1).sum())
@@ -326,7 +345,7 @@ def _first_not_finite(part: str, values: npt.NDArray[np.float32]) -> str:
 
 
 def _motion_clip(motion: Motion | None, frames: int) -> GestureClip:
-    """The gesture arrays of the first frames; NaN for what is absent."""
+    """Return the gesture arrays of the first frames, NaN for absent channels."""
     if motion is None:
         return GestureClip(
             np.full((frames, LAYOUT.channels), np.nan, np.float32),
@@ -337,7 +356,7 @@ def _motion_clip(motion: Motion | None, frames: int) -> GestureClip:
 
 
 def _common_length(take: Take, settings: ConvertSettings) -> int:
-    """The common number of gesture frames; raises RecordingFault where the lengths do not belong together."""
+    """Return the common number of gesture frames; raise RecordingFault if the lengths do not fit together."""
     motion, wav = take.motion, take.wav
     if motion is None and wav is None:
         raise RecordingFault("nothing-recorded", "neither motion nor audio", "at least one")
@@ -358,12 +377,12 @@ def _common_length(take: Take, settings: ConvertSettings) -> int:
 
 
 def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], Cut]:
-    """The words inside the clip as shards hold them, and what its length cut off, with notes of it."""
+    """Return the words inside the clip and the amounts cut off; add notes on the cuts."""
     clip_s = timebase.seconds_of_frames(frames)
     words = take.tier.words if take.tier else ()
     inside = [word for word in words if word.start < clip_s]
     if take.tier and not inside:
-        raise RecordingFault("textgrid-no-words", f"{len(words)} words, all beyond {clip_s:.3f} s", "words")
+        raise RecordingFault("textgrid-no-words", f"{len(words)} words, all after {clip_s:.3f} s", "words")
     audio_s = len(take.wav.samples) / take.wav.rate_hz - frames / timebase.FRAME_RATE_HZ if take.wav else 0.0
     motion_frames = len(take.motion.poses) - frames if take.motion else 0
     cut = Cut(
@@ -387,7 +406,7 @@ def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], 
 
 
 def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None:
-    """Mono audio at 16 kHz; notes say what was done to it."""
+    """Return mono audio at 16 kHz; add notes on the processing."""
     if wav is None:
         return None
     if wav.channels > 1:
@@ -404,11 +423,11 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
 
 
 def _semantic(inputs: Inputs) -> tuple[SemanticSpan, ...] | None:
-    """The semantic annotation where there is one; one that cannot be read is left out with a note."""
+    """Return the semantic annotation if there is one; an unreadable one is left out with a note."""
     if "sem" not in inputs.recording.files:
         return None
     spans = inputs.load("sem", decode_semantic)
-    # What would reject a recording elsewhere is a note on a file it can do without.
+    # A fault in an optional file is only a note.
     for problem in (fault.problem for fault in inputs.faults):
         inputs.add(Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected), "sem")
     inputs.faults.clear()

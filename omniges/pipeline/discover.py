@@ -1,7 +1,6 @@
-"""Recordings as a corpus finds them under a root folder, and the safe walk that finds them.
+"""Recordings found under a root folder, and a directory walk that stays inside it.
 
-What the folders and stems of a data set mean stands in its file of `omniges.pipeline.corpora`. Nothing outside the root
-is read.
+Each file of `omniges.pipeline.corpora` defines the folders and stems of one data set. Nothing outside the root is read.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from omniges.pipeline.settings import DEFAULT_CORPUS
 from omniges.shards.schema import Split
 
 Modality = Literal["wav", "npz", "textgrid", "sem"]
-"""What a file holds, named after BEAT2's formats: audio, motion, words, semantic annotation."""
+"""Content of a file, named after BEAT2's formats: audio, motion, words, semantic annotation."""
 Bounds = tuple[str, ...]
 """The folders that may be read: the root and those allowed by name, all resolved."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One input file: where it is, and its path relative to the root as reports and provenance give it."""
+    """One input file: its path, and its path relative to the root for reports and provenance."""
 
     path: str
     relative: str
@@ -48,16 +47,16 @@ class Recording:
 
     @property
     def size(self) -> int:
-        """Bytes of input."""
+        """Size of all input files in bytes."""
         return sum(source.size for source in self.files.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What lies under the root: recordings to convert, stems rejected already, and findings about the data set."""
+    """Contents of a root folder: recordings to convert, rejected stems, and findings about the data set."""
 
     recordings: tuple[Recording, ...]
-    rejected: Mapping[str, tuple[Finding, ...]]  # stem -> why
+    rejected: Mapping[str, tuple[Finding, ...]]  # stem -> reasons
     findings: tuple[Finding, ...]
     split_source: str  # "split list" or "rule"
     split_lists: Mapping[str, str]  # relative path -> sha256
@@ -65,17 +64,35 @@ class Discovery:
 
     @property
     def stems(self) -> int:
-        """All discovered stems, the ones without a partner included."""
+        """Number of all stems found, including those that lack a file."""
         return len(self.recordings) + len(self.rejected)
 
 
 def inside(resolved: str, bounds: Bounds) -> bool:
-    """Say whether a resolved path may be read."""
+    """Return whether a resolved path may be read.
+
+    Args:
+        resolved: absolute path without links.
+        bounds: folders that may be read.
+
+    Returns:
+        True if the path is in one of them.
+    """
     return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in bounds)
 
 
 def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
-    """All file entries below a folder as (path relative to the root, path), links to folders followed inside bounds."""
+    """Yield all files below a folder; links to folders are followed inside the bounds.
+
+    Args:
+        root: folder that relative paths start from.
+        base: folder to walk, relative to `root`.
+        bounds: folders that may be read.
+        findings: list to which findings on unreadable folders and links out of the bounds are added.
+
+    Yields:
+        Path relative to the root, and path.
+    """
     pending, visited = [base], set()
     while pending:
         relative = pending.pop()
@@ -86,7 +103,7 @@ def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iter
             findings.append(Finding(problem, None, relative))
             continue
         if resolved in visited:
-            continue  # a link back up: its files are known already
+            continue  # a link to a parent folder, already visited
         visited.add(resolved)
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -103,7 +120,16 @@ def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iter
 
 
 def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None, Problem | None]:
-    """A file's place and size, or why it cannot be used."""
+    """Return a file's path and size, or the reason that it cannot be used.
+
+    Args:
+        path: path of the file.
+        relative: the same path, relative to the root.
+        bounds: folders that may be read.
+
+    Returns:
+        The file or the problem; the other one is None.
+    """
     resolved = os.path.realpath(path)
     if not inside(resolved, bounds):
         return None, Problem("path-outside-root", "a link to a file elsewhere", "a file under the root")
@@ -117,5 +143,5 @@ def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None
 
 
 def join(*names: str) -> str:
-    """Return a relative path of the names that are not empty."""
+    """Return a relative path of those names that are not empty."""
     return "/".join(name for name in names if name)

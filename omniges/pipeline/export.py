@@ -1,4 +1,4 @@
-"""Shards back to BEAT2 files: SMPL-X NPZ, TextGrid, and WAV where the shards kept the audio."""
+"""Export of shards to BEAT2 files: SMPL-X NPZ, TextGrid, and WAV if the shards kept the audio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENDINGS: Final = {"npz": "npz", "textgrid": "TextGrid", "wav": "wav"}
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written."""
+    """Counts of written files."""
 
     folder: Path
     samples: int
@@ -39,15 +39,28 @@ class ExportSummary:
 def export(
     shards: Path, out: Path, keys: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
 ) -> ExportSummary:
-    """Write samples (all, or those named by key or stem) in BEAT2's official layout, with their split list.
+    """Write samples in BEAT2's official layout, with their split list.
 
-    Rotations come back within 1e-5 rad as rotations, positions within 1e-5 m. A sample without motion, text or kept
-    audio has no file of it. Raises UsageFault where `out` holds files already, DataError where a shard is damaged.
+    Rotations are restored within 1e-5 rad, positions within 1e-5 m. A sample without motion, text or kept audio gets no
+    file of that kind.
+
+    Args:
+        shards: folder of shards.
+        out: new or empty output folder.
+        keys: keys or stems of samples; all samples if empty.
+        progress: called with (done, total) samples.
+
+    Returns:
+        Counts of written files.
+
+    Raises:
+        UsageFault: `out` already holds files.
+        DataError: a shard is damaged.
     """
     source = ShardFolder(shards)
     rows = [source.row(key) for key in keys] if keys else list(source.rows)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageFault(f"-o {out}: a new or empty folder expected, found something there. Choose another")
+        raise UsageFault(f"-o {out}: a new or empty folder expected, found files in it. Choose another")
     for name in _FOLDERS.values():
         make_folder(out / name)
     counts = dict.fromkeys(_FOLDERS, 0)
@@ -72,9 +85,9 @@ def export(
 
 
 def motion_file(sample: SampleArrays) -> bytes:
-    """Return the sample's motion as a BEAT2 NPZ, betas at the length they came in.
+    """Return the sample's motion as a BEAT2 NPZ, with as many betas as its source had.
 
-    An array of which the sample has nothing is left out; in ``poses``, columns of absent parts are NaN.
+    Arrays without any data are left out. In ``poses``, columns of absent parts are NaN.
     """
     try:
         motion = motion_from_gesture(sample.gesture)
@@ -96,7 +109,7 @@ def motion_file(sample: SampleArrays) -> bytes:
 
 
 def text_file(sample: SampleArrays) -> bytes:
-    """The sample's words as a TextGrid of the clip's length; raises DataError where they do not lie in it in order."""
+    """Return the sample's words as a TextGrid of the clip's length; raise DataError if their times are invalid."""
     words = [WordInterval(word["word"], word["start"], word["end"]) for word in sample.words]
     try:
         return encode_words(words, sample.row.seconds)
@@ -107,7 +120,7 @@ def text_file(sample: SampleArrays) -> bytes:
 
 
 def audio_file(sample: SampleArrays) -> bytes | None:
-    """The sample's waveform as 16 kHz WAV, bit for bit, or None where the shards have none."""
+    """Return the sample's waveform as 16 kHz WAV, bit-exact, or None if the shards have none."""
     if sample.audio is None:
         return None
     source = sample.metadata["audio"]

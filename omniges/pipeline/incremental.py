@@ -1,9 +1,9 @@
-"""What earlier runs left in the output folder: whether a run may go on from it, and what of it still holds.
+"""Reuse of earlier results in the output folder: checks that a run may continue, and recovery of valid samples.
 
-It comes from the complete set in the folder and from the journal of an unfinished run. A recording is taken over only
-if its files have the content they had (by sha256), and discovery says the same about it; all else is computed again.
-A shard is read once from end to end: its digest proves the samples, and what the end of the run needs of them
-(statistics, words, cuts) is computed from the arrays by the functions that computed it the first time.
+Sources are the complete set in the folder and the journal of an unfinished run. A recording is reused only if its files
+have the same content (by sha256) and discovery says the same about it. All others are converted again. Each shard is
+read once, completely. Its digest proves the samples. Statistics, words and cuts are recomputed from the arrays by the
+functions that computed them the first time.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from omniges.shards.writer import StoredSegment, StoredShard
 from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
 
 Count = Callable[[int, int], None]
-Digests = dict[str, str | None]  # path relative to the root -> sha256, None where the file cannot be read
+Digests = dict[str, str | None]  # path relative to the root -> sha256, None if the file cannot be read
 
-_MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without a word
+_MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without --allow-removal
 
-# Notes that discovery gives, alone or among others. One of them on an earlier sample that discovery does not give now
-# means that the sample would come out differently.
+# Codes of notes from discovery. If an earlier sample has one of them that discovery does not give now,
+# the sample would be converted differently.
 _DISCOVERY_NOTES: Final = {"split-inferred", "speaker-folder-mismatch", "stem-outside-grammar", "sem-invalid"}
 
 Recalled = Sample[StoredSegment]
-"""A sample taken over, with what a run gathers of each."""
+"""A reused sample, with its statistics, words and cuts."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A sample of an earlier run: its row with offsets from its segment's start, its notes, and where it lies."""
+    """A sample of an earlier run: row with offsets from its segment's start, notes, and position."""
 
     row: ManifestRow
     notes: tuple[Finding, ...]
@@ -54,7 +54,7 @@ class _Sample:
 
 @dataclass(slots=True)
 class Earlier:
-    """All that earlier runs know, by stem; the likeliest to be used comes first."""
+    """All results of earlier runs by stem; the most recent candidates come first."""
 
     samples: dict[str, list[_Sample]] = field(default_factory=lambda: defaultdict(list))
     rejections: dict[str, list[tuple[Rejected, Digests]]] = field(default_factory=lambda: defaultdict(list))
@@ -62,17 +62,29 @@ class Earlier:
 
     @property
     def stems(self) -> set[str]:
-        """Every stem with an outcome."""
+        """Every stem with a result."""
         return self.samples.keys() | self.rejections.keys()
 
     def add_rejection(self, stem: str, findings: Iterable[Finding], inputs: Digests) -> None:
-        """File a rejection with the digests of the inputs it came from."""
+        """Record a rejection with the digests of its inputs.
+
+        Args:
+            stem: stem of the recording.
+            findings: reasons of the rejection.
+            inputs: digests of its files.
+        """
         self.rejections[stem].append((Rejected(tuple(findings), {}), inputs))
 
     def add_samples(
         self, shard: StoredShard, rows: Sequence[ManifestRow], notes: Mapping[str, Sequence[Finding]]
     ) -> None:
-        """File a shard's samples: segments follow one another without a gap, each ends where its last member does."""
+        """Record a shard's samples; segments are contiguous, and each ends with its last member.
+
+        Args:
+            shard: shard file.
+            rows: rows of its samples in their order.
+            notes: findings of the samples by stem.
+        """
         start = 0
         for row in sorted(rows, key=lambda row: row.members["json"].offset):
             last = max(row.members.values(), key=lambda place: place.offset)
@@ -87,12 +99,20 @@ class Earlier:
 
 
 def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Earlier:
-    """What the unfinished run's journal and the complete set hold.
+    """Return the results in the unfinished run's journal and in the complete set.
 
-    Raises DataError where the complete set's manifest or report is damaged.
+    Args:
+        workspace: folder of the unfinished run.
+        complete: dataset.json of the complete set, or None.
+
+    Returns:
+        Results by stem.
+
+    Raises:
+        DataError: the complete set's manifest or report is damaged.
     """
     earlier = Earlier()
-    # The latest shard of the journal first: an interrupted update goes on with its own files before older ones.
+    # Latest shard of the journal first: an interrupted update prefers its own files to older ones.
     for entry in reversed(workspace.journal.load()):
         if "staged" in entry:
             shard = StoredShard(workspace.folder / entry["staged"], entry["bytes"], entry["sha256"])
@@ -118,15 +138,34 @@ def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Ear
 
 
 def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
-    """The findings of a complete set; raises DataError if the report is not the one it was made with."""
+    """Return the findings of a complete set.
+
+    Args:
+        out: folder of the set.
+        complete: its dataset.json.
+
+    Returns:
+        The findings, in the report's order.
+
+    Raises:
+        DataError: report.jsonl is not the file that dataset.json lists.
+    """
     data = read_beside(out, REPORT_FILE, complete)
     return [Finding.from_json(json.loads(line)) for line in data.split(b"\n") if line]
 
 
 def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
-    """The dataset.json of a complete folder with these settings, or None where there is nothing to go on from.
+    """Return the dataset.json of a complete folder with these settings.
 
-    Raises UsageFault for a folder made with other settings, naming what differs, unless --force starts anew.
+    Args:
+        settings: settings of this run.
+
+    Returns:
+        The document; None if there is no complete set, or --force is set.
+
+    Raises:
+        UsageFault: the folder was made with other settings or another contract version; the message names the
+            differences.
     """
     out = settings.out
     if not (out / DATASET_FILE).exists() or settings.force:
@@ -134,11 +173,11 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
     try:
         found = read_dataset(out)
     except DataError as error:
-        raise UsageFault(f"{error} (--force starts anew)") from error
+        raise UsageFault(f"{error} (--force starts over)") from error
     if found["version"] != FORMAT_VERSION:
         raise UsageFault(
             f"{out}: shard contract version {FORMAT_VERSION} expected, found version {found['version']}, which "
-            "is read but never updated: write to another --out, or make this one anew with --force"
+            "is read but never updated: write to another --out, or replace this one with --force"
         )
     now = Begun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
@@ -146,9 +185,14 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
 
 
 def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
-    """Keep an unfinished run's work where this run can go on with it, else throw it away or refuse.
+    """Keep an unfinished run's work if this run can continue it; remove it with --force, else refuse.
 
-    Raises UsageFault where it was begun with other settings or package versions, unless --force starts anew.
+    Args:
+        settings: settings of this run.
+        workspace: folder of the unfinished run.
+
+    Raises:
+        UsageFault: the run used other settings or package versions, and --force is not set.
     """
     begun, wanted = workspace.begun(), Begun.of(settings.document(), anew=settings.force)
     if begun is None or (settings.force and begun != wanted):
@@ -160,22 +204,28 @@ def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
 
 
 def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None:
-    """Refuse to update a set that a codec has encoded, whose latents would be lost, or that other packages made."""
+    """Refuse to update a set that has latents, which would be lost, or that other package versions made.
+
+    Args:
+        settings: settings of this run.
+        complete: dataset.json of the set.
+
+    Raises:
+        UsageFault: the set must not be updated.
+    """
     if names := sorted(complete.get("codecs", {})):
         raise UsageFault(
-            f"{settings.out} has to be updated, and holds latents of {', '.join(names)}, which an update would drop. "
-            "Write to another --out and run omniges encode on that, or start anew with --force and encode again"
+            f"{settings.out} must be updated, but holds latents of {', '.join(names)}, which an update would drop. "
+            "Write to another --out and run omniges encode on that, or start over with --force and encode again"
         )
     now = Begun.of(settings.document(), anew=False)
-    _refuse_differences(
-        f"{settings.out} has to be updated, and was made", complete["tool"], now.tool, "package versions"
-    )
+    _refuse_differences(f"{settings.out} must be updated, but was made", complete["tool"], now.tool, "package versions")
 
 
 def _refuse_differences(what: str, found: Any, wanted: Any, noun: str = "settings") -> None:
     if differences := _differences(found, wanted):
         raise UsageFault(
-            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --out, or start anew with --force"
+            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --out, or start over with --force"
         )
 
 
@@ -190,22 +240,40 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
 
 
 def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Set[str]) -> None:
-    """Raise UsageFault where an update would drop too many of the samples there are (both sets of stems)."""
+    """Refuse an update that would drop too many of the existing samples.
+
+    Args:
+        settings: settings of this run.
+        earlier: stems of the existing samples.
+        remaining: stems that this run found.
+
+    Raises:
+        UsageFault: more than 10 % would be dropped, and --allow-removal is not set.
+    """
     gone = sorted(earlier - remaining)
     if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
         some = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
         raise UsageFault(
-            f"{settings.out}: {len(gone)} of {len(earlier)} samples would go ({some}), more than {_MAX_REMOVED:.0%}. "
-            "Check --root and its files; if it is meant, say --allow-removal"
+            f"{settings.out}: {len(gone)} of {len(earlier)} samples would be dropped ({some}), more than "
+            f"{_MAX_REMOVED:.0%}. Check --root and its files; if this is intended, add --allow-removal"
         )
 
 
 def is_unchanged(
     settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any], digests: dict[str, Digests]
 ) -> bool:
-    """Whether all files are there at their size and every input has the content it had, by hash, not by date.
+    """Return whether all output files exist at their size and no input has changed.
 
-    `digests` are those of the recordings that the set knows.
+    Inputs are compared by hash, not by date.
+
+    Args:
+        settings: settings of this run.
+        discovery: recordings and findings of this run.
+        complete: dataset.json of the set.
+        digests: digests of the inputs of all recordings in the set, by stem.
+
+    Returns:
+        True if the run has nothing to do.
     """
     if any(recording.stem not in digests for recording in discovery.recordings):
         return False
@@ -217,10 +285,19 @@ def is_unchanged(
 
 
 def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -> dict[str, Digests]:
-    """Digests of every file of the recordings, by stem and relative path; `count` hears of MB read."""
+    """Return the digests of all files of some recordings.
+
+    Args:
+        recordings: recordings to read.
+        workers: threads.
+        count: called with (done, total) in megabytes.
+
+    Returns:
+        Digests by stem and relative path.
+    """
 
     def digests(recording: Recording) -> Digests:
-        """None for a file that cannot be read, as a run over it would note."""
+        """Return a recording's digests, None for an unreadable file, as the conversion would record it."""
         found: Digests = {}
         for source in recording.files.values():
             try:
@@ -239,7 +316,15 @@ def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -
 
 
 def inputs_hash(inputs: dict[str, Digests], discovery: Discovery) -> str:
-    """Sha256 of what the inputs are: files and their digests by stem, and the split lists."""
+    """Return the sha256 of all inputs: files and their digests by stem, and the split lists.
+
+    Args:
+        inputs: digests by stem and relative path.
+        discovery: recordings and split lists.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     recordings = inputs | {stem: {} for stem in discovery.rejected}
     return sha256_hex(canonical_json({"recordings": recordings, "split_lists": dict(discovery.split_lists)}))
 
@@ -247,21 +332,51 @@ def inputs_hash(inputs: dict[str, Digests], discovery: Discovery) -> str:
 def journal_shard(
     path: Path, size: int, sha256: str, rows: Sequence[ManifestRow], notes: dict[str, Any]
 ) -> dict[str, Any]:
-    """The journal's line for a finished shard; `notes` are the findings of its samples by stem, as JSON."""
+    """Return the journal's line for a finished shard.
+
+    Args:
+        path: shard file.
+        size: its size in bytes.
+        sha256: its digest in hexadecimal.
+        rows: rows of its samples.
+        notes: findings of its samples by stem, as JSON.
+
+    Returns:
+        The line as a JSON object.
+    """
     return {"staged": path.name, "bytes": size, "sha256": sha256, "rows": [asdict(row) for row in rows], "notes": notes}
 
 
 def journal_rejection(stem: str, findings: Sequence[Finding], inputs: Digests) -> dict[str, Any]:
-    """The journal's line for a recording that was rejected."""
+    """Return the journal's line for a rejected recording.
+
+    Args:
+        stem: stem of the recording.
+        findings: reasons of the rejection.
+        inputs: digests of its files.
+
+    Returns:
+        The line as a JSON object.
+    """
     return {"rejected": stem, "findings": [finding.as_json() for finding in findings], "inputs": dict(inputs)}
 
 
 def recall(
     earlier: Earlier, recordings: Sequence[Recording], digests: Mapping[str, Digests], workers: int, count: Count
 ) -> dict[str, Recalled | Rejected]:
-    """The outcomes of recordings whose inputs are the same, by stem, their shards checked; `count` hears of MB read.
+    """Return the earlier results of recordings with unchanged inputs; their shards are checked.
 
-    Where a shard is damaged or gone, its samples are left out, to be computed again.
+    Samples of a damaged or absent shard are left out, so that they are converted again.
+
+    Args:
+        earlier: results of earlier runs.
+        recordings: recordings of this run.
+        digests: digests of their files by stem.
+        workers: threads.
+        count: called with (done, total) in megabytes.
+
+    Returns:
+        Results by stem.
     """
     outcomes: dict[str, Recalled | Rejected] = {}
     damaged: set[StoredShard] = set()
@@ -286,7 +401,7 @@ def recall(
                     damaged.add(shard)
                 else:
                     outcomes |= samples
-        # What a damaged shard did not give may lie in another one too.
+        # A sample of a damaged shard may also be in another shard.
         retry = {sample.row.stem for shard in chosen.keys() & damaged for sample in chosen[shard]}
         remaining = [recording for recording in remaining if recording.stem in retry]
     return outcomes
@@ -295,7 +410,7 @@ def recall(
 def _sample_of(
     earlier: Earlier, recording: Recording, digests: Mapping[str, Digests], damaged: set[StoredShard]
 ) -> _Sample | None:
-    """The first earlier sample that a computation over today's inputs would give again."""
+    """Return the first earlier sample that a conversion of today's inputs would reproduce."""
     now = {
         modality: (source.relative, digests[recording.stem].get(source.relative))
         for modality, source in recording.files.items()
@@ -314,18 +429,18 @@ def _sample_of(
 
 
 def _read_shard(shard: StoredShard, samples: Sequence[_Sample]) -> dict[str, Recalled] | None:
-    """The samples of a file, or None if it is not, byte for byte, what it was when it was written."""
+    """Return the samples of a shard file, or None if the file is absent or its bytes have changed."""
     try:
         with shard.path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != shard.sha256:
                 return None
-            return {sample.row.stem: _gathered(sample, stream.fileno()) for sample in samples}
+            return {sample.row.stem: _recomputed(sample, stream.fileno()) for sample in samples}
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return None  # gone, unreadable or not of the contract: its samples are computed again
+        return None  # absent, unreadable or invalid: its samples are converted again
 
 
-def _gathered(sample: _Sample, descriptor: int) -> Recalled:
-    """What the end of a run needs of a sample, from its members."""
+def _recomputed(sample: _Sample, descriptor: int) -> Recalled:
+    """Return the statistics, words and cuts of a sample, computed from its members."""
 
     def member(name: str) -> bytes:
         place = sample.row.members[name]

@@ -1,4 +1,4 @@
-"""`omniges inspect`: what a shard folder and one of its samples hold, as tables."""
+"""Tables of `omniges inspect`: contents of a shard folder and of one of its samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omniges.visualize.pictures import draw_sample
 
 
 def folder_facts(source: ShardFolder) -> dict[str, Any]:
-    """The data set in numbers, for ``--json``."""
+    """Return the data set's counts and lengths, for ``--json``."""
     rows = source.rows
     return {
         "folder": str(source.folder),
@@ -50,7 +50,13 @@ def _by_speaker(rows: list[ManifestRow] | Any) -> dict[str, list[ManifestRow]]:
 
 
 def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None:
-    """Splits, speakers, notes and the first samples of a shard folder."""
+    """Print splits, speakers, notes and the first samples of a shard folder.
+
+    Args:
+        source: the shard folder.
+        console: output.
+        shown: number of samples to list.
+    """
     shards = Counter(shard["split"] for shard in source.dataset["shards"].values())
     splits = [
         (split, shards[split], totals["samples"], duration_text(totals["seconds"]), totals["words"])
@@ -78,7 +84,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
 
 
 def sample_facts(sample: SampleArrays) -> dict[str, Any]:
-    """One sample in numbers, for ``--json``."""
+    """Return one sample's lengths and ranges, for ``--json``."""
     arrays = {
         "gesture.npy": sample.gesture.gesture,
         "mel.npy": sample.mel,
@@ -102,7 +108,7 @@ def sample_facts(sample: SampleArrays) -> dict[str, Any]:
 
 
 def _range_of(array: npt.NDArray[np.floating]) -> dict[str, float | None]:
-    """Minimum, mean and maximum of what is there; None where all of it is absent."""
+    """Return minimum, mean and maximum of the present values; None if all are absent."""
     there = array[~np.isnan(array)]
     if not there.size:
         return {"min": None, "mean": None, "max": None}
@@ -110,7 +116,13 @@ def _range_of(array: npt.NDArray[np.floating]) -> dict[str, float | None]:
 
 
 def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) -> None:
-    """Identity, provenance, members and first words of one sample."""
+    """Print identity, provenance, members and first words of one sample.
+
+    Args:
+        sample: the sample.
+        console: output.
+        shown_words: number of words to list.
+    """
     facts = sample_facts(sample)
     metadata = facts["metadata"]
     names = ("key", "split", "speaker", "language", "frames", "mel_frames", "ticks")
@@ -143,7 +155,16 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
 
 
 def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
-    """Draw a sample to a PNG file: mel, words, motion energy, stick figures."""
+    """Draw mel, words, motion energy and stick figures of a sample to a PNG file.
+
+    Args:
+        sample: the sample.
+        path: file to write.
+        start_s: start of the drawing in seconds, within the sample.
+
+    Raises:
+        UsageFault: `start_s` is outside the sample.
+    """
     row = sample.row
     facts = [fact for fact in (row.speaker, row.labels.get("emotion"), row.split) if fact]
     seconds = sample.row.seconds

@@ -1,6 +1,6 @@
-"""What a file-name stem of BEAT2 says, ``<speaker>_<name>_<rec>_<start>_<end>``, and which split it belongs to.
+"""Labels in a file-name stem of BEAT2, ``<speaker>_<name>_<rec>_<start>_<end>``, and the split of a recording.
 
-The split comes from a split list (CSV), else from BEAT2's own rule.
+The split comes from a split list (CSV), otherwise from BEAT2's own rule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
 _SCENARIOS: Final = ("speech", "conversation")  # rec digit % 2
 
-# The emotion of a speech recording by its first start index; there is none beyond 118.
+# The emotion of a speech recording by its first start index; undefined beyond 118.
 _EMOTIONS: Final = {
     0: "neutral",
     65: "happiness",
@@ -46,12 +46,12 @@ TEST_STARTS: Final[dict[int | None, frozenset[int]]] = {
     25: _SHORT_TEST - {1},
 }
 """Start indices of each speaker's English test clips in BEAT2 v2.0.0."""
-_VAL_SHARE: Final = 8 / 103  # speaker 2, the one that was counted: 8 val clips among 103 that are not test
+_VAL_SHARE: Final = 8 / 103  # counted for speaker 2: 8 val clips among the 103 that are not test
 
 
 @dataclass(frozen=True, slots=True)
 class StemFields:
-    """What a stem says; every field is None where the stem is outside the grammar."""
+    """Fields of a stem; all are None if the stem does not follow the grammar."""
 
     speaker_id: int | None = None
     speaker: str | None = None
@@ -62,12 +62,15 @@ class StemFields:
 
     @property
     def known(self) -> bool:
-        """Whether the stem follows the grammar."""
+        """True if the stem follows the grammar."""
         return self.speaker_id is not None
 
 
 def parse_stem(stem: str) -> StemFields:
-    """Fields of a stem. A conversation is neutral; a speech index beyond 118 has no emotion (None)."""
+    """Return the fields of a stem.
+
+    A conversation is neutral. A speech index beyond 118 has no emotion (None).
+    """
     match = _GRAMMAR.fullmatch(stem)
     if match is None:
         return StemFields()
@@ -84,7 +87,10 @@ def parse_stem(stem: str) -> StemFields:
 
 
 def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
-    """Speaker id and name that a folder such as ``2``, ``speaker2``, ``2_scott`` or ``scott`` names, else Nones."""
+    """Return speaker id and name in a folder name: ``2``, ``speaker2``, ``2_scott`` or ``scott``.
+
+    Both are None for other names.
+    """
     match = _FOLDER.fullmatch(folder)
     if match:
         return int(match[1]), match[2].lower() if match[2] else None
@@ -93,7 +99,7 @@ def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class SplitList:
-    """A parsed split list: split per id, ids that cannot be trusted, and findings about the list itself."""
+    """A parsed split list: split of each id, faulty ids, and findings about the list itself."""
 
     name: str
     sha256: str
@@ -103,10 +109,20 @@ class SplitList:
 
 
 def parse_split_list(data: bytes, name: str) -> SplitList:
-    """Read ``id,type`` rows (UTF-8, BOM and CRLF allowed, blank lines skipped); `name` is for messages.
+    """Read ``id,type`` rows (UTF-8, BOM and CRLF allowed, blank lines skipped).
 
-    An id with two different splits or an unknown split is remembered as faulty, so that its recording is rejected.
-    An id that is no plain file stem is a note. Raises DataError if the text is no CSV with these columns.
+    An id with two different splits or an unknown split is faulty, and its recording will be rejected. An id that cannot
+    be a file stem gives a note.
+
+    Args:
+        data: bytes of the CSV file.
+        name: path of the list for messages.
+
+    Returns:
+        Split of each valid id, faulty ids, and findings.
+
+    Raises:
+        DataError: the text is not CSV with these columns.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -134,10 +150,17 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
 
 
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
-    """The split without a list, and whether a hash of the stem had to choose (between train and val).
+    """Return the split of a recording that no list contains.
 
-    Conversations are `additional`. For English speech the test clips are BEAT2's; val is 9–16 for the speakers with
-    fifteen test clips, where it is known.
+    Conversations are `additional`. For English speech, test clips are BEAT2's. For speakers with fifteen test clips,
+    val is start indices 9–16, where these are known. Otherwise a hash of the stem chooses between train and val.
+
+    Args:
+        stem: stem of the recording.
+        fields: fields of the stem.
+
+    Returns:
+        The split, and whether the hash chose it.
     """
     if fields.scenario == "conversation":
         return "additional", False

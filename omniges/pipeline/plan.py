@@ -1,4 +1,4 @@
-"""`preprocess --plan`: what would be done, its size and its time, from converting a few recordings."""
+"""`preprocess --plan`: the work of a run, its output size and time, estimated from a few conversions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from omniges.pipeline.settings import DEFAULT_CORPUS, PreprocessSettings, Sample
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.shards.schema import SPLITS
 
-_SAMPLED: Final = 3  # recordings converted to learn the speed; the first is converted twice, to warm up
+_SAMPLED: Final = 3  # recordings converted to measure the speed; the first is converted twice, as a warm-up
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do; the estimates are None where no recording could be converted to learn from."""
+    """Work of a run; estimates are None if no sampled recording could be converted."""
 
     parts: tuple[str, ...]
     stems: int
@@ -38,7 +38,7 @@ class Plan:
 
 
 def make_plan(settings: PreprocessSettings) -> Plan:
-    """Discover, convert a few recordings of middling size in this process, and scale up by input bytes."""
+    """Convert a few recordings of medium size in this process, and scale up by input bytes."""
     settings, discovery = find_recordings(settings)
     decode = CORPORA.get(settings.corpus or DEFAULT_CORPUS).take
     recordings = discovery.recordings
@@ -48,7 +48,7 @@ def make_plan(settings: PreprocessSettings) -> Plan:
     seconds = output = wall = read = 0.0
     for place, recording in enumerate(chosen):
         if place == 0:
-            convert(recording, settings.convert, decode)  # imports and first calls
+            convert(recording, settings.convert, decode)  # warm-up: imports and first calls
         start = time.perf_counter()
         outcome = convert(recording, settings.convert, decode)
         if isinstance(outcome, Sample):
@@ -74,7 +74,13 @@ def make_plan(settings: PreprocessSettings) -> Plan:
 
 
 def print_plan(plan: Plan, workers: int, console: Console) -> None:
-    """What a run would do."""
+    """Print the work of a run with its estimates.
+
+    Args:
+        plan: work of the run.
+        workers: worker processes that the run will use.
+        console: output.
+    """
     console.print(f"data set folders: {', '.join(part or '.' for part in plan.parts)}", markup=False)
     print_table(console, ("split", "recordings"), plan.splits.items(), (1,))
     speakers = ", ".join(f"{name} {count}" for name, count in plan.speakers.items())
@@ -94,5 +100,5 @@ def print_plan(plan: Plan, workers: int, console: Console) -> None:
 
 
 def plan_json(plan: Plan) -> str:
-    """One line of JSON, ``{"event": "plan", …}``."""
+    """Return one line of JSON, ``{"event": "plan", …}``."""
     return json.dumps({"event": "plan"} | asdict(plan), sort_keys=True)

@@ -1,4 +1,4 @@
-"""The end of making a set: what lies beside the shards, dataset.json last, and all of it at once the folder's."""
+"""Last step of a run: write the files beside the shards, dataset.json last, and publish all at once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from omniges.storage.canonical_json import canonical_json, json_document, sha256
 def publish_set(
     workspace: Workspace, tally: Tally, writer: ShardWriter, settings: dict[str, Any], plan: Mapping[str, Any]
 ) -> str:
-    """Write what lies beside the shards, dataset.json last, and make it all the folder's; returns the manifest hash.
+    """Write the files beside the shards, dataset.json last, and publish the set in the output folder.
 
     Args:
-        workspace: Where the shards lie so far.
-        tally: What the samples and findings gave; its findings are sorted.
-        writer: What wrote the shards, closed.
-        settings: What decides output bytes, as dataset.json has it.
-        plan: Where the samples came from, as dataset.json has it.
+        workspace: folder that holds the shards so far.
+        tally: collected samples and findings; its findings are sorted.
+        writer: closed writer of the shards.
+        settings: settings that decide output bytes, as in dataset.json.
+        plan: origin of the samples, as in dataset.json.
 
     Returns:
         The manifest hash of the set.

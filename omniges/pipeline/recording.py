@@ -1,6 +1,6 @@
-"""`Recording`: what a person's own program hands to `write_shards`, and how it becomes a `Take`.
+"""`Recording`, the input of `write_shards` from a user's program, and its conversion to a `Take`.
 
-The checks are those that `preprocess` makes of files, so that what is refused there is refused here.
+The checks are those that `preprocess` applies to files, so both refuse the same input.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from omniges.storage.canonical_json import canonical_json
 
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
 _MOST_CHANNELS: Final = 8
-_AFTER_END_S: Final = 0.1  # by which words may run past the end: times are rounded
+_AFTER_END_S: Final = 0.1  # tolerance of word times after the end, because times are rounded
 _MAX_SPEAKER_ID: Final = 2**31 - 1
-# Where the remedy for files does not fit what a program gives.
+# Remedies for programs, for codes whose remedy is about files.
 _REMEDIES: Final = {
     "wav-unsupported-encoding": "convert the samples",
     "wav-damaged-header": "check samples and sample_rate_hz",
-    "wav-empty": "give samples=None where there is no sound",
+    "wav-empty": "give samples=None if there is no sound",
     "wav-out-of-range": "divide them by full scale, such as 32768",
-    "wav-silent": "give samples=None where there is no sound",
+    "wav-silent": "give samples=None if there is no sound",
     "wav-not-finite": "repair the samples, or give samples=None",
-    "npz-not-finite": "repair the motion, or name the part in absent",
-    "npz-wrong-shape": "give arrays of SMPL-X, and name parts that they lack in absent",
+    "npz-not-finite": "repair the motion, or list the part in absent",
+    "npz-wrong-shape": "give arrays of SMPL-X, and list missing parts in absent",
     "npz-wrong-dtype": "convert the array",
-    "npz-no-frames": "give None where there is no motion",
-    "npz-unequal-lengths": "cut the arrays to one length",
-    "textgrid-no-words": "give words=None where there is no transcript",
+    "npz-no-frames": "give None if there is no motion",
+    "npz-unequal-lengths": "cut the arrays to equal length",
+    "textgrid-no-words": "give words=None if there is no transcript",
     "textgrid-bad-interval": "sort the words and correct their times",
     "textgrid-overlap": "correct the times",
     "sem-invalid": "correct the span",
@@ -63,13 +63,13 @@ _REMEDIES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
-    """One recording of a person's own, for `write_shards`; what is None is absent, and stays so.
+    """One recording of a user's program, for `write_shards`; None means absent.
 
-    Arrays are what ``numpy.asarray`` takes. They are checked when the recording is written.
+    Arrays are anything that ``numpy.asarray`` accepts. They are checked when the recording is written.
     """
 
     key: str
-    """Name, unique in the set: any file name without its ending."""
+    """Name, unique in the set: any file name without extension."""
     poses: npt.ArrayLike | None = None
     """(T, 165) SMPL-X axis-angle in radians: root 0:3, body 3:66, jaw 66:69, eyes 69:75, hands 75:165; y up."""
     trans: npt.ArrayLike | None = None
@@ -79,52 +79,60 @@ class Recording:
     betas: npt.ArrayLike | None = None
     """(up to 300,) shape coefficients."""
     gender: str = ""
-    """Of the body model."""
+    """Gender of the body model."""
     frame_rate_hz: float | None = None
-    """Of poses, trans and expressions: 30, or a multiple of it, of which every second, third, … frame is kept."""
+    """Rate of poses, trans and expressions: 30, or a multiple of it, which is reduced to 30 by dropping frames."""
     absent: Part | Sequence[Part] = ()
-    """Parts that the arrays do not show: upper, hands, lower, jaw_eyes, root, face. Their columns are not read."""
+    """Parts that were not recorded: upper, hands, lower, jaw_eyes, root, face. Their columns are not read."""
     samples: npt.ArrayLike | None = None
     """(N,) or (N, channels): float32 or float64 in [-1, 1], or int16 or int32 at full scale."""
     sample_rate_hz: float | None = None
-    """Of samples; 16000 is kept, others are resampled."""
+    """Rate of samples; rates other than 16000 are resampled to it."""
     words: Iterable[Any] | None = None
-    """In order of time, each (word, start_s, end_s), a mapping or an object with word, start and end."""
+    """Words in order of time: (word, start_s, end_s), or a mapping or object with word, start and end."""
     semantic: Iterable[Any] | None = None
-    """Each (name, start_s, end_s, score[, keywords]), a mapping or an object with these names."""
+    """Semantic spans: (name, start_s, end_s, score[, keywords]), or a mapping or object with these names."""
     split: str = "train"
-    """train, val, test or additional."""
+    """Split: train, val, test or additional."""
     speaker: str | None = None
     speaker_id: int | None = None
     language: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Values by name, such as emotion; a recording without one that another has gets ""."""
+    """Values by label name, such as emotion; labels that only other recordings have become ""."""
     source: str | None = None
-    """Where it comes from: a text, or a path relative to the data set."""
+    """Origin of the recording: a text, or a path relative to the data set."""
 
 
 def take_of(recording: Recording) -> Take:
-    """Return a recording as the conversion takes it; raises DataError, in one line, for what cannot be used."""
+    """Return a recording as a take; raise DataError, in one line, if it cannot be used."""
     try:
-        return _take(recording)
+        return _build_take(recording)
     except RecordingFault as fault:
         raise refused(recording.key, fault) from fault
 
 
 def refused(key: object, fault: RecordingFault) -> DataError:
-    """Return the line for a recording that cannot be used."""
+    """Return the error for a recording that cannot be used.
+
+    Args:
+        key: key of the recording.
+        fault: reason.
+
+    Returns:
+        The error, with a remedy that fits a program.
+    """
     problem = fault.problem
     expected = f"; {problem.expected} expected" if problem.expected else ""
     remedy = _REMEDIES.get(problem.code, CODES[problem.code].remedy)
     return DataError(f"recording {key!r}: {problem.found}{expected}: {remedy}")
 
 
-def _take(recording: Recording) -> Take:
+def _build_take(recording: Recording) -> Take:
     key = recording.key
     if not is_stem(key):
         raise DataError(
-            f"recording {key!r}: a key expected that can be a file name without its ending, of at most {MAX_KEY_BYTES} "
-            "bytes once characters other than A-Z, a-z, 0-9, _ and - are escaped: rename it"
+            f"recording {key!r}: a key expected that is a file name without extension, of at most {MAX_KEY_BYTES} "
+            "bytes after characters other than A-Z, a-z, 0-9, _ and - are escaped: rename it"
         )
     split = as_split(recording.split) if isinstance(recording.split, str) else None
     if split is None:
@@ -153,7 +161,7 @@ def _take(recording: Recording) -> Take:
 
 
 def digests_of(take: Take) -> dict[str, str]:
-    """Return the sha256 of each modality that a take has, by the name that the manifest gives its source."""
+    """Return the sha256 of each modality of a take, by the manifest's source names."""
     found = {}
     if (motion := take.motion) is not None:
         facts = [motion.frame_rate_hz, motion.source_frames, motion.betas_columns, motion.gender]
@@ -168,7 +176,7 @@ def digests_of(take: Take) -> dict[str, str]:
 
 
 def _digest(facts: Sequence[Any], *arrays: npt.NDArray[Any]) -> str:
-    """Sha256 of facts and of arrays with their types and shapes."""
+    """Return the sha256 of facts and of arrays with their types and shapes."""
     digest = hashlib.sha256(canonical_json([*facts, *([array.dtype.str, *array.shape] for array in arrays)]))
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data.cast("B"))
@@ -193,11 +201,11 @@ def _check_texts(recording: Recording) -> None:
     if recording.source is not None and not is_relative_path(recording.source):
         raise DataError(
             f"recording {key!r}: source {recording.source!r}; a text, or a path relative to the data set and without "
-            "'..' expected, for shards are the same on every machine"
+            "'..' expected, because shards must be equal on every machine"
         )
     speaker_id = recording.speaker_id
     if speaker_id is not None and not (_is_number(speaker_id) and speaker_id in range(_MAX_SPEAKER_ID + 1)):
-        raise DataError(f"recording {key!r}: speaker_id {speaker_id!r}; a whole number from 0 on expected")
+        raise DataError(f"recording {key!r}: speaker_id {speaker_id!r}; a whole number of at least 0 expected")
 
 
 def _is_text(value: object) -> bool:
@@ -211,7 +219,7 @@ def _is_text(value: object) -> bool:
 
 
 def _motion(recording: Recording) -> Motion | None:
-    """The motion of a recording; None where no part of it is there."""
+    """Return the motion of a recording, or None if all parts of it are absent."""
     if not isinstance(recording.absent, Iterable):
         raise DataError(
             f"recording {recording.key!r}: absent {recording.absent!r}; names of parts expected, () for none"
@@ -229,13 +237,13 @@ def _motion(recording: Recording) -> Motion | None:
     given = {name: _array(recording, name, array) for name, array in arrays.items() if array is not None}
     if not given:
         if recording.betas is not None:
-            raise DataError(f"recording {recording.key!r}: betas without motion: leave them out")
+            raise DataError(f"recording {recording.key!r}: betas without motion: remove them")
         return None
     rate = recording.frame_rate_hz
     if not _is_number(rate):
         raise DataError(
             f"recording {recording.key!r}: motion with frame_rate_hz {rate!r}; frames per second expected: give "
-            "frame_rate_hz=30, or the rate it has"
+            "frame_rate_hz=30, or the actual rate"
         )
     betas = None if recording.betas is None else _array(recording, "betas", recording.betas)
     hidden = sorted(absent & set(POSE_PARTS))
@@ -253,7 +261,7 @@ def _wav(recording: Recording) -> Wav | None:
     if not _is_number(rate):
         raise DataError(
             f"recording {recording.key!r}: samples with sample_rate_hz {rate!r}; samples per second expected: give "
-            "sample_rate_hz=16000, or the rate they have"
+            "sample_rate_hz=16000, or the actual rate"
         )
     samples = _array(recording, "samples", recording.samples)
     if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:
@@ -277,7 +285,7 @@ def _array(recording: Recording, name: str, given: Any) -> npt.NDArray[Any]:
 
 
 def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
-    """The fields of a word or span given as a tuple, a mapping or an object."""
+    """Return the fields of a word or span given as a tuple, a mapping or an object."""
     if isinstance(item, Mapping):
         return tuple(item.get(name) for name in names)
     if isinstance(item, (tuple, list)):
@@ -288,7 +296,7 @@ def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
 
 
 def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | None:
-    """The words of a recording that lasts so many seconds, by the rules of TextGrids: silences are dropped."""
+    """Return the words of a recording of this length by the rules of TextGrids; silences are dropped."""
     if recording.words is None:
         return None
     if not isinstance(recording.words, Iterable):

@@ -1,4 +1,4 @@
-"""`preprocess`: discover, take over what is unchanged, convert the rest, pack shards in order, publish all at once."""
+"""`preprocess`: discover recordings, reuse unchanged ones, convert the rest, pack shards, publish all at once."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from omniges.shards.transaction import Begun, Workspace, finish_commit, staged_n
 from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors
 
-# Output bytes a byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
+# Output bytes for each byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
 
 
 class _RunLog:
-    """JSON lines about a run that must not be part of its output: times, retries, worker deaths."""
+    """JSON lines about times, retries and worker crashes, which must not be part of the output."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -49,7 +49,12 @@ class _RunLog:
             self._stream.close()
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append one event with its time, process and host."""
+        """Append one event with its time, process and host.
+
+        Args:
+            event: name of the event.
+            **facts: further fields.
+        """
         stamp = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pid": os.getpid()}
         with self._lock, os_errors(self._path):
             self._stream.write(json.dumps(stamp | {"host": platform.node()} | facts) + "\n")
@@ -58,12 +63,12 @@ class _RunLog:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a run has to do, once it is known what earlier ones left."""
+    """Work of a run, and the results of earlier runs that it reuses."""
 
     settings: PreprocessSettings
     discovery: Discovery
     workspace: Workspace
-    recalled: Mapping[str, incremental.Recalled | Rejected]  # outcomes that still hold, by stem
+    recalled: Mapping[str, incremental.Recalled | Rejected]  # earlier results that are still valid, by stem
     digests: Mapping[str, incremental.Digests]
     earlier_stems: set[str]  # the samples of the complete set in the folder
 
@@ -71,10 +76,22 @@ class _Work:
 def preprocess(
     settings: PreprocessSettings, reporter: Reporter, count: incremental.Count = lambda _done, _total: None
 ) -> Summary:
-    """Convert a data set to shards; returns what came of it. `count` hears of the checking that comes first.
+    """Convert a data set to shards.
 
-    Raises UsageFault, DataError or EnvironmentFault where the run cannot begin or go on; an earlier set in the folder
-    stays as it is until the new one is complete, and finished work is kept for the next run.
+    An earlier set in the folder is unchanged until the new one is complete. Finished work is kept for the next run.
+
+    Args:
+        settings: settings of the run.
+        reporter: output of progress.
+        count: called with (done, total) in megabytes while earlier results are checked.
+
+    Returns:
+        Result of the run.
+
+    Raises:
+        UsageFault: the settings do not fit the folder or the data set.
+        DataError: a list of the data set or of the earlier set is damaged.
+        EnvironmentFault: the disk or another run prevents the work.
     """
     start = time.monotonic()
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
@@ -82,13 +99,13 @@ def preprocess(
     workspace = Workspace(settings.out)
     make_folder(settings.out)
     with locked(settings.out), _RunLog(settings.log_path) as log:
-        workspace.refuse_foreign()  # under the lock: another run may be moving our files just now
+        workspace.refuse_foreign()  # under the lock: another run may be renaming files now
         finish_commit(workspace)
         complete = incremental.read_complete(settings)
         incremental.check_begun(settings, workspace)
         try:
             earlier = incremental.known_outcomes(workspace, complete)
-        except DataError as error:  # the complete set's own lists are damaged
+        except DataError as error:  # the complete set is damaged
             log.write("set-damaged", reason=str(error))
             earlier = incremental.known_outcomes(workspace, None)
         known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
@@ -126,28 +143,28 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
 
 
 def _warm_imports() -> None:
-    """Load what the end of the run needs while the workers start; they are native and cost half a second."""
+    """Import slow native packages for the end of the run while the workers start; saves half a second."""
     import pyarrow.parquet  # noqa: F401, PLC0415
     import tokenizers  # noqa: F401, PLC0415
 
 
 def _check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) -> None:
-    """Refuse before any work where the disk is plainly too small for what these recordings will need."""
+    """Refuse to start if the disk is clearly too small for the output."""
     motion, audio = (
         sum(recording.files[role].size for recording in recordings if role in recording.files)
         for role in ("npz", "wav")
     )
     needed = int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
     free = shutil.disk_usage(settings.out).free
-    if free < 0.8 * needed:  # compressed inputs make the estimate too high
+    if free < 0.8 * needed:  # the estimate is too high for compressed inputs
         raise EnvironmentFault(
             f"{settings.out}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. "
-            "Free some space or choose another --out (what lies there is kept until the new shards are complete)"
+            "Free some space or choose another --out (existing shards are kept until the new ones are complete)"
         )
 
 
 def _ordered(discovery: Discovery) -> list[Recording]:
-    """Recordings in the order in which shards hold them."""
+    """Return the recordings in the order of the shards."""
     order = {split: place for place, split in enumerate(SPLITS)}
     return sorted(discovery.recordings, key=lambda recording: (order[recording.split], recording.key))
 
@@ -189,7 +206,7 @@ def _convert_all(
 
 
 def _finish(work: _Work, tally: Tally, writer: ShardWriter) -> str:
-    """Publish the set; returns the manifest hash."""
+    """Publish the set; return the manifest hash."""
     plan = {
         "inputs_sha256": incremental.inputs_hash(tally.inputs, work.discovery),
         "stems": work.discovery.stems,

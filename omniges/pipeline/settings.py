@@ -1,6 +1,6 @@
-"""Settings and results of a preprocess run and of converting one recording.
+"""Settings and results of a preprocess run and of the conversion of one recording.
 
-`omniges --help` imports this file: what costs start-up time is imported for types alone.
+`omniges --help` imports this file, so slow imports are for type checking only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ Stored = TypeVar("Stored")
 
 
 def size_bytes(flag: str, text: str) -> int:
-    """Read a size such as ``256MB``, ``1.5GiB`` or ``1000000``; raises UsageFault by flag name."""
+    """Return the number of bytes in a size such as ``256MB``, ``1.5GiB`` or ``1000000``.
+
+    Args:
+        flag: flag that errors name.
+        text: size with an optional unit.
+
+    Returns:
+        Size in bytes.
+
+    Raises:
+        UsageFault: the text is not a size.
+    """
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
     if match is None:
@@ -36,7 +47,7 @@ def size_bytes(flag: str, text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which recordings are wanted and where their files lie; part of the settings hash."""
+    """Filters of recordings and names of their folders; part of the settings hash."""
 
     wav_dir: str | None = option(None, "Name of the folder of WAV files.", shown="wave16k")
     gesture_dir: str | None = option(
@@ -53,13 +64,13 @@ class Selection:
     splits: tuple[Split, ...] = option((), "Only these splits: train, val, test, additional.", commas=True, shown="all")
 
     def __post_init__(self) -> None:
-        """Refuse splits that do not exist."""
+        """Refuse unknown splits."""
         check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
-    """What decides the content of a sample; part of the settings hash."""
+    """Settings that decide the content of a sample; part of the settings hash."""
 
     loudness: Literal["none", "peak"] = option("none", "Level before the mel; peak scales the largest sample to 0.5.")
     keep_audio: bool = option(
@@ -74,7 +85,7 @@ class ConvertSettings:
     word_tier: str | None = option(None, "Name of the word tier in the TextGrids.", shown="words or word")
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, by the name of the flag."""
+        """Refuse values out of range; errors name the flag."""
         check(self)
 
 
@@ -90,10 +101,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sample(Generic[Stored]):
-    """A converted recording: its row has no shard yet, its offsets count from where its segment starts."""
+    """A converted recording; its row has no shard yet, and offsets count from its segment's start."""
 
     row: ManifestRow
-    segment: Stored  # the tar members: laid out by the conversion, as bytes of a worker, or in an earlier run's shard
+    segment: Stored  # the tar members: as buffers, bytes from a worker, or a position in an earlier shard
     notes: tuple[Finding, ...]
     partials: tuple[Partial, ...] | None  # of train samples, in the order of `STATISTICS`
     words: Counter[str]  # of train samples
@@ -102,7 +113,7 @@ class Sample(Generic[Stored]):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A recording that cannot be used, and every reason found; with the digests of the files that were read."""
+    """An unusable recording with all reasons, and the digests of the files that were read."""
 
     findings: tuple[Finding, ...]
     sources: dict[str, tuple[str, str]]
@@ -110,7 +121,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessSettings:
-    """All that `omniges preprocess` can be told; what decides output bytes is hashed into dataset.json."""
+    """Settings of `omniges preprocess`; those that decide output bytes are hashed into dataset.json."""
 
     root: Path = field(metadata=about("Folder of the data set."))
     out: Path = option(
@@ -149,7 +160,7 @@ class PreprocessSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, by the name of the flag."""
+        """Refuse invalid values; errors name the flag."""
         check(self)
         if self.workers == 0:
             object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))
@@ -158,12 +169,12 @@ class PreprocessSettings:
 
     @property
     def log_path(self) -> Path:
-        """The run log, beside the output folder unless named."""
+        """Path of the run log, by default beside the output folder."""
         out = self.out if self.out.name else self.out.absolute()
         return self.run_log or out.with_name(out.name + ".run.jsonl")
 
     def document(self) -> dict[str, Any]:
-        """The settings that decide output bytes; the corpus where it is not the one that there was at first."""
+        """Return the settings that decide output bytes; the corpus only if it is not BEAT2."""
         other = {} if self.corpus in {None, DEFAULT_CORPUS} else {"corpus": self.corpus}
         return other | {
             "selection": asdict(self.selection),
@@ -199,16 +210,16 @@ class Summary:
     report: Path | None
     run_log: Path
     manifest_hash: str | None
-    reused: int = 0  # outcomes taken over from earlier runs because no input had changed
-    unchanged: bool = False  # nothing was done: the folder was complete and the inputs are the same
+    reused: int = 0  # results reused from earlier runs because no input had changed
+    unchanged: bool = False  # nothing was done: folder complete, inputs unchanged
 
     @property
     def rejected_share(self) -> float:
-        """Rejected stems as a share of all discovered ones."""
+        """Rejected stems as a share of all stems found."""
         return self.rejected / self.stems if self.stems else 0.0
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 when a recording was lost or too many were rejected, else 0."""
+        """1 if a recording was lost or too many were rejected, else 0."""
         failed = bool(self.lost) or self.rejected_share > self.max_rejected
         return ExitCode.FINDINGS if failed else ExitCode.OK

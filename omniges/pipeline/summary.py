@@ -1,7 +1,4 @@
-"""Tables a person reads after a run, and the same as JSON.
-
-What a run gathers while outcomes come in, and the progress and the summary made of it.
-"""
+"""Collected results of a run, its progress, and its summary as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds as ``1 h 02 min``, ``3 min 20 s`` or ``4.2 s``."""
+    """Return seconds as ``1 h 02 min``, ``3 min 20 s`` or ``4.2 s``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -46,7 +43,7 @@ def duration_text(seconds: float) -> str:
 
 
 def size_text(count: float) -> str:
-    """Bytes as ``4.9 MB`` (powers of 1000)."""
+    """Return bytes as ``4.9 MB`` (powers of 1000)."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -57,7 +54,14 @@ def size_text(count: float) -> str:
 def print_table(
     console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()
 ) -> None:
-    """Print a table without lines; `right` are the columns to align right."""
+    """Print a table without lines.
+
+    Args:
+        console: output.
+        columns: column titles.
+        rows: cells of each row.
+        right: indices of columns to align right.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place in right else "left", overflow="fold")
@@ -67,7 +71,12 @@ def print_table(
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """What was done, what was not and why, and what to do about it."""
+    """Print converted, rejected and lost recordings, the reasons, and the remedies.
+
+    Args:
+        summary: result of the run.
+        console: output.
+    """
     splits = [(split, samples, duration_text(seconds)) for split, (samples, seconds) in summary.splits.items()]
     print_table(console, ("split", "samples", "length"), splits, (1, 2))
     counts = summary.finding_counts
@@ -81,7 +90,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(f"\nlost: {stem}: tried twice ({reason})", markup=False)
     speed = f", {summary.computed_s / summary.elapsed_s:,.0f} × real time"
     if summary.reused:
-        speed = f" ({summary.reused} taken over unchanged)"  # a speed over what was not computed would say nothing
+        speed = f" ({summary.reused} reused unchanged)"  # speed is meaningless if results were reused
     done = (
         f"\nnothing to do: inputs and settings are those of the {summary.converted} recordings in {summary.out}"
         if summary.unchanged
@@ -103,8 +112,8 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _verdict(summary: Summary) -> str:
     if summary.lost:
         return (
-            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that died or met the --deadline "
-            f"(all in {summary.run_log}); the same command tries again"
+            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that crashed or reached "
+            f"the --deadline (all in {summary.run_log}); run the same command to retry"
         )
     share = f"{summary.rejected} of {summary.stems} recordings rejected ({summary.rejected_share:.1%})"
     if summary.exit_code is not ExitCode.OK:
@@ -113,7 +122,7 @@ def _verdict(summary: Summary) -> str:
 
 
 def summary_json(summary: Summary) -> str:
-    """One line of JSON, ``{"event": "summary", …}``."""
+    """Return one line of JSON, ``{"event": "summary", …}``."""
     row: dict[str, Any] = asdict(summary)
     row |= {"event": "summary", "exit_code": int(summary.exit_code), "rejected_share": summary.rejected_share}
     row["splits"] = {name: {"samples": n, "seconds": s} for name, (n, s) in summary.splits.items()}
@@ -122,7 +131,7 @@ def summary_json(summary: Summary) -> str:
 
 @dataclass(slots=True)
 class Tally:
-    """What a run gathers while outcomes come in."""
+    """Collected results of a run."""
 
     rows: list[ManifestRow] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -140,7 +149,7 @@ class Tally:
 
     @property
     def noted(self) -> int:
-        """Samples with at least one note."""
+        """Number of samples with at least one note."""
         return sum(map(bool, self.notes.values()))
 
     def add(
@@ -151,7 +160,18 @@ class Tally:
         journal: Journal,
         inputs: Digests | None = None,
     ) -> None:
-        """Take in an outcome: a worker's, or an earlier run's with its inputs. A sample goes to its shard."""
+        """Add the result of one recording, and pass its sample to the shard writer.
+
+        Args:
+            recording: the recording.
+            outcome: result of a worker or of an earlier run.
+            writer: writer of the shards.
+            journal: journal of the run.
+            inputs: digests of the inputs, for a result of an earlier run.
+
+        Raises:
+            DataError: the sample's label names differ from those of the samples before it.
+        """
         if isinstance(outcome, Lost):
             self.lost[recording.stem] = outcome.reason
             return
@@ -173,9 +193,9 @@ class Tally:
             found, first = (", ".join(sorted(row.labels)) or "none" for row in (outcome.row, self.rows[0]))
             raise DataError(
                 f"{recording.stem}: labels {first} expected as of {self.rows[0].stem}, found {found}: a corpus gives "
-                'all its recordings the same names of labels, with "" for what is not known'
+                'all its recordings the same label names, with "" for unknown ones'
             )
-        self.take_in(outcome)  # before the writer, whose journal line may hold its notes
+        self.take_in(outcome)  # before the writer, whose journal line may include its notes
         if isinstance(outcome.segment, StoredSegment):
             self.rows.append(writer.add_stored(outcome.row, outcome.segment))
         else:
@@ -183,7 +203,7 @@ class Tally:
             self.computed_s += outcome.row.seconds
 
     def take_in(self, sample: Sample[Any]) -> None:
-        """Take in all of a sample but its row, which comes from the writer."""
+        """Add everything about a sample except its row, which the writer returns."""
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
         self.words += sample.words
@@ -195,7 +215,17 @@ class Tally:
 def summary_of_complete(
     settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any], elapsed_s: float
 ) -> Summary:
-    """The summary of a folder that needs nothing done, from what lies in it."""
+    """Return the summary of a folder that is up to date.
+
+    Args:
+        settings: settings of the run.
+        discovery: recordings and findings of this run.
+        complete: dataset.json of the folder.
+        elapsed_s: seconds since the run started.
+
+    Returns:
+        The summary.
+    """
     source = ShardFolder(settings.out)
     findings = read_report(settings.out, complete)
     notes: dict[str | None, list[Finding]] = defaultdict(list)
@@ -216,15 +246,15 @@ def summary_of_complete(
 
 @dataclass(frozen=True, slots=True)
 class ConvertProgress(Progress):
-    """How far a run has come."""
+    """Progress of a run."""
 
-    done: int  # recordings looked at, rejected ones included
+    done: int  # processed recordings, including rejected ones
     total: int
     converted: int
     rejected: int
     noted: int  # converted with at least one note
     lost: int
-    reused: int  # outcomes taken over from earlier runs
+    reused: int  # results reused from earlier runs
     computed_s: float  # seconds of the recordings converted in this run
     elapsed_s: float
     eta_s: float | None
@@ -235,7 +265,18 @@ class ConvertProgress(Progress):
     def of(
         cls, discovery: Discovery, tally: Tally, pool: ConvertPool, elapsed_s: float, share: float
     ) -> ConvertProgress:
-        """Return how far a run has come; `share` is that of the work, not of the recordings."""
+        """Return the progress of a run.
+
+        Args:
+            discovery: recordings of the run.
+            tally: collected results.
+            pool: pool of workers; gives the slowest current recording.
+            elapsed_s: seconds since conversion started.
+            share: share of the work done, 0 to 1; by bytes, not by recordings.
+
+        Returns:
+            The progress.
+        """
         slowest = pool.slowest()
         return cls(
             done=len(tally.rows) + tally.rejected + len(tally.lost),
@@ -254,10 +295,10 @@ class ConvertProgress(Progress):
 
     @property
     def line(self) -> str:
-        """In words, for a person."""
+        """Progress as one line of text."""
         slow = f", slowest now {self.slowest} ({self.slowest_s:.1f} s)" if self.slowest and self.slowest_s > 1 else ""
         lost = f", {self.lost} lost" if self.lost else ""
-        reused = f" ({self.reused} taken over)" if self.reused else ""
+        reused = f" ({self.reused} reused)" if self.reused else ""
         return (
             f"{self.done}/{self.total} recordings: {self.converted} converted{reused}, {self.rejected} rejected, "
             f"{self.noted} with notes{lost}; "
@@ -266,26 +307,26 @@ class ConvertProgress(Progress):
 
     @property
     def share(self) -> float:
-        """Share of the recordings that were looked at."""
+        """Share of the recordings that are processed, 0 to 1."""
         return self.done / max(self.total, 1)
 
     @property
     def final(self) -> bool:
-        """Whether all were looked at."""
+        """True if all recordings are processed."""
         return self.done >= self.total
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of recordings converted a second."""
+        """Seconds of recordings converted in one second."""
         return self.computed_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers, for a machine."""
+        """Return the numbers as JSON."""
         return asdict(self) | {"real_time_factor": self.real_time_factor}
 
 
 def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
-    """Sums over all samples, as dataset.json has them."""
+    """Return the sums over all samples, as in dataset.json."""
     return {
         "audio_s": round(math.fsum(cut.audio_s for cut in cuts), 6),
         "motion_s": round(math.fsum(cut.motion_s for cut in cuts), 6),
@@ -302,7 +343,19 @@ def summarize(
     elapsed_s: float,
     manifest: str | None,
 ) -> Summary:
-    """What a run came to; without a manifest hash it is not complete."""
+    """Return the result of a run.
+
+    Args:
+        settings: settings of the run.
+        discovery: recordings of the run.
+        tally: collected results.
+        shards: finished shards.
+        elapsed_s: seconds since the run started.
+        manifest: manifest hash; None if the set is not complete.
+
+    Returns:
+        The summary.
+    """
     examples: dict[str, str] = {}
     for finding in tally.findings:
         place = finding.stem or finding.file or "data set"

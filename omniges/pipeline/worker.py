@@ -1,4 +1,4 @@
-"""The pool of worker processes that convert recordings, and what it and they say to each other (`omniges.workers`)."""
+"""The pool of worker processes that convert recordings, and its messages (`omniges.workers`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 WORKER_COMMAND: Final = worker_command("omniges.pipeline.worker")
-# Features are computed block by block on one thread each; arrays of a few megabytes come and go, and handing their
-# pages back to the kernel each time costs more than keeping them.
+# Features are computed block by block in one thread. Arrays of a few megabytes are allocated often, and returning
+# their pages to the kernel each time costs more than keeping them.
 WORKER_ENVIRONMENT: Final = ENVIRONMENT | {
     "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
@@ -39,7 +39,7 @@ Outcome = Sample[memoryview] | Rejected | Lost
 
 
 class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
-    """Workers that convert recordings."""
+    """Pool of workers that convert recordings."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function that converts the recording of a task; any exception becomes a finding of its answer."""
-    from omniges.pipeline.convert import convert  # noqa: PLC0415 - the decoders, which the pool itself does without
+    """Return the function that converts the recording of a task; any exception becomes a finding in its answer."""
+    from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 
     settings = ConvertSettings(**setup)
     corpus_of = functools.cache(CORPORA.get)
@@ -73,8 +73,8 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
         try:
             outcome = convert(recording, settings, corpus_of(recording.corpus).take)
         except (MemoryError, ImportError, SystemError):
-            raise  # not the recording's fault: the process dies and the pool tries once more alone
-        except Exception as error:  # a bug met by one recording must not take the others
+            raise  # not the recording's fault: the process exits, and the pool retries the recording alone
+        except Exception as error:  # an unexpected error in one recording must not affect the others
             if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise
             found = f"{type(error).__name__}: {error}".replace("\n", " ")
@@ -98,7 +98,7 @@ def decode_recording(row: dict[str, Any]) -> Recording:
 
 
 def _encode_outcome(outcome: Sample[Segment] | Rejected) -> Answer:
-    """An outcome as a worker's answer: JSON, then the statistics and the segment as raw bytes."""
+    """Return a worker's answer: JSON, then the statistics and the segment as raw bytes."""
     if isinstance(outcome, Rejected):
         return {"findings": [finding.as_json() for finding in outcome.findings], "sources": outcome.sources}, ()
     partials = outcome.partials or ()

@@ -1,8 +1,8 @@
-"""`write_shards`: recordings of a person's own program to a complete shard folder.
+"""`write_shards`: a complete shard folder from recordings of a user's program.
 
-Each recording is checked and converted as it comes, by the functions of `preprocess`, and its sample goes to a spool
-in the output folder's unfinished folder. Then samples are packed in the order of split and key, so that bytes do not
-depend on the order in which recordings came.
+Each recording is checked and converted as it arrives, by the functions of `preprocess`. Its sample is stored in a
+temporary spool file in the output folder. Then samples are packed in the order of split and key. So the bytes do not
+depend on the order of the recordings.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class WriteSummary:
     splits: dict[str, tuple[int, float]]
     """Samples and seconds by split."""
     notes: dict[str, int]
-    """How often each note stands in report.jsonl, by code."""
+    """Number of notes in report.jsonl, by code."""
     shards: int
     shard_bytes: int
     manifest_hash: str
     elapsed_s: float
 
 
-def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person decides
+def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     recordings: Iterable[Recording],
     out: str | Path,
     *,
@@ -70,31 +70,31 @@ def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person dec
     force: bool = False,
     progress: Count | None = None,
 ) -> WriteSummary:
-    """Write a complete, verifiable shard folder of recordings that a program makes.
+    """Write a complete, verifiable shard folder from recordings of a program.
 
-    The folder is complete once its dataset.json is there, which comes last. Its bytes follow from the recordings and
-    settings alone, in whatever order recordings come. What stops this leaves nothing that looks complete; after a
-    kill, run the script again. Memory holds one recording, and some 30 kB of statistics for each sample; the disk
-    holds the set twice while it is written.
+    The folder is complete once dataset.json exists, which is written last. Its bytes depend on the recordings and
+    settings only, not on the order of recordings. An interrupted call leaves nothing that looks complete; run the
+    script again. Memory holds one recording and about 30 kB of statistics for each sample. The disk temporarily holds
+    the set twice.
 
     Args:
-        recordings: Any iterable, read once; a generator serves for more than memory holds.
-        out: Folder for the shards, created if absent.
-        keep_audio: Keep the whole 16 kHz waveform.
-        loudness: Level before the mel; "peak" scales the largest sample to 0.5.
-        shard_bytes: Target size of a shard.
-        max_length_mismatch_s: Seconds by which samples and motion of a recording may differ.
-        force: Replace a complete set, or an unfinished run of another command, in the folder.
-        progress: Told how many recordings are converted, and of how many (0 if `recordings` has no length).
+        recordings: any iterable, read once; use a generator for more than memory holds.
+        out: folder for the shards, created if absent.
+        keep_audio: keep the whole 16 kHz waveform.
+        loudness: level before the mel; "peak" scales the largest sample to 0.5.
+        shard_bytes: target size of a shard in bytes.
+        max_length_mismatch_s: seconds by which samples and motion of a recording may differ.
+        force: replace a complete set, or an unfinished run of another command, in the folder.
+        progress: called with (done, total) recordings; total is 0 if `recordings` has no length.
 
     Returns:
         Counts, lengths and the manifest hash.
 
     Raises:
-        UsageFault: A setting cannot be, the folder holds a complete set and `force` is not given, or `recordings` is
-            empty or holds something else.
-        DataError: A recording cannot be used; the line names it, what is wrong and what to do. Nothing is written.
-        EnvironmentFault: The disk is in the way, or another run is writing here.
+        UsageFault: a setting is invalid; the folder holds a complete set and `force` is not set; or `recordings` is
+            empty or holds other objects.
+        DataError: a recording cannot be used; the message names it, the reason and the remedy. Nothing is written.
+        EnvironmentFault: the disk prevents writing, or another run is writing here.
     """
     start = time.monotonic()
     convert = ConvertSettings(
@@ -109,7 +109,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person dec
     document = {"written_by": _WRITTEN_BY, "convert": asdict(convert), "shard_bytes": shard_bytes}
     workspace = Workspace(out)
     with new_folder(out), locked(out):
-        _enter(workspace, force=force)
+        _prepare_workspace(workspace, force=force)
         try:
             workspace.begin(Begun.of(document, anew=force))
             total = len(recordings) if isinstance(recordings, Sized) else 0
@@ -124,7 +124,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person dec
             }
             manifest = publish_set(workspace, tally, writer, document, plan)
         finally:
-            if not _committing(workspace):
+            if not _commit_interrupted(workspace):
                 workspace.wipe()
     splits = {split: [row.seconds for row in tally.rows if row.split == split] for split in SPLITS}
     return WriteSummary(
@@ -140,25 +140,25 @@ def write_shards(  # noqa: PLR0913 - keyword-only but for two: what a person dec
     )
 
 
-def _committing(workspace: Workspace) -> bool:
-    """Whether the set in the workspace is becoming the folder's, which the next run would carry on."""
+def _commit_interrupted(workspace: Workspace) -> bool:
+    """Return whether a commit was interrupted, which the next run completes."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 
-def _enter(workspace: Workspace, *, force: bool) -> None:
-    """Finish a commit that was killed, refuse to replace anything without `force`, and clear the workspace.
+def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
+    """Finish an interrupted commit, refuse to replace anything without `force`, and clear the workspace.
 
-    A set whose commit is finished here was not complete when the script began, so it may be replaced: by the same
-    bytes, if the script is the same.
+    A set whose commit is finished here was not complete before, so it may be replaced. The same script writes the same
+    bytes again.
     """
     out = workspace.out
     workspace.refuse_foreign()
-    interrupted = _committing(workspace)
+    interrupted = _commit_interrupted(workspace)
     finish_commit(workspace)
     begun = workspace.begun()
     ours = begun is None or begun.settings.get("written_by") == _WRITTEN_BY
     if ours or force:
-        workspace.wipe()  # what write_shards leaves there, no later run goes on from
+        workspace.wipe()  # no later run continues from a workspace of write_shards
     if force:
         return
     unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
@@ -169,21 +169,21 @@ def _enter(workspace: Workspace, *, force: bool) -> None:
         )
     if not ours:
         raise UsageFault(
-            f"{workspace.folder}: an unfinished run of another command was found: let that end, choose another folder, "
-            "or throw its work away with force=True"
+            f"{workspace.folder}: an unfinished run of another command was found: finish that run, choose another "
+            "folder, or discard its work with force=True"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a sample's tar members lie in the spool."""
+    """Position of a sample's tar members in the spool file."""
 
     offset: int
     size: int
 
 
 class _Spool:
-    """Converted samples on the disk, one after the other as they came."""
+    """Temporary file of converted samples, in the order of arrival."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -211,7 +211,7 @@ class _Spool:
             while done < place.size:
                 count = os.preadv(self._descriptor, [memoryview(data)[done:]], place.offset + done)
                 if not count:
-                    raise DataError(f"{self._path}: it became shorter while it was read. Run this again")
+                    raise DataError(f"{self._path}: the file became shorter during reading. Run this again")
                 done += count
         return data
 
@@ -220,8 +220,8 @@ class _Spool:
         os.close(self._descriptor)
 
 
-def _each(recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """The recordings, each of them one, with a text as its key."""
+def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """Yield the recordings; refuse other objects and keys that are not text."""
     if not isinstance(recordings, Iterable):
         raise UsageFault(
             f"recordings: an iterable of omniges.Recording expected, found {type(recordings).__name__}: give a list, "
@@ -238,13 +238,13 @@ def _each(recordings: Iterable[Recording]) -> Iterator[Recording]:
 def _convert_all(
     recordings: Iterable[Recording], convert: ConvertSettings, spool: _Spool, count: Callable[[int], object]
 ) -> tuple[dict[str, dict[str, str]], list[Sample[_Place]]]:
-    """Convert each recording into the spool; returns digests of inputs by key, and the samples as they came."""
+    """Convert each recording into the spool; return input digests by key, and the samples in order of arrival."""
     inputs: dict[str, dict[str, str]] = {}
     samples: list[Sample[_Place]] = []
     seen: dict[tuple[str, ...], ManifestRow] = {}
-    for recording in _each(recordings):
+    for recording in _checked_recordings(recordings):
         if recording.key in inputs:
-            raise DataError(f"recording {recording.key!r}: the key again; each expected once: rename one of the two")
+            raise DataError(f"recording {recording.key!r}: the key is used twice; expected once: rename one of the two")
         take = take_of(recording)
         notes: list[Finding] = []
 
@@ -262,8 +262,8 @@ def _convert_all(
             first = seen.setdefault(identity, sample.row)
             if first.split != sample.row.split:
                 raise DataError(
-                    f"recording {recording.key!r}: in {sample.row.split} expected what is in no other split, found the "
-                    f"content of {first.stem!r} of {first.split}: leave one of the two out"
+                    f"recording {recording.key!r}: in {sample.row.split} expected content that is in no other split, "
+                    f"found the content of {first.stem!r} of {first.split}: remove one of the two"
                 )
         inputs[take.stem] = digests_of(take)
         samples.append(replace(sample, segment=spool.add(sample.segment)))  # type: ignore[arg-type]
@@ -289,7 +289,10 @@ def _pack(
 
 
 def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tuple[ManifestRow, bytes | bytearray]:
-    """A sample with these labels, "" for those that it has not: its row and its tar members, of which json is first."""
+    """Return row and tar members of a sample with all these labels, "" for those it lacks.
+
+    KEY.json must be the first member.
+    """
     if row.labels.keys() == set(names):
         return row, segment
     labels = {name: row.labels.get(name, "") for name in names}

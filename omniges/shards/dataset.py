@@ -1,9 +1,9 @@
-"""The small files beside the shards: what is learned from the train split, and dataset.json, which describes the set.
+"""The small files beside the shards: statistics and tokenizer of the train split, and dataset.json.
 
-dataset.json is written last, so that its presence means complete. Channel statistics come from one float64 partial
-per clip: count, mean, sum of squared deviations (M2), minimum and maximum. Partials are combined after Chan, Golub &
-LeVeque (1983) with `math.fsum`, whose result does not depend on the order of its terms, so the split of the work
-never shows.
+dataset.json is written last, so its presence means that the set is complete. Channel statistics come from one float64
+partial for each clip: count, mean, sum of squared deviations (M2), minimum and maximum. Partials are combined after
+Chan, Golub & LeVeque (1983) with `math.fsum`. Its result does not depend on the order of terms, so it does not depend
+on how the work was split.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from omniges.storage.files import read_json
 
 F64 = npt.NDArray[np.float64]
 
-SMALLEST_STD: Final = 1e-6  # a channel that varies less is normalised with scale 1
+SMALLEST_STD: Final = 1e-6  # channels with a smaller deviation are normalised with scale 1
 _BLOCK_FRAMES = 256
-_MOST: Final = 1e30  # of statistics, which are computed with in float32
+_MOST: Final = 1e30  # largest magnitude of statistics, which are used in float32
 _VERIFY: Final = "Run omniges verify-shards on it"
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
@@ -59,17 +59,17 @@ FEATURES: Final[dict[str, Any]] = {
         "floor": audio.LOG_FLOOR,
     },
 }
-_version: Final = functools.cache(metadata.version)  # it reads a file: 3 ms each
+_version: Final = functools.cache(metadata.version)  # reads a file, 3 ms each
 
 
 def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
-    """Return what channels are divided by once their mean is taken off: their deviation, or 1 below `SMALLEST_STD`.
+    """Return the scale of normalised channels: their standard deviation, or 1 below `SMALLEST_STD`.
 
     Args:
         std: standard deviations (C,), in the units of the channels.
 
     Returns:
-        Divisors (C,); what is divided by them has a deviation of 1, or stays as it is where it hardly varies.
+        Divisors (C,); a divided channel has deviation 1, or is unchanged if it hardly varies.
     """
     spread = np.asarray(std, dtype=np.float64)
     return np.where(spread < SMALLEST_STD, 1.0, spread).astype(np.float32)
@@ -84,37 +84,37 @@ STATISTICS: Final[Mapping[str, str]] = {"gesture": "gesture.npy", "mel": "mel.np
 class Partial:
     """Statistics of one clip's array (T, C) in float64, by channel.
 
-    The seven rows of shape (7, C): count, mean, sum of squared deviations, minimum, maximum, and of the differences
-    of successive frames their mean and sum of squared deviations. An absent channel has a count of 0 and zeros.
+    `rows` has shape (7, C): count, mean, sum of squared deviations, minimum, maximum, and mean and sum of squared
+    deviations of the differences of successive frames. An absent channel has zeros, so its count is 0.
     """
 
     rows: F64
 
     @property
     def counts(self) -> F64:
-        """Frames (C,) that have the channel."""
+        """Frames (C,) in which the channel is present."""
         counts: F64 = self.rows[0]
         return counts
 
 
 def partial_of(array: npt.NDArray[np.float32]) -> Partial:
-    """Return the partial of one clip: array (T, C) with T >= 1, NaN throughout a channel that is absent.
+    """Return the partial of one clip: array (T, C) with T >= 1, NaN throughout an absent channel.
 
-    Deviations are taken from the first frame, which costs one pass less than from the mean and leaves a channel
-    that never changes with a variance of exactly zero. Sums run down the frames in order.
+    Deviations are taken from the first frame. This saves one pass compared with deviations from the mean. It also gives
+    a constant channel a variance of exactly zero. Sums are accumulated over the frames in order.
     """
     first = array[0].astype(np.float64)
-    total, squares, steps = np.zeros((3, *first.shape))  # of deviations, and of differences
-    # A row more than a block has: the last deviation of the block before it.
+    total, squares, steps = np.zeros((3, *first.shape))  # sums of deviations and of differences
+    # One row more than a block: the last deviation of the block before it.
     block = np.zeros((min(_BLOCK_FRAMES, len(array)) + 1, array.shape[1]))
     differences = np.empty_like(block[1:])
-    origin = np.tile(first, (len(block) - 1, 1))  # as large as a block: a row for all would be subtracted row by row
+    origin = np.tile(first, (len(block) - 1, 1))  # as large as a block: broadcasting one row is slower
     for start in range(0, len(array), _BLOCK_FRAMES):
         frames = array[start : start + _BLOCK_FRAMES]
         deviation = block[1 : len(frames) + 1]
-        np.copyto(deviation, frames)  # a plain conversion; subtracting across types would go through small buffers
+        np.copyto(deviation, frames)  # convert first: subtraction of mixed types uses small buffers
         deviation -= origin[: len(frames)]
-        # The first difference of all is zero, and adds nothing.
+        # The first difference is zero and adds nothing.
         difference = np.subtract(deviation, block[: len(frames)], out=differences[: len(frames)])
         np.multiply(difference, difference, out=difference)
         steps += difference.sum(axis=0)
@@ -124,7 +124,7 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
         squares += deviation.sum(axis=0)
     count, step_count = len(array), max(len(array) - 1, 1)
     mean = first + total / count
-    mean_step = block[0] / step_count  # differences sum up to the last deviation
+    mean_step = block[0] / step_count  # the differences sum to the last deviation
     rows = np.stack(
         [
             np.full_like(first, count),
@@ -141,14 +141,14 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
 
 
 def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, Any]:
-    """Statistics over all clips as stats.json has them, by channel; the same to the last bit in any order of the clips.
+    """Return statistics over all clips as in stats.json, by channel; equal to the bit in any order of the clips.
 
-    The deviation is that of the population. A channel that no clip has gets zeros and a count of 0. Without clips
-    there are no statistics, and the dictionary is empty.
+    The deviation is that of the population. A channel that is absent from all clips has zeros and a count of 0. The
+    result is empty if there are no clips.
 
     Args:
-        partials: one of each clip.
-        plain: whether to leave out `counts` and `difference_std`, as in version 1 and in latents.json.
+        partials: one for each clip.
+        plain: leave out `counts` and `difference_std`, as in version 1 and in latents.json.
 
     Returns:
         Lists (C,) by statistic, and the number of frames.
@@ -173,7 +173,7 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
 
 
 def _mean_and_std(counts: F64, means: F64, m2s: F64) -> tuple[F64, F64]:
-    """Mean and deviation (C,) of all clips from those of each (clips, C); zeros where nothing was counted."""
+    """Return mean and deviation (C,) of all clips from those of each (clips, C); zeros for absent channels."""
     count = np.maximum(counts.sum(axis=0), 1.0)
     mean = _fsum_columns(means * counts) / count
     variance = _fsum_columns(np.concatenate([m2s, counts * (means - mean) ** 2])) / count
@@ -190,17 +190,17 @@ def _fsum_columns(values: F64) -> F64:
 
 
 def tool_versions() -> dict[str, str]:
-    """The versions of omniges and of the packages whose code decides output bytes."""
+    """Return the versions of omniges and of the packages whose code decides output bytes."""
     return {"omniges": __version__} | {name: _version(name) for name in _PACKAGES}
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """The bytes of dataset.json: the document with a checksum of its own canonical form."""
+    """Return the bytes of dataset.json: the document with a checksum of its canonical form."""
     return json_document(document | {"checksum": sha256_hex(canonical_json(document))})
 
 
 def sealed_correctly(document: dict[str, Any]) -> bool:
-    """Whether a document's checksum fits its content."""
+    """Return whether a document's checksum fits its content."""
     rest = {name: value for name, value in document.items() if name != "checksum"}
     return document.get("checksum") == sha256_hex(canonical_json(rest))
 
@@ -208,12 +208,11 @@ def sealed_correctly(document: dict[str, Any]) -> bool:
 def read_dataset(folder: Path) -> dict[str, Any]:
     """Read and check dataset.json.
 
-    Raises UsageFault where there is no such folder, DataError where the set is incomplete, damaged or of another
-    version.
+    A missing folder raises UsageFault. An incomplete or damaged set, or one of another version, raises DataError.
     """
     path = folder / schema.DATASET_FILE
     if not folder.is_dir():
-        raise UsageFault(f"{folder}: a folder of shards expected, found nothing there. Run omniges preprocess first")
+        raise UsageFault(f"{folder}: a folder of shards expected, found none. Run omniges preprocess first")
     try:
         document = read_json(path, "Run omniges preprocess again", folder)
     except FileNotFoundError as error:
@@ -224,17 +223,17 @@ def read_dataset(folder: Path) -> dict[str, Any]:
 
 
 def check_document(document: object, path: str) -> dict[str, Any]:
-    """Return a dataset.json as it is, once its version, checksum and the entries of shards and files are sound.
+    """Return a dataset.json unchanged if its version, checksum, shard entries and file entries are valid.
 
     Args:
-        document: what the JSON holds.
-        path: where it is, as errors name it.
+        document: content of the JSON.
+        path: path for errors.
 
     Returns:
         The document itself.
 
     Raises:
-        DataError: it is damaged, of another version, or lists what no reader can use.
+        DataError: the document is damaged, has another version, or lists unusable files.
     """
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
         raise DataError(f"{path}: format {schema.FORMAT!r} expected. This is not a folder of omniges shards")
@@ -258,13 +257,21 @@ def check_document(document: object, path: str) -> dict[str, Any]:
 
 
 def entry_problem(name: str, entry: object, field_name: str) -> str:
-    """Return why an entry of ``shards`` or ``files`` cannot be used, or nothing.
+    """Return why an entry of ``shards`` or ``files`` cannot be used, or an empty text.
 
-    The name must be one that the contract gives, so that no reader joins another one to the folder's path.
+    Only names in the contract are allowed, so that no reader joins another name to the folder's path.
+
+    Args:
+        name: name of the shard or file.
+        entry: its entry in dataset.json.
+        field_name: ``shards`` or ``files``.
+
+    Returns:
+        The reason, or an empty text for a valid entry.
     """
     match = schema.SHARD_NAME.fullmatch(name)
     if (match is None) if field_name == "shards" else name not in {*schema.SIDE_FILES, schema.LATENTS_FILE}:
-        return "no name of the contract"
+        return "a name that is not in the contract"
     if not isinstance(entry, dict):
         return f"{type(entry).__name__}"
     fields = {"bytes", "sha256"} | ({"split", "samples"} if match else set())
@@ -280,17 +287,17 @@ def entry_problem(name: str, entry: object, field_name: str) -> str:
 
 
 def read_statistics(data: bytes, place: str) -> dict[str, Any]:
-    """Return what a stats.json of unknown origin holds, once a model can be built from it.
+    """Return a stats.json of unknown origin if a model can be built from it.
 
     Args:
-        data: The file's bytes.
-        place: What errors name.
+        data: bytes of the file.
+        place: path for errors.
 
     Returns:
         The document.
 
     Raises:
-        DataError: It is no JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel
+        DataError: it is not a JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel
             bands. A set without train samples has none of them and passes.
     """
     found = parse_document(data, place)
@@ -313,7 +320,16 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
 
 
 def is_numbers(values: object, count: int, least: float = -math.inf) -> bool:
-    """Return whether a value from JSON is a list of so many finite numbers that are not below `least`."""
+    """Return whether a value from JSON is a list of finite numbers.
+
+    Args:
+        values: value to check.
+        count: required length.
+        least: smallest allowed number.
+
+    Returns:
+        True for a valid list.
+    """
     return (
         isinstance(values, list)
         and len(values) == count
@@ -327,9 +343,16 @@ def statistics_document(
     words: Counter[str],
     version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
-    """stats.json over the train rows; without any, only ``samples: 0``.
+    """Return the content of stats.json for the train rows; only ``samples: 0`` if there are none.
 
-    `partials` are those of each clip's arrays in the order of `STATISTICS`, as many as the version describes.
+    Args:
+        rows: manifest rows of the train samples.
+        partials: partials of each sample's arrays in the order of `STATISTICS`, as many as the version describes.
+        words: how often each word occurs in the train split.
+        version: contract version of the set.
+
+    Returns:
+        The document.
     """
     train = [row for row in rows if row.split == "train"]
     if not partials:
@@ -357,21 +380,21 @@ def statistics_document(
 
 
 def train_tokenizer(words: Mapping[str, int]) -> bytes:
-    """Learn the tokenizer from words and how often each occurs; returns the bytes of tokenizer.json.
+    """Return the bytes of a tokenizer.json trained on words and how often each occurs.
 
-    Byte-level byte-pair encoding: all 256 bytes are in the vocabulary by force, so every Unicode string survives
-    (decode(encode(s)) = s), whatever the words were. Every word that occurs at least twice is one whole piece, because
-    merging goes on until no pair of pieces occurs twice. The bytes follow from the counts alone, not from their order.
+    The tokenizer is byte-level byte-pair encoding. All 256 bytes are in the vocabulary, so every Unicode string
+    survives: decode(encode(s)) = s. Merging continues until no pair of subwords occurs twice, so a word that occurs at
+    least twice is one subword. The bytes depend on the counts only, not on their order.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - native, 70 ms
 
-    # One thread: the trainer's result must not depend on how its counting was split.
+    # One thread: the result must not depend on how counting is split.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        # Each merge joins two pieces inside some word, so there can be no more pieces than this.
+        # Each merge joins two subwords inside a word, so this is an upper bound.
         vocab_size=256 + sum(len(word.encode()) for word in words),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -391,7 +414,19 @@ def dataset_document(
     plan: dict[str, Any],
     cut: dict[str, Any],
 ) -> dict[str, Any]:
-    """dataset.json before it is sealed; `files` are the others beside the shards as (bytes, sha256)."""
+    """Return the content of dataset.json without its checksum.
+
+    Args:
+        rows: all rows of the manifest.
+        shards: all shards.
+        files: size in bytes and sha256 of each other file beside the shards.
+        settings: settings that decide output bytes.
+        plan: origin of the samples.
+        cut: totals of seconds and words cut.
+
+    Returns:
+        The document.
+    """
     return {
         "format": schema.FORMAT,
         "version": schema.FORMAT_VERSION,
@@ -411,7 +446,7 @@ def dataset_document(
 
 
 def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
-    """The counts of some rows, as ``totals`` and ``splits`` have them."""
+    """Return the counts of some rows, as in ``totals`` and ``splits``."""
     chosen = list(rows)
     return {
         "samples": len(chosen),

@@ -1,4 +1,4 @@
-"""JSON of shards from elsewhere: parsed whatever its bytes are, and held against the shapes that readers rely on."""
+"""Parsing of JSON in shards of unknown origin, and checks of the structure that readers rely on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,18 @@ _MOTION: Final[_Checks] = {"betas": is_count, "gender": _is_text, "model": _is_t
 
 
 def parse_document(data: bytes, place: str) -> dict[str, Any]:
-    """Return the object that a file beside the shards holds; raises DataError, which names the place, for others."""
+    """Return the JSON object in a file beside the shards.
+
+    Args:
+        data: bytes of the file.
+        place: path for errors.
+
+    Returns:
+        The object.
+
+    Raises:
+        DataError: the bytes are not a JSON object.
+    """
     try:
         found = parse_json(data)
     except ValueError as error:
@@ -39,17 +50,17 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
 
 
 def words_of(data: bytes) -> list[dict[str, Any]]:
-    """Return the words of a member; raises ValueError where it is no list of texts with start and end in seconds."""
+    """Return the words of a member; raise ValueError unless it lists texts with start and end in seconds."""
     return _list_of(data, _WORD, "words")
 
 
 def spans_of(data: bytes) -> list[dict[str, Any]]:
-    """Return the semantic spans of a member; raises ValueError where it is no list of them."""
+    """Return the semantic spans of a member; raise ValueError unless it is a list of them."""
     return _list_of(data, _SPAN, "spans")
 
 
 def metadata_of(data: bytes) -> dict[str, Any]:
-    """Return KEY.json; raises ValueError where its notes, audio or motion have not the contract's shape."""
+    """Return KEY.json; raise ValueError if its notes, audio or motion do not follow the contract."""
     found: dict[str, Any] = parse_json(data)
     if fault := _fault(found, {}):
         raise ValueError(f"a JSON object expected, found {fault}")
@@ -63,7 +74,7 @@ def metadata_of(data: bytes) -> dict[str, Any]:
 
 
 def samples_of(metadata: object) -> int:
-    """Return how many audio samples KEY.json gives at 16 kHz; raises ValueError where it gives no such number."""
+    """Return the number of audio samples at 16 kHz in KEY.json; raise ValueError if it is missing."""
     audio = metadata.get("audio") if isinstance(metadata, dict) else None
     if fault := _fault(audio, {"samples_16k": is_count}):
         raise ValueError(f"KEY.json: samples_16k of the audio expected, found {fault}")
@@ -81,7 +92,7 @@ def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
 
 
 def _fault(value: object, checks: _Checks) -> str:
-    """Return what is wrong with an object whose fields should pass checks, or nothing; others may hold anything."""
+    """Return what is wrong with an object whose fields must pass checks, or an empty text; other fields are free."""
     if not isinstance(value, dict):
         return type(value).__name__
     for name, sound in checks.items():

@@ -1,12 +1,12 @@
-"""What dataset.json says of a codec's latents: whose they are, what they were made of, how many there are.
+"""Entries of codecs in dataset.json: the codec, the source of its latents, and their number.
 
-A codec turns one member of a sample into an array of latents. There are two kinds:
+A codec encodes one member of a sample as an array of latents. There are two kinds:
 
-* of frames: row k is made of the frames around ``frames_per_row · k`` of an array, and all arithmetic of lengths and
-  times follows from that one whole number;
-* of windows: row k is made of the words of window k of a grid, as some vectors that have no times among themselves.
+* A codec of frames: row k covers the frames around ``frames_per_row · k`` of an array. All lengths and times follow
+  from that whole number.
+* A codec of windows: row k encodes the words of window k of a grid, as several vectors without individual times.
 
-Whoever copies, checks, shows or counts latents knows the entry alone; what cuts windows knows the kinds.
+Code that copies, checks, shows or counts latents uses the entry only. Code that cuts windows depends on the kind.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ F32 = npt.NDArray[np.float32]
 SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TICK, "gesture.npy": FRAMES_PER_TICK}
 """Members of frames that a codec may read, and their frames a tick."""
 WORDS_MEMBER: Final = "words.json"
-"""What a codec of windows reads, by the name that version 1 of the contract gave it: `Contract.words` is the member."""
+"""Source of a codec of windows, by its name in contract version 1; `Contract.words` is the member."""
 BY_MIDDLE: Final = "middle"
-"""The rule for a window's words: those whose middle, (start + end) / 2, lies in it."""
+"""The rule for a window's words: those whose midpoint, (start + end) / 2, is in it."""
 
 _MOST: Final = 1 << 20  # frames a row, channels, ticks, latents
 _LOST: Final = ("windows", "cut", "unknown")
@@ -44,10 +44,18 @@ _LOST: Final = ("windows", "cut", "unknown")
 def said_in_windows(
     words: Sequence[Mapping[str, Any]], ticks: int, windows: Iterable[tuple[int, int]]
 ) -> list[list[Mapping[str, Any]]]:
-    """The words of each window, (first tick, ticks), of a clip of some ticks, in the order they were given.
+    """Return the words of each window of a clip.
 
-    A word (``word``, ``start`` and ``end`` in seconds) is a window's where its middle lies in it, so of windows that
-    touch, each word is in exactly one. A middle at the very end of the clip is in its last tick.
+    A word belongs to the window that contains its midpoint. So each word is in exactly one of windows that touch. A
+    midpoint at the very end of the clip counts as in the last tick.
+
+    Args:
+        words: words of the clip, each with ``word``, ``start`` and ``end`` in seconds.
+        ticks: length of the clip in ticks of 0.1 s.
+        windows: first tick and number of ticks of each window.
+
+    Returns:
+        Words of each window, in the given order.
     """
     middles = [min(floor((word["start"] + word["end"]) * TICKS_PER_SECOND / 2), ticks - 1) for word in words]
     return [
@@ -58,16 +66,16 @@ def said_in_windows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecEntry(ABC):
-    """One codec of ``codecs`` in dataset.json; `FrameEntry` and `WindowEntry` are the kinds."""
+    """One codec of ``codecs`` in dataset.json; the kinds are `FrameEntry` and `WindowEntry`."""
 
     name: str  # such as audioldm2-vae
     fingerprint: str  # sha256 of the codec's configuration and weights
-    source: str  # the member it reads
-    channels: int  # numbers of a vector, each with a mean and deviation of its own
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what else decided the latents, for people and replays
+    source: str  # member that it reads
+    channels: int  # numbers in a vector; statistics are kept for each
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further settings of the encoding, for users and replays
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what no codec is."""
+        """Raise ValueError for invalid fields."""
         if not LATENT_MEMBER.fullmatch(self.member):
             raise ValueError(f"name {self.name!r}")
         if not is_sha256(self.fingerprint):
@@ -85,48 +93,68 @@ class CodecEntry(ABC):
 
     @abstractmethod
     def _check(self) -> None:
-        """Raise ValueError where what the kind adds is none of it."""
+        """Raise ValueError for invalid fields that only this kind has."""
 
     @property
     def member(self) -> str:
-        """The member that holds its latents."""
+        """Member that holds the latents."""
         return f"{self.name}.npy"
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Numbers of a row."""
+        """Numbers in a row."""
 
     @abstractmethod
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
-        """Rows of a clip with so many gesture frames, mel frames and ticks; 0 where it is too short for any."""
+        """Return the number of rows of a clip.
+
+        Args:
+            frames: gesture frames at 30 per second.
+            mel_frames: mel frames at 100 per second.
+            ticks: whole ticks of 0.1 s.
+
+        Returns:
+            Rows; 0 if the clip is too short for any.
+        """
 
     def shape_of(self, row: ManifestRow) -> tuple[int, int]:
-        """Shape of a sample's latents."""
+        """Return the shape (rows, width) of a sample's latents."""
         return self.rows_of_clip(row.frames, row.mel_frames, row.ticks), self.width
 
     def vectors(self, latents: F32) -> F32:
-        """Latents of a sample as the vectors (vectors, channels) that statistics are of, one under the other."""
+        """Return a sample's latents as vectors (vectors, channels), the items of the statistics."""
         return latents.reshape(-1, self.channels)
 
     @property
     @abstractmethod
     def described(self) -> str:
-        """How many there are, for people."""
+        """Number and size of the latents as text."""
 
     def same_codec(self, other: CodecEntry) -> bool:
-        """Whether latents of the two are of one codec and one layout; versions and devices may differ."""
-        told = {"settings", "lost"}  # of how they were made, and what came of it
-        deciding = {f.name for f in fields(self)} - told
+        """Return whether both entries have one codec and one layout; versions and devices may differ."""
+        informative = {"settings", "lost"}
+        deciding = {f.name for f in fields(self)} - informative
         return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as dataset.json has it, under the codec's name."""
+        """Return the entry as in dataset.json, without the codec's name."""
         return {name: value for name, value in asdict(self).items() if name != "name"}
 
     @staticmethod
     def from_json(name: str, found: Any) -> CodecEntry:
-        """The inverse of `as_json`; raises ValueError where it is no entry."""
+        """Return the entry that `as_json` encoded.
+
+        Args:
+            name: name of the codec.
+            found: JSON value from dataset.json.
+
+        Returns:
+            The entry of the fitting kind.
+
+        Raises:
+            ValueError: the value is not an entry.
+        """
         for kind in (FrameEntry, WindowEntry):
             if isinstance(found, dict) and found.keys() == _fields_of(kind):
                 return kind(name=name, **found)
@@ -139,46 +167,65 @@ def _fields_of(kind: type[CodecEntry]) -> set[str]:
 
 
 class FrameRows:
-    """Rows evenly spaced in time, each of some frames of an array: the arithmetic of their numbers and times."""
+    """Numbers and times of rows that are evenly spaced, each covering some frames of an array."""
 
     __slots__ = ()
-    source: str  # the member whose frames the rows stand for
+    source: str  # member whose frames the rows cover
     channels: int
     frames_per_row: int
 
     @property
     def rows_per_tick(self) -> Fraction:
-        """Rows of a tick of 0.1 s: 5/2 for 25 rows a second."""
+        """Rows in a tick of 0.1 s, such as 5/2 for 25 rows a second."""
         return Fraction(SOURCE_FRAMES_PER_TICK[self.source], self.frames_per_row)
 
     @property
     def tick_multiple(self) -> int:
-        """Ticks that windows and their beginnings have to be multiples of, so that they hold whole rows."""
+        """Number of ticks that must divide the start and length of windows, so that they hold whole rows."""
         return self.rows_per_tick.denominator
 
     @property
     def width(self) -> int:
-        """Numbers of a row."""
+        """Numbers in a row."""
         return self.channels
 
     def rows(self, ticks: int) -> int:
-        """Whole rows of some ticks."""
-        return ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row  # in the loop that reads
+        """Return the number of whole rows in some ticks."""
+        return (
+            ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row
+        )  # integer arithmetic: called in the read loop
 
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
-        """First row and rows of a window."""
+        """Return the rows of a window.
+
+        Args:
+            start_tick: start of the window, in ticks of 0.1 s.
+            ticks: length of the window in ticks.
+
+        Returns:
+            First row, and number of rows.
+        """
         return self.rows(start_tick), self.rows(ticks)
 
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
-        """As many rows as a clip's frames fill."""
+        """Return the number of rows that a clip's frames fill.
+
+        Args:
+            frames: gesture frames at 30 per second.
+            mel_frames: mel frames at 100 per second.
+            ticks: whole ticks of 0.1 s; unused.
+
+        Returns:
+            Rows; 0 if the clip is too short for any.
+        """
         return (mel_frames if self.source == "mel.npy" else frames) // self.frames_per_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameEntry(FrameRows, CodecEntry):
-    """Rows (rows, channels) evenly spaced in time, each of some frames of an array."""
+    """A codec with rows (rows, channels) that are evenly spaced in time, each covering some frames of an array."""
 
-    frames_per_row: int  # frames of the source that one row of latents stands for
+    frames_per_row: int  # source frames covered by one row of latents
 
     def _check(self) -> None:
         if self.source not in SOURCE_FRAMES_PER_TICK:
@@ -187,20 +234,20 @@ class FrameEntry(FrameRows, CodecEntry):
 
     @property
     def described(self) -> str:
-        """Such as ``25 rows/s of 128``."""
+        """Number and size of the latents, such as ``25 rows/s of 128``."""
         return f"{float(self.rows_per_tick * TICKS_PER_SECOND):g} rows/s of {self.channels}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowEntry(CodecEntry):
-    """A row (latents · channels) for each window of a grid: the latents of the window's text, one after the other."""
+    """A codec with one row (latents · channels) for each window of a grid: all latents of the window's text."""
 
     window_ticks: int
-    stride_ticks: int  # between the beginnings of windows; divides the window
-    latents: int  # vectors of a window
-    words: str = BY_MIDDLE  # which words are a window's
+    stride_ticks: int  # ticks between window starts; divides the window
+    latents: int  # vectors in a window
+    words: str = BY_MIDDLE  # rule that assigns words to windows
     lost: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_LOST, 0))
-    """Of all samples: ``windows``, those whose text was ``cut``, and those with ``unknown`` letters."""
+    """Counts over all samples: ``windows``, those whose text was ``cut``, and those with ``unknown`` letters."""
 
     def _check(self) -> None:
         if self.source != WORDS_MEMBER:
@@ -219,31 +266,51 @@ class WindowEntry(CodecEntry):
 
     @property
     def grid(self) -> WindowGrid:
-        """The windows."""
+        """Grid of the windows."""
         return WindowGrid(self.window_ticks, self.stride_ticks)
 
     @property
     def width(self) -> int:
-        """Numbers of a row."""
+        """Numbers in a row."""
         return self.latents * self.channels
 
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
-        """A row for each window of the clip."""
+        """Return the number of windows in a clip, one row for each.
+
+        Args:
+            frames: gesture frames; unused.
+            mel_frames: mel frames; unused.
+            ticks: whole ticks of 0.1 s.
+
+        Returns:
+            Rows; 0 if the clip is shorter than a window.
+        """
         return self.grid.count(ticks)
 
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
-        """First row and rows of a window, which is one of the grid."""
+        """Return the row of a window on the grid.
+
+        Args:
+            start_tick: start of the window, in ticks of 0.1 s.
+            ticks: length of the window in ticks; unused.
+
+        Returns:
+            Index of the row, and 1.
+        """
         return start_tick // self.stride_ticks, 1
 
     @property
     def described(self) -> str:
-        """Such as ``32 × 64 for each 6.4 s, every 1.6 s``."""
+        """Number and size of the latents, such as ``32 × 64 for each 6.4 s, every 1.6 s``."""
         window_s, stride_s = (ticks / TICKS_PER_SECOND for ticks in (self.window_ticks, self.stride_ticks))
         return f"{self.latents} × {self.channels} for each {window_s:g} s, every {stride_s:g} s"
 
 
 def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
-    """The codecs of a dataset.json by name, in order; none where it names none. Raises ValueError for others."""
+    """Return the codecs of a dataset.json by name, sorted; raise ValueError for invalid entries.
+
+    The result is empty if the document has no codecs.
+    """
     found = document.get("codecs", {})
     if not isinstance(found, dict) or ("codecs" in document and not found):
         raise ValueError(f"codecs: at least one entry by name expected, found {found!r:.200}")
@@ -251,7 +318,15 @@ def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
 
 
 def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Sequence[Partial]]) -> dict[str, Any]:
-    """latents.json: each codec's statistics over the train samples' partials, given by codec."""
+    """Return the content of latents.json: each codec's statistics over the train samples.
+
+    Args:
+        entries: codecs.
+        partials: partials of the train samples' latents, by codec.
+
+    Returns:
+        The document.
+    """
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
         own = partials.get(entry.name, ())

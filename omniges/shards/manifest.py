@@ -1,4 +1,4 @@
-"""The manifest: one row per sample, as parquet, read as rows or as columns; the hash that names a set's content."""
+"""The manifest: one parquet row for each sample, read as rows or as columns, and the hash of a set's content."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
-_DIGEST_BYTES: Final = 32  # of a sha256, which no compression makes smaller
-_ROW_BYTES: Final = 16 << 10  # that a row may unpack to on average
+_DIGEST_BYTES: Final = 32  # size of a sha256, which is not compressible
+_ROW_BYTES: Final = 16 << 10  # largest average size of an unpacked row
 _SCHEMA_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class MemberPlace:
-    """Where a member's data lies in its shard, and the sha256 of that data."""
+    """Position of a member's data in its shard, and the sha256 of that data."""
 
     offset: int
     size: int
@@ -42,7 +42,7 @@ class MemberPlace:
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One sample: what a loader, a verifier or a person needs without opening a shard."""
+    """One sample: everything that a loader, a verifier or a user needs without opening a shard."""
 
     key: str
     stem: str
@@ -56,33 +56,33 @@ class ManifestRow:
     speaker_id: int | None
     speaker: str | None
     language: str | None
-    labels: dict[str, str]  # such as emotion and scenario, the same names in all rows of a set; "" where unknown
-    present: tuple[schema.Part, ...]  # what the sample has, in the order of `schema.PARTS`
+    labels: dict[str, str]  # such as emotion and scenario, the same names in all rows of a set; "" if unknown
+    present: tuple[schema.Part, ...]  # present parts, in the order of `schema.PARTS`
     sources: dict[str, tuple[str, str]]  # source -> (path relative to the root, sha256)
     notes: tuple[str, ...]  # codes, sorted
     members: dict[str, MemberPlace]
 
     @property
     def contract(self) -> schema.Contract:
-        """The version of the contract that the sample follows."""
+        """Contract version that the sample follows."""
         return schema.CONTRACTS[1 if schema.CONTRACTS[1].words in self.members else schema.FORMAT_VERSION]
 
     @property
     def keeps_audio(self) -> bool:
-        """Whether the waveform lies in the shard."""
+        """True if the waveform is in the shard."""
         return bool({"flac", "audio.npy"} & self.members.keys())
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return what tells whether two samples are one recording, by content and by source; empty where it does not."""
+    """Return identities of the recording by content and by source; empty if unknown."""
     content = (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256)
     return content, tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources)
 
 
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
-    """Sha256 of the content: key, split, frames and member digests of the sorted rows.
+    """Return the sha256 of the content: key, split, frames and member digests of the sorted rows.
 
-    Shard names, offsets and parquet bytes are not in it, so repacking the same samples keeps the hash.
+    Shard names, offsets and parquet bytes are not included, so packing the same samples again keeps the hash.
     """
     content = [
         {
@@ -97,19 +97,19 @@ def manifest_hash(rows: Sequence[ManifestRow]) -> str:
 
 
 def column_of(member: str) -> str:
-    """What the columns of a member begin with."""
+    """Return the prefix of a member's columns."""
     return member.replace(".", "_")
 
 
 def latent_members(columns: Iterable[str]) -> tuple[str, ...]:
-    """The latent members that a manifest with these columns has, in order."""
+    """Return the latent members that a manifest with these columns has, in order."""
     named = (name.removesuffix("_npy_offset") + ".npy" for name in columns if name.endswith("_npy_offset"))
     return tuple(sorted(member for member in named if schema.LATENT_MEMBER.fullmatch(member)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What decides the columns of a manifest."""
+    """The facts that decide the columns of a manifest."""
 
     contract: schema.Contract
     labels: tuple[str, ...] = ()  # sorted
@@ -122,14 +122,14 @@ class _Form:
 
     @classmethod
     def of_columns(cls, names: Sequence[str]) -> _Form:
-        """The form that a file with these columns should have."""
+        """Return the form that a file with these columns should have."""
         first = column_of(schema.CONTRACTS[1].words) + "_offset" in names
         labels = () if first else tuple(sorted(n.removeprefix(_LABEL) for n in names if n.startswith(_LABEL)))
         return cls(schema.CONTRACTS[1 if first else schema.FORMAT_VERSION], labels, latent_members(names))
 
 
 def optional_members(columns: Sequence[str]) -> tuple[str, ...]:
-    """The members that samples of a manifest with these columns may lack."""
+    """Return the members that samples of a manifest with these columns may lack."""
     form = _Form.of_columns(columns)
     return *form.contract.optional, *form.latents
 
@@ -140,7 +140,7 @@ _LABELS_OF_1: Final = ("scenario", "emotion")  # columns of version 1
 
 
 def _arrow_schema(form: _Form) -> pa.Schema:
-    import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
+    import pyarrow as pa  # noqa: PLC0415 - takes 0.3 s, not needed for --help
 
     text, count, nullable = pa.string(), pa.int64(), True
     fields = [pa.field(name, text, nullable=False) for name in ("key", "stem", "split", "shard")]
@@ -209,7 +209,7 @@ def _unflatten(flat: dict[str, Any], form: _Form) -> ManifestRow:
 
 
 def row_from_json(fields: dict[str, Any]) -> ManifestRow:
-    """The inverse of ``dataclasses.asdict`` and a passage through JSON, for rows of this run's own workers."""
+    """Return the row that ``dataclasses.asdict`` and JSON encoded; for rows of this run's own workers."""
     changed = {
         "sources": {name: (path, digest) for name, (path, digest) in fields["sources"].items()},
         "notes": tuple(fields["notes"]),
@@ -220,22 +220,23 @@ def row_from_json(fields: dict[str, Any]) -> ManifestRow:
 
 
 def row_from_journal(fields: Any) -> ManifestRow:
-    """Return the row of a journal that lies in a folder, checked as one of a manifest is.
+    """Return the row in a journal of unknown origin, checked like one of a manifest.
 
-    Raises ValueError for fields that are none of a row, or that hold what a row cannot.
+    Fields that are not those of a row, or have invalid values, raise ValueError.
     """
     try:
         row = row_from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"no row of a manifest ({type(error).__name__})") from error
-    _require_sound(row)
+        raise ValueError(f"not a row of a manifest ({type(error).__name__})") from error
+    _require_valid(row)
     return row
 
 
 def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
-    """Rows, sorted by shard and offset, as parquet; the bytes follow from the rows and pyarrow's version.
+    """Return rows, sorted by shard and offset, as parquet bytes.
 
-    Rows of one version, with the same names of labels. Raises ValueError for a member that no contract gives.
+    The bytes depend on the rows and pyarrow's version only. All rows have one contract version and the same label
+    names. A member that is not in the contract raises ValueError.
     """
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -252,12 +253,13 @@ def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
 
 
 def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _Form]:
-    """Open a manifest whose schema and sizes are possible, with nothing read ahead; read it with ``use_threads=False``.
+    """Open a manifest whose schema and sizes are plausible; nothing else is read yet.
 
-    pyarrow's pools abort a process that ends soon after (4 % of short commands did).
+    Read it with ``use_threads=False``: pyarrow's thread pools abort a process that exits soon after (4 % of short
+    commands did).
 
     Raises:
-        ValueError: The columns are not those of a contract, or few bytes claim rows that would fill the memory.
+        ValueError: the columns are not those of a contract, or the declared rows would fill the memory.
     """
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -265,7 +267,7 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
     stream.seek(0, io.SEEK_END)
     packed, facts = stream.tell(), file.metadata
     unpacked = sum(facts.row_group(k).total_byte_size for k in range(facts.num_row_groups))
-    if not 0 <= facts.num_rows <= packed // _DIGEST_BYTES:  # each row has a sha256 that no other has
+    if not 0 <= facts.num_rows <= packed // _DIGEST_BYTES:  # each row has a unique sha256
         raise ValueError(f"{packed} bytes cannot hold the {facts.num_rows} rows they claim")
     if not 0 <= unpacked <= _ROW_BYTES * facts.num_rows + _SCHEMA_BYTES:
         raise ValueError(f"at most {_ROW_BYTES} bytes a row expected, found {facts.num_rows} rows of {unpacked} bytes")
@@ -276,9 +278,9 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
 
 
 def parse_manifest(data: bytes) -> list[ManifestRow]:
-    """Return the rows as they stand in the file, unchecked: for the verifier, which reports every fault of each.
+    """Return the rows of the file unchecked, for the verifier, which reports every fault of each.
 
-    Raises ValueError (pyarrow.ArrowInvalid is one) if the bytes are no parquet file of this schema.
+    Bytes that are not a parquet file of this schema raise ValueError (pyarrow.ArrowInvalid is one).
     """
     import pyarrow as pa  # noqa: PLC0415
 
@@ -287,22 +289,22 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
 
 
 def read_manifest(data: bytes) -> list[ManifestRow]:
-    """Return the rows of a manifest, each checked: what all readers but the verifier use.
+    """Return the rows of a manifest, each checked; for all readers except the verifier.
 
-    Raises ValueError if the bytes are no manifest, or a row holds what it cannot hold.
+    Bytes that are not a manifest, and rows with invalid values, raise ValueError.
     """
     import pyarrow as pa  # noqa: PLC0415
 
     try:
         rows = parse_manifest(data)
     except (pa.ArrowException, OSError, TypeError, KeyError, OverflowError) as error:
-        raise ValueError(f"no manifest of the contract ({type(error).__name__}: {error})") from error
+        raise ValueError(f"not a manifest of the contract ({type(error).__name__}: {error})") from error
     for row in rows:
-        _require_sound(row)
+        _require_valid(row)
     return rows
 
 
-def _require_sound(row: ManifestRow) -> None:
+def _require_valid(row: ManifestRow) -> None:
     problem = row_problem(row)
     if not problem and schema.key_from_stem(row.stem) != row.key:
         problem = f"stem {row.stem!r}"
@@ -311,7 +313,7 @@ def _require_sound(row: ManifestRow) -> None:
 
 
 def row_problem(row: ManifestRow) -> str:
-    """Return why a row cannot be used, or nothing: its names lead out of a folder, or its numbers are none."""
+    """Return why a row cannot be used, or an empty text: unsafe names or invalid numbers."""
     if not schema.is_key(row.key) or row.split not in schema.SPLITS or not schema.is_shard_name(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
     if not schema.is_stem(row.stem):
@@ -323,7 +325,7 @@ def row_problem(row: ManifestRow) -> str:
     if not isinstance(row.seconds, (int, float)) or not math.isfinite(row.seconds):
         return f"seconds {row.seconds}"
     if not all(isinstance(note, str) for note in row.notes):
-        return "a note that is no text"
+        return "a note that is not a text"
     if not all(schema.is_label(name) and isinstance(value, str) for name, value in row.labels.items()):
         return f"labels {row.labels!r:.100}"
     if not set(row.present) <= set(schema.PARTS):
@@ -332,39 +334,39 @@ def row_problem(row: ManifestRow) -> str:
 
 
 def rows_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
-    """Return which row of sound ones contradicts itself, another one or dataset.json, and how, or nothing.
+    """Return the first contradiction between valid rows, or between a row and dataset.json.
 
     Args:
         rows: all rows of a manifest.
-        shards: dataset.json's entries of shards by name.
+        shards: dataset.json's shard entries by name.
 
     Returns:
-        One line, or an empty text.
+        One line that names the row, or an empty text.
     """
     keys: set[str] = set()
     for row in rows:
         if row.key in keys:
-            return f"the key {row.key} stands there twice"
+            return f"the key {row.key} occurs twice"
         keys.add(row.key)
         if row.shard not in shards:
             return f"row {row.key}: names the shard {row.shard}, which dataset.json does not"
         lengths = timebase.mel_frames_for(row.frames), timebase.ticks_of_frames(row.frames)
         if (row.mel_frames, row.ticks) != lengths:
             found = f"{row.frames} frames, {row.mel_frames} mel frames and {row.ticks} ticks"
-            return f"row {row.key}: lengths that fit together expected, found {found}"
+            return f"row {row.key}: consistent lengths expected, found {found}"
         size = shards[row.shard]["bytes"]
         for member, place in row.members.items():
             if place.offset + place.size > size:
                 end = place.offset + place.size
-                return f"row {row.key}: {member} up to byte {end} does not lie in {row.shard} of {size} bytes"
+                return f"row {row.key}: {member} up to byte {end} is not inside {row.shard} of {size} bytes"
     return ""
 
 
 def _places_problem(row: ManifestRow) -> str:
-    """Return what is wrong with the places of a row's members and sources, or nothing."""
+    """Return what is wrong with the positions of a row's members and sources, or an empty text."""
     contract = row.contract
     if not set(contract.members) <= row.members.keys():
-        return "no place of a needed member"
+        return "no position of a required member"
     for member, place in row.members.items():
         if member not in {*contract.members, *contract.optional} and not schema.LATENT_MEMBER.fullmatch(member):
             return f"member {member!r}"
@@ -381,24 +383,24 @@ def _places_problem(row: ManifestRow) -> str:
 _IN_KEYS: Final = np.isin(
     np.arange(256), np.frombuffer(f"\0{string.ascii_letters}{string.digits}_-".encode(), np.uint8)
 )
-"""Which bytes stand in keys; a zero fills shorter ones."""
+"""Bytes that are allowed in keys; zeros pad shorter keys."""
 
 
 class ManifestColumns:
-    """The manifest's columns as arrays, one at a time, so that a million samples take seconds.
+    """The manifest's columns as arrays, read one at a time; a million samples take seconds.
 
-    Every method raises DataError where the file has no such column or the column holds what it cannot.
+    Every method raises DataError if the column is missing or has invalid values.
     """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
-        import pyarrow as pa  # noqa: PLC0415 - 0.3 s that --help must not pay
+        import pyarrow as pa  # noqa: PLC0415 - takes 0.3 s, not needed for --help
 
         self.path = path
         try:
             self._file, self._form = _open_parquet(stream)
         except (ValueError, OSError, OverflowError, pa.ArrowException) as error:
             raise DataError(
-                f"{path}: no manifest of the contract ({one_line(str(error), 200)}). {schema.VERIFY}"
+                f"{path}: not a manifest of the contract ({one_line(str(error), 200)}). {schema.VERIFY}"
             ) from error
 
     def _column(self, name: str) -> pa.Array:
@@ -408,20 +410,20 @@ class ManifestColumns:
         return table.column(name).combine_chunks()
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
-        """A column of numbers (N,), float64 with NaN where it has nulls."""
+        """Return a column of numbers (N,), or float64 with NaN if it has nulls."""
         found: npt.NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
         return found
 
     def labels(self, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """A column of few distinct texts: these, and their numbers (N,), -1 for null."""
+        """Return a column of few distinct texts: the texts, and the index of each row (N,), -1 for null."""
         encoded = self._column(name).dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return encoded.dictionary.to_pylist(), codes
 
     def labels_of(self, label: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """The values of a label such as emotion as `labels` gives them; -1 where a sample or the set has none."""
+        """Return the values of a label such as emotion, as `labels` does; -1 if a sample or the set has none."""
         names = self._file.schema_arrow.names
-        own = label in {"speaker", "language", *_LABELS_OF_1}  # columns of these names are labels themselves
+        own = label in {"speaker", "language", *_LABELS_OF_1}  # labels with columns of their own name
         column = _LABEL + label if _LABEL + label in names or not own else label
         if column not in names:
             return [], np.full(self._file.metadata.num_rows, -1, np.int32)
@@ -431,7 +433,7 @@ class ManifestColumns:
         return values, codes
 
     def present(self, parts: Sequence[schema.Part]) -> npt.NDArray[np.uint8]:
-        """Return which of at most eight parts the samples have (N,), bit k for part k; in version 1 they have all."""
+        """Return presence bits of at most eight parts (N,), bit k for part k; all set in version 1."""
         count = self._file.metadata.num_rows
         if self._form.contract.version == 1:
             return np.full(count, (1 << len(parts)) - 1, np.uint8)
@@ -441,7 +443,7 @@ class ManifestColumns:
         return found
 
     def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """A column of texts as its bytes one after the other, and where each ends, from 0 on (N + 1,)."""
+        """Return a text column as its concatenated bytes, and the boundaries of the texts (N + 1,)."""
         column = self._column(name)
         if column.null_count:
             raise DataError(f"{self.path}: column {name!r}: {column.null_count} nulls found. {schema.VERIFY}")
@@ -452,13 +454,13 @@ class ManifestColumns:
         return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
 
     def keys(self) -> npt.NDArray[np.bytes_]:
-        """The keys (N,) as fixed-width bytes, each in their grammar, so that none leads out of a folder."""
+        """Return the keys (N,) as fixed-width bytes; invalid keys, which could lead out of a folder, are refused."""
         data, ends = self._bytes("key")
         if data.size and not 0 < data.min() <= data.max() < 128:
             raise DataError(f"{self.path}: column 'key': ASCII texts expected. {schema.VERIFY}")
         lengths = np.diff(ends)
         width = int(lengths.max(initial=1))
-        if width > schema.MAX_KEY_BYTES:  # before memory for as many bytes a row is taken
+        if width > schema.MAX_KEY_BYTES:  # before allocating so many bytes for each row
             raise self._no_key(f"a key of {width} bytes")
         fixed = np.zeros((len(lengths), width), dtype=np.uint8)
         fixed[np.arange(width) < lengths[:, None]] = data
@@ -473,7 +475,7 @@ class ManifestColumns:
         return DataError(f"{self.path}: column 'key': {grammar} expected, found {found}. {schema.VERIFY}")
 
     def digests(self, name: str) -> npt.NDArray[np.uint8]:
-        """A column of hexadecimal sha256 as bytes (N, 32)."""
+        """Return a column of hexadecimal sha256 as bytes (N, 32)."""
         data, ends = self._bytes(name)
         if (np.diff(ends) != 64).any():
             raise DataError(

@@ -1,7 +1,7 @@
-"""Which parts of its streams a sample has, as bits, and what stands in the place of absent ones.
+"""Present parts of a sample's streams, as bits, and the replacement values of absent ones.
 
-Absent channels are NaN on disk. Readers mask them by these bits, never by looking for NaN, so that a NaN in a channel
-that should be there stays visible.
+Absent channels are NaN on disk. Readers mask them by these bits and never by searching for NaN, so a NaN in a channel
+that should be present stays visible.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ U8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 STREAM_PARTS: Final[tuple[Part, ...]] = ("text", "audio", *GESTURE_PARTS)
-"""The parts that streams are made of; bit k of a sample's bits says whether it has part k."""
+"""The parts of the streams; bit k of a sample's bits is set if it has part k."""
 ALL_PRESENT: Final = (1 << len(STREAM_PARTS)) - 1
 STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~0b11}
-"""The bits of each stream; a sample has a stream where it has any of its parts."""
+"""Bits of each stream; a sample has a stream if it has any of its parts."""
 BODY_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root")
 """The parts that place joints."""
 
 
 def present_bits(parts: Collection[str]) -> int:
-    """Return the bits of a sample that has some parts; names of other parts count for nothing."""
+    """Return the bits of a sample with these parts; parts of no stream are ignored."""
     return sum(1 << k for k, part in enumerate(STREAM_PARTS) if part in parts)
 
 
@@ -40,12 +40,12 @@ def absent_parts(bits: int) -> tuple[Part, ...]:
 
 
 def part_flags(bits: U8) -> Bools:
-    """Return which parts (N, 7) samples with bits (N,) have, in the order of `STREAM_PARTS`."""
+    """Return the present parts (N, 7) of samples with bits (N,), in the order of `STREAM_PARTS`."""
     return (bits[:, None] >> np.arange(len(STREAM_PARTS), dtype=np.uint8) & 1).astype(np.bool_)
 
 
 def channel_flags(bits: U8) -> Bools:
-    """Return which gesture channels (N, 415) samples with bits (N,) have."""
+    """Return the present gesture channels (N, 415) of samples with bits (N,)."""
     found = np.empty((len(bits), LAYOUT.channels), np.bool_)
     flags = part_flags(bits)
     for part in GESTURE_PARTS:
@@ -60,7 +60,7 @@ def absent_channels(bits: int) -> tuple[slice, ...]:
 
 
 def trained_bits(statistics: Mapping[str, Any]) -> int:
-    """Return the bits of the parts that some train sample has, from stats.json; of version 1 all of them."""
+    """Return the bits of the parts that any train sample has, by stats.json; all parts for version 1."""
     gesture = statistics.get("gesture", {})
     if "counts" not in gesture:
         return ALL_PRESENT
@@ -79,7 +79,15 @@ def rest_channels() -> npt.NDArray[np.float32]:
 
 
 def at_rest(clip: GestureClip, present: Collection[str]) -> GestureClip:
-    """Return a clip whose absent parts are at rest, for what needs a whole body; the clip itself where it has all."""
+    """Return a clip with its absent parts set to rest, for code that needs a whole body.
+
+    Args:
+        clip: the clip; returned unchanged if nothing is absent.
+        present: parts that the clip has.
+
+    Returns:
+        The complete clip.
+    """
     lacking = absent_channels(present_bits(present) | ~STREAM_BITS["gesture"] & ALL_PRESENT)
     if lacking:
         gesture, rest = clip.gesture.copy(), rest_channels()

@@ -1,6 +1,6 @@
-"""Read samples from shards, every byte checked against the manifest, and files beside them against dataset.json.
+"""Reading of samples, every byte checked against the manifest, and of other files, checked against dataset.json.
 
-Shards are in the folder, or wherever a `ShardSource` has them, such as in the cache of a URL.
+Shards are in the folder itself or in another `ShardSource`, such as the cache of a URL.
 """
 
 from __future__ import annotations
@@ -34,36 +34,35 @@ Parsed = TypeVar("Parsed")
 
 
 class ShardSource(Protocol):
-    """Where the shards of a folder are: the folder itself, or a local cache of a remote one."""
+    """Provider of a folder's shards: the folder itself, or a local cache of a remote one."""
 
     def open(self, shard: str) -> int:
         """Open a complete shard for reading and return a descriptor, which the caller closes.
 
-        May wait until the shard is here. The descriptor keeps the content even if the file is evicted from a cache
-        meanwhile.
+        The call may wait for a download. The descriptor keeps the content even if a cache evicts the file meanwhile.
 
         Args:
-            shard: the shard's name.
+            shard: name of the shard.
 
         Returns:
             A file descriptor.
 
         Raises:
-            DataError: there is no such shard.
-            EnvironmentFault: it cannot be had.
+            DataError: the shard does not exist.
+            EnvironmentFault: the shard cannot be read or downloaded.
         """
         ...
 
     def prefetch(self, shards: Iterable[str]) -> None:
-        """Take a hint that these shards are needed soon, the most urgent first; return at once."""
+        """Announce that these shards are needed soon, most urgent first; return at once."""
         ...
 
     def describe(self, shard: str) -> str:
-        """Return the shard's path or URL as errors name it, without credentials."""
+        """Return the shard's path or URL for errors, without credentials."""
         ...
 
     def specification(self) -> dict[str, Any]:
-        """Return JSON from which a worker process makes its own (`omniges.data.collate.open_source`)."""
+        """Return JSON from which a worker process opens this source (`omniges.data.collate.open_source`)."""
         ...
 
 
@@ -78,35 +77,46 @@ class LocalShards:
         try:
             return open_file(self.folder / shard, self.folder)
         except FileNotFoundError as error:
-            raise DataError(f"{self.folder / shard}: the shard is not there. {VERIFY}") from error
+            raise DataError(f"{self.folder / shard}: the shard is missing. {VERIFY}") from error
 
     def prefetch(self, shards: Iterable[str]) -> None:
-        """Do nothing: the shards are here."""
+        """Do nothing; the shards are local."""
 
     def describe(self, shard: str) -> str:
         """Return the shard's path."""
         return str(self.folder / shard)
 
     def specification(self) -> dict[str, Any]:
-        """Return the folder."""
+        """Return the folder as JSON."""
         return {"kind": "local", "folder": str(self.folder.absolute())}
 
 
 def place_of_member(source: ShardSource, shard: str, key: str, member: str, offset: int) -> str:
-    """Return how errors name a member: shard, key and byte."""
+    """Return the position of a member for errors.
+
+    Args:
+        source: source of the shard.
+        shard: name of the shard.
+        key: sample key.
+        member: member of the sample.
+        offset: byte offset in the shard.
+
+    Returns:
+        Shard, key, member and byte.
+    """
     return f"{source.describe(shard)}: {key}.{member} at byte {offset}"
 
 
 def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None:
-    """Refuse content that does not have the digest that the manifest or dataset.json gives it.
+    """Refuse content whose digest is not the one in the manifest or dataset.json.
 
     Args:
         content: all bytes of a member or file.
-        sha256: the expected digest, 32 bytes.
-        place: what the error names.
+        sha256: expected digest, 32 bytes.
+        place: position for errors.
 
     Raises:
-        DataError: the content is another one.
+        DataError: the digest differs.
     """
     found = hashlib.sha256(content).digest()
     if found != sha256:
@@ -117,18 +127,19 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
 def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[BinaryIO]:
     """Open a file beside the shards, its digest checked against dataset.json.
 
-    The one descriptor is read twice, so what is parsed is what was checked, whatever is renamed meanwhile.
+    The same descriptor is used for the check and for the caller, so the caller reads the checked bytes even if the file
+    is replaced meanwhile.
 
     Args:
-        folder: of the shards.
-        name: of the file, such as ``manifest.parquet``.
-        dataset: dataset.json, checked.
+        folder: folder of the shards.
+        name: name of the file, such as ``manifest.parquet``.
+        dataset: checked dataset.json.
 
     Yields:
         The file, at its first byte.
 
     Raises:
-        DataError: the file is absent or not what dataset.json says.
+        DataError: the file is absent, or its size or digest differs.
     """
     path = folder / name
     listed = dataset["files"].get(name)
@@ -153,24 +164,33 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
 
 
 def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
-    """Return a file beside the shards; raises as `open_beside` does."""
+    """Return the bytes of a file beside the shards, checked as in `open_beside`.
+
+    Args:
+        folder: folder of the shards.
+        name: name of the file.
+        dataset: checked dataset.json.
+
+    Returns:
+        All bytes of the file.
+    """
     with open_beside(folder, name, dataset) as stream:
         return stream.read()
 
 
 def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[ManifestRow]:
-    """Return the rows of a manifest, each sound in itself and held against dataset.json.
+    """Return the rows of a manifest, each valid in itself and consistent with dataset.json.
 
     Args:
-        data: the manifest's bytes, whose digest was compared.
-        dataset: dataset.json, checked.
-        place: what the error names.
+        data: bytes of the manifest, whose digest was checked.
+        dataset: checked dataset.json.
+        place: path for errors.
 
     Returns:
         The rows, in the manifest's order.
 
     Raises:
-        DataError: they are no manifest, or a row contradicts itself, another one or dataset.json.
+        DataError: the bytes are not a manifest, or a row contradicts itself, another row or dataset.json.
     """
     try:
         rows = read_manifest(data)
@@ -183,7 +203,7 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
 
 @dataclass(frozen=True, slots=True)
 class SampleArrays:
-    """One sample's content."""
+    """Content of one sample."""
 
     row: ManifestRow
     metadata: dict[str, Any]
@@ -192,21 +212,21 @@ class SampleArrays:
     mel: npt.NDArray[np.float32]  # (M, 64)
     words: list[dict[str, Any]]
     semantic: list[dict[str, Any]] | None
-    audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, where it was kept
+    audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, if it was kept
     latents: dict[str, npt.NDArray[np.float32]]  # by codec (rows, channels)
 
 
 def file_betas(sample: SampleArrays) -> npt.NDArray[np.floating]:
-    """Return a sample's shape coefficients as motion files hold them: as many as came, extended to a known number.
+    """Return a sample's shape coefficients for a motion file, zero-padded to a length in common use.
 
-    A person whose shape nobody gave has the average one, all zeros.
+    A sample without known shape has the average shape, all zeros.
     """
     given = int(sample.metadata["motion"]["betas"]) or max(BETAS_LENGTHS)
     return np.asarray(sample.betas[: min(length for length in BETAS_LENGTHS if length >= given)])
 
 
 def notes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the notes of KEY.json as ``code: what was found``, whichever version of the contract it follows."""
+    """Return the notes of KEY.json as ``code: what was found``, for all contract versions."""
     notes = metadata["notes"]
     if isinstance(notes, str):
         return tuple(notes.splitlines())
@@ -214,17 +234,22 @@ def notes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class ShardFolder:
-    """A complete shard set: its small files in a local folder, its shards where the source has them."""
+    """A complete shard set: small files in a local folder, shards from a source."""
 
     def __init__(self, folder: Path, source: ShardSource | None = None) -> None:
-        """Read dataset.json; raises UsageFault or DataError where it is absent, damaged or of another version."""
+        """Read dataset.json; raise UsageFault or DataError if it is absent, damaged or of another version.
+
+        Args:
+            folder: folder with dataset.json and the other small files.
+            source: source of the shards; None for the folder itself.
+        """
         self.folder = folder
         self.source = source or LocalShards(folder)
         self.dataset = read_dataset(folder)
 
     @cached_property
     def codecs(self) -> dict[str, CodecEntry]:
-        """The codecs whose latents the samples hold, by name."""
+        """Codecs whose latents the samples hold, by name."""
         try:
             return read_entries(self.dataset)
         except ValueError as error:
@@ -232,12 +257,12 @@ class ShardFolder:
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
-        """The manifest, checked against dataset.json."""
+        """Rows of the manifest, checked against dataset.json."""
         data = read_beside(self.folder, MANIFEST_FILE, self.dataset)
         return checked_rows(data, self.dataset, str(self.folder / MANIFEST_FILE))
 
     def row(self, name: str) -> ManifestRow:
-        """Return the row of a key or stem; raises UsageFault with near names where there is none."""
+        """Return the row of a key or stem; raise UsageFault with similar names if it is unknown."""
         for row in self.rows:
             if name in (row.key, row.stem):
                 return row
@@ -251,20 +276,29 @@ class ShardFolder:
         """Return a member's bytes.
 
         Args:
-            row: of the sample.
-            member: its name, such as ``gesture.npy``.
+            row: row of the sample.
+            member: member of the sample, such as ``gesture.npy``.
 
         Returns:
-            The bytes, checked.
+            The checked bytes.
 
         Raises:
-            DataError: there is no such shard, or the bytes are not what the manifest says.
+            DataError: the shard does not exist, or the bytes differ from the manifest's digest.
             EnvironmentFault: the shard cannot be read.
         """
         return self.read_member(row, member, check=True)
 
     def read_member(self, row: ManifestRow, member: str, *, check: bool) -> bytes:
-        """Return a member's bytes, compared with the manifest's sha256 if `check`; raises as `member` does."""
+        """Return a member's bytes; raise as `member` does.
+
+        Args:
+            row: row of the sample.
+            member: member of the sample.
+            check: whether to compare the bytes with the manifest's sha256.
+
+        Returns:
+            The bytes.
+        """
         place = row.members[member]
         with os_errors(self.folder / row.shard, "read"), open(self.source.open(row.shard), "rb") as stream:
             stream.seek(place.offset)
@@ -277,28 +311,62 @@ class ShardFolder:
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """Return an array member, which belongs to the caller; raises as `member` does, and DataError for no array."""
+        """Return an array member, which the caller may change.
+
+        Args:
+            row: row of the sample.
+            member: member of the sample, such as ``gesture.npy``.
+
+        Returns:
+            The array.
+
+        Raises:
+            DataError: as in `member`, or the bytes are not a valid array.
+        """
         return self.array_of(row, member, self.member(row, member))
 
     def array_of(self, row: ManifestRow, member: str, data: bytes) -> npt.NDArray[Any]:
-        """Return the array that a member's bytes hold; raises DataError where they hold none."""
+        """Return the array in a member's bytes.
+
+        Args:
+            row: row of the sample.
+            member: member of the sample, for errors.
+            data: bytes of the member.
+
+        Returns:
+            The array, a view of the bytes.
+
+        Raises:
+            DataError: the bytes are not a valid array.
+        """
         return self._parsed(row, member, data, read_npy).copy()
 
     def _fault(self, row: ManifestRow, member: str, problem: object) -> DataError:
-        """Return the error of a member that does not hold what the contract says."""
+        """Return the error for a member whose content does not follow the contract."""
         shown = place_of_member(self.source, row.shard, row.key, member, row.members[member].offset)
         return DataError(f"{shown}: {one_line(str(problem), 200)}. {VERIFY}")
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """The words of a sample, each with word, start and end; raises as `array` does."""
+        """Return the words of a sample, each with word, start and end; raise as `array` does."""
         return self.words_in(row, self.member(row, row.contract.words))
 
     def words_in(self, row: ManifestRow, data: bytes) -> list[dict[str, Any]]:
-        """The words that the bytes of that member hold; raises DataError where they hold none."""
+        """Return the words in the bytes of a sample's word member.
+
+        Args:
+            row: row of the sample, for errors.
+            data: bytes of the member.
+
+        Returns:
+            Each word with ``word``, ``start`` and ``end`` in seconds.
+
+        Raises:
+            DataError: the bytes are not a list of words.
+        """
         return self._parsed(row, row.contract.words, data, words_of)
 
     def metadata(self, row: ManifestRow) -> dict[str, Any]:
-        """All of KEY.json, of which notes, audio and motion are as the contract has them; raises as `array` does."""
+        """Return all of KEY.json, its notes, audio and motion checked; raise as `array` does."""
         return self._parsed(row, "json", self.member(row, "json"), metadata_of)
 
     def _parsed(self, row: ManifestRow, member: str, data: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
@@ -308,38 +376,38 @@ class ShardFolder:
             raise self._fault(row, member, error) from error
 
     def gesture(self, row: ManifestRow) -> GestureClip:
-        """The motion of a sample."""
+        """Return the motion of a sample; raise as `array` does."""
         return GestureClip(
             self.array(row, "gesture.npy"), self.array(row, "jaw_eyes.npy"), self.array(row, "start_xz.npy")
         )
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """The semantic spans of a sample, where it has an annotation; raises as `array` does."""
+        """Return the semantic spans of a sample, or None without annotation; raise as `array` does."""
         if "sem" not in row.present:
             return None
         member = row.contract.semantic
         return self._parsed(row, member, self.member(row, member), spans_of)
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """The waveform (N,) of a sample at 16 kHz, whichever member holds it; None where it was not kept.
+        """Return the waveform (N,) of a sample at 16 kHz from either member; None if it was not kept.
 
-        Raises as `member` does, and DataError for FLAC that cannot be decoded.
+        Errors are those of `member`, and DataError for FLAC that cannot be decoded.
         """
         if "audio" not in row.present or not row.keeps_audio:
             return None
         if "flac" not in row.members:
             return self.array(row, "audio.npy")
-        from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, only where it was kept
+        from omniges.formats.audio import decode_flac  # noqa: PLC0415 - libsndfile, needed for kept audio only
 
         try:
             pcm, bits = decode_flac(self.member(row, "flac"), samples_of(self.metadata(row)))
         except RecordingFault as fault:
             raise self._fault(row, "flac", fault) from fault
-        # Exact, and no float64 of eleven minutes.
+        # Exact, and avoids a large float64 array.
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 
     def sample(self, row: ManifestRow) -> SampleArrays:
-        """All of a sample."""
+        """Return all content of a sample."""
         return SampleArrays(
             row=row,
             metadata=self.metadata(row),

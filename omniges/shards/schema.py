@@ -1,10 +1,10 @@
-"""Names of the shard contract: versions, members, parts, keys, stems, splits, files beside the shards; the window grid.
+"""Names of the shard contract: versions, members, parts, keys, stems, splits, files, and the window grid.
 
-Version 2 is written. In it every sample of a set has the same members, and what a sample lacks is named absent, so that
-readers which infer a schema from the first samples read all of them. Version 1 is still read and verified.
+Version 2 is written. Every sample of its sets has the same members, and absent parts are listed in `present`. So
+readers that infer a schema from the first samples can read all of them. Version 1 can still be read and verified.
 
-A shard folder is data. Its keys, stems, shard names and file names lead nowhere but into the folder they belong to,
-and readers of every command ask this module before they join one to a path.
+A shard folder is untrusted data. Its keys, stems, shard names and file names must not lead out of its folder. All
+commands check names with this module before they join them to a path.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ MANIFEST_FILE: Final = "manifest.parquet"
 STATS_FILE: Final = "stats.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 REPORT_FILE: Final = "report.jsonl"
-LATENTS_FILE: Final = "latents.json"  # statistics of latents, where a codec has encoded the shards
-SIDE_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE, REPORT_FILE)  # beside the shards, dataset.json apart
-UNFINISHED_FILE: Final = ".omniges-unfinished"  # the folder of a run that has begun and not ended
+LATENTS_FILE: Final = "latents.json"  # statistics of latents, if a codec has encoded the shards
+SIDE_FILES: Final = (
+    MANIFEST_FILE,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    REPORT_FILE,
+)  # files beside the shards, without dataset.json
+UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that started and did not finish
 VERIFY: Final = "Run omniges verify-shards, then preprocess again"
-"""What errors of damaged shards advise."""
+"""Remedy in errors about damaged shards."""
 
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -37,7 +42,7 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What a version of the contract calls the members of a sample, ``KEY.<member>``, in the order of the shard."""
+    """Names of a sample's members in one version of the contract, ``KEY.<member>``, in the order of the shard."""
 
     version: int
     members: tuple[str, ...]  # of every sample
@@ -46,7 +51,7 @@ class Contract:
     semantic: str  # the member with the semantic spans, JSON
 
 
-# JSON in a text member: readers that infer a schema cannot type a list that is empty in the first samples.
+# JSON in a text member: a list that is empty in the first samples has no inferable type.
 CONTRACTS: Final = {
     1: Contract(
         1,
@@ -63,7 +68,7 @@ CONTRACTS: Final = {
         "sem.txt",
     ),
 }
-"""By version; those that are read."""
+"""Readable contracts, by version."""
 CONTRACT: Final = CONTRACTS[FORMAT_VERSION]
 
 KNOWN_MEMBERS: Final = (
@@ -74,13 +79,13 @@ KNOWN_MEMBERS: Final = (
 
 Part = Literal["text", "audio", "upper", "hands", "lower", "root", "face", "jaw_eyes", "sem", "labels"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-"""What a sample may have or lack; `present` names what it has."""
+"""Optional parts of a sample; `present` names the ones it has."""
 GESTURE_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root", "face")
 """The parts that are channels of the gesture array."""
 MOTION_PARTS: Final[tuple[Part, ...]] = (*GESTURE_PARTS, "jaw_eyes")
 """The parts of motion; a sample without any of them has none."""
 
-# A codec's latents stand after all others, by the codec's name. Its hyphen tells such a member from the others.
+# Latents come after all other members and have the codec's name. Its hyphen distinguishes them from the others.
 LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)
 
 # The longest suffix is ".jaw_eyes.npy" (13); a ustar name holds 100 bytes.
@@ -97,15 +102,12 @@ CONTRACT_FILES: Final = frozenset({*SIDE_FILES, LATENTS_FILE, DATASET_FILE})
 """The files that a complete set may have beside its shards."""
 
 _KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}", re.ASCII)
-_MAX_STEM_BYTES: Final = 255  # what a Linux file name holds
+_MAX_STEM_BYTES: Final = 255  # limit of Linux file names
 _LABEL: Final = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
 
 def member_order(member: str) -> tuple[int, str]:
-    """Where a member stands among those of its sample, to sort by.
-
-    Raises ValueError for a name that the contract does not give.
-    """
+    """Return the sort key of a member within its sample; raise ValueError for a name not in the contract."""
     if member in KNOWN_MEMBERS:
         return KNOWN_MEMBERS.index(member), ""
     if LATENT_MEMBER.fullmatch(member):
@@ -114,15 +116,23 @@ def member_order(member: str) -> tuple[int, str]:
 
 
 def shard_name(split: Split, index: int) -> str:
-    """File name of a shard, such as ``train-000003.tar``."""
+    """Return the file name of a shard, such as ``train-000003.tar``.
+
+    Args:
+        split: split of its samples.
+        index: number within the split, from 0.
+
+    Returns:
+        The file name.
+    """
     return f"{split}-{index:06d}.tar"
 
 
 def key_from_stem(stem: str) -> str:
-    """The sample key: the stem itself where it is plain, else its reversible escape without dots.
+    """Return the sample key: the stem itself if it is plain, otherwise its reversible escape without dots.
 
     Every character outside ``[A-Za-z0-9_-]`` becomes ``_x<hex code point>_``. An underscore that would itself begin
-    such an escape is escaped too, so that `stem_from_key` always gives the stem back and no two stems share a key.
+    such an escape is escaped too. So `stem_from_key` restores every stem, and no two stems share a key.
     """
     if _PLAIN.fullmatch(stem) and not _ESCAPED.search(stem):
         return stem
@@ -137,24 +147,32 @@ def key_from_stem(stem: str) -> str:
 
 
 def stem_from_key(key: str) -> str:
-    """The inverse of `key_from_stem`."""
+    """Return the stem of a key; the inverse of `key_from_stem`."""
     return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), key)
 
 
 def is_count(value: object, least: int = 0) -> bool:
-    """Return whether a value is a whole number that a file could hold."""
+    """Return whether a value is a whole number in the range of file sizes.
+
+    Args:
+        value: value to check.
+        least: smallest allowed number.
+
+    Returns:
+        True for a valid number.
+    """
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_COUNT
 
 
 def is_real(value: object) -> bool:
-    """Return whether a value is a finite number of a size that means something."""
+    """Return whether a value is a finite number of plausible size."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
 def as_split(text: str) -> Split | None:
-    """The split named by a text, or None."""
+    """Return the split that a text names, or None."""
     return text if text in SPLITS else None
 
 
@@ -164,7 +182,7 @@ def is_key(text: object) -> bool:
 
 
 def is_stem(text: object) -> bool:
-    """Return whether a text can be a recording's stem: a file name without its ending, and no path."""
+    """Return whether a text can be a recording's stem: a file name without its extension, and no path."""
     if not isinstance(text, str) or not text or text in {".", ".."} or "/" in text or "\0" in text:
         return False
     try:
@@ -179,12 +197,12 @@ def is_label(text: object) -> bool:
 
 
 def is_relative_path(text: object) -> bool:
-    """Return whether a path names something below the folder that it is relative to, in plain steps."""
+    """Return whether a path stays below the folder that it is relative to, without ``.`` or ``..``."""
     return isinstance(text, str) and "\0" not in text and not {"", ".", ".."} & set(text.split("/"))
 
 
 def is_contract_name(text: object) -> bool:
-    """Return whether a text is the name of a shard or of a file beside the shards, dataset.json included."""
+    """Return whether a text is the name of a shard, of dataset.json or of another file beside the shards."""
     return isinstance(text, str) and (text in CONTRACT_FILES or is_shard_name(text))
 
 
@@ -212,15 +230,15 @@ class WindowGrid:
             )
 
     def count(self, ticks: int) -> int:
-        """Windows of a clip of so many ticks."""
+        """Return the number of windows in a clip of some ticks."""
         return max(0, 1 + (ticks - self.window_ticks) // self.stride_ticks)
 
     def starts(self, ticks: int) -> range:
-        """First ticks of a clip's windows."""
+        """Return the first ticks of a clip's windows."""
         return range(0, self.count(ticks) * self.stride_ticks, self.stride_ticks)
 
     def index(self, start_tick: int) -> int:
-        """The number of the window that starts at a tick; raises `UsageFault` for a tick that is not on the grid."""
+        """Return the index of the window that starts at a tick; raise UsageFault for a tick off the grid."""
         if start_tick < 0 or start_tick % self.stride_ticks:
             raise UsageFault(
                 f"window grid: found a window at tick {start_tick}; expected a multiple of {self.stride_ticks}"

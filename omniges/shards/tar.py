@@ -1,6 +1,6 @@
-"""Tar members, byte by byte: plain ustar headers with nothing in them that depends on when or where.
+"""Tar members, byte by byte: plain ustar headers whose content does not depend on time or machine.
 
-The writer needs no more than this, and `tarfile` would let in what the contract forbids: times, owners, pax headers.
+`tarfile` would add fields that the contract forbids: times, owners, pax headers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ _NPY_HEADER: Final = re.compile(  # as numpy.save writes it, of plain numbers in
 
 
 def member_header(name: str, size: int) -> bytes:
-    """The 512-byte ustar header (POSIX.1-1988) of a regular file, mode 0644, owner 0, time 0.
+    """Return the 512-byte ustar header (POSIX.1-1988) of a regular file, mode 0644, owner 0, time 0.
 
-    Raises ValueError for names over 100 bytes or sizes over 8 GiB, which would need an extension header.
+    Args:
+        name: name of the member, at most 100 bytes.
+        size: size of its data in bytes, below 8 GiB.
+
+    Returns:
+        The header.
+
+    Raises:
+        ValueError: name or size would need an extension header.
     """
     encoded = name.encode("ascii")
     if not 0 < len(encoded) <= 100 or not 0 <= size <= _MAX_MEMBER_BYTES:
@@ -40,14 +48,22 @@ def member_header(name: str, size: int) -> bytes:
 
 
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """The one header of an array that the contract has: npy 1.0, as short as a multiple of 64 bytes can be."""
+    """Return the only array header that the contract allows: npy 1.0, padded to a multiple of 64 bytes.
+
+    Args:
+        dtype: NumPy type string, such as ``<f4``.
+        shape: shape of the array.
+
+    Returns:
+        The header.
+    """
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
     size = -(-(10 + len(text) + 1) // 64) * 64
     return NPY_MAGIC + (size - 10).to_bytes(2, "little") + text.ljust(size - 11).encode("ascii") + b"\n"
 
 
 def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
-    """An array as `.npy` version 1.0: its header, padded to a multiple of 64 bytes, and a view of its data."""
+    """Return an array as `.npy` version 1.0: its header, padded to a multiple of 64 bytes, and a view of its data."""
     if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
         raise ValueError(f"a C-contiguous little-endian array expected, found {array.dtype} {array.flags}")
     data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
@@ -55,18 +71,18 @@ def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
 
 
 def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
-    """Return the array that `.npy` bytes of unknown origin hold, as a view of them; nothing is allocated for a claim.
+    """Return the array in `.npy` bytes of unknown origin, as a view; nothing is allocated.
 
-    numpy's own parser takes more, and raises whatever Python's tokenizer does on the rest.
+    numpy's own parser accepts more headers, and raises tokenizer errors of Python on invalid ones.
 
     Args:
-        data: all bytes of the member: the header of version 1.0 as numpy.save writes it, then the numbers.
+        data: all bytes of the member: a version 1.0 header as numpy.save writes it, then the numbers.
 
     Returns:
         The array, which shares memory with the bytes.
 
     Raises:
-        ValueError: they are anything else.
+        ValueError: the bytes have another form.
     """
     head = bytes(data[: len(NPY_MAGIC) + 2])
     start = 10 + int.from_bytes(head[8:], "little")
@@ -77,14 +93,14 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     shape = tuple(int(side) for side in match["shape"].split(b",") if side)
     count = math.prod(shape)
     if start + count * dtype.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes are no array {shape} of {dtype.str} behind a header of {start}")
+        raise ValueError(f"{len(data)} bytes are not an array {shape} of {dtype.str} behind a header of {start}")
     found: npt.NDArray[Any] = np.frombuffer(data, dtype, count, start)
     return found.reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A sample as consecutive tar members: the buffers to write, and where each member's data starts."""
+    """A sample as consecutive tar members: the buffers to write, and the start of each member's data."""
 
     buffers: tuple[bytes | memoryview, ...]
     size: int
@@ -93,7 +109,15 @@ class Segment:
 
 
 def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) -> Segment:
-    """Lay out a sample's members in the order given; each value is the member's content in pieces."""
+    """Lay out a sample's tar members.
+
+    Args:
+        key: sample key.
+        members: content of each member in pieces, in the order of the shard.
+
+    Returns:
+        The segment.
+    """
     buffers: list[bytes | memoryview] = []
     offsets: dict[str, int] = {}
     sizes: dict[str, int] = {}

@@ -1,18 +1,19 @@
-"""Where a run keeps its work until it is done: a hidden folder in the output folder, with a journal.
+"""The workspace of a run, a hidden folder in the output folder with a journal, and the commit that publishes it.
 
-Nothing appears under its final name before everything is there, so an earlier set stays whole and readable while the
-next one is made. The journal says what each finished shard holds; a run that was stopped goes on from there.
+No file gets its final name before all are written, so an earlier set stays complete and readable meanwhile. The journal
+records the content of each finished shard; a stopped run continues from it.
 
-From the workspace to the output folder: a few renames that a crash at any point leaves able to be finished.
+A commit moves the workspace to the output folder by a few renames. A crash at any point leaves a state that the next
+run can finish:
 
-1. ``commit.json`` says what will be done. From here on the new set comes, whatever happens.
-2. dataset.json goes: the folder is not complete now.
-3. Shards of the earlier set that live on under another name go to the workspace; those that do not are removed.
-4. ``commit.json`` becomes ``place.json``: what has a name of ours in the folder now is of the new set.
-5. Everything goes to its final name, dataset.json last.
+1. Write ``commit.json`` with all steps. From here on the new set will be published, whatever happens.
+2. Remove dataset.json: the folder is not complete now.
+3. Move shards of the earlier set that are kept under another name to the workspace; remove those that are not kept.
+4. Rename ``commit.json`` to ``place.json``: from here on, files in the folder with omniges's names are of the new set.
+5. Rename all files to their final names, dataset.json last.
 
-Steps 2 to 5 can be done again from wherever they stopped; within a step the order does not matter, and both folders
-are synced between steps.
+Steps 2 to 5 can be repeated after a stop at any point. Within a step the order does not matter. Both folders are synced
+between steps.
 """
 
 from __future__ import annotations
@@ -40,39 +41,39 @@ BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"
 COMMIT_FILE: Final = "commit.json"
 PLACE_FILE: Final = "place.json"
-SPOOL_FILE: Final = "spool"  # samples that have no place in a shard yet
+SPOOL_FILE: Final = "spool"  # samples that are not in a shard yet
 _WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE, SPOOL_FILE})
 _STAGED: Final = re.compile(r"staged-[0-9]{6}\.tar", re.ASCII)
 _ASIDE: Final = "moved-"
 FOREIGN: Final = "not from an omniges run. Move it away, then run this again"
-_CHECK_CHARACTERS: Final = 16  # of the digest before each line: enough to tell a torn line from a whole one
+_CHECK_CHARACTERS: Final = 16  # digest characters before each line, enough to detect a torn line
 
 
 def staged_name(index: int) -> str:
-    """The name of a finished shard inside the workspace."""
+    """Return the name of a finished shard inside the workspace."""
     return f"staged-{index:06d}.tar"
 
 
 def aside_name(shard: str) -> str:
-    """The name of an earlier set's shard inside the workspace."""
+    """Return the name of an earlier set's shard inside the workspace."""
     return f"{_ASIDE}{shard}"
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether a name is of a finished set, and of no one else in a folder that is ours; dataset.json apart."""
+    """Return whether omniges uses a name in a finished set; dataset.json is excluded."""
     return schema.is_contract_name(name) and name != schema.DATASET_FILE
 
 
 def _is_source(name: str) -> bool:
-    """Return whether a file of this name in the workspace becomes one of the set."""
+    """Return whether a workspace file of this name becomes part of the set."""
     aside = name.startswith(_ASIDE) and schema.is_shard_name(name.removeprefix(_ASIDE))
     return name in schema.CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
 
 def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
-    """A small JSON object of the workspace with these fields and no others; None where there is no such file.
+    """Return a small JSON object of the workspace with exactly these fields; None if the file is absent.
 
-    Raises UsageFault for anything else, which no run of ours would have written.
+    Any other content raises UsageFault, because no omniges run would have written it.
     """
     try:
         found = json.loads(path.read_bytes())
@@ -89,14 +90,14 @@ def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | Non
 
 @dataclass(frozen=True, slots=True)
 class CommitSteps:
-    """What turns the workspace into the folder's set: names alone, each inside one of the two folders."""
+    """File operations that turn the workspace into the folder's set; names only, each inside one of the two folders."""
 
     moved: dict[str, str]  # shard of the earlier set -> its name in the workspace
     removed: list[str]  # files of the earlier set
     place: dict[str, str]  # name in the workspace -> name in the folder
 
     def sound(self) -> bool:
-        """Return whether all names are such as a run of ours would have written."""
+        """Return whether all names are such as an omniges run writes."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
             return False
@@ -114,20 +115,28 @@ class CommitSteps:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What an unfinished run was told: the settings and package versions that decide its output."""
+    """Settings and package versions of an unfinished run, which decide its output."""
 
     settings: dict[str, Any]
     tool: dict[str, str]
-    anew: bool  # --force: an earlier set in the folder is no source
+    anew: bool  # --force: do not reuse an earlier set in the folder
 
     @classmethod
     def of(cls, document: dict[str, Any], *, anew: bool) -> Begun:
-        """The present run's, in the form that JSON gives back."""
+        """Return the record of the present run, with values as JSON restores them.
+
+        Args:
+            document: settings that decide output bytes.
+            anew: whether --force is set.
+
+        Returns:
+            The record.
+        """
         return cls(json.loads(canonical_json(document)), tool_versions(), anew)
 
 
 class Workspace:
-    """The hidden folder of a run that has begun and not ended."""
+    """The hidden folder of a run that has started and not finished."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -135,26 +144,26 @@ class Workspace:
         self.journal = Journal(self.folder / JOURNAL_FILE)
 
     def problem(self) -> str | None:
-        """Return what lies in the way that no run of ours left, or None; nothing is changed.
+        """Return a description of anything in the workspace that no omniges run wrote, or None; change nothing.
 
-        A folder that came from elsewhere may hold a workspace, and what is written in it decides which files are
-        renamed and removed. So every name in it has to be one that a run gives, to a plain file.
+        A folder of unknown origin may contain a workspace, whose content decides which files are renamed and removed.
+        So every name in it must be one that a run uses, and belong to a regular file.
         """
         try:
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
-                return f"{self.folder}: a folder of an unfinished run expected, found something else. Move it"
+                return f"{self.folder}: a folder of an unfinished run expected, found something else. Move it away"
         except FileNotFoundError:
             return None
         for name in self._names():
             path = self.folder / name
             plain, status = final_name(name) or name, os.lstat(path)
-            # The journal is the one file that is written in place: its other name would be a file elsewhere.
+            # Only the journal is written in place, so a hard link would change a file elsewhere.
             linked = name == JOURNAL_FILE and status.st_nlink > 1
             if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(status.st_mode) or linked:
                 return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
         try:
             begun = self.begun()
-            if begun is None or begun.tool == tool_versions():  # a run of other versions does not go on from its rows
+            if begun is None or begun.tool == tool_versions():  # other versions do not reuse its rows
                 self.journal.load()
             self.steps(COMMIT_FILE)
             self.steps(PLACE_FILE)
@@ -163,7 +172,7 @@ class Workspace:
         return None
 
     def refuse_foreign(self) -> None:
-        """Raise UsageFault for anything in the way that bears our names but is not ours: that is never touched."""
+        """Raise UsageFault for files that have omniges's names but another origin; they are never changed."""
         with os_errors(self.folder, "read"):
             problem = self.problem()
         if problem:
@@ -172,12 +181,12 @@ class Workspace:
             return
         ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
         if ours:
-            raise UsageFault(f"{self.out}: {ours[0]} is there, but not from an omniges run. Choose another --out")
+            raise UsageFault(f"{self.out}: {ours[0]} exists, but not from an omniges run. Choose another --out")
 
     def steps(self, name: str) -> CommitSteps | None:
-        """Return what commit.json or place.json says is to be done; None where there is none.
+        """Return the steps in commit.json or place.json; None if the file is absent.
 
-        Raises UsageFault for steps that no run of ours writes.
+        Steps that no omniges run writes raise UsageFault.
         """
         path = self.folder / name
         document = _read_fields(path, {"moved": dict, "removed": list, "place": dict})
@@ -190,7 +199,7 @@ class Workspace:
         return sorted(path.name for path in self.folder.iterdir())
 
     def begin(self, begun: Begun) -> None:
-        """Make the folder, or go on in it; what another run left half-written there goes."""
+        """Create the folder or continue in it; remove partly written files of an earlier run."""
         make_folder(self.folder)
         with os_errors(self.folder):
             for name in self._names():
@@ -201,17 +210,17 @@ class Workspace:
             sync_folder(self.out)
 
     def begun(self) -> Begun | None:
-        """What the unfinished run was told; None where none has begun, or not got as far as to say."""
+        """Return the record of the unfinished run; None if there is none."""
         document = _read_fields(self.folder / BEGUN_FILE, {"settings": dict, "tool": dict, "anew": bool})
         return None if document is None else Begun(**document)
 
     def free_index(self) -> int:
-        """The first number that no staged shard has."""
+        """Return the number after the highest one of a staged shard."""
         taken = [int(name[7:13]) for name in self._names() if name.startswith("staged-")]
         return max(taken, default=-1) + 1
 
     def wipe(self) -> None:
-        """Take the folder away with all that is in it."""
+        """Remove the folder with all its files."""
         if not self.folder.is_dir():
             return
         with os_errors(self.folder):
@@ -222,7 +231,7 @@ class Workspace:
 
 
 class Journal:
-    """Lines of JSON, each after a digest of itself, so that a line torn by a crash is known for one."""
+    """A file of JSON lines, each after its own digest, so that a line torn by a crash is recognized."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -232,7 +241,7 @@ class Journal:
     def load(self) -> list[dict[str, Any]]:
         """Return the complete lines up to the first torn one.
 
-        Raises UsageFault for a line whose names or samples no run of ours writes.
+        A line with names or samples that no omniges run writes raises UsageFault.
         """
         try:
             data = self._path.read_bytes()
@@ -250,13 +259,18 @@ class Journal:
         return rows
 
     def open(self) -> None:
-        """Open for appending, after cutting a torn line off."""
+        """Open the file for appending, after removing a torn line."""
         with os_errors(self._path):
             self._stream = self._path.open("ab", buffering=0)
             self._stream.truncate(_complete_lines(self._path.read_bytes())[1])
 
     def append(self, row: dict[str, Any], *, durable: bool) -> None:
-        """Add a line; a durable one, and all before it, survives a power loss from here on."""
+        """Add a line.
+
+        Args:
+            row: the line as a JSON object.
+            durable: sync to disk, so that this line and all before it survive a power loss.
+        """
         if self._stream is None:
             raise RuntimeError("the journal is not open")
         text = canonical_json(row)
@@ -268,14 +282,14 @@ class Journal:
                 os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Close the file; nothing to do where it is not open."""
+        """Close the file, if it is open."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
 
 def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
-    """Return the texts of a journal's lines up to the first torn one, and where the last of them ends."""
+    """Return the texts of a journal's lines up to the first torn one, and the end of the last of them."""
     texts, end = [], 0
     for line in data.split(b"\n")[:-1]:
         check, _, text = line.partition(b" ")
@@ -287,7 +301,7 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
 
 
 def _journal_problem(row: Any) -> str:
-    """Return why a line of a journal is none of ours, or nothing: that of a finished shard or of a rejection."""
+    """Return why a journal line is neither a finished shard nor a rejection, or an empty text."""
     if not isinstance(row, dict):
         return "an object expected"
     if row.keys() >= {"rejected", "findings", "inputs"}:
@@ -308,7 +322,7 @@ def _journal_problem(row: Any) -> str:
         row_from_journal(fields)
     notes = row.get("notes", {})
     if not isinstance(notes, dict) or not all(map(_are_findings, notes.values())):
-        return "notes that are no findings"
+        return "notes that are not findings"
     return ""
 
 
@@ -327,10 +341,14 @@ def _are_findings(rows: Any) -> bool:
 
 
 def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
-    """Make the new set the folder's: `shards` maps each name to the file that holds it now, in either folder.
+    """Publish the new set in the output folder.
 
-    manifest, statistics, tokenizer, report, dataset.json and, where a codec has encoded the set, latents.json lie in
-    the workspace under their own names.
+    The workspace already holds the other files under their final names: manifest, statistics, tokenizer, report,
+    dataset.json and, if a codec has encoded the set, latents.json.
+
+    Args:
+        workspace: workspace of the run.
+        shards: file that holds each shard now, in either folder, by the shard's name.
     """
     out = workspace.out
     place = {name: name for name in (*schema.SIDE_FILES, schema.LATENTS_FILE, schema.DATASET_FILE)}
@@ -352,9 +370,9 @@ def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
 
 
 def finish_commit(workspace: Workspace) -> None:
-    """Carry out what a commit in the workspace says, or the rest of it; nothing where none has begun.
+    """Carry out the commit in the workspace, or the rest of it; do nothing if there is none.
 
-    Raises UsageFault for steps that no run of ours writes.
+    Steps that no omniges run writes raise UsageFault.
     """
     out, folder = workspace.out, workspace.folder
     begun = workspace.steps(COMMIT_FILE)
@@ -386,13 +404,12 @@ def finish_commit(workspace: Workspace) -> None:
 def _require_dataset(place: Path, folder: Path) -> None:
     if not (place / schema.DATASET_FILE).is_file():
         raise DataError(
-            f"{folder}: {schema.DATASET_FILE} has been taken out, so the shards cannot be completed. "
-            "Choose another --out"
+            f"{folder}: {schema.DATASET_FILE} was removed, so the shards cannot be completed. Choose another --out"
         )
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename; a source that is not there was renamed before the crash."""
+    """Rename a file; an absent source was renamed before a crash."""
     with os_errors(target), contextlib.suppress(FileNotFoundError):
         source.rename(target)
 

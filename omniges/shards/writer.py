@@ -1,9 +1,9 @@
-"""Packs samples into shards: key order within a split, boundaries from the content alone, publishing in the background.
+"""Packing of samples into shards, with boundaries that depend on content only, and publishing in the background.
 
-A shard is closed when it reaches the target size, or earlier when it is over half of it and the checksum of the
-sample's key says so. Boundaries therefore fall into step again after an insertion, and an added recording changes the
-shards around it, not all that follow. Samples that lie in an earlier file already are copied from there, and where a
-shard would be such a file from end to end, the file is taken as it is.
+Samples come in key order within a split. A shard is closed when it reaches the target size. It is closed earlier if it
+exceeds half of that size and the checksum of the sample's key says so. Boundaries therefore match again soon after an
+insertion: an added recording changes the shards around it, not all later ones. Samples that exist in an earlier file
+are copied from it. If a new shard would equal an earlier file completely, that file is reused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omniges.shards.schema import Split, as_split, shard_name
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.storage.atomic import PendingFile, os_errors
 
-_EARLY_CLOSE: Final = 16  # one key in so many may close a shard that is over half full
+_EARLY_CLOSE: Final = 16  # one key in 16 may close a shard that is over half full
 _FLUSH_BYTES: Final = 32 << 20
 _COPY_BYTES: Final = 1 << 20
 
@@ -51,7 +51,7 @@ class StoredShard:
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """Where a sample's tar members lie in such a file."""
+    """Position of a sample's tar members in a stored shard."""
 
     shard: StoredShard
     offset: int
@@ -59,17 +59,26 @@ class StoredSegment:
 
 
 def closes_shard(key: str, size: int, target_bytes: int) -> bool:
-    """Whether a shard that has grown to `size` bytes with the sample `key` ends there."""
+    """Return whether a shard ends after this sample.
+
+    Args:
+        key: key of the last sample.
+        size: size of the shard in bytes, including the sample.
+        target_bytes: target size of a shard.
+
+    Returns:
+        True if the next sample begins a new shard.
+    """
     if size >= target_bytes:
         return True
     return size >= target_bytes // 2 and zlib.crc32(key.encode()) % _EARLY_CLOSE == 0
 
 
 class ShardWriter:
-    """Writes shards of one run; a context manager that publishes the open shard on success and aborts it otherwise.
+    """Writer of one run's shards; a context manager that publishes the open shard, or discards it after an error.
 
-    Samples must come split by split, in key order within each. `path_of(n)` names the file of the n-th shard written;
-    `on_published` hears of each once it is on the disk, on a thread of the writer's own.
+    Samples must come split by split, in key order within each. `path_of(n)` names the file of the n-th written shard.
+    `on_published` is called for each shard once it is on disk, on a background thread of the writer.
     """
 
     def __init__(
@@ -81,11 +90,11 @@ class ShardWriter:
         self._path_of = path_of
         self._target_bytes = target_bytes
         self._on_published = on_published
-        self._publisher = ThreadPoolExecutor(1, "publisher")  # waiting for the disk overlaps with computing
+        self._publisher = ThreadPoolExecutor(1, "publisher")  # disk writes overlap with computation
         self._last_job: Future[None] | None = None
         self._pending: PendingFile | None = None
         self._unpublished: list[PendingFile] = []
-        self._held: list[StoredSegment] = []  # of the open shard, as long as it is nothing but an earlier file's start
+        self._held: list[StoredSegment] = []  # of the open shard, while it equals the start of an earlier file
         self._rows: list[ManifestRow] = []  # of the open shard
         self._split: Split | None = None
         self._index = 0  # of the open shard within its split
@@ -93,17 +102,33 @@ class ShardWriter:
         self._size = 0
         self._unflushed = 0
         self.shards: list[ShardFile] = []
-        self.paths: dict[str, Path] = {}  # shard -> the file that holds its bytes for now
+        self.paths: dict[str, Path] = {}  # shard -> file that holds its bytes now
 
     def add(self, row: ManifestRow, segment: bytes | bytearray | memoryview) -> ManifestRow:
-        """Append a sample whose member offsets count from its segment; returns its row as the manifest has it."""
+        """Append a sample.
+
+        Args:
+            row: row of the sample, whose offsets count from its segment's start.
+            segment: bytes of its tar members.
+
+        Returns:
+            The row as the manifest has it.
+        """
         self._enter_split(row)
         self._write_held()
         self._append(segment)
         return self._placed(row, len(segment))
 
     def add_stored(self, row: ManifestRow, segment: StoredSegment) -> ManifestRow:
-        """Append a sample from an earlier file, whose bytes the caller has checked; otherwise as `add`."""
+        """Append a sample from an earlier file, whose bytes the caller has checked.
+
+        Args:
+            row: row of the sample, whose offsets count from its segment's start.
+            segment: position of its tar members.
+
+        Returns:
+            The row as the manifest has it.
+        """
         self._enter_split(row)
         follows = segment.offset == self._size and all(held.shard == segment.shard for held in self._held[-1:])
         if self._pending is None and follows:
@@ -122,7 +147,7 @@ class ShardWriter:
             self._split, self._index = split, 0
 
     def _placed(self, row: ManifestRow, size: int) -> ManifestRow:
-        """The row with its shard and offsets, now that its segment has gone in; closes the shard where it ends."""
+        """Return the row of an appended sample with its shard and offsets; close the shard if it ends there."""
         if self._split is None:
             raise RuntimeError("no split has begun")
         members = {
@@ -195,7 +220,7 @@ class ShardWriter:
         self._size = self._unflushed = 0
 
     def _in_background(self, job: Callable[[], None]) -> None:
-        """Have a job done after those before it; raises what one of them failed with, after which none is done."""
+        """Run a job after the earlier ones; raise the error of an earlier job, after which none runs."""
         before = self._last_job
         if before is not None and before.done():
             before.result()
@@ -219,6 +244,6 @@ class ShardWriter:
         finally:
             self._publisher.shutdown()
             for pending in self._unpublished:
-                pending.abort()  # does nothing to what has its final name
+                pending.abort()  # has no effect on published files
         if self._last_job is not None:
             self._last_job.result()

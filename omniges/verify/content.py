@@ -1,6 +1,7 @@
-"""Decoding every sample of a shard: members by digest, metadata against the manifest, words, audio, arrays.
+"""Decode every sample of a shard and check its metadata, words, audio and arrays.
 
-An array's npy header is read as text and held against the contract; its values are looked at block by block.
+Each member's digest is checked first. The npy header of an array is parsed as text and compared with the contract.
+Values are then checked block by block.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ _NO_MOTION: Final = {
 _WORD: Final = {"word", "start", "end"}
 _SPAN: Final = {"name", "start", "end", "score", "keywords"}
 _CUT: Final = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
-_ABSENT: Final = object()  # what a JSON member gives that cannot be read; null is a value like others
+_ABSENT: Final = object()  # an unreadable JSON member; null is an ordinary value
 _FIELDS: Final = {*_SCALARS, "audio", "motion", "cut", "sources", "notes"}
-_FIELDS_OF: Final = {1: _FIELDS | {*_LABELS_OF_1}, 2: _FIELDS | {"labels", "present"}}  # by version
+_FIELDS_OF: Final = {1: _FIELDS | {*_LABELS_OF_1}, 2: _FIELDS | {"labels", "present"}}  # by contract version
 _LENGTHS: Final = ("rate_hz", "channels", "samples", "samples_16k", "frame_rate_hz", "frame_stride", "frames")
 _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...]] = (
     (_LENGTHS, lambda value: is_count(value, 1)),
@@ -61,7 +62,7 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...]] = (
     (("audio_s", "motion_s", "gain"), lambda value: is_real(value) and value >= 0),
     (("encoding", "key_style"), lambda value: isinstance(value, str)),
 )
-"""What the fields of audio, motion and cut hold; the others hold anything."""
+"""Checks of the fields of audio, motion and cut; other fields are free."""
 
 _HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': "
@@ -75,7 +76,10 @@ _MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
 
 @dataclass(slots=True)
 class Content:
-    """What a shard's samples give to statistics, tokenizer and totals; partials and words of the train split alone."""
+    """Contents of one shard's samples that statistics, tokenizer and totals are recomputed from.
+
+    `partials`, `latents` and `words` cover the train split only.
+    """
 
     partials: list[tuple[Partial, ...]] = field(default_factory=list)
     latents: dict[str, list[Partial]] = field(default_factory=dict)  # by codec
@@ -91,13 +95,20 @@ class _Sample:
         self._source = source
 
     def add(self, code: str, member: str, found: str, expected: str = "") -> None:
-        """File a finding at the beginning of a member's data."""
+        """Record a finding at the first byte of a member's data.
+
+        Args:
+            code: key of `VERIFY_CODES`.
+            member: member of the sample, such as ``mel.npy``.
+            found: what the member holds.
+            expected: what the contract or the manifest says.
+        """
         place = self.row.members.get(member)
         at = place.offset if place else None
         self.out.add(code, found, expected, key=self.row.key, member=member, offset=at)
 
     def data(self, member: str) -> memoryview | None:
-        """A member's bytes, good until the next call, if they are those of the manifest's digest."""
+        """Return a member's bytes if their digest is the manifest's; valid until the next call."""
         place = self.row.members[member]
         view = self._source.view(place.size, place.offset)
         digest = hashlib.sha256(view).hexdigest()
@@ -107,7 +118,15 @@ class _Sample:
         return None
 
     def json(self, member: str, code: str) -> Any:
-        """A JSON member in canonical form, or _ABSENT after a finding."""
+        """Return a JSON member in canonical form.
+
+        Args:
+            member: member of the sample, such as ``json``.
+            code: finding code if it is not canonical JSON.
+
+        Returns:
+            The value, or `_ABSENT` after a finding.
+        """
         data = self.data(member)
         if data is None:
             return _ABSENT
@@ -124,7 +143,18 @@ class _Sample:
 def check_samples(
     source: Source, rows: Sequence[ManifestRow], settings: dict[str, Any], codecs: Sequence[CodecEntry], out: Collector
 ) -> Content:
-    """Decode and check the samples of an open shard whose layout is sound."""
+    """Decode and check the samples of an open shard whose layout is valid.
+
+    Args:
+        source: the open shard.
+        rows: manifest rows of the shard's samples, in their order in the shard.
+        settings: conversion settings from dataset.json.
+        codecs: codecs from dataset.json whose latents the samples hold.
+        out: collector of the shard's findings.
+
+    Returns:
+        Contents that later checks recompute files from.
+    """
     content = Content()
     for row in rows:
         sample = _Sample(source, row, settings, out)
@@ -148,7 +178,7 @@ def check_samples(
 
 
 def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
-    """KEY.json against its schema and the manifest's row; its audio facts where they can be used."""
+    """Check KEY.json against its schema and the manifest; return its audio facts where usable."""
     row = sample.row
     fields = _FIELDS_OF[row.contract.version]
     if not isinstance(metadata, dict) or metadata.keys() != fields:
@@ -160,7 +190,7 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
             sample.add("metadata-differs", "json", f"{name} {metadata[name]!r}", f"{wanted!r} of the manifest")
     _check_notes(sample, metadata["notes"])
     if ("labels" in row.present) != any(row.labels.values()):
-        sample.add("metadata-invalid", "json", f"labels {row.labels}", "a label exactly where present names labels")
+        sample.add("metadata-invalid", "json", f"labels {row.labels}", "labels if and only if present lists them")
     if not _parts_sound(sample, metadata):
         return None
     _check_lengths(sample, metadata["audio"], metadata["motion"], metadata["cut"])
@@ -169,7 +199,7 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
 
 
 def _facts_of(row: ManifestRow) -> dict[str, Any]:
-    """What KEY.json has to say of what the manifest says too."""
+    """Return the fields of KEY.json that repeat the manifest, with the manifest's values."""
     facts: dict[str, Any] = {name: getattr(row, name) for name in _SCALARS}
     sources = {name: {"path": path, "sha256": digest} for name, (path, digest) in row.sources.items()}
     if row.contract.version == 1:
@@ -185,7 +215,7 @@ def _facts_of(row: ManifestRow) -> dict[str, Any]:
 
 def _check_notes(sample: _Sample, given: Any) -> None:
     notes = given
-    if sample.row.contract.version > 1:  # a text, and nothing else
+    if sample.row.contract.version > 1:  # version 2 stores notes as one text
         split = (line.partition(": ") for line in given.splitlines()) if isinstance(given, str) else None
         notes = split and [{"code": code, "found": found} for code, _, found in split]
     shaped = isinstance(notes, list) and all(
@@ -208,7 +238,7 @@ def _has_motion(row: ManifestRow) -> bool:
 
 
 def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
-    """Whether audio, motion and cut hold what the contract says."""
+    """Return whether audio, motion and cut follow the contract."""
     audio, motion, cut = metadata["audio"], metadata["motion"], metadata["cut"]
     for name, part, fields in (("audio", audio, _AUDIO), ("motion", motion, _MOTION), ("cut", cut, _CUT)):
         if not isinstance(part, dict) or part.keys() != fields:
@@ -231,7 +261,7 @@ def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
 
 
 def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any], cut: dict[str, Any]) -> None:
-    """The common length and what was cut follow from the lengths of the sources."""
+    """Check the common length and the cuts against the lengths of the source files."""
     heard, moved = "audio" in sample.row.present, _has_motion(sample.row)
     kept = -(-motion["frames"] // motion["frame_stride"]) if moved else 0
     by_sound = audio["samples"] * timebase.FRAME_RATE_HZ // audio["rate_hz"] if heard else 0
@@ -254,7 +284,7 @@ def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any
 
 
 def _list_of(sample: _Sample, part: Part, member: str, code: str) -> list[Any] | None:
-    """The list that a JSON member holds, empty where the part is absent; None after a finding."""
+    """Return the list in a JSON member, empty for an absent part; None after a finding."""
     rows = sample.json(member, code)
     if rows is _ABSENT:
         return None
@@ -263,13 +293,13 @@ def _list_of(sample: _Sample, part: Part, member: str, code: str) -> list[Any] |
         sample.add(code, member, f"{type(rows).__name__}", "a list with at least one word" if there else "a list")
         return None
     if rows and not there:
-        sample.add("absent-not-nan", member, f"{len(rows)} entries", f"none, for {part} is absent")
+        sample.add("absent-not-nan", member, f"{len(rows)} entries", f"an empty list, because {part} is absent")
         return None
     return rows
 
 
 def _check_transcript(sample: _Sample) -> Counter[str]:
-    """The words: in form, in order, inside the clip, as many as the manifest says."""
+    """Check the words: their form, order, times and number; return how often each occurs."""
     member = sample.row.contract.words
     rows = _list_of(sample, "text", member, "transcript-invalid")
     if rows is None:
@@ -295,7 +325,7 @@ def _check_transcript(sample: _Sample) -> Counter[str]:
 
 
 def _check_annotation(sample: _Sample) -> None:
-    """The semantic spans where there are any; they are not cut to the clip."""
+    """Check the semantic spans where present; they are not cut to the clip."""
     member = sample.row.contract.semantic
     if member not in sample.row.members:
         return
@@ -312,7 +342,7 @@ def _check_annotation(sample: _Sample) -> None:
 
 
 def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
-    """Kept audio is there exactly where the settings say, in the right form, and decodes to its length."""
+    """Check that audio is kept if and only if the settings say so, and that it decodes to its length."""
     present = [member for member in ("flac", "audio.npy") if member in sample.row.members]
     if audio is None:
         return
@@ -330,7 +360,7 @@ def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
 
 
 def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
-    import soundfile  # noqa: PLC0415 - libsndfile, only where audio was kept
+    import soundfile  # noqa: PLC0415 - libsndfile, needed for kept audio only
 
     subtype = "PCM_16" if audio["encoding"] == "pcm16" else "PCM_24"
     wanted = ("FLAC", subtype, 1, timebase.SAMPLE_RATE_HZ)
@@ -358,13 +388,13 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
 
 
 def _summed(row: ManifestRow) -> tuple[str, ...]:
-    """The arrays that stats.json describes in this version of the contract."""
+    """Return the arrays that stats.json describes in this version of the contract."""
     members = tuple(STATISTICS.values())
     return members[:2] if row.contract.version == 1 else members
 
 
 def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequence[CodecEntry]) -> dict[str, Partial]:
-    """Every array member; by member the partial statistics of what is sound in a train sample."""
+    """Check every array member; return partial statistics of the valid ones of a train sample, by member."""
     row = sample.row
     partials: dict[str, Partial] = {}
     vectors = {codec.member: codec.vectors for codec in codecs}
@@ -379,7 +409,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
         if row.split == "train" and member in summed and len(array):
             with np.errstate(over="ignore", invalid="ignore"):
                 partial = partial_of(vectors[member](array) if member in vectors else array)
-        # Minimum and maximum of every channel are finite where all values are.
+        # All values are finite if and only if the channel minima and maxima are.
         known = partial is not None and bool(np.isfinite(partial.rows).all()) and bool(partial.counts.all())
         if absent.any():
             if not _check_absent(sample, member, array, absent):
@@ -387,10 +417,10 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
         elif not known and not _check_finite(sample, member, array):
             continue
         if member == "betas.npy" and not _has_motion(row) and array.any():
-            sample.add("absent-not-nan", member, "a body shape", "zeros, for there is no motion")
+            sample.add("absent-not-nan", member, "a body shape", "zeros, because there is no motion")
         if member == "gesture.npy":
             _check_gesture(sample, array)
-        if member == "mel.npy" and not absent.any():  # the minima of the bands do as well as the mel itself
+        if member == "mel.npy" and not absent.any():  # band minima are enough
             least = float((array if partial is None else partial.rows[3]).min(initial=0.0))
             if least < _MEL_FLOOR:
                 sample.out.add("mel-below-floor", f"{least}", f"at least {_MEL_FLOOR:.4f}", key=row.key, member=member)
@@ -400,7 +430,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
 
 
 def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Which columns of an array stand for absent parts: (C,), or (N,) of an array without frames."""
+    """Return the flags of columns that belong to absent parts: (C,), or (N,) for an array without frames."""
     absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
     if member == "gesture.npy":
         for part in set(GESTURE_PARTS) - set(row.present):
@@ -412,7 +442,7 @@ def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> np
 
 
 def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent: npt.NDArray[np.bool_]) -> bool:
-    """Whether an array is NaN in all its absent columns and finite in the others; a finding where not."""
+    """Return whether an array is NaN in its absent columns and finite elsewhere; add a finding if not."""
     for start in range(0, len(array) if array.ndim > 1 else 1, _BLOCK_FRAMES):
         block = array[start : start + _BLOCK_FRAMES] if array.ndim > 1 else array[None]
         numbers, broken = ~np.isnan(block[:, absent]), ~np.isfinite(block[:, ~absent])
@@ -429,7 +459,10 @@ def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent:
 def _array_specs(
     row: ManifestRow, samples_16k: int | None, codecs: Sequence[CodecEntry]
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Number types and shape of a sample's arrays; `samples_16k` is the length of kept audio, None if not known."""
+    """Return allowed number types and shape of a sample's arrays, by member.
+
+    `samples_16k` is the length of kept audio, or None if unknown.
+    """
     specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),
         "mel.npy": (("<f4",), (row.mel_frames, MEL_BANDS)),
@@ -446,7 +479,7 @@ def _array_specs(
 def _npy_array(
     sample: _Sample, member: str, data: memoryview, dtypes: tuple[str, ...], expected_shape: tuple[int, ...]
 ) -> npt.NDArray[Any] | None:
-    """A view of an array member, or None after a finding. Nothing is allocated and nothing unpickled."""
+    """Return a view of an array member, or None after a finding; nothing is allocated or unpickled."""
     head = bytes(data[:10])
     length = int.from_bytes(head[8:10], "little")
     text = bytes(data[10 : 10 + length])
@@ -474,7 +507,7 @@ def _npy_array(
 
 
 def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool:
-    """Whether all values are finite; the finding names the first that is not."""
+    """Return whether all values are finite; the finding names the first that is not."""
     flat = array.reshape(-1)
     for start in range(0, len(flat), _BLOCK_VALUES):
         finite = np.isfinite(flat[start : start + _BLOCK_VALUES])
@@ -490,7 +523,7 @@ def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool
 
 
 def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
-    """Every 6D rotation has orthonormal rows, and the first root step is the repeated second one."""
+    """Check that 6D rotations have orthonormal rows and that the first two root steps are equal."""
     parts = [getattr(LAYOUT, part) for part in ("upper", "hands", "lower") if part in sample.row.present]
     channels = np.concatenate([np.arange(part.start, part.stop) for part in parts]) if parts else np.empty(0, int)
     columns: Any = LAYOUT.rotations if len(parts) == 3 else channels  # a slice is a view
@@ -507,11 +540,11 @@ def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
 
 
 def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
-    """Whether all rows of planes (joints, 2, 3, T) are orthonormal with a little to spare.
+    """Return whether all rows of planes (joints, 2, 3, T) are orthonormal within a margin.
 
-    Extremes alone are looked at, and a clip that is near the limit is left to `_report_rotation`.
+    Only the extremes are compared. A clip near the limit goes to `_report_rotation`.
     """
-    # |r|² − 1 is twice |r| − 1 this near to one.
+    # Near 1, |r|² − 1 is about 2 (|r| − 1).
     spare = 0.9 * _ORTHONORMAL
     work = planes * planes
     norms = work[:, :, 0] + work[:, :, 1]
@@ -527,7 +560,7 @@ def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
 def _report_rotation(
     sample: _Sample, block: npt.NDArray[np.float32], start: int, channels: npt.NDArray[np.int_]
 ) -> bool:
-    """File the worst rotation of a block that is off by more than the contract allows; whether there is one."""
+    """Add a finding for the worst rotation of a block beyond the contract's limit; return whether one exists."""
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
     worst = np.maximum(norms, np.abs((planes[:, 0] * planes[:, 1]).sum(axis=1)))

@@ -1,4 +1,7 @@
-"""What dataset.json lists, read without trust: wrong types and numbers are findings, and what is sound is used."""
+"""Reading and checking dataset.json without trusting it.
+
+Wrong types and numbers become findings; the valid fields are used.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _MAX_DOCUMENT_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A file as dataset.json lists it; `split` and `samples` are those of a shard."""
+    """A file as dataset.json lists it; `split` and `samples` are set for shards."""
 
     name: str
     size: int
@@ -36,7 +39,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """dataset.json as far as it could be read."""
+    """The usable contents of dataset.json."""
 
     document: dict[str, Any]
     shards: dict[str, Listed] = field(default_factory=dict)
@@ -45,33 +48,36 @@ class Inventory:
 
     @property
     def version(self) -> int:
-        """The version of the contract, one of those that are read."""
+        """Contract version, one of those that can be read."""
         return int(self.document["version"])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the conversion, empty where they are not what they should be."""
+        """Conversion settings; empty if their form is wrong."""
         return as_object(as_object(self.document.get("settings")).get("convert"))
 
     @property
     def tool(self) -> dict[str, Any]:
-        """The versions of the packages that wrote the shards."""
+        """Versions of the packages that wrote the shards."""
         return as_object(self.document.get("tool"))
 
 
 def as_object(found: object) -> dict[str, Any]:
-    """A JSON object as it is, and an empty one for any other value."""
+    """Return a JSON object unchanged, and an empty one for any other value."""
     return found if isinstance(found, dict) else {}
 
 
 def strict_json(data: bytes) -> tuple[Any, bytes]:
-    """Return what JSON of unknown origin holds, and its canonical form; raises ValueError as `parse_json` does."""
+    """Return the value of JSON of unknown origin and its canonical form; raise ValueError as `parse_json`."""
     value = parse_json(data)
     return value, canonical_json(value)
 
 
 def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:
-    """Read and check dataset.json by itself; the inventory is None where nothing else can be held against it."""
+    """Read dataset.json and check that its fields agree with each other.
+
+    The inventory is None if nothing else can be compared with it.
+    """
     out = Collector(schema.DATASET_FILE)
     document = _read_document(folder, out)
     if document is None:
@@ -89,7 +95,7 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
         latents = schema.LATENTS_FILE
         if (latents in files) != bool(codecs):
             there = f"{'a' if latents in files else 'no'} {latents} and {len(codecs)} codecs"
-            out.add("dataset-malformed", f"files: {there}", f"{latents} where there is a codec, and only there")
+            out.add("dataset-malformed", f"files: {there}", f"{latents} if and only if there is a codec")
     inventory = Inventory(document, shards or {}, files or {}, codecs)
     if out.failed:
         return inventory, out.finish()
@@ -140,7 +146,7 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
 
 
 def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed] | None:
-    """The entries of ``shards`` or ``files`` that are well-formed."""
+    """Return the well-formed entries of ``shards`` or ``files``."""
     if not isinstance(found, dict):
         out.add("dataset-malformed", f"{field_name}: {type(found).__name__}", "an object")
         return None
@@ -156,12 +162,12 @@ def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed]
 
 
 def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
-    """Feature settings of this version, and no field but the contract's."""
+    """Check the feature settings of this version, and that no field is unknown or absent."""
     if canonical_json(document.get("features")) != canonical_json(FEATURES):
         out.add("dataset-features", f"{document.get('features')!r}", f"{FEATURES!r}")
     fields = {"format", "version", "tool", "features", "settings", "plan", "manifest_hash", "totals", "splits"}
     fields |= {"shards", "files", "checksum"}
-    if document.keys() - {"codecs"} != fields:  # there where a codec has encoded the shards
+    if document.keys() - {"codecs"} != fields:  # codecs is present if a codec has encoded the shards
         found = ", ".join(sorted((document.keys() - {"codecs"}) ^ fields))
         out.add("dataset-malformed", f"fields unknown or absent: {found}", "the contract's fields")
     digest = document.get("manifest_hash")
@@ -170,7 +176,7 @@ def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
 
 
 def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
-    """Totals as they should be, or None after a finding."""
+    """Return the totals if they have the expected form, or None after a finding."""
     wanted = {*_COUNTS, "seconds"} | ({"cut"} if name == "totals" else set())
     if not isinstance(found, dict) or found.keys() != wanted:
         out.add("dataset-malformed", f"{name}: {found!r}", ", ".join(sorted(wanted)))
@@ -185,7 +191,7 @@ def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
 
 
 def _check_totals(inventory: Inventory, out: Collector) -> None:
-    """Totals are the sums over the splits, and those of a split have its shards' samples."""
+    """Check that totals are the sums over the splits, and that sample counts match the shards."""
     splits = inventory.document.get("splits")
     if not isinstance(splits, dict) or splits.keys() != set(schema.SPLITS):
         out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(schema.SPLITS))
@@ -212,7 +218,7 @@ def _check_totals(inventory: Inventory, out: Collector) -> None:
 
 
 def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
-    """The plan's digest is that of the settings, and every stem became a sample or was rejected."""
+    """Check that the plan's digest fits the settings and that every stem was converted or rejected."""
     plan, settings = document.get("plan"), document.get("settings")
     if not isinstance(plan, dict) or not isinstance(settings, dict):
         out.add("dataset-malformed", f"plan {plan!r}, settings {settings!r}", "objects")
@@ -231,7 +237,15 @@ def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
 
 
 def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
-    """What lies in the folder and is not listed."""
+    """Report files in the folder that dataset.json does not list.
+
+    Args:
+        names: names of all files in the folder.
+        listed: names that dataset.json lists.
+
+    Returns:
+        One finding for each unlisted name.
+    """
     findings = []
     for name in names:
         if name in listed or name == schema.DATASET_FILE:

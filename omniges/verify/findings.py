@@ -1,4 +1,4 @@
-"""What `verify-shards` can find: one table of stable codes, and a finding with its place to the byte."""
+"""Findings of `verify-shards`: the table of stable codes, and one finding with its position to the byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 _SHOWN_CHARACTERS: Final = 300
-_PER_CODE: Final = 20  # findings of one code a file may have before the rest are only counted
+_PER_CODE: Final = 20  # findings of one code listed for each file; further ones are only counted
 
 _AGAIN: Final = "run omniges preprocess again"
 _COPY: Final = "copy the file again from where it was made, or run omniges preprocess again"
@@ -18,7 +18,7 @@ _REPORT: Final = "if nobody edited the shards, report it with this line; run omn
 
 @dataclass(frozen=True, slots=True)
 class VerifyCode:
-    """What a finding of the verifier means and what a person does about it."""
+    """Meaning of a finding code and the remedy for it."""
 
     severity: Literal["error", "note"]
     meaning: str
@@ -31,28 +31,28 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
     # --- dataset.json
     "dataset-missing": _error("there is no dataset.json, so the shards are not complete", "run omniges preprocess"),
     "dataset-unreadable": _error("dataset.json is not a JSON object in UTF-8", _COPY),
-    "dataset-foreign": _error("dataset.json is not one of omniges", "name a folder of omniges shards"),
+    "dataset-foreign": _error("dataset.json was not written by omniges", "name a folder of omniges shards"),
     "dataset-newer": _error("the shards have a newer version of the contract", "use a newer omniges"),
     "dataset-version": _error("the shards have no known version of the contract", "use the omniges that wrote them"),
-    "dataset-malformed": _error("a field of dataset.json is absent or holds what it cannot hold", _COPY),
-    "dataset-not-canonical": _error("dataset.json is not in its one byte form, so it was rewritten", _COPY),
+    "dataset-malformed": _error("a field of dataset.json is absent or has an invalid value", _COPY),
+    "dataset-not-canonical": _error("dataset.json is not in canonical form, so it was rewritten", _COPY),
     "dataset-checksum": _error("the checksum in dataset.json does not fit its content: it was edited", _COPY),
     "dataset-features": _error("the feature settings are not those of this contract version", _AGAIN),
     "dataset-plan": _error("settings, plan and counts in dataset.json contradict each other", _REPORT),
     "dataset-totals": _error("the totals in dataset.json contradict each other", _REPORT),
     # --- files
-    "file-missing": _error("a file that dataset.json lists is not there", _COPY),
-    "file-not-regular": _error("a link, folder or device stands where a file should; it was not followed", _COPY),
+    "file-missing": _error("a file that dataset.json lists is missing", _COPY),
+    "file-not-regular": _error("a link, folder or device is in the place of a file; it was not followed", _COPY),
     "file-unreadable": _error("the operating system refused to read the file", "check permissions and the disk"),
-    "file-size": _error("the file has another size than dataset.json says", _COPY),
+    "file-size": _error("the file's size is not the one in dataset.json", _COPY),
     "file-checksum": _error("the file's sha256 is not the one in dataset.json", _COPY),
-    "file-unlisted": _note("a file that is no part of the shards lies in the folder", "nothing, or move it elsewhere"),
+    "file-unlisted": _note("the folder holds a file that is not part of the shards", "nothing, or move it elsewhere"),
     "temporary-file": _error(
-        "a temporary file of an unfinished run lies in the folder", "run omniges preprocess again, or delete the file"
+        "the folder holds a temporary file of an unfinished run", "run omniges preprocess again, or delete the file"
     ),
     "unfinished-run": _note(
-        "the marker of a run that has begun and not ended lies in the folder",
-        "if no run is going on, run omniges preprocess again",
+        "the folder holds the marker of a run that started and did not finish",
+        "if no run is active, run omniges preprocess again",
     ),
     "unfinished-foreign": _error(
         "the folder of an unfinished run holds names or steps that no omniges run writes, such as paths that lead out "
@@ -60,73 +60,75 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
         "remove that folder, and run preprocess or encode here only if you trust where the shards came from",
     ),
     "shard-unlisted": _error(
-        "a tar file that dataset.json does not list lies in the folder, and readers would take it for a shard",
+        "the folder holds a tar file that dataset.json does not list; readers would treat it as a shard",
         "move it elsewhere",
     ),
     "shard-name": _error("the shards of a split are not numbered from 0 without a gap", _COPY),
     # --- tar
     "shard-checksum": _error("the shard's sha256 is not the one in dataset.json", _COPY),
     "shard-cut": _error("the shard ends before its last member does", _COPY),
-    "shard-end": _error("two zero blocks and nothing else should end the shard, and do not", _COPY),
-    "shard-early-end": _error("a zero block stands where a member should begin: readers stop there in silence", _COPY),
+    "shard-end": _error("the shard does not end in two zero blocks", _COPY),
+    "shard-early-end": _error("a zero block is in the place of a member: readers stop there without an error", _COPY),
     "shard-trailing": _error("bytes follow the end of the archive", _COPY),
-    "header-checksum": _error("a tar header is damaged: readers stop there, often in silence", _COPY),
-    "header-not-canonical": _error("a tar header has other fields (mode, owner, time, …) than the contract's", _COPY),
-    "member-name": _error("a member's name is none the contract gives; such names can lead out of a folder", _COPY),
+    "header-checksum": _error("a tar header is damaged: readers stop there, often without an error", _COPY),
+    "header-not-canonical": _error("fields of a tar header (mode, owner, time, …) differ from the contract", _COPY),
+    "member-name": _error("a member's name is not in the contract; such names can lead out of a folder", _COPY),
     "member-link": _error("a member is a link", _COPY),
     "member-device": _error("a member is a device, a folder or a pipe", _COPY),
     "member-extension": _error("a member is a pax or GNU extension, or of an unknown type", _COPY),
-    "member-size": _error("a member's size is no plain number, or not the one in the manifest", _COPY),
-    "member-foreign": _error("a member is in the shard that the manifest does not place there", _COPY),
-    "member-twice": _error("two members have the same name: readers differ in which they take", _COPY),
+    "member-size": _error("a member's size is not a plain number, or not the one in the manifest", _COPY),
+    "member-foreign": _error("the shard holds a member that the manifest does not list in it", _COPY),
+    "member-twice": _error("two members have the same name: readers differ in which one they use", _COPY),
     "member-order": _error("members are not in the order of the contract, so readers split or mix samples", _COPY),
-    "member-missing": _error("a member that the manifest places in the shard is not there", _COPY),
-    "member-digest": _error("a member's content is not what the manifest has the sha256 of", _COPY),
+    "member-missing": _error("a member that the manifest lists in the shard is missing", _COPY),
+    "member-digest": _error("the sha256 of a member's content is not the one in the manifest", _COPY),
     "member-padding": _error("the bytes that fill a member's last block are not zero", _COPY),
     # --- manifest
     "manifest-unreadable": _error("manifest.parquet is not a parquet file with the contract's columns", _COPY),
-    "manifest-malformed": _error("a row of the manifest holds what it cannot hold", _REPORT),
+    "manifest-malformed": _error("a row of the manifest has an invalid value", _REPORT),
     "manifest-key-twice": _error("two rows of the manifest have the same key or stem", _REPORT),
     "manifest-order": _error("the rows of the manifest are not in the order in which samples are packed", _REPORT),
-    "manifest-shards": _error("manifest and dataset.json disagree on what lies in which shard", _REPORT),
+    "manifest-shards": _error("manifest and dataset.json disagree on the contents of a shard", _REPORT),
     "manifest-layout": _error(
         "the offsets in the manifest leave gaps, overlap or do not end where the shard does", _REPORT
     ),
-    "manifest-latents": _error("a sample has not the latents of the codecs that dataset.json names", _REPORT),
+    "manifest-latents": _error("a sample lacks latents of a codec that dataset.json names, or has others", _REPORT),
     "manifest-totals": _error("the totals in dataset.json are not those of the manifest's rows", _REPORT),
     "manifest-hash": _error("the manifest hash in dataset.json is not that of the manifest's rows", _REPORT),
-    "key-not-of-stem": _error("a key is not the one its stem gives", _REPORT),
+    "key-not-of-stem": _error("a key does not follow from its stem", _REPORT),
     "row-arithmetic": _error("mel frames, ticks or seconds of a row do not follow from its frames", _REPORT),
     # --- content
     "recording-in-two-splits": _error(
-        "one recording is in two splits, so tests would be seen in training", "keep one copy and preprocess again"
+        "one recording is in two splits, so test data would be seen in training", "keep one copy and preprocess again"
     ),
-    "recording-twice": _note("one recording is in a split under two names", "leave one out if that was not meant"),
-    "metadata-invalid": _error("KEY.json is not what the contract says", _REPORT),
-    "metadata-differs": _error("KEY.json and the manifest's row say different things", _REPORT),
-    "array-invalid": _error("an array member has not the contract's npy header", _REPORT),
-    "array-dtype": _error("an array has another number type than the contract gives it", _REPORT),
-    "array-shape": _error("an array has another shape than its sample's frames give it", _REPORT),
+    "recording-twice": _note(
+        "one recording is in a split under two names", "remove one of them if this is not intended"
+    ),
+    "metadata-invalid": _error("KEY.json does not follow the contract", _REPORT),
+    "metadata-differs": _error("KEY.json and the manifest's row differ", _REPORT),
+    "array-invalid": _error("the npy header of an array is not the contract's", _REPORT),
+    "array-dtype": _error("the number type of an array is not the contract's", _REPORT),
+    "array-shape": _error("the shape of an array does not follow from its sample's frames", _REPORT),
     "array-not-finite": _error("an array holds NaN or infinite values", _REPORT),
-    "absent-not-nan": _error("a part that `present` names absent holds numbers, words or spans", _REPORT),
+    "absent-not-nan": _error("a part that is absent by `present` holds numbers, words or spans", _REPORT),
     "mel-below-floor": _error("the mel holds values below the logarithm of its floor", _REPORT),
     "rotation-broken": _error("the two rows of a 6D rotation are not orthonormal within 1e-5", _REPORT),
-    "root-first-step": _error("the first root step is not the repeated second one", _REPORT),
+    "root-first-step": _error("the first root step does not equal the second", _REPORT),
     "transcript-invalid": _error("the words are not a list of words in the contract's form", _REPORT),
     "transcript-order": _error("words overlap or are out of order", _REPORT),
     "transcript-outside": _error("a word lies outside the clip, or ends before it starts", _REPORT),
     "annotation-invalid": _error("the semantic spans are not a list of spans in the contract's form", _REPORT),
-    "waveform-invalid": _error("the kept audio cannot be decoded, or should not be there, or is not there", _REPORT),
-    "waveform-length": _error("the kept audio has another number of samples than KEY.json says", _REPORT),
+    "waveform-invalid": _error("the kept audio cannot be decoded, is missing, or should not exist", _REPORT),
+    "waveform-length": _error("the length of the kept audio is not the one in KEY.json", _REPORT),
     "cut-totals": _error("totals.cut in dataset.json is not the sum over the samples", _REPORT),
-    "statistics-differ": _error("stats.json is not what the train samples give", _REPORT),
-    "latents-differ": _error("latents.json is not what the latents of the train samples give", _LATENTS),
+    "statistics-differ": _error("stats.json differs from a recomputation from the train samples", _REPORT),
+    "latents-differ": _error("latents.json differs from a recomputation from the train samples", _LATENTS),
     "tokenizer-invalid": _error(
-        "tokenizer.json is not a tokenizer as preprocess writes it: it could change words, or make them random", _COPY
+        "tokenizer.json is not in the form that preprocess writes: it could change words or make them random", _COPY
     ),
-    "tokenizer-differs": _error("tokenizer.json is not what the words of the train samples give", _REPORT),
+    "tokenizer-differs": _error("tokenizer.json differs from one trained on the words of the train samples", _REPORT),
     "tokenizer-other-version": _note(
-        "another version of the tokenizers package gives other bytes, so tokenizer.json could not be recomputed",
+        "another version of the tokenizers package gives other bytes, so tokenizer.json could not be checked",
         "verify with the version that dataset.json names, if it matters",
     ),
     "report-invalid": _error("a line of report.jsonl is not a finding in the contract's form", _REPORT),
@@ -140,14 +142,14 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
 
 
 def _printable(text: str) -> str:
-    """Text fit for a terminal and a log: no control characters, no lone surrogates, not endless."""
+    """Return a text fit for a terminal and a log: short, without control characters or lone surrogates."""
     cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in cut)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyFinding:
-    """One fault with its place: file, sample key, member and byte offset where they are known."""
+    """One fault and its position: file, sample key, member and byte offset where known."""
 
     code: str
     file: str
@@ -158,7 +160,7 @@ class VerifyFinding:
     offset: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a code that the table does not explain; make texts from hostile files printable."""
+        """Refuse a code that is not in the table; make texts from untrusted files printable."""
         if self.code not in VERIFY_CODES:
             raise KeyError(self.code)
         for name in ("file", "found", "expected", "key", "member"):
@@ -173,17 +175,20 @@ class VerifyFinding:
 
     @property
     def sort_key(self) -> tuple[Any, ...]:
-        """Total order of a report: file, place in it, code, text."""
+        """Sort key of a report: file, position in it, code, text."""
         place = (-1 if self.offset is None else self.offset, self.code, self.key or "", self.member or "")
         return (self.file, *place, self.found, self.expected)
 
     def as_json(self) -> dict[str, Any]:
-        """A finding as JSON."""
+        """Return the finding as JSON."""
         return asdict(self) | {"severity": self.severity}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> VerifyFinding:
-        """Return the finding that `as_json` gave, its texts as they are: making them printable twice cuts them."""
+        """Return the finding that `as_json` encoded.
+
+        Its texts are printable already. Making them printable twice would shorten them again.
+        """
         finding = cls.__new__(cls)
         for name in row.keys() - {"severity"}:
             object.__setattr__(finding, name, row[name])
@@ -192,7 +197,7 @@ class VerifyFinding:
 
 @dataclass(slots=True)
 class Collector:
-    """Gathers the findings of one file; beyond a number of one code they are only counted."""
+    """Findings of one file; beyond a limit for each code they are only counted."""
 
     file: str
     findings: list[VerifyFinding] = field(default_factory=list)
@@ -207,18 +212,27 @@ class Collector:
         member: str | None = None,
         offset: int | None = None,
     ) -> None:
-        """File a finding."""
+        """Add a finding, or count it if its code has reached the limit.
+
+        Args:
+            code: key of `VERIFY_CODES`.
+            found: what the file holds.
+            expected: what the contract or the manifest says.
+            key: sample key, if the finding belongs to one sample.
+            member: member of that sample.
+            offset: byte offset in the file.
+        """
         self._seen[code] += 1
         if self._seen[code] <= _PER_CODE:
             self.findings.append(VerifyFinding(code, self.file, found, expected, key, member, offset))
 
     @property
     def failed(self) -> bool:
-        """Whether any finding is an error."""
+        """True if any finding is an error."""
         return any(finding.severity == "error" for finding in self.findings)
 
     def finish(self) -> list[VerifyFinding]:
-        """All findings in order, with a last word on those only counted."""
+        """Return all findings in order, the last ones stating how many were only counted."""
         more = [
             VerifyFinding(code, self.file, f"{count - _PER_CODE} more findings of this code in this file")
             for code, count in self._seen.items()

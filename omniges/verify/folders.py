@@ -1,7 +1,7 @@
-"""Opening what lies in a folder of shards, on this machine or behind a URL: faults are findings, memory is bounded.
+"""Access to shard folders on this machine or behind a URL, with bounded memory and faults as findings.
 
-A folder gives names and open files, a source bytes at any place of one. Locally only regular files are opened and no
-link is followed. A URL is read by ranges: never more than a window of a file or one member is held.
+A folder gives names and open files; a source gives bytes at any offset of one file. Locally only regular files are
+opened and no link is followed. A URL is read in ranges: at most one window of a file, or one member, is in memory.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from omniges.storage.remote import Location, MissingFile, Store, StoreFault, ope
 T = TypeVar("T")
 
 _CHUNK_BYTES: Final = 256 << 10  # a multiple of 512, small enough to stay in a core's cache between copy and hash
-_MAPPED_BYTES: Final = 32 << 20  # members from this size on are mapped, so that their pages can be given back
-_WINDOW_BYTES: Final = 8 << 20  # a request of this size costs its latency once; four of them fit a worker's memory
-_WAITS_S: Final = (0.5, 1.0, 2.0)  # before each further try of what may succeed later
+_MAPPED_BYTES: Final = 32 << 20  # larger members are memory-mapped, so that their pages can be freed
+_WINDOW_BYTES: Final = 8 << 20  # large enough to hide latency; four of them fit in a worker
+_WAITS_S: Final = (0.5, 1.0, 2.0)  # waits before each retry
 
 
 class FileFault(Exception):
-    """A file cannot be read; carries the finding's code and texts."""
+    """A file cannot be read; holds the code and texts of the finding."""
 
     def __init__(self, code: str, found: str, expected: str = "a regular file") -> None:
         super().__init__(f"{code}: {found}")
@@ -49,19 +49,19 @@ def _faults() -> Iterator[None]:
 
 
 class LocalFolder:
-    """A folder of this machine."""
+    """A folder on this machine."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def names(self) -> list[str]:
-        """Everything that lies in it, sorted; raises FileFault."""
+        """Return the names of all entries, sorted; raise FileFault if the folder cannot be read."""
         with _faults():
             return sorted(path.name for path in self._path.iterdir())
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Source]:
-        """A regular file; raises FileFault, also for read errors inside the block."""
+        """Open a regular file; raise FileFault, also for read errors inside the block."""
         with _faults():
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._path / name, flags)
@@ -83,7 +83,15 @@ class LocalSource:
         self._buffer = bytearray()
 
     def read(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes at an offset; fewer only where the file ends."""
+        """Return bytes at an offset.
+
+        Args:
+            size: number of bytes.
+            offset: first byte in the file.
+
+        Returns:
+            At most `size` bytes; fewer only at the end of the file.
+        """
         pieces = []
         while size > 0:
             piece = os.pread(self._descriptor, size, offset)
@@ -95,7 +103,15 @@ class LocalSource:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill a view from an offset on; returns how many bytes there were, fewer only where the file ends."""
+        """Fill a buffer with bytes from an offset on.
+
+        Args:
+            view: buffer to fill.
+            offset: first byte in the file.
+
+        Returns:
+            Number of bytes read; fewer than the buffer holds only at the end of the file.
+        """
         filled = 0
         while filled < len(view):
             count = os.preadv(self._descriptor, [view[filled:]], offset + filled)
@@ -105,9 +121,16 @@ class LocalSource:
         return filled
 
     def view(self, size: int, offset: int) -> memoryview:
-        """The bytes at an offset, good until the next call.
+        """Return a view of the bytes at an offset, valid until the next call.
 
-        One buffer for all that is small, so that no page is new; a mapping for the rest.
+        Small ranges share one buffer, which avoids new memory pages. Large ranges are memory-mapped.
+
+        Args:
+            size: number of bytes.
+            offset: first byte in the file.
+
+        Returns:
+            The bytes; fewer only at the end of the file.
         """
         if size < _MAPPED_BYTES:
             if len(self._buffer) < size:
@@ -119,15 +142,18 @@ class LocalSource:
         return memoryview(mapped)[offset - start :]
 
 
-def _patiently(function: Callable[[], T]) -> T:
-    """Call until it works or cannot: what may pass by itself is tried again; absence and short files are findings."""
+def _with_retries(function: Callable[[], T]) -> T:
+    """Call a function, and repeat it after faults that may be temporary.
+
+    Absent files and files that became shorter raise FileFault.
+    """
     for wait_s in (*_WAITS_S, None):
         try:
             return function()
         except MissingFile:
             raise FileFault("file-missing", "nothing there") from None
         except DataError as error:
-            raise FileFault("file-unreadable", str(error), "a file that stays as it is") from None
+            raise FileFault("file-unreadable", str(error), "a file that does not change") from None
         except StoreFault as fault:
             if not fault.transient or wait_s is None:
                 raise
@@ -136,17 +162,17 @@ def _patiently(function: Callable[[], T]) -> T:
 
 
 class RemoteFolder:
-    """A folder in a store, for one thread. Links and devices do not exist there."""
+    """A folder in a store, used by one thread. Stores have no links or devices."""
 
     def __init__(self, store: Store, window_bytes: int) -> None:
         self._store, self._window_bytes = store, window_bytes
 
     def names(self) -> list[str] | None:
-        """Files that lie in it; web servers have no listing."""
+        """Return the names of its files, or None for a web server, which has no listing."""
         if self._store.location.protocol in {"http", "https"}:
             return None
         try:
-            return sorted(_patiently(self._store.listing))
+            return sorted(_with_retries(self._store.listing))
         except FileFault as fault:
             if fault.code == "file-missing":
                 return []
@@ -154,11 +180,11 @@ class RemoteFolder:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Source]:
-        """A file."""
-        size = _patiently(lambda: self._store.size(name))
+        """Open a file; raise FileFault if it is absent."""
+        size = _with_retries(lambda: self._store.size(name))
         if size is None:
             raise StoreFault(
-                f"{self._store.location.shown_file(name)}: the server does not tell sizes, which is needed"
+                f"{self._store.location.shown_file(name)}: the server sends no file sizes, which are needed"
             )
         yield RemoteSource(self._store, name, size, self._window_bytes)
 
@@ -172,26 +198,50 @@ class RemoteSource:
 
     def _fetch(self, size: int, offset: int) -> bytes:
         size = max(0, min(size, self.size - offset))
-        return _patiently(lambda: self._store.read_range(self._name, offset, size)) if size else b""
+        return _with_retries(lambda: self._store.read_range(self._name, offset, size)) if size else b""
 
     def read(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes, from the window where they lie in it."""
+        """Return bytes at an offset, taken from the current window if they are in it.
+
+        Args:
+            size: number of bytes.
+            offset: first byte in the file.
+
+        Returns:
+            At most `size` bytes; fewer only at the end of the file.
+        """
         size = max(0, min(size, self.size - offset))
         if size >= self._window_bytes:
             return self._fetch(size, offset)
         if not self._start <= offset <= offset + size <= self._start + len(self._window):
-            self._window = b""  # before the next one comes
+            self._window = b""  # free it before the next request
             self._start, self._window = offset, self._fetch(self._window_bytes, offset)
         return self._window[offset - self._start : offset - self._start + size]
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill a view."""
+        """Fill a buffer with bytes from an offset on.
+
+        Args:
+            view: buffer to fill.
+            offset: first byte in the file.
+
+        Returns:
+            Number of bytes read.
+        """
         data = self.read(len(view), offset)
         view[: len(data)] = data
         return len(data)
 
     def view(self, size: int, offset: int) -> memoryview:
-        """The bytes of a member, held whole."""
+        """Return the bytes of a member, all of them in memory.
+
+        Args:
+            size: number of bytes.
+            offset: first byte in the file.
+
+        Returns:
+            The bytes.
+        """
         return memoryview(self.read(size, offset))
 
 
@@ -200,19 +250,19 @@ Source = LocalSource | RemoteSource
 
 
 class Folders:
-    """The folder at a location, opened once for each thread that reads in it at the same time; a context manager.
+    """Handles of one folder, one for each thread that reads in it at the same time; a context manager.
 
-    `ahead`: files will be read from end to end, so a window of them at a time. Raises EnvironmentFault where a package
-    is missing, and StoreFault where server or network refuse, when it is borrowed and whenever something is read.
+    With `ahead`, files will be read from end to end, so each request fetches a full window. Raises EnvironmentFault if
+    a package is missing. Raises StoreFault if server or network refuse, on borrowing and on every read.
     """
 
     def __init__(self, location: Location, *, ahead: bool) -> None:
         self._location, self._window_bytes = location, _WINDOW_BYTES if ahead else 0
-        self._free: deque[Store] = deque()  # its methods are safe between threads
+        self._free: deque[Store] = deque()  # its methods are thread-safe
 
     @contextmanager
     def borrowed(self) -> Iterator[Folder]:
-        """A folder that no other thread has."""
+        """Lend a handle that no other thread uses."""
         if self._location.path is not None:
             yield LocalFolder(self._location.path)
             return
@@ -234,9 +284,18 @@ class Folders:
 
 
 def hash_chunks(source: Source, offset: int, size: int) -> Iterator[tuple[int, memoryview, bytearray]]:
-    """Chunks of a range as (position, view, buffer): one buffer is reused, the last chunk is short at the file's end.
+    """Yield chunks of a range as (position, view, buffer).
 
-    Chunks lie at multiples of 512 from `offset`, so a tar header never spans two.
+    One buffer is reused; the last chunk is short at the end of the file. Chunks start at multiples of 512 from
+    `offset`, so a tar header never spans two.
+
+    Args:
+        source: the open file.
+        offset: first byte of the range.
+        size: bytes of the range.
+
+    Yields:
+        Position in the file, view of the chunk, and the buffer that it lies in.
     """
     buffer = bytearray(max(512, min(_CHUNK_BYTES, -(-size // 512) * 512)))
     whole = memoryview(buffer)

@@ -1,7 +1,7 @@
-"""What is made of a result: findings as text for people, JSON, JUnit XML for CI servers and GitHub annotations.
+"""Output of a verification: text, JSON, JUnit XML for CI servers, and GitHub annotations.
 
-They stand in the same order in all. Damaged files of a local folder can be moved aside, so that the next preprocess
-makes just those again.
+Findings have the same order in all forms. Damaged files of a local folder can be moved to a quarantine folder; the next
+preprocess then writes only those again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ Format = Literal["text", "json", "junit", "github"]
 
 
 def render(result: VerifyResult, form: Format) -> str:
-    """A result in one of the four forms, with a final line break."""
+    """Return a result in one of the four output forms, with a final line break.
+
+    Args:
+        result: the verification's result.
+        form: name of the output form.
+
+    Returns:
+        The complete text.
+    """
     return _FORMS[form](result)
 
 
@@ -68,7 +76,7 @@ def _text(result: VerifyResult) -> str:
 
 
 def _json(result: VerifyResult) -> str:
-    """One document; without times, so that two runs over the same bytes give the same bytes."""
+    """Return one JSON document without times, so that equal input gives equal output."""
     codes = sorted({finding.code for finding in result.findings})
     document = {
         "tool": {"omniges": __version__},
@@ -92,7 +100,7 @@ def _json(result: VerifyResult) -> str:
 
 
 def _junit(result: VerifyResult) -> str:
-    """One test case a file; errors are failures, notes go to its output."""
+    """Return JUnit XML with one test case for each file; errors are failures, notes go to its output."""
     by_file: dict[str, list[VerifyFinding]] = {name: [] for name in result.files}
     for finding in result.findings:
         by_file.setdefault(finding.file, []).append(finding)
@@ -114,7 +122,7 @@ def _junit(result: VerifyResult) -> str:
 
 
 def _github(result: VerifyResult) -> str:
-    """Workflow commands that GitHub shows as annotations; the verdict as a plain line."""
+    """Return workflow commands that GitHub shows as annotations, and the verdict as a plain line."""
     lines = []
     for finding in result.findings:
         command = "error" if finding.severity == "error" else "notice"
@@ -138,11 +146,20 @@ _FORMS: Final = {"text": _text, "json": _json, "junit": _junit, "github": _githu
 
 
 def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Move files of the contract into a folder beside theirs, ``shards.quarantine``; returns where each went.
+    """Move files of the contract into a folder beside theirs, ``shards.quarantine``.
 
-    Names that no run of ours gives stay, and so does dataset.json, without which nothing could be taken over. A file
-    that is not there any more is passed over, and none is ever replaced: a second of its name gets a number.
-    Raises EnvironmentFault where another process writes to the folder or the quarantine is on another disk.
+    Other names stay, and so does dataset.json, without which the next run could reuse nothing. Absent files are
+    skipped. An existing file is never replaced: a second one of its name gets a number.
+
+    Args:
+        folder: the shard folder.
+        names: names of damaged files.
+
+    Returns:
+        New path of each moved file, by name.
+
+    Raises:
+        EnvironmentFault: another process writes to the folder, or the quarantine is on another disk.
     """
     whole = folder.absolute()
     aside = whole.with_name(f"{whole.name}.quarantine")

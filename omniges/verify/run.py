@@ -1,4 +1,4 @@
-"""`verify`: dataset.json, the folder, the manifest, every shard in parallel, and what lies beside them."""
+"""The verification run: dataset.json, the folder, the manifest, all shards in parallel, and the other files."""
 
 from __future__ import annotations
 
@@ -28,41 +28,49 @@ _MAX_SIDE_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """What a verification came to."""
+    """Result of a verification."""
 
     folder: Location
     level: Level
     findings: tuple[VerifyFinding, ...]
-    errors: int  # of all findings, those left out too
+    errors: int  # among all findings, shown or not
     notes: int
     left_out: int  # findings beyond --max-findings
-    damaged: tuple[str, ...]  # files with an error, whether it is shown or left out
-    files: tuple[str, ...]  # every file that was looked at, dataset.json first
+    damaged: tuple[str, ...]  # files with an error, shown or not
+    files: tuple[str, ...]  # every checked file, dataset.json first
     samples: int
     read_bytes: int
-    not_checked: tuple[str, ...]  # what this level would have checked and could not, or was told not to
+    not_checked: tuple[str, ...]  # checks of this level that were impossible or disabled
     elapsed_s: float
 
     @property
     def sound(self) -> bool:
-        """Whether there is no error."""
+        """True if there is no error."""
         return self.errors == 0
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 for sound shards, 1 for others."""
+        """0 for valid shards, 1 for others."""
         return ExitCode.OK if self.sound else ExitCode.FINDINGS
 
 
-class _Enough(Exception):
-    """An error was found and --fail-fast given."""
+class _FailFast(Exception):
+    """Signal that an error was found and --fail-fast is set."""
 
 
 def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda _done, _total: None) -> VerifyResult:
-    """Check a shard folder; `count` is told how many MB of how many are done.
+    """Check a shard folder; every fault of its content becomes a finding.
 
-    Raises UsageFault where there is no such folder or shard, EnvironmentFault where a package for a URL is missing or
-    its server refuses or is silent. All else that is wrong is a finding.
+    Args:
+        settings: folder, level and limits.
+        count: called with (done, total) in megabytes.
+
+    Returns:
+        Findings, counts and timing.
+
+    Raises:
+        UsageFault: the folder or a named shard does not exist.
+        EnvironmentFault: a package for a URL is missing, or its server refuses or does not answer.
     """
     start = time.monotonic()
     path = settings.location.path
@@ -72,11 +80,11 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     try:
         with Folders(settings.location, ahead=settings.level != "quick") as folders:
             found.run(folders, count)
-    except _Enough:
-        found.not_checked.append("all that comes after the first error (--fail-fast)")
+    except _FailFast:
+        found.not_checked.append("everything after the first error (--fail-fast)")
     ordered = sorted(found.findings, key=lambda finding: finding.sort_key)
     shown = ordered
-    if len(ordered) > settings.max_findings:  # errors before notes where some must go
+    if len(ordered) > settings.max_findings:  # drop notes before errors
         kept = sorted(ordered, key=lambda finding: finding.severity)[: settings.max_findings]
         shown = sorted(kept, key=lambda finding: finding.sort_key)
     errors = [finding for finding in ordered if finding.severity == "error"]
@@ -98,7 +106,7 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
 
 @dataclass(slots=True)
 class _Verification:
-    """One verification and what it gathers."""
+    """One verification and its intermediate results."""
 
     settings: VerifySettings
     findings: list[VerifyFinding] = field(default_factory=list)
@@ -106,7 +114,7 @@ class _Verification:
     not_checked: list[str] = field(default_factory=list)
     samples: int = 0
     read_bytes: int = 0
-    damaged: bool = False  # some shard has an error
+    damaged: bool = False  # whether any shard has an error
     partials: list[tuple[Partial, ...]] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
     latents: dict[str, list[Partial]] = field(default_factory=lambda: defaultdict(list))
@@ -114,14 +122,19 @@ class _Verification:
     contents: dict[str, bytes] = field(default_factory=dict)  # files beside the shards, by name
 
     def run(self, folders: Folders, count: Callable[[int, int], None]) -> None:
-        """Check everything, in the order in which one thing is held against another."""
+        """Run all checks; each compares with results of the ones before it.
+
+        Args:
+            folders: handles of the shard folder.
+            count: called with (done, total) in megabytes.
+        """
         location, level = self.settings.location, self.settings.level
         self.files.append(schema.DATASET_FILE)
         with folders.borrowed() as folder:
             inventory, findings = read_inventory(folder)
             unlisted = self._unlisted(folder, inventory)
             if inventory is None:
-                self.not_checked.append("the shards: there is no dataset.json to hold them against")
+                self.not_checked.append("the shards: there is no dataset.json to compare them with")
                 self._add([*findings, *unlisted])
                 return
             self._add(findings)
@@ -149,13 +162,13 @@ class _Verification:
             self._check_beside(inventory, chosen, rows)
 
     def _add(self, findings: Sequence[VerifyFinding]) -> None:
-        """Take in findings; raises _Enough at the first error where that ends the run."""
+        """Add findings; raise _FailFast at the first error if --fail-fast is set."""
         self.findings += findings
         if self.settings.fail_fast and any(finding.severity == "error" for finding in findings):
-            raise _Enough
+            raise _FailFast
 
     def _take(self, name: str, report: ShardReport) -> None:
-        """Take in a shard's report."""
+        """Add the report of one shard."""
         self.files.append(name)
         self.samples += report.samples
         self.read_bytes += report.read_bytes
@@ -168,7 +181,7 @@ class _Verification:
         self._add(report.findings)
 
     def _unlisted(self, folder: Folder, inventory: Inventory | None) -> list[VerifyFinding]:
-        """What lies in the folder and is not listed; without a list only what an unfinished run left."""
+        """Return findings on unlisted files; without an inventory only on files of an unfinished run."""
         location = self.settings.location
         try:
             names = folder.names()
@@ -198,7 +211,7 @@ class _Verification:
         return found
 
     def _chosen(self, inventory: Inventory) -> list[Listed]:
-        """The shards that were asked for, by name."""
+        """Return the shards selected by --shard and --split, sorted by name."""
         splits = self.settings.splits
         names = {name if name.endswith(".tar") else f"{name}.tar" for name in self.settings.shards}
         unknown = sorted(names - inventory.shards.keys())
@@ -211,7 +224,7 @@ class _Verification:
         ]
 
     def _check_side_file(self, folder: Folder, listed: Listed) -> list[VerifyFinding]:
-        """Size, and above level quick the checksum; content that later checks need is kept if it is as it should be."""
+        """Check size and, above level quick, checksum; keep valid content that later checks need."""
         out = Collector(listed.name)
         level = self.settings.level
         wanted = {schema.MANIFEST_FILE, schema.TOKENIZER_FILE}
@@ -239,18 +252,21 @@ class _Verification:
         return out.finish()
 
     def _manifest(self, inventory: Inventory) -> tuple[list[ManifestRow] | None, dict[str, list[ManifestRow]]]:
-        """The manifest's rows and those of each shard whose layout they can prove; nothing at level quick."""
+        """Return all manifest rows, and the rows of each shard with a possible layout.
+
+        At level quick both are empty.
+        """
         data = self.contents.pop(schema.MANIFEST_FILE, None)
         if self.settings.level == "quick":
             return None, {}
         if data is None:
-            self.not_checked.append("what the manifest says: it is not what dataset.json lists")
+            self.not_checked.append("the manifest: it is not what dataset.json lists")
             return None, {}
         out = Collector(schema.MANIFEST_FILE)
         rows = side_files.read_rows(data, sum(shard.samples for shard in inventory.shards.values()), out)
         self._add(out.finish())
         if rows is None:
-            self.not_checked.append("what the manifest says: it could not be read")
+            self.not_checked.append("the manifest: it could not be read")
             return None, {}
         planned, findings = side_files.check_rows(rows, inventory)
         self._add(findings)
@@ -259,7 +275,7 @@ class _Verification:
         return rows, planned
 
     def _check_beside(self, inventory: Inventory, chosen: Sequence[Listed], rows: list[ManifestRow] | None) -> None:
-        """Statistics, tokenizer and report against the samples."""
+        """Check statistics, tokenizer and report against the samples."""
         report, latents, stats, tokenizer = map(
             self.contents.get, (schema.REPORT_FILE, schema.LATENTS_FILE, schema.STATS_FILE, schema.TOKENIZER_FILE)
         )

@@ -20,7 +20,7 @@ Level = Literal["quick", "full", "deep"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifySettings:
-    """All that `omniges verify-shards` can be told."""
+    """Settings of `omniges verify-shards`."""
 
     folder: str | Path = field(
         default="shards",
@@ -36,10 +36,10 @@ class VerifySettings:
     workers: int = option(0, "Shards checked at once; 0 takes all cores.", least=0)
     fail_fast: bool = option(False, "Stop at the first shard with an error.")
     max_findings: int = option(1000, "Findings shown; the rest are counted.", least=1)
-    isolate: bool = False  # decode in processes of their own even where one would do
+    isolate: bool = False  # decode in separate processes even with one worker
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, by the name of the flag."""
+        """Refuse invalid values; errors name the flag."""
         check(self)
         if self.workers == 0:
             object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))

@@ -1,6 +1,6 @@
-"""Shards checked at once, each at a level: a look at its ends, its hash and every header, or all that is in it.
+"""Parallel checks of shards at three levels: only the ends, hash and every header, or all content.
 
-They are checked in threads, or in processes where a decoder could take the whole program along.
+Threads do the work, or separate processes where a decoder could crash the program.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _THREADS_BYTES: Final = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """All that checking one shard needs."""
+    """Input of the check of one shard."""
 
     location: Location
     listed: Listed
     level: Level
-    rows: Sequence[ManifestRow] | None  # None where the manifest cannot be believed
+    rows: Sequence[ManifestRow] | None  # None if the manifest is not trusted
     elsewhere: dict[str, str]  # key -> the shard it belongs to
     settings: dict[str, Any]
     codecs: Sequence[CodecEntry]
@@ -49,7 +49,7 @@ class ShardJob:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What came of a shard."""
+    """Result of the check of one shard."""
 
     findings: list[VerifyFinding]
     samples: int = 0
@@ -61,17 +61,24 @@ Reports = Generator[tuple[ShardJob, ShardReport], None, None]
 
 
 def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate: bool) -> Reports:
-    """Yield every job's report, in the order of the jobs; `isolate`: decode apart even where one worker would do.
+    """Yield the report of every job, in the order of the jobs.
 
-    The jobs are parts of one verification: they differ in shard and rows alone.
+    Args:
+        jobs: jobs of one verification; they differ in shard and rows only.
+        folders: handles of the shard folder.
+        workers: threads or processes at once.
+        isolate: decode in separate processes even if one worker would do.
+
+    Yields:
+        Job and report.
     """
     workers = min(workers, len(jobs))
-    processes = _in_need_of_processes(jobs, workers, isolate=isolate)
+    processes = _needs_processes(jobs, workers, isolate=isolate)
     if not processes and workers < 2:
         for job in jobs:
             yield job, _inspect(job, folders)
         return
-    # The largest first, so that none is left over for one worker at the end.
+    # Largest first, so that the last worker does not finish late.
     largest = sorted(jobs, key=lambda job: -job.listed.size)
     finished: dict[str, ShardReport] = {}
     waiting = deque(jobs)
@@ -82,11 +89,11 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
                 yield waiting.popleft(), finished.pop(name)
 
 
-def _in_need_of_processes(jobs: Sequence[ShardJob], workers: int, *, isolate: bool) -> bool:
-    """Whether level deep starts processes: for a decoder in C that may crash, or where threads would wait for turns.
+def _needs_processes(jobs: Sequence[ShardJob], workers: int, *, isolate: bool) -> bool:
+    """Return whether level deep needs processes: C decoders may crash, and Python code blocks threads.
 
-    Hashing and arithmetic leave the interpreter free for other threads, so that below some gigabytes starting
-    processes costs more. Other processes see nothing of a store in memory.
+    Hashing and NumPy release the interpreter lock, so below some gigabytes starting processes costs more than it saves.
+    Other processes cannot read a store in memory.
     """
     if not jobs or jobs[0].level != "deep" or jobs[0].location.protocol == "memory":
         return False
@@ -124,12 +131,12 @@ def _in_processes(jobs: Sequence[ShardJob], workers: int) -> Reports:
                 yield job, outcome
                 continue
             out = Collector(job.listed.name)
-            out.add("worker-died", f"its process died twice ({outcome.reason})", "a process that lives to the end")
+            out.add("worker-died", f"its process crashed twice ({outcome.reason})", "a process that exits normally")
             yield job, ShardReport(out.finish())
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function with which a worker process checks the shard of a task (`omniges.workers`)."""
+    """Return the function by which a worker process checks the shard of a task (`omniges.workers`)."""
     location = Location(**setup.pop("location"))
     codecs = [CodecEntry.from_json(name, entry) for name, entry in setup.pop("codecs").items()]
 
@@ -184,7 +191,7 @@ def _inspect(job: ShardJob, folders: Folders) -> ShardReport:
             if size != job.listed.size:
                 out.add("file-size", f"{size} bytes", f"{job.listed.size}", offset=min(size, job.listed.size))
             if job.level == "quick":
-                _look_at_ends(source, out)
+                _check_ends(source, out)
             else:
                 _check_bytes(job, source, out)
             if job.level == "deep" and job.rows and not out.failed:
@@ -192,12 +199,12 @@ def _inspect(job: ShardJob, folders: Folders) -> ShardReport:
     except FileFault as fault:
         out.add(fault.code, fault.found, fault.expected)
     except MemoryError:
-        out.add("worker-died", "no memory was left", "enough for the largest member of the shard")
+        out.add("worker-died", "out of memory", "enough for the largest member of the shard")
     return ShardReport(out.finish(), job.listed.samples, size, content)
 
 
-def _look_at_ends(source: Source, out: Collector) -> None:
-    """A sound first header, and two zero blocks at the end."""
+def _check_ends(source: Source, out: Collector) -> None:
+    """Check for a valid first header and two zero blocks at the end."""
     size = source.size
     first = source.read(BLOCK_BYTES, 0)
     if len(first) < BLOCK_BYTES:
@@ -215,7 +222,7 @@ def _look_at_ends(source: Source, out: Collector) -> None:
 
 
 def _check_bytes(job: ShardJob, source: Source, out: Collector) -> None:
-    """Hash, headers and fillings in one pass; where any is not what it should be, a walk that says where."""
+    """Check hash, headers and padding in one pass; on any difference walk the shard to locate it."""
     plan = ShardPlan.of_rows(job.rows, job.elsewhere) if job.rows else None
     if source.size == job.listed.size:
         digest, exact = hashlib.sha256(), plan is not None
@@ -225,7 +232,7 @@ def _check_bytes(job: ShardJob, source: Source, out: Collector) -> None:
             digest.update(view)
             end = position + len(view)
             while awaited is not None and awaited[0] < end:
-                # A chunk that the file's end cut short leaves older bytes behind it in the buffer.
+                # A short last chunk leaves older bytes after it in the buffer.
                 within = awaited[0] + len(awaited[1]) <= end
                 exact = exact and within and buffer.startswith(awaited[1], awaited[0] - position)
                 awaited = next(blocks, None)

@@ -1,7 +1,7 @@
-"""What lies beside the shards: the manifest held against dataset.json, and all else recomputed or read.
+"""Checks of the files beside the shards.
 
-The manifest is parsed without trust and turned into a plan for each shard. The statistics, those of latents and the
-tokenizer are made anew from what the samples gave, and the report of findings is read line by line.
+The manifest is compared with dataset.json and gives a plan for each shard. Statistics, latents.json and the tokenizer
+are recomputed from the samples. The report of findings is read line by line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,16 @@ _FINDING: Final = {"code", "severity", "stem", "file", "found", "expected", "mea
 
 
 def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.ManifestRow] | None:
-    """The rows, or None after a finding; `samples` is how many dataset.json promises."""
+    """Return the rows of the manifest, or None after a finding.
+
+    Args:
+        data: bytes of manifest.parquet.
+        samples: number of samples by dataset.json.
+        out: collector of the manifest's findings.
+
+    Returns:
+        All rows, unchecked, or None.
+    """
     import pyarrow as pa  # noqa: PLC0415 - 0.3 s that level quick does not pay
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -49,20 +58,20 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
             out.add("manifest-shards", f"{found} rows", f"{samples} samples")
             return None
         rows = manifest.parse_manifest(data)
-        torn = _torn_places(file)
+        torn = _first_torn_column(file)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         out.add("manifest-unreadable", f"{type(error).__name__}: {error}", "a manifest of the contract")
         return None
     if torn:
-        out.add("manifest-malformed", f"{torn}: values of a part that is not there", "all of a part's columns or none")
+        out.add("manifest-malformed", f"{torn}: values of an absent part", "all of a part's columns or none")
     wrong = [(row, problem) for row in rows for problem in [manifest.row_problem(row)] if problem]
     for row, problem in wrong:
         out.add("manifest-malformed", problem, key=row.key)
     return None if wrong or torn else rows
 
 
-def _torn_places(file: pq.ParquetFile) -> str:
-    """The first column that holds a value where a column beside it says that the part is absent, or nothing."""
+def _first_torn_column(file: pq.ParquetFile) -> str:
+    """Return the first column with a value although its part is marked absent, or an empty text."""
     groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
     for member in manifest.optional_members(file.schema_arrow.names):
         column = manifest.column_of(member)
@@ -79,7 +88,15 @@ def _torn_places(file: pq.ParquetFile) -> str:
 def check_rows(
     rows: Sequence[manifest.ManifestRow], inventory: Inventory
 ) -> tuple[dict[str, list[manifest.ManifestRow]], list[VerifyFinding]]:
-    """Hold the rows against themselves and dataset.json; the rows of each shard whose layout is possible."""
+    """Check the rows against each other and against dataset.json.
+
+    Args:
+        rows: all rows of the manifest.
+        inventory: valid contents of dataset.json.
+
+    Returns:
+        Rows by shard, for shards with a possible layout, and the findings.
+    """
     out = Collector(schema.MANIFEST_FILE)
     for name in ("key", "stem"):
         seen: set[str] = set()
@@ -117,7 +134,7 @@ def check_rows(
 
 
 def _check_each(rows: Sequence[manifest.ManifestRow], latents: set[str], out: Collector) -> None:
-    """Key and lengths of each row follow from its stem and frames; it has these latents, and one kind of audio."""
+    """Check each row: key and lengths follow from stem and frames; latents and audio are as declared."""
     for row in rows:
         if key_from_stem(row.stem) != row.key:
             out.add("key-not-of-stem", f"stem {row.stem!r}", key_from_stem(row.stem), key=row.key)
@@ -162,7 +179,7 @@ def _check_shards(shards: dict[str, list[manifest.ManifestRow]], inventory: Inve
 
 
 def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, out: Collector) -> None:
-    """Totals and manifest hash, recomputed."""
+    """Check totals and manifest hash against a recomputation."""
     document = inventory.document
     splits = {split: totals_of(row for row in rows if row.split == split) for split in schema.SPLITS}
     for name, wanted in (("totals", totals_of(rows)), ("splits", splits)):
@@ -177,24 +194,24 @@ def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, 
 
 
 def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """No recording in two splits, by content and by source; twice in one split is a note."""
+    """Report recordings that are in two splits, by content or source; a repeat in one split is a note."""
     out = Collector(schema.MANIFEST_FILE)
-    told: set[str] = set()
+    reported: set[str] = set()
     for number in range(2):
-        # Of each recording the first row of each split.
+        # First row of each recording in each split.
         firsts: dict[tuple[str, ...], dict[str, manifest.ManifestRow]] = defaultdict(dict)
         for row in rows:
             identity = manifest.identities(row)[number]
             if not identity:
                 continue
             earlier = firsts[identity]
-            if earlier and row.key not in told:
+            if earlier and row.key not in reported:
                 elsewhere = [other for split, other in earlier.items() if split != row.split]
                 first = elsewhere[0] if elsewhere else earlier[row.split]
                 code = "recording-in-two-splits" if elsewhere else "recording-twice"
                 found = f"{row.key} in {row.split} is {first.key} in {first.split}"
                 out.add(code, found, "each recording once", key=row.key)
-                told.add(row.key)
+                reported.add(row.key)
             earlier.setdefault(row.split, row)
     return out.finish()
 
@@ -209,12 +226,23 @@ def check_statistics(
     words: Counter[str],
     version: int,
 ) -> list[VerifyFinding]:
-    """stats.json against a recomputation by the functions that wrote it, byte for byte."""
+    """Compare stats.json byte for byte with a recomputation by the functions that wrote it.
+
+    Args:
+        data: bytes of stats.json.
+        rows: manifest rows of the train samples.
+        partials: partial statistics of each train sample, in the order of `STATISTICS`.
+        words: how often each word occurs in the train split.
+        version: contract version of the set.
+
+    Returns:
+        The findings.
+    """
     out = Collector(schema.STATS_FILE)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             wanted = json_document(statistics_document(rows, partials, words, version))
-    except (ValueError, OverflowError) as error:  # values whose squares are infinite
+    except (ValueError, OverflowError) as error:  # squares of values overflow
         out.add("statistics-differ", "statistics", f"finite ones ({error})")
         return out.finish()
     if data == wanted:
@@ -231,7 +259,16 @@ def check_statistics(
 def check_latents(
     data: bytes, codecs: Mapping[str, CodecEntry], partials: Mapping[str, Sequence[Partial]]
 ) -> list[VerifyFinding]:
-    """latents.json against a recomputation by the function that wrote it, byte for byte."""
+    """Compare latents.json byte for byte with a recomputation by the function that wrote it.
+
+    Args:
+        data: bytes of latents.json.
+        codecs: codecs of dataset.json by name.
+        partials: partial statistics of the train samples' latents, by codec.
+
+    Returns:
+        The findings.
+    """
     out = Collector(schema.LATENTS_FILE)
     try:
         wanted = json_document(latents_document(codecs.values(), partials))
@@ -245,7 +282,7 @@ def check_latents(
 
 
 def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, str]:
-    """Where two JSON values differ first: what was found and what was expected."""
+    """Return the found and the expected value at the first difference of two JSON values."""
     if isinstance(found, dict) and isinstance(wanted, dict) and found.keys() == wanted.keys():
         for key in sorted(found):
             if found[key] != wanted[key]:
@@ -260,7 +297,18 @@ def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, str
 
 
 def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> list[VerifyFinding]:
-    """tokenizer.json against one trained on the same words; another version of the package is told apart."""
+    """Compare tokenizer.json with one trained on the same words.
+
+    A different version of the tokenizers package gives a note, not an error.
+
+    Args:
+        data: bytes of tokenizer.json.
+        words: how often each word occurs in the train split.
+        tool: package versions from dataset.json.
+
+    Returns:
+        The findings.
+    """
     wanted = train_tokenizer(words)
     if data == wanted:
         return []
@@ -280,7 +328,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
 
 
 def check_tokenizer_form(data: bytes) -> list[VerifyFinding]:
-    """tokenizer.json by itself: the pipeline that preprocess writes, and nothing that could change a word."""
+    """Check that tokenizer.json is the pipeline that preprocess writes and cannot change a word."""
     problem = tokenizer_problem(data)
     if problem is None:
         return []
@@ -288,7 +336,15 @@ def check_tokenizer_form(data: bytes) -> list[VerifyFinding]:
 
 
 def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | int]]) -> list[VerifyFinding]:
-    """totals.cut of dataset.json against the samples' own."""
+    """Compare totals.cut of dataset.json with the sum over the samples.
+
+    Args:
+        document: dataset.json.
+        cuts: seconds and words cut from each sample.
+
+    Returns:
+        The findings.
+    """
     out = Collector(schema.DATASET_FILE)
     found = as_object(document.get("totals")).get("cut")
     wanted = {name: round(math.fsum(cut[name] for cut in cuts), 6) for name in ("audio_s", "motion_s")}
@@ -299,9 +355,17 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
 
 
 def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """report.jsonl: every line a finding, in order, and none that contradicts the manifest."""
+    """Check report.jsonl: every line is a finding, in order, and none contradicts the manifest.
+
+    Args:
+        data: bytes of report.jsonl.
+        rows: all rows of the manifest.
+
+    Returns:
+        The findings.
+    """
     out = Collector(schema.REPORT_FILE)
-    told: dict[str, set[str]] = defaultdict(set)  # stem -> codes
+    reported: dict[str, set[str]] = defaultdict(set)  # stem -> codes
     last: tuple[str, ...] = ()
     offset = 0
     for line in data.splitlines(keepends=True):
@@ -312,10 +376,10 @@ def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[Veri
             if order < last:
                 out.add("report-invalid", "findings out of order", "sorted by stem", offset=offset)
             last = order
-            told[finding["stem"] or ""].add(finding["code"])
+            reported[finding["stem"] or ""].add(finding["code"])
         offset += len(line)
     for row in rows:
-        codes = told.get(row.stem, set())
+        codes = reported.get(row.stem, set())
         rejected = sorted(code for code in codes if code in CODES and CODES[code].severity == "rejected")
         if rejected:
             out.add("report-contradiction", f"{row.stem} rejected: {rejected[0]}", "no sample of it", key=row.key)
@@ -326,7 +390,7 @@ def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[Veri
 
 
 def _finding(line: bytes, offset: int, out: Collector) -> dict[str, Any] | None:
-    """One line of the report, or None after a finding."""
+    """Return one line of the report, or None after a finding."""
     try:
         row, canonical = strict_json(line)
     except ValueError as error:

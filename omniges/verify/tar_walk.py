@@ -1,7 +1,7 @@
-"""Walking a shard header by header, without `tarfile`, to say where and how it is damaged.
+"""Header-by-header walk over a shard, without `tarfile`, to say where and how it is damaged.
 
-Every step goes forward by at least a block, sizes are read as plain octal alone, and no more than a window of the
-shard is held, so no shard takes for ever or fills the memory.
+Every step advances by at least one block, and sizes are parsed as plain octal only. At most one window of the shard is
+in memory. So no shard can cause an endless walk or fill the memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from omniges.verify.folders import Source, hash_chunks
 
 _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
-_MOST_NAMES: Final = 1 << 18  # names beyond the plan's that are remembered, so that tiny members cannot fill memory
+_MOST_NAMES: Final = 1 << 18  # unplanned names kept, so that many tiny members cannot fill the memory
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _MEMBERS: Final = (*map(re.escape, KNOWN_MEMBERS), LATENT_MEMBER.pattern)
 _NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
-Fault = tuple[str, str, str]  # a finding's code, what was found, what was expected
+Fault = tuple[str, str, str]  # finding code, found, expected
 _OCTAL: Final = re.compile(rb"[0-7]{11}\0")
 _LINKS: Final = {b"1": "a hard link", b"2": "a symbolic link"}
 _DEVICES: Final = {b"3": "a character device", b"4": "a block device", b"5": "a folder", b"6": "a pipe"}
@@ -34,7 +34,7 @@ _DEVICES: Final = {b"3": "a character device", b"4": "a block device", b"5": "a 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A member as the manifest places it."""
+    """Position of a member by the manifest."""
 
     key: str
     member: str
@@ -44,25 +44,33 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """The member's name in the tar."""
+        """Name of the member in the tar file."""
         return f"{self.key}.{self.member}"
 
     @property
     def end(self) -> int:
-        """Where its last block ends."""
+        """End of its last block, in bytes."""
         return self.offset + self.size + -self.size % BLOCK_BYTES
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """All members of a shard as the manifest places them: contiguous, from the first byte on."""
+    """Positions of all members of a shard by the manifest: contiguous, from the first byte on."""
 
     members: Sequence[Planned]
     elsewhere: dict[str, str] = field(default_factory=dict)  # key -> the shard it belongs to
 
     @classmethod
     def of_rows(cls, rows: Sequence[ManifestRow], elsewhere: dict[str, str] | None = None) -> ShardPlan:
-        """The plan of a shard's rows, given in their order."""
+        """Return the plan of a shard's rows.
+
+        Args:
+            rows: rows of the shard in their order.
+            elsewhere: shard of each key that belongs to another shard.
+
+        Returns:
+            The plan.
+        """
         members = [
             Planned(row.key, member, place.offset, place.size, place.sha256)
             for row in rows
@@ -72,21 +80,21 @@ class ShardPlan:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Place of each member by name."""
+        """Index of each member by name."""
         return {planned.name: place for place, planned in enumerate(self.members)}
 
     @cached_property
     def headers(self) -> list[int]:
-        """Where each header begins."""
+        """Byte offset of each header."""
         return [planned.offset - BLOCK_BYTES for planned in self.members]
 
     @property
     def end(self) -> int:
-        """Where the two zero blocks begin."""
+        """Byte offset of the two zero blocks."""
         return self.members[-1].end if self.members else 0
 
     def gap(self) -> tuple[Planned, int] | None:
-        """The first member that does not begin where the one before ends, and where it should."""
+        """Return the first member that does not begin at the end of the one before, and its expected offset."""
         position = 0
         for planned in self.members:
             if planned.offset != position + BLOCK_BYTES or planned.size < 0:
@@ -96,7 +104,7 @@ class ShardPlan:
 
 
 def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
-    """Every position whose bytes the contract fixes, with those bytes; none spans a block."""
+    """Yield every position whose bytes the contract fixes, with those bytes; none spans a block."""
     for planned in plan.members:
         yield planned.offset - BLOCK_BYTES, member_header(planned.name, planned.size)
         if planned.size % BLOCK_BYTES:
@@ -107,7 +115,7 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header that can be walked over: name, data size, and what is wrong with it otherwise."""
+    """A header whose size is readable: name, data size, and its other fault if any."""
 
     name: str
     size: int
@@ -115,7 +123,7 @@ class Header:
 
 
 def parse_header(block: bytes) -> Header | Fault:
-    """Read a header; a fault alone means that where the next one begins is not known."""
+    """Parse a header; a returned fault means that the next header's position is unknown."""
     stored = block[148:156]
     computed = sum(block[:148]) + 8 * 32 + sum(block[156:])
     if stored != b"%06o\0 " % computed:
@@ -141,7 +149,7 @@ def parse_header(block: bytes) -> Header | Fault:
 
 
 class _Walk:
-    """One pass over a shard; `run` files what it finds."""
+    """One pass over a shard; `run` records findings."""
 
     def __init__(self, source: Source, plan: ShardPlan | None, out: Collector) -> None:
         self._source = source
@@ -151,12 +159,12 @@ class _Walk:
         self._out = out
         self._window = (0, b"")
         self._seen: set[str] = set()
-        self._furthest = -1  # the last place in the plan that was met
-        self._last: tuple[str, tuple[int, str]] | None = None  # key and place in its order, where there is no plan
+        self._furthest = -1  # last index in the plan that was found
+        self._last: tuple[str, tuple[int, str]] | None = None  # key and member order, without a plan
         self._cut = False
 
     def run(self) -> None:
-        """Walk to the end, or to where nothing can be recognised any more; after the end tell what was missing."""
+        """Walk to the end of the archive or the last recognizable header; then report missing members."""
         position = 0
         while True:
             block = self._bytes(position, BLOCK_BYTES)
@@ -186,12 +194,12 @@ class _Walk:
         return data[position - start : position - start + count]
 
     def _next(self) -> Planned | None:
-        """The member that the plan has after the furthest one met."""
+        """Return the member that the plan has after the furthest one found."""
         place = self._furthest + 1
         return self._plan.members[place] if place < len(self._plan.members) else None
 
     def _cut_at(self, position: int) -> None:
-        """The file ends where a header or a zero block should be."""
+        """Report that the file ends where a header or a zero block should be."""
         self._cut = True
         awaited = self._next()
         if awaited is not None:
@@ -203,12 +211,12 @@ class _Walk:
     def _lost_from(self, first: Planned) -> None:
         self._cut = True
         lost = len(self._plan.members) - self._plan.index[first.name]
-        found = f"the file ends after {self._size} bytes; {first.name} and {lost - 1} members after it are not whole"
+        found = f"the file ends after {self._size} bytes; {first.name} and {lost - 1} members after it are incomplete"
         expected = f"{self._plan.end + len(END_OF_ARCHIVE)} bytes"
         self._out.add("shard-cut", found, expected, first.key, first.member, self._size)
 
     def _zero_block(self, position: int) -> int | None:
-        """The end of the archive, or a hole in it; where to go on."""
+        """Handle the end of the archive or a gap in it; return the position to continue from."""
         ending = self._bytes(position, len(END_OF_ARCHIVE))
         rest = self._size - position
         awaited = self._next()
@@ -216,7 +224,7 @@ class _Walk:
             following = self._resync(position)
             expected = f"the header of {awaited.name}"
             self._out.add("shard-early-end", "a zero block", expected, awaited.key, awaited.member, position)
-            self._pass_over(position)
+            self._mark_found(position)
             self._cut = following is None
             return following
         if ending != END_OF_ARCHIVE:
@@ -227,15 +235,15 @@ class _Walk:
             self._out.add("shard-trailing", more, "0", offset=position + len(END_OF_ARCHIVE))
         return None
 
-    def _pass_over(self, position: int) -> None:
-        """Take the member whose header the plan has here as met: its header has been reported."""
+    def _mark_found(self, position: int) -> None:
+        """Mark the planned member at this position as found: its header has been reported."""
         place = bisect_right(self._plan.headers, position) - 1
         if place >= 0 and self._plan.headers[place] == position:
             self._seen.add(self._plan.members[place].name)
             self._furthest = max(self._furthest, place)
 
     def _bad(self, position: int, fault: Fault) -> int | None:
-        """A header that says nothing of where the next one is; where to go on."""
+        """Report a header that does not give the next position; return the position to continue from."""
         if self._planned and self._plan.end <= position < self._plan.end + len(END_OF_ARCHIVE):
             dirty = next(k for k, byte in enumerate(self._bytes(position, BLOCK_BYTES)) if byte)
             self._out.add("shard-end", "a byte that is not zero", "two zero blocks", offset=position + dirty)
@@ -243,16 +251,16 @@ class _Walk:
         following = self._resync(position)
         code, found, expected = fault
         if following is None:
-            found += "; nothing after it could be recognised"
+            found += "; nothing after it could be recognized"
         awaited = self._next()
         key, member = (awaited.key, awaited.member) if awaited else (None, None)
         self._out.add(code, found, expected, key, member, position)
-        self._pass_over(position)
+        self._mark_found(position)
         self._cut = following is None and self._next() is not None
         return following
 
     def _resync(self, position: int) -> int | None:
-        """The next place where the plan has a header and a sound one is."""
+        """Return the next position where the plan has a header and a valid one is."""
         first = bisect_right(self._plan.headers, position)
         for start in self._plan.headers[first : first + _RESYNC_TRIES]:
             block = self._bytes(start, BLOCK_BYTES)
@@ -261,7 +269,7 @@ class _Walk:
         return None
 
     def _member(self, position: int, header: Header) -> int | None:
-        """Judge one member; where the next header begins."""
+        """Check one member; return the position of the next header."""
         data, padding = position + BLOCK_BYTES, -header.size % BLOCK_BYTES
         match = _NAME.fullmatch(header.name)
         key, member = (match["key"], match["member"]) if match else (None, None)
@@ -295,13 +303,13 @@ class _Walk:
         self._out.add("member-size", found, expected, key, member, position)
 
     def _order(self, position: int, name: str, key: str, member: str) -> None:
-        """Whether this member may stand here."""
+        """Check that this member may be at this position."""
         at = (key, member, position)
         if name in self._seen:
             self._out.add("member-twice", name, "each name once", *at)
         elif self._planned and name not in self._plan.index:
             owner = self._plan.elsewhere.get(key)
-            found = f"{name}, which belongs into {owner}" if owner else name
+            found = f"{name}, which belongs to {owner}" if owner else name
             awaited = self._next()
             self._out.add("member-foreign", found, awaited.name if awaited else "the end of the archive", *at)
         elif self._planned:
@@ -310,7 +318,7 @@ class _Walk:
                 after = self._plan.members[self._furthest].name
                 self._out.add("member-order", f"{name} after {after}", "before it", *at)
             self._furthest = max(self._furthest, place)
-        else:  # no manifest can be believed: a sample's members stand together, in the contract's order
+        else:  # without a trusted manifest: members of a sample are contiguous, in the contract's order
             here = (key, member_order(member))
             follows = self._last is not None and self._last[0] == key and here > self._last
             if member != "json" and not follows:
@@ -319,7 +327,7 @@ class _Walk:
             self._last = here
 
     def _content(self, planned: Planned, header: Header, position: int) -> None:
-        """Size and digest of a member against the manifest."""
+        """Check size and digest of a member against the manifest."""
         key, member = planned.key, planned.member
         if header.size != planned.size:
             self._out.add("member-size", f"{header.size} bytes", f"{planned.size}", key, member, position)
@@ -333,5 +341,11 @@ class _Walk:
 
 
 def walk_shard(source: Source, plan: ShardPlan | None, collector: Collector) -> None:
-    """Walk an open shard and file what is wrong, against the manifest's plan where it is believed."""
+    """Walk an open shard and record its faults.
+
+    Args:
+        source: the open shard.
+        plan: positions by the manifest; None if the manifest is not trusted.
+        collector: collector of the shard's findings.
+    """
     _Walk(source, plan, collector).run()

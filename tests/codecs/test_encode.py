@@ -363,7 +363,7 @@ class TestRefusals:
         assert not (tmp_path / "absent").exists()
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "stats.json").write_text("mine")
-        with pytest.raises(UsageFault, match=r"stats.json is there, but not from an omniges run"):
+        with pytest.raises(UsageFault, match=r"stats.json exists, but not from an omniges run"):
             encode(settings_of(shards, tmp_path / "out"))
         with pytest.raises(UsageFault, match="each codec once"):
             EncodeSettings(shards=shards, codecs=())

@@ -88,7 +88,7 @@ def test_two_packages_with_one_name_are_refused(path: Path) -> None:
 def test_an_unknown_name_says_which_there_are() -> None:
     with pytest.raises(UsageFault, match="--condition-streams emotoin: one of emotion expected; did you mean emotion"):
         find_stream("emotoin", "--condition-streams")
-    with pytest.raises(UsageFault, match="emotion: it is given twice"):
+    with pytest.raises(UsageFault, match="emotion: given twice"):
         find_streams(["emotion", "emotion"], "--condition-streams")
 
 
@@ -104,7 +104,7 @@ def test_a_registered_class_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageFault, match="choose another name"):
             register_stream(name, kind)
     for name in ("audio", "Mine", "a.b", ""):
-        with pytest.raises(UsageFault, match="is of no condition stream"):
+        with pytest.raises(UsageFault, match="cannot name a condition stream"):
             register_stream(name, type("Mine", (Emotion,), {"name": name}))
 
 

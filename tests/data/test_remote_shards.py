@@ -393,7 +393,7 @@ class TestMisbehaviour:
             (seal({"format": "omniges-shards", "version": 99}), "version 1 or 2 expected, found 99"),
             (
                 seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"../x.tar": {}}}),
-                r"'\.\./x\.tar': no name of the contract",
+                r"'\.\./x\.tar': a name that is not in the contract",
             ),
             (
                 seal(

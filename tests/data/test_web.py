@@ -348,13 +348,13 @@ class TestRemoteFolder:
     def test_rows_that_dataset_json_does_not_list(self, copy: Path) -> None:
         for name, data in edited_manifest(copy, lambda rows: [replace(rows[0], ticks=0), *rows[1:]]).items():
             (copy / name).write_bytes(data)
-        assert "lengths that fit together expected" in self.told(copy)
+        assert "consistent lengths expected" in self.told(copy)
 
     @pytest.mark.parametrize(
         ("change", "told"),
         [
             ({"shards": []}, "shards: an object expected"),
-            ({"shards": {"../x.tar": {}}}, "no name of the contract"),
+            ({"shards": {"../x.tar": {}}}, "a name that is not in the contract"),
             ({"files": {MANIFEST_FILE: {"bytes": -1, "sha256": ""}}}, "bytes -1"),
             ({"files": {}}, f"no {MANIFEST_FILE} in it"),
             ({"version": 3}, "shard contract version"),

@@ -128,7 +128,7 @@ class TestDamage:
     def test_a_missing_shard(self, folder: Path) -> None:
         reader = reader_of(folder)
         (folder / "train-000000.tar").unlink()
-        with pytest.raises(DataError, match=r"train-000000\.tar: the shard is not there.*verify-shards"):
+        with pytest.raises(DataError, match=r"train-000000\.tar: the shard is missing.*verify-shards"):
             for sample in range(len(LENGTHS)):
                 read(reader, sample)
 

@@ -237,7 +237,7 @@ def test_a_shard_of_another_size_or_gone_is_told(whole_set: Path, tmp_path: Path
     with pytest.raises(DataError, match=r"train-000000.tar: \d+ bytes expected, found \d+"):
         data[0]
     path.unlink()
-    with pytest.raises(OmnigesError, match="the shard is not there"):
+    with pytest.raises(OmnigesError, match="the shard is missing"):
         data[0]
 
 

@@ -51,7 +51,7 @@ def test_a_part_that_is_not_there_throughout_is_a_fault(changes: dict[str, Any],
         present_of(moved(**changes))
     problem = caught.value.problem
     assert (problem.code, problem.found) == ("npz-not-finite", told)
-    assert problem.expected == "finite numbers, or NaN throughout a part that is absent"
+    assert problem.expected == "finite numbers, or NaN in all frames of an absent part"
 
 
 def test_parts_that_are_nan_throughout_are_absent() -> None:

@@ -208,7 +208,7 @@ class TestRemoval:
         before = digests(out)
         for stem in stems(root)[:2]:
             remove(root, stem)
-        with pytest.raises(UsageFault, match=r"2 of 16 samples would go .*--allow-removal"):
+        with pytest.raises(UsageFault, match=r"2 of 16 samples would be dropped .*--allow-removal"):
             convert(root, out)
         assert digests(out) == before
         convert(root, out, allow_removal=True)
@@ -220,7 +220,7 @@ class TestRemoval:
         before = digests(out)
         for stem in stems(root)[:2]:
             next(root.rglob(f"{stem}.npz")).write_bytes(b"junk")
-        with pytest.raises(UsageFault, match="2 of 16 samples would go"):
+        with pytest.raises(UsageFault, match="2 of 16 samples would be dropped"):
             convert(root, out)
         assert digests_of_files(out) == before
         assert convert(root, out, allow_removal=True)["computed"] == 0
@@ -351,10 +351,10 @@ class TestCommand:
         change_audio(root, stems(root)[0])
         done = omniges(*words)
         assert done.returncode == 0
-        assert "(15 taken over unchanged)" in done.stdout
+        assert "(15 reused unchanged)" in done.stdout
         for stem in stems(root)[:4]:
             remove(root, stem)
         refused = omniges(*words)
         assert refused.returncode == 2
-        assert "4 of 16 samples would go" in refused.stderr
+        assert "4 of 16 samples would be dropped" in refused.stderr
         assert omniges(*words, "--allow-removal").returncode == 0

@@ -82,7 +82,7 @@ def test_a_shard_that_ends_early_is_not_there_or_is_a_folder(folder: Path) -> No
     with pytest.raises(DataError, match=r"mel.npy at byte \d+: sha256 \w+ expected, found \w+"):
         shards.member(row, "mel.npy")
     path.unlink()
-    with pytest.raises(DataError, match="the shard is not there"):
+    with pytest.raises(DataError, match="the shard is missing"):
         shards.member(row, "mel.npy")
     path.mkdir()
     with pytest.raises(DataError, match="a regular file expected, found a folder"):
@@ -134,12 +134,12 @@ def moved(row: ManifestRow, folder: Path) -> ManifestRow:
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (lambda rows, _: [*rows, rows[0]], "stands there twice"),
+        (lambda rows, _: [*rows, rows[0]], "occurs twice"),
         (lambda rows, _: [replace(rows[0], shard="train-000099.tar"), *rows[1:]], "names the shard train-000099.tar"),
-        (lambda rows, _: [replace(rows[0], frames=rows[0].frames + 3), *rows[1:]], "lengths that fit together"),
-        (lambda rows, _: [replace(rows[0], mel_frames=rows[0].mel_frames + 1), *rows[1:]], "lengths that fit together"),
-        (lambda rows, _: [replace(rows[0], ticks=rows[0].ticks + 1), *rows[1:]], "lengths that fit together"),
-        (lambda rows, folder: [moved(rows[0], folder), *rows[1:]], "does not lie in"),
+        (lambda rows, _: [replace(rows[0], frames=rows[0].frames + 3), *rows[1:]], "consistent lengths"),
+        (lambda rows, _: [replace(rows[0], mel_frames=rows[0].mel_frames + 1), *rows[1:]], "consistent lengths"),
+        (lambda rows, _: [replace(rows[0], ticks=rows[0].ticks + 1), *rows[1:]], "consistent lengths"),
+        (lambda rows, folder: [moved(rows[0], folder), *rows[1:]], "is not inside"),
     ],
     ids=["key", "shard", "frames", "mel_frames", "ticks", "place"],
 )

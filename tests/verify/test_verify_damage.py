@@ -327,7 +327,7 @@ class TestFolder:
         with content(tiny / SHARD, two), content(tiny / "train-000001.tar", one):
             result = run(tiny)
         assert {"member-foreign", "member-missing"} <= codes(result)
-        assert any("which belongs into train-000001.tar" in finding.found for finding in result.findings)
+        assert any("which belongs to train-000001.tar" in finding.found for finding in result.findings)
 
     def test_a_shard_of_another_run(self, tiny: Path, folder: Path) -> None:
         assert codes_of_swap(tiny, folder) >= {"file-size"}

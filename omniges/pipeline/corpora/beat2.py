@@ -1,8 +1,9 @@
-"""BEAT2: which folders and stems its recordings have, and which split each belongs to.
+"""BEAT2: the folders and stems of its recordings, and the split of each.
 
-Layouts: BEAT2's own (``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, one or several under the root
-or one of them as the root) and the older ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``; files flat or
-in folders, extensions in any case. Nothing outside the root is read.
+Supported layouts are BEAT2's own and an older one. BEAT2's own is
+``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, with one or several such folders under the root, or one
+as the root. The older one is ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in subfolders,
+and extensions may have any case. Nothing outside the root is read.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text
 
 @dataclass(slots=True)
 class _Stem:
-    """All files found under one stem, and what is wrong with it so far."""
+    """All files found under one stem, and its findings so far."""
 
     part: _Part
     files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
@@ -59,9 +60,20 @@ class _Part:
 def discover(
     root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
 ) -> Discovery:
-    """Find and pair all recordings under `root`.
+    """Find and pair all recordings under a root folder.
 
-    Raises UsageFault if the root holds no data set or the flags select nothing, DataError for a broken split list.
+    Args:
+        root: folder of the data set, or the folder that holds its ``beat_*`` folders.
+        selection: filters and folder names.
+        split_csv: split list that replaces the data set's own.
+        allow_roots: folders outside of `root` that links may lead to.
+
+    Returns:
+        Recordings to convert and rejected stems.
+
+    Raises:
+        UsageFault: the root holds no data set, or the filters exclude everything.
+        DataError: a split list is broken.
     """
     if not root.is_dir():
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
@@ -78,9 +90,9 @@ def discover(
         if absent := sorted((split_list.splits.keys() | split_list.faulty.keys()) - stems.keys()):
             found = f"{len(absent)} ids: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
             findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
-    recordings, rejected = _judge(stems, selection)
+    recordings, rejected = _sort_stems(stems, selection)
     if not recordings and not rejected:
-        raise UsageFault(f"--root {root}: {len(stems)} stems found, but none passes the filters given")
+        raise UsageFault(f"--root {root}: {len(stems)} stems found, but the filters exclude all")
     recordings.sort(key=lambda recording: recording.key)
     return Discovery(
         recordings=tuple(recordings),
@@ -100,7 +112,7 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
 
 
 def _candidates(root: Path) -> list[Path]:
-    """Folders that may be a part of the data set."""
+    """Return folders that may be a part of the data set."""
     children = root.iterdir() if root.is_dir() else ()
     return [root, *sorted(child for child in children if child.name.startswith("beat_") and child.is_dir())]
 
@@ -121,7 +133,7 @@ def _find_parts(root: Path, selection: Selection, bounds: Bounds, override: labe
         if not override and csv_path.is_file() and inside(os.path.realpath(csv_path), bounds):
             split_list = _read_split_list(csv_path, join(relative, SPLIT_LIST))
         parts.append(_Part(folder, relative, folders, split_list))
-    # A root in which a modality has no folder at all is a wrong path, not a thousand bad recordings.
+    # If a modality has no folder at all, the path is wrong; do not report every recording.
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
             names = " or ".join(_folder_names(selection, modality))
@@ -143,7 +155,7 @@ def _collect(part: _Part, root: Path, bounds: Bounds, stems: dict[str, _Stem], f
                 continue
             readable = stem.encode("utf-8", "backslashreplace").decode()
             if modality == "sem" and readable not in stems:
-                continue  # an annotation alone makes no recording
+                continue  # an annotation alone is not a recording
             entry = stems.setdefault(readable, _Stem(part))
             shown = relative.encode("utf-8", "backslashreplace").decode()
             source, problem = inspect(entry_path, shown, bounds)
@@ -163,7 +175,7 @@ def _collect(part: _Part, root: Path, bounds: Bounds, stems: dict[str, _Stem], f
 
 
 def _names_another(folder: str, fields: labels.StemFields) -> bool:
-    """Whether the speaker folder a file lies in names another speaker than the stem."""
+    """Return whether a file's speaker folder contradicts the speaker in its stem."""
     speaker_id, name = labels.speaker_of_folder(folder)
     if speaker_id is None:
         return name is not None and name != fields.speaker
@@ -171,12 +183,14 @@ def _names_another(folder: str, fields: labels.StemFields) -> bool:
 
 
 def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
-    """Folder names to try for a modality, a flag's before all."""
+    """Return folder names to try for a modality; one given by a flag replaces the defaults."""
     given = {"wav": selection.wav_dir, "npz": selection.gesture_dir, "textgrid": selection.text_dir}.get(modality)
     return (given,) if given else _FOLDERS[modality]
 
 
-def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
+def _sort_stems(
+    stems: dict[str, _Stem], selection: Selection
+) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
     """Sort the selected stems into recordings and rejections."""
     recordings = []
     rejected = {}
@@ -205,7 +219,7 @@ def _judge(stems: dict[str, _Stem], selection: Selection) -> tuple[list[Recordin
             rejected[stem] = tuple(faults)
             continue
         notes = [*entry.notes, *split_findings]
-        if len(entry.files["sem"]) > 1:  # a recording can do without
+        if len(entry.files["sem"]) > 1:  # optional file
             problem = Problem("sem-invalid", f"duplicate-stem: {_places(entry.files['sem'])}", "one sem file")
             notes.append(Finding(problem, stem))
             entry.files["sem"].clear()
@@ -230,7 +244,7 @@ def _split_of(stem: str, fields: labels.StemFields, part: _Part) -> tuple[Split 
 
 
 def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[Finding]:
-    """Findings for modalities with no file or several."""
+    """Yield findings for modalities with no file or several."""
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
         sources = entry.files[modality]
@@ -252,18 +266,40 @@ class Beat2:
     """BEAT2 in all its layouts."""
 
     def recognizes(self, root: Path) -> bool:
-        """Say whether one of BEAT2's folders lies in the root or in a ``beat_*`` folder of it."""
+        """Return whether a BEAT2 folder is in the root or in a ``beat_*`` folder of it."""
         names = [name for modality in NEEDED for name in _FOLDERS[modality]]
         return any((folder / name).is_dir() for folder in _candidates(root) for name in names)
 
     def discover(
         self, root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
     ) -> Discovery:
-        """Find and pair all recordings under `root`; raises as `discover` does."""
+        """Find and pair all recordings under a root folder.
+
+        Args:
+            root: folder of the data set, or the folder that holds its ``beat_*`` folders.
+            selection: filters and folder names.
+            split_csv: split list that replaces the data set's own.
+            allow_roots: folders outside of `root` that links may lead to.
+
+        Returns:
+            Recordings to convert and rejected stems.
+
+        Raises:
+            UsageFault: the root holds no data set, or the filters exclude everything.
+            DataError: a split list is broken.
+        """
         return discover(root, selection, split_csv=split_csv, allow_roots=allow_roots)
 
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
-        """Decode the WAV, the NPZ, the TextGrid and the annotation of a recording; None where one has a fault."""
+        """Decode the WAV, the NPZ, the TextGrid and the annotation of a recording.
+
+        Args:
+            inputs: the recording's files.
+            settings: settings of the conversion.
+
+        Returns:
+            The take, or None after a fault.
+        """
         return decode_files(inputs, settings)
 
 

@@ -1,4 +1,4 @@
-"""Corpora by name: what `preprocess --corpus` takes. docs/extend.md says how to add one."""
+"""Corpora by name, for `preprocess --corpus`; docs/extend.md explains how to add one."""
 
 from __future__ import annotations
 
@@ -17,35 +17,44 @@ if TYPE_CHECKING:  # the pool does without the decoders, which its workers load
 
 @runtime_checkable
 class Corpus(Protocol):
-    """A data set on disk: which recordings it has, and how the files of one are read."""
+    """A kind of data set: finds its recordings and reads the files of one."""
 
     def recognizes(self, root: Path) -> bool:
-        """Say whether a folder looks like this corpus; used where ``--corpus`` is not given."""
+        """Return whether a folder looks like this corpus; used if ``--corpus`` is not given."""
 
     def discover(
         self, root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
     ) -> Discovery:
-        """Return the recordings under `root`, each with the corpus's registered name, and what was rejected.
+        """Return the recordings under `root`, each with the corpus's registered name, and rejected stems.
 
         Args:
-            root: the data set, or a folder that has it.
-            selection: what is wanted of it.
-            split_csv: a split list in the place of the data set's own.
+            root: the data set, or a folder that contains it.
+            selection: filters and folder names.
+            split_csv: split list that replaces the data set's own.
             allow_roots: folders outside of `root` that links may lead to.
 
         Returns:
-            Recordings and rejections.
+            Recordings to convert and rejected stems.
 
         Raises:
-            UsageFault: The root holds no such data set, or the selection selects nothing.
-            DataError: The data set's own lists are broken.
+            UsageFault: the root holds no such data set, or the filters exclude everything.
+            DataError: the data set's own lists are broken.
         """
 
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
         """Decode the files of one recording; runs in a worker process.
 
-        What the corpus does not have is None, or NaN in the motion. Returns None once a fault was filed with
-        `inputs.add`, or raises RecordingFault.
+        Anything that the corpus lacks is None, or NaN in the motion.
+
+        Args:
+            inputs: the recording's files; faults are recorded with `inputs.add`.
+            settings: settings of the conversion.
+
+        Returns:
+            The take, or None after a fault was recorded.
+
+        Raises:
+            RecordingFault: the recording cannot be used.
         """
 
 
@@ -55,25 +64,26 @@ CORPORA: Final[Registry[Corpus]] = Registry(
 
 
 def register_corpus(name: str, corpus: Corpus) -> None:
-    """Make a corpus known by a name for the rest of this process.
+    """Register a corpus under a name for the rest of this process.
 
-    The workers of `preprocess` are processes of their own, which find corpora by entry points: without one,
-    `discover` works, and `preprocess` does not.
+    The workers of `preprocess` are separate processes, which find corpora by entry points. Without an entry point,
+    `discover` works and `preprocess` does not.
 
     Args:
-        name: for ``--corpus``.
+        name: value of ``--corpus``.
         corpus: an object with the methods of `Corpus`.
 
     Raises:
-        UsageFault: The name is taken, or the object is no corpus.
+        UsageFault: the name is taken, or the object lacks a method of `Corpus`.
     """
     CORPORA.register(name, corpus)
 
 
 def guess_corpus(root: Path) -> str:
-    """Return the name of the corpus that a folder looks like; BEAT2, whose errors say what was looked for, if none.
+    """Return the name of the corpus that a folder looks like; BEAT2 if it looks like no other.
 
-    BEAT2 is asked first, so that no other package is imported for it.
+    The errors of BEAT2 then list the folders it looked for. BEAT2 is tried first, so that no other package is imported
+    for it.
     """
     for name in CORPORA.names():
         if CORPORA.get(name).recognizes(root):
@@ -82,7 +92,7 @@ def guess_corpus(root: Path) -> str:
 
 
 def find_recordings(settings: PreprocessSettings) -> tuple[PreprocessSettings, Discovery]:
-    """Discover as settings say; returns them with the corpus that was given or guessed, and what was found."""
+    """Find the recordings of a run; return the settings with their corpus filled in, and the discovery."""
     if settings.corpus is not None:
         CORPORA.require(settings.corpus, f"--corpus {settings.corpus}")
     name = settings.corpus or guess_corpus(settings.root)
