@@ -50,7 +50,7 @@ def preprocess(root: str | Path, out: str | Path = "shards", *, progress: bool =
 
 
 def verify_shards(folder: str | Path = "shards", *, progress: bool = False, **settings: Any) -> VerifyResult:
-    """Prove a shard folder sound, or say what is wrong with it, as ``omniges verify-shards`` does.
+    """Verify a shard folder, or list what is wrong with it, as ``omniges verify-shards`` does.
 
     Args:
         folder: Folder of shards, or a URL of one.
@@ -98,7 +98,7 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
 
 
 def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") -> Loaded:
-    """Load a trained model, on the GPU where there is one.
+    """Load a trained model, on the GPU if there is one.
 
     To generate, `OmnigesPipeline.from_pretrained` takes the same folder; this is for work on the network itself.
 

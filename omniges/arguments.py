@@ -93,7 +93,7 @@ def text(name: str, value: Any) -> str:
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """Return several texts, of which a single one may be given by itself.
+    """Return several texts; a single one may be given alone.
 
     Args:
         name: The argument.

@@ -53,7 +53,7 @@ Severity = Literal["rejected", "note"]
 
 @dataclass(frozen=True, slots=True)
 class CodeInfo:
-    """What a finding code means and what a person does about it."""
+    """Meaning of a finding code and what a person can do about it."""
 
     severity: Severity
     meaning: str
@@ -190,7 +190,7 @@ CODES: dict[str, CodeInfo] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong or remarkable in some bytes: a code of `CODES`, what was found, what was expected."""
+    """A fault or a noteworthy property of some bytes: a code of `CODES`, what was found, what was expected."""
 
     code: str
     found: str

@@ -35,7 +35,7 @@ _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What a declaration says of a field beside its type and default."""
+    """Declaration of an option besides its type and default."""
 
     help: str
     flags: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """What errors call it: its longest flag, or its key in a recipe."""
+        """Name in errors: its longest flag, or its key in a recipe."""
         if self.option.only_recipe:
             return f"recipe key {self.name}"
         names = [name.split("/")[0] for name in self.option.flags]

@@ -1,4 +1,4 @@
-"""What a run says while it works: a live panel on a terminal, plain lines elsewhere, JSON lines for machines."""
+"""Progress of a run: a live panel on a terminal, plain lines elsewhere, JSON lines for machines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LIVE_EVERY_S: Final = 0.2
 
 
 class Progress(ABC):
-    """How far a run has come; each kind of run adds a dataclass of what it counts."""
+    """Progress of a run at one moment; each kind of run adds a dataclass of what it counts."""
 
     @property
     @abstractmethod
     def line(self) -> str:
-        """In words, for a person."""
+        """Return the progress in words, for a person."""
 
     @property
     def share(self) -> float | None:
@@ -38,7 +38,7 @@ class Progress(ABC):
 
     @property
     def final(self) -> bool:
-        """Whether this is the last progress of a run, which is always shown."""
+        """True for the last progress of a run, which is always shown."""
         return False
 
     def as_json(self) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class Worker:
         return head["answer"], buffers
 
     def _death(self) -> WorkerDied:
-        """How the process ended, with the last line it wrote."""
+        """Return how the process ended, with the last line it wrote."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
@@ -218,7 +218,7 @@ class Worker:
         self._process.kill()
 
     def close(self, patience_s: float = 0.0) -> None:
-        """End the process, by force where it does not exit by itself in time, and close its pipes."""
+        """Stop the process, by force if it does not exit in time, and close its pipes."""
         self.hang_up()
         try:
             self._process.wait(patience_s)

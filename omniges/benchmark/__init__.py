@@ -1,1 +1,1 @@
-"""How fast loading and training are on this machine."""
+"""Speed of loading and training on this machine."""

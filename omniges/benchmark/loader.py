@@ -1,4 +1,4 @@
-"""How fast batches come, beside how fast memory copies the same bytes: what `omniges benchmark loader` does."""
+"""Speed of the loader beside that of copying the same bytes in memory: `omniges benchmark loader`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory-copy limit: `np.copyto` of as many bytes as batches have, in a process of its own.
+"""The memory-copy limit: `np.copyto` of as many bytes as batches have, in a separate process.
 
 Run as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``. Says ``ready``, then for each line with a number of
 seconds copies for so long and answers with the windows and the seconds it took.

@@ -18,7 +18,7 @@ TOLD: Final = ("window_ticks", "mixed_precision", "compile", "gradient_checkpoin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedSettings:
-    """What `omniges benchmark loader` measures."""
+    """Settings of `omniges benchmark loader`."""
 
     shards: Path = option(Path("shards"), "Folder of shards.")
     split: Split = option("train", "Split.")
@@ -38,7 +38,7 @@ class SpeedSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSpeedSettings:
-    """What `omniges benchmark train` measures."""
+    """Settings of `omniges benchmark train`."""
 
     shards: str = option("shards", "Folder of shards.")
     presets: tuple[Preset, ...] = option(("tiny",), "Sizes of the model to try.", "--preset", commas=True)

@@ -1,9 +1,9 @@
-"""How fast training steps are, and how near to the machine's matrix products: real batches, real steps, by preset.
+"""Speed of training steps beside that of matrix products on this machine: real batches, real steps, by preset.
 
-Each configuration is measured in a process of its own, so that its memory is its own. A step is what `train` does:
-batch from the loader, losses, gradients, clipping, AdamW, average. Floating-point operations are those of the matrix
-products that a step really made, as torch's counter sees them, and of attention: 4 · B · H · N · M · D forward, twice
-that backward (scores that its backward pass computes again are not counted).
+Each configuration is measured in a separate process, so that memory is counted by configuration. A step is that of
+`train`: batch from the loader, losses, gradients, clipping, AdamW, EMA. Floating-point operations are those of the
+matrix products that a step really made, as torch's counter sees them, and of attention: 4 · B · H · N · M · D forward,
+twice that backward (scores that its backward pass computes again are not counted).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(settings: StepSpeedSettings) -> list[dict[str, Any]]:
 
 
 def _apart(settings: StepSpeedSettings, preset: Preset, batch_size: int) -> dict[str, Any]:
-    """One configuration in a process of its own."""
+    """Measure one configuration in a separate process."""
     settings.of(preset, batch_size)
     question = asdict(settings) | {"presets": [preset], "batch_sizes": [batch_size]}
     command = [sys.executable, "-P", "-m", "omniges.benchmark.train_step"]
@@ -136,7 +136,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 class ProductPeak:
-    """How fast plain square matrix products are."""
+    """Speed of plain square matrix products."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
@@ -161,7 +161,7 @@ class ProductPeak:
 
 
 def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.device) -> dict[str, Any]:
-    """What is told of one configuration; the share of the peak is the median of each step's own."""
+    """Return the figures of one configuration; the share of the peak is the median over steps."""
     seconds = sum(step.seconds for step in steps)
     shares = sorted(step.operations / step.seconds / step.peak for step in steps)
     memory = (

@@ -1,4 +1,4 @@
-"""What commands share: flags that follow from settings dataclasses, signals, lists as people write them, tables."""
+"""Shared parts of commands: flags from settings dataclasses, signals, lists as people write them, tables."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train the joint model on shards; the same command goes on where it was stopped.
 
-    Exit codes: 0 done, 1 bad data or a loss that is no number, 2 usage, 3 environment, 75 stopped by a signal with
+    Exit codes: 0 done, 1 bad data or a NaN or infinite loss, 2 usage, 3 environment, 75 stopped by a signal with
     a checkpoint, 130 Ctrl-C.
     """
     # Read when torch is loaded. Threads that spin while they wait starve the processes that read batches, and each

@@ -167,7 +167,7 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
                 found.setdefault(result.task, []).append(result)
     if not found:
         kinds = "" if task is None else " for " + " and ".join(_ENDINGS[name] for name in TASKS[task].targets)
-        raise UsageFault(f"{folders[0]}: generated results expected{kinds}, found no such files")
+        raise UsageFault(f"{folders[0]}: generated results expected{kinds}, found none")
     for results in found.values():
         results.sort(key=lambda result: (result.key, result.name))
         _refuse_mixtures(results)
@@ -205,7 +205,7 @@ def _recorded_results(
     for path in records:
         record = read_record(path)
         if record.task not in TASKS:
-            raise DataError(f"{path}: task {record.task!r} is none: generate it again")
+            raise DataError(f"{path}: task {record.task!r} is unknown: generate it again")
         if task is not None and record.task != task:
             raise UsageFault(f"{path}: it says that it is of task {record.task}, --task says {task}: leave --task away")
         if record.source is not None and record.source.get("start_tick"):

@@ -63,7 +63,7 @@ class EvaluateSettings:
                 setting = settings_of(EvaluateSettings)[name]
                 if isinstance(setting, Setting) and getattr(self, name) != setting.default:
                     raise UsageFault(
-                        f"{setting.flag}: it says how to generate, which only --checkpoint does: leave it away"
+                        f"{setting.flag}: it says how to generate, which only --checkpoint does: remove it"
                     )
         if bool(self.generated) == (self.checkpoint is not None):
             found = "both" if self.generated else "neither"
@@ -71,9 +71,7 @@ class EvaluateSettings:
                 f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
             )
         if self.trust_program and self.encoder is None:
-            raise UsageFault(
-                "--trust-encoder-program: an --encoder that it is about expected, found none: leave it away"
-            )
+            raise UsageFault("--trust-encoder-program: the --encoder that it trusts expected, found none: remove it")
         if self.features is not None and (self.encoder is not None or self.checkpoint is not None):
             other = "--checkpoint, whose results are not there yet" if self.encoder is None else "--encoder"
             raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")

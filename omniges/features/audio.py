@@ -168,7 +168,7 @@ class MelStream:
 def log_correctly_rounded(values: F32) -> F32:
     """Natural logarithm of positive float32 values, correctly rounded to float32.
 
-    A float64 logarithm is right to a few of its own last places. Only where those few straddle a rounding boundary
+    A float64 logarithm is correct to a few units in the last place. Only where these straddle a rounding boundary
     of float32 (about once in 10^7) exact decimal arithmetic decides (Ziv 1991).
     """
     log = np.log(values, dtype=np.float64)

@@ -230,5 +230,5 @@ class Person:
 
 
 def _offsets(joints: F64) -> F64:
-    """Where each joint (..., 55, 3) lies relative to its parent; the pelvis' is not used."""
+    """Return the offset (..., 55, 3) of each joint from its parent; that of the pelvis is not used."""
     return joints - joints[..., [max(parent, 0) for parent in PARENTS], :]

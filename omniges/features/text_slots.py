@@ -172,7 +172,7 @@ def _word_edges(pieces: I32, first_tick: Bools, first_piece: Bools) -> list[tupl
 
 @dataclass(frozen=True, slots=True)
 class _Demand:
-    """What a word asks for: its interval in ticks of 0.1 s, not rounded, and the ticks it needs."""
+    """Interval of a word in ticks of 0.1 s, not rounded, and the number of ticks it needs."""
 
     start: float
     end: float

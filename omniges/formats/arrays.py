@@ -41,7 +41,7 @@ _ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotI
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What an npy header claims; ``dtype`` is numpy's text for it, such as ``<f4``."""
+    """Content of an npy header; ``dtype`` is NumPy's text for it, such as ``<f4``."""
 
     kind: str
     itemsize: int
@@ -168,7 +168,7 @@ class Archive:
         return text if text.isprintable() else ""
 
     def _inflate(self, info: zipfile.ZipInfo, limit: int) -> bytes | memoryview:
-        """At most ``limit`` bytes of a member's content."""
+        """Decompress at most ``limit`` bytes of a member."""
         body = self._packed(info)
         if info.compress_type == zipfile.ZIP_STORED:
             if info.compress_size != info.file_size:

@@ -39,7 +39,7 @@ LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "b
 class Motion:
     """Motion of one clip at 30 frames per second, y up, T frames, all arrays C-contiguous.
 
-    All values are finite, but for NaN in the columns of parts that `motion_from_arrays` was told are absent.
+    All values are finite, but for NaN in the columns of parts that `motion_from_arrays` was given as absent.
     ``poses`` (T, 165) axis-angle radians; ``expressions`` (T, 100); ``trans`` (T, 3) metres; ``betas``
     (300,), of which the first ``betas_columns`` were in the file; each float32 or float64 as stored.
     ``frame_rate_hz`` and ``source_frames`` are the file's, of which every ``frame_stride``-th frame was kept.
@@ -145,7 +145,7 @@ def motion_from_arrays(
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """What is said of a motion beside its numbers."""
+    """Properties of a motion besides its numbers."""
 
     gender: str
     model: str

@@ -379,7 +379,7 @@ def _is_wanted(name: str, wanted: str | None) -> bool:
 
 
 def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
-    """Read the tier's intervals in file order, silences too, each checked by itself."""
+    """Read the tier's intervals in file order, silences too, each checked on its own."""
     out: list[WordInterval] = []
     for entry in tier.entries:
         try:

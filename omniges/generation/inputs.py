@@ -357,7 +357,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     """All inputs of a task with these conditions. Raises UsageFault where flags and task do not go together."""
     unused = [name for name in STREAMS if sources.files(name) and name not in conditions]
     if unused:
-        raise UsageFault(f"--{unused[0]}: this task takes {', '.join(conditions) or 'no input'}: leave it away")
+        raise UsageFault(f"--{unused[0]}: this task takes {', '.join(conditions) or 'no input'}: remove it")
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
             raise UsageFault("--key and --split: samples of shards or files expected, found both")
@@ -442,7 +442,7 @@ def _rate(sources: Sources) -> SpeakingRate | None:
     if all(Path(file).suffix.lower() == ".textgrid" for file in sources.text):
         raise UsageFault(
             f"--shards {sources.shards}: nothing would be read of it, for only plain text needs a speaking rate: name "
-            "samples by --key or --split, or leave it away"
+            "samples by --key or --split, or remove --shards"
         )
     folder = open_shards_of_model(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")

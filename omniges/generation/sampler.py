@@ -138,9 +138,9 @@ class Codecs:
         names = [entry.name for entry in self.entries.values()]
         for name in self._folders:
             if name not in names:
-                raise UsageFault(f"{origin[0]} {name}: the model has {', '.join(names) or 'no codec'}: leave it away")
+                raise UsageFault(f"{origin[0]} {name}: the model has {', '.join(names) or 'no codec'}: remove it")
         if t5_tokenizer is not None and "text" not in self.entries:
-            raise UsageFault("--t5-tokenizer: the model has no codec of text: leave it away")
+            raise UsageFault("--t5-tokenizer: the model has no text codec: remove it")
 
     def require(self, tasks: Iterable[Task], sources: Sources) -> None:
         """Load what tasks need, before anything is made; what shards hold as latents needs no codec.

@@ -41,7 +41,7 @@ def task_named(name: str) -> str:
 def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collection[Any] = ()) -> None:
     """Raise UsageFault for a weight of inputs where the task has none; `conditions` are those of condition streams."""
     if sampling.guidance != 1 and not task.conditions and not conditions:
-        raise UsageFault(f"guidance {sampling.guidance:g}: this task has no inputs to weigh: leave it away")
+        raise UsageFault(f"guidance {sampling.guidance:g}: this task has no inputs to weight: use 1")
 
 
 def _named_value(flag: str, text: str) -> tuple[str, str]:
@@ -150,9 +150,9 @@ class GenerateSettings:
         of_motion = {"--body": self.body is not None, "--start": self.start_xz is not None}
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
         if unread:
-            raise UsageFault(f"{unread[0]}: this task makes no gesture: leave it away")
+            raise UsageFault(f"{unread[0]}: this task produces no gesture; remove it")
         if self.vocoder is not None and "audio" not in task.targets:
-            raise UsageFault("--vocoder: this task makes no audio: leave it away")
+            raise UsageFault("--vocoder: this task produces no audio; remove it")
         require_guidable(task, self.sampling, self.conditions)
 
 

@@ -42,7 +42,7 @@ _OTHER: Final = "Choose another checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a checkpoint holds, by file name."""
+    """Content of a checkpoint by file name."""
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -209,7 +209,7 @@ def set_aside(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a run goes on; nothing: it begins."""
+    """The checkpoint that a run resumes from; None: it starts from step 0."""
 
     checkpoint: SavedCheckpoint | None
     passed: tuple[tuple[Path, str], ...] = ()

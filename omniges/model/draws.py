@@ -1,4 +1,4 @@
-"""What is drawn for each sample of a batch: its task, the streams it sees, their noise levels, and noise itself.
+"""Random draws for each sample of a batch: its task, the streams it sees, their noise levels, and the noise.
 
 A sample's draws must not depend on which rank holds it, on what else is in its batch, or on what was drawn before.
 So there is no generator with a state: each number is a hash of (seed, purpose, position in the sample sequence,
@@ -45,7 +45,7 @@ _CACHED_BLOCKS: Final = 1 << 15  # on a CPU a chunk's temporaries stay in its ca
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for; draws for different purposes share nothing. The numbers never change their meaning."""
+    """Purpose of a draw; draws for different purposes are independent. The numbers never change their meaning."""
 
     TASK = 1
     CONDITION_DROPOUT = 2
@@ -149,7 +149,7 @@ _DEFAULT_SHARES: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowSettings:
-    """How tasks, levels and drop-outs are drawn, and what losses weigh."""
+    """Distributions of tasks, noise levels and drop-outs, and weights of the losses."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULT_SHARES))
     """Each task's share of the samples, relative to the sum; a task that is not named has none."""
@@ -192,7 +192,7 @@ class FlowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was drawn for a batch."""
+    """Draws for a batch."""
 
     task: I64  # (B,), number in TASKS
     target: Bools  # (B, 3)
@@ -276,7 +276,7 @@ def carried_as_noise(plan: Plan) -> Plan:
 
 
 def _table(role: Literal["conditions", "targets"]) -> Bools:
-    """Which streams (tasks, 3) have a role in each task."""
+    """Return which streams (tasks, 3) have a role in each task."""
     return np.array([[name in getattr(task, role) for name in STREAMS] for task in TASKS.values()])
 
 

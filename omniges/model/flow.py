@@ -54,7 +54,7 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class FlowLoss:
-    """What a batch costs. ``total`` is the mean over samples of the weighted sum over their targets."""
+    """Losses of a batch. ``total`` is the mean over samples of the weighted sum over their targets."""
 
     total: Tensor  # ()
     each: Tensor  # (B, 3), without gradient and weights, 0 where a stream is no target; columns as STREAMS
@@ -197,7 +197,7 @@ class FlowModel(nn.Module):
         return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
 
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
-        """Where tokens are, as the trunk's arguments: times for rotary positions, or embeddings that are added."""
+        """Return token positions as the trunk's arguments: times for rotary positions, or embeddings to add."""
         learned = {name: places for name in tokens if (places := self.stream(name).places) is not None}
         if self._rotary:
             seconds = {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}
@@ -206,12 +206,12 @@ class FlowModel(nn.Module):
         return {"added": {name: embedding for name, embedding in found.items() if embedding is not None} | learned}
 
     def _pooled(self, speakers: Tensor) -> Tensor | None:
-        """For trunks with a vector of the sample as a whole: zeros, which stand there for *none*."""
+        """Return zeros, which mean *none*, for trunks with a vector of the sample as a whole."""
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
     def _described(self, present: Present | None, described: Tensor | None, batch: int) -> Tensor | None:
-        """What is added to the conditioning (B, W): what condition streams say, and what samples lack."""
+        """Return what is added to the conditioning (B, W): embeddings of condition streams and of absent parts."""
         if self.lacking is None:
             return described
         lacking = self.lacking.new_zeros(batch, len(STREAM_PARTS)) if present is None else present.lacking
@@ -223,7 +223,7 @@ class FlowModel(nn.Module):
         return present_of(bits & np.uint8(self.trained), next(self.parameters()).device, self.latents)
 
     def _group_losses(self, group: Group, taken: _Taken, seed: int) -> dict[StreamName, tuple[Tensor, Tensor]]:
-        """For each target stream of a group: the rows of the group that have it, and their losses.
+        """Return for each target stream of a group the rows that have it and their losses.
 
         Where tokens are noised, no gradient goes back into what made them.
         """
@@ -275,7 +275,7 @@ class FlowModel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What the R samples of a group were given."""
+    """Inputs of the R samples of a group."""
 
     arrays: Mapping[StreamName, Tensor]  # (R, …) of the streams that take part
     positions: Tensor  # (R,)
@@ -364,7 +364,7 @@ def _moved(
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What samples are made from."""
+    """Conditions that samples are generated from."""
 
     given: Mapping[StreamName, Tensor]  # clean tokens (B, N, C)
     speakers: Tensor  # (B,) int64, 0: unknown

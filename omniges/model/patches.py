@@ -20,7 +20,7 @@ from omniges.model.streams import Stream, clean_from_velocity, line_embedding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
-    """Which patches a trunk takes of two-dimensional latents, and the table that tells it their places."""
+    """Patches that a trunk takes of two-dimensional latents, and the table of their position embeddings."""
 
     channels: int
     """K."""

@@ -1,4 +1,4 @@
-"""What the windows of a batch have of their streams, on the host and on the model's device."""
+"""Presence of streams in the windows of a batch, on the host and on the model's device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omniges.shards.present import ALL_PRESENT, STREAM_BITS, U8, Bools, channel_
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What B windows have; batches in which nothing is absent have none of it."""
+    """Presence of streams in B windows; batches in which nothing is absent do without."""
 
     streams: Bools  # (B, 3) on the host, columns as STREAMS
     lacking: Tensor  # (B, 7) float32, 1 for each of `STREAM_PARTS` that is absent: what the model is told

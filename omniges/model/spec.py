@@ -1,4 +1,4 @@
-"""What makes a model: its configuration, sizes by name, and all that a checkpoint says of it but the weights.
+"""Definition of a model: its configuration, presets, and all that a checkpoint holds of it but the weights.
 
 A `ModelConfig` says everything about a model but what comes from the data: the statistics, the number of pieces of
 the tokenizer and the speakers. A `ModelIdentity` has these too, so that the model can be built without the shards.
@@ -313,7 +313,7 @@ def parameter_count(
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> int:
-    """How many numbers a model learns; allocates nothing."""
+    """Return the number of learned parameters; allocates nothing."""
     with torch.device("meta"):
         model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs, conditions=conditions)
     return sum(p.numel() for p in model.parameters())
@@ -431,7 +431,7 @@ class ModelIdentity:
 
 
 def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> bool:
-    """Whether a checkpoint has another document of a name; one that it has not at all shows in its configuration.
+    """Return whether a checkpoint has another document of a name; one that is absent shows in its configuration.
 
     Statistics of codecs that the model does not use may come and go.
     """
@@ -455,7 +455,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
-    """What a checkpoint says of its model; raises DataError where it does not say it."""
+    """Read the identity of a checkpoint's model; raises DataError where it is absent or malformed."""
     found = saved.object(CONFIG_FILE)
     statistics = saved.content(STATS_FILE)
     read_statistics(statistics, str(saved.path / STATS_FILE))

@@ -1,4 +1,4 @@
-"""What a stream is to the flow (arrays to tokens and back, times, predictions and losses), and the default tokens.
+"""Streams of the flow (arrays to tokens and back, times, predictions and losses), and the default tokens.
 
 The flow and the trunk know a stream by the interface alone, so another way to make tokens (a pretrained codec's
 latents) is a class and a line in the configuration. The default tokens are one a tick in each stream, so that all
@@ -188,7 +188,7 @@ class FrameTokens(Stream):
         return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """What the outputs say together, or through the velocity."""
+        """Return the clean sample that the outputs predict, directly or through the velocity."""
         said = self._said(output)
         return said if self.prediction == "clean" else clean_from_velocity(said, noised, levels)
 
@@ -284,7 +284,7 @@ class WindowTokens(FrameTokens):
 
     @property
     def places(self) -> Tensor:
-        """What tells them apart."""
+        """Learned position embeddings."""
         return self.place
 
 

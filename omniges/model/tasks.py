@@ -17,7 +17,7 @@ Solver = Literal["euler", "heun", "dpm++"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Which streams are given and which are to be made."""
+    """Condition streams and target streams of a task."""
 
     conditions: tuple[StreamName, ...]
     targets: tuple[StreamName, ...]
@@ -45,7 +45,7 @@ SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
-    """How samples are drawn."""
+    """Settings of the sampler."""
 
     steps: int = option(20, "Sampling steps.", least=1, most=10_000)
     """Each is one evaluation of the model, two with guidance, twice that with Heun but for the last."""

@@ -465,7 +465,7 @@ def _size(streams: Mapping[str, Mapping[str, Any]], name: str, key: str) -> int:
 
 
 def _key_mask(hidden: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor | None:
-    """Which keys are there, (B, 1, 1, N of all) bool; None: all of them."""
+    """Return a mask of present keys (B, 1, 1, N of all) bool; None: all are present."""
     if not present:
         return None
     parts = []

@@ -73,7 +73,7 @@ def new_folder(path: Path) -> Iterator[None]:
 
 
 def refuse_links(folder: Path, names: Sequence[str]) -> None:
-    """Raise UsageFault where a link stands for one of these files and folders of ours inside a folder.
+    """Raise UsageFault if one of these files and folders of ours inside a folder is a link.
 
     A folder that came from elsewhere may hold links, and files behind them would be replaced or removed.
     """
@@ -112,7 +112,7 @@ def is_file_name(text: object) -> bool:
 
 
 def is_temporary_name(name: str) -> bool:
-    """Whether a file name is one that `PendingFile` gives before publishing."""
+    """Return whether a file name is one that `PendingFile` gives before publishing."""
     return final_name(name) is not None
 
 

@@ -51,7 +51,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often to try, and how long to wait between."""
+    """Number of attempts and waiting times between them."""
 
     attempts: int = 5
     first_wait_s: float = 0.5
@@ -149,7 +149,7 @@ class CacheFull(EnvironmentFault):
 
 @dataclass(slots=True)
 class CacheCounts:
-    """What a process did with the cache."""
+    """Counts of what a process did with the cache."""
 
     hits: int = 0  # files that were there and as expected
     fills: int = 0  # files that were fetched
@@ -186,7 +186,7 @@ class CacheFolder:
 
     @property
     def counts(self) -> CacheCounts:
-        """What was done so far."""
+        """Counts so far."""
         with self._counting:
             return replace(self._counts)
 
@@ -197,7 +197,7 @@ class CacheFolder:
                 setattr(self._counts, name, getattr(self._counts, name) + value)
 
     def folder(self, group: str) -> Path:
-        """Where the files of a group lie."""
+        """Return the folder of a group's files."""
         return self.root / group
 
     def acquire(
@@ -338,14 +338,14 @@ def _pin(path: Path) -> Pin | None:
 
 
 def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
-    """What a record says: any change of the file changes its inode or its times (ctime cannot be set)."""
+    """Return the content of a record: any change of the file changes its inode or its times (ctime cannot be set)."""
     found = path.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
     return {"bytes": found.st_size, "sha256": file.sha256, "inode": found.st_ino, **times}
 
 
 def _recorded(path: Path, file: CachedFile) -> bool:
-    """Whether the file has the expected size and is, by its record, unchanged since its content was checked."""
+    """Return whether the file has the expected size and, by its record, is unchanged since its content was checked."""
     try:
         record = json.loads(_beside(path, "checked").read_bytes())
         return bool(record == _identity(path, file) and record["bytes"] == file.size)
@@ -517,7 +517,7 @@ class FetchAhead:
         return None
 
     def _run(self) -> None:
-        """Fetch one shard after the other and put down what became of each."""
+        """Fetch one shard after the other and record the result of each."""
         while (name := self._next()) is not None:
             pin: Pin | None = None
             error: BaseException | None = None

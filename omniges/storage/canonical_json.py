@@ -1,4 +1,4 @@
-"""The byte forms of JSON values, the hash of bytes, and how a hash is told from other texts."""
+"""The byte forms of JSON values, the hash of bytes, and how a hash is recognized."""
 
 from __future__ import annotations
 

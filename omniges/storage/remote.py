@@ -88,7 +88,7 @@ def parse_location(text: str) -> Location:
     if text.startswith("pipe:"):
         raise UsageFault(f"{shown}: a pipe is no folder of shards; it can only be read as a stream")
     if _CHAIN.match(text):
-        raise UsageFault(f"{shown}: a single protocol expected, found a chain. omniges keeps a cache of its own")
+        raise UsageFault(f"{shown}: a single protocol expected, found a chain. omniges has its own cache")
     match = _URL.fullmatch(text)
     if match is None:
         return Location(text, "file", shown)
@@ -132,12 +132,12 @@ class ByteStream(Protocol):
     """Bytes from the first to the last."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Read at most `size` bytes; none at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a server may be silent. s3, http and https keep to it; other protocols have limits of their own."""
+    """Longest silence of a server in seconds. s3, http and https keep to it; other protocols have their own limits."""
 
     connect_s: float = 10.0
     read_s: float = 60.0
@@ -275,7 +275,7 @@ class UrlStore:
         return kind(skip_instance_cache=True, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        """What keeps a silent server from blocking for ever, and retrying in one place alone: ours."""
+        """Return options that keep a silent server from blocking for ever; retrying is left to this module."""
         if self.location.protocol in _WEB:
             aiohttp = importlib.import_module("aiohttp")
             limits = aiohttp.ClientTimeout(
@@ -351,7 +351,7 @@ class _Guarded:
         self._store, self._name, self._stream = store, name, stream
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Read at most `size` bytes; none at the end."""
         return bytes(self._store._call("read", self._name, lambda: self._stream.read(size)))
 
 

@@ -143,7 +143,7 @@ def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """As `kinds_of`, shapes alone."""
+    """Return the shape of each tensor; of an open file nothing but the header is read."""
     return {name: shape for name, (_, shape) in kinds_of(tensors).items()}
 
 
@@ -209,7 +209,7 @@ def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) 
 
 
 def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Tensor]:
-    """As `read_weights`, of a file whose entry is a list of tensors without names."""
+    """Read a file as `read_weights` does whose entry is a list of tensors without names."""
     return list(_content(path, entry, list, mapped=mapped).values())
 
 
@@ -269,7 +269,7 @@ def _require_whole(path: Path) -> None:
 
 
 def _loaded(path: Path, *, mapped: bool) -> Any:
-    """What torch gives for a file, of an archive after its directory and its checksums."""
+    """Load a file with torch, an archive after a check of its directory and checksums."""
     import torch  # noqa: PLC0415 - see above
 
     if torch.__version__ < _SAFE_SINCE:
@@ -297,7 +297,7 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
 
 
 def _summary(value: object) -> str:
-    """What a value is, in a few words."""
+    """Describe a value in a few words."""
     if isinstance(value, dict):
         names = ", ".join(repr(name)[:60] for name in list(value)[:4])
         return f"a dictionary of {names or 'nothing'}" + (", …" if len(value) > 4 else "")

@@ -18,7 +18,7 @@ Audio = Literal["pcm16", "float32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusSettings:
-    """What to write; values that cannot be carried out raise UsageFault, naming the option."""
+    """Settings of a synthetic corpus; values that cannot be carried out raise UsageFault, naming the option."""
 
     clips: int = option(12, "Recordings of all speakers together, from one to 9999 for each speaker.")
     seconds: float = option(

@@ -109,7 +109,7 @@ _EXPRESSIONS_PER_WORD: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class WordSignature:
-    """What a word sounds and looks like; arrays are read-only."""
+    """Sound and pose of a word; arrays are read-only."""
 
     word: str
     tones_hz: I64  # (3,), sounding together, before the speaker's pitch
@@ -175,7 +175,7 @@ def _motion_codes(seed: int, size: int) -> I64:
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """What was written."""
+    """Counts and lengths of a corpus that was written."""
 
     clips: int
     seconds: float  # of motion, all clips together
@@ -436,7 +436,7 @@ def _semantic(script: _Script, vocabulary: tuple[WordSignature, ...]) -> bytes:
 
 
 def _folders(root: Path, layout: Layout) -> dict[str, Path]:
-    """Where the files of each kind go: name endings and folders; the older layout has no semantic annotation."""
+    """Return name endings and folders by kind of file; the older layout has no semantic annotation."""
     if layout == "seed":
         names = {".npz": "speakers_1234_smplx_neutral_npz", ".wav": "wave16k", ".TextGrid": "word"}
     else:

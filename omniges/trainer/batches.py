@@ -29,7 +29,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a window of the sequence lies."""
+    """Place of a window of the sequence."""
 
     position: int
     key: str
@@ -87,11 +87,11 @@ class Feed(BatchLoader):
 
     @property
     def filtered(self) -> bool:
-        """Whether clips were left out for lack of streams, which other readers of the shards have in their order."""
+        """True if clips were left out for lack of streams; other readers of the shards have them in their order."""
         return any(source.catalog.filters.streams for source in self._data)
 
     def streams_at(self, positions: I64) -> Bools | None:
-        """Which streams (P, 3) stand at positions (P,), of any rank; None where nothing is absent."""
+        """Return which streams (P, 3) the windows at positions (P,) have, of any rank; None where nothing is absent."""
         picks, bits = self._order.picks(positions), np.empty(len(positions), np.uint8)
         for number, source in enumerate(self._data):
             own = picks.source == number
@@ -99,7 +99,7 @@ class Feed(BatchLoader):
         return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
-        """What stands at positions (P,) of the sequence, of any rank."""
+        """Return the windows at positions (P,) of the sequence, of any rank."""
         picks = self._order.picks(positions)
         rows = zip(*(each.tolist() for each in (positions, picks.source, picks.sample, picks.start_tick)), strict=True)
         return [

@@ -194,7 +194,7 @@ class TrainSettings:
                 raise UsageFault(f"--validation-codec {shown(text)}: NAME=FOLDER expected")
             if name not in self.codecs.values():
                 own = f"latents of {' and '.join(self.codecs.values())}" if self.codecs else "no latents"
-                raise UsageFault(f"--validation-codec {shown(name)}: the run learns from {own}: leave it away")
+                raise UsageFault(f"--validation-codec {shown(name)}: the run trains on {own}: remove it")
             if name in seen:
                 raise UsageFault(f"--validation-codec {name}: it is given twice: name one folder")
             seen.add(name)

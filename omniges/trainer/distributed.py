@@ -1,4 +1,4 @@
-"""What ends or joins the processes of a run: wishes to stop, small numbers that all agree on, work they share by turns.
+"""Coordination of a run's processes: requests to stop, small numbers that all agree on, work shared by turns.
 
 SIGTERM and SIGUSR1 ask for a checkpoint and exit code 75, Ctrl-C for a checkpoint and 130; a second Ctrl-C leaves at
 once. While something is waited for or computed that can be thrown away, the wish arrives as `StopNow`; everywhere
@@ -85,7 +85,7 @@ class Stopper:
             raise StopNow
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        """As if this had never been entered: the handler that was there ends the program."""
+        """Restore the previous handler and raise the signal again, which ends the program."""
         previous = self._previous[signal.Signals(number)]
         signal.signal(number, previous)
         if callable(previous):
@@ -107,7 +107,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes files and speaks."""
+        """True if this rank writes files and reports."""
         return self.rank == 0
 
     def largest(self, number: int) -> int:

@@ -1,6 +1,6 @@
-"""What a run reports: losses of steps by task and stream, and a line of JSON for each event in ``log.jsonl``.
+"""Reports of a run: losses of steps by task and stream, and a line of JSON for each event in ``log.jsonl``.
 
-The log is always written; trackers hear of it where they are asked for.
+The log is always written; trackers receive it if they were chosen.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Logbook:
 
 
 def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a nested mapping with names joined by ``/``; what is no number is left out."""
+    """Numbers of a nested mapping with names joined by ``/``; other values are left out."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from flat_numbers(value, f"{prefix}{name}/")

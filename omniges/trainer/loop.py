@@ -1,4 +1,4 @@
-"""The loop: batches to the learner, wishes to stop, lines of the log, checkpoints. All ranks take the same turns.
+"""The loop: batches to the learner, requests to stop, lines of the log, checkpoints. All ranks take the same turns.
 
 What goes wrong in learning is named and refused: losses or gradients that are no number, losses that grow without end.
 """
@@ -37,7 +37,7 @@ _SHOWN: Final = 3
 
 
 class Ending(enum.IntEnum):
-    """Why a run ends; where ranks have several reasons, the largest counts."""
+    """Reason for which a run stops; where ranks have several, the largest counts."""
 
     GOES_ON = 0
     DONE = 1
@@ -53,7 +53,7 @@ _EXIT_CODES: Final = {Ending.STOPPED: ExitCode.STOPPED, Ending.INTERRUPTED: Exit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress(Progress):
-    """How far a run has come, over the steps since the last time."""
+    """Progress of a run over the steps since the last report."""
 
     step: int
     last_step: int | None  # None: only the clock ends the run
@@ -66,7 +66,7 @@ class StepProgress(Progress):
 
     @property
     def line(self) -> str:
-        """In words, for a person."""
+        """Progress in words, for a person."""
         of = f"/{self.last_step}" if self.last_step is not None else ""
         left = "" if self.left_s is None else f", {duration(self.left_s)} left"
         return (
@@ -77,7 +77,7 @@ class StepProgress(Progress):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to."""
+    """Result of the loop."""
 
     ending: Ending
     steps: int  # of this start
@@ -209,7 +209,7 @@ class Loop:
         return (fetched if agreed is Ending.GOES_ON else None), agreed
 
     def _compute(self, windows: Windows, positions: I64, *, last: bool) -> torch.Tensor | None:
-        """Losses of a micro-batch, its gradients added; None if a wish to stop came in between.
+        """Losses of a micro-batch, its gradients added; None if a request to stop came in between.
 
         With several ranks it is not left in the middle: the others would wait for its gradients.
         """
@@ -330,7 +330,7 @@ class Loop:
         )
 
     def _plan_at(self, positions: I64) -> Plan:
-        """What was drawn for positions (P,), of any rank."""
+        """Return the draws for positions (P,), of any rank."""
         return draw_plan(self._flow, self._settings.seed, positions, self._feed.streams_at(positions))
 
     # --- what is refused
@@ -350,11 +350,11 @@ class Loop:
         for k, start in enumerate(starts):
             bad = np.flatnonzero(~np.isfinite(losses[k]).all(axis=1))
             if len(bad):
-                what = f"the loss of {len(bad)} of {losses.shape[1]} samples is no number"
+                what = f"the loss of {len(bad)} of {losses.shape[1]} samples is NaN or infinite"
                 self._refuse(first + k, start + bad, what)
             if not np.isfinite(norms[k]) and not scaled:
                 whole = np.arange(start, start + losses.shape[1])
-                self._refuse(first + k, whole, "the gradient is no number, though each sample's loss is one")
+                self._refuse(first + k, whole, "the gradient is NaN or infinite, though each sample's loss is finite")
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
         """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""

@@ -1,4 +1,4 @@
-"""Where a run comes from: its data, the code's git state, package versions, and what of the machine decides bits."""
+"""Provenance of a run: its data, the code's git state, package versions, and the machine's numerics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHA1_DIGITS: Final = 40
 
 
 def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
-    """For each folder what it holds and who made it: manifest hash, filters, clips, versions of the converter."""
+    """Return for each folder its content and origin: manifest hash, filters, clips, versions of the converter."""
     return [
         {
             "shards": source.shard_source().describe("").rstrip("/"),
@@ -96,7 +96,7 @@ def _blob_digest(path: Path, digits: int) -> str | None:
 
 
 def _git(program: str, folder: Path, *words: str) -> str | None:
-    """What git prints, or None where the folder is in no repository or git does not answer."""
+    """Return what git prints, or None where the folder is in no repository or git does not answer."""
     command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
     # No other repository than the one around the folder, no object fetched from anywhere, and nobody asked.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -109,7 +109,7 @@ def _git(program: str, folder: Path, *words: str) -> str | None:
 
 
 def machine(device: torch.device, world_size: int) -> dict[str, Any]:
-    """What of the machine decides the last bits: device, threads, processes, processor."""
+    """Return the properties of the machine that decide the last bits: device, threads, processes, processor."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),

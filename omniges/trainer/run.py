@@ -1,4 +1,4 @@
-"""What a training run has open, from its settings: device, shards, feed, model, learner, validation; and how far it is.
+"""Open resources of a training run (device, shards, feed, model, learner, validation) and its state.
 
 What cannot be is refused before the first step.
 """
@@ -107,7 +107,7 @@ class Run:
 
 @dataclass(slots=True)
 class RunState:
-    """How far a run is, at the end of a step. What is learned is the learner's."""
+    """Progress of a run at the end of a step. Weights and moments belong to the learner."""
 
     step: int = 0
     position: int = 0
@@ -185,7 +185,7 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
 
 
 def _left_out(data: Sequence[DataSource]) -> list[str]:
-    """What a person should know of clips that allow no task of the run, and of absent parts."""
+    """Return warnings about clips that allow no task of the run, and about absent parts."""
     told = []
     for source in data:
         catalog = source.catalog
@@ -212,7 +212,7 @@ def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics:
 
 
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
-    """What the model is; raises UsageFault where the audio of the folders was scaled by several rules."""
+    """Return the model's identity; raises UsageFault where the audio of the folders was scaled by several rules."""
     documents = [read_dataset(source.catalog.folder) for source in data]
     rules = [document["settings"]["convert"]["loudness"] for document in documents]
     if len(set(rules)) > 1:
@@ -254,7 +254,7 @@ def _told_of_absent(identity: ModelIdentity, data: Sequence[DataSource]) -> Mode
 
 
 def _speaking_rate(data: Sequence[DataSource]) -> bytes:
-    """How fast the training words are spoken, for plain text that `generate` is given; b"" where they are too few.
+    """Return the speaking rate of the training words, for plain text in `generate`; b"" where they are too few.
 
     Learned from at most `_RATE_CLIPS` clips of each folder, evenly spaced; of a remote one from its first shard alone,
     so that training does not wait for the others. Models whose text is latents have windows of text, and no words.
@@ -328,7 +328,7 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
 
 
 def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs) -> list[str]:
-    """What a person should know of validations before the first step."""
+    """Return warnings about validations before the first step."""
     speakers = {window.row.speaker for window in held_out.windows}
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
     recordings = {(window.source, window.row.key) for window in held_out.windows}
@@ -356,7 +356,7 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs) -> None:
 
 
 def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
-    """What a metric needs that no window has, with the way to it."""
+    """Return what a metric needs that no window has, with the remedy."""
     if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
         return UNTIMED
     rows = [window.row for window in held_out.windows]

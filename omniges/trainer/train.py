@@ -44,7 +44,7 @@ _PRETRAINED: Final = "pretrained"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run came to, and where it is."""
+    """Result of a training run, and its folder."""
 
     run: Path
     step: int
@@ -56,7 +56,7 @@ class Summary:
 
     @property
     def lines(self) -> list[str]:
-        """For a person."""
+        """Lines for a person."""
         outcome = self.outcome
         if not outcome.steps:
             return [f"nothing to do: {self.run} is at step {self.step}, where these settings end; raise the limit"]
@@ -151,7 +151,7 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
 
 
 def _welcome(run: Run, state: RunState) -> list[str]:
-    """What a person should know before the first step."""
+    """Return warnings before the first step."""
     settings, feed = run.settings, run.feed
     count = parameter_count(
         run.identity.config,

@@ -1,4 +1,4 @@
-"""What is learned, and one step of it: losses, gradients, clipping, AdamW, the average. Nothing waits for the device.
+"""The learner and one step of it: losses, gradients, clipping, AdamW, EMA. Nothing waits for the device.
 
 Weights, their average, the optimizer's moments and the loss scale of fp16 live here and nowhere else. Learning rate and
 the average's decay are functions of the step alone, so that neither a clock nor a restart decides them.
@@ -163,7 +163,7 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return cast("torch.device", self._accelerator.device)
 
     def averaged(self) -> FlowModel:

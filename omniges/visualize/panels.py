@@ -69,7 +69,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is drawn: the sample cut to the time shown, times in seconds of the clip."""
+    """The sample as it is drawn: cut to the time shown, times in seconds of the clip."""
 
     start_s: float
     stop_s: float
@@ -211,7 +211,7 @@ def _fonts() -> tuple[tuple[str, FT2Font], ...]:
 
 
 def _drawable(text: str, longest: int) -> str:
-    """At most `longest` characters of a text, each with a glyph in some font; the others become escapes."""
+    """Return at most `longest` characters of a text, each with a glyph in some font; the others become escapes."""
     shown = "".join(
         c
         if c.isprintable() and any(font.get_char_index(ord(c)) for _, font in _fonts())
@@ -305,7 +305,7 @@ def share_mel_colours(figure: Figure) -> None:
 
 
 def draw_motion(axes: Axes, view: View) -> None:
-    """How fast the parts of the body turn, and how fast the root goes."""
+    """Draw the angular speed of the body parts and the speed of the root."""
     time_axis(axes, view)
     _mark_words(axes, view)
     between = (view.times[1:] + view.times[:-1]) / 2
@@ -321,7 +321,7 @@ def draw_motion(axes: Axes, view: View) -> None:
 
 
 def draw_face(axes: Axes, view: View) -> None:
-    """How fast the expression changes, and how far the jaw is open."""
+    """Draw the speed of the expression and the angle of the jaw."""
     time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
     face = view.gesture[:, LAYOUT.face].astype(np.float64)

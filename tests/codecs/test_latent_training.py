@@ -355,7 +355,7 @@ class TestGenerate:
             with pytest.raises(UsageFault, match=words):
                 make(whole, tmp_path / "out", "a2t", folder, audio=recording["audio"])
         run(shards, tmp_path / "plain", max_train_steps=1)
-        with pytest.raises(UsageFault, match="the model has no codec: leave it away"):
+        with pytest.raises(UsageFault, match="the model has no codec: remove it"):
             make(tmp_path / "plain", tmp_path / "out", "t2g", vae, text=recording["text"])
         with pytest.raises(UsageFault, match=r"overlap: 3 ticks found; expected a multiple of 2"):
             generate(

@@ -112,7 +112,7 @@ class TestNonsense:
         self, value: float, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         spoil(monkeypatch, position=13, value=value)
-        with pytest.raises(DataError, match=r"step 3: the loss of 1 of 4 samples is no number: ") as caught:
+        with pytest.raises(DataError, match=r"step 3: the loss of 1 of 4 samples is NaN or infinite: ") as caught:
             run(shards, tmp_path, checkpointing_steps=2)
         (refused,) = log_of(tmp_path, "refused")
         (sample,) = refused["samples"]
@@ -151,7 +151,7 @@ class TestNonsense:
             return inner(self, step)
 
         monkeypatch.setattr(learner_module.Learner, "finish_step", finish)
-        with pytest.raises(DataError, match=r"step 2: the gradient is no number, .* and 1 more"):
+        with pytest.raises(DataError, match=r"step 2: the gradient is NaN or infinite, .* and 1 more"):
             run(shards, tmp_path)
         assert [sample["position"] for sample in log_of(tmp_path, "refused")[0]["samples"]] == [8, 9, 10, 11]
 

@@ -44,14 +44,14 @@ def check_metric(name: str) -> None:
 
 
 def better(name: str, value: float, than: Best | None) -> bool:
-    """Whether a value is better than the best so far; a tie leaves the earlier one."""
+    """Return whether a value is better than the best so far; on a tie the earlier step stays."""
     if than is None or than.metric != name:
         return True
     return value > than.value if _direction(name) == "higher" else value < than.value
 
 
 def _direction(name: str) -> Direction | None:
-    """What is better of a metric's values; None for a name by which no checkpoint can be chosen."""
+    """Return which values of a metric are better; None for a name by which no checkpoint can be chosen."""
     task, _, metric = name.partition("/")
     if name in _KNOWN or task not in SIX or metric not in METRICS.names():
         return _KNOWN.get(name)

@@ -45,7 +45,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a window lies."""
+    """Place of a window."""
 
     source: int
     key: str
@@ -63,7 +63,7 @@ def spread(count: int) -> list[int]:
 
 
 def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[Place]:
-    """At most `limit` windows, in the order of folders, keys and time.
+    """Choose at most `limit` windows, in the order of folders, keys and time.
 
     Speakers take turns, and in each turn of a speaker so do that speaker's recordings; of a recording the window
     farthest from those taken comes next. Recordings shorter than a window have no part.
@@ -107,7 +107,7 @@ class Window:
     ticks: int
 
     def provenance(self) -> dict[str, Any]:
-        """Where it comes from, for the log and records."""
+        """Return its origin, for the log and records."""
         return {
             "shards": self.shards,
             "manifest_sha256": self.manifest_sha256,
@@ -249,7 +249,7 @@ def open_held_out(
 
 
 def _allows_some(row: ManifestRow, trained: int) -> bool:
-    """Whether a recording has the streams of any of the six tasks: two of them."""
+    """Return whether a recording has the two streams of any of the six tasks."""
     bits = present_bits(row.present) & trained
     return sum(bool(bits & own) for own in STREAM_BITS.values()) > 1
 
@@ -258,7 +258,7 @@ class SomeRecordings(ShardFolder):
     """Some recordings of the train split of several folders as those of one, each read when it is asked for."""
 
     def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
-        """At most `limit` recordings with a whole body that last so many ticks or more, evenly over speakers."""
+        """Choose at most `limit` recordings with a whole body that last so many ticks or more, evenly over speakers."""
         self.folder = Path("train recordings")
         rows = {
             (source, row.key): row
@@ -316,7 +316,7 @@ def _cut(
 
 
 def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
-    """What a window has of a clip's latents, as training reads them.
+    """Return a window's part of a clip's latents, as training reads them.
 
     Of frames, rows (rows, channels): it begins with a whole one and ends with one. Of windows, which it is one of:
     vectors (latents, channels).

@@ -88,7 +88,7 @@ def grid_losses(
     Args:
         model: in evaluation mode; the arrays are on its device.
         arrays: of the windows (K, …), as shards hold them; those that `streams_of` names.
-        numbers: of the windows among all that are validated on; noise hangs on them.
+        numbers: of the windows among all that are validated on; noise depends on them.
         speakers: of the windows, 0: unknown.
         task: one of `SIX`.
         present: bits of `STREAM_PARTS` of each window, which has the task's streams; None: all have all.
@@ -140,15 +140,15 @@ def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
     A window that lacks a stream of a task has minus infinity there, and counts for nothing.
 
-    Raises DataError with the window's name for a loss that is no number.
+    Raises DataError with the window's name for a NaN or infinite loss.
     """
     allowed = losses[:, :, 0] != LACKING
     bad = np.argwhere(~np.isfinite(losses) & allowed[:, :, None])
     if len(bad):
         window, task, level = (int(number) for number in bad[0])
         raise DataError(
-            f"validation: the loss of {SIX[task]} at level {LEVELS[level]:g} is no number on {names[window]}: the "
-            "averaged weights have gone wrong: go on from an earlier checkpoint with a lower --learning-rate"
+            f"validation: the loss of {SIX[task]} at level {LEVELS[level]:g} is NaN or infinite on {names[window]}: "
+            "the averaged weights have gone wrong: go on from an earlier checkpoint with a lower --learning-rate"
         )
     table: dict[str, dict[str, Any]] = {}
     for k, task_name in enumerate(SIX):
@@ -163,7 +163,7 @@ def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a validation found, the same on all ranks but for the kept results, which are on the first."""
+    """Results of a validation, the same on all ranks but for the kept samples, which are on the first."""
 
     step: int
     losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
@@ -223,7 +223,7 @@ class Validation:
         self._reasons = {task: why_not(sampler.codecs, task) for task in SIX}
 
     def run(self, step: int, turns: Turns) -> Found:
-        """Validate the averages as they are; every rank calls it. Raises what `Turns.shared` does."""
+        """Validate the current EMA weights; every rank calls it. Raises what `Turns.shared` does."""
         results = WindowResults(turns.everyone(self._read), self.held_out.windows, self.sampler)
         losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows])
         made = self._made(turns, results)
@@ -251,7 +251,7 @@ class Validation:
         return Found(step, losses, figures, remarks, sorted(kept, key=_place), pictures)
 
     def _collected(self, items: Sequence[Any]) -> list[Any]:
-        """What all ranks have."""
+        """Gather what all ranks have."""
         return [item for data in self._ranks.collected(pack(items)) for item in unpack(data)]
 
     def recorded_words(self, number: int) -> Sequence[Mapping[str, Any]]:
@@ -303,7 +303,7 @@ class Validation:
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
     def _groups(self, tasks: Sequence[str] = SIX) -> list[tuple[list[Held], str]]:
-        """What goes through the model together."""
+        """Return the groups that go through the model together."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
         allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]
@@ -335,7 +335,7 @@ class Validation:
         return found
 
     def _made(self, turns: Turns, results: WindowResults) -> list[Made]:
-        """What the model makes of every window in every task, in the order of tasks and windows."""
+        """Generate every window in every task, in the order of tasks and windows."""
 
         def of(group: tuple[list[Held], str]) -> list[Made]:
             held, task = group
@@ -353,7 +353,7 @@ class Validation:
         return sorted(made, key=_place)
 
     def _learned(self) -> TrainSplit | None:
-        """What the train split tells, the first time from its recordings."""
+        """Return statistics of the train split, computed from its recordings the first time."""
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)

@@ -1,4 +1,4 @@
-"""What the model makes of the held-out windows, as `generate` would: as arrays to score, as files and as pictures."""
+"""Samples of the held-out windows, as `generate` would make them: arrays to score, files and pictures."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Held:
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
 
     def allows(self, task: str) -> bool:
-        """Whether it has all streams of a task."""
+        """Return whether it has all streams of a task."""
         streams = (*TASKS[task].conditions, *TASKS[task].targets)
         return all(self.present & STREAM_BITS[name] for name in streams)
 
@@ -102,7 +102,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What was made of a window in a task, or the reason why there is nothing."""
+    """Sample of a window in a task, or the reason why there is none."""
 
     task: str
     number: int  # of the window
@@ -201,7 +201,7 @@ class WindowResults:
         )
 
     def _version(self, made: Made) -> Version:
-        """What a result's files would hold."""
+        """Return the content of a result's files."""
         task, found = TASKS[made.task], self.of(made)
         name = f"{made.task}: from {' and '.join(_GIVEN[stream] for stream in task.conditions)}"
         if "audio" in task.targets:
@@ -294,7 +294,7 @@ _CLASSES: Final[Mapping[str, Callable[..., Any]]] = {each.__name__: each for eac
 
 
 def pack(items: Sequence[Any]) -> bytes:
-    """What ranks found, as JSON: results, texts, figures, arrays and bytes, in lists and tuples."""
+    """Serialize what ranks found as JSON: results, texts, figures, arrays and bytes, in lists and tuples."""
 
     def plain(value: Any) -> dict[str, Any]:
         if isinstance(value, bytes):

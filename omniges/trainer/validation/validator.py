@@ -47,7 +47,7 @@ class RunValidator:
         self._warned = False
 
     def due(self, step: int) -> bool:
-        """Whether a step is one to validate."""
+        """Return whether a step is due for validation."""
         return step % (self._run.settings.validation_steps or DEFAULT_VALIDATION_STEPS) == 0
 
     def validate(self, state: RunState, stopper: Stopper) -> None:
@@ -213,7 +213,7 @@ class RunValidator:
             )
 
     def _samples(self, found: Found) -> list[dict[str, Any]]:
-        """What was kept, with where it comes from; files relative to the validation's folder."""
+        """Return the kept samples with their origin; files relative to the validation's folder."""
         samples = []
         for made in found.kept:
             window = self._validation.held_out.windows[made.number]
