@@ -1,4 +1,4 @@
-"""What a shard folder holds, as numpy columns: the clips that the filters leave, where their members lie, statistics.
+"""A shard folder as numpy columns: the clips that pass the filters, the places of their members, statistics.
 
 The manifest is read column by column, so a million samples take seconds, and none of it imports torch.
 """
@@ -45,7 +45,7 @@ LabelColumn = tuple[list[str], npt.NDArray[np.int32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Which clips are wanted; an empty tuple means all."""
+    """Filters of clips; an empty tuple means all."""
 
     split: Split = "train"
     speakers: tuple[str, ...] = ()  # ids or names
@@ -263,7 +263,7 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
 def _selection(
     folder: Path, manifest: ManifestColumns, labels: Mapping[str, LabelColumn], filters: Filters
 ) -> npt.NDArray[np.bool_]:
-    """Which rows (N,) the filters leave; each filter in turn, so that the one that leaves nothing is named."""
+    """Return which rows (N,) pass the filters; each filter in turn, so that the one that leaves nothing is named."""
     names, codes = labels["split"]
     left = _among(labels["split"], [filters.split])
     if not left.any():

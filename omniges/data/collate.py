@@ -131,7 +131,7 @@ class Collator:
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
     def _picks(self, positions: I64) -> Picks:
-        """What stands at these positions, planned for many blocks at once: small arrays cost as much as large ones."""
+        """Return the windows at these positions, planned for many blocks at once, which costs as much as one."""
         if not self._order.shuffle or not len(positions):
             return self._order.picks(positions)
         name = (int(positions[0]), len(positions))

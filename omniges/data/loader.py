@@ -40,7 +40,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
-    """How batches are made; none of this decides what is in them."""
+    """Settings of the loader's speed; none of them changes the batches."""
 
     workers: int = 2  # processes; 0 reads in the calling one
     prefetch: int = 2  # batches each worker may be ahead
@@ -266,7 +266,7 @@ class BatchLoader:
         return f"{shard}: {table.key(sample)} at byte {int(table.offsets[sample, 0])}"
 
     def _obituary(self, death: WorkerDied) -> OmnigesError:
-        """What to raise for a dead worker. SIGBUS is how the kernel says that a mapped file has lost its bytes."""
+        """Return the error for a dead worker. SIGBUS means that a mapped file has lost its bytes."""
         if death.task is None or self._store is None:
             return EnvironmentFault(f"a loader worker did not start ({death}): run the command again with workers 0")
         place = self._place(self._store, death.task)

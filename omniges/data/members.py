@@ -89,7 +89,7 @@ class MappedMembers:
         return mapped
 
     def _check(self, content: mmap.mmap, number: int, member: str) -> tuple[int, int]:
-        """Where a member's numbers begin and how many they are, once digest and header are as they should be."""
+        """Return the offset and number of a member's values, once digest and header are checked."""
         row, width = self._rows[number], self._widths[member]
         place = row.members[member]
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)

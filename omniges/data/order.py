@@ -121,7 +121,7 @@ def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """What positions (P,) stand for; all arrays (P,) int64."""
+    """Windows at positions (P,); all arrays (P,) int64."""
 
     source: I64  # number of the shard folder
     epoch: I64  # of that folder
@@ -186,7 +186,7 @@ class ClipOrder:
 
 
 def mixture_pattern(weights: Sequence[float]) -> I64:
-    """Which source each of PERIOD positions belongs to, evenly spread.
+    """Return the source of each of PERIOD positions, evenly spread.
 
     Shares are whole numbers of PERIOD by largest remainder, one at least; the k-th position of a source with m of them
     is due at (k + ½)/m of the period, and positions are given out in the order they are due, the first source first.
@@ -224,7 +224,7 @@ class Mixture:
         self._before = np.cumsum(member, axis=1)[pattern, np.arange(PERIOD)] - 1
 
     def picks(self, positions: I64) -> Picks:
-        """What stands at global positions (P,)."""
+        """Return the windows at global positions (P,)."""
         if len(self.orders) == 1:
             sources, own = np.zeros_like(positions), positions
         elif self.shuffle:
@@ -244,7 +244,7 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankShare:
-    """Which positions a rank takes: step k covers [kG, (k+1)G) with G = ranks · batch size · accumulation."""
+    """Positions of a rank: step k covers [kG, (k+1)G) with G = ranks · batch size · accumulation."""
 
     rank: int = 0
     world_size: int = 1

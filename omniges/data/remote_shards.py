@@ -46,7 +46,7 @@ SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSettings:
-    """Where and how large the cache is, and how patient."""
+    """Folder, size and time limits of the cache."""
 
     folder: Path
     capacity_bytes: int
@@ -107,7 +107,7 @@ class RemoteShards:
 
     @property
     def counts(self) -> CacheCounts:
-        """What this object did with the cache so far."""
+        """Counts of what this object did with the cache so far."""
         return self._cache.counts
 
     def open(self, shard: str) -> int:

@@ -1,4 +1,4 @@
-"""What decides the sequence of windows, and the state that says it and how far into it training is.
+"""Sequence of windows, and the state that describes it and the position in it.
 
 A state holds nothing per worker, rank or epoch.
 """
@@ -38,13 +38,13 @@ class DataSource:
     shards: ShardSource | None = None
 
     def shard_source(self) -> ShardSource:
-        """Where the shards are."""
+        """Source of the shards."""
         return self.shards or LocalShards(self.catalog.folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequencing:
-    """What, with the folders, decides the sequence of windows."""
+    """Settings that, with the folders, decide the sequence of windows."""
 
     window_ticks: int = 64
     seed: int = 0
@@ -58,7 +58,7 @@ class Sequencing:
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
-    """What batches of these folders are made of; raises UsageFault where they hold latents of different codecs."""
+    """Return the tracks of batches of these folders; raises UsageFault where they hold latents of different codecs."""
     first = data[0].catalog
     for source in data[1:]:
         for stream, entry in first.codecs.items():
@@ -93,7 +93,7 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Where a loader goes on, and a remark where that is not quite what was saved."""
+    """Position at which a loader resumes, and a warning where the global batch differs."""
 
     position: int
     note: str | None
@@ -114,7 +114,7 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
 
 
 def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
-    """Where to go on from a saved state; `own` is this loader's.
+    """Return the position to resume from; `own` is this loader's state.
 
     Another manifest is no hindrance where all that batches read is the same, as after latents of another codec were
     added. Raises UsageFault, with every difference, where the saved sequence is another one, DataError where it is no

@@ -11,7 +11,7 @@ from omniges.shards.schema import Split
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSettings:
-    """Which steps of which run."""
+    """Steps and run whose batches are traced."""
 
     shards: Path = option(Path("shards"), "Folder of shards.")
     world_size: int = option(1, "Ranks of the run.", least=1)

@@ -1,4 +1,4 @@
-"""What windows are cut from: which members, how many rows a tick, how many numbers a row, and how these are scaled.
+"""Tracks that windows are cut from: members, rows a tick, numbers a row, and their scale.
 
 Gesture and audio are arrays of rows, or a codec's latents in their place; text is words, or a codec's latents of whole
 windows in their place. Where a tick does not hold a whole number of rows, windows and their beginnings are multiples of
@@ -47,7 +47,7 @@ class PlainArray(FrameRows):
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """What a batch's arrays are made of."""
+    """Tracks of a batch's arrays."""
 
     gesture: PlainArray | FrameEntry
     audio: PlainArray | FrameEntry
@@ -149,7 +149,7 @@ class Normaliser:
 
     @classmethod
     def from_statistics(cls, statistics: Mapping[str, Any], tracks: Tracks, samples: Any, source: str) -> Normaliser:
-        """From mean and std of each stream's array.
+        """Make scales of the mean and std of each stream's array.
 
         Raises UsageFault if they are made of no sample, DataError if they are not as the contract says.
         """

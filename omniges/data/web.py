@@ -257,7 +257,7 @@ class _Command:
         self._pipe = webdataset.gopen(address, "rb")
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Read at most `size` bytes; none at the end."""
         data: bytes = self._checked(lambda: self._pipe.read(size))
         return data
 
@@ -405,7 +405,7 @@ def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, data: bytes, metadata: object) -> Any:
-    """What a member holds, KEY.json being the first; raises ValueError or RecordingFault where it is no such thing."""
+    """Decode a member, KEY.json being the first; raises ValueError or RecordingFault where it is no such thing."""
     ending = name.rpartition(".")[2]
     if ending == "npy":
         return read_npy(data).copy()

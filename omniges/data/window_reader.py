@@ -47,7 +47,7 @@ _GESTURE, _AUDIO, _TEXT = range(len(PLAIN_TRACKS.members))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadMarks:
-    """What has been checked of each clip; worker processes share it, so each check is made once.
+    """Marks of checked members by clip; worker processes share them, so each check is made once.
 
     Two processes may make the same check at the same time: both write the same value.
     """
@@ -206,7 +206,7 @@ class ClipReader:
         return found
 
     def _data_start(self, mapped: mmap.mmap, sample: int, member: int) -> int:
-        """Where a member's array data begins in the shard, its header and digest checked once."""
+        """Return the offset of a member's array data in the shard, its header and digest checked once."""
         offset = int(self.table.offsets[sample, member])
         known = int(self._marks.data_starts[sample, member])
         if known:

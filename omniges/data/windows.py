@@ -342,7 +342,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return number, (window - self._first_windows[number]) * self.stride_ticks
 
     def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
-        """Which channels a clip has, by array that was asked for; few clips differ in this."""
+        """Return which channels a clip has, by array that was asked for; few clips differ in this."""
         if row.present not in self._masks:
             has_gesture = np.zeros(LAYOUT.channels, np.bool_)
             for part, own in _PARTS_OF["gesture"].items():

@@ -73,7 +73,7 @@ def score_gesture(
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """What is needed of the recording that results are held against."""
+    """The parts of a recording that its results are compared with."""
 
     row: ManifestRow
     motion: ClipMotion
@@ -111,7 +111,7 @@ class _Scorer:
         return self._scores.setdefault((metric, row), scores.Values())
 
     def _recording_of(self, row: ManifestRow) -> _Recording:
-        """A recording, read once for all results of it, which stand beside each other."""
+        """A recording, read once for all results of it, which are neighbours."""
         if self._recording is None or self._recording.row.key != row.key:
             spans = self._shards.semantic(row)
             if spans is not None:
@@ -159,7 +159,7 @@ class _Scorer:
             self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:
-        """What motion says by itself."""
+        """Add scores that need the generated motion alone."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
         self._values("L1 diversity", row).add(key, lambda: gesture.l1_diversity(joints))
@@ -213,7 +213,7 @@ class _Scorer:
     def _add_registered(
         self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """What metrics of other packages say; another recording's motion is that of this person."""
+        """Add scores of other packages' metrics; another recording's motion is that of this person."""
 
         def clip(motion: ClipMotion) -> MotionClip:
             joints = body.joints(motion.poses, motion.trans)

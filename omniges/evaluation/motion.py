@@ -41,7 +41,7 @@ _RESAMPLES: Final = 200  # each of them is a decomposition
 
 
 class Body(Protocol):
-    """What places the joints of one person."""
+    """Joint positions of one person's body."""
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
         """Joints (T, 55, 3) m of poses (T, 165) rad at ``transl`` (T, 3) m."""
@@ -129,7 +129,7 @@ def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
 
 @dataclass(frozen=True, slots=True)
 class Instruments:
-    """What motion is measured with, as the command was told."""
+    """Body model, encoder and settings that motion is measured with."""
 
     profile: Profile
     bodies: Bodies
@@ -139,7 +139,7 @@ class Instruments:
 
     @property
     def encoder_name(self) -> str:
-        """What features are called in reports."""
+        """Name of the features in reports."""
         if self.given is not None:
             return " and ".join(features.name for features in self.given)
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
@@ -155,7 +155,7 @@ class Instruments:
 
 @dataclass(frozen=True, slots=True)
 class TrainSplit:
-    """What the train split's recordings tell."""
+    """Statistics of the train split's recordings."""
 
     mean_speeds_m_s: F64  # (55,)
     features: dict[str, F64]  # by key, of those that have some
@@ -246,7 +246,7 @@ class FeatureRows:
         return [figure, self._baseline()]
 
     def _distance(self, numbers: I64) -> FrechetScore:
-        """Of the results of some numbers, which may repeat, from their recordings."""
+        """Return the Fréchet distance of results, given by numbers that may repeat, from their recordings."""
         values = self._generated
         # A recording counts once however many results it has, and as often as it was drawn.
         recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]

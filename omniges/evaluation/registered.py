@@ -30,7 +30,7 @@ class RegisteredScores:
 
     @property
     def wanted(self) -> bool:
-        """Whether clips are asked for at all."""
+        """True if any clips are needed."""
         return bool(self._metrics) and not self._unconditional
 
     def add(self, row: scores.Row, key: str, generated: Any, recorded: Any) -> None:
@@ -68,7 +68,7 @@ class RegisteredScores:
 
 
 def _lacking(metric: Metric, generated: Any, recorded: Any) -> str:
-    """Which part that a metric needs a pair of clips lacks, in words, or nothing; gesture metrics alone need some."""
+    """Return which needed part a pair of clips lacks, in words, or nothing; gesture metrics alone need some."""
     for part in metric.needs:
         if part not in recorded.present:
             return f"no {part} in the recording"

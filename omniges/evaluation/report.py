@@ -48,7 +48,7 @@ class Report:
     remarks: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
-        """As JSON."""
+        """The report as JSON."""
         tasks = {name: asdict(task) for name, task in self.tasks.items()}
         head = {"format": "omniges-evaluation", "version": 1}
         return head | {**self.facts, "remarks": list(self.remarks), "tasks": tasks}
@@ -107,14 +107,14 @@ def _by_metric(figures: Sequence[Figure]) -> dict[str, dict[str, Figure]]:
 
 
 def _extent(task: TaskReport) -> str:
-    """How much of the data was scored."""
+    """Return how much of the data was scored."""
     of = ", ".join(f"{scored} of {held} {split} recordings" for split, (scored, held) in task.splits.items())
     results = f", {task.results} results" if task.results != len(task.recordings) else ""
     return f"{of}{results}, {task.seconds:.1f} of {task.recorded_seconds:.1f} s"
 
 
 def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """What a person should know of a task's figures."""
+    """Return notes on a task's figures."""
     yield from task.remarks
     if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
         yield "nothing is shuffled: one recording has no other"
@@ -142,7 +142,7 @@ def _reasons(figure: Figure) -> str:
 
 
 def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
-    """What a figure rests on, where it would mislead without."""
+    """Return the basis of a figure where it would mislead without."""
     for row, figure in found.items():
         d = figure.details
         if "rows" in d:

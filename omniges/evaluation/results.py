@@ -123,7 +123,7 @@ class FileResult(Result):
 
 
 def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
-    """What a generated TextGrid says: its words, True; or the texts of its tier `windows`, False.
+    """Return the words of a generated TextGrid and True; or the texts of its tier `windows` and False.
 
     Raises RecordingFault where it has neither tier or is damaged.
     """
@@ -152,7 +152,7 @@ def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
 
 
 def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[FileResult]]:
-    """Results in folders, or in their sub-folders, by task; those of one recording stand beside each other.
+    """Results in folders, or in their sub-folders, by task; those of one recording are neighbours.
 
     Files without records need the name of their task. Raises UsageFault where there is none, a name is no recording's
     or results of several systems are mixed, DataError for damaged records and for what no record says is whole.
@@ -224,12 +224,12 @@ def _recorded_results(
 
 
 def _stream_of(path: Path) -> StreamName | None:
-    """What a file holds by its ending, of either case."""
+    """Return the stream that a file's ending means, in either case."""
     return next((stream for stream, ending in _ENDINGS.items() if path.suffix.lower() == ending.lower()), None)
 
 
 def _is_report(path: Path) -> bool:
-    """Whether a JSON file is a report of `evaluate`, which may lie beside what it reports on."""
+    """Return whether a JSON file is a report of `evaluate`, which may lie beside what it reports on."""
     with os_errors(path, "read"):
         data = path.read_bytes()
     try:
@@ -260,7 +260,7 @@ def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, 
 
 
 def _refuse_mixtures(results: Sequence[FileResult]) -> None:
-    """Scores of two systems' results together are nobody's."""
+    """Refuse to score results of two systems as one."""
     seen: dict[tuple[str, str], FileResult] = {}
     homes: dict[str, Path] = {}
     for result in results:

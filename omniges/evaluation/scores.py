@@ -1,4 +1,4 @@
-"""What scoring takes and gives: results and recordings as arrays, and figures, each a corpus value with its interval.
+"""Input and output of scoring: results and recordings as arrays, and figures, each a corpus value with its interval.
 
 Results come from files (`omniges.evaluation.results`) or straight from a model, as in validation. The unit of every
 interval is the recording: several results of one recording are drawn together.
@@ -68,7 +68,7 @@ class Recordings(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result(ABC):
-    """What was generated for one recording, once: facts that are known at once, and arrays when they are asked for."""
+    """One generated result for one recording: facts at once, arrays when they are asked for."""
 
     task: str
     row: ManifestRow  # of the recording
@@ -90,7 +90,7 @@ class Result(ABC):
 
     @property
     def unconditional(self) -> bool:
-        """Whether it was made from nothing, so that no recording says what it should be."""
+        """True if it was generated without a condition, so that no recording is its ground truth."""
         return not TASKS[self.task].conditions
 
     @abstractmethod
@@ -128,7 +128,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What a figure is of."""
+    """Metric and task that a figure belongs to."""
 
     metric: str
     unit: str

@@ -16,7 +16,7 @@ _OF_GENERATION = ("codecs", "t5_tokenizer", "tasks", "split", "work", "steps", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
-    """All that `omniges evaluate` can be told."""
+    """Settings of `omniges evaluate`."""
 
     generated: tuple[Path, ...] = option((), "Folders of generated results.", argument=True, metavar="DIR...")
     shards: Path = option(Path("shards"), "Folder of shards with the recordings.")

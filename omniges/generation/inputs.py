@@ -54,7 +54,7 @@ _UNCONDITIONAL: Final = "unconditional"
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Whose motion it is."""
+    """Body that a motion belongs to."""
 
     betas: npt.NDArray[np.floating]
     gender: str
@@ -104,7 +104,7 @@ class Given:
         return replace(self, ticks=ticks, words=words)
 
     def array(self, start: int, count: int) -> npt.NDArray[Any]:
-        """What shards hold of so many ticks from `start` on, no more than there are.
+        """Return the rows of so many ticks from `start` on, at most as many as there are.
 
         Raises ValueError for text of a model of latents: that is its words alone, without slots.
         """
@@ -267,7 +267,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
 
 
 def read_body(path: Path) -> Body:
-    """Whose motion a file in BEAT2's form is. Raises UsageFault where there is no such file, DataError for damage."""
+    """Read the body of a motion file in BEAT2's form; raises UsageFault where there is none, DataError for damage."""
     motion, _ = _motion(path)
     return Body.of(motion)
 
@@ -328,7 +328,7 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """What condition streams can read of it: all of a sample, else what was given."""
+        """Return what condition streams can read of it: all of a sample, else what was given."""
         return _recording(self.given) if self.sample is None else self.sample
 
 
@@ -342,7 +342,7 @@ class PlannedInput:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How inputs are read for a model."""
+    """Settings for reading inputs for a model."""
 
     slots: SlotCodec | None  # None: the model's text is latents
     tick_multiple: int = 1  # lengths are cut to multiples of it
@@ -421,7 +421,7 @@ def _all_words(words: Sequence[Mapping[str, Any]], _first: int, _ticks: int) -> 
 
 
 def _recording(given: Sequence[Given]) -> Recording:
-    """What condition streams can read of a person's own files: no labels."""
+    """Return what condition streams can read of a person's own files: no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
     for one in given:
         if one.stream == "text":

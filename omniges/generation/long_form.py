@@ -39,7 +39,7 @@ SAMPLE_TICKS: Final = 1 << 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSettings:
-    """How a timeline is cut."""
+    """Lengths of the windows of a timeline."""
 
     window_ticks: int
     overlap_ticks: int
@@ -96,8 +96,8 @@ def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
 def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
     """First tick and ticks of the windows that cover a timeline.
 
-    They overlap as told. Windows that are apart touch, and what is left behind the last whole one is shared out between
-    the two last, so that of a timeline longer than a window none is shorter than half of one.
+    They overlap as `overlap_ticks` says. Without overlap they touch. Ticks after the last whole window are shared
+    between the last two, so that in a timeline longer than a window none is shorter than half a window.
     """
     window = min(settings.window_ticks, ticks)
     if not settings.apart:
@@ -193,7 +193,7 @@ def sample_timelines(
     the step's share of the ticks that come out at the end.
 
     Raises ValueError for a target whose tokens stand for whole windows where windows are not apart, DataError for text
-    that is no number.
+    that is NaN or infinite.
     """
     if not windows.apart and any(model.stream(name).whole_windows for name in targets):
         raise ValueError("targets of whole windows need windows that are apart")
@@ -214,7 +214,7 @@ def sample_timelines(
             after_step = functools.partial(worked, share)
             made = _denoise(model, stretches, before, targets, seed, settings, after_step)
             for number, stretch, wait, tokens in zip(group, stretches, waits, made, strict=True):
-                # The slots nearest to what is no number would be words; motion and sound are looked at later.
+                # The slots nearest to NaN or infinite values would be words; motion and sound are looked at later.
                 if "text" in tokens and not tokens["text"].isfinite().all():
                     raise DataError(
                         "generated text: found tokens that are no numbers: the model is not trained enough; take "
@@ -298,7 +298,7 @@ def _denoise(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where one stream's tokens of several stretches lie, W windows of M tokens in all, one stretch after the other."""
+    """Positions of one stream's tokens in several stretches, W windows of M tokens, stretch by stretch."""
 
     offsets: list[int]  # first token of each stretch, and the end of the last
     rows: Tensor  # (W, M) the tokens of each window
@@ -361,7 +361,7 @@ def condition_tensors(
 
 
 def _described(model: FlowModel, stretches: Sequence[_Stretch], device: torch.device) -> Tensor | None:
-    """What condition streams say of all windows, (W, width)."""
+    """Return the embeddings (W, width) of condition streams for all windows."""
     values = {
         name: [x.timeline.described[name](start, x.window) for x in stretches for start in x.starts]
         for name in stretches[0].timeline.described

@@ -74,7 +74,7 @@ _PATH: Final = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\]+)+|[\w.-]+(
 
 @dataclass(frozen=True, slots=True)
 class OmnigesSample:
-    """One result; what the task does not make is None."""
+    """One generated sample; what the task does not produce is None."""
 
     seconds: float
     gesture: F32 | None = None
@@ -88,7 +88,9 @@ class OmnigesSample:
     seed: int = 0
 
     def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
-        """SMPL-X poses (T, 165) radians, expressions (T, 100) and trans (T, 3) metres at 30 Hz, rotations made valid.
+        """Return SMPL-X motion at 30 Hz: poses (T, 165) radians, expressions (T, 100) and trans (T, 3) metres.
+
+        Rotations are made valid.
 
         Raises UsageFault where the task makes no gesture, DataError for motion that has no rotation.
         """
@@ -97,7 +99,7 @@ class OmnigesSample:
         return valid_motion(self.gesture, np.asarray(start_xz, np.float64))
 
     def waveform(self, vocoder: Path | str | None = None) -> F32:
-        """16 kHz samples (16000 · seconds,) in [−1, 1] by Griffin–Lim, or by the HiFi-GAN of a local folder.
+        """Return 16 kHz samples (16000 · seconds,) in [−1, 1] by Griffin–Lim, or by the HiFi-GAN of a local folder.
 
         Raises UsageFault where the task makes no audio, and as `load_hifi_gan`.
         """
@@ -107,7 +109,7 @@ class OmnigesSample:
         return waveform_from_mel(self.mel, voice.begin(self.seed))
 
     def save(self, path: Path | str) -> list[Path]:
-        """Write what was made in the form that a path's ending names, or all of it; return the files written.
+        """Write the sample in the form that a path's ending names, or all of it; return the files written.
 
         Args:
             path: ``NAME.npz`` is motion as BEAT2 has it, ``NAME.wav`` the waveform by Griffin–Lim, scaled down where
@@ -167,7 +169,7 @@ class OmnigesSample:
 
 @dataclass(frozen=True, slots=True)
 class OmnigesOutput:
-    """What a call gives."""
+    """Result of a call."""
 
     samples: list[OmnigesSample]
     task: str
@@ -179,7 +181,7 @@ class OmnigesOutput:
         return self.samples[number]
 
     def __len__(self) -> int:
-        """How many samples."""
+        """Return the number of samples."""
         return len(self.samples)
 
 
@@ -213,11 +215,11 @@ class OmnigesPipeline:
         t5_tokenizer: Path | str | None = None,
         quantised: bool = True,
     ) -> Self:
-        """The model of a run, a checkpoint or a folder of `save_pretrained`, on the GPU where there is one.
+        """Load the model of a run, a checkpoint or a folder of `save_pretrained`, on the GPU if there is one.
 
         Args:
             folder: local; nothing is ever fetched.
-            weights: ``ema``, the averaged ones, or ``last``.
+            weights: ``ema`` for EMA weights, or ``last``.
             codecs: folders by name of the codecs of a model of latents.
             t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
             quantised: whether a codec with codes snaps latents to them before it decodes them.
@@ -300,7 +302,7 @@ class OmnigesPipeline:
         seed: int = 0,
         callback: Callable[[float, float], None] | None = None,
     ) -> OmnigesOutput:
-        """Make samples of a task; raises UsageFault for what cannot be asked, DataError for inputs that cannot be used.
+        """Generate samples of a task; raises UsageFault for wrong arguments, DataError for inputs that cannot be used.
 
         Args:
             task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/generate.md.
@@ -312,18 +314,18 @@ class OmnigesPipeline:
                 where there is none, and never spoken.
             speaking_rate: of words without times; None: that of the words that the model learned from.
             gesture: an SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
-            seconds: at most so long; the length of an unconditional sample.
-            speaker: whose manner; None: unknown.
+            seconds: greatest length; the length of an unconditional sample.
+            speaker: style to generate in; None: unknown.
             conditions: values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
-            num_samples: how many, told apart by their noise.
+            num_samples: number of samples, which differ in their noise.
             num_inference_steps: see `SamplingSettings`, as are the next three.
-            guidance_scale: weight of the inputs; 1: plain.
+            guidance_scale: scale of classifier-free guidance; 1: none.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: above 1: more steps at high noise.
             last_level: noise level below which no step begins.
-            overlap_ticks: that windows share; None: a quarter of one.
+            overlap_ticks: overlap of successive windows; None: a quarter of a window.
             seed: the same gives the same arrays on CPU.
-            callback: told how many seconds of how many are made.
+            callback: called with the seconds generated so far and in all.
 
         Returns:
             The samples, `num_samples` of them.
@@ -441,7 +443,7 @@ def _sampling(steps: int, guidance: float, shift: float, last_level: float, solv
 
 
 def _told_to(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
-    """What counts the ticks that are done and tells a callback seconds of seconds."""
+    """Return a function that counts generated ticks and reports seconds of seconds to a callback."""
     done = 0.0
 
     def worked(ticks: float) -> None:
@@ -474,7 +476,7 @@ def _item(given: Sequence[Given], seconds: float | None, reading: Reading) -> In
 
 
 def _names_file(text: str) -> bool:
-    """Whether a text is the name of a file rather than words to be spoken: one is there, or it looks like one."""
+    """Return whether a text names a file rather than words to speak: such a file exists, or it looks like one."""
     if "\n" in text or "\0" in text or len(text) > _LONGEST_PATH:
         return False
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)

@@ -46,7 +46,7 @@ _Made = tuple[Path, GeneratedRecord]
 def generate(
     settings: GenerateSettings, count: Count = lambda _done, _total: None, codecs: Codecs | None = None
 ) -> GenerateSummary:
-    """Make all results; `count` is told how many seconds are made of how many.
+    """Generate all results; `count` is called with the seconds done of how many.
 
     The latter are estimated from the inputs that were read so far. `codecs`: those that `codecs_of` gives for these
     settings, where somebody has loaded some of them already.
@@ -286,7 +286,7 @@ class _Job:
         )
 
     def _remarks_on(self, item: Input) -> Iterator[str]:
-        """What a person should know of an input to this model."""
+        """Return warnings about an input to this model."""
         if item.source is not None and self.known is False:
             yield "the sample is of other shards than those the model was trained on"
         lacking = absent_parts(item.present)

@@ -161,7 +161,7 @@ class Codecs:
                 self.load(stream, *wanted_ends)
 
     def conditions(self, item: Input, windows: WindowSettings) -> tuple[dict[StreamName, TicksOf], tuple[str, ...]]:
-        """What the model takes of an input in these windows, latents where a stream is one of them, and remarks."""
+        """Return the model's tokens of an input in these windows, latents where a stream is latents, and warnings."""
         found: dict[StreamName, TicksOf] = {}
         remarks: list[str] = []
         for given in item.given:
@@ -176,7 +176,7 @@ class Codecs:
         return found, tuple(remarks)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
-        """Whether what is made of these streams is decoded through codes; None: no codec with codes decodes it."""
+        """Return whether these streams are decoded through codes; None: no codec with codes decodes them."""
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
@@ -206,7 +206,7 @@ class Codecs:
 
     @property
     def untimed_text(self) -> bool:
-        """Whether text is latents of whole windows, whose words have no times."""
+        """True if text is latents of whole windows, whose words have no times."""
         return isinstance(self.entries.get("text"), WindowEntry)
 
     def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:
@@ -214,7 +214,7 @@ class Codecs:
         return window_spans(ticks, windows) if self.untimed_text else None
 
     def given(self, stream: StreamName) -> bool:
-        """Whether the folder of a stream's codec was given."""
+        """Return whether the folder of a stream's codec was given."""
         return stream in self.entries and self.entries[stream].name in self._folders
 
     def missing(self, task: Task) -> StreamName | None:
@@ -222,7 +222,7 @@ class Codecs:
         return next((name for name in task.targets if name in self.entries and not self.given(name)), None)
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
-        """What a person can use of what the model made: the mel of latents, or the text of each window."""
+        """Decode generated latents: the mel, or the text of each window."""
         return decode_latents(self.load(stream, "decode"), array) if stream in self.entries else array
 
     def load(self, stream: StreamName, *ends: End) -> Codec:
@@ -316,12 +316,12 @@ class Sampler:
         return tuple(part for part in absent_parts(self.model.trained) if part in schema.GESTURE_PARTS)
 
     def remarks_on_absent(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
-        """What a person should know of parts that `absent_from` names."""
+        """Return warnings about parts that `absent_from` names."""
         absent = self.absent_from(targets)
         return (f"at rest, for no sample of the training had it: {', '.join(absent)}",) if absent else ()
 
     def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
-        """Windows as the model was trained on; overlaps of a quarter unless told otherwise.
+        """Windows as the model was trained on; overlaps of a quarter by default.
 
         Where the task makes text that is latents, windows touch instead.
         """
@@ -332,7 +332,7 @@ class Sampler:
         return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple, apart=apart)
 
     def reading(self, folder: Path | None = None, recorded: tuple[StreamName, ...] = ()) -> Reading:
-        """How inputs are read for the model."""
+        """Return the settings for reading inputs for the model."""
         identity = self.identity
         slots = None if "text" in identity.codecs else self.slots
         try:
@@ -358,7 +358,7 @@ class Sampler:
             seed: of the noise, which is keyed by seed, sample and tick.
             windows: how timelines are cut.
             settings: steps and solver.
-            worked: told after each step the step's share of the ticks that come out at the end.
+            worked: called after each step with the step's share of the ticks that come out at the end.
 
         Raises:
             DataError: text is NaN or infinite.

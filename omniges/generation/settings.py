@@ -61,7 +61,7 @@ def _start(flag: str, text: str) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where inputs come from, as a person names it."""
+    """Sources of inputs, as a person names them."""
 
     audio: tuple[Path, ...] = option((), "Audio file as a condition; may be repeated.")
     text: tuple[str, ...] = option(
@@ -87,13 +87,13 @@ class Sources:
 
     @property
     def from_shards(self) -> bool:
-        """Whether inputs are samples of the shard folder, which otherwise tells the speaking rate alone."""
+        """True if inputs are samples of the shard folder; otherwise it serves for the speaking rate alone."""
         return bool(self.keys or self.split)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateSettings:
-    """All that `omniges generate` can be told."""
+    """Settings of `omniges generate`."""
 
     checkpoint: Path = field(
         metadata=about(
@@ -158,7 +158,7 @@ class GenerateSettings:
 
 @dataclass(frozen=True, slots=True)
 class GenerateSummary:
-    """What was made."""
+    """Summary of what was generated."""
 
     folder: Path
     records: tuple[Path, ...]
@@ -169,7 +169,7 @@ class GenerateSummary:
 
     @property
     def lines(self) -> list[str]:
-        """For a person."""
+        """Lines for a person."""
         speed = self.generated_s / self.elapsed_s if self.elapsed_s else 0.0
         pace = f"{self.elapsed_s:.1f} s, {speed:.1f} times real time"
         results = "result" if len(self.records) == 1 else "results"

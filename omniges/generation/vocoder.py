@@ -235,7 +235,7 @@ def _context_frames(config: Mapping[str, Any]) -> int:
 
 
 class HifiGan:
-    """A voice: a HiFi-GAN on segments of 5 s, each with as much on either side as it can hear, so no cut is heard."""
+    """A voice: a HiFi-GAN on segments of 5 s, each with its receptive field on either side, so no cut is audible."""
 
     def __init__(self, model: torch.nn.Module, context_frames: int) -> None:
         self._model, self._context = model, context_frames

@@ -1,8 +1,8 @@
-"""When words are spoken that come without times: a speaking rate learned from training words, kept in checkpoints.
+"""Times of words that have none: a speaking rate learned from training words, kept in checkpoints.
 
 A word of n letters takes a + b·n seconds (least squares over the words of the train split). Between words of a
 sentence there is the median of the gaps that are shorter than 0.2 s, after a comma and the like the median of those
-from 0.2 to 0.6 s, after a full stop and the like that of the longer ones up to 2 s; where the shards have no such gap,
+from 0.2 to 0.6 s, after a full stop and the like that of the longer ones up to 2 s; where the shards lack such a gap,
 its lower bound (0 for the shortest). Times are estimates, and results say so.
 """
 

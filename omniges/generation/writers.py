@@ -181,7 +181,7 @@ class SpeechSink:
 
 
 class Labels:
-    """What a model says as labels of a TextGrid that readers give back as they were written, and what that changed."""
+    """Generated texts as TextGrid labels that readers return unchanged, and a count of what that changed."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind  # what has a label, for remarks
@@ -199,7 +199,7 @@ class Labels:
 
     @property
     def remarks(self) -> list[str]:
-        """What a person should know of the labels so far."""
+        """Warnings about the labels so far."""
         told = []
         if self._controls:
             told.append(f"{self._controls} {self._kind} with control characters, each written as {_NO_TEXT}")
@@ -350,12 +350,12 @@ class Results:
 
     @property
     def measures(self) -> dict[str, float]:
-        """What was measured on the way."""
+        """Measures taken while writing."""
         return {name: value for sink in self.sinks.values() for name, value in sink.measures.items()}
 
     @property
     def remarks(self) -> list[str]:
-        """What there is to say of the files, once they were given."""
+        """Warnings about the files, once they were given."""
         return [remark for sink in self.sinks.values() for remark in sink.remarks]
 
 
@@ -394,7 +394,7 @@ def _file(value: Any) -> bool:
 
 
 def _all(fits: Callable[[Any], bool], kind: type[list[Any]] | type[dict[str, Any]]) -> Callable[[Any], bool]:
-    """Whether a value is a list or a dict whose values all fit."""
+    """Return whether a value is a list or a dict whose values all fit."""
 
     def fit(value: Any) -> bool:
         return isinstance(value, kind) and all(map(fits, value.values() if isinstance(value, dict) else value))
@@ -403,7 +403,7 @@ def _all(fits: Callable[[Any], bool], kind: type[list[Any]] | type[dict[str, Any
 
 
 def _is(expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
-    """What the field of a record holds, in words and as a test."""
+    """Return a record field's metadata: its expected content, in words and as a test."""
     return {"expected": expected, "fits": fits}
 
 
