@@ -321,7 +321,7 @@ class TestRefusals:
             scored(tmp_path / "own", shards)
 
     def test_nothing_generated(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="generated results expected, found no such files"):
+        with pytest.raises(UsageFault, match="generated results expected, found none"):
             scored(tmp_path, shards)
 
     @pytest.mark.parametrize("name", ["emage-2024", "emage-eval-2025"])
@@ -338,7 +338,7 @@ class TestRefusals:
         write(tmp_path / "own", shards, motion_file, ".npz")
         with pytest.raises(UsageFault, match="a program that runs with your rights"):
             scored(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "encoder.pt")
-        with pytest.raises(UsageFault, match="--trust-encoder-program: an --encoder that it is about expected"):
+        with pytest.raises(UsageFault, match="--trust-encoder-program: the --encoder that it trusts expected"):
             scored(tmp_path / "own", shards, task="a2g", trust_program=True)
 
     def test_mean_speeds_of_another_shape(self, shards: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_body_that_is_named_goes_before_that_of_the_sample_and_a_start_before_
 
 def test_guidance_where_there_is_nothing_to_weigh_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     guided = SamplingSettings(steps=2, guidance=2.0)
-    with pytest.raises(UsageFault, match="guidance 2: this task has no inputs to weigh"):
+    with pytest.raises(UsageFault, match="guidance 2: this task has no inputs to weight"):
         GenerateSettings(
             checkpoint=checkpoint,
             task="unconditional",
