@@ -358,7 +358,7 @@ class TestRefusals:
             encode(EncodeSettings(shards=shards, codecs=(("test-" + "b" * 80, Path()),), out=tmp_path / "out"))
 
     def test_folders_that_are_not_ours(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="found nothing there"):
+        with pytest.raises(UsageFault, match="found none"):
             encode(settings_of(tmp_path / "absent"))
         assert not (tmp_path / "absent").exists()
         (tmp_path / "out").mkdir()

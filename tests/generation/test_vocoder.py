@@ -109,7 +109,7 @@ def test_missing_parts_and_a_missing_package_are_named(
     (tmp_path / "pytorch_model.bin").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"no file of torch\.save, or damaged"):
         load_hifi_gan(tmp_path)
-    with pytest.raises(UsageFault, match="this task makes no audio"):
+    with pytest.raises(UsageFault, match="this task produces no audio"):
         GenerateSettings(checkpoint=tmp_path, task="a2g", out=tmp_path, sources=Sources(), vocoder=folder)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'omniges\[vocoder\]'"):
