@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.data.window_reader import MAX_MAPS
+from omniges.data.shard_maps import ShardMaps
 from omniges.errors import DataError
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder, check_digest, place_of_member
@@ -44,11 +42,11 @@ class MappedMembers:
     ) -> None:
         self._folder, self._rows, self._widths, self._marks, self._verify = folder, rows, dict(widths), marks, verify
         self._columns = {member: column for column, member in enumerate(self._widths)}
-        self._maps: OrderedDict[str, tuple[mmap.mmap, F32]] = OrderedDict()
+        self._maps = ShardMaps(folder.source)
         self._places: dict[tuple[int, str], tuple[int, int]] = {}  # first float in the shard, and how many
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": OrderedDict(), "_places": {}}
+        return self.__dict__ | {"_places": {}}
 
     def floats(self, number: int, member: str) -> F32:
         """Return all numbers (n,) of a sample's member, row after row, as a read-only view.
@@ -65,28 +63,13 @@ class MappedMembers:
             EnvironmentFault: the shard cannot be opened.
         """
         row = self._rows[number]
-        content, floats = self._maps.get(row.shard) or self._map(row)
+        mapped = self._maps.get(row.shard, self._folder.dataset["shards"][row.shard]["bytes"])
         name = number, member
         place = self._places.get(name)
         if place is None:
-            place = self._places[name] = self._check(content, number, member)
+            place = self._places[name] = self._check(mapped.content, number, member)
         first, count = place
-        return floats[first : first + count]
-
-    def _map(self, row: ManifestRow) -> tuple[mmap.mmap, F32]:
-        shown = self._folder.source.describe(row.shard)
-        descriptor = self._folder.source.open(row.shard)
-        try:
-            expected, found = self._folder.dataset["shards"][row.shard]["bytes"], os.fstat(descriptor).st_size
-            if found != expected:
-                raise DataError(f"{shown}: {expected} bytes expected, found {found}. {VERIFY}")
-            content = mmap.mmap(descriptor, found, prot=mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
-        while len(self._maps) >= MAX_MAPS:
-            self._maps.popitem(last=False)
-        self._maps[row.shard] = mapped = content, np.frombuffer(content, np.float32, found // 4)
-        return mapped
+        return mapped.floats[first : first + count]
 
     def _check(self, content: mmap.mmap, number: int, member: str) -> tuple[int, int]:
         """Return the offset and number of a member's values, once digest and header are checked."""

@@ -7,9 +7,7 @@ otherwise, a member's sha256 too. What is wrong is a DataError with shard, key, 
 from __future__ import annotations
 
 import mmap
-import os
 import re
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -17,21 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.catalog import ClipTable
+from omniges.data.shard_maps import MappedShard, ShardMaps
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Scale, Tracks
 from omniges.errors import DataError
 from omniges.shards.documents import words_of
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_channels
 from omniges.shards.reader import ShardSource, check_digest, place_of_member
 from omniges.shards.schema import VERIFY
-from omniges.storage.cache import CacheFull
 from omniges.storage.redact import one_line
 
 F32 = npt.NDArray[np.float32]
 
 Verify = Literal["first", "never"]
-
-MAX_MAPS: Final = 64
-"""Shards a process keeps mapped; the one used longest ago goes first."""
 
 _MAX_CHECKED: Final = 1 << 16
 """Clips whose checked places a process keeps at hand: 15 MB. The marks say of the others that they were checked."""
@@ -62,14 +57,6 @@ class ReadMarks:
         return cls(np.zeros(shape, np.uint16), np.zeros(shape, np.uint8))
 
 
-@dataclass(frozen=True, slots=True)
-class _Mapped:
-    """A shard in memory, as bytes and as float32."""
-
-    content: mmap.mmap
-    floats: F32
-
-
 class ClipReader:
     """Reads windows and words of the clips of one shard folder. Not for several threads at once."""
 
@@ -84,14 +71,12 @@ class ClipReader:
         self.table = table
         self._tracks = tracks
         self._source, self._marks, self._verify = source, marks, verify == "first"
-        self._maps: OrderedDict[int, _Mapped] = OrderedDict()
+        self.maps = ShardMaps(source)
+        self._shards = list(
+            zip(map(table.shard_name, range(len(table.shard_bytes))), table.shard_bytes.tolist(), strict=True)
+        )
         # Shard, first float of gesture and of audio, bits of the parts that are present.
         self._checked: dict[int, tuple[int, int, int, int]] = {}
-
-    @property
-    def open_maps(self) -> int:
-        """Shards mapped now, at most `MAX_MAPS`."""
-        return len(self._maps)
 
     def read_window(self, sample: int, start_tick: int, ticks: int, scales: Normaliser, out: tuple[F32, F32]) -> None:
         """Normalised gesture and audio of a window into `out`, plainly (ticks · 3 · 415,) and (ticks · 10 · 64,).
@@ -101,7 +86,7 @@ class ClipReader:
         """
         # Python's own numbers: picking single numbers out of the table's columns took as long as a tenth of the copy.
         shard, gesture_first, audio_first, present = self._checked.get(sample) or self._check(sample)
-        floats = self._map(shard, sample).floats
+        floats = self.maps.get(*self._shards[shard]).floats
         gesture, audio = out
         first = gesture_first + start_tick * len(gesture) // ticks
         scales.gesture.normalise_into(floats[first : first + len(gesture)], gesture)
@@ -126,7 +111,7 @@ class ClipReader:
 
         The window is one that they were made for; `scale` may be tiled. Raises as `read_window` does.
         """
-        mapped = self._map(int(self.table.shard[sample]), sample)
+        mapped = self._map(sample)
         row, _ = self._tracks.arrays[_TEXT].span(start_tick, ticks)
         first = self._data_start(mapped.content, sample, _TEXT) // 4 + row * len(out)
         scale.normalise_into(mapped.floats[first : first + len(out)], out)
@@ -136,13 +121,13 @@ class ClipReader:
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
         """Tell the source which shards these clips (k,) need, in their order, but for those that are mapped."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
-        wanted = [self.table.shard_name(shard) for shard in shards if shard not in self._maps]
+        wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:
             self._source.prefetch(wanted)
 
     def advise(self, sample: int, start_tick: int, ticks: int) -> None:
         """Ask the kernel to read a window from the disk ahead of its use."""
-        mapped = self._map(int(self.table.shard[sample]), sample).content
+        mapped = self._map(sample).content
         for member, track in enumerate(self._tracks.arrays):
             row_bytes = track.width * 4
             start_row, rows = track.span(start_tick, ticks)
@@ -158,7 +143,7 @@ class ClipReader:
         """The words of a clip, none where it has no text; raises DataError where they are no list of words."""
         if not self.table.present[sample] & STREAM_BITS["text"]:
             return []
-        mapped = self._map(int(self.table.shard[sample]), sample).content
+        mapped = self._map(sample).content
         self._check_digest(mapped, sample, _TEXT)
         first, size = int(self.table.offsets[sample, _TEXT]), int(self.table.sizes[sample, _TEXT])
         try:
@@ -166,39 +151,14 @@ class ClipReader:
         except ValueError as error:
             raise self._fault(sample, _TEXT, one_line(str(error), 200)) from error
 
-    def _map(self, shard: int, sample: int) -> _Mapped:
-        """A shard, whose size was checked when it was opened."""
-        mapped = self._maps.get(shard)
-        if mapped is not None:
-            self._maps.move_to_end(shard)
-            return mapped
-        name = self.table.shard_name(shard)
-        try:
-            descriptor = self._source.open(name)
-        except CacheFull:
-            if not self._maps:
-                raise
-            self._maps.clear()  # a cache cannot evict what is mapped: let go of all, and try once more
-            descriptor = self._source.open(name)
-        try:
-            found, expected = os.fstat(descriptor).st_size, int(self.table.shard_bytes[shard])
-            if found != expected:
-                raise DataError(
-                    f"{self._source.describe(name)}: {expected} bytes expected, found {found} (needed for "
-                    f"{self.table.key(sample)} at byte {int(self.table.offsets[sample, 0])}). {VERIFY}"
-                )
-            content = mmap.mmap(descriptor, found, prot=mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
-        while len(self._maps) >= MAX_MAPS:
-            self._maps.popitem(last=False)
-        self._maps[shard] = mapped = _Mapped(content, np.frombuffer(content, np.float32, found // 4))
-        return mapped
+    def _map(self, sample: int) -> MappedShard:
+        """Return the shard of a clip."""
+        return self.maps.get(*self._shards[self.table.shard[sample]])
 
     def _check(self, sample: int) -> tuple[int, int, int, int]:
         """A clip's shard, where its gesture and audio begin in it, counted in floats, and its bits of parts."""
         shard = int(self.table.shard[sample])
-        content = self._map(shard, sample).content
+        content = self._map(sample).content
         gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))
         if len(self._checked) >= _MAX_CHECKED:
             self._checked.clear()
