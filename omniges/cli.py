@@ -10,8 +10,9 @@ import typer
 
 from omniges import __version__
 from omniges.commands import models, shards
-from omniges.commands.common import Signalled, raise_on
+from omniges.commands.common import Signalled, echo, raise_on
 from omniges.errors import ExitCode, OmnigesError
+from omniges.progress import printable
 
 app = typer.Typer(
     name="omniges",
@@ -53,14 +54,15 @@ def main() -> None:
     try:
         app()
     except OmnigesError as error:
-        typer.echo(f"omniges: {error}", err=True)
+        echo(f"omniges: {printable(str(error))}", err=True)
         code = error.exit_code
     except OSError as error:  # standard output, or a path no module of ours stands for
-        typer.echo(f"omniges: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+        where = f": {error.filename}" if error.filename else ""
+        echo(printable(f"omniges: {error.strerror or error}{where}"), err=True)
         code = ExitCode.ENVIRONMENT
     except Signalled as signalled:
         how = "interrupted" if signalled.code is ExitCode.INTERRUPTED else "stopped"
-        typer.echo(f"omniges: {how}; nothing half-written was published", err=True)
+        echo(f"omniges: {how}; nothing half-written was published", err=True)
         code = signalled.code
     sys.exit(int(code))
 

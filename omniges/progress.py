@@ -46,6 +46,21 @@ class Progress(ABC):
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
+def printable(text: str) -> str:
+    """Return text as one line that a terminal shows and does not obey.
+
+    File names, words, labels and messages of libraries come from anyone. Escape sequences in them could clear the
+    screen or forge a verdict, line breaks could add lines, and halves of surrogate pairs cannot be printed at all.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text, with characters that are not printable as JSON escapes them. JSON text keeps its meaning.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def duration(seconds: float | None) -> str:
     """Return minutes and seconds, with hours where there are some."""
     if seconds is None:
@@ -101,7 +116,7 @@ class LineReporter(_Throttled):
 
     def say(self, message: str) -> None:
         """Write a line."""
-        self._stream.write(message + "\n")
+        self._stream.write(printable(message) + "\n")
         self._stream.flush()
 
 
@@ -141,7 +156,7 @@ class LiveReporter(_Throttled):
         if self._live is None:
             self._live = Live(console=self._console(), auto_refresh=False, transient=True)
             self._live.start()
-        parts: list[Any] = [Text(progress.line)]
+        parts: list[Any] = [Text(printable(progress.line))]
         if progress.share is not None:
             # The bar ends without a line break, so it comes last; the text wraps where the window is narrow.
             parts.append(ProgressBar(total=1.0, completed=progress.share, width=60))
@@ -152,7 +167,7 @@ class LiveReporter(_Throttled):
     def say(self, message: str) -> None:
         """Print above the line."""
         console = self._live.console if self._live else self._console()
-        console.print(message, markup=False, highlight=False)
+        console.print(printable(message), markup=False, emoji=False, highlight=False)
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:

@@ -15,6 +15,7 @@ import typer
 
 from omniges.errors import EnvironmentFault, ExitCode
 from omniges.options import Setting, settings_of
+from omniges.progress import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +74,16 @@ def needs(extra: str) -> Iterator[None]:
 def listed(values: Iterable[str]) -> tuple[str, ...]:
     """Values given as repeated flags, as comma-separated lists, or both."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text, each line of it so that a terminal shows it and does not obey it.
+
+    Args:
+        text: One or several lines. Lines that hold data are to be made with `printable`, which escapes line breaks.
+        err: Print to standard error.
+    """
+    typer.echo("\n".join(map(printable, text.removesuffix("\n").split("\n"))), err=err)
 
 
 def make_console() -> Console:

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omniges.benchmark.settings import SpeedSettings, StepSpeedSettings
-from omniges.commands.common import needs, resumable, tidy, with_flags
+from omniges.commands.common import echo, needs, resumable, tidy, with_flags
 from omniges.data.settings import TraceSettings
 from omniges.errors import UsageFault
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.generation.settings import GenerateSettings
+from omniges.progress import printable
 from omniges.trainer.config import TrainSettings
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
@@ -40,7 +41,7 @@ def train(
 
     summary = run(load_settings(recipe, flags))
     if summary.speaks:
-        typer.echo("\n".join(summary.lines))
+        echo("\n".join(map(printable, summary.lines)))
     raise typer.Exit(int(summary.outcome.exit_code))
 
 
@@ -52,7 +53,7 @@ def convert_omniflow(
     """Write an OmniFlow checkpoint in this project's own form, with the fate of every tensor."""
     with needs("train"):
         from omniges.pretrained.convert import convert
-    typer.echo("\n".join(convert(folder, out, weights).lines))
+    echo("\n".join(map(printable, convert(folder, out, weights).lines)))
 
 
 @with_flags()
@@ -63,7 +64,7 @@ def trace_batches(settings: TraceSettings) -> None:
     from omniges.data.trace import trace
 
     for record in trace(settings):
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        echo(json.dumps(record, ensure_ascii=False))
 
 
 @with_flags("train", tidy)
@@ -77,7 +78,7 @@ def generate(settings: GenerateSettings) -> None:
 
     with counter("s generated") as count:
         summary = run(settings, count)
-    typer.echo("\n".join(summary.lines))
+    echo("\n".join(map(printable, summary.lines)))
 
 
 @with_flags("train", tidy)
@@ -103,7 +104,7 @@ def evaluate(
         raise UsageFault(f"-o {out}: the folder {out.parent} expected, found none: create it first")
     text = render(run(settings, counter), format)
     if out is None:
-        typer.echo(text, nl=False)
+        echo(text)
     else:
         publish_bytes(out, text.encode())
 
@@ -116,7 +117,7 @@ def benchmark_loader(settings: SpeedSettings, as_json: AsJson = False) -> None:
     from omniges.benchmark.loader import measure, report
 
     document = measure(settings)
-    typer.echo(json.dumps(document) if as_json else report(document))
+    echo(json.dumps(document) if as_json else report(document))
 
 
 @with_flags("train")
@@ -127,4 +128,4 @@ def benchmark_train(settings: StepSpeedSettings, as_json: AsJson = False) -> Non
     from omniges.benchmark.train_step import measure, report
 
     rows = measure(settings)
-    typer.echo(json.dumps(rows) if as_json else report(rows))
+    echo(json.dumps(rows) if as_json else report(rows))

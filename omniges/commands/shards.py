@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from omniges.codecs.settings import EncodeSettings
-from omniges.commands.common import listed, make_console, resumable, with_flags
+from omniges.commands.common import echo, listed, make_console, resumable, with_flags
 from omniges.errors import UsageFault
 from omniges.pipeline.settings import PreprocessSettings
+from omniges.progress import printable
 from omniges.testing.settings import CorpusSettings
 from omniges.verify.settings import VerifySettings
 
@@ -39,14 +40,14 @@ def preprocess(
 
         made = make_plan(settings)
         if as_json:
-            typer.echo(plan_json(made))
+            echo(plan_json(made))
         else:
             print_plan(made, settings.workers, make_console())
         return
     with resumable(), counter("MB compared with what earlier runs read and wrote") as count:
         summary = run(settings, make_reporter("json" if as_json else "auto"), count)
     if as_json:
-        typer.echo(summary_json(summary))
+        echo(summary_json(summary))
     else:
         print_summary(summary, make_console())
     raise typer.Exit(int(summary.exit_code))
@@ -84,16 +85,16 @@ def verify_shards(
     if settings.report:
         publish_bytes(settings.report, text.encode())
     else:
-        typer.echo(text, nl=False)
+        echo(text)
     if quarantine and folder is not None:
         moved = move_aside(folder, result.damaged)
         for name, target in moved.items():
-            typer.echo(f"moved aside: {name} to {target}", err=True)
+            echo(f"moved aside: {name} to {target}", err=True)
         left = sorted(set(result.damaged) - moved.keys())
         if left:
-            typer.echo(f"left where they are: {', '.join(left)}", err=True)
+            echo(f"left where they are: {', '.join(left)}", err=True)
         if moved:
-            typer.echo("run omniges preprocess again: it makes what was moved anew and takes the rest over", err=True)
+            echo("run omniges preprocess again: it makes what was moved anew and takes the rest over", err=True)
     raise typer.Exit(int(result.exit_code))
 
 
@@ -109,7 +110,7 @@ def encode(settings: EncodeSettings) -> None:
 
     with counter("s encoded") as count:
         summary = run(settings, count)
-    typer.echo("\n".join(summary.lines))
+    echo("\n".join(map(printable, summary.lines)))
 
 
 def export(
@@ -128,9 +129,7 @@ def export(
     audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
     lacking = {"motion": summary.samples - summary.with_motion, "text": summary.samples - summary.with_text}
     without = "".join(f", {count} without {name}" for name, count in lacking.items() if count)
-    typer.echo(
-        f"{summary.samples} samples written to {summary.folder} ({audio}{without}); splits in {summary.split_list}"
-    )
+    echo(f"{summary.samples} samples written to {summary.folder} ({audio}{without}); splits in {summary.split_list}")
 
 
 def inspect(
@@ -157,18 +156,18 @@ def inspect(
         if png:
             raise UsageFault("--png draws one sample: name its KEY after the folder")
         if as_json:
-            typer.echo(json.dumps(folder_facts(source), ensure_ascii=False))
+            echo(json.dumps(folder_facts(source), ensure_ascii=False))
         else:
             print_folder(source, make_console())
         return
     sample = source.sample(source.row(key))
     if as_json:
-        typer.echo(json.dumps(sample_facts(sample), ensure_ascii=False))
+        echo(json.dumps(sample_facts(sample), ensure_ascii=False))
     else:
         print_sample(sample, make_console())
     if png:
         draw(sample, png, start_s)
-        typer.echo(f"picture: {png}", err=as_json)
+        echo(f"picture: {png}", err=as_json)
 
 
 @with_flags()
@@ -182,7 +181,7 @@ def sample_corpus(
 
     with counter("recordings") as count:
         summary = write_sample_corpus(folder, settings, count)
-    typer.echo(
+    echo(
         f"{summary.clips} synthetic recordings ({summary.seconds:.0f} s, {summary.speakers} speakers, "
         f"{summary.words} words) in {summary.root}"
     )

@@ -29,6 +29,7 @@ from omniges.data.sequence import DataSource, Resumed, Sequencing, make_order, m
 from omniges.data.tracks import Normaliser
 from omniges.data.window_reader import Verify
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.progress import printable
 from omniges.shards.schema import VERIFY
 from omniges.workers import Worker, WorkerDied, worker_command
 
@@ -322,7 +323,7 @@ class BatchLoader:
         resumed = resume(self.state_dict(), state)
         self._seek(resumed.position)
         if resumed.note:
-            _LOG.warning("%s", resumed.note)
+            _LOG.warning("%s", printable(resumed.note))
         return resumed
 
     def _seek(self, position: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from omniges.evaluation.scores import ROWS, Figure
+from omniges.progress import printable
 
 Form = Literal["table", "json", "csv", "markdown"]
 _NO_VALUE: Final = "–"
@@ -169,8 +170,9 @@ def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
 
 
 def _wrapped(text: str) -> str:
+    line = printable(text)
     return textwrap.fill(
-        text, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        line, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -184,7 +186,7 @@ def _table(report: Report) -> str:
             cells = [_cell(found.get(row), 3) for row in ROWS]
             none = all(figure.value is None for figure in found.values())
             label = f"{metric} ({_unit(first)})" if _unit(first) not in _PLAIN else metric
-            lines.append([label, f"not computed: {first.why_not}"] if none else [label, *cells])
+            lines.append([label, printable(f"not computed: {first.why_not}")] if none else [label, *cells])
         widths = [max(len(line[k]) for line in lines if len(line) > _PAIR or k == 0) for k in range(4)]
         out.append(f"{name}: {_extent(task)}")
         out += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=False)).rstrip() for line in lines]
@@ -216,10 +218,10 @@ def _markdown(report: Report) -> str:
         out.append("| --- | --- |" + " --- |" * len(heads))
         out.append(f"| {name} | {len(task.recordings)} | " + " | ".join(_cell(figure, 4) for _, figure in known) + " |")
         out += ["", f"{name}: {_extent(task)}.", ""]
-        out += [f"* {note}" for note in dict.fromkeys([*_notes(task, metrics), *_absences(metrics)])]
+        out += [f"* {printable(note)}" for note in dict.fromkeys([*_notes(task, metrics), *_absences(metrics)])]
         out.append("")
-    remarks = [f"* {remark}" for remark in report.remarks] + [""] * bool(report.remarks)
-    return "\n".join([*out, *remarks, _footer(report), ""])
+    remarks = [f"* {printable(remark)}" for remark in report.remarks] + [""] * bool(report.remarks)
+    return "\n".join([*out, *remarks, printable(_footer(report)), ""])
 
 
 def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from omniges.features.timebase import SAMPLE_RATE_HZ
 from omniges.formats.audio import encode_pcm_wav, encode_wav
 from omniges.formats.npz import write_motion
 from omniges.formats.textgrid import WordInterval, encode_words
+from omniges.pipeline.labels import encode_split_list
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MOTION_PARTS, VERIFY
 from omniges.storage.atomic import make_folder, publish_bytes
@@ -58,7 +59,8 @@ def export(
         DataError: a shard is damaged.
     """
     source = ShardFolder(shards)
-    rows = [source.row(key) for key in keys] if keys else list(source.rows)
+    named = {row.key: row for row in map(source.row, keys)}  # a key or its stem twice is one sample
+    rows = list(named.values()) if keys else list(source.rows)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageFault(f"-o {out}: a new or empty folder expected, found files in it. Choose another")
     for name in _FOLDERS.values():
@@ -79,8 +81,7 @@ def export(
         if progress:
             progress(done, len(rows))
     split_list = out / "train_test_split.csv"
-    lines = ["id,type", *(f"{row.stem},{row.split}" for row in sorted(rows, key=lambda row: row.key))]
-    publish_bytes(split_list, ("\n".join(lines) + "\n").encode())
+    publish_bytes(split_list, encode_split_list((row.stem, row.split) for row in sorted(rows, key=lambda row: row.key)))
     return ExportSummary(out, len(rows), counts["npz"], counts["textgrid"], counts["wav"], split_list)
 
 

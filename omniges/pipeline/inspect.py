@@ -12,7 +12,7 @@ from rich.console import Console
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.pipeline.summary import duration_text, print_table, size_text
+from omniges.pipeline.summary import duration_text, print_line, print_table, size_text
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import SampleArrays, ShardFolder, notes_of
 from omniges.shards.schema import GESTURE_PARTS
@@ -76,11 +76,11 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
     columns = ("sample", "split", "frames", "mel frames", "words", "length", "shard", "notes")
     print_table(console, columns, samples, (2, 3, 4, 5))
     if len(source.rows) > shown:
-        console.print(f"… and {len(source.rows) - shown} more (--json lists all)")
+        print_line(console, f"… and {len(source.rows) - shown} more (--json lists all)")
     for name, entry in source.codecs.items():
-        console.print(f"latents: {name}, {entry.described}, fingerprint {entry.fingerprint[:16]}…", markup=False)
+        print_line(console, f"latents: {name}, {entry.described}, fingerprint {entry.fingerprint[:16]}…")
     total = sum(shard["bytes"] for shard in source.dataset["shards"].values())
-    console.print(f"{size_text(total)}, manifest hash {source.dataset['manifest_hash'][:16]}…", markup=False)
+    print_line(console, f"{size_text(total)}, manifest hash {source.dataset['manifest_hash'][:16]}…")
 
 
 def sample_facts(sample: SampleArrays) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     print_table(console, ("gesture block", "channels", "std"), blocks, (2,))
     text = "  ".join(f"{w['start']:.2f} {w['word']}" for w in sample.words[:shown_words])
     more = f"  … {len(sample.words)} in all" if len(sample.words) > shown_words else ""
-    console.print(f"words: {text}{more}", markup=False)
+    print_line(console, f"words: {text}{more}")
 
 
 def draw(sample: SampleArrays, path: Path, start_s: float) -> None:

@@ -9,6 +9,7 @@ import csv
 import io
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -147,6 +148,24 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
         elif splits.setdefault(stem, split) != split:
             faulty[stem] = Problem("split-conflict", f"{splits[stem]} and {split} in {name}", "one split")
     return SplitList(name, sha256_hex(data), splits, faulty, tuple(findings))
+
+
+def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
+    """Return a split list that `parse_split_list` reads, whatever characters the stems have.
+
+    Args:
+        rows: stem and split of each recording.
+
+    Returns:
+        UTF-8 CSV.
+    """
+    lines = [f"{_quoted(stem)},{split}\n" for stem, split in rows]
+    return "".join(["id,type\n", *lines]).encode()
+
+
+def _quoted(cell: str) -> str:
+    """Return a cell of CSV; Python's writer leaves a carriage return unquoted, which its reader takes for a line's end."""
+    return '"{}"'.format(cell.replace('"', '""')) if set(cell) & set(',"\r\n') else cell
 
 
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:

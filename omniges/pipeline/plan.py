@@ -14,7 +14,7 @@ from omniges.errors import CODES
 from omniges.pipeline.convert import convert
 from omniges.pipeline.corpora.registry import CORPORA, find_recordings
 from omniges.pipeline.settings import DEFAULT_CORPUS, PreprocessSettings, Sample
-from omniges.pipeline.summary import duration_text, print_table, size_text
+from omniges.pipeline.summary import duration_text, print_line, print_table, size_text
 from omniges.shards.schema import SPLITS
 
 _SAMPLED: Final = 3  # recordings converted to measure the speed; the first is converted twice, as a warm-up
@@ -81,21 +81,21 @@ def print_plan(plan: Plan, workers: int, console: Console) -> None:
         workers: worker processes that the run will use.
         console: output.
     """
-    console.print(f"data set folders: {', '.join(part or '.' for part in plan.parts)}", markup=False)
+    print_line(console, f"data set folders: {', '.join(part or '.' for part in plan.parts)}")
     print_table(console, ("split", "recordings"), plan.splits.items(), (1,))
     speakers = ", ".join(f"{name} {count}" for name, count in plan.speakers.items())
-    console.print(f"speakers: {speakers or 'none'}; splits from: {plan.split_source}", markup=False)
+    print_line(console, f"speakers: {speakers or 'none'}; splits from: {plan.split_source}")
     if plan.rejected_already:
         rejected = [(code, count, CODES[code].remedy) for code, count in plan.rejected_already.items()]
         print_table(console, ("rejected before conversion", "count", "what to do"), rejected, (1,))
     if plan.seconds is None or plan.output_bytes is None or plan.wall_s is None:
-        console.print("no estimate: none of the recordings tried could be converted")
+        print_line(console, "no estimate: none of the recordings tried could be converted")
         return
-    console.print(
+    print_line(
+        console,
         f"about {duration_text(plan.seconds)} of recordings, {size_text(plan.input_bytes)} to read, "
         f"{size_text(plan.output_bytes)} to write, {duration_text(plan.wall_s)} with {workers} workers "
         f"(scaled up from {plan.sampled} recordings)",
-        markup=False,
     )
 
 

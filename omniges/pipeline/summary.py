@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from omniges.errors import CODES, DataError, ExitCode, Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Sample, Summary
 from omniges.pipeline.worker import ConvertPool, Outcome
-from omniges.progress import Progress, duration
+from omniges.progress import Progress, duration, printable
 from omniges.shards.dataset import Partial
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
@@ -66,8 +67,18 @@ def print_table(
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     console.print(table)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print one line as it is: no markup, no names of emoji and no control characters have an effect.
+
+    Args:
+        console: output.
+        text: the line.
+    """
+    console.print(printable(text), markup=False, emoji=False)
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -87,26 +98,28 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print()
             print_table(console, (severity, "count", "example", "what to do"), rows, (1,))
     for stem, reason in list(summary.lost.items())[:_SHOWN_LOST]:
-        console.print(f"\nlost: {stem}: tried twice ({reason})", markup=False)
+        console.print()
+        print_line(console, f"lost: {stem}: tried twice ({reason})")
     speed = f", {summary.computed_s / summary.elapsed_s:,.0f} × real time"
     if summary.reused:
         speed = f" ({summary.reused} reused unchanged)"  # speed is meaningless if results were reused
     done = (
-        f"\nnothing to do: inputs and settings are those of the {summary.converted} recordings in {summary.out}"
+        f"nothing to do: inputs and settings are those of the {summary.converted} recordings in {summary.out}"
         if summary.unchanged
-        else f"\n{summary.converted} of {summary.stems} recordings converted ({duration_text(summary.converted_s)}) in "
+        else f"{summary.converted} of {summary.stems} recordings converted ({duration_text(summary.converted_s)}) in "
         f"{duration_text(summary.elapsed_s)}{speed}: "
         f"{_count(summary.shards, 'shard')}, {size_text(summary.shard_bytes)} in {summary.out}"
     )
-    console.print(done, markup=False)
-    console.print(
+    console.print()
+    print_line(console, done)
+    print_line(
+        console,
         f"cut to common lengths: {summary.cut_audio_s:.1f} s of audio, {summary.cut_motion_s:.1f} s of motion, "
         f"{summary.words_dropped} words",
-        markup=False,
     )
     if summary.report:
-        console.print(f"every finding: {summary.report}; times and retries: {summary.run_log}", markup=False)
-    console.print(_verdict(summary), markup=False)
+        print_line(console, f"every finding: {summary.report}; times and retries: {summary.run_log}")
+    print_line(console, _verdict(summary))
 
 
 def _verdict(summary: Summary) -> str:

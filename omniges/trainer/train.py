@@ -133,7 +133,8 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
             begun = run.start.fill(run.learner.model, run.identity)
             run.learner.average.begin_anew()
             if ranks.first:
-                reporter.say("\n".join(begun.lines))
+                for line in begun.lines:
+                    reporter.say(line)
                 provenance[_PRETRAINED] = begun.provenance()
                 fates = [fate.as_json() for fate in begun.fates]
                 logbook.write("pretrained", **begun.provenance(), tensors=fates, remarks=list(begun.remarks))

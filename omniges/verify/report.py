@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from omniges import __version__
 from omniges.errors import EnvironmentFault
+from omniges.progress import printable
 from omniges.shards.schema import LATENTS_FILE, SHARD_NAME, SIDE_FILES
 from omniges.storage.atomic import locked, make_folder, os_errors, refuse_links, sync_folder
 from omniges.verify.findings import VERIFY_CODES, VerifyFinding
@@ -57,7 +58,7 @@ def _verdict(result: VerifyResult) -> str:
     checked = f"{_plural(len(result.files), 'file')}, {_plural(result.samples, 'sample')}"
     counts = f"{_plural(result.errors, 'error')}, {_plural(result.notes, 'note')}"
     verdict = "sound" if result.sound else "NOT SOUND"
-    return (
+    return printable(
         f"{verdict} at level {result.level}: {counts} in {checked}, {result.read_bytes / 1e6:,.1f} MB in "
         f"{result.elapsed_s:.2f} s{speed}: {result.folder}"
     )
@@ -71,7 +72,7 @@ def _text(result: VerifyResult) -> str:
     if codes:
         lines.append("")
     lines += [f"{code}: {VERIFY_CODES[code].meaning}: {VERIFY_CODES[code].remedy}" for code in codes]
-    lines += [f"not checked: {what}" for what in result.not_checked]
+    lines += [printable(f"not checked: {what}") for what in result.not_checked]
     return "\n".join([*lines, _verdict(result)]) + "\n"
 
 

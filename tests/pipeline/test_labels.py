@@ -17,11 +17,13 @@ from omniges.errors import DataError
 from omniges.pipeline.labels import (
     TEST_STARTS,
     StemFields,
+    encode_split_list,
     parse_split_list,
     parse_stem,
     speaker_of_folder,
     split_by_rule,
 )
+from omniges.shards.schema import SPLITS, Split, is_stem
 
 
 class TestParseStem:
@@ -121,6 +123,11 @@ class TestSplitList:
             "c": "test",
             "d": "additional",
         }
+
+    @given(st.dictionaries(st.text(min_size=1).filter(is_stem), st.sampled_from(SPLITS)))
+    def test_what_export_writes_is_read_back(self, splits: dict[str, Split]) -> None:
+        splits = {stem: split for stem, split in splits.items() if stem == stem.strip() and "\\" not in stem}
+        assert parse_split_list(encode_split_list(splits.items()), "x.csv").splits == splits
 
     def test_columns_are_found_by_name(self) -> None:
         assert parse_split_list(b"n,type,id\n1,val,a\n", "x.csv").splits == {"a": "val"}

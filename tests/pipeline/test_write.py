@@ -356,6 +356,11 @@ def lacking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestAbsentInOtherTools:
+    def test_a_sample_named_twice_is_exported_and_counted_once(self, lacking: Path, tmp_path: Path) -> None:
+        first = ShardFolder(lacking).rows[0]
+        summary = export(lacking, tmp_path / "e", [first.key, first.stem, first.key])
+        assert summary.samples == 1
+
     def test_export_invents_nothing(self, lacking: Path, tmp_path: Path) -> None:
         summary = export(lacking, tmp_path / "e")
         assert (summary.with_motion, summary.with_text, summary.with_audio) == (11, 11, 11)
