@@ -111,6 +111,10 @@ CODES: dict[str, CodeInfo] = {
     "split-id-invalid": _note(
         "the split list holds an id that is no file stem; the row was ignored", "correct the row"
     ),
+    "split-list-unreadable": _note(
+        "there is a split list that is not a file under the root, such as a link out of it; it was not read",
+        "copy it in, name its folder with --allow-root, or name it with --split-csv",
+    ),
     "split-id-not-on-disk": _note("the split list names recordings that are not on disk", "add them, or ignore this"),
     "no-train-samples": _note(
         "no recording of the train split was converted: statistics and tokenizer are empty",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _EMOTIONS: Final = {
     111: "disgust",
     119: None,
 }
+_EXTENSION: Final = re.compile(r"\.(?:wav|npz|textgrid|txt)\Z", re.IGNORECASE)
 _FOLDER: Final = re.compile(r"(?:speaker)?_?(\d{1,4})(?:_([a-z]+))?", re.IGNORECASE)
 
 _EMOTION_TEST: Final = frozenset(_EMOTIONS) - {0, 119}
@@ -98,9 +100,23 @@ def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
     return None, folder.lower() if re.fullmatch(r"[A-Za-z]+", folder) else None
 
 
+def plain_stem(text: str) -> str:
+    """Return a stem or the id of a split list in the form in which they are compared.
+
+    Names of files from macOS are decomposed (NFD), and lists are often made of file names with their extensions.
+
+    Args:
+        text: stem or id.
+
+    Returns:
+        The text composed (NFC), without an extension of BEAT2's files.
+    """
+    return _EXTENSION.sub("", unicodedata.normalize("NFC", text))
+
+
 @dataclass(frozen=True, slots=True)
 class SplitList:
-    """A parsed split list: split of each id, faulty ids, and findings about the list itself."""
+    """A parsed split list: split of each plain id, faulty plain ids, and findings about the list itself."""
 
     name: str
     sha256: str
@@ -108,12 +124,23 @@ class SplitList:
     faulty: dict[str, Problem]
     findings: tuple[Finding, ...]
 
+    @property
+    def ids(self) -> set[str]:
+        """All ids of the list, as `plain_stem` gives them."""
+        return self.splits.keys() | self.faulty.keys()
+
+    def find(self, stem: str) -> Split | Problem | None:
+        """Return the split of a stem, the problem of its rows, or None if the list does not name it."""
+        plain = plain_stem(stem)
+        return self.faulty.get(plain) or self.splits.get(plain)
+
 
 def parse_split_list(data: bytes, name: str) -> SplitList:
-    """Read ``id,type`` rows (UTF-8, BOM and CRLF allowed, blank lines skipped).
+    """Read ``id,type`` rows; columns may also be separated by semicolons or tabs.
 
-    An id with two different splits or an unknown split is faulty, and its recording will be rejected. An id that cannot
-    be a file stem gives a note.
+    The text is UTF-8 or UTF-16 with any line ends; blank lines are skipped. Ids are compared as `plain_stem` gives
+    them. An id with two different splits or an unknown split is faulty, and its recording will be rejected. An id that
+    cannot be a file stem gives a note.
 
     Args:
         data: bytes of the CSV file.
@@ -125,11 +152,7 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
     Raises:
         DataError: the text is not CSV with these columns.
     """
-    try:
-        text = data.decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{name}: a CSV file in UTF-8 expected, found: {error}. Save it as UTF-8 CSV") from error
+    rows = _rows(data, name)
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "id" not in header or "type" not in header:
         raise DataError(f"{name}: a header with the columns id and type expected, found {header or 'an empty file'}")
@@ -139,8 +162,8 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
     findings = []
     for row in rows[1:]:
         cells = [cell.strip() for cell in row] + [""] * len(header)
-        stem, text = cells[id_column], cells[type_column]
-        split = as_split(text)
+        stem, text = plain_stem(cells[id_column]), cells[type_column]
+        split = as_split(text.lower())
         if not stem or any(c in stem for c in "/\\\0") or stem in {".", ".."}:
             findings.append(Finding(Problem("split-id-invalid", f"id {stem!r}", "a file stem"), None, name))
         elif split is None:
@@ -164,8 +187,29 @@ def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _quoted(cell: str) -> str:
-    """Return a cell of CSV; Python's writer leaves a carriage return unquoted, which its reader takes for a line's end."""
+    """Return a cell of CSV; Python's writer does not quote a carriage return, which its reader takes for a line end."""
     return '"{}"'.format(cell.replace('"', '""')) if set(cell) & set(',"\r\n') else cell
+
+
+def _rows(data: bytes, name: str) -> list[list[str]]:
+    """Return the rows of a CSV file that are not blank; the separator is the one that its header has."""
+    codec = "utf-8-sig"
+    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        codec = "utf-16"
+    elif 0 in data[:2]:  # without a mark: one of the first two bytes of an ASCII character is zero
+        codec = "utf-16-be" if data[0] == 0 else "utf-16-le"
+    try:
+        lines = data.decode(codec).splitlines(keepends=True)
+        if lines and lines[0].strip().lower() in {"sep=,", "sep=;", "sep=\t", "sep="}:  # a line of Excel's
+            del lines[0]
+        header = next((line for line in lines if line.strip()), "")
+        separator = max(",;\t", key=header.count)
+        rows = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator)
+        return [row for row in rows if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{name}: a CSV file in UTF-8 or UTF-16 expected, found: {error}. Save it as UTF-8 CSV"
+        ) from error
 
 
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,11 +50,19 @@ def size_bytes(flag: str, text: str) -> int:
 class Selection:
     """Filters of recordings and names of their folders; part of the settings hash."""
 
-    wav_dir: str | None = option(None, "Name of the folder of WAV files.", shown="wave16k")
-    gesture_dir: str | None = option(
-        None, "Name of the folder of NPZ files.", shown="speakers_1234_smplx_neutral_npz, else smplxflame_30"
+    wav_dir: str | None = option(
+        None, "Folder of WAV files: a name in the data set folder, or a path under the root.", shown="wave16k"
     )
-    text_dir: str | None = option(None, "Name of the folder of TextGrid files.", shown="word, else textgrid")
+    gesture_dir: str | None = option(
+        None,
+        "Folder of NPZ files: a name in the data set folder, or a path under the root.",
+        shown="speakers_1234_smplx_neutral_npz, else smplxflame_30",
+    )
+    text_dir: str | None = option(
+        None,
+        "Folder of TextGrid files: a name in the data set folder, or a path under the root.",
+        shown="word, else textgrid",
+    )
     speakers: tuple[str, ...] = option((), "Only these speakers, by id (2) or name (scott).", commas=True, shown="all")
     languages: tuple[str, ...] = option(
         (), "Only these languages: english, chinese, spanish, japanese.", commas=True, shown="all"
@@ -64,8 +73,12 @@ class Selection:
     splits: tuple[Split, ...] = option((), "Only these splits: train, val, test, additional.", commas=True, shown="all")
 
     def __post_init__(self) -> None:
-        """Refuse unknown splits."""
+        """Refuse unknown splits; write folders without a slash at their end and patterns in composed letters."""
         check(self)
+        for name in ("wav_dir", "gesture_dir", "text_dir"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.path.normpath(getattr(self, name)))
+        object.__setattr__(self, "include", tuple(unicodedata.normalize("NFC", each) for each in self.include))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,7 +142,119 @@ class TestPairing:
         assert codes(got, "bad\\udcff") == {"stem-not-utf8"}
 
 
+ENGLISH = "beat_english_v2.0.0"
+LIST = f"id,type\n{A},test\n{B},val\n"
+
+
+class TestWhoseList:
+    """A recording has the split that the list beside its motion gives it, wherever its other files are."""
+
+    @pytest.mark.parametrize(
+        ("place", "text_dir"),
+        [
+            (f"{ENGLISH}/mfa", f"{ENGLISH}/mfa"),
+            (f"{ENGLISH}/mfa", "mfa/"),
+            (f"{ENGLISH}/mfa", "absolute"),
+            ("textgrid", None),
+            ("textgrid", "textgrid/"),
+            ("words/of mine", "./words//of mine"),
+            ("beat_words", "beat_words"),
+        ],
+    )
+    def test_words_kept_elsewhere(self, tmp_path: Path, place: str, text_dir: str | None) -> None:
+        sound = {name: extension for name, extension in OFFICIAL.items() if name != "textgrid"}
+        lay(tmp_path / ENGLISH, [A, B], sound)
+        lay(tmp_path, [A, B], {place: "TextGrid"})
+        (tmp_path / ENGLISH / "train_test_split.csv").write_text(LIST)
+        got = found(tmp_path, text_dir=str(tmp_path / place) if text_dir == "absolute" else text_dir)
+        assert {recording.stem: recording.split for recording in got.recordings} == {A: "test", B: "val"}
+        assert {recording.files["textgrid"].relative for recording in got.recordings} == {
+            f"{place}/{stem}.TextGrid" for stem in (A, B)
+        }
+        assert got.split_source == "split list"
+        assert not got.findings
+
+    @pytest.mark.parametrize("elsewhere", ["wave16k", "smplxflame_30", "textgrid"])
+    def test_any_one_modality_beside_the_folder(self, tmp_path: Path, elsewhere: str) -> None:
+        for name, extension in OFFICIAL.items():
+            lay(tmp_path if name == elsewhere else tmp_path / ENGLISH, [A, B], {name: extension})
+        (tmp_path / ENGLISH / "train_test_split.csv").write_text(LIST)
+        assert {recording.split for recording in found(tmp_path).recordings} == {"test", "val"}
+
+    def test_the_list_of_the_motion_goes_before_that_of_the_words(self, tmp_path: Path) -> None:
+        lay(tmp_path / "beat_motion", [A], {"smplxflame_30": "npz", "wave16k": "wav"})
+        lay(tmp_path / "beat_a_words", [A], {"textgrid": "TextGrid"})
+        (tmp_path / "beat_motion/train_test_split.csv").write_text(f"id,type\n{A},val\n")
+        (tmp_path / "beat_a_words/train_test_split.csv").write_text(f"id,type\n{A},train\n")
+        assert [recording.split for recording in found(tmp_path).recordings] == ["val"]
+
+    def test_a_list_beside_the_folders_counts_where_they_have_none(self, tmp_path: Path) -> None:
+        lay(tmp_path / ENGLISH, [A, B])
+        (tmp_path / "train_test_split.csv").write_text(LIST)
+        assert {recording.split for recording in found(tmp_path).recordings} == {"test", "val"}
+
+    def test_a_folder_outside_of_the_root_is_refused_by_its_flag(self, tmp_path: Path) -> None:
+        lay(tmp_path / "elsewhere", [A])
+        lay(tmp_path / "root", [A])
+        with pytest.raises(UsageFault, match=r"--text-dir .* under --root .* --allow-root"):
+            found(tmp_path / "root", text_dir=str(tmp_path / "elsewhere/textgrid"))
+
+    @pytest.mark.parametrize("kind", ["link out", "dangling", "folder"])
+    def test_a_list_that_may_not_be_read_is_noted(self, tmp_path: Path, kind: str) -> None:
+        root = lay(tmp_path / "root", [A])
+        place = root / "train_test_split.csv"
+        if kind == "folder":
+            place.mkdir()
+        else:
+            place.symlink_to(tmp_path / "list.csv")
+        if kind == "link out":
+            (tmp_path / "list.csv").write_text(LIST)
+        (finding,) = found(root).findings
+        assert (finding.problem.code, finding.file) == ("split-list-unreadable", "train_test_split.csv")
+        if kind == "link out":
+            (recording,) = discover(root, Selection(), allow_roots=(tmp_path,)).recordings
+            assert recording.split == "test"
+
+
+class TestNames:
+    def test_composed_and_decomposed_names_belong_together(self, tmp_path: Path) -> None:
+        composed, decomposed = "j\u00f6rg", "jo\u0308rg"
+        for (folder, extension), stem in zip(OFFICIAL.items(), (composed, decomposed, composed), strict=True):
+            lay(tmp_path, [stem], {folder: extension})
+        (tmp_path / "train_test_split.csv").write_text(f"id,type\n{decomposed},test\n")
+        (recording,) = found(tmp_path, include=(decomposed,)).recordings
+        assert (recording.stem, recording.split) == (composed, "test")
+        assert recording.files["npz"].relative == f"smplxflame_30/{decomposed}.npz"
+
+    def test_two_forms_of_a_name_in_one_modality_are_two_files(self, tmp_path: Path) -> None:
+        lay(tmp_path, ["j\u00f6rg"])
+        lay(tmp_path, ["jo\u0308rg"], {"wave16k": "wav"})
+        assert codes(found(tmp_path), "j\u00f6rg") == {"duplicate-stem"}
+
+
 class TestBounds:
+    def test_a_data_set_linked_under_the_root_is_told(self, tmp_path: Path) -> None:
+        lay(tmp_path / "disk" / ENGLISH, [A])
+        root = tmp_path / "root"
+        root.mkdir()
+        (root / ENGLISH).symlink_to(tmp_path / "disk" / ENGLISH)
+        with pytest.raises(UsageFault, match=rf"{ENGLISH}/.* out of the root.*--allow-root"):
+            found(root)
+        allowed = discover(root, Selection(), allow_roots=(tmp_path / "disk",))
+        assert stems_of(allowed) == [A]
+
+    def test_folders_without_files_are_told(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageFault, match=r"no \.wav.*found in smplxflame_30, textgrid, wave16k"):
+            found(lay(tmp_path, []))
+
+    def test_a_folder_linked_twice_under_the_root_is_read_once(self, tmp_path: Path) -> None:
+        lay(tmp_path / ENGLISH, [A])
+        (tmp_path / "beat_current").symlink_to(tmp_path / ENGLISH)
+        (tmp_path / "textgrid").symlink_to(tmp_path / ENGLISH / "textgrid")
+        got = found(tmp_path)
+        assert stems_of(got) == [A]
+        assert got.recordings[0].files["wav"].relative == f"{ENGLISH}/wave16k/{A}.wav"
+
     def test_a_link_to_a_file_outside_is_rejected_unless_allowed(self, tmp_path: Path) -> None:
         root = lay(tmp_path / "root", [A, B])
         outside = tmp_path / "elsewhere"

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.errors import DataError
+from omniges.errors import DataError, Problem
 from omniges.pipeline.labels import (
     TEST_STARTS,
     StemFields,
     encode_split_list,
     parse_split_list,
     parse_stem,
+    plain_stem,
     speaker_of_folder,
     split_by_rule,
 )
@@ -126,8 +127,32 @@ class TestSplitList:
 
     @given(st.dictionaries(st.text(min_size=1).filter(is_stem), st.sampled_from(SPLITS)))
     def test_what_export_writes_is_read_back(self, splits: dict[str, Split]) -> None:
-        splits = {stem: split for stem, split in splits.items() if stem == stem.strip() and "\\" not in stem}
+        splits = {plain_stem(stem): split for stem, split in splits.items()}
+        splits = {stem: split for stem, split in splits.items() if is_stem(stem) and stem == plain_stem(stem.strip())}
+        splits = {stem: split for stem, split in splits.items() if "\\" not in stem}
         assert parse_split_list(encode_split_list(splits.items()), "x.csv").splits == splits
+
+    @pytest.mark.parametrize("separator", [",", ";", "\t"])
+    @pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+    def test_other_separators_and_codecs_give_the_same_list(self, separator: str, codec: str) -> None:
+        text = "ID,Type\r\na,train\r\n2_scott_0_1_1,test\r\n".replace(",", separator)
+        assert parse_split_list(text.encode(codec), "x.csv").splits == {"a": "train", "2_scott_0_1_1": "test"}
+
+    def test_the_separator_line_of_a_spreadsheet_is_skipped(self) -> None:
+        assert parse_split_list(b"sep=;\r\nid;type\r\na;val\r\n", "x.csv").splits == {"a": "val"}
+
+    @pytest.mark.parametrize(
+        "id_", ["j\u00f6rg", "jo\u0308rg", "jo\u0308rg.wav", "j\u00f6rg.TextGrid", "j\u00f6rg.NPZ"]
+    )
+    @pytest.mark.parametrize("stem", ["j\u00f6rg", "jo\u0308rg"])
+    def test_ids_are_stems_in_any_form_of_their_letters_with_or_without_extension(self, id_: str, stem: str) -> None:
+        found = parse_split_list(f"id,type\n{id_},test\n".encode(), "x.csv")
+        assert found.find(stem) == "test"
+        assert found.find("other") is None
+
+    def test_one_id_under_two_extensions_is_one_recording(self) -> None:
+        found = parse_split_list(b"id,type\na.wav,test\na.npz,train\n", "x.csv")
+        assert isinstance(found.find("a"), Problem)
 
     def test_columns_are_found_by_name(self) -> None:
         assert parse_split_list(b"n,type,id\n1,val,a\n", "x.csv").splits == {"a": "val"}

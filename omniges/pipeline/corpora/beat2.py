@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -37,24 +38,28 @@ _MISSING: Final = {"wav": "missing-audio", "npz": "missing-gesture", "textgrid":
 _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text-dir"}
 
 
-@dataclass(slots=True)
-class _Stem:
-    """All files found under one stem, and its findings so far."""
-
-    part: _Part
-    files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
-    faults: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class _Part:
     """One data-set folder: the root itself or a ``beat_*`` folder in it."""
 
-    folder: Path
     relative: str
-    folders: Mapping[Modality, str]  # the modality folders that exist
+    folders: Mapping[Modality, str]  # the modality folders that exist, relative to the root
     split_list: labels.SplitList | None
+
+
+@dataclass(slots=True)
+class _Stem:
+    """All files found under one stem, and its findings so far."""
+
+    files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
+    parts: dict[Modality, _Part] = field(default_factory=dict)  # where its files are
+    faults: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+    @property
+    def homes(self) -> list[_Part]:
+        """The parts of its files; the first one holds the motion, else the recording."""
+        return [self.parts[modality] for modality in ("npz", "wav", "textgrid") if modality in self.parts]
 
 
 def discover(
@@ -79,20 +84,26 @@ def discover(
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
     bounds = tuple(os.path.realpath(base) for base in (root, *allow_roots))
     override = _read_split_list(split_csv, split_csv.name) if split_csv else None
-    parts = _find_parts(root, selection, bounds, override)
     stems: dict[str, _Stem] = {}
     findings: list[Finding] = []
-    for part in parts:
-        _collect(part, root, bounds, stems, findings)
-    split_lists = {part.split_list.name: part.split_list for part in parts if part.split_list}
+    parts = _find_parts(root, selection, bounds, override, findings)
+    for modality in _FOLDERS:  # annotations last: they belong to stems that are there
+        for part in parts:
+            if modality in part.folders:
+                _collect(part, modality, root, bounds, stems, findings)
+    # The root's own list counts where a part has none, or does not name a recording.
+    of_root = override or _split_list(root, "", bounds, findings) if all(part.relative for part in parts) else None
+    listed = [*(part.split_list for part in parts), of_root]
+    split_lists = {found.name: found for found in listed if found}
+    on_disk = {labels.plain_stem(stem) for stem in stems}
     for name, split_list in split_lists.items():
         findings += split_list.findings
-        if absent := sorted((split_list.splits.keys() | split_list.faulty.keys()) - stems.keys()):
+        if absent := sorted(split_list.ids - on_disk):
             found = f"{len(absent)} ids: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
             findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
-    recordings, rejected = _sort_stems(stems, selection)
+    recordings, rejected = _sort_stems(stems, selection, of_root)
     if not recordings and not rejected:
-        raise UsageFault(f"--root {root}: {len(stems)} stems found, but the filters exclude all")
+        raise UsageFault(f"--root {root}: {_why_nothing(len(stems), parts, findings)}")
     recordings.sort(key=lambda recording: recording.key)
     return Discovery(
         recordings=tuple(recordings),
@@ -111,67 +122,117 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
         raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
 
 
+def _why_nothing(stems: int, parts: Sequence[_Part], findings: Sequence[Finding]) -> str:
+    """Return why a data set has no recordings, and what to do."""
+    if stems:
+        return f"{stems} stems found, but the filters exclude all"
+    if outside := sorted({str(f.file) for f in findings if f.problem.code == "folder-outside-root"}):
+        shown = ", ".join(outside[:4]) + (", …" if len(outside) > 4 else "")
+        return f"no recordings found: {shown} lead out of the root: name where they lead to with --allow-root"
+    folders = ", ".join(sorted({name for part in parts for name in part.folders.values()}))
+    return f"no .wav, .npz and .TextGrid files found in {folders}: name the folders that hold them"
+
+
 def _candidates(root: Path) -> list[Path]:
-    """Return folders that may be a part of the data set."""
-    children = root.iterdir() if root.is_dir() else ()
-    return [root, *sorted(child for child in children if child.name.startswith("beat_") and child.is_dir())]
+    """Return folders that may be a part of the data set: the root, and each ``beat_*`` folder once."""
+    children = [
+        child
+        for child in (root.iterdir() if root.is_dir() else ())
+        if child.name.startswith("beat_") and child.is_dir()
+    ]
+    found = {os.path.realpath(root): root}
+    for child in sorted(children, key=lambda child: (child.is_symlink(), child.name)):
+        found.setdefault(os.path.realpath(child), child)
+    return sorted(found.values(), key=lambda folder: "" if folder == root else folder.name)
 
 
-def _find_parts(root: Path, selection: Selection, bounds: Bounds, override: labels.SplitList | None) -> list[_Part]:
+def _find_parts(
+    root: Path, selection: Selection, bounds: Bounds, override: labels.SplitList | None, findings: list[Finding]
+) -> list[_Part]:
+    names = ["" if folder == root else folder.name for folder in _candidates(root)]
+    folders: dict[str, dict[Modality, str]] = {name: {} for name in names}
+    for modality in _FOLDERS:
+        for name, place in _existing_folders(root, names, selection, modality):
+            folders[name].setdefault(modality, place)
     parts = []
-    for folder in _candidates(root):
-        folders = {}
-        for modality in _FOLDERS:
-            for name in _folder_names(selection, modality):
-                if (folder / name).is_dir():
-                    folders[modality] = name
-                    break
-        if not folders.keys() & set(NEEDED):
-            continue
-        relative = "" if folder == root else folder.name
-        split_list, csv_path = override, folder / SPLIT_LIST
-        if not override and csv_path.is_file() and inside(os.path.realpath(csv_path), bounds):
-            split_list = _read_split_list(csv_path, join(relative, SPLIT_LIST))
-        parts.append(_Part(folder, relative, folders, split_list))
+    for name, own in folders.items():
+        if own.keys() & set(NEEDED):
+            parts.append(_Part(name, own, override or _split_list(root, name, bounds, findings)))
     # If a modality has no folder at all, the path is wrong; do not report every recording.
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
-            names = " or ".join(_folder_names(selection, modality))
+            tried = " or ".join(_folder_names(selection, modality))
             seen = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8]) or "no folders"
             raise UsageFault(
-                f"--root {root}: no {modality} folder (looked for {names}, there and in beat_* folders; found {seen}). "
+                f"--root {root}: no {modality} folder (looked for {tried}, there and in beat_* folders; found {seen}). "
                 f"Name it with {_FLAGS[modality]}"
             )
     return parts
 
 
-def _collect(part: _Part, root: Path, bounds: Bounds, stems: dict[str, _Stem], findings: list[Finding]) -> None:
-    """Add one part's files to the stems."""
-    for modality, name in part.folders.items():
-        base = join(part.relative, name)
-        for relative, entry_path in walk(root, base, bounds, findings):
-            stem, extension = os.path.splitext(os.path.basename(relative))
-            if extension.lower() != _EXTENSIONS[modality].lower() or stem.startswith("."):
-                continue
-            readable = stem.encode("utf-8", "backslashreplace").decode()
-            if modality == "sem" and readable not in stems:
-                continue  # an annotation alone is not a recording
-            entry = stems.setdefault(readable, _Stem(part))
-            shown = relative.encode("utf-8", "backslashreplace").decode()
-            source, problem = inspect(entry_path, shown, bounds)
-            if problem and modality == "sem":
-                problem = Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected)
-            if problem:
-                (entry.notes if modality == "sem" else entry.faults).append(Finding(problem, readable, shown))
-            if source:
-                entry.files[modality].append(source)
-            if readable != stem:
-                entry.faults.append(Finding(Problem("stem-not-utf8", repr(stem), "UTF-8"), readable, shown))
-            folder, fields = os.path.dirname(shown), labels.parse_stem(readable)
-            if fields.known and folder != base and _names_another(os.path.basename(folder), fields):
-                found = f"folder {os.path.basename(folder)}"
-                problem = Problem("speaker-folder-mismatch", found, readable.rsplit("_", 3)[0])
-                entry.notes.append(Finding(problem, readable, shown))
+def _existing_folders(
+    root: Path, parts: Sequence[str], selection: Selection, modality: Modality
+) -> Iterator[tuple[str, str]]:
+    """Yield the part and the path, relative to the root, of each folder of a modality that exists."""
+    for name in _folder_names(selection, modality):
+        if os.path.isabs(name):
+            tried = [os.path.relpath(os.path.realpath(name), os.path.realpath(root))]
+        else:
+            tried = [os.path.normpath(os.path.join(part, name)) for part in parts]
+        for place in tried:
+            if place.split("/")[0] == ".." and os.path.isdir(os.path.join(root, place)):
+                raise UsageFault(
+                    f"{_FLAGS[modality]} {name}: a folder under --root {root} expected; link it there, and name where "
+                    "the link leads to with --allow-root"
+                )
+            if os.path.isdir(os.path.join(root, place)):
+                # A path from the root may lead into a beat_* folder.
+                part = place.split("/")[0]
+                yield (part if part in parts else ""), ("" if place == "." else place)
+
+
+def _split_list(root: Path, part: str, bounds: Bounds, findings: list[Finding]) -> labels.SplitList | None:
+    """Return the split list of a part, or None; one that may not be read is a finding."""
+    path, name = root / part / SPLIT_LIST, join(part, SPLIT_LIST)
+    if not os.path.lexists(path):
+        return None
+    if path.is_file() and inside(os.path.realpath(path), bounds):
+        return _read_split_list(path, name)
+    found = "a link out of the root" if path.is_symlink() else "no regular file"
+    findings.append(Finding(Problem("split-list-unreadable", found, "a file under the root"), None, name))
+    return None
+
+
+def _collect(
+    part: _Part, modality: Modality, root: Path, bounds: Bounds, stems: dict[str, _Stem], findings: list[Finding]
+) -> None:
+    """Add one part's files of one modality to the stems."""
+    base = part.folders[modality]
+    for relative, entry_path in walk(root, base, bounds, findings):
+        stem, extension = os.path.splitext(os.path.basename(relative))
+        if extension.lower() != _EXTENSIONS[modality].lower() or stem.startswith("."):
+            continue
+        # Files from macOS have decomposed names; copies of one name in two forms belong together.
+        readable = unicodedata.normalize("NFC", stem.encode("utf-8", "backslashreplace").decode())
+        if modality == "sem" and readable not in stems:
+            continue  # an annotation alone is not a recording
+        entry = stems.setdefault(readable, _Stem())
+        entry.parts.setdefault(modality, part)
+        shown = relative.encode("utf-8", "backslashreplace").decode()
+        source, problem = inspect(entry_path, shown, bounds)
+        if problem and modality == "sem":
+            problem = Problem("sem-invalid", f"{problem.code}: {problem.found}", problem.expected)
+        if problem:
+            (entry.notes if modality == "sem" else entry.faults).append(Finding(problem, readable, shown))
+        if source and all(source.path != other.path for other in entry.files[modality]):
+            entry.files[modality].append(source)
+        if any(0xDC80 <= ord(character) <= 0xDCFF for character in stem):
+            entry.faults.append(Finding(Problem("stem-not-utf8", repr(stem), "UTF-8"), readable, shown))
+        folder, fields = os.path.dirname(shown), labels.parse_stem(readable)
+        if fields.known and folder != base and _names_another(os.path.basename(folder), fields):
+            found = f"folder {os.path.basename(folder)}"
+            problem = Problem("speaker-folder-mismatch", found, readable.rsplit("_", 3)[0])
+            entry.notes.append(Finding(problem, readable, shown))
 
 
 def _names_another(folder: str, fields: labels.StemFields) -> bool:
@@ -189,7 +250,7 @@ def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
 
 
 def _sort_stems(
-    stems: dict[str, _Stem], selection: Selection
+    stems: dict[str, _Stem], selection: Selection, of_root: labels.SplitList | None
 ) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
     """Sort the selected stems into recordings and rejections."""
     recordings = []
@@ -200,7 +261,7 @@ def _sort_stems(
     for stem, entry in stems.items():
         fields = labels.parse_stem(stem)
         speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
-        split, split_findings = _split_of(stem, fields, entry.part)
+        split, split_findings = _split_of(stem, fields, [*(part.split_list for part in entry.homes), of_root])
         if (
             (selection.speakers and not speaker & set(selection.speakers))
             or (selection.languages and fields.language not in selection.languages)
@@ -230,16 +291,20 @@ def _sort_stems(
     return recordings, rejected
 
 
-def _split_of(stem: str, fields: labels.StemFields, part: _Part) -> tuple[Split | None, list[Finding]]:
-    if part.split_list:
-        if stem in part.split_list.faulty:
-            return None, [Finding(part.split_list.faulty[stem], stem)]
-        if stem in part.split_list.splits:
-            return part.split_list.splits[stem], []
+def _split_of(
+    stem: str, fields: labels.StemFields, lists: Sequence[labels.SplitList | None]
+) -> tuple[Split | None, list[Finding]]:
+    """Return the split that the first list which names a stem gives it, else that of the rule, with findings."""
+    for split_list in filter(None, lists):
+        named = split_list.find(stem)
+        if isinstance(named, Problem):
+            return None, [Finding(named, stem)]
+        if named is not None:
+            return named, []
     split, inferred = labels.split_by_rule(stem, fields)
     if not inferred:
         return split, []
-    listed = "not in the split list" if part.split_list else "no split list"
+    listed = "not in the split list" if any(lists) else "no split list"
     return split, [Finding(Problem("split-inferred", f"{listed}: put into {split}"), stem)]
 
 
@@ -249,8 +314,9 @@ def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[F
     for modality in NEEDED:
         sources = entry.files[modality]
         if not sources and not blocked:
-            folder = entry.part.folders.get(modality, _FOLDERS[modality][-1])
-            expected = join(entry.part.relative, folder, stem + _EXTENSIONS[modality])
+            home = entry.homes[0]
+            folder = home.folders.get(modality, join(home.relative, _FOLDERS[modality][-1]))
+            expected = join(folder, stem + _EXTENSIONS[modality])
             found = "no such file" + (f"; only the case differs from {namesakes[0]}" if namesakes else "")
             yield Finding(Problem(_MISSING[modality], found, expected), stem)
         if len(sources) > 1:
