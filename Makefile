@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test test-slow wheel lint format docs-tables bench clean
+.PHONY: help demo gate test test-slow wheel lint format docs docs-tables bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.python
 	$(PIP) -e '.[pictures,train,text-vae,vocoder,remote,test,lint]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.python
+	$(PIP) -e '.[docs]'
+	@touch $@
 
 demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a generated sample per task, pictures
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -84,11 +88,14 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-docs-tables: $(VENV)/.dev ## Write the tables of flags in docs/commands.md from the options
+docs: $(VENV)/.docs ## Build the documentation site into ./site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs-tables: $(VENV)/.dev ## Write the tables of flags and findings in docs/reference from the code
 	$(BIN)/python docs/tables.py
 
 bench: $(VENV)/.dev ## Measure preprocess beside a straightforward conversion
 	$(BIN)/python benchmarks/preprocess.py
 
 clean: ## Remove the environment, the demo and caches
-	rm -rf $(VENV) $(DEMO) $(DEMO)-gate .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(DEMO) $(DEMO)-gate .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info

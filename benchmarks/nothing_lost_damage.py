@@ -121,7 +121,7 @@ def _to_folder(path: Path) -> None:
 
 
 def _sealed(document: dict[str, Any]) -> bytes:
-    """The bytes of a dataset.json whose checksum fits, as docs/shards.md has it."""
+    """The bytes of a dataset.json whose checksum fits, as docs/reference/shards.md has it."""
     rest = {name: value for name, value in document.items() if name != "checksum"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     whole = rest | {"checksum": hashlib.sha256(canonical.encode()).hexdigest()}
@@ -133,7 +133,7 @@ def _reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = folder / "dataset.json"
     document = json.loads(path.read_bytes())
     if _sealed(document) != path.read_bytes():
-        raise SystemExit(f"{path}: another form than docs/shards.md gives it")
+        raise SystemExit(f"{path}: another form than docs/reference/shards.md gives it")
     change(document)
     path.write_bytes(_sealed(document))
 

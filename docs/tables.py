@@ -1,6 +1,10 @@
-"""Writes the tables of flags in docs/commands.md: ``python docs/tables.py``, or ``make docs-tables``.
+"""Writes the tables of reference pages that follow from the code: ``python docs/tables.py`` or ``make docs-tables``.
 
-A table follows each line ``<!-- flags of COMMAND -->``. Its rows are the declarations of the command's options.
+A table follows each of these lines, after an empty line:
+
+* ``<!-- flags of COMMAND -->``: the command's options, as they are declared;
+* ``<!-- findings FIRST to LAST -->``: these finding codes of `omniges.errors`, in its order;
+* ``<!-- findings of verify-shards -->``: the codes of `omniges.verify`.
 """
 
 from __future__ import annotations
@@ -15,10 +19,12 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from omniges.cli import app
+from omniges.errors import CODES
 from omniges.options import Setting, settings_of
+from omniges.verify.findings import VERIFY_CODES
 
-PAGE: Final = Path(__file__).with_name("commands.md")
-_TABLE: Final = re.compile(r"(?<=<!-- flags of )(?P<command>[\w -]+)(?P<then> -->\n\n)(?P<rows>(?:\|.*\n)*)")
+PAGES: Final = tuple(Path(__file__).parent / "reference" / name for name in ("commands.md", "findings.md"))
+TABLE: Final = re.compile(r"^<!-- (?P<what>flags|findings) (?P<of>[\w -]+) -->\n\n(?P<rows>(?:\|.*\n)*)", re.MULTILINE)
 _PLACEHOLDERS: Final = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -31,14 +37,36 @@ def commands(program: Any, prefix: str = "") -> dict[str, Callable[..., None]]:
 
 
 def filled(page: str) -> str:
-    """Return the page with the rows that the declarations make."""
+    """Return the page with the rows that the code makes."""
     known = commands(app)
 
     def table(match: re.Match[str]) -> str:
-        rows = ["| flag | default | meaning |", "| --- | --- | --- |", *_rows(known[match["command"]])]
-        return match["command"] + match["then"] + "\n".join(rows) + "\n"
+        if match["what"] == "flags":
+            rows = [
+                "| flag | default | meaning |",
+                "| --- | --- | --- |",
+                *_rows(known[match["of"].removeprefix("of ")]),
+            ]
+        else:
+            rows = [
+                "| code | severity | what it means | what to do |",
+                "| --- | --- | --- | --- |",
+                *_codes(match["of"]),
+            ]
+        return match[0].removesuffix(match["rows"]) + "\n".join(rows) + "\n"
 
-    return _TABLE.sub(table, page)
+    return TABLE.sub(table, page)
+
+
+def _codes(span: str) -> Iterator[str]:
+    """Yield rows of finding codes: those ``of verify-shards``, or of a recording, ``FIRST to LAST``."""
+    if span == "of verify-shards":
+        chosen: dict[str, Any] = dict(VERIFY_CODES)
+    else:
+        first, last = map(list(CODES).index, span.split(" to "))
+        chosen = dict(list(CODES.items())[first : last + 1])
+    for code, info in chosen.items():
+        yield f"| `{code}` | {info.severity} | {_plain(info.meaning)} | {_plain(info.remedy)} |"
 
 
 def _rows(command: Callable[..., None]) -> Iterator[str]:
@@ -96,4 +124,5 @@ def _plain(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,7 +1,7 @@
 """omniges: recordings to verified shards, and one joint flow model over text, audio and gesture.
 
-The public names are in `__all__`; docs/api.md describes them. Each is imported when it is first asked for, so that
-``import omniges`` loads neither torch nor numpy.
+The public names are in `__all__`; docs/reference/api.md describes them. Each is imported when it is first asked for, so
+that ``import omniges`` loads neither torch nor numpy.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -2,7 +2,7 @@
 
 A *problem* is what a decoder sees in the bytes it was given: it knows neither file nor recording. A *finding* is
 a problem with its place. Every code stands once, in `CODES`, with its severity, its meaning and its remedy;
-``docs/findings.md`` is held against this table by a test.
+``docs/reference/findings.md`` is held against this table by a test.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of every command; they are a contract (docs/commands.md)."""
+    """Exit codes of every command; they are a contract (docs/reference/commands.md)."""
 
     OK = 0
     FINDINGS = 1

@@ -1,6 +1,6 @@
 """Options of settings dataclasses: each is declared once, with its type, default, range and help text.
 
-The flag of a command, the key of a recipe and the row in docs/commands.md follow from the declaration.
+The flag of a command, the key of a recipe and the row in docs/reference/commands.md follow from the declaration.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The folder is the subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. It may also be that of another
 diffusers AutoencoderKL with one channel: config.json with diffusion_pytorch_model.safetensors or .bin (H. Liu et al.
-2023, AudioLDM 2). Its mel is ours, see docs/features.md.
+2023, AudioLDM 2). Its mel is ours, see docs/reference/features.md.
 
 A row of latents has K · W numbers: channel k and column w at k · W + w. Each is the mean of the posterior, minus the
 configuration's shift factor, times its scaling factor.

@@ -1,4 +1,4 @@
-"""Interfaces of codecs. docs/extend.md says how to add one.
+"""Interfaces of codecs. docs/how-to/extend.md says how to add one.
 
 A codec encodes one member of a sample (its source) as latents and decodes them. It encodes frames into rows, or the
 words of each window into one row. It is frozen: training does not change it, and checkpoints do not contain it. The

@@ -1,4 +1,6 @@
-"""Codec ``gesture-rvqvae``: GestureLSM's four RVQ-VAEs over the 415 gesture channels, see docs/codecs-gesture.md.
+"""Codec ``gesture-rvqvae``: GestureLSM's four RVQ-VAEs over the 415 gesture channels.
+
+docs/explanation/codecs-gesture.md explains it.
 
 Our channels already have the networks' joints, order and units (`omniges.features.gesture.LAYOUT`). The codec adds
 normalisation by the statistics that the networks were trained with.
@@ -209,7 +211,8 @@ class GestureRvqvae:
 
         The parts' latents are concatenated: upper, hands, lower, face. The last T mod frames_per_latent
         frames are dropped, so a clip shorter than a latent has none. A latent depends on about three seconds on each
-        side. So the latents of a piece differ from that piece of the clip's latents, see docs/codecs-gesture.md.
+        side. So the latents of a piece differ from that piece of the clip's latents:
+        docs/explanation/codecs-gesture.md.
 
         Args:
             gesture: Gesture channels (T, 415).

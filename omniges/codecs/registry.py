@@ -1,4 +1,4 @@
-"""Registry of codecs by name, and their loading from a folder. docs/extend.md says how to add one.
+"""Registry of codecs by name, and their loading from a folder. docs/how-to/extend.md says how to add one.
 
 This module is light because `omniges --help` shows the names. Torch is imported when a codec is loaded.
 """

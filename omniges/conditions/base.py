@@ -1,7 +1,7 @@
 """The interface of a condition stream: from a recording to an array of a window, and from that to a vector.
 
 Recordings are read in the processes that load batches, which do not import torch; only `encoder` imports it.
-docs/model.md, "Condition streams", explains how the model uses the vector.
+docs/explanation/model.md, "Condition streams", explains how the model uses the vector.
 
 Shape letters: B batch, W width of the trunk's tokens. A window is a number of ticks of 0.1 s.
 """

@@ -1,7 +1,7 @@
 """Batches for training: collated, normalised, in the order of `order`, whoever reads them and wherever one resumes.
 
 Worker processes fill blocks of shared memory; a batch's tensors are views of such a block, which is filled again when
-nothing refers to them any more. docs/batches.md is the promise.
+nothing refers to them any more. docs/explanation/batches.md is the promise.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Nothing is drawn one after the other. A position gives its epoch and index by division, the index gives a window
 through a keyed permutation that is computed for single indices, and the window's place in its clip comes from a keyed
 hash. So any position costs the same, resuming is O(1), and no epoch has to be prepared. The algorithms are written
-down in docs/batches.md; they use 64-bit integers alone, so no library version can change them.
+down in docs/explanation/batches.md; they use 64-bit integers alone, so no library version can change them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Evaluation: generated files against the recordings in shards, by the metrics of docs/metrics.md."""
+"""Evaluation: generated files against the recordings in shards, by the metrics of docs/reference/metrics.md."""

@@ -305,7 +305,7 @@ class OmnigesPipeline:
         """Generate samples of a task; raises UsageFault for wrong arguments, DataError for inputs that cannot be used.
 
         Args:
-            task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/generate.md.
+            task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/how-to/generate.md.
             audio: a file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats
                 in [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: samples a second of an array, which needs it; files tell theirs.

@@ -2,7 +2,7 @@
 
 Results come part by part and wait on the disk, so memory does not grow with their length. A result is one or several
 files NAME.* and its record NAME.json, which is written last: where there is a record, there is a complete result. By
-records `evaluate` reads results; docs/generate.md describes their fields.
+records `evaluate` reads results; docs/how-to/generate.md describes their fields.
 """
 
 from __future__ import annotations

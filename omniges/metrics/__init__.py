@@ -1,1 +1,1 @@
-"""Metrics of generated gesture, text and speech: pure functions of arrays, defined in docs/metrics.md."""
+"""Metrics of generated gesture, text and speech: pure functions of arrays, defined in docs/reference/metrics.md."""

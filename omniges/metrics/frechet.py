@@ -151,7 +151,7 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
 
 def describe(joints: Numbers) -> F64:
-    """Return the built-in features of motion; docs/metrics.md lists them.
+    """Return the built-in features of motion; docs/reference/metrics.md lists them.
 
     Args:
         joints: Positions (T, 55, 3) in metres with at least 32 frames.
@@ -248,7 +248,7 @@ def load_encoder(path: Path) -> Encoder:
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The file is not as docs/metrics.md describes.
+        DataError: The file is not as docs/reference/metrics.md describes.
         EnvironmentFault: A required package is not installed.
     """
     return _convolutions(path) if path.suffix == ".safetensors" else _torchscript(path)

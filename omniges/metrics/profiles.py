@@ -1,6 +1,6 @@
 """Variants of the gesture metrics: two published profiles with their faults, and a corrected one.
 
-docs/metrics.md has the same table in words. JSON reports contain every setting of their profile.
+docs/reference/metrics.md has the same table in words. JSON reports contain every setting of their profile.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The built-in metrics share work, such as joints and onsets, so `omniges.evaluation` computes them together. This module
 lists their names, units and directions. A further metric is a `Metric`: a function of a generated and a recorded clip.
-docs/extend.md says how to add one.
+docs/how-to/extend.md says how to add one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints: a folder of safetensors and JSON, written beside, read back, and published by one rename.
 
 ``checkpoint.json`` lists every file with its size and sha256 and is written last, so a folder without a sound one is
-no checkpoint, whoever copied it. docs/training.md is the promise.
+no checkpoint, whoever copied it. docs/how-to/training.md is the promise.
 
 `choose` says which checkpoint a run goes on from, and why not from the newer ones.
 """

@@ -1,7 +1,7 @@
 """OmniFlow's tokens of audio latents: patches of some rows and columns, with places in a two-dimensional table.
 
-OmniFlow's weights know these tokens and no others, so its projections of them fit. docs/pretrained.md is the promise.
-Patches and tables are those of SD3.
+OmniFlow's weights know these tokens and no others, so its projections of them fit. docs/how-to/pretrained.md is the
+promise. Patches and tables are those of SD3.
 
 Shape letters: B batch, K channels, R rows and W columns of latents, P patch side, N = (R / P) · (W / P) tokens.
 """

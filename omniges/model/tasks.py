@@ -56,7 +56,7 @@ class SamplingSettings:
     """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps where it is decided what is said."""
     last_level: float = option(0.3, "Noise level below which no step begins.", least=0, below=1)
     """1 % of the levels that models are trained at are below 0.3, so what they would do there has hardly been learned
-    (docs/generate.md). The σ_min of Karras et al. (2022)."""
+    (docs/how-to/generate.md). The σ_min of Karras et al. (2022)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""

@@ -1,1 +1,4 @@
-"""The shard contract: schema, tar members, writer, manifest, statistics, tokenizer, reader (docs/shards.md)."""
+"""The shard contract: schema, tar members, writer, manifest, statistics, tokenizer, reader.
+
+docs/reference/shards.md describes it.
+"""

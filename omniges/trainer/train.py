@@ -1,6 +1,6 @@
 """A training run from its settings to its summary: opens what it needs, goes on where it was, learns, saves.
 
-docs/training.md is the promise.
+docs/how-to/training.md is the promise.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""`omniges verify-shards`: proves a shard folder valid, or says to the byte what is wrong (docs/verify.md)."""
+"""`omniges verify-shards`: proves a shard folder valid, or says to the byte what is wrong (docs/how-to/verify.md)."""

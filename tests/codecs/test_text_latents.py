@@ -31,7 +31,7 @@ MEMBER = f"{NAME}.npy"
 
 
 def text_of(words: list[dict[str, Any]], start: int, window: int) -> str:
-    """The rule of docs/codecs-text.md: the words whose middle is in the window."""
+    """The rule of docs/explanation/codecs-text.md: the words whose middle is in the window."""
     return " ".join(w["word"] for w in words if start <= (w["start"] + w["end"]) * 5 < start + window)
 
 

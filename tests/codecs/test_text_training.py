@@ -272,7 +272,7 @@ def test_latents_are_told_apart_by_their_number_alone(encoded_text: Path, config
 def test_a_model_learns_which_latent_is_which_by_their_places_alone(
     tmp_path: Path, text_vae: Path, monkeypatch: pytest.MonkeyPatch, places: bool
 ) -> None:
-    """The figure of docs/codecs-text.md, on latents whose mean hangs on their number."""
+    """The figure of docs/explanation/codecs-text.md, on latents whose mean hangs on their number."""
     means = np.random.default_rng(0).normal(size=(3, 10))
 
     def latents_of(text: str) -> np.ndarray:

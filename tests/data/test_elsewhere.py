@@ -1,4 +1,4 @@
-"""docs/elsewhere.md is true: each of its blocks runs, and what other libraries load is equal to `open_shards`."""
+"""docs/how-to/elsewhere.md is true: each block runs, and what other libraries load is equal to `open_shards`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omniges.data.samples import open_shards
 # Nothing is asked of the network; read when the library is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "elsewhere.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/elsewhere.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 # webdataset leaves its files to the garbage collector, Hugging Face datasets some of its own.
@@ -144,6 +144,6 @@ def test_each_block_of_the_page_runs(
     (tmp_path / "shards").symlink_to(whole_set)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(compile(block, "docs/elsewhere.md", "exec"), names)  # noqa: S102 - our own page
+    exec(compile(block, "docs/how-to/elsewhere.md", "exec"), names)  # noqa: S102 - our own page
     gesture = names["gesture"] if "gesture" in names else names["sample"]["gesture.npy"]
     assert np.shape(gesture)[-1] == 415

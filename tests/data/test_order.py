@@ -1,4 +1,4 @@
-"""The order of windows is what docs/batches.md says, computed again here with Python's integers."""
+"""The order of windows is what docs/explanation/batches.md says, computed again here with Python's integers."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class TestGesture:
         )
         poses = [motion.poses for motion in motions]
         total = frames = 0.0
-        for each in poses:  # the formula of docs/metrics.md, frame by frame
+        for each in poses:  # the formula of docs/reference/metrics.md, frame by frame
             joints = joint_positions(
                 scored_poses(each, PROFILES["corrected"].positions), np.zeros((len(each), 3))
             ).reshape(len(each), -1)

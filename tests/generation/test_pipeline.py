@@ -27,7 +27,7 @@ from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.tasks import SamplingSettings
 
 STEM = "1_synthetica_0_1_1"
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "generate.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/generate.md"
 
 
 @pytest.fixture(scope="module")

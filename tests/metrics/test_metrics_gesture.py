@@ -254,7 +254,7 @@ class TestProfiles:
         assert not np.shares_memory(found, poses)
 
     def test_constants_of_the_sources(self):
-        """The numbers of the table in docs/metrics.md."""
+        """The numbers of the table in docs/reference/metrics.md."""
         assert [p.beats.threshold for p in PROFILES.values()] == [0.30, 0.10, 0.10]
         assert [p.beats.threshold_at for p in PROFILES.values()] == ["shifted", "shifted", "minimum"]
         assert [p.frechet.offset for p in PROFILES.values()] == [0, 1e-6, 0]

@@ -41,7 +41,7 @@ class TestSizes:
         config = PRESETS[name]
         counts = [formula(config, pieces, speakers) for pieces, speakers in ((300, 2), (20_000, 25))]
         row = f"| `{name}` | {config.width} | {config.layers} | {config.heads} | {counts[0]:,} | {counts[1]:,} |"
-        page = Path(__file__).resolve().parents[2] / "docs" / "model.md"
+        page = Path(__file__).resolve().parents[2] / "docs/explanation/model.md"
         assert row in page.read_text().splitlines()
 
     @pytest.mark.parametrize("name", PRESETS)

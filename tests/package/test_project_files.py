@@ -44,11 +44,11 @@ class TestWorkflow:
         tested = {each["python"] for each in matrix["include"] if each["target"] == "test"}
         minors = {each.rsplit(" ", 1)[1] for each in PROJECT["classifiers"] if "Python :: 3." in each}
         assert tested == minors
-        assert {*matrix["target"], "test"} - {"docs"} <= TARGETS
+        assert {*matrix["target"], "test"} <= TARGETS
 
     def test_the_script_of_ci_runs_the_same_checks(self) -> None:
         script = (ROOT / ".ci/run").read_text(encoding="utf-8")
-        assert {"lint", "wheel", "gate", "test"} <= set(re.findall(r"^make ([a-z-]+)", script, re.MULTILINE))
+        assert {"lint", "docs", "wheel", "gate", "test"} <= set(re.findall(r"^make ([a-z-]+)", script, re.MULTILINE))
 
 
 def test_make_help_lists_each_phony_target() -> None:
@@ -77,7 +77,8 @@ def test_an_issue_template_is_a_form_as_github_reads_it(path: Path) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_each_tool_of_the_lint_extra_has_an_exact_pin() -> None:
+@pytest.mark.parametrize("extra", ["lint", "docs"])
+def test_each_tool_of_an_extra_for_developers_has_an_exact_pin(extra: str) -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower()
-    tools = [re.split(r"[<>=\[]", each)[0] for each in PROJECT["optional-dependencies"]["lint"]]
+    tools = [re.split(r"[<>=\[]", each)[0] for each in PROJECT["optional-dependencies"][extra]]
     assert all(re.search(rf"^{tool}==", pins, re.MULTILINE) for tool in tools)

@@ -4,7 +4,7 @@
 
 Four parts. **Faults**: shards cut at every 512-byte boundary, then faults drawn over all kinds of
 `shard_faults` and `folder_faults`; level full must find every one and name it (faults
-that dataset.json agrees with down to the checksum of the data: level deep), level quick all that docs/verify.md
+that dataset.json agrees with down to the checksum of the data: level deep), level quick all that docs/how-to/verify.md
 promises of it. **Content faults** of `content_faults`, every checksum recomputed: deep must find every
 one. **Sound sets** of varied size and options, from `omniges preprocess` and repacked from what it wrote: no finding at
 any level. **One shard with 10^6 tiny members**, with its manifest and without, and the time that took.

@@ -1,7 +1,7 @@
 """Damage to the bytes of a shard, one fault each, drawn at random: cuts, flips, lost and copied blocks, tar members.
 
 All functions are pure: they take a generator and the files of a sound folder and give back the files that change. What
-level quick promises to find is worked out here from what docs/verify.md says, not by the verifier's own code.
+level quick promises to find is worked out here from what docs/how-to/verify.md says, not by the verifier's own code.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _header_sound(block: bytes) -> bool:
 
 
 def quick_finds(folder: Folder, damage: Damage) -> bool:
-    """Whether docs/verify.md promises that level quick finds this damage of a sound folder."""
+    """Whether docs/how-to/verify.md promises that level quick finds this damage of a sound folder."""
     if damage.quick is not None:
         return damage.quick
     if DATASET_FILE in damage.changes and not damage.relisted:

@@ -32,7 +32,7 @@ VARIABLES = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def torchrun(recipe: Path, shards: Path, folder: Path, **flags: object) -> subprocess.Popen[str]:
-    """Start ``omniges train`` in two processes, as docs/training.md says."""
+    """Start ``omniges train`` in two processes, as docs/how-to/training.md says."""
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "omniges.cli", "train", "--recipe", str(recipe), "--shards", str(shards)]

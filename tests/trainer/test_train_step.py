@@ -38,7 +38,7 @@ from omniges.trainer.train_step import (
 STEPS = st.integers(0, 10**7)
 BETAS = (0.9, 0.95)
 STATISTICS = {"gesture": {"mean": [0.0] * 415, "std": [1.0] * 415}, "mel": {"mean": [0.0] * 64, "std": [1.0] * 64}}
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretrained.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/pretrained.md"
 
 
 def rate_in_words(schedule: str, peak: float, warmup: int, total: int, step: int) -> float:

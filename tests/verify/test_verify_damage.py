@@ -604,7 +604,7 @@ def changed(value: Any, **fields: Any) -> Any:
 
 
 class TestQuick:
-    """What docs/verify.md says that quick finds in a shard, and no more."""
+    """What docs/how-to/verify.md says that quick finds in a shard, and no more."""
 
     def test_ends_are_looked_at(self, tiny: Path) -> None:
         data = (tiny / SHARD).read_bytes()

@@ -1,7 +1,7 @@
 """OmniFlow's text VAE as a codec of shards and models: a row of latents for each window of a clip's words.
 
-See docs/codecs-text.md. Latents of a text depend on the complete text. They cannot be cut like frames or text tokens,
-so each window is encoded separately.
+See docs/explanation/codecs-text.md. Latents of a text depend on the complete text. They cannot be cut like frames or
+text tokens, so each window is encoded separately.
 
 The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 

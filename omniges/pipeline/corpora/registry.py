@@ -1,4 +1,4 @@
-"""Corpora by name, for `preprocess --corpus`; docs/extend.md explains how to add one."""
+"""Corpora by name, for `preprocess --corpus`; docs/how-to/extend.md explains how to add one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One validation: losses, samples, scores, pictures, shared by all ranks; docs/validation.md is the promise.
+"""One validation: losses, samples, scores, pictures, shared by all ranks; docs/how-to/validation.md is the promise.
 
 Nothing here touches what is learned: the model is a second one whose weights are the averages, and no generator is
 drawn from. Windows go through the model in groups that do not depend on the number of ranks, so neither do figures.
