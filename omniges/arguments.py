@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -177,23 +177,3 @@ def path(name: str, value: Any) -> Path:
         return Path(given).expanduser()
     except RuntimeError as error:
         raise UsageFault(f"{name}: {error}; give the whole path") from error
-
-
-def among(name: str, values: Any, known: Sequence[str]) -> tuple[str, ...]:
-    """Return one or several texts that are known, at least one.
-
-    Args:
-        name: The argument.
-        values: A text, or an iterable of texts.
-        known: Accepted texts.
-
-    Returns:
-        The texts.
-
-    Raises:
-        UsageFault: There is none, or one of them is not known.
-    """
-    found = texts(name, values)
-    if not found:
-        raise refuse(name, f"at least one of {', '.join(known)}", values)
-    return tuple(choice(name, one, known) for one in found)

@@ -130,10 +130,6 @@ class Registry(Generic[T]):
             return self._loaded(offered[0])
         return cast("T", EntryPoint(name, self.builtin[name], self.group).load())
 
-    def all(self) -> dict[str, T]:
-        """Return every extension by name; raises as `get` does."""
-        return {name: self.get(name) for name in self.names()}
-
     def _loaded(self, point: EntryPoint) -> T:
         what = f"{self.noun} {point.name!r} of {_distribution(point)}: {point.value}"
         with foreign(what, "loading", "update or uninstall that package"):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.order import text_hashes
+from omniges.data.selection import LabelColumn, among, keep_labelled, keep_lengths
 from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
@@ -39,8 +40,6 @@ from omniges.shards.schema import (
 from omniges.storage.canonical_json import canonical_json
 
 _LABELS: Final = ("split", "shard", "speaker", "language")
-LabelColumn = tuple[list[str], npt.NDArray[np.int32]]
-"""Distinct texts, and the number (N,) of each row's, -1 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,38 +264,18 @@ def _selection(
 ) -> npt.NDArray[np.bool_]:
     """Return which rows (N,) pass the filters; each filter in turn, so that the one that leaves nothing is named."""
     names, codes = labels["split"]
-    left = _among(labels["split"], [filters.split])
+    left = among(labels["split"], [filters.split])
     if not left.any():
         counts = ", ".join(f"{name} {int((codes == number).sum())}" for number, name in enumerate(names))
         raise UsageFault(
             f"{folder}: no sample is in split {filters.split!r}, found {counts or 'no samples at all'}: choose another "
             "split, or preprocess again with a --split-csv that names recordings for it"
         )
-    ids = manifest.numbers("speaker_id")
-    ids_wanted = [int(name) for name in filters.speakers if name.isdecimal()]
-    seconds = manifest.numbers("seconds")
-    longest = float("inf") if filters.max_seconds is None else filters.max_seconds
-    for name, wanted in (("speaker", filters.speakers), ("language", filters.languages), ("emotion", filters.emotions)):
-        if not wanted:
-            continue
-        passed = _among(labels[name], wanted)
-        if name == "speaker":
-            passed |= np.isin(ids, ids_wanted)
-        if not (left & passed).any():
-            names, codes = labels[name]
-            found = ", ".join(sorted(names[code] for code in np.unique(codes[left]).tolist() if code >= 0))
-            raise UsageFault(
-                f"{folder}: no sample of split {filters.split!r} is left with {name} {' or '.join(wanted)}: choose "
-                f"from {found or 'none, all are null'}"
-            )
-        left &= passed
-    in_time = (seconds >= filters.min_seconds) & (seconds <= longest)
-    if not (left & in_time).any():
-        raise UsageFault(
-            f"{folder}: no sample of split {filters.split!r} lasts {filters.min_seconds:g} to {longest:g} s, the "
-            f"others last {seconds[left].min():g} to {seconds[left].max():g} s: choose other limits"
-        )
-    left &= in_time
+    ids = np.isin(manifest.numbers("speaker_id"), [int(name) for name in filters.speakers if name.isdecimal()])
+    left = keep_labelled(folder, left, "speaker", labels["speaker"], filters.speakers, ids)
+    left = keep_labelled(folder, left, "language", labels["language"], filters.languages)
+    left = keep_labelled(folder, left, "emotion", labels["emotion"], filters.emotions)
+    left = keep_lengths(folder, left, manifest.numbers("seconds"), filters.min_seconds, filters.max_seconds)
     has = filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
     if not (left & has).any():
         raise UsageFault(
@@ -304,11 +283,6 @@ def _selection(
             f"{', '.join(filters.streams)}: choose tasks whose streams the samples have, or other shards"
         )
     return left & has
-
-
-def _among(column: LabelColumn, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
-    names, codes = column
-    return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
 
 
 def _table(

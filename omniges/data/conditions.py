@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.conditions.base import STREAM_OF, ConditionStream, Content, Recording, TrainingFacts, window_value
 from omniges.conditions.registry import labels_read
-from omniges.data.catalog import Catalog, LabelColumn
-from omniges.data.tracks import Normaliser, Tracks
+from omniges.data.catalog import Catalog
+from omniges.data.selection import LabelColumn
+from omniges.data.tracks import TILE_TICKS, Normaliser, Tracks
 from omniges.data.window_reader import ClipReader
 from omniges.errors import UsageFault
 from omniges.shards.present import STREAM_BITS, absent_channels
-
-_TILE_TICKS: Final = 64
 
 
 def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
@@ -65,7 +64,7 @@ class ConditionReader:
         self._tracks = tracks
         plain = Normaliser.identity(tracks)
         self._plain = Normaliser(
-            plain.gesture.tiled(tracks.gesture.rows(_TILE_TICKS)), plain.audio.tiled(tracks.audio.rows(_TILE_TICKS))
+            plain.gesture.tiled(tracks.gesture.rows(TILE_TICKS)), plain.audio.tiled(tracks.audio.rows(TILE_TICKS))
         )
 
     def fill(

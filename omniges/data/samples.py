@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges import arguments
+from omniges.data.selection import among, column, keep_labelled, keep_lengths
 from omniges.data.window_reader import Verify
 from omniges.errors import UsageFault
 from omniges.shards.documents import parse_document
@@ -207,51 +208,25 @@ class ShardSet:
         if labels is not None and not isinstance(labels, Mapping):
             raise arguments.refuse("labels", 'values by label, such as {"emotion": "anger"},', labels)
         min_seconds = arguments.number("min_seconds", min_seconds, 0)
-        longest = float("inf") if max_seconds is None else arguments.number("max_seconds", max_seconds, 0)
-        if min_seconds > longest:
+        if max_seconds is not None and min_seconds > arguments.number("max_seconds", max_seconds, 0):
             raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {min_seconds} and {max_seconds}")
-        left = self.rows
-        if split is not None:
-            left = self._having(left, "split", [split], lambda row: (row.split,))
-        if wanted := _texts("speakers", speakers):
-            left = self._having(
-                left,
-                "speaker",
-                wanted,
-                lambda row: (row.speaker, None if row.speaker_id is None else str(row.speaker_id)),
-            )
-        if wanted := _texts("languages", languages):
-            left = self._having(left, "language", wanted, lambda row: (row.language,))
         known = {label for row in self.rows for label in row.labels}
+        if strange := (labels or {}).keys() - known:
+            there = ", ".join(sorted(known)) or "none"
+            raise UsageFault(f"{self.folder}: no label {min(map(str, strange))!r}: choose from {there}")
+        names = _texts("speakers", speakers)
+        wanted = {"split": [split] if split else [], "speaker": names, "language": _texts("languages", languages)}
+        ids = among(column([None if row.speaker_id is None else str(row.speaker_id) for row in self.rows]), names)
+        left = np.ones(len(self.rows), np.bool_)
+        for name, texts in wanted.items():
+            own = column([getattr(row, name) for row in self.rows])
+            left = keep_labelled(self.folder, left, name, own, texts, ids if name == "speaker" else None)
         for name, values in (labels or {}).items():
-            if name not in known:
-                raise UsageFault(f"{self.folder}: no label {name!r}: choose from {', '.join(sorted(known)) or 'none'}")
-            if wanted := _texts(name, values):
-                left = self._having(left, name, wanted, _values_of(name))
-        timed = tuple(row for row in left if min_seconds <= row.seconds <= longest)
-        if left and not timed:
-            lengths = sorted(row.seconds for row in left)
-            raise UsageFault(
-                f"{self.folder}: no sample lasts {min_seconds:g} to {longest:g} s, the others last {lengths[0]:g} to "
-                f"{lengths[-1]:g} s: choose other limits"
-            )
-        return ShardSet(self.reader, timed)
-
-    def _having(
-        self,
-        rows: Sequence[ManifestRow],
-        what: str,
-        wanted: Sequence[str],
-        values: Callable[[ManifestRow], tuple[str | None, ...]],
-    ) -> tuple[ManifestRow, ...]:
-        """The rows of which one of the values is wanted; raises UsageFault where there is none."""
-        found = tuple(row for row in rows if not set(wanted).isdisjoint(values(row)))
-        if not found:
-            there = ", ".join(sorted({str(values(row)[0]) for row in rows if values(row)[0]}))
-            raise UsageFault(
-                f"{self.folder}: no sample is left with {what} {' or '.join(wanted)}: choose from {there or 'none'}"
-            )
-        return found
+            own = column([row.labels[name] for row in self.rows])
+            left = keep_labelled(self.folder, left, name, own, _texts(name, values))
+        seconds = np.array([row.seconds for row in self.rows])
+        left = keep_lengths(self.folder, left, seconds, min_seconds, max_seconds)
+        return ShardSet(self.reader, [self.rows[number] for number in np.flatnonzero(left)])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -337,15 +312,6 @@ class ShardSet:
 
 
 _SAME = ("key", "stem", "split", "speaker_id", "speaker", "language", "seconds", "frames")
-
-
-def _id_of(row: ManifestRow) -> tuple[str, ...]:
-    """The speaker's id as a text, where it is known."""
-    return () if row.speaker_id is None else (str(row.speaker_id),)
-
-
-def _values_of(label: str) -> Callable[[ManifestRow], tuple[str]]:
-    return lambda row: (row.labels[label],)
 
 
 def _texts(what: str, given: Any) -> list[str]:

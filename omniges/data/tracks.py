@@ -23,10 +23,13 @@ from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.shards.dataset import divisors
 from omniges.shards.latents import CodecEntry, FrameEntry, FrameRows, WindowEntry
+from omniges.shards.schema import VERIFY
 
 F32 = npt.NDArray[np.float32]
 
 WORDS: Final = "words"
+TILE_TICKS: Final = 64
+"""Ticks of a tiled scale: means and divisors of this many ticks take 1 MB, which fits into a cache."""
 """The member with the words, whatever a version of the contract calls it."""
 STREAMS: Final[tuple[Literal["gesture", "audio", "text"], ...]] = ("gesture", "audio", "text")
 
@@ -113,6 +116,38 @@ class Scale:
     mean: F32
     divisor: F32
 
+    @classmethod
+    def from_statistics(cls, found: Any, name: str, channels: int, source: str) -> Scale:
+        """Return the scale of an array by the statistics of its channels.
+
+        Args:
+            found: entry of stats.json or latents.json, with ``mean`` and ``std``.
+            name: name of the array, for errors.
+            channels: expected number of channels C.
+            source: path of the file, for errors.
+
+        Returns:
+            Mean and divisor (C,).
+
+        Raises:
+            UsageFault: the statistics are of no sample.
+            DataError: the statistics do not follow the contract.
+        """
+        if found == {"samples": 0}:
+            raise UsageFault(
+                f"{source}: no train sample is long enough for latents of {name}, so training is impossible"
+            )
+        try:
+            mean, std = (np.asarray(found[key], dtype=np.float64) for key in ("mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{source}: mean and std of {name} expected. {VERIFY}") from error
+        if mean.shape != (channels,) or std.shape != mean.shape or not np.isfinite(mean + std).all() or std.min() < 0:
+            raise DataError(
+                f"{source}: {channels} finite means and non-negative deviations of {name} expected, found "
+                f"{mean.shape} and {std.shape}. {VERIFY}"
+            )
+        return cls(mean.astype(np.float32), divisors(std))
+
     def tiled(self, frames: int) -> Scale:
         """The same for so many frames in one row."""
         return Scale(np.tile(self.mean, frames), np.tile(self.divisor, frames))
@@ -159,19 +194,4 @@ class Normaliser:
                 "train split with omniges preprocess --split-csv"
             )
         streams = zip(STREAMS, tracks.arrays, strict=False)  # text has numbers where it is latents
-        return cls(*(_scale(statistics, stream, track.channels, source) for stream, track in streams))
-
-
-def _scale(statistics: Mapping[str, Any], stream: str, channels: int, source: str) -> Scale:
-    if statistics.get(stream) == {"samples": 0}:
-        raise UsageFault(f"{source}: no train sample is long enough for latents of {stream}, so nothing can be learned")
-    try:
-        mean, std = (np.asarray(statistics[stream][name], dtype=np.float64) for name in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: mean and std of {stream} expected. Run omniges verify-shards") from error
-    if mean.shape != (channels,) or std.shape != (channels,) or not np.isfinite(mean + std).all() or (std < 0).any():
-        raise DataError(
-            f"{source}: {channels} finite means and non-negative deviations of {stream} expected, found {mean.shape} "
-            f"and {std.shape}. Run omniges verify-shards"
-        )
-    return Scale(mean.astype(np.float32), divisors(std))
+        return cls(*(Scale.from_statistics(statistics.get(name), name, one.channels, source) for name, one in streams))

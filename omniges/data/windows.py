@@ -25,16 +25,17 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from omniges import arguments
 from omniges.data.members import MappedMembers
 from omniges.data.samples import ShardSet, Texts, Word, open_shards
-from omniges.data.tracks import Scale
+from omniges.data.tracks import TILE_TICKS, Scale
 from omniges.data.window_reader import Verify
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.features.text_slots import MARKS, SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.shards.dataset import combine, divisors, partial_of
+from omniges.shards.dataset import combine, partial_of
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.schema import GESTURE_PARTS, PARTS, STATS_FILE, VERIFY, Part
+from omniges.shards.present import CHANNELS_OF, channel_flags, present_bits
+from omniges.shards.schema import PARTS, STATS_FILE, VERIFY, Part
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -42,7 +43,6 @@ T = TypeVar("T")
 
 _SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
 _CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text slots and words, in each process
-_TILE_TICKS: Final = 64  # means and divisors of so many ticks are 1 MB: a cache should hold them
 _TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
 _WORD_BYTES: Final = 200  # about what a word takes in memory
 
@@ -64,7 +64,7 @@ _TRACKS: Final = {
 }
 _NORMALIZED: Final = ("gesture", "jaw_eyes", "mel")
 _PARTS_OF: Final[Mapping[str, Mapping[Part, slice]]] = {
-    "gesture": {part: getattr(LAYOUT, part) for part in GESTURE_PARTS},
+    "gesture": CHANNELS_OF,
     "jaw_eyes": {"jaw_eyes": slice(None)},
     "mel": {"audio": slice(None)},
 }
@@ -344,12 +344,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
     def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
         """Return which channels a clip has, by array that was asked for; few clips differ in this."""
         if row.present not in self._masks:
-            has_gesture = np.zeros(LAYOUT.channels, np.bool_)
-            for part, own in _PARTS_OF["gesture"].items():
-                has_gesture[own] = part in row.present
             audio, text = "audio" in row.present, "text" in row.present
             found = {
-                "gesture": has_gesture,
+                "gesture": channel_flags(np.array([present_bits(row.present)], np.uint8))[0],
                 "jaw_eyes": np.full(JAW_EYES, "jaw_eyes" in row.present),
                 "mel": np.full(MEL_BANDS, audio),
                 "waveform": np.array(audio),
@@ -444,21 +441,15 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
         )
     track = _TRACKS[name]
     found = base.statistics.get(name) or _statistics(base, track.member)
-    try:
-        mean, std = (np.asarray(found[of], dtype=np.float64) for of in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: mean and std of {name} expected ({error!r}). {VERIFY}") from error
-    if mean.shape != (track.channels,) or std.shape != mean.shape or not np.isfinite(mean + std).all() or std.min() < 0:
-        raise DataError(f"{source}: {track.channels} finite means and deviations of {name} expected. {VERIFY}")
-    counts = np.broadcast_to(found.get("counts", 1), mean.shape)  # version 1 has none: its samples lack nothing
+    scale = Scale.from_statistics(found, name, track.channels, str(source))
+    counts = np.broadcast_to(found.get("counts", 1), scale.mean.shape)  # version 1 has none: its samples lack nothing
     unknown = [part for part, own in _PARTS_OF[name].items() if part in present and not counts[own].any()]
     if unknown:
         raise UsageFault(
             f"{source}: made of no train sample with {', '.join(unknown)}, which clips that were chosen have, so there "
             f"is nothing to normalize {name} by: take normalized=False, or leave these clips or {name} out"
         )
-    scale = Scale(mean.astype(np.float32), divisors(std))
-    return scale.tiled(min(window_ticks, _TILE_TICKS) * track.rows_per_tick)
+    return scale.tiled(min(window_ticks, TILE_TICKS) * track.rows_per_tick)
 
 
 def _statistics(base: ShardSet, member: str) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCod
 from omniges.codecs.registry import load_same_codec
 from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import LAYOUT
 from omniges.features.text_slots import SlotCodec
 from omniges.generation.inputs import Given, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
@@ -35,7 +34,7 @@ from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.shards import schema
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.present import absent_parts, rest_channels
+from omniges.shards.present import CHANNELS_OF, absent_parts, rest_channels
 from omniges.shards.reader import ShardFolder
 
 SETTINGS_FILE: Final = "settings.json"
@@ -313,7 +312,7 @@ class Sampler:
         """Parts of some targets that no sample of the training had, which are made at rest."""
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
-        return tuple(part for part in absent_parts(self.model.trained) if part in schema.GESTURE_PARTS)
+        return tuple(part for part in absent_parts(self.model.trained) if part in CHANNELS_OF)
 
     def remarks_on_absent(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
         """Return warnings about parts that `absent_from` names."""
@@ -366,7 +365,7 @@ class Sampler:
         left = [timeline.ticks for timeline in timelines]
         latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
         made = sample_timelines(self.model, timelines, targets, seed, windows, settings, worked)
-        at_rest, rest = [getattr(LAYOUT, part) for part in self.absent_from(targets)], rest_channels()
+        at_rest, rest = [CHANNELS_OF[part] for part in self.absent_from(targets)], rest_channels()
         while True:
             with self.autocast():  # not around a yield, whose caller would compute in it too
                 found = next(made, None)

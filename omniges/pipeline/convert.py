@@ -30,7 +30,8 @@ from omniges.pipeline.discover import Modality, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, ConvertSettings, Cut, Rejected, Sample
 from omniges.shards.dataset import partial_of
 from omniges.shards.manifest import SOURCES, ManifestRow, MemberPlace
-from omniges.shards.schema import CONTRACT, GESTURE_PARTS, MOTION_PARTS, PARTS, Part, Split, is_label, key_from_stem
+from omniges.shards.present import CHANNELS_OF
+from omniges.shards.schema import CONTRACT, MOTION_PARTS, PARTS, Part, Split, is_label, key_from_stem
 from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.storage.canonical_json import canonical_json, sha256_hex
 
@@ -189,7 +190,7 @@ class Take:
             "labels": any(self.labels.values()),
             "jaw_eyes": not np.isnan(clip.jaw_eyes[0]).any(),
         }
-        there |= {part: not np.isnan(clip.gesture[0, getattr(LAYOUT, part)]).any() for part in GESTURE_PARTS}
+        there |= {part: not np.isnan(clip.gesture[0, columns]).any() for part, columns in CHANNELS_OF.items()}
         return tuple(part for part in PARTS if there[part])
 
 
@@ -330,7 +331,7 @@ def _check_whole(clip: GestureClip) -> None:
     if np.isfinite(clip.gesture).all() and np.isfinite(clip.jaw_eyes).all():
         return
     for part in MOTION_PARTS:
-        values = clip.jaw_eyes if part == "jaw_eyes" else clip.gesture[:, getattr(LAYOUT, part)]
+        values = clip.jaw_eyes if part == "jaw_eyes" else clip.gesture[:, CHANNELS_OF[part]]
         if not np.isfinite(values).all() and not np.isnan(values).all():
             expected = "finite numbers, or NaN in all frames of an absent part"
             raise RecordingFault("npz-not-finite", _first_not_finite(part, values), expected)

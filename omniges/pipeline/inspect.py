@@ -11,11 +11,10 @@ import numpy.typing as npt
 from rich.console import Console
 
 from omniges.errors import UsageFault
-from omniges.features.gesture import LAYOUT
 from omniges.pipeline.summary import duration_text, print_line, print_table, size_text
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.present import CHANNELS_OF
 from omniges.shards.reader import SampleArrays, ShardFolder, notes_of
-from omniges.shards.schema import GESTURE_PARTS
 from omniges.storage.atomic import publish_bytes
 from omniges.storage.redact import one_line
 from omniges.visualize.pictures import draw_sample
@@ -143,8 +142,7 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
         members.append((name, shape, place["bytes"], *numbers))
     print_table(console, ("member", "shape", "bytes", "min", "mean", "max"), members, (1, 2, 3, 4, 5))
     blocks = []
-    for name in GESTURE_PARTS:
-        columns: slice = getattr(LAYOUT, name)
+    for name, columns in CHANNELS_OF.items():
         spread = sample.gesture.gesture[:, columns].std(axis=0, dtype=np.float64).mean()
         shown = "absent" if np.isnan(spread) else f"{spread:.4f}"
         blocks.append((name, f"{columns.start}:{columns.stop}", shown))

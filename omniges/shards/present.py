@@ -27,6 +27,8 @@ STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": 
 """Bits of each stream; a sample has a stream if it has any of its parts."""
 BODY_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root")
 """The parts that place joints."""
+CHANNELS_OF: Final[Mapping[Part, slice]] = {part: getattr(LAYOUT, part) for part in GESTURE_PARTS}
+"""Gesture channels of each part."""
 
 
 def present_bits(parts: Collection[str]) -> int:
@@ -48,15 +50,15 @@ def channel_flags(bits: U8) -> Bools:
     """Return the present gesture channels (N, 415) of samples with bits (N,)."""
     found = np.empty((len(bits), LAYOUT.channels), np.bool_)
     flags = part_flags(bits)
-    for part in GESTURE_PARTS:
-        found[:, getattr(LAYOUT, part)] = flags[:, [STREAM_PARTS.index(part)]]
+    for part, columns in CHANNELS_OF.items():
+        found[:, columns] = flags[:, [STREAM_PARTS.index(part)]]
     return found
 
 
 @cache
 def absent_channels(bits: int) -> tuple[slice, ...]:
     """Return the gesture channels that a sample with these bits lacks."""
-    return tuple(getattr(LAYOUT, part) for part in absent_parts(bits) if part in GESTURE_PARTS)
+    return tuple(CHANNELS_OF[part] for part in absent_parts(bits) if part in CHANNELS_OF)
 
 
 def trained_bits(statistics: Mapping[str, Any]) -> int:
@@ -65,7 +67,7 @@ def trained_bits(statistics: Mapping[str, Any]) -> int:
     if "counts" not in gesture:
         return ALL_PRESENT
     counts = np.asarray(gesture["counts"])
-    there = {part for part in GESTURE_PARTS if counts[getattr(LAYOUT, part)].any()}
+    there = {part for part, columns in CHANNELS_OF.items() if counts[columns].any()}
     there |= {"audio"} if any(statistics["mel"]["counts"]) else set()
     there |= {"text"} if statistics["words"]["total"] else set()
     return present_bits(there)

@@ -24,7 +24,8 @@ from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT
 from omniges.shards.dataset import STATISTICS, Partial, partial_of
 from omniges.shards.latents import CodecEntry
 from omniges.shards.manifest import SOURCES, ManifestRow
-from omniges.shards.schema import GESTURE_PARTS, MOTION_PARTS, PARTS, Part, is_count, is_real
+from omniges.shards.present import CHANNELS_OF
+from omniges.shards.schema import MOTION_PARTS, PARTS, Part, is_count, is_real
 from omniges.shards.tar import NPY_MAGIC, npy_header
 from omniges.storage.canonical_json import canonical_json
 from omniges.verify.dataset import strict_json
@@ -433,8 +434,8 @@ def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> np
     """Return the flags of columns that belong to absent parts: (C,), or (N,) for an array without frames."""
     absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
     if member == "gesture.npy":
-        for part in set(GESTURE_PARTS) - set(row.present):
-            absent[getattr(LAYOUT, part)] = True
+        for part in CHANNELS_OF.keys() - set(row.present):
+            absent[CHANNELS_OF[part]] = True
     part_of: dict[str, Part] = {"mel.npy": "audio", "jaw_eyes.npy": "jaw_eyes", "start_xz.npy": "root"}
     if member in part_of:
         absent[:] = part_of[member] not in row.present
@@ -524,7 +525,7 @@ def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool
 
 def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
     """Check that 6D rotations have orthonormal rows and that the first two root steps are equal."""
-    parts = [getattr(LAYOUT, part) for part in ("upper", "hands", "lower") if part in sample.row.present]
+    parts = [CHANNELS_OF[part] for part in ("upper", "hands", "lower") if part in sample.row.present]
     channels = np.concatenate([np.arange(part.start, part.stop) for part in parts]) if parts else np.empty(0, int)
     columns: Any = LAYOUT.rotations if len(parts) == 3 else channels  # a slice is a view
     for start in range(0, len(gesture) if parts else 0, _BLOCK_FRAMES):

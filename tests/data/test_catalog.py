@@ -129,7 +129,7 @@ class TestFilters:
             ({"speakers": ("1",), "languages": ("chinese",)}, "language chinese: choose from english"),
             ({"emotions": ("happy",)}, "emotion happy: choose from neutral"),
             ({"speakers": ("3",), "emotions": ("happy",)}, "emotion happy: choose from none, all are null"),
-            ({"min_seconds": 60.0}, r"lasts 60 to inf s, the others last 0\.76\d* to 3 s"),
+            ({"min_seconds": 60.0}, r"lasts 60 to inf s; they last 0\.76\d* to 3 s"),
         ],
     )
     def test_that_leave_nothing_are_refused_with_the_choice(

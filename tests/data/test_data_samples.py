@@ -134,7 +134,7 @@ def test_filters(whole_set: Path) -> None:
         ({"languages": "dutch"}, "choose from english"),
         ({"labels": {"mood": "happy"}}, "no label 'mood': choose from emotion, scenario"),
         ({"labels": {"emotion": "joy"}}, "no sample is left with emotion joy: choose from anger"),
-        ({"min_seconds": 60}, "no sample lasts 60 to inf s, the others last 2 to 2.7 s"),
+        ({"min_seconds": 60}, "no sample that is left lasts 60 to inf s; they last 2 to 2.7 s"),
         ({"min_seconds": 3, "max_seconds": 2}, "0 ≤ min_seconds ≤ max_seconds expected"),
         ({"speakers": 1.5}, "speakers: a text or several expected, found 1.5"),
         ({"verify": "always"}, "one of first, never expected"),
