@@ -130,6 +130,19 @@ class Registry(Generic[T]):
             return self._loaded(offered[0])
         return cast("T", EntryPoint(name, self.builtin[name], self.group).load())
 
+    def require_installed(self, name: str, why: str) -> None:
+        """Raise UsageFault for an extension that only this process knows, because a program registered it.
+
+        Args:
+            name: a known name.
+            why: reason for which other processes must find it.
+        """
+        if name in self._registered and all(point.name != name for point in entry_points(group=self.group)):
+            raise UsageFault(
+                f"{self.noun} {name!r} is registered in this process alone, and {why}: install it as a package with an "
+                f"entry point {self.group}"
+            )
+
     def _loaded(self, point: EntryPoint) -> T:
         what = f"{self.noun} {point.name!r} of {_distribution(point)}: {point.value}"
         with foreign(what, "loading", "update or uninstall that package"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.order import text_hashes
-from omniges.data.selection import LabelColumn, among, keep_labelled, keep_lengths
+from omniges.data.selection import Bools, LabelColumn, among, keep_labelled, keep_lengths
 from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
@@ -146,6 +146,8 @@ class Catalog:
     content_hash: str
     """sha256 of the clips and of the members that batches read of them: others may come and go."""
     filters: Filters
+    left_out: int
+    """Clips that pass all filters but that of streams."""
     table: ClipTable
     speaker: npt.NDArray[np.int32]  # (N,) number of the name, -1 for none
     speaker_names: tuple[str, ...]
@@ -192,7 +194,11 @@ def read_catalog(
         manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
         columns_of = {name: manifest.labels(name) for name in _LABELS}
         columns_of |= {name: manifest.labels_of(name) for name in {"emotion", *labels} - columns_of.keys()}
-        chosen = np.flatnonzero(_selection(folder, manifest, columns_of, filters))
+        left = _selection(folder, manifest, columns_of, filters)
+        usable = _with_streams(folder, manifest, left, filters)
+        if (left_out := int(left.sum() - usable.sum())) == 0:
+            filters = replace(filters, streams=())  # part of the order of windows, so none without need
+        chosen = np.flatnonzero(usable)
         keys = manifest.keys()[chosen]
         if not bool((keys[1:] > keys[:-1]).all()):
             order = np.argsort(keys, kind="stable")
@@ -208,6 +214,7 @@ def read_catalog(
         manifest_hash=dataset["manifest_hash"],
         content_hash=_content_hash(table, speaker_names, speaker, read),
         filters=filters,
+        left_out=left_out,
         table=table,
         speaker=speaker,
         speaker_names=tuple(speaker_names),
@@ -275,14 +282,18 @@ def _selection(
     left = keep_labelled(folder, left, "speaker", labels["speaker"], filters.speakers, ids)
     left = keep_labelled(folder, left, "language", labels["language"], filters.languages)
     left = keep_labelled(folder, left, "emotion", labels["emotion"], filters.emotions)
-    left = keep_lengths(folder, left, manifest.numbers("seconds"), filters.min_seconds, filters.max_seconds)
-    has = filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
-    if not (left & has).any():
+    return keep_lengths(folder, left, manifest.numbers("seconds"), filters.min_seconds, filters.max_seconds)
+
+
+def _with_streams(folder: Path, manifest: ManifestColumns, left: Bools, filters: Filters) -> Bools:
+    """Return the rows (N,) that are left and have the streams of one of the filter's sets."""
+    has: Bools = left & filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
+    if not has.any():
         raise UsageFault(
             f"{folder}: none of {int(left.sum())} samples of split {filters.split!r} has the streams of any of "
             f"{', '.join(filters.streams)}: choose tasks whose streams the samples have, or other shards"
         )
-    return left & has
+    return has
 
 
 def _table(

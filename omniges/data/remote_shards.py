@@ -97,7 +97,7 @@ class RemoteShards:
             self._files[name] = CachedFile(group, name, entry["bytes"], entry["sha256"])
         for name in SMALL_FILES:
             if name not in self._files:
-                raise DataError(f"{location}: dataset.json lists no {name}. Run omniges preprocess again")
+                raise DataError(f"{location}: dataset.json lists no {name}. Make the shards again")
         self._kept: list[Pin] = []
         self._stores = threading.local()
         if store is not None:

@@ -24,6 +24,10 @@ class TraceSettings:
     from_step: int = option(0, "First step, from 0.", least=0)
     steps: int = option(1, "Steps to list.", least=1)
     split: Split = option("train", "Split.")
+    streams: tuple[str, ...] = option(
+        (),
+        "Keep clips that have all streams of one of these, such as audio+gesture; a run with absent parts prints them.",
+    )
     audio_codec: str | None = option(None, "Codec whose latents take the place of the mel in the run.", shown="mel")
     gesture_codec: str | None = option(
         None, "Codec whose latents take the place of the gesture channels in the run.", shown="channels"

@@ -29,7 +29,7 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     sequencing = Sequencing(
         window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=settings.tick_multiple
     )
-    catalog = read_catalog(settings.shards, Filters(split=settings.split), settings.codecs)
+    catalog = read_catalog(settings.shards, Filters(split=settings.split, streams=settings.streams), settings.codecs)
     data = [DataSource(catalog)]
     digests_at = _digester(data, sequencing, share) if settings.decode else None
     order = make_order(data, sequencing)

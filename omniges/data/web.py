@@ -58,7 +58,6 @@ _HEADER: Final = re.compile(  # where name and size stand; `member_header` says 
 )
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _READ_BYTES: Final = 1 << 20
-_MOST_MEMBER_BYTES: Final = 1 << 30  # eleven minutes of float32 audio are 43 MB
 _VERIFY: Final = "Run omniges verify-shards on the original"
 _SHARDS_SHUFFLED: Final = 1_000_000  # all of them
 
@@ -301,8 +300,6 @@ class _Walk:
             key, name, size = parts[0].decode(), parts[1].decode(), int(parts[2], 8)
             if match is None or block != member_header(f"{key}.{name}", size):
                 raise self.fault(start, f"the header of a member expected, found {block[:32]!r}…")
-            if size > _MOST_MEMBER_BYTES:
-                raise self.fault(start, f"{key}.{name}: at most {_MOST_MEMBER_BYTES} bytes expected, found {size}")
             offset = self.position
             data = self._exactly(size, f"{key}.{name}")
             if self._exactly(-size % BLOCK_BYTES, f"the padding of {key}.{name}").strip(b"\0"):

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from omniges.errors import DataError, EnvironmentFault
 from omniges.pipeline import incremental
-from omniges.pipeline.corpora.registry import find_recordings
+from omniges.pipeline.corpora.registry import CORPORA, find_recordings
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.publish import publish_set
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
@@ -96,6 +96,7 @@ def preprocess(
     start = time.monotonic()
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
     settings, discovery = find_recordings(settings)
+    CORPORA.require_installed(cast("str", settings.corpus), "workers of preprocess are processes of their own")
     workspace = Workspace(settings.out)
     make_folder(settings.out)
     with locked(settings.out), _RunLog(settings.log_path) as log:

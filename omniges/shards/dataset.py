@@ -214,7 +214,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UsageFault(f"{folder}: a folder of shards expected, found none. Run omniges preprocess first")
     try:
-        document = read_json(path, "Run omniges preprocess again", folder)
+        document = read_json(path, "Make the shards again", folder)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: no {schema.DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
@@ -244,7 +244,9 @@ def check_document(document: object, path: str) -> dict[str, Any]:
             f"{path}: shard contract version {known} expected, found {version!r:.40}. Use the omniges that wrote it"
         )
     if not sealed_correctly(document):
-        raise DataError(f"{path}: the checksum does not fit the content. It was edited or damaged: preprocess again")
+        raise DataError(
+            f"{path}: the checksum does not fit the content: it was edited or damaged. Make the shards again"
+        )
     for field_name in ("shards", "files"):
         listed = document.get(field_name)
         if not isinstance(listed, dict):

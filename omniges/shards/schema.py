@@ -33,7 +33,7 @@ SIDE_FILES: Final = (
     REPORT_FILE,
 )  # files beside the shards, without dataset.json
 UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that started and did not finish
-VERIFY: Final = "Run omniges verify-shards, then preprocess again"
+VERIFY: Final = "Run omniges verify-shards, then make the shards again"
 """Remedy in errors about damaged shards."""
 
 Split = Literal["train", "val", "test", "additional"]

@@ -177,11 +177,8 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
     labels = labels_read(find_streams(settings.condition_streams, "--condition-streams").values())
-    catalog = read_catalog(shards.folder, Filters(split="train"), settings.codecs, labels)
     wanted = Filters(split="train", streams=allowed_tasks(settings.flow_settings().shares))
-    if not wanted.pass_streams(catalog.table.present).all():  # a filter is part of the sequence, so none without need
-        catalog = read_catalog(shards.folder, wanted, settings.codecs, labels)
-    return DataSource(catalog, weight, shards=shards)
+    return DataSource(read_catalog(shards.folder, wanted, settings.codecs, labels), weight, shards=shards)
 
 
 def _left_out(data: Sequence[DataSource]) -> list[str]:
@@ -189,10 +186,9 @@ def _left_out(data: Sequence[DataSource]) -> list[str]:
     told = []
     for source in data:
         catalog = source.catalog
-        if catalog.filters.streams:
-            lost = len(read_catalog(catalog.folder, Filters(split="train")).table) - len(catalog.table)
-            sets = ", ".join(catalog.filters.streams)
-            told.append(f"{catalog.folder}: {lost} clips left out, for they have the streams of no task ({sets})")
+        if catalog.left_out:
+            sets = " or ".join(catalog.filters.streams)
+            told.append(f"{catalog.folder}: {catalog.left_out} clips left out; a task needs {sets}")
         counts = (~part_flags(catalog.table.present)).sum(axis=0).tolist()
         lacking = [f"{part} from {count}" for part, count in zip(STREAM_PARTS, counts, strict=True) if count]
         if lacking:

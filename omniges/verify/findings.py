@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 _SHOWN_CHARACTERS: Final = 300
 _PER_CODE: Final = 20  # findings of one code listed for each file; further ones are only counted
 
-_AGAIN: Final = "run omniges preprocess again"
-_COPY: Final = "copy the file again from where it was made, or run omniges preprocess again"
+_AGAIN: Final = "make the shards again"
+_COPY: Final = "copy the file again from where it was made, or make the shards again"
 _LATENTS: Final = "if nobody edited the shards, report it with this line; run omniges encode again with --overwrite"
-_REPORT: Final = "if nobody edited the shards, report it with this line; run omniges preprocess again"
+_REPORT: Final = "if nobody edited the shards, report it with this line; make the shards again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
     "file-checksum": _error("the file's sha256 is not the one in dataset.json", _COPY),
     "file-unlisted": _note("the folder holds a file that is not part of the shards", "nothing, or move it elsewhere"),
     "temporary-file": _error(
-        "the folder holds a temporary file of an unfinished run", "run omniges preprocess again, or delete the file"
+        "the folder holds a temporary file of an unfinished run", "make the shards again, or delete the file"
     ),
     "unfinished-run": _note(
         "the folder holds the marker of a run that started and did not finish",
-        "if no run is active, run omniges preprocess again",
+        "if no run is active, make the shards again",
     ),
     "unfinished-foreign": _error(
         "the folder of an unfinished run holds names or steps that no omniges run writes, such as paths that lead out "

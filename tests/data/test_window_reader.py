@@ -81,7 +81,7 @@ class TestDamage:
                 reader.words(1) if member == 2 else read(reader, 1)
             named = f"{shard}: {table.key(1)}.{PLAIN_TRACKS.members[member]} at byte {first}: "
             assert str(caught.value).startswith(named)
-            assert str(caught.value).endswith("Run omniges verify-shards, then preprocess again")
+            assert str(caught.value).endswith("Run omniges verify-shards, then make the shards again")
         shard.write_bytes(sound)
         read(reader_of(folder, catalog=catalog), 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_a_corpus_of_another_package_is_converted_by_workers(sounds: Path, tmp_p
     }
     assert folder.dataset["settings"]["corpus"] == "sounds"
     assert verify(VerifySettings(folder=out, level="deep", workers=1)).findings == ()
+
+
+def test_a_corpus_that_workers_cannot_find_is_refused_before_any_work(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope: dict[str, Any] = {}
+    exec(SOUNDS, scope)  # noqa: S102 - the package above, registered by this program instead
+    monkeypatch.setitem(CORPORA._registered, "sounds", scope["SOUNDS"])  # as register_corpus does, undone afterwards
+    with pytest.raises(UsageFault, match=r"'sounds' is registered in this process alone, .*entry point"):
+        run_preprocess(sounds, tmp_path / "out", corpus="sounds")
+    assert not (tmp_path / "out").exists()
 
 
 class TestBeat2:
