@@ -38,6 +38,7 @@ from omniges.codecs.base import Loading, exact, fingerprint_of
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.shards.latents import FrameEntry
+from omniges.storage.files import read_settings
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 F32 = npt.NDArray[np.float32]
@@ -45,6 +46,8 @@ F32 = npt.NDArray[np.float32]
 NAME: Final = "audioldm2-vae"
 
 _CONFIG: Final = "config.json"
+_CLASS: Final = "AutoencoderKL"
+_OTHER: Final = f"{_CONFIG} and weights are of different codecs: give those that belong together"
 _WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _KEYS: Final = (
     *("in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
@@ -125,12 +128,18 @@ def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
     """
     config = _read_config(folder / _CONFIG)
     frames_per_row = _frames_per_row(folder / _CONFIG, config)
+    weights = _weights(folder)
+    layers = config.get("layers_per_block", 1) * len(config["block_out_channels"])
+    if layers > len(weights):
+        raise DataError(f"{folder / _CONFIG}: layers of {len(weights)} tensors expected, found {layers}: {_OTHER}")
     try:
-        vae: Any = AutoencoderKL(**config)  # type: ignore[no-untyped-call]
+        with torch.device("meta"):  # no memory is taken for what a configuration claims
+            vae: Any = AutoencoderKL(**config)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{folder / _CONFIG}: cannot build an AutoencoderKL from it ({reason})") from error
-    _load_weights(vae, folder)
+    require_same(shapes_of(vae.state_dict()), shapes_of(weights), str(folder), _OTHER)
+    vae.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     vae = vae.to(device).eval().requires_grad_(False)
     found = {key: value for key in _KEYS if (value := vae.config.get(key)) is not None}
     columns = MEL_BANDS // frames_per_row  # both axes are halved equally often
@@ -153,15 +162,12 @@ def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Return the keys of a config.json that affect the numbers."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: name the folder that holds the codec's config.json") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not a JSON document ({error}): copy the codec again") from error
-    if not isinstance(found, dict) or found.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        kind = found.get("_class_name") if isinstance(found, dict) else type(found).__name__
-        raise DataError(f"{path}: an AutoencoderKL of diffusers expected, found {kind}: name its folder vae")
+    found = read_settings(
+        path, "Name the folder that holds the codec's config.json, or copy the codec again", path.parent
+    )
+    kind = found.get("_class_name", _CLASS)
+    if kind != _CLASS:
+        raise DataError(f"{path}: an {_CLASS} of diffusers expected, found {str(kind)[:80]}: name its folder vae")
     return {key: found[key] for key in _KEYS if key in found}
 
 
@@ -201,8 +207,8 @@ def _is_number(value: object) -> bool:
     return type(value) in {int, float} and abs(value) < float("inf")  # type: ignore[arg-type]
 
 
-def _load_weights(vae: Any, folder: Path) -> None:
-    """Load exactly the weights of the model; raise DataError with missing, unknown or misshapen ones."""
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights in a folder by today's names; raise DataError where they are missing, NaN or infinite."""
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder}: {' or '.join(_WEIGHTS)} expected, found neither: copy the codec's weights there")
@@ -212,9 +218,7 @@ def _load_weights(vae: Any, folder: Path) -> None:
             name = name.replace(old, new)  # noqa: PLW2901 - the name in today's diffusers
         require_finite(name, tensor, str(path))
         found[name] = tensor
-    remedy = f"{_CONFIG} and weights are of different codecs: give those that belong together"
-    require_same(shapes_of(vae.state_dict()), shapes_of(found), str(path), remedy)
-    vae.load_state_dict(found)
+    return found
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ from omniges.metrics.profiles import Profile
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import BODY_PARTS, at_rest
 from omniges.shards.schema import MOTION_PARTS
-from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import read_file
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -75,12 +75,9 @@ def load_bodies(path: Path | None) -> Bodies:
     """
     if path is None:
         return GENERIC
-    with os_errors(path, "read"):
-        if not path.is_file():
-            raise UsageFault(f"--body-model {path}: an SMPL-X model as .npz expected, found no file there")
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path}: at most {_MOST_BYTES >> 20} MiB expected, found {path.stat().st_size} bytes")
-        data = path.read_bytes()
+    if not path.is_file():
+        raise UsageFault(f"--body-model {path}: an SMPL-X model as .npz expected, found no file there")
+    data = read_file(path, _MOST_BYTES)
     try:
         model = decode_body_model(data)
     except (RecordingFault, ValueError) as fault:

@@ -30,10 +30,12 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import MAX_SETTINGS_BYTES, parse_json, read_file
 
 T = TypeVar("T")
 
 _ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}
+_MOST_BYTES: Final = 4 << 30
 _REPORT: Final = "omniges-evaluation"
 _SAME: Final = (
     *("seed", "steps", "solver", "guidance", "shift", "last_level"),
@@ -86,9 +88,10 @@ class FileResult(Result):
         else:
             path = self.folder / Path(str(entry.get("path"))).name
         with os_errors(path, "read"):
-            if not path.is_file():
-                raise DataError(f"{path}: a generated file expected, found none: generate it again")
-            data = path.read_bytes()
+            try:
+                data = read_file(path, _MOST_BYTES, self.folder)
+            except FileNotFoundError as error:
+                raise DataError(f"{path}: a generated file expected, found none: generate it again") from error
         if entry is not None and sha256_hex(data) != entry.get("sha256"):
             raise DataError(f"{path}: it is not what {self.name}.json says: generate it again")
         try:
@@ -230,11 +233,9 @@ def _stream_of(path: Path) -> StreamName | None:
 
 def _is_report(path: Path) -> bool:
     """Return whether a JSON file is a report of `evaluate`, which may lie beside what it reports on."""
-    with os_errors(path, "read"):
-        data = path.read_bytes()
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
+        found = parse_json(read_file(path, MAX_SETTINGS_BYTES, path.parent))
+    except ValueError:
         return False
     return isinstance(found, dict) and found.get("format") == _REPORT
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.storage.atomic import os_errors
+from omniges.storage.files import read_file
 
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
@@ -211,10 +211,8 @@ def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
     """
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; {wanted}")
-    with os_errors(path, "read"):
-        data = path.read_bytes()
     try:
-        return decode_npy(data)
+        return decode_npy(read_file(path, MAX_TOTAL_BYTES))
     except RecordingFault as fault:
         raise DataError(f"{path}: found {fault.problem.found}; {wanted}") from fault
 

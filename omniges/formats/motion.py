@@ -19,7 +19,8 @@ from omniges.formats.npz import (
     encode_motion,
     motion_from_arrays,
 )
-from omniges.storage.atomic import os_errors, publish_bytes
+from omniges.storage.atomic import publish_bytes
+from omniges.storage.files import read_file
 
 Array = npt.NDArray[Any]
 _MODEL: Final = "smplx2020"  # what BEAT2's files name
@@ -61,12 +62,8 @@ def read_motion(path: str | Path) -> SmplxMotion:
     path = arguments.path("path", path)
     if not path.is_file():
         raise UsageFault(f"{path}: an NPZ file of SMPL-X motion expected, found no such file")
-    with os_errors(path, "read"):
-        if (size := path.stat().st_size) > _MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes found, at most {_MAX_BYTES} expected: check where it comes from")
-        data = path.read_bytes()
     try:
-        motion = decode_motion(data)
+        motion = decode_motion(read_file(path, _MAX_BYTES))
     except RecordingFault as fault:
         raise fault.refusal(path) from fault
     return SmplxMotion(

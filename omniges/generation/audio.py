@@ -24,6 +24,7 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMP
 from omniges.formats.audio import WavStream, open_wav
 from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
+from omniges.storage.files import open_file
 
 ROWS_PER_TICK: Final[dict[StreamName, int]] = {"gesture": FRAMES_PER_TICK, "audio": MEL_FRAMES_PER_TICK, "text": 1}
 """Rows of a stream's array in a tick."""
@@ -139,7 +140,7 @@ def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
 
     Raises DataError for what is damaged, silent, not finite or shorter than a tick.
     """
-    with os_errors(path, "read"), path.open("rb") as file:
+    with os_errors(path, "read"), open(open_file(path), "rb") as file:
         wav = _wav(path, file)
         if wav is None:
             return _by_libsndfile(path, file, folder, loudness)

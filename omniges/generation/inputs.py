@@ -38,6 +38,7 @@ from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256, sha256_hex
+from omniges.storage.files import read_file
 
 STANDARD_INPUT: Final = "-"
 
@@ -121,10 +122,7 @@ def _require_file(path: Path) -> None:
 
 def _content(path: Path) -> bytes:
     _require_file(path)
-    with os_errors(path, "read"):
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path}: at most {_MAX_BYTES >> 30} GiB expected, found {path.stat().st_size} bytes")
-        return path.read_bytes()
+    return read_file(path, _MAX_BYTES)
 
 
 def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "none") -> Given:

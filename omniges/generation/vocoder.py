@@ -13,7 +13,6 @@ and natural log of magnitudes, which a file does not say and AudioLDM2's is.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,8 +26,10 @@ import torch
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from omniges.shards.schema import is_count
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
+from omniges.storage.files import read_settings
 from omniges.storage.librosa_import import load_librosa
 from omniges.storage.tensors import read_tensors
 
@@ -41,6 +42,7 @@ _SEGMENT_FRAMES: Final = 2000
 _FADE_FRAMES: Final = 50
 _TINY: Final = 1e-10
 _HIFI_GAN_SEGMENT_FRAMES: Final = 500
+_DILATIONS: Final = [[1, 3, 5], [1, 3, 5], [1, 3, 5]]  # of a config.json that does not say them
 _WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 
 LEAST_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
@@ -178,10 +180,15 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
         raise EnvironmentFault(
             f"--vocoder {folder}: the package {error.name} is not installed: pip install 'omniges[vocoder]'"
         ) from error
+    weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}
+    layers = len(config["upsample_rates"]) * (1 + sum(2 * len(each) for each in config["resblock_dilation_sizes"]))
+    if layers > len(weights):  # before a network of so many is built
+        raise DataError(f"{file}: not the weights of its config.json ({layers} layers): take another folder")
     try:
         settings = SpeechT5HifiGanConfig.from_dict(config)
-        model = SpeechT5HifiGan(settings)
-        model.load_state_dict(read_tensors(file))
+        with torch.device("meta"):  # no memory is taken for what a configuration claims
+            model = SpeechT5HifiGan(settings)
+        model.load_state_dict(weights, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:  # of a configuration or tensors that do not fit
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: not the weights of its config.json ({reason}): take another folder") from error
@@ -203,20 +210,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageFault(f"--vocoder {folder}: the folder of a HiFi-GAN with config.json expected, found none there")
-    with os_errors(path, "read"):
-        data = path.read_bytes()
-    try:
-        config = json.loads(data)
-        rates = [int(rate) for rate in config["upsample_rates"]]
-        found = (config["model_in_dim"], config["sampling_rate"], math.prod(rates))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: the configuration of a SpeechT5HifiGan expected ({error!r}): take another") from error
+    config = {"resblock_dilation_sizes": _DILATIONS} | read_settings(path, "Take another folder", folder)
+    rates: Any = config.get("upsample_rates")
+    dilations = config["resblock_dilation_sizes"]
+    if not _are_counts(rates) or not isinstance(dilations, list) or not all(map(_are_counts, dilations)):
+        raise DataError(
+            f"{path}: the configuration of a SpeechT5HifiGan expected, with upsample_rates and resblock_dilation_sizes "
+            "as lists of whole numbers: take another"
+        )
+    found = (config.get("model_in_dim"), config.get("sampling_rate"), math.prod(rates))
     wanted = (MEL_BANDS, SAMPLE_RATE_HZ, HOP_SAMPLES)
     if found != wanted:
         names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
         wrong = [f"{w} {n} expected, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
         raise DataError(f"{path}: it is of another mel: {'; '.join(wrong)}: take another vocoder, such as AudioLDM2's")
-    return dict(config)
+    return config
+
+
+def _are_counts(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and all(is_count(one, 1) for one in found)
 
 
 def _context_frames(config: Mapping[str, Any]) -> int:

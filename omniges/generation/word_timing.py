@@ -9,7 +9,6 @@ its lower bound (0 for the shortest). Times are estimates, and results say so.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +19,7 @@ import numpy as np
 from omniges.errors import UsageFault
 from omniges.shards.schema import is_real
 from omniges.storage.canonical_json import json_document
+from omniges.storage.files import parse_json
 
 _BOUNDS_S: Final = (0.0, 0.2, 0.6, 2.0)
 _LEAST_S: Final = 0.05
@@ -49,7 +49,7 @@ class SpeakingRate:
     @classmethod
     def from_json(cls, content: bytes) -> SpeakingRate:
         """Read what `as_json` wrote; raises ValueError for anything else."""
-        found = json.loads(content)
+        found = parse_json(content)
         if not isinstance(found, dict) or found.keys() != {f.name for f in fields(cls)}:
             raise ValueError("a speaking rate expected")
         if not all(is_real(value) and abs(value) < _MOST for value in found.values()):

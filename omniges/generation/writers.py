@@ -8,11 +8,11 @@ records `evaluate` reads results; docs/how-to/generate.md describes their fields
 from __future__ import annotations
 
 import io
-import json
 import reprlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -34,8 +34,10 @@ from omniges.generation.inputs import Body, Input
 from omniges.generation.vocoder import VoiceOf
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
+from omniges.shards.schema import is_count
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import json_document
+from omniges.storage.files import read_settings
 
 if TYPE_CHECKING:
     from omniges.codecs.base import SpokenText
@@ -386,6 +388,15 @@ def _number(value: Any) -> bool:
     return _of((int, float))(value) and abs(value) < _MOST
 
 
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _is_name(value: Any) -> bool:
+    """Return whether a value names a file in a folder; people's own files may have any characters."""
+    return isinstance(value, str) and value not in {"", ".", ".."} and not set(value) & set("/\0")
+
+
 def _file(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("path", "sha256")):
         return False
@@ -413,12 +424,12 @@ class GeneratedRecord:
 
     omniges: str = field(metadata=_is("str", _of(str)))  # version that wrote it
     task: str = field(metadata=_is("str", _of(str)))
-    name: str = field(metadata=_is("str", _of(str)))
+    name: str = field(metadata=_is("name of files", _is_name))
     source: Mapping[str, Any] | None = field(metadata=_is("dict or null", _of((dict, NoneType))))
     """Shards, manifest_sha256, key; None for a person's own files."""
-    sample: int = field(metadata=_is("int", _of(int)))  # from 0
-    ticks: int = field(metadata=_is("int", _of(int)))
-    seconds: float = field(metadata=_is("number", _number))
+    sample: int = field(metadata=_is("int from 0 on", is_count))  # from 0
+    ticks: int = field(metadata=_is("int from 1 on", partial(is_count, least=1)))
+    seconds: float = field(metadata=_is("number above 0", _positive))
     files: Mapping[str, Mapping[str, str]] = field(metadata=_is(_OF_FILES, _all(_file, dict)))
     """Path and sha256 of gesture, audio, mel, text, transcript."""
     inputs: tuple[Mapping[str, Any], ...] = field(metadata=_is("list of dicts", _all(_of(dict), list)))
@@ -443,13 +454,8 @@ class GeneratedRecord:
 
 def read_record(path: Path) -> GeneratedRecord:
     """A record from its file; raises DataError with the field that is wrong."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: no JSON document, so it was damaged: generate it again") from error
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+    found = read_settings(path, "Generate it again", path.parent)
+    if found.get("format") != _FORMAT:
         raise DataError(f"{path}: format {_FORMAT!r} expected: this is no record of omniges generate")
     if found.get("version") != _VERSION:
         raise DataError(f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges it is of")
@@ -463,11 +469,13 @@ def read_record(path: Path) -> GeneratedRecord:
         if not declared["fits"](found[name]):
             what = reprlib.repr(found[name])
             raise DataError(f"{path}: {name}: {declared['expected']} expected, found {what}: generate it again")
-    for kind, entry in found["files"].items():  # in the record's own folder; people's own files may have any characters
-        if entry["path"] in {"", ".", ".."} or set(entry["path"]) & set("/\0"):
+    for kind, entry in found["files"].items():  # in the record's own folder
+        if not _is_name(entry["path"]):
             raise DataError(
                 f"{path}: files: {ascii(kind)[:40]}: the name of a file beside the record expected, found "
                 f"{ascii(entry['path'])[:80]}: generate it again"
             )
+    if sorted(found["seams_s"]) != found["seams_s"] or not all(0 < s < found["seconds"] for s in found["seams_s"]):
+        raise DataError(f"{path}: seams_s: rising moments within {found['seconds']:g} s expected: generate it again")
     own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     return GeneratedRecord(**own)

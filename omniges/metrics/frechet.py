@@ -9,7 +9,7 @@ Letters: N rows or windows, D features, T frames, 55 joints. Distances are in fl
 
 from __future__ import annotations
 
-import json
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from omniges.formats.arrays import F64, checked, read_array
 from omniges.metrics.profiles import FrechetSettings
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
+from omniges.storage.files import open_file, read_settings
 
 DESCRIPTOR_NAME: Final = "omniges-kinematics-1"
 _JOINTS: Final = tuple(
@@ -370,13 +371,8 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
     """Read the multiple of frames, and (stride, padding, activation) of each layer."""
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; expected the encoder's settings beside its tensors")
-    with os_errors(path, "read"):
-        text = path.read_bytes()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {_line(error)}; expected JSON") from error
-    if not isinstance(found, dict) or (found.get("format"), found.get("version")) != (_FORMAT, 1):
+    found = read_settings(path, "Give the encoder's own settings", path.parent)
+    if (found.get("format"), found.get("version")) != (_FORMAT, 1):
         raise DataError(f'{path}: expected {{"format": "{_FORMAT}", "version": 1, …}}')
     if found.keys() != {"format", "version", "multiple_of_frames", "layers"}:
         raise DataError(
@@ -409,6 +405,8 @@ def _tensors(path: Path) -> dict[str, F64]:
         import safetensors  # noqa: PLC0415 - optional
     except ImportError as error:
         raise EnvironmentFault(f"{path}: this encoder needs safetensors: pip install 'omniges[train]'") from error
+    with os_errors(path, "read"):
+        os.close(open_file(path))
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping

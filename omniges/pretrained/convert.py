@@ -7,22 +7,25 @@ the folder appears under its name only when complete.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from omniges.errors import DataError, UsageFault
+from omniges.model.patches import PatchGrid
 from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.tensors import file_entry, open_parts, read_json
 from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, parameter_shapes, read_omniflow, table_of
 from omniges.shards.dataset import seal, sealed_correctly
+from omniges.shards.schema import is_count
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes
 from omniges.storage.canonical_json import json_document, sha256_hex
+from omniges.storage.redact import one_line
 from omniges.storage.tensors import require_same, write_each
 
 CONVERSION_FILE: Final = "conversion.json"
@@ -108,17 +111,48 @@ def is_converted(folder: Path) -> bool:
 
 
 def converted_config(folder: Path) -> dict[str, Any]:
-    """Read the trunk's configuration of a converted folder from its JSON files alone."""
+    """Read the configuration of a converted folder, held against the names and shapes of its weights.
+
+    Args:
+        folder: The converted folder.
+
+    Returns:
+        The content of its config.json.
+
+    Raises:
+        DataError: A file is missing or has changed since it was written, or config.json is of another trunk.
+    """
     document = _document(folder)
     path = folder / _CONFIG_FILE
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {_AGAIN}") from error
-    if sha256_hex(content) != document["files"][_CONFIG_FILE]["sha256"]:
+    found = read_json(path)
+    if file_entry(path) != document["files"][_CONFIG_FILE]:
         raise DataError(f"{path}: it has changed since it was written; {_AGAIN}")
-    found: dict[str, Any] = json.loads(content)
+    shapes = open_parts((folder / _MODEL_FILE,)).shapes
+    trunk: Any = found.get("trunk")
+    grids: Any = found.get("grids")
+    try:
+        expected = _expected_shapes(trunk, len(shapes))
+        tokens = {name: trunk["streams"][name]["inputs"] for name in ("image", "audio")}
+        fits = all(_is_grid(grids[name], tokens[name]) for name in tokens)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = one_line(str(error), 160)
+        raise DataError(f"{path}: the trunk of an OmniFlow transformer expected ({reason}); {_AGAIN}") from error
+    if not fits:
+        raise DataError(f"{path}: grids of the trunk's image and audio tokens expected, found others; {_AGAIN}")
+    require_same(expected, shapes, str(folder / _MODEL_FILE), f"expected those of its config.json; {_AGAIN}")
     return found
+
+
+def _expected_shapes(trunk: Any, most_layers: int) -> dict[str, tuple[int, ...]]:
+    if not 1 <= trunk["layers"] <= most_layers:  # before a model of so many layers is built
+        raise ValueError(f"{trunk['layers']} layers in {most_layers} tensors")
+    return parameter_shapes(trunk)
+
+
+def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
+    """Return whether a grid has the keys and sizes of tokens with so many inputs."""
+    sound = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
+    return sound and found["channels"] * found["patch"] ** 2 == inputs
 
 
 def read_converted(folder: Path) -> SourceTrunk:
@@ -140,7 +174,6 @@ def read_converted(folder: Path) -> SourceTrunk:
         raise DataError(f"{path}: it is missing or has changed since it was written; {_AGAIN}")
     tensors = open_parts((path,))
     expected = parameter_shapes(config["trunk"])
-    require_same(expected, tensors.shapes, str(path), f"expected those of its config.json; {_AGAIN}")
     return SourceTrunk(
         where=str(path),
         files=(folder / _CONFIG_FILE, path),
@@ -157,7 +190,9 @@ def read_converted(folder: Path) -> SourceTrunk:
 def _document(folder: Path) -> dict[str, Any]:
     path = folder / CONVERSION_FILE
     document = read_json(path)
-    if document.get("format") != _FORMAT or document.get("version") != _VERSION or not sealed_correctly(document):
+    files = document.get("files")
+    sound = isinstance(files, dict) and {_CONFIG_FILE, _MODEL_FILE} <= files.keys() and sealed_correctly(document)
+    if document.get("format") != _FORMAT or document.get("version") != _VERSION or not sound:
         raise DataError(
             f"{path}: it has changed since convert-omniflow wrote it (format {_FORMAT}, version {_VERSION}); {_AGAIN}"
         )

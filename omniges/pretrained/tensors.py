@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from omniges.errors import DataError, UsageFault
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
+from omniges.storage.files import read_settings
 from omniges.storage.tensors import kinds_of, open_tensors
 
 _STEM: Final = "diffusion_pytorch_model"
@@ -99,16 +99,8 @@ def _parts(index: Path) -> tuple[Path, ...]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise `DataError` for anything else."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; a complete folder expected; download it again") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not a JSON document ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: a JSON object expected, found {type(found).__name__}; download it again")
-    return found
+    """Read a JSON object of a folder; raise `DataError` for anything else."""
+    return read_settings(path, "Download the complete folder again", path.parent)
 
 
 def file_entry(path: Path) -> dict[str, Any]:

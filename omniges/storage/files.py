@@ -19,6 +19,8 @@ from omniges.storage.atomic import os_errors
 
 MAX_JSON_BYTES: Final = 256 << 20
 """Largest JSON document that is read, in bytes: dataset.json of a million shards stays below it."""
+MAX_SETTINGS_BYTES: Final = 16 << 20
+"""Largest JSON document of settings, in bytes: an index of a hundred thousand tensors stays below it."""
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -163,3 +165,29 @@ def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
         return parse_json(read_file(path, MAX_JSON_BYTES, root))
     except ValueError as error:
         raise DataError(f"{path}: a JSON document expected, found damage ({error}). {remedy}") from error
+
+
+def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str, Any]:
+    """Return the JSON object of a file that a folder has to have, such as the config.json of a codec.
+
+    Args:
+        path: The file.
+        remedy: What a person can do about a missing or damaged file; ends the error's line.
+        root: As for `open_file`.
+
+    Returns:
+        As `parse_json`.
+
+    Raises:
+        DataError: There is no such file, or it holds anything but a JSON object of at most 16 MiB.
+        EnvironmentFault: The operating system refuses.
+    """
+    try:
+        found = parse_json(read_file(path, MAX_SETTINGS_BYTES, root))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: {error.strerror}. {remedy}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: a JSON document expected, found damage ({error}). {remedy}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: a JSON object expected, found {type(found).__name__}. {remedy}")
+    return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import struct
 import warnings
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.storage.atomic import PendingFile, os_errors
+from omniges.storage.files import open_file
 
 if TYPE_CHECKING:  # it takes seconds to import, and shards are made without it
     import torch
@@ -90,10 +92,11 @@ class TensorFile(Mapping[str, "Tensor"]):
         """Read the header; raises DataError where it is not such a file."""
         from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - comes with torch
 
-        open_file: Any = safe_open
+        opened: Any = safe_open
         self._path = path
+        _require_regular(path)
         try:
-            self._file = open_file(path, framework="pt")
+            self._file = opened(path, framework="pt")
             self._names: dict[str, None] = dict.fromkeys(self._file.keys())
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path}: not a safetensors file ({error}); download it again or choose another") from error
@@ -120,6 +123,14 @@ class TensorFile(Mapping[str, "Tensor"]):
         if own is None:
             raise DataError(f"{self._path}: {name} is {stored}; expected one of {', '.join(_TYPES.values())}")
         return getattr(torch, own), tuple(part.get_shape())
+
+
+def _require_regular(path: Path) -> None:
+    """Refuse a pipe, a device, and a link out of the folder, before a library opens them by their path."""
+    try:
+        os.close(open_file(path, path.parent))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: {error.strerror}; expected weights; {_AGAIN} or choose another") from error
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -278,7 +289,7 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
             "update it, or save the weights as safetensors"
         )
     with os_errors(path, "read"), warnings.catch_warnings():
-        with path.open("rb") as file:
+        with open(open_file(path, path.parent), "rb") as file:
             archive = file.read(len(_ZIP_START)) == _ZIP_START
         if archive:
             _require_whole(path)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.options import settings_of
+from omniges.storage.files import read_file
+from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings, check_keys
 
+_TEXT: Final = "tag:yaml.org,2002:str"
+_MOST_BYTES: Final = 1 << 16
 _RECIPES: Final = Path(__file__).parents[1] / "recipes"
 
 
@@ -39,11 +45,19 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """The safe loader, but a key that stands twice is an error."""
+    """The safe loader without aliases, whose expansion has no bound; a key is a text that stands once."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="an alias: write the value out", problem_mark=mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if key.tag != _TEXT:
+                raise yaml.MarkedYAMLError(problem="a key that is no text", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -51,25 +65,46 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return found
 
 
+def _require_plain(where: str, value: Any) -> None:
+    """Refuse values that no setting has: dates, bytes, sets, NaN and infinite numbers."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    for one in inner:
+        _require_plain(where, one)
+    number = type(value) is float and not math.isfinite(value)
+    if number or not isinstance(value, (str, int, float, list, dict, NoneType)):
+        raise UsageFault(f"{where}: a text, a finite number, true, false or a list expected, found {value!r:.60}")
+
+
 def _read(path: Path) -> dict[str, Any]:
     packaged = packaged_recipes()
     path = packaged.get(str(path), path)
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
+        document = yaml.load(read_file(path, _MOST_BYTES).decode("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError as error:
         names = ", ".join(packaged)
         raise UsageFault(f"--recipe {path}: {error.strerror}: name a YAML file, or one of {names}") from error
+    except DataError as error:  # no regular file, or too large
+        raise UsageFault(f"--recipe {error}") from error
     except UnicodeDecodeError as error:
         raise UsageFault(f"--recipe {path}: not UTF-8 text: name a YAML file") from error
+    except RecursionError as error:
+        raise UsageFault(f"--recipe {path}: nested too deeply: write 'key: value' lines") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UsageFault(f"--recipe {path}{place}: not YAML ({problem})") from error
+    except ValueError as error:  # of a date or a number that there is not
+        raise UsageFault(f"--recipe {path}: not YAML ({one_line(str(error), 80)})") from error
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise UsageFault(f"--recipe {path}: lines of the form 'key: value' expected, found {document!r:.60}")
-    found = {str(name).replace("-", "_"): value for name, value in document.items()}
+    found = {name.replace("-", "_"): value for name, value in document.items()}
+    if len(found) != len(document):
+        twice = next(name for name in document if "-" in name and name.replace("-", "_") in document)
+        raise UsageFault(f"--recipe {path}: {twice} stands twice, with - and _")
+    for name, value in found.items():
+        _require_plain(f"--recipe {path}: {name}", value)
     check_keys(f"--recipe {path}", found, settings_of(TrainSettings))
     return found

@@ -224,7 +224,7 @@ class TestRefusals:
             load_codec("encodec", tmp_path)
         with pytest.raises(UsageFault, match="found none"):
             load_codec("audioldm2-vae", tmp_path / "absent")
-        with pytest.raises(DataError, match="name the folder that holds the codec"):
+        with pytest.raises(DataError, match="Name the folder that holds the codec"):
             load_codec("audioldm2-vae", tmp_path)
 
     @pytest.mark.parametrize("text", ["audioldm2-vae", "audioldm2-vae=", "encodec=x", "=x"])

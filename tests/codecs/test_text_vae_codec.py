@@ -220,7 +220,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
     ({"eos_token_id": [2, 3]}, "eos_token_id is [2, 3]; expected a whole number"),
     ({"eos_token_id": 300}, "vocab_size is 300; expected room"),
-    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; expected a number above 0"),
+    ({"rms_norm_eps": float("nan")}, "NaN is no JSON number"),
     ({"rms_norm_eps": None}, "rms_norm_eps is None; expected a number above 0"),
     ({"vae_config": 5}, "vae_config is a int; expected an object"),
 ]

@@ -335,7 +335,7 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
     path = make(checkpoint, tmp_path, "a2t", audio=(files["wav"],)).records[0]
     found = json.loads(path.read_text("utf-8"))
     for change, line in (
-        ({"ticks": "ten"}, "ticks: int expected"),
+        ({"ticks": "ten"}, "ticks: int from 1 on expected"),
         ({"format": "other"}, "format 'omniges-generated' expected"),
         ({"version": 2}, "version 1 expected, found 2"),
         ({"more": 1}, "fields unknown or absent: more"),
@@ -344,8 +344,13 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
         ({"inputs": ["x"]}, "inputs: list of dicts expected"),
         ({"model": None}, "model: dict expected"),
         ({"source": []}, "source: dict or null expected"),
-        ({"seconds": True}, "seconds: number expected"),
-        ({"seams_s": [float("nan")]}, "seams_s: list of numbers expected"),
+        ({"seconds": True}, "seconds: number above 0 expected"),
+        ({"seams_s": [float("nan")]}, "NaN is no JSON number"),
+        ({"seams_s": [1e300]}, "seams_s: list of numbers expected"),
+        ({"seams_s": [1e9]}, "seams_s: rising moments within"),
+        ({"seconds": -8}, "seconds: number above 0 expected"),
+        ({"name": "../x"}, "name: name of files expected"),
+        ({"sample": -1}, "sample: int from 0 on expected"),
         ({"measures": {"invalid_rotations": "0"}}, "measures: dict of numbers expected"),
         ({"remarks": [1]}, "remarks: list of str expected"),
         ({"settings": "s" * 9999}, "settings: dict expected"),
@@ -355,7 +360,7 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
             read_record(path)
         assert len(str(caught.value)) < 300 + len(str(path))
     path.write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(DataError, match="no JSON document"):
+    with pytest.raises(DataError, match="a JSON document expected"):
         read_record(path)
 
 

@@ -104,7 +104,7 @@ class TestConvolutions:
     def test_damaged_and_missing_files(self, tmp_path):
         path, _ = folder_of_convolutions(tmp_path)
         path.with_suffix(".json").write_text("{")
-        with pytest.raises(DataError, match="expected JSON"):
+        with pytest.raises(DataError, match="a JSON document expected"):
             load_encoder(path)
         path, _ = folder_of_convolutions(tmp_path)
         path.write_bytes(path.read_bytes()[:1000])

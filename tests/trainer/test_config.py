@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -84,8 +85,20 @@ class TestRefusals:
             ("seed: null", "--seed None: a whole number expected"),
             ("compile: 1", "--compile 1: true or false expected"),
             ("learning_rate: fast", "--learning-rate fast: a number expected"),
-            ("learning_rate: .nan", "--learning-rate nan: a number above 0 expected"),
-            ("learning_rate: .inf", "--learning-rate inf: a number above 0 expected"),
+            ("learning_rate: .nan", "learning_rate: a text, a finite number, .* found nan"),
+            ("learning_rate: .inf", "learning_rate: a text, a finite number, .* found inf"),
+            ("model: {rotary_periods_s: [.nan, 1]}", "model: a text, a finite number"),
+            ("seed: &a 1\nlogging_steps: *a", "line 2, column 16: not YAML .an alias"),
+            ("1: 2", "not YAML .a key that is no text"),
+            ("? [seed]\n: 2", "not YAML .a key that is no text"),
+            ("<<: {seed: 1}", "not YAML .a key that is no text"),
+            ("max_steps: 2001-02-30", "not YAML"),
+            ("preset: 2001-02-03", "preset: a text"),
+            ("preset: !!set {a, b}", "preset: a text"),
+            ("preset: !!binary aGk=", "preset: a text"),
+            (f"seed: {'9' * 5000}", "not YAML"),
+            (f"model: {'[' * 3000}", "nested too deeply"),
+            ("max-train-steps: 1\nmax_train_steps: 2", "max-train-steps stands twice, with - and _"),
             ("lr_schedule: cosine\nmax_minutes: 3", "a clock must not decide the learning rate"),
         ],
     )
@@ -125,6 +138,19 @@ class TestRefusals:
     def test_a_value_out_of_range_is_named_by_its_flag(self, name: str, value: object) -> None:
         with pytest.raises(UsageFault, match=f"^{settings_of(TrainSettings)[name].flag} .*expected"):
             load_settings(None, {name: value})
+
+    @pytest.mark.timeout(10)
+    def test_what_is_no_file_of_text_is_refused_at_once(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "large").write_bytes(b"#" * (1 << 20))
+        levels = "\n".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 40))
+        (tmp_path / "bomb").write_text(f"a0: &a0 [x]\n{levels}\n")
+        for name in ("pipe", "large", "bomb", "."):
+            with pytest.raises(UsageFault, match=r"^--recipe ") as caught:
+                load_settings(tmp_path / name, {})
+            assert "\n" not in str(caught.value)
+        with pytest.raises(UsageFault, match="a device"):
+            load_settings(Path("/dev/zero"), {})
 
     def test_a_file_that_is_not_there_or_not_text(self, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match=r"--recipe .*: No such file"):

@@ -17,7 +17,6 @@ OmniFlow's checkpoints have no T5 tokenizer. It is that of flan-T5-large; copy i
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +36,7 @@ from omniges.errors import DataError
 from omniges.shards.latents import WORDS_MEMBER, WindowEntry, said_in_windows
 from omniges.shards.schema import WindowGrid
 from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.files import read_settings
 from omniges.storage.tensors import open_tensors, shapes_of
 
 F32 = npt.NDArray[np.float32]
@@ -109,12 +109,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
         EnvironmentFault: transformers is not installed.
     """
     where, weights = str(files.config), str(files.weights)
-    try:
-        document = json.loads(files.config.read_bytes())
-    except OSError as error:
-        raise DataError(f"{where}: {error.strerror}; expected the text VAE's configuration; check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); download it again") from error
+    document = read_settings(files.config, "Give the text VAE's complete folder", files.config.parent)
     config = text_vae_config(document, where)
     stored = open_tensors(files.weights)
     shapes = shapes_of(stored)

@@ -208,6 +208,12 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
         DataError: A size differs.
     """
     vae, llama, t5 = config.vae, config.llama, config.t5
+    for key, layers in (("num_hidden_layers", llama.num_hidden_layers), ("t5.num_layers", t5.num_layers)):
+        if layers > len(shapes):  # before nets of so many layers are built
+            raise DataError(
+                f"{where}: {key} is {layers}, but {weights} has {len(shapes)} tensors; give the configuration that "
+                "belongs to the weights"
+            )
     sizes = (
         ("vae_config.n_tokens", vae.n_tokens, "query", 1),
         ("vae_config.vae_hidden_size", vae.vae_hidden_size, "query", 2),
