@@ -11,7 +11,8 @@ import typer
 from omniges import __version__
 from omniges.commands import models, shards
 from omniges.commands.common import Signalled, echo, raise_on
-from omniges.errors import ExitCode, OmnigesError
+from omniges.commands.output import unfailing_streams
+from omniges.errors import ExitCode, OmnigesError, fault_of_machine
 from omniges.progress import printable
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ benchmark.command("train")(models.benchmark_train)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"omniges {__version__}")
+        echo(f"omniges {__version__}")
         raise typer.Exit
 
 
@@ -51,20 +52,35 @@ def _root(
 def main() -> None:
     """Entry point: the only place where exceptions become exit codes."""
     raise_on(signal.SIGINT, ExitCode.INTERRUPTED)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed takes the reports along, not the work
+    with unfailing_streams() as lost:
+        code = _run()
+    sys.exit(code or next(iter(lost), ExitCode.OK))
+
+
+def _run() -> int:
     try:
         app()
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
     except OmnigesError as error:
         echo(f"omniges: {printable(str(error))}", err=True)
-        code = error.exit_code
-    except OSError as error:  # standard output, or a path no module of ours stands for
+        return error.exit_code
+    except OSError as error:  # a path no module of ours stands for
         where = f": {error.filename}" if error.filename else ""
         echo(printable(f"omniges: {error.strerror or error}{where}"), err=True)
-        code = ExitCode.ENVIRONMENT
+        return ExitCode.ENVIRONMENT
     except Signalled as signalled:
         how = "interrupted" if signalled.code is ExitCode.INTERRUPTED else "stopped"
         echo(f"omniges: {how}; nothing half-written was published", err=True)
-        code = signalled.code
-    sys.exit(int(code))
+        return signalled.code
+    except Exception as error:
+        fault = fault_of_machine(error)
+        if fault is None:
+            raise  # a bug of ours: its traceback is for whom it is reported to
+        echo(f"omniges: {printable(str(fault))}", err=True)
+        return ExitCode.ENVIRONMENT
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ a problem with its place. Every code stands once, in `CODES`, with its severity,
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 
 class ExitCode(enum.IntEnum):
@@ -48,6 +49,46 @@ class EnvironmentFault(OmnigesError):
     exit_code = ExitCode.ENVIRONMENT
 
 
+_USED_UP: Final = {
+    errno.ENOMEM: "memory is used up: close other programs, or take fewer workers or smaller batches",
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many open files on this machine: close other programs",
+}
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Return whether an exception of any library says that no memory is left, on the host or on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
+    """Return the fault of the machine that an exception of any library stands for; None for anything else.
+
+    Args:
+        error: What was raised: no memory left, a library that is missing, a full disk, too many open files.
+
+    Returns:
+        The fault in one line, with what to do.
+    """
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    number = errno.ENOMEM if is_memory_error(error) else error.errno if isinstance(error, OSError) else None
+    if number in _USED_UP:
+        return EnvironmentFault(f"{_USED_UP[number]}{f' ({text})' if text else ''}")
+    no_library = isinstance(error, (ImportError, OSError)) and any(words in text for words in _NO_LIBRARY)
+    if no_library or isinstance(error, ModuleNotFoundError):
+        return EnvironmentFault(f"a package or library is missing ({text}): install it, or omniges again")
+    return None
+
+
+_LONGEST_REASON: Final = 200
+_NO_LIBRARY: Final = ("cannot open shared object file", "cannot load library", "library not found")
 Severity = Literal["rejected", "note"]
 
 

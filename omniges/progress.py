@@ -1,4 +1,7 @@
-"""Progress of a run: a live panel on a terminal, plain lines elsewhere, JSON lines for machines."""
+"""Progress of a run: a live panel on a terminal, plain lines elsewhere, JSON lines for machines.
+
+Reporting never ends the work: a reporter whose stream fails shows nothing from then on.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +94,7 @@ class _Throttled(Reporter, abc.ABC):
 
     def __init__(self, every_s: float, first_after_s: float = 0.0) -> None:
         self._every_s = every_s
+        self._broken = False
         self._last_s = time.monotonic() - every_s + first_after_s
 
     def update(self, progress: Progress) -> None:
@@ -99,6 +103,14 @@ class _Throttled(Reporter, abc.ABC):
         if progress.final or now - self._last_s >= self._every_s:
             self._last_s = now
             self._show(progress)
+
+    @contextmanager
+    def _unfailing(self) -> Iterator[None]:
+        """Stop showing anything where the stream fails: its reader left, its disk is full, it was closed."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._broken = True
 
     @abc.abstractmethod
     def _show(self, progress: Progress) -> None: ...
@@ -116,8 +128,10 @@ class LineReporter(_Throttled):
 
     def say(self, message: str) -> None:
         """Write a line."""
-        self._stream.write(printable(message) + "\n")
-        self._stream.flush()
+        if not self._broken:
+            with self._unfailing():
+                self._stream.write(printable(message) + "\n")
+                self._stream.flush()
 
 
 class JsonReporter(LineReporter):
@@ -145,7 +159,13 @@ class LiveReporter(_Throttled):
     def _console(self) -> Console:
         from rich.console import Console  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
 
-        return Console(file=self._stream, force_terminal=True) if self._stream else Console(stderr=True)
+        class Plain(Console):
+            """rich's own ends the process where the reader left."""
+
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError
+
+        return Plain(file=self._stream, force_terminal=True) if self._stream else Plain(stderr=True)
 
     def _show(self, progress: Progress) -> None:
         from rich.console import Group  # noqa: PLC0415
@@ -153,37 +173,44 @@ class LiveReporter(_Throttled):
         from rich.progress_bar import ProgressBar  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        if self._live is None:
-            self._live = Live(console=self._console(), auto_refresh=False, transient=True)
-            self._live.start()
         parts: list[Any] = [Text(printable(progress.line))]
         if progress.share is not None:
             # The bar ends without a line break, so it comes last; the text wraps where the window is narrow.
             parts.append(ProgressBar(total=1.0, completed=progress.share, width=60))
-        self._live.update(Group(*parts), refresh=True)
-        if progress.final:
-            self.__exit__()  # what comes next has the terminal for itself
+        if self._broken:
+            return
+        with self._unfailing():
+            if self._live is None:
+                self._live = Live(console=self._console(), auto_refresh=False, transient=True)
+                self._live.start()
+            self._live.update(Group(*parts), refresh=True)
+            if progress.final:
+                self.__exit__()  # what comes next has the terminal for itself
 
     def say(self, message: str) -> None:
         """Print above the line."""
-        console = self._live.console if self._live else self._console()
-        console.print(printable(message), markup=False, emoji=False, highlight=False)
+        if not self._broken:
+            with self._unfailing():
+                console = self._live.console if self._live else self._console()
+                console.print(printable(message), markup=False, emoji=False, highlight=False)
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            with self._unfailing():
+                live.stop()
 
 
 def make_reporter(mode: Mode = "auto") -> Reporter:
     """Return the reporter for a mode; ``auto`` takes the live one on a terminal and lines elsewhere."""
-    if mode == "silent":
+    stream = sys.stdout if mode == "json" else sys.stderr
+    if mode == "silent" or stream is None:  # None: a program without standard streams
         return Reporter()
     if mode == "json":
-        return JsonReporter(sys.stdout)
-    if mode == "live" or (mode == "auto" and sys.stderr.isatty()):
+        return JsonReporter(stream)
+    if mode == "live" or (mode == "auto" and stream.isatty()):
         return LiveReporter()
-    return LineReporter(sys.stderr)
+    return LineReporter(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +237,10 @@ def counter(noun: str) -> Iterator[Callable[[float, float], None]]:
     Elsewhere than on a terminal, work of a few seconds is not worth a line.
     """
     began = time.monotonic()
-    live = sys.stderr.isatty()
-    with LiveReporter() if live else LineReporter(sys.stderr, first_after_s=_LINE_EVERY_S) as reporter:
+    stream: IO[str] | None = sys.stderr  # None: a program without standard streams
+    live = stream is not None and stream.isatty()
+    quiet = LineReporter(stream, first_after_s=_LINE_EVERY_S) if stream is not None else Reporter()
+    with LiveReporter() if live else quiet as reporter:
 
         def count(done: float, total: float) -> None:
             left_s = (time.monotonic() - began) / done * (total - done) if done else None

@@ -16,7 +16,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import IO, Any, Final, Generic, TypeVar, cast
 
-from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault, fault_of_machine, is_memory_error
 
 ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -58,27 +57,50 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
     """Answer tasks until the input ends; this is a worker's main function.
 
     Args:
-        prepare: Turns the setup into the function that answers a task. An OmnigesError of that function is raised
-            again in the process that asked; any other exception ends the worker.
+        prepare: Turns the setup into the function that answers a task. An OmnigesError of either, and a fault of
+            the machine, is raised again in the process that asked. Any other exception ends the worker, and so does
+            memory that is used up: the pool then tries the task again alone.
     """
     # Answers leave through a descriptor of their own: whatever a library prints must not mix with them.
     output = os.dup(1)
     os.dup2(2, 1)
     lines = iter(sys.stdin.buffer.readline, b"")
-    answer = prepare(json.loads(next(lines)))
+    answer = _prepared(prepare, json.loads(next(lines)))
     with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer any more
         for line in lines:
             buffers: Sequence[Pieces] = ()
             try:
                 value, buffers = answer(json.loads(line))
                 head = {"answer": value, "sizes": [sum(map(len, pieces)) for pieces in buffers]}
-            except OmnigesError as error:
-                head = {"error": [error.exit_code, str(error)]}
+            except Exception as error:  # noqa: BLE001 - told, or raised again
+                fault = _told(error)
+                head = {"error": [fault.exit_code, str(fault)]}
             text = json.dumps(head).encode()
             for piece in chain((len(text).to_bytes(_LENGTH_BYTES, "little"), text), *buffers):
                 view = memoryview(piece).cast("B")
                 while len(view):
                     view = view[os.write(output, view) :]
+
+
+def _prepared(prepare: Callable[[Any], Callable[[Any], Answer]], setup: Any) -> Callable[[Any], Answer]:
+    """Return the function that answers tasks; what keeps it from being made is the answer to the first."""
+    try:
+        return prepare(setup)
+    except Exception as error:  # noqa: BLE001 - told, or raised again
+        fault = _told(error)
+
+        def refuse(_task: Any) -> Answer:
+            raise fault
+
+        return refuse
+
+
+def _told(error: Exception) -> OmnigesError:
+    """Return what the process that asked is told of an exception; raises it again where that is the worker's end."""
+    fault = error if isinstance(error, OmnigesError) else fault_of_machine(error)
+    if fault is None or is_memory_error(error):
+        raise error
+    return fault
 
 
 class WorkerDied(Exception):
@@ -117,7 +139,9 @@ class Worker:
         self._tasks: deque[Any] = deque()
         with contextlib.ExitStack() as on_failure:
             try:
-                self._stderr: IO[bytes] = on_failure.enter_context(tempfile.TemporaryFile())
+                # In memory: it is a few lines, and a machine may have no folder for temporary files.
+                lines = os.memfd_create("stderr of a worker")
+                self._stderr: IO[bytes] = on_failure.enter_context(os.fdopen(lines, "w+b"))
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -411,4 +435,4 @@ if __name__ == "__main__":
     # Before the module's imports, which are slow: a signal to the whole group is for the process that asks.
     for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(caught, signal.SIG_IGN)
-    serve(importlib.import_module(sys.argv[1]).prepare)
+    serve(lambda setup: importlib.import_module(sys.argv[1]).prepare(setup))

@@ -83,7 +83,9 @@ def echo(text: str, *, err: bool = False) -> None:
         text: One or several lines. Lines that hold data are to be made with `printable`, which escapes line breaks.
         err: Print to standard error.
     """
-    typer.echo("\n".join(map(printable, text.removesuffix("\n").split("\n"))), err=err)
+    stream = sys.stderr if err else sys.stdout
+    stream.write("\n".join(map(printable, text.removesuffix("\n").split("\n"))) + "\n")
+    stream.flush()
 
 
 def make_console() -> Console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from omniges.errors import Finding, Problem
+from omniges.errors import EnvironmentFault, Finding, Problem, fault_of_machine
 from omniges.pipeline.corpora.registry import CORPORA
 from omniges.pipeline.discover import Recording, SourceFile
 from omniges.pipeline.labels import StemFields
@@ -62,7 +61,10 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function that converts the recording of a task; any exception becomes a finding in its answer."""
+    """Return the function that converts the recording of a task; any exception becomes a finding in its answer.
+
+    A fault of the machine is none of the recording: it ends the run, or the worker.
+    """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 
     settings = ConvertSettings(**setup)
@@ -72,10 +74,10 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
         recording = decode_recording(task)
         try:
             outcome = convert(recording, settings, corpus_of(recording.corpus).take)
-        except (MemoryError, ImportError, SystemError):
-            raise  # not the recording's fault: the process exits, and the pool retries the recording alone
+        except (EnvironmentFault, MemoryError, ImportError, SystemError):
+            raise  # not the recording's fault; without memory late imports and C code fail too
         except Exception as error:  # an unexpected error in one recording must not affect the others
-            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            if fault_of_machine(error) is not None:
                 raise
             found = f"{type(error).__name__}: {error}".replace("\n", " ")
             outcome = Rejected((Finding(Problem("internal-error", found), recording.stem),), {})

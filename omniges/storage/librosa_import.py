@@ -25,10 +25,18 @@ def load_librosa() -> Any:
         The module.
 
     Raises:
-        EnvironmentFault: librosa is not installed.
+        EnvironmentFault: librosa is not installed, or numba finds no folder for its cache.
     """
     with _lock_of("librosa"):
-        importlib.import_module("librosa.onset")
+        try:
+            importlib.import_module("librosa.onset")
+        except RuntimeError as error:
+            if "no locator available" not in str(error):
+                raise
+            raise EnvironmentFault(
+                "numba, which librosa needs, finds no folder for compiled functions: the installed packages and the "
+                "home folder are read-only: set NUMBA_CACHE_DIR to a folder that can be written"
+            ) from error
     return importlib.import_module("librosa")
 
 

@@ -22,6 +22,7 @@ from omniges.errors import EnvironmentFault
 from omniges.model.draws import Plan
 from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import TASKS
+from omniges.registry import foreign
 from omniges.storage.atomic import make_folder, open_for_appending, os_errors
 
 F64 = npt.NDArray[np.float64]
@@ -117,11 +118,22 @@ COLUMNS: Final = tuple(field.name for field in fields(Shown))
 
 
 class Logbook:
-    """Appends events to RUN/log.jsonl; on the first rank only, on others it does nothing."""
+    """Appends events to RUN/log.jsonl; on the first rank only, on others it does nothing.
 
-    def __init__(self, run: Path, trackers: Sequence[Tracker] = (), *, active: bool = True) -> None:
+    A tracker that fails is left out from then on, for the log has everything and learning goes on without it.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        trackers: Sequence[Tracker] = (),
+        *,
+        active: bool = True,
+        tell: Callable[[str], None] = lambda _message: None,
+    ) -> None:
+        """``tell`` shows a person that a tracker failed."""
         self.path = run / LOG_FILE
-        self._trackers = tuple(trackers)
+        self._trackers, self._tell = tuple(trackers), tell
         self._descriptor = -1
         if active:
             make_folder(run)
@@ -140,13 +152,22 @@ class Logbook:
     def track(self, step: int, facts: Mapping[str, Any]) -> None:
         """Hand the numbers of an event to the trackers."""
         numbers = dict(flat_numbers(facts))
-        for tracker in self._trackers:
-            tracker.log(step, numbers)
+        self._with_trackers(lambda tracker: tracker.log(step, numbers))
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
         """Hand samples, where there are some, to the trackers."""
-        for tracker in self._trackers if samples else ():
-            tracker.show(step, samples)
+        if samples:
+            self._with_trackers(lambda tracker: tracker.show(step, samples))
+
+    def _with_trackers(self, work: Callable[[Tracker], None]) -> None:
+        for tracker in self._trackers:
+            try:
+                with foreign(f"tracker {tracker.name}", "reporting", "the run goes on without it"):
+                    work(tracker)
+            except EnvironmentFault as fault:
+                self._trackers = tuple(one for one in self._trackers if one is not tracker)
+                self.write("tracker", name=tracker.name, failed=str(fault))
+                self._tell(str(fault))
 
     def sync(self) -> None:
         """Make what was written survive a power loss."""
@@ -158,8 +179,7 @@ class Logbook:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        self._with_trackers(lambda tracker: tracker.close())
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -184,6 +204,8 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) ->
 
 class _TensorBoard:
     """Event files in RUN/tensorboard."""
+
+    name: Final = "tensorboard"
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         writers = importlib.import_module("torch.utils.tensorboard")
@@ -214,6 +236,8 @@ class _TensorBoard:
 
 class _WeightsAndBiases:
     """A run of wandb in RUN/wandb, whose mode (online, offline) wandb takes from WANDB_MODE."""
+
+    name: Final = "wandb"
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         self._wandb = importlib.import_module("wandb")

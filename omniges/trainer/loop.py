@@ -5,6 +5,7 @@ What goes wrong in learning is named and refused: losses or gradients that are n
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import shlex
 import time
@@ -22,6 +23,7 @@ from omniges.model.draws import Plan, draw_plan
 from omniges.model.flow import Windows
 from omniges.model.tasks import TASKS
 from omniges.progress import Progress, Reporter, duration
+from omniges.storage.redact import one_line
 from omniges.storage.remote import parse_location
 from omniges.trainer.distributed import Interrupted, StopNow, Stopper
 from omniges.trainer.logging import Logbook, in_order, per_step, per_stream, per_task
@@ -111,12 +113,12 @@ class Loop:
         self,
         run: Run,
         state: RunState,
-        save: Callable[[RunState], Path],
+        save: Callable[[RunState, bool], Path],
         logbook: Logbook,
         reporter: Reporter,
         validator: RunValidator | None,
     ) -> None:
-        """``save`` makes a checkpoint of a state; every rank calls it."""
+        """``save`` makes a checkpoint of a state; every rank calls it, or this one alone where the flag says so."""
         self._identity, self._state, self._save_state = run.identity, state, save
         self._logbook, self._reporter, self._validator = logbook, reporter, validator
         self._settings, self._learner, self._feed, self._ranks = run.settings, run.learner, run.feed, run.ranks
@@ -130,6 +132,7 @@ class Loop:
         self._waited_s = 0.0
         self._loss: float | None = None
         self._fault: OmnigesError | None = None
+        self._sound = True  # whether weights and state are those of the end of a step
 
     def run(self) -> Outcome:
         """Learn until the end; what was learned is saved, whatever the end is, unless learning itself went wrong.
@@ -137,16 +140,11 @@ class Loop:
         Raises DataError where losses are not finite or diverge, and what reading batches raises.
         """
         with self._stopper:
-            ending = self._validate() if self._due() else Ending.GOES_ON  # what a signal has cut short
-            while ending is Ending.GOES_ON:
-                ending = self._step()
-                if ending is Ending.GOES_ON:
-                    ending = self._look_around()
-            self._read_losses()
-            if ending is Ending.DONE and self._state.step > self._first_step:
-                ending = max(ending, self._validate())
-            if self._state.step > self._saved_step:
-                self._save()
+            try:
+                ending = self._learn()
+            except Exception as error:
+                self._rescue(error)
+                raise
         steps = self._state.step - self._first_step
         seconds = time.monotonic() - self._began_s
         self._logbook.write("end", ending=ending.name.lower(), step=self._state.step, seconds=round(seconds, 3))
@@ -161,6 +159,33 @@ class Loop:
             loss=self._loss,
             checkpoint=self._checkpoint,
         )
+
+    def _learn(self) -> Ending:
+        ending = self._validate() if self._due() else Ending.GOES_ON  # what a signal has cut short
+        while ending is Ending.GOES_ON:
+            ending = self._step()
+            if ending is Ending.GOES_ON:
+                ending = self._look_around()
+        self._read_losses()
+        if ending is Ending.DONE and self._state.step > self._first_step:
+            ending = max(ending, self._validate())
+        if self._state.step > self._saved_step:
+            self._save()
+        return ending
+
+    def _rescue(self, error: Exception) -> None:
+        """Save what was learned before an error that nobody foresaw, and note how the run ended.
+
+        The other ranks know nothing of the error, so nothing is done together with them. What fails here may fail for
+        the same reason, and the error is what a person needs to see.
+        """
+        state = self._state
+        with contextlib.suppress(OmnigesError):
+            if self._sound and state.step > self._saved_step:
+                self._save(alone=True)
+        with contextlib.suppress(OmnigesError):
+            failed = {"ending": Ending.FAILED.name.lower(), "error": one_line(f"{type(error).__name__}: {error}", 500)}
+            self._logbook.write("end", step=state.step, seconds=round(time.monotonic() - self._began_s, 3), **failed)
 
     # --- one step
 
@@ -179,12 +204,14 @@ class Loop:
                 self._learner.discard()
                 return self._wished()
             each.append(losses)
+        self._sound = False
         self._interval.norms.append(self._learner.finish_step(self._state.step))
         self._interval.each += each
         self._interval.starts.append(self._state.position)
         self._state.step += 1
         self._state.position = self._feed.position
         self._state.elapsed_s = self._elapsed_before_s + time.monotonic() - self._began_s
+        self._sound = True
         return Ending.GOES_ON
 
     def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, Ending]:
@@ -259,9 +286,11 @@ class Loop:
             self._save()
         return Ending.GOES_ON
 
-    def _save(self) -> None:
+    def _save(self, *, alone: bool = False) -> None:
         began = time.monotonic()
-        self._checkpoint = self._save_state(self._state)
+        self._sound = False  # what cannot be saved is not tried again
+        self._checkpoint = self._save_state(self._state, alone)
+        self._sound = True
         self._saved_step = self._state.step
         seconds = round(time.monotonic() - began, 3)
         self._logbook.write("checkpoint", step=self._state.step, path=str(self._checkpoint), seconds=seconds)
@@ -358,6 +387,7 @@ class Loop:
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
         """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
+        self._sound = False
         plan, places = self._plan_at(positions), self._feed.places(positions)
         tasks = [list(TASKS)[number] for number in plan.task.tolist()]
         samples = [asdict(place) | {"task": task} for place, task in zip(places, tasks, strict=True)]

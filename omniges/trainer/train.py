@@ -8,7 +8,7 @@ from __future__ import annotations
 import reprlib
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -117,10 +117,10 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
         origin = choice.checkpoint.object(PROVENANCE_FILE).get(_PRETRAINED)
         provenance |= {} if origin is None else {_PRETRAINED: origin}
     config = settings.as_json()
+    reporter = stack.enter_context(make_reporter("auto" if ranks.first else "silent"))
     with ranks.together("open the log"):
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
-        logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first))
-    reporter = stack.enter_context(make_reporter("auto" if ranks.first else "silent"))
+        logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first, tell=reporter.say))
     remarks = _welcome(run, state) + list(run.remarks) + remarks
     for remark in remarks:
         reporter.say(remark)
@@ -139,8 +139,8 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
                 fates = [fate.as_json() for fate in begun.fates]
                 logbook.write("pretrained", **begun.provenance(), tensors=fates, remarks=list(begun.remarks))
 
-    def save(state: RunState) -> Path:
-        with ranks.together("save a checkpoint"):
+    def save(state: RunState, alone: bool) -> Path:
+        with nullcontext() if alone else ranks.together("save a checkpoint"):
             return _save(run, state, provenance, reporter)
 
     # What it took to get here counts: a limit of minutes is what a person waits.

@@ -83,6 +83,30 @@ class TestReporters:
             reporter.update(HALF)
         assert stream.getvalue().count("\n") == 1
 
+    @pytest.mark.parametrize("kind", [LineReporter, JsonReporter, LiveReporter])
+    @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device"), ValueError("closed")])
+    def test_a_stream_that_fails_is_silence_and_no_error(self, kind: type[LineReporter], error: Exception) -> None:
+        class Failing(io.StringIO):
+            def write(self, _text: str) -> int:
+                raise error
+
+            flush = write  # type: ignore[assignment]
+
+        with kind(Failing()) as reporter:
+            for done in (300, 300):
+                reporter.say("saved")
+                reporter.update(replace(HALF, done=done))
+
+    def test_a_program_without_standard_streams_gets_silence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.stdout", None)
+        monkeypatch.setattr("sys.stderr", None)
+        for mode in ("auto", "json", "live", "lines", "silent"):
+            with make_reporter(mode) as reporter:  # type: ignore[arg-type]
+                reporter.update(replace(HALF, done=300))
+                reporter.say("saved")
+        with counter("s generated") as count:
+            count(40, 40)
+
     def test_seconds_are_rounded_before_they_are_split(self) -> None:
         assert duration(59.6) == "1:00"
         assert duration(3700.0) == "1:01:40"

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from omniges import workers as workers_module
-from omniges.errors import DataError, EnvironmentFault
-from omniges.workers import Lost, Pool, Worker
+from omniges.errors import DataError, EnvironmentFault, fault_of_machine, is_memory_error
+from omniges.workers import Lost, Pool, Worker, worker_command
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 SETUP = {"colour": "blue"}
+ROOT = Path(__file__).parents[2]
 
 
 def pool(
@@ -98,6 +99,46 @@ class TestDeaths:
     def test_a_worker_that_cannot_start_ends_the_run(self) -> None:
         with pytest.raises(EnvironmentFault, match="worker process"):
             run("a", command=("/no/such/python",))
+
+
+class TestFaultsOfTheMachine:
+    @pytest.mark.parametrize("place", ["import", "prepare", "answer"])
+    @pytest.mark.parametrize(
+        ("raised", "words"),
+        [
+            ("ModuleNotFoundError('No module named soxr')", "No module named soxr"),
+            ("ImportError('libgomp.so.1: cannot open shared object file')", "libgomp"),
+            ("OSError(28, 'No space left on device')", "the disk is full"),
+            ("OSError(24, 'Too many open files')", "ulimit -n"),
+        ],
+    )
+    def test_they_are_raised_as_one_line_wherever_a_worker_meets_them(
+        self, place: str, raised: str, words: str, tmp_path: Path
+    ) -> None:
+        at = {name: f"raise {raised}" if name == place else "pass" for name in ("import", "prepare", "answer")}
+        text = f"{at['import']}\ndef prepare(setup):\n {at['prepare']}\n def answer(task):\n  {at['answer']}\n"
+        (tmp_path / "own_worker.py").write_text(text + " return answer\n")
+        command, environment = worker_command("own_worker"), {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        crew = Pool(partial(Worker, command, None, environment=environment), str, lambda *_: None, workers=1)
+        with pytest.raises(EnvironmentFault, match=words):
+            list(crew.run(["a"]))
+
+    def test_a_worker_starts_without_a_folder_for_temporary_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+        outcomes, _ = run("exit", "a")
+        assert outcomes["exit"] == Lost("exit code 3: the last words")
+        assert isinstance(outcomes["a"], int)
+
+    @pytest.mark.parametrize(
+        "error", [MemoryError(), OSError(12, "Cannot allocate memory"), type("OutOfMemoryError", (RuntimeError,), {})()]
+    )
+    def test_memory_is_a_fault_of_the_machine(self, error: Exception) -> None:
+        assert is_memory_error(error)
+        assert "used up" in str(fault_of_machine(error))
+
+    @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), OSError(2, "x"), ImportError("x")])
+    def test_a_bug_is_none(self, error: Exception) -> None:
+        assert fault_of_machine(error) is None
 
 
 class TestFlow:

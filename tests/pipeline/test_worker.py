@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pipeline_helpers import run_preprocess
 
+from omniges.errors import EnvironmentFault
 from omniges.pipeline import convert as convert_module
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.labels import parse_stem
@@ -43,12 +44,28 @@ class TestBoundary:
             ImportError("cannot map a shared object"),  # what a late import gives where memory has run out
             SystemError("error return without exception set"),
             OSError(errno.ENOMEM, "Cannot allocate memory"),
+            OSError(errno.ENOSPC, "No space left on device"),
+            OSError(errno.EMFILE, "Too many open files"),
+            OSError("cannot load library 'libsndfile.so'"),
+            ModuleNotFoundError("No module named 'soxr'"),
+            EnvironmentFault("numba finds no folder"),
         ],
-        ids=lambda error: type(error).__name__,
+        ids=lambda error: f"{type(error).__name__} {error}",
     )
-    def test_memory_that_has_run_out_is_not(self, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_fault_of_the_machine_is_not(self, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(type(error)):
             converting(error, monkeypatch)
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+    def test_a_file_that_the_machine_cannot_open_is_none_of_the_recording(
+        self, number: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "stat", fail)
+        with pytest.raises(EnvironmentFault):
+            convert_module._read(Path("a.wav"))
 
 
 class TestLostInARun:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -37,3 +40,13 @@ def test_without_it_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(EnvironmentFault, match="librosa is not installed"):
         librosa_import.load_librosa()
+
+
+def test_without_a_folder_for_its_cache_one_line_names_the_variable() -> None:
+    script = "from omniges.storage.librosa_import import *\nfrom omniges.errors import EnvironmentFault\n"
+    script += "try: load_librosa()\nexcept EnvironmentFault as fault: print(fault)"
+    variables = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | variables, timeout=60
+    )
+    assert "set NUMBA_CACHE_DIR" in run.stdout, run.stderr

@@ -11,6 +11,7 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,8 @@ from omniges.trainer.logging import COLUMNS, Logbook, Shown, flat_numbers, open_
 
 class Kept:
     """A tracker that keeps what it is told."""
+
+    name = "kept"
 
     def __init__(self) -> None:
         self.told: list[tuple[int, Mapping[str, float]]] = []
@@ -80,6 +83,25 @@ def test_trackers_get_the_numbers_under_joined_names(tmp_path: Path) -> None:
     assert tracker.told == [(7, {"loss": 1.0, "tasks/t2g/loss": 2.5, "tasks/t2g/samples": 3.0})]
     assert tracker.closed
     assert dict(flat_numbers({})) == {}
+
+
+@pytest.mark.parametrize("place", ["log", "show", "close"])
+def test_a_tracker_that_fails_is_told_and_left_out(place: str, tmp_path: Path) -> None:
+    class Failing(Kept):
+        def fail(self, *_: object) -> None:
+            raise ConnectionError("no network")
+
+    tracker, other, told = Failing(), Kept(), list[str]()
+    setattr(tracker, place, tracker.fail)
+    with Logbook(tmp_path, [tracker, other], tell=told.append) as book:
+        for step in (1, 2):
+            book.track(step, {"loss": 1})
+            book.show(step, [SimpleNamespace(task="t2g", ticks=1)])  # type: ignore[list-item]
+    assert len(other.told) == 4
+    assert other.closed
+    (line,) = told
+    assert "ConnectionError: no network" in line
+    assert '"event": "tracker"' in (tmp_path / "log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -15,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_helpers import Collected, checkpoint_of, log_of, losses_of, run
 
-from omniges.errors import DataError
+from omniges.errors import DataError, EnvironmentFault
 from omniges.model.checkpoint import CHECKPOINTS
 from omniges.model.flow import FlowLoss, FlowModel
 from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
 from omniges.trainer import train_step as learner_module
+from omniges.trainer.batches import Feed
+from omniges.trainer.logging import Logbook
 
 
 class NoReads(TorchDispatchMode):
@@ -223,3 +225,62 @@ def test_the_clock_ends_a_run_and_decides_no_weight(shards: Path, tmp_path: Path
     assert losses_of(tmp_path / "timed") == losses_of(tmp_path / "counted")
     again = run(shards, tmp_path / "timed", max_train_steps=None, max_minutes=0.02)
     assert again.outcome.steps == 0
+
+
+class Unforeseen(Exception):
+    """An error that no code of ours catches."""
+
+
+class TestUnforeseenErrors:
+    @pytest.mark.parametrize(
+        ("place", "turn", "saved"),
+        [
+            ((Feed, "next"), 4, 3),
+            ((learner_module.Learner, "micro_step"), 4, 3),
+            ((learner_module.Learner, "finish_step"), 4, 2),  # weights of half a step are no state
+            ((Logbook, "write"), 4, 4),  # start, steps and checkpoint at 2, steps at 4
+            ((loop_module.Loop, "_plan_at"), 2, 4),
+        ],
+    )
+    @pytest.mark.parametrize("error", [Unforeseen("x"), EnvironmentFault("full")])
+    def test_what_was_learned_is_saved_first(
+        self,
+        place: tuple[type, str],
+        turn: int,
+        saved: int,
+        error: Exception,
+        shards: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        inner, calls = getattr(*place), []
+
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            if len(calls) == turn:
+                raise error
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(*place, fail)
+        with pytest.raises(type(error)):
+            run(shards, tmp_path, max_train_steps=9, checkpointing_steps=2, logging_steps=2)
+        found = sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir())
+        assert found[-1] == f"step-{saved:06d}"
+        assert log_of(tmp_path, "end")[-1]["ending"] == "failed"
+        monkeypatch.undo()
+        assert run(shards, tmp_path, max_train_steps=9).step == 9
+
+    def test_a_checkpoint_that_cannot_be_saved_is_not_tried_again(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = []
+
+        def full(*_: Any, **__: Any) -> None:
+            calls.append(None)
+            raise EnvironmentFault("the disk is full")
+
+        monkeypatch.setattr(train_module, "save_and_prune", full)
+        with pytest.raises(EnvironmentFault, match="the disk is full"):
+            run(shards, tmp_path)
+        assert len(calls) == 1
+        assert log_of(tmp_path, "end")[-1]["error"] == "EnvironmentFault: the disk is full"
