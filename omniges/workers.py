@@ -72,7 +72,7 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
             try:
                 value, buffers = answer(json.loads(line))
                 head = {"answer": value, "sizes": [sum(map(len, pieces)) for pieces in buffers]}
-            except Exception as error:  # noqa: BLE001 - told, or raised again
+            except (OmnigesError, ImportError, OSError) as error:
                 fault = _told(error)
                 head = {"error": [fault.exit_code, str(fault)]}
             text = json.dumps(head).encode()
@@ -86,7 +86,7 @@ def _prepared(prepare: Callable[[Any], Callable[[Any], Answer]], setup: Any) -> 
     """Return the function that answers tasks; what keeps it from being made is the answer to the first."""
     try:
         return prepare(setup)
-    except Exception as error:  # noqa: BLE001 - told, or raised again
+    except (OmnigesError, ImportError, OSError) as error:
         fault = _told(error)
 
         def refuse(_task: Any) -> Answer:
