@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-WORD_LIMIT = 60_000
+WORD_LIMIT = 32_000
 
 
 def targets(nav: Any) -> Iterator[str]:
