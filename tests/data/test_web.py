@@ -315,7 +315,8 @@ class TestOpening:
             error = error.__cause__ or error.__context__
 
     def test_what_is_not_there(self, tmp_path: Path, whole_set: Path) -> None:
-        assert "no such file" in str(self.one_line(str(tmp_path / "a.tar")))
+        for source in (tmp_path / "a.tar", str(tmp_path / "a-{000000..000001}.tar"), "nope"):
+            assert "a URL expected, found no such file" in str(self.one_line(source))
         assert "no shard of split 'test' found" in str(self.one_line(whole_set, split="test"))
         assert "a path, a URL or several expected" in str(self.one_line([]))
         for options in ({"split": "dev"}, {"shuffle": -1}):
