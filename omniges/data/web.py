@@ -153,7 +153,7 @@ def _addresses(
             # A command may hold braces of its own, and so may a file's name.
             plain = isinstance(one, Path) or one.startswith("pipe:")
             addresses += [str(one)] if plain else expand(str(one))
-        local = (one for one in addresses if "://" not in one and not one.startswith("pipe:"))
+        local = (one for one in addresses if "://" not in one and not one.startswith(("-", "pipe:")))
         if absent := next((one for one in local if not os.path.exists(one)), None):
             raise UsageFault(f"{_shown(absent)}: a folder of shards, a tar shard or a URL expected, found no such file")
     if split is not None:
