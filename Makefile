@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test test-slow wheel lint format docs docs-tables bench clean
+.PHONY: help demo gate test test-slow test-long wheel lint format docs docs-tables bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,11 +68,14 @@ gate: $(VENV)/.run ## What a CI gate does: sound shards pass (exit 0), one damag
 	$(BIN)/omniges verify-shards $(DEMO)-gate/shards; test $$? -eq 1
 	@rm -rf $(DEMO)-gate
 
-test: $(VENV)/.dev ## Run the tests, on all cores (five to ten minutes on two)
+test: $(VENV)/.dev ## Run the tests, on all cores (under five minutes on two)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-test-slow: $(VENV)/.dev ## Run the long tests too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.dev ## Run the slower tests, which CI runs too (ten minutes on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
+
+test-long: $(VENV)/.dev ## Run the tests that take minutes each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 wheel: $(VENV)/.dev ## Build sdist and wheel, and try the wheel outside of the checkout
 	.ci/wheel $(BIN)

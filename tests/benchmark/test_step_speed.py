@@ -77,9 +77,9 @@ def test_what_a_measuring_process_meets_is_raised_here(tmp_path: Path) -> None:
         measure(StepSpeedSettings(shards=str(tmp_path / "none")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_configuration_has_a_process_and_memory_of_its_own(shards: Path) -> None:
-    """`python -m pytest -m slow tests/benchmark/test_train_step.py`: about a minute."""
+    """`python -m pytest -m long tests/benchmark/test_train_step.py`: about a minute."""
     given = StepSpeedSettings(
         shards=str(shards), presets=("tiny",), batch_sizes=(2, 48), window_ticks=16, num_workers=0, seconds=0.5
     )

@@ -29,7 +29,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestCommand:
-    @pytest.mark.slow  # pytest -m slow
+    @pytest.mark.long  # pytest -m long
     def test_every_figure_is_there_with_its_spread(self, clips: Path) -> None:
         flags = ("--window-ticks", 8, "--batch-size", 4, "--workers", "0,1", "--seconds", 0.2, "--repeats", 2)
         done = omniges("benchmark", "loader", "--shards", clips, *flags, "--json")
@@ -51,7 +51,7 @@ class TestCommand:
         assert "share of np.copyto" in columns
         assert " – " in row
 
-    @pytest.mark.slow  # a process each: pytest -m slow
+    @pytest.mark.long  # a process each: pytest -m long
     @pytest.mark.parametrize(
         "flags", [("--workers", "x"), ("--workers", ""), ("--repeats", 0), ("--seconds", 0), ("--split", "additional")]
     )
@@ -61,7 +61,7 @@ class TestCommand:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow  # pytest -m slow
+@pytest.mark.long  # pytest -m long
 class TestSideBySide:
     def test_the_script_measures_and_names_the_absent(self, clips: Path, tmp_path: Path) -> None:
         command = [sys.executable, str(BENCHMARKS / "loader.py"), "--shards", str(clips), "--work", str(tmp_path / "w")]

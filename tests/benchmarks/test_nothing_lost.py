@@ -93,7 +93,7 @@ def test_every_damage_is_one_and_the_same_each_time(shards: Path, tmp_path: Path
     assert sound == facts.file_facts(shards)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_commit_is_equal_to_itself(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "nothing_lost.py"), "--before", "HEAD", "--only", "shards"]
     done = subprocess.run(

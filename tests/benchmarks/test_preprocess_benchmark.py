@@ -19,7 +19,7 @@ from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
 
-pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
+pytestmark = pytest.mark.long  # what measures is not what users run: pytest -m long
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 FLAGS = ("--recordings", "3", "--seconds", "3", "--repeats", "1")

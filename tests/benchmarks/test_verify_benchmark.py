@@ -12,7 +12,7 @@ import pytest
 benchmark: Any = importlib.import_module("verify")
 
 
-pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
+pytestmark = pytest.mark.long  # what measures is not what users run: pytest -m long
 
 
 def test_every_level_is_measured(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,7 +255,7 @@ def killed_run(settings: EncodeSettings, turn: int) -> int:
 
 class TestKills:
     @pytest.mark.parametrize("in_place", [False, True])
-    @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+    @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
     def test_the_same_command_finishes_what_a_kill_left_to_the_byte(
         self, shards: Path, tmp_path: Path, in_place: bool, stride: int, halves: Any
     ) -> None:

@@ -85,7 +85,7 @@ class TestShards:
             assert "\n" not in str(refused.value)
             assert not (tmp_path / "out").exists()
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_the_command_adds_latents_of_both(
         self, shards: Path, folders: Folders, encoded_both: Path, tmp_path: Path
     ) -> None:
@@ -165,7 +165,7 @@ class TestTraining:
         np.testing.assert_allclose(stream.state_dict()["mean"].numpy(), rows.mean(0), rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(stream.state_dict()["scale"].numpy(), rows.std(0), rtol=1e-5)
 
-    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
     def test_stopped_and_resumed_is_never_stopped_to_the_bit(
         self, whole: Path, encoded_both: Path, tmp_path: Path, workers: int
     ) -> None:
@@ -213,7 +213,7 @@ def samples_of(folder: Path) -> list[Any]:
 
 
 class TestGenerate:
-    @pytest.mark.parametrize("task", ["t2g", "g2t", "a2g", "ta2g", pytest.param("g2a", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("task", ["t2g", "g2t", "a2g", "ta2g", pytest.param("g2a", marks=pytest.mark.long)])
     def test_tasks_of_gesture_from_files_to_files(
         self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path, task: str
     ) -> None:
@@ -345,7 +345,7 @@ def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anyth
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluate_makes_and_scores_motion_of_latents(whole: Path, folders: Folders, encoded_both: Path) -> None:
     source = {"checkpoint": whole, "codecs": tuple(folders.items()), "tasks": ("a2g",), "steps": 2}
     report = evaluate(EvaluateSettings(shards=encoded_both, **source, resamples=20))

@@ -337,7 +337,7 @@ class TestEvaluate:
             evaluate(EvaluateSettings(shards=encoded_text, generated=(tmp_path,), task="a2t", resamples=10))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_from_shards_to_a_report(shards: Path, text_vae: Path, tmp_path: Path) -> None:
     done = omniges(
         *("encode", "--shards", shards, "--with", f"{NAME}={text_vae}", "--out", tmp_path / "s"),

@@ -266,7 +266,7 @@ def test_latents_are_told_apart_by_their_number_alone(encoded_text: Path, config
         torch.testing.assert_close(expected(text[:, order]), expected(text)[:, order], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("places", [True, False])
 def test_a_model_learns_which_latent_is_which_by_their_places_alone(

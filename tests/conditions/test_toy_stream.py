@@ -20,7 +20,7 @@ def test_the_toy_is_short() -> None:
     assert len((TOY / "toy_stream.py").read_text().splitlines()) <= 80
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_commands_take_it(shards: Path, tmp_path: Path) -> None:
     """Workers load it too; a person's value, a recording's own and none make three different results."""

@@ -282,7 +282,7 @@ def write_large_manifest(folder: Path, source: Path, samples: int) -> None:
     (folder / DATASET_FILE).write_bytes(seal(document))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_million_samples_are_ordered_in_seconds(folder: Path, tmp_path: Path) -> None:
     """First batch order in under 5 s of processor time and 1.5 GB, imports included, in a process of its own."""
     write_large_manifest(tmp_path / "large", folder, 1_000_000)

@@ -204,7 +204,7 @@ class TestRanks:
     ) -> None:
         self.check(folder, sequence, world, workers, 1)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.parametrize("workers", range(5))
     @pytest.mark.parametrize("world", [1, 2, 3, 8])
     def test_and_in_every_combination(
@@ -218,7 +218,7 @@ class TestRanks:
             assert len(own) == len(set(own)) == WINDOWS
 
     @pytest.mark.parametrize(
-        ("clips", "per_shard"), [(5, 1), (1000, 1000), pytest.param(5000, 5000, marks=pytest.mark.slow)]
+        ("clips", "per_shard"), [(5, 1), (1000, 1000), pytest.param(5000, 5000, marks=pytest.mark.long)]
     )
     def test_equal_steps_for_any_packing(self, tmp_path: Path, clips: int, per_shard: int) -> None:
         """Shards of one sample, and one shard of a thousand samples or five; workers more than shards, or none."""

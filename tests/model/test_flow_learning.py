@@ -82,7 +82,7 @@ def cost(model: FlowModel, windows: Windows, task: str, *, others: bool) -> floa
     return float(model.stream(target).losses(outputs[target], arrays, clean, noise).mean())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_each_task_uses_what_it_is_given_on_windows_it_has_not_seen(tmp_path: Path):
     """A minute or two on two cores; six words, so a blind guess of a word costs 1.8 nats."""

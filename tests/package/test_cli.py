@@ -156,7 +156,7 @@ class TestInspect:
         assert run.returncode == 3
         assert "No space left" in only_line(run)
 
-    @pytest.mark.slow  # fifteen commands: pytest -m slow
+    @pytest.mark.long  # fifteen commands: pytest -m long
     def test_short_commands_over_a_manifest_end_with_their_own_code(self, shards: Path) -> None:
         # pyarrow's reader threads used to abort one in twenty-five of these.
         codes = {omniges("inspect", shards, "nokey").returncode for _ in range(15)}

@@ -99,7 +99,7 @@ class TestKilled:
         assert left_behind(groups) == []
         assert end_faults(plan, out) == []
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.timeout(3600)
     def test_three_hundred_times(self) -> None:
         """The benchmark's own figure: `python tests/robustness/crashes.py --kills 300`."""
@@ -129,7 +129,7 @@ class TestStopped:
             for number in of_each_kind(calls[name])[place::20]:
                 self.stop_at(scenarios[name], calls[name], tmp_path / f"{name}-{number}", number)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.timeout(3600)
     @pytest.mark.parametrize("name", NAMES)
     def test_at_every_single_call(
@@ -167,7 +167,7 @@ class TestRefused:
         for number in of_each_kind(calls[name])[2 * list(FAULTS).index(code) + lasting :: 13]:
             self.fail_at(scenarios[name], calls[name], tmp_path / str(number), number, code, lasting=lasting)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.timeout(3600)
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("code", FAULTS, ids=lambda code: errno.errorcode[code])

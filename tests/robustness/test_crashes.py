@@ -10,7 +10,7 @@ import crashes
 import pytest
 from crash_scenarios import NAMES
 
-pytestmark = pytest.mark.slow  # what measures is not what users run: pytest -m slow
+pytestmark = pytest.mark.long  # what measures is not what users run: pytest -m long
 
 
 def crash(*flags: str) -> subprocess.CompletedProcess[str]:

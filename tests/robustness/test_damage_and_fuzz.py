@@ -135,7 +135,7 @@ class TestHarness:
                 assert faults.quick_finds(folder, faults.Damage(changes, "")) is wanted, changes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 class TestLong:
     @pytest.mark.parametrize("command", [["damage.py"], ["fuzz.py", "--minutes", "10"]], ids=" ".join)

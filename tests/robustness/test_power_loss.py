@@ -346,7 +346,7 @@ class TestLosses:
     ) -> None:
         assert order_faults(careless(scenarios["update"], tmp_path / "begun", atomic, "sync_folder")[1])
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.timeout(1800)
     @pytest.mark.parametrize("name", NAMES)
     def test_at_every_call(self, recordings: dict[str, Recording], tmp_path: Path, name: str) -> None:

@@ -79,7 +79,7 @@ class TestEveryCall:
             tree = replay(before, calls[:number]).tree()
             assert faults(tree, tmp_path / f"{number}", expected, force=False) == [], calls[number]
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.timeout(600)
     def test_after_a_kill_before_any_call(self, fresh: tuple[Tree, list[Call], Tree], tmp_path: Path) -> None:
         before, calls, expected = fresh
@@ -87,7 +87,7 @@ class TestEveryCall:
             tree = replay(before, calls[:number]).tree()
             assert faults(tree, tmp_path / f"{number}", expected, force=False) == [], calls[number - 1 : number + 1]
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.timeout(600)
     def test_the_same_of_a_set_that_is_replaced(
         self, replaced: tuple[Tree, list[Call]], fresh: tuple[Tree, list[Call], Tree], tmp_path: Path

@@ -1,4 +1,4 @@
-"""Two processes make the run that one makes. Slow: each start loads torch twice; run with: pytest -m slow."""
+"""Two processes make the run that one makes. Slow: each start loads torch twice; run with: pytest -m long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training_helpers import SLOTS, SMALLEST, TENSOR_FILES, checkpoint_of, learn
 
 from omniges.errors import ExitCode
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 RECIPE = {
     "window_ticks": 16,

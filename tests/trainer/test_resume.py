@@ -222,14 +222,14 @@ def plain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestKilledWhileSaving:
     """SIGKILL anywhere in saving and pruning, with one kept checkpoint."""
 
-    @pytest.mark.slow  # whole commands, killed: pytest -m slow
+    @pytest.mark.long  # whole commands, killed: pytest -m long
     @pytest.mark.parametrize("part", [0.6])
     def test_one_loadable_checkpoint_is_left(
         self, part: float, calls: int, shards: Path, tmp_path: Path, plain: Path
     ) -> None:
         self._killed_and_resumed(1 + int(part * (calls - 1)), shards, tmp_path, plain)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.timeout(3600)
     def test_at_every_call(self, calls: int, shards: Path, tmp_path: Path, plain: Path) -> None:
         for turn in range(1, calls + 1):

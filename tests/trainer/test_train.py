@@ -45,7 +45,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 class TestCommand:
-    @pytest.mark.slow  # two whole commands: pytest -m slow
+    @pytest.mark.long  # two whole commands: pytest -m long
     def test_a_run_stopped_by_sigterm_exits_75_and_the_same_words_finish_it(
         self, recipe: Path, shards: Path, tmp_path: Path
     ) -> None:
@@ -171,7 +171,7 @@ def test_other_ways_to_compute_learn_and_resume_to_the_last_bit(
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "stopped")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
 def test_compiled_blocks_give_the_same_losses(shards: Path, tmp_path: Path) -> None:

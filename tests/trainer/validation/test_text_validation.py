@@ -317,7 +317,7 @@ def test_a_model_that_carries_text_as_noise_is_validated_too(
     assert last_validation(tmp_path)["metrics"]["g2t"]["word_error_rate"] >= 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command(encoded_text: Path, text_vae: Path, tmp_path: Path) -> None:
     done = omniges(
         *("train", "--shards", encoded_text, "--text-codec", NAME, "--output-dir", tmp_path / "run"),

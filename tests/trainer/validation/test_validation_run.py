@@ -327,8 +327,8 @@ class TestSignals:
             ("making", signal.SIGTERM),
             ("scoring", signal.SIGTERM),
             ("writing", signal.SIGTERM),
-            pytest.param("waveforms", signal.SIGTERM, marks=pytest.mark.slow),  # pictures take seconds
-            pytest.param("pictures", signal.SIGTERM, marks=pytest.mark.slow),
+            pytest.param("waveforms", signal.SIGTERM, marks=pytest.mark.long),  # pictures take seconds
+            pytest.param("pictures", signal.SIGTERM, marks=pytest.mark.long),
         ],
     )
     def test_anywhere_in_a_validation_saves_leaves_with_the_code_and_is_made_up_for(
