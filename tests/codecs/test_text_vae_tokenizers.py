@@ -145,6 +145,6 @@ class TestRefusals:
     @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", json.dumps({"model": {"type": "BPE"}}).encode()])
     def test_a_file_that_is_no_tokenizer(self, tmp_path, content):
         (tmp_path / "tokenizer.json").write_bytes(content)
-        with pytest.raises(DataError, match="expected a Hugging Face tokenizer") as caught:
+        with pytest.raises(DataError, match=r"a Hugging Face tokenizer|a plain BPE or Unigram|damage") as caught:
             T5Tokens(tmp_path, vocabulary=300)
         assert "\n" not in str(caught.value)

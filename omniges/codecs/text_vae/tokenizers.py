@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from omniges.codecs.text_vae.tokenizer_file import require_plain_tokenizer
 from omniges.errors import DataError
 from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import parse_json, read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +31,7 @@ MAX_TOKENS: Final = 77
 """Maximum number of tokens of a text, added ones included; longer texts are cut and flagged."""
 _TOKENIZER_FILE: Final = "tokenizer.json"
 _PIECE_FILES: Final = ("spiece.model", "tokenizer.model")
+_MOST_BYTES: Final = 64 << 20
 _PAD: Final = "[PAD]"
 
 
@@ -64,8 +67,8 @@ class _TokenizerFile:
     def __init__(self, folder: Path, vocabulary: int, added: str | None = None) -> None:
         self._path = folder / _TOKENIZER_FILE
         try:
-            content = self._path.read_bytes()
-        except OSError as error:
+            content = read_file(self._path, _MOST_BYTES, folder)
+        except FileNotFoundError as error:
             reason = error.strerror or str(error)
             if any((folder / name).is_file() for name in _PIECE_FILES):
                 raise DataError(
@@ -160,6 +163,10 @@ class LlamaTokens(_TokenizerFile):
 def _tokenizer(content: bytes, path: Path) -> Tokenizer:
     from tokenizers import Tokenizer  # noqa: PLC0415 - native, 70 ms
 
+    try:
+        require_plain_tokenizer(parse_json(content), str(path))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; expected a Hugging Face tokenizer; download it again") from error
     try:
         return Tokenizer.from_str(content.decode())
     except Exception as error:  # the native library raises the base class itself
