@@ -1,9 +1,8 @@
-"""Checkpoints: a folder of safetensors and JSON, written beside, read back, and published by one rename.
+"""Checkpoints: folders of safetensors and JSON, which are published complete or not at all.
 
-``checkpoint.json`` lists every file with its size and sha256 and is written last, so a folder without a sound one is
-no checkpoint, whoever copied it. docs/how-to/training.md is the promise.
-
-`choose` says which checkpoint a run goes on from, and why not from the newer ones.
+A checkpoint is written under a temporary name, read back, and renamed. ``checkpoint.json`` lists every file with its
+size and sha256, and is written last. A folder without a valid one is not a checkpoint. docs/training.md describes
+what is guaranteed. `choose` selects the checkpoint that a run resumes from.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from omniges.storage.redact import one_line
 from omniges.storage.tensors import open_tensors, read_tensors, require_same, shapes_of, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
-"""Their folder in a run's folder."""
+"""Folder of the checkpoints in a run's folder."""
 CHECKPOINT_FILE: Final = "checkpoint.json"
 MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
@@ -51,14 +50,24 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """A checkpoint whose every byte was found as it was written."""
+    """A checkpoint whose files have the sizes and digests of its index."""
 
     path: Path
     step: int
     files: Mapping[str, Mapping[str, Any]]
 
     def document(self, name: str) -> Any:
-        """Return what a JSON file of it holds; raises DataError where it has none of that name, or no plain JSON."""
+        """Return the content of a JSON file of the checkpoint.
+
+        Args:
+            name: Name of the file.
+
+        Returns:
+            The parsed JSON.
+
+        Raises:
+            DataError: The checkpoint has no file of this name, or it is not plain JSON.
+        """
         try:
             return parse_json(self.content(name))
         except ValueError as error:
@@ -67,22 +76,22 @@ class SavedCheckpoint:
             ) from error
 
     def object(self, name: str) -> dict[str, Any]:
-        """Return the object that a JSON file of it holds; raises DataError as `document`, and for anything else."""
+        """Return the object in a JSON file; raise DataError for other JSON types, and as `document` does."""
         found = self.document(name)
         if not isinstance(found, dict):
             raise DataError(f"{self.path / name}: a JSON object expected, found {type(found).__name__}. {_OTHER}")
         return found
 
     def content(self, name: str) -> bytes:
-        """Return the bytes of a file of it; raises DataError where it has none of that name."""
+        """Return the bytes of a file of the checkpoint; raise DataError if it has no file of this name."""
         return read_file(self._file(name), int(self.files[name]["bytes"]), self.path)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a file of it, on the host."""
+        """Return the tensors of a file of the checkpoint, on the CPU."""
         return read_tensors(self._file(name))
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the tensors of a file of it, from its header alone."""
+        """Return the shapes of the tensors of a file, from its header alone."""
         return shapes_of(open_tensors(self._file(name)))
 
     def _file(self, name: str) -> Path:
@@ -92,26 +101,34 @@ class SavedCheckpoint:
 
 
 def step_of(path: Path) -> int | None:
-    """The step in a checkpoint's name, or None for another name."""
+    """Return the step in a checkpoint's name, or None for another name."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Folders that have a checkpoint's name, sound or not, newest first."""
+    """Return the folders that have a checkpoint's name, newest first, without checking them."""
     if not folder.is_dir():
         return []
-    # A link to a folder is nobody's checkpoint to remove.
+    # Links are not listed, so that `prune` cannot remove a folder elsewhere.
     folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     found = [(step, path) for path in folders if (step := step_of(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def save_checkpoint(folder: Path, contents: Contents) -> Path:
-    """Write a checkpoint into a folder of them and return its path; at any moment of it, all earlier ones are whole.
+    """Write a checkpoint into a run's folder of checkpoints; earlier ones stay complete at any moment.
 
-    Raises EnvironmentFault where the disk is in the way, DataError where it does not give back what was written; then
-    nothing is left of it.
+    Args:
+        folder: Folder of the run's checkpoints.
+        contents: Step, tensors and documents to write.
+
+    Returns:
+        The folder of the new checkpoint.
+
+    Raises:
+        EnvironmentFault: The disk is full or not writable; nothing of the checkpoint is left.
+        DataError: The files read back differ from what was written; nothing of the checkpoint is left.
     """
     final = folder / f"step-{contents.step:06d}"
     write_checkpoint(final, contents)
@@ -119,7 +136,12 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 
 
 def write_checkpoint(final: Path, contents: Contents) -> None:
-    """Write a checkpoint as a folder of any name; otherwise as `save_checkpoint`."""
+    """Write a checkpoint as a folder of any name; otherwise do as `save_checkpoint`.
+
+    Args:
+        final: Folder of the checkpoint, which does not exist.
+        contents: Step, tensors and documents to write.
+    """
     atomic.make_folder(final.parent)
     with atomic.pending_folder(final) as unfinished:
         files: dict[str, dict[str, Any]] = {}
@@ -129,25 +151,36 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
             size, digest = write_tensors(unfinished / name, tensors)
             files[name] = {"bytes": size, "sha256": digest}
         _compare(unfinished, files)
-        # One part a file now; a model that is spread over ranks has one file a rank, told apart by name and "part".
+        # "parts" is for models that are sharded over ranks, with one file for each rank.
         index = {"format": _FORMAT, "version": _VERSION, "step": contents.step, "parts": 1, "files": files}
         atomic.publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
 
 
 def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
-    """Check every byte of a checkpoint, or only its index; raises DataError with what is wrong."""
+    """Check a checkpoint and return it.
+
+    Args:
+        path: Folder of the checkpoint.
+        bytewise: Check the sha256 of every file, not only the index.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        DataError: The index or a file is absent or damaged.
+    """
     file = path / CHECKPOINT_FILE
     try:
         index = read_json(file, _OTHER, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path}: no {CHECKPOINT_FILE}, so it is not complete. {_OTHER}") from error
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
-        raise DataError(f"{file}: format {_FORMAT!r} expected. This is no checkpoint of omniges")
+        raise DataError(f"{file}: format {_FORMAT!r} expected. This is not a checkpoint of omniges")
     if not sealed_correctly(index):
         raise DataError(f"{file}: its checksum does not fit: it was edited or damaged. {_OTHER}")
     if index.get("version") != _VERSION:
         found = one_line(repr(index.get("version")), 40)
-        raise DataError(f"{file}: version {_VERSION} expected, found {found}. Use the omniges it is of")
+        raise DataError(f"{file}: version {_VERSION} expected, found {found}. Use the omniges version that wrote it")
     listed = index.get("files")
     if not isinstance(listed, dict) or not all(map(_is_entry, listed.keys(), listed.values())):
         raise DataError(f"{file}: files: size and sha256 of files in this folder expected. {_OTHER}")
@@ -164,7 +197,7 @@ def _is_entry(name: object, entry: object) -> bool:
 
 
 def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Hold files against their sizes and digests, as the disk gives them back."""
+    """Compare files with their sizes and digests in the index."""
     for name, entry in files.items():
         file = path / name
         try:
@@ -180,7 +213,16 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints (0: none) and those of steps that are spared."""
+    """Remove checkpoints, oldest first.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        keep: Number of newest checkpoints that stay; 0 keeps all.
+        spared: Steps whose checkpoints stay too.
+
+    Returns:
+        The folders removed.
+    """
     removed = [path for path in checkpoints(folder)[keep:] if step_of(path) not in spared] if keep else []
     for path in removed:
         atomic.remove_folder(path)
@@ -188,7 +230,7 @@ def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed runs left half-written or half-removed; only for who holds the run's lock."""
+    """Remove temporary folders of killed runs; the caller must hold the run's lock."""
     if folder.is_dir():
         for path in folder.iterdir():
             if atomic.is_temporary_name(path.name):
@@ -197,7 +239,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a checkpoint that was passed over, so that its name is free; nothing of it is removed."""
+    """Rename a checkpoint that was skipped, so that its name is free; remove nothing."""
     number = 1
     while (aside := path.with_name(f"passed-{path.name}-{number}")).exists():
         number += 1
@@ -209,17 +251,27 @@ def set_aside(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The checkpoint that a run resumes from; None: it starts from step 0."""
+    """The checkpoint that a run resumes from, or None to start from step 0."""
 
     checkpoint: SavedCheckpoint | None
     passed: tuple[tuple[Path, str], ...] = ()
-    """Newer checkpoints that were passed over, with the reason."""
+    """Newer checkpoints that were skipped, with the reason."""
 
 
 def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> Choice:
-    """Follow ``--resume latest|never|PATH``; ``fits`` raises where a sound checkpoint is not of this run.
+    """Select the checkpoint that a run resumes from.
 
-    Raises UsageFault or DataError, with each reason, where there are checkpoints and none can be taken.
+    Args:
+        run: Folder of the run.
+        resume: Value of ``--resume``: ``latest``, ``never`` or the folder of a checkpoint.
+        fits: Function that raises an error for a valid checkpoint that does not belong to this run.
+
+    Returns:
+        The checkpoint, and the newer ones that were skipped.
+
+    Raises:
+        UsageFault: There are valid checkpoints, but none belongs to this run, or `resume` is ``never``.
+        DataError: All checkpoints are damaged.
     """
     folder = run / CHECKPOINTS
     found = checkpoints(folder)
@@ -246,20 +298,20 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
     if passed:
         reasons = "; ".join(reason for _, reason in passed)
         kind = DataError if damaged else UsageFault
-        raise kind(f"{folder}: none of {len(passed)} checkpoints can be taken; choose another --output-dir: {reasons}")
+        raise kind(f"{folder}: none of {len(passed)} checkpoints can be used; choose another --output-dir: {reasons}")
     return Choice(None)
 
 
 def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None]) -> Choice:
-    """The checkpoint that the user named, and no other."""
+    """Return the checkpoint that the user named."""
     if not path.is_dir():
         raise UsageFault(f"--resume {path}: latest, never or the folder of a checkpoint expected, found nothing there")
     others = [own for own in found if own.resolve() != path.resolve()]
     newer = [own for own in others if (step_of(own) or 0) > (step_of(path) or 0)]
     if newer:
         raise UsageFault(
-            f"--resume {path}: {newer[0].parent} has a newer one, {newer[0].name}, which would be taken for this "
-            "branch's: choose another --output-dir"
+            f"--resume {path}: {newer[0].parent} has a newer checkpoint, {newer[0].name}, which a later "
+            "--resume latest would use instead: choose another --output-dir"
         )
     checkpoint = open_checkpoint(path)
     fits(checkpoint)
@@ -267,9 +319,18 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
 
 
 def find_checkpoint(path: Path) -> SavedCheckpoint:
-    """The checkpoint at a path, or the newest sound one of the run at a path; raises as `open_checkpoint` does.
+    """Return the checkpoint at a path, or the newest valid one of the run at a path.
 
-    RUN/best is a link; what is found is called by the name of the step it leads to.
+    Args:
+        path: Folder of a checkpoint or of a run, or a link to a checkpoint such as RUN/best. A link is resolved, so
+            that the checkpoint has the name of its step.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UsageFault: The path is neither a checkpoint nor a run that has one.
+        DataError: The checkpoint is damaged.
     """
     if path.is_symlink():
         path = path.parent / path.readlink()
@@ -284,7 +345,16 @@ def find_checkpoint(path: Path) -> SavedCheckpoint:
 
 @torch.no_grad()
 def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
-    """Copy saved tensors into those of the same names; raises DataError for other names or shapes."""
+    """Copy saved tensors into the tensors of the same names.
+
+    Args:
+        own: Tensors to overwrite, by name.
+        saved: Tensors to copy, by name, with the same shapes.
+        where: Path of the saved tensors, which the error names.
+
+    Raises:
+        DataError: Names or shapes differ.
+    """
     require_same(shapes_of(own), shapes_of(saved), where, "it is of another model: choose another checkpoint")
     for name, tensor in own.items():
         tensor.copy_(saved[name])

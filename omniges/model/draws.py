@@ -1,16 +1,16 @@
-"""Random draws for each sample of a batch: its task, the streams it sees, their noise levels, and the noise.
+"""Random draws for each sample of a batch: its task, the streams it receives, their noise levels, and the noise.
 
-A sample's draws must not depend on which rank holds it, on what else is in its batch, or on what was drawn before.
-So there is no generator with a state: each number is a hash of (seed, purpose, position in the sample sequence,
-index). The hash is Philox4x32 with ten rounds (Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2, 3*):
-the seed is its key, and its counter is (index of the block, purpose, position's low half, position's high half).
-One block gives four words of 32 bits: element i of n is word i // ceil(n / 4) of block i mod ceil(n / 4).
+A sample's draws do not depend on its rank, on its batch, or on earlier draws. Therefore there is no generator with a
+state: each number is a hash of (seed, purpose, position in the sample sequence, index). The hash is Philox4x32 with
+ten rounds (Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2, 3*). The seed is its key. Its counter is
+(index of the block, purpose, low half of the position, high half of the position). One block gives four words of 32
+bits: element i of n is word i // ceil(n / 4) of block i mod ceil(n / 4).
 
-Draws are equal on every machine of one device type. Words and uniform draws are equal everywhere; normal draws go
-through the device's logarithm, sine and cosine, whose last bits differ between devices.
+Words and uniform draws are equal on every machine. Normal draws use the device's logarithm, sine and cosine. They are
+equal on machines of one device type, and differ in the last bits between types.
 
-Plans of batches are drawn on the host, so the device never has to be asked what was drawn. In a plan a stream is a
-*condition* (level 0), a *target* (level drawn, has a loss) or *absent*. B is the batch, its three columns are the
+Plans of batches are drawn on the CPU, so that nothing waits for the device. In a plan, a stream is a *condition*
+(noise level 0), a *target* (level drawn, has a loss) or *absent*. B is the batch size. The three columns are the
 streams in the order of `STREAMS`.
 """
 
@@ -41,7 +41,7 @@ _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS: Final = 10
 _MASK: Final = 0xFFFF_FFFF
-_CACHED_BLOCKS: Final = 1 << 15  # on a CPU a chunk's temporaries stay in its cache; an eighth faster there than whole
+_CACHED_BLOCKS: Final = 1 << 15  # on a CPU the temporaries of a chunk fit the cache, which is an eighth faster
 
 
 class Purpose(enum.IntEnum):
@@ -63,18 +63,31 @@ _NAMED: Final = 1 << 31
 
 
 def named_purpose(name: str) -> int:
-    """Return the purpose of dropping the condition stream of a name, which shares nothing with those of `Purpose`.
+    """Return the purpose of draws that drop the condition stream of a name; no purpose in `Purpose` has its number.
 
-    The CRC-32 of the name without its highest bit, plus 2³¹.
+    The number is the CRC-32 of the name without its highest bit, plus 2³¹.
+
+    Args:
+        name: Name of the condition stream.
+
+    Returns:
+        The purpose.
     """
     return _NAMED | (zlib.crc32(name.encode()) & (_NAMED - 1))
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 of four counter words and two key words, each 32 bits: four words, int64 in [0, 2³²).
+    """Return Philox4x32-10 of a counter and a key.
 
-    The counter's tensors are int64 and of one shape, or broadcast to one. Products wrap around modulo 2⁶⁴, as int64
-    does on every device; shifts keep the sign, so results are masked behind them.
+    Products wrap around modulo 2⁶⁴, as int64 does on every device. Right shifts keep the sign, so results are masked
+    after them.
+
+    Args:
+        counter: Four words of 32 bits, int64 tensors that broadcast to one shape.
+        key: Two words of 32 bits.
+
+    Returns:
+        Four tensors of words, int64 in [0, 2³²).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -91,7 +104,17 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
-    """Random words (B, 4, ceil(count / 4)) int64 in [0, 2³²) for positions (B,) int64; seed in [0, 2⁶⁴)."""
+    """Return random words for positions.
+
+    Args:
+        seed: Seed in [0, 2⁶⁴).
+        positions: Positions in the sample sequence (B,) int64.
+        purpose: A `Purpose` or a result of `named_purpose`.
+        count: Number of words for each position.
+
+    Returns:
+        Words (B, 4, ceil(count / 4)) int64 in [0, 2³²).
+    """
     blocks = -(-count // 4)
     found = positions.new_empty((len(positions), 4, blocks))
     for rows, part in _chunks(found):
@@ -107,12 +130,32 @@ def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
 
 
 def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
-    """Uniform draws (B, count) float32 on the 2²³ odd multiples of 2⁻²⁴, so never 0 and never 1."""
+    """Return uniform draws from the 2²³ odd multiples of 2⁻²⁴, so never 0 and never 1.
+
+    Args:
+        seed: Seed in [0, 2⁶⁴).
+        positions: Positions in the sample sequence (B,) int64.
+        purpose: A `Purpose` or a result of `named_purpose`.
+        count: Number of draws for each position.
+
+    Returns:
+        Draws (B, count) float32.
+    """
     return _unit(words(seed, positions, purpose, count)).flatten(1)[:, :count]
 
 
 def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
-    """Standard normal draws (B, count) float32 by Box and Muller (1958); none is beyond 5.8."""
+    """Return standard normal draws (Box and Muller 1958), which lie within ±5.8.
+
+    Args:
+        seed: Seed in [0, 2⁶⁴).
+        positions: Positions in the sample sequence (B,) int64.
+        purpose: A `Purpose` or a result of `named_purpose`.
+        count: Number of draws for each position.
+
+    Returns:
+        Draws (B, count) float32.
+    """
     unit = _unit(words(seed, positions, purpose, count))
     radius = unit[:, 0::2].log().mul_(-2.0).sqrt_()
     angle = unit[:, 1::2].mul_(2 * math.pi)
@@ -121,12 +164,12 @@ def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor
 
 
 def _unit(bits: Tensor) -> Tensor:
-    """Words of 32 bits to (k + ½) / 2²³ for their upper 23 bits k, which float32 holds exactly."""
+    """Map words of 32 bits to (k + ½) / 2²³ for their upper 23 bits k, which float32 represents exactly."""
     return (bits >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
 def _chunks(found: Tensor) -> list[tuple[slice, slice]]:
-    """Slices over rows and blocks: all at once on an accelerator, cache-sized ones on a CPU."""
+    """Return slices over rows and blocks: all at once on an accelerator, cache-sized ones on a CPU."""
     rows, _, blocks = found.shape
     if found.device.type != "cpu":
         return [(slice(0, rows), slice(0, blocks))]
@@ -152,34 +195,35 @@ class FlowSettings:
     """Distributions of tasks, noise levels and drop-outs, and weights of the losses."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULT_SHARES))
-    """Each task's share of the samples, relative to the sum; a task that is not named has none."""
+    """Share of the samples for each task, relative to the sum of shares; tasks that are not named get no samples."""
     levels: Literal["logit-normal", "uniform"] = "logit-normal"
     """Logit-normal: σ = sigmoid(mean + std · n) (Esser et al. 2024)."""
     level_mean: float = 0.0
     level_std: float = 1.0
     shift: float = 4.0
-    """σ becomes shift · σ / (1 + (shift − 1) · σ); above 1 there is more noise. A token has hundreds of channels that
-    tell the same thing, so noise hides what it says, and conditions have something to add, only near 1."""
+    """Levels become shift · σ / (1 + (shift − 1) · σ) (Esser et al. 2024); above 1 there is more noise. The hundreds of
+    channels of a token are correlated, so noise hides its content only at levels near 1."""
     condition_dropout: float = 0.1
-    """Share of samples that lose all their conditions, for guidance without a classifier (Ho and Salimans 2022)."""
+    """Share of samples that lose all their conditions, for classifier-free guidance (Ho and Salimans 2022)."""
     condition_noise: float = 0.0
-    """Share of samples whose conditions have a level of their own, drawn as targets' are, instead of 0."""
+    """Share of samples whose conditions have a noise level, drawn as for targets, instead of 0."""
     speaker_dropout: float = 0.1
     """Share of samples whose speaker is unknown."""
     condition_stream_dropout: float = 0.1
-    """Share of samples that lose a condition stream, each on its own; those that lose all conditions lose it too."""
+    """Share of samples that lose a condition stream, drawn for each stream independently. Samples that lose all their
+    conditions lose the condition streams too."""
     weights: Mapping[StreamName, float] = field(default_factory=lambda: dict.fromkeys(STREAMS, 1.0))
     """Weight of each stream's loss."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Refuse values out of range."""
         unknown = sorted(set(self.shares) - set(TASKS))
         if unknown:
-            raise UsageFault(
-                f"task shares: no task is called {', '.join(unknown)}; expected some of {', '.join(TASKS)}"
-            )
+            raise UsageFault(f"task shares: unknown task {', '.join(unknown)}; expected some of {', '.join(TASKS)}")
         if min(self.shares.values(), default=0) < 0 or sum(self.shares.values()) <= 0:
-            raise UsageFault(f"task shares: found {dict(self.shares)}; expected no negative one and a positive sum")
+            raise UsageFault(
+                f"task shares: found {dict(self.shares)}; expected shares of at least 0 with a positive sum"
+            )
         for name in ("condition_dropout", "condition_noise", "speaker_dropout", "condition_stream_dropout"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -197,10 +241,10 @@ class Plan:
     task: I64  # (B,), number in TASKS
     target: Bools  # (B, 3)
     present: Bools  # (B, 3): targets, and conditions that were not dropped
-    levels: F32  # (B, 3): 0 for a clean condition, 1 for what is absent
+    levels: F32  # (B, 3): 0 for a clean condition, 1 for an absent stream
     speaker_known: Bools  # (B,)
     kept: Mapping[str, Bools] = field(default_factory=dict)
-    """(B,) of each condition stream: whether a sample keeps its value; a stream that is not named is kept by all."""
+    """For each condition stream, which samples keep its value (B,); all samples keep a stream that is not named."""
 
 
 def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
@@ -212,11 +256,21 @@ def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
 def draw_plan(
     settings: FlowSettings, seed: int, positions: I64, streams: Bools | None = None, conditions: Iterable[str] = ()
 ) -> Plan:
-    """Draw the plan of positions (B,).
+    """Draw the plan of the samples at positions.
 
-    ``streams``: (B, 3), which streams the samples have; None: all. A sample gets only tasks whose streams it has, by
-    the same draw over these tasks' shares. ``conditions``: names of the model's condition streams. Raises UsageFault
-    for a sample that has the streams of no task with a share.
+    Args:
+        settings: Distributions of tasks, noise levels and drop-outs.
+        seed: Seed in [0, 2⁶⁴).
+        positions: Positions in the sample sequence (B,) int64.
+        streams: Streams that each sample has (B, 3); None: all. A sample gets only tasks whose streams it has, by the
+            same draw over the shares of these tasks.
+        conditions: Names of the model's condition streams.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageFault: A sample lacks a stream of every task that has a share.
     """
     where = torch.from_numpy(positions)
 
@@ -236,7 +290,7 @@ def draw_plan(
             possible = shares * (needed <= pattern).all(axis=1)
             if not possible.any():
                 has = ", ".join(name for name, there in zip(STREAMS, pattern, strict=True) if there) or "no stream"
-                raise UsageFault(f"task shares: a sample that has {has} gets none of the tasks: leave it out")
+                raise UsageFault(f"task shares: no task fits a sample that has {has}: leave the sample out")
             task[rows] = _tasks_at(possible, drawn_task[rows])
     target = _table("targets")[task]
     condition = _table("conditions")[task]
@@ -252,15 +306,25 @@ def draw_plan(
 
 
 def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
-    """Numbers of the tasks (B,) that uniform draws (B,) fall on."""
+    """Return the numbers of the tasks (B,) that uniform draws (B,) select."""
     bounds = np.cumsum(shares / shares.sum())
-    last = np.flatnonzero(shares)[-1]  # rounding must not let the largest draw fall behind what has a share
+    last = np.flatnonzero(shares)[-1]  # rounding must not let the largest draw select a task without a share
     found: I64 = np.minimum(np.searchsorted(bounds, drawn, side="right"), last)
     return found
 
 
 def draw_levels(settings: FlowSettings, seed: int, positions: I64, purpose: Purpose) -> F32:
-    """Noise levels (B,) in (0, 1)."""
+    """Draw noise levels.
+
+    Args:
+        settings: Distribution of the levels and its shift.
+        seed: Seed in [0, 2⁶⁴).
+        positions: Positions in the sample sequence (B,) int64.
+        purpose: Purpose of the draw, one for each stream.
+
+    Returns:
+        Noise levels (B,) in (0, 1).
+    """
     where = torch.from_numpy(positions)
     if settings.levels == "uniform":
         level = uniform(seed, where, purpose)[:, 0]
@@ -271,7 +335,7 @@ def draw_levels(settings: FlowSettings, seed: int, positions: I64, purpose: Purp
 
 
 def carried_as_noise(plan: Plan) -> Plan:
-    """The plan for models that know no absent stream: what a sample has not is there, as noise at its level of 1."""
+    """Return the plan in which absent streams are present as noise of level 1, for models that need every stream."""
     return replace(plan, present=np.ones_like(plan.present))
 
 
@@ -285,17 +349,23 @@ class Group:
     """Samples of a batch that go through the trunk together, and the streams that take part for them."""
 
     streams: tuple[StreamName, ...]
-    rows: I64  # (R,), numbers in the batch
-    noised: Mapping[StreamName, I64]  # for each stream the rows of the group whose tokens are noised
-    targets: Mapping[StreamName, I64]  # for each stream that is a target somewhere, the rows of the group
+    rows: I64  # (R,), indices into the batch
+    noised: Mapping[StreamName, I64]  # by stream: rows of the group whose tokens are noised
+    targets: Mapping[StreamName, I64]  # by stream: rows of the group for which it is a target, if there are any
     absent: frozenset[StreamName]  # streams that some rows of the group do not have
 
 
 def groups_of(plan: Plan, *, dense: bool) -> list[Group]:
-    """Split a batch by the streams its tasks name, so that streams a sample does not need are not computed.
+    """Group the samples of a batch by the streams of their tasks, so that other streams are not computed.
 
-    ``dense``: one group with all streams instead, whose shapes never change; absent streams are masked. Both give
-    the same losses. Dropped conditions stay in their task's group, masked.
+    The losses do not depend on `dense`. Dropped conditions stay in the group of their task, masked.
+
+    Args:
+        plan: Plan of the batch.
+        dense: Make one group with all streams, whose shapes never change; absent streams are masked.
+
+    Returns:
+        The groups; each sample is in one.
     """
     named = (_table("targets") | _table("conditions"))[plan.task]
     patterns = np.ones((1, len(STREAMS)), np.bool_) if dense else np.unique(named, axis=0)

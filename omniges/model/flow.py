@@ -1,14 +1,13 @@
-"""The flow: a batch of windows to its loss, and samples of any streams from any others.
+"""The flow: the training loss of a batch of windows, and sampling of any streams given any others.
 
-x_σ = (1 − σ) x + σ ε for each stream at its own noise level σ (rectified flow: Liu et al. 2023). Nothing in a
-training step asks the device for a value: what the host must know (tasks, who is present, at which level) was drawn
-on the host.
+x_σ = (1 − σ) x + σ ε for each stream at its own noise level σ (rectified flow: Liu et al. 2023). A training step never
+waits for a value from the device: tasks, presence and levels are drawn on the CPU.
 
-Sampling integrates from noise to clean tokens. A model gives expected clean tokens x; the velocity at level σ is
-(x_σ − x) / σ, and an Euler step to σ' is x_σ' = x_σ + (σ' − σ) v. Heun's method takes the mean of the velocities at
-both ends of the step, the second at the point that Euler's step leads to (Karras et al. 2022); the last step, at
-whose end there is no velocity, is Euler's. Classifier-free guidance (Ho and Salimans 2022) takes
-x = x_u + w (x_c − x_u), where x_u leaves the conditions out.
+Sampling integrates from noise to clean tokens. A model predicts the expected clean tokens x. The velocity at level σ
+is (x_σ − x) / σ, and an Euler step to σ' is x_σ' = x_σ + (σ' − σ) v. Heun's method uses the mean of the velocities at
+both ends of the step; the second is evaluated at the end of Euler's step (Karras et al. 2022). The last step is
+Euler's, because at σ' = 0 the velocity is not defined. Classifier-free guidance (Ho and Salimans 2022) uses
+x = x_u + w (x_c − x_u), where x_u is predicted without the conditions.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from omniges.model.trunk import JointFlowTransformer
 from omniges.shards.present import ALL_PRESENT, STREAM_PARTS
 
 AbsentStreams = Literal["left-out", "noise"]
-"""What becomes of a stream that a sample has not: it takes no part, or it is there as noise at level 1 (OmniFlow)."""
+"""How the model handles a stream that a sample lacks: leave it out, or pass noise of level 1 (OmniFlow)."""
 
 _NOISE: Final = {"gesture": Purpose.NOISE_GESTURE, "text": Purpose.NOISE_TEXT, "audio": Purpose.NOISE_AUDIO}
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
@@ -49,7 +48,7 @@ class Windows:
     speakers: Tensor  # (B,) int64, 0: unknown
     present: Present | None = None  # None: nothing is absent
     conditions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Values (B, …) of each condition stream of the model, and which samples have one (B,) bool."""
+    """For each condition stream of the model: values (B, …), and which samples have one (B,) bool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,23 @@ class FlowLoss:
 
 
 def draw_noise(seed: int, positions: Tensor, name: StreamName, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise (B, *shape) of one stream for positions (B,)."""
+    """Draw standard normal noise of one stream.
+
+    Args:
+        seed: Seed in [0, 2⁶⁴).
+        positions: Positions in the sample sequence (B,) int64.
+        name: The stream.
+        shape: Shape of the noise of one sample.
+
+    Returns:
+        Noise (B, *shape) float32.
+    """
     drawn = normal(seed, positions, _NOISE[name], torch.Size(shape).numel())
     return drawn.reshape(-1, *shape)
 
 
 class FlowModel(nn.Module):
-    """Trunk and streams together: the one module that is trained, kept and sampled from."""
+    """Trunk and streams as one module, which is trained, saved and sampled from."""
 
     def __init__(
         self,
@@ -83,13 +92,13 @@ class FlowModel(nn.Module):
         """Join the parts.
 
         Args:
-            trunk: the transformer.
-            streams: tokens of each stream.
-            absent: what becomes of a stream that a sample does not have.
-            latents: streams that are a codec's latents.
-            tell_absent: whether a learned embedding of each part that a sample lacks is added to its condition.
-            trained: bits of `STREAM_PARTS` that some train sample has.
-            encoders: what turns the values (B, …) of condition streams into vectors (B, W).
+            trunk: The transformer.
+            streams: Tokens of each stream.
+            absent: How to handle a stream that a sample lacks.
+            latents: Streams that are latents of a codec.
+            tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
+            trained: Bits of `STREAM_PARTS` that some train sample has.
+            encoders: By condition stream, the module that maps its values (B, …) to vectors (B, W).
         """
         super().__init__()
         self.latents, self.trained = frozenset(latents), trained
@@ -104,22 +113,20 @@ class FlowModel(nn.Module):
         self.conditions = nn.ModuleDict(dict(encoders))
 
     def stream(self, name: StreamName) -> Stream:
-        """One stream's tokens."""
+        """Return the tokens of one stream."""
         return cast("Stream", self.streams[name])
 
     def describe(
         self, conditions: Mapping[str, tuple[Tensor, Tensor]], kept: Mapping[str, Tensor] = MappingProxyType({})
     ) -> Tensor | None:
-        """Return what condition streams say of B samples as vectors (B, W); None where the model has no such stream.
-
-        The sum over the streams of their encoders' vectors; a stream without a value adds nothing.
+        """Encode the values of condition streams as the sum of their encoders' vectors; absent values add zero.
 
         Args:
-            conditions: values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
-            kept: for a stream some of whose values are dropped, which stay (B,) bool.
+            conditions: Values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
+            kept: For streams of which some values are dropped: the values that stay (B,) bool.
 
         Returns:
-            The vectors, or None.
+            Vectors (B, W); None if there are no condition streams.
         """
         total: Tensor | None = None
         for name, (values, known) in conditions.items():
@@ -132,11 +139,20 @@ class FlowModel(nn.Module):
     def forward(
         self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, dense: bool = False
     ) -> FlowLoss:
-        """The loss of windows under a plan drawn for their positions.
+        """Return the loss of windows under a plan drawn for their positions.
 
-        Every parameter that takes gradients gets one, whatever tasks were drawn, so ranks with different tasks can
-        average theirs. ``dense``: see `groups_of`. What is absent by ``windows.present`` adds nothing, whatever the
-        arrays hold there.
+        Every trainable parameter gets a gradient, whatever tasks were drawn, so that ranks with different tasks can
+        average their gradients.
+
+        Args:
+            windows: The batch. Values that are absent by ``windows.present`` do not change the loss.
+            plan: Tasks, noise levels and drop-outs of the samples.
+            settings: Weights of the losses.
+            seed: Seed of the noise.
+            dense: Compute all streams for all samples, see `groups_of`.
+
+        Returns:
+            The mean loss, and the losses of each sample and stream.
         """
         device, batch = windows.positions.device, len(plan.task)
         if self.absent == "noise":
@@ -145,27 +161,27 @@ class FlowModel(nn.Module):
         present = torch.from_numpy(plan.present).to(device, non_blocking=True)
         speakers = windows.speakers * torch.from_numpy(plan.speaker_known).to(device, non_blocking=True)
         kept = {name: torch.from_numpy(rows).to(device, non_blocking=True) for name, rows in plan.kept.items()}
-        described = self.describe(windows.conditions, kept)
+        condition_vectors = self.describe(windows.conditions, kept)
         total = self._untouched(plan)
         each = torch.zeros((batch, len(STREAMS)), device=device)
         for group in groups_of(plan, dense=dense):
             rows = torch.from_numpy(group.rows).to(device, non_blocking=True)
-            taken = _Taken(
+            inputs = _GroupInputs(
                 {name: windows.arrays[name][rows] for name in group.streams},
                 windows.positions[rows],
                 levels[rows],
                 present[rows],
                 speakers[rows],
                 None if windows.present is None else windows.present.at(rows),
-                None if described is None else described[rows],
+                None if condition_vectors is None else condition_vectors[rows],
             )
-            for name, (chosen, losses) in self._group_losses(group, taken, seed).items():
+            for name, (chosen, losses) in self._group_losses(group, inputs, seed).items():
                 total = total + settings.weights[name] * losses.sum() / batch
                 each[:, STREAMS.index(name)].index_copy_(0, rows[chosen], losses.detach())
         return FlowLoss(total, each)
 
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
-        """Streams that `predict` must be given beside the targets: as clean conditions, or as noise at level 1."""
+        """Return the streams that `predict` needs beside the targets, as clean conditions or as noise of level 1."""
         return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
 
     def predict(
@@ -177,9 +193,21 @@ class FlowModel(nn.Module):
         present: Present | None = None,
         described: Tensor | None = None,
     ) -> dict[StreamName, Tensor]:
-        """Clean tokens (B, N, C) that the model expects of the targets, from tokens (B, N, C) at levels (B,).
+        """Predict the clean tokens of the targets.
 
-        ``present``: what the samples lack, for a model that is told so. ``described``: what `describe` gives for them.
+        Args:
+            tokens: Tokens (B, N, C) of the streams that take part.
+            levels: Noise level (B,) of each of these streams.
+            targets: Streams to predict.
+            speakers: Number of each sample's speaker (B,) int64; 0: unknown.
+            present: Parts that the samples have, for a model with ``tell_absent``; None: all.
+            described: Result of `describe` for the samples (B, W).
+
+        Returns:
+            Expected clean tokens (B, N, C) of each target.
+
+        Raises:
+            ValueError: The model needs tokens of every stream, and some are not passed.
         """
         missing = [name for name in self.carried(targets) if name not in tokens]
         if missing:
@@ -206,75 +234,75 @@ class FlowModel(nn.Module):
         return {"added": {name: embedding for name, embedding in found.items() if embedding is not None} | learned}
 
     def _pooled(self, speakers: Tensor) -> Tensor | None:
-        """Return zeros, which mean *none*, for trunks with a vector of the sample as a whole."""
+        """Return zeros, which mean *none*, for trunks that take a vector for the complete sample."""
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
     def _described(self, present: Present | None, described: Tensor | None, batch: int) -> Tensor | None:
-        """Return what is added to the conditioning (B, W): embeddings of condition streams and of absent parts."""
+        """Return the vectors (B, W) to add to the conditioning: embeddings of condition streams and of absent parts."""
         if self.lacking is None:
             return described
         lacking = self.lacking.new_zeros(batch, len(STREAM_PARTS)) if present is None else present.lacking
-        told = lacking @ self.lacking
-        return told if described is None else told + described
+        absent = lacking @ self.lacking
+        return absent if described is None else absent + described
 
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
-        """Return what samples with bits (B,) of `STREAM_PARTS` have of what the model was trained on."""
+        """Return which parts are present, from bits (B,) of `STREAM_PARTS`, ignoring parts that training never had."""
         return present_of(bits & np.uint8(self.trained), next(self.parameters()).device, self.latents)
 
-    def _group_losses(self, group: Group, taken: _Taken, seed: int) -> dict[StreamName, tuple[Tensor, Tensor]]:
-        """Return for each target stream of a group the rows that have it and their losses.
+    def _group_losses(self, group: Group, inputs: _GroupInputs, seed: int) -> dict[StreamName, tuple[Tensor, Tensor]]:
+        """Return for each target stream the rows of the group that have it, and their losses.
 
-        Where tokens are noised, no gradient goes back into what made them.
+        Noised tokens carry no gradient back into the embeddings.
         """
 
         def index(rows: npt.NDArray[np.int64]) -> Tensor:
-            return torch.from_numpy(rows).to(taken.positions.device, non_blocking=True)
+            return torch.from_numpy(rows).to(inputs.positions.device, non_blocking=True)
 
-        clean = {name: self.stream(name).tokens(arrays) for name, arrays in taken.arrays.items()}
-        masks = {} if taken.parts is None else taken.parts.masks
+        clean = {name: self.stream(name).tokens(arrays) for name, arrays in inputs.arrays.items()}
+        masks = {} if inputs.parts is None else inputs.parts.masks
         clean = {name: masked(x, masks[name]) if name in masks else x for name, x in clean.items()}
         noise, tokens = {}, {}
         for name, x in clean.items():
             rows = index(group.noised[name])
-            noise[name] = draw_noise(seed, taken.positions[rows], name, x.shape[1:])
-            if name in masks:  # a stream that is absent as a whole is noise where the model carries such
+            noise[name] = draw_noise(seed, inputs.positions[rows], name, x.shape[1:])
+            if name in masks:  # a stream that is absent completely keeps its noise, for models that need every stream
                 own = masks[name][rows]
                 noise[name] = masked(noise[name], own | ~own.any(dim=1, keepdim=True))
-            at_levels = noised(x.detach()[rows], noise[name], taken.levels[rows, STREAMS.index(name)])
+            at_levels = noised(x.detach()[rows], noise[name], inputs.levels[rows, STREAMS.index(name)])
             tokens[name] = x.index_copy(0, rows, at_levels.to(x.dtype))
         targets = {name: index(chosen) for name, chosen in group.targets.items()}
         outputs = self.trunk(
             tokens,
-            {name: taken.levels[:, STREAMS.index(name)] for name in tokens},
+            {name: inputs.levels[:, STREAMS.index(name)] for name in tokens},
             **self._places(tokens),
-            pooled=self._pooled(taken.speakers),
-            present={name: taken.present[:, STREAMS.index(name)] for name in tokens if name in group.absent},
-            speakers=taken.speakers,
-            described=self._described(taken.parts, taken.described, len(taken.positions)),
+            pooled=self._pooled(inputs.speakers),
+            present={name: inputs.present[:, STREAMS.index(name)] for name in tokens if name in group.absent},
+            speakers=inputs.speakers,
+            described=self._described(inputs.parts, inputs.described, len(inputs.positions)),
             rows=targets,
         )
         found = {}
         for name, chosen in targets.items():
             own = noise[name][index(np.searchsorted(group.noised[name], group.targets[name]))]
-            arrays, x = taken.arrays[name][chosen], clean[name][chosen].detach()
+            arrays, x = inputs.arrays[name][chosen], clean[name][chosen].detach()
             there = masks[name][chosen] if name in masks else None
             found[name] = chosen, self.stream(name).losses(outputs[name], arrays, x, own, there)
         return found
 
     def _untouched(self, plan: Plan) -> Tensor:
-        """Zero, with a gradient of zero for every parameter where the plan leaves some without any."""
-        made = plan.target.any(axis=0).all()
+        """Return zero, connected to every parameter if the plan would leave some without a gradient."""
+        all_targets = plan.target.any(axis=0).all()
         text = STREAMS.index("text")
-        read = (plan.present[:, text] & (plan.levels[:, text] == 0)).any()
+        text_read = (plan.present[:, text] & (plan.levels[:, text] == 0)).any()
         zero = next(self.parameters()).new_zeros(())
-        if made and read:
+        if all_targets and text_read:
             return zero
         return zero + 0.0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
+class _GroupInputs:
     """Inputs of the R samples of a group."""
 
     arrays: Mapping[StreamName, Tensor]  # (R, …) of the streams that take part
@@ -287,7 +315,16 @@ class _Taken:
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:
-    """The steps + 1 levels from 1 down to 0: even but for the shift, and squeezed where one would be below the last."""
+    """Return the steps + 1 noise levels of sampling, from 1 down to 0.
+
+    They are evenly spaced before the shift. If one would be below ``last_level``, all are moved up.
+
+    Args:
+        settings: Number of steps, shift and last level.
+
+    Returns:
+        Decreasing levels, exactly 1 first and 0 last.
+    """
     shift, last = settings.shift, settings.last_level
     lowest = max(1 / settings.steps, last / (shift - (shift - 1) * last))
     even = np.linspace(1, lowest, settings.steps).tolist()
@@ -301,9 +338,20 @@ def follow(
     solver: Solver = "euler",
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[StreamName, Tensor]:
-    """Follow the flow from tokens (B, …) at levels[0] to levels[-1]; `after_step` is called after each step."""
+    """Integrate the flow from the first level to the last.
+
+    Args:
+        start: Tokens (B, …) of each target at levels[0].
+        levels: Decreasing noise levels.
+        clean_of: Function that predicts the clean tokens.
+        solver: Method of one step.
+        after_step: Called after each step.
+
+    Returns:
+        Tokens (B, …) of each target at levels[-1].
+    """
     x = dict(start)
-    memory: list[tuple[float, Mapping[StreamName, Tensor]]] = []  # of the step before, for dpm++
+    memory: list[tuple[float, Mapping[StreamName, Tensor]]] = []  # level and prediction of the previous step, for dpm++
     for level, following in itertools.pairwise(levels):
         if solver == "dpm++":
             first = next(iter(x.values()))
@@ -327,10 +375,10 @@ def _multistep(
     following: float,
     memory: Sequence[tuple[float, Mapping[StreamName, Tensor]]],
 ) -> dict[StreamName, Tensor]:
-    """A step of DPM-Solver++(2M) (Lu et al. 2022): x' = σ'/σ x + (α' − α σ'/σ) D with α = 1 − σ.
+    """Take a step of DPM-Solver++(2M) (Lu et al. 2022): x' = σ'/σ x + (α' − α σ'/σ) D with α = 1 − σ.
 
-    D is x expected at the middle of the step, extrapolated in λ = log(α / σ) from this step and the one before; the
-    first two steps and the last, where λ has no end, take what is expected at their beginning.
+    D is the prediction at the middle of the step, extrapolated in λ = log(α / σ) from this step and the previous one.
+    The first two steps and the last, where λ is not finite, use the prediction at their beginning.
     """
     ratio = following / level
     share = 0.0
@@ -350,7 +398,7 @@ def _log_ratio(level: float) -> float:
 
 
 def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -> dict[StreamName, Tensor]:
-    # Streams of long timelines lie side by side without a batch axis, each with as many tokens as it has.
+    # Tensors of long timelines have no batch axis, and their numbers of tokens differ between streams.
     at = {name: torch.full((len(tokens),), level, device=tokens.device) for name, tokens in x.items()}
     clean = clean_of(x, next(iter(at.values())))
     return {name: velocity_from_clean(clean[name], tokens, at[name]) for name, tokens in x.items()}
@@ -368,8 +416,8 @@ class Conditioning:
 
     given: Mapping[StreamName, Tensor]  # clean tokens (B, N, C)
     speakers: Tensor  # (B,) int64, 0: unknown
-    present: Present | None = None  # what the samples lack, which the model is told with and without the conditions
-    described: Tensor | None = None  # (B, W) of `FlowModel.describe`, left out where the conditions are
+    present: Present | None = None  # used with and without the conditions
+    described: Tensor | None = None  # (B, W) of `FlowModel.describe`; left out together with the conditions
 
 
 def guided_clean(
@@ -379,10 +427,18 @@ def guided_clean(
     guidance: float,
     carried: Mapping[StreamName, Tensor] = MappingProxyType({}),
 ) -> CleanOf:
-    """Expected clean tokens of the targets, with guidance.
+    """Return a function that predicts the clean tokens of the targets with classifier-free guidance.
 
-    ``carried``: noise (B, N, C) of the streams that `FlowModel.carried` names. It stands at level 1, the same at all
-    steps, for a stream that is not given, and for one that is given where the conditions are left out.
+    Args:
+        model: The model.
+        conditioning: Conditions of the samples.
+        targets: Streams to predict.
+        guidance: Weight w of x_u + w (x_c − x_u); 1 computes only x_c, 0 only x_u.
+        carried: Noise (B, N, C) of the streams that `FlowModel.carried` names. It has level 1 and is the same at all
+            steps. It replaces a stream that is not given, and a given one in predictions without conditions.
+
+    Returns:
+        The function, from tokens and their levels to clean tokens.
     """
     given, described = conditioning.given, conditioning.described
     speakers, present = conditioning.speakers, conditioning.present
@@ -391,8 +447,8 @@ def guided_clean(
         seen = given if with_conditions else {}
         levels = dict.fromkeys(carried, torch.ones_like(at)) | dict.fromkeys(seen, torch.zeros_like(at))
         levels |= dict.fromkeys(tokens, at)
-        told = described if with_conditions else None
-        return model.predict({**carried, **seen, **tokens}, levels, targets, speakers, present, told)
+        vectors = described if with_conditions else None
+        return model.predict({**carried, **seen, **tokens}, levels, targets, speakers, present, vectors)
 
     def guided(tokens: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         if (not given and described is None) or guidance == 1:

@@ -1,7 +1,7 @@
-"""OmniFlow's tokens of audio latents: patches of some rows and columns, with places in a two-dimensional table.
+"""Tokens of audio latents as OmniFlow has them: patches of rows and columns with two-dimensional positions.
 
-OmniFlow's weights know these tokens and no others, so its projections of them fit. docs/how-to/pretrained.md is the
-promise. Patches and tables are those of SD3.
+OmniFlow's pretrained projections fit only these tokens (docs/pretrained.md). Patches and position table are those of
+SD3 (Esser et al. 2024).
 
 Shape letters: B batch, K channels, R rows and W columns of latents, P patch side, N = (R / P) · (W / P) tokens.
 """
@@ -20,24 +20,30 @@ from omniges.model.streams import Stream, clean_from_velocity, line_embedding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
-    """Patches that a trunk takes of two-dimensional latents, and the table of their position embeddings."""
+    """Size of patches of two-dimensional latents, and of the table of their position embeddings."""
 
     channels: int
-    """K."""
+    """Channels K of the latents."""
     patch: int
-    """P."""
+    """Side P of a patch, in rows and columns."""
     table_side: int
     """Entries of the table along each axis."""
     table_base: int
-    """Patches that latents of the length and width of training have along an axis; entry i stands for the coordinate
-    i · base / side."""
+    """Patches along an axis of the latents that OmniFlow was trained on; entry i has the coordinate i · base / side."""
 
 
 def patches(latents: Tensor, patch: int) -> Tensor:
-    """Latents (B, K, R, W) to tokens (B, N, K · P · P), rows first.
+    """Split latents into patches, row by row.
 
-    A patch's features are ordered (channel, row, column), so a convolution of stride P with weights (D, K, P, P) is
-    a linear layer with weights (D, K · P · P) on these tokens.
+    A patch's features are ordered (channel, row, column). A convolution of stride P with weights (D, K, P, P) is
+    therefore a linear layer with weights (D, K · P · P) on these tokens.
+
+    Args:
+        latents: Latents (B, K, R, W).
+        patch: Side P of a patch.
+
+    Returns:
+        Tokens (B, N, K · P · P).
     """
     batch, channels, height, width = latents.shape
     split = latents.reshape(batch, channels, height // patch, patch, width // patch, patch)
@@ -45,9 +51,15 @@ def patches(latents: Tensor, patch: int) -> Tensor:
 
 
 def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """Embeddings (R · C, width) float32, rows first, of coordinates of rows (R,) and columns (C,).
+    """Return position embeddings of a grid, row by row: first the column's `line_embedding`, then the row's.
 
-    The first half of the features is `line_embedding` of the column, the second that of the row.
+    Args:
+        rows: Coordinates of the rows (R,).
+        columns: Coordinates of the columns (C,).
+        width: Features of an embedding, half of them for each axis.
+
+    Returns:
+        Embeddings (R · C, width) float32.
     """
     by_column = line_embedding(columns, width // 2)[None].expand(len(rows), -1, -1)
     by_row = line_embedding(rows, width // 2)[:, None].expand(-1, len(columns), -1)
@@ -55,16 +67,16 @@ def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
 
 
 class PatchTokens(Stream):
-    """Rows of latents (B, R, K · W), channel k and column w at k · W + w, as patches (B, N, K · P · P).
+    """A stream of latents (B, R, K · W), channel k and column w at k · W + w, as patches (B, N, K · P · P).
 
-    Tokens lie rows first, and the W / P patches of the same rows have one time. A token's features are ordered
-    (channel, row, column), those of the head (row, column, channel). Latents are not normalised: the weights have
-    learned them times the autoencoder's scaling factor, as codecs give them. The head gives the velocity ε − x.
+    Tokens are ordered row by row, and the W / P patches of the same rows have one time. The features of a token are
+    ordered (channel, row, column), those of the head (row, column, channel). Latents are not normalised: codecs return
+    them multiplied by the autoencoder's scaling factor, as the pretrained weights expect. The head predicts ε − x.
 
     Args:
-        grid: patches and their table.
-        columns: W, a multiple of P.
-        rows_per_tick: rows of latents that 0.1 s has.
+        grid: Size of the patches and of their table.
+        columns: Columns W, a multiple of P.
+        rows_per_tick: Rows of latents in one tick (0.1 s).
     """
 
     omniflow_tokens = True
@@ -81,27 +93,35 @@ class PatchTokens(Stream):
         self.register_buffer("columns", torch.arange(first, first + self.tokens_at_once))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """The patches, number for number."""
+        """Return the latents as patches, with unchanged values."""
         batch, rows, _ = arrays.shape
         latents = arrays.reshape(batch, rows, self.grid.channels, -1).transpose(1, 2)
         return patches(latents, self.grid.patch)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Rows of latents."""
+        """Return the rows of latents."""
         patch = self.grid.patch
         split = tokens.reshape(len(tokens), -1, self.tokens_at_once, self.grid.channels, patch, patch)
         return split.permute(0, 1, 4, 3, 2, 5).flatten(3).flatten(1, 2)
 
     def seconds(self, count: int) -> Tensor:
-        """Centres of the patches' rows."""
+        """Return the times of the centres of the patches' rows."""
         times = torch.arange(count // self.tokens_at_once, device=self.columns.device) + 0.5
         per_second = self.tokens_per_tick / self.tokens_at_once * TICKS_PER_SECOND
         return (times / float(per_second)).repeat_interleave(self.tokens_at_once)
 
     def positions(self, count: int, width: int) -> Tensor:
-        """OmniFlow's table, columns from its middle, rows from where latents of the length of its training begin.
+        """Return the entries of OmniFlow's table for the tokens.
 
-        So a window's first row is at the place of a clip's first row there, whatever the window's length.
+        Columns are centred in the table. The first row has the entry of the first row of OmniFlow's training clips,
+        whatever the length of the window.
+
+        Args:
+            count: Number of tokens N.
+            width: Features of an embedding.
+
+        Returns:
+            Embeddings (N, width) float32.
         """
         grid = self.grid
         first = (grid.table_side - grid.table_base) // 2
@@ -110,16 +130,16 @@ class PatchTokens(Stream):
         return axes_embedding(rows.double() * step, self.columns.double() * step, width)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """Through the velocity."""
+        """Return the clean tokens from the predicted velocity."""
         return clean_from_velocity(self._in_token_order(output), noised, levels)
 
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """Mean squared error of the velocity ε − x."""
+        """Return the mean squared error of the velocity ε − x."""
         del arrays
         return (self._in_token_order(output).float() - (noise - clean)).square().mean(dim=(1, 2))
 
     def _in_token_order(self, output: Tensor) -> Tensor:
-        """Features (row, column, channel) as (channel, row, column)."""
+        """Reorder features from (row, column, channel) to (channel, row, column)."""
         return output.reshape(*output.shape[:2], -1, self.grid.channels).mT.flatten(-2)

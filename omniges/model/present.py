@@ -15,14 +15,14 @@ from omniges.shards.present import ALL_PRESENT, STREAM_BITS, U8, Bools, channel_
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Presence of streams in B windows; batches in which nothing is absent do without."""
+    """Presence of streams in B windows; batches in which nothing is absent use None instead."""
 
     streams: Bools  # (B, 3) on the host, columns as STREAMS
-    lacking: Tensor  # (B, 7) float32, 1 for each of `STREAM_PARTS` that is absent: what the model is told
+    lacking: Tensor  # (B, 7) float32, 1 for each of `STREAM_PARTS` that is absent; input of the model
     masks: Mapping[StreamName, Tensor]  # bool (B, 415) of gesture channels, (B, 1) of other streams and of latents
 
     def at(self, rows: Tensor) -> Present:
-        """Return the device's side of some windows (R,)."""
+        """Return the presence of some windows (R,), for use on the device."""
         masks = {name: mask[rows] for name, mask in self.masks.items()}
         return replace(self, lacking=self.lacking[rows], masks=masks)
 
@@ -35,15 +35,15 @@ def streams_present(bits: U8) -> Bools | None:
 
 
 def present_of(bits: U8, device: torch.device, latents: Collection[StreamName] = ()) -> Present | None:
-    """Return what windows have, on a device; None where nothing is absent.
+    """Return the presence of streams on a device.
 
     Args:
-        bits: (B,), of `STREAM_PARTS`.
-        device: of the model.
-        latents: streams that are a codec's latents, which are there or not as a whole.
+        bits: Bits of `STREAM_PARTS` (B,).
+        device: Device of the model.
+        latents: Streams that are latents of a codec, which are present or absent completely.
 
     Returns:
-        Masks and flags on the device, or None.
+        Masks and flags on the device; None if nothing is absent.
     """
     streams = streams_present(bits)
     if streams is None:
@@ -60,9 +60,14 @@ def present_of(bits: U8, device: torch.device, latents: Collection[StreamName] =
 
 
 def masked(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return tokens (B, N, C) with zeros where a mask (B, V) of a row's numbers, or (B, 1), is false.
+    """Return tokens with zeros where a mask is false; masked values may be NaN.
 
-    What was there does not matter: it may be NaN.
+    Args:
+        tokens: Tokens (B, N, C).
+        mask: Mask (B, V) of the values of a row, or (B, 1) of the complete sample.
+
+    Returns:
+        The masked tokens (B, N, C).
     """
     columns = mask if mask.shape[1] == 1 else mask.repeat(1, tokens.shape[-1] // mask.shape[1])
     return torch.where(columns[:, None], tokens, 0.0)

@@ -1,7 +1,7 @@
-"""Definition of a model: its configuration, presets, and all that a checkpoint holds of it but the weights.
+"""Definition of a model: its configuration, presets, and all parts of a checkpoint but the weights.
 
-A `ModelConfig` says everything about a model but what comes from the data: the statistics, the number of pieces of
-the tokenizer and the speakers. A `ModelIdentity` has these too, so that the model can be built without the shards.
+A `ModelConfig` contains what does not depend on the data. A `ModelIdentity` adds the statistics, the tokenizer and
+the speakers, so that the model can be built without the shards.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from omniges.storage.redact import one_line
 from omniges.storage.tensors import require_same, shapes_of
 
 OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "pooled_width")
-"""Fields of a configuration that `JointFlowTransformer` takes under the same names."""
+"""Fields of a configuration that are arguments of `JointFlowTransformer` with the same names."""
 AudioTokens = Literal["rows", "patches"]
-"""What a token of a codec's audio latents is: a row of them, or a patch of rows and columns, which is OmniFlow's."""
+"""Form of a token of a codec's audio latents: a row, or a patch of rows and columns as in OmniFlow."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
 SPEAKING_RATE_FILE: Final = "speaking_rate.json"
@@ -54,7 +54,7 @@ _OTHER_MODEL: Final = "it is of another model: choose another checkpoint"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes and kinds of a model over the default tokens."""
+    """Sizes and kinds of the parts of a model."""
 
     width: int
     layers: int
@@ -63,39 +63,39 @@ class ModelConfig:
     qk_norm: QKNormKind | None = "rms"
     conditioning: Conditioning = "summed"
     rotary_periods_s: tuple[float, float] | None = (0.5, 120.0)
-    """Shortest and longest period of the rotary positions, in seconds; None: sines of the time are added to tokens."""
+    """Shortest and longest period of the rotary positions, in seconds; None: sinusoidal embeddings of the time."""
     pooled_width: int | None = None
-    """Features of a vector of the sample as a whole, which is zero here; None: there is none."""
+    """Features of a vector for the complete sample, which is always zero; None: no such vector."""
     text_head_width: int | None = None
-    """Width of a layer in front of the text head; None: there is none."""
+    """Width of an extra layer before the text head; None: no extra layer."""
     context_only: tuple[StreamName, ...] = ()
-    """Streams that give keys and values only in the last block."""
+    """Streams that provide only keys and values in the last block."""
     absent: AbsentStreams = "left-out"
-    """What becomes of streams that a sample has not."""
+    """How to handle streams that a sample lacks."""
     piece_width: int = 48
-    """Features that tell a slot's piece."""
+    """Features of the embedding of a text token's subword."""
     mark_width: int = 16
-    """Features that tell a slot's marks."""
+    """Features of the embedding of a text token's marks."""
     gesture_prediction: Prediction = "clean"
     audio_prediction: Prediction = "clean"
     text_prediction: Prediction = "clean"
-    """Where text is a codec's latents."""
+    """Used if text is latents of a codec."""
     normalise_text: bool = True
-    """Whether such latents are normalised by the train split's statistics; OmniFlow's weights take them as they are."""
+    """Normalise such latents by the statistics of the train split; OmniFlow's weights expect them unchanged."""
     gesture_difference_weight: float = 30.0
-    """Weight in the loss of differences between successive gesture frames; of a codec's latents there are none."""
+    """Loss weight of differences between successive gesture frames; not used for latents of a codec."""
     audio_difference_weight: float = 5.0
-    """The same for mel frames."""
+    """Loss weight of differences between successive mel frames; not used for latents of a codec."""
     audio_tokens: AudioTokens = "rows"
     audio_grid: PatchGrid | None = None
-    """The patches and their table where audio tokens are patches, as the weights that the run begins with have them."""
+    """Patches and their table, from the pretrained weights; only if audio tokens are patches."""
     blank_weight: float = 0.25
-    """Weight of a blank tick in the text loss, where a spoken one has 1."""
+    """Weight of a blank tick in the text loss; a spoken tick has 1."""
     tell_absent: bool = False
-    """Whether the model is told which parts a sample lacks; training sets it where a sample lacks some."""
+    """The parts that a sample lacks are an input of the model; training sets it if a sample lacks some."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no trunk has, and kinds that nothing is called."""
+        """Refuse sizes out of range and unknown kinds."""
         sizes = [self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width]
         sizes += [size for size in (self.pooled_width, self.text_head_width) if size is not None]
         if not all(type(size) is int and 1 <= size <= _MOST_SIZE for size in sizes):
@@ -128,33 +128,33 @@ class ModelConfig:
             found = getattr(self, name)
             several = name == "context_only" and not isinstance(found, str)
             if any(one not in get_args(kind) for one in (found if several else (found,))):
-                raise UsageFault(f"model: {name}: found {found!r}; expected of {', '.join(get_args(kind))}")
+                raise UsageFault(f"model: {name}: found {found!r}; expected {', '.join(get_args(kind))}")
         self._check_patches()
 
     def _check_patches(self) -> None:
-        """Patches are what OmniFlow's weights know: with its table, its velocities, and positions that are added.
+        """Refuse patches without OmniFlow's table, velocities and added positions.
 
-        With rotary positions all patches of a row would have one place, and nothing would tell the columns apart.
+        With rotary positions, all patches of a row would have the same position.
         """
         patches = self.audio_tokens == "patches"
         if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
             raise UsageFault(
-                "model: audio_tokens patches: they are OmniFlow's: begin with its weights "
-                "(--pretrained-model-name-or-path), or take rows"
+                "model: audio_tokens patches: they are OmniFlow's: initialize from its weights "
+                "(--pretrained-model-name-or-path), or choose rows"
             )
         if patches and self.audio_prediction != "velocity":
             raise UsageFault(
                 f"model: audio_prediction: found {self.audio_prediction} and audio_tokens patches; expected velocity, "
-                "which is what OmniFlow's head for them gives"
+                "which OmniFlow's head predicts"
             )
 
     def as_json(self) -> dict[str, Any]:
-        """The form in which checkpoints keep it."""
+        """Return the configuration as checkpoints store it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ModelConfig:
-        """The inverse of `as_json`."""
+        """Return the configuration that `as_json` gave."""
         periods = found["rotary_periods_s"]
         grid = found.get("audio_grid")
         typed = {
@@ -178,7 +178,7 @@ PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class CodecLatents:
-    """Latents that stand for a stream's own array: whose, and their statistics as latents.json has them."""
+    """Latents that replace a stream's own array: their codec, and their statistics in latents.json."""
 
     entry: CodecEntry
     statistics: Mapping[str, Any]
@@ -193,10 +193,21 @@ def build_model(
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> FlowModel:
-    """An untrained model on the current default device, drawn from torch's global generator.
+    """Build an untrained model on the current default device, with weights from torch's global generator.
 
-    ``statistics`` is stats.json, ``pieces`` the tokenizer's vocabulary, ``speakers`` how many there are, ``codecs``
-    whose latents stand for streams, ``conditions`` the condition streams. Of a codec itself nothing is in the model.
+    Args:
+        config: Sizes and kinds.
+        statistics: Content of stats.json.
+        pieces: Size of the tokenizer's vocabulary.
+        speakers: Number of speakers.
+        codecs: Latents by the stream that they replace. The model contains no part of a codec.
+        conditions: Condition streams by name.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageFault: The audio latents do not fit the patches.
     """
     codecs = codecs or {}
 
@@ -244,7 +255,7 @@ def build_model(
         **own,
     )
     encoders = {}
-    for name, stream in conditions.items():  # last, so that all else is drawn as without them
+    for name, stream in conditions.items():  # last, so that they do not change the draws of the other weights
         with foreign(full_name(stream), "making its encoder"):
             encoders[name] = stream.encoder(config.width)
     return FlowModel(
@@ -259,20 +270,20 @@ def build_model(
 
 
 def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
-    """The audio stream of patches; raises UsageFault where a codec's rows are not made of whole ones."""
+    """Return the audio stream of patches; raise UsageFault if a codec's rows cannot be split into complete patches."""
     channels = 0 if latents is None else latents.entry.channels
     columns, left = divmod(channels, grid.channels)
     if latents is None or left or columns % grid.patch:
         raise UsageFault(
             f"model: audio_tokens patches: rows of {grid.channels} channels and a multiple of {grid.patch} columns "
-            f"expected of --audio-codec, found {f'{channels} numbers' if latents else 'no codec'}: take rows"
+            f"expected of --audio-codec, found {f'{channels} numbers' if latents else 'no codec'}: choose rows"
         )
     rate = cast("FrameEntry", latents.entry).rows_per_tick
     return PatchTokens(grid, columns=columns, rows_per_tick=rate)
 
 
 def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
-    """Tokens of text that is a codec's latents."""
+    """Return the text stream of a codec's latents."""
     entry = cast("WindowEntry", latents.entry)
     plain = {"mean": [0.0] * entry.channels, "std": [1.0] * entry.channels}
     statistics = latents.statistics if config.normalise_text else plain
@@ -295,7 +306,18 @@ def model_for_weights(
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> FlowModel:
-    """A model whose weights and statistics are still to be loaded, from a state dict that has them all."""
+    """Build a model whose weights and statistics are placeholders, to be replaced by a complete state dict.
+
+    Args:
+        config: Sizes and kinds.
+        pieces: Size of the tokenizer's vocabulary.
+        speakers: Number of speakers.
+        codecs: Latents by the stream that they replace.
+        conditions: Condition streams by name.
+
+    Returns:
+        The model.
+    """
     statistics = {
         "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
         "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
@@ -313,7 +335,18 @@ def parameter_count(
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> int:
-    """Return the number of learned parameters; allocates nothing."""
+    """Return the number of learned parameters of a model, without allocating them.
+
+    Args:
+        config: Sizes and kinds.
+        pieces: Size of the tokenizer's vocabulary.
+        speakers: Number of speakers.
+        codecs: Latents by the stream that they replace.
+        conditions: Condition streams by name.
+
+    Returns:
+        The number of parameters.
+    """
     with torch.device("meta"):
         model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs, conditions=conditions)
     return sum(p.numel() for p in model.parameters())
@@ -321,33 +354,33 @@ def parameter_count(
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """A model but for its weights."""
+    """The description of a trained model, complete but for the weights."""
 
     preset: str
     config: ModelConfig
-    window_ticks: int  # length it was trained on
+    window_ticks: int  # length of the training windows
     speakers: tuple[str, ...]  # the first has number 1
     statistics: bytes  # stats.json
     tokenizer: bytes  # tokenizer.json
-    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # whose latents stand for streams
-    latents: bytes = b""  # latents.json, where there is a codec
-    loudness: Loudness = "none"  # rule by which preprocess scaled the audio that the model learned from
-    speaking_rate: bytes = b""  # speaking_rate.json, how fast its training words are spoken; b"": not known
+    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # by the stream that their latents replace
+    latents: bytes = b""  # latents.json, if there is a codec
+    loudness: Loudness = "none"  # loudness normalisation of the training audio
+    speaking_rate: bytes = b""  # speaking_rate.json, the speaking rate of the training words; b"": not known
     conditions: Mapping[str, ConditionStream] = field(default_factory=dict)  # condition streams by name
 
     @property
     def absent(self) -> tuple[Part, ...]:
-        """Parts that no sample of its training had."""
+        """Parts that no training sample had."""
         return absent_parts(trained_bits(json.loads(self.statistics)))
 
     def never_had(self, task: Task) -> list[StreamName]:
-        """Return the streams of a task that no sample of its training had."""
+        """Return the streams of a task that no training sample had."""
         trained = trained_bits(json.loads(self.statistics))
         return [name for name in (*task.conditions, *task.targets) if not trained & STREAM_BITS[name]]
 
     @property
     def tick_multiple(self) -> int:
-        """Ticks that windows and inputs have to be multiples of, to hold whole rows and whole tokens."""
+        """Number of ticks of which windows and inputs must be multiples, to contain complete rows and tokens."""
         multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
         if grid is not None:
@@ -356,7 +389,7 @@ class ModelIdentity:
 
     @property
     def codec_names(self) -> dict[str, str]:
-        """Names of the codecs by stream, as they are chosen for a run."""
+        """Names of the codecs by stream, as options of a run have them."""
         return {stream: entry.name for stream, entry in self.codecs.items()}
 
     @property
@@ -365,12 +398,12 @@ class ModelIdentity:
         return labels_read(self.conditions.values())
 
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
-        """The codecs with their statistics, as a model is built from them."""
+        """Return the codecs with their statistics, as `build_model` needs them."""
         statistics = json.loads(self.latents) if self.codecs else {}
         return {stream: CodecLatents(entry, statistics[entry.name]) for stream, entry in self.codecs.items()}
 
     def build(self, seed: int) -> FlowModel:
-        """The untrained model that a seed gives; torch's generators stay as they are."""
+        """Return the untrained model of a seed, without changing torch's generators."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build_model(
@@ -383,7 +416,7 @@ class ModelIdentity:
             )
 
     def documents(self) -> dict[str, bytes]:
-        """The files of a checkpoint that say it."""
+        """Return the files of a checkpoint that store the identity."""
         config: dict[str, Any] = {
             "preset": self.preset,
             "model": self.config.as_json(),
@@ -396,7 +429,7 @@ class ModelIdentity:
         files = {STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
         if self.codecs:
             config["codecs"] = {
-                # Of how latents were made a model has to know this; versions of packages do not make another codec.
+                # The loudness is the only setting of encoding that a model needs; versions of packages are left out.
                 stream: {"name": entry.name}
                 | entry.as_json()
                 | {"settings": {name: value for name, value in entry.settings.items() if name == "loudness"}}
@@ -408,32 +441,32 @@ class ModelIdentity:
         return {CONFIG_FILE: json_document(config)} | files
 
     def require_same(self, saved: SavedCheckpoint) -> None:
-        """Raise UsageFault where a checkpoint is of another model or of other data."""
+        """Raise UsageFault if a checkpoint has another model or other data."""
         own = {name: json.loads(content) for name, content in self.documents().items()}
-        # Through today's form, so that a setting that came later is at its default in an earlier checkpoint.
-        said = json.loads(load_identity(saved).documents()[CONFIG_FILE])
-        was, now = (_flat(config) for config in (said, own[CONFIG_FILE]))
+        # Read and written again, so that settings newer than the checkpoint have their default.
+        stored = json.loads(load_identity(saved).documents()[CONFIG_FILE])
+        was, now = (_flat(config) for config in (stored, own[CONFIG_FILE]))
         differences = [
             f"{name} was {was.get(name)}, is {now.get(name)}"
             for name in sorted(was.keys() | now.keys())
             if was.get(name) != now.get(name) and name != "preset"
         ]
         used = {entry.name for entry in self.codecs.values()}
-        # The speaking rate is an estimate: its last bits, or the clips it is of, differ between machines.
+        # The speaking rate is an estimate, which may differ in its last bits or its clips between machines.
         compared = sorted(own.keys() - {CONFIG_FILE, SPEAKING_RATE_FILE})
-        differences += [f"{name} is another" for name in compared if _other(saved, name, own[name], used)]
+        differences += [f"{name} differs" for name in compared if _other(saved, name, own[name], used)]
         if differences:
             more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
             raise UsageFault(
-                f"{saved.path}: it is of another model: {'; '.join(differences[:3] + more)}. Go on with the settings "
-                "and shards it was made with, or choose another --output-dir"
+                f"{saved.path}: it is of another model: {'; '.join(differences[:3] + more)}. Resume with the settings "
+                "and shards of the checkpoint, or choose another --output-dir"
             )
 
 
 def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> bool:
-    """Return whether a checkpoint has another document of a name; one that is absent shows in its configuration.
+    """Return whether a document of a checkpoint differs; an absent one shows as a difference of the configuration.
 
-    Statistics of codecs that the model does not use may come and go.
+    Statistics of codecs that the model does not use are not compared.
     """
     if name not in saved.files:
         return False
@@ -455,12 +488,12 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
-    """Read the identity of a checkpoint's model; raises DataError where it is absent or malformed."""
+    """Return the identity of a checkpoint's model; raise DataError if a file is absent or malformed."""
     found = saved.object(CONFIG_FILE)
     statistics = saved.content(STATS_FILE)
     read_statistics(statistics, str(saved.path / STATS_FILE))
     try:
-        _check_said(found)
+        _check_values(found)
         codecs: dict[StreamName, CodecEntry] = {
             cast("StreamName", stream): CodecEntry.from_json(
                 entry["name"], {name: value for name, value in entry.items() if name != "name"}
@@ -478,16 +511,16 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
             tokenizer=saved.content(TOKENIZER_FILE),
             codecs=codecs,
             latents=latents,
-            loudness=found.get("loudness", "none"),  # before there was the key, nothing else could be said
+            loudness=found.get("loudness", "none"),  # older checkpoints do not have the key
             speaking_rate=saved.content(SPEAKING_RATE_FILE) if SPEAKING_RATE_FILE in saved.files else b"",
             conditions=saved_streams(found.get("conditions", {}), str(saved.path)),
         )
     except (LookupError, TypeError, ValueError, AttributeError, UsageFault) as error:
         reason = one_line(f"no {error}" if isinstance(error, KeyError) else str(error), 200)
-        raise DataError(f"{saved.path / CONFIG_FILE}: {reason}; use the omniges that wrote it") from error
+        raise DataError(f"{saved.path / CONFIG_FILE}: {reason}; use the omniges version that wrote it") from error
 
 
-def _check_said(found: Mapping[str, Any]) -> None:
+def _check_values(found: Mapping[str, Any]) -> None:
     """Raise ValueError for values of a config.json that no run writes."""
     speakers, codecs = found["speakers"], found.get("codecs", {})
     checks = {
@@ -513,12 +546,23 @@ def _check_latents(codecs: Mapping[StreamName, CodecEntry], latents: bytes) -> N
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:
-    """The file of a checkpoint that holds the averaged weights or the last ones."""
+    """Return the name of a checkpoint's file of EMA weights or of the last ones."""
     return EMA_FILE if weights == "ema" else MODEL_FILE
 
 
 def load_model(saved: SavedCheckpoint, weights: Literal["ema", "last"] = "ema") -> tuple[FlowModel, ModelIdentity]:
-    """The model of a checkpoint in evaluation mode on the host, with its averaged weights or the last ones."""
+    """Load the model of a checkpoint on the CPU, in evaluation mode.
+
+    Args:
+        saved: The checkpoint.
+        weights: EMA weights or the last ones.
+
+    Returns:
+        The model and its identity.
+
+    Raises:
+        DataError: The weights do not fit the configuration, or a file is malformed.
+    """
     identity = load_identity(saved)
     name = weights_file(weights)
     where = f"{saved.path}/{name}"
@@ -529,18 +573,18 @@ def load_model(saved: SavedCheckpoint, weights: Literal["ema", "last"] = "ema") 
 
 
 def require_shapes(identity: ModelIdentity, found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuse weights that are not of the configuration beside them, before memory for a model is taken.
+    """Refuse weights that do not fit the configuration, before memory for a model is allocated.
 
     Args:
-        identity: What the checkpoint says of its model.
-        found: Shapes of the weights by name, from their file's header.
-        where: What the error names.
+        identity: Identity in the checkpoint.
+        found: Shapes of the weights by name, from the header of their file.
+        where: Path of the weights, which the error names.
 
     Raises:
-        DataError: Names or shapes are others, or the configuration makes no model.
+        DataError: Names or shapes differ, or no model can be built from the configuration.
     """
     layers = identity.config.layers
-    if layers > len(found):  # each layer has several: this many would take hours to make
+    if layers > len(found):  # each layer has several tensors; building this many layers could take hours
         raise DataError(f"{where}: weights of {layers} layers expected, found {len(found)} tensors; {_OTHER_MODEL}")
     try:
         with torch.device("meta"):

@@ -1,9 +1,9 @@
 """Streams of the flow (arrays to tokens and back, times, predictions and losses), and the default tokens.
 
-The flow and the trunk know a stream by the interface alone, so another way to make tokens (a pretrained codec's
-latents) is a class and a line in the configuration. The default tokens are one a tick in each stream, so that all
-streams lie on one time grid: gesture is 3 frames × 415 channels a token, audio 10 mel frames × 64 bands, both
-normalised by the training data's statistics; text is a slot a tick (`omniges.features.text_slots`), embedded.
+The flow and the trunk use only the `Stream` interface, so other tokens (such as latents of a codec) are one more class
+and a line in the configuration. By default each stream has one token for each tick. A gesture token is 3 frames × 415
+channels and an audio token 10 mel frames × 64 bands, normalised by the statistics of the training data. A text token
+is the embedding of a slot (`omniges.features.text_slots`).
 
 Shape letters: B batch, N tokens, C channels of a token, O outputs of the trunk's head.
 """
@@ -26,98 +26,152 @@ from omniges.shards.dataset import divisors
 
 StreamName = Literal["gesture", "text", "audio"]
 STREAMS: Final[tuple[StreamName, ...]] = get_args(StreamName)
-"""In the order in which attention joins them."""
+"""All streams, in the order in which attention joins them."""
 
 Prediction = Literal["clean", "velocity"]
-"""What a continuous stream's head gives: the clean tokens x (often called x0), or the velocity ε − x."""
+"""Output of a continuous stream's head: the clean tokens x (often called x0), or the velocity ε − x."""
 
 
 class Stream(nn.Module, ABC):
-    """One stream's tokens."""
+    """The interface of a stream's tokens."""
 
     channels: int
-    """C."""
+    """Channels C of a token."""
     outputs: int
-    """O."""
+    """Outputs O of the head for each token."""
     tokens_per_tick: Fraction = Fraction(1)
-    """N of a window of t ticks is t times this, for windows that hold whole tokens."""
+    """Tokens in one tick."""
     whole_windows: bool = False
-    """Whether N tokens stand for a window as a whole, however long it is: windows then share none of them."""
+    """A fixed number of tokens encodes the complete window, whatever its length; windows then share no tokens."""
     tokens_at_once: int = 1
-    """Tokens that have one time and follow one another; a window holds all of them or none."""
+    """Successive tokens that have the same time; a window contains all of them or none."""
     omniflow_tokens: bool = False
-    """Whether the tokens are those of OmniFlow's stream of this name, so that its projections of them fit."""
+    """The tokens equal those of OmniFlow's stream of this name, so that its pretrained projections fit."""
 
     def count(self, ticks: int) -> int:
-        """N of a window of some ticks; raises ValueError where it holds no whole number of tokens."""
+        """Return the number of tokens of a window; raise ValueError if it does not contain complete tokens only."""
         times = ticks * self.tokens_per_tick / self.tokens_at_once
         if times.denominator != 1:
-            raise ValueError(f"{ticks} ticks do not hold whole tokens, {self.tokens_per_tick} a tick")
+            raise ValueError(f"{ticks} ticks do not contain a whole number of tokens, {self.tokens_per_tick} a tick")
         return int(times) * self.tokens_at_once
 
     @abstractmethod
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Arrays (B, …) as clean tokens (B, N, C), about of unit variance."""
+        """Return arrays (B, …) as clean tokens (B, N, C), of about unit variance."""
 
     @abstractmethod
     def arrays(self, tokens: Tensor) -> Tensor:
-        """The inverse of `tokens`; for tokens that no array has, those of the nearest."""
+        """Invert `tokens`; for other tokens, return the arrays of the nearest ones."""
 
     @abstractmethod
     def seconds(self, count: int) -> Tensor:
-        """Times (N,) float32 of N tokens' centres from the window's start."""
+        """Return the times (N,) float32 of the centres of N tokens, in seconds from the window's start."""
 
     def positions(self, count: int, width: int) -> Tensor | None:
-        """Embeddings (N, W) float32 of N tokens' places, for trunks that add them; None: the tokens get none.
+        """Return position embeddings for trunks that add them: sines and cosines of the time in ticks, as in OmniFlow.
 
-        Sines and cosines of the time in ticks, as OmniFlow's tables have them on an axis.
+        Args:
+            count: Number of tokens N.
+            width: Features W of an embedding.
+
+        Returns:
+            Embeddings (N, W) float32; None if the tokens have none.
         """
         return line_embedding(self.seconds(count) * TICKS_PER_SECOND, width).to(torch.float32)
 
     @property
     def places(self) -> Tensor | None:
-        """Learned embeddings (N, W) of tokens that no time tells apart, which any trunk adds; None: there are none."""
+        """Learned position embeddings (N, W) of tokens with the same time, which every trunk adds; None: not used."""
         return None
 
     @abstractmethod
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """The clean tokens (B, N, C) that outputs (B, N, O) at noised tokens (B, N, C) and levels (B,) stand for."""
+        """Convert outputs of the head to clean tokens.
+
+        Args:
+            output: Outputs of the head (B, N, O).
+            noised: Noised tokens (B, N, C) that the trunk received.
+            levels: Their noise levels (B,).
+
+        Returns:
+            Clean tokens (B, N, C).
+        """
 
     @abstractmethod
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """Loss (B,) of outputs (B, N, O), given what was noised (as arrays and as tokens) and the noise.
+        """Return the loss of each sample.
 
-        ``present``: bool (B, V), which numbers of the arrays' rows are there, or (B, 1); absent ones have no loss.
+        Args:
+            output: Outputs of the head (B, N, O).
+            arrays: The clean arrays (B, …).
+            clean: The clean tokens (B, N, C).
+            noise: The noise (B, N, C) that was mixed with them.
+            present: Values of a row that are present (B, V) bool, or (B, 1); absent ones have no loss. None: all.
+
+        Returns:
+            Losses (B,).
         """
 
 
 def _columns(levels: Tensor, tokens: Tensor) -> Tensor:
-    """Levels (B,) with as many axes as tokens (B, …), in their precision."""
+    """Return levels (B,) with as many axes as tokens (B, …), in their precision."""
     return levels.to(tokens.dtype).reshape(-1, *([1] * (tokens.ndim - 1)))
 
 
 def noised(clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """Tokens at their levels (B,): x_σ = (1 − σ) x + σ ε for clean x and noise ε (B, …).
+    """Return tokens at their noise levels: x_σ = (1 − σ) x + σ ε (Liu et al. 2023; Lipman et al. 2023).
 
-    The straight path of Liu et al. (2023) and Lipman et al. (2023).
+    Args:
+        clean: Clean tokens x (B, …).
+        noise: Noise ε (B, …).
+        levels: Noise levels σ (B,) in [0, 1].
+
+    Returns:
+        Tokens x_σ (B, …).
     """
     return torch.lerp(clean, noise, _columns(levels, clean))
 
 
 def clean_from_velocity(velocity: Tensor, at: Tensor, levels: Tensor) -> Tensor:
-    """Clean tokens x = x_σ − σ v, with v = ε − x."""
+    """Return clean tokens x = x_σ − σ v for a velocity v = ε − x.
+
+    Args:
+        velocity: Velocity v (B, …).
+        at: Noised tokens x_σ (B, …).
+        levels: Noise levels σ (B,) in [0, 1].
+
+    Returns:
+        Clean tokens x (B, …).
+    """
     return at - _columns(levels, at) * velocity
 
 
 def velocity_from_clean(clean: Tensor, at: Tensor, levels: Tensor) -> Tensor:
-    """Velocity v = (x_σ − x) / σ for levels in (0, 1]."""
+    """Return the velocity v = (x_σ − x) / σ.
+
+    Args:
+        clean: Clean tokens x (B, …).
+        at: Noised tokens x_σ (B, …).
+        levels: Noise levels σ (B,) in (0, 1].
+
+    Returns:
+        Velocity v (B, …).
+    """
     return (at - clean) / _columns(levels, at)
 
 
 def line_embedding(coordinates: Tensor, width: int) -> Tensor:
-    """Embeddings (N, width) of coordinates (N,): sines, then cosines, of coordinate · 10⁴^(−j / (width / 2))."""
+    """Return sinusoidal embeddings: sines, then cosines, of coordinate · 10⁴^(−j / (width / 2)) (Vaswani et al. 2017).
+
+    Args:
+        coordinates: Coordinates (N,).
+        width: Even number of features.
+
+    Returns:
+        Embeddings (N, width) float64.
+    """
     half = width // 2
     frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=coordinates.device) / half)
     angles = coordinates.to(torch.float64)[:, None] * frequencies
@@ -125,28 +179,28 @@ def line_embedding(coordinates: Tensor, width: int) -> Tensor:
 
 
 def tick_seconds(count: int) -> Tensor:
-    """Centres (N,) float32 in seconds of the first N ticks."""
+    """Return the centres (N,) float32 of the first N ticks, in seconds."""
     return (torch.arange(count, dtype=torch.float32) + 0.5) / TICKS_PER_SECOND
 
 
 class FrameTokens(Stream):
-    """Frames (B, N · frames, channels) as tokens (B, N, frames · channels), one a tick unless told otherwise.
+    """A stream of frames (B, N · frames, channels) as tokens (B, N, frames · channels), one a tick by default.
 
-    A codec's latents are frames too: rows of which each is a token.
+    Latents of a codec are frames too; each row is one token.
 
-    Where the head gives clean frames, and several a token, it is lapped: a token says its own F frames and ⌊F/2⌋ on
-    either side, and a frame is the mean of what the two tokens near it say, weighted by a hat that is 1 in a token's
-    middle and 0 in its neighbours'. What tokens disagree about is so spread over their frames instead of standing at
-    the border as a jump (Malvar and Staelin 1989, *The LOT: Transform Coding Without Blocking Effects*). Velocities
-    are not lapped, for a token has no way to know its neighbour's noise.
+    If the head predicts clean frames, and several in a token, tokens overlap: each predicts its own F frames and ⌊F/2⌋
+    on either side. A frame is the mean of the predictions of the two nearest tokens. The weight falls linearly from 1
+    in the middle of a token to 0 in the middle of its neighbour. This avoids jumps at the borders of tokens
+    (overlap-add; Malvar and Staelin 1989, *The LOT: Transform Coding Without Blocking Effects*). Velocities do not
+    overlap, because a token does not contain the noise of its neighbour.
 
     Args:
-        frames: frames a token.
-        mean: each channel's mean over the training data.
-        std: each channel's standard deviation; below 1e-6 the scale is 1.
-        prediction: what the head gives.
-        difference_weight: weight in the loss of differences between a window's successive frames.
-        tokens_per_tick: how many tokens 0.1 s has.
+        frames: Frames in a token.
+        mean: Mean of each channel over the training data.
+        std: Standard deviation of each channel; below 1e-6 the divisor is 1.
+        prediction: Output of the head.
+        difference_weight: Loss weight of differences between successive frames.
+        tokens_per_tick: Tokens in one tick (0.1 s).
     """
 
     mean: Tensor
@@ -168,86 +222,95 @@ class FrameTokens(Stream):
         self.prediction = prediction
         self.difference_weight = difference_weight
         self.channels = frames * len(mean)
-        self.laps = frames // 2 if prediction == "clean" else 0
-        self.outputs = (frames + 2 * self.laps) * len(mean)
+        self.overlap = frames // 2 if prediction == "clean" else 0
+        self.outputs = (frames + 2 * self.overlap) * len(mean)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", torch.from_numpy(divisors(std)))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Normalised frames, a tick's frames side by side."""
+        """Return normalised frames, with the frames of a token joined along the channels."""
         normal = (arrays - self.mean) / self.scale
         return normal.reshape(len(arrays), -1, self.channels)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Frames in the units of the shards."""
+        """Return frames in the units of the shards."""
         normal = tokens.reshape(len(tokens), -1, len(self.mean))
         return normal * self.scale + self.mean
 
     def seconds(self, count: int) -> Tensor:
-        """Centres of tokens: (k + ½) of their length."""
+        """Return the centres of the tokens, (k + ½) of a token's length."""
         return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """Return the clean sample that the outputs predict, directly or through the velocity."""
-        said = self._said(output)
-        return said if self.prediction == "clean" else clean_from_velocity(said, noised, levels)
+        """Return the clean tokens that the outputs predict, directly or through the velocity."""
+        predicted = self._overlap_added(output)
+        return predicted if self.prediction == "clean" else clean_from_velocity(predicted, noised, levels)
 
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """Mean squared error e² against the clean tokens or the velocity ε − x, and that of e from frame to frame.
+        """Return the mean squared error e² of the prediction, plus that of the differences of e between frames.
 
-        Any weight of the second has the same best answer, the conditional mean: a loss that is quadratic in the error
-        has. But most of a token's variance is what its frames have in common, and on the way there a model that is
-        told of plain squares alone learns that and little else: frames that stand still for a tick and then jump.
-        The velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR. Both are means over the
-        channels that are present.
+        The second term does not change the optimum, the conditional mean. Without it, a model first learns the part
+        that the frames of a token have in common: motion stops within a tick and jumps between ticks. It is the
+        velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR.
+
+        Args:
+            output: Outputs of the head (B, N, O).
+            arrays: Not used.
+            clean: Clean tokens (B, N, C).
+            noise: Noise (B, N, C).
+            present: Channels that are present (B, V) or (B, 1) bool, over which the means are taken; None: all.
+
+        Returns:
+            Losses (B,).
         """
         del arrays
         target = clean if self.prediction == "clean" else noise - clean
-        error = (self._said(output).float() - target).reshape(len(output), -1, len(self.mean))
+        error = (self._overlap_added(output).float() - target).reshape(len(output), -1, len(self.mean))
         if present is not None:
             error = torch.where(present[:, None], error, 0.0)
         found = error.square().mean(dim=(1, 2))
         if self.difference_weight:
             found = found + self.difference_weight * error.diff(dim=1).square().mean(dim=(1, 2))
-        if present is not None:  # exactly 1 where all is there
+        if present is not None:  # exactly 1 if nothing is absent
             found = found / present.float().mean(dim=1)
         return found
 
-    def _said(self, output: Tensor) -> Tensor:
-        """Tokens (B, N, C) of outputs (B, N, O): where they lap, the weighted means."""
-        if not self.laps:
+    def _overlap_added(self, output: Tensor) -> Tensor:
+        """Return tokens (B, N, C) from outputs (B, N, O): the weighted mean of overlapping predictions."""
+        if not self.overlap:
             return output
-        laps, frames = self.laps, self.frames
-        at = torch.arange(-laps, frames + laps, device=output.device) - (frames - 1) / 2
+        overlap, frames = self.overlap, self.frames
+        at = torch.arange(-overlap, frames + overlap, device=output.device) - (frames - 1) / 2
         hat = 1 - at.abs() / frames
-        said = output.reshape(*output.shape[:2], frames + 2 * laps, -1) * hat[:, None]
-        before, own, after = said[:, :, :laps], said[:, :, laps : laps + frames], said[:, :, laps + frames :]
-        ends = functional.pad(before[:, 1:], (0, 0, frames - laps, 0, 0, 1))
-        starts = functional.pad(after[:, :-1], (0, 0, 0, frames - laps, 1, 0))
-        alone = torch.ones(own.shape[1:3], device=own.device)  # what one token alone says has its whole weight
-        alone[0, :laps] /= hat[laps : 2 * laps]
-        alone[-1, -laps:] /= hat[-2 * laps : -laps]
+        weighted = output.reshape(*output.shape[:2], frames + 2 * overlap, -1) * hat[:, None]
+        before, after = weighted[:, :, :overlap], weighted[:, :, overlap + frames :]
+        own = weighted[:, :, overlap : overlap + frames]
+        ends = functional.pad(before[:, 1:], (0, 0, frames - overlap, 0, 0, 1))
+        starts = functional.pad(after[:, :-1], (0, 0, 0, frames - overlap, 1, 0))
+        alone = torch.ones(own.shape[1:3], device=own.device)  # at the window's ends only one token predicts a frame
+        alone[0, :overlap] /= hat[overlap : 2 * overlap]
+        alone[-1, -overlap:] /= hat[-2 * overlap : -overlap]
         return ((own + ends + starts) * alone[..., None]).flatten(2)
 
 
 class WindowTokens(FrameTokens):
-    """A codec's latents (B, N, V) of what a window says as as many tokens, which have no times among themselves.
+    """A stream of latents (B, N, V) that encode a complete window; each latent is one token, without a time.
 
-    A trunk with rotary positions has all of them at the middle of the windows that the codec was used with; one that
-    adds embeddings of times adds none to them, as OmniFlow's. Each has a learned embedding of its number instead, for
-    without one a trunk would give them in any order, and a codec's decoder reads them in theirs. It begins at zero, so
-    that a run with OmniFlow's weights begins with what OmniFlow computes.
+    A trunk with rotary positions places all tokens at the middle of the codec's windows. A trunk that adds embeddings
+    of times adds none, as OmniFlow. Instead each token has a learned embedding of its index, because the codec's
+    decoder depends on their order. It is initialized to zero, so that a run from OmniFlow's weights starts with
+    OmniFlow's outputs.
 
     Args:
-        latents: N.
-        window_ticks: of those windows.
-        width: features of the trunk's tokens, W.
-        mean: each channel's mean over the training data.
-        std: each channel's standard deviation.
-        prediction: what the head gives.
-        omniflow_tokens: whether they are OmniFlow's text tokens.
+        latents: Latents N of a window.
+        window_ticks: Length of the codec's windows in ticks.
+        width: Features W of the trunk's tokens.
+        mean: Mean of each channel over the training data.
+        std: Standard deviation of each channel.
+        prediction: Output of the head.
+        omniflow_tokens: The tokens equal OmniFlow's text tokens.
     """
 
     whole_windows = True
@@ -270,16 +333,16 @@ class WindowTokens(FrameTokens):
         self.place = nn.Parameter(torch.zeros(latents, width))
 
     def count(self, ticks: int) -> int:
-        """N, of a window of any length."""
+        """Return N, for a window of any length."""
         del ticks
         return self.latents
 
     def seconds(self, count: int) -> Tensor:
-        """The middle of the window, for all of them."""
+        """Return the middle of the window, for all tokens."""
         return torch.full((count,), self._middle_s, device=self.mean.device)
 
     def positions(self, count: int, width: int) -> None:
-        """None: they have no times."""
+        """Return None, because the tokens have no times."""
         del count, width
 
     @property
@@ -289,21 +352,21 @@ class WindowTokens(FrameTokens):
 
 
 class SlotTokens(Stream):
-    """Text slots (B, N) as embeddings (B, N, piece_width + mark_width), and logits back.
+    """A stream of text slots (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
 
-    A slot's piece (or blank) and its marks (or blank) are embedded apart and stand side by side, so a vocabulary of
-    V pieces needs V + 6 vectors rather than 4 V + 1. Each vector is scaled to the norm √(its width), which gives the
-    token the norm √C of unit noise. The head gives logits of pieces and of marks; its clean token is the softmax's
-    mean embedding, its loss the cross-entropy of both, blanks weighted down.
+    The piece (or blank) and the marks (or blank) of a slot are embedded separately and concatenated. A vocabulary of V
+    pieces so needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has the
+    norm √C of unit noise. The head predicts logits of pieces and of marks. The clean token is the mean embedding under
+    the softmax. The loss is the cross-entropy of both, with a lower weight for blanks.
 
-    What was noised carries no gradient into the embeddings (see `omniges.model.flow`): it would move words to
-    where they are easy to tell rather than to where they mean something.
+    Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`), which would move embeddings apart
+    to make them easy to denoise.
 
     Args:
-        pieces: pieces of the tokenizer.
-        piece_width: features that tell the piece.
-        mark_width: features that tell the marks.
-        blank_weight: weight of a blank tick in the loss, where a spoken tick has 1.
+        pieces: Size of the tokenizer's vocabulary.
+        piece_width: Features of a piece's embedding.
+        mark_width: Features of the marks' embedding.
+        blank_weight: Loss weight of a blank tick; a spoken tick has 1.
     """
 
     def __init__(self, *, pieces: int, piece_width: int, mark_width: int, blank_weight: float) -> None:
@@ -316,23 +379,23 @@ class SlotTokens(Stream):
         self.mark = nn.Parameter(torch.randn(MARKS + 1, mark_width))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Embeddings of slots, any integer type."""
+        """Return the embeddings of slots of any integer type."""
         piece, mark = _parts(arrays.long())
         return torch.cat([_scaled(self.piece)[piece], _scaled(self.mark)[mark]], dim=-1)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """The slots (B, N) int64 whose embeddings are nearest: piece first, then marks that fit it."""
+        """Return the slots (B, N) int64 with the nearest embeddings: the piece, then marks that are valid for it."""
         width = self.piece.shape[1]
         piece = (tokens[..., :width] @ _scaled(self.piece).mT).argmax(-1)
         mark = (tokens[..., width:] @ _scaled(self.mark)[1:].mT).argmax(-1)
         return torch.where(piece == 0, BLANK, 1 + MARKS * (piece - 1) + mark)
 
     def seconds(self, count: int) -> Tensor:
-        """Centres of ticks."""
+        """Return the centres of the ticks."""
         return tick_seconds(count).to(self.piece.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """The mean embedding under the softmax of the logits."""
+        """Return the mean embedding under the softmax of the logits."""
         del noised, levels
         piece, mark = self._logits(output)
         return torch.cat(
@@ -342,7 +405,7 @@ class SlotTokens(Stream):
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """Weighted mean over ticks of the cross-entropy of piece and marks, in nats."""
+        """Return the weighted mean over ticks of the cross-entropy of piece and marks, in nats."""
         del clean, noise, present
         slots = arrays.long()
         nats = sum(
@@ -353,15 +416,15 @@ class SlotTokens(Stream):
         return (torch.as_tensor(nats).reshape(slots.shape) * weights).sum(1) / weights.sum(1)
 
     def _logits(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of pieces (B, N, V + 1) and of marks (B, N, 5), blank first, float32."""
+        """Return logits of pieces (B, N, V + 1) and of marks (B, N, 5), blank first, float32."""
         return output[..., : self.pieces + 1].float(), output[..., self.pieces + 1 :].float()
 
 
 def _parts(slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Slots as numbers of piece and of marks, in both of which 0 is the blank."""
+    """Return the indices of piece and marks of slots; 0 is blank in both."""
     return (slots + MARKS - 1) // MARKS, torch.where(slots == BLANK, 0, (slots - 1) % MARKS + 1)
 
 
 def _scaled(table: Tensor) -> Tensor:
-    """Rows (K, E) scaled to the norm √E."""
+    """Return rows (K, E) scaled to the norm √E."""
     return functional.normalize(table, dim=-1) * math.sqrt(table.shape[-1])

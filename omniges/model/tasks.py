@@ -37,10 +37,10 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType(
         "joint": Task((), ("gesture", "text", "audio")),
     }
 )
-"""The numbers of tasks in a plan count these in order."""
+"""All tasks; a plan numbers them in this order."""
 
 SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) == 1)
-"""Tasks from one stream to another, in the order of `TASKS`; validation reports them so."""
+"""Tasks from one stream to another, in the order of `TASKS`, which validation reports keep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +50,14 @@ class SamplingSettings:
     steps: int = option(20, "Sampling steps.", least=1, most=10_000)
     """Each is one evaluation of the model, two with guidance, twice that with Heun but for the last."""
     guidance: float = option(1.0, "Weight of the conditions; 1: no classifier-free guidance.", least=0)
-    """1 is the plain conditional model, 0 the unconditional one, above 1 exaggerates."""
+    """1 is the conditional model, 0 the unconditional one; values above 1 strengthen the conditions."""
     solver: Solver = option("euler", "How a step is taken.")
     shift: float = option(3.0, "Above 1: more of the steps at high noise.", above=0)
-    """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps where it is decided what is said."""
+    """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps at high noise."""
     last_level: float = option(0.3, "Noise level below which no step begins.", least=0, below=1)
-    """1 % of the levels that models are trained at are below 0.3, so what they would do there has hardly been learned
-    (docs/how-to/generate.md). The σ_min of Karras et al. (2022)."""
+    """Only 1 % of the levels in training are below 0.3, so models are unreliable there (docs/generate.md). It is the
+    σ_min of Karras et al. (2022)."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
+        """Refuse values out of range."""
         check(self)

@@ -1,12 +1,11 @@
 """The trunk: a joint transformer over the tokens of several streams, each with its noise level.
 
-An MMDiT (Esser et al. 2024) of as many streams as one likes. By configuration it is exactly the trunk of OmniFlow
-(Li et al. 2024): `omniges.pretrained.trunk` has that configuration. By default it differs in three ways: tokens
-have rotary positions in seconds, which all streams share; the speaker is part of the condition; a stream that is
-not given takes no part, instead of being carried as noise.
+It is an MMDiT (Esser et al. 2024) for any number of streams. `omniges.pretrained.trunk` has the configuration that
+equals the trunk of OmniFlow (Li et al. 2024). The default differs in three ways: rotary positions in seconds, which all
+streams share; the speaker as a condition; streams that are not given are left out instead of passed as noise.
 
 Shape letters: B batch, N tokens of one stream or of all, C channels of a stream's tokens, H heads, E features a head,
-W = H · E width. Noise levels sigma are in [0, 1]: 0 clean, 1 pure noise.
+W = H · E width. Noise levels σ are in [0, 1]: 0 clean, 1 pure noise.
 """
 
 from __future__ import annotations
@@ -36,14 +35,21 @@ LONGEST_PERIOD = 10_000.0
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "diffusion_pytorch_model.safetensors"
-"""Files of `JointFlowTransformer.save_pretrained`, named as diffusers names a model's."""
+"""Files of `JointFlowTransformer.save_pretrained`, with the names that diffusers uses."""
 
 
 def rotary_angles(seconds: Tensor, features: int, periods_s: Sequence[float]) -> Tensor:
-    """Angles (…, N, features / 2) in radians of tokens at times (…, N) in seconds.
+    """Return the angles of rotary positions (Su et al. 2021), with periods in seconds instead of tokens.
 
-    Pair k turns once in periods_s[0] · (periods_s[1] / periods_s[0])^(k / (pairs − 1)) seconds (Su et al. 2021, with
-    periods that are given rather than counted in tokens).
+    Pair k turns once in periods_s[0] · (periods_s[1] / periods_s[0])^(k / (pairs − 1)) seconds.
+
+    Args:
+        seconds: Times of the tokens (…, N) in seconds.
+        features: Features E of a head, an even number.
+        periods_s: Shortest and longest period in seconds.
+
+    Returns:
+        Angles (…, N, E / 2) in radians.
     """
     pairs = features // 2
     ratio = math.log(periods_s[1] / periods_s[0]) / max(1, pairs - 1)
@@ -53,21 +59,39 @@ def rotary_angles(seconds: Tensor, features: int, periods_s: Sequence[float]) ->
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the pairs (x_k, x_{k + E/2}) of x (B, N, …, E) by angles whose cosine and sine broadcast to (…, E / 2)."""
+    """Rotate the pairs (x_k, x_{k + E/2}) of each token.
+
+    Args:
+        x: Queries or keys (B, N, …, E).
+        cosine: Cosines of the angles, which broadcast to (…, E / 2).
+        sine: Sines of the angles, which broadcast to (…, E / 2).
+
+    Returns:
+        The rotated x (B, N, …, E).
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without parameters over the features of x (B, N, W), then · (1 + scale) + shift, both (B, W)."""
+    """Apply LayerNorm without parameters, then · (1 + scale) + shift.
+
+    Args:
+        x: Tokens (B, N, W).
+        shift: Shift (B, W).
+        scale: Scale (B, W).
+
+    Returns:
+        Modulated tokens (B, N, W).
+    """
     normed = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
     return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
 
 
 class QKNorm(nn.Module):
-    """LayerNorm or RMSNorm over each head's features of queries and keys, with weights of their own.
+    """LayerNorm or RMSNorm over each head's features, with separate weights for queries and keys.
 
-    ``weight`` (and for ``layer`` ``bias``) are (2, 1, E): queries, keys.
+    ``weight`` (and for ``layer`` also ``bias``) has shape (2, 1, E): queries, keys.
     """
 
     def __init__(self, kind: QKNormKind, features: int, eps: float) -> None:
@@ -85,7 +109,7 @@ class QKNorm(nn.Module):
 
 
 class _Branch(nn.Module):
-    """One stream's weights in a block; ``context_only``: it gives keys and values, and its own tokens stay."""
+    """One stream's weights in a block; with ``context_only`` it only provides keys and values."""
 
     def __init__(self, width: int, mlp_width: int, qk_norm: QKNorm | None, *, context_only: bool) -> None:
         super().__init__()
@@ -99,9 +123,18 @@ class _Branch(nn.Module):
             self.mlp_out = nn.Linear(mlp_width, width)
 
     def project(self, x: Tensor, condition: Tensor, heads: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Queries and keys (B, N, 2, H, E), values (B, N, H, E), and of the modulation what `finish` takes."""
+        """Compute queries, keys and values.
+
+        Args:
+            x: Tokens (B, N, W).
+            condition: Activated conditioning vectors (B, W).
+            heads: Number of heads H.
+
+        Returns:
+            Queries and keys (B, N, 2, H, E), values (B, N, H, E), and the part of the modulation that `finish` needs.
+        """
         parts = self.modulation(condition).chunk(2 if self.context_only else 6, dim=-1)
-        if self.context_only:  # here the scale comes first, as in OmniFlow
+        if self.context_only:  # the scale comes first here, as in OmniFlow
             scale, shift = parts
         else:
             shift, scale = parts[:2]
@@ -110,7 +143,16 @@ class _Branch(nn.Module):
         return (qk if self.qk_norm is None else self.qk_norm(qk)), qkv[:, :, 2], parts[2:]
 
     def finish(self, x: Tensor, attended: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-        """The stream's tokens (B, N, W) behind attention and MLP."""
+        """Return the stream's tokens after attention and MLP.
+
+        Args:
+            x: Tokens (B, N, W) before the block.
+            attended: Output of attention (B, N, W).
+            parts: Modulation from `project`.
+
+        Returns:
+            Tokens (B, N, W).
+        """
         if self.context_only:
             return x
         gate, mlp_shift, mlp_scale, mlp_gate = parts
@@ -120,9 +162,9 @@ class _Branch(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Per-stream AdaLN, projections and MLP around one attention over the tokens of all streams.
+    """A transformer block: one attention over the tokens of all streams, the other layers for each stream.
 
-    ``qk_norm``: ``layer`` has one pair of norms for all streams, ``rms`` one for each, None has none.
+    ``qk_norm``: ``layer`` has one pair of norms for all streams, ``rms`` one for each stream, None has none.
     """
 
     def __init__(
@@ -152,13 +194,13 @@ class JointBlock(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """One step of the trunk.
+        """Apply the block.
 
         Args:
-            hidden: tokens (B, N, W) of the streams that take part, in the order in which they are joined.
-            conditions: for each of them its activated conditioning vector (B, W).
-            rotary: cosine and sine (1 or B, N of all, 1, 1, E / 2), or None.
-            mask: which keys are there, (B, 1, 1, N of all) bool, or None for all of them.
+            hidden: Tokens (B, N, W) of the streams that take part, in the order in which they are joined.
+            conditions: Activated conditioning vector (B, W) of each of these streams.
+            rotary: Cosine and sine (1 or B, N of all, 1, 1, E / 2), or None.
+            mask: Keys that are present, (B, 1, 1, N of all) bool; None: all.
 
         Returns:
             Tokens (B, N, W) of each stream in `hidden`.
@@ -186,7 +228,7 @@ class JointBlock(nn.Module):
 
 
 def level_features(levels: Tensor) -> Tensor:
-    """Noise levels (B,) as features (B, 256) float32: cos and sin of 1000 · level · 10⁴^(−j / 128), j = 0 … 127."""
+    """Return features (B, 256) float32 of noise levels (B,): cos and sin of 1000 · σ · 10⁴^(−j / 128), j = 0 … 127."""
     half = LEVEL_FEATURES // 2
     order = torch.arange(half, device=levels.device, dtype=torch.float32)
     frequencies = torch.exp(-math.log(LONGEST_PERIOD) * order / half)
@@ -195,7 +237,7 @@ def level_features(levels: Tensor) -> Tensor:
 
 
 class _TwoLayers(nn.Module):
-    """Linear, SiLU, Linear."""
+    """An MLP: linear, SiLU, linear."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -203,13 +245,13 @@ class _TwoLayers(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs) to (B, W), in the weights' precision."""
+        """Map (B, inputs) to (B, W), in the precision of the weights."""
         found: Tensor = self.linear_2(functional.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
         return found
 
 
 class _Head(nn.Module):
-    """Tokens to outputs: an optional wider layer, AdaLN with the scale first, a linear layer."""
+    """The output layers of a stream: an optional wider layer, AdaLN with the scale first, a linear layer."""
 
     def __init__(self, width: int, outputs: int, inner: int | None) -> None:
         super().__init__()
@@ -218,7 +260,15 @@ class _Head(nn.Module):
         self.out = nn.Linear(inner or width, outputs)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, N, W) and the activated condition (B, W) to (B, N, outputs)."""
+        """Map tokens to outputs.
+
+        Args:
+            x: Tokens (B, N, W).
+            condition: Activated conditioning vectors (B, W).
+
+        Returns:
+            Outputs (B, N, O).
+        """
         if self.widen is not None:
             x = self.widen(x)
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
@@ -227,25 +277,25 @@ class _Head(nn.Module):
 
 
 class JointFlowTransformer(nn.Module):
-    """Joint transformer over streams; `save_pretrained` and `from_pretrained` keep it as safetensors and JSON.
+    """Joint transformer over streams; `save_pretrained` writes it as safetensors and JSON.
 
-    It is no `diffusers.ModelMixin`, whose import takes longer than torch's and loads accelerate and clients of the hub.
+    It does not derive from `diffusers.ModelMixin`, whose import is slow and loads accelerate and clients of the hub.
 
     Args:
-        streams: for each stream, in the order in which attention joins them, ``inputs`` (channels of its tokens),
-            ``outputs`` (channels of its head), and optionally ``head_width`` (a wider layer in front of the head).
-        width: features of a token; a multiple of ``heads``, features of a head even where positions are rotary.
-        layers: number of blocks.
-        heads: attention heads.
-        mlp_ratio: inner width of the MLPs over ``width``.
-        qk_norm: norm of queries and keys, ``layer`` (shared by the streams), ``rms`` (one a stream) or None.
-        qk_norm_eps: its epsilon.
-        conditioning: ``summed``: one vector, the sum over the streams that take part, for all of them; ``split``:
-            each stream has its own.
-        pooled_width: features of a vector that describes the sample as a whole; None: there is none.
-        speakers: number of speakers; 0: none is given. Speaker 0 of 0 … speakers means *unknown*.
-        rotary_periods_s: shortest and longest period of the rotary positions in seconds; None: no rotary positions.
-        context_only: streams that in the last block give keys and values only, as OmniFlow's text.
+        streams: For each stream, in the order in which attention joins them: ``inputs`` (channels of its tokens),
+            ``outputs`` (outputs of its head), and optionally ``head_width`` (an extra, wider layer before the head).
+        width: Features of a token; a multiple of `heads`. With rotary positions, width / heads is even.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        mlp_ratio: Hidden width of the MLPs divided by `width`.
+        qk_norm: Norm of queries and keys: ``layer`` (shared by the streams), ``rms`` (one for each stream) or None.
+        qk_norm_eps: Epsilon of this norm.
+        conditioning: ``summed``: all streams use the sum of the vectors of the streams that take part; ``split``: each
+            stream uses its own vector.
+        pooled_width: Features of a vector for the complete sample; None: no such vector.
+        speakers: Number of speakers; 0: the speaker is not a condition. Speaker 0 means *unknown*.
+        rotary_periods_s: Shortest and longest period of the rotary positions in seconds; None: no rotary positions.
+        context_only: Streams that provide only keys and values in the last block, as OmniFlow's text.
     """
 
     def __init__(  # noqa: PLR0913 - each argument is one key of config.json
@@ -307,11 +357,11 @@ class JointFlowTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Start as the identity with zero outputs (AdaLN-zero, Peebles and Xie 2023); biases start at zero.
+        """Initialise as the identity with zero outputs (AdaLN-zero, Peebles and Xie 2023); biases are zero.
 
-        With rotary positions, the biases of queries and keys of every second head start at one. A query and a key
-        that are both a constant vector have the product Σ cos(2π Δt / period): such heads begin by looking at all
-        streams around their own time, which otherwise takes a long part of the training to be found.
+        With rotary positions, the query and key biases of every second head are one. The product of two constant
+        vectors is Σ cos(2π Δt / period), so these heads initially attend to all streams near their own time. Otherwise
+        much of the training is spent until attention finds this alignment.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -327,13 +377,13 @@ class JointFlowTransformer(nn.Module):
             nn.init.normal_(self.speaker.weight, std=0.02)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the configuration and the weights, as `from_pretrained` reads them.
+        """Write the configuration and the weights for `from_pretrained`.
 
         Args:
-            folder: where the files go; created if absent.
+            folder: Folder of the files; created if absent.
 
         Raises:
-            EnvironmentFault: the folder cannot be written.
+            EnvironmentFault: The folder cannot be written.
         """
         path = Path(folder)
         make_folder(path)
@@ -342,16 +392,16 @@ class JointFlowTransformer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
-        """Load a model in evaluation mode from a local folder of `save_pretrained`; nothing is ever fetched.
+        """Load a model in evaluation mode from a local folder of `save_pretrained`; nothing is downloaded.
 
         Args:
-            folder: as `save_pretrained` wrote it.
+            folder: The folder that `save_pretrained` wrote.
 
         Returns:
             The model with the folder's weights.
 
         Raises:
-            DataError: the folder holds no such model.
+            DataError: The folder contains no such model.
         """
         path = Path(folder)
         try:
@@ -359,7 +409,7 @@ class JointFlowTransformer(nn.Module):
                 config = json.loads((path / CONFIG_FILE).read_bytes())
             model = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
             model.load_state_dict(read_tensors(path / WEIGHTS_FILE))
-        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:  # of what does not fit
+        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{path}: a model of save_pretrained expected, found another ({reason})") from error
         return model.eval()
@@ -377,25 +427,24 @@ class JointFlowTransformer(nn.Module):
         described: Tensor | None = None,
         rows: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Outputs (B, N, outputs) of the streams that are asked for.
+        """Compute outputs of the streams.
 
         Args:
-            tokens: (B, N, C) of each stream that takes part; the others are left out of the computation.
-            levels: noise level (B,) of each stream; a stream with tokens and without a level is context that
-                brings no condition of its own and has no output.
-            seconds: time (N,) or (B, N) of each stream's tokens, needed with rotary positions.
-            added: position embeddings (N, W) to add to a stream's tokens.
-            present: (B,) bool for each stream of which some samples are absent: as if left out, for those samples.
-                Their outputs mean nothing.
-            pooled: (B, pooled_width), with ``pooled_width``.
-            speakers: (B,) int64 in 0 … speakers; without it every speaker is unknown.
-            described: (B, W), added to the conditioning of every stream: what condition streams say of the samples, and
-                what these lack.
-            rows: streams whose output is wanted and the samples for which, (R,) int64: outputs are (R, N, outputs).
-                None: all samples of all streams that have a level.
+            tokens: Tokens (B, N, C) of each stream that takes part; other streams are not computed.
+            levels: Noise level (B,) of each stream. A stream with tokens but without a level is context: it adds
+                nothing to the conditioning and has no output.
+            seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
+            added: Position embeddings (N, W) to add to a stream's tokens.
+            present: Presence (B,) bool of streams that some samples lack. An absent stream does not affect the sample,
+                and its outputs there have no meaning.
+            pooled: Vectors (B, pooled_width) for the complete samples, with `pooled_width`.
+            speakers: Speakers (B,) int64 in 0 … speakers; None: all unknown.
+            described: Vectors (B, W) to add to the conditioning of every stream, from condition streams and absent
+                parts.
+            rows: Samples (R,) int64 to return for each stream; None: all samples of all streams that have a level.
 
         Returns:
-            By stream; (R, N, outputs) for streams in `rows`.
+            Outputs by stream, (R, N, outputs) for streams in `rows`.
         """
         names = [name for name in self.embed if name in tokens]
         conditions = self._conditions(names, levels, present, pooled, speakers, described)
@@ -425,7 +474,7 @@ class JointFlowTransformer(nn.Module):
         speakers: Tensor | None,
         described: Tensor | None,
     ) -> dict[str, Tensor]:
-        """The activated conditioning vector (B, W) of each stream."""
+        """Return the activated conditioning vector (B, W) of each stream."""
         own = {}
         for name in names:
             if name in levels:
@@ -449,11 +498,11 @@ class JointFlowTransformer(nn.Module):
         return {name: functional.silu(own.get(name, first) + extra) for name in names}
 
     def _rotary(self, names: Sequence[str], seconds: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine for all tokens in joined order, with axes for queries or keys and for heads."""
+        """Return cosine and sine for all tokens in joined order, with axes for queries or keys and for heads."""
         if self.rotary_periods_s is None:
             return None
         if seconds is None:
-            raise ValueError("rotary positions need the tokens' times: pass seconds")
+            raise ValueError("rotary positions require the times of the tokens: pass seconds")
         times = torch.cat([seconds[name] for name in names], dim=-1)
         angles = rotary_angles(times, self.head_features, self.rotary_periods_s)
         angles = (angles if times.ndim == 2 else angles[None])[:, :, None, None]

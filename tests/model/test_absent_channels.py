@@ -184,7 +184,7 @@ class TestTasks:
             assert draw_plan(FlowSettings(), 1, np.array([position]), own).task[0] == batch.task[k]
 
     def test_a_sample_that_allows_no_task_is_refused(self):
-        with pytest.raises(UsageFault, match="a sample that has gesture, audio gets none of the tasks"):
+        with pytest.raises(UsageFault, match="no task fits a sample that has gesture, audio: leave the sample out"):
             draw_plan(FlowSettings(shares={"t2g": 1}), 0, np.arange(1), np.array([[True, False, True]]))
 
     def test_streams_of_shares(self):

@@ -80,7 +80,7 @@ class TestTimes:
     def test_a_window_holds_whole_pairs_of_rows(self) -> None:
         assert [PUBLISHED.count(ticks) for ticks in (0, 4, 64)] == [0, 40, 640]
         for ticks in (1, 2, 3, 6, 66):
-            with pytest.raises(ValueError, match="do not hold whole tokens"):
+            with pytest.raises(ValueError, match="do not contain a whole number of tokens"):
                 PUBLISHED.count(ticks)
 
     def test_the_patches_of_a_pair_have_the_time_between_its_rows(self) -> None:
@@ -119,12 +119,12 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"audio_grid": None}, "they are OmniFlow's: begin with its weights"),
-            ({"audio_tokens": "rows"}, "begin with its weights"),
-            ({"rotary_periods_s": (0.5, 120.0)}, "begin with its weights"),
+            ({"audio_grid": None}, "they are OmniFlow's: initialize from its weights"),
+            ({"audio_tokens": "rows"}, "initialize from its weights"),
+            ({"rotary_periods_s": (0.5, 120.0)}, "initialize from its weights"),
             ({"audio_prediction": "clean"}, "found clean and audio_tokens patches; expected velocity"),
-            ({"audio_tokens": "pixels"}, "audio_tokens: found 'pixels'; expected of rows, patches"),
-            ({"audio_tokens": ["patches"]}, r"audio_tokens: found \['patches'\]; expected of rows, patches"),
+            ({"audio_tokens": "pixels"}, "audio_tokens: found 'pixels'; expected rows, patches"),
+            ({"audio_tokens": ["patches"]}, r"audio_tokens: found \['patches'\]; expected rows, patches"),
         ],
     )
     def test_what_no_weights_have_learned_is_refused(self, changes: dict[str, object], said: str) -> None:
@@ -135,5 +135,5 @@ class TestConfiguration:
     def test_rows_that_are_not_made_of_whole_patches_are_refused(self, channels: int | None, found: str) -> None:
         codecs = {} if channels is None else {"audio": CodecLatents(entry(channels), {})}
         statistics = {"gesture": {"mean": [0.0] * 415, "std": [1.0] * 415}}
-        with pytest.raises(UsageFault, match=f"found {found}: take rows"):
+        with pytest.raises(UsageFault, match=f"found {found}: choose rows"):
             build_model(config(), statistics=statistics, pieces=3, speakers=1, codecs=codecs)  # type: ignore[arg-type]

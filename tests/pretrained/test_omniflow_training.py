@@ -335,7 +335,7 @@ class TestWords:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"absent": "somewhere"}, "absent: found 'somewhere'; expected of left-out, noise"),
+            ({"absent": "somewhere"}, "absent: found 'somewhere'; expected left-out, noise"),
             ({"context_only": ["image"]}, "context_only: found"),
             ({"pooled_width": 0}, "expected whole sizes from 1"),
         ],

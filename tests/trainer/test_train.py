@@ -116,7 +116,7 @@ class TestRefusals:
 
         write_sample_corpus(tmp_path / "other", CorpusSettings(clips=6, seconds=4.0, words=6, speakers=2, seed=4))
         run_preprocess(tmp_path / "other", tmp_path / "other-shards")
-        with pytest.raises(UsageFault, match=r"stats.json is another"):
+        with pytest.raises(UsageFault, match=r"stats.json differs"):
             run(tmp_path / "other-shards", tmp_path / "run")
 
 
