@@ -1,7 +1,6 @@
-"""Batches of the loader as the flow takes them: on the device, in the units of the shards, speakers as numbers.
+"""Batches as the flow expects them: on the device, in the units of the shards, with numbers for speakers.
 
-The model normalises by the statistics it keeps, so the loader is given scales that change nothing: this is the one
-place where that is decided.
+The model normalises with its own statistics, so the loader's normalisation is set to the identity here.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Place of a window of the sequence."""
+    """The place of a window in the sequence and in its recording."""
 
     position: int
     key: str
@@ -38,13 +37,13 @@ class Place:
 
 
 def speakers_of(data: Sequence[DataSource]) -> tuple[str, ...]:
-    """Names of the speakers of all clips, sorted; the first has number 1, for 0 is *unknown*."""
+    """Return the sorted names of the speakers of all clips; the first has number 1, because 0 is *unknown*."""
     numbers = [(source.catalog, number) for source in data for number in np.unique(source.catalog.speaker).tolist()]
     return tuple(sorted({catalog.speaker_names[number] for catalog, number in numbers if number >= 0}))
 
 
 class Feed(BatchLoader):
-    """The loader's batches of one rank, without end, as the model takes them."""
+    """The endless batches of one rank, in the form that the model expects."""
 
     def __init__(
         self,
@@ -55,11 +54,20 @@ class Feed(BatchLoader):
         device: torch.device,
         identity: ModelIdentity | None = None,
     ) -> None:
-        """Tokenizer and numbers of speakers are those of a model, or those that the data gives.
+        """Open the loader, with the tokenizer and the speaker numbers of a model, or those of the data.
 
-        Raises UsageFault where no window is left or no train sample made the statistics.
+        Args:
+            data: Shard sets to read.
+            sequencing: Order of the windows.
+            share: Part of this rank.
+            settings: Settings of the loader.
+            device: Device of the batches.
+            identity: The model; None: the data defines tokenizer and speakers.
+
+        Raises:
+            UsageFault: No window is left, or no train sample contributed to the statistics.
         """
-        data[0].catalog.normaliser()  # is there one to learn by?
+        data[0].catalog.normaliser()  # raises if there are no statistics
         tokenizer = None if identity is None else identity.tokenizer
         conditions = {} if identity is None else identity.conditions
         super().__init__(data, sequencing, share, settings, Normaliser.identity(tracks_of(data)), tokenizer, conditions)
@@ -69,7 +77,7 @@ class Feed(BatchLoader):
         self._latents: tuple[StreamName, ...] = tuple(name for name in STREAMS if name in data[0].catalog.codecs)
 
     def next(self) -> tuple[Windows, I64]:
-        """The next batch and its positions (B,) on the host; raises what `BatchLoader.next_batch` does."""
+        """Return the next batch and its positions (B,) on the CPU; raise the errors of `BatchLoader.next_batch`."""
         batch = self.next_batch()
         if batch is None:
             raise RuntimeError("a shuffled sequence has no end")
@@ -87,11 +95,11 @@ class Feed(BatchLoader):
 
     @property
     def filtered(self) -> bool:
-        """True if clips were left out for lack of streams; other readers of the shards have them in their order."""
+        """True if clips were left out for lack of streams, which changes the order of the sequence."""
         return any(source.catalog.filters.streams for source in self._data)
 
     def streams_at(self, positions: I64) -> Bools | None:
-        """Return which streams (P, 3) the windows at positions (P,) have, of any rank; None where nothing is absent."""
+        """Return which streams (P, 3) the windows at positions (P,) of any rank have; None if nothing is absent."""
         picks, bits = self._order.picks(positions), np.empty(len(positions), np.uint8)
         for number, source in enumerate(self._data):
             own = picks.source == number
@@ -99,7 +107,7 @@ class Feed(BatchLoader):
         return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
-        """Return the windows at positions (P,) of the sequence, of any rank."""
+        """Return the places of the windows at positions (P,), of any rank."""
         picks = self._order.picks(positions)
         rows = zip(*(each.tolist() for each in (positions, picks.source, picks.sample, picks.start_tick)), strict=True)
         return [
@@ -108,5 +116,5 @@ class Feed(BatchLoader):
         ]
 
     def state_at(self, position: int) -> dict[str, Any]:
-        """The loader's state as it was at a position, as JSON."""
+        """Return the state of the loader at a position, as JSON."""
         return self.state_dict() | {"position": position}

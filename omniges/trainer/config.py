@@ -25,11 +25,11 @@ Schedule = Literal["constant", "cosine", "linear"]
 LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
     {"tiny": 1e-3, "small": 5e-4, "base": 2e-4, "omniflow": 1e-4}
 )
-"""Peak learning rate of each preset where none is given."""
+"""Default peak learning rate of each preset."""
 
 DEFAULT_VALIDATION_STEPS: Final = 500
 PRETRAINED_LEARNING_RATE: Final = 1e-4
-"""The same for pretrained weights."""
+"""Default peak learning rate for pretrained weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +114,13 @@ class TrainSettings:
     flow: Mapping[str, Any] = option({}, "Fields of FlowSettings that differ from the default.", only_recipe=True)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and those that do not go together."""
+        """Refuse values out of range and combinations that are not possible."""
         from omniges.model.draws import FlowSettings
         from omniges.model.spec import ModelConfig
         from omniges.trainer.validation.best import check_metric
 
         check(self)
-        known = {each.name for each in fields(ModelConfig)} - {"audio_grid"}  # which the pretrained weights say
+        known = {each.name for each in fields(ModelConfig)} - {"audio_grid"}  # comes from the pretrained weights
         check_keys("recipe key model", self.model, known)
         check_keys("recipe key flow", self.flow, [each.name for each in fields(FlowSettings)])
         if not self.shards:
@@ -157,7 +157,7 @@ class TrainSettings:
 
     @property
     def codecs(self) -> dict[str, str]:
-        """The codecs that stand for streams, where one was chosen."""
+        """Names of the chosen codecs by stream."""
         chosen = {"audio": self.audio_codec, "gesture": self.gesture_codec, "text": self.text_codec}
         return {stream: name for stream, name in chosen.items() if name is not None}
 
@@ -167,7 +167,7 @@ class TrainSettings:
         return {name: Path(folder) for name, _, folder in (text.partition("=") for text in self.validation_codec)}
 
     def _refuse_unread_model_keys(self) -> None:
-        """Refuse what the model would not read, for a stream is latents of a codec or is not."""
+        """Refuse fields of the model that would not be read, because a stream is, or is not, latents of a codec."""
         unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
         if unread:
             raise UsageFault(
@@ -186,7 +186,7 @@ class TrainSettings:
                 )
 
     def _check_validation_codecs(self) -> None:
-        """Refuse what names no folder, a codec that the run has no latents of, and one that is given twice."""
+        """Refuse values without a folder, codecs whose latents the run does not use, and repeated codecs."""
         seen: set[str] = set()
         for text in self.validation_codec:
             name, _, folder = text.partition("=")
@@ -204,7 +204,7 @@ class TrainSettings:
             )
 
     def model_config(self) -> ModelConfig:
-        """Return the model of a preset; raises UsageFault for sizes that no model has."""
+        """Return the model configuration of the preset; raise UsageFault for invalid sizes."""
         from omniges.model.spec import PRESETS
 
         changed = dict(self.model)
@@ -215,7 +215,7 @@ class TrainSettings:
             return replace(PRESETS[self.preset or "tiny"], **changed)
 
     def flow_settings(self) -> FlowSettings:
-        """Return how tasks and noise levels are drawn; raises UsageFault for what cannot be drawn."""
+        """Return the distributions of tasks and noise levels; raise UsageFault for invalid ones."""
         from omniges.model.draws import FlowSettings
 
         with _named("recipe key flow"):
@@ -232,21 +232,38 @@ class TrainSettings:
 
 
 def check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse keys that mean nothing, all at once, each with the name that was perhaps meant."""
+    """Refuse unknown keys, all in one error, each with the most similar known name.
+
+    Args:
+        where: Origin of the keys, which the error names.
+        found: Keys to check.
+        known: Valid keys.
+
+    Raises:
+        UsageFault: Some keys are unknown.
+    """
     names = sorted(known)
     unknown = [str(name) for name in found if name not in names]
     near = [difflib.get_close_matches(name, names, n=1) for name in unknown]
-    said = [
+    problems = [
         f"unknown key {name}; did you mean {close[0]}?" if close else f"unknown key {name}"
         for name, close in zip(unknown, near, strict=True)
     ]
     if unknown:
         expected = "" if all(near) else f"; expected some of {', '.join(names)}"
-        raise UsageFault(f"{where}: {'; '.join(said)}{expected}")
+        raise UsageFault(f"{where}: {'; '.join(problems)}{expected}")
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Return the settings that two runs do not share, by flag name, in words."""
+    """Describe the settings that differ between two runs.
+
+    Args:
+        saved: Settings of the checkpoint.
+        own: Settings of this run.
+
+    Returns:
+        One text for each setting, such as ``--seed was 0, is 1``.
+    """
     return [
         f"{setting.flag} was {saved[name]}, is {own[name]}"
         for name, setting in settings_of(TrainSettings).items()
@@ -256,7 +273,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def _named(section: str) -> Iterator[None]:
-    """Turn what is wrong with a section into one line that names it."""
+    """Convert errors of a section of the recipe into a UsageFault that names it."""
     try:
         yield
     except OmnigesError as error:

@@ -1,9 +1,9 @@
-"""Coordination of a run's processes: requests to stop, small numbers that all agree on, work shared by turns.
+"""Coordination of a run's processes: requests to stop, values that all ranks agree on, and shared work.
 
-SIGTERM and SIGUSR1 ask for a checkpoint and exit code 75, Ctrl-C for a checkpoint and 130; a second Ctrl-C leaves at
-once. While something is waited for or computed that can be thrown away, the wish arrives as `StopNow`; everywhere
-else it is a flag that is looked at soon. Ranks agree over a connection of their own that no device waits for, after
-each turn of shared work too: whether one is to stop, or could not do its part.
+SIGTERM and SIGUSR1 request a checkpoint and exit code 75, Ctrl-C a checkpoint and 130. A second Ctrl-C exits at once.
+During waits and work that may be discarded, a request raises `StopNow`; otherwise it sets a flag, which is checked at
+least once in each step. Ranks communicate over a separate gloo group, which never waits for a device. After each turn
+of shared work they agree whether one of them has to stop or has failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 
 SECOND_CTRL_C_AFTER_S: Final = 0.5
-"""An interrupt sooner after the first is the same one: a terminal and a launcher both pass it on."""
+"""Earlier interrupts count as the first one, because a terminal and a launcher may both send it."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -37,26 +37,36 @@ _CODES: Final = {
 
 
 class StopNow(BaseException):
-    """The run is to stop, and what goes on can be thrown away; no library on the way catches this."""
+    """The run has to stop now, and the current work may be discarded.
+
+    It is a BaseException, so that libraries do not catch it.
+    """
 
 
 class Stopper:
-    """Takes over the three signals while it is entered; the main thread's, for Python gives signals to no other."""
+    """A context manager that handles the three signals; only for the main thread, as Python requires."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.wish: ExitCode | None = None
-        """The exit code that a signal asked for, if one did; Ctrl-C outdoes the others."""
+        self.exit_code: ExitCode | None = None
+        """Exit code that a signal requested, or None; the code of Ctrl-C replaces that of other signals."""
         self._interrupted_at: float | None = None
         self._may_raise = False
         self._previous: dict[signal.Signals, Any] = {}
 
     @contextmanager
     def interruptible(self, enabled: bool = True) -> Iterator[None]:
-        """A stretch that may end in `StopNow` anywhere; raises it at its beginning if the wish is there."""
+        """Mark work that `StopNow` may interrupt anywhere; raise it at once if a stop was requested before.
+
+        Args:
+            enabled: False: signals only set the flag.
+
+        Yields:
+            Nothing.
+        """
         self._may_raise = enabled
         try:
-            if enabled and self.wish is not None:
+            if enabled and self.exit_code is not None:
                 raise StopNow
             yield
         finally:
@@ -79,7 +89,7 @@ class Stopper:
                 self._interrupted_at = now
             elif now - self._interrupted_at >= SECOND_CTRL_C_AFTER_S:
                 self._leave(number, frame)
-        self.wish = max(self.wish or code, code)
+        self.exit_code = max(self.exit_code or code, code)
         if self._may_raise:
             self._may_raise = False
             raise StopNow
@@ -94,10 +104,10 @@ class Stopper:
 
 
 class Ranks:
-    """The ranks of a run; with one, everything is agreed at once."""
+    """The ranks of a run."""
 
     def __init__(self) -> None:
-        """Uses torch's process group where one was started."""
+        """Use torch's process group if one was started; otherwise there is one rank."""
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world_size = dist.get_world_size() if joined else 1
@@ -111,7 +121,7 @@ class Ranks:
         return self.rank == 0
 
     def largest(self, number: int) -> int:
-        """The largest of all ranks' numbers, the same for all of them."""
+        """Return the largest of all ranks' numbers, on every rank."""
         if self._group is None:
             return number
         shared = torch.tensor([number], dtype=torch.int64)
@@ -120,7 +130,7 @@ class Ranks:
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """A part that all ranks leave alike: if one fails, the others raise EnvironmentFault instead of waiting."""
+        """Let all ranks leave a block together: if one fails, the others raise EnvironmentFault instead of waiting."""
         try:
             yield
         except OmnigesError:
@@ -130,7 +140,7 @@ class Ranks:
             raise EnvironmentFault(f"another rank could not {what}: its message says why")
 
     def collected(self, data: bytes) -> list[bytes]:
-        """The bytes (one at least) of all ranks, in their order, over the connection of their own."""
+        """Return the bytes (at least one) of all ranks, in their order, over the gloo group."""
         if self._group is None:
             return [data]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
@@ -143,7 +153,7 @@ class Ranks:
         return [part[: int(size[0])].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Tensors (…) of all ranks as (ranks, …), on their device."""
+        """Return the tensors (…) of all ranks as (ranks, …), on their device."""
         if self.world_size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
@@ -152,34 +162,42 @@ class Ranks:
 
 
 class Interrupted(Exception):
-    """A rank is to stop, and all have left the work; what was done of it is thrown away."""
+    """A rank has to stop, and all ranks have left the shared work; its results are discarded."""
 
 
 class Turns:
-    """The turns of one piece of work.
+    """Shared work of the ranks, in turns.
 
-    With one process a wish to stop ends a turn at once; with several it waits for the turn's end, since the others wait
-    for it.
+    With one process, a request to stop ends a turn at once. With several it waits for the end of the turn, because the
+    other ranks wait for this one.
     """
 
     def __init__(self, ranks: Ranks, stopper: Stopper) -> None:
         self._ranks, self._stopper = ranks, stopper
 
     def shared(self, items: Sequence[Item], work: Callable[[Item], Found]) -> list[Found]:
-        """Each item is worked on by one rank, item i by rank i mod ranks; returns what this rank found, in order.
+        """Work on items, item i on rank i mod ranks.
 
-        All ranks raise `Interrupted` where one is to stop. Where one fails, it raises its own error and the others
-        EnvironmentFault.
+        Args:
+            items: All items, the same on every rank.
+            work: Function that computes the result of one item.
+
+        Returns:
+            The results of this rank, in order.
+
+        Raises:
+            Interrupted: A rank has to stop; raised on all ranks.
+            EnvironmentFault: Another rank failed; the failed rank raises its own error.
         """
         found = []
         for first in range(0, len(items), self._ranks.world_size):
             mine = first + self._ranks.rank
-            own = items[mine : mine + 1]  # none where they do not come out even
+            own = items[mine : mine + 1]  # empty if the last turn has fewer items than ranks
             found += self.everyone(lambda own=own: [work(item) for item in own])  # type: ignore[misc]
         return found
 
     def everyone(self, work: Callable[[], Found]) -> Found:
-        """Let all ranks do the same; raises as `shared` does."""
+        """Let all ranks do the same work; raise the errors of `shared`."""
         done: list[Found] = []
         fault: OmnigesError | None = None
         try:
@@ -189,7 +207,7 @@ class Turns:
             pass
         except OmnigesError as error:
             fault = error
-        own = _TURN_FAILED if fault is not None else _TURN_STOPS if self._stopper.wish is not None else 0
+        own = _TURN_FAILED if fault is not None else _TURN_STOPS if self._stopper.exit_code is not None else 0
         agreed = self._ranks.largest(own)
         if fault is not None:
             raise fault

@@ -1,6 +1,6 @@
-"""Reports of a run: losses of steps by task and stream, and a line of JSON for each event in ``log.jsonl``.
+"""Logs of a run: losses by task and stream, and one line of JSON for each event in ``log.jsonl``.
 
-The log is always written; trackers receive it if they were chosen.
+The log is always written; trackers receive the same numbers if they were chosen.
 """
 
 from __future__ import annotations
@@ -31,13 +31,20 @@ I64 = npt.NDArray[np.int64]
 _KEEP: Final = 0.98
 LOG_FILE: Final = "log.jsonl"
 TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
-"""Where trackers write in a run's folder."""
+"""Folders of trackers in a run's folder."""
 
 
 def in_order(gathered: F64, steps: int) -> F64:
-    """Losses of ranks (W, steps · M, B, 3) as (steps, G, 3) in the order of positions.
+    """Sort the losses of all ranks by position.
 
-    Micro-step m of rank r has the B positions from m·W·B + r·B on of its step.
+    Micro-step m of rank r has the B positions from m·W·B + r·B of its step.
+
+    Args:
+        gathered: Losses (W, steps · M, B, 3) of W ranks, M micro-steps in a step and B samples.
+        steps: Number of steps.
+
+    Returns:
+        Losses (steps, G, 3) of the G = M · W · B samples of each step.
     """
     ranks, micro_steps, batch, streams = gathered.shape
     by_micro_step = gathered.transpose(1, 0, 2, 3)
@@ -45,7 +52,15 @@ def in_order(gathered: F64, steps: int) -> F64:
 
 
 def per_step(losses: F64, weights: Mapping[StreamName, float]) -> F64:
-    """Each step's loss (steps,) of losses (steps, G, 3): the mean over samples of the weighted sum over streams."""
+    """Return the loss of each step: the mean over samples of the weighted sum over streams.
+
+    Args:
+        losses: Losses (steps, G, 3) without weights.
+        weights: Weight of each stream.
+
+    Returns:
+        Losses (steps,).
+    """
     found: F64 = _weighted(losses, weights).mean(axis=1)
     return found
 
@@ -56,7 +71,16 @@ def _weighted(losses: F64, weights: Mapping[StreamName, float]) -> F64:
 
 
 def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> dict[str, dict[str, float]]:
-    """Mean loss and number of samples of each task that was drawn; losses (N, 3) of the plan's N samples."""
+    """Return the mean loss and the number of samples of each task that was drawn.
+
+    Args:
+        losses: Losses (N, 3) of the plan's samples, without weights.
+        plan: The plan, which contains the samples' tasks.
+        weights: Weight of each stream.
+
+    Returns:
+        ``loss`` and ``samples`` by task.
+    """
     samples = _weighted(losses, weights)
     return {
         name: {"loss": float(samples[plan.task == number].mean()), "samples": int((plan.task == number).sum())}
@@ -66,7 +90,15 @@ def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> di
 
 
 def per_stream(losses: F64, plan: Plan) -> dict[str, float]:
-    """Mean loss, without weight, of each stream over the samples that have it as a target."""
+    """Return the mean loss of each stream over the samples that have it as a target.
+
+    Args:
+        losses: Losses (N, 3) of the plan's samples, without weights.
+        plan: The plan, which contains the samples' targets.
+
+    Returns:
+        Losses by stream.
+    """
     return {
         name: float(losses[plan.target[:, k], k].mean()) for k, name in enumerate(STREAMS) if plan.target[:, k].any()
     }
@@ -74,32 +106,32 @@ def per_stream(losses: F64, plan: Plan) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Smoothed:
-    """The loss smoothed over about fifty steps, and the lowest it was: a function of the losses so far."""
+    """The exponentially smoothed loss (over about fifty steps) and its minimum so far."""
 
     value: float = math.nan
     lowest: float = math.inf
 
     def add(self, loss: float) -> float:
-        """Take in a step's loss; returns how many times the lowest the smoothed loss is now."""
+        """Add the loss of a step; return the ratio of the smoothed loss to its minimum."""
         self.value = loss if math.isnan(self.value) else _KEEP * self.value + (1 - _KEEP) * loss
         self.lowest = min(self.lowest, self.value)
         return self.value / self.lowest if self.lowest > 0 else 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """The form in which checkpoints keep it."""
+        """Return the state as checkpoints store it."""
         if math.isnan(self.value):
             return {"value": None, "lowest": None}
         return {"value": self.value, "lowest": self.lowest}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Smoothed:
-        """The inverse of `as_json`."""
+        """Return the state that `as_json` gave."""
         return cls() if found["value"] is None else cls(found["value"], found["lowest"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A sample as trackers show it: what it is of, what was made, and its picture."""
+    """A sample as trackers show it: its origin, the generated result, and its picture."""
 
     task: str
     recording: str
@@ -107,14 +139,14 @@ class Shown:
     source_path: str
     start_tick: int
     ticks: int
-    files: str  # the folder they lie in
-    made: str  # words, where the task makes text; else what kind of files, or why there are none
+    files: str  # folder of the files
+    made: str  # generated words, or else the kinds of files, or the reason why there are none
     recorded: str  # words of the recording
     picture: Path
 
 
 COLUMNS: Final = tuple(field.name for field in fields(Shown))
-"""Of the tables in which trackers show samples."""
+"""Columns of the tables in which trackers show samples."""
 
 
 class Logbook:
@@ -140,7 +172,15 @@ class Logbook:
             self._descriptor = open_for_appending(self.path)
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append one line; raises EnvironmentFault where the disk is full."""
+        """Append an event.
+
+        Args:
+            event: Name of the event.
+            **facts: Its values, as JSON.
+
+        Raises:
+            EnvironmentFault: The disk is full or not writable.
+        """
         if self._descriptor < 0:
             return
         line = json.dumps({"event": event} | facts, ensure_ascii=False, allow_nan=False) + "\n"
@@ -150,7 +190,12 @@ class Logbook:
                 view = view[os.write(self._descriptor, view) :]
 
     def track(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Hand the numbers of an event to the trackers."""
+        """Pass the numbers of an event to the trackers.
+
+        Args:
+            step: Step of the event.
+            facts: Nested values; only numbers are passed.
+        """
         numbers = dict(flat_numbers(facts))
         self._with_trackers(lambda tracker: tracker.log(step, numbers))
 
@@ -170,7 +215,7 @@ class Logbook:
                 self._tell(str(fault))
 
     def sync(self) -> None:
-        """Make what was written survive a power loss."""
+        """Flush the log to disk, so that it survives a power loss."""
         if self._descriptor >= 0:
             with os_errors(self.path):
                 os.fsync(self._descriptor)
@@ -186,7 +231,15 @@ class Logbook:
 
 
 def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a nested mapping with names joined by ``/``; other values are left out."""
+    """Yield the numbers of a nested mapping; other values are skipped.
+
+    Args:
+        facts: The mapping.
+        prefix: Prefix of all names.
+
+    Yields:
+        The name, with levels joined by ``/``, and the number.
+    """
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from flat_numbers(value, f"{prefix}{name}/")
@@ -195,7 +248,19 @@ def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """Trackers by name, all of which must be installed; raises EnvironmentFault for one that is not."""
+    """Open trackers by name.
+
+    Args:
+        names: ``tensorboard`` or ``wandb``.
+        run: Folder of the run.
+        config: Settings of the run, which trackers show.
+
+    Returns:
+        The trackers.
+
+    Raises:
+        EnvironmentFault: The package of a tracker is not installed.
+    """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise EnvironmentFault(f"--report-to {name}: the package is not installed: pip install 'omniges[{name}]'")
@@ -203,7 +268,7 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) ->
 
 
 class _TensorBoard:
-    """Event files in RUN/tensorboard."""
+    """A tracker that writes event files in RUN/tensorboard."""
 
     name: Final = "tensorboard"
 
@@ -213,12 +278,12 @@ class _TensorBoard:
         self._writer.add_text("config", json.dumps(config, indent=2, ensure_ascii=False))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One scalar each."""
+        """Write one scalar for each number."""
         for name, number in numbers.items():
             self._writer.add_scalar(name, number, step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """A table of text, and each picture once."""
+        """Write a table of text, and each picture once."""
         lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
         for one in samples:
             cells = (one.picture.name if name == "picture" else str(getattr(one, name)) for name in COLUMNS)
@@ -230,12 +295,12 @@ class _TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write pending events."""
         self._writer.close()
 
 
 class _WeightsAndBiases:
-    """A run of wandb in RUN/wandb, whose mode (online, offline) wandb takes from WANDB_MODE."""
+    """A tracker that is a run of wandb in RUN/wandb; the mode (online, offline) comes from WANDB_MODE."""
 
     name: Final = "wandb"
 
@@ -244,11 +309,11 @@ class _WeightsAndBiases:
         self._run = self._wandb.init(project="omniges", name=run.name, dir=str(run), config=dict(config))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """All under one step."""
+        """Log all numbers under one step."""
         self._run.log(dict(numbers), step=step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """A table with a row a sample, and each picture once."""
+        """Log a table with one row for each sample, and each picture once."""
         rows = [
             [self._wandb.Image(str(one.picture)) if name == "picture" else getattr(one, name) for name in COLUMNS]
             for one in samples
@@ -262,12 +327,12 @@ class _WeightsAndBiases:
         self._run.log({"validation/samples": table, "validation/pictures": pictures}, step=step)
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Finish the run of wandb."""
         self._run.finish()
 
 
 Tracker = _TensorBoard | _WeightsAndBiases
-"""Receives numbers by name at a step, and samples."""
+"""A receiver of numbers and samples."""
 _OPENERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,

@@ -1,6 +1,6 @@
-"""The loop: batches to the learner, requests to stop, lines of the log, checkpoints. All ranks take the same turns.
+"""The training loop: steps, requests to stop, lines of the log, checkpoints. All ranks take the same steps.
 
-What goes wrong in learning is named and refused: losses or gradients that are no number, losses that grow without end.
+NaN or infinite losses and gradients and diverging losses abort the run.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _SHOWN: Final = 3
-"""Samples that an error names; the log names all."""
+"""Number of samples that an error names; the log names all."""
 
 
-class Ending(enum.IntEnum):
-    """Reason for which a run stops; where ranks have several, the largest counts."""
+class StopReason(enum.IntEnum):
+    """Reason why a run stops, NONE while it continues; if ranks differ, the largest counts."""
 
-    GOES_ON = 0
+    NONE = 0
     DONE = 1
     TIME_UP = 2
     STOPPED = 3
@@ -49,8 +49,8 @@ class Ending(enum.IntEnum):
     FAILED = 5
 
 
-_OF_SIGNALS: Final = {ExitCode.STOPPED: Ending.STOPPED, ExitCode.INTERRUPTED: Ending.INTERRUPTED}
-_EXIT_CODES: Final = {Ending.STOPPED: ExitCode.STOPPED, Ending.INTERRUPTED: ExitCode.INTERRUPTED}
+_OF_SIGNALS: Final = {ExitCode.STOPPED: StopReason.STOPPED, ExitCode.INTERRUPTED: StopReason.INTERRUPTED}
+_EXIT_CODES: Final = {StopReason.STOPPED: ExitCode.STOPPED, StopReason.INTERRUPTED: ExitCode.INTERRUPTED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class StepProgress(Progress):
     """Progress of a run over the steps since the last report."""
 
     step: int
-    last_step: int | None  # None: only the clock ends the run
+    last_step: int | None  # None: only a time limit ends the run
     epoch: float
     loss: float
     learning_rate: float
@@ -68,7 +68,7 @@ class StepProgress(Progress):
 
     @property
     def line(self) -> str:
-        """Progress in words, for a person."""
+        """Progress in words, for the terminal."""
         of = f"/{self.last_step}" if self.last_step is not None else ""
         left = "" if self.left_s is None else f", {duration(self.left_s)} left"
         return (
@@ -81,23 +81,23 @@ class StepProgress(Progress):
 class Outcome:
     """Result of the loop."""
 
-    ending: Ending
-    steps: int  # of this start
+    stop_reason: StopReason
+    steps: int  # since this start
     samples: int
     seconds: float
     waiting: float  # share of the time
-    loss: float | None  # of the last steps logged
-    checkpoint: Path | None  # the last one saved in this start
+    loss: float | None  # mean over the steps since the last line of the log
+    checkpoint: Path | None  # last checkpoint saved since this start
 
     @property
     def exit_code(self) -> ExitCode:
-        """The code of the command."""
-        return _EXIT_CODES.get(self.ending, ExitCode.OK)
+        """Exit code of the command."""
+        return _EXIT_CODES.get(self.stop_reason, ExitCode.OK)
 
 
 @dataclass(slots=True)
 class _Interval:
-    """Steps since the last line of the log; losses and norms are still on the device."""
+    """Steps since the last line of the log; their losses and norms are still on the device."""
 
     each: list[torch.Tensor] = field(default_factory=list)  # (B, 3) a micro-step
     norms: list[torch.Tensor] = field(default_factory=list)  # () a step
@@ -107,7 +107,7 @@ class _Interval:
 
 
 class Loop:
-    """A run from a state to an ending."""
+    """The steps of a run, from a state until a reason to stop."""
 
     def __init__(
         self,
@@ -135,9 +135,14 @@ class Loop:
         self._sound = True  # whether weights and state are those of the end of a step
 
     def run(self) -> Outcome:
-        """Learn until the end; what was learned is saved, whatever the end is, unless learning itself went wrong.
+        """Train until a reason to stop; save the result unless the losses were refused.
 
-        Raises DataError where losses are not finite or diverge, and what reading batches raises.
+        Returns:
+            The result of the loop.
+
+        Raises:
+            DataError: Losses or gradients are NaN or infinite, or losses diverge, or a batch cannot be read.
+            EnvironmentFault: Another rank failed.
         """
         with self._stopper:
             try:
@@ -147,11 +152,11 @@ class Loop:
                 raise
         steps = self._state.step - self._first_step
         seconds = time.monotonic() - self._began_s
-        self._logbook.write("end", ending=ending.name.lower(), step=self._state.step, seconds=round(seconds, 3))
-        if ending is Ending.FAILED:
+        self._logbook.write("end", ending=reason.name.lower(), step=self._state.step, seconds=round(seconds, 3))
+        if reason is StopReason.FAILED:
             raise self._fault or EnvironmentFault("another rank could not read its batch: its message says why")
         return Outcome(
-            ending=ending,
+            stop_reason=reason,
             steps=steps,
             samples=steps * self._feed.share.global_batch,
             seconds=seconds,
@@ -189,20 +194,20 @@ class Loop:
 
     # --- one step
 
-    def _step(self) -> Ending:
-        """Take a step, or find that the run ends; then nothing of the step has happened."""
+    def _step(self) -> StopReason:
+        """Take a step, or return the reason to stop; then nothing of the step has been applied."""
         if self._rate.total_steps is not None and self._state.step >= self._rate.total_steps:
-            return Ending.DONE
+            return StopReason.DONE
         each = []
         for micro_step in range(self._feed.share.accumulation):
-            fetched, ending = self._fetch(first=micro_step == 0)
+            fetched, reason = self._fetch(first=micro_step == 0)
             if fetched is None:
                 self._learner.discard()
-                return ending
+                return reason
             losses = self._compute(*fetched, last=micro_step == self._feed.share.accumulation - 1)
             if losses is None:
                 self._learner.discard()
-                return self._wished()
+                return self._stop_reason()
             each.append(losses)
         self._sound = False
         self._interval.norms.append(self._learner.finish_step(self._state.step))
@@ -214,10 +219,10 @@ class Loop:
         self._sound = True
         return Ending.GOES_ON
 
-    def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, Ending]:
-        """A batch if all ranks have one and none is to stop, or nothing and the reason."""
+    def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, StopReason]:
+        """Return a batch if all ranks have one and none has to stop; otherwise None and the reason."""
         fetched = None
-        own = Ending.GOES_ON
+        own = StopReason.NONE
         began = time.monotonic()
         try:
             with self._stopper.interruptible():
@@ -225,20 +230,20 @@ class Loop:
         except StopNow:
             pass
         except OmnigesError as error:
-            self._fault, own = error, Ending.FAILED
+            self._fault, own = error, StopReason.FAILED
         waited = time.monotonic() - began
         self._interval.waited_s += waited
         self._waited_s += waited
         elapsed = self._elapsed_before_s + time.monotonic() - self._began_s
         late = self._limit_s is not None and elapsed >= self._limit_s
-        own = max(own, self._wished(), Ending.TIME_UP if first and late else Ending.GOES_ON)
-        agreed = Ending(self._ranks.largest(own))
-        return (fetched if agreed is Ending.GOES_ON else None), agreed
+        own = max(own, self._stop_reason(), StopReason.TIME_UP if first and late else StopReason.NONE)
+        agreed = StopReason(self._ranks.largest(own))
+        return (fetched if agreed is StopReason.NONE else None), agreed
 
     def _compute(self, windows: Windows, positions: I64, *, last: bool) -> torch.Tensor | None:
-        """Losses of a micro-batch, its gradients added; None if a request to stop came in between.
+        """Return the losses of a micro-batch and add its gradients; return None after a request to stop.
 
-        With several ranks it is not left in the middle: the others would wait for its gradients.
+        With several ranks a micro-batch is always completed, because the others wait for its gradients.
         """
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):
@@ -248,43 +253,43 @@ class Loop:
         except StopNow:
             return None
 
-    def _wished(self) -> Ending:
-        wish = self._stopper.wish
-        return Ending.GOES_ON if wish is None else _OF_SIGNALS[wish]
+    def _stop_reason(self) -> StopReason:
+        code = self._stopper.exit_code
+        return StopReason.NONE if code is None else _OF_SIGNALS[code]
 
     # --- between steps
 
-    def _look_around(self) -> Ending:
+    def _after_step(self) -> StopReason:
         step = self._state.step
         saves = step % self._settings.checkpointing_steps == 0
         if saves or self._due() or step % self._settings.logging_steps == 0:
             self._read_losses()
-        ending = self._validate() if self._due() else Ending.GOES_ON
+        reason = self._validate() if self._due() else StopReason.NONE
         if saves and self._saved_step < step:
             self._save()
-        return ending
+        return reason
 
     def _due(self) -> bool:
         return self._validator is not None and self._validator.due(self._state.step)
 
-    def _validate(self) -> Ending:
-        """Validate the state unless that was done, and save it where it is the best so far."""
+    def _validate(self) -> StopReason:
+        """Validate the state unless that was done, and save it if it is the best so far."""
         state = self._state
         if self._validator is None or state.validated >= state.step:
-            return Ending.GOES_ON
+            return StopReason.NONE
         try:
             self._validator.validate(state, self._stopper)
         except Interrupted:
-            return Ending(self._ranks.largest(self._wished()))
+            return StopReason(self._ranks.largest(self._stop_reason()))
         except OmnigesError as error:
             self._fault = error
-            return Ending.FAILED
+            return StopReason.FAILED
         finally:
-            self._interval = _Interval()  # no time of steps
+            self._interval = _Interval()  # time for validation is not time for steps
         state.validated = state.step
-        if state.best is not None and state.best.step == state.step and not self._validator.crown(state):
+        if state.best is not None and state.best.step == state.step and not self._validator.mark_best(state):
             self._save()
-        return Ending.GOES_ON
+        return StopReason.NONE
 
     def _save(self, *, alone: bool = False) -> None:
         began = time.monotonic()
@@ -298,7 +303,7 @@ class Loop:
         self._reporter.say(f"saved {self._checkpoint}")
 
     def _read_losses(self) -> None:
-        """Read from the device what the last steps cost, refuse what went wrong, tell the rest. The only host sync."""
+        """Read the losses of the last steps, check them, and log them; nothing else waits for the device."""
         interval, self._interval = self._interval, _Interval()
         steps = len(interval.starts)
         if not steps:
@@ -312,14 +317,14 @@ class Loop:
         smoothed, factor = self._state.smoothed, self._settings.divergence_factor
         for k, (start, total) in enumerate(zip(interval.starts, totals.tolist(), strict=True)):
             if smoothed.add(total) > factor:
-                times = f"over {factor:g} times the lowest, {smoothed.lowest:.4g}"
-                whole = np.arange(start, start + losses.shape[1])
-                self._refuse(first + k, whole, f"the smoothed loss is {smoothed.value:.4g}, {times}")
+                times = f"over {factor:g} times its minimum, {smoothed.lowest:.4g}"
+                batch = np.arange(start, start + losses.shape[1])
+                self._refuse(first + k, batch, f"the smoothed loss is {smoothed.value:.4g}, {times}")
         self._loss = float(totals.mean())
-        self._tell(interval, losses, totals, norms)
+        self._log(interval, losses, totals, norms)
 
-    def _tell(self, interval: _Interval, losses: F64, totals: F64, norms: F64) -> None:
-        """A line of the log, and progress."""
+    def _log(self, interval: _Interval, losses: F64, totals: F64, norms: F64) -> None:
+        """Write a line of the log, and report progress."""
         settings, state = self._settings, self._state
         steps, samples = len(totals), losses.shape[1]
         positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)
@@ -340,7 +345,7 @@ class Loop:
             "waiting_for_data": round(interval.waited_s / seconds, 5),
             "elapsed_s": round(state.elapsed_s, 3),
         }
-        kept = [norm if np.isfinite(norm) else None for norm in norms.tolist()]  # not finite: a step fp16 left out
+        kept = [norm if np.isfinite(norm) else None for norm in norms.tolist()]  # None: a step that fp16 skipped
         self._logbook.write("steps", step=state.step, **facts, losses=totals.tolist(), gradient_norms=kept)
         self._logbook.track(state.step, facts)
         left = [] if self._rate.total_steps is None else [(self._rate.total_steps - state.step) * (seconds / steps)]
@@ -362,18 +367,18 @@ class Loop:
         """Return the draws for positions (P,), of any rank."""
         return draw_plan(self._flow, self._settings.seed, positions, self._feed.streams_at(positions))
 
-    # --- what is refused
+    # --- refused losses
 
     def _require_finite(self, first: int, starts: list[int], losses: F64, norms: F64) -> None:
-        """Raise where a loss or a gradient is not finite; the first step counts, for it spoils the later ones.
+        """Raise DataError for the first step with a NaN or infinite loss or gradient; later steps may follow from it.
 
-        With fp16 a gradient that overflows lowers the loss scale, and its step is left out.
+        With fp16, a gradient that overflows lowers the loss scale and its step is skipped, so it is not refused.
 
         Args:
-            first: number of the first step.
-            starts: first position of each step.
-            losses: (steps, G, 3) of all samples.
-            norms: (steps,) of the gradients.
+            first: Number of the first step.
+            starts: First position of each step.
+            losses: Losses (steps, G, 3) of all samples.
+            norms: Norms (steps,) of the gradients.
         """
         scaled = self._learner.scale() is not None
         for k, start in enumerate(starts):
@@ -382,8 +387,8 @@ class Loop:
                 what = f"the loss of {len(bad)} of {losses.shape[1]} samples is NaN or infinite"
                 self._refuse(first + k, start + bad, what)
             if not np.isfinite(norms[k]) and not scaled:
-                whole = np.arange(start, start + losses.shape[1])
-                self._refuse(first + k, whole, "the gradient is NaN or infinite, though each sample's loss is finite")
+                batch = np.arange(start, start + losses.shape[1])
+                self._refuse(first + k, batch, "the gradient is NaN or infinite, though each sample's loss is finite")
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
         """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
@@ -403,7 +408,7 @@ class Loop:
         )
 
     def _trace_command(self, position: int) -> str | None:
-        """The command line that lists the micro-batch at a position; None where no command reads the shards."""
+        """Return the command line that lists the micro-batch at a position; None if no command can read the shards."""
         settings, identity, share = self._settings, self._identity, self._feed.share
         location = parse_location(settings.shards[0])
         if len(settings.shards) > 1 or not location.path or self._feed.filtered:

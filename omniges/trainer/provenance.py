@@ -25,7 +25,7 @@ _SHA1_DIGITS: Final = 40
 
 
 def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
-    """Return for each folder its content and origin: manifest hash, filters, clips, versions of the converter."""
+    """Return the content and origin of each shard set: manifest hash, filters, clips, version of the converter."""
     return [
         {
             "shards": source.shard_source().describe("").rstrip("/"),
@@ -43,18 +43,23 @@ def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of omniges and of the packages that decide what is computed."""
+    """Return the versions of omniges and of the packages that affect results."""
     versions = {"omniges": __version__, "python": platform.python_version()}
     return versions | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def git_state(package: Path | None = None) -> dict[str, Any] | None:
-    """Return the commit of the checkout that this package is part of, and its files that differ from that commit.
+    """Return the commit of the checkout that contains this package, and the files that differ from it.
 
-    None for an installed package, also where its environment lies inside a repository of somebody else: the
-    package's own ``__init__.py`` has to be in the commit. git is asked for objects alone, never for the state of the
-    working tree, since it may run programs that the repository configures (core.fsmonitor, filters); the files are
-    hashed here instead.
+    git is asked only for objects, never for the state of the working tree, because that may run programs that the
+    repository configures (core.fsmonitor, filters). The files are hashed here instead.
+
+    Args:
+        package: Folder of the package; None: this one.
+
+    Returns:
+        ``commit`` and ``changed``. None for an installed package, even if its environment lies inside another
+        repository: the package's ``__init__.py`` must be in the commit.
     """
     program = shutil.which("git")
     where = package or Path(__file__).resolve().parents[1]
@@ -76,9 +81,9 @@ def git_state(package: Path | None = None) -> dict[str, Any] | None:
 
 
 def _blob_digest(path: Path, digits: int) -> str | None:
-    """The name that git gives to a file's content or a link's text; None where there is no such thing.
+    """Return git's object name of a file's content or a link's target; None if it cannot be read.
 
-    40 digits are SHA-1, 64 SHA-256.
+    40 digits are SHA-1, 64 are SHA-256.
     """
     try:
         mode = path.lstat().st_mode
@@ -96,9 +101,9 @@ def _blob_digest(path: Path, digits: int) -> str | None:
 
 
 def _git(program: str, folder: Path, *words: str) -> str | None:
-    """Return what git prints, or None where the folder is in no repository or git does not answer."""
+    """Return the output of git, or None if the folder is in no repository or git does not answer."""
     command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
-    # No other repository than the one around the folder, no object fetched from anywhere, and nobody asked.
+    # Use only the repository that contains the folder, fetch no objects, and never prompt.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     closed = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
     try:
@@ -109,7 +114,15 @@ def _git(program: str, folder: Path, *words: str) -> str | None:
 
 
 def machine(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Return the properties of the machine that decide the last bits: device, threads, processes, processor."""
+    """Return the properties of the machine that may change the last bits of results.
+
+    Args:
+        device: Device of the model.
+        world_size: Number of ranks.
+
+    Returns:
+        Device, threads, ranks, cores, processor and platform.
+    """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),

@@ -27,13 +27,13 @@ def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSetting
     Args:
         recipe: The name of a packaged recipe, or a YAML file whose keys are fields of `TrainSettings`, with ``_`` or
             ``-``.
-        flags: Values by field; None and an empty list stand for a flag that was not given.
+        flags: Values by field; None and an empty list mean that a flag was not given.
 
     Returns:
         The checked settings.
 
     Raises:
-        UsageFault: With the recipe's line, or the flag's name.
+        UsageFault: A key or value is invalid; the error names the line of the recipe or the flag.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     return TrainSettings(**(({} if recipe is None else _read(recipe)) | given))
@@ -45,7 +45,7 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """The safe loader without aliases, whose expansion has no bound; a key is a text that stands once."""
+    """YAML's safe loader, which refuses aliases (unlimited expansion), keys that are not text, and repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             if key.tag != _TEXT:
                 raise yaml.MarkedYAMLError(problem="a key that is no text", problem_mark=key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
         found: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return found

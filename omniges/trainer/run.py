@@ -1,6 +1,6 @@
 """Open resources of a training run (device, shards, feed, model, learner, validation) and its state.
 
-What cannot be is refused before the first step.
+Settings that are not possible are refused before the first step.
 """
 
 from __future__ import annotations
@@ -62,9 +62,15 @@ _RATE_CLIPS: Final = 256
 
 @contextmanager
 def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
-    """Device, precision and processes; undone behind it, so that a process can train twice.
+    """Set up device, precision and processes, and undo it afterwards, so that a process can train twice.
 
-    On a CPU, sums that threads would add up in any order are added up in one (it costs nothing that one sees).
+    On a CPU, deterministic algorithms are switched on, at no measurable cost.
+
+    Args:
+        settings: Settings of the run.
+
+    Yields:
+        The accelerator.
     """
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     before = torch.are_deterministic_algorithms_enabled()
@@ -87,7 +93,7 @@ def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything a run has open."""
+    """The open resources of a run."""
 
     settings: TrainSettings
     accelerator: Accelerator
@@ -101,28 +107,43 @@ class Run:
     remarks: tuple[str, ...]
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of a step's checkpoint."""
+        """Return the folder of a step's checkpoint."""
         return self.settings.output_dir / CHECKPOINTS / f"step-{step:06d}"
 
 
 @dataclass(slots=True)
 class RunState:
-    """Progress of a run at the end of a step. Weights and moments belong to the learner."""
+    """Progress of a run after a step, without the weights and moments, which belong to the learner."""
 
     step: int = 0
     position: int = 0
     elapsed_s: float = 0.0
     smoothed: Smoothed = field(default_factory=Smoothed)
     validated: int = 0
-    """The last step whose validation was finished."""
+    """Last step whose validation is complete."""
     best: Best | None = None
 
 
 def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, stack: ExitStack) -> Run:
-    """Open what the settings name; the stack closes it. Raises UsageFault, DataError or EnvironmentFault."""
+    """Open the resources of a run.
+
+    Args:
+        settings: Settings of the run.
+        accelerator: Device and precision.
+        ranks: Ranks of the run.
+        stack: Stack that closes the resources.
+
+    Returns:
+        The open run.
+
+    Raises:
+        UsageFault: The shards, weights or codecs do not fit the settings.
+        DataError: A file is damaged.
+        EnvironmentFault: A file cannot be read, or a package is not installed.
+    """
     weights = settings.shard_weights or (1.0,) * len(settings.shards)
     data = tuple(_source(settings, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True))
-    # Of a run that goes on, pretrained weights decide the model's sizes.
+    # A resumed run needs the pretrained weights too, because they define the sizes of the model.
     start = None
     if settings.pretrained_model_name_or_path is not None:
         path, which = settings.pretrained_model_name_or_path, settings.pretrained_weights
@@ -170,7 +191,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
 
 
 def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """The train split of a local folder, or of a URL through the cache."""
+    """Open the train split of a local folder, or of a URL through the cache."""
     cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
     splits = ("train",) if settings.validation_steps == 0 else ("train", "val")
     shards = open_location(parse_location(text), cache, splits=splits)
@@ -183,21 +204,21 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
 
 def _left_out(data: Sequence[DataSource]) -> list[str]:
     """Return warnings about clips that allow no task of the run, and about absent parts."""
-    told = []
+    warnings = []
     for source in data:
         catalog = source.catalog
         if catalog.left_out:
             sets = " or ".join(catalog.filters.streams)
-            told.append(f"{catalog.folder}: {catalog.left_out} clips left out; a task needs {sets}")
+            warnings.append(f"{catalog.folder}: {catalog.left_out} clips left out; a task needs {sets}")
         counts = (~part_flags(catalog.table.present)).sum(axis=0).tolist()
         lacking = [f"{part} from {count}" for part, count in zip(STREAM_PARTS, counts, strict=True) if count]
         if lacking:
-            told.append(f"{catalog.folder}: absent: {', '.join(lacking)} of {len(catalog.table)} clips")
-    return told
+            warnings.append(f"{catalog.folder}: absent: {', '.join(lacking)} of {len(catalog.table)} clips")
+    return warnings
 
 
 def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics: bytes) -> dict[str, ConditionStream]:
-    """The condition streams by name, with what they learn of the train clips."""
+    """Return the condition streams by name, with what they learned from the train clips."""
     facts = training_facts([source.catalog for source in data], json.loads(statistics))
     found = {}
     for name, kind in find_streams(settings.condition_streams, "--condition-streams").items():
@@ -208,7 +229,7 @@ def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics:
 
 
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
-    """Return the model's identity; raises UsageFault where the audio of the folders was scaled by several rules."""
+    """Return the model's identity; raise UsageFault if the folders differ in the loudness of their audio."""
     documents = [read_dataset(source.catalog.folder) for source in data]
     rules = [document["settings"]["convert"]["loudness"] for document in documents]
     if len(set(rules)) > 1:
@@ -229,20 +250,20 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         speaking_rate=_speaking_rate(data),
         conditions=_conditions(settings, data, statistics),
     )
-    return _told_of_absent(identity if start is None else start.adopt(identity), data)
+    return _with_absent_parts(identity if start is None else start.adopt(identity), data)
 
 
-def _told_of_absent(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
-    """The model, told of absent parts where clips lack some.
+def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
+    """Make absent parts an input of the model if clips lack some.
 
-    Raises UsageFault for clips that have what the statistics were made without.
+    Raise UsageFault for clips that have a part without statistics.
     """
     flags = part_flags(np.concatenate([source.catalog.table.present for source in data]))
-    strange = [part for k, part in enumerate(STREAM_PARTS) if part in identity.absent and flags[:, k].any()]
-    if strange:
+    unknown = [part for k, part in enumerate(STREAM_PARTS) if part in identity.absent and flags[:, k].any()]
+    if unknown:
         raise UsageFault(
-            f"--shards: clips have {', '.join(strange)}, which no train sample of {data[0].catalog.folder} or of the "
-            "pretrained weights has, so there are no statistics of it: name first the shards that have it"
+            f"--shards: clips have {', '.join(unknown)}, which no train sample of {data[0].catalog.folder} or of the "
+            "pretrained weights has, so there are no statistics for it: name the shards that have it first"
         )
     if flags.all():
         return identity
@@ -250,10 +271,10 @@ def _told_of_absent(identity: ModelIdentity, data: Sequence[DataSource]) -> Mode
 
 
 def _speaking_rate(data: Sequence[DataSource]) -> bytes:
-    """Return the speaking rate of the training words, for plain text in `generate`; b"" where they are too few.
+    """Return the speaking rate of the training words, which `generate` needs for plain text; b"" if there are too few.
 
-    Learned from at most `_RATE_CLIPS` clips of each folder, evenly spaced; of a remote one from its first shard alone,
-    so that training does not wait for the others. Models whose text is latents have windows of text, and no words.
+    It is estimated from at most `_RATE_CLIPS` clips of each folder, evenly spaced. Of a remote folder only the first
+    shard is used, so that training does not wait for the others. Models whose text is latents do not need it.
     """
     clips: list[list[dict[str, Any]]] = []
     for source in data:
@@ -274,9 +295,9 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
 def _open_validation(
     settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
 ) -> tuple[Validation | None, list[str]]:
-    """The validation that was asked for, or by default one where there is something to validate on; remarks.
+    """Open the validation that was requested, or by default one if there are held-out windows; return warnings too.
 
-    Raises UsageFault for what cannot be, DataError for a damaged codec, EnvironmentFault where nothing can be drawn.
+    Raise UsageFault if it is not possible, DataError for a damaged codec, EnvironmentFault if matplotlib is missing.
     """
     if settings.validation_steps == 0:
         return None, []
@@ -305,12 +326,10 @@ def _open_validation(
 def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
     """Load the codecs of the run's latents whose folders are given.
 
-    Losses need none of them. Where a stream's codec is not given, the tasks that make the stream are not sampled, and
-    all who would be told their metrics are told why. A codec's first weights are drawn from torch's generators, which
-    are put back.
+    Losses need no codec. If the codec of a stream is not given, tasks with this target are not sampled, and reports
+    give the reason. Torch's generators, from which a codec draws its initial weights, are restored.
 
-    Raises UsageFault for a folder of another codec than the one that made the shards' latents, DataError for one that
-    holds none.
+    Raise UsageFault if a codec is not the one of the latents, DataError for an invalid folder.
     """
     folders = settings.validation_codecs
     given = {stream: entry.name for stream, entry in identity.codecs.items() if entry.name in folders}
@@ -329,30 +348,32 @@ def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs) -> list
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
     recordings = {(window.source, window.row.key) for window in held_out.windows}
     chosen = f"{len(held_out.windows)} of {held_out.available} windows of the val split"
-    told = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
+    warnings = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
     if unknown:
-        told.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
+        warnings.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
     decoded = [(stream, entry.name) for stream, entry in codecs.entries.items() if codecs.given(stream)]
-    told += [f"validation decodes {stream} with {name}" for stream, name in decoded]
+    warnings += [f"validation decodes {stream} with {name}" for stream, name in decoded]
     reasons: dict[str, list[str]] = {}
     for task in SIX:
         if (why := why_not(codecs, task)) is not None:
             reasons.setdefault(why, []).append(task)
-    return told + [f"metrics and samples of {' and '.join(own)} not computed: {why}" for why, own in reasons.items()]
+    return warnings + [
+        f"metrics and samples of {' and '.join(own)} not computed: {why}" for why, own in reasons.items()
+    ]
 
 
 def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs) -> None:
-    """Raise UsageFault for a name of ``--best-metric`` that no validation of a run can have a value of."""
+    """Raise UsageFault for a value of ``--best-metric`` that the run cannot compute."""
     task, _, name = metric.partition("/")
     if name in {"", "loss"}:
         return
     why = why_not(codecs, task) or _lacking(name, held_out, codecs)
     if why is not None:
-        raise UsageFault(f"--best-metric {metric}: not computed in this run, for {why}; or choose loss or {task}/loss")
+        raise UsageFault(f"--best-metric {metric}: not computed in this run: {why}; or choose loss or {task}/loss")
 
 
 def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
-    """Return what a metric needs that no window has, with the remedy."""
+    """Return the reason why no held-out window has a metric, with the remedy; None if some may have it."""
     if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
         return UNTIMED
     rows = [window.row for window in held_out.windows]

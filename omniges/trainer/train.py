@@ -1,7 +1,4 @@
-"""A training run from its settings to its summary: opens what it needs, goes on where it was, learns, saves.
-
-docs/how-to/training.md is the promise.
-"""
+"""A training run from its settings to its summary: open, resume, train, save. docs/training.md describes it."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings, differences
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, Smoothed, open_trackers
-from omniges.trainer.loop import Ending, Loop, Outcome
+from omniges.trainer.loop import Loop, Outcome, StopReason
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.run import Run, RunState, accelerated, open_run
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
@@ -52,20 +49,20 @@ class Summary:
     outcome: Outcome
     best: Best | None
     speaks: bool
-    """Whether this process is the one that tells."""
+    """True on the process that prints the summary."""
 
     @property
     def lines(self) -> list[str]:
-        """Lines for a person."""
+        """Lines for the terminal."""
         outcome = self.outcome
         if not outcome.steps:
             return [f"nothing to do: {self.run} is at step {self.step}, where these settings end; raise the limit"]
         how = {
-            Ending.DONE: "all steps done",
-            Ending.TIME_UP: "the time is up",
-            Ending.STOPPED: "stopped by a signal",
-            Ending.INTERRUPTED: "interrupted",
-        }[outcome.ending]
+            StopReason.DONE: "all steps done",
+            StopReason.TIME_UP: "the time is up",
+            StopReason.STOPPED: "stopped by a signal",
+            StopReason.INTERRUPTED: "interrupted",
+        }[outcome.stop_reason]
         speed = outcome.samples / outcome.seconds
         where = f"{how} at step {self.step} (epoch {self.epoch:.1f})"
         pace = f"{outcome.steps} steps in {duration(outcome.seconds)}, {speed:.1f} samples/s"
@@ -76,15 +73,24 @@ class Summary:
             found.append(f"checkpoint: {outcome.checkpoint}")
         if self.best is not None:
             found.append(f"best: {self.run / BEST} (step {self.best.step}, {self.best.metric} {self.best.value:.4g})")
-        if outcome.ending in {Ending.STOPPED, Ending.INTERRUPTED}:
-            found.append("the same command goes on from there")
+        if outcome.stop_reason in {StopReason.STOPPED, StopReason.INTERRUPTED}:
+            found.append("run the same command again to resume")
         return found
 
 
 def train(settings: TrainSettings) -> Summary:
-    """Carry out a run; several processes started by torchrun or accelerate make one.
+    """Run training, in one process or in several that torchrun or accelerate started.
 
-    Raises UsageFault, DataError or EnvironmentFault, each with a line a person can act on.
+    Args:
+        settings: Settings of the run.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UsageFault: The settings are not possible.
+        DataError: A file is damaged, or the losses are NaN or infinite or diverge.
+        EnvironmentFault: The disk, the network or another rank failed.
     """
     began_s = time.monotonic()
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
@@ -101,10 +107,10 @@ def train(settings: TrainSettings) -> Summary:
                     checkpoint.remove_unfinished(settings.output_dir / name)
         with ranks.together("open the shards"):
             run = open_run(settings, accelerator, ranks, stack)
-        return _carry_out(run, began_s, stack)
+        return _run_opened(run, began_s, stack)
 
 
-def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
+def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
     settings, ranks = run.settings, run.ranks
     state, choice, remarks = _resume(run)
     provenance = {
@@ -113,7 +119,7 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
         "packages": package_versions(),
         "machine": machine(run.accelerator.device, ranks.world_size),
     }
-    if choice.checkpoint is not None:  # what it goes on from remembers what the run began with
+    if choice.checkpoint is not None:  # the checkpoint stores the run's pretrained weights
         origin = choice.checkpoint.object(PROVENANCE_FILE).get(_PRETRAINED)
         provenance |= {} if origin is None else {_PRETRAINED: origin}
     config = settings.as_json()
@@ -130,20 +136,22 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     logbook.write("start", step=state.step, **facts, validation_windows=held_out)
     if run.start is not None and choice.checkpoint is None:
         with ranks.together("load the pretrained weights"):
-            begun = run.start.fill(run.learner.model, run.identity)
-            run.learner.average.begin_anew()
+            initialized = run.start.fill(run.learner.model, run.identity)
+            run.learner.average.reset()
             if ranks.first:
-                for line in begun.lines:
+                for line in initialized.lines:
                     reporter.say(line)
-                provenance[_PRETRAINED] = begun.provenance()
-                fates = [fate.as_json() for fate in begun.fates]
-                logbook.write("pretrained", **begun.provenance(), tensors=fates, remarks=list(begun.remarks))
+                provenance[_PRETRAINED] = initialized.provenance()
+                fates = [fate.as_json() for fate in initialized.fates]
+                logbook.write(
+                    "pretrained", **initialized.provenance(), tensors=fates, remarks=list(initialized.remarks)
+                )
 
     def save(state: RunState, alone: bool) -> Path:
         with nullcontext() if alone else ranks.together("save a checkpoint"):
             return _save(run, state, provenance, reporter)
 
-    # What it took to get here counts: a limit of minutes is what a person waits.
+    # The time limit includes the time to open the run.
     state.elapsed_s += time.monotonic() - began_s
     validator = None if run.validation is None else RunValidator(run, run.validation, logbook, reporter)
     outcome = Loop(run, state, save, logbook, reporter, validator).run()
@@ -151,8 +159,8 @@ def _carry_out(run: Run, began_s: float, stack: ExitStack) -> Summary:
     return Summary(settings.output_dir, state.step, epoch, outcome, state.best, speaks=ranks.first)
 
 
-def _welcome(run: Run, state: RunState) -> list[str]:
-    """Return warnings before the first step."""
+def _first_lines(run: Run, state: RunState) -> list[str]:
+    """Return a description of the run, for the terminal."""
     settings, feed = run.settings, run.feed
     count = parameter_count(
         run.identity.config,
@@ -165,7 +173,7 @@ def _welcome(run: Run, state: RunState) -> list[str]:
     hours = sum(float(source.catalog.table.ticks.sum()) for source in run.data) / 36_000
     ranks = f"{run.ranks.world_size} processes, " if run.ranks.world_size > 1 else ""
     short = f", {feed.left_out_clips} shorter clips left out" if feed.left_out_clips else ""
-    begins = f"goes on at step {state.step}" if state.step else "begins"
+    begins = f"resumes at step {state.step}" if state.step else "starts"
     model = (
         f"{run.identity.preset} model, {count / 1e6:.2f} million parameters, on {ranks}{run.accelerator.device.type}"
     )
@@ -182,17 +190,17 @@ def _welcome(run: Run, state: RunState) -> list[str]:
 
 
 def _shortened(settings: Mapping[str, Any]) -> str:
-    return reprlib.repr(dict(settings)) if settings else "nothing learned of the training set"
+    return reprlib.repr(dict(settings)) if settings else "nothing learned from the training set"
 
 
 # --- checkpoints
 
 
 def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Reporter) -> Path:
-    """Save on the first rank; every rank returns the path."""
+    """Save a checkpoint on the first rank; return its path on every rank."""
     if not run.ranks.first:
         return run.checkpoint(state.step)
-    # Everything but what was learned. Random numbers have no state: they are hashes of seed, position and purpose.
+    # All but the learned tensors. Random numbers have no state: they are hashes of seed, position and purpose.
     document = {
         "version": _STATE_VERSION,
         "step": state.step,
@@ -211,12 +219,12 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
     limit = run.settings.checkpoints_total_limit
     path, removed = save_and_prune(run.settings.output_dir, contents, limit, state.best)
     for one in removed:
-        reporter.say(f"removed {one}, for {limit} newer ones are kept")
+        reporter.say(f"removed {one}: the limit is {limit} checkpoints")
     return path
 
 
 def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
-    """Load the checkpoint that the settings ask for; the first rank chooses, all of them load it."""
+    """Load the checkpoint that the settings select; the first rank chooses it, all ranks load it."""
     settings, ranks = run.settings, run.ranks
 
     def fits(saved: checkpoint.SavedCheckpoint) -> None:
@@ -234,26 +242,26 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
     chosen = choice.checkpoint
     step = ranks.largest(-1 if chosen is None else chosen.step)
     if step < 0:
-        _crown_again(run, None)
+        _restore_best(run, None)
         return RunState(), choice, []
     with ranks.together("load the checkpoint"):
-        remarks = [f"passed over {checkpoint.set_aside(path)}: {reason}" for path, reason in choice.passed]
-        if chosen is None:  # on the other ranks: the first has checked every byte
+        remarks = [f"skipped {checkpoint.set_aside(path)}: {reason}" for path, reason in choice.passed]
+        if chosen is None:  # on other ranks; the first has checked every byte
             folder = run.checkpoint(step) if settings.resume == "latest" else Path(settings.resume)
             chosen = checkpoint.open_checkpoint(folder, bytewise=False)
         state, more = _load(run, chosen)
-    kept = _crown_again(run, state.best)
+    kept = _restore_best(run, state.best)
     if kept != state.best and state.best is not None:
         metric = settings.best_metric
-        other = f"it was by {state.best.metric}, now it goes by {metric}"
+        other = f"it was chosen by {state.best.metric}, now the metric is {metric}"
         why = "its checkpoint is gone" if state.best.metric == metric else other
         more.append(f"step {state.best.step} is no longer the best: {why}")
     state.best = kept
     return state, replace(choice, checkpoint=chosen), remarks + more
 
 
-def _crown_again(run: Run, best: Best | None) -> Best | None:
-    """Let RUN/best lead where a checkpoint's state says; returns it if it is there and of this metric."""
+def _restore_best(run: Run, best: Best | None) -> Best | None:
+    """Point RUN/best to the best checkpoint of a state; return it if it exists and has this run's metric."""
     folder, kept = run.settings.output_dir, 0
     with run.ranks.together("find the best checkpoint"):
         if run.ranks.first and best is not None and run.checkpoint(best.step).is_dir():
@@ -272,17 +280,17 @@ def _load(run: Run, saved: checkpoint.SavedCheckpoint) -> tuple[RunState, list[s
     note = run.feed.load_state_dict(document["loader"]).note
     own, was = machine(run.accelerator.device, run.ranks.world_size), document["machine"]
     other = [f"{name} was {was.get(name)}, is {own[name]}" for name in own if was.get(name) != own[name]]
-    remarks = [f"goes on from {saved.path}"] + ([note] if note else [])
+    remarks = [f"resumes from {saved.path}"] + ([note] if note else [])
     changed = differences(saved.object(SETTINGS_FILE), run.settings.as_json())
     if changed:
         remarks.append(f"with other settings: {'; '.join(changed)}")
     if other:
-        remarks.append(f"not to the last bit as without the stop, for {'; '.join(other)}")
+        remarks.append(f"results may differ in the last bits from a run without a stop: {'; '.join(other)}")
     return state, remarks
 
 
 def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, Any]]:
-    """Return how far a saved run is, and its state.json, once every value is one that a run writes."""
+    """Return the state of a saved run and its state.json, after checking the values."""
     place = saved.path / STATE_FILE
     document = saved.object(STATE_FILE)
     if document.get("version") != _STATE_VERSION:
@@ -295,7 +303,7 @@ def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, 
             position=document["loader"]["position"],
             elapsed_s=document["elapsed_s"],
             smoothed=smoothed,
-            validated=document.get("validated", 0),  # absent from checkpoints of before there was validation
+            validated=document.get("validated", 0),  # older checkpoints do not have it
             best=None if best is None else Best(**best),
         )
         checks = {

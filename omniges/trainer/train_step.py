@@ -1,7 +1,7 @@
-"""The learner and one step of it: losses, gradients, clipping, AdamW, EMA. Nothing waits for the device.
+"""The learner and its training step: losses, gradients, clipping, AdamW, EMA. Nothing waits for the device.
 
-Weights, their average, the optimizer's moments and the loss scale of fp16 live here and nowhere else. Learning rate and
-the average's decay are functions of the step alone, so that neither a clock nor a restart decides them.
+Weights, EMA weights, moments of the optimizer and the loss scale of fp16 belong to this module. Learning rate and EMA
+decay depend only on the step, so that neither time nor a restart changes them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from omniges.trainer.config import Schedule, TrainSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningRate:
-    """Linear warm-up to `peak` over `warmup_steps`, then constant, or down to 0 at `total_steps`.
+    """A schedule: linear warm-up to `peak` over `warmup_steps`, then constant, or down to 0 at `total_steps`.
 
-    Raises UsageFault for an end within the warm-up.
+    Raises UsageFault if the end is within the warm-up.
     """
 
     peak: float
     schedule: Schedule = "constant"
     warmup_steps: int = 0
-    total_steps: int | None = None  # None: there is no last step, and the schedule is constant
+    total_steps: int | None = None  # None: no last step; only for a constant schedule
 
     def __post_init__(self) -> None:
         """Refuse an end within the warm-up."""
@@ -46,19 +46,26 @@ class LearningRate:
             )
 
     def at(self, step: int) -> float:
-        """The rate of the update that makes step + 1 out of step; the first is at step 0."""
+        """Return the learning rate of update number `step`; the first is 0."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.schedule == "constant" or self.total_steps is None:
             return self.peak
-        gone = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        return self.peak * ((1 - gone) if self.schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2)
+        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return self.peak * ((1 - done) if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
 def ema_decay(decay: float, step: int) -> float:
-    """Decay of the average at the update that makes step + 1 out of step: min(decay, (1 + step) / (10 + step)).
+    """Return the EMA decay of update number `step`: min(decay, (1 + step) / (10 + step)).
 
-    So the average is over about the last ninth of a run that is too short for its decay.
+    In a run that is short for its decay, the EMA weights average about the last ninth of the steps.
+
+    Args:
+        decay: Upper bound of the decay.
+        step: Number of the update; the first is 0.
+
+    Returns:
+        The decay.
     """
     return min(decay, (1 + step) / (10 + step))
 
@@ -67,17 +74,23 @@ _MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
 
 
 def decaying(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay pulls to 0: matrices of linear layers.
-
-    Biases, weights of norms and embeddings are left alone, whatever their shape.
-    """
+    """Return the names of parameters with weight decay: linear weights, but no biases, norms or embeddings."""
     return {
         f"{name}.weight" if name else "weight" for name, module in model.named_modules() if type(module) is nn.Linear
     }
 
 
 def make_optimizer(model: nn.Module, *, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), fused; the learning rate is set at each step."""
+    """Return a fused AdamW (Loshchilov and Hutter 2019); the learning rate is set at each step.
+
+    Args:
+        model: Module whose trainable parameters are optimized.
+        betas: Decays of the mean of gradients and of their squares.
+        weight_decay: Weight decay of linear weights.
+
+    Returns:
+        The optimizer.
+    """
     matrices = decaying(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
@@ -88,13 +101,21 @@ def make_optimizer(model: nn.Module, *, betas: tuple[float, float], weight_decay
 
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step`` for each parameter."""
+    """Return the optimizer's state as ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step`` for each parameter.
+
+    Args:
+        model: Module that is optimized.
+        optimizer: Its optimizer.
+
+    Returns:
+        Tensors by name; parameters without a state are left out.
+    """
     states = {name: optimizer.state.get(p) for name, p in model.named_parameters() if p.requires_grad}
     return {f"{name}.{part}": state[part] for name, state in states.items() if state for part in _MOMENTS}
 
 
 def _require_moments(model: nn.Module, found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise DataError for shapes of an optimizer's state that are not this model's."""
+    """Raise DataError if the shapes of an optimizer's state do not fit the model."""
     expected = {
         f"{name}.{part}": (() if part == "step" else tuple(parameter.shape))
         for name, parameter in model.named_parameters()
@@ -102,23 +123,35 @@ def _require_moments(model: nn.Module, found: Mapping[str, tuple[int, ...]], whe
         if parameter.requires_grad
     }
     if found != expected:
-        raise DataError(f"{where}: the optimizer's state is not of this model's shapes. Choose another checkpoint")
+        raise DataError(
+            f"{where}: the shapes of the optimizer's state do not fit this model. Choose another checkpoint"
+        )
 
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], where: str) -> None:
-    """Put saved state back; raises DataError where it is not this model's."""
+    """Load the saved state of an optimizer.
+
+    Args:
+        model: Module that is optimized.
+        optimizer: Optimizer whose state is replaced.
+        saved: Result of `moments`.
+        where: Path of the tensors, which the error names.
+
+    Raises:
+        DataError: Names or shapes do not fit the model.
+    """
     _require_moments(model, shapes_of(saved), where)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        # Copies: what was read is mapped from a file that may be pruned.
+        # Copied, because the tensors are mapped from a file that may be removed.
         optimizer.state[parameter] |= {
             part: saved[f"{name}.{part}"].to(parameter.device, torch.float32, copy=True) for part in _MOMENTS
         }
 
 
 class Ema:
-    """Averages of a module's parameters, by name; they begin as the parameters are."""
+    """Exponential moving averages (EMA) of a module's parameters, by name, initialized to the parameters."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -130,25 +163,25 @@ class Ema:
         self._averages = list(self.tensors.values())
 
     @torch.no_grad()
-    def begin_anew(self) -> None:
-        """Be as the parameters are."""
+    def reset(self) -> None:
+        """Set the averages to the current parameters."""
         torch._foreach_copy_(self._averages, [p.detach() for p in self._parameters])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the update number `step` (the first is 0): a ← a + (1 − decay)(p − a)."""
+        """Update the averages after update number `step` (the first is 0): a ← a + (1 − decay)(p − a)."""
         weight = 1.0 - ema_decay(self.decay, step)
         torch._foreach_lerp_(self._averages, [p.float() for p in self._parameters], weight)
 
 
 class Learner:
-    """A model that learns; on the accelerator's device, spread over its processes."""
+    """A model in training, on the accelerator's device and processes."""
 
     def __init__(self, model: FlowModel, accelerator: Accelerator, settings: TrainSettings, rate: LearningRate) -> None:
         self.model, self.rate = model, rate
         self._settings, self._flow = settings, settings.flow_settings()
         self._accelerator = accelerator
-        # Before anything wraps the model: a copy of its modules, not of its weights.
+        # A copy of the modules that shares the weights, made before the model is wrapped.
         self._skeleton = copy.deepcopy(model, {id(p): p for p in model.parameters()})
         self._wrapped: nn.Module = accelerator.prepare_model(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -167,19 +200,25 @@ class Learner:
         return cast("torch.device", self._accelerator.device)
 
     def averaged(self) -> FlowModel:
-        """A model in evaluation mode whose weights are the averages themselves, as they are at any moment."""
+        """Return a model in evaluation mode that shares the EMA weights, so that it follows their updates."""
         model = copy.deepcopy(self._skeleton, {id(p): p for p in self._skeleton.parameters()})
         model.load_state_dict(dict(self.average.tensors) | dict(model.named_buffers()), assign=True)
         return model.requires_grad_(False).to(self.device).eval()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of matrix products in training."""
+        """Return a context with the precision of training."""
         return cast("contextlib.AbstractContextManager[Any]", self._accelerator.autocast())
 
     def micro_step(self, windows: Windows, plan: Plan, *, last: bool) -> Tensor:
-        """Add a micro-batch's gradients; returns losses (B, 3) as `FlowLoss.each`, on the device.
+        """Add the gradients of a micro-batch.
 
-        ``last`` of the step: with several processes, their gradients are averaged in it.
+        Args:
+            windows: The micro-batch.
+            plan: Draws for its positions.
+            last: The micro-batch is the last of its step, in which ranks average their gradients.
+
+        Returns:
+            Losses (B, 3) as `FlowLoss.each`, on the device.
         """
         settings = self._settings
         alone = contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped)
@@ -189,7 +228,7 @@ class Learner:
         return loss.each
 
     def finish_step(self, step: int) -> Tensor:
-        """Update weights and average with the gradients added so far; returns their norm () before clipping."""
+        """Update weights and EMA weights; return the gradient's norm () before clipping."""
         self._accelerator.unscale_gradients(self._stepper)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
@@ -203,30 +242,47 @@ class Learner:
         return norm
 
     def discard(self) -> None:
-        """Drop the gradients of a step that will not be finished."""
+        """Discard the gradients of an unfinished step."""
         self._stepper.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Everything learned, by file and name."""
+        """Return all learned tensors, by file and name."""
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         state = moments(self.model, self._optimizer)
         return {MODEL_FILE: weights, EMA_FILE: self.average.tensors, OPTIMIZER_FILE: state}
 
     def scale(self) -> dict[str, Any] | None:
-        """The state of fp16's loss scale; None for other precisions."""
+        """Return the state of fp16's loss scale; None for other precisions."""
         scaler = self._accelerator.scaler
         return None if scaler is None else dict(scaler.state_dict())
 
     @torch.no_grad()
     def require_shapes(self, files: Mapping[str, Mapping[str, tuple[int, ...]]], where: str) -> None:
-        """Raise DataError where saved weights or moments, given by shapes in files, are not of this model."""
+        """Raise DataError if saved weights or moments do not fit the model.
+
+        Args:
+            files: Shapes by name, for each file.
+            where: Folder of the files, which the error names.
+
+        Raises:
+            DataError: Names or shapes do not fit the model.
+        """
         own = shapes_of(dict(self.model.named_parameters()))
         for name in (MODEL_FILE, EMA_FILE):
             require_same(own, files[name], f"{where}/{name}", "choose another checkpoint")
         _require_moments(self.model, files[OPTIMIZER_FILE], f"{where}/{OPTIMIZER_FILE}")
 
     def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: Mapping[str, Any] | None, where: str) -> None:
-        """Put back what `tensors` and `scale` gave; raises DataError where it is not of this model."""
+        """Load the results of `tensors` and `scale`.
+
+        Args:
+            files: Tensors by name, for each file.
+            scale: State of the loss scale, or None.
+            where: Folder of the files, which the error names.
+
+        Raises:
+            DataError: Names or shapes do not fit the model.
+        """
         weights = dict(self.model.named_parameters())
         for name, own in ((MODEL_FILE, weights), (EMA_FILE, self.average.tensors)):
             load_into(own, files[name], f"{where}/{name}")
@@ -241,31 +297,31 @@ _FLOAT32: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
-    """Bytes on each GPU."""
+    """Memory of training on each GPU, in bytes."""
 
     weights: int
     gradients: int
     moments: int  # AdamW's mean and mean square of each gradient
     average: int
-    gathered: int  # of FSDP: two whole blocks' weights, one computed with and one on its way, and a block's gradients
+    gathered: int  # with FSDP: weights of the current and the next block, and gradients of one block
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all kinds."""
         return self.weights + self.gradients + self.moments + self.average + self.gathered
 
 
 def training_memory(
     config: ModelConfig, *, pieces: int, speakers: int, average: bool = True, shards: int = 1
 ) -> TrainingMemory:
-    """Memory for float32 weights, their gradients, AdamW and the average, as `omniges train` has them.
+    """Return the memory for float32 weights, gradients, AdamW and EMA weights.
 
     Args:
-        config: the model.
-        pieces: pieces of the tokenizer.
-        speakers: number of speakers.
-        average: whether the averaged weights are there, which `omniges train` always keeps.
-        shards: GPUs over which everything is spread (fully sharded data parallel); 1: each holds it all, as with
+        config: The model.
+        pieces: Size of the tokenizer's vocabulary.
+        speakers: Number of speakers.
+        average: EMA weights are kept, as `omniges train` always does.
+        shards: GPUs that share everything (fully sharded data parallel); 1: each holds a complete copy, as with
             `omniges train`.
 
     Returns:

@@ -43,7 +43,7 @@ from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.batches import Feed
-from omniges.trainer.loop import Ending
+from omniges.trainer.loop import StopReason
 from omniges.trainer.recipe import load_settings
 
 CPU = torch.device("cpu")
@@ -170,7 +170,7 @@ class TestTraining:
         self, whole: Path, encoded_both: Path, tmp_path: Path, workers: int
     ) -> None:
         stopped = run_with_signal(encoded_both, tmp_path / "run", 4, **BOTH, num_workers=workers)
-        assert stopped.outcome.ending is Ending.STOPPED
+        assert stopped.outcome.stop_reason is StopReason.STOPPED
         assert 0 < stopped.step < 6
         run(encoded_both, tmp_path / "run", **BOTH, num_workers=workers)
         assert learned(tmp_path / "run", 6) == learned(whole, 6)

@@ -43,7 +43,7 @@ from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.batches import Feed
 from omniges.trainer.config import TrainSettings
-from omniges.trainer.loop import Ending
+from omniges.trainer.loop import StopReason
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.train import train
 
@@ -180,7 +180,7 @@ class TestTraining:
         self, whole: Path, encoded: Path, tmp_path: Path, workers: int
     ) -> None:
         stopped = run_with_signal(encoded, tmp_path / "run", 4, audio_codec=AUDIO, num_workers=workers)
-        assert stopped.outcome.ending is Ending.STOPPED
+        assert stopped.outcome.stop_reason is StopReason.STOPPED
         assert 0 < stopped.step < 6
         run(encoded, tmp_path / "run", audio_codec=AUDIO, num_workers=workers)
         assert learned(tmp_path / "run", 6) == learned(whole, 6)

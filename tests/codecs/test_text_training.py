@@ -41,7 +41,7 @@ from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.batches import Feed
 from omniges.trainer.config import TrainSettings
-from omniges.trainer.loop import Ending
+from omniges.trainer.loop import StopReason
 from omniges.trainer.recipe import load_settings
 from omniges.trainer.train import train
 
@@ -206,7 +206,7 @@ class TestTraining:
         with monkeypatch.context() as patch:
             patch.setattr(train_step.Learner, "finish_step", counted)
             stopped = run(encoded_text, tmp_path / "run", text_codec=NAME, num_workers=workers)
-        assert stopped.outcome.ending is Ending.STOPPED
+        assert stopped.outcome.stop_reason is StopReason.STOPPED
         assert 0 < stopped.step < 6
         run(encoded_text, tmp_path / "run", text_codec=NAME, num_workers=workers)
         assert learned(tmp_path / "run", 6) == learned(whole, 6)

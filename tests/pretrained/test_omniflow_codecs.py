@@ -26,7 +26,7 @@ from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.batches import Feed
-from omniges.trainer.loop import Ending
+from omniges.trainer.loop import StopReason
 
 TINY = Tiny(qk_norm="rms", dual=(0,), audio_channels=8)
 CHOICES = {
@@ -134,7 +134,7 @@ class TestTraining:
         self, choice: str, runs: dict[str, Path], encoded_both: Path, omniflow: Path, tmp_path: Path
     ) -> None:
         stopped = begin(encoded_both, tmp_path / "run", omniflow, choice, with_signal_before=3)
-        assert stopped.outcome.ending is Ending.STOPPED
+        assert stopped.outcome.stop_reason is StopReason.STOPPED
         assert 0 < stopped.step < STEPS
         begin(encoded_both, tmp_path / "run", omniflow, choice)
         assert learned(tmp_path / "run", STEPS) == learned(runs[choice], STEPS)

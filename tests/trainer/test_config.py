@@ -74,7 +74,7 @@ class TestRefusals:
             ("flow: {shares: 3}", "recipe key flow: a value is of the wrong type"),
             ("model: {width: 30}", "recipe key model: model: found width 30"),
             ("model: 3", "recipe key model: lines of the form"),
-            ("seed: 1\nseed: 2", "line 2, column 1: not YAML .seed stands twice"),
+            ("seed: 1\nseed: 2", "line 2, column 1: not YAML .seed is given twice"),
             ("seed: [1", "line 1, column 9: not YAML"),
             ("- seed", "lines of the form 'key: value' expected"),
             ("a: !!python/object/apply:os.system [ls]", "not YAML .could not determine a constructor"),

@@ -161,7 +161,7 @@ class TestNonsense:
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         spoil(monkeypatch, position=13, value=1e6)
-        with pytest.raises(DataError, match=r"step 3: the smoothed loss is .* over 100 times the lowest"):
+        with pytest.raises(DataError, match=r"step 3: the smoothed loss is .* over 100 times its minimum"):
             run(shards, tmp_path)
         assert not (tmp_path / CHECKPOINTS).exists()
 
@@ -219,7 +219,7 @@ class TestTelling:
 def test_the_clock_ends_a_run_and_decides_no_weight(shards: Path, tmp_path: Path) -> None:
     """Whatever number of steps a minute had, they are the first ones of the longer run."""
     timed = run(shards, tmp_path / "timed", max_train_steps=None, max_minutes=0.02, logging_steps=1)
-    assert timed.outcome.ending is loop_module.Ending.TIME_UP
+    assert timed.outcome.stop_reason is loop_module.StopReason.TIME_UP
     assert timed.step > 0
     run(shards, tmp_path / "counted", max_train_steps=timed.step)
     assert losses_of(tmp_path / "timed") == losses_of(tmp_path / "counted")

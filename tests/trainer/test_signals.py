@@ -1,4 +1,4 @@
-"""Signals become a wish; a wish ends what may be thrown away at once, and nothing else."""
+"""Signals request a stop, which ends at once only what may be discarded."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def send(number: signal.Signals) -> None:
 class TestOneSignal:
     def test_is_a_flag_where_nothing_may_be_thrown_away(self, number: signal.Signals, code: ExitCode) -> None:
         with Stopper() as stopper:
-            assert stopper.wish is None
+            assert stopper.exit_code is None
             with stopper.interruptible(False):
                 send(number)
             send(number)
-            assert stopper.wish is code
+            assert stopper.exit_code is code
 
     def test_ends_an_interruptible_stretch_and_every_later_one(self, number: signal.Signals, code: ExitCode) -> None:
         reached = []
@@ -36,7 +36,7 @@ class TestOneSignal:
                 reached.append("behind the signal")
             with pytest.raises(StopNow), stopper.interruptible():
                 reached.append("in the next stretch")
-            assert stopper.wish is code
+            assert stopper.exit_code is code
         assert reached == []
 
 
@@ -45,7 +45,7 @@ def test_ctrl_c_outdoes_a_termination_whichever_is_first() -> None:
         with Stopper() as stopper:
             for number in numbers:
                 send(number)
-            assert stopper.wish is ExitCode.INTERRUPTED
+            assert stopper.exit_code is ExitCode.INTERRUPTED
 
 
 def test_a_second_ctrl_c_leaves_at_once_but_an_echo_of_the_first_does_not() -> None:
@@ -66,7 +66,7 @@ def test_a_second_ctrl_c_leaves_at_once_but_an_echo_of_the_first_does_not() -> N
             now[0] += SECOND_CTRL_C_AFTER_S
             with pytest.raises(SystemExit):
                 send(signal.SIGINT)
-            assert stopper.wish is ExitCode.INTERRUPTED
+            assert stopper.exit_code is ExitCode.INTERRUPTED
         assert left == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is leave
     finally:
@@ -77,7 +77,7 @@ def test_a_second_termination_changes_nothing() -> None:
     with Stopper() as stopper:
         for _ in range(3):
             send(signal.SIGTERM)
-        assert stopper.wish is ExitCode.STOPPED
+        assert stopper.exit_code is ExitCode.STOPPED
 
 
 def test_handlers_are_put_back_even_after_an_error() -> None:

@@ -64,7 +64,7 @@ class TestCommand:
         assert end["ending"] == "stopped"
         done = omniges(*words, end["step"] + 3)
         assert done.returncode == 0, done.stderr
-        assert f"goes on from {checkpoint_of(folder, end['step'])}" in done.stderr
+        assert f"resumes from {checkpoint_of(folder, end['step'])}" in done.stderr
         assert "all steps done" in done.stdout
         assert sorted(losses_of(folder)) == list(range(end["step"] + 3))
 

@@ -22,11 +22,11 @@ class Pretended:
 
 
 class Wishing(Stopper):
-    """A stopper with a wish from the start."""
+    """A stopper with a request to stop from the start."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.wish = ExitCode.STOPPED
+        self.exit_code = ExitCode.STOPPED
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

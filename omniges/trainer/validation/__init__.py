@@ -1,1 +1,1 @@
-"""Validation while training: fixed windows of the val split, their losses, samples and metrics; the best checkpoint."""
+"""Validation during training: losses, samples and metrics of fixed windows of the val split; the best checkpoint."""

@@ -14,7 +14,7 @@ from omniges.model.tasks import SIX, TASKS
 from omniges.storage.atomic import is_temporary_name, os_errors, sync_folder
 
 BEST: Final = "best"
-"""The link's name in a run's folder."""
+"""Name of the link in a run's folder."""
 
 _LOSSES: Final[dict[str, Direction]] = dict.fromkeys(("loss", *(f"{task}/loss" for task in SIX)), "lower")
 _KNOWN: Final = _LOSSES | {
@@ -23,7 +23,7 @@ _KNOWN: Final = _LOSSES | {
     for measure in BUILT_IN
     if measure.better is not None and measure.stream in TASKS[task].targets
 }
-"""What a checkpoint can be chosen by, but for metrics of other packages."""
+"""Values that can select a checkpoint, without metrics of other packages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Best:
 
 
 def check_metric(name: str) -> None:
-    """Raise UsageFault for a name by which no checkpoint can be chosen."""
+    """Raise UsageFault for a name that cannot select a checkpoint."""
     if _direction(name) is None:
         task = name.partition("/")[0]
         near = [known for known in _KNOWN if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
@@ -44,14 +44,23 @@ def check_metric(name: str) -> None:
 
 
 def better(name: str, value: float, than: Best | None) -> bool:
-    """Return whether a value is better than the best so far; on a tie the earlier step stays."""
+    """Return whether a value is better than the best so far; if they are equal, the earlier step stays the best.
+
+    Args:
+        name: Name of the metric.
+        value: The new value.
+        than: The best so far; None, or one of another metric, is always worse.
+
+    Returns:
+        True if the new value is better.
+    """
     if than is None or than.metric != name:
         return True
     return value > than.value if _direction(name) == "higher" else value < than.value
 
 
 def _direction(name: str) -> Direction | None:
-    """Return which values of a metric are better; None for a name by which no checkpoint can be chosen."""
+    """Return whether higher or lower values are better; None for a name that cannot select a checkpoint."""
     task, _, metric = name.partition("/")
     if name in _KNOWN or task not in SIX or metric not in METRICS.names():
         return _KNOWN.get(name)
@@ -60,7 +69,15 @@ def _direction(name: str) -> Direction | None:
 
 
 def point_best(run: Path, checkpoint: Path) -> Path:
-    """Let RUN/best lead to a checkpoint of the run; at every moment it leads to this one or to the one before."""
+    """Point RUN/best to a checkpoint of the run; at any moment it points to this one or to the previous one.
+
+    Args:
+        run: Folder of the run.
+        checkpoint: Folder of the checkpoint.
+
+    Returns:
+        The link.
+    """
     link = run / BEST
     target = Path(os.path.relpath(checkpoint, run))
     if link.is_symlink() and link.readlink() == target:
@@ -75,10 +92,19 @@ def point_best(run: Path, checkpoint: Path) -> Path:
 
 
 def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None) -> tuple[Path, list[Path]]:
-    """Save a checkpoint of a run and remove those beyond the limit, but for the best; returns it and them.
+    """Save a checkpoint, and remove those beyond the limit except the best.
 
-    Killed at any moment, RUN/best leads to a whole checkpoint: the new best is whole before the link moves to it, and
-    the link has moved before the old one may go.
+    RUN/best points to a complete checkpoint at any moment: the new best is complete before the link changes, and the
+    old one is removed only afterwards.
+
+    Args:
+        run: Folder of the run.
+        contents: Content of the checkpoint.
+        limit: Number of newest checkpoints to keep; 0 keeps all.
+        best: The best step so far, or None.
+
+    Returns:
+        The new checkpoint, and the removed ones.
     """
     folder = run / CHECKPOINTS
     path = save_checkpoint(folder, contents)
@@ -88,7 +114,7 @@ def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None)
 
 
 def remove_best(run: Path) -> None:
-    """Take RUN/best away, and what killed runs left of its making; only for who holds the run's lock."""
+    """Remove RUN/best and unfinished links of killed runs; the caller must hold the run's lock."""
     with os_errors(run / BEST, "remove"):
         for path in run.iterdir():
             if path.is_symlink() and (path.name == BEST or is_temporary_name(path.name)):

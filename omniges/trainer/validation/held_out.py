@@ -1,10 +1,8 @@
-"""The held-out windows themselves: read from the shards once, cut, and presented as if they were short samples.
+"""The held-out windows: which ones, and their content as if they were short recordings.
 
-So what scores and writes whole samples (`omniges.evaluation`, `omniges.generation`) does it to windows.
-
-Which windows of a split are validated on: evenly over speakers, recordings and time, and the same in every run.
-
-As the loader's unshuffled order has them, a clip of n ticks holds floor(n/w) windows that begin at 0, w, 2w, …
+`omniges.evaluation` and `omniges.generation` can therefore score and write them as recordings. The windows are spread
+evenly over speakers, recordings and time, and are the same in every run. As in the loader's unshuffled order, a clip of
+n ticks has floor(n/w) windows, which start at 0, w, 2w, …
 """
 
 from __future__ import annotations
@@ -35,17 +33,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Clip:
-    """A recording that windows can be taken from."""
+    """A recording to choose windows from."""
 
     source: int  # number of the folder
     key: str
-    speaker: str  # "" where it is not known
+    speaker: str  # "": not known
     ticks: int
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Place of a window."""
+    """The place of a window in its recording."""
 
     source: int
     key: str
@@ -53,9 +51,15 @@ class Place:
 
 
 def spread(count: int) -> list[int]:
-    """0 … count − 1 in an order whose every beginning is about evenly spread, the middle first.
+    """Return 0 … count − 1 in an order in which every prefix is spread about evenly, starting in the middle.
 
-    By the binary digits of the numbers read backwards (van der Corput 1935).
+    The order is that of the bit-reversed numbers (van der Corput 1935).
+
+    Args:
+        count: How many numbers.
+
+    Returns:
+        The permuted numbers.
     """
     bits = max(1, (count - 1).bit_length())
     mirrored = sorted(range(count), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2))
@@ -63,10 +67,17 @@ def spread(count: int) -> list[int]:
 
 
 def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[Place]:
-    """Choose at most `limit` windows, in the order of folders, keys and time.
+    """Choose windows evenly over speakers, then over their recordings, then over time.
 
-    Speakers take turns, and in each turn of a speaker so do that speaker's recordings; of a recording the window
-    farthest from those taken comes next. Recordings shorter than a window have no part.
+    Speakers take turns, and so do the recordings of a speaker. Recordings shorter than a window are skipped.
+
+    Args:
+        clips: The recordings.
+        window_ticks: Length of a window in ticks.
+        limit: Largest number of windows.
+
+    Returns:
+        The windows, sorted by folder, key and time.
     """
     speakers: dict[str, list[list[Place]]] = {}
     for clip in sorted(clips):
@@ -79,7 +90,7 @@ def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[
 
 
 def _in_turns(lists: Sequence[Sequence[T]]) -> list[T]:
-    """First elements of all lists, then the second ones, and so on."""
+    """Return the first elements of all lists, then the second ones, and so on."""
     missing = object()
     turns = zip_longest(*lists, fillvalue=missing)
     return [item for turn in turns for item in turn if item is not missing]  # type: ignore[misc]
@@ -90,24 +101,24 @@ F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
 _LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
-"""A word that has less than half a tick in a window is none of its words, for no tick tells it."""
+"""A word belongs to a window if at least half a tick of it lies inside."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One held-out window, and where it comes from."""
+    """A held-out window and its origin."""
 
-    name: str  # of its files; tells it from all others
+    name: str  # unique name of its files
     source: int  # number of the folder
     row: ManifestRow  # of the recording
     shards: str  # path or URL of the folder
-    shard: str  # that of the file
+    shard: str  # path or URL of the shard
     manifest_sha256: str
     start_tick: int
     ticks: int
 
     def provenance(self) -> dict[str, Any]:
-        """Return its origin, for the log and records."""
+        """Return the origin, for the log and records."""
         return {
             "shards": self.shards,
             "manifest_sha256": self.manifest_sha256,
@@ -124,12 +135,12 @@ class Window:
 
     @property
     def source_path(self) -> str:
-        """The recording's motion file, relative to the data set's root, or another file of it."""
+        """The recording's motion file relative to the data set's root, or else its audio or words."""
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 
 class WindowFolder:
-    """Windows as recordings that results are held against, called by the windows' names; all of it is in memory."""
+    """Windows in the role of recordings, by the windows' names; all are in memory."""
 
     folder = Path("validation windows")
 
@@ -138,60 +149,76 @@ class WindowFolder:
         self.rows = [sample.row for sample in self._samples.values()]
 
     def row(self, name: str) -> ManifestRow:
-        """The row of a window."""
+        """Return the row of a window."""
         return self._samples[name].row
 
     def sample(self, row: ManifestRow) -> SampleArrays:
-        """A window."""
+        """Return a window."""
         return self._samples[row.key]
 
     def waveform(self, row: ManifestRow) -> F32 | None:
-        """Sound of the window."""
+        """Return the waveform of the window."""
         return self._samples[row.key].audio
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """A window's mel or betas, which is all that scoring asks for by itself."""
+        """Return a window's mel or betas, the only members that scoring reads directly.
+
+        Args:
+            row: Row of the window.
+            member: ``mel.npy`` or ``betas.npy``.
+
+        Returns:
+            The array.
+        """
         sample = self._samples[row.key]
         arrays: dict[str, npt.NDArray[Any]] = {"mel.npy": sample.mel, "betas.npy": sample.betas}
         return arrays[member]
 
     def gesture(self, row: ManifestRow) -> GestureClip:
-        """The window's motion."""
+        """Return the window's motion."""
         return self._samples[row.key].gesture
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """Semantic spans of the window, clipped to it."""
+        """Return semantic spans, clipped to the window."""
         return self._samples[row.key].semantic
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Words of the window, clipped to it."""
+        """Return words, clipped to the window."""
         return self._samples[row.key].words
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The windows a run is validated on."""
+    """The windows that a run is validated on."""
 
     windows: tuple[Window, ...]
-    available: int  # windows of the split
+    available: int  # number of windows in the split
     folders: Mapping[int, ShardFolder]
 
     def read(self, codec: SlotCodec, latents: Collection[CodecEntry] = ()) -> tuple[WindowFolder, list[I32]]:
-        """All windows as samples, with these latents, and their text slots (ticks,).
+        """Read all windows.
 
-        Raises DataError for what cannot be read.
+        Args:
+            codec: Tokenizer of the text slots.
+            latents: Codecs whose latents are read too.
+
+        Returns:
+            The windows, and the text slots (ticks,) of each.
+
+        Raises:
+            DataError: A shard cannot be read.
         """
         samples: list[SampleArrays] = []
         slots: list[I32] = []
-        # Those of a recording stand side by side.
+        # Windows of one recording are adjacent.
         for _, own in groupby(self.windows, key=lambda window: (window.source, window.row.key)):
             windows = list(own)
             folder, row = self.folders[windows[0].source], windows[0].row
             sample = folder.sample(row)
-            # Of absent gesture only that it has no place: nobody scores it.
-            trans, heard = motion_from_gesture(at_rest(sample.gesture, row.present)).trans, folder.waveform(row)
+            # Absent gesture is at rest here; it is never scored.
+            trans, sound = motion_from_gesture(at_rest(sample.gesture, row.present)).trans, folder.waveform(row)
             ids = codec.encode(sample.words, row.ticks).ids
-            samples += [_cut(sample, trans, heard, window, latents) for window in windows]
+            samples += [_cut(sample, trans, sound, window, latents) for window in windows]
             slots += [ids[window.start_tick : window.start_tick + window.ticks] for window in windows]
         return WindowFolder(samples), slots
 
@@ -199,12 +226,20 @@ class HeldOut:
 def open_held_out(
     data: Sequence[DataSource], window_ticks: int, limit: int, tick_multiple: int = 1, trained: int = ALL_PRESENT
 ) -> HeldOut:
-    """Choose windows of the val split; `tick_multiple` is what lengths of windows are multiples of in this run.
+    """Choose windows of the val split.
 
-    ``trained``: bits of `STREAM_PARTS` that the model is trained on; a recording without the streams of a task among
-    them is left out.
+    Args:
+        data: Shard sets of the run.
+        window_ticks: Length of a window in ticks.
+        limit: Largest number of windows.
+        tick_multiple: Number of ticks that window lengths must be a multiple of.
+        trained: Bits of `STREAM_PARTS` in training; recordings that lack the streams of every task are left out.
 
-    Raises UsageFault, with the way to a val split, where there are none.
+    Returns:
+        The windows.
+
+    Raises:
+        UsageFault: There are no windows; the error says how to make a val split.
     """
     folders = {number: ShardFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
     held_out = {(number, row.key): row for number, one in folders.items() for row in one.rows if row.split == "val"}
@@ -225,10 +260,10 @@ def open_held_out(
     if not places:
         longest = max(clip.ticks for clip in clips)
         of_text = any(one.catalog.tracks.text is not None for one in data)
-        way = "encode text again with --window-ticks" if of_text else "choose --window-ticks"
+        remedy = "encode text again with --window-ticks" if of_text else "choose --window-ticks"
         raise UsageFault(
             f"{shown}: a window of {window_ticks} ticks fits into none of {len(clips)} recordings of the val split; "
-            f"the longest has {longest}: {way} {longest - longest % tick_multiple} or less, or train with "
+            f"the longest has {longest}: {remedy} {longest - longest % tick_multiple} or less, or train with "
             "--validation-steps 0"
         )
     windows = tuple(
@@ -255,10 +290,16 @@ def _allows_some(row: ManifestRow, trained: int) -> bool:
 
 
 class SomeRecordings(ShardFolder):
-    """Some recordings of the train split of several folders as those of one, each read when it is asked for."""
+    """Some recordings of the train split of several folders, as one folder; each is read when needed."""
 
     def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
-        """Choose at most `limit` recordings with a whole body that last so many ticks or more, evenly over speakers."""
+        """Choose recordings with a complete body, evenly over speakers.
+
+        Args:
+            folders: Folders by number.
+            ticks: Shortest length of a recording in ticks.
+            limit: Largest number of recordings.
+        """
         self.folder = Path("train recordings")
         rows = {
             (source, row.key): row
@@ -274,22 +315,30 @@ class SomeRecordings(ShardFolder):
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
-        """A row a recording, under names that tell them apart."""
+        """One row for each recording, with unique names."""
         return [replace(row, key=name) for name, (_, row) in self._chosen.items()]
 
     def member(self, row: ManifestRow, member: str) -> bytes:
-        """A member of a recording, of which all else here is made."""
+        """Return a member of a recording.
+
+        Args:
+            row: Row of the recording.
+            member: Name of the member.
+
+        Returns:
+            Its bytes.
+        """
         folder, own = self._chosen[row.key]
         return folder.member(own, member)
 
 
 def _cut(
-    sample: SampleArrays, trans: F64, heard: F32 | None, window: Window, latents: Collection[CodecEntry]
+    sample: SampleArrays, trans: F64, sound: F32 | None, window: Window, latents: Collection[CodecEntry]
 ) -> SampleArrays:
-    """The part of a recording that a window is: times from the window's start, the root where it then is.
+    """Cut a window out of a recording: times count from the window's start, and the root starts where it is then.
 
-    ``trans`` (T, 3) and ``heard`` (N,) are the recording's root in metres and its sound at 16 kHz. A window has the
-    members of its recording, but sound is an array whatever it was kept as.
+    ``trans`` (T, 3) is the recording's root in metres, ``sound`` (N,) its waveform at 16 kHz. A window has the members
+    of its recording, with the waveform always as an array.
     """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
@@ -310,7 +359,7 @@ def _cut(
         mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
         words=_words(sample, window, latents),
         semantic=None if sample.semantic is None else _within(sample.semantic, start_s, seconds, least_s=0.001),
-        audio=None if heard is None else heard[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
+        audio=None if sound is None else sound[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
         latents={entry.name: _latents(sample.latents[entry.name], entry, window) for entry in latents},
     )
 
@@ -318,8 +367,7 @@ def _cut(
 def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
     """Return a window's part of a clip's latents, as training reads them.
 
-    Of frames, rows (rows, channels): it begins with a whole one and ends with one. Of windows, which it is one of:
-    vectors (latents, channels).
+    For frames: complete rows (rows, channels). For windows: the vectors of this window (latents, channels).
     """
     if isinstance(entry, WindowEntry):
         vectors: F32 = whole[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
@@ -329,18 +377,21 @@ def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
 
 
 def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]) -> list[dict[str, Any]]:
-    """The window's words, clipped to it: those it has half a tick of, or, of latents, those that these stand for."""
+    """Return the window's words, clipped to it.
+
+    They are those with at least half a tick inside; with latents of text, those that the latents encode.
+    """
     start_s, seconds = window.start_tick / TICKS_PER_SECOND, window.ticks / TICKS_PER_SECOND
     if not any(isinstance(entry, WindowEntry) for entry in latents):
         return _within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S)
-    (said,) = said_in_windows(sample.words, sample.row.ticks, [(window.start_tick, window.ticks)])
-    return _within(said, start_s, seconds, least_s=0.0)
+    (spoken,) = said_in_windows(sample.words, sample.row.ticks, [(window.start_tick, window.ticks)])
+    return _within(spoken, start_s, seconds, least_s=0.0)
 
 
 def _within(
     spans: Sequence[Mapping[str, Any]], start_s: float, seconds: float, *, least_s: float
 ) -> list[dict[str, Any]]:
-    """Spans that have at least so much in a window, clipped to it, milliseconds."""
+    """Return the spans that overlap a window by at least `least_s` seconds, clipped to it, in whole milliseconds."""
     found = []
     for span in spans:
         start, end = round(max(0.0, span["start"] - start_s), 3), round(min(seconds, span["end"] - start_s), 3)

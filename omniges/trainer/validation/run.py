@@ -1,7 +1,7 @@
-"""One validation: losses, samples, scores, pictures, shared by all ranks; docs/how-to/validation.md is the promise.
+"""One validation: losses, samples, scores, pictures, shared by all ranks. docs/validation.md describes it.
 
-Nothing here touches what is learned: the model is a second one whose weights are the averages, and no generator is
-drawn from. Windows go through the model in groups that do not depend on the number of ranks, so neither do figures.
+Validation does not affect training: its model has the EMA weights, and it draws from no generator. Windows go through
+the model in groups that do not depend on the number of ranks, so neither do results.
 """
 
 from __future__ import annotations
@@ -49,17 +49,25 @@ from omniges.trainer.validation.samples import (
 F64 = npt.NDArray[np.float64]
 
 LACKING: Final = -math.inf
-"""Stands for the loss of a window in a task whose streams it does not have."""
+"""Marks the loss of a window in a task whose streams it lacks."""
 LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""Noise levels of the grid that losses are computed at."""
+"""Noise levels at which losses are computed."""
 _GROUP: Final = 4
-"""Windows that go through the model together, on any number of ranks."""
+"""Windows in one batch of the model, on any number of ranks."""
 _TRAIN_RECORDINGS: Final = 32
-"""Recordings of the train split that mean speeds and the recorded row of the Fréchet distance come from."""
+"""Recordings of the train split for mean speeds and for the recorded row of the Fréchet distance."""
 
 
 def why_not(codecs: Codecs, task: str) -> str | None:
-    """Say why a task's results cannot be made, with the way out; None where they can."""
+    """Return the reason why a task cannot be sampled, with the remedy; None if it can.
+
+    Args:
+        codecs: Codecs of the run.
+        task: Name of the task.
+
+    Returns:
+        The reason, or None.
+    """
     stream = codecs.missing(TASKS[task])
     if stream is None:
         return None
@@ -68,7 +76,15 @@ def why_not(codecs: Codecs, task: str) -> str | None:
 
 
 def streams_of(model: FlowModel, task: str) -> list[StreamName]:
-    """The streams whose arrays a task's loss needs: its own, and those that the model carries as noise."""
+    """Return the streams whose arrays the loss of a task needs, including those that the model carries as noise.
+
+    Args:
+        model: The model.
+        task: Name of the task.
+
+    Returns:
+        The streams.
+    """
     targets = TASKS[task].targets
     needed = {*TASKS[task].conditions, *targets, *model.carried(targets)}
     return [name for name in STREAMS if name in needed]
@@ -83,19 +99,19 @@ def grid_losses(
     present: Sequence[int] | None = None,
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = MappingProxyType({}),
 ) -> F64:
-    """Losses (K, levels), without weights, of one task on K windows.
+    """Return losses of one task on K windows at all `LEVELS`, without weights.
 
     Args:
-        model: in evaluation mode; the arrays are on its device.
-        arrays: of the windows (K, …), as shards hold them; those that `streams_of` names.
-        numbers: of the windows among all that are validated on; noise depends on them.
-        speakers: of the windows, 0: unknown.
-        task: one of `SIX`.
-        present: bits of `STREAM_PARTS` of each window, which has the task's streams; None: all have all.
-        conditions: values (K, …) of condition streams, and which windows have one (K,).
+        model: Model in evaluation mode, on the device of the arrays.
+        arrays: Arrays (K, …) as shards hold them, of the streams that `streams_of` returns.
+        numbers: Numbers of the windows among all held-out windows, which select the noise.
+        speakers: Speaker numbers of the windows, 0: unknown.
+        task: One of `SIX`.
+        present: Bits of `STREAM_PARTS` of each window, which must have the task's streams; None: all parts.
+        conditions: Values (K, …) of condition streams, and which windows have one (K,).
 
     Returns:
-        A row for each window, a column for each noise level.
+        Losses (K, levels).
     """
     count, levels = len(numbers), len(LEVELS)
     device = next(iter(arrays.values())).device
@@ -111,7 +127,7 @@ def grid_losses(
         },
     )
     plan = _plan(task, count)
-    # Each loss is that of a sample by itself: settings weigh streams in the total alone, which is not used.
+    # Weights of the settings affect only the total, which is not used.
     with torch.no_grad():
         each = model(windows, plan, FlowSettings(), VALIDATION_SEED).each
     (target,) = TASKS[task].targets
@@ -120,7 +136,7 @@ def grid_losses(
 
 
 def _plan(task: str, count: int) -> Plan:
-    """Every window at every level of the grid, conditions clean, the speaker known."""
+    """Return a plan with every window at every level, clean conditions and known speakers."""
     rows = count * len(LEVELS)
     conditions, targets = (
         np.array([name in side for name in STREAMS]) for side in (TASKS[task].conditions, TASKS[task].targets)
@@ -136,11 +152,17 @@ def _plan(task: str, count: int) -> Plan:
 
 
 def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Means over windows of losses (W, 6, levels), by task and level; no task without a window.
+    """Return mean losses over windows, by task and level; tasks without windows are left out.
 
-    A window that lacks a stream of a task has minus infinity there, and counts for nothing.
+    Args:
+        losses: Losses (W, 6, levels); `LACKING` for a window that lacks a stream of the task.
+        names: Names of the windows.
 
-    Raises DataError with the window's name for a NaN or infinite loss.
+    Returns:
+        ``loss`` and ``levels`` by task.
+
+    Raises:
+        DataError: A loss is NaN or infinite; the error names the window.
     """
     allowed = losses[:, :, 0] != LACKING
     bad = np.argwhere(~np.isfinite(losses) & allowed[:, :, None])
@@ -148,7 +170,7 @@ def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         window, task, level = (int(number) for number in bad[0])
         raise DataError(
             f"validation: the loss of {SIX[task]} at level {LEVELS[level]:g} is NaN or infinite on {names[window]}: "
-            "the averaged weights have gone wrong: go on from an earlier checkpoint with a lower --learning-rate"
+            "the EMA weights are not usable: resume from an earlier checkpoint with a lower --learning-rate"
         )
     table: dict[str, dict[str, Any]] = {}
     for k, task_name in enumerate(SIX):
@@ -163,12 +185,12 @@ def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Results of a validation, the same on all ranks but for the kept samples, which are on the first."""
+    """Results of a validation, equal on all ranks; only the first rank has the kept samples."""
 
     step: int
     losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
-    figures: Mapping[str, Sequence[Figure]]  # of each task
-    remarks: Mapping[str, Sequence[str]]  # what `evaluate` says of each task's results
+    figures: Mapping[str, Sequence[Figure]]  # by task
+    remarks: Mapping[str, Sequence[str]]  # warnings by task, as `evaluate` gives them
     kept: Sequence[Kept]
     pictures: Mapping[int, bytes]  # PNG by number of the window
 
@@ -178,14 +200,14 @@ class Found:
         return float(np.mean([table["loss"] for table in self.losses.values()]))
 
     def metrics(self, row: str = "generated") -> dict[str, dict[str, float]]:
-        """Values by task and name of metric."""
+        """Return values by task and name of the metric."""
         return {
             task: {metric_name(one.metric): one.value for one in figures if one.row == row and one.value is not None}
             for task, figures in self.figures.items()
         }
 
     def not_computed(self) -> dict[str, dict[str, str]]:
-        """Reasons by task and name of metric."""
+        """Return the reasons of missing values, by task and name of the metric."""
         return {
             task: {
                 metric_name(one.metric): one.why_not or ""
@@ -196,7 +218,7 @@ class Found:
         }
 
     def value(self, name: str) -> float | None:
-        """The value of a name that ``--best-metric`` takes; None where it was not computed."""
+        """Return the value of a name of ``--best-metric``; None if it was not computed."""
         if name == "loss":
             return self.loss
         task, _, metric = name.partition("/")
@@ -211,8 +233,16 @@ class Validation:
     def __init__(
         self, held_out: HeldOut, sampler: Sampler, sampling: SamplingSettings, samples: int, ranks: Ranks
     ) -> None:
-        """Name the parts; the sampler's model has the averages as its weights, results of ``samples`` are kept."""
-        registered_metrics()  # one that cannot be loaded is refused before the first step
+        """Prepare the validations.
+
+        Args:
+            held_out: The held-out windows.
+            sampler: Sampler whose model has the EMA weights.
+            sampling: Settings of the sampler.
+            samples: Number of windows whose results are kept.
+            ranks: Ranks of the run.
+        """
+        registered_metrics()  # raises before the first step if one cannot be loaded
         self.held_out, self.sampler, self.sampling = held_out, sampler, sampling
         self._ranks = ranks
         self._samples: WindowFolder | None = None
@@ -223,7 +253,15 @@ class Validation:
         self._reasons = {task: why_not(sampler.codecs, task) for task in SIX}
 
     def run(self, step: int, turns: Turns) -> Found:
-        """Validate the current EMA weights; every rank calls it. Raises what `Turns.shared` does."""
+        """Validate the current EMA weights; every rank calls it.
+
+        Args:
+            step: The current step.
+            turns: Shared work of the ranks, whose errors are raised.
+
+        Returns:
+            The results.
+        """
         results = WindowResults(turns.everyone(self._read), self.held_out.windows, self.sampler)
         losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows])
         made = self._made(turns, results)
@@ -251,17 +289,17 @@ class Validation:
         return Found(step, losses, figures, remarks, sorted(kept, key=_place), pictures)
 
     def _collected(self, items: Sequence[Any]) -> list[Any]:
-        """Gather what all ranks have."""
+        """Return the items of all ranks."""
         return [item for data in self._ranks.collected(pack(items)) for item in unpack(data)]
 
     def recorded_words(self, number: int) -> Sequence[Mapping[str, Any]]:
-        """Words of a window, once it was read."""
+        """Return the words of a window, after the windows were read."""
         if self._samples is None:
             raise RuntimeError("the windows have not been read")
         return self._samples.sample(self._samples.row(self.held_out.windows[number].name)).words
 
     def conditions_shown(self, number: int) -> dict[str, Any]:
-        """The values of condition streams that a window has, as a record's settings name them."""
+        """Return a window's values of condition streams, as the settings of a record name them."""
         held, streams = self._held[number], self.sampler.identity.conditions
         values = {
             name: None if (own := held.conditions[name]) is None else one.shown(own) for name, one in streams.items()
@@ -269,7 +307,7 @@ class Validation:
         return {"conditions": values} if streams else {}
 
     def _read(self) -> WindowFolder:
-        """The windows, from the shards the first time."""
+        """Return the windows, which are read from the shards once."""
         if self._samples is None:
             entries = self.sampler.codecs.entries
             samples, slots = self.held_out.read(self.sampler.slots, entries.values())
@@ -293,24 +331,24 @@ class Validation:
         return self._samples
 
     def _parts_of(self, row: ManifestRow) -> int:
-        """Bits of what a recording has of what the model was trained on."""
+        """Return the bits of a recording's parts, without parts that training never had."""
         return present_bits(row.present) & self.sampler.model.trained
 
     def _lacking(self, task: str) -> list[str]:
-        """A remark that counts the windows that lack a stream of a task; nothing where there are none."""
+        """Return a warning that counts the windows that lack a stream of a task, if there are any."""
         lost = sum(not one.allows(task) for one in self._held)
         streams = " or ".join((*TASKS[task].conditions, *TASKS[task].targets))
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
     def _groups(self, tasks: Sequence[str] = SIX) -> list[tuple[list[Held], str]]:
-        """Return the groups that go through the model together."""
+        """Return the batches of the model: windows and their task."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
         allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]
         return [(held, task) for held, task in allowed if held]
 
     def _losses(self, turns: Turns) -> F64:
-        """Losses (W, 6, levels) of all windows."""
+        """Return the losses (W, 6, levels) of all windows."""
         model = self.sampler.model
         device = next(model.parameters()).device
 
@@ -335,7 +373,7 @@ class Validation:
         return found
 
     def _made(self, turns: Turns, results: WindowResults) -> list[Made]:
-        """Generate every window in every task, in the order of tasks and windows."""
+        """Generate every window in every task, ordered by task and window."""
 
         def of(group: tuple[list[Held], str]) -> list[Made]:
             held, task = group
@@ -353,7 +391,7 @@ class Validation:
         return sorted(made, key=_place)
 
     def _learned(self) -> TrainSplit | None:
-        """Return statistics of the train split, computed from its recordings the first time."""
+        """Return statistics of the train split, which are computed once."""
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)

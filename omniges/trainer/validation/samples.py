@@ -1,4 +1,4 @@
-"""Samples of the held-out windows, as `generate` would make them: arrays to score, files and pictures."""
+"""Samples of the held-out windows, as `generate` produces them: arrays to score, files and pictures."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.visualize.pictures import Version, draw_comparison
 
 VALIDATION_SEED: Final = 0x56414C
-"""Of noise and samples; not the run's, so that runs of other seeds can be compared."""
+"""Seed of noise and samples; not the run's, so that runs with different seeds can be compared."""
 
 INSTRUMENTS: Final = Instruments(profile=PROFILES["corrected"], bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
-"""What motion is measured with."""
+"""Instruments for the metrics of motion."""
 VOICE: Final = GRIFFIN_LIM
 
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
-"""Beginnings of the names of metrics that are left away: windows have no seams, and there is no body model."""
+"""Prefixes of metrics that are left out: windows have no window boundaries, and there is no body model."""
 _GIVEN: Final[Mapping[StreamName, str]] = {"text": "the words", "audio": "the audio", "gesture": "the gesture"}
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A held-out window, read."""
+    """The content of a held-out window."""
 
-    number: int  # among all that are validated on
+    number: int  # among all held-out windows
     window: Window
     arrays: Mapping[StreamName, npt.NDArray[Any]]  # as shards hold them, text as slots
     speaker: int  # 0: unknown to the model
@@ -70,18 +70,18 @@ class Held:
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
 
     def allows(self, task: str) -> bool:
-        """Return whether it has all streams of a task."""
+        """Return whether the window has all streams of a task."""
         streams = (*TASKS[task].conditions, *TASKS[task].targets)
         return all(self.present & STREAM_BITS[name] for name in streams)
 
     def given(self, task: str) -> int:
-        """Bits of `STREAM_PARTS`, without those that the conditions of a task lack."""
+        """Return bits of `STREAM_PARTS`, without those that the conditions of a task lack."""
         needed = sum(STREAM_BITS[name] for name in TASKS[task].conditions)
         return self.present | ALL_PRESENT & ~needed
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """The values of condition streams, as a timeline takes them."""
+        """The values of condition streams, as functions of time for a timeline."""
 
         def constant(value: Array | None) -> ValueOf:
             return lambda _first, _ticks: value
@@ -89,7 +89,7 @@ class Held:
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """A stream of it, as a condition: all of it, for what latents there are of a part is nobody's to say."""
+        """Return a stream as a condition, which can only be read completely, because latents cannot be cut."""
 
         def whole(first: int, count: int) -> npt.NDArray[Any]:
             if (first, count) != (0, self.window.ticks):
@@ -102,31 +102,41 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Sample of a window in a task, or the reason why there is none."""
+    """A sample of a window in a task, or the reason why there is none."""
 
     task: str
     number: int  # of the window
-    made: Any = None  # array or SpokenText of the task's one target, decoded
+    made: Any = None  # decoded array or SpokenText of the task's target
     measures: Mapping[str, float] = field(default_factory=dict)
     why_not: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A result that is kept: the bytes of its files, and what there is to say of them."""
+    """A result that is kept: its files and facts about it."""
 
     task: str
     number: int  # of the window
-    contents: Mapping[str, bytes]  # by the end of the name
-    kinds: Mapping[str, str]  # likewise
+    contents: Mapping[str, bytes]  # bytes of a file by the ending of its name
+    kinds: Mapping[str, str]  # kind of a file by the ending of its name
     measures: Mapping[str, float]
     remarks: Sequence[str]
-    said: str | None = None  # the words, of a task that makes text
+    said: str | None = None  # the words, if the target is text
     why_not: str | None = None
 
 
 def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Part]:
-    """Sample one task for some windows, as `omniges generate` does."""
+    """Sample one task for some windows, as `omniges generate` does.
+
+    Args:
+        sampler: The sampler.
+        task: Name of the task.
+        held: The windows, all of one length.
+        how: Settings of the sampler.
+
+    Returns:
+        One part for each window, in order.
+    """
     ticks, targets = held[0].window.ticks, TASKS[task].targets
     conditions = TASKS[task].conditions
     timelines = [
@@ -142,21 +152,29 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: Sampl
     ]
     windows = WindowSettings(window_ticks=ticks, overlap_ticks=0, apart=True)
     parts = sampler.sample(timelines, targets, VALIDATION_SEED, windows, how)
-    return sorted(parts, key=lambda part: part.number)  # a part is whole, for each timeline is one window
+    return sorted(parts, key=lambda part: part.number)  # each timeline is one window, so it has one part
 
 
 @dataclass(frozen=True, slots=True)
 class WindowResults:
-    """Makes the results of windows, as `generate` has them, of what the model gave."""
+    """Conversion of the model's outputs into results of windows, as `generate` has them."""
 
     samples: WindowFolder
     windows: Sequence[Window]
     sampler: Sampler
 
     def of(self, made: Made, voice: VoiceOf | None = None) -> Results:
-        """The results of a window; without a voice, which takes long, there is no waveform.
+        """Return the results of a window.
 
-        Raises DataError for what is no motion, or NaN.
+        Args:
+            made: The sample.
+            voice: Vocoder, which takes long; None: no waveform.
+
+        Returns:
+            The results.
+
+        Raises:
+            DataError: The sample contains invalid rotations or NaN.
         """
         window = self.windows[made.number]
         body = Body.of_sample(self.samples.sample(self.samples.row(window.name)))
@@ -167,7 +185,7 @@ class WindowResults:
         return results
 
     def kept(self, made: Made) -> Kept:
-        """Encode the files of a result, with a waveform, as `omniges generate` would write them."""
+        """Encode the files of a result, with a waveform, as `omniges generate` writes them."""
         if made.why_not is not None:
             return Kept(made.task, made.number, {}, {}, {}, (), None, made.why_not)
         results = self.of(made, VOICE)
@@ -178,7 +196,16 @@ class WindowResults:
         return Kept(made.task, made.number, contents, kinds, results.measures, results.remarks, said)
 
     def picture(self, number: int, made: Sequence[Made], step: int) -> bytes:
-        """PNG of a window and of what was made of it; results that are no motion are left out."""
+        """Draw a window and its generated results; invalid ones are left out.
+
+        Args:
+            number: Number of the window.
+            made: Its results, by task.
+            step: Step of the weights, for the title.
+
+        Returns:
+            The picture as PNG.
+        """
         window = self.windows[number]
         sample = self.samples.sample(self.samples.row(window.name))
         bits, clip = present_bits(sample.row.present), at_rest(sample.gesture, sample.row.present)
@@ -195,13 +222,13 @@ class WindowResults:
         return draw_comparison(
             f"{row.stem}, {start_s:.1f} to {start_s + seconds:.1f} s, step {step}",
             f"speaker {row.speaker or 'unknown'}, split {row.split}, {window.source_path}, ticks {window.start_tick} "
-            f"to {window.start_tick + window.ticks}; averaged weights",
+            f"to {window.start_tick + window.ticks}; EMA weights",
             [recorded, *(self._version(one) for one in made if one.why_not is None)],
             seconds,
         )
 
     def _version(self, made: Made) -> Version:
-        """Return the content of a result's files."""
+        """Return the panels of a result."""
         task, found = TASKS[made.task], self.of(made)
         name = f"{made.task}: from {' and '.join(_GIVEN[stream] for stream in task.conditions)}"
         if "audio" in task.targets:
@@ -215,23 +242,35 @@ class WindowResults:
 
 
 def make_result(task: str, one: Held, part: Part, results: WindowResults) -> Made:
-    """Decode what was sampled of a window, and make sure that it can be scored and written."""
+    """Decode a sample of a window, and check that it can be scored and written.
+
+    Args:
+        task: Name of the task.
+        one: The window.
+        part: The sampled part.
+        results: Conversion into results.
+
+    Returns:
+        The decoded sample, or the reason why there is none.
+    """
     try:
         ((_, array),) = part.arrays().items()
-        made = Made(task, one.number, array[0] if isinstance(array, list) else array)  # the text of the one window
+        made = Made(task, one.number, array[0] if isinstance(array, list) else array)  # text: one for each window
         found = results.of(made)
-    except DataError as error:  # early on a model may give what is no rotation, or no number: counted, and said
+    except DataError as error:  # an untrained model may give invalid rotations or NaN, which reports count
         return Made(task, one.number, why_not=str(error).partition(": the model")[0])
-    if "gesture" in found.sinks and not np.isfinite(made.made).all():  # face and root, which no rotation depends on
+    if (
+        "gesture" in found.sinks and not np.isfinite(made.made).all()
+    ):  # checks face and root too, which are no rotations
         return Made(task, one.number, why_not="generated motion: finite channels expected, found others")
     return replace(made, measures=found.measures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ArrayResult(Result):
-    """A result as the model made it, of which there are no files."""
+    """A result in memory, without files."""
 
-    results: Callable[[], Results]  # made when it is scored, so that not all of them wait on the disk
+    results: Callable[[], Results]  # computed when scored, to save memory
 
     def motion(self) -> MotionArrays:
         return self.results().motion()
@@ -244,13 +283,19 @@ class _ArrayResult(Result):
 
 
 def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[], TrainSplit | None]) -> Scored:
-    """Scores of one task's results, by the functions of `omniges evaluate`; windows are its recordings.
+    """Score the results of one task, with the functions of `omniges evaluate`; windows have the role of recordings.
 
-    ``train`` is asked for where gesture is scored. Results that are no motion or no sound are left out and counted.
+    Args:
+        made: Samples of the task. Invalid ones are left out and counted.
+        results: Conversion into results.
+        train: Function that returns statistics of the train split, called only for gesture.
+
+    Returns:
+        The scores.
     """
     task, samples = made[0].task, results.samples
     (target,) = TASKS[task].targets
-    lost = Counter(one.why_not for one in made if one.why_not is not None)
+    invalid = Counter(one.why_not for one in made if one.why_not is not None)
     found: list[Result] = [
         _ArrayResult(
             task=task,
@@ -266,35 +311,35 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
         for row in (samples.row(results.windows[one.number].name),)
     ]
     if not found:
-        why = "; ".join(f"{count} × {reason}" for reason, count in lost.items())
-        return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=lost)], {})
+        why = "; ".join(f"{count} × {reason}" for reason, count in invalid.items())
+        return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=invalid)], {})
     found, remarks = with_recorded(found, target)
     if not found:
         return nothing_recorded(target, remarks)
     how = Resampling(seed=0, resamples=_RESAMPLES)
     if target == "text":
-        scored = score_text(found, samples, how, _nobody)
+        scored = score_text(found, samples, how, _no_progress)
     elif target == "audio":
-        scored = score_speech(found, samples, how, _nobody)
+        scored = score_speech(found, samples, how, _no_progress)
     else:
-        scored = score_gesture(found, samples, INSTRUMENTS, train(), how, _nobody)
+        scored = score_gesture(found, samples, INSTRUMENTS, train(), how, _no_progress)
     figures = [one for one in scored.figures if not one.metric.startswith(_NOT_OF_WINDOWS)]
-    if lost:
-        figures = [replace(one, left_out=dict(Counter(one.left_out) + lost)) for one in figures]
+    if invalid:
+        figures = [replace(one, left_out=dict(Counter(one.left_out) + invalid)) for one in figures]
     return replace(scored, figures=figures, remarks=[*scored.remarks, *remarks])
 
 
-def _nobody() -> None:
-    """Nobody counts with us."""
+def _no_progress() -> None:
+    """Report no progress."""
 
 
-# --- to other ranks and back
+# --- exchange between ranks
 
 _CLASSES: Final[Mapping[str, Callable[..., Any]]] = {each.__name__: each for each in (Made, Kept, SpokenText, Figure)}
 
 
 def pack(items: Sequence[Any]) -> bytes:
-    """Serialize what ranks found as JSON: results, texts, figures, arrays and bytes, in lists and tuples."""
+    """Serialize results of ranks as JSON: results, texts, figures, arrays and bytes, in lists and tuples."""
 
     def plain(value: Any) -> dict[str, Any]:
         if isinstance(value, bytes):
@@ -307,9 +352,9 @@ def pack(items: Sequence[Any]) -> bytes:
 
 
 def unpack(data: bytes) -> list[Any]:
-    """The inverse of `pack`, but for tuples, which come back as lists."""
+    """Return the items that `pack` serialized; tuples come back as lists."""
 
-    def whole(found: dict[str, Any]) -> Any:
+    def restored(found: dict[str, Any]) -> Any:
         match found:
             case {"base64": text}:
                 return b64decode(text)
@@ -319,5 +364,5 @@ def unpack(data: bytes) -> list[Any]:
                 return _CLASSES[name](**facts)
         return found
 
-    items: list[Any] = json.loads(data, object_hook=whole)
+    items: list[Any] = json.loads(data, object_hook=restored)
     return items

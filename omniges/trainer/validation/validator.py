@@ -1,6 +1,6 @@
-"""Validation as the loop calls it: when, which files are kept, what follows for the best checkpoint, and who is told.
+"""Validation as the loop calls it: when it is due, its files, the best checkpoint, and reports.
 
-The files of a validation, RUN/validation/step-…/, are published as a whole.
+The files of a validation, RUN/validation/step-…/, are published all at once.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from omniges.trainer.validation.run import LEVELS, Found, Validation
 from omniges.trainer.validation.samples import VALIDATION_SEED, VOICE, Kept
 
 VALIDATIONS: Final = "validation"
-"""Their folder in a run's folder."""
+"""Folder of the validations in a run's folder."""
 REPORT: Final = "validation.json"
 PICTURES: Final = "pictures"
 _FORMAT: Final = "omniges-validation"
 _COSTLY: Final = 0.1
-"""Share of the time of a run above which validating is told to be costly."""
+"""Share of a run's time in validation above which a warning is given."""
 
 
 class RunValidator:
-    """Validates states of a run; every rank calls it alike."""
+    """The validator of a run's states; every rank calls the same methods."""
 
     def __init__(self, run: Run, validation: Validation, logbook: Logbook, reporter: Reporter) -> None:
         self._run, self._validation, self._metric = run, validation, run.settings.best_metric
@@ -51,9 +51,15 @@ class RunValidator:
         return step % (self._run.settings.validation_steps or DEFAULT_VALIDATION_STEPS) == 0
 
     def validate(self, state: RunState, stopper: Stopper) -> None:
-        """Validate what was learned so far, keep files, note in the state where it is the best, tell.
+        """Validate the current weights, write the files, mark the state as the best if it is, and report.
 
-        Raises `Interrupted` where a rank is to stop, and what anything on a rank raises.
+        Args:
+            state: State of the run; `best` may be changed.
+            stopper: Source of requests to stop.
+
+        Raises:
+            Interrupted: A rank has to stop.
+            OmnigesError: A rank failed.
         """
         ranks, began_s = self._run.ranks, time.monotonic()
         self._reporter.say(f"validating step {state.step} on {len(self._validation.held_out.windows)} windows")
@@ -69,10 +75,10 @@ class RunValidator:
                 prune(self._folder, self._run.settings.checkpoints_total_limit, spared)
         seconds = time.monotonic() - began_s
         self._spent_s += seconds
-        self._tell(state, found, folder, seconds)
+        self._log(state, found, folder, seconds)
 
-    def crown(self, state: RunState) -> bool:
-        """Let RUN/best lead to the state's checkpoint; False where it has none yet."""
+    def mark_best(self, state: RunState) -> bool:
+        """Point RUN/best to the state's checkpoint; return False if there is none yet."""
         run, checkpoint, found = self._run.settings.output_dir, self._run.checkpoint(state.step), 0
         with self._run.ranks.together(f"make {run / BEST}"):
             if self._run.ranks.first and checkpoint.is_dir():
@@ -83,13 +89,13 @@ class RunValidator:
     # --- files
 
     def _write(self, folder: Path, found: Found) -> None:
-        """Publish a validation's folder in one step, in place of one of the same step.
+        """Publish a validation's folder in one step, and replace one of the same step.
 
-        Raises EnvironmentFault where the disk is in the way; then nothing is left of it.
+        Raise EnvironmentFault if the disk is full or not writable; then nothing of it is left.
         """
         held_out = self._validation.held_out
         make_folder(folder.parent)
-        if folder.exists():  # a run repeats steps after a kill
+        if folder.exists():  # a run that was killed repeats steps
             remove_folder(folder)
         with pending_folder(folder) as pending:
             for made in found.kept:
@@ -128,7 +134,7 @@ class RunValidator:
         return {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in entries.items()}
 
     def _record(self, kept: Kept, step: int) -> GeneratedRecord:
-        """The record of a result, as `generate` writes it, with where the window comes from."""
+        """Return the record of a result, as `generate` writes it, with the origin of the window."""
         window, codecs = self._validation.held_out.windows[kept.number], self._validation.sampler.codecs
         members = {"text": window.row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}
         members |= {stream: entry.member for stream, entry in codecs.entries.items()}
@@ -171,10 +177,10 @@ class RunValidator:
             remarks=tuple(kept.remarks),
         )
 
-    # --- who is told
+    # --- reports
 
-    def _tell(self, state: RunState, found: Found, folder: Path, seconds: float) -> None:
-        """The log, the trackers and the person."""
+    def _log(self, state: RunState, found: Found, folder: Path, seconds: float) -> None:
+        """Report to the log, the trackers and the terminal."""
         step, metric, value = state.step, self._metric, found.value(self._metric)
         share = self._spent_s / max(time.monotonic() - self._began_s, 1e-9)
         numbers: dict[str, Any] = {
@@ -205,7 +211,7 @@ class RunValidator:
         self._reporter.say(
             f"validation at step {step}: {metric} {shown}{rank}; {duration(seconds)}, {share:.1%} of the time; {folder}"
         )
-        if share > _COSTLY and not self._warned and state.validated:  # the first one loads libraries
+        if share > _COSTLY and not self._warned and state.validated:  # the first validation also loads libraries
             self._warned = True
             self._reporter.say(
                 f"validation takes {share:.1%} of the time: raise --validation-steps, or lower --validation-windows, "
@@ -213,7 +219,7 @@ class RunValidator:
             )
 
     def _samples(self, found: Found) -> list[dict[str, Any]]:
-        """Return the kept samples with their origin; files relative to the validation's folder."""
+        """Return the kept samples with their origin; paths are relative to the validation's folder."""
         samples = []
         for made in found.kept:
             window = self._validation.held_out.windows[made.number]
@@ -224,7 +230,7 @@ class RunValidator:
         return samples
 
     def _shown(self, folder: Path, made: Kept) -> Shown:
-        """The same of one result, for trackers."""
+        """Return a result in the form that trackers show."""
         window = self._validation.held_out.windows[made.number]
         in_words = ", ".join(sorted(made.kinds.values())) if made.said is None else made.said
         return Shown(

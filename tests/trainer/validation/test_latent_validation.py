@@ -333,7 +333,7 @@ class TestRefusals:
         self, encoded_both: Path, folders: Folders, tmp_path: Path
     ) -> None:
         words = (
-            r"--best-metric a2g/frechet_gesture_distance: not computed in this run, for gesture is latents of "
+            r"--best-metric a2g/frechet_gesture_distance: not computed in this run: gesture is latents of "
             r"gesture-rvqvae: give --validation-codec gesture-rvqvae=FOLDER; or choose loss or a2g/loss"
         )
         for steps in (3, None):  # by default it validates too

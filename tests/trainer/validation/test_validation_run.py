@@ -279,7 +279,7 @@ class TestBest:
         summary = run(shards, tmp_path, **BARE, best_metric="g2t/loss")
         assert summary.best is not None
         assert (summary.best.step, summary.best.metric) == (6, "g2t/loss")
-        assert any("it was by loss" in remark for remark in log_of(tmp_path, "start")[-1]["remarks"])
+        assert any("it was chosen by loss" in remark for remark in log_of(tmp_path, "start")[-1]["remarks"])
 
     def test_one_whose_checkpoint_was_removed_is_none(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
