@@ -1,8 +1,8 @@
 """Checkpoints: folders of safetensors and JSON, which are published complete or not at all.
 
 A checkpoint is written under a temporary name, read back, and renamed. ``checkpoint.json`` lists every file with its
-size and sha256, and is written last. A folder without a valid one is not a checkpoint. docs/training.md describes
-what is guaranteed. `choose` selects the checkpoint that a run resumes from.
+size and sha256, and is written last. A folder without a valid one is not a checkpoint. docs/how-to/training.md states
+the guarantees. `choose` selects the checkpoint that a run resumes from.
 """
 
 from __future__ import annotations

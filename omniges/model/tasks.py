@@ -55,8 +55,8 @@ class SamplingSettings:
     shift: float = option(3.0, "Above 1: more of the steps at high noise.", above=0)
     """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps at high noise."""
     last_level: float = option(0.3, "Noise level below which no step begins.", least=0, below=1)
-    """Only 1 % of the levels in training are below 0.3, so models are unreliable there (docs/generate.md). It is the
-    σ_min of Karras et al. (2022)."""
+    """Only 1 % of the levels in training are below 0.3, so models are unreliable there (docs/how-to/generate.md). It is
+    the σ_min of Karras et al. (2022)."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -1,4 +1,4 @@
-"""A training run from its settings to its summary: open, resume, train, save. docs/training.md describes it."""
+"""A training run from its settings to its summary: open, resume, train, save. docs/how-to/training.md describes it."""
 
 from __future__ import annotations
 

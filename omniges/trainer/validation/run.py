@@ -1,4 +1,4 @@
-"""One validation: losses, samples, scores, pictures, shared by all ranks. docs/validation.md describes it.
+"""One validation: losses, samples, scores, pictures, shared by all ranks. docs/how-to/validation.md describes it.
 
 Validation does not affect training: its model has the EMA weights, and it draws from no generator. Windows go through
 the model in groups that do not depend on the number of ranks, so neither do results.
