@@ -1,1 +1,1 @@
-"""Generation: a person's own files through a trained model to files."""
+"""Generation: from a user's files through a trained model to files."""

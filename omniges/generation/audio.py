@@ -1,6 +1,6 @@
-"""Audio of any format, rate and number of channels as log-mels, read in blocks, and rows spooled to the disk.
+"""Audio of any format, sample rate and number of channels as log-mels, read in blocks and stored on disk.
 
-No length of a recording needs more memory than a block.
+Memory does not grow with the length of a recording.
 """
 
 from __future__ import annotations
@@ -27,39 +27,47 @@ from omniges.storage.atomic import os_errors
 from omniges.storage.files import open_file
 
 ROWS_PER_TICK: Final[dict[StreamName, int]] = {"gesture": FRAMES_PER_TICK, "audio": MEL_FRAMES_PER_TICK, "text": 1}
-"""Rows of a stream's array in a tick."""
+"""Rows of a stream's array in one tick."""
 
 _BLOCK_BYTES: Final = 1 << 20
 F32 = npt.NDArray[np.float32]
 _BLOCK_FRAMES: Final = 1 << 16
 _SLACK_S: Final = 0.1  # compressed formats count whole packets
-_UNKNOWN_FRAMES: Final = 1 << 62  # of a stream whose writer could not tell
+_UNKNOWN_FRAMES: Final = 1 << 62  # the header of a streamed file may not contain its length
 _OGG_PAGE: Final = b"OggS"
-_OGG_FLAGS: Final = 5  # where a page's flags are
-_OGG_LAST: Final = 4  # the flag of a stream's last page
+_OGG_FLAGS: Final = 5  # offset of a page's flags
+_OGG_LAST: Final = 4  # flag of a stream's last page
 _OGG_HEADER_BYTES: Final = 27
-_OGG_MOST_BYTES: Final = 65307  # of a page
-_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may know it
+_OGG_MOST_BYTES: Final = 65307  # largest page
+_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may read it
 
 
 class Held:
-    """A series in memory."""
+    """Rows of a stream in memory."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows from `start` up to `stop`, a view."""
+        """Return rows as a view.
+
+        Args:
+            start: First row.
+            stop: Row after the last one.
+
+        Returns:
+            The rows.
+        """
         return self._array[start:stop]
 
 
 class Spool:
-    """A series on the disk: rows are appended to a file without a name, which is gone when the process is.
+    """Rows of a stream on disk, in an unnamed temporary file that the system removes with the process.
 
     Args:
-        folder: where there is room; None: the system's folder for temporary files.
-        row: the shape of a row.
-        kind: numpy's text for the type of its numbers.
+        folder: Folder with free space; None: the system's folder for temporary files.
+        row: Shape of a row.
+        kind: Data type of the values, as text for numpy.
     """
 
     def __init__(self, folder: Path | None, row: tuple[int, ...], kind: str = "<f4") -> None:
@@ -67,7 +75,7 @@ class Spool:
         self._row, self._dtype = row, np.dtype(kind)
         self._row_bytes = math.prod(row) * self._dtype.itemsize
         self._count = 0
-        self._file: IO[bytes] = io.BytesIO()  # until there is one
+        self._file: IO[bytes] = io.BytesIO()  # `__del__` needs one if opening fails
         with os_errors(self._folder, "write to"):
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - closed with the last reference
 
@@ -75,7 +83,7 @@ class Spool:
         return self._count
 
     def append(self, rows: npt.NDArray[Any]) -> None:
-        """More rows (n, …)."""
+        """Append rows (n, …)."""
         if rows.shape[1:] != self._row:
             raise ValueError(f"rows of shape {self._row} expected, found {rows.shape}")
         left = np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data
@@ -86,7 +94,15 @@ class Spool:
         self._count += len(rows)
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows from `start` up to `stop`."""
+        """Return rows.
+
+        Args:
+            start: First row.
+            stop: Row after the last one.
+
+        Returns:
+            The rows that exist in this range.
+        """
         stop = min(stop, self._count)
         found = np.empty((max(0, stop - start), *self._row), self._dtype)
         into = found.reshape(-1).view(np.uint8).data
@@ -101,19 +117,19 @@ class Spool:
         return found
 
     def blocks(self) -> Iterator[npt.NDArray[Any]]:
-        """All rows, about 1 MiB at a time."""
+        """Yield all rows, in blocks of about 1 MiB."""
         step = max(1, _BLOCK_BYTES // self._row_bytes)
         for start in range(0, self._count, step):
             yield self.rows(start, start + step)
 
     def __del__(self) -> None:
-        """Give the disk's room back with the last reference."""
+        """Close the file, which frees its disk space."""
         self._file.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The log-mel of an audio file, at least as many frames as its whole ticks have, and what was done to it."""
+    """The log-mel of an audio file, and warnings about it; it covers all complete ticks."""
 
     mel: Spool
     ticks: int
@@ -121,7 +137,7 @@ class Heard:
 
 
 class _FileBytes:
-    """Ranges of an open file."""
+    """The bytes of an open file, which slices read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._descriptor = file.fileno()
@@ -136,9 +152,18 @@ class _FileBytes:
 
 
 def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
-    """The mel of an audio file scaled by a rule of loudness, kept in `folder` (see `Spool`).
+    """Return the log-mel of an audio file.
 
-    Raises DataError for what is damaged, silent, not finite or shorter than a tick.
+    Args:
+        path: The file, in any format that libsndfile reads.
+        folder: Folder of temporary files, see `Spool`.
+        loudness: Rule by which the audio is scaled.
+
+    Returns:
+        The log-mel.
+
+    Raises:
+        DataError: The audio is damaged, silent, NaN or infinite, or shorter than a tick.
     """
     with os_errors(path, "read"), open(open_file(path), "rb") as file:
         wav = _wav(path, file)
@@ -155,7 +180,17 @@ def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
 def hear_samples(
     samples: npt.NDArray[np.floating], rate_hz: int, folder: Path | None, loudness: Loudness = "none"
 ) -> Heard:
-    """The mel of samples (N,) or (N, channels), nominally in [−1, 1], as `hear` has it of a file."""
+    """Return the log-mel of samples, as `hear` does for a file.
+
+    Args:
+        samples: Samples (N,) or (N, channels), nominally in [−1, 1].
+        rate_hz: Sample rate.
+        folder: Folder of temporary files, see `Spool`.
+        loudness: Rule by which the audio is scaled.
+
+    Returns:
+        The log-mel.
+    """
     name = Path("audio")
 
     def blocks() -> Iterator[F32]:
@@ -166,7 +201,7 @@ def hear_samples(
 
 
 def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
-    """The file as a WAV of an encoding that is read here; None: something for libsndfile."""
+    """Open the file as a WAV; return None if libsndfile has to read it."""
     if os.pread(file.fileno(), 4, 0) != b"RIFF" and path.suffix.lower() != ".wav":
         return None
     try:
@@ -193,13 +228,12 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
             return _mel_of(path, blocks, (sound.samplerate, sound.channels), folder, loudness)
     except soundfile.LibsndfileError as error:
         raise DataError(
-            f"{path}: audio that libsndfile reads expected, found what it refuses ({error.error_string}): export it as "
-            "WAV"
+            f"{path}: audio that libsndfile can read expected, found an error ({error.error_string}): export it as WAV"
         ) from error
 
 
 def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
-    """Refuse an Ogg file (RFC 3533) without the page that ends a stream: its length is read from what is there."""
+    """Refuse an Ogg file (RFC 3533) without its last page: libsndfile takes the length from the pages that exist."""
     descriptor = file.fileno()
     if os.pread(descriptor, len(_OGG_PAGE), 0) != _OGG_PAGE:
         return
@@ -216,9 +250,9 @@ def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
 
 
 def _all_of(path: Path, sound: Any) -> Iterator[F32]:
-    """All samples, and a refusal where there are fewer than the file's header says.
+    """Yield all samples; refuse a file with fewer samples than its header states.
 
-    Not `SoundFile.blocks`: where a file is cut off, that gives what was left in its buffer as if it had been read.
+    `SoundFile.blocks` is not used, because for a truncated file it returns old content of its buffer.
     """
     read = 0
     while len(block := sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
@@ -230,12 +264,12 @@ def _all_of(path: Path, sound: Any) -> Iterator[F32]:
 
 
 def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
-    """The blocks, with a refusal of values that are not finite and of samples that are all of one value."""
+    """Yield the blocks; refuse values that are NaN or infinite, and samples that are all equal."""
     first: F32 | None = None
     count, silent = 0, True
     for block in blocks:
         if not np.isfinite(block).all():
-            raise DataError(f"{path}: finite samples expected, found others: check the recording")
+            raise DataError(f"{path}: finite samples expected, found NaN or infinite ones: check the recording")
         first = block[:1] if first is None else first
         silent = silent and bool((block == first).all())
         count += len(block)
@@ -254,14 +288,14 @@ def _mel_of(
     loudness: Loudness,
     notes: Sequence[str] = (),
 ) -> Heard:
-    """The mel of blocks (n,) or (n, channels), which may be asked for twice; form: Hz and channels."""
+    """Return the log-mel of blocks (n,) or (n, channels), which may be read twice; `form`: rate in Hz and channels."""
     rate_hz, channels = form
 
     def mono() -> Iterator[F32]:
         return _resampled((mix_down(block) for block in blocks()), rate_hz)
 
     gain = 1.0
-    if loudness != "none":  # the largest sample is known at the end alone
+    if loudness != "none":  # a first pass finds the peak
         gain = loudness_gain(np.array([np.abs(samples).max(initial=0.0) for samples in mono()], np.float32), loudness)
     mel = Spool(folder, (MEL_BANDS,))
     stream = MelStream()
@@ -275,7 +309,7 @@ def _mel_of(
     mel.append(stream.finish())
     if len(mel) < ticks * MEL_FRAMES_PER_TICK:
         raise AssertionError(f"{len(mel)} mel frames of {ticks} ticks")
-    remarks = [] if gain == 1.0 else [f"scaled by {gain:.3g} to loudness {loudness}, as what the model learned from"]
+    remarks = [] if gain == 1.0 else [f"scaled by {gain:.3g} to loudness {loudness}, as the training audio"]
     remarks += notes
     if channels > 1:
         remarks.append(f"{channels} channels averaged")
@@ -286,7 +320,7 @@ def _mel_of(
 
 
 def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:
-    """Mono audio of any rate at 16 kHz by soxr's high quality, as `features.audio.resample` has it."""
+    """Resample mono audio to 16 kHz with soxr's high quality, as `features.audio.resample` does."""
     if rate_hz == SAMPLE_RATE_HZ:
         yield from blocks
         return

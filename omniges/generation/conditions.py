@@ -1,4 +1,4 @@
-"""Values of condition streams for what is generated: those that a person asks for, else the recording's own."""
+"""Values of condition streams for generation: those that the user gives, otherwise the recording's own."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from omniges.shards.present import STREAM_BITS, present_bits
 from omniges.shards.reader import SampleArrays
 
 Asked = Mapping[str, Array | None]
-"""Values that a person asks for by the stream's name; None: the stream is left out."""
+"""Values that the user gives, by the stream's name; None: the stream is left out."""
 
 
 def recording_of_sample(sample: SampleArrays) -> Recording:
-    """Return what condition streams can read of a sample of a shard folder."""
+    """Return the contents of a sample of a shard folder that condition streams can read."""
     row = sample.row
     contents: dict[Content, Callable[[int, int], Any]] = {
         "gesture": lambda first, ticks: sample.gesture.gesture[_rows(first, ticks, FRAMES_PER_TICK)],
@@ -45,18 +45,18 @@ def _rows(first_tick: int, ticks: int, rows_per_tick: int) -> slice:
 
 
 def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[str, Any]], origin: str) -> Asked:
-    """Return the values that a person asks for.
+    """Return the values that the user gives.
 
     Args:
-        streams: of the model.
-        given: names and values, as text or as Python values.
-        origin: the flag or argument, for errors.
+        streams: Condition streams of the model.
+        given: Names and values, as text or as Python values.
+        origin: Flag or argument, which errors name.
 
     Returns:
-        Arrays (*shape) by name; None for a value that is asked to be none.
+        Arrays (*shape) by name; None for a stream that is left out.
 
     Raises:
-        UsageFault: the model has no such stream, a stream is named twice, or the value is unknown.
+        UsageFault: The model has no such stream, a stream is given twice, or the value is unknown.
     """
     found: dict[str, Array | None] = {}
     for name, value in given:
@@ -73,7 +73,16 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
 
 
 def values_of(streams: Mapping[str, ConditionStream], asked: Asked, recording: Recording) -> dict[str, ValueOf]:
-    """Return each stream's value of a window by first tick and ticks: what is asked for, else the recording's own."""
+    """Return each stream's value as a function of a window.
+
+    Args:
+        streams: Condition streams of the model.
+        asked: Values that the user gives, which take precedence.
+        recording: Recording whose values are used otherwise.
+
+    Returns:
+        Functions of a window's first tick and length in ticks.
+    """
 
     def own(stream: ConditionStream) -> ValueOf:
         return lambda first, ticks: window_value(stream, recording, first, ticks)
@@ -87,9 +96,15 @@ def values_of(streams: Mapping[str, ConditionStream], asked: Asked, recording: R
 def shown_values(
     streams: Mapping[str, ConditionStream], values: Mapping[str, ValueOf], spans: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
-    """Return the values that windows are generated with, as a record's settings name them.
+    """Return the values of all windows, as the settings of a record name them.
 
-    A value that is the same in all windows stands once, others as a list; None: the stream is left out.
+    Args:
+        streams: Condition streams of the model.
+        values: Value of each stream as a function of a window.
+        spans: First tick and length of each window, in ticks.
+
+    Returns:
+        ``conditions`` by name: one value if it is the same in all windows, otherwise a list; None: left out.
     """
     found: dict[str, Any] = {}
     for name, stream in streams.items():

@@ -1,7 +1,7 @@
-"""A person's inputs as conditions: audio, TextGrid, plain text, SMPL-X motion, or samples of a shard folder.
+"""Inputs as conditions: audio, TextGrid, plain text, SMPL-X motion, or samples of a shard folder.
 
-What is read is treated as `preprocess` treats it: the same readers, the same features, the same refusals. Files of
-several streams are paired by name; where nothing is given, an input is a length.
+Inputs are read as `preprocess` reads them: same readers, same features, same refusals. Files of several streams are
+paired by name. Without files, an input is only a length.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ STANDARD_INPUT: Final = "-"
 _MAX_BYTES: Final = 4 << 30
 _BLOCK_FRAMES: Final = 4096
 _MOST_APART_S: Final = 5.0
-"""How much the streams of one input may differ in length."""
+"""Largest difference in length between the streams of one input, in seconds."""
 
 _TAIL_S: Final = 0.3
-"""Seconds after the last word of a text that has no other length."""
+"""Seconds after the last word of a text, if nothing else defines its length."""
 
 _UNCONDITIONAL: Final = "unconditional"
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Body that a motion belongs to."""
+    """The body of a motion: shape, gender, model and start position."""
 
     betas: npt.NDArray[np.floating]
     gender: str
@@ -64,12 +64,12 @@ class Body:
 
     @classmethod
     def of(cls, motion: Motion) -> Body:
-        """That of a motion file."""
+        """Return the body of a motion file."""
         return cls(motion.betas, motion.gender, motion.model, np.asarray(motion.trans[0, [0, 2]], dtype=np.float64))
 
     @classmethod
     def of_sample(cls, sample: SampleArrays) -> Body:
-        """That of a sample of a shard folder; the average one at the origin where it has no motion."""
+        """Return the body of a sample of a shard folder, or `NEUTRAL` if the sample has no motion."""
         if not present_bits(sample.row.present) & STREAM_BITS["gesture"]:
             return NEUTRAL
         facts = sample.metadata["motion"]
@@ -79,15 +79,15 @@ class Body:
 
 
 NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))
-"""The average body at the origin, where the inputs have none."""
+"""The average body at the origin, used if the inputs have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One stream of one input, cut to whole ticks."""
+    """One stream of one input, cut to complete ticks."""
 
     stream: StreamName
-    name: str  # what results are called by
+    name: str  # name of the results
     ticks: int
     series: Held | Spool | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
     path: str
@@ -95,19 +95,29 @@ class Given:
     remarks: tuple[str, ...] = ()
     words: Sequence[Mapping[str, Any]] = field(default=())  # of text
     body: Body | None = None  # of gesture
-    latents: npt.NDArray[np.float32] | None = None  # of the model's codec, where shards hold them; of the whole clip
+    latents: npt.NDArray[np.float32] | None = (
+        None  # of the complete clip, if the shards hold latents of the model's codec
+    )
 
     def cut(self, ticks: int) -> Given:
-        """The first ticks of it."""
+        """Return the first ticks of it."""
         if ticks >= self.ticks:
             return self
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
         return replace(self, ticks=ticks, words=words)
 
     def array(self, start: int, count: int) -> npt.NDArray[Any]:
-        """Return the rows of so many ticks from `start` on, at most as many as there are.
+        """Return the rows of ticks, at most as many as exist.
 
-        Raises ValueError for text of a model of latents: that is its words alone, without slots.
+        Args:
+            start: First tick.
+            count: Number of ticks.
+
+        Returns:
+            The rows.
+
+        Raises:
+            ValueError: The stream has only words, because the model's text is latents.
         """
         if self.series is None:
             raise ValueError(f"{self.name}: {self.stream} without an array")
@@ -126,11 +136,19 @@ def _content(path: Path) -> bytes:
 
 
 def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "none") -> Given:
-    """Audio of any rate and number of channels, in any format that libsndfile reads, scaled by a rule of loudness.
+    """Read audio in any format that libsndfile reads, of any sample rate and number of channels.
 
-    `folder` as of `Spool`.
+    Args:
+        path: The file.
+        folder: Folder of temporary files, see `Spool`.
+        loudness: Rule by which the audio is scaled.
 
-    Raises UsageFault where there is no such file, DataError for what is damaged, silent or shorter than a tick.
+    Returns:
+        The audio stream.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The audio is damaged, silent or shorter than a tick.
     """
     _require_file(path)
     heard = hear(path, folder, loudness)
@@ -140,43 +158,60 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
 
 
 def given_audio(heard: Heard, name: str, path: str, digest: str) -> Given:
-    """Audio that was read."""
+    """Return loaded audio as a stream of an input.
+
+    Args:
+        heard: The log-mel.
+        name: Name of the results.
+        path: Path of the file, for records.
+        digest: Its sha256.
+
+    Returns:
+        The audio stream.
+    """
     return Given("audio", name, heard.ticks, heard.mel, path, digest, tuple(heard.remarks))
 
 
 def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, seconds: float | None = None) -> Given:
-    """Words of a TextGrid, or of a plain text (``-``: standard input) with times estimated by a speaking rate.
+    """Read words from a TextGrid, or from plain text with times estimated by a speaking rate.
 
-    `codec` makes slots of them; None: the model's text is latents, of words.
+    Args:
+        source: Path of the file; ``-``: standard input.
+        codec: Tokenizer of text slots; None: the model's text is latents, which need only words.
+        rate: Speaking rate for plain text.
+        seconds: Length of the other streams of the input; None: the file defines the length.
 
-    Raises UsageFault for a plain text without a rate, DataError for what is damaged or has no words.
+    Returns:
+        The text stream.
+
+    Raises:
+        UsageFault: The file does not exist, or plain text is given without a rate.
+        DataError: The file is damaged or has no words.
     """
     if source == STANDARD_INPUT:
         data, path, name = sys.stdin.buffer.read(), "standard input", "text"
     else:
         place = Path(source)
         if not place.is_file() and not place.is_dir():
-            raise UsageFault(
-                f"--text {source}: a file expected, found nothing there: give words themselves to --text -"
-            )
+            raise UsageFault(f"--text {source}: a file expected, found nothing there: pass words through --text -")
         data, path, name = _content(place), source, place.stem
     read = _textgrid if Path(source).suffix.lower() == ".textgrid" else partial(_plain, rate=rate)
     words, length_s, remarks = read(path, data)
     if seconds is not None and length_s is not None:
-        remarks += _beside(path, words, length_s, seconds)
+        remarks += _compare_lengths(path, words, length_s, seconds)
     return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), remarks)
 
 
-def _beside(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
-    """Remarks on a TextGrid that is given beside another stream of so many seconds; refuses one that goes on long."""
+def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
+    """Refuse a TextGrid that is much longer than the other streams; return a warning if it is much shorter."""
     last_s = float(words[-1]["end"])
     if last_s > seconds + _MOST_APART_S:
         raise DataError(
-            f"{path}: words up to {seconds:.1f} s expected, which is how long the other input is, found some up to "
+            f"{path}: words up to {seconds:.1f} s expected, the length of the other input, found some up to "
             f"{last_s:.1f} s: give the TextGrid that belongs to it"
         )
     if length_s < seconds - _MOST_APART_S:
-        return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: nothing is said after it"]
+        return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: there are no words after it"]
     return []
 
 
@@ -188,9 +223,21 @@ def given_words(
     origin: tuple[str, str],
     remarks: Sequence[str] = (),
 ) -> Given:
-    """Words (``word``, ``start``, ``end`` in seconds, in order of time) of so many seconds; origin: path and sha256.
+    """Return words as a stream of an input.
 
-    Without a length it ends soon after the last word.
+    Args:
+        words: Words (``word``, ``start``, ``end`` in seconds), in order of time.
+        codec: Tokenizer of text slots; None: the model's text is latents.
+        length_s: Length in seconds; None: it ends soon after the last word.
+        name: Name of the results.
+        origin: Path and sha256 of the file, for records.
+        remarks: Warnings so far.
+
+    Returns:
+        The text stream.
+
+    Raises:
+        DataError: The length is below a tick, or it contains no words.
     """
     path, digest = origin
     length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
@@ -199,7 +246,7 @@ def given_words(
         raise DataError(f"{path}: at least 0.1 s expected, found {length_s:.3f} s")
     inside = [word for word in words if word["start"] * TICKS_PER_SECOND < ticks]
     if not inside:
-        raise DataError(f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none there")
+        raise DataError(f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none")
     found = list(remarks)
     if len(inside) < len(words):
         found.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
@@ -209,12 +256,12 @@ def given_words(
         series = Held(slots.ids)
         if slots.overflow:
             lost = ", ".join(reprlib.repr(str(word["word"])) for word in slots.overflow[:3])
-            found.append(f"{len(slots.overflow)} words too short for their pieces left out: {lost}")
+            found.append(f"{len(slots.overflow)} words left out, which have more subwords than ticks: {lost}")
     return Given("text", name, ticks, series, path, digest, tuple(found), inside)
 
 
 def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Words, length and remarks."""
+    """Return words, length and warnings."""
     try:
         tier = decode_words(data)
     except RecordingFault as fault:
@@ -226,7 +273,7 @@ def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float | Non
 
 
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Words with estimated times, no length, and a remark that says so."""
+    """Return words with estimated times, no length, and a warning about the estimate."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -235,8 +282,8 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         ) from error
     if rate is None:
         raise UsageFault(
-            f"{path}: plain text has no times, and this checkpoint knows no speaking rate: give --shards DIR, from "
-            "whose words one is learned, or a TextGrid"
+            f"{path}: plain text has no times, and this checkpoint has no speaking rate: give --shards DIR to learn "
+            "one from its words, or a TextGrid"
         )
     try:
         words = timed_words(text, rate)
@@ -246,9 +293,18 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
 
 
 def read_gesture(path: Path, folder: Path | None = None) -> Given:
-    """SMPL-X motion in BEAT2's form; `folder` as of `Spool`.
+    """Read SMPL-X motion in the form of BEAT2.
 
-    Raises UsageFault where there is no such file, DataError for what is damaged or shorter than a tick.
+    Args:
+        path: The NPZ file.
+        folder: Folder of temporary files, see `Spool`.
+
+    Returns:
+        The gesture stream.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The file is damaged or shorter than a tick.
     """
     motion, digest = _motion(path)
     ticks = len(motion.poses) // FRAMES_PER_TICK
@@ -256,7 +312,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
     channels = Spool(folder, (LAYOUT.channels,))
     for start in range(0, len(motion.poses), _BLOCK_FRAMES):
-        first = max(0, start - 1)  # a frame early, for the root's steps
+        first = max(0, start - 1)  # one frame earlier, because root channels are differences
         part = slice(first, start + _BLOCK_FRAMES)
         clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
         channels.append(clip.gesture[start - first :])
@@ -265,13 +321,13 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
 
 
 def read_body(path: Path) -> Body:
-    """Read the body of a motion file in BEAT2's form; raises UsageFault where there is none, DataError for damage."""
+    """Read the body of a motion file; raise UsageFault if it does not exist, DataError if it is damaged."""
     motion, _ = _motion(path)
     return Body.of(motion)
 
 
 def _motion(path: Path) -> tuple[Motion, str]:
-    """The motion of a file, and the file's sha256."""
+    """Return the motion of a file, and the file's sha256."""
     data = _content(path)
     try:
         return decode_motion(data), sha256_hex(data)
@@ -282,7 +338,18 @@ def _motion(path: Path) -> tuple[Motion, str]:
 def given_sample(
     sample: SampleArrays, stream: StreamName, codec: SlotCodec | None, shards: Path, latents_of: str | None = None
 ) -> Given:
-    """One stream of a sample of a shard folder, with the latents of a codec of frames where it has them."""
+    """Return one stream of a sample of a shard folder.
+
+    Args:
+        sample: The sample.
+        stream: The stream.
+        codec: Tokenizer of text slots; None: the model's text is latents.
+        shards: Path of the shard folder, for records.
+        latents_of: Name of a codec of frames whose latents are returned too.
+
+    Returns:
+        The stream.
+    """
     row = sample.row
     remarks: tuple[str, ...] = ()
     array: npt.NDArray[Any] | None = None
@@ -294,7 +361,7 @@ def given_sample(
         slots = codec.encode(sample.words, row.ticks)
         array = slots.ids
         if slots.overflow:
-            remarks = (f"{len(slots.overflow)} words too short for their pieces left out",)
+            remarks = (f"{len(slots.overflow)} words left out, which have more subwords than ticks",)
     member = {"text": row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
     return Given(
         stream,
@@ -311,28 +378,28 @@ def given_sample(
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input, read."""
+    """One input, with all its streams."""
 
     name: str
     ticks: int
     given: tuple[Given, ...]
     speaker: str | None = None
     body: Body | None = None
-    source: Mapping[str, Any] | None = None  # of a sample of a shard folder
+    source: Mapping[str, Any] | None = None  # origin of a sample of a shard folder
     remarks: tuple[str, ...] = ()
-    recorded: tuple[Given, ...] = ()  # what a sample of a shard folder has of what is to be made
+    recorded: tuple[Given, ...] = ()  # recorded targets of a sample of a shard folder
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the given streams lack
-    sample: Recording | None = None  # what condition streams can read of a sample of a shard folder
+    sample: Recording | None = None  # contents of a sample of a shard folder, for condition streams
 
     @property
     def recording(self) -> Recording:
-        """Return what condition streams can read of it: all of a sample, else what was given."""
+        """Contents that condition streams can read: all of a sample, otherwise the given streams."""
         return _recording(self.given) if self.sample is None else self.sample
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedInput:
-    """One input that will be read when its turn comes."""
+    """One input that is read later."""
 
     name: str
     load: Callable[[], Input]
@@ -345,17 +412,29 @@ class Reading:
     slots: SlotCodec | None  # None: the model's text is latents
     tick_multiple: int = 1  # lengths are cut to multiples of it
     loudness: Loudness = "none"  # of audio files
-    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # taken from shards that have them
-    folder: Path | None = None  # where long inputs wait, see `Spool`
-    recorded: tuple[StreamName, ...] = ()  # streams of samples of shards that are shown beside what is made
-    rate: SpeakingRate | None = None  # of the words that the model learned from
+    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # latents that are read from shards
+    folder: Path | None = None  # folder of temporary files, see `Spool`
+    recorded: tuple[StreamName, ...] = ()  # recorded streams of samples to show beside the results
+    rate: SpeakingRate | None = None  # speaking rate of the training words
 
 
 def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
-    """All inputs of a task with these conditions. Raises UsageFault where flags and task do not go together."""
+    """Return all inputs of a task, which are read later.
+
+    Args:
+        conditions: Condition streams of the task.
+        sources: Files or samples that the user gives.
+        reading: Settings for reading.
+
+    Returns:
+        The inputs.
+
+    Raises:
+        UsageFault: The sources do not fit the task.
+    """
     unused = [name for name in STREAMS if sources.files(name) and name not in conditions]
     if unused:
-        raise UsageFault(f"--{unused[0]}: this task takes {', '.join(conditions) or 'no input'}: remove it")
+        raise UsageFault(f"--{unused[0]}: the inputs of this task are {', '.join(conditions) or 'none'}: remove it")
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
             raise UsageFault("--key and --split: samples of shards or files expected, found both")
@@ -368,10 +447,11 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     missing = [name for name in conditions if not sources.files(name)]
     if missing:
         raise UsageFault(
-            f"--{missing[0]}: this task takes {' and '.join(conditions)}: give a file, or --shards and --key"
+            f"--{missing[0]}: an input of this task ({' and '.join(conditions)}) expected, found none: give a file, or "
+            "--shards and --key"
         )
     if not conditions and sources.seconds is None:
-        raise UsageFault("--seconds: expected for results that follow from no input")
+        raise UsageFault("--seconds: expected for results without an input, found none")
     rate = _rate(sources) or reading.rate
     if sources.seconds is not None and not conditions:
         item = cut_input(Input(_UNCONDITIONAL, int(sources.seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
@@ -383,20 +463,21 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
 
 
 def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRow], folder: Path) -> None:
-    """Raise UsageFault where a sample lacks what it is to give."""
+    """Raise UsageFault if a sample lacks a condition stream."""
     for name in conditions:
         lost = [row.key for row in rows if not present_bits(row.present) & STREAM_BITS[name]]
         if lost:
             more = f" and {len(lost) - 1} more samples" if len(lost) > 1 else ""
             raise UsageFault(
-                f"--key {lost[0]}: {name} expected, which this task takes, but it is absent from it{more} in {folder}: "
+                f"--key {lost[0]}: {name} expected, an input of this task, but it is absent from it{more} in {folder}: "
                 "name other samples by --key, or choose another task"
             )
 
 
 def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dict[StreamName, str]]:
-    """Files of each input by stream; one file a stream belongs together whatever the names are."""
-    first = min(conditions, key=("audio", "gesture", "text").index)  # a recording has the better name
+    """Return the files of each input by stream, paired by name; one file for each stream needs no equal names."""
+    # Results are named after recordings rather than texts.
+    first = min(conditions, key=("audio", "gesture", "text").index)
     if all(len(sources.files(name)) == 1 for name in conditions):
         return {_stem(sources.files(first)[0]): {name: sources.files(name)[0] for name in conditions}}
     found: dict[str, dict[StreamName, str]] = {}
@@ -404,7 +485,9 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
         for file in sources.files(name):
             own = found.setdefault(_stem(file), {})
             if name in own:
-                raise UsageFault(f"--{name} {file}: {own[name]} has the same name, so their results would: rename one")
+                raise UsageFault(
+                    f"--{name} {file}: {own[name]} has the same name, and so would their results: rename one"
+                )
             own[name] = file
     for stem, own in found.items():
         lost = [name for name in conditions if name not in own]
@@ -419,7 +502,7 @@ def _all_words(words: Sequence[Mapping[str, Any]], _first: int, _ticks: int) -> 
 
 
 def _recording(given: Sequence[Given]) -> Recording:
-    """Return what condition streams can read of a person's own files: no labels."""
+    """Return the contents of the user's files for condition streams; there are no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
     for one in given:
         if one.stream == "text":
@@ -434,12 +517,12 @@ def _stem(file: str) -> str:
 
 
 def _rate(sources: Sources) -> SpeakingRate | None:
-    """The speaking rate of the shards' train split, where shards are given: for a plain text, or by mistake."""
+    """Return the speaking rate of the train split of --shards; refuse --shards if no plain text needs it."""
     if sources.shards is None:
         return None
     if all(Path(file).suffix.lower() == ".textgrid" for file in sources.text):
         raise UsageFault(
-            f"--shards {sources.shards}: nothing would be read of it, for only plain text needs a speaking rate: name "
+            f"--shards {sources.shards}: it would not be read, because only plain text needs a speaking rate: name "
             "samples by --key or --split, or remove --shards"
         )
     folder = open_shards_of_model(sources.shards)
@@ -455,7 +538,7 @@ def _of_files(
             given.append(read_audio(Path(file), reading.folder, reading.loudness))
         elif stream == "gesture":
             given.append(read_gesture(Path(file), reading.folder))
-    # A text's last words end before the recording does: where there is another stream, that one tells the length.
+    # The last word ends before the recording does, so another stream defines the length if there is one.
     length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
         given.append(read_text(files["text"], reading.slots, rate, length_s))
@@ -464,9 +547,18 @@ def _of_files(
 
 
 def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
-    """The length that all streams have, or the one asked for where that is less, in whole tokens of the model.
+    """Cut the streams of an input to one length in complete tokens of the model.
 
-    Raises DataError where lengths differ by more than 5 s, and where too little is left.
+    Args:
+        item: The input.
+        seconds: Largest length in seconds; None: that of the shortest stream.
+        reading: Settings for reading.
+
+    Returns:
+        The input with equal lengths.
+
+    Raises:
+        DataError: Lengths differ by more than 5 s, or nothing is left.
     """
     lengths = [given.ticks for given in item.given] or [item.ticks]
     if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > _MOST_APART_S:
@@ -488,14 +580,14 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
 
 
 def open_shards_of_model(path: Path) -> ShardFolder:
-    """A shard folder whose features are those that models here are trained on."""
+    """Open a shard folder; raise DataError if its features are not those that models are trained on."""
     folder = ShardFolder(path)
     found = folder.dataset.get("features")
     if found != FEATURES:
         wrong = sorted(name for name in FEATURES if not isinstance(found, dict) or found.get(name) != FEATURES[name])
         raise DataError(
-            f"{path}: its {', '.join(wrong) or 'features'} are not those of this model: preprocess it again with this "
-            "omniges"
+            f"{path}: its {', '.join(wrong) or 'features'} differ from those of this model: preprocess it again with "
+            "this omniges"
         )
     return folder
 
@@ -522,9 +614,16 @@ def _of_sample(
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
-    """The codec's name where a folder holds latents of frames of that very codec.
+    """Return the codec's name if a folder has latents of frames of exactly this codec.
 
-    Those of windows are of a grid, which the windows of a result need not lie on.
+    Latents of windows are not used, because their grid may differ from the windows of the result.
+
+    Args:
+        folder: The shard folder.
+        entry: Codec of the model for a stream, or None.
+
+    Returns:
+        The name, or None.
     """
     if not isinstance(entry, FrameEntry):
         return None

@@ -1,9 +1,9 @@
-"""`OmnigesPipeline`: a trained model in Python, from arrays or paths to arrays, in the manner of diffusers.
+"""`OmnigesPipeline`: a trained model in Python, from arrays or paths to arrays, similar to pipelines of diffusers.
 
-It is no subclass of `diffusers.DiffusionPipeline`: that one is a folder of components each with a configuration of its
-own, may fetch from the network and unpickle, and draws noise from a generator. Here a folder is a checkpoint whose
-every byte is checked, nothing is fetched, and noise is keyed by seed, sample and tick, so that a call and the command
-`generate` give the same.
+It does not derive from `diffusers.DiffusionPipeline`, which is a folder of components with a configuration each, may
+download and unpickle files, and draws noise from a generator. Here a folder is a checkpoint whose every byte is
+checked, and nothing is downloaded. Noise is keyed by seed, sample and tick, so a call and the command `generate` give
+the same results.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ _OTHER_ENDINGS: Final = frozenset(
     {".mp4", ".mov", ".avi", ".webm", ".gif", ".png", ".html", ".bvh", ".fbx", ".glb", ".gltf", ".npy", ".pt"}
     | {".json", ".txt", ".srt", ".csv", ".mp3", ".flac", ".ogg"}
 )
-"""Endings of formats that `OmnigesSample.save` does not write, so that NAME.mp4 does not become NAME.mp4.npz."""
+"""Endings that `OmnigesSample.save` refuses, so that NAME.mp4 does not become NAME.mp4.npz."""
 _TEXT_ENDINGS: Final = frozenset({".textgrid", ".txt", ".json", ".srt", ".vtt", ".csv", ".tsv", ".lab", ".wav", ".npz"})
 _PATH: Final = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\]+)+|[\w.-]+(?:[/\\][\w.-]+)+\.\w{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
 class OmnigesSample:
-    """One generated sample; what the task does not produce is None."""
+    """One generated sample; fields that the task does not produce are None."""
 
     seconds: float
     gesture: F32 | None = None
@@ -82,47 +82,61 @@ class OmnigesSample:
     mel: F32 | None = None
     """Log-mel (100 · seconds, 64)."""
     words: list[dict[str, Any]] | None = None
-    """``word``, ``start`` and ``end`` in seconds; None too where the model's text is latents, whose words have none."""
+    """``word``, ``start`` and ``end`` in seconds; None also for text stored as latents, which has no word timings."""
     windows: list[dict[str, Any]] | None = None
-    """Of such text, for each window: ``text``, ``start`` and ``end`` in seconds, whether it ``ended`` or was cut."""
+    """For text stored as latents, one for each window: ``text``, ``start``, ``end`` in seconds, and ``ended``, False
+    if the text was cut."""
     seed: int = 0
 
     def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
-        """Return SMPL-X motion at 30 Hz: poses (T, 165) radians, expressions (T, 100) and trans (T, 3) metres.
+        """Return SMPL-X motion at 30 Hz, with valid rotations.
 
-        Rotations are made valid.
+        Args:
+            start_xz: Start position (x, z) in metres.
 
-        Raises UsageFault where the task makes no gesture, DataError for motion that has no rotation.
+        Returns:
+            Poses (T, 165) in radians, expressions (T, 100) and trans (T, 3) in metres.
+
+        Raises:
+            UsageFault: The task does not produce gesture.
+            DataError: The channels contain no valid rotation.
         """
         if self.gesture is None:
-            raise UsageFault("motion: this task makes no gesture: take one such as a2g")
+            raise UsageFault("motion: this task produces no gesture: choose one such as a2g")
         return valid_motion(self.gesture, np.asarray(start_xz, np.float64))
 
     def waveform(self, vocoder: Path | str | None = None) -> F32:
-        """Return 16 kHz samples (16000 · seconds,) in [−1, 1] by Griffin–Lim, or by the HiFi-GAN of a local folder.
+        """Return the waveform, by Griffin–Lim or a HiFi-GAN.
 
-        Raises UsageFault where the task makes no audio, and as `load_hifi_gan`.
+        Args:
+            vocoder: Local folder of a HiFi-GAN; None: Griffin–Lim.
+
+        Returns:
+            16 kHz samples (16000 · seconds,) in [−1, 1].
+
+        Raises:
+            UsageFault: The task does not produce audio, or the errors of `load_hifi_gan`.
         """
         if self.mel is None:
-            raise UsageFault("waveform: this task makes no audio: take one such as t2a")
+            raise UsageFault("waveform: this task produces no audio: choose one such as t2a")
         voice = chosen_voice(None if vocoder is None else arguments.path("vocoder", vocoder))
         return waveform_from_mel(self.mel, voice.begin(self.seed))
 
     def save(self, path: Path | str) -> list[Path]:
-        """Write the sample in the form that a path's ending names, or all of it; return the files written.
+        """Write the sample in the format of a path's ending, or in all formats.
 
         Args:
-            path: ``NAME.npz`` is motion as BEAT2 has it, ``NAME.wav`` the waveform by Griffin–Lim, scaled down where
-                it is louder than full scale, ``NAME.TextGrid`` the words; a path with no such ending is the name that
-                each of them gets.
+            path: ``NAME.npz`` is motion in the form of BEAT2. ``NAME.wav`` is the waveform by Griffin–Lim, scaled down
+                if it is louder than full scale. ``NAME.TextGrid`` contains the words. Without an ending, all of them
+                get this name.
 
         Returns:
             The files, in the order in which they were written.
 
         Raises:
-            UsageFault: the task makes nothing of the kind that the ending names.
-            DataError: motion that has no rotation.
-            EnvironmentFault: the disk is in the way.
+            UsageFault: The task does not produce this format.
+            DataError: The channels contain no valid rotation.
+            EnvironmentFault: The disk is full or not writable.
         """
         path = arguments.path("path", path)
         if path.suffix.lower() in _OTHER_ENDINGS or not path.name:
@@ -135,7 +149,7 @@ class OmnigesSample:
         asked = next((ending for ending in kinds if path.suffix.lower() == ending.lower()), None)
         if asked is not None and not kinds[asked][0]:
             made = ", ".join(ending for ending, (there, _) in kinds.items() if there)
-            raise UsageFault(f"{path}: this sample has no {asked} file, it makes {made}: choose one of these")
+            raise UsageFault(f"{path}: this sample has no {asked} file, only {made}: choose one of these")
         files = {
             path if asked else path.with_name(path.name + ending): content
             for ending, (there, content) in kinds.items()
@@ -174,10 +188,10 @@ class OmnigesOutput:
     samples: list[OmnigesSample]
     task: str
     remarks: tuple[str, ...]
-    """What was changed of the inputs (resampled, cut, words left out), and that times are estimates where they are."""
+    """Warnings, such as changes of the inputs (resampled, cut, words left out) and estimated times."""
 
     def __getitem__(self, number: int) -> OmnigesSample:
-        """One sample."""
+        """Return one sample."""
         return self.samples[number]
 
     def __len__(self) -> int:
@@ -186,7 +200,7 @@ class OmnigesOutput:
 
 
 class OmnigesPipeline:
-    """A model with what it needs to read inputs. Make one with `from_pretrained`."""
+    """A model with all that it needs to read inputs; `from_pretrained` makes one."""
 
     def __init__(
         self,
@@ -218,29 +232,36 @@ class OmnigesPipeline:
         """Load the model of a run, a checkpoint or a folder of `save_pretrained`, on the GPU if there is one.
 
         Args:
-            folder: local; nothing is ever fetched.
+            folder: Local folder; nothing is downloaded.
             weights: ``ema`` for EMA weights, or ``last``.
-            codecs: folders by name of the codecs of a model of latents.
-            t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
-            quantised: whether a codec with codes snaps latents to them before it decodes them.
+            codecs: Folders by name of the codecs, for a model of latents.
+            t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
+            quantised: Snap latents to codes before decoding, for codecs with codes.
 
         Returns:
-            The pipeline, ready to make samples.
+            The pipeline.
 
-        Raises UsageFault where there is none, DataError where it is damaged.
+        Raises:
+            UsageFault: The folder does not exist, or an argument is invalid.
+            DataError: The folder is damaged.
         """
         arguments.choice("weights", weights, ("ema", "last"))
         chosen = load(arguments.path("folder", folder), "last" if weights == "last" else "ema")
         return cls(chosen, codecs, t5_tokenizer, quantised=quantised)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the model without what only training needs; `from_pretrained` and `generate --checkpoint` take it.
+        """Write the model without the state of training, for `from_pretrained` and `generate --checkpoint`.
 
-        Raises UsageFault where something is there, EnvironmentFault where the disk is in the way.
+        Args:
+            folder: New folder.
+
+        Raises:
+            UsageFault: The folder exists.
+            EnvironmentFault: The disk is full or not writable.
         """
         path = arguments.path("folder", folder)
         if path.exists():
-            raise UsageFault(f"{path}: a new folder expected, found one that is there")
+            raise UsageFault(f"{path}: a new folder expected, found an existing one")
         loaded = self._loaded
         tensors = {name: p.detach() for name, p in loaded.model.named_parameters()}
         documents = dict(loaded.identity.documents()) | loaded.history()
@@ -258,29 +279,37 @@ class OmnigesPipeline:
         )
 
     def to(self, device: str) -> Self:
-        """Move the model, as ``cpu`` or ``cuda``."""
+        """Move the model to a device such as ``cpu`` or ``cuda``."""
         self._loaded.model.to(device)
         return self
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """Names that a call takes as `speaker`."""
+        """Valid values of `speaker` in a call."""
         return self._loaded.identity.speakers
 
     @property
     def condition_streams(self) -> tuple[str, ...]:
-        """Names that a call takes in `conditions`."""
+        """Valid names in `conditions` of a call."""
         return tuple(self._loaded.identity.conditions)
 
     def speaking_rate(self, shards: Path | str) -> SpeakingRate:
-        """Learn how fast words are spoken in the train split of a shard folder, for plain text.
+        """Learn the speaking rate of the train split of a shard folder, for plain text.
 
-        Raises UsageFault or DataError where the folder cannot be used with the model.
+        Args:
+            shards: The shard folder.
+
+        Returns:
+            The speaking rate.
+
+        Raises:
+            UsageFault: The folder does not exist, or has too few words.
+            DataError: The folder is damaged, or its features differ from the model's.
         """
         folder = open_shards_of_model(arguments.path("shards", shards))
         return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
-    def __call__(  # noqa: PLR0913 - keyword-only but for the task: what a person decides
+    def __call__(  # noqa: PLR0913 - keyword-only but for the task
         self,
         task: str,
         *,
@@ -302,33 +331,37 @@ class OmnigesPipeline:
         seed: int = 0,
         callback: Callable[[float, float], None] | None = None,
     ) -> OmnigesOutput:
-        """Generate samples of a task; raises UsageFault for wrong arguments, DataError for inputs that cannot be used.
+        """Generate samples of a task.
 
         Args:
-            task: such as ``a2g``, ``at2g`` or ``unconditional``; see docs/how-to/generate.md.
-            audio: a file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats
-                in [−1, 1], or int16 or int32 at full scale.
-            audio_rate_hz: samples a second of an array, which needs it; files tell theirs.
-            text: a file, a TextGrid or a plain text; words with times in seconds, each (word, start, end), a mapping or
-                an object such as `Sample.words` has; or a text itself. A text that names a file is read, or refused
-                where there is none, and never spoken.
-            speaking_rate: of words without times; None: that of the words that the model learned from.
-            gesture: an SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
-            seconds: greatest length; the length of an unconditional sample.
-            speaker: style to generate in; None: unknown.
-            conditions: values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
-            num_samples: number of samples, which differ in their noise.
-            num_inference_steps: see `SamplingSettings`, as are the next three.
-            guidance_scale: scale of classifier-free guidance; 1: none.
+            task: Task such as ``a2g``, ``at2g`` or ``unconditional``; see docs/how-to/generate.md.
+            audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
+                [−1, 1], or int16 or int32 at full scale.
+            audio_rate_hz: Sample rate of an array; files contain theirs.
+            text: A TextGrid or plain text file; words with times in seconds, each (word, start, end), a mapping, or an
+                object such as `Sample.words` has; or text itself. Text that looks like a path is never spoken: it must
+                be a file.
+            speaking_rate: Speaking rate of words without times; None: that of the training words.
+            gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
+            seconds: Largest length; the length of an unconditional sample.
+            speaker: Speaker style to generate in; None: unknown.
+            conditions: Values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
+            num_samples: Number of samples, which differ in their noise.
+            num_inference_steps: Sampling steps, see `SamplingSettings`.
+            guidance_scale: Weight of classifier-free guidance; 1: none.
             solver: ``euler``, ``heun`` or ``dpm++``.
-            shift: above 1: more steps at high noise.
-            last_level: noise level below which no step begins.
-            overlap_ticks: overlap of successive windows; None: a quarter of a window.
-            seed: the same gives the same arrays on CPU.
-            callback: called with the seconds generated so far and in all.
+            shift: Shift of the noise levels; above 1: more steps at high noise.
+            last_level: Noise level below which no step begins.
+            overlap_ticks: Overlap of successive windows; None: a quarter of a window.
+            seed: Seed of the noise; the same seed gives the same arrays on CPU.
+            callback: Function that is called with the seconds generated so far and the total.
 
         Returns:
             The samples, `num_samples` of them.
+
+        Raises:
+            UsageFault: An argument is invalid.
+            DataError: An input is damaged or cannot be used.
         """
         name = task_named(arguments.text("task", task))
         num_samples, seed = (
@@ -343,7 +376,7 @@ class OmnigesPipeline:
         if conditions is not None and not isinstance(conditions, Mapping):
             raise arguments.refuse("conditions", "values by name of the condition stream", conditions)
         if callback is not None and not callable(callback):
-            raise arguments.refuse("callback", "a function of the seconds generated and in all, or None", callback)
+            raise arguments.refuse("callback", "a function of the seconds generated and the total, or None", callback)
         streams = self._loaded.identity.conditions
         asked = asked_values(streams, list((conditions or {}).items()), "conditions")
         require_guidable(TASKS[name], sampling, asked)
@@ -351,14 +384,14 @@ class OmnigesPipeline:
         self._sampler.codecs.require([TASKS[name]], Sources())
         inputs = {"audio": audio, "text": text, "gesture": gesture}
         item = self._item(name, inputs, audio_rate_hz, speaking_rate, seconds)
-        tokens, said = self._sampler.codecs.conditions(item, windows)
+        tokens, warnings = self._sampler.codecs.conditions(item, windows)
         described = values_of(streams, asked, item.recording)
         timelines = [Timeline(item.ticks, tokens, number, sample, described=described) for sample in range(num_samples)]
-        worked = _told_to(callback, num_samples * item.ticks)
+        worked = _reporting(callback, num_samples * item.ticks)
         made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
-        remarks = (*item.remarks, *said, *(remark for one in item.given for remark in one.remarks))
+        remarks = (*item.remarks, *warnings, *(remark for one in item.given for remark in one.remarks))
         return OmnigesOutput(samples, name, (*remarks, *self._sampler.remarks_on_absent(TASKS[name].targets)))
 
     def _item(
@@ -369,7 +402,7 @@ class OmnigesPipeline:
         speaking_rate: SpeakingRate | None,
         seconds: float | None,
     ) -> Input:
-        """The inputs of a task, read and cut to one length."""
+        """Return the inputs of a task, cut to one length."""
         _require_inputs(task, inputs)
         given: list[Given] = []
         if inputs["audio"] is not None:
@@ -405,7 +438,7 @@ class OmnigesPipeline:
         reading = self._sampler.reading()
         if rate is not None and not isinstance(rate, SpeakingRate):
             raise UsageFault(
-                f"speaking_rate {rate!r:.80}: what pipeline.speaking_rate(SHARDS) gives expected, or nothing"
+                f"speaking_rate {rate!r:.80}: the result of pipeline.speaking_rate(SHARDS) expected, or None"
             )
         codec, rate = reading.slots, rate or reading.rate
         if isinstance(text, Path) or (isinstance(text, str) and _names_file(text)):
@@ -417,9 +450,9 @@ class OmnigesPipeline:
         if isinstance(words, str):
             if rate is None:
                 raise UsageFault(
-                    "text: it has no times, and the checkpoint knows no speaking rate, for it learned from fewer than "
-                    f"{LEAST_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with times, or a "
-                    "TextGrid"
+                    "text: it has no times, and the checkpoint has no speaking rate, because its training set has "
+                    f"fewer than {LEAST_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with "
+                    "times, or a TextGrid"
                 )
             words = timed_words(words, rate)
             remarks.append(f"times estimated by a speaking rate learned from {rate.words} words")
@@ -442,8 +475,8 @@ def _sampling(steps: int, guidance: float, shift: float, last_level: float, solv
     )
 
 
-def _told_to(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
-    """Return a function that counts generated ticks and reports seconds of seconds to a callback."""
+def _reporting(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
+    """Return a function that adds up generated ticks and passes seconds and total to a callback."""
     done = 0.0
 
     def worked(ticks: float) -> None:
@@ -456,7 +489,7 @@ def _told_to(callback: Callable[[float, float], None] | None, total_ticks: int) 
 
 
 def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
-    """The inputs of a task, no fewer and no more."""
+    """Raise UsageFault unless exactly the inputs of the task are given."""
     given = {name for name, value in inputs.items() if value is not None}
     wanted = set(TASKS[task].conditions)
     if given != wanted:
@@ -471,19 +504,19 @@ def _item(given: Sequence[Given], seconds: float | None, reading: Reading) -> In
     if given:
         return cut_input(Input("input", 0, tuple(given)), seconds, reading)
     if seconds is None:
-        raise UsageFault("seconds: a number of at least 0.1 expected for samples that follow from no input, found none")
+        raise UsageFault("seconds: a number of at least 0.1 expected for samples without an input, found none")
     return cut_input(Input("unconditional", int(seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
 
 
 def _names_file(text: str) -> bool:
-    """Return whether a text names a file rather than words to speak: such a file exists, or it looks like one."""
+    """Return whether text is a path rather than words to speak: such a file exists, or it looks like a path."""
     if "\n" in text or "\0" in text or len(text) > _LONGEST_PATH:
         return False
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)
 
 
 def _checked_words(given: Any) -> list[dict[str, Any]]:
-    """Words with times as the rest of the module has them, by the rules of TextGrids; raises UsageFault for others."""
+    """Return words with times in order, by the rules of TextGrids; raise UsageFault for invalid ones."""
     if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
         raise UsageFault(f"text: a text, a file or words expected, found {type(given).__name__}")
     try:
@@ -494,7 +527,7 @@ def _checked_words(given: Any) -> list[dict[str, Any]]:
 
 
 def _array(name: str, given: Array) -> npt.NDArray[Any]:
-    """An array of an array or a tensor, on whatever device it is; raises UsageFault for what is none."""
+    """Return an array or a tensor on any device as an array; raise UsageFault for other types."""
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
         given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
@@ -506,11 +539,11 @@ def _array(name: str, given: Array) -> npt.NDArray[Any]:
 def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -> Given:
     if isinstance(audio, Path | str):
         if rate_hz is not None:
-            raise UsageFault("audio_rate_hz: given with a file, which tells its own rate: leave it out")
+            raise UsageFault("audio_rate_hz: given with a file, which contains its rate: remove it")
         return read_audio(Path(audio), None, loudness)
     samples = _array("audio", audio)
     if rate_hz is None:
-        raise UsageFault("audio: an array does not tell its rate: give audio_rate_hz, such as audio_rate_hz=16000")
+        raise UsageFault("audio: an array has no sample rate: give audio_rate_hz, such as audio_rate_hz=16000")
     rate_hz = arguments.whole("audio_rate_hz", rate_hz, 1)
     if samples.dtype in {np.dtype(np.int16), np.dtype(np.int32)}:
         samples = samples / np.float32(-np.iinfo(samples.dtype).min)
@@ -522,7 +555,7 @@ def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -
             f"audio: floats, int16 or int32 of shape (N,), (N, channels) or (channels, N) expected, with at most "
             f"{_MOST_CHANNELS} channels and more samples than that, found {samples.dtype} of {tuple(samples.shape)}"
         )
-    loudest = float(np.abs(samples).max())  # NaN is refused where samples are read
+    loudest = float(np.abs(samples).max())  # NaN is refused when samples are read
     if loudest > LOUDEST:
         raise UsageFault(
             f"audio: floats in [−1, 1] expected, found some up to {loudest:g}: divide them by full scale, such as 32768"
@@ -538,7 +571,7 @@ def _gesture(gesture: Path | str | Array) -> Given:
     if channels.ndim != 2 or channels.shape[1] != LAYOUT.channels or len(channels) < FRAMES_PER_TICK:
         raise UsageFault(f"gesture: channels (3 frames or more, {LAYOUT.channels}) expected, found {channels.shape}")
     if channels.dtype.kind != "f" or not np.isfinite(channels).all():
-        raise UsageFault(f"gesture: finite channels expected, found others in an array of {channels.dtype}")
+        raise UsageFault(f"gesture: finite floats expected, found other values in an array of {channels.dtype}")
     array = np.ascontiguousarray(channels, np.float32)
     ticks = len(array) // FRAMES_PER_TICK
     return Given("gesture", "gesture", ticks, Held(array), "gesture", sha256_hex(array.tobytes()))

@@ -1,4 +1,4 @@
-"""`generate`: inputs through a checkpoint's model to files, any number and any length, whole results or none."""
+"""`generate`: inputs through a checkpoint's model to files, of any number and length, complete or absent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.canonical_json import file_sha256
 
 _MOST_WINDOWS: Final = 32
-"""Windows of all results that are worked on together."""
+"""Windows of all results that are generated together."""
 
 _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
     "gesture": (".npz",),
@@ -46,12 +46,20 @@ _Made = tuple[Path, GeneratedRecord]
 def generate(
     settings: GenerateSettings, count: Count = lambda _done, _total: None, codecs: Codecs | None = None
 ) -> GenerateSummary:
-    """Generate all results; `count` is called with the seconds done of how many.
+    """Generate all results.
 
-    The latter are estimated from the inputs that were read so far. `codecs`: those that `codecs_of` gives for these
-    settings, where somebody has loaded some of them already.
+    Args:
+        settings: Settings of the command.
+        count: Function that is called with the seconds generated so far and an estimate of the total.
+        codecs: Result of `codecs_of` for these settings, if codecs were loaded before.
 
-    Raises UsageFault, DataError or EnvironmentFault; results that were written before are whole.
+    Returns:
+        The summary.
+
+    Raises:
+        UsageFault: The settings are not possible.
+        DataError: An input or the checkpoint is damaged. Results written before are complete.
+        EnvironmentFault: A file cannot be read or written, or a package is not installed.
     """
     began = time.monotonic()
     task = task_named(settings.task)
@@ -67,7 +75,7 @@ def generate(
     recorded = TASKS[task].targets if settings.pictures else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
-        raise UsageFault("--continuous: latents of a quantizing codec to decode expected, found none: remove it")
+        raise UsageFault("--continuous: a target with a quantizing codec expected, found none: remove it")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.out, recorded))
     _refuse_taken(settings, task, inputs)
     new = not settings.out.exists()
@@ -84,7 +92,7 @@ def generate(
         return settings.num_samples * len(window_spans(item.ticks, windows))
 
     try:
-        read = (plan.load() for plan in inputs)  # each when its turn comes
+        read = (plan.load() for plan in inputs)  # lazily, one after the other
         for group in packed(read, windows_of, _MOST_WINDOWS):
             progress.begin(group)
             for path, record in job.results(group, progress.worked):
@@ -93,19 +101,27 @@ def generate(
                 made_ticks += record.ticks
     finally:
         if new and not records:
-            with contextlib.suppress(OSError):  # something is in it after all
+            with contextlib.suppress(OSError):  # not empty
                 settings.out.rmdir()
     elapsed = time.monotonic() - began
     return GenerateSummary(settings.out, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(remarks))
 
 
 def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
-    """The codecs of a model, from the folders that the settings name; none is loaded yet."""
+    """Return the codecs of a model, which are loaded later.
+
+    Args:
+        settings: Settings that name the folders.
+        identity: The model.
+
+    Returns:
+        The codecs.
+    """
     return Codecs(identity.codecs, settings.codecs, settings.t5_tokenizer, quantised=not settings.continuous)
 
 
 class _Progress:
-    """Seconds made, and how many there will be if inputs that were not read yet are as long as those that were."""
+    """Seconds generated, and an estimate of the total, in which unread inputs have the mean length of read ones."""
 
     def __init__(self, inputs: int, samples: int, count: Count) -> None:
         self._inputs, self._samples, self._count = inputs, samples, count
@@ -114,13 +130,13 @@ class _Progress:
         self._worked_ticks = 0.0
 
     def begin(self, group: Sequence[Input]) -> None:
-        """Some inputs were read."""
+        """Count inputs that were read."""
         self._read += len(group)
         self._read_ticks += sum(item.ticks for item in group)
         self.worked(0.0)
 
     def worked(self, ticks: float) -> None:
-        """A share of the work of so many ticks was done."""
+        """Count generated ticks."""
         self._worked_ticks += ticks
         total = self._read_ticks / self._read * self._inputs * self._samples
         self._count(self._worked_ticks / TICKS_PER_SECOND, total / TICKS_PER_SECOND)
@@ -131,7 +147,7 @@ def _names(name: str, samples: int) -> list[str]:
 
 
 def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput]) -> None:
-    """No result may take the place of another, of a person's file, or of its own input."""
+    """Refuse to overwrite a result, another file of the user, or an input."""
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)[:1]
     if twice:
@@ -145,7 +161,7 @@ def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[Planne
     own = [path for path in found if any(file.exists() and path.samefile(file) for file in given)]
     if own:
         raise UsageFault(
-            f"-o {settings.out}: {own[0].name} is an input, which its result would replace: choose another"
+            f"-o {settings.out}: {own[0].name} is an input, which its result would replace: choose another folder"
         )
     if found and not settings.overwrite:
         more = f" and {len(found) - 1} more files" if len(found) > 1 else ""
@@ -154,11 +170,11 @@ def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[Planne
         )
     for path in found:
         if path.suffix == ".json":
-            _earlier_record(path)  # refused before minutes of sampling, not behind them
+            _earlier_record(path)  # raises before the sampling, which may take minutes
 
 
 def _earlier_record(path: Path) -> GeneratedRecord:
-    """The record of a result that --overwrite replaces; UsageFault for a file that is none, which stays."""
+    """Return the record of a result that --overwrite replaces; raise UsageFault for another file, which is kept."""
     try:
         return read_record(path)
     except DataError as error:
@@ -174,16 +190,24 @@ class _Job:
     loaded: Loaded
     sampler: Sampler
     windows: WindowSettings
-    body: Body | None  # None: that of the input, else the average one
-    voice: VoiceOf | None  # None: the task makes no audio
-    known: bool | None  # whether the model was trained on the shards that samples are of
+    body: Body | None  # None: that of the input, or `NEUTRAL`
+    voice: VoiceOf | None  # None: audio is no target
+    known: bool | None  # the model was trained on the shards of the samples; None: not known
     asked: Asked  # values of condition streams
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Made]:
-        """Make and write the results of some inputs."""
+        """Generate and write the results of some inputs.
+
+        Args:
+            group: The inputs.
+            worked: Called with generated ticks.
+
+        Yields:
+            The path of the record, and the record.
+        """
         settings, asked = self.settings, list[tuple[Input, Timeline]]()
         for read in group:
-            # Once for all samples, for it may take time.
+            # Only once for all samples, because encoding may be slow.
             conditions, remarks = self.sampler.codecs.conditions(read, self.windows)
             item = replace(read, remarks=(*read.remarks, *remarks))
             speaker = self.sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
@@ -196,7 +220,7 @@ class _Job:
             yield from self._sampled(some, worked)
 
     def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Made]:
-        """Make and write results side by side; each has files open until it is whole."""
+        """Generate and write results together; each has open files until it is complete."""
         settings, targets = self.settings, TASKS[self.task].targets
         waiting: dict[int, Results] = {}
         timelines = [timeline for _, timeline in asked]
@@ -218,11 +242,11 @@ class _Job:
         return found if start is None else replace(found, start_xz=np.array(start))
 
     def _write(self, item: Input, timeline: Timeline, results: Results) -> _Made:
-        """All files of a result, its record last; none of them where something comes between."""
+        """Write all files of a result, its record last; after an error none of them is left."""
         settings = self.settings
         name = _names(item.name, settings.num_samples)[timeline.sample]
         path = settings.out / f"{name}.json"
-        if settings.overwrite and path.exists():  # its record first, then what of its files is still as it was written
+        if settings.overwrite and path.exists():  # remove the record first, then unmodified files of the result
             earlier = _earlier_record(path)
             path.unlink()
             for entry in earlier.files.values():
@@ -286,13 +310,13 @@ class _Job:
         )
 
     def _remarks_on(self, item: Input) -> Iterator[str]:
-        """Return warnings about an input to this model."""
+        """Yield warnings about an input to this model."""
         if item.source is not None and self.known is False:
-            yield "the sample is of other shards than those the model was trained on"
+            yield "the model was not trained on the shards of this sample"
         lacking = absent_parts(item.present)
         if lacking:
-            yield f"the sample lacks {', '.join(lacking)}, and the model was given the rest"
+            yield f"the sample lacks {', '.join(lacking)}; the model received the rest"
         yield from self.sampler.remarks_on_absent(TASKS[self.task].targets)
-        strange = item.speaker is not None and item.speaker not in self.loaded.identity.speakers
-        if self.settings.speaker is None and strange:
-            yield f"the model does not know the speaker {item.speaker}: an unknown one was taken"
+        unknown = item.speaker is not None and item.speaker not in self.loaded.identity.speakers
+        if self.settings.speaker is None and unknown:
+            yield f"the model does not know the speaker {item.speaker}: generated with an unknown speaker"

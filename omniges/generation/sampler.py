@@ -1,8 +1,7 @@
-"""One sampler: a model with its codecs, from conditions of any length to arrays that a person can use.
+"""The sampler: a model with its codecs, from conditions of any length to arrays in the units of the shards.
 
-`generate`, `OmnigesPipeline` and validation all draw from it; they differ in where conditions come from and where
-arrays go. Arrays come in parts in the order of time, so memory does not grow with length, but for streams that are
-latents: a codec takes these whole.
+`generate`, `OmnigesPipeline` and validation all use it. Arrays come in parts in order of time, so memory does not grow
+with length. Latents are the exception, because a codec needs all of them at once.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ STATE_FILE: Final = "state.json"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The model of a checkpoint, and what the checkpoint says of it."""
+    """The model of a checkpoint, and the checkpoint's facts about it."""
 
     model: FlowModel
     identity: ModelIdentity
@@ -51,28 +50,28 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault where the checkpoint says that a task had no share in its training, or no sample."""
+        """Raise UsageFault if the task had no share in training, or a stream of it was in no training sample."""
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
-                f"{self.saved.path}: it was not trained on {task}, only on {', '.join(trained)}: take another task"
+                f"{self.saved.path}: it was not trained on {task}, only on {', '.join(trained)}: choose another task"
             )
         lost = self.identity.never_had(TASKS[task])
         if lost:
             raise UsageFault(
-                f"{self.saved.path}: it was not trained on {task}, for no sample had {' or '.join(lost)}: take another "
-                "task"
+                f"{self.saved.path}: it was not trained on {task}, because no sample had {' or '.join(lost)}: choose "
+                "another task"
             )
 
     def knows(self, shards: Path) -> bool | None:
-        """Say whether it was trained on a folder of shards; None where the checkpoint does not say on which."""
+        """Return whether the model was trained on a shard folder; None if the checkpoint does not tell."""
         loader = self.saved.object(STATE_FILE).get("loader") if STATE_FILE in self.saved.files else None
         if not isinstance(loader, dict) or not loader.get("manifest_hashes"):
             return None
         return bool(trained_on(loader, shards, self.identity.codec_names, self.identity.label_names))
 
     def facts(self) -> dict[str, Any]:
-        """The model as a record names it."""
+        """Return the model as records name it."""
         return {
             "checkpoint": str(self.saved.path),
             "step": self.saved.step,
@@ -86,26 +85,38 @@ class Loaded:
         }
 
     def history(self) -> dict[str, bytes]:
-        """The documents that tell how it was trained, as far as the checkpoint has them."""
+        """Return the checkpoint's documents about its training, as far as they exist."""
         return {name: self.saved.content(name) for name in (SETTINGS_FILE, STATE_FILE) if name in self.saved.files}
 
 
 def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
-    """The tasks that had a share in a checkpoint's training; None where it does not say how it was trained."""
+    """Return the tasks that had a share in training; None if the checkpoint does not tell."""
     flow = saved.object(SETTINGS_FILE).get("flow") if SETTINGS_FILE in saved.files else None
     shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
     return tuple(name for name, share in shares.items() if share) if isinstance(shares, dict) else None
 
 
 def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
-    """Load the model of a checkpoint or run, on the GPU where there is one. Raises UsageFault or DataError."""
+    """Load the model of a checkpoint or run, on the GPU if there is one.
+
+    Args:
+        checkpoint: Folder of the checkpoint or run.
+        weights: EMA weights or the last ones.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageFault: There is no checkpoint.
+        DataError: The checkpoint is damaged.
+    """
     saved = find_checkpoint(checkpoint)
     model, identity = load_model(saved, weights)
     return Loaded(model.to("cuda" if torch.cuda.is_available() else "cpu"), identity, saved, weights)
 
 
 class Codecs:
-    """The codecs of a model of latents, each loaded from the folder that a person gives when it is needed."""
+    """The codecs of a model of latents, each loaded when it is needed."""
 
     def __init__(
         self,
@@ -117,23 +128,23 @@ class Codecs:
         origin: tuple[str, str] = ("--codec", "the checkpoint"),
         device: torch.device | None = None,
     ) -> None:
-        """Name the codecs and their folders; none is loaded yet.
+        """Declare the codecs and their folders; none is loaded yet.
 
         Args:
-            entries: the codecs of the streams that are latents.
-            folders: name and folder of some of them.
-            t5_tokenizer: folder of a text codec's T5 tokenizer where that is not in its own.
-            quantised: whether codecs with codes snap what the model made to them before decoding.
-            origin: the flag that names folders, and what has the entries, for errors.
-            device: where codecs compute; None: on the GPU where there is one.
+            entries: Codecs of the streams that are latents.
+            folders: Name and folder of some of them.
+            t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
+            quantised: Snap latents to codes before decoding, for codecs with codes.
+            origin: Flag that names folders, and owner of the entries, for errors.
+            device: Device of the codecs; None: the GPU if there is one.
 
         Raises:
-            UsageFault: a folder is of a codec that the model does not have.
+            UsageFault: A folder is given for a codec that the model does not have.
         """
         self.entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
         self._quantised, self._origin, self._device = quantised, origin, device
         self._loaded: dict[StreamName, Codec] = {}
-        self._ends: dict[StreamName, frozenset[End]] = {}  # that each is loaded for
+        self._ends: dict[StreamName, frozenset[End]] = {}  # directions for which each is loaded
         names = [entry.name for entry in self.entries.values()]
         for name in self._folders:
             if name not in names:
@@ -142,11 +153,15 @@ class Codecs:
             raise UsageFault("--t5-tokenizer: the model has no text codec: remove it")
 
     def require(self, tasks: Iterable[Task], sources: Sources) -> None:
-        """Load what tasks need, before anything is made; what shards hold as latents needs no codec.
+        """Load the codecs that tasks need, so that errors come before the sampling.
 
-        A codec that is loaded for these ends already is not loaded again.
+        Args:
+            tasks: The tasks.
+            sources: Inputs; latents in shards need no codec.
 
-        Raises UsageFault where its folder is not given or holds another codec, DataError where it holds none.
+        Raises:
+            UsageFault: A folder is not given, or contains another codec.
+            DataError: A folder contains no codec.
         """
         wanted = list(tasks)
         conditions = {stream for task in wanted for stream in task.conditions}
@@ -160,14 +175,22 @@ class Codecs:
                 self.load(stream, *wanted_ends)
 
     def conditions(self, item: Input, windows: WindowSettings) -> tuple[dict[StreamName, TicksOf], tuple[str, ...]]:
-        """Return the model's tokens of an input in these windows, latents where a stream is latents, and warnings."""
+        """Return the conditions of an input, as latents for streams of latents.
+
+        Args:
+            item: The input.
+            windows: Lengths of the windows, which define the texts to encode.
+
+        Returns:
+            Conditions by stream, and warnings.
+        """
         found: dict[StreamName, TicksOf] = {}
         remarks: list[str] = []
         for given in item.given:
             entry = self.entries.get(given.stream)
             if isinstance(entry, WindowEntry):
-                found[given.stream], said = self._texts_of(given, item.ticks, window_spans(item.ticks, windows))
-                remarks += said
+                found[given.stream], lost = self._texts_of(given, item.ticks, window_spans(item.ticks, windows))
+                remarks += lost
             elif isinstance(entry, FrameEntry):
                 found[given.stream] = self._frames_of(given, entry, item.ticks)
             else:
@@ -175,12 +198,12 @@ class Codecs:
         return found, tuple(remarks)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
-        """Return whether these streams are decoded through codes; None: no codec with codes decodes them."""
+        """Return whether these streams are decoded through codes; None if none of their codecs has codes."""
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def _frames_of(self, given: Given, entry: FrameEntry, ticks: int) -> TicksOf:
-        """Rows of latents of frames: those of the shards, or of the array that was given."""
+        """Return rows of latents, from the shards if they have them, otherwise encoded from the array."""
         rows = entry.rows
         latents = given.latents
         if latents is None:
@@ -189,7 +212,7 @@ class Codecs:
         return lambda first, count: latents[rows(first) : rows(first) + rows(count)]
 
     def _texts_of(self, given: Given, ticks: int, spans: Sequence[tuple[int, int]]) -> tuple[TicksOf, list[str]]:
-        """Latents (N, V) of the text of each window, and remarks on what they lose of it."""
+        """Return latents (N, V) of the text of each window, and warnings about lost text."""
         codec = cast("WindowCodec", self.load(given.stream, "encode"))
         texts = codec.texts(given.words, ticks, spans)
         shape = codec.entry.latents, codec.entry.channels
@@ -197,9 +220,9 @@ class Codecs:
         lost = codec.lost(texts)
         cut, unknown = sum(one.cut for one in lost), sum(one.unknown for one in lost)
         of = f"of {len(texts)} windows of text"
-        remarks = [f"{cut} {of} lost their end: they have more text than {codec.entry.name} reads"] if cut else []
+        remarks = [f"{cut} {of} were cut: they are longer than {codec.entry.name} can read"] if cut else []
         remarks += (
-            [f"{unknown} {of} have letters that {codec.entry.name} cannot spell, which are lost"] if unknown else []
+            [f"{unknown} {of} contain letters that {codec.entry.name} cannot encode, which are lost"] if unknown else []
         )
         return lambda first, count: latents[first, count], remarks
 
@@ -209,7 +232,15 @@ class Codecs:
         return isinstance(self.entries.get("text"), WindowEntry)
 
     def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:
-        """First tick and ticks of the windows that texts are made for; None where text is slots."""
+        """Return the windows for which texts are generated; None if text is slots.
+
+        Args:
+            ticks: Length of the timeline.
+            windows: Lengths of the windows.
+
+        Returns:
+            First tick and length of each window, or None.
+        """
         return window_spans(ticks, windows) if self.untimed_text else None
 
     def given(self, stream: StreamName) -> bool:
@@ -217,17 +248,34 @@ class Codecs:
         return stream in self.entries and self.entries[stream].name in self._folders
 
     def missing(self, task: Task) -> StreamName | None:
-        """The first target of a task that is latents of a codec whose folder was not given."""
+        """Return the first target of a task that is latents of a codec without a folder, or None."""
         return next((name for name in task.targets if name in self.entries and not self.given(name)), None)
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
-        """Decode generated latents: the mel, or the text of each window."""
+        """Decode generated latents; return other arrays unchanged.
+
+        Args:
+            stream: The stream.
+            array: Generated rows.
+
+        Returns:
+            Arrays as shards hold them, or the `SpokenText` of each window.
+        """
         return decode_latents(self.load(stream, "decode"), array) if stream in self.entries else array
 
     def load(self, stream: StreamName, *ends: End) -> Codec:
-        """Load the codec of a stream for some ends at least, where that was not done before.
+        """Load the codec of a stream for at least some directions, unless that was done before.
 
-        Raises UsageFault where its folder is not given or holds another codec, DataError where it holds none.
+        Args:
+            stream: The stream.
+            *ends: ``encode``, ``decode`` or both.
+
+        Returns:
+            The codec.
+
+        Raises:
+            UsageFault: Its folder is not given, or contains another codec.
+            DataError: The folder contains no codec.
         """
         there = self._ends.get(stream, frozenset())
         if not there.issuperset(ends):
@@ -236,9 +284,9 @@ class Codecs:
                 raise UsageFault(
                     f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
                 )
-            self._loaded.pop(stream, None)  # two at once would be large
+            self._loaded.pop(stream, None)  # frees memory before the codec is loaded again
             self._ends.pop(stream, None)
-            of_text = isinstance(entry, WindowEntry)  # whose nets are large; others are whole in any case
+            of_text = isinstance(entry, WindowEntry)  # only these networks are large enough to load separately
             wanted = there | frozenset(ends) if of_text else BOTH_ENDS
             codec = load_same_codec(
                 entry,
@@ -256,27 +304,27 @@ class Codecs:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next rows of what is made of one timeline."""
+    """The next rows of one timeline's results."""
 
-    number: int  # of the timeline
-    rows: Mapping[StreamName, npt.NDArray[Any]]  # as the model gives them; latents come whole, with the last part
+    number: int  # index of the timeline
+    rows: Mapping[StreamName, npt.NDArray[Any]]  # not decoded; latents come all at once, with the last part
     last: bool
     codecs: Codecs
 
     def arrays(self) -> dict[StreamName, Any]:
-        """Decode the rows: arrays as shards hold them; of text that is latents, the `SpokenText` of each window.
+        """Decode the rows.
 
         Returns:
-            Arrays by stream.
+            By stream, arrays as shards hold them; for text that is latents, the `SpokenText` of each window.
 
         Raises:
-            DataError: the model gave what no codec decodes.
+            DataError: The codec cannot decode the latents.
         """
         return {name: self.codecs.decoded(name, rows) for name, rows in self.rows.items()}
 
 
 class Sampler:
-    """A model with what it takes to give it conditions and to make use of what it gives."""
+    """A model with its tokenizer and codecs, which samples timelines."""
 
     def __init__(
         self,
@@ -285,19 +333,30 @@ class Sampler:
         codecs: Codecs,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """Name the parts.
+        """Join the parts.
 
         Args:
-            model: in evaluation mode.
-            identity: what the model was built from.
-            codecs: of its streams that are latents.
-            autocast: the precision of the model; codecs decode in their own.
+            model: Model in evaluation mode.
+            identity: Identity of the model.
+            codecs: Codecs of its streams that are latents.
+            autocast: Context with the precision of the model; codecs use their own.
         """
         self.model, self.identity, self.codecs, self.autocast = model, identity, codecs, autocast
         self.slots = SlotCodec(identity.tokenizer)
 
     def speaker_number(self, name: str | None, *, named: bool) -> int:
-        """The number of a speaker, 0 for None and for one who was not in training unless `named` by a person."""
+        """Return the number of a speaker, 0: unknown.
+
+        Args:
+            name: Name of the speaker, or None.
+            named: The user gave the name, so an unknown one is refused.
+
+        Returns:
+            The number.
+
+        Raises:
+            UsageFault: The model does not know a speaker that the user named.
+        """
         speakers = self.identity.speakers
         if name is None:
             return 0
@@ -309,7 +368,7 @@ class Sampler:
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Parts of some targets that no sample of the training had, which are made at rest."""
+        """Return the parts of some targets that no training sample had, which are generated at rest."""
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in CHANNELS_OF)
@@ -317,12 +376,17 @@ class Sampler:
     def remarks_on_absent(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
         """Return warnings about parts that `absent_from` names."""
         absent = self.absent_from(targets)
-        return (f"at rest, for no sample of the training had it: {', '.join(absent)}",) if absent else ()
+        return (f"at rest, because no training sample had it: {', '.join(absent)}",) if absent else ()
 
     def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
-        """Windows as the model was trained on; overlaps of a quarter by default.
+        """Return windows of the length of training.
 
-        Where the task makes text that is latents, windows touch instead.
+        Args:
+            overlap_ticks: Overlap of successive windows. None: a quarter of a window, or 0 for text that is latents.
+            task: Name of the task.
+
+        Returns:
+            The lengths of the windows.
         """
         window, multiple = self.identity.window_ticks, self.identity.tick_multiple
         apart = any(self.model.stream(name).whole_windows for name in TASKS[task].targets)
@@ -331,13 +395,24 @@ class Sampler:
         return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple, apart=apart)
 
     def reading(self, folder: Path | None = None, recorded: tuple[StreamName, ...] = ()) -> Reading:
-        """Return the settings for reading inputs for the model."""
+        """Return the settings for reading inputs for the model.
+
+        Args:
+            folder: Folder of temporary files, see `Spool`.
+            recorded: Recorded streams of samples to show beside the results.
+
+        Returns:
+            The settings.
+
+        Raises:
+            DataError: The checkpoint's speaking rate is damaged.
+        """
         identity = self.identity
         slots = None if "text" in identity.codecs else self.slots
         try:
             rate = SpeakingRate.from_json(identity.speaking_rate) if identity.speaking_rate else None
         except ValueError as error:
-            raise DataError(f"the checkpoint's {SPEAKING_RATE_FILE}: {error}: take another checkpoint") from error
+            raise DataError(f"the checkpoint's {SPEAKING_RATE_FILE}: {error}: choose another checkpoint") from error
         return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded, rate)
 
     def sample(
@@ -349,25 +424,28 @@ class Sampler:
         settings: SamplingSettings,
         worked: Callable[[float], None] = lambda _ticks: None,
     ) -> Iterator[Part]:
-        """Make the targets of several timelines of any lengths, part by part.
+        """Sample the targets of several timelines of any lengths, part by part.
 
         Args:
-            timelines: lengths and conditions.
-            targets: streams that are made.
-            seed: of the noise, which is keyed by seed, sample and tick.
-            windows: how timelines are cut.
-            settings: steps and solver.
-            worked: called after each step with the step's share of the ticks that come out at the end.
+            timelines: Lengths and conditions.
+            targets: Streams to generate.
+            seed: Seed of the noise, which is keyed by seed, sample and tick.
+            windows: Lengths of the windows.
+            settings: Steps and solver.
+            worked: Called after each step with the generated ticks that the step is worth.
+
+        Yields:
+            Parts of the results.
 
         Raises:
-            DataError: text is NaN or infinite.
+            DataError: Generated text is NaN or infinite.
         """
         left = [timeline.ticks for timeline in timelines]
         latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
         made = sample_timelines(self.model, timelines, targets, seed, windows, settings, worked)
         at_rest, rest = [CHANNELS_OF[part] for part in self.absent_from(targets)], rest_channels()
         while True:
-            with self.autocast():  # not around a yield, whose caller would compute in it too
+            with self.autocast():  # not around the yield, which would change the caller's precision
                 found = next(made, None)
             if found is None:
                 return
@@ -384,7 +462,7 @@ class Sampler:
 
 
 def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
-    """The whole arrays of each timeline, in memory; raises as `Part.arrays` does."""
+    """Return the complete arrays of each timeline, in memory; raise the errors of `Part.arrays`."""
     found: dict[int, dict[StreamName, list[Any]]] = {}
     for part in parts:
         own = found.setdefault(part.number, {})

@@ -1,4 +1,4 @@
-"""Settings of `omniges generate`, and what it says at the end; light enough for `omniges --help`."""
+"""Settings and summary of `omniges generate`; quick to import for `omniges --help`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ Weights = Literal["ema", "last"]
 
 
 def task_named(name: str) -> str:
-    """The task of a name such as a2g, at2g (letters in any order) or unconditional; raises UsageFault for no task."""
+    """Return the task of a name such as a2g, at2g (letters in any order) or unconditional.
+
+    Args:
+        name: The name.
+
+    Returns:
+        Name of the task in `TASKS`.
+
+    Raises:
+        UsageFault: There is no such task.
+    """
     if name in {"unconditional", "joint"}:
         return "joint"
     sides = [sorted(side) for side in name.split("2", 1)]
@@ -39,7 +49,16 @@ def task_named(name: str) -> str:
 
 
 def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collection[Any] = ()) -> None:
-    """Raise UsageFault for a weight of inputs where the task has none; `conditions` are those of condition streams."""
+    """Raise UsageFault for a guidance weight if there is nothing to guide by.
+
+    Args:
+        task: The task.
+        sampling: Settings of the sampler.
+        conditions: Values of condition streams.
+
+    Raises:
+        UsageFault: The weight is not 1, and the task has no conditions.
+    """
     if sampling.guidance != 1 and not task.conditions and not conditions:
         raise UsageFault(f"guidance {sampling.guidance:g}: this task has no inputs to weight: use 1")
 
@@ -61,7 +80,7 @@ def _start(flag: str, text: str) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Sources of inputs, as a person names them."""
+    """Sources of inputs."""
 
     audio: tuple[Path, ...] = option((), "Audio file as a condition; may be repeated.")
     text: tuple[str, ...] = option(
@@ -76,18 +95,18 @@ class Sources:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself, by the name of the flag."""
+        """Refuse values out of range and contradictions."""
         check(self)
         if (self.keys or self.split) and self.shards is None:
             raise UsageFault("--key and --split: name samples of a shard folder: add --shards DIR")
 
     def files(self, stream: StreamName) -> tuple[str, ...]:
-        """The files of a stream."""
+        """Return the files of a stream."""
         return tuple(map(str, getattr(self, stream)))
 
     @property
     def from_shards(self) -> bool:
-        """True if inputs are samples of the shard folder; otherwise it serves for the speaking rate alone."""
+        """True if inputs are samples of the shard folder; otherwise the folder only provides the speaking rate."""
         return bool(self.keys or self.split)
 
 
@@ -142,7 +161,7 @@ class GenerateSettings:
     overwrite: bool = option(False, "Replace results of the same names.")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be, by the name of the flag, and what would change nothing of what the task makes."""
+        """Refuse values out of range, and options that the task does not use."""
         check(self)
         if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
             raise UsageFault("--start {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
@@ -158,23 +177,23 @@ class GenerateSettings:
 
 @dataclass(frozen=True, slots=True)
 class GenerateSummary:
-    """Summary of what was generated."""
+    """Summary of `generate`."""
 
     folder: Path
     records: tuple[Path, ...]
     generated_s: float
     elapsed_s: float
     remarks: tuple[str, ...]
-    """Of all results, each once, in the order in which they came up."""
+    """Distinct warnings of all results, in order."""
 
     @property
     def lines(self) -> list[str]:
-        """Lines for a person."""
+        """Lines for the terminal."""
         speed = self.generated_s / self.elapsed_s if self.elapsed_s else 0.0
         pace = f"{self.elapsed_s:.1f} s, {speed:.1f} times real time"
         results = "result" if len(self.records) == 1 else "results"
         found = [f"{len(self.records)} {results}, {self.generated_s:.1f} s, in {self.folder}: {pace}"]
-        found += [f"remark: {remark}" for remark in self.remarks[:_MOST_REMARKS]]
+        found += [f"warning: {remark}" for remark in self.remarks[:_MOST_REMARKS]]
         if len(self.remarks) > _MOST_REMARKS:
-            found.append(f"and {len(self.remarks) - _MOST_REMARKS} more remarks: see the JSON beside each result")
+            found.append(f"and {len(self.remarks) - _MOST_REMARKS} more warnings: see the JSON beside each result")
         return found

@@ -1,13 +1,13 @@
 """Vocoders: log-mels to waveforms, by librosa's Griffin-Lim or by a HiFi-GAN of a local folder.
 
-Griffin-Lim: magnitudes are those of the filters' pseudo-inverse, at least 0, brought nearer to the mel by
-multiplicative updates (Lee and Seung 2001), which keep them non-negative. Phases come from librosa's Griffin-Lim with
-momentum 0.99 (Griffin and Lim 1984; Perraudin et al. 2013), begun with random ones of a seed. What a mel of 64 bands
-does not tell is not there: the sound is that of a telephone in a hall, for listening, not for measuring.
+Griffin-Lim needs magnitudes. They start from the filters' pseudo-inverse, at least 0, and are refined by multiplicative
+updates (Lee and Seung 2001), which keep them non-negative. Phases come from librosa's Griffin-Lim with momentum 0.99
+(Griffin and Lim 1984; Perraudin et al. 2013), initialized at random by a seed. A mel of 64 bands lacks detail, so the
+waveform is for listening, not for measuring.
 
-A HiFi-GAN folder is what `SpeechT5HifiGan.save_pretrained` of transformers writes and AudioLDM2 has under ``vocoder``:
-``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``. Its mel must be ours: 64 bands, 16 kHz, hop 160,
-and natural log of magnitudes, which a file does not say and AudioLDM2's is.
+A HiFi-GAN folder is written by `SpeechT5HifiGan.save_pretrained` of transformers; AudioLDM2 has one under ``vocoder``.
+It contains ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``. Its mel must have 64 bands, 16 kHz and
+hop 160. It must also be the natural log of magnitudes, as AudioLDM2's is, which no file states.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ _DILATIONS: Final = [[1, 3, 5], [1, 3, 5], [1, 3, 5]]  # of a config.json that d
 _WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 
 LEAST_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
-"""Of a mel that has a waveform."""
+"""Shortest mel that can be converted to a waveform."""
 
 
 class MelVoice(Protocol):
-    """Turns a log-mel that comes in pieces into 16 kHz samples."""
+    """A converter of a log-mel, passed in pieces, into 16 kHz samples."""
 
     def push(self, mel: F32, /) -> F32:
-        """More of the mel (F, 64); returns the samples that are ready."""
+        """Append mel frames (F, 64); return the samples that are ready."""
 
     def finish(self) -> F32:
-        """The last samples."""
+        """Return the last samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class VoiceOf:
-    """A way to make sound of mels."""
+    """A vocoder by name, which converts mels to waveforms."""
 
     name: str  # for records: griffin-lim, or hifi-gan with its digest
     remark: str | None
-    begin: Callable[[int], MelVoice]  # by seed
+    begin: Callable[[int], MelVoice]  # makes a converter from a seed
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def _inverse_filters() -> F64:
 
 
 def _magnitudes(mel: F32) -> F64:
-    """STFT magnitudes (513, F) whose mel is nearest to exp of log-mels (F, 64)."""
+    """Return STFT magnitudes (513, F) whose mel approximates exp of log-mels (F, 64)."""
     wanted = np.exp(mel.astype(np.float64)).T
     filters = mel_filterbank()
     found = np.maximum(_inverse_filters() @ wanted, _TINY)
@@ -84,19 +84,19 @@ def _magnitudes(mel: F32) -> F64:
 
 
 class GriffinLim:
-    """A voice: 16 kHz samples of a log-mel that comes in pieces, by Griffin–Lim.
+    """A converter of a log-mel into 16 kHz samples by Griffin–Lim.
 
-    Segments of 20 s fade into each other over 0.5 s, so memory does not grow with length. Same mel and seed, same
-    samples, however the mel is cut into pieces.
+    Segments of 20 s are cross-faded over 0.5 s, so memory does not grow with length. The samples depend only on mel and
+    seed, not on the pieces in which the mel is passed.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._held: F32 = np.zeros((0, MEL_BANDS), np.float32)
-        self._tail: F64 | None = None  # the end of the last segment, fading out
+        self._tail: F64 | None = None  # faded end of the previous segment
 
     def push(self, mel: F32) -> F32:
-        """More of the mel (F, 64); returns the samples that are ready, 0 or more."""
+        """Append mel frames (F, 64); return the samples that are ready, 0 or more."""
         if mel.ndim != 2 or mel.shape[1] != MEL_BANDS:
             raise ValueError(f"log-mel (F, {MEL_BANDS}) expected, found {mel.shape}")
         self._held = np.concatenate([self._held, mel])
@@ -109,14 +109,14 @@ class GriffinLim:
         return _joined(ready)
 
     def finish(self) -> F32:
-        """The last samples. Raises ValueError where there were fewer than 4 frames in all."""
+        """Return the last samples; raise ValueError if there were fewer than 4 frames in all."""
         if len(self._held) < LEAST_FRAMES:
             raise ValueError(f"log-mel of at least {LEAST_FRAMES} frames expected, found {len(self._held)}")
         return _joined([self._segment(self._held)])
 
     def _segment(self, mel: F32) -> F64:
-        """Samples (160 F,) of a segment."""
-        padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the last sample's end
+        """Return the samples (160 F,) of a segment."""
+        padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the end of the last sample
         found = load_librosa().griffinlim(
             _magnitudes(padded),
             n_iter=_ITERATIONS,
@@ -146,29 +146,45 @@ def _joined(pieces: list[F64]) -> F32:
 
 
 def waveform_from_mel(mel: F32, voice: MelVoice) -> F32:
-    """16 kHz samples (160 F,) float32 of a whole log-mel (F, 64), in [−1, 1]: louder ones are scaled down.
+    """Convert a complete log-mel to a waveform.
 
-    Raises what the voice does; Griffin–Lim ValueError for another shape or fewer than 4 frames.
+    Args:
+        mel: Log-mel (F, 64).
+        voice: A new converter.
+
+    Returns:
+        16 kHz samples (160 F,) float32 in [−1, 1], scaled down if they are louder.
+
+    Raises:
+        ValueError: The mel has another shape or, for Griffin–Lim, fewer than 4 frames.
     """
     samples = np.concatenate([voice.push(mel), voice.finish()])
     return np.asarray(samples / max(1.0, float(np.abs(samples).max())), dtype=np.float32)
 
 
 GRIFFIN_LIM: Final = VoiceOf(
-    "griffin-lim", "the waveform is Griffin-Lim's of 64 mel bands: measure on the mel, not on it", GriffinLim
+    "griffin-lim", "the waveform is computed by Griffin-Lim from 64 mel bands: measure on the mel instead", GriffinLim
 )
 
 
 def chosen_voice(folder: Path | None) -> VoiceOf:
-    """Return the HiFi-GAN of a folder, Griffin–Lim without one; raises as `load_hifi_gan` does."""
+    """Return the HiFi-GAN of a folder, or Griffin–Lim for None; raise the errors of `load_hifi_gan`."""
     return GRIFFIN_LIM if folder is None else load_hifi_gan(folder)
 
 
 def load_hifi_gan(folder: Path) -> VoiceOf:
-    """The HiFi-GAN of a folder, on the GPU where there is one.
+    """Load the HiFi-GAN of a folder, on the GPU if there is one.
 
-    Raises UsageFault where there is none, DataError where it is damaged or of another mel, EnvironmentFault without
-    transformers.
+    Args:
+        folder: Folder of the HiFi-GAN.
+
+    Returns:
+        The vocoder.
+
+    Raises:
+        UsageFault: The folder contains none.
+        DataError: The folder is damaged, or expects another mel.
+        EnvironmentFault: The package transformers is not installed.
     """
     config = _read_config(folder)
     file = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
@@ -191,7 +207,7 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:  # of a configuration or tensors that do not fit
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: not the weights of its config.json ({reason}): take another folder") from error
+        raise DataError(f"{file}: not the weights of its config.json ({reason}): choose another folder") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = model
     network.to(device).eval()
@@ -200,13 +216,13 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
     context = _context_frames(settings.to_dict())
     return VoiceOf(
         f"hifi-gan {file} sha256 {digest}",
-        "the waveform is a HiFi-GAN's of 64 mel bands: measure on the mel, not on it",
+        "the waveform is computed by a HiFi-GAN from 64 mel bands: measure on the mel instead",
         lambda _seed: HifiGan(network, context),
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, once its mel and its rates are found to be ours."""
+    """Return config.json, after checking its mel and its rates."""
     path = folder / "config.json"
     if not path.is_file():
         raise UsageFault(f"--vocoder {folder}: the folder of a HiFi-GAN with config.json expected, found none there")
@@ -232,7 +248,7 @@ def _are_counts(found: Any) -> bool:
 
 
 def _context_frames(config: Mapping[str, Any]) -> int:
-    """Mel frames to either side that a sample may depend on."""
+    """Return the number of mel frames on either side on which a sample may depend."""
     reach = 3.0  # the first convolution has 7 taps
     samples = 1
     residual = max(
@@ -247,15 +263,15 @@ def _context_frames(config: Mapping[str, Any]) -> int:
 
 
 class HifiGan:
-    """A voice: a HiFi-GAN on segments of 5 s, each with its receptive field on either side, so no cut is audible."""
+    """A converter that runs a HiFi-GAN on segments of 5 s with their receptive field, so boundaries are not audible."""
 
     def __init__(self, model: torch.nn.Module, context_frames: int) -> None:
         self._model, self._context = model, context_frames
         self._held: F32 = np.zeros((0, MEL_BANDS), np.float32)
-        self._before = 0  # frames held that have sounded already
+        self._before = 0  # held frames that were converted before
 
     def push(self, mel: F32) -> F32:
-        """More of the mel (F, 64); returns the samples that are ready."""
+        """Append mel frames (F, 64); return the samples that are ready."""
         self._held = np.concatenate([self._held, mel])
         ready = [np.zeros(0, np.float32)]
         while len(self._held) >= self._before + _HIFI_GAN_SEGMENT_FRAMES + self._context:
@@ -263,13 +279,13 @@ class HifiGan:
         return np.concatenate(ready)
 
     def finish(self) -> F32:
-        """The last samples."""
+        """Return the last samples."""
         left = len(self._held) - self._before
         return self._sound(left, len(self._held)) if left else np.zeros(0, np.float32)
 
     @torch.no_grad()
     def _sound(self, frames: int, stop: int) -> F32:
-        """Samples of the next frames, from what is held up to `stop`."""
+        """Return the samples of the next frames, computed from the held frames up to `stop`."""
         device = next(self._model.parameters()).device
         mel = torch.from_numpy(np.ascontiguousarray(self._held[:stop])).to(device)
         samples: F32 = self._model(mel).float().cpu().numpy()

@@ -1,9 +1,9 @@
-"""Times of words that have none: a speaking rate learned from training words, kept in checkpoints.
+"""Word timings for plain text: a speaking rate learned from training words, which checkpoints contain.
 
-A word of n letters takes a + b·n seconds (least squares over the words of the train split). Between words of a
-sentence there is the median of the gaps that are shorter than 0.2 s, after a comma and the like the median of those
-from 0.2 to 0.6 s, after a full stop and the like that of the longer ones up to 2 s; where the shards lack such a gap,
-its lower bound (0 for the shortest). Times are estimates, and results say so.
+A word of n letters takes a + b·n seconds (least squares over the words of the train split). Pauses are medians of the
+gaps between words. Within a sentence: gaps below 0.2 s. After a comma and similar: gaps from 0.2 to 0.6 s. After a full
+stop and similar: gaps from 0.6 to 2 s. If the shards have no such gap, the pause is the lower bound. Times are
+estimates, which results state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omniges.storage.files import parse_json
 _BOUNDS_S: Final = (0.0, 0.2, 0.6, 2.0)
 _LEAST_S: Final = 0.05
 LEAST_WORDS: Final = 10
-"""How many a speaking rate is learned from."""
+"""Smallest number of words from which a speaking rate is learned."""
 _MOST: Final = 1e9  # seconds or words
 _SENTENCE: Final = frozenset(".!?…。！？؟")
 _PHRASE: Final = frozenset(",;:、，；：،؛-–—")
@@ -33,17 +33,17 @@ _EDGES: Final = re.compile(r"^[^\w']+|[^\w']+$")
 
 @dataclass(frozen=True, slots=True)
 class SpeakingRate:
-    """Seconds of words and of pauses between them."""
+    """Durations of words and of the pauses between them, in seconds."""
 
     base_s: float
     letter_s: float
     gap_s: float
     phrase_s: float
     sentence_s: float
-    words: int  # that it was learned from
+    words: int  # number of words it was learned from
 
     def as_json(self) -> bytes:
-        """Return the file of a checkpoint that says it."""
+        """Return the content of the checkpoint's file."""
         return json_document(asdict(self))
 
     @classmethod
@@ -57,7 +57,7 @@ class SpeakingRate:
         return cls(**found)
 
     def word_s(self, word: str) -> float:
-        """Seconds of a word."""
+        """Return the duration of a word in seconds."""
         return max(_LEAST_S, self.base_s + self.letter_s * _letters(word))
 
 
@@ -66,9 +66,16 @@ def _letters(word: str) -> int:
 
 
 def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
-    """The rate of clips' words (``word``, ``start`` and ``end`` in seconds).
+    """Learn the speaking rate of clips' words (``word``, ``start``, ``end`` in seconds).
 
-    Raises UsageFault where there are fewer than 10.
+    Args:
+        clips: Words of each clip, in order of time.
+
+    Returns:
+        The speaking rate.
+
+    Raises:
+        UsageFault: There are fewer than 10 words.
     """
     letters: list[int] = []
     lengths: list[float] = []
@@ -79,8 +86,8 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
         gaps += [after["start"] - before["end"] for before, after in itertools.pairwise(words)]
     if len(lengths) < LEAST_WORDS:
         raise UsageFault(
-            f"plain text: at least {LEAST_WORDS} words expected in the train split of --shards to learn how fast "
-            f"words are spoken, found {len(lengths)}; give other shards, or a TextGrid"
+            f"plain text: at least {LEAST_WORDS} words expected in the train split of --shards to learn a speaking "
+            f"rate, found {len(lengths)}; give other shards, or a TextGrid"
         )
     design = np.stack([np.ones(len(letters)), np.array(letters, dtype=np.float64)], axis=1)
     (base, slope), *_ = np.linalg.lstsq(design, np.array(lengths), rcond=None)
@@ -94,9 +101,17 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
 
 
 def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
-    """Words of a text with estimated times, milliseconds; the first begins at 0.
+    """Return the words of a text with estimated times in whole milliseconds, from 0.
 
-    Punctuation at a word's edges makes pauses and is not spoken. Raises UsageFault for a text without words.
+    Args:
+        text: Plain text. Punctuation at the edges of a word makes pauses and is not spoken.
+        rate: Speaking rate.
+
+    Returns:
+        Words (``word``, ``start``, ``end`` in seconds).
+
+    Raises:
+        UsageFault: The text has no words.
     """
     words: list[dict[str, Any]] = []
     now = 0.0

@@ -1,8 +1,8 @@
-"""Results: what a model made, as motion, mel and words, and as files: SMPL-X NPZ, WAV with its mel, TextGrid, PNG.
+"""Results: generated motion, mel and words in memory, and as files: SMPL-X NPZ, WAV with its mel, TextGrid, PNG.
 
-Results come part by part and wait on the disk, so memory does not grow with their length. A result is one or several
-files NAME.* and its record NAME.json, which is written last: where there is a record, there is a complete result. By
-records `evaluate` reads results; docs/how-to/generate.md describes their fields.
+Results come in parts and are stored on disk, so memory does not grow with their length. A result is one or several
+files NAME.* and its record NAME.json. The record is written last: a result with a record is complete. `evaluate` finds
+results by their records, whose fields docs/how-to/generate.md describes.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 
 WINDOWS_TIER: Final = "windows"
-"""The tier of a TextGrid whose text is that of whole windows: one interval a window, no tier of words."""
+"""Tier of a TextGrid for text of complete windows, with one interval for each window and no tier of words."""
 
 _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1
 _MOST: Final = 1e12
 _OF_FILES: Final = "dict of files, each with path and sha256,"
-_LONGEST_NAME_BYTES: Final = 255  # what a Linux file name holds
+_LONGEST_NAME_BYTES: Final = 255  # limit of Linux file names
 _COPY_BYTES: Final = 1 << 20
 _SHOWN_TICKS: Final = 120  # in a picture
 _NO_TEXT: Final = "\ufffd"
 _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
-"""Unicode categories of what no label holds: control characters and lone surrogates."""
+"""Unicode categories that labels cannot contain: control characters and lone surrogates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class OutFile:
 
 
 class GestureSink:
-    """Gesture channels to an SMPL-X NPZ; rotations are made valid, the root's steps summed up from the start."""
+    """Writer of gesture channels as an SMPL-X NPZ, with valid rotations and the root's steps summed from the start."""
 
     def __init__(self, body: Body, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
@@ -78,11 +78,11 @@ class GestureSink:
         self._body, self._folder = body, folder
         self._channels = Spool(folder, (LAYOUT.channels,))
         self._motion = {name: Spool(folder, (columns,), kind) for name, (columns, kind) in MOTION_COLUMNS.items()}
-        self._at_xz = body.start_xz  # where the next frame is, but for its step
+        self._at_xz = body.start_xz  # position of the last frame
         self._invalid = 0.0
 
     def append(self, gesture: F32, /) -> None:
-        """Raises DataError for motion that has no rotation at all."""
+        """Append channels (T, 415); raise DataError if they contain no valid rotation."""
         six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
         self._invalid += invalid_rotations(six_d) * len(gesture)
         if len(self._channels):
@@ -95,11 +95,11 @@ class GestureSink:
         self.measures["invalid_rotations"] = self._invalid / len(self._channels)
 
     def motion(self) -> MotionArrays:
-        """The valid motion as the NPZ holds it."""
+        """Return the valid motion as the NPZ contains it."""
         return MotionArrays(**{name: spool.rows(0, len(spool)) for name, spool in self._motion.items()})
 
     def files(self) -> Iterator[OutFile]:
-        """The NPZ."""
+        """Yield the NPZ."""
         yield OutFile("gesture", ".npz", self._archive())
 
     def _archive(self) -> Iterator[bytes]:
@@ -112,24 +112,35 @@ class GestureSink:
                 yield part
 
     def shown(self, ticks: int) -> F32:
-        """Frames (3 ticks, 415)."""
+        """Return frames (3 ticks, 415) for a picture."""
         return self._channels.rows(0, 3 * ticks)
 
 
 def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArrays:
-    """SMPL-X motion of generated channels (T, 415), jaw and eyes at rest. DataError where there is no rotation."""
+    """Convert generated channels to SMPL-X motion with valid rotations, with jaw and eyes at rest.
+
+    Args:
+        gesture: Channels (T, 415).
+        start_xz: Start position (x, z) in metres.
+
+    Returns:
+        The motion.
+
+    Raises:
+        DataError: The channels contain no valid rotation.
+    """
     try:
         return motion_from_gesture(GestureClip(gesture, np.zeros((len(gesture), 9), np.float32), start_xz))
     except ValueError as error:
         raise DataError(
-            f"generated motion: {error}: the model is not trained enough; take another checkpoint"
+            f"generated motion: {error}: the model is not trained enough; choose another checkpoint"
         ) from error
 
 
 class SpeechSink:
-    """Log-mels to an .npy file and, through a voice, to a WAV; what is louder than full scale is scaled down.
+    """Writer of log-mels as an .npy file and, through a vocoder, as a WAV, scaled down if it is louder than full scale.
 
-    Without a voice, which takes long, there is no WAV.
+    Without a vocoder, which is slow, there is no WAV.
     """
 
     def __init__(self, voice: VoiceOf | None, seed: int, folder: Path | None) -> None:
@@ -141,30 +152,30 @@ class SpeechSink:
         self._peak = 1.0
 
     def append(self, mel: F32, /) -> None:
-        """More of the mel. Raises DataError for one that is none."""
+        """Append mel frames (F, 64); raise DataError if they are NaN or infinite."""
         if not np.isfinite(mel).all():
             raise DataError(
-                "generated sound: found levels that are no numbers: the model is not trained enough; take another "
-                "checkpoint"
+                "generated audio: finite mel values expected, found NaN or infinite ones: the model is not trained "
+                "enough; choose another checkpoint"
             )
         self._mel.append(mel)
         if self._voice is not None:
-            self._hear(self._voice.push(mel))
+            self._append_samples(self._voice.push(mel))
 
-    def _hear(self, samples: F32) -> None:
+    def _append_samples(self, samples: F32) -> None:
         self._samples.append(samples)
         self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
 
     def mel(self) -> F32:
-        """The log-mel (F, 64) as the model gave it."""
+        """Return the generated log-mel (F, 64)."""
         return self._mel.rows(0, len(self._mel))
 
     def files(self) -> Iterator[OutFile]:
-        """The mel and the WAV."""
+        """Yield the mel and the WAV."""
         yield OutFile("mel", ".mel.npy", self._array())
         if self._voice is None:
             return
-        self._hear(self._voice.finish())
+        self._append_samples(self._voice.finish())
         if self._peak > 1:
             self.remarks.append(f"the waveform was {self._peak:.2f} times too loud and was scaled down")
         scaled = ((block / self._peak).astype(np.float32) for block in self._samples.blocks())
@@ -178,20 +189,20 @@ class SpeechSink:
         yield from (block.tobytes() for block in self._mel.blocks())
 
     def shown(self, ticks: int) -> F32:
-        """Mel frames (10 ticks, 64)."""
+        """Return mel frames (10 ticks, 64) for a picture."""
         return self._mel.rows(0, MEL_FRAMES_PER_TICK * ticks)
 
 
 class Labels:
-    """Generated texts as TextGrid labels that readers return unchanged, and a count of what that changed."""
+    """A converter of generated texts into TextGrid labels that readers return unchanged; it counts the changes."""
 
     def __init__(self, kind: str) -> None:
-        self._kind = kind  # what has a label, for remarks
+        self._kind = kind  # labelled things, for warnings
         self._controls = 0
         self._silences: set[str] = set()
 
     def label(self, text: str) -> str:
-        """A text in one line: white space is one space, and a control character U+FFFD, like bytes that are no text."""
+        """Return a text in one line, with single spaces, and U+FFFD for each control character and lone surrogate."""
         joined = " ".join(text.split())
         found = "".join(_NO_TEXT if category(letter) in _UNWRITABLE else letter for letter in joined)
         self._controls += found != joined
@@ -202,13 +213,13 @@ class Labels:
     @property
     def remarks(self) -> list[str]:
         """Warnings about the labels so far."""
-        told = []
+        warnings = []
         if self._controls:
-            told.append(f"{self._controls} {self._kind} with control characters, each written as {_NO_TEXT}")
+            warnings.append(f"{self._controls} {self._kind} with control characters, each written as {_NO_TEXT}")
         if self._silences:
             shown = ", ".join(sorted(self._silences))
-            told.append(f"{self._kind} that readers of TextGrids take for silence: {shown}")
-        return told
+            warnings.append(f"{self._kind} that readers of TextGrids read as silence: {shown}")
+        return warnings
 
 
 def _without_silences(intervals: Sequence[WordInterval]) -> list[WordInterval]:
@@ -216,7 +227,7 @@ def _without_silences(intervals: Sequence[WordInterval]) -> list[WordInterval]:
 
 
 class TextSink:
-    """Text slots to a TextGrid and a plain text; a slot is 4 bytes a tick, which is kept in memory."""
+    """Writer of text slots as a TextGrid and plain text; slots (4 bytes a tick) are kept in memory."""
 
     def __init__(self, codec: SlotCodec) -> None:
         self.measures: dict[str, float] = {}
@@ -225,7 +236,7 @@ class TextSink:
         self._slots: list[npt.NDArray[np.int32]] = []
 
     def append(self, slots: npt.NDArray[Any], /) -> None:
-        """More slots."""
+        """Append slots (ticks,)."""
         self._slots.append(slots.astype(np.int32))
 
     def _labelled(self, labels: Labels) -> list[WordInterval]:
@@ -233,11 +244,11 @@ class TextSink:
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """The words as the TextGrid reads back, which have times of their own."""
+        """Return the words as read from the TextGrid, and True, because they have times."""
         return _without_silences(self._labelled(Labels("words"))), True
 
     def files(self) -> Iterator[OutFile]:
-        """The TextGrid and the text."""
+        """Yield the TextGrid and the text."""
         labels = Labels("words")
         words = self._labelled(labels)
         intervals = [word for word in words if word.word]
@@ -245,29 +256,29 @@ class TextSink:
             self.remarks.append(f"{len(words) - len(intervals)} words without a letter left out")
         self.remarks += labels.remarks
         if not intervals:
-            self.remarks.append("no word was made")
+            self.remarks.append("no word was generated")
         yield OutFile("text", ".TextGrid", [encode_words(intervals, sum(map(len, self._slots)) / TICKS_PER_SECOND)])
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
     def shown(self, ticks: int) -> list[dict[str, Any]]:
-        """The words in the first ticks, with their times."""
+        """Return the words in the first ticks, with their times."""
         return [word.as_json() for word in self._codec.decode(np.concatenate(self._slots)[:ticks])]
 
 
 class WindowTextSink:
-    """Texts of whole windows to a TextGrid and a plain text. Their words have no times, and none are made up."""
+    """Writer of the texts of complete windows as a TextGrid and plain text, without word timings."""
 
     def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
-        """First tick and ticks of each window, which touch."""
+        """Prepare for windows, each with its first tick and length; successive windows touch."""
         self.measures: dict[str, float] = {}
-        self.remarks = ["the words have no times: text of latents is that of whole windows"]
+        self.remarks = ["the words have no times: text stored as latents has no word timings"]
         self._windows = windows
         self._labels = Labels("windows of text")
         self._intervals: list[WordInterval] = []
         self._cut_from_s: list[float] = []
 
     def append(self, texts: Sequence[SpokenText], /) -> None:
-        """The texts of the next windows."""
+        """Append the texts of the next windows."""
         done = len(self._intervals)
         for spoken, (first, count) in zip(texts, self._windows[done : done + len(texts)], strict=True):
             text = self._labels.label(spoken.text)
@@ -277,38 +288,39 @@ class WindowTextSink:
                 self._cut_from_s.append(start)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """The texts of windows as the TextGrid reads back, whose words have no times of their own."""
+        """Return the texts of windows as read from the TextGrid, and False, because words have no times."""
         return _without_silences(self._intervals), False
 
     def files(self) -> Iterator[OutFile]:
-        """The TextGrid with a tier `windows`, and the text."""
+        """Yield the TextGrid with a tier `windows`, and the text."""
         texts = [interval.word for interval in self._intervals if interval.word]
         self.remarks += self._labels.remarks
         if self._cut_from_s:
             self.remarks.append(
-                f"the texts of {len(self._cut_from_s)} of {len(self._intervals)} windows did not come to an end and "
-                f"were cut off, the first from {self._cut_from_s[0]:g} s on"
+                f"the texts of {len(self._cut_from_s)} of {len(self._intervals)} windows did not end and were cut, the "
+                f"first in the window from {self._cut_from_s[0]:g} s"
             )
         if not texts:
-            self.remarks.append("no word was made")
+            self.remarks.append("no word was generated")
         yield OutFile("text", ".TextGrid", [encode_tiers([(WINDOWS_TIER, self._intervals)], self._intervals[-1].end)])
         yield OutFile("transcript", ".txt", [(" ".join(texts) + "\n").encode()])
 
     def shown(self, ticks: int) -> list[dict[str, Any]]:
-        """The windows that begin in the first ticks, each as one word with its times."""
+        """Return the windows that begin in the first ticks, each as one word with its times."""
         spoken = [interval for interval in self._intervals if interval.word]
         return [asdict(interval) for interval in spoken if interval.start * TICKS_PER_SECOND < ticks]
 
 
 Sink = GestureSink | SpeechSink | TextSink | WindowTextSink
-"""Takes one stream of a result: its next rows as shards hold them (of text that is latents, the next windows' texts).
+"""A writer of one stream of a result.
 
-Gives its files once all has come, and before that the first ticks as pictures have them.
+It receives rows as shards hold them, or texts of windows if text is latents. It returns the first ticks for a picture,
+and at the end the files.
 """
 
 
 class Results:
-    """The sinks of one result's targets."""
+    """The writers of one result's targets."""
 
     def __init__(
         self,
@@ -320,7 +332,17 @@ class Results:
         folder: Path | None,
         windows_of_text: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """`windows_of_text`: the windows that texts come for where text is latents; else it is slots."""
+        """Make the writers.
+
+        Args:
+            targets: Streams of the result.
+            body: Body of the motion.
+            codec: Tokenizer of text slots.
+            voice: Vocoder; None: no waveform.
+            seed: Seed of the vocoder.
+            folder: Folder of temporary files, see `Spool`.
+            windows_of_text: First tick and length of each window, if text is latents; None: text is slots.
+        """
         sink_of: dict[StreamName, Callable[[], Sink]] = {
             "gesture": lambda: GestureSink(body, folder),
             "audio": lambda: SpeechSink(voice, seed, folder),
@@ -329,44 +351,55 @@ class Results:
         self.sinks = {name: sink_of[name]() for name in targets}
 
     def append(self, arrays: Mapping[StreamName, Any]) -> None:
-        """The next rows of some targets."""
+        """Append the next rows of some targets."""
         for name, rows in arrays.items():
             self.sinks[name].append(rows)
 
     def motion(self) -> MotionArrays:
-        """The motion, of a task that makes gesture."""
+        """Return the motion, if gesture is a target."""
         return cast("GestureSink", self.sinks["gesture"]).motion()
 
     def mel(self) -> F32:
-        """The log-mel (F, 64), of a task that makes audio."""
+        """Return the log-mel (F, 64), if audio is a target."""
         return cast("SpeechSink", self.sinks["audio"]).mel()
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Words, of a task that makes text, and whether they have times; without, each is a window's whole text."""
+        """Return words, if text is a target, and whether they have times; otherwise each is the text of a window."""
         return cast("TextSink | WindowTextSink", self.sinks["text"]).spoken()
 
     def files(self) -> Iterator[OutFile]:
-        """All files."""
+        """Yield all files."""
         for sink in self.sinks.values():
             yield from sink.files()
 
     @property
     def measures(self) -> dict[str, float]:
-        """Measures taken while writing."""
+        """Measures taken during writing."""
         return {name: value for sink in self.sinks.values() for name, value in sink.measures.items()}
 
     @property
     def remarks(self) -> list[str]:
-        """Warnings about the files, once they were given."""
+        """Warnings about the files, after they were written."""
         return [remark for sink in self.sinks.values() for remark in sink.remarks]
 
 
 def result_picture(name: str, task: str, item: Input, results: Results, body: Body) -> bytes:
-    """The first 12 s as PNG; the streams of an input and of a result each have a row that says what they are."""
-    from omniges.visualize.pictures import Row, draw_result  # noqa: PLC0415 - matplotlib, where a picture is asked for
+    """Draw the first 12 s of a result, with one row for each stream of the input and the result.
+
+    Args:
+        name: Name of the result.
+        task: Name of the task.
+        item: The input.
+        results: The result.
+        body: Body, whose start position is used.
+
+    Returns:
+        The picture as PNG.
+    """
+    from omniges.visualize.pictures import Row, draw_result  # noqa: PLC0415 - matplotlib is imported only for pictures
 
     ticks = min(_SHOWN_TICKS, item.ticks)
-    recorded = item.recorded if item.given else ()  # what follows from nothing has no recording to be held against
+    recorded = item.recorded if item.given else ()  # an unconditional result has no recording to compare with
     rows = [Row("given", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.given]
     rows += [Row("made", stream, sink.shown(ticks)) for stream, sink in results.sinks.items()]
     rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
@@ -379,12 +412,12 @@ def result_picture(name: str, task: str, item: Input, results: Results, body: Bo
 
 
 def _of(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
-    """JSON's true and false are no numbers, though Python's are."""
+    """Return a check of the type, in which JSON's true and false are no numbers."""
     return lambda value: isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _number(value: Any) -> bool:
-    """Python's reader of JSON takes NaN and Infinity too."""
+    """Return whether a value is a finite number; Python's JSON reader accepts NaN and Infinity."""
     return _of((int, float))(value) and abs(value) < _MOST
 
 
@@ -420,7 +453,7 @@ def _is(expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedRecord:
-    """NAME.json."""
+    """The content of NAME.json."""
 
     omniges: str = field(metadata=_is("str", _of(str)))  # version that wrote it
     task: str = field(metadata=_is("str", _of(str)))
@@ -437,15 +470,15 @@ class GeneratedRecord:
     model: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))  # checkpoint, step, weights, sha256 of its files
     settings: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))
     seams_s: tuple[float, ...] = field(metadata=_is("list of numbers", _all(_number, list)))
-    """Where windows begin and end, but for the first beginning and the last end."""
+    """Window boundaries in seconds, without the ends of the result."""
     measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _all(_number, dict)))
-    """Of what the model gave, before it was made valid."""
+    """Measures of the model's output, before it was made valid."""
     remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
     absent: tuple[str, ...] = field(default=(), metadata=_is("list of str", _all(_of(str), list)))
-    """Parts that no sample of the model's training had: they are at rest. The file names them where there are some."""
+    """Parts at rest, because no training sample had them; the file omits an empty list."""
 
     def document(self) -> bytes:
-        """The file's bytes."""
+        """Return the content of the file."""
         found = asdict(self)
         if not self.absent:
             del found["absent"]
@@ -458,7 +491,9 @@ def read_record(path: Path) -> GeneratedRecord:
     if found.get("format") != _FORMAT:
         raise DataError(f"{path}: format {_FORMAT!r} expected: this is no record of omniges generate")
     if found.get("version") != _VERSION:
-        raise DataError(f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges it is of")
+        raise DataError(
+            f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges version that wrote it"
+        )
     del found["format"], found["version"]
     found.setdefault("absent", [])
     expected = {one.name: one.metadata for one in fields(GeneratedRecord)}

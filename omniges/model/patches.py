@@ -1,7 +1,7 @@
 """Tokens of audio latents as OmniFlow has them: patches of rows and columns with two-dimensional positions.
 
-OmniFlow's pretrained projections fit only these tokens (docs/how-to/pretrained.md). Patches and position table are those
-of SD3 (Esser et al. 2024).
+OmniFlow's pretrained projections fit only these tokens (docs/how-to/pretrained.md). Patches and table are those of SD3
+(Esser et al. 2024).
 
 Shape letters: B batch, K channels, R rows and W columns of latents, P patch side, N = (R / P) · (W / P) tokens.
 """

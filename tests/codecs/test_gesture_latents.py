@@ -278,7 +278,7 @@ class TestGenerate:
         self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path
     ) -> None:
         for task, given in (("g2t", {"gesture": recording["gesture"]}), ("t2a", {"text": recording["text"]})):
-            with pytest.raises(UsageFault, match="--continuous: latents of a quantizing codec to decode expected"):
+            with pytest.raises(UsageFault, match="--continuous: a target with a quantizing codec expected"):
                 generated(whole, tmp_path / "out", task, folders, continuous=True, **given)
         assert not (tmp_path / "out").exists()
 

@@ -161,7 +161,7 @@ class TestTasks:
         monkeypatch.setattr(TextWindows, "lost", lambda _, texts: [LostText(cut=True, unknown=False) for _ in texts])
         make(trained, tmp_path, "t2a", text_vae, text=files["text"])
         remarks = read_record(tmp_path / f"{STEM}.json").remarks
-        assert "3 of 3 windows of text lost their end: they have more text than omniflow-text-vae reads" in remarks
+        assert "3 of 3 windows of text were cut: they are longer than omniflow-text-vae can read" in remarks
 
     def test_an_input_shorter_than_a_window_is_one_window(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +196,7 @@ class TestRefusals:
     def test_overlaps_of_text_that_is_made(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
-        with pytest.raises(UsageFault, match=r"overlap: 4 ticks found; expected 0, for text that is latents"):
+        with pytest.raises(UsageFault, match=r"overlap: 4 ticks found; expected 0, because text that is latents"):
             make(trained, tmp_path / "out", "a2t", text_vae, audio=files["audio"], overlap_ticks=4)
         assert not (tmp_path / "out").exists()
 
@@ -224,8 +224,8 @@ class TestSink:
         grid, text = (b"".join(file.parts) for file in sink.files())
         assert text.decode() == 'a "b" c\ufffd\n'
         assert [w.word for w in decode_words(grid, "windows").words] == ['a "b" c\ufffd']
-        assert any("the texts of 1 of 2 windows did not come to an end" in remark for remark in sink.remarks)
-        assert any("the first from 1.6 s on" in remark for remark in sink.remarks)
+        assert any("the texts of 1 of 2 windows did not end" in remark for remark in sink.remarks)
+        assert any("the first in the window from 1.6 s" in remark for remark in sink.remarks)
 
     def test_more_texts_than_windows_are_no_result(self) -> None:
         with pytest.raises(ValueError, match="zip"):
@@ -236,7 +236,7 @@ class TestSink:
         sink.append([SpokenText("", ended=True)])
         _, text = (b"".join(file.parts) for file in sink.files())
         assert text == b"\n"
-        assert "no word was made" in sink.remarks
+        assert "no word was generated" in sink.remarks
 
 
 class TestPipeline:
@@ -265,7 +265,7 @@ class TestPipeline:
         make(trained, tmp_path, "a2t", text_vae, audio=files["audio"])
         remarks = json.loads((tmp_path / f"{STEM}.json").read_bytes())["remarks"]
         cut = sum(not w["ended"] for w in sample.windows or [])
-        told = [remark for remark in remarks if "did not come to an end" in remark]
+        told = [remark for remark in remarks if "did not end" in remark]
         assert [remark.split()[3] for remark in told] == ([str(cut)] if cut else [])
         texts = [" ".join(w["text"].split()) for w in sample.windows or []]
         assert " ".join(text for text in texts if text) == (tmp_path / f"{STEM}.txt").read_text().strip("\n")

@@ -187,7 +187,9 @@ def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: d
     """As motion that is none is: a voice would stop at it in the middle of a file."""
     codec = SlotCodec(load(checkpoint).identity.tokenizer)
     results = Results(("audio",), NEUTRAL, codec, chosen_voice(None), 0, tmp_path)
-    with pytest.raises(DataError, match=r"^generated sound: found levels that are no numbers: the model is not"):
+    with pytest.raises(
+        DataError, match=r"^generated audio: finite mel values expected, found NaN or infinite ones: the model is not"
+    ):
         results.append({"audio": np.full((40, 64), np.nan, np.float32)})
 
 
@@ -246,7 +248,7 @@ def test_plain_text_gets_times_from_training_words_or_the_shards_and_says_so(
     assert remarks[0] == remarks[1]
     older = load(checkpoint)
     knowing = Sampler(older.model, replace(older.identity, speaking_rate=b""), Codecs({}, []))
-    with pytest.raises(UsageFault, match="plain text has no times, and this checkpoint knows no speaking rate"):
+    with pytest.raises(UsageFault, match="plain text has no times, and this checkpoint has no speaking rate"):
         planned_inputs(("text",), Sources(text=(str(text),)), knowing.reading())[0].load()
 
 
@@ -275,12 +277,17 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("a2g", {"audio": ("silent.wav",)}, DataError, "silent.wav: wav-silent"),
         ("a2g", {"audio": ("short.wav",)}, DataError, "at least 0.1 s of audio expected, found 0.050 s"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "cut.wav: wav-truncated: 1600 of 4800"),
-        ("a2g", {"audio": ("words.txt",)}, DataError, "libsndfile reads expected"),
+        ("a2g", {"audio": ("words.txt",)}, DataError, "libsndfile can read expected"),
         ("a2g", {"audio": ("none.wav",)}, UsageFault, "none.wav: a file expected"),
         ("g2a", {"gesture": ("words.txt",)}, DataError, "words.txt"),
         ("t2a", {"text": ("words.TextGrid",)}, DataError, "words.TextGrid"),
-        ("a2g", {}, UsageFault, "--audio: this task takes audio"),
-        ("a2g", {"text": ("words.txt",), "audio": ("sound.wav",)}, UsageFault, "--text: this task takes audio: remove"),
+        ("a2g", {}, UsageFault, "--audio: an input of this task"),
+        (
+            "a2g",
+            {"text": ("words.txt",), "audio": ("sound.wav",)},
+            UsageFault,
+            "--text: the inputs of this task are audio: remove",
+        ),
         ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "no --audio file called a"),
         ("x2g", {"audio": ("sound.wav",)}, UsageFault, "--task x2g: expected one of"),
         ("unconditional", {}, UsageFault, "--seconds: expected"),
@@ -289,10 +296,10 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "--start nan,1: finite"),
         ("a2t", {"audio": ("sound.wav",), "body": Path("body.npz")}, UsageFault, "--body: this task produces no"),
         ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "--start: this task produces no"),
-        ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: nothing would be"),
+        ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: it would not be"),
         ("unconditional", {"seconds": 1, "shards": Path("shards")}, UsageFault, "name samples by --key or --split"),
         ("unconditional", {"seconds": float("inf")}, UsageFault, "--seconds inf: a number at least 0.1"),
-        ("t2g", {"text": ("good morning",)}, UsageFault, "give words themselves to --text -"),
+        ("t2g", {"text": ("good morning",)}, UsageFault, "pass words through --text -"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "copy the file again$"),
     ],
 )
@@ -486,7 +493,7 @@ def test_samples_of_the_shards_it_learned_from_are_known_after_latents_were_adde
 ) -> None:
     from latent_builders import AUDIO, encoded_shards
 
-    remark = "the sample is of other shards than those the model was trained on"
+    remark = "the model was not trained on the shards of this sample"
     encoded = encoded_shards(shards, tmp_path / "encoded", {AUDIO: vae})
     key = ShardFolder(shards).rows[0].key
     for number, folder in enumerate((shards, encoded)):
@@ -501,7 +508,7 @@ def test_samples_of_other_shards_are_remarked_and_other_features_refused(
     assert run_preprocess(corpus, other, selection=Selection(include=("1_*",))).exit_code == 0
     key = ShardFolder(other).rows[0].key
     record = read_record(make(checkpoint, tmp_path / "out", "a2t", shards=other, keys=(key,)).records[0])
-    assert "the sample is of other shards than those the model was trained on" in record.remarks
+    assert "the model was not trained on the shards of this sample" in record.remarks
     dataset = json.loads((other / "dataset.json").read_text("utf-8"))
     dataset["features"]["mel"]["bands"] = 80
     (other / "dataset.json").write_bytes(seal({name: value for name, value in dataset.items() if name != "checksum"}))

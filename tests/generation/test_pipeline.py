@@ -129,7 +129,7 @@ def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weigh
     [
         ({"task": "a2g"}, "a2g: audio expected, found none"),
         ({"task": "a2g", "audio": "x.wav", "gesture": "x.npz"}, "a2g: audio expected, found audio and gesture"),
-        ({"task": "a2g", "audio": np.zeros(9, np.float32)}, "audio: an array does not tell its rate"),
+        ({"task": "a2g", "audio": np.zeros(9, np.float32)}, "audio: an array has no sample rate"),
         ({"task": "a2g", "audio": np.zeros(9, np.uint8), "audio_rate_hz": 16000}, "audio: floats, int16"),
         ({"task": "a2g", "audio": np.zeros((9, 9), np.float32), "audio_rate_hz": 16000}, "audio: floats, int16"),
         ({"task": "a2g", "audio": np.zeros((4, 2), np.float32), "audio_rate_hz": 16000}, "audio: floats, int16"),
@@ -148,7 +148,10 @@ def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weigh
             "a text, a file or words expected, found dict",
         ),
         ({"task": "t2g", "text": 5}, "a text, a file or words expected, found int"),
-        ({"task": "t2g", "text": "hello", "speaking_rate": 1.0}, "speaking_rate 1.0: what pipeline.speaking_rate"),
+        (
+            {"task": "t2g", "text": "hello", "speaking_rate": 1.0},
+            "speaking_rate 1.0: the result of pipeline.speaking_rate",
+        ),
         ({"task": "t2g", "text": "talk.TextGrid"}, "text 'talk.TextGrid': a file expected"),
         ({"task": "t2g", "text": "recordings/my talk.txt"}, "text 'recordings/my talk.txt': a file expected"),
         ({"task": "t2g", "text": "/data/talk"}, "text '/data/talk': a file expected"),
@@ -212,7 +215,7 @@ def test_a_text_is_spoken_at_the_rate_of_the_training_words(
 def test_a_model_without_a_speaking_rate_asks_for_one(pipeline: OmnigesPipeline) -> None:
     loaded = pipeline._loaded
     older = OmnigesPipeline(replace(loaded, identity=replace(loaded.identity, speaking_rate=b"")))
-    with pytest.raises(UsageFault, match="the checkpoint knows no speaking rate"):
+    with pytest.raises(UsageFault, match="the checkpoint has no speaking rate"):
         older("t2g", text="hello there")
 
 
@@ -225,7 +228,7 @@ def test_what_was_made_is_saved_as_files_that_read_back(pipeline: OmnigesPipelin
     assert grid.read_bytes().startswith(b"File type")
     assert sample.save(str(tmp_path / "one.NPZ")) == [tmp_path / "one.NPZ"]
     silent = pipeline("t2g", text="hello there", num_inference_steps=1)[0]
-    with pytest.raises(UsageFault, match=re.escape("this sample has no .wav file, it makes .npz")):
+    with pytest.raises(UsageFault, match=re.escape("this sample has no .wav file, only .npz")):
         silent.save(tmp_path / "one.wav")
 
 

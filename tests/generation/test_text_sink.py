@@ -17,7 +17,7 @@ from omniges.formats.textgrid import SILENCE_LABELS, decode_words
 from omniges.generation.writers import TextSink, WindowTextSink
 from omniges.shards.dataset import train_tokenizer
 
-# Words, a word that readers take for silence, and all 256 bytes as pieces of their own.
+# Words, a word that readers read as silence, and all 256 bytes as pieces of their own.
 CODEC = SlotCodec(train_tokenizer(dict.fromkeys(["tree", "sp", "you're"], 2)))
 ANY_SLOTS = st.lists(st.integers(0, MARKS * CODEC.pieces), min_size=1, max_size=60)
 
@@ -53,7 +53,7 @@ def test_any_slots_become_files_that_read_back_word_for_word(slots: list[int]) -
     said = CODEC.decode(np.array(slots, np.int32))
     assert text.count("\n") == 1
     assert not any(unicodedata.category(letter) == "Cc" for letter in text.rstrip("\n"))
-    silent = any("take for silence" in remark for remark in sink.remarks)
+    silent = any("read as silence" in remark for remark in sink.remarks)
     written = text.split()
     read = " ".join(word.word for word in words).split()
     assert read == written or (silent and [word for word in written if word.casefold() not in SILENCE_LABELS] == read)
@@ -84,7 +84,7 @@ def test_a_word_that_reads_as_silence_is_told() -> None:
     sink, grid, text = files_of(slots_of("tree", "sp"))
     assert [word.word for word in decode_words(grid).words] == ["tree"]
     assert text == "tree sp\n"
-    assert "words that readers of TextGrids take for silence: sp" in sink.remarks
+    assert "words that readers of TextGrids read as silence: sp" in sink.remarks
 
 
 def test_words_that_were_said_as_they_are_have_no_remark() -> None:
@@ -97,7 +97,7 @@ def test_blanks_alone_are_no_word() -> None:
     blank = pack_slots(np.full(4, -1, np.int32), np.zeros(4, bool), np.zeros(4, bool))
     sink, _, text = files_of(blank)
     assert text == "\n"
-    assert sink.remarks == ["no word was made"]
+    assert sink.remarks == ["no word was generated"]
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
@@ -109,7 +109,7 @@ def test_any_texts_of_windows_become_files_that_read_back(texts: list[str]) -> N
     assert not timed
     assert sink.spoken() == (windows, False)
     read = " ".join(window.word for window in windows)
-    silent = any("take for silence" in remark for remark in sink.remarks)
+    silent = any("read as silence" in remark for remark in sink.remarks)
     assert read == text.decode().rstrip("\n") or silent
     controls = [t for t in texts if any(unicodedata.category(c) in {"Cc", "Cs"} for c in " ".join(t.split()))]
     assert len(controls) == counted(sink.remarks, "windows of text with control characters")
