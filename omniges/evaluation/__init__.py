@@ -1,1 +1,1 @@
-"""Evaluation: generated files against the recordings in shards, by the metrics of docs/reference/metrics.md."""
+"""Evaluation: scores of generated files against recordings in shards, by the metrics of docs/reference/metrics.md."""

@@ -1,4 +1,4 @@
-"""Scores of generated motion: Fréchet distance, beats, diversity, recall, face, and what needs no recording."""
+"""Scores of generated motion: Fréchet distance, beats, diversity, recall, face, and metrics without a recording."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ I64 = npt.NDArray[np.int64]
 
 _BEATS: Final = scores.Heading("beat consistency", "")
 _NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
-_ALONE: Final = "one recording has no other to take the audio of"
+_ALONE: Final = "there is no other recording whose audio can be used"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
 _NO_FACE: Final = "no face in the recording"
-_NO_FACE_MADE: Final = "no face in the result, for no sample of the model's training had it"
-_NO_SEAMS: Final = "no result was put together from windows"
-_TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # whose rows are kept by classes of their own
+_NO_FACE_MADE: Final = "no face in the result, because no training sample had it"
+_NO_SEAMS: Final = "no result has several windows"
+_TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # scored by `FeatureRows` and `BeatRows`
 _UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
 _AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD")
 _NO_VALUES: Final = {
     "face MSE": _NO_BODY,
     "face LVD": _NO_BODY,
-    "invalid rotations": "no record says how the model's own rotations were",
+    "invalid rotations": "no record contains their share",
     "seams, velocity": _NO_SEAMS,
     "seams, acceleration": _NO_SEAMS,
 }
-"""Why a metric has no rows."""
+"""Reasons why a metric has no rows."""
 
 
 def score_gesture(
@@ -63,7 +63,22 @@ def score_gesture(
     how: scores.Resampling,
     count: Callable[[], None],
 ) -> scores.Scored:
-    """Figures of a task that makes gesture, result by result. Raises DataError for files that cannot be read."""
+    """Score a task whose target is gesture.
+
+    Args:
+        results: Generated results, sorted by recording.
+        shards: The recordings.
+        instruments: Instruments for the metrics of motion.
+        train: Statistics of the train split.
+        how: Bootstrap over recordings.
+        count: Called after each result.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
     scorer = _Scorer(results, shards, instruments, train, how)
     for result in results:
         scorer.add(result)
@@ -73,7 +88,7 @@ def score_gesture(
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """The parts of a recording that its results are compared with."""
+    """The parts of a recording with which its results are compared."""
 
     row: ManifestRow
     motion: ClipMotion
@@ -83,7 +98,7 @@ class _Recording:
 
 
 class _Scorer:
-    """Everything that is kept of results: numbers, not motion."""
+    """The values of all results so far, without their motion."""
 
     def __init__(
         self,
@@ -111,7 +126,7 @@ class _Scorer:
         return self._scores.setdefault((metric, row), scores.Values())
 
     def _recording_of(self, row: ManifestRow) -> _Recording:
-        """A recording, read once for all results of it, which are neighbours."""
+        """Return a recording, which is read once for all its results, because these are adjacent."""
         if self._recording is None or self._recording.row.key != row.key:
             spans = self._shards.semantic(row)
             if spans is not None:
@@ -126,7 +141,7 @@ class _Scorer:
         return self._recording
 
     def add(self, result: scores.Result) -> None:
-        """One more result."""
+        """Score one result."""
         key, recording = result.key, self._recording_of(result.row)
         generated = generated_motion(result, recording.motion.frames)
         recorded = recording.motion.cut(generated.frames)
@@ -159,7 +174,7 @@ class _Scorer:
             self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:
-        """Add scores that need the generated motion alone."""
+        """Add scores that need only the generated motion."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
         self._values("L1 diversity", row).add(key, lambda: gesture.l1_diversity(joints))
@@ -197,7 +212,7 @@ class _Scorer:
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Face vertices block by block; another recording's face is that of this person."""
+        """Add scores of face vertices block by block; another recording's face is applied to this person."""
         motions = [generated, recorded, *([] if other is None else [other.cut(generated.frames)])]
         blocks = [person.vertex_blocks(motion.face_poses(), motion.expressions) for motion in motions]
         sums, shuffled = gesture.FaceSums(), gesture.FaceSums()
@@ -213,7 +228,7 @@ class _Scorer:
     def _add_registered(
         self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add scores of other packages' metrics; another recording's motion is that of this person."""
+        """Add scores of other packages' metrics; another recording's motion is applied to this person."""
 
         def clip(motion: ClipMotion) -> MotionClip:
             joints = body.joints(motion.poses, motion.trans)
@@ -225,7 +240,7 @@ class _Scorer:
             self._registered.add("shuffled", key, clip(generated.cut(frames)), clip(other.cut(frames)))
 
     def figures(self) -> list[scores.Figure]:
-        """All of them, in the order of the report."""
+        """Return all figures, in the order of the report."""
         beats = [scores.absent(_BEATS, scores.UNCONDITIONAL)] if self._unconditional else self._beats.figures(self._how)
         figures = [*self._features.figures(self._how), *beats]
         for metric, unit in _UNITS.items():
@@ -241,20 +256,20 @@ class _Scorer:
         return figures + self._registered.figures(self._how)
 
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """A mean by weight, and what some metrics say beside their values."""
+        """Return a weighted mean, with the details that some metrics have."""
         details: dict[str, Any] = {}
         match values.found:
             case [gesture.FaceScore() as first, *_]:
                 details = {"vertices": first.vertices}
             case [gesture.RecallScore() as first, *_]:
                 details = {"joints": first.joints, "annotated": sum(one.annotated for one in values.found)}
-            case [gesture.SkateScore(), *_]:  # one that never touches the floor cannot skate on it
+            case [gesture.SkateScore(), *_]:  # a motion that never touches the floor has no skate
                 contact = sum(one.weight for one in values.found)
                 details = {"contact_share": contact / sum(one.toe_frames for one in values.found)}
         return scores.figure_of_mean(heading, values, self._how, details)
 
     def _seam_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Share of values at seams above the 99th percentile of elsewhere in their clip; 0.01 is expected."""
+        """Return the share of values at window boundaries above the 99th percentile elsewhere (0.01 is expected)."""
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}
         if len(counts):
@@ -275,19 +290,26 @@ class BeatRows:
     _rows: dict[scores.Row, scores.Values] = field(
         default_factory=lambda: {row: scores.Values() for row in scores.ROWS}
     )
-    _moved: list[tuple[str, int, tuple[I64, ...]]] = field(default_factory=list)  # key, frames, beats of a result
-    _heard: dict[str, tuple[int, F64]] = field(default_factory=dict)  # frames and onsets of a recording
+    _motion: list[tuple[str, int, tuple[I64, ...]]] = field(default_factory=list)  # key, frames, beats of a result
+    _audio: dict[str, tuple[int, F64]] = field(default_factory=dict)  # frames and onsets of a recording
     _without: int = 0
 
     def add(self, key: str, generated: F64, recorded: F64, samples: npt.NDArray[np.float32] | None) -> None:
-        """A result's and its recording's joints (T, 55, 3), and the recording's audio."""
+        """Add a result.
+
+        Args:
+            key: Key of its recording.
+            generated: Generated joints (T, 55, 3) in metres.
+            recorded: Recorded joints (T, 55, 3) in metres.
+            samples: Audio of the recording at 16 kHz, or None.
+        """
         if samples is None:
             self._without += 1
             return
         frames = len(generated)
         try:
-            heard_frames, times = self._heard.get(key, (0, np.empty(0)))
-            if heard_frames != frames:  # found once for all results of a recording that are of one length
+            audio_frames, times = self._audio.get(key, (0, np.empty(0)))
+            if audio_frames != frames:  # computed once for all results of a recording with this length
                 times = gesture.audio_beats(samples, frames, self.settings)
             own, true = (
                 gesture.motion_beats(joints, self.mean_speeds_m_s, self.settings) for joints in (generated, recorded)
@@ -298,13 +320,13 @@ class BeatRows:
                 self._rows[row].leave_out(error)
             return
         self._rows["generated"].keep(key, score)
-        self._moved.append((key, frames, own))
-        if key not in self._heard:
+        self._motion.append((key, frames, own))
+        if key not in self._audio:
             self._rows["recorded"].keep(key, recorded_score)
-            self._heard[key] = frames, times
+            self._audio[key] = frames, times
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """The three rows."""
+        """Return the figures of all rows."""
         generated = self._rows["generated"]
         if not generated.found and not generated.left_out:
             return [scores.absent(_BEATS, _NO_AUDIO)]
@@ -313,7 +335,7 @@ class BeatRows:
         for row, values in self._rows.items():
             if self._without:
                 values.left_out[_NO_AUDIO] += self._without
-            if row == "shuffled" and len(self._heard) == 1:
+            if row == "shuffled" and len(self._audio) == 1:
                 figures.append(scores.absent(replace(_BEATS, row=row), _ALONE))
                 continue
             details = {
@@ -325,18 +347,18 @@ class BeatRows:
         return figures
 
     def _shuffle(self, seed: int) -> None:
-        """Every result with the audio of the next recording in one random cycle."""
-        partner = scores.partners(list(self._heard), seed)
-        for key, frames, beats in self._moved if partner else ():
-            other_frames, times = self._heard[partner[key]]
+        """Score every result with the audio of the next recording in one random cycle."""
+        partner = scores.partners(list(self._audio), seed)
+        for key, frames, beats in self._motion if partner else ():
+            other_frames, times = self._audio[partner[key]]
             common = min(frames, other_frames)
             self._rows["shuffled"].add(key, partial(_common, common, times, beats, self.settings))
 
 
 def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> gesture.BeatScore:
-    """The score over the time that both have: what the longer has beyond its end is left out of both sides."""
+    """Return the score over the time that both clips have."""
     scored = frames - 2 * settings.crop_frames
     inside = times[times < scored / FRAME_RATE_HZ]
     if not len(inside):
-        raise DataError("audio: found no onset in the time that both clips have")
+        raise DataError("audio: no onset in the time that both clips have")
     return gesture.beat_score(inside, [own[own < scored] for own in beats], frames, settings)

@@ -1,4 +1,4 @@
-"""One clip's motion, what motion is measured with, and how far features of results are from those of recordings.
+"""Motion of clips, instruments for its metrics, and the Fréchet distance between features of results and recordings.
 
 Joints and vertices come from the user's SMPL-X model file, or from the generic skeleton.
 """
@@ -37,14 +37,22 @@ _JAW: Final = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
 _MOST_BYTES: Final = 1 << 30
 _DISTANCE: Final = scores.Heading("Fréchet gesture distance", "")
 _OF_TRAIN: Final = replace(_DISTANCE, row="recorded")
-_RESAMPLES: Final = 200  # each of them is a decomposition
+_RESAMPLES: Final = 200  # each needs a matrix decomposition
 
 
 class Body(Protocol):
-    """Joint positions of one person's body."""
+    """The body of one person, which gives joint positions."""
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
-        """Joints (T, 55, 3) m of poses (T, 165) rad at ``transl`` (T, 3) m."""
+        """Return joint positions.
+
+        Args:
+            poses: Poses (T, 165) in radians.
+            trans: ``transl`` (T, 3) in metres.
+
+        Returns:
+            Joints (T, 55, 3) in metres.
+        """
 
 
 class _GenericBody:
@@ -54,14 +62,14 @@ class _GenericBody:
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """Bodies of people by their shape coefficients."""
+    """The bodies of people by their shape coefficients."""
 
     name: str
-    """What stands beside every figure that joints decide."""
+    """Name of the skeleton in reports."""
     model: BodyModel | None
 
     def of(self, betas: Numbers) -> Body:
-        """The body of a person: a `Person`, which has vertices too; without a model the same for everybody."""
+        """Return the body of a person: a `Person`, which has vertices too, or without a model the generic one."""
         return _GenericBody() if self.model is None else self.model.person(betas)
 
 
@@ -69,9 +77,17 @@ GENERIC: Final = Bodies("generic", None)
 
 
 def load_bodies(path: Path | None) -> Bodies:
-    """The model of a file, or the generic skeleton.
+    """Load an SMPL-X model; return the generic skeleton for None.
 
-    Raises UsageFault where there is no such file, DataError for another kind of file.
+    Args:
+        path: The model's .npz file, or None.
+
+    Returns:
+        The bodies.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The file is not an SMPL-X model.
     """
     if path is None:
         return GENERIC
@@ -87,37 +103,56 @@ def load_bodies(path: Path | None) -> Bodies:
 
 @dataclass(frozen=True, slots=True)
 class ClipMotion:
-    """Motion of one clip."""
+    """The motion of one clip."""
 
     poses: F64  # (T, 165)
     expressions: F64  # (T, 100)
     trans: F64  # (T, 3)
-    present: frozenset[str]  # parts that the recording has or, of a result, that were made; the others are at rest
+    present: frozenset[str]  # recorded or generated parts; the others are at rest
 
     @property
     def frames(self) -> int:
-        """T."""
+        """Number of frames T."""
         return len(self.poses)
 
     def cut(self, frames: int) -> ClipMotion:
-        """Its first frames."""
+        """Return the first frames."""
         return ClipMotion(self.poses[:frames], self.expressions[:frames], self.trans[:frames], self.present)
 
     def face_poses(self) -> F64:
-        """Poses (T, 165) of the jaw alone."""
+        """Return poses (T, 165) in which only the jaw moves."""
         poses = np.zeros_like(self.poses)
         poses[:, _JAW] = self.poses[:, _JAW]
         return poses
 
 
 def recorded_motion(shards: scores.Recordings, row: ManifestRow) -> ClipMotion:
-    """A recording's motion, at rest in what it lacks."""
+    """Return a recording's motion, in which absent parts are at rest.
+
+    Args:
+        shards: The recordings.
+        row: Row of the recording.
+
+    Returns:
+        The motion.
+    """
     motion = motion_from_gesture(at_rest(shards.gesture(row), row.present))
     return ClipMotion(motion.poses, motion.expressions, motion.trans, frozenset(row.present))
 
 
 def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
-    """A result's motion, at most as long as its recording. Raises DataError for what cannot be read."""
+    """Return a result's motion, at most as long as its recording.
+
+    Args:
+        result: The result.
+        recorded_frames: Length of the recording at 30 Hz.
+
+    Returns:
+        The motion.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
     read = result.motion()
     frames = result.within(len(read.poses), recorded_frames, FRAME_RATE_HZ)
     poses, expressions, trans = (np.asarray(one, np.float64) for one in (read.poses, read.expressions, read.trans))
@@ -126,13 +161,13 @@ def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
 
 @dataclass(frozen=True, slots=True)
 class Instruments:
-    """Body model, encoder and settings that motion is measured with."""
+    """Body model, encoder and settings for the metrics of motion."""
 
     profile: Profile
     bodies: Bodies
     encoder: Encoder | None  # None: the built-in descriptor
     mean_speeds_m_s: F64 | None  # (55,); None: those of the train split
-    given: tuple[Features, Features] | None = None  # generated and recorded, made elsewhere: nothing is encoded
+    given: tuple[Features, Features] | None = None  # generated and recorded features, if they were computed elsewhere
 
     @property
     def encoder_name(self) -> str:
@@ -142,11 +177,30 @@ class Instruments:
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
 
     def scored_joints(self, motion: ClipMotion, body: Body) -> F64:
-        """Joints (T, 55, 3) m of the poses that the profile scores, without translation."""
+        """Return joints of the poses that the profile scores, without translation.
+
+        Args:
+            motion: The motion.
+            body: Body of the person.
+
+        Returns:
+            Joints (T, 55, 3) in metres.
+        """
         return body.joints(scored_poses(motion.poses, self.profile.positions), np.zeros_like(motion.trans))
 
     def features(self, motion: ClipMotion, joints: F64) -> F64:
-        """Features (N, D). Raises DataError for motion that is too short for them."""
+        """Return features for the Fréchet distance.
+
+        Args:
+            motion: The motion, which an encoder reads.
+            joints: Its joints, which the built-in descriptor reads.
+
+        Returns:
+            Features (N, D).
+
+        Raises:
+            DataError: The motion is too short.
+        """
         return describe(joints) if self.encoder is None else self.encoder.encode(motion.poses)
 
 
@@ -155,20 +209,28 @@ class TrainSplit:
     """Statistics of the train split's recordings."""
 
     mean_speeds_m_s: F64  # (55,)
-    features: dict[str, F64]  # by key, of those that have some
-    left_out: Mapping[str, int]  # those that have none, by reason
+    features: dict[str, F64]  # features by recording
+    left_out: Mapping[str, int]  # number of recordings without features, by reason
 
 
 def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[ManifestRow]:
-    """The train split's recordings with a whole body.
+    """Return the train split's recordings with a complete body.
 
-    Raises UsageFault where mean speeds are needed of it and it has none.
+    Args:
+        shards: The recordings.
+        instruments: Instruments, which may contain mean speeds.
+
+    Returns:
+        Their rows.
+
+    Raises:
+        UsageFault: There is none, and mean speeds are needed.
     """
     rows = [row for row in shards.rows if row.split == "train" and set(BODY_PARTS) <= set(row.present)]
     if not rows and instruments.mean_speeds_m_s is None:
         raise UsageFault(
-            f"{shards.folder}: motion in a train split expected, whose mean speeds beats are measured in, found none: "
-            "give --mean-speeds FILE"
+            f"{shards.folder}: motion in a train split expected, whose mean speeds beats need, found none: give "
+            "--mean-speeds FILE"
         )
     return rows
 
@@ -176,9 +238,18 @@ def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[Mani
 def learn_train_split(
     shards: scores.Recordings, instruments: Instruments, count: Callable[[float, float], None]
 ) -> TrainSplit | None:
-    """Mean speeds and features of the train split in one pass; None where it has no clips and none is needed.
+    """Compute mean speeds and features of the train split.
 
-    Raises UsageFault where mean speeds are needed and there is no train split.
+    Args:
+        shards: The recordings.
+        instruments: Instruments for the metrics of motion.
+        count: Called with the recordings done and their total.
+
+    Returns:
+        The statistics; None if there are no recordings and none are needed.
+
+    Raises:
+        UsageFault: There are no recordings, and mean speeds are needed.
     """
     rows = train_rows(shards, instruments)
     if not rows:
@@ -199,16 +270,22 @@ def learn_train_split(
 
 
 class FeatureRows:
-    """Features of all results and of their recordings, each recording once."""
+    """Features of all results, and of their recordings once each."""
 
     def __init__(self, instruments: Instruments, train: TrainSplit | None) -> None:
         self._with, self._train = instruments, train
         self._generated = scores.Values()
         self._recorded: dict[str, F64] = {}
-        self._first: set[int] = set()  # number of the first result of each recording
+        self._first: set[int] = set()  # index of the first result of each recording
 
     def add(self, key: str, generated: tuple[ClipMotion, F64], recorded: tuple[ClipMotion, F64]) -> None:
-        """A result's and its recording's motion and joints."""
+        """Add a result.
+
+        Args:
+            key: Key of its recording.
+            generated: Its motion and joints.
+            recorded: Motion and joints of the recording.
+        """
         if self._with.given is not None:
             self._generated.keep(key, None)
             return
@@ -222,9 +299,9 @@ class FeatureRows:
             self._generated.keep(key, features)
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """The distance of the results, and that of the train split."""
+        """Return the distance of the results, and that of the train split."""
         values = self._generated
-        if self._with.given is not None:  # their rows tell of no recording: so there is no interval
+        if self._with.given is not None:  # rows are not assigned to recordings, so there is no interval
             score = self._score(*([features.rows] for features in self._with.given))
             counts: dict[str, Any] = {"recordings": len(set(values.keys)), "results": len(values.keys)}
             figure = scores.Figure(**asdict(_DISTANCE), value=score.value, **counts, details=_details(score))
@@ -233,19 +310,19 @@ class FeatureRows:
             why = _reasons(values.left_out) or "fewer than two rows of features"
             return [scores.absent(_DISTANCE, why, values.left_out)]
         self._first = {int(group[0]) for group in values.groups.values()}
-        whole = self._distance(np.arange(len(values.found)))
+        score = self._distance(np.arange(len(values.found)))
         fewer = replace(how, resamples=min(how.resamples, _RESAMPLES))
         figure = scores.figure_of_statistic(
-            _DISTANCE, values, lambda numbers: self._distance(numbers).value, fewer, _details(whole), centred=True
+            _DISTANCE, values, lambda numbers: self._distance(numbers).value, fewer, _details(score), centred=True
         )
         if figure.low is not None and not self._with.profile.frechet.offset:
-            figure = replace(figure, low=max(figure.low, 0.0))  # no distance is less, wherever the draws were shifted
+            figure = replace(figure, low=max(figure.low, 0.0))  # centring may shift the interval below 0
         return [figure, self._baseline()]
 
     def _distance(self, numbers: I64) -> FrechetScore:
-        """Return the Fréchet distance of results, given by numbers that may repeat, from their recordings."""
+        """Return the Fréchet distance of results, given by indices that may repeat, from their recordings."""
         values = self._generated
-        # A recording counts once however many results it has, and as often as it was drawn.
+        # A recording with several results counts once in each draw.
         recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]
         return self._score([values.found[int(k)] for k in numbers], recorded)
 

@@ -21,7 +21,7 @@ I64 = npt.NDArray[np.int64]
 
 
 class RegisteredScores:
-    """Values of the added metrics of one stream, result by result; a set metric keeps its clips until the end."""
+    """Values of the added metrics of one stream; metrics over sets keep all clips until the end."""
 
     def __init__(self, stream: str, *, unconditional: bool) -> None:
         self._metrics = registered_metrics(stream)
@@ -34,7 +34,14 @@ class RegisteredScores:
         return bool(self._metrics) and not self._unconditional
 
     def add(self, row: scores.Row, key: str, generated: Any, recorded: Any) -> None:
-        """Score a pair of clips of one recording, and with its generated row the recorded clip against itself."""
+        """Score a pair of clips; for a generated one, also score the recorded clip against itself.
+
+        Args:
+            row: Row of the figure.
+            key: Key of the recording.
+            generated: Generated clip.
+            recorded: Recorded clip.
+        """
         for metric in self._metrics:
             self._add(metric, row, key, generated, recorded)
             if row == "generated" and not metric.over_set and key not in self._values[metric.name, "recorded"].keys:
@@ -50,7 +57,7 @@ class RegisteredScores:
             values.add(key, lambda: ClipValue(_scored(metric, generated, recorded), 1.0))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Figures of every metric: the mean over results, or the value of all of them."""
+        """Return the figures of every metric: the mean over results, or the value of the set."""
         found = []
         for metric in self._metrics:
             if self._unconditional:
@@ -68,7 +75,7 @@ class RegisteredScores:
 
 
 def _lacking(metric: Metric, generated: Any, recorded: Any) -> str:
-    """Return which needed part a pair of clips lacks, in words, or nothing; gesture metrics alone need some."""
+    """Return which needed part a pair of clips lacks, or ""; only gesture metrics need parts."""
     for part in metric.needs:
         if part not in recorded.present:
             return f"no {part} in the recording"
@@ -92,7 +99,7 @@ def _of_set(metric: Metric, pairs: Sequence[tuple[Any, Any]], chosen: I64) -> fl
 
 
 def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
-    """The number that a metric gives; raises DataError where it gives none, EnvironmentFault where its code fails."""
+    """Return the value of a metric; raise DataError if it has none, EnvironmentFault if its code fails."""
     with foreign(f"metric {metric.label!r}", "scoring"):
         value = metric.of(generated, recorded)
         finite = value is None or math.isfinite(value)

@@ -1,4 +1,4 @@
-"""A report as JSON, CSV, a Markdown table for a paper, or lines for a person."""
+"""A report as JSON, CSV, a Markdown table for a paper, or lines for the terminal."""
 
 from __future__ import annotations
 
@@ -19,44 +19,52 @@ _WIDTH: Final = 100
 _PLAIN_BELOW: Final = 1e6
 _FEW: Final = 10
 _ZERO: Final = 1e-12
-_PLAIN: Final = ("", "share", "F")  # numbers between 0 and 1 in a table for reading
+_PLAIN: Final = ("", "share", "F")  # units that the table does not print
 _PAIR: Final = 2
 _NOT_FOR_READING: Final = frozenset({"manifest_sha256", "profile_settings"})
 _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
-"""How papers print what is very small; JSON and CSV have units."""
+"""Scales and units of very small values in tables, as papers print them; JSON and CSV are not scaled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
-    """Figures of a task, and how much they are of."""
+    """Figures of a task, and the data that they cover."""
 
     figures: Sequence[Figure]
     recordings: Sequence[str]  # keys
     results: int
-    splits: Mapping[str, tuple[int, int]]  # recordings scored, and recordings there are
-    seconds: float  # that were scored, each recording once
+    splits: Mapping[str, tuple[int, int]]  # recordings scored, and recordings in the split
+    seconds: float  # scored duration, each recording once
     recorded_seconds: float
-    made_by: Mapping[str, Any] | None = None  # model and settings, where records tell them
+    made_by: Mapping[str, Any] | None = None  # model and settings, if records contain them
     remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Figures of every task, and what they rest on."""
+    """Figures of every task, and facts about the evaluation."""
 
     tasks: Mapping[str, TaskReport]
     facts: Mapping[str, Any]  # shards, profile, skeleton, encoder, resampling, versions
     remarks: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
-        """The report as JSON."""
+        """Return the report as JSON."""
         tasks = {name: asdict(task) for name, task in self.tasks.items()}
         head = {"format": "omniges-evaluation", "version": 1}
         return head | {**self.facts, "remarks": list(self.remarks), "tasks": tasks}
 
 
 def render(report: Report, form: Form) -> str:
-    """The report in a form, with a newline at its end."""
+    """Return the report in a format, with a newline at its end.
+
+    Args:
+        report: The report.
+        form: ``table``, ``json``, ``csv`` or ``markdown``.
+
+    Returns:
+        The text.
+    """
     if form == "json":
         return json.dumps(report.document(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     return {"csv": _csv, "markdown": _markdown, "table": _table}[form](report)
@@ -78,7 +86,7 @@ def _csv(report: Report) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """So many significant digits, all of a whole number's, and none of what rounding leaves of zero."""
+    """Return a value with significant digits, all digits of a whole number, and 0 for rounding errors."""
     if abs(value) < _ZERO:
         return "0"
     text = f"{value:.{digits}g}"
@@ -100,7 +108,7 @@ def _unit(figure: Figure) -> str:
 
 
 def _by_metric(figures: Sequence[Figure]) -> dict[str, dict[str, Figure]]:
-    """Metrics in their order, each with its figures by row."""
+    """Return the figures by metric and row."""
     found: dict[str, dict[str, Figure]] = {}
     for figure in figures:
         found.setdefault(figure.metric, {})[figure.row] = figure
@@ -115,10 +123,10 @@ def _extent(task: TaskReport) -> str:
 
 
 def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """Return notes on a task's figures."""
+    """Yield notes on a task's figures."""
     yield from task.remarks
     if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
-        yield "nothing is shuffled: one recording has no other"
+        yield "no shuffled row: there is only one recording"
     for metric, found in metrics.items():
         generated = found.get("generated")
         if generated is not None and generated.value is not None:
@@ -133,7 +141,7 @@ def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Ite
                 yield f"{metric}, {row}: not computed: {figure.why_not}"
     few = {figure.recordings for found in metrics.values() for figure in found.values() if figure.low is not None}
     if few and min(few) < _FEW:
-        yield f"intervals of {min(few)} recordings are narrower than what is known: take at least {_FEW}"
+        yield f"intervals over {min(few)} recordings are too narrow: score at least {_FEW}"
 
 
 def _reasons(figure: Figure) -> str:
@@ -143,7 +151,7 @@ def _reasons(figure: Figure) -> str:
 
 
 def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
-    """Return the basis of a figure where it would mislead without."""
+    """Yield the counts behind figures that would mislead without them."""
     for row, figure in found.items():
         d = figure.details
         if "rows" in d:
@@ -153,20 +161,20 @@ def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
             yield f"{metric}, {row}{of}: {sets} of {d['dimensions']}{low}"
     d = found["generated"].details
     if "words" in d:
-        yield f"word times: over {d['words']} of {d['expected']} words, those that are equal"
+        yield f"word times: over {d['words']} of {d['expected']} words, which were recognized"
     if metric == "word error rate":
         counts = ", ".join(f"{d[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
         yield f"{metric}: {counts}, {d['expected']} words expected"
     if "motion_beats" in d:
-        moved = ", ".join(f"{figure.details['motion_beats']} {row}" for row, figure in found.items() if figure.details)
-        yield f"{metric}: {d['audio_beats']} beats of audio; of motion, all joints together: {moved}"
+        motion = ", ".join(f"{figure.details['motion_beats']} {row}" for row, figure in found.items() if figure.details)
+        yield f"{metric}: {d['audio_beats']} beats of audio; beats of motion over all joints: {motion}"
     if metric == "seams, velocity":
         yield (
-            f"seams: {d['values']} of them; 0.01 is expected of seams that cannot be seen, and recorded are the "
-            "recordings at the same moments: a seam can lie where a word begins"
+            f"seams: {d['values']} values at window boundaries; 0.01 is expected if boundaries do not show; the "
+            "recorded row is measured at the same times, because boundaries may coincide with the start of a word"
         )
     if metric == "log-mel L1" and "of" in d:
-        yield f"audio: measured on {d['of']}"
+        yield f"audio: computed from {d['of']}"
 
 
 def _wrapped(text: str) -> str:
@@ -192,7 +200,7 @@ def _table(report: Report) -> str:
         out += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=False)).rstrip() for line in lines]
         out += [_wrapped(note) for note in dict.fromkeys(_notes(task, metrics))]
         out.append("")
-    out += [_wrapped(f"remark: {remark}") for remark in report.remarks]
+    out += [_wrapped(f"warning: {remark}") for remark in report.remarks]
     return "\n".join([*out, _wrapped(_footer(report)), ""])
 
 
@@ -204,7 +212,7 @@ def _footer(report: Report) -> str:
 
 
 def _markdown(report: Report) -> str:
-    """One table a task whose single row can go into a paper's table."""
+    """Return one table for each task, whose row fits a paper's table."""
     out = []
     for name, task in report.tasks.items():
         metrics = _by_metric(task.figures)
@@ -225,7 +233,7 @@ def _markdown(report: Report) -> str:
 
 
 def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """Metrics without any value, which have no column."""
+    """Yield metrics without any value, which have no column."""
     for metric, found in metrics.items():
         if all(figure.value is None for figure in found.values()):
             yield f"{metric}: not computed: {next(iter(found.values())).why_not}"

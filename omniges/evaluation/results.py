@@ -1,4 +1,4 @@
-"""Generated files as results: which there are, which recordings they are held against, and their arrays."""
+"""Generated files as results: finding them, their recordings, and their arrays."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _SAME: Final = (
     *("seed", "steps", "solver", "guidance", "shift", "last_level"),
     *("window_ticks", "overlap_ticks", "quantised"),
 )
-"""Settings that all results of a task should have in common."""
+"""Settings that all results of a task must share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileResult(Result):
-    """A result whose arrays are read from its files when they are asked for."""
+    """A result whose arrays are read from its files when they are needed."""
 
     folder: Path
     record: GeneratedRecord | None  # None: files of another system
-    files: Mapping[StreamName, Path]  # of a result without a record
+    files: Mapping[StreamName, Path]  # files of a result without a record
 
     @classmethod
     def of(
@@ -61,7 +61,18 @@ class FileResult(Result):
         record: GeneratedRecord | None = None,
         files: Mapping[StreamName, Path] = MappingProxyType({}),
     ) -> FileResult:
-        """A result of some name in some folder, with what its record tells."""
+        """Return a result, with the facts of its record.
+
+        Args:
+            task: Name of the task.
+            row: Row of the recording.
+            path: Path of the files, without their endings.
+            record: Record of the result; None: files of another system.
+            files: Files of a result without a record.
+
+        Returns:
+            The result.
+        """
         return cls(
             task=task,
             row=row,
@@ -77,11 +88,11 @@ class FileResult(Result):
 
     @property
     def place(self) -> str:
-        """The result's files without their endings."""
+        """Path of the result's files, without their endings."""
         return str(self.folder / self.name)
 
     def _read(self, kind: str, stream: StreamName, ending: str, decode: Callable[[bytes], T]) -> tuple[Path, T]:
-        """A file of the result and what it holds; its digest is checked where there is a record."""
+        """Read a file of the result; check its digest if there is a record."""
         entry = None if self.record is None else self.record.files.get(kind)
         if entry is None:
             path = self.files.get(stream, self.folder / f"{self.name}{ending}")
@@ -93,30 +104,30 @@ class FileResult(Result):
             except FileNotFoundError as error:
                 raise DataError(f"{path}: a generated file expected, found none: generate it again") from error
         if entry is not None and sha256_hex(data) != entry.get("sha256"):
-            raise DataError(f"{path}: it is not what {self.name}.json says: generate it again")
+            raise DataError(f"{path}: it differs from the sha256 in {self.name}.json: generate it again")
         try:
             return path, decode(data)
         except RecordingFault as fault:
             raise fault.refusal(path) from fault
 
     def motion(self) -> MotionArrays:
-        """Generated motion. Raises DataError for what cannot be read."""
+        """Read generated motion; raise DataError if a file cannot be read."""
         decode = partial(decode_motion, standing=self.record is None)
         _, motion = self._read("gesture", "gesture", ".npz", decode)
         return MotionArrays(motion.poses, motion.expressions, motion.trans)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Generated words: those of the word tier, or the texts of a tier `windows`, whose words have no times."""
+        """Read generated words: those of the word tier, or the texts of a tier `windows`, whose words have no times."""
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """The generated log-mel (F, 64), and whether it is the model's own or that of the waveform."""
+        """Read the generated log-mel (F, 64), and say whether it is the model's or computed from the waveform."""
         if self.record is not None and "mel" in self.record.files:
             path, mel = self._read("mel", "audio", ".mel.npy", decode_npy)
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
                 raise DataError(f"{path}: (F, {MEL_BANDS}) float32 expected, found {mel.shape} {mel.dtype}")
             if not np.isfinite(mel).all():
-                raise DataError(f"{path}: finite levels expected, found others: generate it again")
+                raise DataError(f"{path}: finite mel values expected, found NaN or infinite ones: generate it again")
             return mel, "the model's mel"
         path, wav = self._read("audio", "audio", ".wav", decode_wav)
         samples = resample(mix_down(wav.samples), wav.rate_hz)
@@ -126,9 +137,16 @@ class FileResult(Result):
 
 
 def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
-    """Return the words of a generated TextGrid and True; or the texts of its tier `windows` and False.
+    """Return the words of a generated TextGrid and True, or the texts of its tier `windows` and False.
 
-    Raises RecordingFault where it has neither tier or is damaged.
+    Args:
+        data: Bytes of the TextGrid.
+
+    Returns:
+        The intervals, and whether words have times.
+
+    Raises:
+        RecordingFault: It has neither tier, or is damaged.
     """
     try:
         return _words_of(data, None), True
@@ -145,7 +163,7 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
 
 
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
-    """A tier's intervals with a text; a model may say nothing: every word is then a deletion."""
+    """Return a tier's intervals with text, which may be none: every word is then a deletion."""
     try:
         return list(decode_words(data, tier).words)
     except RecordingFault as fault:
@@ -155,10 +173,19 @@ def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
 
 
 def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[FileResult]]:
-    """Results in folders, or in their sub-folders, by task; those of one recording are neighbours.
+    """Find results in folders and their sub-folders.
 
-    Files without records need the name of their task. Raises UsageFault where there is none, a name is no recording's
-    or results of several systems are mixed, DataError for damaged records and for what no record says is whole.
+    Args:
+        folders: The folders.
+        shards: The recordings.
+        task: Task of files without records, or None.
+
+    Returns:
+        Results by task, sorted by recording.
+
+    Raises:
+        UsageFault: There are no results, a name belongs to no recording, or results of several systems are mixed.
+        DataError: A record is damaged, or a file is not listed by any record.
     """
     rows = {name: row for row in shards.rows for name in (row.key, row.stem)}
     found: dict[str, list[FileResult]] = {}
@@ -189,7 +216,7 @@ def _results(
     for path in sorted(folder.iterdir()):
         stream = _stream_of(path)
         if stream is not None and task is None:
-            raise UsageFault(f"{path}: it has no record that tells its task: add --task, such as a2g")
+            raise UsageFault(f"{path}: it has no record with its task: add --task, such as a2g")
         if stream in wanted and stream is not None:
             by_name.setdefault(path.stem, {})[stream] = path
     for name, files in by_name.items():
@@ -203,18 +230,18 @@ def _results(
 def _recorded_results(
     folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder, task: str | None
 ) -> Iterator[FileResult]:
-    """Results with records; a file that no record names was not finished."""
+    """Yield results with records; refuse files that no record lists, because they are not complete."""
     named = set()
     for path in records:
         record = read_record(path)
         if record.task not in TASKS:
             raise DataError(f"{path}: task {record.task!r} is unknown: generate it again")
         if task is not None and record.task != task:
-            raise UsageFault(f"{path}: it says that it is of task {record.task}, --task says {task}: leave --task away")
+            raise UsageFault(f"{path}: it is a result of task {record.task}, but --task is {task}: remove --task")
         if record.source is not None and record.source.get("start_tick"):
             raise UsageFault(
-                f"{path}: it is of a window from tick {record.source['start_tick']} on, which validation has scored: "
-                "take results of omniges generate"
+                f"{path}: it is a sample of validation, of the window from tick {record.source['start_tick']}: give "
+                "results of omniges generate"
             )
         own = record.name if record.name in rows else record.name.removesuffix(f"-{record.sample + 1}")
         row = _row(rows, own if record.source is None else str(record.source.get("key")), path, shards)
@@ -223,11 +250,11 @@ def _recorded_results(
         yield FileResult.of(record.task, row, folder / record.name, record)
     for path in sorted(folder.iterdir()):
         if _stream_of(path) is not None and path.name not in named:
-            raise DataError(f"{path}: no record names it, so it was not finished: generate it again, or move it away")
+            raise DataError(f"{path}: no record lists it, so it is not complete: generate it again, or move it away")
 
 
 def _stream_of(path: Path) -> StreamName | None:
-    """Return the stream that a file's ending means, in either case."""
+    """Return the stream of a file's ending, in upper or lower case."""
     return next((stream for stream, ending in _ENDINGS.items() if path.suffix.lower() == ending.lower()), None)
 
 
@@ -242,12 +269,12 @@ def _is_report(path: Path) -> bool:
 
 def _row(rows: Mapping[str, ManifestRow], key: str, path: Path, shards: ShardFolder) -> ManifestRow:
     if key not in rows:
-        raise UsageFault(f"{path}: no sample of {shards.folder} is called {key}: give the shards it was made for")
+        raise UsageFault(f"{path}: no sample of {shards.folder} is called {key}: give the shards it was generated for")
     return rows[key]
 
 
 def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, shards: ShardFolder) -> None:
-    """Refuse a result that was made from another recording of the same name."""
+    """Refuse a result that was generated from another recording of the same name."""
     of_shards = shards.dataset["files"][MANIFEST_FILE]["sha256"]
     if record.source is None or record.source.get("manifest_sha256") == of_shards:
         return
@@ -255,8 +282,8 @@ def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, 
         member = str(given.get("path")).partition(f"#{row.key}.")[2]
         if member in row.members and row.members[member].sha256 != given.get("sha256"):
             raise DataError(
-                f"{path}: it was made from another {member} than {row.key} has in {shards.folder}: give the shards it "
-                f"was made for, {record.source.get('shards')}"
+                f"{path}: it was generated from another {member} than {row.key} has in {shards.folder}: give the "
+                f"shards it was generated for, {record.source.get('shards')}"
             )
 
 
@@ -265,10 +292,10 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
     seen: dict[tuple[str, str], FileResult] = {}
     homes: dict[str, Path] = {}
     for result in results:
-        twice = seen.setdefault((result.key, result.name), result)
+        same = seen.setdefault((result.key, result.name), result)
         home = homes.setdefault(result.key, result.folder)
-        if twice is not result or home != result.folder:
-            first = twice.folder if twice is not result else home
+        if same is not result or home != result.folder:
+            first = same.folder if same is not result else home
             raise UsageFault(
                 f"{result.task}: {result.key} is in {first} and in {result.folder}: score one system at a time"
             )
@@ -278,8 +305,8 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
     if len(kinds) > 1:
         one, another, *_ = sorted(kinds)
         raise UsageFault(
-            f"{results[0].task}: results of one model and one way of sampling expected, found {one} and {another}: "
-            "keep them in folders of their own and score one at a time"
+            f"{results[0].task}: results of one model with one set of settings expected, found {one} and {another}: "
+            "move them to separate folders and score one at a time"
         )
 
 
@@ -287,5 +314,5 @@ def _made_by(record: GeneratedRecord | None) -> str:
     if record is None:
         return "files without records"
     model = sha256_hex(json.dumps(record.model.get("sha256"), sort_keys=True).encode())[:8]
-    ways = ", ".join(f"{name} {record.settings.get(name)}" for name in _SAME)
-    return f"step {record.model.get('step')} ({record.model.get('weights')}, {model}) with {ways}"
+    settings = ", ".join(f"{name} {record.settings.get(name)}" for name in _SAME)
+    return f"step {record.model.get('step')} ({record.model.get('weights')}, {model}) with {settings}"

@@ -1,6 +1,6 @@
-"""`evaluate`: generated files against the recordings they belong to, made first where a checkpoint is given.
+"""`evaluate`: scores of generated files against their recordings; with a checkpoint, results are generated first.
 
-Whether a checkpoint fits shards and tasks is found before anything is generated with it.
+Errors about checkpoint, shards and tasks are raised before anything is generated.
 """
 
 from __future__ import annotations
@@ -47,13 +47,23 @@ from omniges.storage.canonical_json import sha256_hex
 _SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
-"""Shows (done, total) of something named."""
+"""Progress display for a noun, whose context gives a function of (done, total)."""
 
 
 def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Report:
-    """Score results, after making them where a checkpoint is given; everything that can be refused is, before that.
+    """Score results, and generate them first if a checkpoint is given.
 
-    Raises UsageFault, DataError or EnvironmentFault; nothing that could not be read is left out.
+    Args:
+        settings: Settings of the command.
+        counting: Progress display, or None.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageFault: The settings are not possible, or results of several systems are mixed.
+        DataError: A file is damaged; nothing is skipped.
+        EnvironmentFault: A file cannot be read or written, or a package is not installed.
     """
     counting = counting or (lambda _noun: nullcontext(lambda _done, _total: None))
     instruments = Instruments(
@@ -63,11 +73,11 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
         given=None if settings.features is None else _features(*settings.features),
     )
-    registered_metrics()  # one that cannot be loaded is refused before anything is generated
+    registered_metrics()  # raises before generation if one cannot be loaded
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
     if task is not None and settings.checkpoint is not None:
-        raise UsageFault(f"--task {task}: it is of files that have no record; of a checkpoint give --tasks {task}")
+        raise UsageFault(f"--task {task}: it is for files that have no record; with a checkpoint give --tasks {task}")
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
         if settings.checkpoint is None:
             folders, remarks = settings.generated, list[str]()
@@ -75,9 +85,9 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
             folders, remarks = _generate(settings, settings.checkpoint, shards, instruments, Path(temporary), counting)
         found = find_results(folders, shards, task)
         of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
-        if settings.features is not None and len(of_gesture) != 1:  # it is not plain of which results they are
+        if settings.features is not None and len(of_gesture) != 1:  # features do not state their task
             raise UsageFault(
-                "--features: results of one task that makes gesture expected, found "
+                "--features: results of one task with gesture as its target expected, found "
                 f"{', '.join(of_gesture) or 'none'}: evaluate it alone"
             )
         train = None
@@ -98,7 +108,7 @@ def _generate(
     temporary: Path,
     counting: Counting,
 ) -> tuple[tuple[Path, ...], list[str]]:
-    """Generate for a split, a folder a task; returns them, and remarks."""
+    """Generate results for a split, in one folder for each task; return the folders and warnings."""
     saved = find_checkpoint(checkpoint)
     tasks, remarks = require_fit(saved, shards, settings.split, settings.tasks)
     work = temporary if settings.work is None else settings.work
@@ -110,7 +120,7 @@ def _generate(
             f"{settings.shards}, or choose another folder"
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
-        train_rows(shards, instruments)  # refused before minutes of generating, not behind them
+        train_rows(shards, instruments)  # raises before the generation, which may take minutes
     inputs, sources = Sources(shards=settings.shards, split=settings.split), dict[str, Sources]()
     for name in tasks:
         sources[name], left_out = _inputs_of(name, shards, settings.split)
@@ -133,7 +143,7 @@ def _generate(
         for name in tasks
     ]
     codecs = codecs_of(wanted[0], load_identity(saved))
-    codecs.require([TASKS[name] for name in tasks], inputs)  # likewise, and each is loaded once for all tasks
+    codecs.require([TASKS[name] for name in tasks], inputs)  # likewise; each is loaded once for all tasks
     for one in wanted:
         with counting(f"s of {one.task} generated") as count:
             generate(one, count, codecs)
@@ -141,22 +151,32 @@ def _generate(
 
 
 def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, list[str]]:
-    """The samples of a split that have all streams of a task, and a remark that counts the others."""
+    """Return the samples of a split that have all streams of a task, and a warning that counts the others."""
     rows = [row for row in shards.rows if row.split == split]
     streams = (*TASKS[task].conditions, *TASKS[task].targets)
     keys = tuple(row.key for row in rows if all(present_bits(row.present) & STREAM_BITS[name] for name in streams))
     if len(keys) == len(rows):
         return Sources(shards=shards.folder, split=split), []
-    told = f"{task}: {len(rows) - len(keys)} of {len(rows)} samples lack {' or '.join(streams)}, and are left out"
-    return (Sources(shards=shards.folder, keys=keys) if keys else Sources()), [told]
+    lost = f"{task}: {len(rows) - len(keys)} of {len(rows)} samples lack {' or '.join(streams)}, and are left out"
+    return (Sources(shards=shards.folder, keys=keys) if keys else Sources()), [lost]
 
 
 def require_fit(
     saved: SavedCheckpoint, shards: ShardFolder, split: str, named: Sequence[str]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The tasks to generate, and remarks on data the checkpoint was not made for; ``named``: by the user, or none.
+    """Check that a checkpoint fits tasks and data.
 
-    Raises UsageFault for a task the model was not trained on, and for a split without samples.
+    Args:
+        saved: The checkpoint.
+        shards: The recordings.
+        split: Split to generate for.
+        named: Tasks that the user names; empty: all that the model was trained on.
+
+    Returns:
+        Tasks to generate, and warnings about data that differ from training.
+
+    Raises:
+        UsageFault: The model was not trained on a task, or the split has no samples.
     """
     tasks, remarks = _tasks(saved, named)
     rows = [row for row in shards.rows if row.split == split]
@@ -169,22 +189,22 @@ def require_fit(
     numbers = trained_on(state, shards.folder, identity.codec_names, identity.label_names)
     if not numbers:
         found = f"the checkpoint was trained on other shards than {shards.folder}"
-        remarks.append(f"{found}: it does not say whether these clips were among them")
+        remarks.append(f"{found}: whether it was trained on these clips is not known")
     elif split in {str(state["filters"][number].get("split")) for number in numbers}:
-        remarks.append(f"the model was trained on these very clips, the {split} split")
-    strange = sorted({row.speaker for row in rows if row.speaker is not None} - set(identity.speakers))
-    if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        remarks.append(f"speakers the model was not trained on, generated as unknown: {', '.join(strange[:3])}{more}")
+        remarks.append(f"the model was trained on these clips, the {split} split")
+    unknown = sorted({row.speaker for row in rows if row.speaker is not None} - set(identity.speakers))
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        remarks.append(f"speakers the model was not trained on, generated as unknown: {', '.join(unknown[:3])}{more}")
     return tasks, remarks
 
 
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The tasks that are named, or those of the six that the model was trained on, with a remark on the others."""
+    """Return the named tasks, or those of the six that the model was trained on with a warning about the others."""
     trained = trained_tasks(saved)
     if trained is None:
         raise DataError(
-            f"{saved.path}/settings.json: flow settings expected, found none: use the omniges that wrote it"
+            f"{saved.path}/settings.json: flow settings expected, found none: use the omniges version that wrote it"
         )
     wanted = tuple(dict.fromkeys(task_named(name) for name in named))
     for name in wanted:
@@ -197,14 +217,14 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     for name in wanted:
         if name in never:
             raise UsageFault(
-                f"--tasks {name}: {saved.path} was not trained on it, for no sample had {' or '.join(never[name])}"
+                f"--tasks {name}: {saved.path} was not trained on it, because no sample had {' or '.join(never[name])}"
             )
     trained = tuple(name for name in trained if name not in never)
     tasks = wanted or tuple(name for name in _SIX if name in trained)
     if not tasks:
         raise UsageFault(f"--tasks: {saved.path} was trained on {', '.join(sorted(trained))}: name some of them")
     lost = [name for name in _SIX if name not in trained and not wanted]
-    return tasks, [f"not generated, for the model was not trained on them: {', '.join(lost)}"] if lost else []
+    return tasks, [f"not generated, because the model was not trained on them: {', '.join(lost)}"] if lost else []
 
 
 def _score(
@@ -246,7 +266,7 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
     seconds = {key: min((one.seconds[key] for one in scored if key in one.seconds), default=0.0) for key in rows}
     records = [result.record for result in results if result.record is not None]
     made_by: dict[str, Any] | None = None
-    if records:  # the model, and the settings they have in common
+    if records:  # the model, and the settings that all records share
         common = {
             name: value
             for name, value in records[0].settings.items()
@@ -284,7 +304,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instrum
 
 
 def _profile(settings: EvaluateSettings) -> Profile:
-    """The profile; a published one would print numbers that look like a paper's and are not."""
+    """Return the profile; refuse a published one without its files, because values could not be compared."""
     chosen = PROFILES[settings.profile]
     needed = {
         "--body-model": settings.body_model,
@@ -294,8 +314,8 @@ def _profile(settings: EvaluateSettings) -> Profile:
     lost = [flag for flag, path in needed.items() if path is None]
     if chosen.published and lost:
         raise UsageFault(
-            f"--profile {chosen.name}: its numbers mean something only with SMPL-X, the published encoder and the "
-            f"published mean speeds: give {' and '.join(lost)} too, or take --profile corrected"
+            f"--profile {chosen.name}: its values are comparable only with SMPL-X, the published encoder and the "
+            f"published mean speeds: give {' and '.join(lost)} too, or --profile corrected"
         )
     return chosen
 
@@ -316,13 +336,13 @@ def _encoder(settings: EvaluateSettings) -> Encoder | None:
     if settings.encoder.suffix != ".safetensors" and not settings.trust_program:
         raise UsageFault(
             f"--encoder {settings.encoder}: a .safetensors file with its .json expected; a TorchScript file is a "
-            "program that runs with your rights: add --trust-encoder-program if you trust where it comes from"
+            "program that runs with your rights: add --trust-encoder-program if you trust its origin"
         )
     return load_encoder(settings.encoder)
 
 
 def _mean_speeds(path: Path) -> npt.NDArray[np.float64]:
-    """Mean speeds (55,) m/s from an .npy file."""
+    """Read mean speeds (55,) in m/s from an .npy file."""
     wanted = f"--mean-speeds: an .npy file of ({len(JOINT_NAMES)},) floats expected"
     found = read_array(path, wanted)
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":

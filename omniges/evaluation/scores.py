@@ -1,7 +1,7 @@
-"""Input and output of scoring: results and recordings as arrays, and figures, each a corpus value with its interval.
+"""Inputs and outputs of scoring: results and recordings as arrays, and figures, each a value with its interval.
 
-Results come from files (`omniges.evaluation.results`) or straight from a model, as in validation. The unit of every
-interval is the recording: several results of one recording are drawn together.
+Results come from files (`omniges.evaluation.results`) or directly from a model, as in validation. Intervals resample
+recordings: several results of one recording are drawn together.
 """
 
 from __future__ import annotations
@@ -30,62 +30,70 @@ I64 = npt.NDArray[np.int64]
 Row = Literal["generated", "shuffled", "recorded"]
 
 ROWS: Final[tuple[Row, ...]] = ("generated", "shuffled", "recorded")
-"""What a value is of: generated files; the same against another recording; the recordings themselves."""
+"""Rows of a figure: results against their recordings, results against other recordings, and recordings only."""
 
 NEVER_MADE: Final[tuple[Part, ...]] = ("jaw_eyes",)
-"""Parts that no model has channels of."""
-UNCONDITIONAL: Final = "made from no input, so no recording says what it should be"
+"""Parts for which no model has channels."""
+UNCONDITIONAL: Final = "generated without a condition, so there is no ground truth"
 
-_ADVICE: Final = ": leave this clip out"  # what metrics say to a caller, and what has been done here
+_ADVICE: Final = ": leave this clip out"  # remedy in errors of metrics, which this module follows
 _LONGER_S: Final = 5.0
-"""A result that is longer than its recording by no more is cut; audio files are often longer than the motion."""
+"""Results up to this much longer than their recording are cut; audio files are often longer than the motion."""
 
 
 class Recordings(Protocol):
-    """Recordings that results are held against: a shard folder, or windows in memory."""
+    """The ground truth of results: a shard folder, or windows in memory."""
 
-    folder: Path  # as errors name them
+    folder: Path  # name in errors
 
     @property
     def rows(self) -> Sequence[ManifestRow]:
-        """A row for each recording."""
+        """One row for each recording."""
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Kept audio at 16 kHz (N,); None where there is none."""
+        """Return the audio at 16 kHz (N,), or None."""
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """An array: ``mel.npy`` or ``betas.npy``."""
+        """Return ``mel.npy`` or ``betas.npy`` of a recording.
+
+        Args:
+            row: Row of the recording.
+            member: Name of the array.
+
+        Returns:
+            The array.
+        """
 
     def gesture(self, row: ManifestRow) -> GestureClip:
-        """Motion."""
+        """Return the motion."""
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Words with times."""
+        """Return the words with times."""
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """Semantic spans; None where there is no annotation."""
+        """Return semantic spans; None if there is no annotation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result(ABC):
-    """One generated result for one recording: facts at once, arrays when they are asked for."""
+    """One generated result for one recording, whose arrays are read when they are needed."""
 
     task: str
     row: ManifestRow  # of the recording
     name: str
-    seconds: float  # of the recording that were generated, as far as they are known without arrays
-    seams: tuple[int, ...] = ()  # frames before which windows begin
-    invalid_rotations: float | None = None  # share among those that the model gave
-    absent: tuple[str, ...] = ()  # parts of its motion that were not made, which are at rest
+    seconds: float  # generated duration, at most the recording's, as far as known without arrays
+    seams: tuple[int, ...] = ()  # first frames of windows
+    invalid_rotations: float | None = None  # share of invalid rotations in the model's output
+    absent: tuple[str, ...] = ()  # parts of its motion that were not generated, which are at rest
 
     @property
     def key(self) -> str:
-        """The recording's key."""
+        """Key of the recording."""
         return self.row.key
 
     @property
     def place(self) -> str:
-        """The result as errors name it."""
+        """Name of the result in errors."""
         return self.name
 
     @property
@@ -95,32 +103,41 @@ class Result(ABC):
 
     @abstractmethod
     def motion(self) -> MotionArrays:
-        """Generated motion. Raises DataError for what cannot be read."""
+        """Return generated motion; raise DataError if a file cannot be read."""
 
     @abstractmethod
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """The generated log-mel (F, 64), and whether it is the model's own or that of the waveform."""
+        """Return the generated log-mel (F, 64), and say whether it is the model's or computed from the waveform."""
 
     @abstractmethod
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Generated words, and whether they have times; without, each is the whole text of a window."""
+        """Return generated words, and whether they have times; otherwise each is the complete text of a window."""
 
     def within(self, found: int, recorded: int, rate_hz: int) -> int:
-        """The length that is scored, in frames: at most the recording's.
+        """Return the scored length, at most the recording's.
 
-        Raises DataError for a result so much longer that it cannot be of this recording.
+        Args:
+            found: Length of the result in frames.
+            recorded: Length of the recording in frames.
+            rate_hz: Frames in a second.
+
+        Returns:
+            The length in frames.
+
+        Raises:
+            DataError: The result is so much longer that it cannot belong to this recording.
         """
         if found > recorded + _LONGER_S * rate_hz:
             raise DataError(
-                f"{self.place}: {found / rate_hz:.1f} s found where the recording has {recorded / rate_hz:.1f} s: this "
-                "is not what was generated for it"
+                f"{self.place}: {found / rate_hz:.1f} s found, but the recording has {recorded / rate_hz:.1f} s: this "
+                "was not generated for it"
             )
         return min(found, recorded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resampling:
-    """Bootstrap over recordings."""
+    """Settings of the bootstrap over recordings."""
 
     seed: int
     resamples: int
@@ -128,7 +145,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Metric and task that a figure belongs to."""
+    """Metric, unit and row of a figure."""
 
     metric: str
     unit: str
@@ -140,19 +157,19 @@ class Figure(Heading):
     """One value of a metric, or the reason why it was not computed."""
 
     value: float | None
-    low: float | None = None  # of the 95 % interval over recordings; None with fewer than two
+    low: float | None = None  # lower end of the 95 % interval over recordings; None for fewer than two
     high: float | None = None
-    resamples: int = 0  # draws that the interval is of
+    resamples: int = 0  # number of draws for the interval
     recordings: int = 0
     results: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)  # results without a value, by reason
     why_not: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    by_recording: Mapping[str, float] = field(default_factory=dict)  # the value of each alone, where it has one
+    by_recording: Mapping[str, float] = field(default_factory=dict)  # value of each recording alone, if it has one
 
 
 class Values:
-    """Values of a metric, each of a result for a recording, and the results that have none."""
+    """Values of a metric, each with the recording of its result, and counts of results without a value."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
@@ -160,27 +177,37 @@ class Values:
         self.left_out: Counter[str] = Counter()
 
     def add(self, key: str, score: Callable[[], Any]) -> None:
-        """A result's value, or the reason that the metric gives for having none."""
+        """Add a result's value, or the reason of the metric for having none.
+
+        Args:
+            key: Key of the recording.
+            score: Function that returns the value or raises DataError.
+        """
         try:
             self.keep(key, score())
         except DataError as error:
             self.leave_out(error)
 
     def keep(self, key: str, value: Any) -> None:
-        """A result's value."""
+        """Add a result's value.
+
+        Args:
+            key: Key of the recording.
+            value: The value.
+        """
         self.found.append(value)
         self.keys.append(key)
 
     def leave_out(self, reason: DataError | str) -> None:
-        """A result that has no value."""
+        """Count a result without a value."""
         text = str(reason)
-        if isinstance(reason, DataError):  # metrics name the array first
+        if isinstance(reason, DataError):  # errors of metrics begin with the name of the array
             text = (text.partition(": ")[2] or text).removesuffix(_ADVICE)
         self.left_out[text] += 1
 
     @property
     def groups(self) -> dict[str, I64]:
-        """Numbers of each recording's values, by its key, in order of their first value."""
+        """Indices of each recording's values, by its key, in order of their first value."""
         members: dict[str, list[int]] = {}
         for number, key in enumerate(self.keys):
             members.setdefault(key, []).append(number)
@@ -188,21 +215,40 @@ class Values:
 
 
 def absent(heading: Heading, why: str, left_out: Mapping[str, int] | None = None) -> Figure:
-    """A figure that was not computed."""
+    """Return a figure that was not computed.
+
+    Args:
+        heading: Metric, unit and row.
+        why: The reason.
+        left_out: Results without a value, by reason.
+
+    Returns:
+        The figure.
+    """
     return Figure(**asdict(heading), value=None, why_not=why, left_out=dict(left_out or {}))
 
 
 def figure_of_mean(
     heading: Heading, values: Values, how: Resampling, details: Mapping[str, Any] | None = None
 ) -> Figure:
-    """The mean of results' values by weight; a recording whose results have no weight has no value."""
+    """Return the weighted mean of results' values; recordings whose results have no weight have no value.
+
+    Args:
+        heading: Metric, unit and row.
+        values: Values with weights, as `ClipValue`.
+        how: Bootstrap over recordings.
+        details: Details of the figure.
+
+    Returns:
+        The figure.
+    """
     weighted = Values()
     weighted.left_out.update(values.left_out)
     means: dict[str, ClipValue] = {}
     for key, group in values.groups.items():
         own: Sequence[ClipValue] = [values.found[number] for number in group if values.found[number].weight > 0]
         if len(own) < len(group):
-            weighted.left_out["nothing in it to weigh"] += len(group) - len(own)
+            weighted.left_out["its weight is 0"] += len(group) - len(own)
         if own:
             means[key] = ClipValue(weighted_mean(own), sum(one.weight for one in own))
         for one in own:
@@ -223,9 +269,19 @@ def figure_of_statistic(
     *,
     centred: bool = False,
 ) -> Figure:
-    """A statistic of numbers of values, such as a ratio of sums, of all and of each recording alone.
+    """Return a statistic of values, such as a ratio of sums, over all results and for each recording alone.
 
-    ``centred``: see `bootstrap`; such a statistic, like a Fréchet distance, means nothing of one recording.
+    Args:
+        heading: Metric, unit and row.
+        values: The values.
+        statistic: Function of indices of values, which may repeat.
+        how: Bootstrap over recordings.
+        details: Details of the figure.
+        centred: Centre the interval, see `bootstrap`. Such a statistic, like a Fréchet distance, is not computed for a
+            recording alone.
+
+    Returns:
+        The figure.
     """
     groups = values.groups
     if not groups:
@@ -272,9 +328,16 @@ def _figure(
 
 
 def with_recorded(results: Sequence[Result], target: StreamName) -> tuple[list[Result], list[str]]:
-    """Return the results whose recordings have what a target is held against, and a remark that counts the others.
+    """Return the results whose recordings have the target, and a warning that counts the others.
 
-    Of gesture that is the whole body; a face is scored apart.
+    For gesture, the complete body is needed; the face is checked separately.
+
+    Args:
+        results: The results.
+        target: The target stream.
+
+    Returns:
+        The results to score, and warnings.
     """
     needed: tuple[Part, ...] = BODY_PARTS if target == "gesture" else (target,)
     found = [result for result in results if set(needed) <= set(result.row.present)]
@@ -286,13 +349,21 @@ def with_recorded(results: Sequence[Result], target: StreamName) -> tuple[list[R
 
 
 def nothing_recorded(target: StreamName, remarks: Sequence[str]) -> Scored:
-    """Return the scores of results of which no recording says what they should be."""
+    """Return scores for results whose recordings all lack the target.
+
+    Args:
+        target: The target stream.
+        remarks: Warnings about it.
+
+    Returns:
+        The scores.
+    """
     return Scored([absent(Heading(f"{target} metrics", ""), "; ".join(remarks))], {}, remarks)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Figures of a task, and how many seconds of each recording they are of."""
+    """Figures of a task, and the scored duration of each recording."""
 
     figures: Sequence[Figure]
     seconds: Mapping[str, float]
@@ -300,7 +371,15 @@ class Scored:
 
 
 def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
-    """Another recording for each, in one random cycle; none where there is only one."""
+    """Assign another recording to each, in one random cycle.
+
+    Args:
+        keys: Keys of the recordings.
+        seed: Seed of the cycle.
+
+    Returns:
+        The other recording of each; empty if there is only one.
+    """
     if len(keys) < 2:
         return {}
     order = shuffled_pairing(len(keys), seed)

@@ -1,4 +1,4 @@
-"""Settings of `omniges evaluate`; light enough for `omniges --help`."""
+"""Settings of `omniges evaluate`; quick to import for `omniges --help`."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ class EvaluateSettings:
     resamples: int = option(2000, "Draws of recordings for the intervals.", least=1)
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself, by the name of the flag."""
+        """Refuse values out of range and contradictions."""
         check(self)
         if self.checkpoint is None:
             for name in _OF_GENERATION:
                 setting = settings_of(EvaluateSettings)[name]
                 if isinstance(setting, Setting) and getattr(self, name) != setting.default:
                     raise UsageFault(
-                        f"{setting.flag}: it says how to generate, which only --checkpoint does: remove it"
+                        f"{setting.flag}: it is a setting of generation, which needs --checkpoint: remove it"
                     )
         if bool(self.generated) == (self.checkpoint is not None):
             found = "both" if self.generated else "neither"
             raise UsageFault(
-                f"evaluate: folders of generated results, or --checkpoint to make some, expected; found {found}"
+                f"evaluate: folders of generated results, or --checkpoint to generate some, expected; found {found}"
             )
         if self.trust_program and self.encoder is None:
-            raise UsageFault("--trust-encoder-program: the --encoder that it trusts expected, found none: remove it")
+            raise UsageFault("--trust-encoder-program: an --encoder to trust expected, found none: remove it")
         if self.features is not None and (self.encoder is not None or self.checkpoint is not None):
-            other = "--checkpoint, whose results are not there yet" if self.encoder is None else "--encoder"
+            other = "--checkpoint, whose results do not exist yet" if self.encoder is None else "--encoder"
             raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")

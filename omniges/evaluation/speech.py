@@ -1,4 +1,4 @@
-"""Scores of generated speech: of sound on log-mels, and of text by its words, characters and times."""
+"""Scores of generated speech: audio by log-mels, and text by words, characters and times."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _TIMES: Final = {
     "word end error, median": (1, 50),
     "word end error, 90 %": (1, 90),
 }
-UNTIMED: Final = "the text is that of whole windows, whose words have no times"
-"""Why there are no errors of word times."""
+UNTIMED: Final = "text stored as latents has no word timings"
+"""Reason why there are no errors of word times."""
 _SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 
 
@@ -54,16 +54,26 @@ _OF_MELS: Final[dict[str, Callable[[F32, F32], Any]]] = {
     "mel-cepstral distortion": speech.mel_cepstral_distortion,
     _ONSETS: _onsets,
 }
-"""Metrics of a mel and another of as many frames."""
+"""Metrics of two mels of equal length."""
 _UNITS: Final = units("audio")
 
 
 def score_speech(
     results: Sequence[scores.Result], shards: scores.Recordings, how: scores.Resampling, count: Callable[[], None]
 ) -> scores.Scored:
-    """Figures of a task that makes audio; the shuffled row has another recording's mel to be near to.
+    """Score a task whose target is audio; the shuffled row compares with another recording's mel.
 
-    Raises DataError for files that cannot be read.
+    Args:
+        results: Generated results.
+        shards: The recordings.
+        how: Bootstrap over recordings.
+        count: Called after each result.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DataError: A file cannot be read.
     """
     rows = {result.key: result.row for result in results}
     other = scores.partners(list(rows), how.seed)
@@ -120,12 +130,25 @@ def _mel_figure(
 def score_text(
     results: Sequence[scores.Result], shards: scores.Recordings, how: scores.Resampling, count: Callable[[], None]
 ) -> scores.Scored:
-    """Figures of a task that makes text. Raises DataError for files that cannot be read."""
+    """Score a task whose target is text.
+
+    Args:
+        results: Generated results.
+        shards: The recordings.
+        how: Bootstrap over recordings.
+        count: Called after each result.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
     seconds = {result.key: result.seconds for result in results}
     registered = RegisteredScores("text", unconditional=results[0].unconditional)
     if results[0].unconditional:
         for result in results:
-            result.spoken()  # a damaged file is one, scored or not
+            result.spoken()  # raises for a damaged file
             count()
         headings = [scores.Heading(name, "share") for name in _RATES] + [scores.Heading(name, "s") for name in _TIMES]
         absent = [scores.absent(heading, scores.UNCONDITIONAL) for heading in headings]
@@ -140,10 +163,10 @@ def score_text(
     for result in results:
         intervals, with_times = result.spoken()
         timed = timed and with_times
-        # Words without times have those of their window.
+        # Words without times get those of their window.
         made = intervals if with_times else [replace(one, word=word) for one in intervals for word in one.word.split()]
         last_ms = round(1000 * max((word.end for word in made), default=0.0))
-        result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses what is another recording's
+        result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses a result of another recording
         found = _before(made, seconds[result.key])
         rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
         if other:
@@ -160,13 +183,13 @@ def score_text(
             registered.add(row, key, TextClip(words, timed), TextClip(expected, timed=True))
     figures += registered.figures(how)
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
-    cut = "words are as the annotator cut them, so read the characters' rate"
+    cut = "the annotator chose the boundaries of words, so prefer the character error rate"
     remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]
     return scores.Scored(figures, seconds, remarks if spaceless else [])
 
 
 def _before(words: _Words, end_s: float) -> list[WordInterval]:
-    """The words that begin before a time."""
+    """Return the words that begin before a time."""
     return [word for word in words if word.start < end_s]
 
 
@@ -193,7 +216,7 @@ def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
 
 
 def _timing(rows: Mapping[scores.Row, _Pairs], how: scores.Resampling) -> Iterator[scores.Figure]:
-    """Percentiles over all words that are equal, of all results together, of their differences in time."""
+    """Yield percentiles of the differences in time, over all equal words of all results."""
     found: dict[scores.Row, scores.Values] = {row: scores.Values() for row, pairs in rows.items() if pairs}
     for row, values in found.items():
         for key, words, expected in rows[row]:

@@ -109,7 +109,7 @@ class TestGesture:
 
         write(tmp_path / "own", shards, longer, ".npz")
         if extra > 150:
-            with pytest.raises(DataError, match=r"9\.0 s found where the recording has 4\.0 s"):
+            with pytest.raises(DataError, match=r"9\.0 s found, but the recording has 4\.0 s"):
                 scored(tmp_path / "own", shards, task="a2g")
         else:
             found = scored(tmp_path / "own", shards, task="a2g")
@@ -172,7 +172,7 @@ class TestGesture:
         refused(DataError, "one.npy", features=(tmp_path / "a.npy", tmp_path / "one.npy"))
         refused(DataError, "damaged.npy", features=(tmp_path / "a.npy", tmp_path / "damaged.npy"))
         refused(UsageFault, "found --encoder too", encoder=tmp_path / "e.safetensors")
-        refused(UsageFault, "one task that makes gesture expected, found none", own="text", task="a2t")
+        refused(UsageFault, "one task with gesture as its target expected, found none", own="text", task="a2t")
 
     def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
         def short(sample: SampleArrays) -> bytes:
@@ -254,7 +254,7 @@ class TestText:
 
         write(tmp_path / "own", shards, longer, ".TextGrid")
         if extra_s > 5:
-            with pytest.raises(DataError, match=r"9\.1 s found where the recording has 4\.0 s: this is not what was"):
+            with pytest.raises(DataError, match=r"9\.1 s found, but the recording has 4\.0 s: this is not what was"):
                 scored(tmp_path / "own", shards, task="a2t")
         else:
             assert scored(tmp_path / "own", shards, task="a2t")["word error rate", "generated"].value == 0
@@ -293,7 +293,7 @@ class TestSpeech:
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        with pytest.raises(DataError, match=r"it is not what .*json says"):
+        with pytest.raises(DataError, match=r"it differs from the sha256 in .*json"):
             scored(tmp_path / "own", shards)
         path.unlink()
         with pytest.raises(DataError, match="a generated file expected, found none"):
@@ -305,7 +305,7 @@ class TestSpeech:
         for number, row in enumerate(source.rows):
             sample = source.sample(row)
             put_mel(tmp_path / "own", shards, sample, sample.mel * (np.nan if number == 0 else 1))
-        with pytest.raises(DataError, match=r"\.mel\.npy: finite levels expected, found others"):
+        with pytest.raises(DataError, match=r"\.mel\.npy: finite mel values expected, found NaN or infinite ones"):
             scored(tmp_path / "own", shards)
 
 
@@ -317,7 +317,7 @@ class TestRefusals:
 
     def test_files_without_a_task(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
-        with pytest.raises(UsageFault, match="no record that tells its task: add --task"):
+        with pytest.raises(UsageFault, match="no record with its task: add --task"):
             scored(tmp_path / "own", shards)
 
     def test_nothing_generated(self, shards: Path, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ class TestRefusals:
         write(tmp_path / "own", shards, motion_file, ".npz")
         with pytest.raises(UsageFault, match="a program that runs with your rights"):
             scored(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "encoder.pt")
-        with pytest.raises(UsageFault, match="--trust-encoder-program: the --encoder that it trusts expected"):
+        with pytest.raises(UsageFault, match="--trust-encoder-program: an --encoder to trust expected"):
             scored(tmp_path / "own", shards, task="a2g", trust_program=True)
 
     def test_mean_speeds_of_another_shape(self, shards: Path, tmp_path: Path) -> None:
@@ -381,8 +381,8 @@ def test_reports_say_the_same_in_every_form() -> None:
     assert "0.25 [0.2, 0.3]" in table
     assert "error: without 1 × too short" in table
     assert "other (m)  not computed: no audio" in table
-    assert "intervals of 4 recordings are narrower" in table
-    assert "remark: other shards" in table
+    assert "intervals over 4 recordings are too narrow" in table
+    assert "warning: other shards" in table
     document = json.loads(render(report, "json"))
     assert document["tasks"]["a2t"]["figures"][0]["high"] == 0.3
     rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))

@@ -114,7 +114,7 @@ class TestFit:
 
     def test_clips_it_was_trained_on(self, checkpoint: Path, shards: Path) -> None:
         _, remarks = require_fit(find_checkpoint(checkpoint), ShardFolder(shards), "train", ())
-        assert remarks == ["the model was trained on these very clips, the train split"]
+        assert remarks == ["the model was trained on these clips, the train split"]
 
     def test_other_shards(self, checkpoint: Path, tmp_path: Path) -> None:
         others = ShardFolder(shards_of(tmp_path, keep_audio=False))
@@ -131,7 +131,7 @@ class TestFit:
         saved = find_checkpoint(checkpoint)
         assert require_fit(saved, encoded, "test", ())[1] == []
         _, remarks = require_fit(saved, encoded, "train", ())
-        assert remarks == ["the model was trained on these very clips, the train split"]
+        assert remarks == ["the model was trained on these clips, the train split"]
 
     def test_shards_without_the_latents_it_was_trained_on_are_others(
         self, encoded: Path, shards: Path, tmp_path: Path
@@ -165,15 +165,19 @@ class TestFit:
     ("words", "code", "line"),
     [
         (["nowhere"], 2, "a folder of generated results expected, found none there"),
-        ([], 2, "folders of generated results, or --checkpoint to make some, expected; found neither"),
+        ([], 2, "folders of generated results, or --checkpoint to generate some, expected; found neither"),
         (["--checkpoint", "nowhere"], 2, "nowhere: a checkpoint or the folder of a run"),
         (
             ["--checkpoint", "run", "--task", "a2g"],
             2,
             "--task a2g: it is of files that have no record; of a checkpoint",
         ),
-        (["nowhere", "--num-samples", "2"], 2, "--num-samples: it says how to generate, which only --checkpoint does"),
-        (["nowhere", "--split", "val"], 2, "--split: it says how to generate"),
+        (
+            ["nowhere", "--num-samples", "2"],
+            2,
+            "--num-samples: it is a setting of generation, which needs --checkpoint",
+        ),
+        (["nowhere", "--split", "val"], 2, "--split: it is a setting of generation"),
         (["nowhere", "-o", "absent/report.json"], 2, "the folder absent expected, found none"),
     ],
 )

@@ -123,7 +123,7 @@ class TestMixtures:
         first, second, *_ = samples_of(shards)
         put_mel(tmp_path / "own", shards, first, first.mel, **common)
         put_mel(tmp_path / "own", shards, second, second.mel, **(common | changes))
-        with pytest.raises(UsageFault, match="one model and one way of sampling expected"):
+        with pytest.raises(UsageFault, match="one model with one set of settings expected"):
             scored(tmp_path / "own", shards)
 
     def test_speakers_and_bodies_of_results_may_differ(self, shards: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ class TestWholeness:
         first, second, *_ = samples_of(shards)
         put_mel(tmp_path / "own", shards, first, first.mel)
         (tmp_path / "own" / f"{second.row.key}.wav").write_bytes(b"RIFF")
-        with pytest.raises(DataError, match=r"\.wav: no record names it, so it was not finished"):
+        with pytest.raises(DataError, match=r"\.wav: no record lists it, so it is not complete"):
             scored(tmp_path / "own", shards)
 
     def test_a_report_beside_the_results_is_passed_over_and_other_json_is_not(
@@ -189,7 +189,7 @@ class TestRightRecordings:
         sample = samples_of(shards)[0]
         put_mel(tmp_path / "own", shards, sample, sample.mel)
         assert scored(tmp_path / "own", shards, task="t2a")["log-mel L1", "generated"].value == 0
-        with pytest.raises(UsageFault, match="it is of task t2a, --task says a2g: leave --task away"):
+        with pytest.raises(UsageFault, match="it is a result of task t2a, but --task is a2g: remove --task"):
             scored(tmp_path / "own", shards, task="a2g")
 
     def test_one_window_of_motion_has_no_covariance(self, shards: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ class TestRightRecordings:
         put_mel(tmp_path / "same", shards, sample, sample.mel, inputs=(given,))
         assert scored(tmp_path / "same", shards)["log-mel L1", "generated"].value == 0
         put_mel(tmp_path / "other", shards, sample, sample.mel, inputs=(given | {"sha256": "0" * 64},))
-        with pytest.raises(DataError, match=r"it was made from another words\.txt than"):
+        with pytest.raises(DataError, match=r"it was generated from another words\.txt than"):
             scored(tmp_path / "other", shards)
 
     def test_unconditional_results_are_held_against_no_recording(self, shards: Path, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ class TestRightRecordings:
         )
         for metric in compared:
             assert found[metric, "generated"].value is None
-            assert "made from no input" in str(found[metric, "generated"].why_not)
+            assert "generated without a condition" in str(found[metric, "generated"].why_not)
         assert found["Fréchet gesture distance", "generated"].value == pytest.approx(0, abs=1e-6)
 
 
@@ -305,7 +305,7 @@ class TestFairness:
         found = find_results((tmp_path / "own",), folder, "a2t")["a2t"]
         results = [replace(one, row=replace(one.row, language=language)) for one in found]
         task = score_text(results, folder, Resampling(seed=0, resamples=5), lambda: None)
-        assert [f"{language} recordings: words are as" in remark for remark in task.remarks] == [True] * remarks
+        assert [f"{language} recordings: the annotator chose" in remark for remark in task.remarks] == [True] * remarks
 
     def test_a_mean_without_weight_has_no_value_and_is_counted(self) -> None:
         values = Values()
@@ -313,7 +313,7 @@ class TestFairness:
             values.keep(key, ClipValue(value, weight))
         figure = figure_of_mean(Head("x", "m"), values, Resampling(seed=0, resamples=100))
         assert figure.value == pytest.approx(2.5)
-        assert (figure.recordings, figure.left_out) == (2, {"nothing in it to weigh": 1})
+        assert (figure.recordings, figure.left_out) == (2, {"its weight is 0": 1})
         assert (figure.low, figure.high) == (1.0, 3.0)
 
     def test_silent_sound_is_scored_and_named(self, shards: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_part_that_no_sample_has_is_made_at_rest_and_named(clips, tmp_path):
     assert not motion.expressions.any()
     assert np.abs(motion.poses[:, 75:]).max() < 1e-6  # the hands
     assert np.isfinite(motion.poses).all()
-    with pytest.raises(UsageFault, match="it was not trained on t2g, for no sample had text"):
+    with pytest.raises(UsageFault, match="it was not trained on t2g, because no sample had text"):
         generate(replace(settings, task="t2g", out=tmp_path / "other"))
 
 

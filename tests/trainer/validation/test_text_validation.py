@@ -46,7 +46,7 @@ from omniges.trainer.validation.samples import VALIDATION_SEED
 
 TEXT = {"text": NAME}
 OF_TEXT = ("g2t", "a2t")
-UNTIMED = "the text is that of whole windows, whose words have no times"
+UNTIMED = "text stored as latents has no word timings"
 VALIDATED: dict[str, Any] = {
     "text_codec": NAME,
     "validation_steps": 3,
