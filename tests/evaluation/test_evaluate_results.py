@@ -157,7 +157,7 @@ class TestWholeness:
         (folder / "report.json").write_text(render(report, "json"))
         assert scored(folder, shards)["log-mel L1", "generated"].value == 0
         (folder / "notes.json").write_text("{}")
-        with pytest.raises(DataError, match="no record of omniges generate"):
+        with pytest.raises(DataError, match="not a record of omniges generate"):
             scored(folder, shards)
 
     def test_a_forged_mel_allocates_nothing(self, shards: Path, tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ class TestFairness:
         settings = PROFILES["corrected"].beats
         rows = BeatRows(settings, np.ones(55))
         short, long = (np.array([30, 60]),) * 13, (np.array([30, 60, 300, 330]),) * 13
-        rows._heard = {"a": (220, np.array([1.0, 2.0])), "b": (520, np.array([1.0, 2.0, 10.0, 11.0]))}
-        rows._moved = [("a", 220, short), ("b", 520, long)]
+        rows._audio = {"a": (220, np.array([1.0, 2.0])), "b": (520, np.array([1.0, 2.0, 10.0, 11.0]))}
+        rows._motion = [("a", 220, short), ("b", 520, long)]
         rows._shuffle(0)
         a, b = rows._rows["shuffled"].found
         assert a.value == pytest.approx(1)

@@ -286,9 +286,9 @@ class TestRefusals:
         self, encoded_text: Path, text_vae: Path, tmp_path: Path
     ) -> None:
         settings = {**BARE, "best_metric": "g2t/word_start_error_median"}
-        with pytest.raises(UsageFault, match=rf"not computed in this run, for {UNTIMED}; or choose loss or g2t/loss"):
+        with pytest.raises(UsageFault, match=rf"not computed in this run: {UNTIMED}; or choose loss or g2t/loss"):
             run(encoded_text, tmp_path / "run", **settings, validation_codec=(f"{NAME}={text_vae}",))
-        with pytest.raises(UsageFault, match=r"for text is latents of omniflow-text-vae: give --validation-codec"):
+        with pytest.raises(UsageFault, match=r"text is latents of omniflow-text-vae: give --validation-codec"):
             run(encoded_text, tmp_path / "run", **settings)
 
 
