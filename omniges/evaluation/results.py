@@ -259,7 +259,7 @@ def _stream_of(path: Path) -> StreamName | None:
 
 
 def _is_report(path: Path) -> bool:
-    """Return whether a JSON file is a report of `evaluate`, which may lie beside what it reports on."""
+    """Return whether a JSON file is a report of `evaluate`, which may be in the same folder."""
     try:
         found = parse_json(read_file(path, MAX_SETTINGS_BYTES, path.parent))
     except ValueError:

@@ -205,7 +205,7 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
         with torch.device("meta"):  # no memory is taken for what a configuration claims
             model = SpeechT5HifiGan(settings)
         model.load_state_dict(weights, assign=True)
-    except (RuntimeError, ValueError, TypeError) as error:  # of a configuration or tensors that do not fit
+    except (RuntimeError, ValueError, TypeError) as error:  # configuration and tensors do not fit
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: not the weights of its config.json ({reason}): choose another folder") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -239,7 +239,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if found != wanted:
         names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
         wrong = [f"{w} {n} expected, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
-        raise DataError(f"{path}: it is of another mel: {'; '.join(wrong)}: take another vocoder, such as AudioLDM2's")
+        raise DataError(
+            f"{path}: it expects another mel: {'; '.join(wrong)}: choose another vocoder, such as AudioLDM2's"
+        )
     return config
 
 

@@ -48,7 +48,7 @@ class SpeakingRate:
 
     @classmethod
     def from_json(cls, content: bytes) -> SpeakingRate:
-        """Read what `as_json` wrote; raises ValueError for anything else."""
+        """Parse the result of `as_json`; raise ValueError for anything else."""
         found = parse_json(content)
         if not isinstance(found, dict) or found.keys() != {f.name for f in fields(cls)}:
             raise ValueError("a speaking rate expected")

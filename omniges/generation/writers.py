@@ -459,7 +459,7 @@ class GeneratedRecord:
     task: str = field(metadata=_is("str", _of(str)))
     name: str = field(metadata=_is("name of files", _is_name))
     source: Mapping[str, Any] | None = field(metadata=_is("dict or null", _of((dict, NoneType))))
-    """Shards, manifest_sha256, key; None for a person's own files."""
+    """Shards, manifest_sha256, key; None for the user's own files."""
     sample: int = field(metadata=_is("int from 0 on", is_count))  # from 0
     ticks: int = field(metadata=_is("int from 1 on", partial(is_count, least=1)))
     seconds: float = field(metadata=_is("number above 0", _positive))
@@ -486,10 +486,10 @@ class GeneratedRecord:
 
 
 def read_record(path: Path) -> GeneratedRecord:
-    """A record from its file; raises DataError with the field that is wrong."""
+    """Read a record; raise DataError with the field that is wrong."""
     found = read_settings(path, "Generate it again", path.parent)
     if found.get("format") != _FORMAT:
-        raise DataError(f"{path}: format {_FORMAT!r} expected: this is no record of omniges generate")
+        raise DataError(f"{path}: format {_FORMAT!r} expected: this is not a record of omniges generate")
     if found.get("version") != _VERSION:
         raise DataError(
             f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges version that wrote it"
@@ -504,7 +504,7 @@ def read_record(path: Path) -> GeneratedRecord:
         if not declared["fits"](found[name]):
             what = reprlib.repr(found[name])
             raise DataError(f"{path}: {name}: {declared['expected']} expected, found {what}: generate it again")
-    for kind, entry in found["files"].items():  # in the record's own folder
+    for kind, entry in found["files"].items():  # files lie in the folder of the record
         if not _is_name(entry["path"]):
             raise DataError(
                 f"{path}: files: {ascii(kind)[:40]}: the name of a file beside the record expected, found "
