@@ -338,9 +338,8 @@ class OmnigesPipeline:
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: Sample rate of an array; files contain theirs.
-            text: A TextGrid or plain text file; words with times in seconds, each (word, start, end), a mapping, or an
-                object such as `Sample.words` has; or text itself. Text that looks like a path is never spoken: it must
-                be a file.
+            text: A TextGrid or plain text file; words, each (word, start, end) in seconds, a mapping, or an object as in
+                `Sample.words`; or text itself. Text that looks like a path must be a file, and is never spoken.
             speaking_rate: Speaking rate of words without times; None: that of the training words.
             gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
             seconds: Largest length; the length of an unconditional sample.
@@ -360,14 +359,11 @@ class OmnigesPipeline:
             The samples, `num_samples` of them.
 
         Raises:
-            UsageFault: An argument is invalid.
-            DataError: An input is damaged or cannot be used.
+            OmnigesError: An argument is invalid (UsageFault), or an input cannot be used (DataError).
         """
         name = task_named(arguments.text("task", task))
-        num_samples, seed = (
-            arguments.whole("num_samples", num_samples, 1, _MOST_SAMPLES + 1),
-            arguments.whole("seed", seed, 0, 1 << 32),
-        )
+        num_samples = arguments.whole("num_samples", num_samples, 1, _MOST_SAMPLES + 1)
+        seed = arguments.whole("seed", seed, 0, 1 << 32)
         overlap_ticks = None if overlap_ticks is None else arguments.whole("overlap_ticks", overlap_ticks, 0)
         speaker = None if speaker is None else arguments.text("speaker", speaker)
         self._loaded.require_trained(name)

@@ -246,14 +246,8 @@ def build_model(
         name: {"inputs": stream.channels, "outputs": stream.outputs} for name, stream in streams.items()
     }
     sizes["text"]["head_width"] = config.text_head_width
-    own = {name: getattr(config, name) for name in OF_TRUNK}
-    trunk = JointFlowTransformer(
-        streams=sizes,
-        speakers=speakers,
-        rotary_periods_s=config.rotary_periods_s,
-        context_only=config.context_only,
-        **own,
-    )
+    own = {name: getattr(config, name) for name in (*OF_TRUNK, "rotary_periods_s", "context_only")}
+    trunk = JointFlowTransformer(streams=sizes, speakers=speakers, **own)
     encoders = {}
     for name, stream in conditions.items():  # last, so that they do not change the draws of the other weights
         with foreign(full_name(stream), "making its encoder"):

@@ -150,9 +150,9 @@ COLUMNS: Final = tuple(field.name for field in fields(Shown))
 
 
 class Logbook:
-    """Appends events to RUN/log.jsonl; on the first rank only, on others it does nothing.
+    """The file RUN/log.jsonl and the trackers; active on the first rank only.
 
-    A tracker that fails is left out from then on, for the log has everything and learning goes on without it.
+    A tracker that fails is removed, and the run continues without it, because the log contains everything.
     """
 
     def __init__(
@@ -163,7 +163,14 @@ class Logbook:
         active: bool = True,
         tell: Callable[[str], None] = lambda _message: None,
     ) -> None:
-        """``tell`` shows a person that a tracker failed."""
+        """Open the log.
+
+        Args:
+            run: Folder of the run.
+            trackers: Trackers that receive the same numbers.
+            active: False on all ranks but the first, where nothing is written.
+            tell: Called with a message if a tracker fails.
+        """
         self.path = run / LOG_FILE
         self._trackers, self._tell = tuple(trackers), tell
         self._descriptor = -1
@@ -200,7 +207,12 @@ class Logbook:
         self._with_trackers(lambda tracker: tracker.log(step, numbers))
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Hand samples, where there are some, to the trackers."""
+        """Pass samples to the trackers, if there are any.
+
+        Args:
+            step: Step of the samples.
+            samples: The samples.
+        """
         if samples:
             self._with_trackers(lambda tracker: tracker.show(step, samples))
 

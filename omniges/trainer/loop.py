@@ -118,7 +118,17 @@ class Loop:
         reporter: Reporter,
         validator: RunValidator | None,
     ) -> None:
-        """``save`` makes a checkpoint of a state; every rank calls it, or this one alone where the flag says so."""
+        """Prepare the loop.
+
+        Args:
+            run: Open resources of the run.
+            state: State to continue from, which the loop updates.
+            save: Function of a state and a flag that saves a checkpoint. Every rank calls it, or only this one if the
+                flag is true.
+            logbook: Log of the run.
+            reporter: Progress for the terminal.
+            validator: Validation of the run, or None.
+        """
         self._identity, self._state, self._save_state = run.identity, state, save
         self._logbook, self._reporter, self._validator = logbook, reporter, validator
         self._settings, self._learner, self._feed, self._ranks = run.settings, run.learner, run.feed, run.ranks
@@ -132,7 +142,7 @@ class Loop:
         self._waited_s = 0.0
         self._loss: float | None = None
         self._fault: OmnigesError | None = None
-        self._sound = True  # whether weights and state are those of the end of a step
+        self._consistent = True  # weights and state belong to the same step
 
     def run(self) -> Outcome:
         """Train until a reason to stop; save the result unless the losses were refused.
@@ -146,7 +156,7 @@ class Loop:
         """
         with self._stopper:
             try:
-                ending = self._learn()
+                reason = self._learn()
             except Exception as error:
                 self._rescue(error)
                 raise
@@ -165,32 +175,36 @@ class Loop:
             checkpoint=self._checkpoint,
         )
 
-    def _learn(self) -> Ending:
-        ending = self._validate() if self._due() else Ending.GOES_ON  # what a signal has cut short
-        while ending is Ending.GOES_ON:
-            ending = self._step()
-            if ending is Ending.GOES_ON:
-                ending = self._look_around()
+    def _learn(self) -> StopReason:
+        reason = self._validate() if self._due() else StopReason.NONE  # may be due after an interruption
+        while reason is StopReason.NONE:
+            reason = self._step()
+            if reason is StopReason.NONE:
+                reason = self._after_step()
         self._read_losses()
-        if ending is Ending.DONE and self._state.step > self._first_step:
-            ending = max(ending, self._validate())
+        if reason is StopReason.DONE and self._state.step > self._first_step:
+            reason = max(reason, self._validate())
         if self._state.step > self._saved_step:
             self._save()
-        return ending
+        return reason
 
     def _rescue(self, error: Exception) -> None:
-        """Save what was learned before an error that nobody foresaw, and note how the run ended.
+        """Save the last complete step after an unexpected error, and write the error to the log.
 
-        The other ranks know nothing of the error, so nothing is done together with them. What fails here may fail for
-        the same reason, and the error is what a person needs to see.
+        The other ranks do not know of the error, so this rank acts alone. Errors in here are suppressed, because they
+        may have the same cause, and the user needs to see the first one.
         """
         state = self._state
         with contextlib.suppress(OmnigesError):
-            if self._sound and state.step > self._saved_step:
+            if self._consistent and state.step > self._saved_step:
                 self._save(alone=True)
         with contextlib.suppress(OmnigesError):
-            failed = {"ending": Ending.FAILED.name.lower(), "error": one_line(f"{type(error).__name__}: {error}", 500)}
-            self._logbook.write("end", step=state.step, seconds=round(time.monotonic() - self._began_s, 3), **failed)
+            seconds, reason = (
+                round(time.monotonic() - self._began_s, 3),
+                one_line(f"{type(error).__name__}: {error}", 500),
+            )
+            failed = {"ending": StopReason.FAILED.name.lower(), "error": reason}
+            self._logbook.write("end", step=state.step, seconds=seconds, **failed)
 
     # --- one step
 
@@ -209,15 +223,15 @@ class Loop:
                 self._learner.discard()
                 return self._stop_reason()
             each.append(losses)
-        self._sound = False
+        self._consistent = False
         self._interval.norms.append(self._learner.finish_step(self._state.step))
         self._interval.each += each
         self._interval.starts.append(self._state.position)
         self._state.step += 1
         self._state.position = self._feed.position
         self._state.elapsed_s = self._elapsed_before_s + time.monotonic() - self._began_s
-        self._sound = True
-        return Ending.GOES_ON
+        self._consistent = True
+        return StopReason.NONE
 
     def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, StopReason]:
         """Return a batch if all ranks have one and none has to stop; otherwise None and the reason."""
@@ -293,9 +307,9 @@ class Loop:
 
     def _save(self, *, alone: bool = False) -> None:
         began = time.monotonic()
-        self._sound = False  # what cannot be saved is not tried again
+        self._consistent = False  # a failed save is not repeated
         self._checkpoint = self._save_state(self._state, alone)
-        self._sound = True
+        self._consistent = True
         self._saved_step = self._state.step
         seconds = round(time.monotonic() - began, 3)
         self._logbook.write("checkpoint", step=self._state.step, path=str(self._checkpoint), seconds=seconds)
@@ -391,8 +405,8 @@ class Loop:
                 self._refuse(first + k, batch, "the gradient is NaN or infinite, though each sample's loss is finite")
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
-        """End the run, naming samples and the command that lists their batch; no checkpoint is made of it."""
-        self._sound = False
+        """Abort without a checkpoint; the error names the samples and a command that lists their batch."""
+        self._consistent = False
         plan, places = self._plan_at(positions), self._feed.places(positions)
         tasks = [list(TASKS)[number] for number in plan.task.tolist()]
         samples = [asdict(place) | {"task": task} for place, task in zip(places, tasks, strict=True)]

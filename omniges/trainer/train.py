@@ -127,7 +127,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
     with ranks.together("open the log"):
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
         logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first, tell=reporter.say))
-    remarks = _welcome(run, state) + list(run.remarks) + remarks
+    remarks = _first_lines(run, state) + list(run.remarks) + remarks
     for remark in remarks:
         reporter.say(remark)
     passed = [{"path": str(path), "reason": reason} for path, reason in choice.passed]
