@@ -338,7 +338,7 @@ class OmnigesPipeline:
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: Sample rate of an array; files contain theirs.
-            text: A TextGrid or plain text file; words, each (word, start, end) in seconds, a mapping, or an object of
+            text: A TextGrid or plain text file; words, each (word, start, end) in seconds, a mapping, or an object
                 as in `Sample.words`; or text itself. Text that looks like a path must be a file, and is never spoken.
             speaking_rate: Speaking rate of words without times; None: that of the training words.
             gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
