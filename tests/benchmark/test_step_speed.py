@@ -50,6 +50,7 @@ def test_plain_products_are_timed_with_the_operations_of_their_size(monkeypatch:
     assert peak.measure() == pytest.approx(2 * 32**3 / 0.001)
 
 
+@pytest.mark.slow
 def test_figures_of_a_configuration_hang_together(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_what_train_refuses_is_refused_before_anything_is_measured() -> None:
         StepSpeedSettings(batch_sizes=())
 
 
+@pytest.mark.slow
 def test_what_a_measuring_process_meets_is_raised_here(tmp_path: Path) -> None:
     with pytest.raises(UsageFault, match=str(tmp_path)):
         measure(StepSpeedSettings(shards=str(tmp_path / "none")))

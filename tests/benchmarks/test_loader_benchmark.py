@@ -42,6 +42,7 @@ class TestCommand:
                 assert 0 < row[name]["min"] <= row[name]["median"] <= row[name]["max"]
             assert row["mb_per_s"] == pytest.approx(row["windows_per_s"]["median"] * window_bytes(8) / 1e6)
 
+    @pytest.mark.slow
     def test_plain_lines_without_cold_readings(self, clips: Path) -> None:
         flags = ("--window-ticks", 8, "--batch-size", 4, "--workers", "0", "--seconds", 0.1, "--repeats", 1)
         done = omniges("benchmark", "loader", "--shards", clips, *flags, "--warm")

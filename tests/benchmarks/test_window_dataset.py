@@ -12,6 +12,7 @@ from sample_set_builders import take, write_takes
 from omniges.data.windows import WindowDataset
 
 
+@pytest.mark.slow
 def test_both_sides_read_the_same_windows_and_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Raw items of the plain Dataset are ours; every pair has its figures."""
     monkeypatch.setattr(window_dataset, "TICKS", 16)

@@ -279,6 +279,7 @@ def make(checkpoint: Path, out: Path, task: str, vae: Path | None = None, **sour
 
 
 class TestGenerate:
+    @pytest.mark.slow
     @pytest.mark.parametrize("task", [name for name in TASKS if name != "joint"])
     def test_every_task_from_files_to_files(
         self, whole: Path, vae: Path, recording: dict[str, Any], tmp_path: Path, task: str

@@ -88,6 +88,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 class TestTasks:
+    @pytest.mark.slow
     @pytest.mark.parametrize("task", [name for name in TASKS if name != "joint"])
     def test_every_task_from_files_to_files(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, task: str
@@ -297,6 +298,7 @@ class TestEvaluate:
         assert len(timing) == 4
         assert all(f.value is None and f.why_not == "text stored as latents has no word timings" for f in timing)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("tasks", "ends"),
         [(("a2t", "t2a", "t2g", "a2g"), {"encode", "decode"}), (("a2t", "g2t"), {"decode"}), (("t2a",), {"encode"})],

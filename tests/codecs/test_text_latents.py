@@ -138,6 +138,7 @@ class TestOutput:
         assert "of 10 windows, 0 have more text" in "\n".join(summary.lines)
 
 
+@pytest.mark.slow
 def test_stopped_it_goes_on_to_the_same_bytes(
     corpus: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ class TestEncoding:
         alone = np.concatenate([windows.encode_texts([text]) for text in texts])
         np.testing.assert_allclose(windows.encode_texts(texts), alone, atol=1e-5)
 
+    @pytest.mark.slow
     def test_decoded_rows_are_the_codecs_texts(self, text_vae: Path) -> None:
         text_codec = TextCodec.load(text_vae)
         windows = TextWindows(text_codec)
@@ -224,6 +226,7 @@ class TestLosses:
         assert any(f"{lost['unknown']} letters that it cannot spell" in line for line in summary.lines)
         assert verified(shards, "deep").findings == ()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("words", "said"),
         [(["世界"], r"letters that it cannot spell"), (["h" * 90], r"\d+ have more text than it reads")],

@@ -139,6 +139,7 @@ class TestTraining:
         assert line["streams"].keys() == {"gesture", "text", "audio"}
         assert all(np.isfinite(loss) for loss in losses_of(tmp_path / "run").values())
 
+    @pytest.mark.slow
     def test_of_any_latents_never_imports_a_codec_or_transformers(
         self, encoded_text: Path, encoded: Path, tmp_path: Path
     ) -> None:
@@ -190,6 +191,7 @@ class TestTraining:
         saved = json.loads((encoded_text / "latents.json").read_bytes())[NAME]
         np.testing.assert_allclose(stream.state_dict()["mean"].numpy(), saved["mean"], rtol=1e-6)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])
     def test_stopped_and_resumed_is_never_stopped_to_the_bit(
         self, whole: Path, encoded_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int

@@ -149,6 +149,7 @@ class TestCodec:
 
 
 class TestDamagedTensors:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [n for n in shapes(CONFIG) if "embed_tokens" not in n and "shared" not in n][::9])
     @pytest.mark.parametrize("damage", ["missing", "misshapen", "extra", "whole numbers"])
     def test_a_single_wrong_tensor_is_named(self, tmp_path, name, damage):
@@ -309,6 +310,7 @@ class TestMissingFiles:
         assert "tensors are missing" in refusal(folder)
 
 
+@pytest.mark.slow
 def test_without_transformers_there_is_one_line_with_the_way_out(folder):
     script = (
         "import sys; sys.modules['transformers'] = None\n"

@@ -276,6 +276,7 @@ class TestState:
             loader.load_state_dict(state)
             assert take(loader, 4) == sequence[WINDOWS : WINDOWS + 28]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [(0, 2), (2, 0), (1, 3)])
     def test_workers_may_change_and_what_was_read_ahead_does_not_count(
         self, folder: Path, sequence: list[tuple[int, str, int]], workers: tuple[int, int]
@@ -368,6 +369,7 @@ class TestState:
 class TestFixedOrder:
     FIXED = Sequencing(window_ticks=TICKS, shuffle=False)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("world", "batch_size", "micro", "workers"),
         [(1, 4, 1, 0), (3, 4, 1, 0), (8, 2, 1, 0), (2, 3, 2, 0), (3, 30, 1, 0), (1, 4, 1, 2), (2, 3, 2, 2)],
@@ -422,6 +424,7 @@ class TestMixtures:
 
 
 class TestFaults:
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_damaged_member_is_named_and_not_skipped(self, tmp_path: Path, workers: int) -> None:
         folder = write_shards(tmp_path / "s", LENGTHS, per_shard=3)
@@ -449,6 +452,7 @@ class TestFaults:
             shard.write_bytes(data)
             assert take(loader, 1)[0][0] == stopped
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 1])
     @pytest.mark.parametrize("how", ["missing", "cut"])
     def test_a_missing_or_cut_shard_is_named(self, tmp_path: Path, workers: int, how: str) -> None:
@@ -537,6 +541,7 @@ class TestNothingIsLeft:
             break
         return loader.worker_pids
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("end", ["with", "break", "exception", "forgotten"])
     def test_after(self, folder: Path, end: str) -> None:
         with loader_of(folder, settings=LoaderSettings(workers=1)) as loader:
@@ -577,6 +582,7 @@ for batch in loader:
     time.sleep(0.01)
 """
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
     def test_after_a_signal_to_the_program(self, folder: Path, number: signal.Signals) -> None:
         """Ctrl-C goes to the whole group, as from a terminal; the others to the program alone."""
@@ -597,6 +603,7 @@ for batch in loader:
             assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
             wait_until(lambda: not any(map(is_running, pids)))
 
+    @pytest.mark.slow
     def test_at_the_programs_end(self, folder: Path) -> None:
         script = self.SCRIPT.replace("time.sleep(0.01)", "break")
         done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=60)

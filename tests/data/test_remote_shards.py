@@ -220,6 +220,7 @@ class TestTwoProcesses:
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_a_run_over_a_url_is_that_over_the_folder_and_keeps_no_credentials(
         self, web: remote.Web, shards: Path, tmp_path: Path
     ) -> None:
@@ -253,6 +254,7 @@ class TestReading:
             for sample in range(len(here.table)):
                 assert readers[1].words(sample) == readers[0].words(sample)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 1])
     def test_batches_are_those_of_the_original_and_the_state_has_no_credentials(
         self, web: remote.Web, shards: Path, tmp_path: Path, workers: int

@@ -124,6 +124,7 @@ class TestSound:
         assert len({tuple(plain), tuple(first), tuple(second)}) == 3
         assert keys_of(webdataset(partial_set, shuffle=8, seed=1)) == first
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("start", ["fork", "spawn"])
     def test_workers_share_the_shards(self, partial_set: Path, start: str) -> None:
         """Each sample once, by two workers of which one may have no shard."""
@@ -213,6 +214,7 @@ class TestDamage:
             with pytest.raises(DataError, match=rf"{row.shard}: byte \d+: {row.key}.mel.npy: sha256"):
                 list(DataLoader(webdataset(folder), batch_size=None, num_workers=workers))
 
+    @pytest.mark.slow
     def test_rearranged_samples(
         self, folder: ShardFolder, train: bytes, tmp_path_factory: pytest.TempPathFactory
     ) -> None:

@@ -131,6 +131,7 @@ def test_batches_are_the_items_stacked(whole_set: Path) -> None:
     assert isinstance(words[0][0], Word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_worker_processes_read_the_same(whole_set: Path, start: str) -> None:
     """Two workers, forked and spawned, after this process has read some windows itself; digests are marked for all."""

@@ -112,6 +112,7 @@ def slow_bodies(generated: tuple[Path, Path]) -> list[Slow]:
     return [Slow(path, shards) for path in sorted(own.iterdir())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_profiles_on_a_body_model_equal_a_slow_computation(
     name: str, parts: dict[str, Path], generated: tuple[Path, Path], slow_bodies: list[Slow]

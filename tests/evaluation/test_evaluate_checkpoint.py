@@ -44,6 +44,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_command_of_the_design(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     """No folder is needed and none is left behind."""
     temporary = tmp_path / "temporary"
@@ -71,6 +72,7 @@ def test_work_is_kept_and_can_be_scored_again(checkpoint: Path, shards: Path, tm
         scored(checkpoint, shards, tasks=("a2t",), work=tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_shards_without_a_train_split_are_refused_before_anything_is_generated(
     checkpoint: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ class TestFit:
         _, remarks = require_fit(find_checkpoint(checkpoint), ShardFolder(shards), "train", ())
         assert remarks == ["the model was trained on these clips, the train split"]
 
+    @pytest.mark.slow
     def test_other_shards(self, checkpoint: Path, tmp_path: Path) -> None:
         others = ShardFolder(shards_of(tmp_path, keep_audio=False))
         _, remarks = require_fit(find_checkpoint(checkpoint), others, "test", ())

@@ -139,6 +139,7 @@ WORDS = (
 ).map(lambda text: text.strip() or "x")
 
 
+@pytest.mark.slow
 @given(
     st.lists(WORDS.filter(lambda w: w.casefold() not in SILENCE_LABELS), min_size=1, max_size=6),
     st.lists(st.floats(0, 1e6), min_size=13, max_size=13, unique=True),

@@ -53,6 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "given", "endings"),
     [
@@ -94,6 +95,7 @@ def test_every_task_gives_files_of_the_inputs_length(
         assert found[f"{STEM}.txt"].decode().split() == [part for word in tier.words for part in word.word.split()]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -271,6 +273,7 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
     make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "changes", "kind", "line"),
     [
@@ -501,6 +504,7 @@ def test_samples_of_the_shards_it_learned_from_are_known_after_latents_were_adde
         assert remark not in read_record(summary.records[0]).remarks
 
 
+@pytest.mark.slow
 def test_samples_of_other_shards_are_remarked_and_other_features_refused(
     checkpoint: Path, shards: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def made(checkpoint: Path, shards: Path, out: Path, *conditions: tuple[str, str]
     return decode_motion(record.with_suffix(".npz").read_bytes()).poses, read_record(record).settings["conditions"]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_keeps_what_was_learned(checkpoint: Path) -> None:
     config = json.loads((checkpoint_of(checkpoint, 6) / "config.json").read_text())
     settings = {"values": ["anger", "happiness", "neutral"]}
@@ -148,6 +149,7 @@ def test_validation_gives_windows_their_own_values(checkpoint: Path, moody: Path
     assert records
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_last_bit_and_with_its_own_streams_alone(
     checkpoint: Path, moody: Path, tmp_path: Path
 ) -> None:

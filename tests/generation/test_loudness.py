@@ -45,6 +45,7 @@ def poses(checkpoint: Path, out: Path, sources: Sources) -> np.ndarray:
     return np.load(out / f"{STEM}.npz", allow_pickle=False)["poses"]
 
 
+@pytest.mark.slow
 def test_an_audio_file_gives_what_its_sample_in_the_shards_gives(corpus: Path, loud: Path, tmp_path: Path) -> None:
     run(loud, tmp_path / "run", max_train_steps=2, learning_rate=0.05, lr_warmup_steps=0)
     of_file = poses(tmp_path / "run", tmp_path / "a", Sources(audio=(next(corpus.rglob(f"{STEM}.wav")),)))

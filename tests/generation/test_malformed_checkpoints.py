@@ -73,6 +73,7 @@ def refused(folder: Path, shards: Path) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "stats.json", "settings.json", "state.json", "speaking_rate.json"])
 def test_every_junk_value_loads_or_is_one_line(copy: Path, shards: Path, name: str) -> None:
     original = (copy / name).read_bytes()
@@ -110,6 +111,7 @@ def test_sizes_are_compared_before_memory_is_taken(copy: Path, shards: Path, fie
         rewritten(copy, "config.json", original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [

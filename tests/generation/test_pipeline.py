@@ -35,6 +35,7 @@ def pipeline(checkpoint: Path) -> OmnigesPipeline:
     return OmnigesPipeline.from_pretrained(checkpoint)
 
 
+@pytest.mark.slow
 def test_its_import_loads_nothing_beside_torch_that_takes_long() -> None:
     """Neither the model base of diffusers, with accelerate and clients of the hub behind it, nor the trainer."""
     script = (

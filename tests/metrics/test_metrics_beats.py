@@ -78,6 +78,7 @@ def slow_score(onsets, beats):
 
 @pytest.mark.parametrize("name", ALL)
 class TestAgainstTheDefinition:
+    @pytest.mark.slow
     def test_on_the_real_clip(self, name, real_clip):
         settings, joints = PROFILES[name].beats, real_clip.joints[name]
         onsets = slow_onsets(name, real_clip.samples, len(joints))

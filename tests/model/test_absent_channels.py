@@ -59,6 +59,7 @@ def bits_of(tensors: list[torch.Tensor]) -> list[bytes]:
 
 
 class TestAbsentChannels:
+    @pytest.mark.slow
     @pytest.mark.parametrize("config", [CONFIG, TOLD, CARRIED], ids=["untold", "told", "carried"])
     @pytest.mark.parametrize("dense", [False, True])
     @pytest.mark.parametrize("value", [None, float("nan")], ids=["noise", "nan"])

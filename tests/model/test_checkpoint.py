@@ -251,6 +251,7 @@ print(*found)
 """
 
 
+@pytest.mark.slow
 def test_killed_before_any_call_of_saving_and_pruning_one_loadable_checkpoint_is_left(tmp_path: Path) -> None:
     """With one kept checkpoint; the older one until the newer is published, then the newer."""
     done = scripted(KILLED, tmp_path, Path(__file__).parent)

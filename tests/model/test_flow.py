@@ -200,6 +200,7 @@ class TestClosedForms:
 
 
 class TestOnShards:
+    @pytest.mark.slow
     def test_all_tasks_run_on_real_shards_and_learning_lowers_the_loss(self, shards: Path):
         """Twenty steps on the small corpus; the long test learns for minutes."""
         from omniges.features.text_slots import SlotCodec

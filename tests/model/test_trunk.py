@@ -309,6 +309,7 @@ class TestLearning:
         for name, expected in exact.items():
             assert (rough[name].float() - expected).abs().max() < 0.1 * expected.abs().max()
 
+    @pytest.mark.slow
     def test_it_is_one_graph_without_breaks(self):
         """Traced by torch.compile's front end; nothing in it depends on data or asks for a value."""
         model, given = trunk(), inputs()

@@ -100,6 +100,7 @@ class TestPreprocess:
         assert run.returncode == 3
         assert "cannot create the folder" in only_line(run)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
     def test_signals_leave_at_once_with_their_code_and_the_next_run_completes(
         self, corpus: Path, shards: Path, tmp_path: Path, number: int, code: int

@@ -142,6 +142,7 @@ def commands(corpus: Path, checkpoint: Path, vae: Path) -> Commands:
     }
 
 
+@pytest.mark.slow
 def test_a_healthy_folder_is_read_by_every_command(world: World, commands: Commands) -> None:
     for name, words in commands.items():
         world.fresh()
@@ -182,6 +183,7 @@ def test_no_name_of_the_grammar_leads_anywhere(name: str, tmp_path: Path) -> Non
 class TestManifest:
     """Keys, stems and shard names of a manifest whose checksums all fit."""
 
+    @pytest.mark.slow
     @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(name=HOSTILE, field=st.sampled_from(["key", "stem", "shard"]), split=st.sampled_from(["train", "test"]))
     @example(name="../canary/x", field="key", split="test")
@@ -210,6 +212,7 @@ class TestManifest:
             (folder / file).write_bytes(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=HOSTILE, kind=st.sampled_from(["shards", "files"]))
 def test_names_in_dataset_json_are_refused_by_every_command(
@@ -266,6 +269,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=HOSTILE, file=st.sampled_from(["commit.json", "place.json"]))
 def test_steps_of_a_commit_touch_nothing_outside(data: st.DataObject, name: str, file: str, world: World) -> None:
@@ -381,6 +385,7 @@ def test_links_in_a_cache_lead_to_nothing_that_changes(
 # --- links
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [os.symlink, os.link])
 @pytest.mark.parametrize("command", ["preprocess", "encode", "quarantine"])
 def test_links_in_a_shard_folder_lead_to_nothing_that_changes(
@@ -407,6 +412,7 @@ def test_links_in_a_shard_folder_lead_to_nothing_that_changes(
         assert after.keys() == before.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["checkpoints", "validation", "log.jsonl", "tensorboard", "checkpoints/step-000001", "best"]
 )
@@ -460,6 +466,7 @@ def test_linked_folders_for_outputs_are_refused(name: str, command: str, world: 
     assert not list(empty.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".npz", ".json", ".png"])
 def test_results_replace_links_and_not_what_they_lead_to(ending: str, world: World, commands: Commands) -> None:
     world.fresh()
@@ -472,6 +479,7 @@ def test_results_replace_links_and_not_what_they_lead_to(ending: str, world: Wor
     world.require_untouched()
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=HOSTILE)
 def test_records_remove_nothing_elsewhere(name: str, world: World, commands: Commands) -> None:
@@ -504,6 +512,7 @@ REPLACE_ALL = {"type": "Replace", "pattern": {"Regex": ".+"}, "content": "garden
 
 
 class TestTokenizer:
+    @pytest.mark.slow
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data(), other_version=st.booleans())
     def test_only_the_pipeline_of_preprocess_is_taken(

@@ -268,6 +268,7 @@ def damaged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Damaged:
 
 
 class TestDamage:
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", REJECTED)
     def test_is_rejected_with_the_code_that_names_it(self, damaged: Damaged, case: str) -> None:
         assert REJECTED[case][0] in damaged.codes(case)

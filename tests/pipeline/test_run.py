@@ -44,6 +44,7 @@ def real(beat2_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestRealRecording:
+    @pytest.mark.slow
     def test_lengths_and_words(self, real: Path, beat2_sample: Path) -> None:
         source = ShardFolder(real)
         (row,) = source.rows
@@ -239,6 +240,7 @@ VARIANTS = {
 
 
 class TestDeterminism:
+    @pytest.mark.slow
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_every_output_byte_is_the_same(self, corpus: Path, shards: Path, tmp_path: Path, variant: str) -> None:
         settings = {"workers": 2, "umask": 0o022} | VARIANTS[variant]

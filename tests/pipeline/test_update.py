@@ -242,6 +242,7 @@ class TestUnfinished:
         assert int(str(log["computed"])) + int(str(log["reused"])) == 16
         assert digests(out) == fresh(root, tmp_path)
 
+    @pytest.mark.slow
     def test_inputs_may_change_between_the_stop_and_the_next_run(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -254,6 +255,7 @@ class TestUnfinished:
         assert int(str(convert(root, out)["reused"])) >= 4
         assert digests(out) == fresh(root, tmp_path)
 
+    @pytest.mark.slow
     def test_other_settings_are_refused_and_force_starts_anew(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -265,6 +267,7 @@ class TestUnfinished:
             convert(root, out, keep_audio=True)
         assert convert(root, out, keep_audio=True, force=True)["computed"] == 16
 
+    @pytest.mark.slow
     def test_a_forced_run_keeps_the_old_set_till_its_end_and_goes_on_where_it_stopped(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -278,6 +281,7 @@ class TestUnfinished:
         assert int(str(convert(root, out, keep_audio=True, force=True)["computed"])) < 11
         assert convert(root, out, keep_audio=True)["event"] == "unchanged"
 
+    @pytest.mark.slow
     def test_a_lost_recording_is_tried_again_and_the_others_are_kept(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -345,6 +349,7 @@ class TestJournal:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_says_what_was_taken_over_and_how_to_allow_a_removal(self, root: Path, tmp_path: Path) -> None:
         words = ("preprocess", "--root", root, "--out", tmp_path / "o", "--shard-size", "1MiB")
         assert omniges(*words).returncode == 0

@@ -383,6 +383,7 @@ class TestAbsentInOtherTools:
         assert np.abs(whole["expressions"] - recording(21).expressions).max() < 1e-5
         assert not np.isnan(whole["poses"]).any()
 
+    @pytest.mark.slow
     def test_inspect_shows_and_draws_what_is_there(self, lacking: Path, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
         source = ShardFolder(lacking)

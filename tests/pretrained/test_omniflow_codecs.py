@@ -74,6 +74,7 @@ def fates_of(run_folder: Path) -> dict[str, tuple[str, str | None]]:
 
 
 class TestWeights:
+    @pytest.mark.slow
     def test_audio_projections_are_kept_for_patches_alone(self, runs: dict[str, Path]) -> None:
         names = [f"{name}.{part}" for name in ("audio_embedder.proj", "proj_out_aud") for part in ("weight", "bias")]
         for choice in ("audio", "both"):
@@ -199,6 +200,7 @@ class TestWindows:
 
 
 class TestGenerate:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("choice", "task"),
         [("both", task) for task in SIX] + [("audio", "t2a"), ("audio", "a2g"), ("gesture", "a2g"), ("gesture", "g2t")],

@@ -229,6 +229,7 @@ class TestFiles:
         folder = write_folder(tmp_path, TINY)
         assert read_omniflow(folder / "transformer").shapes == read_omniflow(folder).shapes
 
+    @pytest.mark.slow
     def test_data_is_mapped_and_read_one_tensor_at_a_time(self, tmp_path: Path) -> None:
         """Opening 256 MB and reading the small one of its two tensors takes next to no memory."""
         path = tmp_path / "large.bin"

@@ -167,6 +167,7 @@ class TestTraining:
         assert config["preset"] == "pretrained"
         assert (config["model"]["absent"], config["model"]["rotary_periods_s"]) == ("noise", None)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("k", [1, 3])
     def test_stopped_and_resumed_it_ends_with_the_same_bits(
         self, k: int, shards: Path, omniflow: Path, whole: Path, tmp_path: Path
@@ -182,6 +183,7 @@ class TestTraining:
         kept = json.loads((checkpoint_of(tmp_path, STEPS) / "provenance.json").read_bytes())["pretrained"]
         assert kept == {"path": event["path"], "files": event["files"]}
 
+    @pytest.mark.slow
     def test_going_on_the_weights_are_those_of_the_run(self, shards: Path, omniflow: Path, tmp_path: Path) -> None:
         """What a run was begun with may change or go, but for its sizes: the checkpoint is what counts."""
         begin(shards, tmp_path / "a", omniflow, max_train_steps=2)
@@ -227,6 +229,7 @@ class TestTraining:
         assert found["gesture"].shape == (2, 48, 415)
         assert found["gesture"].isfinite().all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("tiny", [Tiny(), Tiny(qk_norm=None), Tiny(qk_norm="rms", layers=1, text_outputs=40)])
     def test_every_kind_of_checkpoint_can_begin_a_run(self, tiny: Tiny, shards: Path, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "omniflow", tiny)
@@ -256,6 +259,7 @@ class TestFineTuning:
         run(shards, folder, max_train_steps=2)
         return folder
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("weights", [None, "ema", "last"])
     def test_all_weights_with_their_statistics_tokenizer_and_speakers(
         self, weights: str | None, trained: Path, others: Path, tmp_path: Path

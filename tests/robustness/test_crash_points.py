@@ -74,6 +74,7 @@ def of_each_kind(calls: list[Call]) -> list[int]:
 
 
 class TestKilled:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("scenario", "kind", "when", "victims"),
         [
@@ -108,6 +109,7 @@ class TestKilled:
 
 
 class TestStopped:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("victims", "code", "kind"),
         [("SIGTERM", 75, "unlink out/dataset.json"), ("SIGINT", 130, "rename out/dataset.json")],
@@ -122,6 +124,7 @@ class TestStopped:
         preprocess_here(plan, out)
         assert end_faults(plan, out) == []
 
+    @pytest.mark.slow
     def test_at_calls_of_many_kinds(
         self, scenarios: dict[str, Scenario], calls: dict[str, list[Call]], tmp_path: Path
     ) -> None:
@@ -158,6 +161,7 @@ FAULTS = {
 
 
 class TestRefused:
+    @pytest.mark.slow
     @pytest.mark.parametrize("code", FAULTS, ids=lambda code: errno.errorcode[code])
     @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
     def test_calls_of_many_kinds_may_fail_with_one_clear_line_and_the_same_command_finishes(
@@ -195,6 +199,7 @@ class TestRefused:
 
 
 class TestOthersAtOnce:
+    @pytest.mark.slow
     def test_a_second_run_at_any_moment_is_told_to_wait_and_changes_nothing(
         self, scenarios: dict[str, Scenario], tmp_path: Path
     ) -> None:
@@ -229,6 +234,7 @@ class TestOthersAtOnce:
         with pytest.raises(UsageFault, match="not from an omniges run"):
             preprocess_here(plan, out)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["update", "force"])
     def test_who_verifies_meanwhile_sees_a_whole_set_or_an_error(
         self, scenarios: dict[str, Scenario], tmp_path: Path, name: str
@@ -304,6 +310,7 @@ class TestMemoryLimit:
         deaths = [event for event in events if event["event"] == "worker-death"]
         assert [(death["stem"], death["attempt"]) for death in deaths] == [("1_synthetica_0_2_2", 1)]
 
+    @pytest.mark.slow
     def test_one_that_meets_it_twice_is_lost_and_the_next_run_completes_the_set(
         self, corpus: Path, shards: Path, tmp_path: Path, limited: list[str]
     ) -> None:

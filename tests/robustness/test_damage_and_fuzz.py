@@ -38,6 +38,7 @@ def sites(bases: Any, corpora: Path) -> list[Any]:
 
 
 class TestDraws:
+    @pytest.mark.slow
     def test_bytes_and_folders(self, bases: Any, sites: list[Any]) -> None:
         """Some cuts between blocks, then three faults of every kind."""
         cuts = len(faults.block_cuts(bases.folders[0]))
@@ -48,17 +49,20 @@ class TestDraws:
         assert len({outcome.kind for outcome in outcomes}) == kinds + 1
         assert len(outcomes) > 230
 
+    @pytest.mark.slow
     def test_content(self, bases: Any, tmp_path: Path) -> None:
         kinds = len(damage.CONTENT_KINDS)
         outcomes = [damage.content_fault(bases, tmp_path / "s", SEED, index) for index in range(kinds)]
         assert [f"{outcome.kind}: {miss}" for outcome in outcomes for miss in outcome.misses] == []
         assert len({outcome.kind for outcome in outcomes}) == kinds
 
+    @pytest.mark.slow
     def test_sound_sets(self, bases: Any, corpora: Path, tmp_path: Path) -> None:
         outcomes = [damage.sound_set(bases, corpora, tmp_path / "s", SEED, index) for index in range(24)]
         assert {outcome.kind for outcome in outcomes} == {"from preprocess", "packed anew"}
         assert [miss for outcome in outcomes for miss in outcome.misses] == []
 
+    @pytest.mark.slow
     def test_fuzzed_parsers(self, corpora: Path, tmp_path: Path) -> None:
         few = fuzz._few_samples(corpora)
         sites = [damage.Site(tmp_path / str(k), files) for k, files in enumerate(few.folders)]

@@ -80,6 +80,7 @@ PUBLISH = [
 
 
 class TestOrder:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", NAMES)
     def test_every_file_is_written_synced_renamed_and_its_folder_synced(
         self, recordings: dict[str, Recording], name: str
@@ -301,6 +302,7 @@ def losses(recording: Recording, folder: Path, seed: int, share: float, last: in
 
 
 class TestLosses:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", NAMES)
     def test_whatever_survives_the_same_command_finishes_the_set(
         self, recordings: dict[str, Recording], tmp_path: Path, name: str

@@ -106,6 +106,7 @@ class TestEveryCall:
             assert faults(tree, tmp_path / f"{draw}", expected, force=False) == [], calls[number - 1 : number + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "when"),
     [

@@ -32,6 +32,7 @@ def dumped(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+@pytest.mark.slow
 @given(values | st.lists(st.fixed_dictionaries(dict.fromkeys(WORD, values)), max_size=2))
 def test_words_have_a_text_and_finite_times(value: Any) -> None:
     try:

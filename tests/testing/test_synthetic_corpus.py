@@ -178,6 +178,7 @@ def test_semantic_files_parse(corpus, clips):
         assert [s.keywords for s in spans] == [w.word for w in tier.words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clips", "speakers", "test", "val"),
     [(1, 1, 0, 0), (2, 2, 0, 0), (3, 1, 1, 1), (3, 3, 1, 1), (12, 2, 2, 2), (60, 2, 6, 6), (60, 5, 6, 6)],

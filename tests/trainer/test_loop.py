@@ -51,6 +51,7 @@ class TestNoHostSync:
         with pytest.raises(AssertionError), NoCopies():
             torch.ones(1).cpu()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("clip", [0.0, 1.0])
     def test_a_step_reads_nothing_from_the_device(
         self, clip: float, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +110,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, position: int, value: float) -> None:
 
 
 class TestNonsense:
+    @pytest.mark.slow
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_a_loss_that_is_no_number_names_sample_and_batch_and_saves_nothing(
         self, value: float, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,7 @@ def mixed(clips: Path) -> Path:
     return write_partial(clips, clips.parent / "mixed", LACKING)
 
 
+@pytest.mark.slow
 def test_absent_parts_change_no_bit_of_what_is_learned(clips, mixed, tmp_path):
     """The other set has numbers and words where parts are absent; the clip that allows no task is left out."""
     filled = write_partial(clips, clips.parent / "filled", LACKING, fill=1)
@@ -54,6 +55,7 @@ def test_absent_parts_change_no_bit_of_what_is_learned(clips, mixed, tmp_path):
     assert any("absent: text from 1, audio from 1, upper from 1, hands from 2" in remark for remark in remarks)
 
 
+@pytest.mark.slow
 def test_the_command_trains_resumes_generates_and_evaluates(mixed, tmp_path):
     assert verify(VerifySettings(folder=mixed, level="deep", workers=1)).exit_code == 0
     recipe = tmp_path / "recipe.yaml"

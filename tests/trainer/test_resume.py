@@ -45,6 +45,7 @@ def assert_same(stopped: Path, whole: Path, step: int = STEPS) -> None:
 
 
 class TestToTheLastBit:
+    @pytest.mark.slow
     @pytest.mark.parametrize("k", [1, 2, 5])
     def test_stopped_at_step_k_and_resumed(self, k: int, shards: Path, tmp_path: Path, whole: Path) -> None:
         run(shards, tmp_path, gradient_accumulation_steps=2, max_train_steps=k)
@@ -52,6 +53,7 @@ class TestToTheLastBit:
         assert summary.outcome.steps == STEPS - k
         assert_same(tmp_path, whole)
 
+    @pytest.mark.slow
     def test_three_times_with_other_numbers_of_readers(self, shards: Path, tmp_path: Path, whole: Path) -> None:
         for k, workers in ((1, 1), (3, 0), (4, 2), (STEPS, 0)):
             run(shards, tmp_path, gradient_accumulation_steps=2, max_train_steps=k, num_workers=workers)
@@ -105,6 +107,7 @@ def _hook(monkeypatch: pytest.MonkeyPatch, where: str, act: Callable[[], None]) 
 
 
 class TestSignals:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("where", "turn", "number"),
         [
@@ -255,6 +258,7 @@ class TestChoice:
         run(shards, tmp_path / "run", max_train_steps=4, checkpointing_steps=2)
         return tmp_path / "run"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("damage", "said"),
         [

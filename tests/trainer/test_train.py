@@ -109,6 +109,7 @@ class TestRefusals:
         with pytest.raises(EnvironmentFault, match="--report-to wandb"):
             run(shards, tmp_path / "run", report_to=("wandb",))
 
+    @pytest.mark.slow
     def test_shards_of_another_manifest_are_refused(self, corpus: Path, shards: Path, tmp_path: Path) -> None:
         run(shards, tmp_path / "run", max_train_steps=1)
         from omniges.testing.settings import CorpusSettings
@@ -160,6 +161,7 @@ class TestFeed:
             assert int(windows.speakers[row]) == 1 + ("syntheticb" in place.key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}])
 def test_other_ways_to_compute_learn_and_resume_to_the_last_bit(
     changes: dict[str, object], shards: Path, tmp_path: Path

@@ -249,6 +249,7 @@ def published() -> ModelConfig:
     return config_over_tokens(trunk_config(anatomy))
 
 
+@pytest.mark.slow
 def test_the_table_in_the_documentation_is_computed() -> None:
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE.read_text(), re.MULTILINE)
     assert [int(shards) for shards, _, _ in rows] == [1, 2, 4, 8, 16]

@@ -196,6 +196,7 @@ class TestContradictions:
         ]
         assert f"channels {LAYOUT.lower.start} to {LAYOUT.lower.start + 5}" in finding.found
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", CASES)
     def test_each_is_found_by_its_code(self, small: Path, tmp_path: Path, case: str) -> None:
         code, parts, edit = CASES[case]

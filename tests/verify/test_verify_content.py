@@ -270,6 +270,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
 
 
 class TestContent:
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", FAULTS)
     def test_found_by_deep_though_every_checksum_agrees(self, shards: Path, tmp_path: Path, case: str) -> None:
         code, fault = FAULTS[case]
@@ -364,6 +365,7 @@ class TestForms:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_exit_codes_and_output(self, shards: Path, tmp_path: Path) -> None:
         sound = omniges("verify-shards", shards, "--level", "deep", "--workers", "2")
         assert sound.returncode == 0, sound.stderr

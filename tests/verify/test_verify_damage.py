@@ -98,6 +98,7 @@ class TestSound:
 
 
 class TestCuts:
+    @pytest.mark.slow
     def test_every_block_boundary(self, tiny: Path) -> None:
         data = (tiny / SHARD).read_bytes()
         first = len(members_of(data)[0].raw)
@@ -147,6 +148,7 @@ class TestFlips:
         "end": {"shard-end", "member-foreign", "header-checksum"},
     }
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", list(EXPECTED))
     def test_a_flipped_bit_is_found_and_placed(self, tiny: Path, kind: str) -> None:
         data = (tiny / SHARD).read_bytes()
@@ -168,6 +170,7 @@ class TestFlips:
                 owner = next(m for m, r in zip(members_of(data), places(data)[kind], strict=True) if place in r)
                 assert f"{near[0].key}.{near[0].member}" == owner.name
 
+    @pytest.mark.slow
     def test_bits_all_over_a_header(self, tiny: Path) -> None:
         data = (tiny / SHARD).read_bytes()
         start = places(data)["header"][3].start
@@ -177,6 +180,7 @@ class TestFlips:
                 damaged[place] ^= 1 << bit
                 assert {"shard-checksum", "header-checksum"} <= found_in(tiny, bytes(damaged))
 
+    @pytest.mark.slow
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_change_of_any_file_is_found(self, tiny: Path, data: st.DataObject) -> None:
@@ -491,6 +495,7 @@ class TestDataset:
         edited = (tiny / DATASET_FILE).read_bytes().replace(b'"loudness": "none"', b'"loudness": "peak"')
         assert "dataset-checksum" in found_in(tiny, edited, DATASET_FILE)
 
+    @pytest.mark.slow
     def test_random_values_anywhere_are_findings_never_tracebacks(self, tiny: Path) -> None:
         draw = random.Random(7)
         values = [None, True, -1, 10**400, 1e308, "", "x", "0" * 64, [], {}, [[]], {"a": 1}, "\u202e", 0]
@@ -606,6 +611,7 @@ def changed(value: Any, **fields: Any) -> Any:
 class TestQuick:
     """What docs/how-to/verify.md says that quick finds in a shard, and no more."""
 
+    @pytest.mark.slow
     def test_ends_are_looked_at(self, tiny: Path) -> None:
         data = (tiny / SHARD).read_bytes()
         with content(tiny / SHARD, b"x" + data[1:]):

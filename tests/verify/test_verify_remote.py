@@ -135,6 +135,7 @@ def endpoint() -> Iterator[str]:
 
 
 class TestS3:
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", ["a header", "cut", "a member doubled", "no shard", "a tar more"])
     def test_finds_what_it_finds_on_disk(
         self, endpoint: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
@@ -145,6 +146,7 @@ class TestS3:
         for level in LEVELS:
             assert told(at(url, level)) == told(run(folder, level)), level
 
+    @pytest.mark.slow
     def test_the_command(self, endpoint: str, shards: Path) -> None:
         environment = s3_environment(endpoint)
         url = upload(endpoint, "sound", shards).url

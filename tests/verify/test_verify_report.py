@@ -35,6 +35,7 @@ def damage(path: Path, offset: int = 70000) -> None:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_a_damaged_shard_is_moved_and_made_again_alone(self, set_of_shards: Path, corpus: Path) -> None:
         before = digests(set_of_shards)
         lost = json.loads((set_of_shards / "dataset.json").read_bytes())["shards"]["train-000000.tar"]["samples"]
@@ -51,6 +52,7 @@ class TestCommand:
         last = json.loads((set_of_shards.parent / "s.run.jsonl").read_text().splitlines()[-1])
         assert last["computed"] == lost < sum(1 for _ in corpus.rglob("*.wav"))
 
+    @pytest.mark.slow
     def test_damaged_files_beside_the_shards_are_made_again_without_computing_a_recording(
         self, set_of_shards: Path, corpus: Path
     ) -> None:
@@ -62,6 +64,7 @@ class TestCommand:
         assert digests(set_of_shards) == before
         assert json.loads((set_of_shards.parent / "s.run.jsonl").read_text().splitlines()[-1])["computed"] == 0
 
+    @pytest.mark.slow
     def test_sound_shards_stay_and_nothing_is_made(self, set_of_shards: Path) -> None:
         before = digests(set_of_shards)
         done = omniges("verify-shards", set_of_shards, "--quarantine")
@@ -69,6 +72,7 @@ class TestCommand:
         assert digests(set_of_shards) == before
         assert not beside(set_of_shards).exists()
 
+    @pytest.mark.slow
     def test_findings_that_are_not_shown_count_all_the_same(self, set_of_shards: Path) -> None:
         for name in sorted(path.name for path in set_of_shards.glob("*.tar"))[:2]:
             damage(set_of_shards / name)

@@ -47,6 +47,7 @@ def _pixels(png):
     return size, len(set(zlib.decompress(data))) > 50
 
 
+@pytest.mark.slow
 def test_a_picture_comes_out_and_is_the_same_twice():
     sample = _sample(150, [("river", 0.3, 0.8), ("stone", 0.8, 0.85), ("light", 0.85, 0.9), ("bread", 3.0, 3.6)])
     png = draw_sample(**sample)
@@ -206,6 +207,7 @@ class TestComparison:
             Version("a2t", words=[]),
         ]
 
+    @pytest.mark.slow
     def test_it_comes_out_is_the_same_twice_and_grows_with_what_there_is(self):
         versions = self._versions()
         png = draw_comparison("a window", "where it is from", versions, 5.0)
@@ -218,6 +220,7 @@ class TestComparison:
         (_, least), _ = _pixels(draw_comparison("words alone", "", versions[3:], 5.0))
         assert least < less
 
+    @pytest.mark.slow
     def test_every_version_is_seen(self):
         versions = self._versions()
         whole = draw_comparison("a window", "", versions, 5.0)
@@ -232,6 +235,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "made"), [("text", "gesture"), ("audio", "text"), ("gesture", "audio")])
 def test_a_result_has_a_row_for_what_was_given_made_and_recorded(given, made):
     rows = [Row("given", given, ROWS[given]), Row("made", made, ROWS[made])]
@@ -249,6 +253,7 @@ def test_a_result_without_a_word_says_so():
     assert _pixels(draw_result(title="x", rows=rows, start_xz=np.zeros(2), length_s=3.0))[1]
 
 
+@pytest.mark.slow
 def test_mels_of_one_picture_have_one_scale_of_colours():
     """Else what was made too softly looks like the recording."""
     pytest.importorskip("matplotlib")

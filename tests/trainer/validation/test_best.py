@@ -100,6 +100,7 @@ print(turn)
 """
 
 
+@pytest.mark.slow
 def test_killed_before_any_system_call_the_link_leads_to_a_whole_checkpoint(tmp_path: Path) -> None:
     """The second best checkpoint takes the place of the first, with one kept beside it."""
     done = scripted(KILLER, tmp_path)

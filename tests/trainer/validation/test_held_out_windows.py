@@ -104,6 +104,7 @@ def test_a_mixture_tells_folders_apart(shards: Path, data: list[DataSource]) -> 
     assert {window.source for window in held_out.windows} == {0, 1}
 
 
+@pytest.mark.slow
 def test_an_empty_val_split_says_how_to_make_one(corpus: Path, tmp_path: Path) -> None:
     run_preprocess(corpus, tmp_path / "shards", selection=Selection(splits=("train", "test")))
     data = [DataSource(read_catalog(tmp_path / "shards", Filters()))]

@@ -95,6 +95,7 @@ def figures_of(folder: Path) -> dict[str, Any]:
 
 
 class TestTrainingIsUntouched:
+    @pytest.mark.slow
     @pytest.mark.parametrize("which", ["decoded", "undecoded"])
     def test_weights_average_optimizer_and_losses_are_equal_to_the_last_bit(
         self, which: str, plain: Path, request: pytest.FixtureRequest
@@ -103,6 +104,7 @@ class TestTrainingIsUntouched:
         folder = request.getfixturevalue(which)
         require_same_learning(folder, plain)
 
+    @pytest.mark.slow
     def test_each_codec_is_loaded_once_frozen_and_left_as_it_was(
         self, encoded_both: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -283,6 +285,7 @@ class TestWithTheCodecs:
         assert summary.best.value == last_validation(tmp_path)["metrics"]["t2a"]["log_mel_l1"]
         assert (tmp_path / "best").resolve() == checkpoint_of(tmp_path, 3).resolve()
 
+    @pytest.mark.slow
     def test_a_signal_while_decoding_saves_and_is_made_up_for(
         self, encoded_both: Path, folders: Folders, tmp_path: Path, decoded: Path
     ) -> None:

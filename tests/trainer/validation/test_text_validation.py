@@ -75,6 +75,7 @@ def undecoded(encoded_text: Path, trained: Trained) -> Path:
     return trained(encoded_text, **{**VALIDATED, "validation_samples": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["decoded", "undecoded"])
 def test_what_is_learned_is_equal_to_the_last_bit(which: str, plain: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(which)
@@ -219,6 +220,7 @@ class TestWithTheCodec:
         assert entry["path"].endswith(f"#{key}.{NAME}.npy")
         assert entry["sha256"] == shards.row(key).members[f"{NAME}.npy"].sha256
 
+    @pytest.mark.slow
     def test_it_is_loaded_once_and_generators_are_left(
         self, encoded_text: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -255,6 +257,7 @@ class TestTokenizer:
         (folder / "t5_tokenizer").rename(tmp_path / "flan")
         return folder, tmp_path / "flan"
 
+    @pytest.mark.slow
     def test_may_lie_elsewhere(self, encoded_text: Path, apart: tuple[Path, Path], tmp_path: Path) -> None:
         folder, tokenizer = apart
         given = {**BARE, "validation_codec": (f"{NAME}={folder}",)}
@@ -308,6 +311,7 @@ def test_only_tasks_that_can_be_scored_are_sampled(
     assert sorted(sampled) == ["a2g", "g2a", "t2a", "t2g"]
 
 
+@pytest.mark.slow
 def test_a_model_that_carries_text_as_noise_is_validated_too(
     encoded_text: Path, text_vae: Path, tmp_path: Path
 ) -> None:

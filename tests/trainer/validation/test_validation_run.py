@@ -63,17 +63,20 @@ def figures_of(run_folder: Path) -> dict[int, dict[str, Any]]:
 
 
 class TestTrainingIsUntouched:
+    @pytest.mark.slow
     def test_weights_average_optimizer_and_losses_are_equal_to_the_last_bit(self, plain: Path, validated: Path) -> None:
         require_same_learning(validated, plain)
 
     def test_nor_do_validations_differ_by_what_they_score_and_keep(self, bare: Path, plain: Path) -> None:
         require_same_learning(bare, plain)
 
+    @pytest.mark.slow
     def test_with_bf16_too(self, shards: Path, tmp_path: Path) -> None:
         for name, changes in (("plain", {}), ("validated", BARE)):
             run(shards, tmp_path / name, mixed_precision="bf16", max_train_steps=4, **changes)
         assert learned(tmp_path / "validated", 4) == learned(tmp_path / "plain", 4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("k", [2, 3])
     def test_stopped_and_resumed_with_the_same_figures(self, k: int, shards: Path, tmp_path: Path, bare: Path) -> None:
         run(shards, tmp_path, **BARE, max_train_steps=k)
@@ -131,6 +134,7 @@ class TestWhatIsFound:
             assert [one["stream"] for one in record.inputs] == list(TASKS[record.task].conditions)
         assert folder.rows
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("absent", ["left-out", "noise"])
     def test_results_are_those_that_generate_draws_with_the_averages(
         self, absent: str, shards: Path, tmp_path: Path
@@ -241,6 +245,7 @@ def losses_that_are(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -
 
 
 class TestBest:
+    @pytest.mark.slow
     def test_it_survives_pruning_and_run_best_leads_to_it(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -256,6 +261,7 @@ class TestBest:
         assert f"best: {tmp_path}/best (step 4, loss 2)" in summary.lines
         assert [event["best"]["step"] for event in log_of(tmp_path, "validation")] == [2, 4, 4, 4, 4]
 
+    @pytest.mark.slow
     def test_a_better_step_is_saved_though_no_checkpoint_is_due(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -266,6 +272,7 @@ class TestBest:
         ]
         assert (tmp_path / "best").resolve() == checkpoint_of(tmp_path, 4).resolve()
 
+    @pytest.mark.slow
     def test_it_is_remembered_over_a_restart_and_by_its_metric(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -391,6 +398,7 @@ class TestFaults:
         assert (first["recordings"], count) == (1, 1)
         assert (second["recordings"], second["left_out"]) == (2, {})
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("ticks", "why"), [(8, "found 24; expected at least 32"), (12, "fewer than two rows of features")]
     )
