@@ -171,6 +171,10 @@ CODES: dict[str, CodeInfo] = {
     ),
     "wav-not-finite": _rejected("the audio holds NaN or infinite samples", "export the recording again"),
     "wav-silent": _rejected("every audio sample has the same value", "export the recording again"),
+    "wav-channels-cancel": _rejected(
+        "the channels are the opposite of each other, so that their mean is almost silent",
+        "invert one channel, or export one alone",
+    ),
     "wav-out-of-range": _rejected(
         "float samples are far beyond full scale, which is 1", "divide them by full scale, such as 32768"
     ),
@@ -200,6 +204,10 @@ CODES: dict[str, CodeInfo] = {
         "the frame rate is not a whole multiple of 30 per second", "resample the motion to 30 fps"
     ),
     "npz-not-y-up": _rejected("the body does not stand along +y", "rotate the world so that y points up"),
+    "npz-text-unread": _note(
+        "gender or model is no plain text, but for example a pickled object, which is never loaded; it is left empty",
+        "save it as a plain text if it matters",
+    ),
     "motion-decimated": _note("frames were dropped to come down to 30 per second", "nothing"),
     "expressions-extended": _note("fewer than 100 expressions were given; zeros were appended", "nothing"),
     "betas-extended": _note("fewer than 300 shape coefficients were given; zeros were appended", "nothing"),
@@ -209,21 +217,39 @@ CODES: dict[str, CodeInfo] = {
     "textgrid-encoding": _rejected("the TextGrid is neither UTF-8 nor UTF-16", "save it as UTF-8 in Praat"),
     "textgrid-syntax": _rejected("the text is not a TextGrid that praatio can parse", "open and save it in Praat"),
     "textgrid-no-word-tier": _rejected("there is no tier of words", "name the tier with --word-tier"),
+    "textgrid-several-speakers": _rejected(
+        "there are tiers of words of several speakers, and none of them is named like the recording's",
+        "name the tier with --word-tier",
+    ),
     "textgrid-no-words": _rejected("the word tier holds no words inside the recording", "run the aligner again"),
     "textgrid-bad-interval": _rejected(
         "an interval starts before zero or ends before it starts", "correct it in Praat"
     ),
-    "textgrid-overlap": _rejected("two intervals of the word tier overlap", "correct it in Praat"),
+    "textgrid-overlap": _rejected("two intervals of the word tier overlap by more than 10 ms", "correct it in Praat"),
+    "textgrid-shifted": _rejected(
+        "the TextGrid's times begin late and do not end with the recording, so they are those of a longer recording",
+        "shift the times to 0 in Praat",
+    ),
+    "textgrid-start": _note(
+        "the TextGrid's times do not begin at 0; they were taken as they are",
+        "check that words begin when they are heard",
+    ),
     "textgrid-length-mismatch": _note(
         "the TextGrid is much longer or shorter than the clip", "check that it belongs here"
     ),
     "words-clipped": _note("words that ran past the end of the clip were shortened or dropped", "nothing"),
+    "words-silence": _note("labels that mean silence or a noise were dropped", "nothing"),
+    "words-unknown": _note(
+        "words that the aligner did not know were dropped", "add them to the aligner's dictionary if they matter"
+    ),
+    "words-overlap": _note("words that overlapped the word before by up to 10 ms were shortened", "nothing"),
     "words-zero-length": _note("words without duration were dropped", "nothing"),
     "sem-invalid": _note("the semantic annotation could not be read and was left out", "correct the file"),
     # --- the recording as a whole
     "nothing-recorded": _rejected("the recording has neither motion nor audio", "give it one of them"),
     "length-mismatch": _rejected(
-        "audio and motion differ in length by more than --max-length-mismatch", "check the pair, or raise the limit"
+        "audio is over 30 s longer than motion, or motion over 5 s longer than audio, or as --max-length-mismatch says",
+        "check the pair, or raise the limit",
     ),
     "clip-too-short": _rejected("the common length is below one tick of 0.1 s", "leave the recording out"),
     "length-cut": _note("audio or motion was cut by over 0.1 s to the common length", "nothing"),
@@ -299,4 +325,7 @@ class RecordingFault(Exception):
         return DataError(f"{path}: {self}: {_REMEDIES_WITHOUT_FLAGS.get(code, CODES[code].remedy)}")
 
 
-_REMEDIES_WITHOUT_FLAGS = {"textgrid-no-word-tier": "call the tier of words 'words' in Praat"}
+_REMEDIES_WITHOUT_FLAGS = {
+    "textgrid-no-word-tier": "call the tier of words 'words' in Praat",
+    "textgrid-several-speakers": "call the speaker's tier of words 'words' in Praat",
+}

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.gesture import GestureClip, MotionArrays
+from omniges.features.timebase import MOST_AUDIO_LONGER_S
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.clips import ClipValue, Interval, bootstrap, bootstrap_mean, shuffled_pairing, weighted_mean
 from omniges.model.streams import StreamName
@@ -37,8 +38,6 @@ NEVER_MADE: Final[tuple[Part, ...]] = ("jaw_eyes",)
 UNCONDITIONAL: Final = "generated without a condition, so there is no ground truth"
 
 _ADVICE: Final = ": leave this clip out"  # remedy in errors of metrics, which this module follows
-_LONGER_S: Final = 5.0
-"""Results up to this much longer than their recording are cut; audio files are often longer than the motion."""
 
 
 class Recordings(Protocol):
@@ -127,7 +126,7 @@ class Result(ABC):
         Raises:
             DataError: The result is so much longer that it cannot belong to this recording.
         """
-        if found > recorded + _LONGER_S * rate_hz:
+        if found > recorded + MOST_AUDIO_LONGER_S * rate_hz:
             raise DataError(
                 f"{self.place}: {found / rate_hz:.1f} s found, but the recording has {recorded / rate_hz:.1f} s: this "
                 "was not generated for it"

@@ -38,6 +38,7 @@ _BLOCK_FRAMES = 160  # frames a transform: its temporaries stay in the second-le
 _SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 has no room for
 _HALFWAY = 2**28
 _LOG_ULPS = 16  # more than any C library's float64 logarithm is off by
+_CANCELLED = 0.25  # two channels of one level do so where their correlation is below -0.94
 _FLOAT32_RANGE = 2e-5  # below this ratio of quietest to loudest band, float32 rounding reaches 1e-4 in the log
 
 
@@ -203,6 +204,46 @@ def mix_down(samples: npt.NDArray[np.floating]) -> F32:
     for channel in range(1, samples.shape[1]):
         total += samples[:, channel]
     return np.asarray(total / samples.shape[1], dtype=np.float32)
+
+
+class Cancellation:
+    """Sums over blocks of audio that tell whether its channels cancel each other in their mean."""
+
+    def __init__(self) -> None:
+        self._count = self._channels = 0
+        self._sums: F64 = np.zeros((2, 0))  # of values and squares; channels, and their mean last
+
+    def add(self, samples: npt.NDArray[np.floating], mono: F32) -> None:
+        """Add a block.
+
+        Args:
+            samples: channels (N, C), or (N,) of mono audio, which cannot cancel.
+            mono: their mean (N,).
+        """
+        if samples.ndim == 1:
+            return
+        self._channels = samples.shape[1]
+        found = np.array([_sums(track) for track in (*samples.T, mono)]).T
+        self._sums = found if not self._count else self._sums + found
+        self._count += len(mono)
+
+    @property
+    def problem(self) -> str | None:
+        """Say what is wrong where the mean is far quieter than that of channels which have nothing in common."""
+        if not self._count:
+            return None
+        mean, squares = self._sums / self._count
+        *powers, mixed = np.maximum(squares - mean**2, 0.0)
+        unrelated = math.sqrt(sum(powers)) / self._channels
+        if math.sqrt(mixed) >= _CANCELLED * unrelated:
+            return None
+        return f"{self._channels} channels of level {math.sqrt(max(powers)):.3g} whose mean has {math.sqrt(mixed):.3g}"
+
+
+def _sums(track: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """Return the sums of values and of squares."""
+    wide = track.astype(np.float64)
+    return float(wide.sum()), float(np.square(wide).sum())
 
 
 def resample(samples: F32, rate_hz: int) -> F32:

@@ -14,6 +14,28 @@ SAMPLES_PER_TICK = SAMPLE_RATE_HZ // TICKS_PER_SECOND
 HOP_SAMPLES = 160
 MEL_FRAMES_PER_TICK = SAMPLES_PER_TICK // HOP_SAMPLES
 
+MOST_AUDIO_LONGER_S = 30.0
+"""Audio of a recording that goes on so much longer than its motion is cut: microphones were left on."""
+MOST_MOTION_LONGER_S = 5.0
+"""Motion that goes on longer than its audio is of another recording, or its rate is wrong."""
+
+
+def lengths_fit(audio_s: float, motion_s: float, most_s: float | None = None) -> bool:
+    """Return whether audio and motion may be of one recording by their lengths.
+
+    Args:
+        audio_s: Seconds of audio.
+        motion_s: Seconds of motion.
+        most_s: Seconds by which either may be longer, in place of 30 for audio and 5 for motion.
+
+    Returns:
+        True if neither is too much longer.
+    """
+    longer_s = audio_s - motion_s
+    if most_s is not None:
+        return abs(longer_s) <= most_s
+    return -MOST_MOTION_LONGER_S <= longer_s <= MOST_AUDIO_LONGER_S
+
 
 def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:
     """T = min(motion frames, floor(30 · samples / rate)), at the audio's own rate."""

@@ -150,22 +150,26 @@ class Archive:
             raise RecordingFault("npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}")
         return _content(body, member)
 
-    def text(self, key: str) -> str:
-        """Read a plain string member; "" for anything else, as these fields are never a reason to refuse."""
+    def text(self, key: str) -> str | None:
+        """Read a plain string member; "" where there is none, None where it is something else.
+
+        These fields are never a reason to refuse.
+        """
         info = self._infos.get(f"{key}.npy")
-        if info is None or info.file_size > _MAX_HEADER:
+        if info is None:
             return ""
+        if info.file_size > _MAX_HEADER:
+            return None
         try:
             member = self.header(key)
-            value = self.array(member).reshape(-1) if member.kind in "US" and member.itemsize else None
-            if value is None or value.size != 1:
-                return ""
-            item = value[0]
+            if member.kind not in "US" or math.prod(member.shape) != 1:
+                return None
+            item = self.array(member).reshape(-1)[0] if member.itemsize else ""
             text = item.decode("utf-8") if isinstance(item, bytes) else str(item)
             text.encode("utf-8")
         except (RecordingFault, ValueError):
-            return ""
-        return text if text.isprintable() else ""
+            return None
+        return text if not text or text.isprintable() else None
 
     def _inflate(self, info: zipfile.ZipInfo, limit: int) -> bytes | memoryview:
         """Decompress at most ``limit`` bytes of a member."""

@@ -86,8 +86,10 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
         found = f"betas of shape {arrays['betas'].shape} whose row {row} differs from row 0"
         raise RecordingFault("npz-wrong-shape", found, "one shape per recording")
     _check_values("betas", rows[0])
-    named = _Named(archive.text("gender"), archive.text("model"), style)
-    return _motion(motion, rows[0].copy(), rate_hz, named, standing=standing)
+    texts = {name: archive.text(name) for name in ("gender", "model")}
+    notes = tuple(Problem("npz-text-unread", name, "a plain text") for name, text in texts.items() if text is None)
+    named = _Named(texts["gender"] or "", texts["model"] or "", style)
+    return _motion(motion, rows[0].copy(), rate_hz, named, standing=standing, notes=notes)
 
 
 def motion_from_arrays(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Self
@@ -21,15 +22,26 @@ from praatio.utilities import textgrid_io
 
 from omniges.errors import Problem, RecordingFault
 
-SILENCE_LABELS = frozenset({"", "sil", "sp", "<sil>", "<sp>", "<eps>"})
-"""Labels, case folded, that mean nobody speaks; such intervals are dropped."""
-
 WORD_TIERS = frozenset({"words", "word"})
 MAX_BYTES = 8 << 20  # an hour of words and phones takes 4 MB in the long form
-OVERLAP_TOLERANCE_S = 1e-4
+OVERLAP_TOLERANCE_S = 0.01  # MFA writes overlaps of a frame
+_ROUNDING_S = 1e-4  # overlaps that rounded times make; closed without a note
+_SLACK_S = 1e-9  # of a difference of two decimal times
 _MOST_S = 86_400.0  # a day: no recording lasts as long
 NEGATIVE_TOLERANCE_S = 1e-9
 
+# Marks that aligners write where nobody speaks (MFA, Kaldi, Julius, WebMAUS, P2FA, Festival, TIMIT), case folded.
+_SILENCES = frozenset({"", "sil", "sp", "spn", "pau", "#", "##", "h#", "!sil"})
+# Within <>, [] or {}: silences, and sounds that are no words.
+_BRACKETED = re.compile(
+    r"[<\[{]\s*(?:"
+    r"sil|silence|sp|spn|pau|pause|p:?|eps|epsilon|/?s|sl|ns|nsn|noise|br|breath|breathing|inhale|exhale|lg|ls|cg|"
+    r"laugh|laughs|laughing|laughter|cough|coughs|lipsmack|usb|nib|click|music|applause"
+    r")\s*[>\]}]"
+)
+_UNKNOWN = re.compile(r"[<\[{]\s*(?:unk|unknown|oov|spoken_noise|inaudible|unintelligible|bracketed)\s*[>\]}]")
+
+_CHRONOLOGICAL = "Praat chronological TextGrid text file"
 _HEADER = re.compile(r'\s*File type\s*=\s*"ooTextFile(?: short)?"\s*(?:Object class\s*=\s*)?"TextGrid"')
 _TOKEN = re.compile(
     r"""
@@ -59,9 +71,15 @@ _TIER_HEAD = re.compile(
     re.MULTILINE,
 )
 _LABEL = re.compile(r"S([0-9]{1,8})")
+_COMMENT = re.compile(r'("(?:[^"]++|"")*+")|![^\n]*')
+_FREE_TOKEN = re.compile(r'"(?P<string>(?:[^"]++|"")*+)"|(?P<open>")|(?<!\S)(?P<number>[-+.0-9][^\s"]*)')
+_MFA_TIER = re.compile(r"(?P<speaker>.+\S)\s+-\s+words?", re.IGNORECASE)
 # All that praatio raises on text that is no TextGrid. On JSON it raises more, but the header keeps JSON away.
 _PARSE_FAULTS = (praatio_errors.ParsingError, ValueError, IndexError)
 _SHOWN = 40
+_SHOWN_LABELS = 5
+_MOST_START_S = 0.1  # start of a file that shifts nothing by more than a tick
+_FIT_S = 1.0  # how far the end of a TextGrid and that of its recording may be apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +127,28 @@ class WordInterval:
 
 @dataclass(frozen=True, slots=True)
 class WordTier:
-    """The words of a recording in order of time, without silences; ``xmax_s``: end of the file."""
+    """The words of a recording in order of time, without silences; the file goes from ``xmin_s`` to ``xmax_s``."""
 
     tier_name: str
     words: tuple[WordInterval, ...]
     xmax_s: float
     notes: tuple[Problem, ...] = ()
+    xmin_s: float = 0.0
+
+    def require_fit(self, recording_s: float) -> None:
+        """Refuse times that begin later than the file does and do not end where the recording does.
+
+        They are those of a longer recording that this one was cut from, so each word would be elsewhere.
+
+        Args:
+            recording_s: length of the recording in seconds.
+
+        Raises:
+            RecordingFault: ``textgrid-shifted``.
+        """
+        if abs(self.xmin_s) > _MOST_START_S and abs(self.xmax_s - recording_s) > _FIT_S:
+            found = f"times from {self.xmin_s:g} to {self.xmax_s:g} s beside {recording_s:g} s of recording"
+            raise RecordingFault("textgrid-shifted", found, "times that begin at 0 with the recording")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,29 +192,81 @@ class _Tier:
     entries: list[Any]
 
 
-def decode_words(data: bytes, tier: str | None = None) -> WordTier:
-    """Read the word tier of a TextGrid in long or short text form, UTF-8 or UTF-16.
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """A TextGrid's tiers and times in seconds, in either of its forms."""
 
-    The tier is the first interval tier called ``words`` or ``word`` (any case, stray quotes ignored), or
-    ``tier``. Labels keep their letters; surrounding white space goes, a line break becomes one space,
-    silences are dropped. Times are in seconds; a word that overlaps the one before by at most 0.1 ms is made
-    to start at its end.
+    tiers: list[_Tier]
+    intervals: Callable[[_Tier], list[WordInterval]]
+    """Gives an interval tier's intervals in file order, silences too, each checked on its own."""
+    xmin_s: float
+    xmax_s: float
 
-    Raises RecordingFault with one of the ``textgrid-`` codes; notes ``words-zero-length``.
+
+def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str] = ()) -> WordTier:
+    """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
+
+    The tier is the first interval tier called ``words`` or ``word`` (any case, stray quotes ignored), else the one
+    that MFA calls ``SPEAKER - words``. Labels keep their letters; surrounding white space goes, a line break becomes
+    one space, silences are dropped. A word that overlaps the one before by at most 10 ms is made to start at its end.
+
+    Args:
+        data: bytes of the file.
+        tier: name of the tier, in place of these rules.
+        speakers: names of the recording's speaker, which choose among several tiers of MFA.
+
+    Returns:
+        The words, with times in seconds.
+
+    Raises:
+        RecordingFault: with one of the ``textgrid-`` codes.
     """
     if len(data) > MAX_BYTES:
         raise RecordingFault("textgrid-too-large", f"{len(data)} bytes", f"at most {MAX_BYTES}")
     if not data.strip():
         raise RecordingFault("textgrid-empty", f"{len(data)} bytes, none of them text", "a TextGrid")
-    masked = _mask(_text(data))
-    chosen = _choose(_tiers(masked, tier), tier)
-    intervals = _intervals(masked, chosen)
-    words, dropped = words_in_order(intervals)
+    text = _text(data)
+    if "!" in text:  # a comment reaches to the end of its line
+        text = _COMMENT.sub(lambda match: match[1] or "", text)
+    chronological = text.lstrip().startswith(f'"{_CHRONOLOGICAL}"')
+    grid = _chronological(text) if chronological else _grid(_mask(text), tier)
+    if not (math.isfinite(grid.xmin_s) and 0.0 <= grid.xmax_s < math.inf):
+        found = f"times from {grid.xmin_s:g} to {grid.xmax_s:g}"
+        raise RecordingFault("textgrid-syntax", found, "a length in seconds")
+    chosen = _choose(grid, tier, speakers)
+    intervals = grid.intervals(chosen)
+    words, notes = words_in_order(intervals)
     if not words:
         found = f"tier {_short(chosen.name)} with {len(intervals)} intervals, none of them a word"
         raise RecordingFault("textgrid-no-words", found, "words")
-    notes = (Problem("words-zero-length", f"{dropped} words", "duration"),) if dropped else ()
-    return WordTier(chosen.name, tuple(words), masked.number(1), notes)
+    if abs(grid.xmin_s) > NEGATIVE_TOLERANCE_S:
+        notes += (Problem("textgrid-start", f"times from {grid.xmin_s:g} to {grid.xmax_s:g} s", "times from 0"),)
+    return WordTier(chosen.name, tuple(words), grid.xmax_s, notes, grid.xmin_s)
+
+
+def is_textgrid(data: bytes) -> bool:
+    """Return whether bytes begin as a TextGrid does, in any of its text forms and codecs."""
+    try:
+        text = _text(data[:4096])
+    except RecordingFault:
+        return False
+    return _HEADER.match(text) is not None or text.lstrip().startswith(f'"{_CHRONOLOGICAL}"')
+
+
+def is_silence(label: str) -> bool:
+    """Return whether a label means that nobody speaks a word, such as ``sil``, ``<p:>`` or ``[noise]``."""
+    folded = label.casefold()
+    return folded in _SILENCES or _BRACKETED.fullmatch(folded) is not None
+
+
+def is_unknown(label: str) -> bool:
+    """Return whether a label stands for a word that the aligner did not know, such as ``<unk>``."""
+    return _UNKNOWN.fullmatch(label.casefold()) is not None
+
+
+def is_word(label: str) -> bool:
+    """Return whether readers keep a label as a word."""
+    return not is_silence(label) and not is_unknown(label)
 
 
 def encode_words(words: Sequence[WordInterval], xmax_s: float, phones: Sequence[WordInterval] | None = None) -> bytes:
@@ -292,6 +378,12 @@ def _mask(text: str) -> _Masked:
     return _Masked(text, 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n' + body + "\n", strings, numbers)
 
 
+def _grid(masked: _Masked, wanted: str | None) -> _Grid:
+    """Read the long or the short form."""
+    tiers = _tiers(masked, wanted)
+    return _Grid(tiers, lambda tier: _intervals(masked, tier), masked.number(0), masked.number(1))
+
+
 def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
     """Let praatio parse, then hold its tiers against the counts in the file."""
     body, spans = _without_other_entries(masked, wanted)
@@ -318,9 +410,6 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
             readable = "not all" if present < 0 else present
             found = f"{readable} readable of {promised} entries in tier {_short(tier.name)}"
             raise RecordingFault("textgrid-syntax", found, "as many as the tier announces")
-    if not 0.0 <= masked.number(1) < math.inf:
-        found = f"line {masked.line(1)}: xmax {masked.numbers[1]}"
-        raise RecordingFault("textgrid-syntax", found, "a length in seconds")
     return tiers
 
 
@@ -362,20 +451,102 @@ def _string(masked: _Masked, label: str) -> str:
     return masked.strings[int(match[1])].replace('""', '"')
 
 
-def _choose(tiers: list[_Tier], wanted: str | None) -> _Tier:
-    for tier in tiers:
-        if tier.is_interval and _is_wanted(tier.name, wanted):
-            return tier
-    listed = [f"{_short(t.name)} ({'intervals' if t.is_interval else 'points'})" for t in tiers[:20]]
-    more = f" and {len(tiers) - 20} more" if len(tiers) > 20 else ""
-    found = f"the tiers {', '.join(listed)}{more}" if tiers else "no tiers at all"
+def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> _Tier:
+    """Return the tier of words; where MFA wrote one for each speaker, that of the recording's speaker."""
+    found = [tier for tier in grid.tiers if tier.is_interval and _is_wanted(tier.name, wanted)]
+    plain = [tier for tier in found if wanted is not None or _mfa_speaker(tier.name) is None]
+    if plain:
+        return plain[0]
+    if len(found) > 1:
+        names = {name.casefold() for name in speakers}
+        own = [tier for tier in found if _mfa_speaker(tier.name) in names]
+        spoken = [tier for tier in found if any(is_word(item.word) for item in grid.intervals(tier))]
+        found = own or spoken
+        if len({_mfa_speaker(tier.name) for tier in found}) > 1:
+            listed = ", ".join(_short(tier.name) for tier in found[:20])
+            raise RecordingFault("textgrid-several-speakers", f"the tiers {listed}", "one tier of words")
+    if found:
+        return found[0]
+    listed = ", ".join(f"{_short(t.name)} ({'intervals' if t.is_interval else 'points'})" for t in grid.tiers[:20])
+    more = f" and {len(grid.tiers) - 20} more" if len(grid.tiers) > 20 else ""
     name = "words or word" if wanted is None else _short(wanted)
-    raise RecordingFault("textgrid-no-word-tier", found, f"an interval tier called {name}")
+    raise RecordingFault(
+        "textgrid-no-word-tier",
+        f"the tiers {listed}{more}" if grid.tiers else "no tiers at all",
+        f"an interval tier called {name}",
+    )
 
 
 def _is_wanted(name: str, wanted: str | None) -> bool:
-    plain, asked = (text.strip().strip("\"'").strip() for text in (name, wanted or ""))
-    return plain.casefold() in WORD_TIERS if wanted is None else plain == asked
+    plain, asked = _plain(name), _plain(wanted or "")
+    if wanted is not None:
+        return plain == asked
+    return plain.casefold() in WORD_TIERS or _mfa_speaker(name) is not None
+
+
+def _plain(name: str) -> str:
+    """Return a tier's name without stray quotes around it."""
+    return name.strip().strip("\"'").strip()
+
+
+def _mfa_speaker(name: str) -> str | None:
+    """Return the speaker, case folded, of a tier that MFA calls ``SPEAKER - words``, else None."""
+    match = _MFA_TIER.fullmatch(_plain(name))
+    return match["speaker"].casefold() if match else None
+
+
+def _chronological(text: str) -> _Grid:
+    """Read Praat's chronological form: headings of tiers, then all entries in order of time with their tier's number.
+
+    It has no counts. So an interval tier that does not reach the end that its heading gives was cut off.
+    """
+    tokens = list(_FREE_TOKEN.finditer(text))[1:]
+    position = 0
+
+    def take(kind: str) -> str:
+        nonlocal position
+        match = tokens[position] if position < len(tokens) else None
+        if match is None or match[kind] is None:
+            place = len(text) if match is None else match.start()
+            found = "the end of the file" if match is None else _short(match[0])
+            line = text.count("\n", 0, place) + 1
+            raise RecordingFault("textgrid-syntax", f"line {line}: {found}", f"a {kind}")
+        position += 1
+        return match[kind]
+
+    def number() -> float:
+        token = take("number")
+        if len(token) > 512 or not _NUMBER.fullmatch(token):
+            raise RecordingFault("textgrid-syntax", f"{_short(token)} in entry {position}", "a number")
+        return float(token)
+
+    xmin_s, xmax_s, count = number(), number(), number()
+    if not 0 <= count <= len(tokens) or count != int(count):
+        raise RecordingFault("textgrid-syntax", f"{count:g} tiers", "as many tiers as the file has")
+    tiers, ends = [], []
+    for _ in range(int(count)):
+        kind, name = take("string"), take("string").replace('""', '"')
+        number()
+        ends.append(number())
+        tiers.append(_Tier(name, kind == "IntervalTier", []))
+    while position < len(tokens):
+        place = number()
+        if place not in range(1, len(tiers) + 1):
+            raise RecordingFault("textgrid-syntax", f"an entry of tier {place:g}", f"tiers 1 to {len(tiers)}")
+        tier = tiers[int(place) - 1]
+        times = (number(), number()) if tier.is_interval else (number(),)
+        tier.entries.append((one_line(take("string").replace('""', '"')), *times))
+    for tier, end in zip(tiers, ends, strict=True):
+        reached = tier.entries[-1][-1] if tier.entries else xmin_s
+        if tier.is_interval and not reached >= end - _ROUNDING_S:
+            found = f"tier {_short(tier.name)} up to {reached:g} of {end:g} s"
+            raise RecordingFault("textgrid-syntax", found, "intervals up to the tier's end")
+
+    def intervals(tier: _Tier) -> list[WordInterval]:
+        place = f"tier {_short(tier.name)}"
+        return [_checked_interval(word, start, end, place) for word, start, end in tier.entries]
+
+    return _Grid(tiers, intervals, xmin_s, xmax_s)
 
 
 def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
@@ -389,13 +560,22 @@ def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
         except _PARSE_FAULTS as fault:
             found = f"interval {len(out) + 1} of tier {_short(tier.name)}: {_short(str(fault))}"
             raise RecordingFault("textgrid-syntax", found, "two times and a label") from None
-        word = one_line(label)
-        if not (math.isfinite(start) and math.isfinite(end) and -NEGATIVE_TOLERANCE_S <= start <= end):
-            found = f"{_short(word)} from {start!r} to {end!r} s, line {masked.line(first)}"
-            raise RecordingFault("textgrid-bad-interval", found, "0 <= start <= end")
-        # max would keep -0.0
-        out.append(WordInterval(word, start if start > 0 else 0.0, end if end > 0 else 0.0))
+        if not _is_span(start, end):  # only then is the line looked for
+            _checked_interval(one_line(label), start, end, f"line {masked.line(first)}")
+        out.append(_checked_interval(one_line(label), start, end, ""))
     return out
+
+
+def _is_span(start: float, end: float) -> bool:
+    return math.isfinite(start) and math.isfinite(end) and -NEGATIVE_TOLERANCE_S <= start <= end
+
+
+def _checked_interval(word: str, start: float, end: float, place: str) -> WordInterval:
+    """Return an interval whose times can be, without negative zeros; raises RecordingFault with its place."""
+    if not _is_span(start, end):
+        found = f"{_short(word)} from {start!r} to {end!r} s, {place}"
+        raise RecordingFault("textgrid-bad-interval", found, "0 <= start <= end")
+    return WordInterval(word, start if start > 0 else 0.0, end if end > 0 else 0.0)  # max would keep -0.0
 
 
 def one_line(label: str) -> str:
@@ -403,39 +583,68 @@ def one_line(label: str) -> str:
     return " ".join(part.strip() for part in label.splitlines() if part.strip())
 
 
-def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval], int]:
-    """Return the words of finite intervals without silences, and how many were dropped as they had no duration.
+def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval], tuple[Problem, ...]]:
+    """Return the words of finite intervals without silences, and notes of what was dropped or shortened.
 
     Args:
         intervals: of one tier, in the order of the file.
 
     Returns:
-        The words, and the number of those that were dropped.
+        The words, and notes.
 
     Raises:
-        RecordingFault: intervals are out of order or overlap by more than 0.1 ms.
+        RecordingFault: intervals are out of order or overlap by more than 10 ms.
     """
     words: list[WordInterval] = []
-    dropped = 0
+    no_time = shortened = 0
+    silences: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     last: WordInterval | None = None
     for item in intervals:
-        is_word = item.word.casefold() not in SILENCE_LABELS
         start = item.start
         if item.end > item.start:
-            if last is not None and last.end - item.start > OVERLAP_TOLERANCE_S:
-                times = " and ".join(f"{_short(one.word)} {one.start!r} to {one.end!r} s" for one in (item, last))
-                if item.end <= last.start:
-                    raise RecordingFault("textgrid-bad-interval", f"{times} before it", "intervals in order of time")
-                raise RecordingFault("textgrid-overlap", times, f"overlaps up to {OVERLAP_TOLERANCE_S:g} s")
+            if last is not None:
+                _refuse_overlap(item, last)
             if last is None or item.end > last.end:
                 last = item
             if words and start < words[-1].end:
                 start = words[-1].end  # by less than the tolerance
-        if is_word and item.end > start:
+        if is_silence(item.word):
+            silences[item.word] += 1
+        elif is_unknown(item.word):
+            unknown[item.word] += 1
+        elif item.end > start:
             words.append(WordInterval(item.word, start, item.end))
+            shortened += start - item.start > _ROUNDING_S
         else:
-            dropped += is_word
-    return words, dropped
+            no_time += 1
+    del silences[""]
+    counts = (
+        ("words-zero-length", f"{no_time} words" if no_time else "", "duration"),
+        ("words-silence", _counted(silences), "words"),
+        ("words-unknown", _counted(unknown), "words"),
+        ("words-overlap", f"{shortened} words" if shortened else "", "words one after the other"),
+    )
+    return words, tuple(Problem(*count) for count in counts if count[1])
+
+
+def _refuse_overlap(item: WordInterval, last: WordInterval) -> None:
+    """Refuse an interval that begins more than 10 ms before the end of the one before it."""
+    if last.end - item.start <= OVERLAP_TOLERANCE_S + _SLACK_S:
+        return
+    times = " and ".join(f"{_short(one.word)} {one.start!r} to {one.end!r} s" for one in (item, last))
+    if item.end <= last.start:
+        raise RecordingFault("textgrid-bad-interval", f"{times} before it", "intervals in order of time")
+    raise RecordingFault("textgrid-overlap", times, f"overlaps up to {OVERLAP_TOLERANCE_S:g} s")
+
+
+def _counted(labels: Counter[str]) -> str:
+    """Return how many labels there are, with the most frequent ones; "" for none."""
+    if not labels:
+        return ""
+    shown = [_short(label) for label, _ in sorted(labels.items(), key=lambda item: (-item[1], item[0]))]
+    more = ", ..." if len(shown) > _SHOWN_LABELS else ""
+    return f"{labels.total()} labels: {', '.join(shown[:_SHOWN_LABELS])}{more}"
 
 
 def _short(text: str) -> str:

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, RecordingFault
-from omniges.features.audio import MEL_BANDS, Loudness, MelStream, loudness_gain, mix_down
+from omniges.features.audio import MEL_BANDS, Cancellation, Loudness, MelStream, loudness_gain, mix_down
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
-from omniges.formats.audio import WavStream, open_wav
+from omniges.formats.audio import LOUDEST, WavStream, open_wav
 from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
 from omniges.storage.files import open_file
@@ -264,12 +264,14 @@ def _all_of(path: Path, sound: Any) -> Iterator[F32]:
 
 
 def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
-    """Yield the blocks; refuse values that are NaN or infinite, and samples that are all equal."""
+    """Yield the blocks; refuse values that are NaN, infinite or far too loud, and samples that are all equal."""
     first: F32 | None = None
     count, silent = 0, True
     for block in blocks:
         if not np.isfinite(block).all():
             raise DataError(f"{path}: finite samples expected, found NaN or infinite ones: check the recording")
+        if len(block) and (loudest := float(np.abs(block).max())) > LOUDEST:
+            raise RecordingFault("wav-out-of-range", f"values up to {loudest:g}", "floats in [-1, 1]").refusal(path)
         first = block[:1] if first is None else first
         silent = silent and bool((block == first).all())
         count += len(block)
@@ -291,8 +293,16 @@ def _mel_of(
     """Return the log-mel of blocks (n,) or (n, channels), which may be read twice; `form`: rate in Hz and channels."""
     rate_hz, channels = form
 
+    cancelled = Cancellation()
+
+    def mixed() -> Iterator[F32]:
+        for block in blocks():
+            found = mix_down(block)
+            cancelled.add(block, found)
+            yield found
+
     def mono() -> Iterator[F32]:
-        return _resampled((mix_down(block) for block in blocks()), rate_hz)
+        return _resampled(mixed(), rate_hz)
 
     gain = 1.0
     if loudness != "none":  # a first pass finds the peak
@@ -303,6 +313,8 @@ def _mel_of(
     for samples in mono():
         count += len(samples)
         mel.append(stream.push(samples if gain == 1.0 else samples * np.float32(gain)))
+    if problem := cancelled.problem:
+        raise RecordingFault("wav-channels-cancel", problem, "channels that are in phase").refusal(path)
     ticks = count // SAMPLES_PER_TICK
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of audio expected, found {count / SAMPLE_RATE_HZ:.3f} s")

@@ -22,9 +22,16 @@ from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, gesture_from_motion
 from omniges.features.text_slots import SlotCodec
-from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.features.timebase import (
+    FRAMES_PER_TICK,
+    MEL_FRAMES_PER_TICK,
+    MOST_AUDIO_LONGER_S,
+    MOST_MOTION_LONGER_S,
+    TICKS_PER_SECOND,
+    lengths_fit,
+)
 from omniges.formats.npz import Motion, decode_motion
-from omniges.formats.textgrid import decode_words
+from omniges.formats.textgrid import decode_words, is_textgrid
 from omniges.generation.audio import ROWS_PER_TICK, Heard, Held, Spool, hear
 from omniges.generation.conditions import recording_of_sample
 from omniges.generation.settings import Sources
@@ -44,8 +51,8 @@ STANDARD_INPUT: Final = "-"
 
 _MAX_BYTES: Final = 4 << 30
 _BLOCK_FRAMES: Final = 4096
-_MOST_APART_S: Final = 5.0
-"""Largest difference in length between the streams of one input, in seconds."""
+_SPOKEN_TO_END_S: Final = 5.0
+"""A TextGrid that ends earlier than the other streams by more seconds gives a warning."""
 
 _TAIL_S: Final = 0.3
 """Seconds after the last word of a text, if nothing else defines its length."""
@@ -195,8 +202,10 @@ def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, s
         if not place.is_file() and not place.is_dir():
             raise UsageFault(f"--text {source}: a file expected, found nothing there: pass words through --text -")
         data, path, name = _content(place), source, place.stem
-    read = _textgrid if Path(source).suffix.lower() == ".textgrid" else partial(_plain, rate=rate)
-    words, length_s, remarks = read(path, data)
+    if Path(source).suffix.lower() == ".textgrid" or is_textgrid(data):
+        words, length_s, remarks = _textgrid(path, data, seconds)
+    else:
+        words, length_s, remarks = _plain(path, data, rate)
     if seconds is not None and length_s is not None:
         remarks += _compare_lengths(path, words, length_s, seconds)
     return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), remarks)
@@ -205,12 +214,12 @@ def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, s
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
     """Refuse a TextGrid that is much longer than the other streams; return a warning if it is much shorter."""
     last_s = float(words[-1]["end"])
-    if last_s > seconds + _MOST_APART_S:
+    if last_s > seconds + MOST_AUDIO_LONGER_S:
         raise DataError(
             f"{path}: words up to {seconds:.1f} s expected, the length of the other input, found some up to "
             f"{last_s:.1f} s: give the TextGrid that belongs to it"
         )
-    if length_s < seconds - _MOST_APART_S:
+    if length_s < seconds - _SPOKEN_TO_END_S:
         return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: there are no words after it"]
     return []
 
@@ -256,14 +265,21 @@ def given_words(
         series = Held(slots.ids)
         if slots.overflow:
             lost = ", ".join(reprlib.repr(str(word["word"])) for word in slots.overflow[:3])
+            if len(slots.overflow) == len(inside):
+                raise DataError(
+                    f"{path}: words that find a place expected, found {len(inside)} with more subwords than ticks "
+                    f"({lost}): correct their times"
+                )
             found.append(f"{len(slots.overflow)} words left out, which have more subwords than ticks: {lost}")
     return Given("text", name, ticks, series, path, digest, tuple(found), inside)
 
 
-def _textgrid(path: str, data: bytes) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Return words, length and warnings."""
+def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
+    """Return words, length and warnings; `seconds` as of `read_text`."""
     try:
         tier = decode_words(data)
+        if seconds is not None:
+            tier.require_fit(seconds)
     except RecordingFault as fault:
         raise fault.refusal(path) from fault
     if not tier.words:
@@ -558,22 +574,31 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         The input with equal lengths.
 
     Raises:
-        DataError: Lengths differ by more than 5 s, or nothing is left.
+        DataError: Audio and motion have lengths that `preprocess` refuses, nothing is left, or no word of a file is.
     """
     lengths = [given.ticks for given in item.given] or [item.ticks]
-    if (max(lengths) - min(lengths)) / TICKS_PER_SECOND > _MOST_APART_S:
+    by_stream = {given.stream: given.ticks / TICKS_PER_SECOND for given in item.given}
+    if {"audio", "gesture"} <= by_stream.keys() and not lengths_fit(by_stream["audio"], by_stream["gesture"]):
         found = ", ".join(f"{given.path} {given.ticks / TICKS_PER_SECOND:.1f} s" for given in item.given)
-        raise DataError(f"{item.name}: lengths at most {_MOST_APART_S:g} s apart expected, found {found}")
+        raise DataError(
+            f"{item.name}: audio at most {MOST_AUDIO_LONGER_S:g} s longer than motion and motion at most "
+            f"{MOST_MOTION_LONGER_S:g} s longer than audio expected, found {found}: give files that belong together"
+        )
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
     ticks -= ticks % reading.tick_multiple
     if not ticks:
         least_s = reading.tick_multiple / TICKS_PER_SECOND
         raise DataError(f"{item.name}: at least {least_s:g} s expected, found less")
     shorter = item.given and max(lengths) > ticks
+    given = tuple(one.cut(ticks) for one in item.given)
+    if item.sample is None and (silent := next((one for one in given if one.stream == "text" and not one.words), None)):
+        raise DataError(
+            f"{silent.path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none there"
+        )
     return replace(
         item,
         ticks=ticks,
-        given=tuple(one.cut(ticks) for one in item.given),
+        given=given,
         recorded=tuple(one.cut(ticks) for one in item.recorded),
         remarks=(*item.remarks, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.remarks,
     )

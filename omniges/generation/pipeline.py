@@ -453,7 +453,7 @@ class OmnigesPipeline:
             words = timed_words(words, rate)
             remarks.append(f"times estimated by a speaking rate learned from {rate.words} words")
         else:
-            words = _checked_words(words)
+            words, remarks = _checked_words(words)
         if not words:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
@@ -511,15 +511,16 @@ def _names_file(text: str) -> bool:
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)
 
 
-def _checked_words(given: Any) -> list[dict[str, Any]]:
-    """Return words with times in order, by the rules of TextGrids; raise UsageFault for invalid ones."""
+def _checked_words(given: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return words with times in order, by the rules of TextGrids, and warnings; raise UsageFault for invalid ones."""
     if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
         raise UsageFault(f"text: a text, a file or words expected, found {type(given).__name__}")
     try:
-        words, _ = words_in_order([WordInterval.of(item) for item in given])
+        words, notes = words_in_order([WordInterval.of(item) for item in given])
     except (ValueError, RecordingFault) as error:
         raise UsageFault(f"text: word {error}: correct the words or their times") from error
-    return [{"word": one.word, "start": one.start, "end": one.end} for one in words]
+    found = [{"word": one.word, "start": one.start, "end": one.end} for one in words]
+    return found, [f"{note.code}: {note.found}" for note in notes]
 
 
 def _array(name: str, given: Array) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
+from unicodedata import category
 
 import numpy as np
 
@@ -28,7 +29,22 @@ LEAST_WORDS: Final = 10
 _MOST: Final = 1e9  # seconds or words
 _SENTENCE: Final = frozenset(".!?…。！？؟")
 _PHRASE: Final = frozenset(",;:、，；：،؛-–—")
-_EDGES: Final = re.compile(r"^[^\w']+|[^\w']+$")
+_WIDE: Final = "。！？…，；：、؟،؛"
+# Scripts without spaces between words: Han (with its supplements), Hiragana and Katakana, each with marks that follow.
+_LETTER: Final = (
+    r"[\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    r"\uf900-\ufaff\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U000323af]"
+)
+_MARKS: Final = r"[\u3099\u309a\uff9e\uff9f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+_PIECES: Final = re.compile(rf"{_LETTER}{_MARKS}*|[{_WIDE}]+|(?:(?!{_LETTER})[^{_WIDE}])+")
+_SUBTITLE: Final = re.compile(r"(?:\d+:)?\d?\d:\d\d[.,]\d+\s*-->.*")
+_LYRIC: Final = re.compile(r"\[\d+:\d\d(?:[.:]\d+)?\].*")
+_JSON: Final = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
+_TAG: Final = re.compile(r"<(?:\?xml|!doctype|([a-z][\w:-]*))[^<>]*>", re.IGNORECASE)
+_ROW: Final = re.compile(  # two times first, or after one or two names as in a CTM file
+    r"(?:\d+(?:[.,]\d+)?[\t ,;]+\d+(?:[.,]\d+)?"
+    r"|[^\s,;]+[\t ,;]+(?:[^\s,;]+[\t ,;]+)?\d+\.\d+[\t ,;]+\d+\.\d+)(?:[\t ,;].*)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +116,60 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
     return SpeakingRate(float(base), float(slope), gap, phrase, sentence, len(lengths))
 
 
+def _without_edges(token: str) -> str:
+    """Return a token without the punctuation around it; accents and vowel signs belong to the letter before them."""
+    inside = [k for k, letter in enumerate(token) if letter.isalnum() or letter in "_'"]
+    if not inside:
+        return ""
+    last = inside[-1] + 1
+    while last < len(token) and category(token[last]).startswith("M"):
+        last += 1
+    return token[inside[0] : last]
+
+
+def _other_format(text: str) -> str | None:
+    """Return what a text is that would be read aloud as if it were words, or None."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    start = "\n".join(lines[:3])
+    tag = _TAG.match(start)
+    if '"ooTextFile' in start or start.startswith('"Praat'):
+        return "a TextGrid"
+    if start.startswith(("WEBVTT", "[Script Info]")) or any(map(_SUBTITLE.fullmatch, lines)):
+        return "subtitles"
+    if lines and all(map(_LYRIC.fullmatch, lines)):
+        return "lyrics with times"
+    if _JSON.match(start):
+        return "JSON"
+    if tag and (tag[1] is None or lines[-1].endswith(f"</{tag[1]}>")):
+        return "XML or HTML"
+    if start.startswith("{\\rtf"):
+        return "rich text"
+    if len(lines) > 1 and all(map(_ROW.fullmatch, lines[1:])):  # the first may be a heading
+        return "a table of times"
+    control = next((letter for letter in text if category(letter) == "Cc" and not letter.isspace()), None)
+    return None if control is None else f"the control character U+{ord(control):04X}"
+
+
 def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
     """Return the words of a text with estimated times in whole milliseconds, from 0.
 
     Args:
-        text: Plain text. Punctuation at the edges of a word makes pauses and is not spoken.
+        text: Plain text. Punctuation at the edges of a word makes pauses and is not spoken. Each letter of Chinese and
+            Japanese is a word.
         rate: Speaking rate.
 
     Returns:
         Words (``word``, ``start``, ``end`` in seconds).
 
     Raises:
-        UsageFault: The text has no words.
+        UsageFault: The text has no words, or is a file of another kind.
     """
+    if kind := _other_format(text):
+        raise UsageFault(f"text: plain words expected, found {kind}: give a TextGrid, or the words alone")
     words: list[dict[str, Any]] = []
     now = 0.0
-    for token in text.split():
-        spoken = _EDGES.sub("", token)
+    for token in (piece for part in text.split() for piece in _PIECES.findall(part)):
+        spoken = _without_edges(token)
         if spoken:
             end = now + rate.word_s(spoken)
             words.append({"word": spoken, "start": round(now, 3), "end": round(end, 3)})

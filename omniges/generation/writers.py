@@ -28,7 +28,7 @@ from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.audio import wav_parts
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
-from omniges.formats.textgrid import SILENCE_LABELS, WordInterval, encode_tiers, encode_words
+from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, is_word
 from omniges.generation.audio import Spool
 from omniges.generation.inputs import Body, Input
 from omniges.generation.vocoder import VoiceOf
@@ -206,7 +206,7 @@ class Labels:
         joined = " ".join(text.split())
         found = "".join(_NO_TEXT if category(letter) in _UNWRITABLE else letter for letter in joined)
         self._controls += found != joined
-        if found and found.casefold() in SILENCE_LABELS:
+        if found and not is_word(found):
             self._silences.add(found)
         return found
 
@@ -223,7 +223,7 @@ class Labels:
 
 
 def _without_silences(intervals: Sequence[WordInterval]) -> list[WordInterval]:
-    return [one for one in intervals if one.word.casefold() not in SILENCE_LABELS]
+    return [one for one in intervals if is_word(one.word)]
 
 
 class TextSink:

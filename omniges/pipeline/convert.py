@@ -12,6 +12,7 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from omniges.errors import Finding, Problem, RecordingFault, fault_of_machine
 from omniges.features import timebase
-from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, loudness_gain, mix_down, resample
+from omniges.features.audio import MEL_BANDS, N_FFT, Cancellation, log_mel, loudness_gain, mix_down, resample
 from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT, GestureClip, gesture_from_motion
 from omniges.formats.audio import Wav, decode_wav
 from omniges.formats.npz import Motion, decode_motion
@@ -141,7 +142,7 @@ def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
     files = inputs.recording.files
     motion = inputs.load("npz", decode_motion) if "npz" in files else None
     wav = inputs.load("wav", decode_wav) if "wav" in files else None
-    tier = inputs.load("textgrid", lambda data: decode_words(data, settings.word_tier)) if "textgrid" in files else None
+    tier = inputs.load("textgrid", partial(_words, inputs.recording, settings)) if "textgrid" in files else None
     if inputs.faults:
         return None
     decoded: tuple[tuple[Modality, Motion | Wav | WordTier | None], ...]
@@ -164,6 +165,13 @@ def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
         semantic=_semantic(inputs),
         sources=inputs.sources,
     )
+
+
+def _words(recording: Recording, settings: ConvertSettings, data: bytes) -> WordTier:
+    """Decode a TextGrid; of several speakers' tiers that of the recording's speaker."""
+    fields = recording.fields
+    speaker = [fields.speaker, f"{fields.speaker_id}", f"{fields.speaker_id}_{fields.speaker}"] if fields.known else []
+    return decode_words(data, settings.word_tier, [recording.stem, *filter(None, speaker)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,9 +374,14 @@ def _common_length(take: Take, settings: ConvertSettings) -> int:
     if motion is not None and wav is not None:
         motion_s = len(motion.poses) / timebase.FRAME_RATE_HZ
         audio_s = len(wav.samples) / wav.rate_hz
-        if abs(motion_s - audio_s) > settings.max_length_mismatch_s:
+        if not timebase.lengths_fit(audio_s, motion_s, settings.max_length_mismatch_s):
             found = f"audio {audio_s:.3f} s, motion {motion_s:.3f} s"
-            raise RecordingFault("length-mismatch", found, f"at most {settings.max_length_mismatch_s:g} s apart")
+            expected = (
+                f"audio at most {timebase.MOST_AUDIO_LONGER_S:g} s longer, motion {timebase.MOST_MOTION_LONGER_S:g} s"
+                if settings.max_length_mismatch_s is None
+                else f"at most {settings.max_length_mismatch_s:g} s apart"
+            )
+            raise RecordingFault("length-mismatch", found, expected)
         frames = timebase.common_frames(len(motion.poses), len(wav.samples), wav.rate_hz)
     elif motion is not None:
         frames = len(motion.poses)
@@ -382,6 +395,8 @@ def _common_length(take: Take, settings: ConvertSettings) -> int:
 def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], Cut]:
     """Return the words inside the clip and the amounts cut off; add notes on the cuts."""
     clip_s = timebase.seconds_of_frames(frames)
+    if take.tier:
+        take.tier.require_fit(len(take.wav.samples) / take.wav.rate_hz if take.wav else clip_s)
     words = take.tier.words if take.tier else ()
     inside = [word for word in words if word.start < clip_s]
     if take.tier and not inside:
@@ -417,8 +432,10 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
     if wav.rate_hz != timebase.SAMPLE_RATE_HZ:
         note(Problem("audio-resampled", f"{wav.rate_hz} Hz", "16000 Hz"), "wav")
     mono = mix_down(wav.samples)
-    if wav.channels > 1 and mono.min() == mono.max():
-        raise RecordingFault("wav-silent", f"{wav.channels} channels whose mean is always {mono[0]:g}", "sound")
+    cancelled = Cancellation()
+    cancelled.add(wav.samples, mono)
+    if problem := cancelled.problem:
+        raise RecordingFault("wav-channels-cancel", problem, "channels that are in phase")
     samples = resample(mono, wav.rate_hz)
     if len(samples) <= N_FFT // 2:
         raise RecordingFault("clip-too-short", f"{len(samples)} samples at 16 kHz", f"over {N_FFT // 2}")

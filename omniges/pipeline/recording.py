@@ -15,7 +15,7 @@ from typing import Any, Final, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import CODES, DataError, Problem, RecordingFault
+from omniges.errors import CODES, DataError, RecordingFault
 from omniges.features.gesture import POSE_PARTS
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.audio import Wav, wav_from_array
@@ -314,10 +314,9 @@ def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | No
                 "the times"
             )
         intervals.append(WordInterval(one_line(one.word), one.start, one.end))
-    words, dropped = words_in_order(intervals)
+    words, notes = words_in_order(intervals)
     if not words:
         raise RecordingFault("textgrid-no-words", f"words: {len(intervals)} intervals, none of them a word", "words")
-    notes = (Problem("words-zero-length", f"{dropped} words", "duration"),) if dropped else ()
     return WordTier("words", tuple(words), audio_s, notes)
 
 

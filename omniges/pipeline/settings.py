@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from omniges.errors import ExitCode, Finding, UsageFault
+from omniges.features import timebase
 from omniges.options import about, check, option
 from omniges.shards.schema import Split
 
@@ -89,10 +90,11 @@ class ConvertSettings:
     keep_audio: bool = option(
         False, "Keep the whole 16 kHz waveform in the shards, bit-exactly.", "--keep-audio/--no-keep-audio"
     )
-    max_length_mismatch_s: float = option(
-        5.0,
-        "Seconds by which audio and motion may differ before the recording is rejected.",
+    max_length_mismatch_s: float | None = option(
+        None,
+        "Seconds by which audio and motion may differ, whichever is longer, before the recording is rejected.",
         "--max-length-mismatch",
+        shown=f"audio {timebase.MOST_AUDIO_LONGER_S:g} s longer, motion {timebase.MOST_MOTION_LONGER_S:g} s",
         least=0,
     )
     word_tier: str | None = option(None, "Name of the word tier in the TextGrids.", shown="words or word")

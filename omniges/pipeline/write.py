@@ -66,7 +66,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     keep_audio: bool = False,
     loudness: Literal["none", "peak"] = "none",
     shard_bytes: int = 256 << 20,
-    max_length_mismatch_s: float = 5.0,
+    max_length_mismatch_s: float | None = None,
     force: bool = False,
     progress: Count | None = None,
 ) -> WriteSummary:
@@ -83,7 +83,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         keep_audio: keep the whole 16 kHz waveform.
         loudness: level before the mel; "peak" scales the largest sample to 0.5.
         shard_bytes: target size of a shard in bytes.
-        max_length_mismatch_s: seconds by which samples and motion of a recording may differ.
+        max_length_mismatch_s: seconds by which samples and motion may differ; None: samples 30 s longer, motion 5 s.
         force: replace a complete set, or an unfinished run of another command, in the folder.
         progress: called with (done, total) recordings; total is 0 if `recordings` has no length.
 
@@ -96,11 +96,12 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         DataError: a recording cannot be used; the message names it, the reason and the remedy. Nothing is written.
         EnvironmentFault: the disk prevents writing, or another run is writing here.
     """
-    start = time.monotonic()
+    start, limit = time.monotonic(), max_length_mismatch_s
+    limit = None if limit is None else arguments.number("max_length_mismatch_s", limit, 0.0)
     convert = ConvertSettings(
         loudness=cast("Loudness", arguments.choice("loudness", loudness, get_args(Loudness))),
         keep_audio=arguments.flag("keep_audio", keep_audio),
-        max_length_mismatch_s=arguments.number("max_length_mismatch_s", max_length_mismatch_s, 0.0),
+        max_length_mismatch_s=limit,
     )
     out, shard_bytes = arguments.path("out", out), arguments.whole("shard_bytes", shard_bytes, 1)
     force = arguments.flag("force", force)

@@ -95,7 +95,7 @@ class TestGesture:
         )
         assert "vertices" in str(found["face MSE", "generated"].why_not)
 
-    @pytest.mark.parametrize("extra", [1, 100, 150, 151])
+    @pytest.mark.parametrize("extra", [1, 900, 901])
     def test_motion_longer_than_its_recording_is_cut_or_is_not_of_it(
         self, shards: Path, tmp_path: Path, extra: int
     ) -> None:
@@ -103,13 +103,13 @@ class TestGesture:
 
         def longer(sample: SampleArrays) -> bytes:
             motion = decode_motion(motion_file(sample))
-            arrays = [np.concatenate([a, a, a])[: len(a) + extra] for a in (motion.poses, motion.expressions)]
-            trans = np.concatenate([motion.trans] * 3)[: len(motion.trans) + extra]
+            arrays = [np.concatenate([a] * 9)[: len(a) + extra] for a in (motion.poses, motion.expressions)]
+            trans = np.concatenate([motion.trans] * 9)[: len(motion.trans) + extra]
             return encode_motion(*arrays, trans, motion.betas, gender="neutral", model="smplx2020")
 
         write(tmp_path / "own", shards, longer, ".npz")
-        if extra > 150:
-            with pytest.raises(DataError, match=r"9\.0 s found, but the recording has 4\.0 s"):
+        if extra > 900:
+            with pytest.raises(DataError, match=r"34\.0 s found, but the recording has 4\.0 s"):
                 scored(tmp_path / "own", shards, task="a2g")
         else:
             found = scored(tmp_path / "own", shards, task="a2g")
@@ -243,7 +243,7 @@ class TestText:
         assert (rate.details["deletions"], rate.details["expected"]) == (len(samples), words)
         assert found["word start error, median", "generated"].value == pytest.approx(0.02, abs=1e-6)
 
-    @pytest.mark.parametrize("extra_s", [4.9, 5.1])
+    @pytest.mark.parametrize("extra_s", [29.9, 30.1])
     def test_words_far_beyond_the_recording_are_those_of_another(
         self, shards: Path, tmp_path: Path, extra_s: float
     ) -> None:
@@ -253,8 +253,8 @@ class TestText:
             return encode_words([*words, WordInterval("beyond", end_s - 0.1, end_s)], end_s)
 
         write(tmp_path / "own", shards, longer, ".TextGrid")
-        if extra_s > 5:
-            with pytest.raises(DataError, match=r"9\.1 s found, but the recording has 4\.0 s: this is not what was"):
+        if extra_s > 30:
+            with pytest.raises(DataError, match=r"34\.1 s found, but the recording has 4\.0 s: this was not"):
                 scored(tmp_path / "own", shards, task="a2t")
         else:
             assert scored(tmp_path / "own", shards, task="a2t")["word error rate", "generated"].value == 0

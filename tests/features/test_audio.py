@@ -116,6 +116,39 @@ class TestChannelsAndRates:
         signal = noise(1000)
         assert audio.resample(audio.mix_down(signal), 16_000) is signal
 
+    @pytest.mark.parametrize("blocks", [1, 7])
+    @pytest.mark.parametrize(
+        ("gains", "cancels"),
+        [
+            ((1.0, -1.0), True),
+            ((1.0, -0.9), True),
+            ((0.01, -0.01), True),
+            ((1.0, -1.0, 1.0, -1.0), True),
+            ((1.0, 1.0), False),
+            ((1.0, 0.0), False),
+            ((1.0, -0.3), False),
+            ((0.0,) * 31 + (1.0,), False),
+        ],
+    )
+    def test_channels_that_cancel_are_told_and_others_are_not(
+        self, gains: tuple[float, ...], cancels: bool, blocks: int
+    ) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.1, (16_000, len(gains) + 1))
+        samples = (noise[:, :1] * gains + 0.01 * np.max(np.abs(gains)) * noise[:, 1:] + 0.2).astype(np.float32)
+        found = audio.Cancellation()
+        for block in np.array_split(samples, blocks):
+            found.add(block, audio.mix_down(block))
+        assert (found.problem is not None) == cancels
+
+    def test_unrelated_channels_and_mono_never_cancel(self) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.1, (16_000, 8)).astype(np.float32)
+        found = audio.Cancellation()
+        found.add(noise, audio.mix_down(noise))
+        assert found.problem is None
+        found = audio.Cancellation()
+        found.add(noise[:, 0], noise[:, 0])
+        assert found.problem is None
+
     @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
     def test_a_tone_keeps_its_pitch_and_level_at_any_rate(self, rate: int) -> None:
         source = np.sin(2 * np.pi * 1000 * np.arange(2 * rate) / rate).astype(np.float32)

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from recording_builders import CORPUS, SAMPLE, needs_corpus, needs_sample, textgrid
 
 from omniges.errors import RecordingFault
-from omniges.formats.textgrid import MAX_BYTES, SILENCE_LABELS, WordInterval, decode_words, encode_words
+from omniges.formats.textgrid import (
+    MAX_BYTES,
+    WordInterval,
+    decode_words,
+    encode_words,
+    is_silence,
+    is_textgrid,
+    is_unknown,
+    is_word,
+)
 
 HEADER = 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n'
 TWO = [("0", "1", "one"), ("1", "2", "two")]
@@ -141,7 +150,7 @@ WORDS = (
 
 @pytest.mark.slow
 @given(
-    st.lists(WORDS.filter(lambda w: w.casefold() not in SILENCE_LABELS), min_size=1, max_size=6),
+    st.lists(WORDS.filter(is_word), min_size=1, max_size=6),
     st.lists(st.floats(0, 1e6), min_size=13, max_size=13, unique=True),
     st.booleans(),
 )
@@ -180,9 +189,136 @@ def test_line_breaks_inside_become_one_space_and_quotes_are_undone():
         assert rows_of(textgrid(("words", rows), short=short)) == [(0.0, 1.0, 'a b " c\td e')]
 
 
-@pytest.mark.parametrize("label", ["", "  ", "sil", "SIL", "sp", "<sil>", "<SP>", "<eps>"])
-def test_silences_are_dropped(label):
-    assert rows_of(textgrid(("words", [("0", "1", label), ("1", "2", "a")]))) == [(1.0, 2.0, "a")]
+BLANKS = ["", "  "]
+SILENCES = ["sil", "SIL", "sp", "spn", "pau", "#", "<sil>", "<SP>", "<eps>", "[SIL]", "<p:>", "{SL}", "<silence>"]
+NOISES = ["[noise]", "{LG}", "<laugh>", "</s>", "<s>", "[Laughter]", "!SIL", "h#"]
+UNKNOWN = ["<unk>", "<UNK>", "[unk]", "<oov>", "<SPOKEN_NOISE>"]
+WORDS_LIKE_THEM = ["silence", "pause", "noise", "unk", "s", "p", "(s)", "SL", "spoken", "C#", "<3", "laughter"]
+
+
+@pytest.mark.parametrize("label", [*BLANKS, *SILENCES, *NOISES])
+def test_silences_are_dropped_counted_and_noted(label):
+    got = decode_words(textgrid(("words", [("0", "1", label), ("1", "2", "a"), ("2", "3", label)])).encode())
+    assert [word.word for word in got.words] == ["a"]
+    assert is_silence(label.strip())
+    expected = [] if label in BLANKS else [("words-silence", f"2 labels: {label!r}")]
+    assert [(note.code, note.found) for note in got.notes] == expected
+
+
+@pytest.mark.parametrize("label", UNKNOWN)
+def test_unknown_words_are_dropped_counted_and_noted(label):
+    got = decode_words(textgrid(("words", [("0", "1", label), ("1", "2", "a")])).encode())
+    assert [word.word for word in got.words] == ["a"]
+    assert is_unknown(label)
+    assert [(note.code, note.found) for note in got.notes] == [("words-unknown", f"1 labels: {label!r}")]
+
+
+@pytest.mark.parametrize("label", WORDS_LIKE_THEM)
+def test_words_that_look_like_marks_stay(label):
+    assert rows_of(textgrid(("words", [("0", "1", label)]))) == [(0.0, 1.0, label)]
+
+
+class TestTiersOfMfa:
+    """MFA calls a tier of words after its speaker."""
+
+    @pytest.mark.parametrize("name", ["2_scott - words", "scott - word", "a - b - words", "Scott - Words"])
+    def test_one_speaker(self, name):
+        assert len(rows_of(textgrid(("scott - phones", TWO), (name, TWO)))) == 2
+
+    def test_a_plain_tier_comes_first(self):
+        data = textgrid(("scott - words", TWO), ("words", TWO[:1]))
+        assert len(rows_of(data)) == 1
+        assert len(rows_of(data, "scott - words")) == 2
+
+    def test_of_several_the_speaker_of_the_recording(self):
+        data = textgrid(("guest - words", TWO), ("2_Scott - words", TWO[:1])).encode()
+        got = decode_words(data, speakers=["scott", "2_scott"])
+        assert (got.tier_name, len(got.words)) == ("2_Scott - words", 1)
+
+    def test_of_several_the_only_one_with_words(self):
+        data = textgrid(("guest - words", [("0", "9", "sil")]), ("host - words", TWO)).encode()
+        assert decode_words(data, speakers=["other"]).tier_name == "host - words"
+
+    def test_several_strangers_are_refused_by_name(self):
+        problem = fault_of(textgrid(("guest - words", TWO), ("host - words", TWO))).problem
+        assert problem.code == "textgrid-several-speakers"
+        assert "'guest - words', 'host - words'" in problem.found
+
+
+class TestStart:
+    """Times are taken as they are; where that shifts each word against the recording, they are refused."""
+
+    def grid(self, start, xmax):
+        rows = [(f"{start + 1}", f"{start + 2}", "a")]
+        text = textgrid(("words", rows), xmax=f"{xmax}")
+        return decode_words(text.replace("xmin = 0 ", f"xmin = {start} ", 1).encode())
+
+    def test_a_start_that_is_not_0_is_noted(self):
+        got = self.grid(10, 70)
+        assert [note.code for note in got.notes] == ["textgrid-start"]
+        assert got.words[0].start == 11.0
+
+    @pytest.mark.parametrize(("start", "xmax", "recording_s"), [(10, 70, 70.3), (0.0125, 60, 80), (0, 60, 80)])
+    def test_times_of_this_recording(self, start, xmax, recording_s):
+        self.grid(start, xmax).require_fit(recording_s)
+
+    @pytest.mark.parametrize(("start", "xmax", "recording_s"), [(10, 70, 60), (10, 70, 64), (3600, 3660, 60.0)])
+    def test_times_of_a_longer_recording(self, start, xmax, recording_s):
+        with pytest.raises(RecordingFault, match="textgrid-shifted"):
+            self.grid(start, xmax).require_fit(recording_s)
+
+
+def chronological(*tiers, xmax="10"):
+    """The same content as `textgrid` in Praat's chronological form, with its comments."""
+    out = f'"Praat chronological TextGrid text file"\n0 {xmax}   ! Time domain.\n{len(tiers)}   ! Number of tiers.\n'
+    out += "".join(f'"IntervalTier" "{name}" 0 {xmax}\n' for name, _ in tiers)
+    rows = [(float(start), k, start, end, text) for k, (_, own) in enumerate(tiers, 1) for start, end, text in own]
+    for _, k, start, end, text in sorted(rows):
+        out += f'\n! {tiers[k - 1][0]}:\n{k} {start} {end}\n"{text}"\n'
+    return out
+
+
+class TestFormsOfPraat:
+    ROWS = (("0", "1", 'say ""hi"" !'), ("1", "2.5", ""), ("2.5", "10", "two"))
+
+    def test_the_chronological_form_reads_like_the_others(self):
+        tiers = (("phones", [("0", "10", "x")]), ("words", self.ROWS))
+        data = chronological(*tiers).encode()
+        assert decode_words(data) == decode_words(textgrid(*tiers).encode())
+        assert decode_words(data, "phones") == decode_words(textgrid(*tiers).encode(), "phones")
+        assert decode_words(data.decode().encode("utf-16")) == decode_words(data)
+
+    def test_a_cut_chronological_file_is_refused_wherever_it_is_cut(self):
+        text = chronological(("phones", [("0", "10", "x")]), ("words", self.ROWS))
+        for length in range(1, len(text.rstrip())):
+            assert code_of(text[:length]) == "textgrid-syntax", length
+
+    def test_a_point_tier_of_the_chronological_form(self):
+        text = chronological(("bell", []), ("words", self.ROWS)).replace('"IntervalTier" "bell"', '"TextTier" "bell"')
+        text = text.replace("\n2 1 2.5", '\n1 0.5\n"ding"\n2 1 2.5')
+        assert [word for _, _, word in rows_of(text)] == ['say "hi" !', "two"]
+        assert code_of(text, "bell") == "textgrid-no-word-tier"
+
+    @pytest.mark.parametrize("short", [False, True])
+    def test_comments_are_no_part_of_a_file(self, short):
+        tiers = (("words", self.ROWS), ("phones", self.ROWS))
+        text = textgrid(*tiers, short=short)
+        lines = text.split("\n")
+        commented = [f'{line} ! 5 "of" words' if k else line for k, line in enumerate(lines)]
+        assert decode_words("\n".join(commented).encode()) == decode_words(text.encode())
+
+    @given(st.lists(st.tuples(st.sampled_from(["0", "1", "-1", "9e9", "nan"]), st.text(max_size=4)), max_size=4))
+    def test_other_chronological_text_raises_only_findings(self, entries):
+        text = chronological(("words", self.ROWS)) + "".join(f'{number} 0 1 "{label}"\n' for number, label in entries)
+        with contextlib.suppress(RecordingFault):
+            decode_words(text.encode())
+
+    @pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_every_form_is_known_by_its_beginning(self, codec):
+        for text in (textgrid(("words", TWO)), textgrid(("words", TWO), short=True), chronological(("w", self.ROWS))):
+            assert is_textgrid(text.encode(codec))
+        for text in ("", "hello there", "File type of a text", '{"words": []}'):
+            assert not is_textgrid(text.encode(codec))
 
 
 @pytest.mark.parametrize("name", ["words", "word", "Words", "WORD", '""word""', "'words'", " words "])
@@ -237,7 +373,7 @@ def test_words_without_duration_are_dropped_with_one_note():
 
 
 def test_overlap_is_refused_naming_both_and_silences_count():
-    problem = fault_of(textgrid(("words", [("0", "1", "first"), ("0.9998", "2", "second")]))).problem
+    problem = fault_of(textgrid(("words", [("0", "1", "first"), ("0.98", "2", "second")]))).problem
     assert problem.code == "textgrid-overlap"
     assert "'first'" in problem.found
     assert "'second'" in problem.found
@@ -250,8 +386,15 @@ def test_a_tiny_overlap_moves_the_later_start_only():
     assert rows_of(textgrid(("words", rows))) == [(0.0, 1.0, "a"), (1.0, 2.0, "b"), (2.99995, 4.0, "c")]
 
 
+@pytest.mark.parametrize(("start", "noted"), [("0.99995", False), ("0.9925", True), ("0.99", True)])
+def test_overlaps_of_an_aligner_are_closed_and_those_of_rounding_without_a_note(start, noted):
+    got = decode_words(textgrid(("words", [("0", "1", "a"), (start, "2", "b")])).encode())
+    assert [(word.start, word.end) for word in got.words] == [(0.0, 1.0), (1.0, 2.0)]
+    assert [note.code for note in got.notes] == (["words-overlap"] if noted else [])
+
+
 def test_tiny_overlaps_do_not_add_up():
-    rows = [("0", "1", "a"), ("0.99991", "0.99992", ""), ("0.99983", "2", "b")]
+    rows = [("0", "1", "a"), ("0.991", "0.992", ""), ("0.983", "2", "b")]
     problem = fault_of(textgrid(("words", rows))).problem
     assert problem.code == "textgrid-overlap"
     assert "'a'" in problem.found

@@ -479,10 +479,74 @@ def test_a_signal_while_sampling_has_its_exit_code_and_leaves_nothing(
 def test_a_textgrid_that_belongs_to_another_recording_is_refused(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    late = encode_words([WordInterval("late", 20.0, 21.0)], 30.0)
-    (tmp_path / "late.TextGrid").write_bytes(late)
-    with pytest.raises(DataError, match=r"words up to 4.0 s expected, .* found some up to 21.0 s"):
-        make(checkpoint, tmp_path / "out", "at2g", audio=(files["wav"],), text=(str(tmp_path / "late.TextGrid"),))
+    late = tmp_path / "late.TextGrid"
+    for start, line in (
+        (20.0, "words in the first 4.0 s expected"),
+        (40.0, "words up to 4.0 s expected, .* to 41.0 s"),
+    ):
+        late.write_bytes(encode_words([WordInterval("late", start, start + 1)], start + 10))
+        with pytest.raises(DataError, match=line):
+            make(checkpoint, tmp_path / "out", "at2g", audio=(files["wav"],), text=(str(late),))
+    late.write_bytes(encode_words([WordInterval("late", 1.0, 2.0)], 4.0).replace(b"xmin = 0 ", b"xmin = 300 ", 1))
+    late.write_bytes(late.read_bytes().replace(b"xmax = 4.0", b"xmax = 304.0", 1))
+    with pytest.raises(DataError, match="textgrid-shifted"):
+        make(checkpoint, tmp_path / "out", "at2g", audio=(files["wav"],), text=(str(late),))
+
+
+def test_a_textgrid_is_read_as_one_whatever_it_is_called(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    renamed = tmp_path / f"{STEM}.txt"
+    renamed.write_bytes(files["TextGrid"].read_bytes().decode().encode("utf-16"))
+    made = []
+    for number, file in enumerate((files["TextGrid"], renamed)):
+        make(checkpoint, tmp_path / str(number), "t2g", text=(str(file),))
+        made.append((tmp_path / str(number) / f"{STEM}.npz").read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "xmax", "seconds", "line"),
+    [
+        ([("Xylophonqwertzuiop" * 4, 0.0, 0.1)], 0.4, None, "words that find a place expected, found 1"),
+        ([("late", 2.0, 3.0)], 4.0, 1.0, r"words in the first 1\.0 s expected, found none"),
+    ],
+)
+def test_a_text_of_which_nothing_is_left_is_refused(
+    checkpoint: Path, tmp_path: Path, words: list[tuple[str, float, float]], xmax: float, seconds: float, line: str
+) -> None:
+    file = tmp_path / "x.TextGrid"
+    file.write_bytes(encode_words([WordInterval(*word) for word in words], xmax))
+    with pytest.raises(DataError, match=line):
+        make(checkpoint, tmp_path / "out", "t2g", text=(str(file),), seconds=seconds)
+
+
+@pytest.mark.parametrize(("audio_s", "fits"), [(10, True), (32, True), (36, False)])
+def test_audio_and_motion_of_other_lengths_are_those_that_preprocess_takes(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, audio_s: int, fits: bool
+) -> None:
+    sound = np.tile(np.asarray(decode_wav(files["wav"].read_bytes()).samples), 10)[: 16000 * audio_s]
+    soundfile.write(tmp_path / "a.wav", sound, 16000)
+    given = {"audio": (tmp_path / "a.wav",), "gesture": (files["npz"],)}  # of 4 s
+    if fits:
+        record = read_record(make(checkpoint, tmp_path / "out", "ga2t", **given).records[0])
+        assert record.ticks == 40
+        assert "cut to 4.0 s" in record.remarks
+        return
+    with pytest.raises(DataError, match="audio at most 30 s longer than motion"):
+        make(checkpoint, tmp_path / "out", "ga2t", **given)
+
+
+def test_motion_that_goes_on_after_the_audio_is_refused(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    with np.load(files["npz"]) as source:
+        arrays = dict(source)
+    arrays |= {name: np.tile(arrays[name], (2, 1)) for name in ("poses", "trans", "expressions")}
+    np.savez(tmp_path / "long.npz", **arrays)  # of 8 s
+    soundfile.write(tmp_path / "short.wav", np.sin(np.arange(16000 * 2) / 9), 16000)
+    with pytest.raises(DataError, match="motion at most 5 s longer than audio"):
+        make(checkpoint, tmp_path / "out", "ga2t", audio=(tmp_path / "short.wav",), gesture=(tmp_path / "long.npz",))
 
 
 def test_a_checkpoint_that_never_saw_a_task_says_so(shards: Path, files: dict[str, Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from omniges.errors import DataError
-from omniges.features.audio import log_mel, mix_down, resample
+from omniges.features.audio import Loudness, log_mel, mix_down, resample
 from omniges.generation import audio
 from omniges.generation.audio import hear, hear_samples
 
@@ -47,6 +47,25 @@ def test_samples_are_heard_as_their_file_is(tmp_path: Path) -> None:
     first, second = hear(tmp_path / "x.wav", None), hear_samples(samples, 22050, None)
     np.testing.assert_array_equal(first.mel.rows(0, 150), second.mel.rows(0, 150))
     assert first.remarks == second.remarks == ["2 channels averaged", "22050 Hz resampled to 16000 Hz"]
+
+
+@pytest.mark.parametrize("name", ["a.wav", "b.flac", "c.aiff"])
+@pytest.mark.parametrize("loudness", ["none", "peak"])
+def test_channels_that_cancel_are_refused(tmp_path: Path, name: str, loudness: Loudness) -> None:
+    one = sound(22050, 1.5, 1)
+    soundfile.write(tmp_path / name, np.hstack([one, -0.97 * one]), 22050)
+    with pytest.raises(DataError, match=r"wav-channels-cancel.*invert one channel") as caught:
+        hear(tmp_path / name, None, loudness)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "b.aiff", "c.caf", "d.w64", "e.au", "f.rf64"])
+def test_floats_in_the_unit_of_integers_are_refused(tmp_path: Path, name: str) -> None:
+    soundfile.write(tmp_path / name, 32768 * sound(16000, 1.0, 1), 16000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"wav-out-of-range.*divide them by full scale"):
+        hear(tmp_path / name, None)
+    with pytest.raises(DataError, match="wav-out-of-range"):
+        hear_samples(32768 * sound(16000, 1.0, 1), 16000, None)
 
 
 @pytest.mark.parametrize("name", ["cut.mp3", "cut.flac", "cut.wav"])

@@ -51,6 +51,81 @@ def test_punctuation_makes_pauses_and_is_not_spoken() -> None:
     assert words[0]["end"] == pytest.approx(0.1 + 4 * 0.05)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("你好，世界。", ["你", "好", "世", "界"]),
+        ("今天 我们用Python写code!", ["今", "天", "我", "们", "用", "Python", "写", "code"]),
+        ("カタカナとひらがな", list("カタカナとひらがな")),
+        ("ラーメン、人々", list("ラーメン人々")),
+        ("か\u3099く", ["か\u3099", "く"]),
+        ("葛\U000e0100城", ["葛\U000e0100", "城"]),
+        ("𠮷野家", ["𠮷", "野", "家"]),
+        ("안녕하세요 여러분", ["안녕하세요", "여러분"]),
+        ("「はい」 (对)", ["は", "い", "对"]),
+    ],
+)
+def test_a_letter_of_chinese_and_japanese_is_a_word(text: str, expected: list[str]) -> None:
+    assert [word["word"] for word in timed_words(text, RATE)] == expected
+
+
+@pytest.mark.parametrize("word", ["cafe\u0301", "हिन्दी", "ไทยนี้", "don't", "שָׁלוֹם", "x_"])
+def test_marks_stay_with_their_letters(word: str) -> None:
+    assert [found["word"] for found in timed_words(f"«{word}», ({word})!", RATE)] == [word, word]
+
+
+def test_wide_punctuation_makes_pauses() -> None:
+    words = timed_words("好，你。我", RATE)
+    assert [b["start"] - a["end"] for a, b in itertools.pairwise(words)] == pytest.approx([0.3, 0.8])
+
+
+OTHER_FILES = {
+    "TextGrid": 'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\n',
+    "short TextGrid": '"ooTextFile"\n"TextGrid"\n0\n',
+    "chronological": '"Praat chronological TextGrid text file"\n0 1\n',
+    "SRT": "1\n00:00:01,000 --> 00:00:02,500\nhello there\n",
+    "WebVTT": "WEBVTT\n\n00:01.000 --> 00:02.000\nhello\n",
+    "ASS": "[Script Info]\nTitle: x\n",
+    "LRC": "[00:01.00]hello\n[00:02.00] there\n",
+    "JSON": '{"segments": [{"start": 0.0, "text": "hi"}]}',
+    "JSON list": '[\n  {"word": "hi", "start": 0.1}]',
+    "JSON lines": '{"word": "hi"}\n{"word": "you"}\n',
+    "XML": '<?xml version="1.0"?>\n<ANNOTATION_DOCUMENT/>',
+    "HTML": "<!DOCTYPE html>\n<html>hi</html>",
+    "XML without a head": "<doc>\nhi\n</doc>\n",
+    "RTF": "{\\rtf1\\ansi hi}",
+    "CTM": "a 1 0.10 0.25 hello\na 1 0.40 0.20 there\n",
+    "CSV": "word,start,end\nhello,0.1,0.4\nthere,0.4,0.6\n",
+    "labels": "0.100000\t0.400000\thello\n0.4\t0.6\tthere\n",
+    "UTF-16 without a mark": "h\0i\0",
+    "escape": "hi \x1b[31m",
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+@pytest.mark.parametrize("lead", ["", "\n \n"])
+def test_a_file_of_another_kind_is_never_read_aloud(kind: str, lead: str) -> None:
+    with pytest.raises(UsageFault, match="plain words expected, found"):
+        timed_words(lead + OTHER_FILES[kind], RATE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "We start at 10:30 and end at 12:45.",
+        "[laughs] hello {well} <3 you",
+        "He said: start 1 2 3\nand then 4 5 6",
+        "start, begin, onset\nThat was all.",
+        '"Quoted" words --> an arrow',
+        "1984\nby George Orwell",
+        "from 1.5 to 2.5 metres",
+        "Tab\tand page\fbreak",
+    ],
+)
+def test_words_that_look_a_little_like_one_are_read(text: str) -> None:
+    assert timed_words(text, RATE)
+
+
 @given(st.text(max_size=80))
 def test_words_are_in_order_and_have_length_in_any_text(text: str) -> None:
     try:

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from pipeline_helpers import report, run_preprocess
 
-from omniges.formats.textgrid import WordInterval, encode_words
+from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words
 from omniges.pipeline.settings import Summary
 from omniges.shards.reader import ShardFolder
 
@@ -142,7 +142,28 @@ def _z_up(files: Files) -> None:
 
 
 def _audio_seconds(files: Files, seconds: int) -> None:
-    soundfile.write(files.path("wav"), np.tile(files.audio(), 4)[: seconds * 16_000], 16_000)
+    soundfile.write(files.path("wav"), np.tile(files.audio(), 12)[: seconds * 16_000], 16_000)
+
+
+def _motion_seconds(files: Files, seconds: int) -> None:
+    names, repeats = ("poses", "expressions", "trans"), 3
+    files.motion(**{name: np.tile(files.array(name), (repeats, 1))[: 30 * seconds] for name in names})
+
+
+def _antiphase(files: Files) -> None:
+    mono = files.audio()
+    soundfile.write(files.path("wav"), np.stack([mono, -mono], axis=1), 16_000)
+
+
+def _shifted(files: Files) -> None:
+    times, late = f"\n0\n{SECONDS}\n<", f"\n100\n{100 + SECONDS}\n<"
+    grid = _intervals((100, 101, "one")).replace(times.encode(), late.encode())
+    files.path("TextGrid").write_bytes(grid)
+
+
+def _two_speakers(files: Files) -> None:
+    tiers = [(f"{name} - words", [WordInterval("hi", 0.1, 0.5)]) for name in ("guest", "host")]
+    files.path("TextGrid").write_bytes(encode_tiers(tiers, SECONDS))
 
 
 def _link_outside(files: Files) -> None:
@@ -175,7 +196,14 @@ REJECTED: dict[str, tuple[str, Callable[[Files], object]]] = {
     "NaN audio": ("wav-not-finite", _nan_audio),
     "MP3 named WAV": ("wav-not-riff", lambda f: f.path("wav").write_bytes(b"ID3\x03" + bytes(5000))),
     "silence": ("wav-silent", lambda f: soundfile.write(f.path("wav"), np.zeros(64_000), 16_000)),
-    "audio far longer than motion": ("length-mismatch", lambda f: _audio_seconds(f, 10)),
+    "audio far longer than motion": ("length-mismatch", lambda f: _audio_seconds(f, 40)),
+    "motion far longer than audio": ("length-mismatch", lambda f: _motion_seconds(f, 10)),
+    "channels that cancel": ("wav-channels-cancel", _antiphase),
+    "float audio in the unit of int16": (
+        "wav-out-of-range", lambda f: soundfile.write(f.path("wav"), f.audio() * 32768, 16_000, subtype="FLOAT"),
+    ),
+    "times of a longer recording": ("textgrid-shifted", _shifted),
+    "tiers of two strangers": ("textgrid-several-speakers", _two_speakers),
     "NaN motion": ("npz-not-finite", _nan_motion),
     "infinite expressions": ("npz-not-finite", lambda f: f.motion(expressions=f.array("expressions") * np.inf)),
     "pickled objects": ("npz-object-array", _pickled),
@@ -217,6 +245,18 @@ NOTED: dict[str, tuple[str, Callable[[Files], object]]] = {
     "half a second of audio more": (
         "length-cut", lambda f: soundfile.write(f.path("wav"), np.tile(f.audio(), 2)[:72_000], 16_000),
     ),
+    "audio left on after the motion": ("length-cut", lambda f: _audio_seconds(f, 30)),
+    "labels of an aligner": (
+        "words-silence", lambda f: f.words(("<p:>", 0.1, 0.5), ("in", 0.5, 1.0), ("[SIL]", 1.0, 1.5), xmax=SECONDS),
+    ),
+    "unknown words": ("words-unknown", lambda f: f.words(("in", 0.5, 1.0), ("<unk>", 1.0, 1.5), xmax=SECONDS)),
+    "an overlap of an aligner": (
+        "words-overlap", lambda f: f.path("TextGrid").write_bytes(_intervals((0, 1, "one"), (0.99, 2, "two"))),
+    ),
+    "times that begin late": (
+        "textgrid-start", lambda f: f.edit("TextGrid", lambda d: d.replace(b"xmin = 0 \n", b"xmin = 0.25 \n", 1)),
+    ),
+    "a gender that is a pickled object": ("npz-text-unread", lambda f: f.motion(gender=np.array("male", object))),
     "audio shorter than motion": ("length-cut", lambda f: _audio_seconds(f, 1)),
     "enormous semantics": ("sem-invalid", _enormous_semantics),
     "broken semantics": (
