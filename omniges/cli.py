@@ -66,19 +66,17 @@ def _run() -> int:
     except OmnigesError as error:
         echo(f"omniges: {printable(str(error))}", err=True)
         return error.exit_code
-    except OSError as error:  # a path no module of ours stands for
-        where = f": {error.filename}" if error.filename else ""
-        echo(printable(f"omniges: {error.strerror or error}{where}"), err=True)
-        return ExitCode.ENVIRONMENT
     except Signalled as signalled:
         how = "interrupted" if signalled.code is ExitCode.INTERRUPTED else "stopped"
         echo(f"omniges: {how}; nothing half-written was published", err=True)
         return signalled.code
     except Exception as error:
-        fault = fault_of_machine(error)
+        fault: object = fault_of_machine(error)
+        if fault is None and isinstance(error, OSError):  # a path no module of ours stands for
+            fault = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         if fault is None:
             raise  # a bug of ours: its traceback is for whom it is reported to
-        echo(f"omniges: {printable(str(fault))}", err=True)
+        echo(printable(f"omniges: {fault}"), err=True)
         return ExitCode.ENVIRONMENT
     return ExitCode.OK
 

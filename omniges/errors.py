@@ -81,6 +81,8 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
     number = errno.ENOMEM if is_memory_error(error) else error.errno if isinstance(error, OSError) else None
     if number in _USED_UP:
         return EnvironmentFault(f"{_USED_UP[number]}{f' ({text})' if text else ''}")
+    if "No usable temporary directory" in text:
+        return EnvironmentFault(f"no folder for temporary files: set TMPDIR to a folder that can be written ({text})")
     no_library = isinstance(error, (ImportError, OSError)) and any(words in text for words in _NO_LIBRARY)
     if no_library or isinstance(error, ModuleNotFoundError):
         return EnvironmentFault(f"a package or library is missing ({text}): install it, or omniges again")

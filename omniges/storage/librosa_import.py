@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from omniges.errors import EnvironmentFault
+from omniges.storage.redact import one_line
 
 
 @functools.cache
@@ -25,17 +26,18 @@ def load_librosa() -> Any:
         The module.
 
     Raises:
-        EnvironmentFault: librosa is not installed, or numba finds no folder for its cache.
+        EnvironmentFault: librosa is not installed, or cannot be imported, as where numba finds no folder for its cache.
     """
     with _lock_of("librosa"):
         try:
             importlib.import_module("librosa.onset")
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
+        except (RuntimeError, OSError, KeyError) as error:
+            # numba looks for a folder for its cache while functions are defined, other packages for the home folder.
+            reason = one_line(f"{type(error).__name__}: {error}", 200)
+            variable = "HOME" if "home directory" in reason else "NUMBA_CACHE_DIR"
             raise EnvironmentFault(
-                "numba, which librosa needs, finds no folder for compiled functions: the installed packages and the "
-                "home folder are read-only: set NUMBA_CACHE_DIR to a folder that can be written"
+                f"librosa, which this needs, cannot be imported ({reason}): set {variable} to a folder that can be "
+                "written, for it to keep compiled functions in"
             ) from error
     return importlib.import_module("librosa")
 

@@ -192,9 +192,17 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
 
 def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
     """Open the train split of a local folder, or of a URL through the cache."""
-    cache = CacheSettings(folder=settings.cache_dir.expanduser(), capacity_bytes=int(settings.cache_gb * 1e9))
+    location, cache = parse_location(text), None
+    if location.path is None:
+        try:
+            folder = settings.cache_dir.expanduser()
+        except RuntimeError as error:  # a user without a home folder, as in containers
+            raise EnvironmentFault(
+                f"--cache-dir {settings.cache_dir}: there is no home folder: set HOME, or give a whole path"
+            ) from error
+        cache = CacheSettings(folder=folder, capacity_bytes=int(settings.cache_gb * 1e9))
     splits = ("train",) if settings.validation_steps == 0 else ("train", "val")
-    shards = open_location(parse_location(text), cache, splits=splits)
+    shards = open_location(location, cache, splits=splits)
     if isinstance(shards, RemoteShards):
         stack.callback(shards.close)
     labels = labels_read(find_streams(settings.condition_streams, "--condition-streams").values())

@@ -110,6 +110,7 @@ class TestFaultsOfTheMachine:
             ("ImportError('libgomp.so.1: cannot open shared object file')", "libgomp"),
             ("OSError(28, 'No space left on device')", "the disk is full"),
             ("OSError(24, 'Too many open files')", "ulimit -n"),
+            ("FileNotFoundError(2, 'No usable temporary directory found in []')", "set TMPDIR"),
         ],
     )
     def test_they_are_raised_as_one_line_wherever_a_worker_meets_them(
