@@ -46,9 +46,10 @@ def escaped(text: str) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors GitHub gives a page's headings."""
+    """The anchors of a page's headings, as GitHub and the site give them."""
     headings = re.findall(r"^#+ (.+)$", prose_of(path), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    names = re.findall(r"^::: (\S+)$", prose_of(path), re.MULTILINE)  # of the Python API, on the site
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(names)
 
 
 class TestFindings:
