@@ -131,6 +131,26 @@ def silent(handler: Handler, data: bytes) -> None:
     handler.close_connection = True
 
 
+def trickling(head: int) -> Behaviour:
+    """Send so many bytes, then one every 0.05 s for as long as anybody listens."""
+
+    def behaviour(handler: Handler, data: bytes) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[:head])
+        for place in range(head, len(data)):
+            try:
+                handler.wfile.write(data[place : place + 1])
+            except OSError:
+                break
+            if handler.web.released.wait(0.05):
+                break
+        handler.close_connection = True
+
+    return behaviour
+
+
 def slow(seconds: float) -> Behaviour:
     """Serve in ten pieces, spread over some seconds."""
 

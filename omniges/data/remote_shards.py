@@ -8,7 +8,6 @@ anew each time a location is opened: that is how a change there is noticed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -36,6 +35,7 @@ from omniges.storage.cache import (
     with_retries,
 )
 from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import parse_json, read_file
 from omniges.storage.redact import one_line
 from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
 
@@ -91,7 +91,11 @@ class RemoteShards:
         self._settings = settings
         self._cache = cache
         document = read_dataset(self.folder)
-        data = (self.folder / DATASET_FILE).read_bytes()
+        data = read_file(self.folder / DATASET_FILE, _MOST_DATASET_BYTES, self.folder)
+        if sha256_hex(data)[: len(group)] != group:
+            raise WrongContent(
+                f"{self.folder / DATASET_FILE}: another than was fetched. Remove this folder of the cache"
+            )
         self._files = {DATASET_FILE: CachedFile(group, DATASET_FILE, len(data), sha256_hex(data))}
         for name, entry in [*document["files"].items(), *document["shards"].items()]:
             self._files[name] = CachedFile(group, name, entry["bytes"], entry["sha256"])
@@ -201,7 +205,9 @@ class RemoteShards:
                 wait=pause,
             )
 
-        recheck = self._settings.recheck and name not in self._rechecked
+        # A record in the cache is written by whoever can write there. So the small files are read whole; they say what
+        # every member of a shard has to be, and readers compare members before their first use.
+        recheck = (self._settings.recheck or name in self._small_files()) and name not in self._rechecked
         pin = self._cache.acquire(file, fill, space_wait_s, recheck)
         self._rechecked.add(name)
         return pin
@@ -242,7 +248,7 @@ def open_location(
             undo.pop_all()
         return pending
 
-    with contextlib.closing(cache.acquire(dataset, fill, settings.space_wait_s)):
+    with contextlib.closing(cache.acquire(dataset, fill, settings.space_wait_s, recheck=True)):
         try:
             shards = RemoteShards(location, settings, cache, dataset.group, store)
         except DataError as error:
@@ -284,10 +290,10 @@ def dataset_bytes(store: Store) -> bytes:
                     raise EnvironmentFault(
                         f"{place}: at most {_MOST_DATASET_BYTES} bytes expected, found more. Check the address"
                     )
-        document = json.loads(data)
+        document = parse_json(bytes(data))
     except MissingFile as error:
         raise MissingFile(f"{error}, so there is no complete set of shards. Check the address") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise WrongContent(f"{place}: a JSON document expected, found {len(data)} other bytes ({error})") from None
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")

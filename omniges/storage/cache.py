@@ -24,9 +24,9 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
-import json
 import os
 import re
+import stat
 import threading
 import time
 from collections import Counter
@@ -38,6 +38,7 @@ from typing import Final, TypeVar
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.storage import atomic
 from omniges.storage.canonical_json import canonical_json, file_sha256
+from omniges.storage.files import parse_json, read_file
 from omniges.storage.remote import MissingFile, Store, StoreFault
 
 T = TypeVar("T")
@@ -140,6 +141,7 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
 
 _GROUP: Final = re.compile(r"[0-9a-f]{32}")
 _LOCK: Final = re.compile(r"\..+\.lock\Z")
+_MOST_RECORD_BYTES: Final = 4096
 _POLL_S: Final = 0.05
 
 
@@ -309,10 +311,12 @@ def _beside(path: Path, kind: str) -> Path:
 def _locked(path: Path) -> Iterator[int]:
     """Wait for the exclusive lock of a lock file; the file stays, for removing it would race."""
     with atomic.os_errors(path, "lock"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o666)
     try:
-        if os.fstat(descriptor).st_nlink > 1:  # a reservation is written here, so its other name would be changed
-            raise UsageFault(f"{path}: a lock file with one name expected, found a link. Remove it")
+        found = os.fstat(descriptor)
+        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):  # its other name would be changed by a reservation
+            raise UsageFault(f"{path}: a lock file with one name expected, found a link or a pipe. Remove it")
         with atomic.os_errors(path, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
@@ -324,11 +328,13 @@ def _pin(path: Path) -> Pin | None:
     """Hold a shared lock on a file, or None where there is no such file (any more)."""
     with atomic.os_errors(path, "read"):
         try:
-            pin = Pin(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            pin = Pin(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
         except FileNotFoundError:
             return None
         with contextlib.ExitStack() as undo:
             undo.callback(pin.close)
+            if not stat.S_ISREG(os.fstat(pin.descriptor).st_mode):
+                raise UsageFault(f"{path}: a cached file expected, found no regular file. Remove it")
             fcntl.flock(pin.descriptor, fcntl.LOCK_SH)
             with contextlib.suppress(FileNotFoundError):  # evicted between opening and locking
                 if os.fstat(pin.descriptor).st_ino == path.stat().st_ino:
@@ -347,9 +353,9 @@ def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
 def _recorded(path: Path, file: CachedFile) -> bool:
     """Return whether the file has the expected size and, by its record, is unchanged since its content was checked."""
     try:
-        record = json.loads(_beside(path, "checked").read_bytes())
+        record = parse_json(read_file(_beside(path, "checked"), _MOST_RECORD_BYTES, path.parent))
         return bool(record == _identity(path, file) and record["bytes"] == file.size)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, DataError):  # no record, or none of ours: the content is checked
         return False
 
 
@@ -410,7 +416,8 @@ def _reservations(group: Path, own: Path) -> dict[str, int]:
         if size and _LOCK.match(name) and group / filled != own:
             with _try_lock(group / name) as lock:
                 if lock is None:
-                    found[filled] = int((group / name).read_bytes() or 0)
+                    said = read_file(group / name, _MOST_RECORD_BYTES, group)
+                    found[filled] = int(said) if said.isdigit() else 0
                 elif os.fstat(lock).st_nlink == 1:  # its holder has died
                     os.ftruncate(lock, 0)
     return found
@@ -430,8 +437,10 @@ def _try_lock(path: Path) -> Iterator[int | None]:
     with contextlib.ExitStack() as held:
         descriptor: int | None = None
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            opened = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            opened = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             held.callback(os.close, opened)
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                raise UsageFault(f"{path}: a regular file expected in the cache, found another. Remove it")
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             descriptor = opened
         yield descriptor

@@ -7,9 +7,13 @@ URL is opened, never for a path. Whatever a storage library raises comes out as 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import queue
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -137,10 +141,19 @@ class ByteStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest silence of a server in seconds. s3, http and https keep to it; other protocols have their own limits."""
+    """Longest silence of a server in seconds, and its least speed.
+
+    s3, http and https keep to the silences; other protocols have their own limits. The speed holds for all of them.
+    """
 
     connect_s: float = 10.0
     read_s: float = 60.0
+    least_bytes_s: float = 16384.0
+    """Speed below which a server is given up, whatever the protocol; a read may be late by `connect_s` and `read_s`."""
+
+    def limit_s(self, size: int) -> float:
+        """Return the longest time that reading so many bytes may take."""
+        return self.connect_s + self.read_s + size / self.least_bytes_s
 
 
 def open_store(location: Location, timeouts: Timeouts | None = None) -> Store:
@@ -236,7 +249,8 @@ class UrlStore:
         if size == 0:
             return b""
         address = self._address(name)
-        data = self._call("read", name, lambda: self._filesystem.cat_file(address, start=offset, end=offset + size))
+        end = offset + size
+        data = self._call("read", name, lambda: self._filesystem.cat_file(address, start=offset, end=end), size)
         return _exactly(data, self.location.shown_file(name), offset, size)
 
     @contextmanager
@@ -248,7 +262,7 @@ class UrlStore:
             options = {"block_size": 0, "size": 1}  # any size: it saves asking the server, and is not used
         stream = self._call("open", name, lambda: self._filesystem.open(address, "rb", **options))
         try:
-            yield _Guarded(self, name, stream)
+            yield _Guarded(self, name, stream, self._timeouts)
         finally:
             self._call("close", name, stream.close)
 
@@ -300,19 +314,45 @@ class UrlStore:
             return parts._replace(path=f"{parts.path.rstrip('/')}/{tail}").geturl()
         return f"{self.location.address.rstrip('/')}/{tail}" if tail else self.location.address
 
-    def _call(self, action: str, name: str, function: Callable[[], T]) -> T:
+    def _call(self, action: str, name: str, function: Callable[[], T], size: int = 0) -> T:
         """Run a call into a storage library; whatever it raises becomes one of our own errors.
 
         The new error is raised outside the handler and carries no trace of the old one, whose text may hold
-        credentials.
+        credentials. A call that is slower than the server's least speed allows for `size` bytes is left to itself.
         """
+        outcomes: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+        # No storage library bounds the time of a request whose bytes come one by one, so a thread waits for it. One
+        # that is late ends with its connection or with the process.
+        run = threading.Thread(
+            target=lambda: outcomes.put(self._outcome(action, name, function)), name="store-call", daemon=True
+        )
+        run.start()
         try:
-            return function()
-        except (DataError, EnvironmentFault, UsageFault):
-            raise
+            outcome = outcomes.get(timeout=self._timeouts.limit_s(size))
+        except queue.Empty:
+            raise self.too_slow(name) from None
+        return outcome()
+
+    def _outcome(self, action: str, name: str, function: Callable[[], T]) -> Callable[[], T]:
+        """Run a call; return a function that returns or raises what came of it."""
+        fault: Exception
+        try:
+            found = function()
+        except (DataError, EnvironmentFault, UsageFault) as error:
+            fault = error
         except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise what they like
             fault = self._fault(action, name, error)
-        raise fault
+        else:
+            return lambda: found
+        return functools.partial(_raise, fault)
+
+    def too_slow(self, name: str) -> StoreFault:
+        """Return the error for a server that sends, but too little."""
+        return StoreFault(
+            f"{self.location.shown_file(name)}: at least {self._timeouts.least_bytes_s:g} bytes per second expected, "
+            "found fewer. Check the network, or try again later",
+            transient=True,
+        )
 
     def _fault(self, action: str, name: str, error: Exception) -> DataError | StoreFault:
         place = self.location.shown_file(name)
@@ -344,15 +384,27 @@ Store = LocalStore | UrlStore
 """A folder of files that can be read; not for use by several threads at once."""
 
 
-class _Guarded:
-    """A stream whose errors are ours."""
+def _raise(error: Exception) -> Any:
+    raise error
 
-    def __init__(self, store: UrlStore, name: str, stream: Any) -> None:
-        self._store, self._name, self._stream = store, name, stream
+
+class _Guarded:
+    """A stream whose errors are ours, given up where it is slower than a server may be."""
+
+    def __init__(self, store: UrlStore, name: str, stream: Any, timeouts: Timeouts) -> None:
+        self._store, self._name, self._stream, self._timeouts = store, name, stream, timeouts
+        self._received, self._waited_s = 0, 0.0
 
     def read(self, size: int, /) -> bytes:
         """Read at most `size` bytes; none at the end."""
-        return bytes(self._store._call("read", self._name, lambda: self._stream.read(size)))
+        began = time.monotonic()
+        block = max(size, _STREAM_BLOCK_BYTES)  # what a library may fetch at once
+        data = bytes(self._store._call("read", self._name, lambda: self._stream.read(size), block))
+        self._waited_s += time.monotonic() - began
+        self._received += len(data)
+        if data and self._waited_s > self._timeouts.limit_s(self._received):
+            raise self._store.too_slow(self._name)
+        return data
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -29,6 +29,7 @@ from omniges.shards.dataset import read_dataset, seal
 from omniges.shards.reader import LocalShards, ShardFolder, ShardSource
 from omniges.shards.schema import SPLITS
 from omniges.storage.cache import CacheFull, Retries
+from omniges.storage.canonical_json import canonical_json
 from omniges.storage.remote import Timeouts, parse_location
 
 SHARD = "train-000000.tar"
@@ -63,6 +64,16 @@ def shard_names(folder: Path) -> list[str]:
 def secretive(url: str) -> str:
     """The URL with a password and a signature."""
     return url.replace("://", "://reader:hunter2hunter2@") + "?sig=abcdef0123456789"
+
+
+def forge(path: Path) -> None:
+    """Write other content of the same size, and the record that says it was checked."""
+    record = path.with_name(f".{path.name}.checked")
+    said = json.loads(record.read_bytes())
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    found = path.stat()
+    said |= {"inode": found.st_ino, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    record.write_bytes(canonical_json(said))
 
 
 def damage(path: Path) -> None:
@@ -447,6 +458,28 @@ class TestCache:
             damage(source.folder / SHARD)
             assert shard_bytes(source) == (shards / SHARD).read_bytes()
             assert (web.requests[SHARD], source.counts.damaged) == (2, 1)
+
+    @pytest.mark.parametrize("name", ["dataset.json", "manifest.parquet", "stats.json", "tokenizer.json"])
+    def test_a_forged_record_of_a_small_file_is_not_believed(
+        self, name: str, web: remote.Web, shards: Path, tmp_path: Path
+    ) -> None:
+        with opened(web.url, settings(tmp_path)) as source:
+            folder = source.folder
+        forge(folder / name)
+        with opened(web.url, settings(tmp_path)) as source:
+            assert (source.folder / name).read_bytes() == (shards / name).read_bytes()
+
+    def test_a_forged_record_of_a_shard_changes_no_sample(self, web: remote.Web, tmp_path: Path) -> None:
+        with opened(web.url, settings(tmp_path)) as source:
+            shard_bytes(source)
+            folder = source.folder
+        forge(folder / SHARD)
+        with opened(web.url, settings(tmp_path)) as source:
+            reader = ShardFolder(source.folder, source)
+            for row in reader.rows:
+                for member in row.members if row.shard == SHARD else ():
+                    with pytest.raises(DataError, match="sha256"):
+                        reader.member(row, member)
 
     @pytest.mark.parametrize("recheck", [True, False])
     def test_a_recheck_reads_a_shard_once_a_process(

@@ -365,6 +365,21 @@ class TestDamage:
         with pytest.raises(EnvironmentFault, match="cannot read"):
             self.damaged(tmp_path, link)
 
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize("name", ["train-000001.tar", ".train-000001.tar.lock", ".train-000001.tar.checked"])
+    def test_a_pipe_in_the_cache_is_never_waited_for(self, name: str, tmp_path: Path) -> None:
+        cache = CacheFolder(tmp_path, 1000)
+        use(cache, Source(), 1)
+        (cache.folder(GROUP) / name).unlink()
+        os.mkfifo(cache.folder(GROUP) / name)
+        if name.endswith(".checked"):  # the content is checked, and recorded anew
+            use(cache, Source(), 1)
+            return
+        if name.endswith(".lock"):
+            (cache.folder(GROUP) / "train-000001.tar").unlink()
+        with pytest.raises(UsageFault, match=r"expected, found .*Remove it"):
+            use(cache, Source(), 1)
+
     @pytest.mark.parametrize("change", [lambda record: record.unlink(), lambda record: record.write_bytes(b"{")])
     def test_without_a_record_the_content_is_checked_and_kept(
         self, tmp_path: Path, change: Callable[[Path], object]

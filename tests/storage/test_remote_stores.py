@@ -5,6 +5,8 @@ from __future__ import annotations
 import string
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,6 +258,29 @@ class TestWebFaults:
         assert isinstance(error, StoreFault)
         assert error.transient
         assert "no answer in time" in str(error)
+
+    @pytest.mark.parametrize("head", [0, 3_000])
+    def test_a_byte_now_and_then_is_no_answer(self, web: remote.Web, head: int) -> None:
+        """No time-out of the library ends this: no silence is long."""
+        web.plan["a.tar"] = [remote.trickling(head)]
+        store = self.store(web, Timeouts(connect_s=0.2, read_s=0.3, least_bytes_s=1e6))
+        began = time.monotonic()
+        with (
+            pytest.raises(StoreFault, match="bytes per second expected") as caught,
+            store.open_stream("a.tar") as stream,
+        ):
+            while stream.read(1 << 20):
+                pass
+        self.is_clean(caught.value)
+        assert caught.value.transient
+        assert time.monotonic() - began < 20
+
+    def test_a_call_that_never_ends_is_left_to_itself(self, web: remote.Web) -> None:
+        store = self.store(web, Timeouts(connect_s=0.1, read_s=0.1))
+        released = threading.Event()
+        with pytest.raises(StoreFault, match="bytes per second expected"):
+            store._call("read", "a.tar", lambda: released.wait(20))
+        released.set()
 
     def test_nobody_there(self) -> None:
         store = UrlStore(parse_location("http://127.0.0.1:9/shards"), PATIENT)
