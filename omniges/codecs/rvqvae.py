@@ -16,13 +16,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Any, Final, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from omniges.codecs.base import exact
 from omniges.errors import DataError, UsageFault
+from omniges.storage.files import read_settings
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 BLOCK_LATENTS: Final = 1024
@@ -36,6 +37,17 @@ _ENTRY: Final = "net"  # key of the tensors in a published file
 _FIRST: Final = "encoder.model.0.weight"
 _DOWN: Final = "encoder.model.2.0.weight"
 _CODEBOOK: Final = "quantizer.layers.0.codebook"
+_CONFIG: Final = "config.json"
+_ONLY: Final[Mapping[str, Any]] = {
+    "stride_t": _STRIDE,
+    "dilation_growth_rate": _DILATION_GROWTH,
+    "vq_act": "relu",
+    "activation": "relu",
+    "vq_norm": None,
+    "norm": None,
+    "shared_codebook": False,
+}
+"""Settings of GestureLSM's constructor with one supported value, that of the published networks."""
 _OTHER: Final = "choose a file of GestureLSM's RVQ-VAE, or download it again"
 
 
@@ -319,6 +331,8 @@ def _in_blocks(
 def load_rvqvae(path: Path) -> Rvqvae:
     """Load a frozen network to the CPU from ``.safetensors``, or from ``{"net": tensors}`` of torch.save.
 
+    A config.json beside it, with the arguments of GestureLSM's constructor, has to fit it.
+
     Args:
         path: The file.
 
@@ -327,11 +341,42 @@ def load_rvqvae(path: Path) -> Rvqvae:
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The file is damaged or has other tensors.
+        DataError: The file is damaged or has other tensors, or its config.json has values that are not implemented.
     """
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; expected the tensors of an RVQ-VAE")
-    return rvqvae_of(read_tensors(path, _ENTRY), str(path))
+    net = rvqvae_of(read_tensors(path, _ENTRY), str(path))
+    config = path.parent / _CONFIG
+    if config.is_file():
+        _require_config(config, net.spec)
+    return net
+
+
+def _require_config(path: Path, spec: RvqvaeSpec) -> None:
+    """Refuse a config.json whose sizes are not those of the tensors, or with settings that are not implemented.
+
+    No tensor shows activation, dilations or the kind of a norm without weights.
+
+    Args:
+        path: The file, beside the network.
+        spec: Sizes of the tensors.
+
+    Raises:
+        DataError: A key has another value.
+    """
+    config = read_settings(path, _OTHER)
+    sizes = {
+        "nb_code": spec.codes,
+        "code_dim": spec.code_size,
+        "width": spec.width,
+        "depth": spec.depth,
+        "down_t": spec.stages,
+        "num_quantizers": spec.quantizers,
+    }
+    for key, value in {**sizes, **_ONLY}.items():
+        if config.get(key, value) != value:
+            why = "the tensors say" if key in sizes else "only implemented is"
+            raise DataError(f"{path}: {key} is {config[key]!r:.80}; {why} {value!r}: {_OTHER}")
 
 
 def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:

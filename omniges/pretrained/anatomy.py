@@ -277,6 +277,7 @@ def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[st
         "drop_text": False,
         "drop_image": False,
         "drop_audio": False,
+        "decoder_config": "",
     }
     differing = [f"{key} {config[key]!r} ({own!r} there)" for key, own in sizes.items() if config.get(key, own) != own]
     if differing:

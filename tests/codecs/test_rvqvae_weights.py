@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -16,6 +17,52 @@ from omniges.errors import DataError, UsageFault
 
 NET = random_tensors()
 PUBLISHED = {"width": 512, "size": 128, "codes": 1024, "quantizers": 6, "stages": 2, "depth": 3, "projected": True}
+
+
+CONFIG = {
+    "nb_code": NET["quantizer.layers.0.codebook"].shape[0],
+    "code_dim": NET["quantizer.layers.0.codebook"].shape[1],
+    "width": NET["encoder.model.0.weight"].shape[0],
+    "stride_t": 2,
+    "dilation_growth_rate": 3,
+    "vq_act": "relu",
+    "vq_norm": None,
+    "mu": 0.99,
+    "comment": "not a setting",
+}
+
+
+class TestConfig:
+    """Nothing in the tensors tells activation, norm and dilations; a config.json that says others is refused."""
+
+    @pytest.mark.parametrize("config", [CONFIG, {}])
+    def test_one_that_fits_changes_nothing(self, tmp_path, config):
+        save_file(NET, tmp_path / "net.safetensors")
+        alone = load_rvqvae(tmp_path / "net.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        beside = load_rvqvae(tmp_path / "net.safetensors")
+        assert beside.spec == alone.spec
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"dilation_growth_rate": 2},
+            {"vq_act": "silu"},
+            {"vq_norm": "LN"},
+            {"stride_t": 4},
+            {"width": 7},
+            {"nb_code": 1},
+            {"depth": 9},
+            {"shared_codebook": True},
+        ],
+    )
+    def test_other_values_are_refused_by_the_key(self, tmp_path, change):
+        save_file(NET, tmp_path / "net.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
+        (key,) = change
+        with pytest.raises(DataError, match=rf"config\.json: {key} is") as caught:
+            load_rvqvae(tmp_path / "net.safetensors")
+        assert "\n" not in str(caught.value)
 
 
 def without_data(**sizes):

@@ -223,6 +223,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": 300}, "vocab_size is 300; expected room"),
     ({"rms_norm_eps": float("nan")}, "NaN is no JSON number"),
     ({"rms_norm_eps": None}, "rms_norm_eps is None; expected a number above 0"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; expected 1.0"),
     ({"vae_config": 5}, "vae_config is a int; expected an object"),
 ]
 WRONG_VAE: list[tuple[dict[str, Any], str]] = [
@@ -255,6 +256,28 @@ class TestWrongConfigurations:
     @pytest.mark.parametrize(("change", "expected"), WRONG_VAE, ids=lambda value: str(value)[:50])
     def test_of_the_vae(self, tmp_path, change, expected):
         assert expected in self.text(tmp_path, CONFIG | {"vae_config": CONFIG["vae_config"] | change})
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ({"relative_attention_max_distance": 64}, "expected 128, the only value that is implemented"),
+            ({"layer_norm_epsilon": 1e-5}, "expected 1e-06"),
+            ({"feed_forward_proj": "relu"}, "expected 'gated-gelu'"),
+            ({"dense_act_fn": "silu"}, "expected 'gelu_new'"),
+            ({"is_gated_act": 1}, "expected True"),
+            ({"model_type": "mt5"}, "expected 't5'"),
+        ],
+    )
+    def test_of_t5_whatever_no_tensor_tells(self, tmp_path, change, expected):
+        found = self.text(tmp_path, CONFIG | {"t5": CONFIG["t5"] | change})
+        (key,) = change
+        assert f"t5.{key} is" in found
+        assert expected in found
+
+    @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"num_hidden_layers": 12}, {"layer_norm_eps": 1e-5}])
+    def test_of_the_q_former(self, tmp_path, change):
+        (key,) = change
+        assert f"qformer.{key} is" in self.text(tmp_path, CONFIG | {"qformer": change})
 
     @pytest.mark.parametrize("key", list(CONFIG["vae_config"]))
     def test_every_key_of_the_vae_is_needed_where_there_is_one(self, tmp_path, key):

@@ -99,7 +99,14 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
             raise entry.fault(unknown[0], "not a known key", "none but those of OmniFlow's text VAE")
         vae = entry.sizes(VaeConfig)
     llama = _llama(found)
-    t5 = found.part("t5").sizes(T5Sizes) if "t5" in found.found else T5Sizes()
+    t5 = T5Sizes()
+    if "t5" in found.found:
+        encoder = found.part("t5")
+        encoder.require_only(_ONLY_T5)
+        t5 = encoder.sizes(T5Sizes)
+    if "qformer" in found.found:
+        sizes = {"hidden_size": vae.vae_hidden_size, "encoder_hidden_size": vae.prompt_size}
+        found.part("qformer").require_only({**QFORMER, **sizes})
     if vae.vae_hidden_size % QFORMER_HEADS:
         raise found.fault("vae_config.vae_hidden_size", str(vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}")
     return TextVaeConfig(vae=vae, llama=llama, t5=t5)
@@ -126,6 +133,13 @@ class _Document:
         if key not in self.found:
             raise self.fault(key, "missing", "the key")
         return self.found[key]
+
+    def require_only(self, only: Mapping[str, Any]) -> None:
+        """Refuse keys whose value is not the only one that is implemented."""
+        for key, value in only.items():
+            found = self.found.get(key, value)
+            if found != value or isinstance(found, bool) != isinstance(value, bool):
+                raise self.fault(key, repr(found)[:80], f"{value!r}, the only value that is implemented")
 
     def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
         """Read a dataclass whose fields are keys: a flag, an integer (an id from 0) or a number above 0."""
@@ -161,14 +175,31 @@ _ONLY: Final[Mapping[str, Any]] = {
     "attention_bias": False,
     "mlp_bias": False,
     "tie_word_embeddings": False,
+    "partial_rotary_factor": 1.0,
 }
 """Keys of a LLaMA configuration with one supported value, which is also their default."""
+_ONLY_T5: Final[Mapping[str, Any]] = {
+    "model_type": "t5",
+    "feed_forward_proj": "gated-gelu",
+    "is_gated_act": True,
+    "dense_act_fn": "gelu_new",
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+}
+"""Keys of a T5 configuration with one supported value, that of flan-T5."""
+QFORMER: Final[Mapping[str, Any]] = {
+    "num_hidden_layers": 6,
+    "num_attention_heads": QFORMER_HEADS,
+    "intermediate_size": 3072,
+    "cross_attention_frequency": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+}
+"""Settings of the Q-Former, which have no other supported values."""
 
 
 def _llama(document: _Document) -> LlamaSizes:
-    for key, value in _ONLY.items():
-        if document.found.get(key, value) != value:
-            raise document.fault(key, repr(document.found[key]), repr(value))
+    document.require_only(_ONLY)
     sizes = document.sizes(LlamaSizes, rope_theta=_rope_theta(document))
     heads = sizes.num_attention_heads
     if sizes.hidden_size % (2 * heads) or heads % sizes.num_key_value_heads:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniges.codecs.base import BOTH_ENDS, End, add_to_fingerprint
-from omniges.codecs.text_vae.config import QFORMER_HEADS, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
+from omniges.codecs.text_vae.config import QFORMER, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
 from omniges.codecs.text_vae.tokenizers import IGNORED
 from omniges.errors import DataError, EnvironmentFault
 from omniges.storage.canonical_json import canonical_json
@@ -297,16 +297,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
     """Return BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without text; every second layer attends to features."""
     from transformers import Blip2QFormerConfig, Blip2QFormerModel  # noqa: PLC0415 - optional, and slow to import
 
-    config = Blip2QFormerConfig(
-        hidden_size=vae.vae_hidden_size,
-        encoder_hidden_size=vae.prompt_size,
-        num_hidden_layers=6,
-        num_attention_heads=QFORMER_HEADS,
-        intermediate_size=3072,
-        cross_attention_frequency=2,
-        layer_norm_eps=1e-12,
-        hidden_act="gelu",
-    )
+    config = Blip2QFormerConfig(hidden_size=vae.vae_hidden_size, encoder_hidden_size=vae.prompt_size, **QFORMER)
     return Blip2QFormerModel(config)
 
 
