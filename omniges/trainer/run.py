@@ -309,9 +309,11 @@ def _open_validation(
     """
     if settings.validation_steps == 0:
         return None, []
+    shares = settings.flow_settings().shares
+    tasks = tuple(task for task in SIX if shares.get(task))
     try:
         windows = settings.window_ticks, settings.validation_windows
-        held_out = open_held_out(data, *windows, identity.tick_multiple, learner.model.trained)
+        held_out = open_held_out(data, *windows, identity.tick_multiple, learner.model.trained, tasks)
     except UsageFault as fault:
         if settings.validation_steps is not None:
             raise
@@ -324,11 +326,11 @@ def _open_validation(
     model = learner.averaged()
     device = next(model.parameters()).device
     codecs = _open_decoders(identity, settings, device)
-    _require_computable(settings.best_metric, held_out, codecs)
+    _require_computable(settings.best_metric, held_out, codecs, tasks)
     sampler = Sampler(model, identity, codecs, learner.autocast)
     sampling = SamplingSettings(steps=settings.validation_sampling_steps)
-    validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks)
-    return validation, _remarks(held_out, identity, codecs)
+    validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks, tasks)
+    return validation, _remarks(held_out, identity, codecs, tasks)
 
 
 def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
@@ -350,7 +352,7 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
     return codecs
 
 
-def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs) -> list[str]:
+def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs, tasks: Sequence[str]) -> list[str]:
     """Return warnings about validations before the first step."""
     speakers = {window.row.speaker for window in held_out.windows}
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
@@ -362,7 +364,7 @@ def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs) -> list
     decoded = [(stream, entry.name) for stream, entry in codecs.entries.items() if codecs.given(stream)]
     warnings += [f"validation decodes {stream} with {name}" for stream, name in decoded]
     reasons: dict[str, list[str]] = {}
-    for task in SIX:
+    for task in tasks:
         if (why := why_not(codecs, task)) is not None:
             reasons.setdefault(why, []).append(task)
     return warnings + [
@@ -370,10 +372,14 @@ def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs) -> list
     ]
 
 
-def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs) -> None:
+def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: Sequence[str]) -> None:
     """Raise UsageFault for a value of ``--best-metric`` that the run cannot compute."""
     task, _, name = metric.partition("/")
-    if name in {"", "loss"}:
+    if metric == "loss":
+        return
+    if task not in tasks:
+        raise UsageFault(f"--best-metric {metric}: one of the trained tasks {', '.join(tasks)} expected, or loss")
+    if name == "loss":
         return
     why = why_not(codecs, task) or _lacking(name, held_out, codecs)
     if why is not None:

@@ -17,6 +17,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.model import checkpoint
 from omniges.model.spec import parameter_count
+from omniges.model.tasks import SIX
 from omniges.progress import Reporter, duration, make_reporter
 from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import locked, new_folder, refuse_links
@@ -210,6 +211,7 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
         "smoothed_loss": state.smoothed.as_json(),
         "elapsed_s": state.elapsed_s,
         "validated": state.validated,
+        "validated_tasks": None if run.validation is None else list(run.validation.tasks),
         "best": None if state.best is None else asdict(state.best),
         "machine": machine(run.accelerator.device, run.ranks.world_size),
     }
@@ -284,6 +286,11 @@ def _load(run: Run, saved: checkpoint.SavedCheckpoint) -> tuple[RunState, list[s
     changed = differences(saved.object(SETTINGS_FILE), run.settings.as_json())
     if changed:
         remarks.append(f"with other settings: {'; '.join(changed)}")
+    was_mean_of = document.get("validated_tasks", list(SIX))  # older checkpoints were validated on all
+    of_other_tasks = run.validation is not None and was_mean_of != list(run.validation.tasks)
+    if state.best is not None and state.best.metric == "loss" and of_other_tasks:
+        remarks.append(f"step {state.best.step} is no longer the best: its loss was the mean of other tasks")
+        state.best = None
     if other:
         remarks.append(f"results may differ in the last bits from a run without a stop: {'; '.join(other)}")
     return state, remarks
@@ -312,6 +319,7 @@ def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, 
             "elapsed_s": is_real(state.elapsed_s) and state.elapsed_s >= 0,
             "smoothed_loss": smoothed == Smoothed() or (is_real(smoothed.value) and is_real(smoothed.lowest)),
             "validated": is_count(state.validated),
+            "validated_tasks": isinstance(document.get("validated_tasks"), list | None),
             "best": state.best is None
             or (is_count(state.best.step) and is_real(state.best.value) and isinstance(state.best.metric, str)),
             "loss_scale": document["loss_scale"] is None or isinstance(document["loss_scale"], dict),

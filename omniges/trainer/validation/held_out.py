@@ -22,6 +22,7 @@ from omniges.errors import UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND
+from omniges.model.tasks import SIX, TASKS
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry, said_in_windows
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import ALL_PRESENT, BODY_PARTS, STREAM_BITS, at_rest, present_bits
@@ -224,7 +225,12 @@ class HeldOut:
 
 
 def open_held_out(
-    data: Sequence[DataSource], window_ticks: int, limit: int, tick_multiple: int = 1, trained: int = ALL_PRESENT
+    data: Sequence[DataSource],
+    window_ticks: int,
+    limit: int,
+    tick_multiple: int = 1,
+    trained: int = ALL_PRESENT,
+    tasks: Collection[str] = SIX,
 ) -> HeldOut:
     """Choose windows of the val split.
 
@@ -233,22 +239,29 @@ def open_held_out(
         window_ticks: Length of a window in ticks.
         limit: Largest number of windows.
         tick_multiple: Number of ticks that window lengths must be a multiple of.
-        trained: Bits of `STREAM_PARTS` in training; recordings that lack the streams of every task are left out.
+        trained: Bits of `STREAM_PARTS` in training.
+        tasks: Tasks to validate; recordings that lack a stream of each are left out.
 
     Returns:
         The windows.
 
     Raises:
-        UsageFault: There are no windows; the error says how to make a val split.
+        UsageFault: There are no tasks or no windows; the error says how to make a val split.
     """
     folders = {number: ShardFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
     held_out = {(number, row.key): row for number, one in folders.items() for row in one.rows if row.split == "val"}
-    rows = {place: row for place, row in held_out.items() if _allows_some(row, trained)}
+    rows = {place: row for place, row in held_out.items() if _allows_some(row, trained, tasks)}
     shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
+    if not tasks:
+        raise UsageFault(
+            f"recipe key flow.shares: a share of one of {', '.join(SIX)} expected to validate, found none: train with "
+            "--validation-steps 0"
+        )
     if held_out and not rows:
         raise UsageFault(
-            f"{shown}: none of {len(held_out)} recordings of the val split has the streams of a task, so there is "
-            "nothing to validate on: preprocess again with --split-csv FILE, or train with --validation-steps 0"
+            f"{shown}: none of {len(held_out)} recordings of the val split has the streams of {' or '.join(tasks)}, "
+            "so there is nothing to validate on: preprocess again with --split-csv FILE, or train with "
+            "--validation-steps 0"
         )
     if not rows:
         raise UsageFault(
@@ -283,10 +296,11 @@ def open_held_out(
     return HeldOut(windows, sum(clip.ticks // window_ticks for clip in clips), folders)
 
 
-def _allows_some(row: ManifestRow, trained: int) -> bool:
-    """Return whether a recording has the two streams of any of the six tasks."""
+def _allows_some(row: ManifestRow, trained: int, tasks: Collection[str]) -> bool:
+    """Return whether a recording has the streams of any of the tasks."""
     bits = present_bits(row.present) & trained
-    return sum(bool(bits & own) for own in STREAM_BITS.values()) > 1
+    streams = {name for name, own in STREAM_BITS.items() if bits & own}
+    return any(streams.issuperset((*TASKS[task].conditions, *TASKS[task].targets)) for task in tasks)
 
 
 class SomeRecordings(ShardFolder):

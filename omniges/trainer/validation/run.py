@@ -151,12 +151,13 @@ def _plan(task: str, count: int) -> Plan:
     )
 
 
-def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def loss_table(losses: F64, names: Sequence[str], tasks: Sequence[str] = SIX) -> dict[str, dict[str, Any]]:
     """Return mean losses over windows, by task and level; tasks without windows are left out.
 
     Args:
-        losses: Losses (W, 6, levels); `LACKING` for a window that lacks a stream of the task.
+        losses: Losses (W, tasks, levels); `LACKING` for a window that lacks a stream of the task.
         names: Names of the windows.
+        tasks: Names of the tasks.
 
     Returns:
         ``loss`` and ``levels`` by task.
@@ -169,11 +170,11 @@ def loss_table(losses: F64, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     if len(bad):
         window, task, level = (int(number) for number in bad[0])
         raise DataError(
-            f"validation: the loss of {SIX[task]} at level {LEVELS[level]:g} is NaN or infinite on {names[window]}: "
+            f"validation: the loss of {tasks[task]} at level {LEVELS[level]:g} is NaN or infinite on {names[window]}: "
             "the EMA weights are not usable: resume from an earlier checkpoint with a lower --learning-rate"
         )
     table: dict[str, dict[str, Any]] = {}
-    for k, task_name in enumerate(SIX):
+    for k, task_name in enumerate(tasks):
         own = losses[allowed[:, k], k]
         if not len(own):
             continue
@@ -231,7 +232,13 @@ class Validation:
     """The validations of a run."""
 
     def __init__(
-        self, held_out: HeldOut, sampler: Sampler, sampling: SamplingSettings, samples: int, ranks: Ranks
+        self,
+        held_out: HeldOut,
+        sampler: Sampler,
+        sampling: SamplingSettings,
+        samples: int,
+        ranks: Ranks,
+        tasks: Sequence[str] = SIX,
     ) -> None:
         """Prepare the validations.
 
@@ -241,16 +248,17 @@ class Validation:
             sampling: Settings of the sampler.
             samples: Number of windows whose results are kept.
             ranks: Ranks of the run.
+            tasks: Tasks to validate, of `SIX` in its order: those that are trained.
         """
         registered_metrics()  # raises before the first step if one cannot be loaded
         self.held_out, self.sampler, self.sampling = held_out, sampler, sampling
-        self._ranks = ranks
+        self._ranks, self.tasks = ranks, tuple(tasks)
         self._samples: WindowFolder | None = None
         self._held: list[Held] = []
         self._train: TrainSplit | None = None
         self.kept = sorted(spread(len(held_out.windows))[:samples])
         """Numbers of the windows whose results are kept."""
-        self._reasons = {task: why_not(sampler.codecs, task) for task in SIX}
+        self._reasons = {task: why_not(sampler.codecs, task) for task in tasks}
 
     def run(self, step: int, turns: Turns) -> Found:
         """Validate the current EMA weights; every rank calls it.
@@ -263,7 +271,7 @@ class Validation:
             The results.
         """
         results = WindowResults(turns.everyone(self._read), self.held_out.windows, self.sampler)
-        losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows])
+        losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows], self.tasks)
         made = self._made(turns, results)
 
         def score(task: str) -> tuple[str, Sequence[Figure], Sequence[str]]:
@@ -276,7 +284,7 @@ class Validation:
             scored = score_task(own, results, self._learned)
             return task, scored.figures, [*scored.remarks, *lacking]
 
-        scores = sorted(self._collected(turns.shared(SIX, score)), key=lambda score: SIX.index(score[0]))
+        scores = sorted(self._collected(turns.shared(self.tasks, score)), key=lambda score: SIX.index(score[0]))
         chosen = [one for one in made if one.number in self.kept]
         kept = self._collected(turns.shared(chosen, results.kept))
 
@@ -340,7 +348,7 @@ class Validation:
         streams = " or ".join((*TASKS[task].conditions, *TASKS[task].targets))
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
-    def _groups(self, tasks: Sequence[str] = SIX) -> list[tuple[list[Held], str]]:
+    def _groups(self, tasks: Sequence[str]) -> list[tuple[list[Held], str]]:
         """Return the batches of the model: windows and their task."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
@@ -348,7 +356,7 @@ class Validation:
         return [(held, task) for held, task in allowed if held]
 
     def _losses(self, turns: Turns) -> F64:
-        """Return the losses (W, 6, levels) of all windows."""
+        """Return the losses (W, tasks, levels) of all windows."""
         model = self.sampler.model
         device = next(model.parameters()).device
 
@@ -364,10 +372,10 @@ class Validation:
             conditions = condition_tensors({name: [one.conditions[name] for one in held] for name in names}, device)
             with self.sampler.autocast():
                 losses = grid_losses(model, arrays, numbers, speakers, task, present, conditions).tolist()
-            return [(number, SIX.index(task), row) for number, row in zip(numbers, losses, strict=True)]
+            return [(number, self.tasks.index(task), row) for number, row in zip(numbers, losses, strict=True)]
 
-        own = [entry for entries in turns.shared(self._groups(), of) for entry in entries]
-        found = np.full((len(self._held), len(SIX), len(LEVELS)), LACKING)
+        own = [entry for entries in turns.shared(self._groups(self.tasks), of) for entry in entries]
+        found = np.full((len(self._held), len(self.tasks), len(LEVELS)), LACKING)
         for number, task_number, row in self._collected(own):
             found[number, task_number] = row
         return found

@@ -87,6 +87,37 @@ class TestTrainingIsUntouched:
         assert found == figures_of(bare)
 
 
+class TestTrainedTasks:
+    """Only tasks that have a share are validated, and nothing else decides what is best."""
+
+    def test_others_are_neither_computed_nor_counted(self, shards: Path, tmp_path: Path) -> None:
+        run(shards, tmp_path, **BARE | {"flow": {"shares": {"a2g": 1, "t2a": 2, "joint": 1}}, "max_train_steps": 2})
+        event = log_of(tmp_path, "validation")[-1]
+        assert list(event["losses"]) == ["a2g", "t2a"]
+        assert event["loss"] == pytest.approx(np.mean([table["loss"] for table in event["losses"].values()]))
+        for part in ("metrics", "recorded", "shuffled", "not_computed"):
+            assert set(event[part]) == {"a2g", "t2a"}
+
+    def test_a_best_of_other_tasks_is_no_longer_the_best(self, shards: Path, tmp_path: Path) -> None:
+        run(shards, tmp_path, **BARE | {"flow": {"shares": {"a2g": 1}}, "max_train_steps": 2})
+        assert (tmp_path / "best").is_symlink()
+        run(shards, tmp_path, **BARE | {"flow": {"shares": {"t2g": 1}}, "max_train_steps": 4})
+        assert any("mean of other tasks" in remark for remark in log_of(tmp_path, "start")[-1]["remarks"])
+        assert log_of(tmp_path, "validation")[-1]["best"]["step"] == 4
+
+    @pytest.mark.parametrize("name", ["t2g/loss", "t2g/frechet_gesture_distance"])
+    def test_a_metric_of_an_untrained_task_is_refused(self, name: str, shards: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageFault, match=f"--best-metric {name}: one of the trained tasks a2g expected"):
+            run(shards, tmp_path, **BARE | {"flow": {"shares": {"a2g": 1}}, "best_metric": name})
+
+    def test_without_any_of_the_six_there_is_no_validation(self, shards: Path, tmp_path: Path) -> None:
+        joint = {"flow": {"shares": {"joint": 1}}, "max_train_steps": 2}
+        with pytest.raises(UsageFault, match=r"flow\.shares: .*--validation-steps 0"):
+            run(shards, tmp_path, **BARE | joint)
+        run(shards, tmp_path, **BARE | joint | {"validation_steps": None})
+        assert log_of(tmp_path, "validation") == []
+
+
 class TestWhatIsFound:
     def test_every_so_many_steps_all_tasks_and_levels(self, validated: Path) -> None:
         events = log_of(validated, "validation")
