@@ -1,9 +1,9 @@
-"""Blocks of memory that batches lie in and that processes share: their layout, and who may use which now.
+"""Blocks of memory for batches, which processes share: their layout and their reuse.
 
-The memory is an anonymous file without a name, so that nothing can be left behind: the kernel frees it with the last
-process that has it open, however that process ends. It does not count against the size of /dev/shm, which is small in
-containers. A block is laid out once for a number of rows and ticks; it is lent out as tensors' memory, and filled again
-once nobody refers to it. Workers use this file too, so torch is imported for page-locked memory alone.
+The memory is an unnamed anonymous file. The kernel frees it with the last process that has it open, however that
+process exits. It does not count against the size of /dev/shm, which is small in containers. A block has a fixed layout
+for a number of rows and ticks. It is lent out as memory of tensors, and filled again when no tensor uses it. Workers
+import this module too, so torch is imported only for page-locked memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ _ALIGNMENT: Final = 64
 
 
 def layout_of(arrays: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[list[ArrayPlace], int]:
-    """Places for arrays one after the other, and the bytes of all, a whole number of pages."""
+    """Place arrays one after the other, aligned to 64 bytes.
+
+    Args:
+        arrays: Name, dtype and shape of each array.
+
+    Returns:
+        Their places, and the total size in bytes, a whole number of pages.
+    """
     places: list[ArrayPlace] = []
     offset = 0
     for name, dtype, shape in arrays:
@@ -46,7 +53,18 @@ def layout_of(arrays: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[list[
 
 
 def new_memory(name: str, size: int) -> int:
-    """A descriptor of new memory; `name` shows in /proc only."""
+    """Allocate shared memory.
+
+    Args:
+        name: Name in /proc.
+        size: Size in bytes.
+
+    Returns:
+        Its file descriptor.
+
+    Raises:
+        EnvironmentFault: There is not enough memory.
+    """
     try:
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
         os.ftruncate(descriptor, size)
@@ -56,7 +74,19 @@ def new_memory(name: str, size: int) -> int:
 
 
 def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
-    """Map a part of shared memory for reading and writing; unmapped with its last array."""
+    """Map a part of shared memory for reading and writing; it is unmapped with its last array.
+
+    Args:
+        descriptor: File descriptor of the memory.
+        size: Size in bytes.
+        offset: First byte.
+
+    Returns:
+        The mapped memory.
+
+    Raises:
+        EnvironmentFault: It cannot be mapped.
+    """
     try:
         return mmap.mmap(descriptor, size, offset=offset)
     except OSError as error:
@@ -64,7 +94,15 @@ def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
 
 
 def place_arrays(block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> dict[str, npt.NDArray[Any]]:
-    """Views of a block (bytes,) as arrays; they keep the block alive."""
+    """Return views of a block as arrays; they keep the block alive.
+
+    Args:
+        block: The block (bytes,).
+        places: Places of the arrays.
+
+    Returns:
+        Arrays by name.
+    """
     views = {}
     for name, dtype, shape, offset in places:
         size = np.dtype(dtype).itemsize * math.prod(shape)
@@ -73,7 +111,15 @@ def place_arrays(block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> 
 
 
 def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int, list[ArrayPlace], int]:
-    """Copy arrays into new shared memory; returns its descriptor, their places in it and its bytes."""
+    """Copy arrays into new shared memory.
+
+    Args:
+        name: Name in /proc.
+        arrays: Arrays by name.
+
+    Returns:
+        The file descriptor, the places of the arrays, and the size in bytes.
+    """
     places, size = layout_of([(key, array.dtype.str, array.shape) for key, array in arrays.items()])
     descriptor = new_memory(name, size)
     views = place_arrays(np.frombuffer(map_memory(descriptor, size), np.uint8), places)
@@ -83,13 +129,23 @@ def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int
 
 
 Fields = Sequence[tuple[str, str, tuple[int, ...]]]
-"""Name, dtype and shape of arrays that a window has beside its tracks, such as those of condition streams."""
+"""Name, dtype and shape of further arrays of a window, such as those of condition streams."""
 
 
 def batch_layout(
     rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()
 ) -> tuple[list[ArrayPlace], int]:
-    """Places of a batch's arrays in its block, and the block's bytes."""
+    """Return the layout of a batch's block.
+
+    Args:
+        rows: Windows in a block.
+        window_ticks: Length of a window in ticks.
+        tracks: Tracks of the arrays.
+        conditions: Arrays of condition streams.
+
+    Returns:
+        Places of the arrays, and the size of the block in bytes.
+    """
     gesture, audio, text = tracks.gesture, tracks.audio, tracks.text
     slots_or_latents = ("<i4", (rows, window_ticks)) if text is None else ("<f4", (rows, text.latents, text.channels))
     return layout_of(
@@ -106,7 +162,7 @@ def batch_layout(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchBlock:
-    """Views of one block; R rows, w ticks."""
+    """Views of one block of R rows and w ticks."""
 
     gesture: npt.NDArray[np.float32]  # (R, w · 3, 415)
     audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents
@@ -121,18 +177,26 @@ class BatchBlock:
 
     @classmethod
     def of(cls, block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> BatchBlock:
-        """The views of a block."""
+        """Return the views of a block.
+
+        Args:
+            block: The block (bytes,).
+            places: Result of `batch_layout`.
+
+        Returns:
+            The views.
+        """
         views = place_arrays(block, places)
         conditions = {name: views.pop(name) for name in list(views) if "." in name}
         return cls(**views, conditions=conditions)
 
 
 class _Root(np.ndarray[Any, Any]):
-    """All of a block; a class of its own, so that numpy keeps it, not the memory below it, as the base of views."""
+    """A complete block; a separate class, so that numpy keeps it, and not the memory below it, as the base of views."""
 
 
 class _Lease(np.ndarray[Any, Any]):
-    """A block while it is lent: every array and tensor made of it refers to this one object."""
+    """A block while it is lent; every array and tensor made from it refers to this object."""
 
 
 class BlockStore:
@@ -148,28 +212,28 @@ class BlockStore:
         self._roots: list[_Root] = []
         self._views: list[BatchBlock] = []
         self._free: deque[int] = deque()
-        self._returned: deque[int] = deque()  # appended to wherever a lease happens to end
+        self._returned: deque[int] = deque()  # appended when a lease ends, in any thread
         self._copying: deque[tuple[int, torch.cuda.Event]] = deque()
 
     def take(self) -> int:
-        """The number of a block that nobody uses; a new one if there is none."""
+        """Return the number of a free block, which is allocated if there is none."""
         self._settle()
         if not self._free:
             self._grow()
         return self._free.popleft()
 
     def view(self, number: int) -> BatchBlock:
-        """A block as whoever fills it sees it."""
+        """Return a block for filling it."""
         return self._views[number]
 
     def lend(self, number: int) -> BatchBlock:
-        """A block as a batch sees it: once the last of these arrays and what was made of them is gone, it is free."""
+        """Return a block for use as a batch; it becomes free when no array made from it is left."""
         lease = self._roots[number].view(_Lease)
         weakref.finalize(lease, self._returned.append, number).atexit = False
         return BatchBlock.of(lease, self._places)
 
     def _settle(self) -> None:
-        """Free what was returned. A copy to a GPU may still read page-locked memory: wait for the stream it is on."""
+        """Free returned blocks; a page-locked one only after pending copies to the GPU have finished."""
         while self._returned:
             number = self._returned.popleft()
             if self._pin:
@@ -186,12 +250,12 @@ class BlockStore:
     def _grow(self) -> None:
         number = len(self._roots)
         try:
-            # Not ftruncate alone: memory that cannot be had must be an error here, not a signal at the first write.
+            # ftruncate alone would not reserve memory, and the first write could end the process by a signal.
             os.posix_fallocate(self.descriptor, number * self.block_bytes, self.block_bytes)
         except OSError as error:
             raise EnvironmentFault(
-                f"no memory for batch {number + 1} of {self.block_bytes / 1e6:.1f} MB: {error.strerror}: take smaller "
-                "batches, fewer workers, or let go of batches"
+                f"no memory for batch {number + 1} of {self.block_bytes / 1e6:.1f} MB: {error.strerror}: choose "
+                "smaller batches or fewer workers, or release batches"
             ) from error
         mapped = map_memory(self.descriptor, self.block_bytes, number * self.block_bytes)
         root = np.frombuffer(mapped, np.uint8).view(_Root)
@@ -203,7 +267,7 @@ class BlockStore:
 
 
 def _page_lock(root: npt.NDArray[np.uint8]) -> None:
-    """Register memory with the CUDA driver, so that copies from it need no staging; undone before it is unmapped."""
+    """Register memory with CUDA, so that copies need no staging; it is unregistered before it is unmapped."""
     import torch  # noqa: PLC0415 - see above
 
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -211,7 +275,7 @@ def _page_lock(root: npt.NDArray[np.uint8]) -> None:
     failure = int(runtime.cudaHostRegister(address, root.nbytes, 0))
     if failure:
         raise EnvironmentFault(
-            f"cannot page-lock {root.nbytes / 1e6:.1f} MB for the GPU (CUDA error {failure}): raise ulimit -l, or turn "
-            "pin_memory off"
+            f"cannot page-lock {root.nbytes / 1e6:.1f} MB for the GPU (CUDA error {failure}): raise ulimit -l, or set "
+            "pin_memory to False"
         )
     weakref.finalize(root, runtime.cudaHostUnregister, address).atexit = False

@@ -1,6 +1,6 @@
 """A shard folder as numpy columns: the clips that pass the filters, the places of their members, statistics.
 
-The manifest is read column by column, so a million samples take seconds, and none of it imports torch.
+The manifest is read column by column, so a million samples take seconds. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Filters:
     min_seconds: float = 0.0
     max_seconds: float | None = None
     streams: tuple[str, ...] = ()
-    """Clips that have all streams of one of these, such as ``audio+gesture``; where none is named, all clips."""
+    """Sets of streams such as ``audio+gesture``; a clip must have all streams of one set."""
 
     def __post_init__(self) -> None:
-        """Refuse what no clip can fit."""
+        """Refuse filters that no clip can pass."""
         if self.split not in SPLITS:
             raise UsageFault(f"one of the splits {', '.join(SPLITS)} expected, found {self.split!r}")
         for name in ("speakers", "languages", "emotions", "streams"):
@@ -74,18 +74,18 @@ class Filters:
             raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {self.min_seconds} and {self.max_seconds}")
 
     def as_json(self) -> dict[str, Any]:
-        """The filters as a loader's state has them: equal filters give equal documents."""
+        """Return the filters as the state of a loader stores them; equal filters give equal documents."""
         found = asdict(self) | {
             **{name: sorted(set(getattr(self, name))) for name in ("speakers", "languages", "emotions", "streams")},
             "min_seconds": float(self.min_seconds),
             "max_seconds": None if self.max_seconds is None else float(self.max_seconds),
         }
-        if not self.streams:  # states of sets in which nothing is absent stay as they were
+        if not self.streams:  # keeps states of sets without absent parts unchanged
             del found["streams"]
         return found
 
     def pass_streams(self, present: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Return which clips (N,) with bits of `STREAM_PARTS` (N,) have the streams that are asked for."""
+        """Return which clips (N,), given by their bits of `STREAM_PARTS` (N,), pass the filter of streams."""
         passed = np.full(len(present), not self.streams)
         for names in self.streams:
             passed |= np.all([present & STREAM_BITS[name] for name in names.split("+")], axis=0)
@@ -93,7 +93,7 @@ class Filters:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Filters:
-        """The inverse of `as_json`; raises DataError for what `as_json` does not give."""
+        """Return the filters that `as_json` gave; raise DataError for anything else."""
         if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(cls)}:
             raise DataError(f"filters of clips expected, found {reprlib.repr(found)}: choose another checkpoint")
         lists: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
@@ -102,7 +102,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:
-    """Columns of N clips in key order and of K shards. M is the axis of `Tracks.members`."""
+    """Columns of N clips in key order and of K shards; M is the number of `Tracks.members`."""
 
     keys: npt.NDArray[np.bytes_]  # (N,)
     key_hashes: npt.NDArray[np.uint64]  # (N,)
@@ -118,50 +118,55 @@ class ClipTable:
     shard_bytes: npt.NDArray[np.int64]  # (K,)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The columns by name."""
+        """Return the columns by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def key(self, sample: int) -> str:
-        """The key of a clip."""
+        """Return the key of a clip."""
         return bytes(self.keys[sample]).decode()
 
     def keys_of(self, samples: npt.NDArray[np.int64]) -> list[str]:
-        """The keys of clips (k,)."""
+        """Return the keys of clips (k,)."""
         return [key.decode() for key in self.keys[samples].tolist()]
 
     def shard_name(self, shard: int) -> str:
-        """The file name of a shard."""
+        """Return the file name of a shard."""
         return bytes(self.shard_names[shard]).decode()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Catalog:
-    """The clips of a shard folder that the filters leave, in key order."""
+    """The clips of a shard folder that pass the filters, in key order."""
 
     folder: Path
     manifest_hash: str
     content_hash: str
-    """sha256 of the clips and of the members that batches read of them: others may come and go."""
+    """sha256 of the clips and of the members that training reads; other members do not change it."""
     filters: Filters
     left_out: int
-    """Clips that pass all filters but that of streams."""
+    """Number of clips that fail only the filter of streams."""
     table: ClipTable
     speaker: npt.NDArray[np.int32]  # (N,) number of the name, -1 for none
     speaker_names: tuple[str, ...]
     statistics: dict[str, Any]  # stats.json
     tokenizer: bytes  # tokenizer.json
     tracks: Tracks = PLAIN_TRACKS
-    codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream they stand for
-    latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, where a codec is chosen
-    labels: Mapping[str, LabelColumn] = field(default_factory=dict)  # those that condition streams read
+    codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream that their latents replace
+    latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, if a codec is chosen
+    labels: Mapping[str, LabelColumn] = field(default_factory=dict)  # labels that condition streams read
 
     def normaliser(self) -> Normaliser:
-        """The scales of the arrays that batches hold.
+        """Return the scales of a batch's arrays.
 
-        Raises UsageFault if their statistics are made of no sample, DataError if they are not as the contract says.
+        Returns:
+            The scales.
+
+        Raises:
+            UsageFault: No sample contributed to the statistics.
+            DataError: The statistics do not follow the contract.
         """
         streams = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
         streams |= {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
@@ -169,19 +174,28 @@ class Catalog:
         return Normaliser.from_statistics(streams, self.tracks, self.statistics.get("samples"), source)
 
     def speakers_of(self, samples: npt.NDArray[np.int64]) -> list[str | None]:
-        """The names of the speakers of clips (k,), None outside of the stem grammar."""
-        names = (*self.speaker_names, None)  # number -1 is the last
+        """Return the names of the speakers of clips (k,); None if unknown."""
+        names = (*self.speaker_names, None)  # index -1 is None
         return [names[number] for number in self.speaker[samples].tolist()]
 
 
 def read_catalog(
     folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None, labels: Sequence[str] = ()
 ) -> Catalog:
-    """Read the small files of a local shard folder and take the clips that the filters leave.
+    """Read the small files of a local shard folder and select clips.
 
-    `codecs` names the codec whose latents stand for a stream: ``{"audio": "audioldm2-vae"}``, `labels` those that
-    condition streams read. Raises UsageFault where there is no such folder, its shards hold no such latents or nothing
-    is left, DataError where a file is not what dataset.json says or a row of the manifest contradicts itself.
+    Args:
+        folder: The shard folder.
+        filters: Filters of clips.
+        codecs: Codecs whose latents replace a stream, such as ``{"audio": "audioldm2-vae"}``.
+        labels: Labels that condition streams read.
+
+    Returns:
+        The catalogue.
+
+    Raises:
+        UsageFault: The folder does not exist, has no such latents, or no clip passes the filters.
+        DataError: A file differs from dataset.json, or a row of the manifest is inconsistent.
     """
     dataset = read_dataset(folder)
     statistics = read_statistics(read_beside(folder, STATS_FILE, dataset), str(folder / STATS_FILE))
@@ -197,7 +211,9 @@ def read_catalog(
         left = _selection(folder, manifest, columns_of, filters)
         usable = _with_streams(folder, manifest, left, filters)
         if (left_out := int(left.sum() - usable.sum())) == 0:
-            filters = replace(filters, streams=())  # part of the order of windows, so none without need
+            filters = replace(
+                filters, streams=()
+            )  # filters change the order of windows, so set this one only if needed
         chosen = np.flatnonzero(usable)
         keys = manifest.keys()[chosen]
         if not bool((keys[1:] > keys[:-1]).all()):
@@ -230,9 +246,9 @@ def read_catalog(
 def _content_hash(
     table: ClipTable, speaker_names: Sequence[str], speaker: npt.NDArray[np.int32], labels: Mapping[str, LabelColumn]
 ) -> str:
-    """Over keys, speakers, lengths, digests of members, absent parts and labels that are read, of all clips."""
+    """Return the sha256 of all clips: keys, speakers, lengths, digests, absent parts, and labels that are read."""
     digest = hashlib.sha256(canonical_json([str(table.keys.dtype), list(speaker_names), list(table.digests.shape)]))
-    partial = () if (table.present == ALL_PRESENT).all() else (table.present,)  # hashes of other sets stay as they were
+    partial = () if (table.present == ALL_PRESENT).all() else (table.present,)  # keeps hashes of other sets unchanged
     for array in (table.keys, speaker, table.frames, table.mel_frames, table.digests, *partial):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     for name, (values, codes) in labels.items():
@@ -241,7 +257,7 @@ def _content_hash(
 
 
 def _latents(folder: Path, dataset: dict[str, Any]) -> dict[str, Any]:
-    """The content of latents.json."""
+    """Return the content of latents.json."""
     return parse_document(read_beside(folder, LATENTS_FILE, dataset), str(folder / LATENTS_FILE))
 
 
@@ -249,7 +265,7 @@ _STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture", "words.json":
 
 
 def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -> dict[str, CodecEntry]:
-    """The chosen codecs by stream, as the folder has them."""
+    """Return the entries of the chosen codecs, by stream."""
     try:
         there = read_entries(dataset)
     except ValueError as error:
@@ -262,14 +278,14 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
                 f"{name}=FOLDER"
             )
         if _STREAM_OF[there[name].source] != stream:
-            raise UsageFault(f"codec {name}: it is one of {_STREAM_OF[there[name].source]}, not of {stream}")
+            raise UsageFault(f"codec {name}: it encodes {_STREAM_OF[there[name].source]}, not {stream}")
     return {stream: there[name] for stream, name in codecs.items()}
 
 
 def _selection(
     folder: Path, manifest: ManifestColumns, labels: Mapping[str, LabelColumn], filters: Filters
 ) -> npt.NDArray[np.bool_]:
-    """Return which rows (N,) pass the filters; each filter in turn, so that the one that leaves nothing is named."""
+    """Return which rows (N,) pass the filters; they are applied one by one, so that errors name the one that fails."""
     names, codes = labels["split"]
     left = among(labels["split"], [filters.split])
     if not left.any():
@@ -286,7 +302,7 @@ def _selection(
 
 
 def _with_streams(folder: Path, manifest: ManifestColumns, left: Bools, filters: Filters) -> Bools:
-    """Return the rows (N,) that are left and have the streams of one of the filter's sets."""
+    """Return which of the remaining rows (N,) pass the filter of streams."""
     has: Bools = left & filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
     if not has.any():
         raise UsageFault(
@@ -304,13 +320,13 @@ def _table(
     keys: npt.NDArray[np.bytes_],
     columns: Sequence[str],
 ) -> ClipTable:
-    """The table of some rows, `columns` those of its members; shards are numbered as in dataset.json."""
+    """Return the table of some rows; `columns` are those of its members, and shards are numbered as in dataset.json."""
     names, codes = shard_column
     codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}
     unknown = sorted({names[code] for code in np.unique(codes).tolist()} - place.keys())
     if unknown:
-        raise DataError(f"{manifest.path}: names the shard {unknown[0]}, which dataset.json does not. {VERIFY}")
+        raise DataError(f"{manifest.path}: names the shard {unknown[0]}, which is not in dataset.json. {VERIFY}")
     digests = np.empty((len(rows), len(columns), 32), dtype=np.uint8)
     for number, column in enumerate(columns):
         np.take(manifest.digests(f"{column}_sha256"), rows, axis=0, out=digests[:, number])
@@ -329,7 +345,7 @@ def _table(
 
 
 def _check(folder: Path, table: ClipTable) -> None:
-    """Refuse rows that contradict themselves: nothing later trusts an offset or a length."""
+    """Refuse inconsistent rows, because readers trust offsets and lengths."""
     mel_frames = table.frames * MEL_FRAMES_PER_TICK // FRAMES_PER_TICK
     lengths = (table.mel_frames == mel_frames) & (table.ticks == table.frames // FRAMES_PER_TICK)
     ends = table.offsets + table.sizes
@@ -337,7 +353,7 @@ def _check(folder: Path, table: ClipTable) -> None:
     for bad, what in ((~lengths, "lengths in frames, mel frames and ticks"), (~inside.all(axis=1), "byte ranges")):
         if bad.any():
             key = table.key(int(np.flatnonzero(bad)[0]))
-            raise DataError(f"{folder / MANIFEST_FILE}: row {key}: {what} do not fit together. {VERIFY}")
+            raise DataError(f"{folder / MANIFEST_FILE}: row {key}: {what} are inconsistent. {VERIFY}")
     twice = np.flatnonzero(table.keys[1:] == table.keys[:-1])
     if len(twice):
-        raise DataError(f"{folder / MANIFEST_FILE}: the key {table.key(int(twice[0]))} stands there twice. {VERIFY}")
+        raise DataError(f"{folder / MANIFEST_FILE}: the key {table.key(int(twice[0]))} occurs twice. {VERIFY}")

@@ -1,8 +1,7 @@
-"""Fills batches: what stands at some positions, read and normalised straight into a block of memory.
+"""Filling of batches: the windows at given positions are read and normalised directly into a block of memory.
 
-A block also holds what its rows are, so the process that fills it needs nothing but positions, and the one that hands
-it on copies nothing. What a collator needs is a JSON document and arrays, made in one process and used in another; the
-latter imports numpy, not torch.
+A block also contains the facts of its rows, so a worker needs only positions, and the loader copies nothing. A collator
+is made from a JSON document and arrays, which may come from another process. It imports numpy, not torch.
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ I64 = npt.NDArray[np.int64]
 
 _PLANNED_WINDOWS: Final = 4096
 _SLOT_CACHE_BYTES: Final = 64 << 20
-_TILE_TICKS: Final = 64  # means and divisors of so many ticks are 1 MB: a cache should hold them
+_TILE_TICKS: Final = 64  # means and divisors of 64 ticks take 1 MB, which fits a CPU cache
 
 
 def open_source(specification: Mapping[str, Any]) -> ShardSource:
-    """The shard source that `ShardSource.specification` describes."""
+    """Return the shard source for a result of `ShardSource.specification`."""
     if specification["kind"] == "local":
         return LocalShards(Path(specification["folder"]))
-    from omniges.data.remote_shards import open_specification  # noqa: PLC0415 - only remote shards pay for it
+    from omniges.data.remote_shards import open_specification  # noqa: PLC0415 - only for remote shards
 
     return open_specification(specification)
 
 
 class _SlotCache:
-    """Text slots of whole clips, the ones used longest ago dropped first."""
+    """Text slots of complete clips; the least recently used are dropped first."""
 
     def __init__(self, codec: SlotCodec) -> None:
         self._codec = codec
@@ -57,7 +56,16 @@ class _SlotCache:
         self._bytes = 0
 
     def slots(self, number: int, reader: ClipReader, sample: int) -> npt.NDArray[np.int32]:
-        """Slots (clip ticks,) of a clip of a folder."""
+        """Return slots (clip ticks,) of a clip.
+
+        Args:
+            number: Index of the folder.
+            reader: Reader of the folder.
+            sample: Index of the clip.
+
+        Returns:
+            The slots.
+        """
         name = (number, sample)
         found = self._kept.get(name)
         if found is not None:
@@ -72,7 +80,7 @@ class _SlotCache:
 
 
 class Collator:
-    """Fills blocks with the windows at given positions. Not for several threads at once."""
+    """Reader of windows into blocks; not safe for several threads at once."""
 
     def __init__(
         self,
@@ -84,7 +92,17 @@ class Collator:
         tracks: Tracks = PLAIN_TRACKS,
         conditions: ConditionReader | None = None,
     ) -> None:
-        """`stride` is the distance between the positions of successive blocks, by which the order is planned ahead."""
+        """Prepare for reading.
+
+        Args:
+            order: Order of the windows.
+            readers: Reader of each folder.
+            normaliser: Scales of the arrays.
+            tokenizer: Content of tokenizer.json.
+            stride: Distance between the positions of successive blocks, for planning ahead.
+            tracks: Tracks of the arrays.
+            conditions: Reader of condition streams, or None.
+        """
         self._order, self._readers, self._stride = order, tuple(readers), stride
         self._conditions = conditions
         self._ticks = order.orders[0].window_ticks
@@ -99,7 +117,15 @@ class Collator:
         self._cold = True
 
     def fill(self, block: BatchBlock, positions: I64) -> None:
-        """Put the windows at positions (rows ≤ R,) into the block; raises DataError for what cannot be read."""
+        """Read the windows at positions into a block.
+
+        Args:
+            block: Block of R rows.
+            positions: Positions (rows ≤ R,).
+
+        Raises:
+            DataError: A window cannot be read.
+        """
         rows, ticks = len(positions), self._ticks
         picks = self._picks(positions)
         block.progress[:] = rows, 0
@@ -108,7 +134,7 @@ class Collator:
         block.samples[:rows], block.start_ticks[:rows] = picks.sample, picks.start_tick
         wanted = list(zip(picks.source.tolist(), picks.sample.tolist(), picks.start_tick.tolist(), strict=True))
         ahead = [(int(first) + self._stride * k, rows) for first in positions[:1] for k in (1, 2)]
-        coming = [picks, *(self._planned[name] for name in ahead if name in self._planned)]  # shards take time to come
+        coming = [picks, *(self._planned[name] for name in ahead if name in self._planned)]  # start downloads early
         for number, reader in enumerate(self._readers):
             reader.prefetch(np.concatenate([one.sample[one.source == number] for one in coming]))
         disk_before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
@@ -118,7 +144,7 @@ class Collator:
                 self._readers[source].advise(sample, start, ticks)
         gesture, audio, text = (array.reshape(len(array), -1) for array in (block.gesture, block.audio, block.text))
         for row, (source, sample, start) in enumerate(wanted):
-            block.progress[1] = row  # if this process is killed here, the other one knows where
+            block.progress[1] = row  # the loader reports this row if the process dies
             reader = self._readers[source]
             reader.read_window(sample, start, ticks, self._scales, (gesture[row], audio[row]))
             if self._slots is not None:
@@ -127,11 +153,11 @@ class Collator:
                 reader.read_text(sample, start, ticks, self._scales.text, text[row])
             if self._conditions is not None:
                 self._conditions.fill(block.conditions, row, source, sample, start, ticks)
-        # What the disk had to give shows in this count, read ahead or not: only then is asking ahead worth its calls.
+        # The count includes pages that were read ahead; advice is only useful while it increases.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
     def _picks(self, positions: I64) -> Picks:
-        """Return the windows at these positions, planned for many blocks at once, which costs as much as one."""
+        """Return the windows at these positions, planned for many blocks at once, which is as fast as for one."""
         if not self._order.shuffle or not len(positions):
             return self._order.picks(positions)
         name = (int(positions[0]), len(positions))
@@ -155,7 +181,20 @@ def make_setup(
     tokenizer: bytes,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return what `make_collator` takes: a JSON document, and arrays by name."""
+    """Return the arguments of `make_collator`.
+
+    Args:
+        data: Shard sets.
+        sequencing: Order of the windows.
+        verify: When to compare the sha256 of members.
+        stride: Distance between the positions of successive blocks.
+        normaliser: Scales of the arrays.
+        tokenizer: Content of tokenizer.json.
+        conditions: Condition streams by name.
+
+    Returns:
+        A JSON document, and arrays by name.
+    """
     document = {
         "sources": [source.shard_source().specification() for source in data],
         "weights": [source.weight for source in data],
@@ -185,7 +224,15 @@ def _tracks_of(document: Mapping[str, Any]) -> Tracks:
 
 
 def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Collator:
-    """A collator that reads by the document and marks what it has checked in the arrays."""
+    """Make a collator.
+
+    Args:
+        document: Document of `make_setup`.
+        arrays: Arrays of `make_setup`, in which checks of members are marked.
+
+    Returns:
+        The collator.
+    """
     tables, readers = [], []
     tracks = _tracks_of(document)
     for number, place in enumerate(document["sources"]):
@@ -208,7 +255,7 @@ def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[
 
 
 def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
-    """Return the function with which a worker process fills the block of a number (`omniges.workers`)."""
+    """Return the function with which a worker process fills a block, given by its number (`omniges.workers`)."""
     shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
     collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
     ticks, fields = setup["sequencing"]["window_ticks"], setup["fields"]

@@ -1,4 +1,4 @@
-"""Arrays of condition streams for the windows of a batch, computed where the batch is read."""
+"""Arrays of condition streams for the windows of a batch, computed by the process that reads the batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from omniges.shards.present import STREAM_BITS, absent_channels
 
 
 def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
-    """Return what condition streams may learn from the clips of some catalogs, which were read with their labels."""
+    """Return the facts about the training set that condition streams may learn from.
+
+    Args:
+        catalogs: Catalogues with the labels.
+        statistics: Content of stats.json.
+
+    Returns:
+        Values of each label, and the statistics.
+    """
     found: dict[str, set[str]] = {name: set() for name in catalogs[0].labels}
     for catalog in catalogs:
         for name, (values, codes) in catalog.labels.items():
@@ -29,14 +37,14 @@ def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -
 
 
 def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str, Any]) -> None:
-    """Refuse streams that read what batches hold only as latents of a codec.
+    """Refuse streams that read an array that batches contain only as latents.
 
     Args:
-        streams: by name.
-        codecs: of the run, by the stream they stand for.
+        streams: Condition streams by name.
+        codecs: Codecs of the run, by the stream that their latents replace.
 
     Raises:
-        UsageFault: a stream reads such an array.
+        UsageFault: A stream reads such an array.
     """
     for name, stream in streams.items():
         lost = [content for content in stream.reads if STREAM_OF[content] in codecs]
@@ -48,7 +56,7 @@ def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str
 
 
 class ConditionReader:
-    """Computes the arrays of condition streams for windows of some folders. Not for several threads at once."""
+    """Reader of condition values for windows; not safe for several threads at once."""
 
     def __init__(
         self,
@@ -57,7 +65,14 @@ class ConditionReader:
         labels: Sequence[Mapping[str, LabelColumn]],
         tracks: Tracks,
     ) -> None:
-        """Name the parts; readers and labels are those of each folder."""
+        """Prepare for reading.
+
+        Args:
+            streams: Condition streams by name.
+            readers: Reader of each folder.
+            labels: Labels of each folder.
+            tracks: Tracks of the arrays.
+        """
         self._streams, self._readers, self._labels = streams, readers, labels
         self._names = labels_read(streams.values())
         self._contents = {content for stream in streams.values() for content in stream.reads}
@@ -70,7 +85,19 @@ class ConditionReader:
     def fill(
         self, arrays: Mapping[str, npt.NDArray[Any]], row: int, source: int, sample: int, start: int, ticks: int
     ) -> None:
-        """Put the values of a window into a row of a block's arrays; raises as `window_value` and `ClipReader` do."""
+        """Write the values of a window into a row of a block.
+
+        Args:
+            arrays: Arrays of condition streams by name.
+            row: Row of the block.
+            source: Index of the folder.
+            sample: Index of the clip.
+            start: First tick of the window.
+            ticks: Length of the window.
+
+        Raises:
+            DataError: A member cannot be read.
+        """
         recording = self._recording(source, sample)
         for name, stream in self._streams.items():
             value = window_value(stream, recording, start, ticks)

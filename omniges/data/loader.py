@@ -1,7 +1,7 @@
-"""Batches for training: collated, normalised, in the order of `order`, whoever reads them and wherever one resumes.
+"""Batches for training: normalised windows in the order of `omniges.data.order`, for any number of ranks and workers.
 
-Worker processes fill blocks of shared memory; a batch's tensors are views of such a block, which is filled again when
-nothing refers to them any more. docs/explanation/batches.md is the promise.
+Worker processes fill blocks of shared memory. The tensors of a batch are views of a block, which is filled again when
+no tensor refers to it. docs/explanation/batches.md describes the guarantees.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from omniges.shards.schema import VERIFY
 from omniges.workers import Worker, WorkerDied, worker_command
 
 WORKER_COMMAND: Final = worker_command("omniges.data.collate")
-_PATIENCE_S: Final = 2.0  # for a worker to exit by itself
+_EXIT_LIMIT_S: Final = 2.0  # then a worker is killed
 
 _LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
-    """Settings of the loader's speed; none of them changes the batches."""
+    """Settings that change the speed of the loader, but not the batches."""
 
     workers: int = 2  # processes; 0 reads in the calling one
     prefetch: int = 2  # batches each worker may be ahead
@@ -50,7 +50,7 @@ class LoaderSettings:
     stall_s: float = 600.0  # a batch that takes longer is an error
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuse values out of range."""
         if self.workers < 0 or self.prefetch < 1 or not self.stall_s > 0:
             raise UsageFault(
                 f"workers ≥ 0, prefetch ≥ 1 and stall_s > 0 expected, found {self.workers}, {self.prefetch} and "
@@ -60,25 +60,25 @@ class LoaderSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B windows of w ticks, aligned; tensors are views of memory that is used again when none of them is left."""
+    """B aligned windows of w ticks; the memory of the tensors is reused when none of them is left."""
 
     gesture: torch.Tensor  # (B, w · 3, 415) float32, normalised
     audio: torch.Tensor  # (B, w · 10, 64) float32, normalised; or latents
     text: torch.Tensor  # (B, w) int32 text slots; or latents (B, N, V) float32, normalised
-    positions: torch.Tensor  # (B,) int64, in the whole sequence
+    positions: torch.Tensor  # (B,) int64, in the sequence of all ranks
     start_ticks: torch.Tensor  # (B,) int64, of the window in its clip
     keys: tuple[str, ...]
     speakers: tuple[str | None, ...]
     sources: tuple[int, ...]  # number of the folder in a mixture
     present: npt.NDArray[np.uint8]  # (B,) bits of `omniges.shards.present.STREAM_PARTS`; what is absent holds zeros
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """Values (B, …) of condition streams, and which windows have one (B,) bool."""
+    """For each condition stream: values (B, …), and which windows have one (B,) bool."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device, without waiting where the memory is page-locked."""
+        """Copy the batch to a device, without waiting if the memory is page-locked."""
         names = ("gesture", "audio", "text", "positions", "start_ticks")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         conditions = {
@@ -89,10 +89,10 @@ class Batch:
 
 
 class BatchLoader:
-    """An iterator over this rank's batches; without end if shuffled, else one pass. Not for several threads at once.
+    """An iterator over the batches of one rank: endless if shuffled, otherwise one pass. Not safe for several threads.
 
-    ``for batch in loader`` may be left at any point and goes on where it was left. `close` ends the worker processes
-    (so does the end of a ``with`` block, of the object or of the program); the next batch starts them again.
+    Iteration can be left at any point and continues from there. `close`, the end of a ``with`` block, of the object and
+    of the program stop the workers; the next batch starts them again.
     """
 
     def __init__(
@@ -105,9 +105,20 @@ class BatchLoader:
         tokenizer: bytes | None = None,
         conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
     ) -> None:
-        """Statistics and tokenizer are those of the first folder unless given; condition streams are by name.
+        """Prepare the loader; workers start with the first batch.
 
-        Raises UsageFault where no window is left or the statistics are of no sample, DataError where they are damaged.
+        Args:
+            data: Shard sets.
+            sequencing: Order of the windows.
+            share: Part of this rank.
+            settings: Settings of speed.
+            normaliser: Scales; None: by the statistics of the first folder.
+            tokenizer: Content of tokenizer.json; None: that of the first folder.
+            conditions: Condition streams by name.
+
+        Raises:
+            UsageFault: There is no window, or no sample contributed to the statistics.
+            DataError: The statistics are damaged.
         """
         if not data:
             raise UsageFault("at least one shard folder expected, found none")
@@ -118,8 +129,8 @@ class BatchLoader:
         self._normaliser = normaliser or first.normaliser()
         self._tokenizer = first.tokenizer if tokenizer is None else tokenizer
         self._conditions = conditions
-        self._position = 0  # of the next batch to hand over
-        self._submitted = 0  # of the next batch to have read
+        self._position = 0  # position of the next batch to return
+        self._submitted = 0  # position of the next batch to read
         self._jobs = 0
         self._pending: deque[tuple[int, int]] = deque()  # block, rows
         self._workers: list[Worker] = []
@@ -140,29 +151,29 @@ class BatchLoader:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows of all folders, each once."""
+        """Number of windows in all folders."""
         return self._order.windows
 
     @property
     def left_out_clips(self) -> int:
-        """Clips shorter than a window."""
+        """Number of clips shorter than a window."""
         return sum(order.left_out_clips for order in self._order.orders)
 
     @property
     def position(self) -> int:
-        """Windows of the whole sequence that all ranks have been handed."""
+        """Number of windows that all ranks have received."""
         return self._position
 
     @property
     def batches(self) -> int | None:
-        """Batches of one pass, the same for all ranks; None if shuffled, which has no end."""
+        """Number of batches in one pass, equal on all ranks; None if shuffled, because there is no end."""
         if self._sequencing.shuffle:
             return None
         return -(-self._order.windows // self._share.global_batch) * self._share.accumulation
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers that are running."""
+        """Process ids of the running workers."""
         return tuple(worker.pid for worker in self._workers)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -173,14 +184,18 @@ class BatchLoader:
 
     @property
     def _end(self) -> int | None:
-        """Position at which a pass ends: the last step may have fewer windows, but every rank has its batches."""
+        """Position at which a pass ends; the last step may have fewer windows, but every rank gets its batches."""
         return None if self.batches is None else self.batches * self._share.micro_batch
 
     def next_batch(self) -> Batch | None:
-        """The next batch, or None at the end of a pass.
+        """Return the next batch, or None at the end of a pass; after an exception the position is unchanged.
 
-        Raises DataError with shard, key and offset for what cannot be read; nothing is skipped. After any exception
-        the loader stands where it was.
+        Returns:
+            The batch, or None.
+
+        Raises:
+            DataError: A window cannot be read; the error has shard, key and offset. Nothing is skipped.
+            EnvironmentFault: A worker died, or a batch takes too long.
         """
         if self._end is not None and self._position >= self._end:
             return None
@@ -192,14 +207,14 @@ class BatchLoader:
                 block, rows = self._pending[0]
                 self._await(store, block)
             except WorkerDied as death:
-                raise self._obituary(death) from death
+                raise self._fault_of(death) from death
             on_error.pop_all()
         self._pending.popleft()
         self._position += self._share.micro_batch
         return self._batch(store, block, rows)
 
     def _start(self) -> BlockStore:
-        """The block store; it and the readers are made where there are none."""
+        """Return the block store; make it and the readers if they do not exist."""
         if self._store is not None:
             return self._store
         settings, share = self._settings, self._share
@@ -219,14 +234,14 @@ class BatchLoader:
                 for _ in range(settings.workers):
                     self._workers.append(Worker(WORKER_COMMAND, document, descriptors=(descriptor, store.descriptor)))
             finally:
-                os.close(descriptor)  # the workers have it
+                os.close(descriptor)  # the workers have a copy
         else:
             self._collator = make_collator(document, arrays)
         self._store, self._submitted, self._jobs = store, self._position, 0
         return store
 
     def _submit(self, store: BlockStore) -> None:
-        """Have as many batches read as may be ahead."""
+        """Submit as many batches as may be read ahead."""
         ahead = max(1, self._settings.workers * self._settings.prefetch)
         while len(self._pending) < ahead and (self._end is None or self._submitted < self._end):
             positions = self._share.positions(self._submitted)
@@ -243,7 +258,7 @@ class BatchLoader:
             self._submitted += self._share.micro_batch
 
     def _await(self, store: BlockStore, block: int) -> None:
-        """Have the oldest pending block filled, or wait until it is."""
+        """Fill the oldest pending block, or wait for its worker."""
         if self._collator is not None:
             view = store.view(block)
             self._collator.fill(view, view.positions[: view.progress[0]].copy())
@@ -258,7 +273,7 @@ class BatchLoader:
             ) from error
 
     def _place(self, store: BlockStore, block: int) -> str:
-        """Shard, key and byte offset of the window that a block's filling has come to."""
+        """Return shard, key and byte offset of the window that is being read into a block."""
         view = store.view(block)
         picks = self._order.picks(view.positions[view.progress[1] : view.progress[1] + 1].copy())
         source, sample = self._data[int(picks.source[0])], int(picks.sample[0])
@@ -266,20 +281,20 @@ class BatchLoader:
         shard = source.shard_source().describe(table.shard_name(int(table.shard[sample])))
         return f"{shard}: {table.key(sample)} at byte {int(table.offsets[sample, 0])}"
 
-    def _obituary(self, death: WorkerDied) -> OmnigesError:
-        """Return the error for a dead worker. SIGBUS means that a mapped file has lost its bytes."""
+    def _fault_of(self, death: WorkerDied) -> OmnigesError:
+        """Return the error for a dead worker; SIGBUS means that a mapped file was truncated."""
         if death.task is None or self._store is None:
             return EnvironmentFault(f"a loader worker did not start ({death}): run the command again with workers 0")
         place = self._place(self._store, death.task)
         if "SIGBUS" in str(death):
-            return DataError(f"{place}: the shard was cut short while it was read, or the disk fails. {VERIFY}")
+            return DataError(f"{place}: the shard was truncated while it was read, or the disk fails. {VERIFY}")
         return EnvironmentFault(
-            f"a loader worker died ({death}) while it read {place}: if memory ran out, take fewer workers; what was "
-            "read is not lost, run the same command again"
+            f"a loader worker died ({death}) while it read {place}: if memory is full, choose fewer workers, and run "
+            "the same command again; earlier batches are not lost"
         )
 
     def _batch(self, store: BlockStore, block: int, rows: int) -> Batch:
-        """A filled block as a batch, nothing copied but names."""
+        """Return a filled block as a batch; only names are copied."""
         view = store.lend(block)
         sources, samples = view.sources[:rows], view.samples[:rows]
         keys: list[str] = [""] * rows
@@ -311,14 +326,21 @@ class BatchLoader:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as JSON; counts the batches that were handed over, not those read ahead."""
+        """Return the state as JSON; it counts returned batches, not those read ahead."""
         return make_state(self._data, self._sequencing, self._position, self._share.global_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Resumed:
-        """Go on from a saved state, under any number of ranks and workers.
+        """Resume from a saved state, with any number of ranks and workers.
 
-        Returns the position and a remark where the global batch is another one. Raises UsageFault where the saved
-        sequence is another one, with every difference, DataError where it is no state.
+        Args:
+            state: Result of `state_dict`.
+
+        Returns:
+            The position, and a warning if the global batch size differs.
+
+        Raises:
+            UsageFault: The saved sequence differs; the error lists every difference.
+            DataError: It is not a valid state.
         """
         resumed = resume(self.state_dict(), state)
         self._seek(resumed.position)
@@ -331,7 +353,7 @@ class BatchLoader:
         self._position = position
 
     def close(self) -> None:
-        """End the worker processes and let go of the memory; batches that were handed over stay valid."""
+        """Stop the workers and release the memory; batches that were returned stay valid."""
         _end_workers(self._workers)
         self._pending.clear()
         self._collator = self._store = None
@@ -344,8 +366,8 @@ class BatchLoader:
 
 
 def _end_workers(workers: list[Worker]) -> None:
-    """All leave at once, then each is waited for."""
+    """Ask all workers to exit, then wait for each."""
     for worker in workers:
         worker.hang_up()
     while workers:
-        workers.pop().close(_PATIENCE_S)
+        workers.pop().close(_EXIT_LIMIT_S)

@@ -1,9 +1,9 @@
-"""The order of windows: a pure function of (clips, window, seed, position), the same on any number of ranks.
+"""The order of windows: a pure function of (clips, window, seed, position), equal on any number of ranks.
 
-Nothing is drawn one after the other. A position gives its epoch and index by division, the index gives a window
-through a keyed permutation that is computed for single indices, and the window's place in its clip comes from a keyed
-hash. So any position costs the same, resuming is O(1), and no epoch has to be prepared. The algorithms are written
-down in docs/explanation/batches.md; they use 64-bit integers alone, so no library version can change them.
+Nothing is drawn sequentially. A position gives its epoch and index by division. The index gives a window through a
+keyed permutation, which is computed for single indices. A keyed hash gives the window's place in its clip. Therefore
+every position has the same cost, resuming is O(1), and epochs need no preparation. docs/explanation/batches.md
+describes the algorithms. They use only 64-bit integers, so library versions cannot change them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 PERIOD: Final = 10_000
-"""Positions after which the pattern of a mixture repeats: weights are exact to one in so many."""
+"""Positions after which the pattern of a mixture repeats; weights are exact to 1 / PERIOD."""
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MASK: Final = 2**64 - 1
@@ -32,9 +32,9 @@ _ROUNDS: Final = 8
 
 
 def _fold(state: U64, value: U64) -> U64:
-    """Fold a value in: mix((s xor v) + golden ratio); shapes broadcast. No scalars: numpy warns of their overflow.
+    """Return mix((s xor v) + golden ratio), where mix is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 
-    To mix is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    Shapes broadcast. Arguments are never scalars, because numpy warns about their overflow.
     """
     z: U64 = state ^ value
     z += np.uint64(_GOLDEN)
@@ -47,7 +47,7 @@ def _fold(state: U64, value: U64) -> U64:
 
 
 def keyed_hash(*values: U64 | I64 | int) -> U64:
-    """64-bit hash of a row of 64-bit values, folded one after the other into 0; shapes broadcast to at least (1,)."""
+    """Return the 64-bit hash of rows of 64-bit values, folded in order into 0; shapes broadcast to ≥ (1,)."""
     state = np.zeros(1, dtype=np.uint64)
     for value in values:
         state = _fold(state, np.asarray(value & _MASK if isinstance(value, int) else value).astype(np.uint64))
@@ -55,20 +55,20 @@ def keyed_hash(*values: U64 | I64 | int) -> U64:
 
 
 def _below(hashed: U64, limit: U64 | int) -> U64:
-    """The upper 32 bits of a hash as a number from 0 to limit − 1; limit at most 2³²."""
+    """Map the upper 32 bits of a hash to 0 … limit − 1; limit is at most 2³²."""
     limits = np.asarray(limit, dtype=np.uint64)
     return ((hashed >> np.uint64(32)) * limits) >> np.uint64(32)
 
 
 def _add_modulo(x: U64, y: U64, limit: int) -> U64:
-    """The sum x + y modulo a limit that both are below; several times faster than a division."""
+    """Return x + y modulo a limit that both are below; several times faster than a division."""
     total: U64 = x + y
     total -= (total >= limit) * np.uint64(limit)
     return total
 
 
 def text_hashes(texts: npt.NDArray[np.bytes_]) -> U64:
-    """FNV-1a, 64 bits, of byte strings without NUL (N,)."""
+    """Return the 64-bit FNV-1a hashes of byte strings (N,) without NUL."""
     width = texts.dtype.itemsize
     columns = np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), width)
     hashed = np.full(len(texts), 0xCBF29CE484222325, dtype=np.uint64)
@@ -79,10 +79,19 @@ def text_hashes(texts: npt.NDArray[np.bytes_]) -> U64:
 
 
 def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
-    """The images of indices (P,) in the permutations of range(size) that (seed, epoch) name; epochs (P,) or one.
+    """Return the images of indices under the permutations of range(size) for (seed, epoch).
 
-    An alternating Feistel network over a × b ≥ size (Black and Rogaway 2002) with cycle walking: what lands at or
-    above `size` goes through again. Bijective whatever the round function is.
+    It is an alternating Feistel network over a × b ≥ size (Black and Rogaway 2002) with cycle walking: results of
+    `size` or more are permuted again. It is bijective for any round function.
+
+    Args:
+        indices: Indices (P,).
+        size: Number of elements.
+        seed: Seed of the permutations.
+        epochs: Epochs (P,), or one for all.
+
+    Returns:
+        Permuted indices (P,).
     """
     a = isqrt(max(size - 1, 0)) + 1
     b = -(-size // a)
@@ -101,10 +110,20 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
 
 
 def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window_ticks: int) -> I64:
-    """First ticks (P,) of windows: number `places` of `counts` disjoint ones in a clip with `slack` ticks left over.
+    """Return the first ticks of windows at random places in their clips.
 
-    Every window of the clip draws a number from 0 to slack; window k starts at k · window plus the k-th smallest of
-    them. So the gaps before, between and after the windows add up to the slack. `clip_hashes` name seed, epoch and key.
+    Every window of a clip draws a number from 0 to slack. Window k starts at k · window plus the k-th smallest number,
+    so windows are disjoint and the gaps sum to the slack.
+
+    Args:
+        counts: Number of windows in the clip (P,).
+        slack: Ticks of the clip that no window covers (P,).
+        places: Index k of the window in its clip (P,).
+        clip_hashes: Hashes of seed, epoch and key (P,).
+        window_ticks: Length of a window in ticks.
+
+    Returns:
+        First ticks (P,).
     """
     starts: I64 = places * window_ticks
     loose = np.flatnonzero(slack)
@@ -114,36 +133,43 @@ def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window
     number = np.arange(len(owner)) - first[owner]
     hashed = _fold(clip_hashes[loose][owner], number.astype(np.uint64))
     drawn = _below(hashed, (slack[loose][owner] + 1).astype(np.uint64)).astype(np.int64)
-    ranked = np.sort((owner << 32) | drawn)  # within each clip, for the owners come in order
+    ranked = np.sort((owner << 32) | drawn)  # sorts within each clip, because owners are ascending
     starts[loose] += ranked[first + places] & 0xFFFFFFFF
     return starts
 
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """Windows at positions (P,); all arrays (P,) int64."""
+    """The windows at positions (P,); all arrays are (P,) int64."""
 
-    source: I64  # number of the shard folder
-    epoch: I64  # of that folder
-    sample: I64  # number of the clip in its catalogue
+    source: I64  # index of the shard folder
+    epoch: I64  # epoch of that folder
+    sample: I64  # index of the clip in its catalogue
     start_tick: I64
 
 
 class ClipOrder:
     """The windows of one shard folder's clips, in order of position.
 
-    Shuffled: epoch after epoch for ever, each a permutation of all windows. Otherwise one pass in key order, windows
-    from the clip's first tick on, without gaps.
+    Shuffled: an endless sequence of epochs, each a permutation of all windows. Otherwise: one pass in key order, with
+    windows from the first tick of a clip, without gaps.
     """
 
     def __init__(
         self, ticks: I64, key_hashes: U64, window_ticks: int, seed: int, *, shuffle: bool, multiple: int = 1
     ) -> None:
-        """Lengths (N,) of clips in ticks and hashes (N,) of their keys; clips shorter than a window have no part.
+        """Prepare the order; clips shorter than a window are left out.
 
-        Windows begin at a `multiple` of ticks, which their length is a multiple of too: all is counted in it, and
-        what a clip has beyond its last one is left over. Raises UsageFault if there is no window at all, or the window
-        is no such length.
+        Args:
+            ticks: Lengths (N,) of clips in ticks.
+            key_hashes: Hashes (N,) of their keys.
+            window_ticks: Length of a window in ticks, a multiple of `multiple`.
+            seed: Seed of the order.
+            shuffle: Shuffle windows, or take one pass in key order.
+            multiple: Number of ticks that first ticks are multiples of; the remainder of a clip is not used.
+
+        Raises:
+            UsageFault: There is no window, or its length is invalid.
         """
         if window_ticks < 1 or window_ticks % multiple:
             least = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
@@ -151,7 +177,7 @@ class ClipOrder:
         self.window_ticks, self.seed, self.shuffle = window_ticks, seed, shuffle
         self._multiple, self._window = multiple, window_ticks // multiple
         self._lengths, self._key_hashes = ticks // multiple, key_hashes
-        self._last = np.cumsum(self._lengths // self._window)  # windows up to and with each clip
+        self._last = np.cumsum(self._lengths // self._window)  # number of windows up to and including each clip
         self.windows = int(self._last[-1]) if len(ticks) else 0
         short = ticks < window_ticks
         self.left_out_clips = int(short.sum())
@@ -165,7 +191,7 @@ class ClipOrder:
             )
 
     def picks(self, positions: I64) -> tuple[I64, I64, I64]:
-        """Epochs, samples and first ticks, each (P,), of positions (P,) of this folder."""
+        """Return epochs, samples and first ticks, each (P,), of positions (P,) of this folder."""
         epochs, indices = np.divmod(positions, self.windows)
         if not self.shuffle:
             samples, _, places = self._clips_of(indices)
@@ -179,7 +205,7 @@ class ClipOrder:
         return epochs, samples, starts * self._multiple
 
     def _clips_of(self, windows: I64) -> tuple[I64, I64, I64]:
-        """Clip, number of windows in it, and place among these, of windows counted over all clips in key order."""
+        """Return clip, number of its windows, and index among these, of windows counted over all clips in key order."""
         samples = np.searchsorted(self._last, windows, side="right")
         counts = self._lengths[samples] // self._window
         return samples, counts, windows - (self._last[samples] - counts)
@@ -188,9 +214,17 @@ class ClipOrder:
 def mixture_pattern(weights: Sequence[float]) -> I64:
     """Return the source of each of PERIOD positions, evenly spread.
 
-    Shares are whole numbers of PERIOD by largest remainder, one at least; the k-th position of a source with m of them
-    is due at (k + ½)/m of the period, and positions are given out in the order they are due, the first source first.
-    Raises UsageFault for weights that are not positive numbers.
+    Shares are rounded to whole numbers of PERIOD by largest remainder, at least one. The k-th position of a source with
+    m of them is due at (k + ½)/m of the period. Positions are assigned in this order; ties go to the first source.
+
+    Args:
+        weights: Weights of the sources.
+
+    Returns:
+        Indices of sources (PERIOD,).
+
+    Raises:
+        UsageFault: A weight is not a positive number.
     """
     if not weights or not all(0 < weight < float("inf") for weight in weights) or len(weights) > PERIOD:
         raise UsageFault(f"a mixture needs positive weights, found {list(weights)}")
@@ -199,7 +233,7 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
     for turn in range(PERIOD - sum(counts)):
         counts[by_remainder[turn % len(counts)]] += 1
-    while sum(counts) > PERIOD:  # shares below one were raised to one
+    while sum(counts) > PERIOD:  # shares below one were rounded up
         counts[int(np.argmax(counts))] -= 1
     owner = np.repeat(np.arange(len(counts)), counts)
     due = np.concatenate([(2 * np.arange(m) + 1) / (2 * m) for m in counts])
@@ -207,9 +241,9 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
 
 
 class Mixture:
-    """Several folders as one sequence: each keeps its own epoch and position, both functions of the global position.
+    """Several folders as one sequence; epoch and position of each are functions of the global position.
 
-    Not shuffled, the folders follow each other and weights have no part.
+    Without shuffling, the folders follow one another and weights are not used.
     """
 
     def __init__(self, orders: Sequence[ClipOrder], weights: Sequence[float]) -> None:
@@ -220,7 +254,7 @@ class Mixture:
         pattern = mixture_pattern(weights)
         member = pattern[None, :] == np.arange(len(orders))[:, None]
         self._pattern = pattern
-        self._counts = member.sum(axis=1)  # positions of each source in a period
+        self._counts = member.sum(axis=1)  # number of positions of each source in a period
         self._before = np.cumsum(member, axis=1)[pattern, np.arange(PERIOD)] - 1
 
     def picks(self, positions: I64) -> Picks:
@@ -244,7 +278,7 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankShare:
-    """Positions of a rank: step k covers [kG, (k+1)G) with G = ranks · batch size · accumulation."""
+    """The positions of a rank: step k covers [kG, (k+1)G) with G = ranks · batch size · accumulation."""
 
     rank: int = 0
     world_size: int = 1
@@ -252,7 +286,7 @@ class RankShare:
     accumulation: int = 1  # micro-steps per step
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a share."""
+        """Refuse values out of range."""
         if self.world_size < 1 or self.batch_size < 1 or self.accumulation < 1:
             raise UsageFault(
                 f"world size, batch size and accumulation of at least 1 expected, found {self.world_size}, "
@@ -263,15 +297,15 @@ class RankShare:
 
     @property
     def micro_batch(self) -> int:
-        """Positions all ranks take together in a micro-step."""
+        """Number of positions of all ranks in a micro-step."""
         return self.world_size * self.batch_size
 
     @property
     def global_batch(self) -> int:
-        """G, positions of a step."""
+        """Number of positions G in a step."""
         return self.micro_batch * self.accumulation
 
     def positions(self, start: int) -> I64:
-        """Positions (batch size,) of this rank in the micro-step that begins at global position `start`."""
+        """Return the positions (batch size,) of this rank in the micro-step that begins at global position `start`."""
         first = start + self.rank * self.batch_size
         return np.arange(first, first + self.batch_size, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Remote shards through a local cache: fetched once, checked, bounded in size, shared by processes.
+"""Remote shards through a local cache: downloaded once, checked, limited in size, shared by processes.
 
-The cache keeps a shard set under the sha256 of its dataset.json, so the same set from another address, or with other
-credentials, is the same folder, and nothing in the cache tells where it came from. dataset.json itself is fetched
-anew each time a location is opened: that is how a change there is noticed.
+The cache stores a shard set under the sha256 of its dataset.json. The same set from another address, or with other
+credentials, uses the same folder, and the cache does not contain addresses. dataset.json itself is downloaded each time
+a location is opened, so that changes are noticed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_
 
 _PIECE_BYTES: Final = 1 << 20
 _MOST_DATASET_BYTES: Final = 256 << 20
-SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json where there is one
+SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json if it exists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,41 +50,49 @@ class CacheSettings:
 
     folder: Path
     capacity_bytes: int
-    ahead: int = 4  # shards held that were fetched before they were asked for
-    threads: int = 2  # that fetch ahead
-    recheck: bool = False  # take a shard's checksum again when a process first opens it
-    space_wait_s: float = 1.0  # for another process to let a shard go
+    ahead: int = 4  # shards that are downloaded ahead of use
+    threads: int = 2  # threads for that
+    recheck: bool = False  # check a cached shard's sha256 again when a process first opens it
+    space_wait_s: float = 1.0  # time to wait for another process to release a shard
     retries: Retries = field(default_factory=Retries)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse values out of range."""
         if self.capacity_bytes < 1 or self.ahead < 0 or self.threads < 0 or self.space_wait_s < 0:
             raise UsageFault(f"a cache of at least 1 byte, and no negative numbers, expected; found {self}")
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as JSON; `from_json` is the inverse."""
+        """Return the settings as JSON."""
         return asdict(self) | {"folder": str(self.folder.absolute())}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> CacheSettings:
-        """The settings that `as_json` gave."""
+        """Return the settings that `as_json` gave."""
         nested = {"retries": Retries(**document["retries"]), "timeouts": Timeouts(**document["timeouts"])}
         return cls(**dict(document) | nested | {"folder": Path(document["folder"])})
 
 
 class RemoteShards:
-    """A remote shard set: its small files in `folder`, its shards by `open`. Any number of threads may use it.
+    """A remote shard set: small files in `folder`, shards by `open`; safe for any number of threads.
 
-    Made by `open_location`, or in another process by `open_specification`; not for use across a fork.
+    `open_location` makes one, and `open_specification` in another process. It must not be used across a fork.
     """
 
     def __init__(
         self, location: Location, settings: CacheSettings, cache: CacheFolder, group: str, store: Store | None = None
     ) -> None:
-        """Read dataset.json, which is in the cache already; raises DataError where it is not as it should be.
+        """Read dataset.json from the cache.
 
-        `store` is one that this thread has made for the location already.
+        Args:
+            location: Location of the set.
+            settings: Settings of the cache.
+            cache: The cache, which contains dataset.json.
+            group: Name of the set's folder in the cache.
+            store: An open store of the location that this thread may use, or None.
+
+        Raises:
+            DataError: dataset.json does not follow the contract.
         """
         self.location = location
         self.folder = cache.folder(group)
@@ -111,41 +119,55 @@ class RemoteShards:
 
     @property
     def counts(self) -> CacheCounts:
-        """Counts of what this object did with the cache so far."""
+        """Counts of this object's use of the cache."""
         return self._cache.counts
 
     def open(self, shard: str) -> int:
-        """A descriptor of a whole shard for reading, which the caller closes; fetched first where it is not here.
+        """Return a file descriptor of a complete shard, which the caller closes; download the shard first if needed.
 
-        While the descriptor, or a memory map made of it, is open in any process, the shard is not evicted. Raises
-        DataError where the shard is missing or not what dataset.json says, EnvironmentFault where it cannot be had,
-        CacheFull (an EnvironmentFault) where shards that are in use take all the space.
+        While the descriptor or a memory map of it is open in any process, the shard is not evicted.
+
+        Args:
+            shard: Name of the shard.
+
+        Returns:
+            The descriptor.
+
+        Raises:
+            DataError: The shard is missing, or differs from dataset.json.
+            EnvironmentFault: The shard cannot be downloaded, or shards in use fill the cache (`CacheFull`).
         """
         pin = self._ahead.take(shard)
         if pin is None:
             try:
                 pin = self._acquire(shard, 0.0, time.sleep)
             except CacheFull:
-                self._ahead.drop()  # what is needed now goes before what is needed later
+                self._ahead.drop()  # the shard that is needed now has priority
                 pin = self._acquire(shard, self._settings.space_wait_s, time.sleep)
         return pin.descriptor
 
     def prefetch(self, shards: Iterable[str]) -> None:
-        """Fetch these shards in the background, the first first, as far as `ahead` and the space allow.
+        """Download shards in the background, in this order, as far as `ahead` and the space allow.
 
-        Takes the place of the hint before. A shard that cannot be had raises when it is opened.
+        It replaces the previous hint. A shard that cannot be downloaded raises an error when it is opened.
+
+        Args:
+            shards: Names of the shards.
         """
         self._ahead.hint(shards)
 
     def describe(self, shard: str) -> str:
-        """The shard's URL without credentials."""
+        """Return the shard's URL without credentials."""
         return self.location.shown_file(shard)
 
     def specification(self) -> dict[str, Any]:
-        """JSON from which another process makes its own (`open_specification`).
+        """Return JSON from which another process makes its own object with `open_specification`.
 
-        It holds the address with the credentials that the URL may have: it is for a pipe, not for a file, a log, an
-        argument or a state.
+        It contains the address with credentials that the URL may have. Send it only through a pipe, never to a file, a
+        log, an argument or a state.
+
+        Returns:
+            The JSON document.
         """
         return {
             "kind": "remote",
@@ -155,7 +177,7 @@ class RemoteShards:
         }
 
     def close(self) -> None:
-        """Stop fetching ahead and let the small files go."""
+        """Stop downloads and release the small files."""
         self._ahead.close()
         while self._kept:
             self._kept.pop().close()
@@ -170,7 +192,7 @@ class RemoteShards:
         return f"RemoteShards({self.location}, cache {self._settings.folder})"
 
     def keep_small_files(self) -> None:
-        """Fetch the small files and pin them until `close`; raises like `open`."""
+        """Download the small files and pin them until `close`; raise the errors of `open`."""
         for name in self._small_files():
             self._kept.append(self._acquire(name, self._settings.space_wait_s, time.sleep))
 
@@ -178,16 +200,16 @@ class RemoteShards:
         return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
 
     def least_bytes(self, splits: Collection[str]) -> tuple[int, str]:
-        """Bytes of the small files and the largest shard of some splits, and that shard's name."""
+        """Return the size of the small files plus the largest shard of some splits, and that shard's name."""
         shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
         small = sum(self._files[name].size for name in self._small_files())
         size, name = max(shards, default=(0, ""))
         return small + size, name
 
     def _acquire(self, name: str, space_wait_s: float, wait: Wait) -> Pin:
-        """A file of the set, pinned, fetched first where it is not here; raises the errors of cache and download.
+        """Return a pinned file of the set, downloaded if needed; raise the errors of cache and download.
 
-        `wait` is used between tries, and with 0 seconds before each piece; it may raise to give up.
+        `wait` is called between retries, and with 0 seconds before each piece; it may raise to give up.
         """
         file = self._files.get(name)
         if file is None:
@@ -213,7 +235,7 @@ class RemoteShards:
         return pin
 
     def _store(self) -> Store:
-        """The store of this thread."""
+        """Return the store of this thread."""
         if not hasattr(self._stores, "store"):
             self._stores.store = open_store(self.location, self._settings.timeouts)
         store: Store = self._stores.store
@@ -223,10 +245,20 @@ class RemoteShards:
 def open_location(
     location: Location, settings: CacheSettings | None, splits: Collection[str] = SPLITS
 ) -> LocalShards | RemoteShards:
-    """The shards at a location: a local folder as it is, a remote one with its small files already in the cache.
+    """Open the shards at a location: a local folder directly, a remote one with its small files in the cache.
 
-    `splits` are those that shards will be opened of. Raises UsageFault where a URL comes without a cache, or the cache
-    is smaller than the largest shard; DataError and EnvironmentFault where the set cannot be read.
+    Args:
+        location: The location.
+        settings: Settings of the cache, required for remote shards.
+        splits: Splits whose shards will be opened.
+
+    Returns:
+        The shards.
+
+    Raises:
+        UsageFault: A URL is given without a cache, or the cache is smaller than the largest shard.
+        DataError: The set is damaged.
+        EnvironmentFault: The set cannot be downloaded.
     """
     if location.path is not None:
         return LocalShards(location.path)
@@ -265,7 +297,7 @@ def open_location(
 
 
 def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
-    """The shards that `RemoteShards.specification` describes; nothing is fetched yet."""
+    """Open the shards of a `RemoteShards.specification`, without downloads."""
     settings = CacheSettings.from_json(specification["settings"])
     cache = CacheFolder(settings.folder, settings.capacity_bytes)
     return RemoteShards(parse_location(specification["address"]), settings, cache, specification["group"])
@@ -273,13 +305,23 @@ def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
 
 def _too_small(settings: CacheSettings, least: int, name: str) -> UsageFault:
     return UsageFault(
-        f"{settings.folder}: a cache of at least {least} bytes expected, which {name} and the files beside the shards "
-        f"take, found a limit of {settings.capacity_bytes}. A cache of the size of all shards fetches each once"
+        f"{settings.folder}: a cache of at least {least} bytes expected, the size of {name} and the files beside the "
+        f"shards, found a limit of {settings.capacity_bytes}. A cache of the size of all shards downloads each once"
     )
 
 
 def dataset_bytes(store: Store) -> bytes:
-    """dataset.json, whole and sealed; what it says is not looked at."""
+    """Download dataset.json; check its checksum, but not its content.
+
+    Args:
+        store: Store of the location.
+
+    Returns:
+        The content.
+
+    Raises:
+        EnvironmentFault: The file is missing, too large or damaged.
+    """
     place = store.location.shown_file(DATASET_FILE)
     data = bytearray()
     try:

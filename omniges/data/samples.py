@@ -1,7 +1,7 @@
-"""Open a folder of shards and read its samples as plain arrays, for people's own programs. Nothing here imports torch.
+"""Shard folders as samples of plain arrays, for other programs. Nothing here imports torch.
 
-`open_shards` reads the small files of a set and takes the samples that filters leave; a sample's arrays are read from
-its shard when it is asked for. Both versions of the shard contract give the same `Sample`.
+`open_shards` reads the small files of a set and selects samples by filters. The arrays of a sample are read from its
+shard when it is accessed. Both versions of the shard contract give the same `Sample`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, Par
 F32 = npt.NDArray[np.float32]
 
 Texts = str | Iterable[str]
-"""One text or several, as filters take them."""
+"""One text or several, for filters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One clip of a shard set, all of it in memory.
+    """One clip of a shard set, completely in memory.
 
     T is the number of gesture frames (30 a second), M = ⌊T·10/3⌋ the number of mel frames (100 a second), N the number
-    of audio samples (16,000 a second). Channels that the sample lacks hold NaN; `present` says which parts it has.
-    Arrays belong to the caller and can be changed.
+    of audio samples (16,000 a second). Channels that the sample lacks are NaN; `present` lists its parts. Arrays belong
+    to the caller and can be changed.
     """
 
     key: str
@@ -106,7 +106,7 @@ class Sample:
 
 
 class ShardReader(ShardFolder):
-    """A shard folder that compares the sha256 of a member at its first read alone, or never."""
+    """A shard folder that compares the sha256 of a member only at its first read, or never."""
 
     def __init__(self, folder: Path, verify: Verify = "first") -> None:
         super().__init__(folder)
@@ -114,18 +114,26 @@ class ShardReader(ShardFolder):
         self._checked: set[tuple[str, str]] = set()
 
     def member(self, row: ManifestRow, member: str) -> bytes:
-        """Return a member's bytes; raises as `ShardFolder.member` does."""
+        """Return a member's bytes; raise the errors of `ShardFolder.member`.
+
+        Args:
+            row: Row of the sample.
+            member: Name of the member.
+
+        Returns:
+            The bytes.
+        """
         name = row.key, member
         data = self.read_member(row, member, check=self.verify == "first" and name not in self._checked)
         self._checked.add(name)
         return data
 
     def timed_words(self, row: ManifestRow) -> tuple[Word, ...]:
-        """Return the words of a sample; raises DataError where the member holds no list of words."""
+        """Return the words of a sample; raise DataError if the member is not a list of words."""
         return tuple(Word(one["word"], float(one["start"]), float(one["end"])) for one in self.words(row))
 
     def spans(self, row: ManifestRow) -> tuple[Span, ...] | None:
-        """Return the semantic annotation of a sample, None without one; raises as `timed_words` does."""
+        """Return the semantic annotation of a sample, None without one; raise the errors of `timed_words`."""
         spans = self.semantic(row)
         if spans is None:
             return None
@@ -138,12 +146,12 @@ class ShardReader(ShardFolder):
 class ShardSet:
     """Samples of a shard folder: ``len``, iteration, and indexing by number, key or stem.
 
-    The order is that of the shards, so iterating reads each of them once from its start to its end. A sample is read
-    anew each time it is asked for. Make one with `open_shards`; `select` narrows it down.
+    The order is that of the shards, so iteration reads each of them once from its start to its end. A sample is read
+    from its shard at each access. `open_shards` makes a set; `select` narrows it.
     """
 
     def __init__(self, reader: ShardReader, rows: Sequence[ManifestRow]) -> None:
-        """Take the samples of some rows of the reader's manifest."""
+        """Select the samples of some rows of the reader's manifest."""
         self.reader = reader
         self.rows = tuple(rows)
 
@@ -211,9 +219,9 @@ class ShardSet:
         if max_seconds is not None and min_seconds > arguments.number("max_seconds", max_seconds, 0):
             raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {min_seconds} and {max_seconds}")
         known = {label for row in self.rows for label in row.labels}
-        if strange := (labels or {}).keys() - known:
+        if unknown := (labels or {}).keys() - known:
             there = ", ".join(sorted(known)) or "none"
-            raise UsageFault(f"{self.folder}: no label {min(map(str, strange))!r}: choose from {there}")
+            raise UsageFault(f"{self.folder}: no label {min(map(str, unknown))!r}: choose from {there}")
         names = _texts("speakers", speakers)
         wanted = {"split": [split] if split else [], "speaker": names, "language": _texts("languages", languages)}
         ids = among(column([None if row.speaker_id is None else str(row.speaker_id) for row in self.rows]), names)
@@ -254,7 +262,7 @@ class ShardSet:
         return name in self._numbers
 
     def row(self, name: int | str) -> ManifestRow:
-        """Return the manifest's row of a sample, without reading its arrays; raises as indexing does."""
+        """Return the manifest's row of a sample without reading its arrays; raise the errors of indexing."""
         if isinstance(name, str):
             if name not in self._numbers:
                 raise UsageFault(f"{self.folder}: no sample {name!r}{self._hint(name)}")
@@ -268,7 +276,7 @@ class ShardSet:
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        """Numbers by stem and key; where a stem is another sample's key, the key counts."""
+        """Indices by stem and key; if a stem equals the key of another sample, the key has priority."""
         by_stem = {row.stem: number for number, row in enumerate(self.rows)}
         return by_stem | {row.key: number for number, row in enumerate(self.rows)}
 
@@ -279,7 +287,7 @@ class ShardSet:
         return f": did you mean {', '.join(near)}?" if near else ": .keys lists them"
 
     def read(self, row: ManifestRow) -> Sample:
-        """Read the sample of a row; raises DataError where its bytes are not what the manifest says."""
+        """Read the sample of a row; raise DataError if its bytes differ from the manifest."""
         reader = self.reader
         metadata = reader.metadata(row)
         waveform = reader.waveform(row)
@@ -315,7 +323,7 @@ _SAME = ("key", "stem", "split", "speaker_id", "speaker", "language", "seconds",
 
 
 def _texts(what: str, given: Any) -> list[str]:
-    """One text or number, or several, as a list."""
+    """Return one text or number, or several, as a list."""
     if isinstance(given, (str, int)):
         return [str(given)]
     if isinstance(given, Iterable):
@@ -357,7 +365,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         The samples that pass all filters, none of them read yet.
 
     Raises:
-        UsageFault: there is no such folder, a filter is none or leaves nothing.
+        UsageFault: the folder does not exist, or a filter is invalid or leaves nothing.
         DataError: the set is incomplete, damaged or of another version.
     """
     if "://" in str(folder):

@@ -1,4 +1,4 @@
-"""Filters of samples over columns of the manifest. A filter that leaves nothing is refused by name."""
+"""Filters of samples over columns of the manifest; a filter that leaves nothing is refused by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ def column(values: Sequence[str | None]) -> LabelColumn:
 
 
 def among(values: LabelColumn, wanted: Collection[str]) -> Bools:
-    """Return which rows (N,) of a column hold one of the wanted texts."""
+    """Return which rows of a column have one of the wanted texts.
+
+    Args:
+        values: The column.
+        wanted: The texts.
+
+    Returns:
+        Rows (N,).
+    """
     names, codes = values
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
 
@@ -53,8 +61,10 @@ def keep_labelled(
     if not found.any():
         names, codes = values
         there = ", ".join(sorted(names[code] for code in np.unique(codes[left]).tolist() if code >= 0 and names[code]))
-        wish = " or ".join(wanted)
-        raise UsageFault(f"{folder}: no sample is left with {name} {wish}: choose from {there or 'none, all are null'}")
+        texts = " or ".join(wanted)
+        raise UsageFault(
+            f"{folder}: no sample is left with {name} {texts}: choose from {there or 'none, all are null'}"
+        )
     return found
 
 

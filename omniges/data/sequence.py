@@ -1,6 +1,6 @@
-"""Sequence of windows, and the state that describes it and the position in it.
+"""The sequence of windows, and the state that describes the sequence and the position in it.
 
-A state holds nothing per worker, rank or epoch.
+A state contains nothing that depends on workers, ranks or epochs.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from omniges.shards.reader import LocalShards, ShardSource
 STATE_VERSION: Final = 1
 
 _CONTENT: Final = "content_hashes"
-"""What batches are made of. States of earlier versions do not have it."""
+"""Key of the hashes of the content that batches read; states of earlier versions lack it."""
 
 _MULTIPLE: Final = "tick_multiple"
-"""Ticks that windows begin at multiples of. States of earlier versions do not have it: it was 1."""
+"""Key of the number of ticks that first ticks are multiples of; states of earlier versions lack it, it was 1."""
 
 _FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle", _MULTIPLE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
-    """One folder of a mixture: its clips, its share, and where the shards are if not in the catalogue's folder."""
+    """One folder of a mixture: its clips, its weight, and its shards if they are not in the catalogue's folder."""
 
     catalog: Catalog
     weight: float = 1.0
     shards: ShardSource | None = None
 
     def shard_source(self) -> ShardSource:
-        """Source of the shards."""
+        """Return the source of the shards."""
         return self.shards or LocalShards(self.catalog.folder)
 
 
@@ -48,17 +48,17 @@ class Sequencing:
 
     window_ticks: int = 64
     seed: int = 0
-    shuffle: bool = True  # else one pass in key order, windows without gaps
-    tick_multiple: int = 1  # windows begin at multiples of it, where a model's tokens hold several rows
+    shuffle: bool = True  # False: one pass in key order, windows without gaps
+    tick_multiple: int = 1  # first ticks are multiples of it, for tokens of several rows
 
     def __post_init__(self) -> None:
-        """Refuse a multiple that no number is one of."""
+        """Refuse a multiple below 1."""
         if self.tick_multiple < 1:
             raise UsageFault(f"--tick-multiple {self.tick_multiple}: at least 1 expected")
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
-    """Return the tracks of batches of these folders; raises UsageFault where they hold latents of different codecs."""
+    """Return the tracks of batches of these folders; raise UsageFault if their latents are of different codecs."""
     first = data[0].catalog
     for source in data[1:]:
         for stream, entry in first.codecs.items():
@@ -76,13 +76,34 @@ def tracks_of(data: Sequence[DataSource]) -> Tracks:
 
 
 def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
-    """The order of the folders' windows; raises UsageFault where there is none, or `tracks_of` does."""
+    """Return the order of the folders' windows.
+
+    Args:
+        data: The folders.
+        sequencing: Settings of the sequence.
+
+    Returns:
+        The order.
+
+    Raises:
+        UsageFault: There is no window, or the latents are of different codecs.
+    """
     tables = [source.catalog.table for source in data]
     return order_of(tables, [source.weight for source in data], sequencing, tracks_of(data))
 
 
 def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: Sequencing, tracks: Tracks) -> Mixture:
-    """The order of the windows of several folders' clips."""
+    """Return the order of the windows of several folders' clips.
+
+    Args:
+        tables: Clips of each folder.
+        weights: Weight of each folder.
+        sequencing: Settings of the sequence.
+        tracks: Tracks of the arrays.
+
+    Returns:
+        The order.
+    """
     window, seed, shuffle = sequencing.window_ticks, sequencing.seed, sequencing.shuffle
     multiple = tracks.multiple_for_window(window, sequencing.tick_multiple)
     orders = [
@@ -93,14 +114,24 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Position at which a loader resumes, and a warning where the global batch differs."""
+    """Position at which a loader resumes, and a warning if the global batch size differs."""
 
     position: int
     note: str | None
 
 
 def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int, global_batch: int) -> dict[str, Any]:
-    """The state as JSON."""
+    """Return the state of a loader as JSON.
+
+    Args:
+        data: The folders.
+        sequencing: Settings of the sequence.
+        position: Number of windows that all ranks have received.
+        global_batch: Windows in a step.
+
+    Returns:
+        The state.
+    """
     return {
         "version": STATE_VERSION,
         "manifest_hashes": [source.catalog.manifest_hash for source in data],
@@ -114,16 +145,26 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
 
 
 def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
-    """Return the position to resume from; `own` is this loader's state.
+    """Return the position to resume from.
 
-    Another manifest is no hindrance where all that batches read is the same, as after latents of another codec were
-    added. Raises UsageFault, with every difference, where the saved sequence is another one, DataError where it is no
-    state.
+    The manifest may differ if all content that batches read is the same, for example after latents of another codec
+    were added.
+
+    Args:
+        own: State of this loader.
+        saved: State of the checkpoint.
+
+    Returns:
+        The position, and a warning if the global batch size differs.
+
+    Raises:
+        UsageFault: The saved sequence differs; the error lists every difference.
+        DataError: It is not a valid state.
     """
     if saved.get("version") != STATE_VERSION:
         raise DataError(
-            f"loader state version {STATE_VERSION} expected, found {saved.get('version')!r}. Use the omniges that "
-            "wrote it"
+            f"loader state version {STATE_VERSION} expected, found {saved.get('version')!r}. Use the "
+            "omniges version that wrote it"
         )
     missing = [name for name in own if name not in saved and name not in {_CONTENT, _MULTIPLE}]
     position, global_batch = saved.get("position"), saved.get("global_batch")
@@ -137,18 +178,18 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
     same = known.get(_CONTENT) == own[_CONTENT]
     fixed = [name for name in _FIXED if name != "manifest_hashes" or not same]
     differences = [line for name in fixed for line in _differences(name, known[name], own[name])]
-    if not differences and _CONTENT in known:  # of the same shards other members, as of another codec
+    if not differences and _CONTENT in known:  # same shards, but other members, such as latents of another codec
         differences = _differences(_CONTENT, known[_CONTENT], own[_CONTENT])
     if differences:
         raise UsageFault(
-            f"the saved position belongs to another sequence of windows: {'; '.join(differences)}. Go on with the "
+            f"the saved position belongs to another sequence of windows: {'; '.join(differences)}. Resume with the "
             "saved settings and shards, or start a new run"
         )
     note = None
     if global_batch != own["global_batch"]:
         note = (
-            f"global batch {own['global_batch']}, was {global_batch}: the windows come in the same order, grouped "
-            f"anew from position {position} on"
+            f"global batch {own['global_batch']}, was {global_batch}: the order of windows is the same, with new "
+            f"batch boundaries from position {position}"
         )
     return Resumed(position, note)
 
@@ -156,11 +197,22 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
 def trained_on(
     saved: Mapping[str, Any], folder: Path, codecs: Mapping[str, str], labels: Sequence[str] = ()
 ) -> list[int]:
-    """Numbers of those folders of a saved state whose clips a local folder has, all that batches read of them.
+    """Return the indices of a saved state's folders whose clips, as training reads them, equal those of a local folder.
 
-    The manifests' hashes may differ by what batches do not read, such as latents of another codec; states of earlier
-    versions have no other ones. ``codecs``: of the model, names by stream; ``labels``: those that its condition streams
-    read. Raises DataError for a damaged folder.
+    Hashes of manifests may differ by content that training does not read, such as latents of another codec. States of
+    earlier versions have only these hashes.
+
+    Args:
+        saved: State of a loader.
+        folder: The local shard folder.
+        codecs: Codecs of the model, by stream.
+        labels: Labels that the model's condition streams read.
+
+    Returns:
+        Indices of folders in the state.
+
+    Raises:
+        DataError: The folder is damaged.
     """
     manifests, filters = saved.get("manifest_hashes") or [], saved.get("filters") or []
     contents: Any = saved.get(_CONTENT) or [None] * len(manifests if isinstance(manifests, list) else [])
@@ -174,7 +226,7 @@ def trained_on(
     for number, (manifest, content, chosen) in enumerate(zip(manifests, contents, filters, strict=False)):
         same = manifest == own
         if not same and content is not None:
-            # a UsageFault: it has no such clips or latents, so none that are the same
+            # a UsageFault means that it has no such clips or latents
             with contextlib.suppress(UsageFault):
                 same = content == read_catalog(folder, Filters.from_json(chosen), codecs, labels).content_hash
         if same:
@@ -183,7 +235,7 @@ def trained_on(
 
 
 def _differences(name: str, saved: Any, own: Any) -> list[str]:
-    """Readable differences of two JSON values, one a line, down to single fields."""
+    """Return readable differences of two JSON values, down to single fields."""
     if type(saved) is type(own) and saved == own:
         return []
     if isinstance(saved, dict) and isinstance(own, dict) and saved.keys() == own.keys():

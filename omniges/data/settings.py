@@ -1,4 +1,4 @@
-"""Settings of `omniges trace-batches`; light enough for `omniges --help`."""
+"""Settings of `omniges trace-batches`; quick to import for `omniges --help`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ class TraceSettings:
 
     @property
     def codecs(self) -> dict[str, str]:
-        """The codecs that stand for streams, where one was chosen."""
+        """Names of the chosen codecs by stream."""
         chosen = {"audio": self.audio_codec, "gesture": self.gesture_codec, "text": self.text_codec}
         return {stream: name for stream, name in chosen.items() if name is not None}

@@ -1,4 +1,4 @@
-"""What did step k see? The windows of a rank's steps, found without reading a shard unless their digests are wanted."""
+"""The windows of a rank's steps, found without reading shards unless digests are requested."""
 
 from __future__ import annotations
 
@@ -20,10 +20,20 @@ I64 = npt.NDArray[np.int64]
 
 
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
-    """One record a window: step, rank, position, key, start_tick, split, with `decode` also sha256.
+    """Yield one record for each window: step, rank, position, key, start_tick, split, and with `decode` sha256.
 
-    The digest is of the batch's normalised gesture, mel and text slots of the window (or of latents in their place):
-    float32, slots int32, little-endian, in this order. Raises what `read_catalog` and the reading of shards raise.
+    The digest covers the window's normalised gesture, mel and text slots in the batch, or latents in their place.
+    Arrays are float32, slots int32, little-endian, in this order.
+
+    Args:
+        settings: Settings of the command.
+
+    Yields:
+        Records.
+
+    Raises:
+        UsageFault: The folder does not exist, or has no such clips or latents.
+        DataError: The shards are damaged.
     """
     share = RankShare(rank=settings.rank, world_size=settings.world_size, batch_size=settings.batch_size)
     sequencing = Sequencing(
@@ -50,7 +60,7 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
 
 
 def _digester(data: list[DataSource], sequencing: Sequencing, share: RankShare) -> Callable[[I64], list[str]]:
-    """Return what reads windows as a loader does, in this process: sha256 of the window at each position (rows,)."""
+    """Return a function that reads windows as a loader does, and returns their sha256 for positions (rows,)."""
     catalog = data[0].catalog
     normaliser, tokenizer = catalog.normaliser(), catalog.tokenizer
     collator = make_collator(*make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer))

@@ -1,11 +1,10 @@
-"""Tracks that windows are cut from: members, rows a tick, numbers a row, and their scale.
+"""Tracks from which windows are cut: members, rows in a tick, values in a row, and their scale.
 
-Gesture and audio are arrays of rows, or a codec's latents in their place; text is words, or a codec's latents of whole
-windows in their place. Where a tick does not hold a whole number of rows, windows and their beginnings are multiples of
-some ticks (`Tracks.tick_multiple`), so that every window holds the same whole number of rows and begins with one; where
-text is latents, windows are those that the latents were made for.
+Gesture and audio are arrays of rows, or latents of a codec. Text is words, or latents of complete windows. If a tick is
+not a whole number of rows, lengths and first ticks of windows are multiples of some ticks (`Tracks.tick_multiple`), so
+that every window has the same number of complete rows. If text is latents, windows are those of the latents.
 
-Numbers are normalised by the statistics of the train split: (x − mean)/std per channel, scale 1 where std < 1e-6.
+Values are normalised by the statistics of the train split: (x − mean)/std per channel, scale 1 where std < 1e-6.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from omniges.shards.schema import VERIFY
 F32 = npt.NDArray[np.float32]
 
 WORDS: Final = "words"
+"""Name of the member with the words, in any version of the contract."""
 TILE_TICKS: Final = 64
 """Ticks of a tiled scale: means and divisors of this many ticks take 1 MB, which fits into a cache."""
-"""The member with the words, whatever a version of the contract calls it."""
 STREAMS: Final[tuple[Literal["gesture", "audio", "text"], ...]] = ("gesture", "audio", "text")
 
 
 @dataclass(frozen=True, slots=True)
 class PlainArray(FrameRows):
-    """An array as `preprocess` writes it: a row a frame."""
+    """An array as `preprocess` writes it, with one row for each frame."""
 
     source: str
     channels: int
@@ -44,7 +43,7 @@ class PlainArray(FrameRows):
 
     @property
     def member(self) -> str:
-        """The member that holds it."""
+        """Name of the member."""
         return self.source
 
 
@@ -54,53 +53,61 @@ class Tracks:
 
     gesture: PlainArray | FrameEntry
     audio: PlainArray | FrameEntry
-    text: WindowEntry | None = None  # None: slots, of words
+    text: WindowEntry | None = None  # None: slots, from words
 
     @classmethod
     def with_codecs(cls, entries: Mapping[str, CodecEntry]) -> Tracks:
-        """The plain arrays, but for the streams that a codec stands for."""
+        """Return the plain arrays, with the latents of codecs in place of their streams."""
         frames = {stream: entry for stream, entry in entries.items() if isinstance(entry, FrameEntry)}
         text = next((entry for entry in entries.values() if isinstance(entry, WindowEntry)), None)
         return cls(frames.get("gesture", PLAIN_TRACKS.gesture), frames.get("audio", PLAIN_TRACKS.audio), text)
 
     @property
     def arrays(self) -> tuple[PlainArray | FrameEntry | WindowEntry, ...]:
-        """Gesture, audio and, where it is latents, text: the order in which readers have them."""
+        """Gesture, audio and, if it is latents, text, in the order of readers."""
         return (self.gesture, self.audio) if self.text is None else (self.gesture, self.audio, self.text)
 
     @property
     def members(self) -> tuple[str, str, str]:
-        """The members that batches are made of; the last is an array where text is latents."""
+        """Names of the members that batches read; the last is an array if text is latents."""
         return self.gesture.member, self.audio.member, WORDS if self.text is None else self.text.member
 
     @property
     def row_multiple(self) -> int:
-        """Ticks that hold whole rows of gesture and audio."""
+        """Smallest number of ticks with complete rows of gesture and audio."""
         return math.lcm(self.gesture.tick_multiple, self.audio.tick_multiple)
 
     @property
     def tick_multiple(self) -> int:
-        """Ticks that a window's length and beginning in a clip have to be multiples of, so that shards hold it."""
+        """Number of ticks that lengths and first ticks of windows must be multiples of."""
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
     def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
-        """Ticks that windows of some ticks begin at multiples of: `tick_multiple`, joined with another one.
+        """Return the number of ticks that first ticks of windows are multiples of.
 
-        Raises UsageFault for a window that does not hold whole rows, is no multiple of the other, or that no latents
-        of text were made for.
+        Args:
+            ticks: Length of a window.
+            tick_multiple: A further number that the result is a multiple of.
+
+        Returns:
+            The multiple.
+
+        Raises:
+            UsageFault: The window does not have complete rows, is not a multiple, or differs from the windows of text
+                latents.
         """
         if self.text is not None and ticks != self.text.window_ticks:
             expected = self.text.window_ticks
             raise UsageFault(
-                f"--window-ticks {ticks}: {expected} expected, the window that {self.text.member} was made for: give "
-                f"--window-ticks {expected}, or encode again with this one"
+                f"--window-ticks {ticks}: {expected} expected, the window of {self.text.member}: give "
+                f"--window-ticks {expected}, or encode again with {ticks}"
             )
         multiple = math.lcm(self.tick_multiple, tick_multiple)
         if ticks % multiple:
             latents = [track.member for track in (self.gesture, self.audio) if track.tick_multiple > 1]
             raise UsageFault(
-                f"--window-ticks {ticks}: a multiple of {multiple} expected, for a window has to hold whole tokens of "
-                f"{', '.join(latents) or 'every stream'}"
+                f"--window-ticks {ticks}: a multiple of {multiple} expected, because a window has to contain whole "
+                f"tokens of {', '.join(latents) or 'every stream'}"
             )
         return multiple
 
@@ -149,13 +156,17 @@ class Scale:
         return cls(mean.astype(np.float32), divisors(std))
 
     def tiled(self, frames: int) -> Scale:
-        """The same for so many frames in one row."""
+        """Return the scale for several frames joined in one row."""
         return Scale(np.tile(self.mean, frames), np.tile(self.divisor, frames))
 
     def normalise_into(self, values: F32, out: F32) -> None:
-        """(x − mean)/divisor in float32 of whole frames in one row (n,), straight into `out` (n,).
+        """Write (x − mean)/divisor in float32.
 
-        One long row at a time, by a tiled scale: numpy takes half as long again for rows of one frame.
+        Long rows with a tiled scale are faster: numpy needs half as long again for rows of one frame.
+
+        Args:
+            values: Values (n,) of complete frames.
+            out: Result (n,).
         """
         length = len(self.mean)
         if len(values) == length:
@@ -170,11 +181,11 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Normaliser:
-    """The scales of the streams that are numbers, in the order of `STREAMS`."""
+    """The scales of the streams that have values, in the order of `STREAMS`."""
 
     gesture: Scale
     audio: Scale
-    text: Scale | None = None  # of latents
+    text: Scale | None = None  # only for latents
 
     @classmethod
     def identity(cls, tracks: Tracks) -> Normaliser:
@@ -184,14 +195,25 @@ class Normaliser:
 
     @classmethod
     def from_statistics(cls, statistics: Mapping[str, Any], tracks: Tracks, samples: Any, source: str) -> Normaliser:
-        """Make scales of the mean and std of each stream's array.
+        """Return scales from the mean and std of each stream's array.
 
-        Raises UsageFault if they are made of no sample, DataError if they are not as the contract says.
+        Args:
+            statistics: Entries of stats.json or latents.json, by stream.
+            tracks: Tracks of the arrays.
+            samples: Number of train samples.
+            source: Path of the file, for errors.
+
+        Returns:
+            The scales.
+
+        Raises:
+            UsageFault: No sample contributed to the statistics.
+            DataError: The statistics do not follow the contract.
         """
         if not samples:
             raise UsageFault(
                 f"{source}: made of 0 train samples, so there is nothing to normalise by: put recordings into the "
                 "train split with omniges preprocess --split-csv"
             )
-        streams = zip(STREAMS, tracks.arrays, strict=False)  # text has numbers where it is latents
+        streams = zip(STREAMS, tracks.arrays, strict=False)  # text has values only if it is latents
         return cls(*(Scale.from_statistics(statistics.get(name), name, one.channels, source) for name, one in streams))

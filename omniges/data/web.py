@@ -1,10 +1,9 @@
-"""A webdataset pipeline over shards: samples one after the other, from folders, URLs, pipes and standard input.
+"""A webdataset pipeline over shards: samples in sequence, from folders, URLs, pipes and standard input.
 
-webdataset lists the shards, splits them between nodes and workers, shuffles, runs pipes and applies what a person adds.
-The tar is walked here, header by header, and not by its `tar_file_iterator`: that ends without an error where a header
-is damaged or the file is cut between members, and its grouping makes two halves of a sample whose members are
-interleaved with another's. Here the order of members is the contract's, so anything else is an error, with the byte
-where it was seen. Decoders take npy without pickled objects, json, txt and flac; nothing else is decoded.
+webdataset lists the shards, splits them between nodes and workers, shuffles, runs pipes and applies further stages. Its
+`tar_file_iterator` is replaced. That one ends without an error at a damaged header or a truncated file, and splits a
+sample whose members are interleaved with another's. Here members must be in the contract's order, and errors name the
+byte. Decoders read npy without pickled objects, json, txt and flac; nothing else is decoded.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ from omniges.storage.remote import ByteStream, check_name, open_store, parse_loc
 if TYPE_CHECKING:
     import webdataset as wds
 
-_HEADER: Final = re.compile(  # where name and size stand; `member_header` says what the other bytes have to be
+_HEADER: Final = re.compile(  # finds name and size; `member_header` defines the other bytes
     rb"(?=(?P<key>[A-Za-z0-9_-]{1,%d})\.(?P<member>%b)\0)(?s:.{124})(?P<size>[0-7]{11})\0"
     % (MAX_KEY_BYTES, "|".join([*map(re.escape, KNOWN_MEMBERS), LATENT_MEMBER.pattern]).encode())
 )
@@ -134,7 +133,7 @@ def webdataset(
 def _addresses(
     source: str | Path | Iterable[str | Path], split: str | None, expand: Callable[[str], list[str]]
 ) -> tuple[list[str], Sequence[ManifestRow] | None]:
-    """The addresses of the shards, and the rows of their manifest where the source is a folder that has one."""
+    """Return the addresses of the shards, and the rows of their manifest if the source is a folder."""
     if split is not None:
         arguments.choice("split", split, SPLITS)
     several = [source] if isinstance(source, (str, Path)) else source
@@ -150,7 +149,7 @@ def _addresses(
     else:
         addresses, rows = [], None
         for one in several:
-            # A command may hold braces of its own, and so may a file's name.
+            # Commands and file names may contain braces.
             plain = isinstance(one, Path) or one.startswith("pipe:")
             addresses += [str(one)] if plain else expand(str(one))
         local = (one for one in addresses if "://" not in one and not one.startswith(("-", "pipe:")))
@@ -164,7 +163,7 @@ def _addresses(
 
 
 def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
-    """The addresses of the shards of a folder at a URL, and the rows of its manifest."""
+    """Return the addresses of the shards of a folder at a URL, and the rows of its manifest."""
     location = parse_location(address)
     with contextlib.closing(open_store(location)) as store:
         dataset = check_document(parse_json(dataset_bytes(store)), location.shown_file(DATASET_FILE))
@@ -181,7 +180,7 @@ def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
 
 
 def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
-    """All bytes of a stream that should have so many; raises DataError where it has more."""
+    """Return all bytes of a stream; raise DataError if it has more than `size`."""
     data = bytearray()
     while piece := stream.read(_READ_BYTES):
         data += piece
@@ -191,7 +190,7 @@ def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
 
 
 def _shown(address: str) -> str:
-    """An address as texts show it: without credentials, in one line."""
+    """Return an address for texts: without credentials, in one line."""
     return one_line(redact(address, secrets_in_url(address)))
 
 
@@ -200,7 +199,7 @@ def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
 
 
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
-    """The rows of each shard in its order, by the key of its first sample."""
+    """Return the rows of each shard in order, by the key of its first sample."""
     by_shard: dict[str, list[ManifestRow]] = {}
     for row in sorted(rows, key=lambda row: row.members["json"].offset):
         by_shard.setdefault(row.shard, []).append(row)
@@ -210,7 +209,7 @@ def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
 def _samples(
     shards: Iterable[Mapping[str, str]], plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[dict[str, Any]]:
-    """The samples of shards, members as bytes; each shard and sample once."""
+    """Yield the samples of shards with members as bytes; refuse a repeated sample."""
     seen: dict[str, str] = {}
     for shard in shards:
         address = shard["url"]
@@ -232,7 +231,7 @@ class _Member:
 
 @contextlib.contextmanager
 def _opened(address: str, shown: str) -> Iterator[ByteStream]:
-    """The bytes behind an address; a command that failed is the error, not the cut shard that it left."""
+    """Yield the stream of an address; report a failed command instead of the truncated shard that it left."""
     if address == "-":
         yield sys.stdin.buffer
         return
@@ -248,7 +247,7 @@ def _opened(address: str, shown: str) -> Iterator[ByteStream]:
 
 
 class _Command:
-    """The output of a command that webdataset's `gopen` runs; an exit status other than 0 is an error."""
+    """The output of a command that webdataset's `gopen` runs; a non-zero exit status is an error."""
 
     def __init__(self, address: str, shown: str) -> None:
         try:
@@ -259,7 +258,7 @@ class _Command:
         self._pipe = webdataset.gopen(address, "rb")
 
     def read(self, size: int, /) -> bytes:
-        """Read at most `size` bytes; none at the end."""
+        """Return at most `size` bytes, or none at the end."""
         data: bytes = self._checked(lambda: self._pipe.read(size))
         return data
 
@@ -268,10 +267,10 @@ class _Command:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None or issubclass(kind, DataError):
-            # Where the shard is cut because its command failed, that is what went wrong.
+            # A shard may be truncated because its command failed, which is the error to report.
             self._checked(self._pipe.close)
             return
-        self._pipe.proc.terminate()  # nobody wants the rest, and its status says nothing
+        self._pipe.proc.terminate()  # the rest is not needed, and the exit status has no meaning
         with contextlib.suppress(OSError):
             self._pipe.close()
 
@@ -284,7 +283,7 @@ class _Command:
 
 
 class _Walk:
-    """Members of one shard in their order."""
+    """A reader of the members of one shard in order."""
 
     def __init__(self, stream: ByteStream, shown: str) -> None:
         self._stream = stream
@@ -292,7 +291,7 @@ class _Walk:
         self.position = 0
 
     def members(self) -> Iterator[tuple[str, _Member]]:
-        """Key and member, until the two zero blocks that end the shard."""
+        """Yield key and member, until the two zero blocks that end the shard."""
         while True:
             start = self.position
             block = self._exactly(BLOCK_BYTES, "a header")
@@ -313,7 +312,15 @@ class _Walk:
             raise self.fault(start, "two zero blocks and the end expected, found more")
 
     def fault(self, position: int, what: str) -> DataError:
-        """An error at a byte of the shard."""
+        """Return an error at a byte of the shard.
+
+        Args:
+            position: Offset of the byte.
+            what: Expected and found content.
+
+        Returns:
+            The error.
+        """
         return DataError(f"{self.shown}: byte {position}: {what}. {_VERIFY}")
 
     def _exactly(self, size: int, what: str) -> bytes:
@@ -323,7 +330,7 @@ class _Walk:
             piece = self._stream.read(min(left, _READ_BYTES))
             if not piece:
                 raise self.fault(
-                    self.position, f"{left} more bytes expected for {what}, found the end: it is cut short"
+                    self.position, f"{left} more bytes expected for {what}, found the end: it is truncated"
                 )
             pieces.append(piece)
             left -= len(piece)
@@ -334,7 +341,7 @@ class _Walk:
 def _grouped(
     walk: _Walk, plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Whole samples of a shard, held against its part of the manifest where there is one."""
+    """Yield complete samples of a shard, compared with its part of the manifest if there is one."""
     plan: Iterator[ManifestRow] | None = None
     for key, members in _whole_samples(walk):
         if plans is not None:
@@ -352,7 +359,7 @@ def _grouped(
 
 
 def _whole_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Members by sample, each sample with all it needs, in the contract's order."""
+    """Yield members by sample; check that each sample is complete and in the contract's order."""
     first: tuple[str, tuple[str, ...]] | None = None  # members of version 2, which all samples of a set have
     for key, run in groupby(walk.members(), key=itemgetter(0)):
         members: dict[str, _Member] = {}
@@ -360,7 +367,7 @@ def _whole_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
         for _, member in run:
             if before and member_order(member.name) <= member_order(before):
                 at = member.offset - BLOCK_BYTES
-                raise walk.fault(at, f"{key}.{member.name} stands after {key}.{before}, or twice")
+                raise walk.fault(at, f"{key}.{member.name} occurs after {key}.{before}, or twice")
             members[member.name] = member
             before = member.name
         contract = CONTRACTS[1 if CONTRACTS[1].words in members else 2]
@@ -380,7 +387,7 @@ def _hold_against(walk: _Walk, key: str, members: Mapping[str, _Member], row: Ma
         wanted = "the end of the shard" if row is None else row.key
         raise walk.fault(first, f"{wanted} expected as in the manifest, found {key}")
     if extra := sorted(row.members.keys() ^ members.keys()):
-        raise walk.fault(first, f"{key}: members {', '.join(extra)} are in one of manifest and shard alone")
+        raise walk.fault(first, f"{key}: members {', '.join(extra)} are only in the manifest or only in the shard")
     for name, place in row.members.items():
         member = members[name]
         if (member.offset, len(member.data)) != (place.offset, place.size):
@@ -392,7 +399,7 @@ def _hold_against(walk: _Walk, key: str, members: Mapping[str, _Member], row: Ma
 
 
 def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample with its members decoded; raises DataError for those that are not what their ending says."""
+    """Decode the members of a sample; raise DataError if one does not match its ending."""
     found = dict(sample)
     for name, data in sample.items():
         if not name.startswith("__"):
@@ -405,7 +412,7 @@ def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, data: bytes, metadata: object) -> Any:
-    """Decode a member, KEY.json being the first; raises ValueError or RecordingFault where it is no such thing."""
+    """Decode a member; raise ValueError or RecordingFault if it does not match its ending."""
     ending = name.rpartition(".")[2]
     if ending == "npy":
         return read_npy(data).copy()

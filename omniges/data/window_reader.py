@@ -1,7 +1,7 @@
-"""Windows out of tar shards: by byte range, over memory maps, straight into a batch's memory, nothing trusted.
+"""Windows from tar shards, read by byte range from memory maps directly into a batch's memory.
 
-A shard's size is checked before it is mapped, a member's npy header before its first window is taken, and, unless told
-otherwise, a member's sha256 too. What is wrong is a DataError with shard, key, member and byte offset.
+The size of a shard is checked before it is mapped, and the npy header of a member before its first window is read. By
+default the sha256 of a member is checked too. Errors are DataErrors with shard, key, member and byte offset.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ F32 = npt.NDArray[np.float32]
 Verify = Literal["first", "never"]
 
 _MAX_CHECKED: Final = 1 << 16
-"""Clips whose checked places a process keeps at hand: 15 MB. The marks say of the others that they were checked."""
+"""Clips whose checked places a process keeps in memory (15 MB); marks tell which others were checked."""
 
 _MAX_HEADER_BYTES: Final = 4096
-# As numpy.save writes it. numpy's own parser takes more and raises whatever Python's tokenizer does on the rest.
+# As numpy.save writes it. numpy's own parser accepts more, and may raise any error of Python's tokenizer.
 _NPY_HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
@@ -44,21 +44,21 @@ _GESTURE, _AUDIO, _TEXT = range(len(PLAIN_TRACKS.members))
 class ReadMarks:
     """Marks of checked members by clip; worker processes share them, so each check is made once.
 
-    Two processes may make the same check at the same time: both write the same value.
+    Two processes may make the same check at the same time; both then write the same value.
     """
 
-    data_starts: npt.NDArray[np.uint16]  # (N, M) bytes of the member's npy header, 0 before it was checked
-    verified: npt.NDArray[np.uint8]  # (N, M) 1 where the member's sha256 was compared
+    data_starts: npt.NDArray[np.uint16]  # (N, M) size of the member's npy header in bytes, 0 before it was checked
+    verified: npt.NDArray[np.uint8]  # (N, M) 1 if the member's sha256 was compared
 
     @classmethod
     def blank(cls, clips: int) -> ReadMarks:
-        """Nothing checked yet."""
+        """Return marks without any check."""
         shape = (clips, len(PLAIN_TRACKS.members))
         return cls(np.zeros(shape, np.uint16), np.zeros(shape, np.uint8))
 
 
 class ClipReader:
-    """Reads windows and words of the clips of one shard folder. Not for several threads at once."""
+    """Reader of windows and words of the clips of one shard folder; not safe for several threads at once."""
 
     def __init__(
         self,
@@ -75,16 +75,23 @@ class ClipReader:
         self._shards = list(
             zip(map(table.shard_name, range(len(table.shard_bytes))), table.shard_bytes.tolist(), strict=True)
         )
-        # Shard, first float of gesture and of audio, bits of the parts that are present.
+        # By clip: shard, first float of gesture and of audio, bits of the parts that are present.
         self._checked: dict[int, tuple[int, int, int, int]] = {}
 
     def read_window(self, sample: int, start_tick: int, ticks: int, scales: Normaliser, out: tuple[F32, F32]) -> None:
-        """Normalised gesture and audio of a window into `out`, plainly (ticks · 3 · 415,) and (ticks · 10 · 64,).
+        """Read normalised gesture and audio of a window; absent values are 0.
 
-        What is absent becomes 0. Start and length are multiples of the tracks' `tick_multiple`. `scales` may be tiled.
-        Raises DataError where the shard is not what the manifest says.
+        Args:
+            sample: Index of the clip.
+            start_tick: First tick, a multiple of the tracks' `tick_multiple`.
+            ticks: Length, a multiple of the tracks' `tick_multiple`.
+            scales: Scales, which may be tiled.
+            out: Arrays to fill: gesture (ticks · 3 · 415,) and audio (ticks · 10 · 64,) for plain tracks.
+
+        Raises:
+            DataError: The shard differs from the manifest.
         """
-        # Python's own numbers: picking single numbers out of the table's columns took as long as a tenth of the copy.
+        # Python integers, because reading elements of numpy columns takes a tenth of the time of the copy.
         shard, gesture_first, audio_first, present = self._checked.get(sample) or self._check(sample)
         floats = self.maps.get(*self._shards[shard]).floats
         gesture, audio = out
@@ -96,7 +103,7 @@ class ClipReader:
             self._blank(present, gesture, audio)
 
     def _blank(self, present: int, gesture: F32, audio: F32) -> None:
-        """Put 0 where a clip has nothing. Latents stand for a stream as a whole."""
+        """Write 0 for absent parts; latents are absent only as a complete stream."""
         rows = gesture.reshape(-1, self._tracks.gesture.channels)
         if not present & STREAM_BITS["gesture"]:
             rows[:] = 0.0
@@ -107,9 +114,17 @@ class ClipReader:
             audio[:] = 0.0
 
     def read_text(self, sample: int, start_tick: int, ticks: int, scale: Scale, out: F32) -> None:
-        """Normalised latents of a window's text into `out`, plainly (latents · channels,).
+        """Read normalised latents of a window's text; absent text is 0.
 
-        The window is one that they were made for; `scale` may be tiled. Raises as `read_window` does.
+        Args:
+            sample: Index of the clip.
+            start_tick: First tick of a window of the latents.
+            ticks: Length of the window.
+            scale: Scale of the latents, which may be tiled.
+            out: Array (latents · channels,) to fill.
+
+        Raises:
+            DataError: The shard differs from the manifest.
         """
         mapped = self._map(sample)
         row, _ = self._tracks.arrays[_TEXT].span(start_tick, ticks)
@@ -119,14 +134,20 @@ class ClipReader:
             out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
-        """Tell the source which shards these clips (k,) need, in their order, but for those that are mapped."""
+        """Tell the source which shards these clips (k,) need, in order, without those that are mapped."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
         wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:
             self._source.prefetch(wanted)
 
     def advise(self, sample: int, start_tick: int, ticks: int) -> None:
-        """Ask the kernel to read a window from the disk ahead of its use."""
+        """Ask the kernel to read a window from disk in advance.
+
+        Args:
+            sample: Index of the clip.
+            start_tick: First tick of the window.
+            ticks: Length of the window.
+        """
         mapped = self._map(sample).content
         for member, track in enumerate(self._tracks.arrays):
             row_bytes = track.width * 4
@@ -140,7 +161,7 @@ class ClipReader:
             mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
 
     def words(self, sample: int) -> list[dict[str, Any]]:
-        """The words of a clip, none where it has no text; raises DataError where they are no list of words."""
+        """Return the words of a clip, none if it has no text; raise DataError if the member is not a list of words."""
         if not self.table.present[sample] & STREAM_BITS["text"]:
             return []
         mapped = self._map(sample).content
@@ -156,7 +177,7 @@ class ClipReader:
         return self.maps.get(*self._shards[self.table.shard[sample]])
 
     def _check(self, sample: int) -> tuple[int, int, int, int]:
-        """A clip's shard, where its gesture and audio begin in it, counted in floats, and its bits of parts."""
+        """Return a clip's shard, the first floats of its gesture and audio, and its bits of parts."""
         shard = int(self.table.shard[sample])
         content = self._map(sample).content
         gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))
@@ -166,7 +187,7 @@ class ClipReader:
         return found
 
     def _data_start(self, mapped: mmap.mmap, sample: int, member: int) -> int:
-        """Return the offset of a member's array data in the shard, its header and digest checked once."""
+        """Return the offset of a member's array data in the shard; its header and digest are checked once."""
         offset = int(self.table.offsets[sample, member])
         known = int(self._marks.data_starts[sample, member])
         if known:
@@ -185,7 +206,7 @@ class ClipReader:
         self._marks.verified[sample, member] = 1
 
     def _check_header(self, mapped: mmap.mmap, sample: int, member: int) -> int:
-        """Bytes of a member's npy header, once dtype, order, shape and size are those of the manifest."""
+        """Return the size of a member's npy header; refuse another dtype, order, shape or size than the manifest's."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
         track, table = self._tracks.arrays[member], self.table
         rows = track.rows_of_clip(int(table.frames[sample]), int(table.mel_frames[sample]), int(table.ticks[sample]))

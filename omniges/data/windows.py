@@ -70,18 +70,27 @@ _PARTS_OF: Final[Mapping[str, Mapping[Part, slice]]] = {
 }
 """The channels of each part, by array."""
 ARRAYS: Final = (*_TRACKS, "text_tokens", "words", "timed_words", "speaker", "labels")
-"""What an item may hold beside ``key``, ``start_tick`` and ``present``."""
+"""Fields that an item may have besides ``key``, ``start_tick`` and ``present``."""
 
 
 class _Recent:
-    """Values by name, the ones used longest ago dropped first once their bytes exceed a limit."""
+    """A cache of values by name; beyond a size in bytes, the least recently used are dropped first."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit, self._bytes = limit_bytes, 0
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
-        """Return the value of a name, made where it is not kept; the newest is kept whatever its size."""
+        """Return the value of a name, computed if it is not cached; the newest is kept whatever its size.
+
+        Args:
+            name: Name of the value.
+            make: Function that computes it.
+            size: Function that returns its size in bytes.
+
+        Returns:
+            The value.
+        """
         if name in self._kept:
             self._kept.move_to_end(name)
             found: T = self._kept[name][0]
@@ -98,7 +107,7 @@ class _Recent:
 
 
 class _Items(Sequence[dict[str, Any]]):
-    """Windows that were asked for together, not read yet: `WindowDataset.collate` reads them as one batch."""
+    """Windows that are requested together but not read yet; `WindowDataset.collate` reads them as one batch."""
 
     def __init__(self, data: WindowDataset, indices: Sequence[int]) -> None:
         self.data, self.indices = data, indices
@@ -115,7 +124,7 @@ class _Items(Sequence[dict[str, Any]]):
 
 
 def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
-    """Memory for a batch; in a worker process it is shared, as by torch's own collating, so that nothing is copied."""
+    """Return memory for a batch; in a worker it is shared, as for torch's own collating, so that nothing is copied."""
     if get_worker_info() is None:
         return torch.empty(shape)
     size_bytes = 4 * math.prod(shape)
@@ -139,7 +148,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     ==============  ==================================================================================
     ``key``         key of the sample
     ``start_tick``  first tick of the window in its clip
-    ``present``     by array that was asked for, which of its channels were recorded: bool, (415,), (9,), (64,), and ()
+    ``present``     by requested array, which of its channels were recorded: bool, (415,), (9,), (64,), and ()
                     for ``waveform`` and ``text_tokens``
     ==============  ==================================================================================
 
@@ -229,7 +238,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._speakers = {name: number for number, name in enumerate(self.speaker_names)}
         self._tokenizer = base.tokenizer if "text_tokens" in self.arrays else b""
         self._verify = verify == "first"
-        # Shared, so that workers, and those of the next epoch, compare each digest once between them.
+        # Shared, so that workers of this and the next epochs compare each digest once.
         self._marks = torch.zeros((len(self._rows), len(_TRACKS)), dtype=torch.uint8)
         self._marks.share_memory_()  # type: ignore[no-untyped-call]
         self._shapes = {
@@ -256,15 +265,15 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._first_windows[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a window; raises IndexError beyond the last, DataError for bytes that are not the manifest's."""
+        """Return a window; raise IndexError beyond the last, DataError if bytes differ from the manifest."""
         return self._item(index, {name: torch.empty(shape) for name, shape in self._shapes.items()})
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
-        """Return several windows, as a ``DataLoader`` asks for them; each is read when it is looked at."""
+        """Return several windows for a ``DataLoader``; each is read when it is accessed."""
         return _Items(self, indices)
 
     def _item(self, index: int, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """A window, its numbers written into `arrays`."""
+        """Return a window, with its values written into `arrays`."""
         number, start_tick = self._place(index)
         row = self._rows[number]
         masks = self._masks_of(row)
@@ -314,7 +323,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         )
 
     def _usable(self, required: set[str]) -> tuple[list[ManifestRow], dict[str, int]]:
-        """The clips that have a window and all required parts, and how many others there are, by what they lack."""
+        """Return the clips that have a window and all required parts, and the numbers of other clips by reason."""
         long_enough = [row for row in self.shards.rows if row.ticks >= self.window_ticks]
         usable = [row for row in long_enough if required <= set(row.present)]
         left_out = {
@@ -326,7 +335,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             parts = f" with {', '.join(sorted(required))}" if required else ""
             raise UsageFault(
                 f"{self.shards.folder}: a clip of at least {self.window_ticks} ticks{parts} expected, found none among "
-                f"{len(self.shards)}; the longest has {longest} ticks: take shorter windows or require less"
+                f"{len(self.shards)}; the longest has {longest} ticks: choose shorter windows or require less"
             )
         return usable, left_out
 
@@ -334,7 +343,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return 1 + (row.ticks - self.window_ticks) // self.stride_ticks
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The clip and first tick of a window."""
+        """Return the clip and first tick of a window."""
         window = index + len(self) if index < 0 else index
         if not 0 <= window < len(self):
             raise IndexError(f"window {index} of {len(self)}")
@@ -342,7 +351,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return number, (window - self._first_windows[number]) * self.stride_ticks
 
     def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
-        """Return which channels a clip has, by array that was asked for; few clips differ in this."""
+        """Return which channels a clip has, by array; the result is cached, because few clips differ."""
         if row.present not in self._masks:
             audio, text = "audio" in row.present, "text" in row.present
             found = {
@@ -356,7 +365,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._masks[row.present]
 
     def _read_window(self, name: str, number: int, start_tick: int, out: F32) -> None:
-        """Put a window of an array into `out`."""
+        """Write a window of an array into `out`."""
         track, has = _TRACKS[name], self._masks_of(self._rows[number])[name]
         if not has.any():
             out.fill(0.0 if self.normalized else np.nan)
@@ -376,7 +385,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             out[:, ~has] = 0.0
 
     def _values(self, name: str, number: int) -> F32:
-        """All numbers of a clip's array: a view of its shard, or what FLAC was decoded to."""
+        """Return all values of a clip's array: a view of its shard, or decoded FLAC."""
         row, member = self._rows[number], _TRACKS[name].member
         if member in row.members:
             if self._members is None:
@@ -394,12 +403,12 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     def _slot_codec(self) -> SlotCodec:
         if self._codec is None:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a worker
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not exist in forked workers
             self._codec = SlotCodec(self._tokenizer)
         return self._codec
 
     def _slots(self, number: int) -> npt.NDArray[np.int32]:
-        """Text slots (ticks,) of a clip."""
+        """Return the text slots (ticks,) of a clip."""
 
         def make() -> npt.NDArray[np.int32]:
             row = self._rows[number]
@@ -409,7 +418,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._recent.get(("slots", number), make, lambda slots: slots.nbytes)
 
     def _timed_words(self, number: int, start_tick: int) -> tuple[Word, ...]:
-        """The words that overlap a window, times from its start and cut at its edges."""
+        """Return the words that overlap a window, with times from its start and cut at its edges."""
         words = self._recent.get(
             ("words", number),
             lambda: self.shards.reader.timed_words(self._rows[number]),
@@ -424,35 +433,37 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
 
 def _chosen(what: str, names: Texts, known: Sequence[str]) -> tuple[str, ...]:
-    """Names without doubles, each a known one."""
+    """Return distinct names, each a known one."""
     return tuple(dict.fromkeys(arguments.choice(what, name, known) for name in arguments.texts(what, names)))
 
 
 def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Part]) -> Scale:
-    """The scale of an array, of which some clip has each of the parts `present`.
+    """Return the scale of an array.
 
-    Raises UsageFault where the train split has nothing to normalize such a part by, DataError for damaged statistics.
+    Raise UsageFault if a part that clips have is in no train sample, DataError for damaged statistics.
     """
     source = base.folder / STATS_FILE
     if not base.statistics.get("samples"):
         raise UsageFault(
-            f"{source}: made of 0 train samples, so there is nothing to normalize by: take normalized=False, or put "
+            f"{source}: computed from 0 train samples, so values cannot be normalized: use normalized=False, or put "
             "recordings into the train split with omniges preprocess --split-csv"
         )
     track = _TRACKS[name]
     found = base.statistics.get(name) or _statistics(base, track.member)
     scale = Scale.from_statistics(found, name, track.channels, str(source))
-    counts = np.broadcast_to(found.get("counts", 1), scale.mean.shape)  # version 1 has none: its samples lack nothing
+    counts = np.broadcast_to(
+        found.get("counts", 1), scale.mean.shape
+    )  # version 1 has none, because its samples lack nothing
     unknown = [part for part, own in _PARTS_OF[name].items() if part in present and not counts[own].any()]
     if unknown:
         raise UsageFault(
-            f"{source}: made of no train sample with {', '.join(unknown)}, which clips that were chosen have, so there "
-            f"is nothing to normalize {name} by: take normalized=False, or leave these clips or {name} out"
+            f"{source}: no train sample has {', '.join(unknown)}, which selected clips have, so {name} cannot be "
+            f"normalized: use normalized=False, or leave these clips or {name} out"
         )
     return scale.tiled(min(window_ticks, TILE_TICKS) * track.rows_per_tick)
 
 
 def _statistics(base: ShardSet, member: str) -> dict[str, Any]:
-    """Statistics of an array over the folder's train split, where stats.json has none of it (version 1)."""
+    """Return statistics of an array over the train split, if stats.json lacks them (version 1)."""
     rows = [row for row in base.reader.rows if row.split == "train"]
     return combine([partial_of(base.reader.array(row, member)) for row in rows])

@@ -194,7 +194,7 @@ class TestTraining:
     def test_codecs_of_other_streams_and_shards_without_latents_are_refused(
         self, encoded_both: Path, shards: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(UsageFault, match="codec audioldm2-vae: it is one of audio, not of gesture"):
+        with pytest.raises(UsageFault, match="codec audioldm2-vae: it encodes audio, not gesture"):
             run(encoded_both, tmp_path / "run", gesture_codec=AUDIO)
         with pytest.raises(
             UsageFault, match="latents of gesture-rvqvae expected, found no latents: run omniges encode"

@@ -404,5 +404,5 @@ def test_rows_of_four_gesture_frames_fit_windows_of_four_ticks(
                 np.testing.assert_array_equal(windows.arrays["gesture"][row].numpy(), wanted)
     with pytest.raises(UsageFault, match="a multiple of 4 expected"):
         Feed([DataSource(catalog)], Sequencing(window_ticks=6), RankShare(), LoaderSettings(workers=0), CPU)
-    with pytest.raises(UsageFault, match="it is one of gesture, not of audio"):
+    with pytest.raises(UsageFault, match="it encodes gesture, not audio"):
         read_catalog(tmp_path / "s", Filters(), {"audio": "test-quarters"})

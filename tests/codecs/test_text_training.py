@@ -355,7 +355,7 @@ class TestRefusals:
     ) -> None:
         with pytest.raises(UsageFault, match=r"latents of omniflow-text-vae expected, found no latents"):
             run(shards, tmp_path / "run", text_codec=NAME)
-        with pytest.raises(UsageFault, match=r"omniflow-text-vae: it is one of text, not of audio"):
+        with pytest.raises(UsageFault, match=r"omniflow-text-vae: it encodes text, not audio"):
             run(encoded_text, tmp_path / "run", audio_codec=NAME)
 
     def test_a_run_does_not_go_on_with_text_of_another_kind(

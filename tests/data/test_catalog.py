@@ -195,7 +195,7 @@ class TestNothingIsTrusted:
             read_catalog(edited(folder, tmp_path / "s", edit), Filters())
 
     def test_a_key_twice(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="stands there twice"):
+        with pytest.raises(DataError, match="occurs twice"):
             read_catalog(edited(folder, tmp_path / "s", lambda rows: [replace(r, key="a") for r in rows]), Filters())
 
     def test_a_manifest_that_is_no_parquet(self, folder: Path, tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ class TestState:
             ({"shuffle": False}, "shuffle was False, is True"),
             ({"tick_multiple": 4}, "tick_multiple was 4, is 1"),
             ({"content_hashes": ["e" * 64]}, f"content_hashes was '{'e' * 64}', is '"),
-            ({"content_hashes": ["e" * 64], "seed": 12}, "windows: seed was 12, is 11. Go on"),
+            ({"content_hashes": ["e" * 64], "seed": 12}, "windows: seed was 12, is 11. Resume"),
             ({"seed": 12, "window_ticks": 9}, "window_ticks was 9, is 8; seed was 12, is 11"),
         ],
     )
@@ -486,7 +486,7 @@ class TestFaults:
         with loader_of(folder, settings=LoaderSettings(workers=1, prefetch=1, verify="never")) as loader:
             take(loader, 1)
             os.truncate(folder / "train-000000.tar", 0)
-            words = r"train-000000\.tar: .* at byte \d+: the shard was cut short.*verify-shards"
+            words = r"train-000000\.tar: .* at byte \d+: the shard was truncated.*verify-shards"
             with pytest.raises(DataError, match=words):
                 take(loader, 60)
 

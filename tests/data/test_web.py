@@ -234,10 +234,10 @@ class TestDamage:
         swapped = b"".join(member(first, name) for name in [names[0], names[2], names[1], *names[3:]])
         cases = {
             "interleaved": (interleaved, f"{first.key}.gesture.npy expected in one piece"),
-            "a sample twice": (a + a, "stands after .* or twice"),
+            "a sample twice": (a + a, "occurs after .* or twice"),
             "a sample twice, apart": (a + b + a, f"the key {first.key} was in .* already"),
-            "a member twice": (member(first, "json") + a, "stands after .* or twice"),
-            "members swapped": (swapped, "stands after .* or twice"),
+            "a member twice": (member(first, "json") + a, "occurs after .* or twice"),
+            "members swapped": (swapped, "occurs after .* or twice"),
             "a member missing": (whole(first, without="mel.npy"), f"{first.key}.mel.npy expected in one piece"),
             "audio missing": (a + whole(second, without="audio.npy"), f"{second.key}: .* audio.npy differs"),
         }
