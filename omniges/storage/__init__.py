@@ -1,1 +1,1 @@
-"""Files and stores: published whole, locked, fetched, cached, checked."""
+"""Files and stores: atomic publishing, locks, downloads, cache, checks."""

@@ -1,7 +1,7 @@
-"""The one way a final file comes to be: temporary sibling, write, fsync, rename, fsync of the folder.
+"""Atomic publishing of files: temporary file in the same folder, write, fsync, rename, fsync of the folder.
 
-A reader never sees half a file under its final name, whatever kills the writer. An exception inside the `with`
-block throws the temporary file away.
+A reader never sees an incomplete file under its final name, whatever stops the writer. An exception inside the `with`
+block removes the temporary file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,18 @@ _REASONS: Final = {
 
 @contextlib.contextmanager
 def os_errors(path: Path, action: str = "write") -> Iterator[None]:
-    """Turn an OSError at `path` into one clear line (`EnvironmentFault`, exit 3)."""
+    """Convert an OSError at a path into an EnvironmentFault of one line.
+
+    Args:
+        path: The path.
+        action: Verb of the failed operation.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        EnvironmentFault: An OSError occurred.
+    """
     try:
         yield
     except OSError as error:
@@ -50,45 +61,60 @@ def os_errors(path: Path, action: str = "write") -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents so that they survive a power loss, with an error a person can act on."""
+    """Create a folder and its parents so that they survive a power loss."""
     with os_errors(path, "create the folder"):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        # What is synced inside a new folder is lost with the folder as long as its own name is not on the disk.
+        # Until the entry of a new folder is on disk, its content is lost by a power loss even if it was synced.
         for folder in missing:
             sync_folder(folder.parent)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[None]:
-    """Create a folder as `make_folder` does; on leaving, remove it and parents created for it if they are empty."""
+    """Create a folder as `make_folder` does; afterwards remove it and its new parents if they are empty."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # one is not empty, so neither are its parents
+        with contextlib.suppress(OSError):  # it is not empty, so neither are its parents
             for folder in new:
                 folder.rmdir()
 
 
 def refuse_links(folder: Path, names: Sequence[str]) -> None:
-    """Raise UsageFault if one of these files and folders of ours inside a folder is a link.
+    """Raise UsageFault if one of a run's files and folders is a link.
 
-    A folder that came from elsewhere may hold links, and files behind them would be replaced or removed.
+    A folder of unknown origin may contain links, and the files they lead to would be replaced or removed.
+
+    Args:
+        folder: Folder of the run.
+        names: Names in this folder.
+
+    Raises:
+        UsageFault: One of them is a link.
     """
     for name in names:
         if (folder / name).is_symlink():
             raise UsageFault(
-                f"{folder / name}: a file or folder of this run expected, found a link, behind which files outside of "
-                f"{folder} would be changed. Put what it leads to in its place, or choose another folder"
+                f"{folder / name}: a file or folder of this run expected, found a link, through which files outside of "
+                f"{folder} would be changed. Replace the link by its target, or choose another folder"
             )
 
 
 def open_for_appending(path: Path) -> int:
-    """Open a log of ours for appending, made where there is none; returns a descriptor.
+    """Open a log for appending; create it if needed.
 
-    Raises UsageFault for a link of either kind, whose other name may be a file elsewhere, and EnvironmentFault.
+    Args:
+        path: The log.
+
+    Returns:
+        The file descriptor.
+
+    Raises:
+        UsageFault: It is a symbolic or hard link, through which a file elsewhere would change.
+        EnvironmentFault: It cannot be opened.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
     with os_errors(path):
@@ -98,26 +124,32 @@ def open_for_appending(path: Path) -> int:
                 return descriptor
             os.close(descriptor)
     raise UsageFault(
-        f"{path}: a file of its own expected, found a link, behind which a file elsewhere would be changed. Remove the "
-        "link, or choose another folder"
+        f"{path}: a file that is not a link expected, found a link, through which a file elsewhere would be changed. "
+        "Remove the link, or choose another folder"
     )
 
 
 def is_file_name(text: object) -> bool:
-    """Return whether a text names a file in a folder of ours: ASCII letters, digits, dots, hyphens and underscores.
+    """Return whether a text is a safe file name: ASCII letters, digits, dots, hyphens and underscores.
 
-    Names without those characters change the meaning of no URL; names with two dots in a row are refused too.
+    Such names do not change the meaning of a URL. Names with two dots in a row are refused too.
+
+    Args:
+        text: The text.
+
+    Returns:
+        True if it is safe.
     """
     return isinstance(text, str) and _FILE_NAME.fullmatch(text) is not None and ".." not in text and text != "."
 
 
 def is_temporary_name(name: str) -> bool:
-    """Return whether a file name is one that `PendingFile` gives before publishing."""
+    """Return whether a file name is a temporary one of `PendingFile`."""
     return final_name(name) is not None
 
 
 def final_name(name: str) -> str | None:
-    """The name that a temporary file was to get, or None for a name that `PendingFile` does not give."""
+    """Return the final name of a temporary file of `PendingFile`, or None for other names."""
     match = _TEMPORARY.fullmatch(name)
     return match["final"] if match else None
 
@@ -133,7 +165,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the kernel lets go when the owner dies, so no lock is ever stale."""
+    """Lock a folder against a second run; the kernel releases the lock when the process ends."""
     with os_errors(out, "open"):
         descriptor = os.open(out, _FOLDER)
     if not _take_lock(descriptor, out):
@@ -145,7 +177,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _take_lock(descriptor: int, folder: Path) -> bool:
-    """Lock an open folder; False where somebody else holds its lock, and the descriptor is then closed."""
+    """Lock an open folder; return False and close the descriptor if another process holds the lock."""
     taken = False
     try:
         with os_errors(folder, "lock"), contextlib.suppress(BlockingIOError):
@@ -158,7 +190,7 @@ def _take_lock(descriptor: int, folder: Path) -> bool:
 
 
 class PendingFile:
-    """A file being written: `write`, then `publish` or `abort`; as a context manager one of the two."""
+    """A file being written: `write`, then `publish` or `abort`; a context manager calls one of the two."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -169,14 +201,14 @@ class PendingFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os_errors(path):
             try:
-                self._descriptor = os.open(self.temporary, flags, 0o666)  # less the umask, as open() gives
-            except FileExistsError:  # it may be a link of either kind to a file elsewhere: it loses this name, unread
+                self._descriptor = os.open(self.temporary, flags, 0o666)  # the umask applies, as for open()
+            except FileExistsError:  # it may be a link to a file elsewhere, so it is removed without being opened
                 self.temporary.unlink()
                 self._descriptor = os.open(self.temporary, flags, 0o666)
 
     @property
     def sha256(self) -> str:
-        """Digest of what was written so far."""
+        """Digest of the bytes written so far."""
         return self._hash.hexdigest()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -189,10 +221,9 @@ class PendingFile:
                 view = view[os.write(self._descriptor, view) :]
 
     def flush_to_disk(self) -> None:
-        """Start and await the transfer of what was written, so that `publish` has less left to wait for.
+        """Write pending bytes to disk, so that `publish` has less to wait for.
 
-        What is on the disk then leaves the page cache: a data set of shards would push out everything else there,
-        and its memory serves the next shard (fresh pages cost a virtual machine more than the copy into them).
+        The pages then leave the page cache. A set of shards would otherwise displace all other files there.
         """
         with os_errors(self.path):
             os.fdatasync(self._descriptor)
@@ -210,15 +241,15 @@ class PendingFile:
             sync_folder(self.path.parent)
 
     def abort(self) -> None:
-        """Throw the temporary file away; a published file stays."""
+        """Remove the temporary file; a published file stays."""
         if self._published:
             return
         self._close()
         self.temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Throw the file away, published or not."""
-        if self._published or not self.temporary.exists():  # a signal may come between the rename and its note
+        """Remove the file, published or not."""
+        if self._published or not self.temporary.exists():  # a signal may have come right after the rename
             self.path.unlink(missing_ok=True)
             sync_folder(self.path.parent)
         self.abort()
@@ -242,17 +273,17 @@ class PendingFile:
 
 
 class PendingGroup:
-    """Files that belong together: as a context manager all of them get their names, in order, or none keeps one.
+    """Files that belong together: as a context manager, all of them are published in order, or none is kept.
 
-    Where an exception or a signal comes between the names, those that were given are taken away again. Only a killed
-    process or a lost machine can leave the first without the last.
+    After an exception or a signal between two of them, those already published are removed. Only a killed process or a
+    power loss can leave the first without the last.
     """
 
     def __init__(self) -> None:
         self._files: list[PendingFile] = []
 
     def open(self, path: Path) -> PendingFile:
-        """One more file; it is published after those opened before it."""
+        """Open one more file, which is published after the earlier ones."""
         self._files.append(PendingFile(path))
         return self._files[-1]
 
@@ -262,24 +293,30 @@ class PendingGroup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        whole = False
+        complete = False
         try:
             if kind is None:
                 for file in self._files:
                     file.publish()
-                whole = True
+                complete = True
         finally:
             for file in reversed(self._files):
-                if not whole:
+                if not complete:
                     file.withdraw()
 
 
 @contextlib.contextmanager
 def pending_folder(final: Path) -> Iterator[Path]:
-    """A folder that gets its final name in one step, or goes.
+    """Make a folder that gets its final name in one step, or is removed.
 
-    Files in it are published one by one, so they are on the disk before the name is. What killed processes left of
-    the same folder goes first; a folder that is still being written is locked, and stays.
+    Files in it are published one by one, so they are on disk before the folder is renamed. Abandoned temporary folders
+    of killed processes are removed first; one that is still being written is locked, and stays.
+
+    Args:
+        final: Final path of the folder.
+
+    Yields:
+        The temporary folder.
     """
     with os_errors(final):
         beside = [path for path in final.parent.iterdir() if final_name(path.name) == final.name]
@@ -292,12 +329,12 @@ def pending_folder(final: Path) -> Iterator[Path]:
                 os.close(abandoned)
     unfinished = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     descriptor = None
-    while descriptor is None:  # another run may find it before it is locked, and remove it as abandoned: once more
+    while descriptor is None:  # another run may remove it before it is locked: try again
         with os_errors(unfinished):
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
         descriptor = _claim(unfinished)
-    try:  # the lock is held until the folder has its final name: without it, another run would take it for abandoned
+    try:  # the lock is held until the rename, so that no other run removes the folder as abandoned
         yield unfinished
         with os_errors(final):
             sync_folder(unfinished)
@@ -309,7 +346,7 @@ def pending_folder(final: Path) -> Iterator[Path]:
 
 
 def _claim(unfinished: Path) -> int | None:
-    """A descriptor that holds an unfinished folder's lock; None where somebody else does, or where it lost its name."""
+    """Return a descriptor that holds the lock of an unfinished folder; None if another process does, or it is gone."""
     with os_errors(unfinished, "open"):
         try:
             descriptor = os.open(unfinished, _FOLDER | os.O_NOFOLLOW)
@@ -317,7 +354,7 @@ def _claim(unfinished: Path) -> int | None:
             return None
     if not _take_lock(descriptor, unfinished):
         return None
-    try:  # before it was locked it may have got its final name, or have gone
+    try:  # it may have been renamed or removed before it was locked
         same = os.path.samestat(os.stat(unfinished, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:
         same = False
@@ -328,7 +365,7 @@ def _claim(unfinished: Path) -> int | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, which loses its name before its first file."""
+    """Remove a folder; it is renamed first, so that it never has its name without its files."""
     doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with os_errors(path, "remove"):
         path.rename(doomed)
@@ -337,7 +374,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it; of a link, or of anything else that is no folder, only the name."""
+    """Remove a folder with its content; remove only the name of a link or a file."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:
@@ -345,7 +382,15 @@ def remove_tree(path: Path) -> None:
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:
-    """Publish a whole file at once; returns the sha256 of its content."""
+    """Publish a complete file.
+
+    Args:
+        path: The file.
+        parts: Its content.
+
+    Returns:
+        The sha256 of the content.
+    """
     with PendingFile(path) as pending:
         for part in (parts,) if isinstance(parts, bytes) else parts:
             pending.write(part)

@@ -1,21 +1,22 @@
-"""A folder of cached files, bounded in size, that several processes share; files are fetched into it checked.
+"""A folder of cached files with a size limit, shared by several processes; downloads are checked.
 
 Every file is ``GROUP/NAME`` with two hidden files beside it:
 
-``.NAME.lock``     locked (flock) by the one process that fills the file; holds the bytes it is going to take
-``.NAME.checked``  says that the content was checked: size, sha256, and the file's inode and times then. Its own
-                   modification time is when the file was last used
+``.NAME.lock``     locked (flock) by the one process that downloads the file; contains the reserved bytes
+``.NAME.checked``  records a check of the content: size, sha256, and the file's inode and times then. Its own
+                   modification time is the time of the last use
 
-A file in use is *pinned*: its reader holds a shared flock on it, and who wants to evict it asks for an exclusive one.
-All locks are the kernel's, so a process that dies leaves none. Sums are taken and files evicted under the lock of the
-whole folder; nothing waits for another lock while holding that one.
+A file in use is *pinned*: its reader holds a shared flock on it. Eviction needs an exclusive one. All locks belong to
+the kernel, so a process that dies leaves none. Sizes are summed and files evicted under the lock of the complete
+folder; no process waits for another lock while it holds that one.
 
-No library covers this. filelock locks a separate file, exclusively, so it can neither pin the cached file itself (a
-memory map of it, too) nor say how many bytes its holder reserves. diskcache evicts what is in use, exceeds its limit
-until the next culling, checks no sums and unpickles what it finds.
+No library does this. filelock locks a separate file exclusively, so it can neither pin the cached file itself, or a
+memory map of it, nor record reserved bytes. diskcache evicts files in use, exceeds its limit until the next culling,
+checks no digests and unpickles its content.
 
-A file is fetched whole, checked, in a bounded number of tries. Waiting between tries follows from the attempt and a
-salt alone, without a random generator or a clock. `FetchAhead` fetches in background threads before files are needed.
+A file is downloaded completely and checked, with a limited number of attempts. The wait between attempts depends only
+on the attempt and a salt, not on random numbers or time. `FetchAhead` downloads in background threads before files are
+needed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from omniges.storage.remote import MissingFile, Store, StoreFault
 T = TypeVar("T")
 
 Wait = Callable[[float], object]
-"""Waits for some seconds; may raise to give up."""
+"""Function that waits for some seconds; it may raise to give up."""
 
 _AGAIN: Final = "Run omniges verify-shards on the original and copy the shards there again"
 _CHUNK_BYTES: Final = 1 << 20
@@ -52,21 +53,21 @@ _CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """Number of attempts and waiting times between them."""
+    """Number of attempts, and waiting times between them."""
 
     attempts: int = 5
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Refuse what would never try, or wait a negative time."""
+        """Refuse fewer than one attempt and negative waiting times."""
         if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
             raise UsageFault(f"at least one attempt and waits of at least 0 s expected, found {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class CachedFile:
-    """A file that the cache may hold: its place in it and what it has to be."""
+    """A file that the cache may contain: its place, and its expected size and digest."""
 
     group: str  # 32 hexadecimal digits
     name: str
@@ -75,13 +76,19 @@ class CachedFile:
 
 
 class WrongContent(DataError):
-    """A file is not what dataset.json says."""
+    """A file differs from dataset.json."""
 
 
 def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
-    """Seconds to wait before try `attempt` (1 is the second try): doubled each time, and spread over a half to a whole.
+    """Return the wait before attempt `attempt` (1 is the second try), doubled each time, times a factor in [0.5, 1).
 
-    The salt keeps processes apart that failed together.
+    Args:
+        retries: Settings of the attempts.
+        attempt: Number of the attempt.
+        salt: Text that gives different waits to processes that failed at the same time.
+
+    Returns:
+        The wait in seconds.
     """
     longest = min(retries.longest_wait_s, retries.first_wait_s * 2.0 ** min(attempt - 1, 60))
     drawn = int.from_bytes(hashlib.sha256(f"{salt}:{attempt}".encode()).digest()[:4], "big") / 2**32
@@ -89,10 +96,20 @@ def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
 
 
 def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wait = time.sleep) -> T:
-    """Carry out an action until it succeeds.
+    """Call a function until it succeeds; repeat after transient faults of the store and wrong content.
 
-    Tried again are transient faults of the store and wrong content. Raises the last of them with the number of tries,
-    and anything else at once.
+    Args:
+        action: The function.
+        retries: Settings of the attempts.
+        salt: Text that varies the waits between processes.
+        wait: Function that waits.
+
+    Returns:
+        The result of the function.
+
+    Raises:
+        StoreFault: The last attempt failed; the text contains the number of attempts.
+        WrongContent: The last attempt got wrong content.
     """
     attempt = 0
     while True:
@@ -109,10 +126,21 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
 
 
 def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[], object]) -> atomic.PendingFile:
-    """Copy a file of a store into a new pending file and hold it against its size and sha256.
+    """Copy a file of a store into a new pending file, and compare its size and sha256.
 
-    `check` is called before each piece and may raise to give up. Raises WrongContent naming the file, what was
-    expected and what was found; MissingFile and StoreFault as the store. Nothing is left of a file that fails.
+    Args:
+        store: The store.
+        file: The file and its expected content.
+        path: Path of the pending file.
+        check: Called before each piece; it may raise to give up.
+
+    Returns:
+        The pending file, complete.
+
+    Raises:
+        WrongContent: Size or sha256 differ; nothing of the copy is left.
+        MissingFile: The store does not have the file.
+        StoreFault: The store cannot be read.
     """
     place = store.location.shown_file(file.name)
     with contextlib.ExitStack() as undo:
@@ -151,35 +179,37 @@ class CacheFull(EnvironmentFault):
 
 @dataclass(slots=True)
 class CacheCounts:
-    """Counts of what a process did with the cache."""
+    """Counts of a process's use of the cache."""
 
-    hits: int = 0  # files that were there and as expected
-    fills: int = 0  # files that were fetched
+    hits: int = 0  # valid files in the cache
+    fills: int = 0  # downloaded files
     fetched_bytes: int = 0
-    failed_tries: int = 0  # tries that were repeated
-    damaged: int = 0  # files that were there and not as expected
+    failed_tries: int = 0  # attempts that were repeated
+    damaged: int = 0  # invalid files in the cache
     evicted: int = 0  # files removed for space
 
 
 class Pin:
-    """A cached file in use: it stays until `close`, or until the process ends."""
+    """A cached file in use; it is not evicted until `close` or the end of the process."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
 
     def close(self) -> None:
-        """Let the file go; without effect the second time."""
+        """Release the file; a second call has no effect."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)  # never LOCK_UN: after a fork that would take the other process's lock as well
+            os.close(
+                self.descriptor
+            )  # never LOCK_UN, which after a fork would also release the lock of the other process
             self.descriptor = -1
 
 
 class CacheFolder:
-    """The folder; its methods may be called by any number of threads and processes."""
+    """The cache folder; safe for any number of threads and processes."""
 
     def __init__(self, root: Path, capacity_bytes: int) -> None:
-        """Create the folder; raises EnvironmentFault where that cannot be done."""
+        """Create the folder; raise EnvironmentFault if that fails."""
         self.root = root
         self.capacity_bytes = capacity_bytes
         self._counts = CacheCounts()
@@ -205,10 +235,19 @@ class CacheFolder:
     def acquire(
         self, file: CachedFile, fill: Callable[[Path], atomic.PendingFile], wait_s: float = 0.0, recheck: bool = False
     ) -> Pin:
-        """The file, pinned; `fill` makes it where it is absent or damaged, once however many processes ask.
+        """Return a pinned file; download it if it is absent or damaged, once for all processes that request it.
 
-        `fill` writes and checks a pending file at the path that it is given. `recheck` takes the checksum again though
-        nothing says that the file was changed. Raises CacheFull where space does not become free within `wait_s`.
+        Args:
+            file: The file and its expected content.
+            fill: Function that writes and checks a pending file at a path.
+            wait_s: Time to wait for free space.
+            recheck: Compare the checksum again, even if the file is recorded as unchanged.
+
+        Returns:
+            The pinned file.
+
+        Raises:
+            CacheFull: No space became free within `wait_s`.
         """
         atomic.refuse_links(self.root, (file.group,))
         atomic.make_folder(self.folder(file.group))
@@ -222,7 +261,9 @@ class CacheFolder:
             if pin is not None:  # another process was faster
                 self.count(hits=1)
                 return pin
-            with atomic.os_errors(path.parent, "clear"):  # of killed processes: only the holder of the lock writes
+            with atomic.os_errors(
+                path.parent, "clear"
+            ):  # files of killed processes: only the holder of the lock writes
                 for entry in list(os.scandir(path.parent)):
                     if atomic.is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
                         Path(entry.path).unlink(missing_ok=True)
@@ -233,7 +274,7 @@ class CacheFolder:
                 os.ftruncate(lock, 0)
 
     def _pin_checked(self, path: Path, file: CachedFile, recheck: bool) -> Pin | None:
-        """A pin where the file is there and, by its record, unchanged since it was checked."""
+        """Return a pin if the file exists and, by its record, is unchanged since it was checked."""
         pin = _pin(path)
         if pin is None:
             return None
@@ -243,11 +284,11 @@ class CacheFolder:
                 return pin
             pin.close()
             if recheck:
-                _beside(path, "checked").unlink(missing_ok=True)  # so that the holder of the lock believes nothing
+                _beside(path, "checked").unlink(missing_ok=True)  # so that the holder of the lock checks it again
         return None
 
     def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
-        """Under the file's lock: a pin where its content is right though its record is not; else the file goes."""
+        """Under the file's lock, return a pin if the content is right despite its record; otherwise remove the file."""
         pin = _pin(path)
         if pin is None:
             return None
@@ -264,7 +305,7 @@ class CacheFolder:
         with contextlib.ExitStack() as undo:
             pending = fill(path)
             undo.callback(pending.abort)
-            pin = _pin(pending.temporary)  # before it can be seen, so that nobody evicts it first
+            pin = _pin(pending.temporary)  # before it is published, so that it cannot be evicted
             if pin is None:
                 raise EnvironmentFault(f"{pending.temporary} is gone: leave the cache folder alone while it is in use")
             undo.callback(pin.close)
@@ -276,7 +317,7 @@ class CacheFolder:
         return pin
 
     def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
-        """Evict what was not used for longest until `size` more bytes fit, and note them in the file's lock."""
+        """Evict the least recently used files until `size` more bytes fit, and reserve them in the file's lock."""
         deadline = time.monotonic() + wait_s
         while True:
             with _locked(self.root / ".lock"), atomic.os_errors(self.root, "clear"):
@@ -309,7 +350,7 @@ def _beside(path: Path, kind: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Wait for the exclusive lock of a lock file; the file stays, for removing it would race."""
+    """Wait for the exclusive lock of a lock file; the file is not removed afterwards, because that would race."""
     with atomic.os_errors(path, "lock"):
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
@@ -325,7 +366,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _pin(path: Path) -> Pin | None:
-    """Hold a shared lock on a file, or None where there is no such file (any more)."""
+    """Hold a shared lock on a file; return None if the file does not exist."""
     with atomic.os_errors(path, "read"):
         try:
             pin = Pin(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -344,14 +385,14 @@ def _pin(path: Path) -> Pin | None:
 
 
 def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
-    """Return the content of a record: any change of the file changes its inode or its times (ctime cannot be set)."""
+    """Return the content of a record; any change of the file changes its inode or times (ctime cannot be set)."""
     found = path.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
     return {"bytes": found.st_size, "sha256": file.sha256, "inode": found.st_ino, **times}
 
 
 def _recorded(path: Path, file: CachedFile) -> bool:
-    """Return whether the file has the expected size and, by its record, is unchanged since its content was checked."""
+    """Return whether the file has the expected size and, by its record, is unchanged since it was checked."""
     try:
         record = parse_json(read_file(_beside(path, "checked"), _MOST_RECORD_BYTES, path.parent))
         return bool(record == _identity(path, file) and record["bytes"] == file.size)
@@ -365,28 +406,28 @@ def _record(path: Path, file: CachedFile) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Note that a file is used now; the kernel's own stamps are some milliseconds coarse."""
+    """Record that a file is used now; the kernel's time stamps are some milliseconds coarse."""
     now_ns = time.time_ns()
-    with contextlib.suppress(FileNotFoundError):  # who finds the content damaged removes the record at any moment
+    with contextlib.suppress(FileNotFoundError):  # another process may remove the record of a damaged file
         os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
 
 
 def _filled_file(temporary: str) -> str:
-    """The cached file that a temporary file, of it or of its record, belongs to."""
+    """Return the name of the cached file to which a temporary file belongs."""
     name = atomic.final_name(temporary) or temporary
     return name[1:].removesuffix(".checked") if name.startswith(".") else name
 
 
 def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
-    """Bytes that are taken or about to be, and the files as (last use in ns, bytes, path).
+    """Return used and reserved bytes, and the files as (last use in ns, bytes, path).
 
-    What killed processes have left is removed on the way. `own` is the file that its caller holds the lock of.
+    Files of killed processes are removed. `own` is the file whose lock the caller holds.
     """
     used = 0
     candidates = []
     groups = [e for e in os.scandir(root) if _GROUP.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     for group in (Path(entry.path) for entry in groups):
-        # First what is going to be, then what is: a file that is published in between counts, and counts once.
+        # Reservations first: a file that is published in between then counts exactly once.
         reserved = _reservations(group, own)
         used += sum(reserved.values())
         sizes = _sizes(group)
@@ -396,9 +437,9 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
                 filled = group / _filled_file(name)
                 if filled != own:
                     with _try_lock(_beside(filled, "lock")) as lock:
-                        if lock is not None:  # so nobody is filling the file it belongs to
+                        if lock is not None:  # no process is downloading this file
                             path.unlink(missing_ok=True)
-            elif f".{name}.lock" in sizes:  # so it is ours; files of other names are left alone
+            elif f".{name}.lock" in sizes:  # it belongs to the cache; other files are ignored
                 used += max(0, size - reserved.get(name, 0))
                 try:
                     last_use_ns = _beside(path, "checked").stat().st_mtime_ns
@@ -409,7 +450,7 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
 
 
 def _reservations(group: Path, own: Path) -> dict[str, int]:
-    """Bytes that each file will have which some live process, but for the holder of `own`, is filling."""
+    """Return the bytes that running processes have reserved for each file, without `own`."""
     found = {}
     for name, size in _sizes(group).items():
         filled = name[1 : -len(".lock")]
@@ -433,7 +474,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _try_lock(path: Path) -> Iterator[int | None]:
-    """A descriptor of a file with its exclusive lock, or None where another has it or the file is gone."""
+    """Yield a descriptor of a file with its exclusive lock; None if another process has it or the file is gone."""
     with contextlib.ExitStack() as held:
         descriptor: int | None = None
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
@@ -450,14 +491,20 @@ _LONGEST_HINT: Final = 1024
 
 
 class _Closed(Exception):
-    """`close` was called while a shard was being fetched."""
+    """`close` was called during a download."""
 
 
 class FetchAhead:
-    """Keeps the next few shards of a changing order pinned in the cache."""
+    """Background threads that keep the next few shards of a changing order pinned in the cache."""
 
     def __init__(self, acquire: Callable[[str, Wait], Pin], most: int, threads: int) -> None:
-        """`acquire(shard, wait)` fetches and pins; `most` shards are held at a time. Threads start with a hint."""
+        """Prepare; threads start with the first hint.
+
+        Args:
+            acquire: Function of a shard and a wait that downloads and pins the shard.
+            most: Largest number of shards held.
+            threads: Number of threads.
+        """
         self._acquire, self._most, self._threads = acquire, most, threads
         self._changed = threading.Condition()
         self._closed = threading.Event()
@@ -469,7 +516,7 @@ class FetchAhead:
         self._running: list[threading.Thread] = []
 
     def hint(self, shards: Iterable[str]) -> None:
-        """The shards that are wanted next; those fetched for an earlier hint and not in this one are let go."""
+        """Set the shards that are needed next; release earlier ones that are not among them."""
         order = list(dict.fromkeys(itertools.islice(shards, _LONGEST_HINT)))
         with self._changed:
             self._order = order
@@ -482,10 +529,7 @@ class FetchAhead:
             self._changed.notify_all()
 
     def take(self, name: str) -> Pin | None:
-        """The pin of a shard that was fetched or is being fetched; None where it is neither.
-
-        Raises what fetching it ended with; the next call tries again.
-        """
+        """Return the pin of a shard, waiting for a running download; None if there is none. Raise its error."""
         with self._changed:
             self._order = [other for other in self._order if other != name]
             self._awaited[name] += 1
@@ -494,11 +538,11 @@ class FetchAhead:
             self._awaited[name] -= 1
             if name in self._errors:
                 raise self._errors.pop(name)
-            self._changed.notify_all()  # there is room for the next
+            self._changed.notify_all()  # one more may be downloaded
             return self._pins.pop(name, None)
 
     def drop(self) -> None:
-        """Let go of all that was fetched, and fetch nothing more before the next hint."""
+        """Release all shards, and download nothing before the next hint."""
         with self._changed:
             self._order = []
             while self._pins:
@@ -514,7 +558,7 @@ class FetchAhead:
             thread.join(timeout=1.0)
 
     def _next(self) -> str | None:
-        """Wait for a shard to fetch and mark it as busy; None after `close`."""
+        """Wait for a shard to download and mark it as busy; return None after `close`."""
         with self._changed:
             while not self._closed.is_set():
                 room = self._most > len(self._busy) + len(self._pins)
@@ -526,7 +570,7 @@ class FetchAhead:
         return None
 
     def _run(self) -> None:
-        """Fetch one shard after the other and record the result of each."""
+        """Download one shard after the other, and record each result."""
         while (name := self._next()) is not None:
             pin: Pin | None = None
             error: BaseException | None = None
@@ -538,7 +582,7 @@ class FetchAhead:
                 self._busy.discard(name)
                 wanted = name in self._order or self._awaited[name] > 0
                 if isinstance(error, CacheFull):
-                    self._order = []  # nothing more before the next hint; the one who opens it makes space
+                    self._order = []  # stop until the next hint; opening the shard makes space
                 elif error is not None and wanted and not isinstance(error, _Closed):
                     self._errors[name] = error
                 elif pin is not None and wanted:

@@ -1,4 +1,4 @@
-"""The byte forms of JSON values, the hash of bytes, and how a hash is recognized."""
+"""The byte formats of JSON values, and sha256 digests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte form of a JSON value that hashes are taken of: sorted keys, no spaces, UTF-8."""
+    """Return the canonical bytes of a JSON value, of which hashes are taken: sorted keys, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
 
 def json_document(value: Any) -> bytes:
-    """A JSON file for people: sorted keys, indented, UTF-8, with a final line break."""
+    """Return a JSON file for reading: sorted keys, indented, UTF-8, with a final line break."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
@@ -32,7 +32,7 @@ def sha256_hex(*pieces: bytes | memoryview) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces; raises OSError."""
+    """Return the hexadecimal sha256 of a file, which is read in pieces; raise OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -1,6 +1,6 @@
-"""Files that may come from anyone: regular ones alone, of a bounded size, whose JSON is plain.
+"""Files of unknown origin: only regular files of limited size, with plain JSON.
 
-A folder from elsewhere may hold a pipe, a device or a link where a file is expected. Every reader of such a folder
+A folder of unknown origin may contain a pipe, a device or a link in place of a file. Every reader of such a folder
 opens its files here.
 """
 
@@ -66,9 +66,16 @@ def _no_file(path: Path, kind: int) -> str:
 
 
 def lies_inside(path: Path, root: Path) -> bool:
-    """Return whether a path, links followed, lies in a folder.
+    """Return whether a path, with links resolved, lies in a folder.
 
     A link of the Hugging Face cache counts: ``ENTRY/snapshots/REVISION/NAME`` leads to ``ENTRY/blobs/HASH``.
+
+    Args:
+        path: The path.
+        root: The folder.
+
+    Returns:
+        True if it lies inside.
     """
     target, base = os.path.realpath(path), os.path.realpath(root)
     entry, snapshots, _ = base.rpartition("/snapshots/")
@@ -109,8 +116,8 @@ def parse_json(data: bytes) -> Any:
         Dictionaries, lists, texts, numbers, booleans and None.
 
     Raises:
-        ValueError: They are no UTF-8 JSON, or hold NaN, a number that is infinite as a float, a name twice in one
-            object, half of a surrogate pair, or deeper nesting than Python's stack.
+        ValueError: The bytes are not UTF-8 JSON, or contain NaN, a number that is too large for a float, a repeated
+            name in an object, half of a surrogate pair, or too deep nesting.
     """
     try:
         text = data.decode("utf-8")

@@ -1,4 +1,4 @@
-"""librosa, whose first import on a machine must not happen in two processes at once."""
+"""The import of librosa, which must not first happen in two processes at once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from omniges.storage.redact import one_line
 
 @functools.cache
 def load_librosa() -> Any:
-    """Import librosa, one process at a time; seconds that only those pay who need it.
+    """Import librosa, one process at a time; it takes seconds.
 
-    The first import on a machine compiles functions into numba's cache. That cache has no lock: processes that fill
-    it at the same time mix up its entries, and every later import of librosa then ends in a segmentation fault.
+    The first import on a machine compiles functions into numba's cache, which has no lock. Processes that write it at
+    the same time corrupt it, and every later import of librosa then ends in a segmentation fault.
 
     Returns:
         The module.
@@ -44,14 +44,14 @@ def load_librosa() -> Any:
 
 @contextlib.contextmanager
 def _lock_of(package: str) -> Iterator[None]:
-    """Wait for the lock of a package's own file, so that no lock file has to be made, found or left behind."""
+    """Wait for a lock on a file of the package, so that no lock file is needed."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise EnvironmentFault(f"{package} is not installed: install omniges again")
     writable = os.access(found.origin, os.W_OK)
     descriptor = os.open(found.origin, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # NFS locks only what is open for writing: then as safe as a plain import
+        with contextlib.suppress(OSError):  # NFS locks only files open for writing; then there is no lock
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Taking credentials out of text before it reaches an error, a log or a file.
+"""Removal of credentials from text before it reaches an error, a log or a file.
 
-What storage libraries put into their messages is not ours to choose: whole URLs with passwords or signatures, request
-headers, the XML of a refused request. So every such text passes through `redact`. It knows the forms that credentials
-have, and the values of those in use are given to it besides. It would rather hide too much.
+Messages of storage libraries may contain URLs with passwords or signatures, request headers, or the XML of a refused
+request. Every such text passes through `redact`. It knows the forms of credentials, and gets the values in use. It
+prefers to hide too much.
 """
 
 from __future__ import annotations
@@ -43,10 +43,17 @@ _SHAPES: Final = (
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text with everything that has the form of a credential, and every given secret, replaced by ``***``.
+    """Replace everything that has the form of a credential, and every given secret, by ``***``.
 
-    Hidden are the user information and all query values of URLs, what follows a telling name (token, secret,
-    signature, authorization …), and the known shapes of keys and tokens. ``redact(redact(t)) == redact(t)``.
+    It hides user information and all query values of URLs, values after a sensitive name (token, secret, signature,
+    authorization …), and known forms of keys and tokens. ``redact(redact(t)) == redact(t)``.
+
+    Args:
+        text: The text.
+        secrets: Secrets in use.
+
+    Returns:
+        The text without credentials.
     """
     for secret in sorted({form for value in secrets for form in _forms(value)}, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
@@ -61,20 +68,28 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def _forms(secret: str) -> set[str]:
-    """A secret as it may stand in a text: plain, and percent-encoded in the ways that URLs are."""
+    """Return the forms of a secret in a text: plain, and percent-encoded as in URLs."""
     if len(secret) < _SHORTEST_SECRET:
         return set()
     return {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}
 
 
 def one_line(text: str, most: int = 240) -> str:
-    """Text on one line, white space and control characters as single spaces, cut at `most` characters."""
+    """Return text as one line, with white space and control characters as single spaces.
+
+    Args:
+        text: The text.
+        most: Largest number of characters; longer text is cut.
+
+    Returns:
+        The line.
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def secrets_in_url(url: str) -> list[str]:
-    """User, password and query values of a URL, as written and decoded."""
+    """Return user, password and query values of a URL, as written and decoded."""
     found: list[str] = []
     if userinfo := _USERINFO.search(url):
         found += userinfo[0][:-1].split(":", 1)
@@ -84,6 +99,6 @@ def secrets_in_url(url: str) -> list[str]:
 
 
 def secrets_in_environment(environment: Mapping[str, str]) -> list[str]:
-    """Values of the environment variables whose names say that they hold a credential."""
-    telling = re.compile(_SENSITIVE, re.IGNORECASE)
-    return [value for name, value in environment.items() if telling.fullmatch(name)]
+    """Return the values of environment variables whose names indicate a credential."""
+    sensitive = re.compile(_SENSITIVE, re.IGNORECASE)
+    return [value for name, value in environment.items() if sensitive.fullmatch(name)]

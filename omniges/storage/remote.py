@@ -1,8 +1,8 @@
-"""A folder of shards as a location: a local path, or a URL of any protocol that fsspec knows.
+"""Locations of shard folders: a local path, or a URL of any protocol that fsspec knows.
 
-A `Store` reads from it: the names there, their sizes, byte ranges, whole files as a stream. fsspec is imported when a
-URL is opened, never for a path. Whatever a storage library raises comes out as one line without credentials: a
-`MissingFile` where the file is not there, a `StoreFault` for the network, the server and the permissions.
+A `Store` reads names, sizes, byte ranges, and complete files as streams. fsspec is imported when a URL is opened, never
+for a path. Errors of storage libraries become one line without credentials: `MissingFile` if the file does not exist,
+`StoreFault` for the network, the server and permissions.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _URL: Final = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)"
 _CHAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::|.*::[A-Za-z][A-Za-z0-9+.-]*://", re.DOTALL)
 _LOCAL: Final = ("file", "local")
 _WEB: Final = ("http", "https")
-_NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would take user:password for a bucket's name
-_LONGEST_TEXT: Final = 8192  # characters of a library's message that are looked at
+_NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would read user:password as a bucket's name
+_LONGEST_TEXT: Final = 8192  # characters of a library's message that are read
 _STREAM_BLOCK_BYTES: Final = 8 << 20
 _INSTALL: Final = (
     dict.fromkeys(("s3", "s3a"), "pip install 'omniges[remote]'")
@@ -47,11 +47,11 @@ _BUSY: Final = frozenset({408, 425, 429})
 
 
 class MissingFile(DataError):
-    """A file is not at the location."""
+    """A file does not exist at the location."""
 
 
 class StoreFault(EnvironmentFault):
-    """A location cannot be read; `transient` says whether trying again may help."""
+    """A location cannot be read; if it is `transient`, another attempt may succeed."""
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class StoreFault(EnvironmentFault):
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A folder of shards. The address may hold credentials, so texts show `shown` and ``str()`` gives that."""
+    """The location of a shard folder; the address may contain credentials, `shown` and ``str()`` do not."""
 
     address: str = field(repr=False)
     protocol: str  # "file" for a local path
@@ -68,11 +68,11 @@ class Location:
 
     @property
     def path(self) -> Path | None:
-        """The folder of a local location, None for a URL."""
+        """Folder of a local location, None for a URL."""
         return Path(self.address) if self.protocol == "file" else None
 
     def shown_file(self, name: str) -> str:
-        """A file of the folder as texts show it; the folder itself for no name."""
+        """Return a file of the folder for texts; the folder itself for ""."""
         folder, question, query = self.shown.partition("?")
         return f"{folder.rstrip('/')}/{name}{question}{query}" if name else self.shown
 
@@ -81,10 +81,17 @@ class Location:
 
 
 def parse_location(text: str) -> Location:
-    """Tell a URL (``PROTOCOL://…``) from a path; ``file://`` and ``local://`` URLs are local folders.
+    """Parse a URL (``PROTOCOL://…``) or a path; ``file://`` and ``local://`` URLs are local folders.
 
-    Raises UsageFault for an empty text, control characters, a pipe, a chain of protocols, a file URL of another
-    host, and credentials in a URL whose protocol does not take them there.
+    Args:
+        text: URL or path.
+
+    Returns:
+        The location.
+
+    Raises:
+        UsageFault: The text is empty or has control characters, is a pipe, a chain of protocols or a file URL of
+            another host, or contains credentials that its protocol does not support.
     """
     shown = one_line(redact(text, secrets_in_url(text)))
     if not text or not text.isprintable():
@@ -122,21 +129,32 @@ def _where_credentials(protocol: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """The name of a file in a folder of shards, unchanged.
+    """Return the name of a file in a shard folder unchanged.
 
-    Raises DataError for anything but letters, digits, dots, dashes and underscores, so that no name leads out of the
-    folder or changes a URL's meaning.
+    Other characters than letters, digits, dots, hyphens and underscores are refused, so that no name leaves the folder
+    or changes the meaning of a URL.
+
+    Args:
+        name: The name.
+
+    Returns:
+        The name.
+
+    Raises:
+        DataError: The name has other characters.
     """
     if not is_file_name(name):
-        raise DataError(f"{one_line(name, 80)!r} is no file name of a shard set: letters, digits, . _ and - expected")
+        raise DataError(
+            f"{one_line(name, 80)!r} is not a file name of a shard set: letters, digits, . _ and - expected"
+        )
     return name
 
 
 class ByteStream(Protocol):
-    """Bytes from the first to the last."""
+    """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Read at most `size` bytes; none at the end."""
+        """Return at most `size` bytes, or none at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +175,25 @@ class Timeouts:
 
 
 def open_store(location: Location, timeouts: Timeouts | None = None) -> Store:
-    """The store at a location; raises EnvironmentFault where the package for its protocol is not installed."""
+    """Open the store at a location.
+
+    Args:
+        location: The location.
+        timeouts: Limits for servers, or None.
+
+    Returns:
+        The store.
+
+    Raises:
+        EnvironmentFault: The package for the protocol is not installed.
+    """
     if location.path is not None:
         return LocalStore(location)
     return UrlStore(location, timeouts or Timeouts())
 
 
 class LocalStore:
-    """A local folder."""
+    """A store in a local folder."""
 
     def __init__(self, location: Location) -> None:
         if location.path is None:
@@ -173,29 +202,41 @@ class LocalStore:
         self._folder = location.path
 
     def listing(self) -> dict[str, int]:
-        """Size of every regular file by name, sorted."""
+        """Return the size of every regular file by name, sorted."""
         with os_errors(self._folder, "list"), os.scandir(self._folder) as entries:
             return dict(sorted((e.name, e.stat().st_size) for e in entries if e.is_file()))
 
     def size(self, name: str) -> int:
-        """Size in bytes; MissingFile where there is no such file."""
+        """Return the size of a file in bytes; raise MissingFile if it does not exist."""
         with self._opened(name) as descriptor:
             return os.fstat(descriptor).st_size
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes; DataError where the file ends before."""
+        """Return exactly `size` bytes of a file.
+
+        Args:
+            name: Name of the file.
+            offset: First byte.
+            size: Number of bytes.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            DataError: The file ends before.
+        """
         with self._opened(name) as descriptor:
             data = os.pread(descriptor, size, offset)
         return _exactly(data, self.location.shown_file(name), offset, size)
 
     @contextmanager
     def open_stream(self, name: str) -> Iterator[ByteStream]:
-        """The file from its beginning."""
+        """Yield a file as a stream from its beginning."""
         with self._opened(name) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as stream:
             yield stream
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, because no resource is held."""
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
@@ -222,16 +263,16 @@ def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
 
 
 class UrlStore:
-    """A folder behind a URL, read through fsspec."""
+    """A store in a folder at a URL, read through fsspec."""
 
     def __init__(self, location: Location, timeouts: Timeouts) -> None:
-        """Load the protocol's package; no connection is made yet."""
+        """Load the protocol's package; no connection is made."""
         self.location = location
         self._timeouts = timeouts
         self._filesystem = self._call("open", "", self._connect)
 
     def listing(self) -> dict[str, int]:
-        """Size of every file by name, sorted; StoreFault where the protocol cannot list (http)."""
+        """Return the size of every file by name, sorted; raise StoreFault if the protocol cannot list (http)."""
         if self.location.protocol in _WEB:
             raise StoreFault(f"{self.location}: {self.location.protocol} has no listing; dataset.json names the files")
         entries = self._call("list", "", lambda: self._filesystem.ls(self._address(None), detail=True))
@@ -239,13 +280,25 @@ class UrlStore:
         return dict(sorted((name, int(size)) for name, size in files.items() if name))
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, or None where a web server does not tell; MissingFile where there is no such file."""
+        """Return the size of a file in bytes, None if not known; raise MissingFile if it does not exist."""
         address = self._address(name)
         found = self._call("find", name, lambda: self._filesystem.info(address))["size"]
         return None if found is None else int(found)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes; DataError where the file ends before."""
+        """Return exactly `size` bytes of a file.
+
+        Args:
+            name: Name of the file.
+            offset: First byte.
+            size: Number of bytes.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            DataError: The file ends before.
+        """
         if size == 0:
             return b""
         address = self._address(name)
@@ -255,11 +308,11 @@ class UrlStore:
 
     @contextmanager
     def open_stream(self, name: str) -> Iterator[ByteStream]:
-        """The file from its beginning; s3 and most others in ranges of 8 MiB, http in one request."""
+        """Yield a file as a stream from its beginning: s3 and most others in ranges of 8 MiB, http in one request."""
         address = self._address(name)
         options: dict[str, Any] = {"block_size": _STREAM_BLOCK_BYTES, "cache_type": "readahead"}
         if self.location.protocol in _WEB:
-            options = {"block_size": 0, "size": 1}  # any size: it saves asking the server, and is not used
+            options = {"block_size": 0, "size": 1}  # any size avoids a request to the server; it is not used
         stream = self._call("open", name, lambda: self._filesystem.open(address, "rb", **options))
         try:
             yield _Guarded(self, name, stream, self._timeouts)
@@ -267,13 +320,13 @@ class UrlStore:
             self._call("close", name, stream.close)
 
     def close(self) -> None:
-        """Let connections go; the store is not used after that."""
+        """Release connections; the store cannot be used afterwards."""
         filesystem, self._filesystem = self._filesystem, None
         del filesystem  # its finalizer closes the session
 
     def _connect(self) -> Any:
         try:
-            import fsspec  # noqa: PLC0415 - optional, and needed for URLs alone
+            import fsspec  # noqa: PLC0415 - optional, only for URLs
         except ImportError:
             raise EnvironmentFault(
                 f"{self.location}: the package fsspec is needed for URLs: pip install 'omniges[remote]'"
@@ -289,13 +342,13 @@ class UrlStore:
         return kind(skip_instance_cache=True, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        """Return options that keep a silent server from blocking for ever; retrying is left to this module."""
+        """Return options that limit waits for a silent server; retries are made elsewhere."""
         if self.location.protocol in _WEB:
             aiohttp = importlib.import_module("aiohttp")
             limits = aiohttp.ClientTimeout(
                 total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s
             )
-            # A URL is sent as it was given: a signature may not survive being quoted anew.
+            # A URL is sent unchanged, because quoting it again may invalidate a signature.
             return {"client_kwargs": {"timeout": limits}, "encoded": self.location.address.isascii()}
         if self.location.protocol in {"s3", "s3a"}:
             config = {
@@ -307,7 +360,7 @@ class UrlStore:
         return {"use_listings_cache": False}
 
     def _address(self, name: str | None) -> str:
-        """The address of a file, or of the folder for None; a web URL's query stays at its end."""
+        """Return the address of a file, or of the folder for None; a web URL's query stays at its end."""
         tail = "" if name is None else check_name(name)
         if self.location.protocol in _WEB:
             parts = urlsplit(self.location.address)
@@ -359,25 +412,25 @@ class UrlStore:
         secrets = [*secrets_in_url(self.location.address), *secrets_in_environment(os.environ)]
         chain = list(_causes(error))
         root = chain[-1]
-        said = one_line(redact(f"{type(root).__name__}: {root}".removesuffix(": ")[:_LONGEST_TEXT], secrets))
+        reason = one_line(redact(f"{type(root).__name__}: {root}".removesuffix(": ")[:_LONGEST_TEXT], secrets))
         status = next((s for s in map(_status, chain) if s is not None), None)
         # Without a status, "not found" is believed unless it covers another error (fsspec's http does that).
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
-            return MissingFile(f"{place}: no such file ({said})")
+            return MissingFile(f"{place}: no such file ({reason})")
         denied = any(isinstance(e, PermissionError) or "Credential" in type(e).__name__ for e in chain)
         if status in _REFUSED or (status is None and denied):
             way = _where_credentials(self.location.protocol)
-            return StoreFault(f"{place}: access refused ({said}). Check the credentials and permissions: {way}")
+            return StoreFault(f"{place}: access refused ({reason}). Check the credentials and permissions: {way}")
         if status is None and any(isinstance(e, TimeoutError) or "Timeout" in type(e).__name__ for e in chain):
             waited = f"{self._timeouts.connect_s:g} s to connect, {self._timeouts.read_s:g} s to read"
             return StoreFault(
-                f"{place}: no answer in time ({said}; limits: {waited}). Check the network", transient=True
+                f"{place}: no answer in time ({reason}; limits: {waited}). Check the network", transient=True
             )
         if status is not None and status < 500 and status not in _BUSY:
-            return StoreFault(f"{place}: cannot {action}, the server answers {status} ({said}). Check the address")
+            return StoreFault(f"{place}: cannot {action}, the server answers {status} ({reason}). Check the address")
         known = isinstance(root, (ValueError, TypeError, AttributeError, NotImplementedError, LookupError))
         hint = "Check the address" if known else "Check the network, or try again later"
-        return StoreFault(f"{place}: cannot {action} ({said}). {hint}", transient=not known or status is not None)
+        return StoreFault(f"{place}: cannot {action} ({reason}). {hint}", transient=not known or status is not None)
 
 
 Store = LocalStore | UrlStore
@@ -408,7 +461,7 @@ class _Guarded:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from, the outermost first."""
+    """Yield an error and its causes, the outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -418,12 +471,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error of aiohttp, botocore, requests, httpx or gcsfs carries."""
+    """Return the HTTP status of an error of aiohttp, botocore, requests, httpx or gcsfs, or None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif type(error).__name__ == "HttpError":
-        value = getattr(error, "code", None)  # gcsfs; aiohttp's protocol errors have a `code` that is no answer
+        value = getattr(error, "code", None)  # gcsfs; the `code` of aiohttp's protocol errors is not a status
     else:
         value = getattr(error, "status", None) or getattr(response, "status_code", None)
     return int(value) if isinstance(value, (int, str)) and re.fullmatch(r"[1-5]\d\d", str(value)) else None

@@ -1,11 +1,10 @@
-"""Tensors by name in files: safetensors, ours and others', and what ``torch.save`` wrote, which is read here alone.
+"""Files of tensors by name: safetensors, and files of ``torch.save``, which are only read.
 
-Own files are safetensors, written one tensor at a time and published whole.
+safetensors files are written one tensor at a time and published complete.
 
-Of files of ``torch.save`` torch's ``weights_only`` unpickles nothing but tensors and plain containers, so a file cannot
-run a program. Added here is what torch does not check: the checksums of the archive (files in the format before torch
-1.6 are no archives and have none), that every tensor has a name, is dense and within the file, and that any damage is
-an error of one line.
+torch's ``weights_only`` unpickles only tensors and plain containers, so a file of ``torch.save`` cannot run a program.
+This module adds checks that torch lacks: the checksums of the archive (files in the format before torch 1.6 have none),
+that every tensor has a name, is dense and within the file, and that any damage is an error of one line.
 """
 
 from __future__ import annotations
@@ -52,17 +51,30 @@ _SHOWN: Final = 4
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Write tensors on any device; returns the file's size in bytes and the sha256 of what was written.
+    """Write tensors on any device; only one at a time is copied to the CPU.
 
-    Only one tensor at a time is copied to the host.
+    Args:
+        path: The file.
+        tensors: Tensors by name.
+
+    Returns:
+        Size in bytes and sha256 of the file.
     """
     return write_each(path, kinds_of(tensors), lambda name: tensors[name])
 
 
 def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str], Tensor]) -> tuple[int, str]:
-    """Write tensors that are made one after the other, each of the kind (type, shape) said before.
+    """Write tensors that are computed one after the other.
 
     The layout is that of safetensors: the header's length (8 bytes, little endian), a JSON header, the data.
+
+    Args:
+        path: The file.
+        kinds: Type and shape of each tensor.
+        tensor_of: Function that returns a tensor by name.
+
+    Returns:
+        Size in bytes and sha256 of the file.
     """
     import torch  # noqa: PLC0415 - see above
 
@@ -79,17 +91,17 @@ def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str],
         for name, kind in kinds.items():
             tensor = tensor_of(name)
             if (tensor.dtype, tuple(tensor.shape)) != kind:
-                raise ValueError(f"{name}: {kind} was said, {tensor.dtype} {tuple(tensor.shape)} came")
+                raise ValueError(f"{name}: {kind} expected, found {tensor.dtype} {tuple(tensor.shape)}")
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             pending.write(flat.cpu().numpy().data)
         return pending.size, pending.sha256
 
 
 class TensorFile(Mapping[str, "Tensor"]):
-    """The tensors of a safetensors file, on the host, each read when it is asked for."""
+    """The tensors of a safetensors file, on the CPU, each read when it is accessed."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header; raises DataError where it is not such a file."""
+        """Read the header; raise DataError if it is not such a file."""
         from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - comes with torch
 
         opened: Any = safe_open
@@ -114,7 +126,7 @@ class TensorFile(Mapping[str, "Tensor"]):
         return len(self._names)
 
     def kind(self, name: str) -> Kind:
-        """A tensor's type and shape, from the file's header."""
+        """Return a tensor's type and shape, from the file's header."""
         import torch  # noqa: PLC0415 - see above
 
         part = self._file.get_slice(name)
@@ -134,34 +146,60 @@ def _require_regular(path: Path) -> None:
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of any other as torch.save's; data stay in the file until looked at.
+    """Open the tensors of a ``.safetensors`` file or a file of ``torch.save``; data is read when it is accessed.
 
-    Raises DataError where it is not such a file, and what `read_weights` raises.
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        DataError: It is not such a file, or it is damaged.
+        UsageFault: The file does not exist.
     """
     return TensorFile(path) if path.suffix == ".safetensors" else read_weights(path, mapped=True)
 
 
 def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The same tensors in memory; `entry` is the one of a file of torch.save, see `read_weights`."""
+    """Read tensors into memory.
+
+    Args:
+        path: The file.
+        entry: Entry of a file of ``torch.save``, see `read_weights`.
+
+    Returns:
+        Tensors by name.
+    """
     return dict(TensorFile(path)) if path.suffix == ".safetensors" else read_weights(path, entry)
 
 
 def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """Type and shape of each tensor; of an open file nothing but the header is read."""
+    """Return type and shape of each tensor; of an open file only the header is read."""
     if isinstance(tensors, TensorFile):
         return {name: tensors.kind(name) for name in tensors}
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor; of an open file nothing but the header is read."""
+    """Return the shape of each tensor; of an open file only the header is read."""
     return {name: shape for name, (_, shape) in kinds_of(tensors).items()}
 
 
 def require_same(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str, remedy: str
 ) -> None:
-    """Raise DataError with names and shapes of the tensors that are missing, unexpected or of another shape."""
+    """Compare names and shapes of tensors.
+
+    Args:
+        expected: Expected shapes by name.
+        found: Shapes in the file.
+        where: Path of the file, for the error.
+        remedy: What the user can do, for the error.
+
+    Raises:
+        DataError: Tensors are missing, unexpected or of another shape.
+    """
     wrong = {
         "missing": [name for name in expected if name not in found],
         "not expected": [repr(name) for name in found if name not in expected],  # names of a foreign file
@@ -181,7 +219,16 @@ def require_same(
 
 
 def require_finite(name: str, tensor: Tensor, where: str) -> None:
-    """Raise DataError for a weight that is not of floating point or holds NaN or infinite numbers."""
+    """Refuse a weight that is not floating point, or is NaN or infinite.
+
+    Args:
+        name: Name of the weight.
+        tensor: The weight.
+        where: Path of the file, for the error.
+
+    Raises:
+        DataError: The weight is invalid.
+    """
     if not tensor.is_floating_point():
         raise DataError(f"{where}: {name} is {tensor.dtype}; expected floating point; choose another file")
     if not tensor.isfinite().all():
@@ -203,29 +250,40 @@ _SAFE: Final = "save its state_dict alone, as tensors by name, or as safetensors
 
 
 def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) -> dict[str, Tensor]:
-    """All tensors of a file of ``torch.save``, on the host and without gradients.
+    """Read all tensors of a file of ``torch.save``, on the CPU and without gradients.
 
     Args:
-        path: a file that holds a dictionary of tensors by name.
-        entry: where given, the file holds a dictionary of several things and the tensors are in this one.
-        mapped: whether an archive's data stays in the file, from where what is looked at is read.
+        path: File that contains a dictionary of tensors by name.
+        entry: Key of that dictionary, if the file contains a dictionary of several things.
+        mapped: Map an archive's data instead of reading it.
 
     Returns:
         Tensors by name.
 
-    Raises UsageFault where there is no such file, DataError where it is damaged, holds pickled objects, or anything
-    but dense tensors by name, EnvironmentFault where this torch is too old to read files of others safely.
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: It is damaged, or contains pickled objects or anything but dense tensors by name.
+        EnvironmentFault: This torch is too old to read such files safely.
     """
     return _content(path, entry, dict, mapped=mapped)
 
 
 def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Tensor]:
-    """Read a file as `read_weights` does whose entry is a list of tensors without names."""
+    """Read a list of tensors without names, otherwise as `read_weights` does.
+
+    Args:
+        path: The file.
+        entry: Key of the list in the file.
+        mapped: Map an archive's data instead of reading it.
+
+    Returns:
+        The tensors.
+    """
     return list(_content(path, entry, list, mapped=mapped).values())
 
 
 def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict[str, Tensor]:
-    """The tensors that a file, or its entry, holds as a dictionary or a list, checked."""
+    """Return the checked tensors of a file or its entry, which is a dictionary or a list."""
     import torch  # noqa: PLC0415 - see above
 
     if not path.is_file():
@@ -248,7 +306,7 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             kept = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
             raise DataError(f"{where}: {name[:80]} is {kept}; expected a plain, dense tensor: {_SAFE}")
-    size = path.stat().st_size  # strides and storages may claim more bytes than it holds
+    size = path.stat().st_size  # strides and storages may claim more bytes than the file has
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     if sum(storages.values()) > size:
         raise DataError(f"{where}: {sum(storages.values())} bytes of tensors in a file of {size}: {_AGAIN}")
@@ -266,7 +324,7 @@ def _require_whole(path: Path) -> None:
                 if info.compress_type != zipfile.ZIP_STORED:
                     name = info.filename[:80]
                     raise DataError(f"{path}: {name!r} is compressed; expected torch.save's own file, no TorchScript")
-                if info.external_attr & _FOLDER:  # torch would read nothing and give whatever was in memory
+                if info.external_attr & _FOLDER:  # torch would read nothing and return uninitialized memory
                     raise DataError(f"{path}: damaged, {info.filename[:80]!r} is marked as a folder: {_AGAIN}")
             damaged = archive.testzip()
     except (*_ZIP_FAULTS, NotImplementedError, RuntimeError) as error:
@@ -317,5 +375,5 @@ def _summary(value: object) -> str:
 
 
 def _line(error: Exception) -> str:
-    """An exception's first line."""
+    """Return an exception's first line."""
     return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__

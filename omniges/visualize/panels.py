@@ -1,11 +1,10 @@
-"""The parts of pictures: mel, words, motion energy, expression activity and stick figures on one time line.
+"""Panels of pictures: mel, words, motion energy, expression activity and stick figures on one time axis.
 
-The figures are the generic skeleton of `omniges.features.body`, seen from the front, so the person's left
-is on the right of the picture. It is no body model: see there.
+The figures are the generic skeleton of `omniges.features.body`, not a body model. They are seen from the front, so the
+person's left is on the right of the picture.
 
-Words are drawn to the letter where an installed font has all their characters. What no font has is written as
-an escape (its code point in hexadecimal), so nothing is silently lost and nothing depends on fonts that are
-not there.
+Words are drawn in a font that has all their characters. Characters that no installed font has are written as escapes
+(the code point in hexadecimal).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP_SAMPLES
 _FIGURES: Final = 8
 _LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time axis
 _LONGEST_LABEL: Final = 13  # letters
-LEFT, RIGHT = 0.065, 0.935  # of the figure: where the time line begins and ends
+LEFT, RIGHT = 0.065, 0.935  # ends of the time axis, as shares of the figure
 _DPI: Final = 110
 _FONT: Final = "DejaVu Sans"  # comes with matplotlib
 _OTHER_FONTS: Final = (
@@ -63,31 +62,31 @@ _STYLE: Final[dict[str, Any]] = {
     "lines.linewidth": 1.1,
     "text.usetex": False,
 }
-# Okabe and Ito's colours, which people with colour-blindness tell apart.
+# Colours of Okabe and Ito, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The sample as it is drawn: cut to the time shown, times in seconds of the clip."""
+    """A sample as it is drawn: cut to the time shown, with times in seconds of the clip."""
 
     start_s: float
     stop_s: float
     times: F64  # (T,), of the frames shown
-    gesture: F32  # (T, 415), T 0 where there is no motion
+    gesture: F32  # (T, 415), T = 0 without motion
     jaw_eyes: F32  # (T, 9)
     root_xz: F64  # (T, 2) metres
-    mel: F32  # (M, 64), M 0 where there is no audio
+    mel: F32  # (M, 64), M = 0 without audio
     mel_start_s: float
     words: tuple[tuple[str, float, float], ...]
 
     def word_at(self, time_s: float) -> str:
-        """The word spoken at a time, or "" in a pause."""
+        """Return the word spoken at a time, or "" in a pause."""
         return next((word for word, start, end in self.words if start <= time_s < end), "")
 
 
 def png_of(figure: Figure) -> bytes:
-    """Return a figure as a PNG file that says nothing of the program that drew it."""
+    """Return a figure as a PNG file, without metadata about the program."""
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
@@ -95,8 +94,19 @@ def png_of(figure: Figure) -> bytes:
 
 @contextlib.contextmanager
 def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
-    """An empty figure in the style of all pictures; raises EnvironmentFault without matplotlib."""
-    style: Any = _STYLE  # newer versions of matplotlib want its keys as literals
+    """Make an empty figure in the style of all pictures.
+
+    Args:
+        width_in: Width in inches.
+        height_in: Height in inches.
+
+    Yields:
+        The figure.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    style: Any = _STYLE  # newer versions of matplotlib require literal keys
     try:
         import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
@@ -127,7 +137,23 @@ def cut(
     mel: F32 = _NO_MEL,
     words: Sequence[Word] = (),
 ) -> View:
-    """The part of a sample that is shown; the root's path is summed up from the beginning."""
+    """Cut a sample to the time shown; the root's path is summed from the beginning.
+
+    Args:
+        gesture: Channels (T, 415).
+        start_xz: Start position (2,) in metres.
+        start_s: Start of the time shown in seconds.
+        seconds: Length of the time shown.
+        jaw_eyes: Axis-angle (T, 9), or None.
+        mel: Log-mel (M, 64).
+        words: Words with times in seconds.
+
+    Returns:
+        The part shown.
+
+    Raises:
+        ValueError: A shape is wrong, or fewer than two frames are shown.
+    """
     frames = len(gesture)
     face = np.zeros((frames, 9), np.float32) if jaw_eyes is None else jaw_eyes
     shapes = (gesture.shape, face.shape, start_xz.shape, mel.shape[1:])
@@ -138,7 +164,7 @@ def cut(
     if stop - first < 2:
         raise ValueError(f"{start_s} s and {seconds} s show fewer than two of {frames} frames")
     steps = gesture[:, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
-    steps[0] = start_xz  # the repeated first step is not one
+    steps[0] = start_xz  # the first step is a copy of the second
     return replace(
         without_motion(mel, words, first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ),
         times=np.arange(first, stop) / FRAME_RATE_HZ,
@@ -149,11 +175,24 @@ def cut(
 
 
 def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> View:
-    """The part of a sample without motion that is shown."""
+    """Cut a sample without motion to the time shown.
+
+    Args:
+        mel: Log-mel (M, 64), or None.
+        words: Words with times in seconds.
+        start_s: Start of the time shown in seconds.
+        stop_s: End of the time shown in seconds.
+
+    Returns:
+        The part shown.
+
+    Raises:
+        ValueError: Fewer than two frames are shown.
+    """
     if (stop_s - start_s) * FRAME_RATE_HZ < 2 - 1e-6:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
-    heard = _NO_MEL if mel is None else mel
-    first = min(round(start_s * _MEL_RATE_HZ), len(heard))
+    audio = _NO_MEL if mel is None else mel
+    first = min(round(start_s * _MEL_RATE_HZ), len(audio))
     inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
     return View(
         start_s=start_s,
@@ -162,14 +201,22 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
         gesture=np.zeros((0, LAYOUT.channels), np.float32),
         jaw_eyes=np.zeros((0, 9), np.float32),
         root_xz=np.zeros((0, 2)),
-        mel=heard[first : round(stop_s * _MEL_RATE_HZ)],
+        mel=audio[first : round(stop_s * _MEL_RATE_HZ)],
         mel_start_s=first / _MEL_RATE_HZ,
         words=tuple((word, start, end) for word, start, end in inside if start < end),
     )
 
 
 def angular_speed(gesture: F32, channels: slice) -> F64:
-    """Mean angular speed of a block's joints between frames: (T, 415) to (T − 1,) rad/s; NaN where it is absent."""
+    """Return the mean angular speed of a block's joints between frames.
+
+    Args:
+        gesture: Channels (T, 415).
+        channels: 6D channels of the block.
+
+    Returns:
+        Speed (T − 1,) in rad/s; NaN if the block is absent.
+    """
     if np.isnan(gesture[:, channels]).all():
         return np.full(max(len(gesture) - 1, 0), np.nan)
     matrices = matrix_from_six_d(gesture[:, channels].reshape(len(gesture), -1, 6))
@@ -180,10 +227,10 @@ def angular_speed(gesture: F32, channels: slice) -> F64:
 
 
 def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
-    """Places nearest to `centres` (ascending) that keep `gap` from each other, within low to high.
+    """Return the places nearest to `centres` (ascending) that keep `gap` from each other, within low to high.
 
-    Least squares by pooling neighbours that would collide (isotonic regression of the places less their
-    gaps).
+    It is a least-squares solution by pooling neighbours that would collide (isotonic regression of the places minus
+    their gaps).
     """
     offsets = gap * np.arange(len(centres))
     pools: list[tuple[float, int]] = []  # mean, size
@@ -202,7 +249,7 @@ def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
 
 @functools.cache
 def _fonts() -> tuple[tuple[str, FT2Font], ...]:
-    """Installed fonts in the order in which they are asked for a character."""
+    """Return installed fonts in the order in which they are tried for a character."""
     from matplotlib import font_manager  # noqa: PLC0415
 
     installed = set(font_manager.get_font_names())
@@ -211,7 +258,7 @@ def _fonts() -> tuple[tuple[str, FT2Font], ...]:
 
 
 def _drawable(text: str, longest: int) -> str:
-    """Return at most `longest` characters of a text, each with a glyph in some font; the others become escapes."""
+    """Return at most `longest` characters of a text; characters without a glyph in any font become escapes."""
     shown = "".join(
         c
         if c.isprintable() and any(font.get_char_index(ord(c)) for _, font in _fonts())
@@ -222,7 +269,15 @@ def _drawable(text: str, longest: int) -> str:
 
 
 def write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
-    """Put a text that may hold anything; dollar signs are no formulas."""
+    """Draw any text; dollar signs are not formulas.
+
+    Args:
+        target: Axes or figure.
+        place: Position (x, y).
+        text: The text.
+        longest: Largest number of characters.
+        **style: Style for matplotlib.
+    """
     families = [family for family, _ in _fonts()]
     target.text(*place, _drawable(text, longest), family=families, parse_math=False, **style)
 
@@ -231,7 +286,13 @@ def write(target: Axes | Figure, place: tuple[float, float], text: str, longest:
 
 
 def time_axis(axes: Axes, view: View, *, labelled: bool = False) -> None:
-    """The time shown, from left to right."""
+    """Set the time axis of a panel.
+
+    Args:
+        axes: The panel.
+        view: The part shown.
+        labelled: Draw tick labels.
+    """
     axes.set_xlim(view.start_s, view.stop_s)
     axes.tick_params(labelbottom=labelled)
     if labelled:
@@ -244,22 +305,30 @@ def _mark_words(axes: Axes, view: View) -> None:
 
 
 def legend(axes: Axes, handles: Sequence[Any]) -> None:
-    """A line of keys above the panel, where it hides nothing."""
+    """Draw a legend in one line above the panel.
+
+    Args:
+        axes: The panel.
+        handles: Its curves.
+    """
     above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0, "borderpad": 0.15}
     axes.legend(handles=handles, ncols=len(handles), handlelength=1.6, **above)
 
 
 def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
-    """Draw bars for the words' intervals, and labels above them spread so that none covers another.
+    """Draw bars for the words' intervals, and labels above them that do not overlap.
 
-    ``empty`` stands there where no word is shown.
+    Args:
+        axes: The panel.
+        view: The part shown.
+        empty: Text if no word is shown.
     """
     axes.set_axis_off()
     time_axis(axes, view)
     axes.set_ylim(0, 1)
     axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=GREY, edgecolor="white")
     span = view.stop_s - view.start_s
-    every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # of a long view only each n-th word is labelled
+    every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # in a long view only each n-th word is labelled
     labelled = view.words[::every]
     if not labelled:
         axes.text(0.5, 0.4, empty, transform=axes.transAxes, ha="center", color=GREY)
@@ -273,7 +342,7 @@ def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
 
 
 def draw_mel(axes: Axes, view: View) -> None:
-    """The mel on a scale of Hertz, with a bar that tells its colours."""
+    """Draw the mel on an axis in Hertz, with a colour bar."""
     time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
     peaks = mel_filterbank().argmax(axis=1) * (SAMPLE_RATE_HZ / N_FFT)
@@ -292,11 +361,11 @@ def draw_mel(axes: Axes, view: View) -> None:
     time_axis(axes, view)  # imshow sets its own
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
-    bar.set_ylabel("log magnitude", labelpad=0)  # its numbers may be long, and the figure ends there
+    bar.set_ylabel("log magnitude", labelpad=0)  # its tick labels may reach the edge of the figure
 
 
 def share_mel_colours(figure: Figure) -> None:
-    """Show all mels of a figure on one scale of colours, so that what was made can be held against a recording."""
+    """Set all mels of a figure to one colour scale, so that they can be compared."""
     images = [image for axes in figure.axes for image in axes.images]
     if images:
         lows, highs = zip(*(image.get_clim() for image in images), strict=True)
@@ -336,7 +405,7 @@ def draw_face(axes: Axes, view: View) -> None:
 
 
 def _second_axis(axes: Axes, times: F64, values: Numbers, name: str, label: str) -> list[Any]:
-    """A quantity of another unit against an axis on the right."""
+    """Draw a quantity of another unit with an axis on the right."""
     right = axes.twinx()
     right.spines["right"].set_visible(True)
     right.set_ylabel(label, color=GREY)
@@ -358,7 +427,7 @@ _ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
 
 
 def draw_figures(axes: Axes, view: View) -> None:
-    """People at evenly spaced times, each under its time, true to scale and centred on its pelvis."""
+    """Draw stick figures at evenly spaced times, to scale, centred on the pelvis, with their times."""
     axes.set_axis_off()
     if any(np.isnan(view.gesture[0, part]).any() for part in (LAYOUT.upper, LAYOUT.lower)):
         axes.text(
@@ -372,7 +441,7 @@ def draw_figures(axes: Axes, view: View) -> None:
     box = axes.get_window_extent()
     box_height = box.height - _TEXT_IN[2] * _DPI
     right, left = np.nanmax(people[..., 0], axis=1), -np.nanmin(people[..., 0], axis=1)
-    needed = max(2 * left[0], 2 * right[-1], *(right[:-1] + left[1:])) + 0.1  # so that no hands touch
+    needed = max(2 * left[0], 2 * right[-1], *(right[:-1] + left[1:])) + 0.1  # keeps hands of neighbours apart
     slot = max(float(needed), _ABOVE_GROUND_M * box.width / box_height / count)
     metre_per_inch = slot * count / box.width * _DPI
     time_y, word_y, bottom = (ground - inches * metre_per_inch for inches in _TEXT_IN)
@@ -385,7 +454,7 @@ def draw_figures(axes: Axes, view: View) -> None:
         label: dict[str, Any] = {"ha": "center", "va": "center"}
         axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=GREY, **label)
         word = view.word_at(float(time_s))
-        pause = "(pause)" if view.words else ""  # without any word nothing is known of pauses
+        pause = "(pause)" if view.words else ""  # without words, pauses are not known
         write(axes, (centre, word_y), word or pause, 16, color="black" if word else "#999999", **label)
     (x0, z0), (x1, z1) = np.round(view.root_xz[[0, -1]], 2) + 0.0  # no -0.00
     path = f"the root goes from (x, z) = ({x0:.2f}, {z0:.2f}) to ({x1:.2f}, {z1:.2f}) m"
@@ -397,7 +466,7 @@ def draw_figures(axes: Axes, view: View) -> None:
 
 
 def _people(gesture: F32, jaw_eyes: F32) -> F64:
-    """Joint positions (K, 55, 3) m of single frames, the pelvis at x = z = 0; NaN beyond joints that are absent."""
+    """Return joint positions (K, 55, 3) in metres of single frames, pelvis at x = z = 0; NaN beyond absent joints."""
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
     root = np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0])
     positions = joint_positions(np.nan_to_num(motion.poses), root)
@@ -410,7 +479,7 @@ def _people(gesture: F32, jaw_eyes: F32) -> F64:
 
 
 def _draw_person(axes: Axes, joints: F64) -> None:
-    """One figure from (55, 3) m: what is nearer to the viewer is drawn over what is farther."""
+    """Draw one figure from joints (55, 3) in metres; nearer parts cover farther ones."""
     from matplotlib.collections import LineCollection  # noqa: PLC0415
     from matplotlib.patches import Circle  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Pictures of samples, of results, and of versions of one moment: panels one below the other on one time line."""
+"""Pictures of samples, of results, and of versions of one moment: panels below each other on one time axis."""
 
 from __future__ import annotations
 
@@ -35,24 +35,37 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     start_s: float = 0.0,
     seconds: float = 12.0,
 ) -> bytes:
-    """Draw `seconds` of a sample from `start_s` on (less where it ends before) and give the PNG file's bytes.
+    """Draw a part of a sample as a shard stores it.
 
-    `gesture` (T, 415) and `jaw_eyes` (T, 9) at 30 Hz, `start_xz` (2,) metres, `mel` (M, 64) log magnitudes at
-    100 Hz, `words` with ``word``, ``start`` and ``end`` in seconds, as a shard holds them. Raises ValueError on
-    other shapes or if fewer than two frames would be shown, EnvironmentFault without matplotlib.
+    Args:
+        title: Title of the picture.
+        gesture: Channels (T, 415) at 30 Hz.
+        jaw_eyes: Axis-angle (T, 9) at 30 Hz.
+        start_xz: Start position (2,) in metres.
+        mel: Log-mel (M, 64) at 100 Hz.
+        words: ``word``, ``start`` and ``end`` in seconds.
+        start_s: Start of the part in seconds.
+        seconds: Length of the part, at most to the end of the sample.
+
+    Returns:
+        The picture as PNG.
+
+    Raises:
+        ValueError: A shape is wrong, or fewer than two frames are shown.
+        EnvironmentFault: matplotlib is not installed.
     """
     length_s = len(gesture) / FRAME_RATE_HZ
     view = parts.cut(gesture, start_xz, start_s, seconds, jaw_eyes=jaw_eyes, mel=mel, words=words)
     with parts.new_figure(_WIDTH_IN, 10.2) as figure:
         edges: dict[str, Any] = {"left": parts.LEFT, "right": parts.RIGHT, "top": 0.955, "bottom": 0.01}
         outer = figure.add_gridspec(3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, **edges)
-        heard = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
-        moved = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
+        speech = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
+        motion = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
         parts.write(figure, (parts.LEFT, 0.978), title, size=12, weight="bold", va="center")
         span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
         figure.text(parts.RIGHT, 0.978, span, ha="right", va="center", color=parts.GREY)
         panels = (parts.draw_words, parts.draw_mel, parts.draw_motion, parts.draw_face, parts.draw_figures)
-        places = (heard[0], heard[1], moved[0], moved[1], outer[2])
+        places = (speech[0], speech[1], motion[0], motion[1], outer[2])
         for axes, draw in zip([figure.add_subplot(place) for place in places], panels, strict=True):
             draw(axes, view)
         return parts.png_of(figure)
@@ -68,13 +81,13 @@ Box = tuple[float, float, float, float]  # left, bottom, width, height, as share
 _ROLE_COLOURS: Final[Mapping[Role, str]] = {"given": "#0072B2", "made": "#D55E00", "recorded": "#555555"}
 _HEIGHTS_IN: Final[Mapping[Stream, float]] = {"text": 0.8, "audio": 1.5, "gesture": 3.9}
 _HEADS_IN: Final[Mapping[Stream, float]] = {"text": 0.4, "audio": 0.5, "gesture": 0.62}
-"""Above each row, where its role and the keys of its curves stand."""
+"""Space above each row, for its role and the legend of its curves."""
 _TITLE_IN, _BOTTOM_IN = 0.5, 0.45
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stream and what it is to the result."""
+    """One stream and its role in the result."""
 
     role: Role
     stream: Stream
@@ -83,10 +96,21 @@ class Row:
 
 
 def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s: float, seconds: float = 12.0) -> bytes:
-    """Draw the first `seconds` of a result of `length_s` and give the PNG file's bytes.
+    """Draw the beginning of a result.
 
-    `start_xz` (2,) metres is where motion begins. Raises ValueError for no rows or fewer than two frames,
-    EnvironmentFault without matplotlib.
+    Args:
+        title: Title of the picture.
+        rows: Streams to draw.
+        start_xz: Start position (2,) in metres.
+        length_s: Length of the result in seconds.
+        seconds: Length to draw in seconds.
+
+    Returns:
+        The picture as PNG.
+
+    Raises:
+        ValueError: There are no rows, or fewer than two frames.
+        EnvironmentFault: matplotlib is not installed.
     """
     stop_s = min(seconds, length_s)
     heights = [_HEIGHTS_IN[row.stream] + _HEADS_IN[row.stream] for row in rows]
@@ -96,7 +120,7 @@ def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s:
         span = f"{0.0:.1f} to {stop_s:.1f} s of {length_s:.1f} s"
         figure.text(parts.RIGHT, 1 - 0.25 / height, span, ha="right", va="center", color=parts.GREY)
         top = height - _TITLE_IN
-        curves: list[Axes] = []  # of motion, on one scale
+        curves: list[Axes] = []  # curves of motion, which share one scale
         for number, (row, room) in enumerate(zip(rows, heights, strict=True)):
             style: dict[str, Any] = {"color": _ROLE_COLOURS[row.role], "weight": "bold", "size": 9.5, "va": "bottom"}
             figure.text(parts.LEFT, (top - 0.36) / height, f"{row.stream} {row.role}", **style)
@@ -111,7 +135,7 @@ def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s:
 
 
 def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, stop_s: float) -> parts.View:
-    """A row's part that is shown; motion has the words beside it that are of its kind, else those that were given."""
+    """Return the part of a row that is shown; motion is shown with words of the same role, or with the given ones."""
     words = next((r.data for role in (row.role, "given") for r in rows if r.stream == "text" and r.role == role), ())
     if row.stream == "text":
         return parts.without_motion(None, row.data, 0.0, stop_s)
@@ -121,8 +145,8 @@ def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, stop_s: float) -> pa
 
 
 def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> list[Axes]:
-    """Draw a row, with the time line below it if it is the last; returns the axes of motion's curves."""
-    if stream == "gesture":  # its time line stands between curves and figures
+    """Draw a row, with a labelled time axis if it is the last; return the axes of motion's curves."""
+    if stream == "gesture":  # its time axis is between curves and figures
         left, bottom, width, height = box
         curves = figure.add_axes((left, bottom + 0.72 * height, width, 0.28 * height))
         parts.draw_motion(curves, view)
@@ -140,7 +164,7 @@ def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: b
 
 
 def _seconds(axes: Axes) -> None:
-    if not axes.axison:  # words stand on no axis but time's
+    if not axes.axison:  # panels of words have only a time axis
         axes.set_axis_on()
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
@@ -158,7 +182,7 @@ _COLOURS: Final = (parts.GREY, parts.BLUE, parts.ORANGE, parts.GREEN)
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a moment, recorded or made: what it has of motion, audio and words."""
+    """One version of a moment, recorded or generated, with its motion, audio and words."""
 
     name: str
     gesture: parts.F32 | None = None  # (T, 415)
@@ -168,10 +192,20 @@ class Version:
 
 
 def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds: float) -> bytes:
-    """Draw versions of the same `seconds` one below the other, words, mels and motion apart; gives the PNG's bytes.
+    """Draw versions of the same moment below each other, grouped into words, mels and motion.
 
-    A version is drawn in each part that it has something of. Raises ValueError where motion has fewer than two frames,
-    EnvironmentFault without matplotlib.
+    Args:
+        title: Title of the picture.
+        note: Second line of the title.
+        versions: The versions; streams that are None are not drawn.
+        seconds: Length of the moment.
+
+    Returns:
+        The picture as PNG.
+
+    Raises:
+        ValueError: Motion has fewer than two frames.
+        EnvironmentFault: matplotlib is not installed.
     """
     still = partial(parts.without_motion, start_s=0.0, stop_s=seconds)
     words = [(one.name, still(None, one.words)) for one in versions if one.words is not None]
@@ -214,7 +248,7 @@ def _titled(axes: Axes, name: str) -> Axes:
 
 
 def _draw_speeds(axes: Axes, motions: Sequence[tuple[str, parts.View]]) -> None:
-    """Upper body speed of all versions in one panel."""
+    """Draw the upper body's speed of all versions in one panel."""
     parts.time_axis(axes, motions[0][1])
     axes.tick_params(labelbottom=True)
     lines = []
