@@ -1,11 +1,11 @@
 """Waveform to the log-mel of AudioLDM2, with librosa's filters.
 
-16 kHz mono, n_fft = win = 1024, hop 160, periodic Hann, centred with reflect padding, magnitude (power 1), 64 Slaney
+16 kHz mono, n_fft = win = 1024, hop 160, periodic Hann, centred with reflect padding, magnitude (power 1). 64 Slaney
 bands of 0–8000 Hz with Slaney normalisation, natural log of max(x, 1e-5). Shape letters: F mel frames, 64 bands.
 
-The transform runs in float32 and is repeated in float64 for the frames whose quietest band lies so far below the
-loudest that rounding could show. The logarithm is correctly rounded, because the C library's differs in its last
-bit between CPUs and shards must not.
+The transform runs in float32. It is repeated in float64 for frames whose quietest band is so far below the loudest that
+rounding could show. The logarithm is correctly rounded, because the last bit of the C library's differs between CPUs,
+and shards must not differ.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ FMAX_HZ: Final = 8000.0
 LOG_FLOOR: Final = 1e-5
 PEAK_LEVEL: Final = 0.5
 
-_TABLE_DECIMALS = 12  # of window and filters: hides the last bits of sine, logarithm and exponential, which differ
+_TABLE_DECIMALS = 12  # rounds window and filters, because the last bits of sine, log and exp differ between CPUs
 _HALF_WINDOW_FRAMES = -(-(N_FFT // 2) // HOP_SAMPLES)
-_BLOCK_FRAMES = 160  # frames a transform: its temporaries stay in the second-level cache
+_BLOCK_FRAMES = 160  # frames in a transform, whose temporaries fit the second-level cache
 _SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 has no room for
 _HALFWAY = 2**28
 _LOG_ULPS = 16  # more than any C library's float64 logarithm is off by
@@ -43,7 +43,7 @@ _FLOAT32_RANGE = 2e-5  # below this ratio of quietest to loudest band, float32 r
 
 
 def _hz_from_mel(mel: float) -> float:
-    """Slaney's scale (Auditory Toolbox, 1998): linear to 1 kHz at 200/3 Hz a mel, then 27 mels a factor of 6.4."""
+    """Convert mel to Hz on Slaney's scale (Auditory Toolbox, 1998): linear to 1 kHz, then 27 mels a factor of 6.4."""
     if mel < 15.0:
         return 200.0 / 3.0 * mel
     return 1000.0 * math.exp(math.log(6.4) / 27.0 * (mel - 15.0))
@@ -51,10 +51,9 @@ def _hz_from_mel(mel: float) -> float:
 
 @functools.cache
 def mel_filterbank() -> F64:
-    """Triangular Slaney filters of unit area, (64, 513) float64; equal to ``librosa.filters.mel``.
+    """Return triangular Slaney filters of unit area, (64, 513) float64; equal to ``librosa.filters.mel``.
 
-    Written out because importing librosa's costs two to three seconds in every worker process; a test holds it
-    against librosa.
+    They are computed here because the import of librosa takes two to three seconds in every worker.
     """
     top_mel = 15.0 + math.log(FMAX_HZ / 1000.0) * 27.0 / math.log(6.4)
     edges = np.array([_hz_from_mel(top_mel * k / (MEL_BANDS + 1)) for k in range(MEL_BANDS + 2)])
@@ -68,8 +67,8 @@ def mel_filterbank() -> F64:
 
 @functools.cache
 def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]]:
-    """Window, sparse filters and transform of one precision."""
-    import scipy.fft  # noqa: PLC0415 - half a second that --help must not pay
+    """Return window, sparse filters and transform of one precision."""
+    import scipy.fft  # noqa: PLC0415 - takes half a second, too long for --help
     import scipy.sparse  # noqa: PLC0415
 
     window = np.round(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT), _TABLE_DECIMALS)  # periodic Hann
@@ -77,9 +76,9 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
 
 
 def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
-    """Frames centred on samples 0, 160, 320, … in blocks, as (first frame, strided view (n, 1024)).
+    """Yield frames centred on samples 0, 160, 320, … in blocks, as (first frame, strided view (n, 1024)).
 
-    Frames near an edge come from a short reflected copy, all others straight from the audio.
+    Frames near an edge come from a short reflected copy, all others directly from the audio.
     """
     half = N_FFT // 2
     windows = np.lib.stride_tricks.sliding_window_view
@@ -103,7 +102,7 @@ def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
 
 
 def _mel_block(frames: npt.NDArray[Any], precision: Literal["float32", "float64"]) -> npt.NDArray[Any]:
-    """Mel magnitudes of windowed frames: (n, 1024) to (64, n)."""
+    """Return mel magnitudes (64, n) of frames (n, 1024)."""
     window, filters, rfft = _analysis(precision)
     windowed = np.multiply(frames, window, dtype=precision)
     spectrum = rfft(windowed.T, axis=0, overwrite_x=True)
@@ -114,10 +113,17 @@ def _mel_block(frames: npt.NDArray[Any], precision: Literal["float32", "float64"
 
 
 def log_mel(samples: F32, frames: int) -> F32:
-    """Log-mel of 16 kHz mono audio: (N,) float32 in [−1, 1] to (frames, 64) float32, natural log, floor 1e-5.
+    """Return the log-mel of 16 kHz mono audio: natural log with floor 1e-5.
 
-    The mel is that of the whole audio; `frames` of it are computed. Raises ValueError if the audio is shorter than
-    half a window, which reflection cannot pad, or than the frames asked for.
+    Args:
+        samples: The complete audio (N,) float32 in [−1, 1].
+        frames: Number of frames to compute.
+
+    Returns:
+        Log-mel (frames, 64) float32.
+
+    Raises:
+        ValueError: The audio is shorter than half a window, which reflection cannot pad, or than the frames.
     """
     if len(samples) <= N_FFT // 2 or frames > 1 + len(samples) // HOP_SAMPLES:
         raise ValueError(f"{frames} mel frames need more than {len(samples)} samples")
@@ -133,33 +139,33 @@ def log_mel(samples: F32, frames: int) -> F32:
 
 
 class MelStream:
-    """The log-mel of 16 kHz audio that comes in pieces: frames of `log_mel` over the whole, but for rounding.
+    """The log-mel of 16 kHz audio that comes in pieces; it equals `log_mel` of the complete audio except for rounding.
 
-    Holds no more than the last piece and a window of what was before it.
+    It stores only the last piece and one window before it.
     """
 
     def __init__(self) -> None:
-        self._held: F32 = np.zeros(0, np.float32)  # from the centre of frame `first` on
+        self._held: F32 = np.zeros(0, np.float32)  # starts at the centre of frame `first`
         self._first = 0
-        self._given = 0  # frames given back so far
+        self._given = 0  # frames returned so far
 
     def push(self, samples: F32) -> F32:
-        """The frames (n, 64) that these samples (N,) complete; 0 or more."""
+        """Append samples (N,); return the frames (n, 64) that they complete, 0 or more."""
         self._held = np.concatenate([self._held, samples])
         seen = self._first * HOP_SAMPLES + len(self._held)
         return self._frames((seen - N_FFT // 2) // HOP_SAMPLES + 1 if seen >= N_FFT else self._given)
 
     def finish(self) -> F32:
-        """The last frames (n, 64), up to that of the last sample. Raises ValueError for less than half a window."""
+        """Return the last frames (n, 64); raise ValueError for less than half a window of audio."""
         return self._frames(self._first + len(self._held) // HOP_SAMPLES + 1)
 
     def _frames(self, stop: int) -> F32:
-        """Frames up to a number; what frames after them need stays."""
+        """Return frames up to a number, and keep the samples that later frames need."""
         if stop <= self._given:
             return np.zeros((0, MEL_BANDS), np.float32)
         found = log_mel(self._held, stop - self._first)[self._given - self._first :]
         self._given = stop
-        # A frame reaches half a window back, so those that begin sooner than that would be reflected.
+        # A frame reaches back half a window, so earlier frames would be reflected.
         first = max(self._first, stop - _HALF_WINDOW_FRAMES)
         self._held = self._held[(first - self._first) * HOP_SAMPLES :]
         self._first = first
@@ -167,14 +173,20 @@ class MelStream:
 
 
 def log_correctly_rounded(values: F32) -> F32:
-    """Natural logarithm of positive float32 values, correctly rounded to float32.
+    """Return the natural logarithm of positive float32 values, correctly rounded to float32.
 
-    A float64 logarithm is correct to a few units in the last place. Only where these straddle a rounding boundary
-    of float32 (about once in 10^7) exact decimal arithmetic decides (Ziv 1991).
+    A float64 logarithm is correct to a few units in the last place. If these straddle a rounding boundary of float32
+    (about once in 10^7), exact decimal arithmetic decides (Ziv 1991).
+
+    Args:
+        values: Positive values.
+
+    Returns:
+        Their logarithms, of the same shape.
     """
     log = np.log(values, dtype=np.float64)
     rounded = log.astype(np.float32)
-    # A float64 lies half-way between two float32 when its 29 surplus bits read 1000…0.
+    # A float64 is half-way between two float32 values if its 29 surplus bits are 1000…0.
     surplus = log.view(np.int64)
     surplus -= _HALFWAY - _LOG_ULPS
     surplus &= _SURPLUS_BITS
@@ -187,7 +199,7 @@ def log_correctly_rounded(values: F32) -> F32:
 
 
 def _log_decimal(value: float) -> np.float32:
-    """Correctly rounded float32 logarithm of one value, through 60 decimal digits."""
+    """Return the correctly rounded float32 logarithm of one value, through 60 decimal digits."""
     with decimal.localcontext() as context:
         context.prec = 60
         exact = decimal.Decimal(value).ln()
@@ -197,7 +209,7 @@ def _log_decimal(value: float) -> np.float32:
 
 
 def mix_down(samples: npt.NDArray[np.floating]) -> F32:
-    """Average of the channels: (N, C) to (N,) float32; mono audio passes through."""
+    """Return the average of the channels, (N, C) to (N,) float32; mono audio is unchanged."""
     if samples.ndim == 1:
         return np.asarray(samples, dtype=np.float32)
     total = samples[:, 0].astype(np.float64)
@@ -247,7 +259,15 @@ def _sums(track: npt.NDArray[np.floating]) -> tuple[float, float]:
 
 
 def resample(samples: F32, rate_hz: int) -> F32:
-    """Mono audio of any rate to 16 kHz with soxr's high quality, through librosa; 16 kHz passes through."""
+    """Resample mono audio to 16 kHz with soxr's high quality, through librosa; 16 kHz audio is unchanged.
+
+    Args:
+        samples: Samples (N,).
+        rate_hz: Sample rate.
+
+    Returns:
+        Samples (M,) at 16 kHz.
+    """
     if rate_hz == SAMPLE_RATE_HZ:
         return samples
     converted = load_librosa().resample(samples, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
@@ -255,9 +275,16 @@ def resample(samples: F32, rate_hz: int) -> F32:
 
 
 def loudness_gain(samples: F32, rule: Loudness) -> float:
-    """Factor applied before the mel: 1 for ``none``; for ``peak`` what brings the largest sample to 0.5.
+    """Return the factor that is applied before the mel: 1 for ``none``; for ``peak`` it scales the peak to 0.5.
 
-    0.5 is the level AudioLDM2 was trained at. The factor is kept in the sample's metadata, so it can be undone.
+    0.5 is the level of AudioLDM2's training. The sample's metadata stores the factor, so that it can be undone.
+
+    Args:
+        samples: Samples (N,).
+        rule: The rule.
+
+    Returns:
+        The factor.
     """
     if rule == "none":
         return 1.0

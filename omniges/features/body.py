@@ -1,15 +1,15 @@
-"""Bodies in space: forward kinematics over SMPL-X's joints, for a generic skeleton and for the SMPL-X body itself.
+"""Forward kinematics over SMPL-X's joints, for a generic skeleton and for the SMPL-X body.
 
-**The generic skeleton is not SMPL-X.** No body model is shipped or needed for it: its bone lengths are round numbers of
-an adult of about 1.7 m, the same for everybody, and neither betas nor expressions change them. Only the order of the
-joints, the tree and the meaning of the angles are those of SMPL-X, so that a pose looks as it should. Positions are
-good for stick figures and for telling raised hands from lowered ones, not for metrics that others compute on the body
-model. Rest pose: standing in a T along +y, facing +z, the person's left at +x.
+**The generic skeleton is not SMPL-X.** It needs no body model file. Its bone lengths are round numbers of an adult of
+about 1.7 m, equal for all people; betas and expressions do not change them. Only the order of the joints, the tree and
+the meaning of the angles are those of SMPL-X. Positions are suitable for stick figures and for comparing raised with
+lowered hands, not for metrics that others compute on the body model. Rest pose: standing in a T along +y, facing +z,
+the person's left at +x.
 
-The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) is a file of the user's: rest joints from its regressor, and
+The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) comes from the user's file: rest joints by its regressor, and
 linear blend skinning of its vertices. Angles of hands are relative to the model's mean hand, which is added here, as
-every published tool of BEAT2 calls the model. None of it reaches shards, so matrix products may come from BLAS, whose
-last bits differ between CPUs.
+published tools for BEAT2 do. Shards do not depend on this module, so matrix products may use BLAS, whose last bits
+differ between CPUs.
 
 Letters: T frames, V vertices, 55 joints. Angles are radians, lengths metres; all in float64.
 """
@@ -30,11 +30,11 @@ Numbers = npt.NDArray[np.floating]
 _Offset = tuple[float, float, float]
 
 BLOCK_FRAMES: Final = 32
-"""Frames of vertices that are computed at once: 1 MB of temporaries a frame at SMPL-X's 10475 vertices."""
+"""Frames of vertices in a block; each takes 1 MB of temporaries with SMPL-X's 10475 vertices."""
 
-_BODY_COLUMNS: Final = 75  # of a pose, before the hands'
-_PLACED_FRAMES: Final = 1024  # of rotation matrices, which take eight times the memory of positions
-PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` is where the model's origin goes, not the pelvis joint
+_BODY_COLUMNS: Final = 75  # columns of a pose before the hands
+_PLACED_FRAMES: Final = 1024  # frames in a block, because rotation matrices take eight times the memory of positions
+PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` places the model's origin, not the pelvis joint
 
 
 # The trunk, the legs and the person's left side; the right side is its mirror image.
@@ -73,7 +73,7 @@ _LEFT |= {
 
 
 def _joint(name: str) -> tuple[int, _Offset]:
-    """Parent index (−1 for the root) and rest offset of one joint."""
+    """Return the parent index (−1 for the root) and the rest offset of a joint."""
     if name in _MIDDLE:
         parent, offset = _MIDDLE[name]
         return (-1 if parent is None else JOINT_NAMES.index(parent)), offset
@@ -88,14 +88,21 @@ PARENTS: Final[tuple[int, ...]] = tuple(_joint(name)[0] for name in JOINT_NAMES)
 
 REST_OFFSETS: Final[F64] = np.array([_joint(name)[1] for name in JOINT_NAMES])
 REST_OFFSETS.setflags(write=False)
-"""(55, 3) metres: where each joint lies relative to its parent in the rest pose; read-only."""
+"""(55, 3) metres: offset of each joint from its parent in the rest pose; read-only."""
 
 
 def joint_positions(poses: Numbers, trans: Numbers) -> F64:
-    """World positions of the joints by forward kinematics: (T, 165) rad, (T, 3) m to (T, 55, 3) m, float64.
+    """Return world positions of the generic skeleton's joints by forward kinematics.
 
-    `poses` are SMPL-X axis-angles relative to the parent, `trans` is SMPL-X's `transl`; the pelvis lies
-    0.35 m below it. Raises ValueError on other shapes.
+    Args:
+        poses: SMPL-X axis-angles (T, 165) in radians, relative to the parent.
+        trans: SMPL-X's `transl` (T, 3) in metres; the pelvis is 0.35 m below it.
+
+    Returns:
+        Positions (T, 55, 3) in metres, float64.
+
+    Raises:
+        ValueError: A shape differs.
     """
     frames = len(poses)
     if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
@@ -106,9 +113,15 @@ def joint_positions(poses: Numbers, trans: Numbers) -> F64:
 
 
 def place(poses: Numbers, offsets: F64, root: F64) -> F64:
-    """Positions (T, 55, 3) of poses (T, 165) with the pelvis at `root` (T, 3), a block of frames after the other.
+    """Return joint positions, computed in blocks of frames.
 
-    `offsets` (55, 3): where each joint lies relative to its parent in the rest pose.
+    Args:
+        poses: Axis-angles (T, 165) in radians.
+        offsets: Offset (55, 3) of each joint from its parent in the rest pose.
+        root: Position (T, 3) of the pelvis.
+
+    Returns:
+        Positions (T, 55, 3).
     """
     positions = np.empty((len(poses), len(PARENTS), 3))
     for start in range(0, len(poses), _PLACED_FRAMES):
@@ -118,15 +131,20 @@ def place(poses: Numbers, offsets: F64, root: F64) -> F64:
 
 
 def rotations_of(poses: Numbers) -> F64:
-    """Rotation matrices (T, 55, 3, 3) of poses (T, 165) rad, each relative to the parent."""
+    """Return rotation matrices (T, 55, 3, 3), relative to the parent, of poses (T, 165) in radians."""
     return matrix_from_six_d(six_d_from_rotvec(poses.reshape(len(poses), len(PARENTS), 3)))
 
 
 def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
-    """Rotations (T, 55, 3, 3) and positions (T, 55, 3) of the joints in the world.
+    """Return rotations and positions of the joints in the world.
 
-    `local` (T, 55, 3, 3) are rotations relative to the parent, `offsets` (55, 3) or (T, 55, 3) where each joint lies
-    relative to its parent in the rest pose, `root` (T, 3) where the pelvis is.
+    Args:
+        local: Rotations (T, 55, 3, 3) relative to the parent.
+        offsets: Offset (55, 3) or (T, 55, 3) of each joint from its parent in the rest pose.
+        root: Position (T, 3) of the pelvis.
+
+    Returns:
+        Rotations (T, 55, 3, 3) and positions (T, 55, 3).
     """
     world = np.empty_like(local)
     positions = np.empty(local.shape[:-1])
@@ -136,8 +154,8 @@ def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
             positions[:, joint] = root
         else:
             world[:, joint] = world[:, parent] @ local[:, joint]
-            turned = world[:, parent] @ offsets[..., joint, :, None]
-            positions[:, joint] = positions[:, parent] + turned[..., 0]
+            rotated = world[:, parent] @ offsets[..., joint, :, None]
+            positions[:, joint] = positions[:, parent] + rotated[..., 0]
     return world, positions
 
 
@@ -148,24 +166,24 @@ class BodyModel:
     template: F64  # (V, 3)
     shape_directions: F64  # (V, 3, 300)
     expression_directions: F64  # (V, 3, 100)
-    pose_directions: F64  # (V, 3, 486), of the matrices of joints 1 to 54 less the identity, row by row
+    pose_directions: F64  # (V, 3, 486), for the matrices of joints 1 to 54 minus the identity, row by row
     joint_regressor: F64  # (55, V)
     weights: F64  # (V, 55), each row sums to 1
     parents: tuple[int, ...]  # 55, −1 for the pelvis
-    mean_hands: F64  # (90,) rad, left and right: what the model adds to the angles of hands
+    mean_hands: F64  # (90,) rad, left and right: added to the angles of hands
 
     def __post_init__(self) -> None:
-        """Refuse another tree of joints; raises ValueError."""
+        """Refuse another tree of joints."""
         if self.parents != PARENTS:
-            raise ValueError("joints in another tree than SMPL-X's")
+            raise ValueError("a tree of joints that differs from SMPL-X's")
 
     @property
     def vertices(self) -> int:
-        """V."""
+        """Number of vertices V."""
         return len(self.template)
 
     def person(self, betas: Numbers) -> Person:
-        """The body of a person with shape coefficients (300,). Raises ValueError on another shape."""
+        """Return the body of a person with shape coefficients (300,); raise ValueError for another shape."""
         if betas.shape != (BETAS,):
             raise ValueError(f"betas ({BETAS},) expected, found {betas.shape}")
         rest = self.template + self.shape_directions @ betas.astype(np.float64)
@@ -181,16 +199,36 @@ class Person:
     rest_joints: F64  # (55, 3)
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
-        """Joints (T, 55, 3) of poses (T, 165) at `transl` (T, 3), face neutral. Raises ValueError on other shapes."""
+        """Return joint positions, with a neutral face.
+
+        Args:
+            poses: Axis-angles (T, 165) in radians.
+            trans: `transl` (T, 3) in metres.
+
+        Returns:
+            Positions (T, 55, 3) in metres.
+
+        Raises:
+            ValueError: A shape differs.
+        """
         frames = len(poses)
         if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
             raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
         return place(self._with_mean_hands(poses), _offsets(self.rest_joints), self.rest_joints[0] + trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
-        """Vertices (up to `block_frames`, V, 3) of poses (T, 165) and expressions (T, 100), block after block.
+        """Yield vertices in blocks, with `transl` zero; expressions move rest joints too, as in SMPL-X.
 
-        `transl` is zero. Expressions move rest joints too, as in SMPL-X. Raises ValueError on other shapes.
+        Args:
+            poses: Axis-angles (T, 165) in radians.
+            expressions: Coefficients (T, 100).
+            block_frames: Frames in a block.
+
+        Yields:
+            Vertices (up to `block_frames`, V, 3) in metres.
+
+        Raises:
+            ValueError: A shape differs.
         """
         frames = len(poses)
         if poses.shape != (frames, POSE_COLUMNS) or expressions.shape != (frames, EXPRESSIONS):
@@ -212,11 +250,11 @@ class Person:
         return full
 
     def _skinned(self, local: F64, shaped: F64, joints: F64) -> F64:
-        """Shaped vertices (T, V, 3) with rest joints (T, 55, 3) in a pose of rotations (T, 55, 3, 3)."""
+        """Return shaped vertices (T, V, 3) with rest joints (T, 55, 3), posed by rotations (T, 55, 3, 3)."""
         frames = len(local)
         features = (local[:, 1:] - np.eye(3)).reshape(frames, -1)
         directions = self.model.pose_directions.reshape(-1, features.shape[1])
-        # Of a face alone nearly all features stay what they are in the first frame: those are one sum for the block.
+        # If only the face moves, nearly all features are constant, and one sum for the block is enough.
         moving = (features != features[0]).any(axis=0)
         posed = shaped + (directions @ features[0]).reshape(-1, 3)
         if moving.any():

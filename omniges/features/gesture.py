@@ -2,9 +2,9 @@
 
 Shape letters: T frames, J joints, D = 415 channels. Angles are radians, lengths metres, time 1/30 s a frame.
 
-Everything is computed in float64 and rounded once to float32. Sine and cosine come from polynomials made of IEEE
-additions and multiplications alone: the C library's own differ in their last bit between CPUs with and without
-fused multiply-add, and shards must not.
+All values are computed in float64 and rounded once to float32. Sine and cosine are polynomials of IEEE additions and
+multiplications only. The last bit of the C library's functions differs between CPUs with and without fused
+multiply-add, and shards must not differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROTATION_TOLERANCE: Final = 0.1
 
 
 class GestureLayout:
-    """The one table of the 415 channels: which columns hold what, and from which SMPL-X joints."""
+    """The table of the 415 channels: which columns contain what, from which SMPL-X joints."""
 
     upper_joints: ClassVar[tuple[int, ...]] = (3, 6, 9, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
     hand_joints: ClassVar[tuple[int, ...]] = tuple(range(25, 55))
@@ -53,11 +53,11 @@ class GestureLayout:
 
     @property
     def joints(self) -> tuple[int, ...]:
-        """The 52 joints in channel order; joint k of them owns channels 6k to 6k+5."""
+        """The 52 joints in channel order; joint k of them has channels 6k to 6k+5."""
         return self.upper_joints + self.hand_joints + self.lower_joints
 
     def channel_names(self) -> list[str]:
-        """A readable name for each of the 415 channels, such as ``left_wrist.r01`` or ``expression42``."""
+        """Return a readable name for each of the 415 channels, such as ``left_wrist.r01`` or ``expression42``."""
         six = [f"r{row}{col}" for row in (0, 1) for col in (0, 1, 2)]
         names = [f"{JOINT_NAMES[j]}.{entry}" for j in self.joints for entry in six]
         return [*names, "root.dx", "root.y", "root.dz", *(f"expression{k}" for k in range(EXPRESSIONS))]
@@ -70,8 +70,8 @@ POSE_PARTS: Final[Mapping[str, tuple[int, ...]]] = {
     "lower": LAYOUT.lower_joints,
     "jaw_eyes": (22, 23, 24),
 }
-"""The parts of the body that poses (T, 165) hold, and their joints; joint j owns columns 3j to 3j + 2."""
-_BLOCK_FRAMES = 128  # a block's float64 temporaries stay inside a 512 KiB cache
+"""The parts of the body in poses (T, 165), and their joints; joint j has columns 3j to 3j + 2."""
+_BLOCK_FRAMES = 128  # the float64 temporaries of a block fit a 512 KiB cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class GestureClip:
 
 @dataclass(frozen=True, slots=True)
 class MotionArrays:
-    """SMPL-X motion of one clip in BEAT2's own form."""
+    """SMPL-X motion of one clip in the form of BEAT2."""
 
     poses: F64  # (T, 165), axis-angle, every angle at most pi
     expressions: F64  # (T, 100)
@@ -93,7 +93,7 @@ class MotionArrays:
 
 
 def _series(first_factorial: int, terms: int) -> tuple[float, ...]:
-    """Coefficients (−1)^k / (2k + first_factorial)! of an even power series, highest power first."""
+    """Return coefficients (−1)^k / (2k + first_factorial)! of an even power series, highest power first."""
     return tuple((-1) ** k / math.factorial(2 * k + first_factorial) for k in reversed(range(terms)))
 
 
@@ -112,7 +112,7 @@ def _horner(coefficients: tuple[float, ...], v: F64) -> F64:
 
 
 def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
-    """Bring rotation vectors longer than pi to the same rotation's vector of at most pi, in place."""
+    """Shorten rotation vectors longer than pi to the same rotation's vector of at most pi, in place."""
     far = squared > np.pi**2
     if not far.any():
         return squared
@@ -124,10 +124,10 @@ def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
 
 
 def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
-    """The six entries of rows 0 and 1 of R = I + a K + b K² (Rodrigues), each shaped like x.
+    """Return the six entries of rows 0 and 1 of R = I + a K + b K² (Rodrigues), each shaped like x.
 
-    a = sin t / t and b = (1 − cos t)/t², from the half angle: a = s c and b = s²/2 with s = sin h / h, c = cos h.
-    There is no division, so the angle 0 needs no special case.
+    a = sin t / t and b = (1 − cos t)/t², from the half angle: a = s c and b = s²/2 with s = sin h / h, c = cos h. There
+    is no division, so the angle 0 needs no special case.
     """
     squared = _wrap_angles(x, y, z, np.asarray(x * x + y * y + z * z))
     v = squared * 0.25
@@ -142,9 +142,15 @@ def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
 
 
 def six_d_from_rotvec(rotvec: npt.NDArray[np.floating]) -> F64:
-    """Rows 0 and 1 of the rotation matrix, row-major: (..., 3) radians to (..., 6) float64.
+    """Return rows 0 and 1 of the rotation matrix, row-major: (..., 3) radians to (..., 6) float64.
 
-    The layout of pytorch3d (Zhou et al. 2019 use two columns instead). Vectors longer than pi are wrapped.
+    The layout is that of pytorch3d (Zhou et al. 2019 use two columns instead). Vectors longer than pi are wrapped.
+
+    Args:
+        rotvec: Axis-angles (..., 3) in radians.
+
+    Returns:
+        6D rotations (..., 6).
     """
     vectors = np.asarray(rotvec, dtype=np.float64)
     x, y, z = (np.array(vectors[..., k], order="C") for k in range(3))
@@ -152,9 +158,16 @@ def six_d_from_rotvec(rotvec: npt.NDArray[np.floating]) -> F64:
 
 
 def matrix_from_six_d(six_d: npt.NDArray[np.floating]) -> F64:
-    """Gram–Schmidt on the two rows: (..., 6) to rotation matrices (..., 3, 3) float64.
+    """Return rotation matrices from 6D rotations by Gram–Schmidt on the two rows.
 
-    Raises ValueError where a row vanishes or both are parallel, for no rotation is meant there.
+    Args:
+        six_d: 6D rotations (..., 6).
+
+    Returns:
+        Rotation matrices (..., 3, 3) float64.
+
+    Raises:
+        ValueError: A row is zero, or both rows are parallel.
     """
     rows = np.asarray(six_d, dtype=np.float64)
     first, second = rows[..., :3], rows[..., 3:]
@@ -171,16 +184,25 @@ def matrix_from_six_d(six_d: npt.NDArray[np.floating]) -> F64:
 
 
 def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
-    """Return the share of 6D rotations (T, J, 6), as generated, that are far from any rotation.
+    """Return the share of generated 6D rotations that are not close to a rotation.
 
-    Far: a row's length differs from 1, or the dot product of both rows from 0, by more than 0.1; or not finite.
-    Raises ValueError for another shape or no rotations at all.
+    A rotation is invalid if the length of a row differs from 1, or the dot product of both rows from 0, by more than
+    0.1, or if it is not finite.
+
+    Args:
+        six_d: 6D rotations (T, J, 6).
+
+    Returns:
+        The share in [0, 1].
+
+    Raises:
+        ValueError: The shape differs, or there are no rotations.
     """
     rows = np.asarray(six_d)
     if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
         raise ValueError(f"rotations: found an array {rows.shape} of {rows.dtype}; expected floats (frames, joints, 6)")
     finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=-1))
-    values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid all the same
+    values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid too
     first, second = values[..., :3], values[..., 3:]
     lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])
     upright = np.abs((first * second).sum(axis=-1)) <= _ROTATION_TOLERANCE
@@ -189,9 +211,15 @@ def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
 
 
 def rotvec_from_matrix(matrix: F64) -> F64:
-    """Axis-angle of rotation matrices: (..., 3, 3) to (..., 3) radians, angle at most pi.
+    """Return axis-angles of rotation matrices, with angles of at most pi.
 
-    Through the quaternion whose largest component is found first (Shepperd 1978), so it holds near pi too.
+    The quaternion's largest component is computed first (Shepperd 1978), which is accurate near pi too.
+
+    Args:
+        matrix: Rotation matrices (..., 3, 3).
+
+    Returns:
+        Axis-angles (..., 3) in radians.
     """
     m = np.asarray(matrix, dtype=np.float64)
     trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
@@ -206,7 +234,7 @@ def rotvec_from_matrix(matrix: F64) -> F64:
     best = np.diagonal(outer, axis1=-2, axis2=-1).argmax(axis=-1)
     quaternion = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
     quaternion /= np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    quaternion *= np.where(quaternion[..., :1] < 0, -1.0, 1.0)  # the shorter way round
+    quaternion *= np.where(quaternion[..., :1] < 0, -1.0, 1.0)  # the shorter rotation
     sine = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
     angle = 2 * np.arctan2(sine, quaternion[..., :1])
     # angle / sine tends to 2 as both go to zero.
@@ -217,9 +245,18 @@ def rotvec_from_matrix(matrix: F64) -> F64:
 def gesture_from_motion(
     poses: npt.NDArray[np.floating], expressions: npt.NDArray[np.floating], trans: npt.NDArray[np.floating]
 ) -> GestureClip:
-    """SMPL-X motion to gesture channels: (T, 165), (T, 100), (T, 3) to a `GestureClip` of T frames.
+    """Convert SMPL-X motion to gesture channels.
 
-    Needs T >= 2, for the first step of the root is the second one's. Raises ValueError on other shapes.
+    Args:
+        poses: Axis-angles (T, 165) in radians, T ≥ 2.
+        expressions: Coefficients (T, 100).
+        trans: Positions (T, 3) in metres.
+
+    Returns:
+        The clip of T frames; the first step of the root is a copy of the second.
+
+    Raises:
+        ValueError: A shape differs.
     """
     frames = len(poses)
     shapes = (poses.shape, expressions.shape, trans.shape)
@@ -247,9 +284,15 @@ def gesture_from_motion(
 
 
 def motion_from_gesture(clip: GestureClip) -> MotionArrays:
-    """The inverse of `gesture_from_motion`; angles beyond pi come back as the same rotation's shorter vector.
+    """Convert gesture channels to SMPL-X motion; angles beyond pi become the same rotation's shorter vector.
 
-    A joint that is NaN throughout is absent, and stays NaN.
+    A joint that is NaN in all frames is absent, and stays NaN.
+
+    Args:
+        clip: The gesture channels.
+
+    Returns:
+        The motion.
     """
     frames = len(clip.gesture)
     poses = np.full((frames, POSE_COLUMNS), np.nan)
@@ -267,6 +310,6 @@ def motion_from_gesture(clip: GestureClip) -> MotionArrays:
     trans = root.copy()
     for column, start_m in ((0, clip.start_xz[0]), (2, clip.start_xz[1])):
         steps = root[:, column]
-        steps[0] = start_m  # the repeated first step is not one
+        steps[0] = start_m  # the first step is a copy of the second
         trans[:, column] = np.cumsum(steps)
     return MotionArrays(poses, clip.gesture[:, LAYOUT.face].astype(np.float64), trans)

@@ -1,15 +1,15 @@
-"""Words as text slots, one subword slot a tick, and back to timed words.
+"""Words as text slots, one slot for each tick, and back to timed words.
 
-A slot says which piece of which word is spoken during its tick: 0 is a blank, any other number packs the piece's id
-in the tokenizer with two marks, *first tick of its piece* and *first piece of its word*. So each tick of a word
-tells the word, and where the word and each of its pieces begin. A word of the train split that occurs twice is one
-piece, repeated over its ticks.
+A slot tells which subword piece of which word is spoken during its tick. 0 is a blank. Any other number combines the
+piece's id in the tokenizer with two marks, *first tick of its piece* and *first piece of its word*. Each tick of a word
+therefore tells the word, and where the word and each of its pieces begin. A word that occurs twice in the train split
+is one piece, repeated over its ticks.
 
-A word takes the whole ticks nearest to its interval and at least as many as it has pieces. Where it has too few,
-it may grow or move into its neighbours' free ticks, each end by at most `MAX_PUSH_TICKS`; the placement of all words
-together is the one with the smallest shift (dynamic programming). A word that finds no place is an overflow.
+A word takes the complete ticks nearest to its interval, and at least as many as it has pieces. If it has too few, it
+may extend or move into free ticks of its neighbours, each end by at most `MAX_PUSH_TICKS`. The placement of all words
+has the smallest total shift (dynamic programming). A word without a place is dropped (overflow).
 
-What a tokenizer.json has to be for this is checked here too, whichever package version wrote it. Nothing imports torch.
+The content of tokenizer.json is checked here too, for any package version. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BLANK: Final = 0
 MARKS: Final = 4
 """Distinct combinations of the two marks; a slot is 1 + MARKS · piece + 2 · first tick + first piece."""
 MAX_PUSH_TICKS: Final = 2
-_OVERFLOW_COST: Final = 10**12  # more than all shifts of a clip together can cost
+_OVERFLOW_COST: Final = 10**12  # more than the cost of all shifts in a clip
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "trim_offsets": True}
 _PIPELINE: Final[dict[str, Any]] = {
@@ -46,7 +46,7 @@ _PIPELINE: Final[dict[str, Any]] = {
     "post_processor": None,
     "decoder": _BYTE_LEVEL | {"add_prefix_space": True, "use_regex": True},
 }
-"""All of tokenizer.json but the model. Any other step could turn one word into another."""
+"""Content of tokenizer.json without the model; any other step could change a word."""
 _MODEL: Final[dict[str, Any]] = {
     "type": "BPE",
     "dropout": None,
@@ -57,17 +57,26 @@ _MODEL: Final[dict[str, Any]] = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
-"""All of the model but vocabulary and merges. Dropout would make the subwords of a word random."""
+"""Content of the model without vocabulary and merges; dropout would make the subwords of a word random."""
 
 
 def pack_slots(pieces: I32, first_tick: Bools, first_piece: Bools) -> I32:
-    """Pieces (…,), -1 for a blank, and their two marks as slots (…,) int32; the marks of blanks are ignored."""
+    """Combine pieces and marks into slots; the marks of blanks are ignored.
+
+    Args:
+        pieces: Pieces (…,), -1 for a blank.
+        first_tick: Marks of the first tick of a piece (…,).
+        first_piece: Marks of the first piece of a word (…,).
+
+    Returns:
+        Slots (…,) int32.
+    """
     slots = 1 + MARKS * pieces + 2 * first_tick.astype(np.int32) + first_piece.astype(np.int32)
     return np.where(pieces < 0, BLANK, slots).astype(np.int32)
 
 
 def unpack_slots(slots: I32) -> tuple[I32, Bools, Bools]:
-    """The inverse of `pack_slots`: pieces (-1 for a blank), first tick of the piece, first piece of the word."""
+    """Invert `pack_slots`: return pieces (-1 for a blank), first tick of the piece, first piece of the word."""
     marks = (slots - 1) % MARKS
     blank = slots == BLANK
     pieces = np.where(blank, -1, (slots - 1) // MARKS).astype(np.int32)
@@ -79,28 +88,28 @@ class Slots:
     """Text slots of one clip."""
 
     ids: I32  # (ticks,)
-    overflow: tuple[Mapping[str, Any], ...]  # the words that found no place, as they were given
+    overflow: tuple[Mapping[str, Any], ...]  # words without a place, unchanged
 
 
 @dataclass(frozen=True, slots=True)
 class SlotWord:
-    """A word read from slots: times in seconds from the first slot, whole ticks."""
+    """A word read from slots, with times in seconds from the first slot, in complete ticks."""
 
     word: str
     start: float
     end: float
     cut: bool
-    """Its beginning lies before the first slot: ``start`` is 0 there, and ``word`` is what was left of it."""
+    """The word begins before the first slot: ``start`` is 0, and ``word`` is its visible part."""
 
     def as_json(self) -> dict[str, Any]:
-        """The word as words.json has it; whether it was cut is not part of that."""
+        """Return the word in the form of words.json, without `cut`."""
         return {"word": self.word, "start": self.start, "end": self.end}
 
 
 class SlotCodec:
-    """Timed words to slots and back, by the tokenizer that lies beside the shards.
+    """Conversion between timed words and slots, by the tokenizer beside the shards.
 
-    Raises `DataError` where the bytes are no tokenizer, or one without the 256 bytes, which could not spell every word.
+    Raises `DataError` if the bytes are not a tokenizer, or one without the 256 bytes, which cannot spell every word.
     """
 
     def __init__(self, tokenizer_json: bytes) -> None:
@@ -116,7 +125,15 @@ class SlotCodec:
         """Number of pieces; piece ids are 0 to pieces − 1, and slots 0 (the blank) to MARKS · pieces."""
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> Slots:
-        """Slots (ticks,) of words (``word``, ``start`` and ``end`` in seconds, in order of time)."""
+        """Convert words to slots.
+
+        Args:
+            words: Words (``word``, ``start`` and ``end`` in seconds), in order of time.
+            ticks: Length of the clip in ticks.
+
+        Returns:
+            Slots (ticks,), and dropped words.
+        """
         spelled = self._tokenizer.encode_batch([w["word"] for w in words], add_special_tokens=False)
         pieces = [encoding.ids for encoding in spelled]
         demands = [
@@ -140,12 +157,18 @@ class SlotCodec:
         return Slots(pack_slots(ids, first_tick, first_piece), tuple(overflow))
 
     def decode(self, ids: I32) -> list[SlotWord]:
-        """The words of slots (ticks,), such as a window's, with times in seconds from its first slot.
+        """Convert slots, such as those of a window, to words.
 
-        A word begins where a first piece begins; it goes on until a blank or the next beginning. A piece begins
-        where its mark stands or the number changes. Slots without a beginning before them are the rest of a cut word
-        where they stand first, and a word of their own elsewhere, so that no spoken slot is lost: what a model
-        writes need not keep all rules. Where the last word of a window is cut, its slots do not tell.
+        A word begins at a mark of a first piece, and ends at a blank or at the next beginning. A piece begins at its
+        mark or where the number changes. Generated slots may break these rules. Slots without a beginning are the rest
+        of a cut word at the start, and a separate word elsewhere, so that no spoken slot is lost. Slots do not tell if
+        the last word of a window is cut.
+
+        Args:
+            ids: Slots (ticks,).
+
+        Returns:
+            Words, with times in seconds from the first slot.
         """
         pieces, first_tick, first_piece = unpack_slots(np.asarray(ids, np.int32))
         words: list[SlotWord] = []
@@ -153,7 +176,7 @@ class SlotCodec:
             begins = first_tick[start:end].copy()
             begins[0] = True
             begins[1:] |= pieces[start + 1 : end] != pieces[start : end - 1]
-            # Bytes that are no UTF-8, as of a cut word, become U+FFFD.
+            # Bytes that are not UTF-8, such as those of a cut word, become U+FFFD.
             text = self._tokenizer.decode(pieces[start:end][begins].tolist(), skip_special_tokens=False)
             cut = start == 0 and not (first_tick[0] and first_piece[0])
             words.append(SlotWord(text, start / TICKS_PER_SECOND, end / TICKS_PER_SECOND, cut))
@@ -161,7 +184,7 @@ class SlotCodec:
 
 
 def _word_edges(pieces: I32, first_tick: Bools, first_piece: Bools) -> list[tuple[int, int]]:
-    """Half-open ranges of ticks, one a word."""
+    """Return half-open ranges of ticks, one for each word."""
     spoken = np.concatenate([[False], pieces >= 0, [False]])
     goes_on = first_piece[1:] & first_piece[:-1] & ~first_tick[1:] & (pieces[1:] == pieces[:-1])
     beginning = np.concatenate([first_piece[:1], first_piece[1:] & ~goes_on, [False]])
@@ -181,7 +204,7 @@ class _Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """The cheapest placement of the words so far whose last spoken tick lies before ``end``."""
+    """The cheapest placement of the words so far whose last spoken tick is before ``end``."""
 
     end: int
     cost: float
@@ -190,14 +213,15 @@ class _Placed:
 
 
 def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | None]:
-    """Half-open tick ranges that overlap nowhere and keep the order, None for an overflow.
+    """Return half-open tick ranges in order and without overlap, None for a dropped word.
 
-    Exact: fewest overflows first, then the smallest sum of squared shifts, where a shift of the end counts half.
+    It is optimal: fewest dropped words first, then the smallest sum of squared shifts, in which a shift of the end
+    counts half.
     """
-    front = [_Placed(0, 0.0, None, None)]  # ascending ends, descending costs: nothing on it is worse in both
+    front = [_Placed(0, 0.0, None, None)]  # ascending ends, descending costs (a Pareto front)
     for demand in demands:
         earliest = round(demand.start) - MAX_PUSH_TICKS
-        # Of the placements that leave every choice open, only the cheapest can be part of the best one.
+        # Of the placements that allow every choice, only the cheapest can be part of the best one.
         front = front[max(0, bisect_right(front, earliest, key=lambda state: state.end) - 1) :]
         found = [_Placed(s.end, s.cost + _OVERFLOW_COST, None, s) for s in front]
         found += _choices(demand, front, ticks)
@@ -215,7 +239,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
 
 
 def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Placed]:
-    """All places of a word behind the cheapest placement of the words before it that leaves room."""
+    """Return all places of a word, each after the cheapest placement of the previous words that leaves room."""
     near_start, near_end = round(demand.start), round(demand.end)
     ends = range(near_end - MAX_PUSH_TICKS, min(near_end + MAX_PUSH_TICKS, ticks) + 1)
     found = []
@@ -233,20 +257,25 @@ def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Pla
 
 
 def tokenizer_problem(data: bytes) -> str | None:
-    """Return why bytes are no tokenizer.json as `train_tokenizer` writes it, or None.
+    """Return why bytes are not a tokenizer.json of `train_tokenizer`, or None.
 
-    Checked are the whole pipeline, and that vocabulary and merges belong together: decode(encode(s)) = s then holds
-    for every Unicode string, whatever package version wrote the file. The native library, which trusts its input, is
-    given nothing else.
+    The complete pipeline is checked, and that vocabulary and merges belong together. decode(encode(s)) = s then holds
+    for every Unicode string and any package version. The native library trusts its input, so it gets no other file.
+
+    Args:
+        data: Bytes of the file.
+
+    Returns:
+        The problem, or None.
     """
 
-    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) != len(pairs):
-            raise ValueError("a name stands twice")
+            raise ValueError("a name occurs twice")
         return found
 
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=without_twins)
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=without_duplicates)
     except RecursionError:
         return "nested too deeply"
     except ValueError as error:
@@ -266,7 +295,7 @@ def tokenizer_problem(data: bytes) -> str | None:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Return the first field that differs; true and 1 do."""
+    """Return the first field that differs; true and 1 count as different."""
     for name in sorted(found.keys() | wanted.keys()):
         one, other = (
             json.dumps(values[name], sort_keys=True) if name in values else "nothing" for values in (found, wanted)
@@ -277,7 +306,7 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 
 
 def _model_problem(vocabulary: Any, merges: Any) -> str | None:
-    """Return what is wrong with a vocabulary and its merges, or None."""
+    """Return the problem of a vocabulary and its merges, or None."""
     from tokenizers import pre_tokenizers  # noqa: PLC0415 - native, 70 ms
 
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
@@ -291,7 +320,7 @@ def _model_problem(vocabulary: Any, merges: Any) -> str | None:
         return f"model.vocab: the numbers 0 to {len(vocabulary) - 1} expected, each once"
     made = set(alphabet)
     for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge  # versions before 0.20.1 wrote one text
+        pair = merge.split(" ") if isinstance(merge, str) else merge  # versions before 0.20.1 write one text
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             return f"model.merges: pairs of subwords expected, found {ascii(merge)[:80]}"
         if not set(pair) <= made or "".join(pair) not in vocabulary:

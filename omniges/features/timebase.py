@@ -1,7 +1,7 @@
 """The time base: a tick is 0.1 s = 3 gesture frames = 10 mel frames = 1600 audio samples.
 
-Every count is a whole-number formula of the length, never a running sum, so nothing drifts: gesture frame i is at
-i/30 s, mel frame j is centred on sample 160·j.
+Every count is computed from the length by integer arithmetic, never by a running sum, so nothing drifts. Gesture frame
+i is at i/30 s; mel frame j is centred on sample 160·j.
 """
 
 from __future__ import annotations
@@ -38,20 +38,29 @@ def lengths_fit(audio_s: float, motion_s: float, most_s: float | None = None) ->
 
 
 def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:
-    """T = min(motion frames, floor(30 · samples / rate)), at the audio's own rate."""
+    """Return the number of gesture frames with motion and audio: min(motion frames, floor(30 · samples / rate)).
+
+    Args:
+        motion_frames: Frames of motion at 30 Hz.
+        audio_samples: Samples of audio at its own rate.
+        rate_hz: Sample rate of the audio.
+
+    Returns:
+        Number of frames T.
+    """
     return min(motion_frames, FRAME_RATE_HZ * audio_samples // rate_hz)
 
 
 def mel_frames_for(frames: int) -> int:
-    """Mel frames that go with T gesture frames: floor(10 · T / 3)."""
+    """Return the number of mel frames of T gesture frames: floor(10 · T / 3)."""
     return frames * MEL_FRAMES_PER_TICK // FRAMES_PER_TICK
 
 
 def ticks_of_frames(frames: int) -> int:
-    """Whole ticks in T gesture frames."""
+    """Return the number of complete ticks in T gesture frames."""
     return frames // FRAMES_PER_TICK
 
 
 def seconds_of_frames(frames: int) -> float:
-    """Duration of T gesture frames in seconds."""
+    """Return the duration of T gesture frames in seconds."""
     return frames / FRAME_RATE_HZ

@@ -1,1 +1,1 @@
-"""Decoders and encoders of the recording files: bytes to arrays and back; `arrays.read_array` alone opens a file."""
+"""Decoders and encoders of recording files: bytes to arrays and back; few functions open files."""

@@ -1,7 +1,7 @@
-"""Arrays of npy and NPZ bytes, without ever unpickling and with every claim checked before it is believed.
+"""Arrays of npy and NPZ bytes, without unpickling, and with every claim of a header checked before use.
 
-``zipfile`` reads the directory only. Member data is cut out here, checked (npy header against claimed size, CRC,
-bounded inflation) and only for the keys that are asked for; no array is allocated before its claim has been checked.
+``zipfile`` reads only the directory. Member data is read here, for the requested keys only, and checked: npy header
+against claimed size, CRC, bounded decompression. No array is allocated before its claim has been checked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DESCR = re.compile(r"'descr'\s*:\s*'([^']{1,32})'")
 _FORTRAN = re.compile(r"'fortran_order'\s*:\s*(True|False)")
 _SHAPE = re.compile(r"'shape'\s*:\s*\(\s*+((?:[0-9]{1,15}+L?\s*+(?:,\s*+|(?=\)))){0,4}+)\)")
 _SIMPLE = re.compile(r"([<>|=]?)([a-zA-Z?])([0-9]{0,9})")
-# Everything that reading the directory of a hostile archive can raise.
+# Errors of reading the directory of a malicious archive.
 _ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, IndexError)
 
 
@@ -53,14 +53,14 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class Member(_Header):
-    """One checked npy member of an archive."""
+    """A checked npy member of an archive."""
 
     key: str
     info: zipfile.ZipInfo
 
 
 def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
-    """The header that ``start`` begins with, checked against the length of the whole."""
+    """Parse the header at the start of an array, and check it against the total length."""
     wide = start[6:7] in {b"\2", b"\3"}
     first = 12 if wide else 10
     end = first + int.from_bytes(start[8:first], "little")
@@ -86,14 +86,14 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
 
 
 def _content(body: bytes | memoryview, header: _Header) -> Array:
-    """A fresh native C-ordered array of checked bytes."""
+    """Return checked bytes as a new native C-ordered array."""
     flat = np.frombuffer(body, header.dtype, offset=header.header_bytes)
     shaped = flat.reshape(header.shape, order="F" if header.fortran else "C")
     return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
 
 
 def decode_npy(data: bytes | memoryview) -> Array:
-    """The array of floats or whole numbers of an npy file; raises RecordingFault with one of the ``npz-`` codes."""
+    """Return the array of numbers of an npy file; raise RecordingFault with one of the ``npz-`` codes."""
     header = _header(bytes(data[:_MAX_HEADER]), "the array", len(data))
     if header.kind not in "fiu" or header.itemsize not in ({2, 4, 8} if header.kind == "f" else {1, 2, 4, 8}):
         raise RecordingFault("npz-wrong-dtype", f"an array of {header.dtype}", "numbers")
@@ -101,7 +101,7 @@ def decode_npy(data: bytes | memoryview) -> Array:
 
 
 class Archive:
-    """The members of a ZIP file in memory, read with every length checked before it is believed."""
+    """A ZIP archive in memory, whose lengths are checked before use."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data).cast("B")
@@ -124,24 +124,24 @@ class Archive:
 
     @property
     def keys(self) -> list[str]:
-        """Names of the arrays, in order."""
+        """Names of the arrays, sorted."""
         return sorted(name.removesuffix(".npy") for name in self._infos)
 
     def check_total(self, keys: list[str]) -> None:
-        """Refuse claims that no recording makes, before anything is read."""
+        """Refuse claims larger than any recording, before anything is read."""
         total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
         if total > MAX_TOTAL_BYTES:
             raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")
 
     def header(self, key: str) -> Member:
-        """Check one member's zip entry and npy header against each other; reads at most 4 KiB of it."""
+        """Compare a member's zip entry with its npy header; read at most 4 KiB of it."""
         info = self._infos[f"{key}.npy"]
         start = self._inflate(info, min(_MAX_HEADER, info.file_size))
         header = _header(start, key, info.file_size)
         return Member(**asdict(header), key=key, info=info)
 
     def array(self, member: Member) -> Array:
-        """Read the whole member with its CRC; give a fresh native C-ordered array."""
+        """Read a complete member and check its CRC; return a new native C-ordered array."""
         body = self._inflate(member.info, member.info.file_size + 1)
         if len(body) != member.info.file_size:
             found = f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
@@ -185,7 +185,7 @@ class Archive:
             raise RecordingFault("npz-damaged", f"{info.filename[:80]}: {fault}", "deflated data") from None
 
     def _packed(self, info: zipfile.ZipInfo) -> memoryview:
-        """Cut out the bytes of a member as they stand in the file."""
+        """Return the compressed bytes of a member."""
         name = info.filename[:80]
         if info.flag_bits & 0x1:
             raise RecordingFault("npz-damaged", f"{name} is encrypted", "plain members")
@@ -209,9 +209,18 @@ class Archive:
 
 
 def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
-    """The array of numbers of a file; `wanted` says what it should hold, for errors.
+    """Read the array of numbers in a file.
 
-    Raises UsageFault where there is no such file, DataError for one that is of another kind, damaged or pickled.
+    Args:
+        path: The .npy file.
+        wanted: Expected content, for errors.
+
+    Returns:
+        The array.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The file is of another kind, damaged or pickled.
     """
     if not path.is_file():
         raise UsageFault(f"{path}: no such file; {wanted}")
@@ -222,9 +231,20 @@ def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
 
 
 def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_least: int = 1) -> F64:
-    """The array as float64, if it has the shape (None: any length) and is finite and long enough.
+    """Return an array as float64 after checking its shape and values.
 
-    Raises UsageFault for another shape, DataError for fewer than `at_least` rows and for values that are not finite.
+    Args:
+        array: The array.
+        what: Its name, for errors.
+        shape: Expected shape; None: any length.
+        at_least: Smallest number of rows.
+
+    Returns:
+        The array as float64.
+
+    Raises:
+        UsageFault: The shape differs.
+        DataError: There are too few rows, or values are NaN or infinite.
     """
     array = np.asarray(array)
     fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))

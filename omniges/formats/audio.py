@@ -1,7 +1,7 @@
 """WAV and FLAC bytes to samples and back.
 
-The RIFF chunks are walked here, so that nothing of a hostile header reaches a C parser and so that every
-refusal names its reason. Read of WAV: PCM of 16, 24 and 32 bits, IEEE float of 32 and 64 bits, plain or extensible.
+The RIFF chunks are parsed here, so that no C parser reads a malicious header and every refusal has a reason. WAV may be
+PCM of 16, 24 and 32 bits or IEEE float of 32 and 64 bits, plain or extensible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
 LOUDEST = 8.0
-"""Above it floats are in another unit; recordings that were amplified in an editor stay below."""
+"""Largest magnitude of floats; beyond it they are in another unit. Amplified recordings stay below."""
 MAX_CHANNELS = 32
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -47,7 +47,7 @@ _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _READ = "PCM of 16, 24 or 32 bits or float of 32 or 64 bits"
 
 _UNKNOWN_SIZE = 0xFFFFFFFF
-# What sox writes to a pipe in place of the two lengths.
+# Placeholders that sox writes to a pipe for the two lengths.
 _SOX_DATA_SIZE, _SOX_RIFF_SIZE = 0x7FFFF000, 0x7FFFF024
 
 _LOOKS_LIKE = (
@@ -65,11 +65,11 @@ _LOOKS_LIKE = (
 
 @dataclass(frozen=True, slots=True)
 class Wav:
-    """Audio of one WAV file.
+    """The audio of one WAV file.
 
-    ``samples``: float32, (n,) when mono, else (n, channels); integers scaled to [-1, 1), floats as stored.
-    May be a read-only view of the input. ``rate_hz``: samples per second. ``encoding``: pcm16, pcm24, pcm32,
-    float32 or float64. ``pcm``: the integer samples (n,) of mono pcm16 (int16) and pcm24 (int32), else None.
+    ``samples``: float32, (n,) for mono, otherwise (n, channels); integers are scaled to [-1, 1), floats are unchanged.
+    It may be a read-only view of the input. ``rate_hz``: samples per second. ``encoding``: pcm16, pcm24, pcm32, float32
+    or float64. ``pcm``: integer samples (n,) of mono pcm16 (int16) and pcm24 (int32), otherwise None.
     """
 
     samples: npt.NDArray[np.float32]
@@ -89,9 +89,16 @@ class _Format:
 
 
 def decode_wav(data: bytes | memoryview) -> Wav:
-    """Read a WAV file given as bytes.
+    """Read a WAV file given as bytes; it may note ``wav-streamed-header``.
 
-    Raises RecordingFault with one of the ``wav-`` codes; notes ``wav-streamed-header``.
+    Args:
+        data: Bytes of the file.
+
+    Returns:
+        The audio.
+
+    Raises:
+        RecordingFault: With one of the ``wav-`` codes.
     """
     view = memoryview(data).cast("B")
     wav = open_wav(view)
@@ -136,7 +143,7 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
 
 
 class ByteRanges(Protocol):
-    """A file's bytes, of which ranges are read when they are asked for."""
+    """The bytes of a file, of which ranges are read when needed."""
 
     def __len__(self) -> int: ...
 
@@ -153,9 +160,16 @@ class WavStream(_Format):
     _start: int
 
     def blocks(self, frames: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Samples as `Wav.samples`, so many of each channel at a time.
+        """Yield samples as in `Wav.samples`, in blocks.
 
-        Raises RecordingFault for values that are not finite and, at the end, for channels that never changed.
+        Args:
+            frames: Samples of each channel in a block.
+
+        Yields:
+            Blocks.
+
+        Raises:
+            RecordingFault: Values are NaN or infinite, or, at the end, no channel ever changed.
         """
         lows, highs = [], []
         for first in range(0, self.frames, frames):
@@ -172,12 +186,12 @@ class WavStream(_Format):
 
 
 def open_wav(view: ByteRanges) -> WavStream:
-    """Read a WAV file's header, as `decode_wav` does, and its samples as they are asked for."""
+    """Read a WAV file's header as `decode_wav` does; its samples are read when needed."""
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
     notes: tuple[Problem, ...] = ()
     available = len(view) - start
-    # The place holders of a writer that could not seek back.
+    # Placeholders of a writer that could not seek back.
     nothing = size == 0 and riff_size in {0, _UNKNOWN_SIZE}
     if nothing or size == _UNKNOWN_SIZE or (size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE):
         claim, size = size, available - available % fmt.frame_bytes
@@ -201,10 +215,18 @@ def open_wav(view: ByteRanges) -> WavStream:
 def encode_wav(
     samples: npt.NDArray[np.float32], rate_hz: int, encoding: Literal["float32", "pcm16"] = "float32"
 ) -> bytes:
-    """Write mono samples (n,), nominally in [-1, 1), as a WAV file; equal input gives equal bytes.
+    """Encode mono samples as a WAV file; equal input gives equal bytes.
 
-    ``pcm16`` rounds to the nearest step (ties to even) and saturates. Raises ValueError for another shape,
-    values that are not finite, or more than 4 GiB.
+    Args:
+        samples: Samples (n,), nominally in [-1, 1).
+        rate_hz: Samples per second.
+        encoding: ``pcm16`` rounds to the nearest step (ties to even) and saturates.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ValueError: The shape differs, values are NaN or infinite, or the file would exceed 4 GiB.
     """
     if samples.ndim != 1 or not np.isfinite(samples).all():
         raise ValueError(f"samples must be (n,) and finite, found shape {samples.shape}")
@@ -218,9 +240,18 @@ def encode_wav(
 
 
 def wav_parts(blocks: Iterable[npt.NDArray[np.float32]], count: int, rate_hz: int) -> Iterator[bytes]:
-    """The bytes of `encode_wav` with ``pcm16`` of `count` samples that come in blocks (n,), piece by piece.
+    """Encode samples that come in blocks, as `encode_wav` does with ``pcm16``.
 
-    Raises ValueError where there are more or fewer samples, or some that are not finite.
+    Args:
+        blocks: Samples (n,).
+        count: Total number of samples.
+        rate_hz: Samples per second.
+
+    Yields:
+        Pieces of the file.
+
+    Raises:
+        ValueError: The number of samples differs, or values are NaN or infinite.
     """
     yield _head(2 * count, rate_hz, _PCM, 16)
     left = count
@@ -239,9 +270,18 @@ def _pcm16(samples: npt.NDArray[np.float32]) -> bytes:
 
 
 def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16, 24]) -> bytes:
-    """Write mono integer samples (n,) of 16 or 24 bits as a WAV file, bit for bit.
+    """Encode mono integer samples as a WAV file without loss.
 
-    Raises ValueError for another shape or width, values that do not fit, or more than 4 GiB.
+    Args:
+        pcm: Samples (n,).
+        rate_hz: Samples per second.
+        bits: Width of a sample.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ValueError: Shape or width differ, values do not fit, or the file would exceed 4 GiB.
     """
     limit = 1 << (bits - 1)
     if pcm.ndim != 1 or bits not in {16, 24} or (pcm.size and not (-limit <= pcm.min() and pcm.max() < limit)):
@@ -251,17 +291,17 @@ def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16
 
 
 def _head(body_bytes: int, rate_hz: int, tag: int, bits: int) -> bytes:
-    """All that stands before the samples."""
+    """Return all bytes before the samples."""
     if body_bytes + 36 > _UNKNOWN_SIZE - 1:
         raise ValueError(f"{body_bytes} bytes of audio do not fit into a WAV file")
-    # 16 bytes of format and no fact chunk also for float: the form of the BEAT2 files.
+    # 16 bytes of format and no fact chunk, also for float, as in the files of BEAT2.
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, 1, rate_hz, rate_hz * bits // 8, bits // 8, bits)
     riff = struct.pack("<4sI4s", b"RIFF", 36 + body_bytes, b"WAVE")
     return riff + fmt + struct.pack("<4sI", b"data", body_bytes)
 
 
 def _check_riff(view: ByteRanges) -> int:
-    """Refuse what is no RIFF WAVE file; give the RIFF size field."""
+    """Refuse files other than RIFF WAVE; return the RIFF size field."""
     head = bytes(view[:64])
     if not head:
         raise RecordingFault("wav-empty", "a file of 0 bytes", "audio")
@@ -290,7 +330,7 @@ def _guess(head: bytes) -> str:
 
 
 def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
-    """Walk the chunks up to the first data chunk: (format, offset of the data, size field)."""
+    """Walk the chunks to the first data chunk; return the format, the offset of the data, and the size field."""
     fmt: _Format | None = None
     pos = 12
     while pos + 8 <= len(view):
@@ -343,12 +383,12 @@ def _parse_format(body: bytes) -> _Format:
 
 
 def _raw(body: memoryview, fmt: _Format) -> Array:
-    """The numbers as stored: (n,), or (n, channels)."""
+    """Return the stored numbers: (n,), or (n, channels)."""
     if fmt.encoding == "pcm24":
         wide = np.zeros((len(body) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
         raw: Array = np.right_shift(wide.view("<i4").reshape(-1), 8, dtype=np.int32)
-    else:  # a view; copied only where alignment or byte order forces it
+    else:  # a view; copied only if alignment or byte order require it
         raw = np.frombuffer(body, _DTYPES[fmt.encoding])
         raw = np.require(raw, dtype=raw.dtype.newbyteorder("="), requirements="A")
     return raw.reshape(-1, fmt.channels) if fmt.channels > 1 else raw
@@ -369,9 +409,9 @@ _SCALES = {"pcm16": np.float32(2.0**-15), "pcm24": np.float32(2.0**-23), "pcm32"
 
 
 def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
-    """Lowest and highest value of each channel; refuses NaN, infinity and values far beyond full scale.
+    """Return the lowest and highest value of each channel; refuse NaN, infinity and values far beyond full scale.
 
-    `first` is the number of the first of these samples.
+    `first` is the index of the first of these samples.
     """
     low, high = raw.min(axis=0), raw.max(axis=0)  # NaN in, NaN out
     if raw.dtype.kind == "f":
@@ -389,25 +429,24 @@ def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
 
 
 def _refuse_silence(low: Array, high: Array, count: int) -> None:
-    """Refuse channels that never change."""
+    """Refuse audio whose channels never change."""
     if np.all(low == high):
         found = f"{count} samples, all of them {np.ravel(low)[0]}"
         raise RecordingFault("wav-silent", found, "sound")
 
 
 def decode_flac(data: bytes, most_samples: int) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
-    """The PCM values as int32 and their width in bits (16 or 24).
+    """Decode mono FLAC to PCM values.
 
     Args:
-        data: all bytes of the FLAC stream.
-        most_samples: how many samples it may hold. They are read block by block, so that its header's claim of more
-            allocates nothing.
+        data: Bytes of the FLAC stream.
+        most_samples: Largest number of samples. They are read block by block, so a header's claim allocates nothing.
 
     Returns:
-        Values (n,), and 16 or 24.
+        Values (n,) int32, and their width in bits, 16 or 24.
 
     Raises:
-        RecordingFault: for anything but mono FLAC of 16 or 24 bits with at most so many samples.
+        RecordingFault: It is not mono FLAC of 16 or 24 bits, or has more samples.
     """
     import soundfile  # noqa: PLC0415
 
@@ -423,7 +462,7 @@ def decode_flac(data: bytes, most_samples: int) -> tuple[npt.NDArray[np.int32], 
                     raise RecordingFault("wav-damaged-header", f"{count} FLAC samples or more", f"{most_samples}")
                 blocks.append(block)
     except soundfile.LibsndfileError as error:
-        # Its own text names the buffer by its address, which differs from run to run.
+        # The library's message contains the address of the buffer, which differs between runs.
         raise RecordingFault("wav-truncated", error.error_string, "a FLAC member") from error
     samples = np.concatenate([np.empty(0, np.int32), *blocks])
     samples >>= 32 - bits

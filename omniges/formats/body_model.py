@@ -1,7 +1,7 @@
-"""An SMPL-X body model file: bytes to arrays, without ever unpickling.
+"""An SMPL-X body model file: bytes to arrays, without unpickling.
 
-The file is the ``.npz`` of SMPL-X with 300 shape and 100 expression directions (such as the neutral one of 2020). Only
-the arrays named here are read; others in it may be pickled objects and are passed over. V vertices, 55 joints.
+The file is the ``.npz`` of SMPL-X with 300 shape and 100 expression directions, such as the neutral one of 2020. Only
+the arrays named here are read; others, which may be pickled objects, are skipped. V vertices, 55 joints.
 """
 
 from __future__ import annotations
@@ -23,14 +23,22 @@ HAND_COLUMNS = 45
 MAX_VERTICES = 200_000
 
 _PICKLE = b"\x80"
-_ROOT = (-1, 2**32 - 1)  # how files write that the pelvis has no parent
+_ROOT = (-1, 2**32 - 1)  # parent of the pelvis in files
 _WEIGHTS_TOLERANCE = 1e-3
 
 
 def decode_body_model(data: bytes | memoryview) -> BodyModel:
-    """Read a body model, float64 and finite.
+    """Read a body model as finite float64 arrays.
 
-    Raises RecordingFault with one of the ``npz-`` codes, ValueError for another tree of joints than SMPL-X's.
+    Args:
+        data: Bytes of the file.
+
+    Returns:
+        The model.
+
+    Raises:
+        RecordingFault: With one of the ``npz-`` codes.
+        ValueError: The tree of joints differs from SMPL-X's.
     """
     if bytes(data[:1]) == _PICKLE:
         raise RecordingFault("npz-not-zip", "a pickle, which runs code when it is opened", "the model as .npz")
@@ -72,7 +80,7 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
 
 
 def _check_shapes(members: dict[str, Member]) -> None:
-    """Dtypes and shapes, from the headers alone."""
+    """Check dtypes and shapes, from the headers alone."""
     template = members["v_template"].shape
     vertices = template[0] if len(template) == 2 else 0
     if not 1 <= vertices <= MAX_VERTICES:

@@ -40,9 +40,9 @@ class SmplxMotion:
     betas: Array
     """(10,), (16,) or (300,) shape coefficients, as many as the file has."""
     frame_rate_hz: int = FRAME_RATE_HZ
-    """Of the arrays, always 30: of a faster file every second, third, … frame was kept."""
+    """Frame rate of the arrays, always 30; of a faster file every second, third, … frame is kept."""
     gender: str = ""
-    """As the file says; "" where it does not."""
+    """Gender in the file, or ""."""
 
 
 def read_motion(path: str | Path) -> SmplxMotion:
@@ -56,8 +56,8 @@ def read_motion(path: str | Path) -> SmplxMotion:
         The motion, with the betas that the file has.
 
     Raises:
-        UsageFault: There is no such file.
-        DataError: It is damaged, lacks an array, or holds what no recording does.
+        UsageFault: The file does not exist.
+        DataError: It is damaged, lacks an array, or has impossible values.
     """
     path = arguments.path("path", path)
     if not path.is_file():
@@ -98,8 +98,8 @@ def write_motion(
         gender: Of the body model.
 
     Raises:
-        DataError: An array has another shape or type, is not finite, or holds what no recording does.
-        EnvironmentFault: The disk is in the way.
+        DataError: An array has another shape or type, is not finite, or has impossible values.
+        EnvironmentFault: The disk is full or not writable.
     """
     path, gender = arguments.path("path", path), arguments.text("gender", gender)
     frame_rate_hz = arguments.number("frame_rate_hz", frame_rate_hz, 1)

@@ -1,7 +1,7 @@
-"""SMPL-X motion of an NPZ file: bytes to arrays and back, without ever unpickling.
+"""SMPL-X motion of an NPZ file: bytes to arrays and back, without unpickling.
 
-`Archive` reads only the keys that are needed, and allocates nothing before its claim has been checked. Columns of
-``poses`` (radians, axis-angle): root 0:3, body 3:66, jaw 66:69, eyes 69:75, left hand 75:120, right hand 120:165.
+`Archive` reads only the keys that are needed, and checks every claim before it allocates memory. Columns of ``poses``
+(radians, axis-angle): root 0:3, body 3:66, jaw 66:69, eyes 69:75, left hand 75:120, right hand 120:165.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOTION_COLUMNS = {"poses": (POSE_COLUMNS, "<f4"), "expressions": (EXPRESSION_COL
 SPLIT_COLUMNS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
 
 MAX_RATE_HZ = 3000
-# No recording of a person in radians, metres or model coefficients comes near these.
+# Motion of a person in radians, metres or model coefficients stays far below these.
 LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 1e3}
 
 
@@ -39,12 +39,11 @@ LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "b
 class Motion:
     """Motion of one clip at 30 frames per second, y up, T frames, all arrays C-contiguous.
 
-    All values are finite, but for NaN in the columns of parts that `motion_from_arrays` was given as absent.
-    ``poses`` (T, 165) axis-angle radians; ``expressions`` (T, 100); ``trans`` (T, 3) metres; ``betas``
-    (300,), of which the first ``betas_columns`` were in the file; each float32 or float64 as stored.
-    ``frame_rate_hz`` and ``source_frames`` are the file's, of which every ``frame_stride``-th frame was kept.
-    ``gender`` and ``model`` are "" where the file has no plain string. ``key_style``: "beat2", "split", or "arrays"
-    for what comes from no file.
+    All values are finite, except NaN in the columns of absent parts. ``poses`` (T, 165) axis-angle radians;
+    ``expressions`` (T, 100); ``trans`` (T, 3) metres; ``betas`` (300,), of which the first ``betas_columns`` were in
+    the file; each float32 or float64 as stored. ``frame_rate_hz`` and ``source_frames`` describe the file, of which
+    every ``frame_stride``-th frame was kept. ``gender`` and ``model`` are "" if the file has no plain string.
+    ``key_style``: "beat2", "split", or "arrays" for motion that is not from a file.
     """
 
     poses: Array
@@ -62,12 +61,19 @@ class Motion:
 
 
 def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
-    """Read an NPZ in BEAT2 form or in the older split key style.
+    """Read an NPZ in the form of BEAT2 or in the older style with split keys.
 
-    ``standing``: refuse a body that does not stand along +y, which tells another world's axes. A model's motion is in
-    ours, however its body lies.
+    It may note ``motion-decimated`` and ``betas-extended``.
 
-    Raises RecordingFault with one of the ``npz-`` codes; notes ``motion-decimated`` and ``betas-extended``.
+    Args:
+        data: Bytes of the file.
+        standing: Refuse a body that does not stand along +y, because its axes differ. Generated motion may lie down.
+
+    Returns:
+        The motion.
+
+    Raises:
+        RecordingFault: With one of the ``npz-`` codes.
     """
     archive = Archive(data)
     style, keys = _needed(archive)
@@ -123,7 +129,7 @@ def motion_from_arrays(
     for name, (_, columns) in widths.items():
         motion.setdefault(name, np.full((count, columns), np.nan))
     hidden = [3 * joint + k for part in absent for joint in POSE_PARTS[part] for k in range(3)]
-    if hidden and "poses" in given:  # the caller's array stays as it is
+    if hidden and "poses" in given:  # do not change the caller's array
         motion["poses"] = motion["poses"].copy()
         motion["poses"][:, hidden] = 0
     for name in frames:
@@ -147,7 +153,7 @@ def motion_from_arrays(
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """Properties of a motion besides its numbers."""
+    """Texts that describe a motion."""
 
     gender: str
     model: str
@@ -163,7 +169,7 @@ def _motion(
     standing: bool,
     notes: tuple[Problem, ...] = (),
 ) -> Motion:
-    """Bring checked arrays down to 30 frames per second and betas to their full length, with notes of it."""
+    """Reduce checked arrays to 30 frames per second and extend betas to full length, with notes."""
     source_frames, stride = len(arrays["poses"]), rate_hz // FRAME_RATE_HZ
     motion = {name: np.ascontiguousarray(array[::stride]) for name, array in arrays.items()}
     if stride > 1:
@@ -200,10 +206,22 @@ def encode_motion(
     model: str,
     frame_rate_hz: int = FRAME_RATE_HZ,
 ) -> bytes:
-    """Write the BEAT2 form: stored members, no pickles; equal input gives equal bytes.
+    """Encode motion in the form of BEAT2: stored members, no pickles; equal input gives equal bytes.
 
-    ``poses`` (T, 165) becomes float32, ``expressions`` (T, 100) and ``trans`` (T, 3) float64; ``betas`` (n,)
-    is kept as given. Raises ValueError for other shapes.
+    Args:
+        poses: Axis-angle (T, 165) in radians, stored as float32.
+        expressions: Coefficients (T, 100), stored as float64.
+        trans: Positions (T, 3) in metres, stored as float64.
+        betas: Shape coefficients (n,), stored unchanged.
+        gender: Gender of the body model.
+        model: Name of the body model.
+        frame_rate_hz: Frames per second.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ValueError: A shape differs.
     """
     frames = len(poses)
     for name, array in (("poses", poses), ("expressions", expressions), ("trans", trans)):
@@ -226,10 +244,20 @@ def write_motion(
     model: str,
     frame_rate_hz: int = FRAME_RATE_HZ,
 ) -> None:
-    """Write what `encode_motion` gives to a stream that can seek, of motion that comes in blocks of frames.
+    """Write the bytes of `encode_motion` to a seekable stream, with motion in blocks of frames.
 
-    ``blocks`` has ``poses``, ``expressions`` and ``trans``, each (n, columns) in order of time; an array that is not
-    there is left out. Raises ValueError for other shapes and where there are more or fewer frames.
+    Args:
+        stream: The stream.
+        frames: Total number of frames.
+        blocks: Blocks (n, columns) in order of time of ``poses``, ``expressions`` and ``trans``; an absent array is
+            left out.
+        betas: Shape coefficients (n,), or None.
+        gender: Gender of the body model.
+        model: Name of the body model.
+        frame_rate_hz: Frames per second.
+
+    Raises:
+        ValueError: A shape or the number of frames differs.
     """
     if betas is not None and (betas.ndim != 1 or betas.dtype.kind != "f"):
         raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")
@@ -260,7 +288,7 @@ def write_motion(
 
 def _member_info(name: str, size: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-    info.create_system = 3  # else the byte depends on the machine
+    info.create_system = 3  # otherwise the byte depends on the machine
     info.file_size = size
     return info
 
@@ -272,7 +300,7 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 def _needed(archive: Archive) -> tuple[str, dict[str, str]]:
-    """Key style, and the archive's name of every needed array."""
+    """Return the key style, and the archive's name of every needed array."""
     style = "split" if "poses" not in archive and "root_orient" in archive else "beat2"
     wanted: dict[str, tuple[str, ...]] = {name: (name,) for name in (SPLIT_COLUMNS if style == "split" else ["poses"])}
     wanted |= {"expressions": ("expressions", "expression"), "trans": ("trans",), "betas": ("betas",)}
@@ -288,7 +316,7 @@ def _needed(archive: Archive) -> tuple[str, dict[str, str]]:
 
 
 def _frame_rate(archive: Archive, member: Member) -> int:
-    """Frames per second of the file, a whole multiple of 30."""
+    """Return the frames per second of the file, a multiple of 30."""
     if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
         found = f"{member.key} of dtype {member.dtype} and shape {member.shape}"
         raise RecordingFault("npz-wrong-dtype", found, "one number")
@@ -296,14 +324,25 @@ def _frame_rate(archive: Archive, member: Member) -> int:
 
 
 def checked_rate(rate_hz: float, name: str) -> int:
-    """Return frames per second that can be brought down to 30; raises RecordingFault for others."""
+    """Return a frame rate that can be reduced to 30; refuse others.
+
+    Args:
+        rate_hz: Frames per second.
+        name: Name of the value, for errors.
+
+    Returns:
+        Frames per second.
+
+    Raises:
+        RecordingFault: It is not a multiple of 30.
+    """
     if not (FRAME_RATE_HZ <= rate_hz <= MAX_RATE_HZ and rate_hz % FRAME_RATE_HZ == 0):
         raise RecordingFault("npz-frame-rate", f"{name} {rate_hz:g}", "30, 60, 90, 120, ...")
     return int(rate_hz)
 
 
 def _checked_frames(name: str, array: Array, least: int, most: int) -> Array:
-    """Return an array of frames whose type and shape are right."""
+    """Return an array of frames after checking its type and shape."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in {4, 8}:
         raise RecordingFault("npz-wrong-dtype", f"{name} of dtype {array.dtype}", "float32 or float64")
     if array.ndim != 2 or not least <= array.shape[1] <= most:
@@ -315,7 +354,7 @@ def _checked_frames(name: str, array: Array, least: int, most: int) -> Array:
 
 
 def _check_members(members: dict[str, Member]) -> None:
-    """Dtypes, shapes and lengths, from the headers alone."""
+    """Check dtypes, shapes and lengths, from the headers alone."""
     frames: dict[str, int] = {}
     for name, member in members.items():
         if member.kind != "f" or member.itemsize not in {4, 8}:
@@ -367,7 +406,7 @@ def _check_values(name: str, array: Array) -> None:
 
 
 def _check_upright(root: Array) -> None:
-    """Refuse a world in which the body's own up axis, (0, 1, 0), does not mostly point along +y."""
+    """Refuse motion in which the body's up axis, (0, 1, 0), does not mostly point along +y."""
     w = root.astype(np.float64)
     angle = np.sqrt(np.einsum("ti,ti->t", w, w))
     x, y, z = (w / np.maximum(angle, 1e-12)[:, None]).T

@@ -1,4 +1,4 @@
-"""BEAT2's ``sem/*.txt``: spans of time with the kind of gesture and how much it means."""
+"""BEAT2's ``sem/*.txt``: spans of time with a gesture class and a semantic score."""
 
 from __future__ import annotations
 
@@ -24,9 +24,16 @@ class SemanticSpan:
 
 
 def decode_semantic(data: bytes) -> tuple[SemanticSpan, ...]:
-    """Read the spans in file order; blank lines are skipped, an empty file has none.
+    """Read the spans in the order of the file; blank lines are skipped, and an empty file has none.
 
-    Raises RecordingFault ``sem-invalid`` with the line number.
+    Args:
+        data: Bytes of the file.
+
+    Returns:
+        The spans.
+
+    Raises:
+        RecordingFault: ``sem-invalid``, with the line number.
     """
     if len(data) > MAX_BYTES:
         raise RecordingFault("sem-invalid", f"{len(data)} bytes", f"at most {MAX_BYTES}")
@@ -53,7 +60,15 @@ def _span(line: str, number: int) -> SemanticSpan:
 
 
 def check_span(span: SemanticSpan, place: str) -> None:
-    """Refuse times and scores that cannot be; raises RecordingFault ``sem-invalid`` that begins with the place."""
+    """Refuse impossible times and scores.
+
+    Args:
+        span: The span.
+        place: Its place, for the error.
+
+    Raises:
+        RecordingFault: ``sem-invalid``, with the place.
+    """
     times = (span.start, span.end, span.duration)
     if not (all(map(math.isfinite, times)) and 0.0 <= span.start <= span.end and 0.0 <= span.score <= 1.0):
         found = f"{place}: start {span.start}, end {span.end}, duration {span.duration}, score {span.score}"

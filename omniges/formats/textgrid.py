@@ -1,10 +1,9 @@
 """Words of a Praat TextGrid: bytes to intervals and back.
 
-The bytes are decoded and the tokens (quoted strings, free-standing numbers) are read here; praatio parses the
-structure. It sees each token's index in place of the token, because on the text itself it takes ``item [`` or
-``"IntervalTier"`` inside a label for structure, drops the sign of a start time, knows no exponents, takes
-quadratic time on hostile text, and stops silently at the first damaged row of a short file. What it found is
-held against the counts that the file gives.
+Bytes and tokens (quoted strings, free-standing numbers) are read here; praatio parses the structure. Each token is
+replaced by its index before, because praatio has faults on the original text. It reads ``item [`` or ``"IntervalTier"``
+inside a label as structure, drops the sign of a start time, knows no exponents, takes quadratic time on malicious text,
+and stops silently at the first damaged row of a short file. The result is compared with the counts in the file.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_TOKEN_PIECES = 1 + _TOKEN.groups  # what split gives for each token: its groups and the text behind it
+_TOKEN_PIECES = 1 + _TOKEN.groups  # results of split for each token: its groups and the text after it
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?(?:[nN][aA][nN]|[iI][nN][fF])")
 # The heading of a tier in a masked text, one token a line, in the long form with its names and its item line.
 _TIER_HEAD = re.compile(
@@ -92,16 +91,16 @@ class WordInterval:
 
     @classmethod
     def of(cls, item: Any) -> Self:
-        """Read a word given as (word, start, end), or as a mapping or an object with these or `start_s` and `end_s`.
+        """Read a word given as (word, start, end), or as a mapping or object with these or `start_s` and `end_s`.
 
         Args:
-            item: the word, in one of these forms.
+            item: The word, in one of these forms.
 
         Returns:
             The word with times in seconds.
 
         Raises:
-            ValueError: it is none, or its times are none.
+            ValueError: The word or its times are invalid.
         """
         names = ("word", "start", "end")
         if isinstance(item, Mapping):
@@ -161,14 +160,14 @@ class _Masked:
     numbers: list[str]
 
     def number(self, index: int) -> float:
-        """Read the value of one number token."""
+        """Return the value of a number token."""
         token = self.numbers[index]
         if len(token) > 512 or not _NUMBER.fullmatch(token):
             raise RecordingFault("textgrid-syntax", f"line {self.line(index)}: {_short(token)}", "a number")
         return float(token)
 
     def count(self, index: int) -> int:
-        """Read a number token that counts something."""
+        """Return the value of a number token that is a count."""
         value = self.number(index)
         if not (0 <= value < 1e9 and value == int(value)):
             found = f"line {self.line(index)}: {_short(self.numbers[index])}"
@@ -176,7 +175,7 @@ class _Masked:
         return int(value)
 
     def line(self, index: int) -> int:
-        """1-based line of a number token; only errors ask."""
+        """Return the line of a number token, from 1, for errors."""
         seen = -1
         for match in _TOKEN.finditer(self.text, _header_end(self.text)):
             seen += match["num"] is not None
@@ -270,16 +269,37 @@ def is_word(label: str) -> bool:
 
 
 def encode_words(words: Sequence[WordInterval], xmax_s: float, phones: Sequence[WordInterval] | None = None) -> bytes:
-    """Write a long-form TextGrid in UTF-8 with the tiers ``words`` and, if given, ``phones``.
+    """Encode a long-form TextGrid in UTF-8 with the tiers ``words`` and, if given, ``phones``.
 
-    Gaps become intervals with empty text; `decode_words` gives back equal floats. Raises ValueError where
-    intervals are not in order within 0..xmax_s or a label cannot be written (NUL, lone surrogate).
+    Gaps become intervals with empty text; `decode_words` returns equal floats.
+
+    Args:
+        words: Intervals of words.
+        xmax_s: End of the file in seconds.
+        phones: Intervals of phones, or None.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ValueError: Intervals are not in order within 0..xmax_s, or a label cannot be written (NUL, lone surrogate).
     """
     return encode_tiers([("words", words)] + ([("phones", phones)] if phones is not None else []), xmax_s)
 
 
 def encode_tiers(tiers: Sequence[tuple[str, Sequence[WordInterval]]], xmax_s: float) -> bytes:
-    """Write a long-form TextGrid in UTF-8 with interval tiers of any names; gaps and errors as in `encode_words`."""
+    """Encode a long-form TextGrid in UTF-8 with interval tiers of any names, otherwise as `encode_words` does.
+
+    Args:
+        tiers: Name and intervals of each tier.
+        xmax_s: End of the file in seconds.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ValueError: Intervals are not in order within 0..xmax_s, or a label cannot be written.
+    """
     head = (
         f'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0 \nxmax = {_time(xmax_s)} \n'
         f"tiers? <exists> \nsize = {len(tiers)} \nitem []: \n"
@@ -304,7 +324,7 @@ def encode_tiers(tiers: Sequence[tuple[str, Sequence[WordInterval]]], xmax_s: fl
 
 
 def _time(seconds: float) -> str:
-    """Shortest decimal text that reads back as the same float, never with an exponent."""
+    """Return the shortest decimal text that reads back as the same float, without an exponent."""
     text = repr(float(seconds))
     return format(Decimal(text), "f") if "e" in text else text
 
@@ -352,7 +372,7 @@ def _header_end(text: str) -> int:
 
 def _mask(text: str) -> _Masked:
     offset = _header_end(text)
-    # split and not sub: a call for each of three thousand tokens took half of a file's time.
+    # split instead of sub, because a call for each of some thousand tokens takes half of the time.
     pieces = _TOKEN.split(text[offset:])
     strings: list[str] = []
     numbers: list[str] = []
@@ -372,8 +392,8 @@ def _mask(text: str) -> _Masked:
         else:
             out.append(f"{token}\n")
         out.append(between)
-    # Every token ends its line and no line is blank or indented: praatio's short form needs that, and its
-    # patterns for the end of a line then have nothing to search through.
+    # Every token ends its line and no line is blank or indented. praatio's short form needs that, and its
+    # patterns for the end of a line then match at once.
     body = re.sub(r"\n\s+", "\n", "".join(out)).lstrip()
     return _Masked(text, 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n' + body + "\n", strings, numbers)
 
@@ -385,7 +405,7 @@ def _grid(masked: _Masked, wanted: str | None) -> _Grid:
 
 
 def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
-    """Let praatio parse, then hold its tiers against the counts in the file."""
+    """Parse with praatio, then compare its tiers with the counts in the file."""
     body, spans = _without_other_entries(masked, wanted)
     try:
         parsed = textgrid_io.parseTextgridStr(body, includeEmptyIntervals=True)
@@ -414,15 +434,15 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 
 
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
-    """Cut out the entries of tiers nobody asked for: phones are four fifths of a file and of praatio's time.
+    """Cut out the entries of other tiers: phones take four fifths of a file and of praatio's time.
 
-    Gives the shorter text, and for each cut tier (by the index of its first number) the entries that its numbers
-    make up, so that a tier cut off in the middle is still found.
+    Return the shorter text and, for each cut tier (by the index of its first number), the number of entries that its
+    tokens make, so that a truncated tier is still found.
     """
     heads = [
         head
         for head in _TIER_HEAD.finditer(masked.body)
-        # Rubbish between tokens can look like an index; such a tier is left to praatio.
+        # Garbage between tokens can look like an index; such a tier is left to praatio.
         if int(head["name"]) < len(masked.strings) and int(head["start"]) < len(masked.numbers)
     ]
     pieces: list[str] = []
@@ -444,7 +464,7 @@ def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, di
 
 
 def _string(masked: _Masked, label: str) -> str:
-    """Give the string behind a masked label, doubled quotes undone; ValueError where there is none."""
+    """Return the string of a masked label with doubled quotes undone; raise ValueError if there is none."""
     match = _LABEL.fullmatch(label)
     if match is None:
         raise ValueError(f"no single string at {_short(label)}")
@@ -550,7 +570,7 @@ def _chronological(text: str) -> _Grid:
 
 
 def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
-    """Read the tier's intervals in file order, silences too, each checked on its own."""
+    """Return the tier's intervals in file order, including silences, after checking each."""
     out: list[WordInterval] = []
     for entry in tier.entries:
         try:
@@ -587,7 +607,7 @@ def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval
     """Return the words of finite intervals without silences, and notes of what was dropped or shortened.
 
     Args:
-        intervals: of one tier, in the order of the file.
+        intervals: Intervals of one tier, in the order of the file.
 
     Returns:
         The words, and notes.

@@ -191,7 +191,7 @@ class TestNothingIsTrusted:
             members["mel.npy"] = replace(members["mel.npy"], **change)
             return [replace(rows[0], members=members), *rows[1:]]
 
-        with pytest.raises(DataError, match="byte ranges do not fit"):
+        with pytest.raises(DataError, match="byte ranges are inconsistent"):
             read_catalog(edited(folder, tmp_path / "s", edit), Filters())
 
     def test_a_key_twice(self, folder: Path, tmp_path: Path) -> None:

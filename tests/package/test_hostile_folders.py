@@ -568,7 +568,7 @@ class TestTokenizer:
         data = (shards / TOKENIZER_FILE).read_bytes()
         twice = data.replace(b'"version": "1.0",', b'"version": "1.0", "normalizer": {"type": "Lowercase"},')
         assert twice != data
-        with pytest.raises(DataError, match="stands twice"):
+        with pytest.raises(DataError, match="occurs twice"):
             SlotCodec(twice)
 
 
