@@ -169,7 +169,8 @@ CODES: dict[str, CodeInfo] = {
     "wav-damaged-header": _rejected("the WAV header contradicts itself", "export the recording again"),
     "wav-truncated": _rejected("the header promises more audio than the file holds", "copy the file again"),
     "wav-unsupported-encoding": _rejected(
-        "only PCM of 16, 24 or 32 bits and float of 32 or 64 bits are read", "convert it to 16 kHz mono PCM WAV"
+        "only PCM of 8 to 32 bits, float of 32 or 64 bits, A-law and mu-law are read",
+        "convert it to 16 kHz mono PCM WAV",
     ),
     "wav-not-finite": _rejected("the audio holds NaN or infinite samples", "export the recording again"),
     "wav-silent": _rejected("every audio sample has the same value", "export the recording again"),
@@ -180,8 +181,14 @@ CODES: dict[str, CodeInfo] = {
     "wav-out-of-range": _rejected(
         "float samples are far beyond full scale, which is 1", "divide them by full scale, such as 32768"
     ),
+    "wav-rare-encoding": _note(
+        "the audio is RF64, 8-bit, A-law or mu-law, which other tools may not read; it was taken", "nothing"
+    ),
+    "wav-length-mended": _note(
+        "the header's length is a few bytes beyond the last whole sample; all samples were taken", "nothing"
+    ),
     "wav-streamed-header": _note(
-        "the header was written to a pipe and gives no length; all bytes to the end of the file were taken as audio",
+        "the header gives no length, as from a pipe or a stopped recorder; all bytes to the end were taken as audio",
         "nothing, if the audio length is right",
     ),
     "audio-resampled": _note("the audio was resampled to 16 kHz", "nothing"),

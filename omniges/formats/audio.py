@@ -1,7 +1,7 @@
 """WAV and FLAC bytes to samples and back.
 
 The RIFF chunks are parsed here, so that no C parser reads a malicious header and every refusal has a reason. WAV may be
-PCM of 16, 24 and 32 bits or IEEE float of 32 and 64 bits, plain or extensible.
+PCM of 8, 16, 24 and 32 bits, IEEE float of 32 and 64 bits, A-law or mu-law; RIFF, RF64 or BW64; plain or extensible.
 """
 
 from __future__ import annotations
@@ -25,30 +25,28 @@ LOUDEST = 8.0
 """Largest magnitude of floats; beyond it they are in another unit. Amplified recordings stay below."""
 MAX_CHANNELS = 32
 
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _ENCODINGS = {
+    (_PCM, 8): "pcm8",
+    (_ALAW, 8): "alaw",
+    (_MULAW, 8): "mulaw",
     (_PCM, 16): "pcm16",
     (_PCM, 24): "pcm24",
     (_PCM, 32): "pcm32",
     (_FLOAT, 32): "float32",
     (_FLOAT, 64): "float64",
 }
-_TAG_NAMES = {
-    2: "MS ADPCM",
-    6: "A-law",
-    7: "mu-law",
-    0x11: "IMA ADPCM",
-    0x31: "GSM 6.10",
-    0x50: "MPEG",
-    0x55: "MP3",
-    0x161: "WMA",
-}
+_TAG_NAMES = {2: "MS ADPCM", 0x11: "IMA ADPCM", 0x31: "GSM 6.10", 0x50: "MPEG", 0x55: "MP3", 0x161: "WMA"}
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
-_READ = "PCM of 16, 24 or 32 bits or float of 32 or 64 bits"
+_READ = "PCM of 8, 16, 24 or 32 bits, float of 32 or 64 bits, A-law or mu-law"
+_RARE = {"pcm8": "8-bit PCM", "alaw": "A-law", "mulaw": "mu-law"}
 
 _UNKNOWN_SIZE = 0xFFFFFFFF
-# Placeholders that sox writes to a pipe for the two lengths.
-_SOX_DATA_SIZE, _SOX_RIFF_SIZE = 0x7FFFF000, 0x7FFFF024
+_LONG_FORMS = (b"RF64", b"BW64")  # RIFF with sizes of 64 bits (EBU Tech 3306)
+# What sox, arecord, ffmpeg and others write to a pipe in place of a length: about 2 or 4 GiB, in whole samples or not.
+_PLACEHOLDERS = (range(0x7FFF0000, 0x80010000), range(0xFFFF0000, 1 << 32))
+_SLACK_BYTES = 64  # by which writers count too much: a header, a chunk's head, a byte of padding
+_SLACK_SHARE = 100  # of a file so short that this is over one byte in so many, bytes are missing
 
 _LOOKS_LIKE = (
     (b"ID3", "an MP3 file (ID3 tag)"),
@@ -189,27 +187,57 @@ def open_wav(view: ByteRanges) -> WavStream:
     """Read a WAV file's header as `decode_wav` does; its samples are read when needed."""
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
-    notes: tuple[Problem, ...] = ()
     available = len(view) - start
-    # Placeholders of a writer that could not seek back.
-    nothing = size == 0 and riff_size in {0, _UNKNOWN_SIZE}
-    if nothing or size == _UNKNOWN_SIZE or (size, riff_size) == (_SOX_DATA_SIZE, _SOX_RIFF_SIZE):
-        claim, size = size, available - available % fmt.frame_bytes
+    whole = size - size % fmt.frame_bytes
+    notes: tuple[Problem, ...] = ()
+    if bytes(view[:4]) in _LONG_FORMS or fmt.encoding in _RARE:
+        form = bytes(view[:4]).decode("ascii")
+        found = ", ".join(
+            [*([form] if form != "RIFF" else []), *([_RARE[fmt.encoding]] if fmt.encoding in _RARE else [])]
+        )
+        notes = (Problem("wav-rare-encoding", found, "RIFF with PCM of 16 bits or more, or float"),)
+    if _has_no_length(view, start, size):
+        claim, whole = size, available - available % fmt.frame_bytes
         found = (
             f"data size {claim:#x} and RIFF size {riff_size:#x}; "
-            f"{size} bytes of audio and {available - size} left over to the end of the file"
+            f"{whole} bytes of audio and {available - whole} left over to the end of the file"
         )
-        notes = (Problem("wav-streamed-header", found, "a data chunk with its length"),)
-    if size == 0:
+        notes += (Problem("wav-streamed-header", found, "a data chunk with its length"),)
+    elif size > available or whole < size:
+        whole = min(size, available) // fmt.frame_bytes * fmt.frame_bytes
+        if size - whole > min(_SLACK_BYTES, whole // _SLACK_SHARE):
+            raise _wrong_length(size, available, fmt)
+        found = f"data size {size}, {available} bytes up to the end of the file, {fmt.frame_bytes} a sample"
+        notes += (Problem("wav-length-mended", found, f"data size {whole}"),)
+    if whole == 0:
         raise RecordingFault("wav-empty", "the data chunk holds 0 samples", "audio")
+    return WavStream(**asdict(fmt), frames=whole // fmt.frame_bytes, notes=notes, _view=view, _start=start)
+
+
+def _has_no_length(view: ByteRanges, start: int, size: int) -> bool:
+    """Return whether a data chunk's size is what a writer left there that could not seek back, or was stopped.
+
+    A size of 0 is meant where nothing but chunks follow, up to the end of the file.
+    """
+    available = len(view) - start
+    if size:
+        return size > available and (size >= 1 << 32 or any(size in sizes for sizes in _PLACEHOLDERS))
+    place = start
+    while place + 8 <= len(view):
+        if not bytes(view[place : place + 4]).isascii() or b"\0" in bytes(view[place : place + 4]):
+            return True  # no chunk's name; silence would be walked through eight bytes at a time
+        place += 8 + int.from_bytes(view[place + 4 : place + 8], "little")
+        place += place % 2
+    return available > 0 and not len(view) <= place <= len(view) + 1
+
+
+def _wrong_length(size: int, available: int, fmt: _Format) -> RecordingFault:
     if size > available:
         have, claimed = available // fmt.frame_bytes, size // fmt.frame_bytes
         found = f"{have} of {claimed} samples ({available} of {size} bytes)"
-        raise RecordingFault("wav-truncated", found, "all of them")
-    if size % fmt.frame_bytes:
-        found = f"data size {size} with {fmt.frame_bytes} bytes per sample of all channels"
-        raise RecordingFault("wav-damaged-header", found, "a whole number of samples")
-    return WavStream(**asdict(fmt), frames=size // fmt.frame_bytes, notes=notes, _view=view, _start=start)
+        return RecordingFault("wav-truncated", found, "all of them")
+    found = f"data size {size} with {fmt.frame_bytes} bytes per sample of all channels"
+    return RecordingFault("wav-damaged-header", found, "a whole number of samples")
 
 
 def encode_wav(
@@ -305,9 +333,9 @@ def _check_riff(view: ByteRanges) -> int:
     head = bytes(view[:64])
     if not head:
         raise RecordingFault("wav-empty", "a file of 0 bytes", "audio")
-    if head[:4] in {b"RF64", b"BW64", b"RIFX"}:
-        raise RecordingFault("wav-unsupported-encoding", f"the {head[:4].decode()} form of WAVE", "RIFF " + _READ)
-    if head[:4] != b"RIFF":
+    if head[:4] == b"RIFX":
+        raise RecordingFault("wav-unsupported-encoding", "the RIFX form of WAVE", "RIFF " + _READ)
+    if head[:4] not in {b"RIFF", *_LONG_FORMS}:
         raise RecordingFault("wav-not-riff", f"it looks like {_guess(head)}", "RIFF ... WAVE")
     if len(head) < 12:
         raise RecordingFault("wav-truncated", f"{len(head)} bytes in all", "a RIFF header of 12 bytes")
@@ -332,6 +360,7 @@ def _guess(head: bytes) -> str:
 def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
     """Walk the chunks to the first data chunk; return the format, the offset of the data, and the size field."""
     fmt: _Format | None = None
+    long_size: int | None = None
     pos = 12
     while pos + 8 <= len(view):
         name = bytes(view[pos : pos + 4])
@@ -340,10 +369,12 @@ def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
         if name == b"data":
             if fmt is None:
                 raise RecordingFault("wav-damaged-header", "the data chunk comes before a fmt chunk", "fmt first")
-            return fmt, pos, size
+            return fmt, pos, size if long_size is None or size != _UNKNOWN_SIZE else long_size
         if pos + size > len(view):
             found = f"{len(view) - pos} of {size} bytes of the chunk {name!r}"
             raise RecordingFault("wav-truncated", found, "a data chunk after it")
+        if name == b"ds64" and size >= 16:  # of the long forms: sizes of 64 bits
+            long_size = int.from_bytes(view[pos + 8 : pos + 16], "little")
         if name == b"fmt ":
             if fmt is not None:
                 raise RecordingFault("wav-damaged-header", "two fmt chunks", "one")
@@ -388,6 +419,10 @@ def _raw(body: memoryview, fmt: _Format) -> Array:
         wide = np.zeros((len(body) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
         raw: Array = np.right_shift(wide.view("<i4").reshape(-1), 8, dtype=np.int32)
+    elif fmt.encoding == "pcm8":
+        raw = np.frombuffer(body, np.uint8).astype(np.int16) - np.int16(128)
+    elif fmt.encoding in _COMPANDED:
+        raw = _COMPANDED[fmt.encoding][np.frombuffer(body, np.uint8)]
     else:  # a view; copied only if alignment or byte order require it
         raw = np.frombuffer(body, _DTYPES[fmt.encoding])
         raw = np.require(raw, dtype=raw.dtype.newbyteorder("="), requirements="A")
@@ -403,9 +438,32 @@ def _scaled(raw: Array, fmt: _Format) -> npt.NDArray[np.float32]:
     return samples
 
 
+def _mulaw_values() -> npt.NDArray[np.int16]:
+    """Return the 16-bit values of the 256 mu-law bytes (ITU-T G.711)."""
+    byte = ~np.arange(256, dtype=np.uint8)
+    magnitude = ((((byte & 0x0F).astype(np.int32) << 3) + 0x84) << ((byte & 0x70) >> 4)) - 0x84
+    return np.where(byte & 0x80, -magnitude, magnitude).astype(np.int16)
+
+
+def _alaw_values() -> npt.NDArray[np.int16]:
+    """Return the 16-bit values of the 256 A-law bytes (ITU-T G.711)."""
+    byte = np.arange(256, dtype=np.uint8) ^ np.uint8(0x55)
+    segment = ((byte & 0x70) >> 4).astype(np.int32)
+    step = ((byte & 0x0F).astype(np.int32) << 4) + 8
+    magnitude = np.where(segment, (step + 0x100) << np.maximum(segment - 1, 0), step)
+    return np.where(byte & 0x80, magnitude, -magnitude).astype(np.int16)
+
+
+_COMPANDED: Final = {"alaw": _alaw_values(), "mulaw": _mulaw_values()}
 _FLAC_BLOCK: Final = 1 << 16
 _DTYPES = {"pcm16": "<i2", "pcm32": "<i4", "float32": "<f4", "float64": "<f8"}
-_SCALES = {"pcm16": np.float32(2.0**-15), "pcm24": np.float32(2.0**-23), "pcm32": np.float32(2.0**-31)}
+_SCALES = {
+    "pcm8": np.float32(2.0**-7),
+    "pcm16": np.float32(2.0**-15),
+    "pcm24": np.float32(2.0**-23),
+    "pcm32": np.float32(2.0**-31),
+}
+_SCALES |= {name: np.float32(2.0**-15) for name in _COMPANDED}
 
 
 def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:

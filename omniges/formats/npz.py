@@ -31,6 +31,7 @@ MOTION_COLUMNS = {"poses": (POSE_COLUMNS, "<f4"), "expressions": (EXPRESSION_COL
 SPLIT_COLUMNS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
 
 MAX_RATE_HZ = 3000
+_RATE_ROUNDING = 1e-5  # of rates such as 59.9999885559082: 6 ms in ten minutes
 # Motion of a person in radians, metres or model coefficients stays far below these.
 LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 1e3}
 
@@ -327,7 +328,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
     """Return a frame rate that can be reduced to 30; refuse others.
 
     Args:
-        rate_hz: Frames per second.
+        rate_hz: Frames per second; 59.9999885559082 is taken for 60.
         name: Name of the value, for errors.
 
     Returns:
@@ -336,9 +337,10 @@ def checked_rate(rate_hz: float, name: str) -> int:
     Raises:
         RecordingFault: It is not a multiple of 30.
     """
-    if not (FRAME_RATE_HZ <= rate_hz <= MAX_RATE_HZ and rate_hz % FRAME_RATE_HZ == 0):
-        raise RecordingFault("npz-frame-rate", f"{name} {rate_hz:g}", "30, 60, 90, 120, ...")
-    return int(rate_hz)
+    whole = FRAME_RATE_HZ * round(rate_hz / FRAME_RATE_HZ) if math.isfinite(rate_hz) else 0
+    if not (FRAME_RATE_HZ <= whole <= MAX_RATE_HZ and abs(rate_hz - whole) <= _RATE_ROUNDING * whole):
+        raise RecordingFault("npz-frame-rate", f"{name} {float(rate_hz)!r}", "30, 60, 90, 120, ...")
+    return whole
 
 
 def _checked_frames(name: str, array: Array, least: int, most: int) -> Array:

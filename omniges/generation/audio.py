@@ -202,7 +202,7 @@ def hear_samples(
 
 def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
     """Open the file as a WAV; return None if libsndfile has to read it."""
-    if os.pread(file.fileno(), 4, 0) != b"RIFF" and path.suffix.lower() != ".wav":
+    if os.pread(file.fileno(), 4, 0) not in {b"RIFF", b"RF64", b"BW64"} and path.suffix.lower() != ".wav":
         return None
     try:
         return open_wav(_FileBytes(file))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import time
 import tracemalloc
 
 import numpy as np
@@ -21,7 +22,16 @@ from omniges.formats.audio import decode_flac, decode_wav, encode_wav, open_wav,
 FMT = chunk(b"fmt ", fmt_body(1, 16))
 TONE = pcm16([1, -2, 3, -32768, 32767])
 GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
-SUBTYPES = {"pcm16": "PCM_16", "pcm24": "PCM_24", "pcm32": "PCM_32", "float32": "FLOAT", "float64": "DOUBLE"}
+SUBTYPES = {
+    "pcm8": "PCM_U8",
+    "alaw": "ALAW",
+    "mulaw": "ULAW",
+    "pcm16": "PCM_16",
+    "pcm24": "PCM_24",
+    "pcm32": "PCM_32",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+}
 
 
 def extensible(tag: int, bits: int, channels: int = 1, tail: bytes = GUID_TAIL) -> bytes:
@@ -38,18 +48,20 @@ def code_of(data: bytes) -> str:
     st.sampled_from(sorted(SUBTYPES)),
     hnp.arrays(np.int32, st.tuples(st.integers(2, 40), st.integers(1, 3)), unique=True),
     st.sampled_from([8000, 16000, 44100, 48000]),
-    st.sampled_from(["WAV", "WAVEX"]),
+    st.sampled_from(["WAV", "WAVEX", "RF64"]),
 )
 @settings(deadline=None)
 def test_every_encoding_reads_as_libsndfile_reads_it(encoding, values, rate, container):
     buffer = io.BytesIO()
-    data = values if encoding.startswith("pcm") else values / 2.0**31
+    data = values if not encoding.startswith("float") else values / 2.0**31
     soundfile.write(buffer, data, rate, subtype=SUBTYPES[encoding], format=container)
     expected, _ = soundfile.read(io.BytesIO(buffer.getvalue()), dtype="float64", always_2d=True)
     if (expected == expected[0]).all():
         return
     wav = decode_wav(buffer.getvalue())
-    assert (wav.encoding, wav.rate_hz, wav.channels, wav.notes) == (encoding, rate, values.shape[1], ())
+    assert (wav.encoding, wav.rate_hz, wav.channels) == (encoding, rate, values.shape[1])
+    rare = encoding in {"pcm8", "alaw", "mulaw"} or container == "RF64"
+    assert [note.code for note in wav.notes] == ["wav-rare-encoding"] * rare
     assert wav.samples.dtype == np.float32
     np.testing.assert_array_equal(wav.samples.reshape(expected.shape), expected.astype(np.float32))
 
@@ -142,6 +154,84 @@ def test_a_streamed_header_takes_whole_samples_to_the_end(riff_size, data_size):
     assert "1 left over" in wav.notes[0].found
 
 
+SOUND = pcm16([int(9000 * np.sin(k / 5)) for k in range(8000)])
+
+
+@pytest.mark.parametrize(
+    ("fmt", "data_size", "riff_size"),
+    [
+        (fmt_body(1, 16), 0, 36),  # a stopped recorder
+        (fmt_body(1, 16), 0, 4096),
+        (fmt_body(1, 16), 0x80000000, 0x80000024),  # arecord
+        (fmt_body(1, 16), 0x7FFFFFFF, 0x7FFFFFFF),
+        (fmt_body(1, 24), 0x7FFFEFFF, 0x7FFFF023),  # sox: whole samples below 0x7FFFF000
+        (fmt_body(1, 24, 2), 0x7FFFEFFE, 0x7FFFF022),
+        (fmt_body(3, 32) + b"\0\0", 0x7FFFF000, 0x7FFFF032),  # sox with a fact chunk
+        (fmt_body(1, 16), 0xFFFFFFFE, 0xFFFFFFFF),
+        (fmt_body(1, 16), 0xFFFFFFDA, 0xFFFFFFFE),  # ffmpeg
+    ],
+)
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_size_that_a_writer_left_open_takes_all_samples(fmt, data_size, riff_size, left):
+    body = (np.frombuffer(SOUND, "<i2") / 32768).astype("<f4").tobytes() if fmt[:2] == b"\3\0" else SOUND[:15996]
+    data = riff(
+        chunk(b"fmt ", fmt), chunk(b"FLLR", bytes(100)), b"data" + struct.pack("<I", data_size) + body, size=riff_size
+    )
+    data = data[: len(data) - left]
+    wav = decode_wav(data)
+    assert len(wav.samples) == (len(body) - left) // int.from_bytes(fmt[12:14], "little")
+    assert [note.code for note in wav.notes] == ["wav-streamed-header"]
+
+
+@pytest.mark.parametrize("more", [1, 2, 3, 8, 36, 44])
+def test_a_size_a_few_bytes_too_large_takes_all_samples(more):
+    data = riff(FMT, chunk(b"data", SOUND, len(SOUND) + more))
+    wav = decode_wav(data)
+    assert wav.pcm is not None
+    assert wav.pcm.tobytes() == SOUND
+    assert [note.code for note in wav.notes] == ["wav-length-mended"]
+
+
+def test_an_odd_byte_of_padding_that_was_counted_is_left_out():
+    data = riff(FMT, chunk(b"data", SOUND + b"\x55"), chunk(b"LIST", b"tail"))
+    wav = decode_wav(data)
+    assert wav.pcm is not None
+    assert wav.pcm.tobytes() == SOUND
+    assert [note.code for note in wav.notes] == ["wav-length-mended"]
+
+
+@pytest.mark.parametrize("missing", [66, 1000, 15_000])
+def test_more_than_a_few_missing_bytes_are_a_file_cut_off(missing):
+    data = riff(FMT, chunk(b"data", SOUND))
+    assert code_of(data[: len(data) - missing]) == "wav-truncated"
+
+
+def test_a_long_silence_after_a_size_of_0_takes_no_time():
+    data = riff(FMT, b"data" + bytes(4) + bytes(64 << 20) + SOUND, size=0)
+    start = time.perf_counter()
+    assert len(decode_wav(data).samples) == (32 << 20) + 8000
+    assert time.perf_counter() - start < 2
+
+
+def test_an_empty_data_chunk_before_others_is_empty():
+    assert code_of(riff(FMT, chunk(b"data", b""), chunk(b"LIST", b"a tail"), chunk(b"id3 ", b"odd"))) == "wav-empty"
+
+
+@pytest.mark.parametrize("form", [b"RF64", b"BW64"])
+def test_long_forms_take_their_size_from_ds64(form):
+    def long(data_size: int, body: bytes = SOUND) -> bytes:
+        ds64 = chunk(b"ds64", struct.pack("<QQQI", 0, data_size, 0, 0))
+        head = form + struct.pack("<I", 0xFFFFFFFF) + b"WAVE" + ds64 + FMT
+        return head + b"data" + struct.pack("<I", 0xFFFFFFFF) + body + chunk(b"LIST", b"tail")
+
+    wav = decode_wav(long(len(SOUND)))
+    assert wav.pcm is not None
+    assert wav.pcm.tobytes() == SOUND
+    assert [(note.code, note.found) for note in wav.notes] == [("wav-rare-encoding", form.decode())]
+    assert code_of(long(len(SOUND) + 5000)) == "wav-truncated"
+    assert code_of(form + bytes(40)) == "wav-not-riff"
+
+
 CODES = {
     "empty": (b"", "wav-empty"),
     "no samples": (riff(FMT, chunk(b"data", b"")), "wav-empty"),
@@ -152,12 +242,8 @@ CODES = {
     "ogg": (b"OggS" + bytes(40), "wav-not-riff"),
     "mp3 frame": (b"\xff\xfb\x90" + bytes(40), "wav-not-riff"),
     "avi": (b"RIFF\x10\0\0\0AVI " + bytes(40), "wav-not-riff"),
-    "rf64": (b"RF64" + bytes(40), "wav-unsupported-encoding"),
-    "bw64": (b"BW64" + bytes(40), "wav-unsupported-encoding"),
     "big-endian": (b"RIFX" + bytes(40), "wav-unsupported-encoding"),
-    "8 bit": (riff(chunk(b"fmt ", fmt_body(1, 8)), chunk(b"data", TONE)), "wav-unsupported-encoding"),
     "ADPCM": (riff(chunk(b"fmt ", fmt_body(2, 4)), chunk(b"data", TONE)), "wav-unsupported-encoding"),
-    "mu-law": (riff(chunk(b"fmt ", fmt_body(7, 8)), chunk(b"data", TONE)), "wav-unsupported-encoding"),
     "float16": (riff(chunk(b"fmt ", fmt_body(3, 16)), chunk(b"data", TONE)), "wav-unsupported-encoding"),
     "foreign guid": (
         riff(chunk(b"fmt ", extensible(1, 16, tail=bytes(14))), chunk(b"data", TONE)),

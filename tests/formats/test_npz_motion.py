@@ -117,7 +117,17 @@ def test_split_keys_are_assembled_to_the_same_columns():
 
 
 @pytest.mark.parametrize(
-    ("rate", "stride"), [(np.int32(30), 1), (30.0, 1), (np.array([60]), 2), (np.float32(90), 3), (120, 4)]
+    ("rate", "stride"),
+    [
+        (np.int32(30), 1),
+        (30.0, 1),
+        (np.array([60]), 2),
+        (np.float32(90), 3),
+        (120, 4),
+        (59.9999885559082, 2),
+        (119.999985, 4),
+        (30.00001, 1),
+    ],
 )
 def test_whole_multiples_of_30_keep_every_kth_frame(rate, stride):
     got = decode_motion(npz(motion(7, mocap_frame_rate=rate)))
@@ -128,7 +138,7 @@ def test_whole_multiples_of_30_keep_every_kth_frame(rate, stride):
     assert [note.code for note in got.notes] == (["motion-decimated"] if stride > 1 else [])
 
 
-@pytest.mark.parametrize("rate", [29.97, 0, -30, 25, 45, np.nan, np.inf, 15, 10**9])
+@pytest.mark.parametrize("rate", [29.97, 29.999, 59.94, 119.9, 0, -30, 25, 45, np.nan, np.inf, 15, 10**9])
 def test_other_rates_are_refused(rate):
     assert code_of(npz(motion(mocap_frame_rate=rate))) == "npz-frame-rate"
 
