@@ -21,8 +21,8 @@ from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
-from omniges.formats.textgrid import WordInterval, decode_words
-from omniges.generation.writers import WINDOWS_TIER, GeneratedRecord, read_record
+from omniges.formats.textgrid import WordInterval
+from omniges.generation.records import GeneratedRecord, read_record, spoken_intervals
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.shards.manifest import ManifestRow
@@ -139,42 +139,6 @@ class FileResult(Result):
         if len(samples) < SAMPLES_PER_TICK:
             raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
         return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
-
-
-def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
-    """Return the words of a generated TextGrid and True, or the texts of its tier `windows` and False.
-
-    Args:
-        data: Bytes of the TextGrid.
-
-    Returns:
-        The intervals, and whether words have times.
-
-    Raises:
-        RecordingFault: It has neither tier, or is damaged.
-    """
-    try:
-        return _words_of(data, None), True
-    except RecordingFault as fault:
-        if fault.problem.code != "textgrid-no-word-tier":
-            raise
-        without_words = fault
-    try:
-        return _words_of(data, WINDOWS_TIER), False
-    except RecordingFault as fault:
-        if fault.problem.code == "textgrid-no-word-tier":
-            raise without_words from fault
-        raise
-
-
-def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
-    """Return a tier's intervals with text, which may be none: every word is then a deletion."""
-    try:
-        return list(decode_words(data, tier).words)
-    except RecordingFault as fault:
-        if fault.problem.code == "textgrid-no-words":
-            return []
-        raise
 
 
 def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[FileResult]]:

@@ -13,6 +13,7 @@ FRAMES_PER_TICK = FRAME_RATE_HZ // TICKS_PER_SECOND
 SAMPLES_PER_TICK = SAMPLE_RATE_HZ // TICKS_PER_SECOND
 HOP_SAMPLES = 160
 MEL_FRAMES_PER_TICK = SAMPLES_PER_TICK // HOP_SAMPLES
+MEL_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 MOST_AUDIO_LONGER_S = 30.0
 """Audio of a recording that goes on so much longer than its motion is cut: microphones were left on."""

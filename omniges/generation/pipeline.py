@@ -44,11 +44,12 @@ from omniges.generation.inputs import (
     read_text,
 )
 from omniges.generation.long_form import Timeline
+from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load, trained_tasks
 from omniges.generation.settings import Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, learn_rate, timed_words
-from omniges.generation.writers import WINDOWS_TIER, Labels, valid_motion
+from omniges.generation.writers import Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName

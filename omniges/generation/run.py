@@ -19,10 +19,11 @@ from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.generation.conditions import Asked, asked_values, shown_values, values_of
 from omniges.generation.inputs import NEUTRAL, Body, Input, PlannedInput, planned_inputs, read_body
 from omniges.generation.long_form import Timeline, WindowSettings, packed, window_borders, window_spans
+from omniges.generation.records import GeneratedRecord, read_record
 from omniges.generation.sampler import Codecs, Loaded, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.generation.vocoder import VoiceOf, chosen_voice
-from omniges.generation.writers import GeneratedRecord, Results, read_record, result_picture
+from omniges.generation.writers import Results, result_picture
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS

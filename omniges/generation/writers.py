@@ -8,13 +8,10 @@ results by their records, whose fields docs/how-to/generate.md describes.
 from __future__ import annotations
 
 import io
-import reprlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 from unicodedata import category
 
@@ -31,13 +28,11 @@ from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, is_word
 from omniges.generation.audio import Spool
 from omniges.generation.inputs import Body, Input
+from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.vocoder import VoiceOf
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
-from omniges.shards.schema import is_count
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import json_document
-from omniges.storage.files import read_settings
 
 if TYPE_CHECKING:
     from omniges.codecs.base import SpokenText
@@ -45,14 +40,6 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 
-WINDOWS_TIER: Final = "windows"
-"""Tier of a TextGrid for text of complete windows, with one interval for each window and no tier of words."""
-
-_FORMAT: Final = "omniges-generated"
-_VERSION: Final = 1
-_MOST: Final = 1e12
-_OF_FILES: Final = "dict of files, each with path and sha256,"
-_LONGEST_NAME_BYTES: Final = 255  # limit of Linux file names
 _COPY_BYTES: Final = 1 << 20
 _SHOWN_TICKS: Final = 120  # in a picture
 _NO_TEXT: Final = "\ufffd"
@@ -406,111 +393,3 @@ def result_picture(name: str, task: str, item: Input, results: Results, body: Bo
     conditions = " and ".join(TASKS[task].conditions) or "nothing"
     title = f"{name}: {' and '.join(results.sinks)} from {conditions} ({task})"
     return draw_result(title=title, rows=rows, start_xz=body.start_xz, length_s=item.ticks / TICKS_PER_SECOND)
-
-
-# --- records
-
-
-def _of(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
-    """Return a check of the type, in which JSON's true and false are no numbers."""
-    return lambda value: isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    """Return whether a value is a finite number; Python's JSON reader accepts NaN and Infinity."""
-    return _of((int, float))(value) and abs(value) < _MOST
-
-
-def _positive(value: Any) -> bool:
-    return _number(value) and value > 0
-
-
-def _is_name(value: Any) -> bool:
-    """Return whether a value names a file in a folder; people's own files may have any characters."""
-    return isinstance(value, str) and value not in {"", ".", ".."} and not set(value) & set("/\0")
-
-
-def _file(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("path", "sha256")):
-        return False
-    name = Path(value["path"]).name
-    return "\0" not in name and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
-
-
-def _all(fits: Callable[[Any], bool], kind: type[list[Any]] | type[dict[str, Any]]) -> Callable[[Any], bool]:
-    """Return whether a value is a list or a dict whose values all fit."""
-
-    def fit(value: Any) -> bool:
-        return isinstance(value, kind) and all(map(fits, value.values() if isinstance(value, dict) else value))
-
-    return fit
-
-
-def _is(expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
-    """Return a record field's metadata: its expected content, in words and as a test."""
-    return {"expected": expected, "fits": fits}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedRecord:
-    """The content of NAME.json."""
-
-    omniges: str = field(metadata=_is("str", _of(str)))  # version that wrote it
-    task: str = field(metadata=_is("str", _of(str)))
-    name: str = field(metadata=_is("name of files", _is_name))
-    source: Mapping[str, Any] | None = field(metadata=_is("dict or null", _of((dict, NoneType))))
-    """Shards, manifest_sha256, key; None for the user's own files."""
-    sample: int = field(metadata=_is("int from 0 on", is_count))  # from 0
-    ticks: int = field(metadata=_is("int from 1 on", partial(is_count, least=1)))
-    seconds: float = field(metadata=_is("number above 0", _positive))
-    files: Mapping[str, Mapping[str, str]] = field(metadata=_is(_OF_FILES, _all(_file, dict)))
-    """Path and sha256 of gesture, audio, mel, text, transcript."""
-    inputs: tuple[Mapping[str, Any], ...] = field(metadata=_is("list of dicts", _all(_of(dict), list)))
-    """Stream, path, sha256, remarks."""
-    model: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))  # checkpoint, step, weights, sha256 of its files
-    settings: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))
-    seams_s: tuple[float, ...] = field(metadata=_is("list of numbers", _all(_number, list)))
-    """Window boundaries in seconds, without the ends of the result."""
-    measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _all(_number, dict)))
-    """Measures of the model's output, before it was made valid."""
-    remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
-    absent: tuple[str, ...] = field(default=(), metadata=_is("list of str", _all(_of(str), list)))
-    """Parts at rest, because no training sample had them; the file omits an empty list."""
-
-    def document(self) -> bytes:
-        """Return the content of the file."""
-        found = asdict(self)
-        if not self.absent:
-            del found["absent"]
-        return json_document({"format": _FORMAT, "version": _VERSION} | found)
-
-
-def read_record(path: Path) -> GeneratedRecord:
-    """Read a record; raise DataError with the field that is wrong."""
-    found = read_settings(path, "Generate it again", path.parent)
-    if found.get("format") != _FORMAT:
-        raise DataError(f"{path}: format {_FORMAT!r} expected: this is not a record of omniges generate")
-    if found.get("version") != _VERSION:
-        raise DataError(
-            f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges version that wrote it"
-        )
-    del found["format"], found["version"]
-    found.setdefault("absent", [])
-    expected = {one.name: one.metadata for one in fields(GeneratedRecord)}
-    wrong = sorted(expected.keys() ^ found.keys())
-    if wrong:
-        raise DataError(f"{path}: fields unknown or absent: {', '.join(wrong)}: generate it again")
-    for name, declared in expected.items():
-        if not declared["fits"](found[name]):
-            what = reprlib.repr(found[name])
-            raise DataError(f"{path}: {name}: {declared['expected']} expected, found {what}: generate it again")
-    for kind, entry in found["files"].items():  # files lie in the folder of the record
-        if not _is_name(entry["path"]):
-            raise DataError(
-                f"{path}: files: {ascii(kind)[:40]}: the name of a file beside the record expected, found "
-                f"{ascii(entry['path'])[:80]}: generate it again"
-            )
-    if sorted(found["seams_s"]) != found["seams_s"] or not all(0 < s < found["seconds"] for s in found["seams_s"]):
-        raise DataError(f"{path}: seams_s: rising moments within {found['seconds']:g} s expected: generate it again")
-    own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return GeneratedRecord(**own)

@@ -36,8 +36,8 @@ from omniges.features.gesture import GestureClip, motion_from_gesture
 from omniges.generation.inputs import Input, read_gesture
 from omniges.generation.long_form import WindowSettings
 from omniges.generation.pipeline import OmnigesPipeline
+from omniges.generation.records import read_record
 from omniges.generation.sampler import Codecs
-from omniges.generation.writers import read_record
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS

@@ -31,9 +31,9 @@ from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import ClipOrder, RankShare, text_hashes
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import DataError, UsageFault
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.writers import read_record
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import CodecLatents, ModelConfig, build_model, load_model
 from omniges.model.tasks import TASKS

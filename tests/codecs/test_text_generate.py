@@ -19,9 +19,10 @@ from omniges.evaluation.run import evaluate
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.formats.textgrid import WordInterval, decode_words, encode_tiers
 from omniges.generation.pipeline import OmnigesPipeline
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.writers import WindowTextSink, read_record
+from omniges.generation.writers import WindowTextSink
 from omniges.model.tasks import TASKS, SamplingSettings
 from omniges.shards.reader import ShardFolder
 

@@ -14,7 +14,7 @@ from omniges.evaluation.report import TaskReport
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.scores import Figure
 from omniges.evaluation.settings import EvaluateSettings
-from omniges.generation.writers import GeneratedRecord
+from omniges.generation.records import GeneratedRecord
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Selection
 from omniges.progress import make_reporter

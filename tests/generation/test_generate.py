@@ -25,11 +25,12 @@ from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.generation.inputs import NEUTRAL, planned_inputs
+from omniges.generation.records import read_record
 from omniges.generation.run import _Job, generate
 from omniges.generation.sampler import Codecs, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
 from omniges.generation.vocoder import chosen_voice
-from omniges.generation.writers import Results, read_record
+from omniges.generation.writers import Results
 from omniges.model.tasks import SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import seal

@@ -18,9 +18,9 @@ from omniges.evaluation.settings import EvaluateSettings
 from omniges.formats.npz import decode_motion
 from omniges.generation.conditions import asked_values, shown_values
 from omniges.generation.pipeline import OmnigesPipeline
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.writers import read_record
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import SamplingSettings

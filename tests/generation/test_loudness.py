@@ -11,9 +11,9 @@ from pipeline_helpers import run_preprocess
 from training_helpers import run, settings_of
 
 from omniges.errors import UsageFault
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.writers import read_record
 from omniges.model.tasks import SamplingSettings
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus

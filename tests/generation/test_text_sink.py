@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.codecs.base import SpokenText
-from omniges.evaluation.results import spoken_intervals
 from omniges.features.text_slots import MARKS, SlotCodec, pack_slots
 from omniges.formats.textgrid import decode_words, is_word
+from omniges.generation.records import spoken_intervals
 from omniges.generation.writers import TextSink, WindowTextSink
 from omniges.shards.dataset import train_tokenizer
 

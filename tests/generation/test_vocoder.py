@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import load_hifi_gan
-from omniges.generation.writers import read_record
 from omniges.model.tasks import SamplingSettings
 
 SMALL: dict[str, Any] = {

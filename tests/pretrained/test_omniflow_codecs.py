@@ -20,7 +20,7 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import UsageFault
-from omniges.generation.writers import read_record
+from omniges.generation.records import read_record
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import TASKS

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from omniges import __version__
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.generation.writers import GeneratedRecord
+from omniges.generation.records import GeneratedRecord
 from omniges.model.checkpoint import prune
 from omniges.model.tasks import TASKS
 from omniges.progress import Reporter, duration

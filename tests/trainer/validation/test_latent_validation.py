@@ -39,10 +39,10 @@ from omniges.errors import ExitCode, UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.sampler import Codecs
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.writers import read_record
 from omniges.model.flow import FlowModel
 from omniges.model.tasks import SamplingSettings
 from omniges.shards.reader import ShardFolder

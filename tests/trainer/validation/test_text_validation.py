@@ -33,9 +33,9 @@ from omniges.data.tracks import Normaliser
 from omniges.errors import UsageFault
 from omniges.features.text_slots import SlotCodec
 from omniges.formats.textgrid import decode_words
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.writers import read_record
 from omniges.model.tasks import SIX, SamplingSettings
 from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module

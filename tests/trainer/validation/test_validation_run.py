@@ -20,10 +20,10 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
+from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.generation.vocoder import GriffinLim, waveform_from_mel
-from omniges.generation.writers import read_record
 from omniges.model.checkpoint import CHECKPOINTS, find_checkpoint
 from omniges.model.tasks import SIX, TASKS, SamplingSettings
 from omniges.pipeline.settings import Selection

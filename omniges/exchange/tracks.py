@@ -1,0 +1,356 @@
+"""Tracks: what a page, a video or an export shows of a sample, a result or a motion file.
+
+A track is one version of a clip: the recording, or what a system generated for it. Tracks with the same `clip` belong
+side by side. Letters: T frames at 30 Hz, N samples, F mel frames at 100 Hz.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges import arguments
+from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.features.audio import MEL_BANDS, mix_down
+from omniges.features.gesture import motion_from_gesture
+from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ, SAMPLE_RATE_HZ
+from omniges.formats.arrays import decode_npy
+from omniges.formats.audio import decode_wav
+from omniges.formats.motion import SmplxMotion
+from omniges.formats.npz import decode_motion
+from omniges.formats.textgrid import WordInterval
+from omniges.generation.records import GeneratedRecord, read_record, spoken_intervals
+from omniges.shards.manifest import ManifestRow
+from omniges.shards.present import at_rest
+from omniges.shards.reader import ShardFolder, file_betas
+from omniges.shards.schema import DATASET_FILE, MOTION_PARTS, stem_from_key
+from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import parse_json, read_file
+
+F32 = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+PREFIXES: Final = ("res_", "gt_")
+"""What EMAGE's and MambaTalk's tools write before the stem of a recording."""
+
+_MOST_BYTES: Final = 1 << 30
+_BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
+    ".wav": (".", "../wave16k"),
+    ".TextGrid": (".", "../textgrid", "../word"),
+}
+"""Folders of a motion's sound and words, from the folder of its NPZ: the same one, or BEAT2's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """Mono audio."""
+
+    samples: F32
+    """(N,), nominally in [-1, 1]."""
+    rate_hz: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """One version of a clip: motion, sound and words on one clock; each may be absent."""
+
+    clip: str
+    """Stem of the recording, or the name of the input that it was generated for."""
+    name: str
+    """Label that tells the tracks of a clip apart."""
+    motion: SmplxMotion | None
+    """(T, …) at 30 Hz; parts that are not known are at rest, and named by `absent`."""
+    audio: Sound | None = None
+    words: tuple[WordInterval, ...] | None = None
+    """In order of time, without silences."""
+    mel: F32 | None = None
+    """Log-mel (F, 64), where there is no waveform."""
+    absent: tuple[str, ...] = ()
+    """Parts of the body without data: upper, hands, lower, root, face, jaw_eyes."""
+
+    @property
+    def seconds(self) -> float:
+        """Length of the longest stream in seconds."""
+        return max(
+            0.0 if self.motion is None else len(self.motion.poses) / self.motion.frame_rate_hz,
+            0.0 if self.audio is None else len(self.audio.samples) / self.audio.rate_hz,
+            0.0 if self.mel is None else len(self.mel) / MEL_RATE_HZ,
+            self.words[-1].end if self.words else 0.0,
+        )
+
+    def cut(self, start_s: float, seconds: float) -> Track:
+        """Return the part of the track from one moment on, whose clock begins at 0.
+
+        Args:
+            start_s: First second, rounded to a frame.
+            seconds: Length; less where the track ends before.
+
+        Returns:
+            The part, which may be empty.
+        """
+        first, stop = round(start_s * FRAME_RATE_HZ), round((start_s + seconds) * FRAME_RATE_HZ)
+        start_s, stop_s = first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ
+        part: dict[str, Any] = {}
+        if self.motion is not None:
+            arrays = {name: getattr(self.motion, name)[first:stop] for name in ("poses", "trans", "expressions")}
+            part["motion"] = replace(self.motion, **arrays)
+        if self.audio is not None:
+            ends = [round(moment * self.audio.rate_hz) for moment in (start_s, stop_s)]
+            part["audio"] = replace(self.audio, samples=self.audio.samples[slice(*ends)])
+        if self.mel is not None:
+            part["mel"] = self.mel[round(start_s * MEL_RATE_HZ) : round(stop_s * MEL_RATE_HZ)]
+        if self.words is not None:
+            inside = [word for word in self.words if word.end > start_s and word.start < stop_s]
+            part["words"] = tuple(
+                WordInterval(word.word, max(word.start, start_s) - start_s, min(word.end, stop_s) - start_s)
+                for word in inside
+            )
+        return replace(self, **part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A track that is known but not loaded."""
+
+    clip: str
+    name: str
+    place: Path
+    """What tells it from others of the same name."""
+    load: Callable[[str, str], Track]
+
+
+def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterator[Track]:
+    """Find the tracks of paths, and yield them one after the other.
+
+    Of a folder of shards beside other paths, only the samples whose clips those have are loaded.
+
+    Args:
+        paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files
+            and TextGrids; ``LABEL=PATH`` gives the tracks of a path a name.
+        keys: Samples of folders of shards, by key or stem.
+
+    Yields:
+        The tracks, in the order of the paths; those of one clip have different names.
+
+    Raises:
+        UsageFault: A path holds nothing of this kind, or a key is unknown.
+        DataError: A file is damaged, or lacks what its record lists.
+    """
+    sources = [(label, path, _found(path)) for label, path in map(_labelled, paths)]
+    others = {found.clip for _, _, each in sources if not isinstance(each, ShardFolder) for found in each}
+    chosen: list[_Found] = []
+    for label, path, source in sources:
+        here = _samples(path, source, keys, others) if isinstance(source, ShardFolder) else source
+        chosen += [replace(found, name=label or found.name) for found in here]
+    if not chosen:
+        raise UsageFault(f"{paths[0]}: samples, results or motion files expected, found none")
+    for found, name in zip(chosen, _distinct(chosen), strict=True):
+        yield found.load(found.clip, name)
+
+
+def _labelled(given: str | Path) -> tuple[str, Path]:
+    """Return the label, "" for none, and the path of ``LABEL=PATH`` or PATH."""
+    label, equals, rest = str(given).partition("=")
+    if not equals or "/" in label or Path(given).exists():
+        label, rest = "", str(given)
+    return label, arguments.path("path", rest)
+
+
+def _distinct(found: Sequence[_Found]) -> list[str]:
+    """Return names that differ within each clip: with the folder, and at last with a number, where they are equal."""
+    folders = [f"{one.name} ({one.place.parent.name or one.place.parent})" for one in found]
+    clips = [one.clip for one in found]
+    names = _unless_equal(clips, [one.name for one in found], folders)
+    return _unless_equal(clips, names, [f"{name} {number}" for number, name in enumerate(names, 1)])
+
+
+def _unless_equal(clips: Sequence[str], names: Sequence[str], longer: Sequence[str]) -> list[str]:
+    count = Counter(zip(clips, names, strict=True))
+    chosen = zip(clips, names, longer, strict=True)
+    return [other if count[clip, name] > 1 else name for clip, name, other in chosen]
+
+
+def _found(path: Path) -> ShardFolder | list[_Found]:
+    if path.is_dir():
+        if (path / DATASET_FILE).exists():
+            return ShardFolder(path)
+        places = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
+        results = [one for place in places for one in _results(place)]
+        files = results or [_file(each) for each in sorted(path.glob("*.npz"))]
+        if not files:
+            raise UsageFault(f"{path}: a folder of shards, of results or of NPZ files expected, found none of them")
+        return files
+    if not path.is_file():
+        raise UsageFault(f"{path}: a folder of shards or results, or an NPZ, WAV or TextGrid expected, found nothing")
+    return [_file(path)]
+
+
+# --- files
+
+
+def _file(path: Path) -> _Found:
+    kind = path.suffix.lower()
+    if kind not in {".npz", ".wav", ".textgrid"}:
+        raise UsageFault(f"{path}: a name that ends in .npz, .wav or .TextGrid expected")
+    clip = next((path.stem.removeprefix(prefix) for prefix in PREFIXES if path.stem.startswith(prefix)), path.stem)
+    return _Found(clip, path.stem, path, partial(_of_motion_file if kind == ".npz" else _of_side_file, path))
+
+
+def _of_motion_file(path: Path, clip: str, name: str) -> Track:
+    sound, words = (_beside(path, clip, ending) for ending in _BESIDE)
+    return Track(
+        clip,
+        name,
+        _decoded(path, read_file(path, _MOST_BYTES), _motion),
+        audio=None if sound is None else _decoded(sound, read_file(sound, _MOST_BYTES), _sound),
+        words=None if words is None else _decoded(words, read_file(words, _MOST_BYTES), _words),
+    )
+
+
+def _of_side_file(path: Path, clip: str, name: str) -> Track:
+    data = read_file(path, _MOST_BYTES)
+    if path.suffix.lower() == ".wav":
+        return Track(clip, name, None, audio=_decoded(path, data, _sound))
+    return Track(clip, name, None, words=_decoded(path, data, _words))
+
+
+def _beside(path: Path, clip: str, ending: str) -> Path | None:
+    """Return the sound or the words of a motion file, under its own stem or that of its recording."""
+    places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
+    try:
+        return decode(data)
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+
+
+def _motion(data: bytes, *, standing: bool = True) -> SmplxMotion:
+    motion = decode_motion(data, standing=standing)
+    return SmplxMotion(
+        motion.poses, motion.trans, motion.expressions, motion.betas[: motion.betas_columns], gender=motion.gender
+    )
+
+
+def _sound(data: bytes) -> Sound:
+    wav = decode_wav(data)
+    return Sound(mix_down(wav.samples), wav.rate_hz)
+
+
+def _words(data: bytes) -> tuple[WordInterval, ...]:
+    return tuple(spoken_intervals(data)[0])
+
+
+# --- results
+
+
+def _results(folder: Path) -> Iterator[_Found]:
+    for path in sorted(folder.glob("*.json")):
+        if not _is_record(path):
+            continue
+        record = read_record(path)
+        source = record.source or {}
+        clip = record.name.removesuffix(f"-{record.sample + 1}")
+        if isinstance(source.get("key"), str):
+            clip = stem_from_key(source["key"])
+        if source.get("start_tick"):
+            clip += f" from {source['start_tick'] / 10:g} s"
+        number = f" {record.sample + 1}" if record.sample else ""
+        yield _Found(clip, f"generated {record.task}{number}", path, partial(_of_result, path, record))
+
+
+def _is_record(path: Path) -> bool:
+    """Return whether a JSON file claims to be a record; a folder of results may hold reports too."""
+    try:
+        found = parse_json(read_file(path, _MOST_BYTES, path.parent))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("format") == "omniges-generated"
+
+
+def _of_result(path: Path, record: GeneratedRecord, clip: str, name: str) -> Track:
+    """Load a result; its conditions give sound and words where it has none and their files are still there."""
+    files = {
+        kind: _decoded_file(path.parent / entry["path"], entry["sha256"], decode)
+        for kind, decode in _DECODERS.items()
+        if (entry := record.files.get(kind)) is not None
+    }
+    sides = {".wav": ("audio", _sound), ".TextGrid": ("text", _words)}
+    for given in record.inputs:
+        place = Path(str(given.get("path")))
+        kind, decode = sides.get(place.suffix, ("", None))
+        if decode is not None and kind not in files and place.is_file():
+            data = read_file(place, _MOST_BYTES)
+            if sha256_hex(data) == given.get("sha256"):
+                files[kind] = _decoded(place, data, decode)
+    absent = (*record.absent, "jaw_eyes") if "gesture" in files else ()
+    mel = None if "audio" in files else files.get("mel")
+    return Track(clip, name, files.get("gesture"), files.get("audio"), files.get("text"), mel, absent)
+
+
+def _decoded_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> Any:
+    try:
+        data = read_file(path, _MOST_BYTES, path.parent)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: a file of a result expected, found none: generate it again") from error
+    if sha256_hex(data) != sha256:
+        raise DataError(f"{path}: it differs from the sha256 in its record: generate it again")
+    return _decoded(path, data, decode)
+
+
+def _mel(data: bytes) -> F32:
+    mel = decode_npy(data)
+    if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
+        raise RecordingFault("npz-wrong-shape", f"a mel {mel.shape} of {mel.dtype}", f"(F, {MEL_BANDS}) float32")
+    if not np.isfinite(mel).all():
+        raise RecordingFault("npz-not-finite", "a mel with values that are not finite", "finite numbers")
+    return mel
+
+
+_DECODERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
+    "gesture": partial(_motion, standing=False),
+    "audio": _sound,
+    "mel": _mel,
+    "text": _words,
+}
+
+
+# --- shards
+
+
+def _samples(path: Path, folder: ShardFolder, keys: Sequence[str], others: set[str]) -> list[_Found]:
+    rows = [folder.row(key) for key in keys] or list(folder.rows)
+    if others and not keys:
+        rows = [row for row in rows if row.stem in others]
+    return [_Found(row.stem, "recorded", path / "shards", partial(_of_sample, folder, row)) for row in rows]
+
+
+def _of_sample(folder: ShardFolder, row: ManifestRow, clip: str, name: str) -> Track:
+    sample = folder.sample(row)
+    motion = None
+    if {*MOTION_PARTS} & {*row.present}:
+        try:
+            arrays = motion_from_gesture(at_rest(sample.gesture, row.present))
+        except ValueError as error:
+            raise DataError(f"{row.shard}: {row.key}.gesture.npy: {error}") from error
+        gender = str(sample.metadata["motion"]["gender"])
+        motion = SmplxMotion(arrays.poses, arrays.trans, arrays.expressions, file_betas(sample), gender=gender)
+    heard = "audio" in row.present
+    return Track(
+        clip,
+        name,
+        motion,
+        audio=None if sample.audio is None else Sound(sample.audio, SAMPLE_RATE_HZ),
+        words=tuple(map(WordInterval.of, sample.words)) if "text" in row.present else None,
+        mel=sample.mel if heard and sample.audio is None else None,
+        absent=tuple(part for part in MOTION_PARTS if part not in row.present) if motion is not None else (),
+    )

@@ -1,0 +1,212 @@
+"""A track holds what its files hold, tracks of one recording share a clip, and what cannot be read is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_set_builders import take, write_takes
+
+from omniges.errors import DataError, UsageFault
+from omniges.exchange.tracks import Sound, Track, load_tracks
+from omniges.formats.audio import decode_wav
+from omniges.formats.motion import SmplxMotion, read_motion, write_motion
+from omniges.formats.textgrid import WordInterval, decode_words
+from omniges.generation.records import GeneratedRecord
+from omniges.shards.reader import ShardFolder
+
+STEM = "1_synthetica_0_1_1"
+
+
+def files(corpus: Path, ending: str) -> Path:
+    (path,) = corpus.rglob(f"{STEM}{ending}")
+    return path
+
+
+def motion_of(frames: int) -> SmplxMotion:
+    poses = np.arange(165 * frames, dtype=np.float32).reshape(frames, 165)
+    return SmplxMotion(poses, np.zeros((frames, 3)), np.zeros((frames, 100)), np.zeros(300))
+
+
+def put_result(folder: Path, name: str, sources: dict[str, Path], **changes: Any) -> Path:
+    """A result of `generate` whose files are copies of others."""
+    folder.mkdir(exist_ok=True)
+    entries = {}
+    for kind, source in sources.items():
+        shutil.copy(source, folder / f"{name}{source.suffix}")
+        entries[kind] = {"path": f"{name}{source.suffix}", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+    facts: dict[str, Any] = {"omniges": "0", "task": "a2g", "name": name, "source": None, "sample": 0, "ticks": 40}
+    facts |= {"seconds": 4.0, "files": entries, "inputs": (), "model": {}, "settings": {}, "seams_s": ()}
+    record = GeneratedRecord(**(facts | {"measures": {}, "remarks": ()} | changes))
+    (folder / f"{name}.json").write_bytes(record.document())
+    return folder
+
+
+class TestFiles:
+    def test_a_beat2_file_brings_its_sound_and_words_from_the_folders_beside_it(self, corpus: Path) -> None:
+        path = files(corpus, ".npz")
+        (track,) = load_tracks([path])
+        assert (track.clip, track.name) == (STEM, STEM)
+        assert track.motion is not None
+        assert track.audio is not None
+        np.testing.assert_array_equal(track.motion.poses, read_motion(path).poses)
+        wav = decode_wav(files(corpus, ".wav").read_bytes())
+        np.testing.assert_array_equal(track.audio.samples, wav.samples)
+        assert track.audio.rate_hz == wav.rate_hz
+        assert track.words == decode_words(files(corpus, ".TextGrid").read_bytes()).words
+        assert track.absent == ()
+
+    @pytest.mark.parametrize("prefix", ["res_", "gt_", ""])
+    def test_names_of_other_tools_are_of_the_same_clip(self, corpus: Path, tmp_path: Path, prefix: str) -> None:
+        shutil.copy(files(corpus, ".npz"), tmp_path / f"{prefix}{STEM}.npz")
+        (track,) = load_tracks([tmp_path])
+        assert (track.clip, track.name) == (STEM, f"{prefix}{STEM}")
+        assert (track.audio, track.words) == (None, None)
+
+    def test_a_track_may_be_sound_or_words_alone(self, corpus: Path) -> None:
+        sound, words = load_tracks([files(corpus, ".wav"), files(corpus, ".TextGrid")])
+        assert (sound.motion, sound.words, words.audio) == (None, None, None)
+        assert sound.audio is not None
+        assert words.words
+
+    def test_labels_name_tracks_and_equal_names_get_their_folder(self, corpus: Path, tmp_path: Path) -> None:
+        path = files(corpus, ".npz")
+        shutil.copy(path, tmp_path)
+        assert [track.name for track in load_tracks([f"ours={path}", path])] == ["ours", STEM]
+        names = [track.name for track in load_tracks([path, tmp_path / path.name])]
+        assert names == [f"{STEM} ({path.parent.name})", f"{STEM} ({tmp_path.name})"]
+        assert len({track.name for track in load_tracks([f"a={path}", f"a={path}"])}) == 2
+
+    def test_a_path_with_an_equals_sign_is_a_path(self, corpus: Path, tmp_path: Path) -> None:
+        shutil.copy(files(corpus, ".npz"), tmp_path / "a=b.npz")
+        (track,) = load_tracks([tmp_path / "a=b.npz"])
+        assert track.clip == "a=b"
+
+    @pytest.mark.parametrize(
+        ("name", "content", "error", "words"),
+        [
+            (None, b"", UsageFault, "an NPZ, WAV or TextGrid expected, found nothing"),
+            ("x.mp3", b"", UsageFault, "a name that ends in .npz, .wav or .TextGrid expected"),
+            ("x.npz", b"", DataError, "npz-not-zip"),
+            ("x.wav", b"ID3", DataError, "wav-"),
+        ],
+    )
+    def test_what_is_none_is_one_line(
+        self, tmp_path: Path, name: str | None, content: bytes, error: type[Exception], words: str
+    ) -> None:
+        if name:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(error, match=words) as raised:
+            list(load_tracks([tmp_path / (name or "x.npz")]))
+        assert "\n" not in str(raised.value)
+
+    def test_an_empty_folder_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageFault, match="found none of them"):
+            list(load_tracks([tmp_path]))
+
+    def test_nan_is_refused_with_its_place(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.npz"
+        write_motion(path, np.zeros((9, 165)), np.zeros((9, 3)), np.zeros((9, 100)), np.zeros(300))
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        arrays["poses"][4, 7] = np.nan
+        np.savez(path, **arrays)
+        with pytest.raises(DataError, match="npz-not-finite: poses: nan at frame 4, column 7"):
+            list(load_tracks([path]))
+
+
+class TestShards:
+    def test_a_sample_is_its_recording(self, shards: Path, corpus: Path) -> None:
+        (track,) = load_tracks([shards], [STEM])
+        (file,) = load_tracks([files(corpus, ".npz")])
+        assert (track.clip, track.name, track.absent, track.mel) == (STEM, "recorded", (), None)
+        assert track.motion is not None
+        assert file.motion is not None
+        assert track.audio is not None
+        frames = len(track.motion.poses)
+        np.testing.assert_allclose(track.motion.poses, file.motion.poses[:frames], atol=1e-4)
+        assert track.words == tuple(word for word in file.words or () if word.start < frames / 30)
+
+    def test_all_samples_or_those_of_the_other_paths(self, shards: Path, corpus: Path) -> None:
+        assert len(list(load_tracks([shards]))) == len(ShardFolder(shards).rows)
+        both = list(load_tracks([files(corpus, ".npz"), shards]))
+        assert [(track.clip, track.name) for track in both] == [(STEM, STEM), (STEM, "recorded")]
+
+    def test_absent_parts_are_at_rest_and_named(self, tmp_path: Path) -> None:
+        write_takes(tmp_path / "s", [take("1_a_0_1_1", 2.0, lacking=("hands", "jaw_eyes", "audio"))])
+        (track,) = load_tracks([tmp_path / "s"])
+        assert track.absent == ("hands", "jaw_eyes")
+        assert (track.audio, track.mel) == (None, None)
+        assert track.motion is not None
+        assert not track.motion.poses[:, 66:].any()
+        assert track.motion.poses[:, :66].any()
+
+    def test_the_mel_stands_in_for_a_waveform_that_was_not_kept(self, tmp_path: Path) -> None:
+        write_takes(tmp_path / "s", [take("1_a_0_1_1", 2.0)], keep_audio=False)
+        (track,) = load_tracks([tmp_path / "s"])
+        assert track.audio is None
+        assert track.mel is not None
+        assert track.mel.shape == (200, 64)
+
+
+class TestResults:
+    def test_a_result_is_of_the_recording_it_was_generated_for(self, corpus: Path, tmp_path: Path) -> None:
+        source = {"key": STEM, "shards": "s"}
+        folder = put_result(tmp_path / "out", STEM, {"gesture": files(corpus, ".npz")}, source=source)
+        (folder / "report.json").write_text(json.dumps({"format": "another"}))
+        (track,) = load_tracks([folder])
+        assert (track.clip, track.name, track.absent) == (STEM, "generated a2g", ("jaw_eyes",))
+        (other,) = load_tracks([tmp_path])  # a folder of folders, one a task
+        assert other.clip == STEM
+
+    def test_conditions_that_are_still_there_give_sound(self, corpus: Path, tmp_path: Path) -> None:
+        wav = tmp_path / "speech.wav"
+        shutil.copy(files(corpus, ".wav"), wav)
+        digest = hashlib.sha256(wav.read_bytes()).hexdigest()
+        inputs = ({"stream": "audio", "path": str(wav), "sha256": digest, "remarks": []},)
+        folder = put_result(tmp_path / "out", "speech", {"gesture": files(corpus, ".npz")}, inputs=inputs)
+        (track,) = load_tracks([folder])
+        assert track.audio is not None
+        wav.write_bytes(wav.read_bytes()[:-2])  # another recording now
+        (track,) = load_tracks([folder])
+        assert track.audio is None
+
+    def test_files_are_held_against_their_record(self, corpus: Path, tmp_path: Path) -> None:
+        folder = put_result(tmp_path / "out", "speech", {"gesture": files(corpus, ".npz")})
+        (folder / "speech.npz").write_bytes(b"another")
+        with pytest.raises(DataError, match="differs from the sha256"):
+            list(load_tracks([folder]))
+        (folder / "speech.npz").unlink()
+        with pytest.raises(DataError, match="a file of a result expected, found none"):
+            list(load_tracks([folder]))
+
+
+class TestCut:
+    TRACK = Track(
+        *("c", "t", motion_of(300)),
+        audio=Sound(np.arange(160_000, dtype=np.float32), 16_000),
+        words=(WordInterval("a", 0.5, 1.5), WordInterval("b", 9.0, 10.0)),
+        mel=np.arange(64_000, dtype=np.float32).reshape(1000, 64),
+    )
+
+    @given(start=st.floats(0, 12), seconds=st.floats(0.1, 12))
+    def test_streams_stay_on_one_clock(self, start: float, seconds: float) -> None:
+        part = self.TRACK.cut(start, seconds)
+        assert part.motion is not None
+        assert part.audio is not None
+        assert part.mel is not None
+        assert part.words is not None
+        frames = len(part.motion.poses)
+        assert abs(frames / 30 - min(seconds, max(10 - start, 0))) <= 1 / 30
+        assert abs(len(part.audio.samples) / 16_000 - frames / 30) < 1e-4
+        assert abs(len(part.mel) / 100 - frames / 30) <= 0.01
+        if frames:
+            assert part.audio.samples[0] / 16_000 == pytest.approx(part.motion.poses[0, 0] / 165 / 30, abs=1e-4)
+        assert all(0 <= word.start < word.end <= seconds + 1 / 30 for word in part.words)
