@@ -107,12 +107,10 @@ def step_of(path: Path) -> int | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the folders that have a checkpoint's name, newest first, without checking them."""
+    """Return what has a checkpoint's name, newest first, without checking it: folders, links, even files."""
     if not folder.is_dir():
         return []
-    # Links are not listed, so that `prune` cannot remove a folder elsewhere.
-    folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    found = [(step, path) for path in folders if (step := step_of(path)) is not None]
+    found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -217,13 +215,15 @@ def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
 
     Args:
         folder: Folder of the run's checkpoints.
-        keep: Number of newest checkpoints that stay; 0 keeps all.
+        keep: Number of newest checkpoints that stay; 0 keeps all. A link is not counted and stays, for what it leads to
+            is not the run's to remove.
         spared: Steps whose checkpoints stay too.
 
     Returns:
         The folders removed.
     """
-    removed = [path for path in checkpoints(folder)[keep:] if step_of(path) not in spared] if keep else []
+    own = [path for path in checkpoints(folder) if path.is_dir() and not path.is_symlink()]
+    removed = [path for path in own[keep:] if step_of(path) not in spared] if keep else []
     for path in removed:
         atomic.remove_folder(path)
     return removed
@@ -241,7 +241,7 @@ def remove_unfinished(folder: Path) -> None:
 def set_aside(path: Path) -> Path:
     """Rename a checkpoint that was skipped, so that its name is free; remove nothing."""
     number = 1
-    while (aside := path.with_name(f"passed-{path.name}-{number}")).exists():
+    while os.path.lexists(aside := path.with_name(f"passed-{path.name}-{number}")):
         number += 1
     with atomic.os_errors(path, "rename"):
         path.rename(aside)

@@ -27,7 +27,7 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import SPLITS
 from omniges.shards.transaction import Begun, Workspace, finish_commit, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
-from omniges.storage.atomic import locked, make_folder, open_for_appending, os_errors
+from omniges.storage.atomic import append_line, locked, make_folder, open_log, os_errors
 
 # Output bytes for each byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
@@ -41,12 +41,11 @@ class _RunLog:
         self._lock = threading.Lock()
 
     def __enter__(self) -> _RunLog:
-        self._stream = os.fdopen(open_for_appending(self._path), "a", encoding="utf-8")
+        self._descriptor = open_log(self._path)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with os_errors(self._path):
-            self._stream.close()
+        os.close(self._descriptor)
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with its time, process and host.
@@ -57,8 +56,7 @@ class _RunLog:
         """
         stamp = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pid": os.getpid()}
         with self._lock, os_errors(self._path):
-            self._stream.write(json.dumps(stamp | {"host": platform.node()} | facts) + "\n")
-            self._stream.flush()
+            append_line(self._descriptor, json.dumps(stamp | {"host": platform.node()} | facts).encode() + b"\n")
 
 
 @dataclass(frozen=True, slots=True)

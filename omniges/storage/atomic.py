@@ -10,9 +10,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -103,30 +105,62 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
             )
 
 
-def open_for_appending(path: Path) -> int:
-    """Open a log for appending; create it if needed.
+def open_log(path: Path) -> int:
+    """Open a log of JSON lines for appending, and create it if there is none.
+
+    A last line that a kill or a full disk cut off is removed, so that the next one is not glued to it.
 
     Args:
-        path: The log.
+        path: The log. Only one process may have it open.
 
     Returns:
-        The file descriptor.
+        A descriptor for `append_line`.
 
     Raises:
-        UsageFault: It is a symbolic or hard link, through which a file elsewhere would change.
-        EnvironmentFault: It cannot be opened.
+        UsageFault: It is a link of either kind, whose other name may be a file elsewhere, or no regular file.
+        EnvironmentFault: The operating system refuses.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
     with os_errors(path):
         if not path.is_symlink():
             descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
-            if os.fstat(descriptor).st_nlink <= 1:
+            found = os.fstat(descriptor)
+            if found.st_nlink <= 1 and stat.S_ISREG(found.st_mode):
+                _end_last_line(descriptor, found.st_size)
                 return descriptor
             os.close(descriptor)
     raise UsageFault(
-        f"{path}: a file that is not a link expected, found a link, through which a file elsewhere would be changed. "
-        "Remove the link, or choose another folder"
+        f"{path}: a regular file that is not a link expected, found something through which a file elsewhere could "
+        "be changed. Remove it, or choose another folder"
     )
+
+
+def _end_last_line(descriptor: int, size: int) -> None:
+    """Give the last line its end if it is JSON, else cut it off."""
+    start, line = size, b""
+    while start and b"\n" not in line:
+        start = max(0, start - _CACHED_BYTES)
+        line = os.pread(descriptor, size - start, start)
+    rest = line[line.rfind(b"\n") + 1 :]
+    if not rest:
+        return
+    try:
+        json.loads(rest)
+    except (ValueError, RecursionError):
+        os.ftruncate(descriptor, size - len(rest))
+    else:
+        append_line(descriptor, b"\n")
+
+
+def append_line(descriptor: int, line: bytes) -> None:
+    """Append a line to an open log: all of it, or nothing if it raises OSError."""
+    size, view = os.fstat(descriptor).st_size, memoryview(line)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def is_file_name(text: object) -> bool:

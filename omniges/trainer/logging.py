@@ -23,7 +23,7 @@ from omniges.model.draws import Plan
 from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import TASKS
 from omniges.registry import foreign
-from omniges.storage.atomic import make_folder, open_for_appending, os_errors
+from omniges.storage.atomic import append_line, make_folder, open_log, os_errors
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -176,7 +176,7 @@ class Logbook:
         self._descriptor = -1
         if active:
             make_folder(run)
-            self._descriptor = open_for_appending(self.path)
+            self._descriptor = open_log(self.path)
 
     def write(self, event: str, **facts: Any) -> None:
         """Append an event.
@@ -191,10 +191,8 @@ class Logbook:
         if self._descriptor < 0:
             return
         line = json.dumps({"event": event} | facts, ensure_ascii=False, allow_nan=False) + "\n"
-        view = memoryview(line.encode())
         with os_errors(self.path):
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            append_line(self._descriptor, line.encode("utf-8", "backslashreplace"))  # names of files may be no text
 
     def track(self, step: int, facts: Mapping[str, Any]) -> None:
         """Pass the numbers of an event to the trackers.

@@ -56,7 +56,8 @@ class Summary:
     def lines(self) -> list[str]:
         """Lines for the terminal."""
         outcome = self.outcome
-        if not outcome.steps:
+        signalled = outcome.stop_reason in {StopReason.STOPPED, StopReason.INTERRUPTED}
+        if not outcome.steps and not signalled:
             return [f"nothing to do: {self.run} is at step {self.step}, where these settings end; raise the limit"]
         how = {
             StopReason.DONE: "all steps done",
@@ -64,6 +65,9 @@ class Summary:
             StopReason.STOPPED: "stopped by a signal",
             StopReason.INTERRUPTED: "interrupted",
         }[outcome.stop_reason]
+        if not outcome.steps:
+            way = "resume" if self.step else "start"
+            return [f"{how} at step {self.step}, before another step was done; run the same command again to {way}"]
         speed = outcome.samples / outcome.seconds
         where = f"{how} at step {self.step} (epoch {self.epoch:.1f})"
         pace = f"{outcome.steps} steps in {duration(outcome.seconds)}, {speed:.1f} samples/s"
@@ -74,7 +78,7 @@ class Summary:
             found.append(f"checkpoint: {outcome.checkpoint}")
         if self.best is not None:
             found.append(f"best: {self.run / BEST} (step {self.best.step}, {self.best.metric} {self.best.value:.4g})")
-        if outcome.stop_reason in {StopReason.STOPPED, StopReason.INTERRUPTED}:
+        if signalled:
             found.append("run the same command again to resume")
         return found
 

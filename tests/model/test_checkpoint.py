@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.model.checkpoint import (
     CHECKPOINT_FILE,
+    CHECKPOINTS,
     Contents,
     checkpoints,
     choose,
@@ -108,6 +109,27 @@ class TestSaving:
         assert prune(tmp_path, 0) == []
         prune(tmp_path, 2)
         assert [path.name for path in checkpoints(tmp_path)] == ["step-20000000", "step-1000000"]
+
+    def test_a_link_is_read_never_pruned_and_set_aside_by_its_name_alone(self, tmp_path: Path) -> None:
+        run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+        folder = run / CHECKPOINTS
+        for step in (1, 2, 3):
+            save_checkpoint(folder, contents(step))
+        for step in (1, 3):
+            (folder / f"step-{step:06d}").rename(elsewhere.with_name(f"moved-{step}"))
+            (folder / f"step-{step:06d}").symlink_to(tmp_path / f"moved-{step}")
+        (folder / "step-000004").symlink_to("nowhere")
+        (folder / "step-000005").write_text("a file")
+        chosen = choose(run, "latest", lambda _: None)
+        assert chosen.checkpoint is not None
+        assert chosen.checkpoint.step == 3
+        assert [path.name for path, _ in chosen.passed] == ["step-000005", "step-000004"]
+        for path, _ in chosen.passed:
+            set_aside(path)
+        for step in (4, 5):
+            save_checkpoint(folder, contents(step))
+        assert [path.name for path in prune(folder, 1)] == ["step-000004", "step-000002"]
+        assert [step for step in (1, 3) if open_checkpoint(tmp_path / f"moved-{step}").step == step] == [1, 3]
 
     def test_only_our_own_unfinished_work_is_removed(self, tmp_path: Path) -> None:
         for name in (".step-000003.tmp-12", "notes", ".hidden"):

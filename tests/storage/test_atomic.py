@@ -5,14 +5,29 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
+import resource
+import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from omniges.errors import EnvironmentFault
-from omniges.storage.atomic import PendingFile, PendingGroup, is_temporary_name, locked, pending_folder, publish_bytes
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.storage.atomic import (
+    PendingFile,
+    PendingGroup,
+    append_line,
+    is_temporary_name,
+    locked,
+    open_log,
+    pending_folder,
+    publish_bytes,
+)
 
 
 class TestPublish:
@@ -227,3 +242,57 @@ class TestPendingFolder:
         monkeypatch.setattr(fcntl, "flock", refused)
         with pytest.raises(EnvironmentFault, match="cannot lock"), locked(tmp_path):
             raise AssertionError
+
+
+class TestLog:
+    """Each line of a log is whole, whatever ended the process that wrote the one before."""
+
+    @given(st.lists(st.text()), st.integers(0, 60))
+    def test_a_torn_last_line_is_never_glued_to_the_next(self, texts: list[str], torn: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "log.jsonl")
+            before = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+            path.write_bytes(before[: len(before) - torn] if torn < len(before) else b"")
+            whole = path.read_bytes().count(b"\n")
+            descriptor = open_log(path)
+            append_line(descriptor, b"7\n")
+            os.close(descriptor)
+            found = [json.loads(line) for line in path.read_bytes().splitlines()]
+            assert found[-1] == 7
+            assert found[:-1] == [{"text": text} for text in texts[: len(found) - 1]]
+            assert len(found) - 1 >= whole
+
+    def test_a_line_of_megabytes_is_cut_off_as_a_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 3_000_000)
+        os.close(open_log(path))
+        assert path.read_bytes() == b'{"a": 1}\n'
+
+    def test_a_full_disk_leaves_whole_lines(self, tmp_path: Path) -> None:
+        """A file-size limit stands for the disk."""
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        descriptor = open_log(tmp_path / "log.jsonl")
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            append_line(descriptor, b"1" * 70 + b"\n")
+            with pytest.raises(OSError, match="File too large"):
+                append_line(descriptor, b"2" * 70 + b"\n")
+            append_line(descriptor, b"3\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+            os.close(descriptor)
+        assert (tmp_path / "log.jsonl").read_bytes() == b"1" * 70 + b"\n3\n"
+
+    @pytest.mark.parametrize("kind", ["symlink", "link", "pipe"])
+    def test_nothing_is_written_through_another_name(self, kind: str, tmp_path: Path) -> None:
+        other, path = tmp_path / "other", tmp_path / "log.jsonl"
+        other.write_text("torn")
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            getattr(os, kind)(other, path)
+        with pytest.raises(UsageFault, match="a regular file that is not a link expected"):
+            open_log(path)
+        assert other.read_text() == "torn"

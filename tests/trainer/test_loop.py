@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 from pipeline_helpers import omniges
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_helpers import Collected, checkpoint_of, log_of, losses_of, run
+from training_helpers import Collected, SignalAt, checkpoint_of, log_of, losses_of, run
 
-from omniges.errors import DataError, EnvironmentFault
+from omniges.errors import DataError, EnvironmentFault, ExitCode
 from omniges.model.checkpoint import CHECKPOINTS
 from omniges.model.flow import FlowLoss, FlowModel
 from omniges.trainer import loop as loop_module
@@ -201,6 +202,23 @@ class TestTelling:
         assert summary.lines[0].startswith("all steps done at step 6 (epoch 3.0): 6 steps in ")
         again = run(shards, tmp_path, logging_steps=3)
         assert again.lines == [f"nothing to do: {tmp_path} is at step 6, where these settings end; raise the limit"]
+
+    @pytest.mark.parametrize(("steps", "word"), [(0, "start"), (2, "resume")])
+    def test_a_signal_before_the_first_step_is_told_as_a_stop(
+        self, steps: int, word: str, shards: Path, tmp_path: Path
+    ) -> None:
+        if steps:
+            run(shards, tmp_path, max_train_steps=steps)
+        stop = SignalAt(signal.SIGTERM, 1)
+        with pytest.MonkeyPatch.context() as patch:
+            inner = Feed.next
+            patch.setattr(Feed, "next", lambda feed: (stop(), inner(feed))[1])
+            summary = run(shards, tmp_path)
+        assert summary.outcome.exit_code == ExitCode.STOPPED
+        (line,) = summary.lines
+        assert line.startswith(f"stopped by a signal at step {steps}, ")
+        assert line.endswith(f"to {word}")
+        assert log_of(tmp_path, "end")[-1]["ending"] == "stopped"
 
     def test_a_line(self) -> None:
         progress = loop_module.StepProgress(

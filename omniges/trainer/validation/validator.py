@@ -5,6 +5,7 @@ The files of a validation, RUN/validation/step-…/, are published all at once.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -95,7 +96,7 @@ class RunValidator:
         """
         held_out = self._validation.held_out
         make_folder(folder.parent)
-        if folder.exists():  # a run that was killed repeats steps
+        if os.path.lexists(folder):  # a run that was killed repeats steps
             remove_folder(folder)
         with pending_folder(folder) as pending:
             for made in found.kept:
