@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import MAX_SETTINGS_BYTES, parse_json, read_file
+from omniges.storage.files import MAX_SETTINGS_BYTES, parse_json, read_file, visible_entries
 
 T = TypeVar("T")
 
@@ -156,12 +157,12 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
         UsageFault: There are no results, a name belongs to no recording, or results of several systems are mixed.
         DataError: A record is damaged, or a file is not listed by any record.
     """
-    rows = {name: row for row in shards.rows for name in (row.key, row.stem)}
+    rows = {name: row for row in shards.rows for name in (row.key, row.stem, unicodedata.normalize("NFC", row.stem))}
     found: dict[str, list[FileResult]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UsageFault(f"{folder}: a folder of generated results expected, found none there")
-        for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        for place in [folder, *(path for path in visible_entries(folder) if path.is_dir())]:
             for result in _results(place, rows, task, shards):
                 found.setdefault(result.task, []).append(result)
     if not found:
@@ -176,24 +177,48 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
 def _results(
     folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder
 ) -> Iterator[FileResult]:
-    records = [path for path in sorted(folder.glob("*.json")) if not _is_report(path)]
+    records = [path for path in visible_entries(folder) if path.suffix == ".json" and not _is_report(path)]
     if records:
         yield from _recorded_results(folder, records, rows, shards, task)
         return
     wanted = () if task is None else TASKS[task].targets
     by_name: dict[str, dict[StreamName, Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in visible_entries(folder):
         stream = _stream_of(path)
         if stream is not None and task is None:
             raise UsageFault(f"{path}: it has no record with its task: add --task, such as a2g")
         if stream in wanted and stream is not None:
             by_name.setdefault(path.stem, {})[stream] = path
-    for name, files in by_name.items():
+    for name, files in _generated(by_name, rows).items():
         lost = [stream for stream in wanted if stream not in files]
         if lost:
             first = next(iter(files.values()))
             raise DataError(f"{first}: a {_ENDINGS[lost[0]]} file beside it expected for task {task}, found none")
-        yield FileResult.of(str(task), _row(rows, name, next(iter(files.values())), shards), folder / name, None, files)
+        row = _row(rows, _stem_of(name, rows), next(iter(files.values())), shards)
+        yield FileResult.of(str(task), row, folder / name, None, files)
+
+
+def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
+    """Return the recording that a file of another tool is of.
+
+    Tools like EMAGE's put ``res_`` or ``gt_`` before the stem or ``_output`` behind it; macOS decomposes letters.
+    """
+    plain = unicodedata.normalize("NFC", name)
+    stems = (plain, plain.removeprefix("res_"), plain.removeprefix("gt_"))
+    found = [stem for stem in (name, *stems, *(one.removesuffix("_output") for one in stems)) if stem in rows]
+    return found[0] if found else name
+
+
+def _generated(
+    by_name: Mapping[str, dict[StreamName, Path]], rows: Mapping[str, ManifestRow]
+) -> dict[str, dict[StreamName, Path]]:
+    """Leave out ground truth, ``gt_STEM``, that a tool wrote beside its results."""
+    made = {_stem_of(name, rows) for name in by_name if not name.startswith("gt_")}
+    return {
+        name: files
+        for name, files in by_name.items()
+        if name in rows or not name.startswith("gt_") or _stem_of(name, rows) not in made
+    }
 
 
 def _recorded_results(
@@ -217,7 +242,7 @@ def _recorded_results(
         _require_same_source(path, record, row, shards)
         named |= {str(entry.get("path")) for entry in record.files.values()}
         yield FileResult.of(record.task, row, folder / record.name, record)
-    for path in sorted(folder.iterdir()):
+    for path in visible_entries(folder):
         if _stream_of(path) is not None and path.name not in named:
             raise DataError(f"{path}: no record lists it, so it is not complete: generate it again, or move it away")
 

@@ -43,6 +43,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, Split
 from omniges.storage.atomic import refuse_links
 from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import visible_entries
 
 _SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 
@@ -113,7 +114,7 @@ def _generate(
     tasks, remarks = require_fit(saved, shards, settings.split, settings.tasks)
     work = temporary if settings.work is None else settings.work
     refuse_links(work, tasks)
-    taken = [work / name for name in tasks if (work / name).is_dir() and any((work / name).iterdir())]
+    taken = [work / name for name in tasks if (work / name).is_dir() and visible_entries(work / name)]
     if taken:
         raise UsageFault(
             f"--work {work}: {taken[0]} has results already: score them with omniges evaluate {work} --shards "

@@ -20,6 +20,7 @@ from omniges.pipeline.labels import encode_split_list
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MOTION_PARTS, VERIFY
 from omniges.storage.atomic import make_folder, publish_bytes
+from omniges.storage.files import visible_entries
 
 _FOLDERS: Final = {"npz": "smplxflame_30", "textgrid": "textgrid", "wav": "wave16k"}
 _ENDINGS: Final = {"npz": "npz", "textgrid": "TextGrid", "wav": "wav"}
@@ -61,7 +62,7 @@ def export(
     source = ShardFolder(shards)
     named = {row.key: row for row in map(source.row, keys)}  # a key or its stem twice is one sample
     rows = list(named.values()) if keys else list(source.rows)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or visible_entries(out)):
         raise UsageFault(f"-o {out}: a new or empty folder expected, found files in it. Choose another")
     for name in _FOLDERS.values():
         make_folder(out / name)

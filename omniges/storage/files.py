@@ -25,6 +25,21 @@ _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
+def visible_entries(folder: Path) -> list[Path]:
+    """Return the entries of a folder, sorted, without ``._NAME`` and ``.DS_Store``, which macOS puts beside others.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The paths.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("._") and path.name != ".DS_Store")
+
+
 def open_file(path: Path, root: Path | None = None) -> int:
     """Open a regular file for reading; never wait for the other end of a pipe.
 

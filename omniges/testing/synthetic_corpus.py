@@ -480,7 +480,7 @@ def write_sample_corpus(
     Equal settings give equal bytes. Raises UsageFault if the folder holds something, EnvironmentFault if it
     cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or entries(folder)):
         raise UsageFault(f"{folder}: a new or empty folder expected, found it in use. Name another one, or empty it")
     speakers = [_speaker(settings.seed, number) for number in range(settings.speakers)]
     folders = _folders(folder, settings.layout)

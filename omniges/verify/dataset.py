@@ -250,7 +250,9 @@ def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
     for name in names:
         if name in listed or name == schema.DATASET_FILE:
             continue
-        code = "shard-unlisted" if name.lower().endswith(".tar") else "file-unlisted"
+        # macOS puts ._NAME beside NAME on disks of other systems; no reader takes it for a shard.
+        shard = name.lower().endswith(".tar") and not name.startswith("._")
+        code = "shard-unlisted" if shard else "file-unlisted"
         if is_temporary_name(name):
             code = "temporary-file"
         if name == schema.UNFINISHED_FILE:

@@ -17,6 +17,7 @@ from pipeline_helpers import omniges
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import run
 from omniges.evaluation.report import Report, TaskReport, render
+from omniges.evaluation.results import _stem_of
 from omniges.evaluation.scores import Figure
 from omniges.features.body import joint_positions
 from omniges.formats.npz import decode_motion, encode_motion
@@ -307,6 +308,42 @@ class TestSpeech:
             put_mel(tmp_path / "own", shards, sample, sample.mel * (np.nan if number == 0 else 1))
         with pytest.raises(DataError, match=r"\.mel\.npy: finite mel values expected, found NaN or infinite ones"):
             scored(tmp_path / "own", shards)
+
+
+class TestNamesOfOtherTools:
+    @pytest.mark.parametrize("name", ["res_{}", "{}_output", "res_{}_output", "gt_{}"])
+    def test_results_are_found_by_stem(self, shards: Path, tmp_path: Path, name: str) -> None:
+        samples = write(tmp_path / "own", shards, motion_file, ".npz")
+        expected = scored(tmp_path / "own", shards, task="a2g")
+        for sample in samples:
+            key = sample.row.key
+            (tmp_path / "own" / f"{key}.npz").rename(tmp_path / "own" / f"{name.format(key)}.npz")
+        assert scored(tmp_path / "own", shards, task="a2g") == expected
+
+    def test_ground_truth_beside_results_is_no_second_result(self, shards: Path, tmp_path: Path) -> None:
+        samples = write(tmp_path / "own", shards, motion_file, ".npz")
+        for sample in samples:
+            file = tmp_path / "own" / f"{sample.row.key}.npz"
+            file.with_name(f"res_{file.name}").write_bytes(file.read_bytes())
+            file.rename(file.with_name(f"gt_{file.name}"))
+        report = task_of(tmp_path / "own", shards, task="a2g")
+        assert report.results == len(samples)
+        first = tmp_path / "own" / f"{samples[0].row.key}.npz"
+        first.write_bytes(first.with_name(f"res_{first.name}").read_bytes())
+        with pytest.raises(UsageFault, match="two files in"):
+            task_of(tmp_path / "own", shards, task="a2g")
+
+    def test_a_recording_that_is_called_so_comes_first(self) -> None:
+        rows: Any = dict.fromkeys(["res_a", "a", "gt_b", "j\u00f6rg"])
+        found = [_stem_of(name, rows) for name in ("res_a", "res_res_a", "gt_b", "a_output", "res_jo\u0308rg", "res_z")]
+        assert found == ["res_a", "res_a", "gt_b", "a", "j\u00f6rg", "res_z"]
+
+    def test_what_macos_leaves_beside_files_is_passed_by(self, shards: Path, tmp_path: Path) -> None:
+        samples = write(tmp_path / "own", shards, motion_file, ".npz")
+        expected = scored(tmp_path / "own", shards, task="a2g")
+        for name in (f"._{samples[0].row.key}.npz", "._x.json", ".DS_Store", "._x.wav"):
+            (tmp_path / "own" / name).write_bytes(b"\0\5\x16\7")
+        assert scored(tmp_path / "own", shards, task="a2g") == expected
 
 
 class TestRefusals:

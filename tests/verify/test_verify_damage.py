@@ -360,6 +360,7 @@ class TestFolder:
             ("other.TAR", "shard-unlisted", "error"),
             (".train-000000.tar.tmp-123", "temporary-file", "error"),
             ("README.md", "file-unlisted", "note"),
+            ("._train-000000.tar", "file-unlisted", "note"),
             ("a\n::error::\x1b[31m", "file-unlisted", "note"),
         ],
     )
