@@ -32,6 +32,7 @@ from omniges.formats.audio import encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.storage.atomic import make_folder, publish_bytes
+from omniges.storage.files import visible_entries
 from omniges.testing.settings import MAX_WORDS, CorpusSettings, Layout
 
 F32 = npt.NDArray[np.float32]
@@ -480,7 +481,7 @@ def write_sample_corpus(
     Equal settings give equal bytes. Raises UsageFault if the folder holds something, EnvironmentFault if it
     cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or entries(folder)):
+    if folder.exists() and (not folder.is_dir() or visible_entries(folder)):
         raise UsageFault(f"{folder}: a new or empty folder expected, found it in use. Name another one, or empty it")
     speakers = [_speaker(settings.seed, number) for number in range(settings.speakers)]
     folders = _folders(folder, settings.layout)
