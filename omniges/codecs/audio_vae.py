@@ -39,6 +39,7 @@ from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.shards.latents import FrameEntry
 from omniges.storage.files import read_settings
+from omniges.storage.redact import one_line
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 F32 = npt.NDArray[np.float32]
@@ -167,7 +168,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     )
     kind = found.get("_class_name", _CLASS)
     if kind != _CLASS:
-        raise DataError(f"{path}: an {_CLASS} of diffusers expected, found {str(kind)[:80]}: name its folder vae")
+        raise DataError(
+            f"{path}: an {_CLASS} of diffusers expected, found {one_line(str(kind), 80)}: name its folder vae"
+        )
     return {key: found[key] for key in _KEYS if key in found}
 
 
@@ -194,7 +197,7 @@ def _frames_per_row(path: Path, config: Mapping[str, Any]) -> int:
         wrong.append(("shift_factor", "a number or null"))
     if wrong:
         key, wanted = wrong[0]
-        shown = json.dumps(config[key]) if key in config else "none"
+        shown = json.dumps(config[key])[:80] if key in config else "none"
         raise DataError(f"{path}: {key}: {wanted} expected, found {shown}: this autoencoder does not fit our mel")
     return int(2 ** (levels - 1))
 

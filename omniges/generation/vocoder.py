@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -26,7 +27,7 @@ import torch
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from omniges.shards.schema import is_count
+from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
 from omniges.storage.files import read_settings
@@ -42,8 +43,34 @@ _SEGMENT_FRAMES: Final = 2000
 _FADE_FRAMES: Final = 50
 _TINY: Final = 1e-10
 _HIFI_GAN_SEGMENT_FRAMES: Final = 500
+_MOST_SIZE: Final = 1 << 13
 _DILATIONS: Final = [[1, 3, 5], [1, 3, 5], [1, 3, 5]]  # of a config.json that does not say them
 _WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
+
+
+def _is_size(found: Any) -> bool:
+    return is_count(found, 1) and found <= _MOST_SIZE
+
+
+def _are_sizes(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and all(map(_is_size, found))
+
+
+_CONFIG: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "model_in_dim": ("a whole number", _is_size),
+    "sampling_rate": ("a whole number", partial(is_count, least=1)),
+    "upsample_initial_channel": ("a whole number", _is_size),
+    "upsample_rates": ("a list of whole numbers", _are_sizes),
+    "upsample_kernel_sizes": ("a list of whole numbers", _are_sizes),
+    "resblock_kernel_sizes": ("a list of whole numbers", _are_sizes),
+    "resblock_dilation_sizes": (
+        "lists of whole numbers",
+        lambda found: isinstance(found, list) and all(map(_are_sizes, found)),
+    ),
+    "leaky_relu_slope": ("a number", is_real),
+    "normalize_before": ("true or false", lambda found: isinstance(found, bool)),
+}
+"""Keys of config.json that the network depends on, with their content in words and as a test."""
 
 LEAST_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
 """Shortest mel that can be converted to a waveform."""
@@ -205,6 +232,7 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
         with torch.device("meta"):  # no memory is taken for what a configuration claims
             model = SpeechT5HifiGan(settings)
         model.load_state_dict(weights, assign=True)
+        context = _context_frames(settings.to_dict())
     except (RuntimeError, ValueError, TypeError) as error:  # configuration and tensors do not fit
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: not the weights of its config.json ({reason}): choose another folder") from error
@@ -213,7 +241,6 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
     network.to(device).eval()
     with os_errors(file, "read"):
         digest = file_sha256(file)
-    context = _context_frames(settings.to_dict())
     return VoiceOf(
         f"hifi-gan {file} sha256 {digest}",
         "the waveform is computed by a HiFi-GAN from 64 mel bands: measure on the mel instead",
@@ -226,14 +253,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageFault(f"--vocoder {folder}: the folder of a HiFi-GAN with config.json expected, found none there")
-    config = {"resblock_dilation_sizes": _DILATIONS} | read_settings(path, "Take another folder", folder)
-    rates: Any = config.get("upsample_rates")
-    dilations = config["resblock_dilation_sizes"]
-    if not _are_counts(rates) or not isinstance(dilations, list) or not all(map(_are_counts, dilations)):
-        raise DataError(
-            f"{path}: the configuration of a SpeechT5HifiGan expected, with upsample_rates and resblock_dilation_sizes "
-            "as lists of whole numbers: take another"
-        )
+    read = read_settings(path, "Take another folder", folder)
+    config = {"resblock_dilation_sizes": _DILATIONS} | {key: read[key] for key in _CONFIG if key in read}
+    for key, (expected, fits) in _CONFIG.items():
+        if key in config and not fits(config[key]):
+            raise DataError(
+                f"{path}: {key}: the configuration of a SpeechT5HifiGan expected, with {expected}, found "
+                f"{str(config[key])[:80]}: take another"
+            )
+    rates = config.get("upsample_rates", [])
     found = (config.get("model_in_dim"), config.get("sampling_rate"), math.prod(rates))
     wanted = (MEL_BANDS, SAMPLE_RATE_HZ, HOP_SAMPLES)
     if found != wanted:
@@ -243,10 +271,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: it expects another mel: {'; '.join(wrong)}: choose another vocoder, such as AudioLDM2's"
         )
     return config
-
-
-def _are_counts(found: Any) -> bool:
-    return isinstance(found, list) and bool(found) and all(is_count(one, 1) for one in found)
 
 
 def _context_frames(config: Mapping[str, Any]) -> int:

@@ -376,7 +376,7 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
         raise DataError(f'{path}: expected {{"format": "{_FORMAT}", "version": 1, …}}')
     if found.keys() != {"format", "version", "multiple_of_frames", "layers"}:
         raise DataError(
-            f"{path}: found keys {', '.join(sorted(found))}; expected format, version, multiple_of_frames, layers"
+            f"{path}: found keys {', '.join(sorted(found))[:160]}; expected format, version, multiple_of_frames, layers"
         )
     layers = found["layers"]
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
@@ -386,7 +386,7 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
     for k, layer in enumerate(layers):
         if layer.keys() != {"stride", "padding", "activation"} or layer["activation"] not in (*_ACTIVATIONS,):
             raise DataError(
-                f"{path}: layer {k}: found {layer}; "
+                f"{path}: layer {k}: found {str(layer)[:160]}; "
                 f"expected stride, padding and an activation of {', '.join(_ACTIVATIONS)}"
             )
         rows.append((_whole(layer, "stride", 1, path), _whole(layer, "padding", 0, path), layer["activation"]))
@@ -396,7 +396,7 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
 def _whole(found: Mapping[str, Any], key: str, least: int, path: Path) -> int:
     value = found[key]
     if type(value) is not int or not least <= value <= 1 << 16:
-        raise DataError(f"{path}: {key}: found {value!r}; expected a whole number from {least} to 65536")
+        raise DataError(f"{path}: {key}: found {str(value)[:80]}; expected a whole number from {least} to 65536")
     return value
 
 

@@ -218,8 +218,8 @@ def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: 
         source, (features,) = f"{norm}.weight", size(f"{norm}.weight", 1)
     if type(features) is not int or features < 1 or width % features:
         raise DataError(
-            f"{where}: {source} is {features}; a divisor of the width {width} expected: take the config.json that "
-            "belongs to these weights"
+            f"{where}: {source} is {str(features)[:80]}; a divisor of the width {width} expected: take the config.json "
+            "that belongs to these weights"
         )
 
     def grid(embedder: str, head: str) -> Grid:
@@ -279,7 +279,9 @@ def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[st
         "drop_audio": False,
         "decoder_config": "",
     }
-    differing = [f"{key} {config[key]!r} ({own!r} there)" for key, own in sizes.items() if config.get(key, own) != own]
+    differing = [
+        f"{key} {str(config[key])[:80]} ({own!r} there)" for key, own in sizes.items() if config.get(key, own) != own
+    ]
     if differing:
         raise DataError(
             f"{where}: config.json is not of the model whose tensors these are: {', '.join(differing)}; take the one "
@@ -294,7 +296,7 @@ def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[st
         "text_out_dim": anatomy.text_outputs,
     }
     return [
-        f"config.json says {key} {config[key]!r}, the tensors say {own!r}, which is used"
+        f"config.json says {key} {str(config[key])[:80]}, the tensors say {own!r}, which is used"
         for key, own in kinds.items()
         if key in config and config[key] != own
     ]

@@ -124,7 +124,9 @@ class _Document:
 
     def fault(self, key: str, found: str, expected: str) -> DataError:
         name = f"{self.prefix}{key}".rstrip(".") or "the document"
-        return DataError(f"{self.where}: {name} is {found}; expected {expected}; give the text VAE's own config.json")
+        return DataError(
+            f"{self.where}: {name} is {found[:80]}; expected {expected}; give the text VAE's own config.json"
+        )
 
     def part(self, key: str) -> _Document:
         return _Document(self.found[key], self.where, f"{self.prefix}{key}.")

@@ -18,6 +18,7 @@ from omniges.codecs.text_vae.tokenizer_file import require_plain_tokenizer
 from omniges.errors import DataError
 from omniges.storage.canonical_json import sha256_hex
 from omniges.storage.files import parse_json, read_file
+from omniges.storage.redact import one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -170,4 +171,6 @@ def _tokenizer(content: bytes, path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(content.decode())
     except Exception as error:  # the native library raises the base class itself
-        raise DataError(f"{path}: {error}; expected a Hugging Face tokenizer; download it again") from error
+        raise DataError(
+            f"{path}: {one_line(str(error), 160)}; expected a Hugging Face tokenizer; download it again"
+        ) from error
