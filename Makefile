@@ -36,7 +36,7 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.python
 demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a generated sample per task, pictures
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/omniges sample-corpus $(DEMO)/corpus --clips 40 --seconds 24
-	$(BIN)/omniges preprocess --root $(DEMO)/corpus --out $(DEMO)/shards --keep-audio
+	$(BIN)/omniges preprocess --root $(DEMO)/corpus --output-dir $(DEMO)/shards --keep-audio
 	$(BIN)/omniges verify-shards $(DEMO)/shards --level deep
 	$(BIN)/omniges inspect $(DEMO)/shards
 	$(BIN)/omniges inspect $(DEMO)/shards 1_synthetica_0_1_1 --png $(DEMO)/sample.png
@@ -62,7 +62,7 @@ demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a gen
 gate: $(VENV)/.run ## What a CI gate does: sound shards pass (exit 0), one damaged byte does not (exit 1)
 	@rm -rf $(DEMO)-gate && mkdir -p $(DEMO)-gate
 	$(BIN)/omniges sample-corpus $(DEMO)-gate/corpus --clips 4 --seconds 6
-	$(BIN)/omniges preprocess --root $(DEMO)-gate/corpus --out $(DEMO)-gate/shards
+	$(BIN)/omniges preprocess --root $(DEMO)-gate/corpus --output-dir $(DEMO)-gate/shards
 	$(BIN)/omniges verify-shards $(DEMO)-gate/shards --level deep
 	@printf '\001' | dd of=$(DEMO)-gate/shards/train-000000.tar bs=1 seek=100000 conv=notrunc status=none
 	$(BIN)/omniges verify-shards $(DEMO)-gate/shards; test $$? -eq 1

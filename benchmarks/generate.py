@@ -68,9 +68,9 @@ def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[s
         model, speakers = loaded.model, loaded.identity.speakers
         return {task: made_windows(model, speakers, windows, task, sampling) for task in tasks}
 
-    exact = made_by(SamplingSettings(steps=64, solver="heun"))
+    exact = made_by(SamplingSettings(num_inference_steps=64, solver="heun"))
     for solver, steps in itertools.product(SOLVERS, STEPS):
-        sampling = SamplingSettings(steps=steps, solver=solver)
+        sampling = SamplingSettings(num_inference_steps=steps, solver=solver)
         made = made_by(sampling)
         scores = {task: score_task(task, made[task], windows, templates, codec) for task in tasks}
         apart = {task: distance(loaded, task, made[task], exact[task]) for task in tasks if not task.endswith("2t")}
@@ -108,7 +108,7 @@ def speed(loaded: Loaded, mel: Held) -> dict[str, Any]:
     for steps, inputs in [*((steps, 1) for steps in STEPS), *((20, count) for count in (1, 2, 4, 8))]:
         timelines = [timeline_of(mel, 60 * TICKS_PER_SECOND, sample) for sample in range(inputs)]
         began = time.perf_counter()
-        for _ in sampled(loaded, timelines, SamplingSettings(steps=steps)):
+        for _ in sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps)):
             pass
         seconds = (time.perf_counter() - began) / inputs
         rows.append({"steps": steps, "inputs": inputs, "seconds_per_minute": round(seconds, 3)})
@@ -162,7 +162,7 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
         for row in shards.rows:
             clip = shards.sample(row)
             timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
-            made = whole(sampled(loaded, timelines, SamplingSettings(steps=steps), per_stretch))
+            made = whole(sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps), per_stretch))
             for whose, gesture in (("made", made), ("recorded", clip.gesture.gesture)):
                 for what, score in at_borders(gesture, row.ticks, loaded.identity.window_ticks).items():
                     compared.setdefault((what, whose, "velocity"), []).append(score.velocity)
@@ -199,7 +199,7 @@ def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[st
         for row in shards.rows[:clips]:
             clip, frames = shards.sample(row), FRAMES_PER_TICK * row.ticks
             timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
-            made = whole(sampled(loaded, timelines, SamplingSettings(steps=steps, last_level=last)))
+            made = whole(sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps, sigma_min=last)))
             m, r = (np.diff(joints_of(gesture[:frames]), axis=0) for gesture in (made, clip.gesture.gesture))
             for place in range(FRAMES_PER_TICK):
                 at = slice((place - 1) % FRAMES_PER_TICK, None, FRAMES_PER_TICK)  # the first is from frame 0 to 1

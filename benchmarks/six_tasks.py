@@ -96,7 +96,7 @@ def generate(
     with torch.no_grad():
         given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
         noise = draw_noise(1, torch.arange(len(windows)), target, shape)
-        clean_of = guided_clean(model, Conditioning(given, spoken_by), (target,), sampling.guidance)
+        clean_of = guided_clean(model, Conditioning(given, spoken_by), (target,), sampling.guidance_scale)
         made = follow({target: noise}, step_levels(sampling), clean_of, sampling.solver)
         return list(stream.arrays(made[target]).numpy())
 
@@ -146,7 +146,7 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
         if not rows:
             print(f"{len(windows)} windows of {len(test)} test clips; {references(windows, templates, codec)}")
         began = time.monotonic()
-        sampling = SamplingSettings(steps=steps)
+        sampling = SamplingSettings(num_inference_steps=steps)
         made = {task: generate(model, identity.speakers, windows, task, sampling) for task in SIX}
         scores = {task: score_task(task, made[task], windows, templates, codec) for task in SIX}
         minutes = saved.document("state.json")["elapsed_s"] / 60

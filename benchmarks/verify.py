@@ -68,7 +68,7 @@ def _plain(paths: list[Path], threads: int) -> float:
 
 
 def _verified(folder: Path, level: Level, threads: int) -> float:
-    settings = VerifySettings(folder=folder, level=level, workers=threads, isolate=True)
+    settings = VerifySettings(folder=folder, level=level, num_workers=threads, isolate=True)
     start = time.perf_counter()
     result = verify(settings)
     seconds = time.perf_counter() - start

@@ -12,20 +12,19 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
 import typer
 
 from omniges.cli import app
 from omniges.errors import CODES
-from omniges.options import Setting, settings_of
+from omniges.options import Setting, as_flag, default_words, every_setting
 from omniges.verify.findings import VERIFY_CODES
 
 PAGES: Final = tuple(Path(__file__).parent / "reference" / name for name in ("commands.md", "findings.md"))
 TABLE: Final = re.compile(r"^<!-- (?P<what>flags|findings) (?P<of>[\w -]+) -->\n\n(?P<rows>(?:\|.*\n)*)", re.MULTILINE)
-_PLACEHOLDERS: Final = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def commands(program: Any, prefix: str = "") -> dict[str, Callable[..., None]]:
@@ -72,50 +71,29 @@ def _codes(span: str) -> Iterator[str]:
 def _rows(command: Callable[..., None]) -> Iterator[str]:
     settings: dict[str, Setting] = {}
     for hint in get_type_hints(inspect.unwrap(command), include_extras=True).values():
-        settings |= _settings(getattr(hint, "__metadata__", (hint,))[0])
+        of = getattr(hint, "__metadata__", (hint,))[0]
+        settings |= {each.name: each for each in (every_setting(of) if is_dataclass(of) else ())}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        kind, said = get_args(parameter.annotation)
+        _, said = get_args(parameter.annotation)
         if isinstance(said, typer.models.OptionInfo):
             names = [*([said.default] if isinstance(said.default, str) else []), *(said.param_decls or ())]
-            names = [part for name in names for part in name.split("/")] or [f"--{parameter.name.replace('_', '-')}"]
-            value = said.metavar or _placeholder(kind)
+            names = [part for name in names for part in name.split("/")] or [as_flag(parameter.name)]
+            value = (said.metavar or "").replace("|", r"\|")
             cells = ", ".join(f"`{name} {value}`" if value else f"`{name}`" for name in names)
-            default = _default(settings.get(parameter.name), parameter.default, said.show_default)
+            setting = settings.get(parameter.name)
+            default = "none" if setting is None and value else "off" if setting is None else _default(setting)
             yield f"| {cells} | {default} | {_plain(said.help or '')} |"
 
 
-def _settings(of: Any) -> dict[str, Setting]:
-    """The options of a settings dataclass and of settings inside it."""
-    found: dict[str, Setting] = {}
-    for name, each in (settings_of(of) if hasattr(of, "__dataclass_fields__") else {}).items():
-        found |= {name: each} if isinstance(each, Setting) else _settings(each)
-    return found
-
-
-def _placeholder(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return r"\|".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return " ".join(map(_placeholder, get_args(kind)))
-    if get_origin(kind):  # a list, or a type or None
-        return _placeholder(get_args(kind)[0])
-    return _PLACEHOLDERS.get(kind, "")
-
-
-def _default(setting: Setting | None, default: Any, shown: object) -> str:
+def _default(setting: Setting) -> str:
     """A default in words as it stands there, a value as code."""
-    if setting is None and isinstance(shown, str):
-        return _plain(shown)
-    if setting is not None:
-        if setting.option.shown is not None and (setting.option.parse is None or setting.default is None):
-            return _plain(setting.option.shown)
-        default = setting.option.shown or setting.default
-    if default in {MISSING, inspect.Parameter.empty}:
+    if setting.default is MISSING:
         return "needed"
-    if default is None or default == ():
-        return "none"
-    many = isinstance(default, tuple)
-    return "off" if default is False else f"`{','.join(map(str, default)) if many else default}`"
+    words = default_words(setting)
+    if words is False:
+        return "off" if setting.kind is bool else "none"
+    in_words = setting.option.shown is not None and (setting.option.parse is None or not setting.default)
+    return _plain(words) if in_words else f"`{words}`"
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ Make it known in a script with `register_codec("toy-pairs", load)`, or from a pa
     [project.entry-points."omniges.codecs"]
     toy-pairs = "toy_codec:load"
 
-Then `omniges encode --with toy-pairs=FOLDER`, `omniges train --gesture-codec toy-pairs` and
+Then `omniges encode --codec toy-pairs=FOLDER`, `omniges train --gesture-codec toy-pairs` and
 `omniges generate --codec toy-pairs=FOLDER` know it.
 """
 

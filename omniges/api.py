@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from omniges import arguments
 from omniges.errors import UsageFault
-from omniges.options import from_keywords
+from omniges.options import from_keywords, keywords_in_errors
 
 if TYPE_CHECKING:
     from omniges.evaluation.report import Report
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from omniges.verify.run import VerifyResult
 
 
-def preprocess(root: str | Path, out: str | Path = "shards", *, progress: bool = False, **settings: Any) -> Summary:
+def preprocess(
+    root: str | Path, output_dir: str | Path | None = None, *, progress: bool = False, **settings: Any
+) -> Summary:
     """Convert the BEAT2 recordings under a folder to shards, as ``omniges preprocess`` does.
 
     Args:
         root: Folder of the data set.
-        out: Folder for the shards, created if absent.
+        output_dir: Folder for the shards, created if absent; None: ``shards``.
         progress: Show progress on standard error.
-        **settings: Of `PreprocessSettings`, and of its parts `ConvertSettings` and `Selection`: ``workers=4``,
+        **settings: Of `PreprocessSettings`, and of its parts `ConvertSettings` and `Selection`: ``num_workers=4``,
             ``keep_audio=True``, ``speakers=("scott",)``.
 
     Returns:
@@ -45,8 +47,10 @@ def preprocess(root: str | Path, out: str | Path = "shards", *, progress: bool =
     from omniges.pipeline.settings import PreprocessSettings
     from omniges.progress import make_reporter
 
-    chosen = from_keywords(PreprocessSettings, {"root": root, "out": out, **settings}, "preprocess")
-    return run(chosen, make_reporter("auto" if arguments.flag("progress", progress) else "silent"))
+    given = {"root": root} | ({} if output_dir is None else {"output_dir": output_dir}) | settings
+    chosen = from_keywords(PreprocessSettings, given, "preprocess")
+    with keywords_in_errors(PreprocessSettings):
+        return run(chosen, make_reporter("auto" if arguments.flag("progress", progress) else "silent"))
 
 
 def verify_shards(folder: str | Path = "shards", *, progress: bool = False, **settings: Any) -> VerifyResult:
@@ -67,10 +71,10 @@ def verify_shards(folder: str | Path = "shards", *, progress: bool = False, **se
     from omniges.verify.run import verify
     from omniges.verify.settings import VerifySettings
 
-    if "report" in settings:
-        raise UsageFault("verify_shards: findings are returned, not written: leave report out")
     chosen = from_keywords(VerifySettings, {"folder": folder, **settings}, "verify_shards")
-    with _counted("MB checked", shown=progress) as count:
+    if chosen.output_file is not None:
+        raise UsageFault("verify_shards: findings are returned, not written: remove output_file")
+    with keywords_in_errors(VerifySettings), _counted("MB checked", shown=progress) as count:
         return verify(chosen, count)
 
 
@@ -94,7 +98,8 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
     from omniges.evaluation.settings import EvaluateSettings
 
     chosen = from_keywords(EvaluateSettings, {"generated": generated, **settings}, "evaluate")
-    return run(chosen, lambda noun: _counted(noun, shown=progress))
+    with keywords_in_errors(EvaluateSettings):
+        return run(chosen, lambda noun: _counted(noun, shown=progress))
 
 
 def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") -> Loaded:
@@ -138,7 +143,7 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
     from omniges.testing.synthetic_corpus import write_sample_corpus
 
     chosen = from_keywords(CorpusSettings, settings, "sample_corpus")
-    with _counted("recordings", shown=progress) as count:
+    with keywords_in_errors(CorpusSettings), _counted("recordings", shown=progress) as count:
         return write_sample_corpus(arguments.path("folder", folder), chosen, count)
 
 

@@ -12,6 +12,7 @@ from omniges import __version__
 from omniges.commands import models, shards
 from omniges.commands.common import Signalled, echo, raise_on
 from omniges.commands.output import unfailing_streams
+from omniges.commands.parsing import UsageError, command_class, usage_line
 from omniges.errors import ExitCode, OmnigesError, fault_of_machine
 from omniges.progress import printable
 
@@ -19,7 +20,6 @@ app = typer.Typer(
     name="omniges",
     help="BEAT2 recordings to verified shards, and a model of text, audio and gesture trained on them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 benchmark = typer.Typer(help="Measure omniges on this machine.", no_args_is_help=True)
@@ -28,10 +28,10 @@ for _command in (
     *(shards.preprocess, shards.export, shards.inspect, shards.sample_corpus, shards.verify_shards, shards.encode),
     *(models.train, models.trace_batches, models.convert_omniflow, models.generate, models.evaluate),
 ):
-    app.command(_command.__name__.replace("_", "-"))(_command)
+    app.command(_command.__name__.replace("_", "-"), cls=command_class(_command))(_command)
 app.add_typer(benchmark, name="benchmark")
-benchmark.command("loader")(models.benchmark_loader)
-benchmark.command("train")(models.benchmark_train)
+benchmark.command("loader", cls=command_class(models.benchmark_loader))(models.benchmark_loader)
+benchmark.command("train", cls=command_class(models.benchmark_train))(models.benchmark_train)
 
 
 def _version(wanted: bool) -> None:
@@ -60,11 +60,15 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        app()
+        return int(app(standalone_mode=False) or ExitCode.OK)
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except UsageError as error:
+        if str(error):  # none where help was shown for want of a command
+            echo(f"omniges: {printable(usage_line(error))}", err=True)
+        return ExitCode.USAGE
     except OmnigesError as error:
-        echo(f"omniges: {printable(str(error))}", err=True)
+        echo(f"omniges: {printable(error.on_command_line or str(error))}", err=True)
         return error.exit_code
     except Signalled as signalled:
         how = "interrupted" if signalled.code is ExitCode.INTERRUPTED else "stopped"
@@ -78,7 +82,6 @@ def _run() -> int:
             raise  # a bug of ours: its traceback is for whom it is reported to
         echo(printable(f"omniges: {fault}"), err=True)
         return ExitCode.ENVIRONMENT
-    return ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -29,6 +30,19 @@ class OmnigesError(Exception):
     """Base of the errors a user can cause; its text is one line: what, where, expected, found, what to do."""
 
     exit_code = ExitCode.FINDINGS
+    on_command_line: str | None = None
+    """The text where settings are flags, if `str` names them by keyword."""
+
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Change the text, and keep what it was for the command line.
+
+        Args:
+            change: Returns the new text for the text.
+        """
+        text = str(self)
+        if (changed := change(text)) != text:
+            self.on_command_line = self.on_command_line or text
+            self.args = (changed, *self.args[1:])
 
 
 class DataError(OmnigesError):

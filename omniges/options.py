@@ -9,17 +9,19 @@ import difflib
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omniges.errors import UsageFault
+from omniges.errors import OmnigesError, UsageFault
 
 T = TypeVar("T")
+_NAME_IN_ERRORS: Final = re.compile(r"(?<![\w/-])(?:--[a-z0-9]+(?:-[a-z0-9]+)*|recipe key \w+)(?![\w/-])")
 _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
     {
         int: ("a whole number", (Integral, str)),
@@ -31,6 +33,7 @@ _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
     }
 )
 """What values of a type are called, and what they may be given as."""
+_PLACEHOLDERS: Final[Mapping[Any, str]] = MappingProxyType({int: "N", float: "X", str: "TEXT", Path: "PATH"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,12 @@ class Option:
     help: str
     flags: tuple[str, ...] = ()
     """Names on the command line; the field's own if empty."""
+    was: tuple[str, ...] = ()
+    """Other names that command lines, recipes, checkpoints and Python may use, with ``_``; help does not show them."""
+    panel: str | None = None
+    """Heading in help above this option and those after it."""
+    values: Callable[[], Iterable[str]] | None = None
+    """Known values, for shell completion; of a type with choices, these are known."""
     only_recipe: bool = False
     """A key of recipes that has no flag."""
     argument: bool = False
@@ -100,7 +109,13 @@ class Setting:
         if self.option.only_recipe:
             return f"recipe key {self.name}"
         names = [name.split("/")[0] for name in self.option.flags]
-        return max(names, key=len, default=f"--{self.name.replace('_', '-')}")
+        return max(names, key=len, default=as_flag(self.name))
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """Names that are accepted beside the field's: former ones, and the word of the flag where it is another."""
+        word = self.flag.removeprefix("--").replace("-", "_")
+        return self.option.was if word == self.name or self.option.only_recipe else (word, *self.option.was)
 
     def checked(self, value: Any) -> Any:
         """Return a value in the field's type; raises UsageFault by flag name."""
@@ -115,20 +130,36 @@ class Setting:
             return value
         converted = self._converted(value)
         if self.choices and converted not in self.choices:
-            raise UsageFault(f"{self.flag} {shown(value)}: one of {', '.join(self.choices)} expected")
+            raise UsageFault(
+                f"{self.flag} {shown(value)}: one of {', '.join(self.choices)} expected"
+                + did_you_mean(str(converted), self.choices)
+            )
         if self.kind in {int, float}:
             limits = (
-                (self.option.least, "at least", operator.ge),
-                (self.option.above, "above", operator.gt),
-                (self.option.most, "at most", operator.le),
-                (self.option.below, "below", operator.lt),
+                (self.option.least, operator.ge),
+                (self.option.above, operator.gt),
+                (self.option.most, operator.le),
+                (self.option.below, operator.lt),
             )
-            given = [(limit, words, fits) for limit, words, fits in limits if limit is not None]
             finite = self.kind is int or math.isfinite(converted)
-            if not finite or not all(fits(converted, limit) for limit, _, fits in given):
-                wanted = " and ".join(f"{words} {limit}" for limit, words, _ in given)
-                raise UsageFault(f"{self.flag} {converted}: a {'' if wanted else 'finite '}number {wanted} expected")
+            if not finite or not all(limit is None or fits(converted, limit) for limit, fits in limits):
+                raise UsageFault(f"{self.flag} {converted}: {self.expected} expected")
         return converted
+
+    @property
+    def expected(self) -> str:
+        """The kind and range of values, in words."""
+        words, _ = _KINDS[self.kind]
+        said = (
+            ("of at least", self.option.least),
+            ("above", self.option.above),
+            ("of at most", self.option.most),
+            ("below", self.option.below),
+        )
+        limits = [f"{words} {limit}" for words, limit in said if limit is not None]
+        if self.kind is float and not limits:
+            return "a finite number"
+        return " ".join([words, " and ".join(limits).replace("and of ", "and ")]).strip()
 
     def _converted(self, value: Any) -> Any:
         """Convert what YAML and Python users write; YAML reads ``no`` as false and ``1e-3`` as text."""
@@ -140,7 +171,60 @@ class Setting:
                 return self.kind(value)
         if self.kind is dict:
             raise UsageFault(f"{self.flag}: {words} expected, found {value!r}")
-        raise UsageFault(f"{self.flag} {shown(value)}: {words} expected")
+        raise UsageFault(f"{self.flag} {shown(value)}: {self.expected} expected")
+
+
+def placeholder(setting: Setting) -> str | None:
+    """Return what stands for the value of an option in help: a choice, N, X, TEXT or PATH; None for a switch."""
+    if setting.option.metavar or setting.option.commas:
+        return setting.option.metavar or "LIST"
+    if setting.choices:
+        return "|".join(setting.choices)
+    names = [_PLACEHOLDERS[kind] for kind in get_args(setting.kind) or (setting.kind,) if kind in _PLACEHOLDERS]
+    return " ".join(names) or None
+
+
+def default_words(setting: Setting) -> str | Literal[False]:
+    """Return the default of an option as help shows it; False where there is none to show."""
+    if setting.option.shown is not None:
+        return setting.option.shown
+    if setting.default is MISSING or setting.default is None or setting.default is False or setting.default == ():
+        return False
+    return ",".join(map(str, setting.default if isinstance(setting.default, tuple) else (setting.default,)))
+
+
+def as_flag(name: str) -> str:
+    """Return the flag of a field: ``--max-train-steps`` for ``max_train_steps``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest known name that ends an error; nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def refuse_unknown(where: str, noun: str, found: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names that are not known, all in one line, each with the nearest known name.
+
+    Args:
+        where: What errors begin with, such as a file or a command.
+        noun: What a name is, such as "key".
+        found: Names as they were given.
+        known: Names that are accepted.
+
+    Raises:
+        UsageFault: A name is not known.
+    """
+    unknown = [name for name in dict.fromkeys(map(str, found)) if name not in known]
+    if not unknown:
+        return
+    near = [difflib.get_close_matches(name, known, 1) for name in unknown]
+    said = [
+        f"{shown(name)} (did you mean {of[0]}?)" if of else shown(name) for name, of in zip(unknown, near, strict=True)
+    ]
+    expected = "" if all(near) else f"; expected some of {', '.join(sorted(known))}"
+    raise UsageFault(f"{where}: unknown {noun}{'s' * (len(unknown) > 1)} {', '.join(said)}{expected}")
 
 
 def shown(value: Any) -> str:
@@ -163,7 +247,7 @@ def settings_of(settings: Any) -> Mapping[str, Setting | type]:
     return MappingProxyType(found)
 
 
-def _setting(name: str, hint: Any, default: Any, declared: Option) -> Setting:
+def _setting(name: str, hint: Any, default: Any, said: Option) -> Setting:
     of = set(get_args(hint)) if get_origin(hint) in {Union, UnionType} else {hint}
     optional = NoneType in of
     of -= {NoneType}
@@ -173,7 +257,88 @@ def _setting(name: str, hint: Any, default: Any, declared: Option) -> Setting:
         inner = get_args(inner)[0]
     choices = get_args(inner) if get_origin(inner) is Literal else ()
     kind = str if choices else dict if get_origin(inner) is Mapping else inner
-    return Setting(name, kind, choices, optional, many, default, declared)
+    return Setting(name, kind, choices, optional, many, default, said)
+
+
+def every_setting(settings: Any) -> Iterator[Setting]:
+    """Yield the options of a settings dataclass in order, those of settings inside it too."""
+    for each in settings_of(settings).values():
+        if isinstance(each, Setting):
+            yield each
+        else:
+            yield from every_setting(each)
+
+
+def declared(settings: type[T]) -> type[T]:
+    """Let errors of a settings dataclass name settings as Python users do; decorates the class.
+
+    Args:
+        settings: The dataclass, whose ``__post_init__`` raises errors that name flags.
+
+    Returns:
+        The same class.
+    """
+    make: Any = settings.__init__
+
+    @functools.wraps(make)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        with keywords_in_errors(settings):
+            make(self, *values, **named)
+
+    setattr(settings, "__init__", init)  # noqa: B010 - mypy refuses the assignment
+    return settings
+
+
+@contextmanager
+def keywords_in_errors(settings: Any) -> Iterator[None]:
+    """Name settings by keyword in errors that pass: `num_inference_steps` for ``--num-inference-steps``.
+
+    Rooms name settings by flag, which no other word of a sentence looks like. This is the one place that translates.
+    The command line shows the error as it was raised: `OmnigesError.on_command_line`.
+
+    Args:
+        settings: The settings dataclass whose flags are translated.
+
+    Yields:
+        Once.
+    """
+    try:
+        yield
+    except OmnigesError as error:
+        known = {each.flag: each for each in every_setting(settings)}
+
+        def keyword(match: re.Match[str]) -> str:
+            setting = known.get(match[0])
+            if setting is None:
+                return match[0]
+            return f"{setting.name}=True" if setting.kind is bool and match.start() else setting.name
+
+        error.reword(functools.partial(_NAME_IN_ERRORS.sub, keyword))
+        raise
+
+
+def present_names(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by the present names of settings, where some may have been given by other names.
+
+    Args:
+        settings: The settings dataclass.
+        values: By name.
+
+    Returns:
+        The same values; names that are not known stay.
+
+    Raises:
+        UsageFault: One setting is given by two names.
+    """
+    present = {other: each.name for each in every_setting(settings) for other in each.other_names}
+    found: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    for name, value in values.items():
+        now = present.get(name, name)
+        if now in found:
+            raise UsageFault(f"{given[now]} and {name}: two names of one setting: give {now} alone")
+        found[now], given[now] = value, name
+    return found
 
 
 def check(settings: Any) -> None:
@@ -185,8 +350,8 @@ def check(settings: Any) -> None:
     Raises:
         UsageFault: A value is of another type or out of range; the message begins with the flag.
     """
-    declared: Any = type(settings)
-    for name, setting in settings_of(declared).items():
+    of: Any = type(settings)
+    for name, setting in settings_of(of).items():
         if isinstance(setting, Setting):
             object.__setattr__(settings, name, setting.checked(getattr(settings, name)))
 
@@ -205,11 +370,8 @@ def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -
     Raises:
         UsageFault: A name is no setting, or a value cannot be.
     """
-    known = list(_names_of(settings))
-    for name in sorted(values.keys() - {*known}):
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)} expected"
-        raise UsageFault(f"{function}: unknown setting {name!r}: {hint}")
+    values = present_names(settings, values)
+    refuse_unknown(function, "setting", values, list(_names_of(settings)))
     made: T = _from_values(settings, values)
     return made
 

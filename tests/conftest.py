@@ -48,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus as shards by two workers, audio kept."""
     out = tmp_path_factory.mktemp("shards") / "shards"
-    assert run_preprocess(corpus, out, keep_audio=True, workers=2).exit_code == 0
+    assert run_preprocess(corpus, out, keep_audio=True, num_workers=2).exit_code == 0
     return out
 
 

@@ -45,7 +45,7 @@ def _stand_up(folder: Path) -> None:
 
 def encoded_shards(shards: Path, out: Path, codecs: Mapping[str, Path]) -> Path:
     """A copy of shards with latents; returns it."""
-    encode(EncodeSettings(shards=shards, codecs=tuple(codecs.items()), out=out))
+    encode(EncodeSettings(shards=shards, codecs=tuple(codecs.items()), output_dir=out))
     return out
 
 
@@ -70,11 +70,11 @@ def generated(
         GenerateSettings(
             checkpoint=checkpoint,
             task=task,
-            out=out,
+            output_dir=out,
             codecs=tuple(codecs.items()),
             continuous=continuous,
             sources=Sources(**sources),
-            sampling=SamplingSettings(steps=2),
+            sampling=SamplingSettings(num_inference_steps=2),
         )
     )
     return {path.name: path.read_bytes() for path in out.iterdir()}

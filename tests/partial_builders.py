@@ -103,7 +103,7 @@ def write_partial(
     ``fill``: seed of numbers that stand where parts are absent, which no reader may look at.
     """
     convert = ConvertSettings(keep_audio=keep_audio)
-    settings = PreprocessSettings(root=corpus, out=out, convert=convert)
+    settings = PreprocessSettings(root=corpus, output_dir=out, convert=convert)
     recordings = sorted(discover(settings.root, settings.selection).recordings, key=lambda one: one.key)
     samples = []
     for number, recording in enumerate(recordings):

@@ -27,9 +27,9 @@ def run_preprocess(
     with Path(os.devnull).open("w") as stream:
         chosen = PreprocessSettings(
             root=root,
-            out=out,
+            output_dir=out,
             convert=ConvertSettings(keep_audio=keep_audio, loudness=loudness),
-            **({"workers": 1} | settings),
+            **({"num_workers": 1} | settings),
         )
         return preprocess(chosen, LineReporter(stream))
 

@@ -21,4 +21,4 @@ def write_text_vae(folder: Path, seed: int = 0) -> Path:
 
 def encoded_shards(shards: Path, codec: Path, out: Path | None = None, **changes: Any) -> EncodeSummary:
     plain: dict[str, Any] = {"codecs": ((NAME, codec),), "window_ticks": WINDOW, "stride_ticks": STRIDE}
-    return encode(EncodeSettings(shards=shards, out=out, **(plain | changes)))
+    return encode(EncodeSettings(shards=shards, output_dir=out, **(plain | changes)))

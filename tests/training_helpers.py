@@ -34,7 +34,7 @@ def settings_of(shards: Path | str, run: Path, **changes: Any) -> TrainSettings:
         "shards": (shards,),
         "output_dir": run,
         "window_ticks": 16,
-        "train_batch_size": 4,
+        "batch_size": 4,
         "max_train_steps": 6,
         "lr_warmup_steps": 3,
         "num_workers": 0,

@@ -19,7 +19,7 @@ from omniges.verify.settings import VerifySettings
 
 def run(folder: str | Path, level: str = "full", **settings: Any) -> VerifyResult:
     """Verify in this process."""
-    return verify(VerifySettings(folder=folder, level=level, **({"workers": 1} | settings)))  # type: ignore[arg-type]
+    return verify(VerifySettings(folder=folder, level=level, **({"num_workers": 1} | settings)))  # type: ignore[arg-type]
 
 
 def codes(result: VerifyResult, severity: str = "error") -> set[str]:

@@ -113,7 +113,7 @@ def measure(settings: SpeedSettings) -> dict[str, Any]:
     """All figures, repeats in turns so that a slow spell of the machine meets each."""
     catalog = read_catalog(settings.shards, Filters(split=settings.split))
     size = window_bytes(settings.window_ticks)
-    runs: dict[int, list[dict[str, float]]] = {workers: [] for workers in settings.workers}
+    runs: dict[int, list[dict[str, float]]] = {workers: [] for workers in settings.num_workers}
     for _ in range(settings.repeats):
         for workers, found in runs.items():
             limit = copy_limit(max(1, workers), settings.batch_size, settings.window_ticks, settings.seconds / 2)

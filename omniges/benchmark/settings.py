@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from omniges.errors import UsageFault
-from omniges.options import check, option
+from omniges.options import check, declared, option
 from omniges.shards.schema import Split
 from omniges.trainer.config import Precision, Preset, TrainSettings
 
@@ -16,42 +16,50 @@ TOLD: Final = ("window_ticks", "mixed_precision", "compile", "gradient_checkpoin
 """Settings of steps that are told beside their speed."""
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedSettings:
     """Settings of `omniges benchmark loader`."""
 
     shards: Path = option(Path("shards"), "Folder of shards.")
-    split: Split = option("train", "Split.")
+    split: Split = option("train", "Split to read.")
     window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.")
     batch_size: int = option(64, "Windows per batch.")
-    workers: tuple[int, ...] = option((0, 1, 2), "Numbers of worker processes to try.", least=0, commas=True)
-    seconds: float = option(5.0, "Length of each reading in seconds.", above=0)
-    repeats: int = option(3, "Readings of each.", least=1)
-    warm: bool = option(False, "Leave the page cache as it is: no cold readings.")
+    num_workers: tuple[int, ...] = option(
+        (0, 1, 2), "Numbers of worker processes to try.", least=0, commas=True, was=("workers",)
+    )
+    seconds: float = option(5.0, "Length of each measurement in seconds.", above=0)
+    repeats: int = option(3, "Measurements of each.", least=1)
+    warm: bool = option(False, "Leave the page cache as it is and measure no cold reads.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         check(self)
-        if not self.workers:
-            raise UsageFault("--workers: numbers separated by commas expected, found none")
+        if not self.num_workers:
+            raise UsageFault("--num-workers: numbers separated by commas expected, found none")
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSpeedSettings:
     """Settings of `omniges benchmark train`."""
 
     shards: str = option("shards", "Folder of shards.")
-    presets: tuple[Preset, ...] = option(("tiny",), "Sizes of the model to try.", "--preset", commas=True)
+    presets: tuple[Preset, ...] = option(("tiny",), "Model sizes to try.", "--preset", commas=True)
     batch_sizes: tuple[int, ...] = option(
-        (32,), "Windows a step, one or several numbers.", "--train-batch-size", commas=True
+        (32,),
+        "Windows per step; several numbers are tried in turn.",
+        "--batch-size",
+        commas=True,
+        was=("train_batch_size",),
     )
     window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.")
     mixed_precision: Precision = option("no", "Precision of matrix products.")
-    compile: bool = option(False, "Compile the model's blocks.")
-    gradient_checkpointing: bool = option(False, "Compute activations twice to save memory.")
-    num_workers: int = option(2, "Processes that read batches.")
+    compile: bool = option(False, "Compile the blocks of the model.")
+    gradient_checkpointing: bool = option(False, "Save memory: compute activations again in the backward pass.")
+    num_workers: int = option(2, "Processes that read batches.", was=("dataloader_num_workers", "workers"))
     seconds: float = option(
-        20.0, "Seconds that the measured steps take at least, after five that are not measured.", above=0
+        20.0, "Least time of the measured steps in seconds; five steps before it are not measured.", above=0
     )
 
     def __post_init__(self) -> None:
@@ -63,9 +71,7 @@ class StepSpeedSettings:
     def of(self, preset: Preset, batch_size: int) -> TrainSettings:
         """Return one configuration as `train` takes it; raises UsageFault for values it refuses."""
         shared = {name: getattr(self, name) for name in (*TOLD, "num_workers")}
-        return TrainSettings(
-            shards=(self.shards,), preset=preset, train_batch_size=batch_size, validation_steps=0, **shared
-        )
+        return TrainSettings(shards=(self.shards,), preset=preset, batch_size=batch_size, validation_steps=0, **shared)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

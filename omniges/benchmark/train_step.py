@@ -171,12 +171,12 @@ def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.devi
     )
     return {
         "preset": settings.preset,
-        "batch_size": settings.train_batch_size,
+        "batch_size": settings.batch_size,
         **{name: getattr(settings, name) for name in TOLD},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "steps": len(steps),
         "step_s": median(step.seconds for step in steps),
-        "samples_per_s": len(steps) * settings.train_batch_size / seconds,
+        "samples_per_s": len(steps) * settings.batch_size / seconds,
         "tokens_per_s": sum(step.tokens for step in steps) / seconds,
         "operations_per_s": sum(step.operations for step in steps) / seconds,
         "product_operations_per_s": median(step.peak for step in steps),

@@ -139,8 +139,8 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
         codecs[name] = codec
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
         raise UsageFault(
-            f"{settings.of_text[0]}: it needs a text codec, found {', '.join(codecs)}: give one with --with, or remove "
-            "this flag"
+            f"{settings.of_text[0]}: it needs a text codec, found {', '.join(codecs)}: give one with --codec, or "
+            "remove this flag"
         )
     if new and source is not None:
         _wanted(settings, source, codecs)
@@ -224,7 +224,7 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
     """Return the codecs whose existing latents are kept.
 
-    Raises UsageFault where they belong to another codec, or where a new --out folder would only repeat them.
+    Raises UsageFault where they belong to another codec, or where a new --output-dir folder would only repeat them.
     """
     if settings.overwrite:
         return ()
@@ -242,18 +242,18 @@ def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, 
             )
     there = tuple(name for name in entries if name in source.codecs)
     if len(there) == len(entries) and not settings.in_place:
-        raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents exist already: remove --out")
+        raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents exist already: remove --output-dir")
     return there
 
 
 def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntry], elapsed_s: float) -> EncodeSummary:
-    """Return the summary of a finished --out; raise UsageFault where it belongs to other shards or codecs."""
+    """Return the summary of a finished --output-dir; raise UsageFault where it belongs to other shards or codecs."""
     found = ShardFolder(target)
     wanted = source.codecs | dict(entries)
     members = {entry.member for entry in entries.values()}
     same = found.codecs.keys() == wanted.keys() and all(found.codecs[name].same_codec(wanted[name]) for name in wanted)
     if not same or _hash_without(found.rows, members) != _hash_without(source.rows, members):
-        raise UsageFault(f"{target}: shards of other recordings or codecs are there. Choose another --out")
+        raise UsageFault(f"{target}: shards of other recordings or codecs are there. Choose another --output-dir")
     return _summary(found, (), tuple(entries), elapsed_s)
 
 
@@ -339,7 +339,7 @@ class _Job:
         if free < needed:
             raise EnvironmentFault(
                 f"{workspace.out}: over {needed / 1e9:.1f} GB of free space needed, found {free / 1e9:.1f} GB. "
-                "Free some space or choose another --out"
+                "Free some space or choose another --output-dir"
             )
         workspace.begin(begun)
         rows: dict[str, list[ManifestRow]] = {name: [] for name in source.dataset["shards"]}

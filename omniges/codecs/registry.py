@@ -35,7 +35,7 @@ def register_codec(name: str, loader: CodecLoader) -> None:
     """Register a codec under a name for the rest of this process.
 
     Args:
-        name: The name in ``--with NAME=FOLDER``, in recipes and in shards; the codec's entry must have the same name.
+        name: The name in ``--codec NAME=FOLDER``, in recipes and in shards; the codec's entry must have the same name.
         loader: Function of the codec's folder and a `Loading` that returns the codec.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Final
 
 from omniges.codecs.registry import CODECS
 from omniges.errors import UsageFault
-from omniges.options import about, check, option
+from omniges.options import about, check, declared, option
 from omniges.shards.schema import WindowGrid
 
 DEFAULT_MAX_LOST: Final = 0.01
@@ -34,6 +34,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
     """All settings of `omniges encode`."""
@@ -41,26 +42,38 @@ class EncodeSettings:
     codecs: tuple[tuple[str, Path], ...] = field(
         metadata=about(
             f"Codec ({', '.join(CODECS.builtin)}, or another package's) and the folder of its files; may be repeated.",
-            "--with",
+            "--codec",
+            was=("with",),
             metavar="NAME=FOLDER",
             parse=named_folder,
         )
     )
     shards: Path = option(Path("shards"), "Folder of shards.")
-    out: Path | None = option(
-        None, "New folder for the shards with latents.", "--out", "-o", shown="the shards themselves"
+    output_dir: Path | None = option(
+        None,
+        "New folder for the shards with latents.",
+        "--output-dir",
+        "-o",
+        was=("out",),
+        shown="the shards themselves",
     )
-    overwrite: bool = option(False, "Replace latents that other weights, or other windows, gave.")
+    overwrite: bool = option(False, "Replace latents that were made with other weights or other windows.")
     window_ticks: int | None = option(
-        None, "Ticks of 0.1 s in a window of text, of a codec of text.", least=1, shown="64"
+        None, "For a text codec: length of a window in ticks of 0.1 s.", least=1, shown="64"
     )
     stride_ticks: int | None = option(
-        None, "Ticks between window starts; divides the window.", least=1, shown="a quarter of a window"
+        None,
+        "For a text codec: ticks between window starts; divides the window.",
+        least=1,
+        shown="a quarter of a window",
     )
-    t5_tokenizer: Path | None = option(None, "Folder of T5's tokenizer.", shown="t5_tokenizer in the codec's folder")
+    t5_tokenizer: Path | None = option(
+        None, "For a text codec: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder"
+    )
     max_lost: float | None = option(
         None,
-        "Share of windows that may lose a part of their text; above it nothing is encoded.",
+        "For a text codec: largest share of windows, 0 to 1, that may lose a part of their text; above it nothing is "
+        "encoded.",
         least=0,
         most=1,
         shown=str(DEFAULT_MAX_LOST),
@@ -72,12 +85,12 @@ class EncodeSettings:
         names = [name for name, _ in self.codecs]
         twice = [name for name in names if names.count(name) > 1]
         if not names or twice:
-            raise UsageFault(f"--with: each codec once expected, found {', '.join(twice[:1]) or 'none'}")
+            raise UsageFault(f"--codec: each codec once expected, found {', '.join(twice[:1]) or 'none'}")
 
     @property
     def target(self) -> Path:
         """Folder of the shards with latents."""
-        return self.shards if self.out is None else self.out
+        return self.shards if self.output_dir is None else self.output_dir
 
     @property
     def of_text(self) -> tuple[str, ...]:

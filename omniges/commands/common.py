@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_origin, get_type_hints
 
 import typer
 
 from omniges.errors import EnvironmentFault, ExitCode
-from omniges.options import Setting, settings_of
+from omniges.options import Setting, as_flag, default_words, every_setting, placeholder, settings_of
 from omniges.progress import printable
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def with_flags(
     def decorate(command: Command) -> Command:
         hints: dict[str, Any] = get_type_hints(command, include_extras=True)
         parameters: list[inspect.Parameter] = []
+        present: dict[str, str] = {}
         built: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {}
         for parameter in inspect.signature(command).parameters.values():
             hint = hints[parameter.name]
@@ -120,7 +121,8 @@ def with_flags(
             if is_dataclass(hint) or is_dataclass(chosen):
                 hints[parameter.name], build = (hint, _made) if is_dataclass(hint) else (chosen, _given)
                 built[parameter.name] = build
-                parameters += _flags(hints[parameter.name], overrides=build is _given)
+                parameters += _flags(hints[parameter.name])
+                present |= _other_flags(hints[parameter.name])
             else:
                 parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -133,47 +135,61 @@ def with_flags(
         functools.update_wrapper(run, command)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.present = present  # type: ignore[attr-defined]
         return run
 
     return decorate
 
 
-def _flags(settings: Any, *, overrides: bool) -> Iterator[inspect.Parameter]:
+def _other_flags(settings: Any) -> dict[str, str]:
+    """Flags by their other names: former ones, and that of the field where the flag is another word."""
+    flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
+    found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
+    return {name: flag for name, flag in found.items() if name != flag}
+
+
+def _flags(settings: Any) -> Iterator[inspect.Parameter]:
     """Parameters of the options, those of settings inside settings too."""
-    for each in settings_of(settings).values():
-        if not isinstance(each, Setting):
-            yield from _flags(each, overrides=overrides)
-        elif not each.option.only_recipe:
-            yield _flag(each, overrides=overrides)
+    panel = None
+    for each in every_setting(settings):
+        panel = each.option.panel or panel
+        if not each.option.only_recipe:
+            yield _flag(each, panel)
 
 
-def _flag(setting: Setting, *, overrides: bool) -> inspect.Parameter:
-    """The parameter that Typer reads; `overrides`: None where the flag is not given, whatever the default."""
+def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
+    """The parameter that Typer reads: text, which the settings check, or None where the flag is not given."""
     said = setting.option
-    kind = Literal[setting.choices] if setting.choices and not said.commas else setting.kind
-    kind = str if said.parse or said.commas else kind
-    told = said.parse is not None and setting.default not in {None, MISSING}
-    default = said.shown if told else setting.default
-    words: str | bool = said.shown or default is not MISSING
-    if setting.many and default is not MISSING:
-        words = words if said.shown or not default else ",".join(map(str, default))
-        default = []
-    elif overrides:
-        words = said.shown or (False if default in {None, False} else str(default))
-        default = None
-    annotation: Any = list[kind] if setting.many else kind | None if default is None else kind  # type: ignore[valid-type]
-    metavar = said.metavar or ("LIST" if said.commas else None)
-    names = said.flags or ((setting.flag,) if kind is bool else ())
-    if said.argument:
-        info = typer.Argument(metavar=metavar, help=said.help, show_default=words)
-    else:
-        info = typer.Option(*names, metavar=metavar, help=said.help, show_default=words)
+    kind: Any = setting.kind if setting.kind is bool or (get_origin(setting.kind) is tuple and not said.parse) else str
+    shared: dict[str, Any] = {
+        "metavar": placeholder(setting),
+        "help": said.help,
+        "show_default": default_words(setting),
+        "rich_help_panel": panel,
+        "autocompletion": _completion(setting),
+    }
+    names = said.flags or (setting.flag,)
+    needed = setting.default is MISSING
     return inspect.Parameter(
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if default is MISSING else default,
-        annotation=Annotated[annotation, info],
+        default=inspect.Parameter.empty if needed else [] if setting.many else None,
+        annotation=Annotated[
+            list[kind] if setting.many else kind if needed else kind | None,
+            typer.Argument(**shared) if said.argument else typer.Option(*names, **shared),
+        ],
     )
+
+
+def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
+    """Known values that begin with what is there; of a list, after its last comma."""
+    known = setting.option.values or (lambda: setting.choices)
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",") if setting.option.commas else ("", "", incomplete)
+        return [f"{before}{comma}{value}" for value in known() if value.startswith(last)]
+
+    return complete if setting.option.values or setting.choices else None
 
 
 def _given(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:

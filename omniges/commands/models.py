@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from omniges.benchmark.settings import SpeedSettings, StepSpeedSettings
-from omniges.commands.common import echo, needs, resumable, tidy, with_flags
+from omniges.commands.common import echo, resumable, tidy, with_flags
 from omniges.data.settings import TraceSettings
 from omniges.errors import UsageFault
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.generation.settings import GenerateSettings
+from omniges.options import about, check, declared, option
 from omniges.progress import printable
 from omniges.trainer.config import TrainSettings
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """Packaged recipes whose names begin with what is there."""
+    from omniges.trainer.recipe import packaged_recipes
+
+    return [name for name in packaged_recipes() if name.startswith(incomplete)]
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
@@ -25,7 +35,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")
 def train(
     flags: Annotated[Mapping[str, Any], TrainSettings],
     recipe: Annotated[
-        Path | None, typer.Option(help="Packaged recipe or YAML file of these settings; flags override it.")
+        str | None,
+        typer.Option(
+            help="Name of a recipe of the package, or a YAML file of these settings; flags override it.",
+            metavar="NAME-OR-PATH",
+            autocompletion=_recipe_names,
+            rich_help_panel="Data",
+        ),
     ] = None,
 ) -> None:
     """Train the joint model on shards; the same command goes on where it was stopped.
@@ -39,21 +55,37 @@ def train(
     from omniges.trainer.recipe import load_settings
     from omniges.trainer.train import train as run
 
-    summary = run(load_settings(recipe, flags))
+    summary = run(load_settings(None if recipe is None else Path(recipe), flags))
     if summary.speaks:
         echo("\n".join(map(printable, summary.lines)))
     raise typer.Exit(int(summary.outcome.exit_code))
 
 
-def convert_omniflow(
-    folder: Annotated[Path, typer.Argument(help="OmniFlow folder.", metavar="DIR")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the converted model.")],
-    weights: Annotated[Literal["last", "ema"], typer.Option(help="The last weights, or the EMA weights.")] = "last",
-) -> None:
-    """Write an OmniFlow checkpoint in this project's own form, with the fate of every tensor."""
-    with needs("train"):
-        from omniges.pretrained.convert import convert
-    echo("\n".join(map(printable, convert(folder, out, weights).lines)))
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOmniflowSettings:
+    """Settings of `omniges convert-omniflow`."""
+
+    folder: Path = field(metadata=about("Folder of OmniFlow.", argument=True, metavar="DIR"))
+    output_dir: Path = field(
+        metadata=about("New or empty folder for the converted model.", "--output-dir", "-o", was=("out",))
+    )
+    weights: Literal["last", "ema"] = option("last", "Which weights to take: those of the last step or EMA.")
+
+    def __post_init__(self) -> None:
+        """Bring the values into their types."""
+        check(self)
+
+
+@with_flags("train")
+def convert_omniflow(settings: ConvertOmniflowSettings) -> None:
+    """Convert an OmniFlow checkpoint to this project's format and report what became of every tensor.
+
+    Exit codes: 0 done, 1 bad checkpoint, 2 usage, 3 environment, 130 Ctrl-C.
+    """
+    from omniges.pretrained.convert import convert
+
+    echo("\n".join(map(printable, convert(settings.folder, settings.output_dir, settings.weights).lines)))
 
 
 @with_flags()
@@ -81,16 +113,28 @@ def generate(settings: GenerateSettings) -> None:
     echo("\n".join(map(printable, summary.lines)))
 
 
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSettings:
+    """Form and place of the report of `omniges evaluate`."""
+
+    format: Literal["table", "json", "csv", "markdown"] = option("table", "Format of the report.", panel="Report")
+    output_file: Path | None = option(
+        None, "File for the report.", "--output-file", "-o", was=("out",), shown="standard output"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a file whose folder does not exist, before minutes of work."""
+        check(self)
+        if self.output_file is not None and not self.output_file.parent.is_dir():
+            raise UsageFault(
+                f"--output-file {self.output_file}: the folder {self.output_file.parent} expected, found none: create "
+                "it first"
+            )
+
+
 @with_flags("train", tidy)
-def evaluate(
-    settings: EvaluateSettings,
-    format: Annotated[  # noqa: A002 - the flag's name
-        Literal["table", "json", "csv", "markdown"], typer.Option(help="Form of the report.")
-    ] = "table",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File for the report.", show_default="standard output")
-    ] = None,
-) -> None:
+def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
     """Score generated files, or a checkpoint, against the recordings in shards.
 
     Exit codes: 0 done, 1 bad files, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
@@ -100,18 +144,16 @@ def evaluate(
     from omniges.progress import counter
     from omniges.storage.atomic import publish_bytes
 
-    if out is not None and not out.parent.is_dir():
-        raise UsageFault(f"-o {out}: the folder {out.parent} expected, found none: create it first")
-    text = render(run(settings, counter), format)
-    if out is None:
+    text = render(run(settings, counter), report.format)
+    if report.output_file is None:
         echo(text)
     else:
-        publish_bytes(out, text.encode())
+        publish_bytes(report.output_file, text.encode())
 
 
 @with_flags()
 def benchmark_loader(settings: SpeedSettings, as_json: AsJson = False) -> None:
-    """Measure how fast batches come, beside how fast memory copies as many bytes."""
+    """Measure how fast batches are read, beside how fast memory copies as many bytes."""
     import json
 
     from omniges.benchmark.loader import measure, report

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from omniges.codecs.settings import EncodeSettings
-from omniges.commands.common import echo, listed, make_console, resumable, with_flags
+from omniges.commands.common import echo, make_console, resumable, with_flags
 from omniges.errors import UsageFault
+from omniges.options import about, check, declared, option
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import printable
 from omniges.testing.settings import CorpusSettings
@@ -21,9 +22,14 @@ from omniges.verify.settings import VerifySettings
 def preprocess(
     settings: PreprocessSettings,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Do nothing but show what would be done, the size and the time.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Convert nothing: show what would be done, with estimates of size and time.",
+            rich_help_panel="Execution",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.", rich_help_panel="Execution")] = False,
 ) -> None:
     """Convert BEAT2 recordings to tar shards.
 
@@ -42,7 +48,7 @@ def preprocess(
         if as_json:
             echo(plan_json(made))
         else:
-            print_plan(made, settings.workers, make_console())
+            print_plan(made, settings.num_workers, make_console())
         return
     with resumable(), counter("MB compared with what earlier runs read and wrote") as count:
         summary = run(settings, make_reporter("json" if as_json else "auto"), count)
@@ -53,22 +59,24 @@ def preprocess(
     raise typer.Exit(int(summary.exit_code))
 
 
-@with_flags()
-def verify_shards(
-    settings: VerifySettings,
-    format: Annotated[  # noqa: A002 - the flag's name
-        Literal["text", "json", "junit", "github"], typer.Option(help="Form of the findings.")
-    ] = "text",
-    quarantine: Annotated[
-        bool,
-        typer.Option(
-            "--quarantine", help="Move damaged files to DIR.quarantine; the next preprocess makes them again."
-        ),
-    ] = False,
-) -> None:
-    """Prove shards sound, or say to the byte what is wrong with them.
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingsSettings:
+    """Form of the findings of `omniges verify-shards`, and what follows from them."""
 
-    Exit codes: 0 sound, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
+    format: Literal["text", "json", "junit", "github"] = option("text", "Format of the findings.")
+    quarantine: bool = option(False, "Move damaged files to DIR.quarantine; the next preprocess writes them again.")
+
+    def __post_init__(self) -> None:
+        """Bring the values into their types."""
+        check(self)
+
+
+@with_flags()
+def verify_shards(settings: VerifySettings, findings: FindingsSettings) -> None:
+    """Verify shards, and locate what is wrong with them to the byte.
+
+    Exit codes: 0 valid, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
     """
     from omniges.progress import counter
     from omniges.storage.atomic import publish_bytes
@@ -77,16 +85,16 @@ def verify_shards(
     from omniges.verify.run import verify
 
     folder = settings.location.path
-    if quarantine and folder is None:
+    if findings.quarantine and folder is None:
         raise UsageFault(f"--quarantine: files are moved in a local folder only, not at {settings.location}")
     with counter("MB checked") as count:
         result = verify(replace(settings, isolate=True), count)
-    text = render(result, format)
-    if settings.report:
-        publish_bytes(settings.report, text.encode())
+    text = render(result, findings.format)
+    if settings.output_file:
+        publish_bytes(settings.output_file, text.encode())
     else:
         echo(text)
-    if quarantine and folder is not None:
+    if findings.quarantine and folder is not None:
         moved = move_aside(folder, result.damaged)
         for name, target in moved.items():
             echo(f"moved aside: {name} to {target}", err=True)
@@ -113,37 +121,55 @@ def encode(settings: EncodeSettings) -> None:
     echo("\n".join(map(printable, summary.lines)))
 
 
-def export(
-    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.", show_default=False)],
-    shards: Annotated[Path, typer.Option(help="Folder of shards.")] = Path("shards"),
-    keys: Annotated[
-        list[str], typer.Option("--key", metavar="LIST", help="Only these samples, by key or stem.", show_default="all")
-    ] = [],
-) -> None:
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettings:
+    """Settings of `omniges export`."""
+
+    output_dir: Path = field(metadata=about("New or empty folder for the files.", "--output-dir", "-o", was=("out",)))
+    shards: Path = option(Path("shards"), "Folder of shards.")
+    keys: tuple[str, ...] = option((), "Write only these samples, by key or stem.", "--key", commas=True, shown="all")
+
+    def __post_init__(self) -> None:
+        """Bring the values into their types."""
+        check(self)
+
+
+@with_flags()
+def export(settings: ExportSettings) -> None:
     """Write shards back as BEAT2 files: NPZ, TextGrid, and WAV where the audio was kept."""
     from omniges.pipeline.export import export as run
     from omniges.progress import counter
 
     with counter("samples") as count:
-        summary = run(shards, out, listed(keys), count)
+        summary = run(settings.shards, settings.output_dir, settings.keys, count)
     audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
     lacking = {"motion": summary.samples - summary.with_motion, "text": summary.samples - summary.with_text}
     without = "".join(f", {count} without {name}" for name, count in lacking.items() if count)
     echo(f"{summary.samples} samples written to {summary.folder} ({audio}{without}); splits in {summary.split_list}")
 
 
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectSettings:
+    """Settings of `omniges inspect`."""
+
+    folder: Path = option(Path("shards"), "Folder of shards.", argument=True, metavar="DIR")
+    key: str | None = option(None, "Sample to show, by key or stem.", argument=True, metavar="KEY")
+    png: Path | None = option(None, "PNG file to draw the sample to; needs a KEY and omniges[pictures].")
+    start_s: float = option(0.0, "Second of the sample at which the picture begins; it shows 12 seconds.", "--start")
+
+    def __post_init__(self) -> None:
+        """Refuse a picture of no sample."""
+        check(self)
+        if self.png is not None and self.key is None:
+            raise UsageFault("--png: it draws one sample: name its KEY after the folder")
+
+
+@with_flags()
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of shards.")] = Path("shards"),
-    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One sample.", show_default=False)] = None,
-    png: Annotated[
-        Path | None, typer.Option(help="Draw the sample to this PNG file; needs a KEY and the extra pictures.")
-    ] = None,
-    start_s: Annotated[
-        float, typer.Option("--start", help="Second of the sample at which the picture begins; it shows 12 seconds.")
-    ] = 0.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The same facts as one JSON object on standard output.")
-    ] = False,
+    settings: InspectSettings,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as one JSON object.")] = False,
 ) -> None:
     """Show what a shard folder, or one of its samples, holds."""
     import json
@@ -151,23 +177,21 @@ def inspect(
     from omniges.pipeline.inspect import draw, folder_facts, print_folder, print_sample, sample_facts
     from omniges.shards.reader import ShardFolder
 
-    source = ShardFolder(folder)
-    if key is None:
-        if png:
-            raise UsageFault("--png draws one sample: name its KEY after the folder")
+    source = ShardFolder(settings.folder)
+    if settings.key is None:
         if as_json:
             echo(json.dumps(folder_facts(source), ensure_ascii=False))
         else:
             print_folder(source, make_console())
         return
-    sample = source.sample(source.row(key))
+    sample = source.sample(source.row(settings.key))
     if as_json:
         echo(json.dumps(sample_facts(sample), ensure_ascii=False))
     else:
         print_sample(sample, make_console())
-    if png:
-        draw(sample, png, start_s)
-        echo(f"picture: {png}", err=as_json)
+    if settings.png:
+        draw(sample, settings.png, settings.start_s)
+        echo(f"picture: {settings.png}", err=as_json)
 
 
 @with_flags()

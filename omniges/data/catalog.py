@@ -274,7 +274,7 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
         if name not in there:
             held = f"latents of {', '.join(there)}" if there else "no latents"
             raise UsageFault(
-                f"{folder}: latents of {name} expected, found {held}: run omniges encode --shards {folder} --with "
+                f"{folder}: latents of {name} expected, found {held}: run omniges encode --shards {folder} --codec "
                 f"{name}=FOLDER"
             )
         if _STREAM_OF[there[name].source] != stream:

@@ -5,43 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from omniges.options import check, option
+from omniges.options import check, declared, option
 from omniges.shards.schema import Split
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSettings:
     """Steps and run whose batches are traced."""
 
-    shards: Path = option(Path("shards"), "Folder of shards.")
-    world_size: int = option(1, "Ranks of the run.", least=1)
-    rank: int = option(0, "The rank whose windows are listed, from 0.", least=0)
+    shards: Path = option(Path("shards"), "Folder of shards.", panel="Steps to list")
+    split: Split = option("train", "Split whose windows are listed.")
+    world_size: int = option(1, "Number of processes of the run.", least=1)
+    rank: int = option(0, "Process whose windows are listed, from 0.", least=0)
+    from_step: int = option(0, "First step to list, from 0.", least=0)
+    steps: int = option(1, "Number of steps to list.", least=1)
+    decode: bool = option(False, "Read the windows and add the sha256 of what a batch holds of each.")
     batch_size: int = option(
-        64, "Windows per rank and step; with accumulation, a step here is a micro-step there.", least=1
+        64,
+        "Windows per process and micro-step; with gradient accumulation a step here is a micro-step of the run.",
+        least=1,
+        panel="Settings of the run",
     )
     window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.", least=1)
-    seed: int = option(0, "Seed of the run.")
-    from_step: int = option(0, "First step, from 0.", least=0)
-    steps: int = option(1, "Steps to list.", least=1)
-    split: Split = option("train", "Split.")
+    seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
         "Keep clips that have all streams of one of these, such as audio+gesture; a run with absent parts prints them.",
     )
-    audio_codec: str | None = option(None, "Codec whose latents take the place of the mel in the run.", shown="mel")
+    audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")
     gesture_codec: str | None = option(
-        None, "Codec whose latents take the place of the gesture channels in the run.", shown="channels"
+        None, "Codec whose latents the run trains on in place of the gesture channels.", shown="channels"
     )
     text_codec: str | None = option(
-        None, "Codec whose latents take the place of the text slots in the run.", shown="slots"
+        None, "Codec whose latents the run trains on in place of text tokens.", shown="text tokens"
     )
     tick_multiple: int = option(
         1,
-        "Ticks that windows begin at multiples of, joined with what the codecs ask: 4 for a run on OmniFlow's weights "
-        "with --audio-codec.",
+        "Windows start at multiples of this many ticks, and of what the codecs need: 4 for a run that starts from "
+        "OmniFlow's weights with --audio-codec.",
         least=1,
     )
-    decode: bool = option(False, "Read the windows and add the sha256 of what a batch holds of each.")
 
     def __post_init__(self) -> None:
         """Refuse steps and ranks that do not exist."""

@@ -112,12 +112,12 @@ def _generate(
     """Generate results for a split, in one folder for each task; return the folders and warnings."""
     saved = find_checkpoint(checkpoint)
     tasks, remarks = require_fit(saved, shards, settings.split, settings.tasks)
-    work = temporary if settings.work is None else settings.work
+    work = temporary if settings.work_dir is None else settings.work_dir
     refuse_links(work, tasks)
     taken = [work / name for name in tasks if (work / name).is_dir() and visible_entries(work / name)]
     if taken:
         raise UsageFault(
-            f"--work {work}: {taken[0]} has results already: score them with omniges evaluate {work} --shards "
+            f"--work-dir {work}: {taken[0]} has results already: score them with omniges evaluate {work} --shards "
             f"{settings.shards}, or choose another folder"
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
@@ -133,11 +133,11 @@ def _generate(
         GenerateSettings(
             checkpoint=checkpoint,
             task=name,
-            out=work / name,
+            output_dir=work / name,
             codecs=settings.codecs,
             t5_tokenizer=settings.t5_tokenizer,
             sources=sources[name],
-            sampling=SamplingSettings(steps=settings.steps),
+            sampling=SamplingSettings(num_inference_steps=settings.num_inference_steps),
             seed=settings.seed,
             num_samples=settings.num_samples,
         )
@@ -148,7 +148,7 @@ def _generate(
     for one in wanted:
         with counting(f"s of {one.task} generated") as count:
             generate(one, count, codecs)
-    return tuple(one.out for one in wanted), remarks
+    return tuple(one.output_dir for one in wanted), remarks
 
 
 def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, list[str]]:
@@ -334,7 +334,7 @@ def _features(generated: Path, recorded: Path) -> tuple[Features, Features]:
 def _encoder(settings: EvaluateSettings) -> Encoder | None:
     if settings.encoder is None:
         return None
-    if settings.encoder.suffix != ".safetensors" and not settings.trust_program:
+    if settings.encoder.suffix != ".safetensors" and not settings.trust_encoder_program:
         raise UsageFault(
             f"--encoder {settings.encoder}: a .safetensors file with its .json expected; a TorchScript file is a "
             "program that runs with your rights: add --trust-encoder-program if you trust its origin"

@@ -8,19 +8,26 @@ from typing import Literal
 
 from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
-from omniges.options import Setting, check, option, settings_of
+from omniges.generation.settings import TASK_NAMES
+from omniges.options import Setting, check, declared, option, settings_of
 from omniges.shards.schema import Split
 
-_OF_GENERATION = ("codecs", "t5_tokenizer", "tasks", "split", "work", "steps", "num_samples")
+_OF_GENERATION = ("codecs", "t5_tokenizer", "tasks", "split", "work_dir", "num_inference_steps", "num_samples")
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
     """Settings of `omniges evaluate`."""
 
     generated: tuple[Path, ...] = option((), "Folders of generated results.", argument=True, metavar="DIR...")
-    shards: Path = option(Path("shards"), "Folder of shards with the recordings.")
-    checkpoint: Path | None = option(None, "Generate first, with this run or checkpoint.")
+    shards: Path = option(Path("shards"), "Folder of shards with the recordings.", panel="Ground truth")
+    split: Split = option("test", "Split to generate for.", panel="Generation with a checkpoint")
+    checkpoint: Path | None = option(None, "Run or checkpoint to generate with first.")
+    tasks: tuple[str, ...] = option((), "Tasks to generate.", commas=True, shown="the six", values=lambda: TASK_NAMES)
+    num_inference_steps: int = option(20, "Sampling steps.", least=1, was=("steps",))
+    num_samples: int = option(1, "Results to generate for each recording.", least=1)
+    seed: int = option(0, "Random seed of generation, confidence intervals and shuffling.", least=0, most=2**32 - 1)
     codecs: tuple[tuple[str, Path], ...] = option(
         (),
         "Codec of the checkpoint, and its folder; may be repeated.",
@@ -29,31 +36,34 @@ class EvaluateSettings:
         parse=named_folder,
     )
     t5_tokenizer: Path | None = option(
-        None, "Folder of T5's tokenizer, of a codec of text.", shown="t5_tokenizer in the codec's folder"
+        None, "For a text codec: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder"
     )
-    tasks: tuple[str, ...] = option((), "Tasks to generate.", commas=True, shown="the six")
-    split: Split = option("test", "Split to generate for.")
-    work: Path | None = option(
-        None, "Folder that keeps what is generated, one below it for each task.", shown="removed afterwards"
+    work_dir: Path | None = option(
+        None,
+        "Folder in which to keep what is generated, in one folder for each task.",
+        shown="removed afterwards",
+        was=("work",),
     )
-    steps: int = option(20, "Sampling steps.", least=1)
-    num_samples: int = option(1, "Results to generate for each recording.", least=1)
-    seed: int = option(0, "Seed of generation, intervals and shuffling.", least=0, most=2**32 - 1)
-    task: str | None = option(None, "Task of files that have no record.")
+    task: str | None = option(None, "Task of results that have no record.", values=lambda: TASK_NAMES, panel="Scoring")
     profile: Literal["corrected", "emage-2024", "emage-eval-2025"] = option(
         "corrected",
-        "How gesture is scored; the published ones need --body-model, --encoder or --features, and --mean-speeds.",
+        "Definitions of the gesture metrics; the emage ones need --body-model, --encoder or --features, and "
+        "--mean-speeds.",
     )
-    body_model: Path | None = option(None, "SMPL-X model, .npz, for joints and face.", shown="generic skeleton")
-    encoder: Path | None = option(None, "Encoder for the Fréchet distance.", shown="built-in")
+    body_model: Path | None = option(None, "SMPL-X model file, .npz, for joints and face.", shown="generic skeleton")
+    encoder: Path | None = option(None, "Encoder file of the Fréchet distance.", shown="built-in")
     features: tuple[Path, Path] | None = option(
         None,
-        "Features of the results and of their recordings, .npy each, in place of an encoder.",
+        "Encoder features of the results and of the recordings, one .npy each, in place of an encoder.",
         shown="encoded here",
     )
-    trust_program: bool = option(False, "Run a TorchScript encoder, which is a program.", "--trust-encoder-program")
-    mean_speeds: Path | None = option(None, "Mean joint speeds, .npy of (55,) m/s.", shown="train split")
-    resamples: int = option(2000, "Draws of recordings for the intervals.", least=1)
+    trust_encoder_program: bool = option(
+        False, "Run a TorchScript encoder, which is a program and can do anything.", was=("trust_program",)
+    )
+    mean_speeds: Path | None = option(
+        None, "Mean joint speeds in m/s, .npy of shape (55,).", shown="those of the train split"
+    )
+    resamples: int = option(2000, "Bootstrap resamples of recordings for the confidence intervals.", least=1)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and contradictions."""
@@ -70,7 +80,7 @@ class EvaluateSettings:
             raise UsageFault(
                 f"evaluate: folders of generated results, or --checkpoint to generate some, expected; found {found}"
             )
-        if self.trust_program and self.encoder is None:
+        if self.trust_encoder_program and self.encoder is None:
             raise UsageFault("--trust-encoder-program: an --encoder to trust expected, found none: remove it")
         if self.features is not None and (self.encoder is not None or self.checkpoint is not None):
             other = "--checkpoint, whose results do not exist yet" if self.encoder is None else "--encoder"

@@ -46,7 +46,7 @@ from omniges.generation.inputs import (
 from omniges.generation.long_form import Timeline
 from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load, trained_tasks
-from omniges.generation.settings import Sources, require_guidable, task_named
+from omniges.generation.settings import GenerateSettings, Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
 from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, learn_rate, timed_words
 from omniges.generation.writers import Labels, valid_motion
@@ -54,6 +54,7 @@ from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Solver
+from omniges.options import keywords_in_errors
 from omniges.storage.atomic import make_folder, publish_bytes
 from omniges.storage.canonical_json import sha256_hex
 
@@ -221,6 +222,7 @@ class OmnigesPipeline:
         self._sampler = Sampler(loaded.model, loaded.identity, own)
 
     @classmethod
+    @keywords_in_errors(GenerateSettings)
     def from_pretrained(
         cls,
         folder: Path | str,
@@ -310,6 +312,7 @@ class OmnigesPipeline:
         folder = open_shards_of_model(arguments.path("shards", shards))
         return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
+    @keywords_in_errors(GenerateSettings)
     def __call__(  # noqa: PLR0913 - keyword-only but for the task
         self,
         task: str,
@@ -327,7 +330,7 @@ class OmnigesPipeline:
         guidance_scale: float = 1.0,
         solver: str = "euler",
         shift: float = 3.0,
-        last_level: float = 0.3,
+        sigma_min: float = 0.3,
         overlap_ticks: int | None = None,
         seed: int = 0,
         callback: Callable[[float, float], None] | None = None,
@@ -351,7 +354,7 @@ class OmnigesPipeline:
             guidance_scale: Weight of classifier-free guidance; 1: none.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
-            last_level: Noise level below which no step begins.
+            sigma_min: Noise level below which no step begins.
             overlap_ticks: Overlap of successive windows; None: a quarter of a window.
             seed: Seed of the noise; the same seed gives the same arrays on CPU.
             callback: Function that is called with the seconds generated so far and the total.
@@ -369,7 +372,7 @@ class OmnigesPipeline:
         speaker = None if speaker is None else arguments.text("speaker", speaker)
         self._loaded.require_trained(name)
         number = self._sampler.speaker_number(speaker, named=True)
-        sampling = _sampling(num_inference_steps, guidance_scale, shift, last_level, solver)
+        sampling = _sampling(num_inference_steps, guidance_scale, shift, sigma_min, solver)
         if conditions is not None and not isinstance(conditions, Mapping):
             raise arguments.refuse("conditions", "values by name of the condition stream", conditions)
         if callback is not None and not callable(callback):
@@ -461,13 +464,15 @@ class OmnigesPipeline:
         return given_words(words, codec, length_s, "text", ("text", digest), remarks)
 
 
-def _sampling(steps: int, guidance: float, shift: float, last_level: float, solver: str) -> SamplingSettings:
+def _sampling(
+    num_inference_steps: int, guidance_scale: float, shift: float, sigma_min: float, solver: str
+) -> SamplingSettings:
     """Return checked settings, whose errors name the arguments of a call."""
     return SamplingSettings(
-        steps=arguments.whole("num_inference_steps", steps, 1),
-        guidance=arguments.number("guidance_scale", guidance, 0),
+        num_inference_steps=arguments.whole("num_inference_steps", num_inference_steps, 1),
+        guidance_scale=arguments.number("guidance_scale", guidance_scale, 0),
         shift=arguments.number("shift", shift),
-        last_level=arguments.number("last_level", last_level, 0),
+        sigma_min=arguments.number("sigma_min", sigma_min, 0),
         solver=cast("Solver", arguments.choice("solver", solver, get_args(Solver))),
     )
 

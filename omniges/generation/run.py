@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,14 +73,14 @@ def generate(
     sampler.speaker_number(settings.speaker, named=True)
     asked = asked_values(loaded.identity.conditions, settings.conditions, "--condition")
     body = None if settings.body is None else read_body(settings.body)
-    recorded = TASKS[task].targets if settings.pictures else ()
+    recorded = TASKS[task].targets if settings.png else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
         raise UsageFault("--continuous: a target with a quantizing codec expected, found none: remove it")
-    inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.out, recorded))
+    inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.output_dir, recorded))
     _refuse_taken(settings, task, inputs)
-    new = not settings.out.exists()
-    make_folder(settings.out)
+    new = not settings.output_dir.exists()
+    make_folder(settings.output_dir)
     shards = settings.sources.shards if settings.sources.from_shards else None
     known = None if shards is None else loaded.knows(shards)
     job = _Job(settings, task, loaded, sampler, windows, body, voice, known, asked)
@@ -103,9 +103,9 @@ def generate(
     finally:
         if new and not records:
             with contextlib.suppress(OSError):  # not empty
-                settings.out.rmdir()
+                settings.output_dir.rmdir()
     elapsed = time.monotonic() - began
-    return GenerateSummary(settings.out, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(remarks))
+    return GenerateSummary(settings.output_dir, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(remarks))
 
 
 def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
@@ -154,20 +154,25 @@ def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[Planne
     if twice:
         raise UsageFault(f"two inputs are called {twice[0]}, and so would be their results: rename one of the files")
     endings = [ending for target in TASKS[task].targets for ending in _ENDINGS[target]]
-    endings += [".png"] if settings.pictures else []
+    endings += [".png"] if settings.png else []
     found = [
-        path for name in names for ending in (".json", *endings) if (path := settings.out / f"{name}{ending}").exists()
+        path
+        for name in names
+        for ending in (".json", *endings)
+        if (path := settings.output_dir / f"{name}{ending}").exists()
     ]
     given = [Path(file) for stream in TASKS[task].conditions for file in settings.sources.files(stream)]
     own = [path for path in found if any(file.exists() and path.samefile(file) for file in given)]
     if own:
         raise UsageFault(
-            f"-o {settings.out}: {own[0].name} is an input, which its result would replace: choose another folder"
+            f"--output-dir {settings.output_dir}: {own[0].name} is an input, which its result would replace: choose "
+            "another folder"
         )
     if found and not settings.overwrite:
         more = f" and {len(found) - 1} more files" if len(found) > 1 else ""
         raise UsageFault(
-            f"-o {settings.out}: {found[0].name}{more} would be replaced: choose another folder, or --overwrite"
+            f"--output-dir {settings.output_dir}: {found[0].name}{more} would be replaced: choose another "
+            "folder, or --overwrite"
         )
     for path in found:
         if path.suffix == ".json":
@@ -231,7 +236,7 @@ class _Job:
                 seed = settings.seed + timeline.sample
                 spans = self.sampler.codecs.windows_of_text(item.ticks, self.windows)
                 waiting[part.number] = Results(
-                    targets, self._of_body(item), self.sampler.slots, self.voice, seed, settings.out, spans
+                    targets, self._of_body(item), self.sampler.slots, self.voice, seed, settings.output_dir, spans
                 )
             waiting[part.number].append(part.arrays())
             if part.last:
@@ -246,7 +251,7 @@ class _Job:
         """Write all files of a result, its record last; after an error none of them is left."""
         settings = self.settings
         name = _names(item.name, settings.num_samples)[timeline.sample]
-        path = settings.out / f"{name}.json"
+        path = settings.output_dir / f"{name}.json"
         if settings.overwrite and path.exists():  # remove the record first, then unmodified files of the result
             earlier = _earlier_record(path)
             path.unlink()
@@ -258,14 +263,14 @@ class _Job:
             entries: dict[str, dict[str, str]] = {}
 
             def write(kind: str, ending: str, parts: Any) -> None:
-                pending = group.open(settings.out / f"{name}{ending}")
+                pending = group.open(settings.output_dir / f"{name}{ending}")
                 for part in parts:
                     pending.write(part)
                 entries[kind] = {"path": pending.path.name, "sha256": pending.sha256}
 
             for made in results.files():
                 write(made.kind, made.ending, made.parts)
-            if settings.pictures:
+            if settings.png:
                 picture = result_picture(name, self.task, item, results, self._of_body(item))
                 write("picture", ".png", [picture])
             record = self._record(name, item, timeline, results, entries)
@@ -278,7 +283,7 @@ class _Job:
         settings, loaded, windows = self.settings, self.loaded, self.windows
         spans = window_spans(item.ticks, windows)
         borders = window_borders(spans)
-        chosen: dict[str, Any] = asdict(settings.sampling) | {
+        chosen: dict[str, Any] = settings.sampling.document() | {
             "seed": settings.seed,
             "window_ticks": windows.window_ticks,
             "overlap_ticks": windows.overlap_ticks,

@@ -12,7 +12,7 @@ from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.model.tasks import TASKS, SamplingSettings, Task
-from omniges.options import about, check, option
+from omniges.options import about, check, declared, did_you_mean, option
 from omniges.shards.schema import Split
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MOST_REMARKS: Final = 5
 Weights = Literal["ema", "last"]
+TASK_NAMES: Final = ("a2g", "t2g", "t2a", "g2a", "a2t", "g2t", "at2g", "gt2a", "ga2t", "unconditional")
+"""Names of tasks as help shows them."""
 
 
 def task_named(name: str) -> str:
@@ -44,7 +46,7 @@ def task_named(name: str) -> str:
             return known
     raise UsageFault(
         f"--task {name}: expected one of {', '.join(known for known in TASKS if known != 'joint')} or unconditional "
-        "(t text, a audio, g gesture)"
+        f"(t text, a audio, g gesture){did_you_mean(name, TASK_NAMES)}"
     )
 
 
@@ -59,8 +61,8 @@ def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collect
     Raises:
         UsageFault: The weight is not 1, and the task has no conditions.
     """
-    if sampling.guidance != 1 and not task.conditions and not conditions:
-        raise UsageFault(f"guidance {sampling.guidance:g}: this task has no inputs to weight: use 1")
+    if sampling.guidance_scale != 1 and not task.conditions and not conditions:
+        raise UsageFault(f"--guidance-scale {sampling.guidance_scale:g}: this task has no inputs to weight: use 1")
 
 
 def _named_value(flag: str, text: str) -> tuple[str, str]:
@@ -78,20 +80,26 @@ def _start(flag: str, text: str) -> tuple[float, float]:
     return x, z
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Sources of inputs."""
 
-    audio: tuple[Path, ...] = option((), "Audio file as a condition; may be repeated.")
+    audio: tuple[Path, ...] = option((), "Audio file as a condition, such as WAV; may be repeated.", panel="Conditions")
     text: tuple[str, ...] = option(
-        (), "TextGrid or plain text as a condition; - is standard input; may be repeated.", metavar="PATH"
+        (), "TextGrid or plain text file as a condition; - is standard input; may be repeated.", metavar="PATH"
     )
-    gesture: tuple[Path, ...] = option((), "SMPL-X NPZ as a condition; may be repeated.")
-    shards: Path | None = option(None, "Folder of shards, for --key, --split and the speaking rate of plain text.")
-    keys: tuple[str, ...] = option((), "Samples of the shards as inputs.", "--key", commas=True)
-    split: Split | None = option(None, "All samples of a split as inputs.")
+    gesture: tuple[Path, ...] = option((), "SMPL-X NPZ file as a condition; may be repeated.")
+    shards: Path | None = option(
+        None, "Folder of shards to take --key and --split from, and the speaking rate of plain text."
+    )
+    keys: tuple[str, ...] = option((), "Samples of the shards to take as conditions, by key.", "--key", commas=True)
+    split: Split | None = option(None, "Split of the shards whose samples are all taken as conditions.")
     seconds: float | None = option(
-        None, "Longest length in seconds; the length where there is no input.", least=1 / TICKS_PER_SECOND, shown="all"
+        None,
+        "Largest length of a result in seconds; its length where there is no condition.",
+        least=1 / TICKS_PER_SECOND,
+        shown="all",
     )
 
     def __post_init__(self) -> None:
@@ -110,30 +118,27 @@ class Sources:
         return bool(self.keys or self.split)
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateSettings:
     """Settings of `omniges generate`."""
 
     checkpoint: Path = field(
         metadata=about(
-            "Folder of a run, of which the newest valid checkpoint is taken, or of a checkpoint; RUN/best is the best "
-            "validated one."
+            "Folder of a run, whose newest valid checkpoint is taken, or of a checkpoint; RUN/best is the best one.",
+            panel="Input and output",
         )
     )
-    task: str = field(metadata=about("a2g, t2g, t2a, g2a, a2t, g2t, at2g, gt2a, ga2t or unconditional."))
-    out: Path = field(metadata=about("Folder for the results.", "--out", "-o"))
+    task: str = field(
+        metadata=about(
+            "Task: a2g, t2g, t2a, g2a, a2t, g2t, at2g, gt2a, ga2t or unconditional (a audio, t text, g gesture).",
+            values=lambda: TASK_NAMES,
+        )
+    )
+    output_dir: Path = field(metadata=about("Folder for the results.", "--output-dir", "-o", was=("out",)))
+    png: bool = option(False, "Draw a picture beside each result.", was=("pictures",))
+    overwrite: bool = option(False, "Replace results of the same names.")
     sources: Sources
-    codecs: tuple[tuple[str, Path], ...] = option(
-        (),
-        "Codec of a model that was trained on latents, and its folder; may be repeated.",
-        "--codec",
-        metavar="NAME=FOLDER",
-        parse=named_folder,
-    )
-    t5_tokenizer: Path | None = option(
-        None, "Folder of T5's tokenizer, of a codec of text.", shown="t5_tokenizer in the codec's folder"
-    )
-    continuous: bool = option(False, "Decode latents of a quantizing codec as they are, not snapped to codes first.")
     speaker: str | None = option(None, "Speaker style to generate in.", shown="the sample's, else unknown")
     conditions: tuple[tuple[str, str], ...] = option(
         (),
@@ -143,30 +148,43 @@ class GenerateSettings:
         parse=_named_value,
         shown="the sample's own",
     )
-    body: Path | None = option(None, "NPZ whose betas, gender and start position are taken.", shown="the input's")
-    start_xz: tuple[float, float] | None = option(
-        None, "Start position in metres.", "--start", metavar="X,Z", shown="the input's", parse=_start
-    )
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    overlap_ticks: int | None = option(
-        None, "Ticks that windows share; none where text is generated as latents.", shown="a quarter of a window"
-    )
-    seed: int = option(0, "Seed; the same seed gives the same bytes.", least=0, most=2**32 - 1)
+    seed: int = option(0, "Random seed; the same seed gives the same bytes.", least=0, most=2**32 - 1)
     num_samples: int = option(1, "Results for each input.", least=1)
-    weights: Weights = option("ema", "EMA weights, or the last ones.")
-    vocoder: Path | None = option(
-        None, "Folder of a HiFi-GAN that turns mels into sound; needs omniges[vocoder].", shown="Griffin-Lim"
+    overlap_ticks: int | None = option(
+        None,
+        "Ticks that neighbouring windows share; not for text that is generated as latents.",
+        shown="a quarter of a window",
     )
-    pictures: bool = option(False, "Draw a picture beside each result.", "--png")
-    overwrite: bool = option(False, "Replace results of the same names.")
+    weights: Weights = option("ema", "Which weights to take: EMA or those of the last step.", panel="Model and codecs")
+    codecs: tuple[tuple[str, Path], ...] = option(
+        (),
+        "Codec of a model that was trained on latents, and its folder; may be repeated.",
+        "--codec",
+        metavar="NAME=FOLDER",
+        parse=named_folder,
+    )
+    t5_tokenizer: Path | None = option(
+        None, "For a text codec: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder"
+    )
+    continuous: bool = option(False, "Decode latents of a quantizing codec without rounding them to codes first.")
+    vocoder: Path | None = option(
+        None, "Folder of a HiFi-GAN that turns mels into waveforms; needs omniges[vocoder].", shown="Griffin-Lim"
+    )
+    body: Path | None = option(
+        None, "NPZ file to take betas, gender and start position from.", shown="the input's", panel="Body"
+    )
+    start_xz: tuple[float, float] | None = option(
+        None, "Start position x, z in metres.", metavar="X,Z", shown="the input's", parse=_start, was=("start",)
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and options that the task does not use."""
         check(self)
         if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
-            raise UsageFault("--start {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
+            raise UsageFault("--start-xz {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
         task = TASKS[task_named(self.task)]
-        of_motion = {"--body": self.body is not None, "--start": self.start_xz is not None}
+        of_motion = {"--body": self.body is not None, "--start-xz": self.start_xz is not None}
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
         if unread:
             raise UsageFault(f"{unread[0]}: this task produces no gesture; remove it")

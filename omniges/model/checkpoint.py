@@ -263,7 +263,7 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
     Args:
         run: Folder of the run.
-        resume: Value of ``--resume``: ``latest``, ``never`` or the folder of a checkpoint.
+        resume: Value of ``--resume-from-checkpoint``: ``latest``, ``never`` or the folder of a checkpoint.
         fits: Function that raises an error for a valid checkpoint that does not belong to this run.
 
     Returns:
@@ -278,8 +278,8 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
     if resume == "never":
         if found:
             raise UsageFault(
-                f"--resume never: {folder} has {len(found)} checkpoints, the newest {found[0].name}: choose another "
-                "--output-dir, or --resume latest"
+                f"--resume-from-checkpoint never: {folder} has {len(found)} checkpoints, the newest {found[0].name}: "
+                "choose another --output-dir, or --resume-from-checkpoint latest"
             )
         return Choice(None)
     if resume != "latest":
@@ -305,13 +305,16 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None]) -> Choice:
     """Return the checkpoint that the user named."""
     if not path.is_dir():
-        raise UsageFault(f"--resume {path}: latest, never or the folder of a checkpoint expected, found nothing there")
+        raise UsageFault(
+            f"--resume-from-checkpoint {path}: latest, never or the folder of a checkpoint expected, found nothing "
+            "there"
+        )
     others = [own for own in found if own.resolve() != path.resolve()]
     newer = [own for own in others if (step_of(own) or 0) > (step_of(path) or 0)]
     if newer:
         raise UsageFault(
-            f"--resume {path}: {newer[0].parent} has a newer checkpoint, {newer[0].name}, which a later "
-            "--resume latest would use instead: choose another --output-dir"
+            f"--resume-from-checkpoint {path}: {newer[0].parent} has a newer checkpoint, {newer[0].name}, which a "
+            "later --resume-from-checkpoint latest would use instead: choose another --output-dir"
         )
     checkpoint = open_checkpoint(path)
     fits(checkpoint)

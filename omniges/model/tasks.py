@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from omniges.options import check, option
+from omniges.options import check, declared, option
 
 if TYPE_CHECKING:
     from omniges.model.streams import StreamName
@@ -43,21 +43,41 @@ SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) 
 """Tasks from one stream to another, in the order of `TASKS`, which validation reports keep."""
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
     """Settings of the sampler."""
 
-    steps: int = option(20, "Sampling steps.", least=1, most=10_000)
+    num_inference_steps: int = option(
+        20, "Sampling steps; more are slower.", least=1, most=10_000, was=("steps",), panel="Sampling"
+    )
     """Each is one evaluation of the model, two with guidance, twice that with Heun but for the last."""
-    guidance: float = option(1.0, "Weight of the conditions; 1: no classifier-free guidance.", least=0)
+    guidance_scale: float = option(
+        1.0,
+        "Scale of classifier-free guidance; 1: none, above 1: closer to the conditions.",
+        least=0,
+        was=("guidance",),
+    )
     """1 is the conditional model, 0 the unconditional one; values above 1 strengthen the conditions."""
-    solver: Solver = option("euler", "How a step is taken.")
-    shift: float = option(3.0, "Above 1: more of the steps at high noise.", above=0)
+    solver: Solver = option("euler", "Solver of the ordinary differential equation.")
+    shift: float = option(3.0, "Shift of the noise levels; above 1, more of the steps are at high noise.", above=0)
     """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps at high noise."""
-    last_level: float = option(0.3, "Noise level below which no step begins.", least=0, below=1)
+    sigma_min: float = option(
+        0.3, "Noise level σ below which no step begins, 0 to 1.", least=0, below=1, was=("last_level",)
+    )
     """Only 1 % of the levels in training are below 0.3, so models are unreliable there (docs/how-to/generate.md). It is
     the σ_min of Karras et al. (2022)."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check(self)
+
+    def document(self) -> dict[str, Any]:
+        """Return the settings by their names in documents, which are those of the first version."""
+        return {
+            "steps": self.num_inference_steps,
+            "guidance": self.guidance_scale,
+            "solver": self.solver,
+            "shift": self.shift,
+            "last_level": self.sigma_min,
+        }

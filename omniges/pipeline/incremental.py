@@ -167,7 +167,7 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
         UsageFault: the folder was made with other settings or another contract version; the message names the
             differences.
     """
-    out = settings.out
+    out = settings.output_dir
     if not (out / DATASET_FILE).exists() or settings.force:
         return None
     try:
@@ -177,7 +177,7 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
     if found["version"] != FORMAT_VERSION:
         raise UsageFault(
             f"{out}: shard contract version {FORMAT_VERSION} expected, found version {found['version']}, which "
-            "is read but never updated: write to another --out, or replace this one with --force"
+            "is read but never updated: write to another --output-dir, or replace this one with --force"
         )
     now = Begun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
@@ -215,17 +215,21 @@ def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None
     """
     if names := sorted(complete.get("codecs", {})):
         raise UsageFault(
-            f"{settings.out} must be updated, but holds latents of {', '.join(names)}, which an update would drop. "
-            "Write to another --out and run omniges encode on that, or start over with --force and encode again"
+            f"{settings.output_dir} must be updated, but holds latents of {', '.join(names)}, which an update would "
+            "drop. Write to another --output-dir and run omniges encode on that, or start over with --force and encode "
+            "again"
         )
     now = Begun.of(settings.document(), anew=False)
-    _refuse_differences(f"{settings.out} must be updated, but was made", complete["tool"], now.tool, "package versions")
+    _refuse_differences(
+        f"{settings.output_dir} must be updated, but was made", complete["tool"], now.tool, "package versions"
+    )
 
 
 def _refuse_differences(what: str, found: Any, wanted: Any, noun: str = "settings") -> None:
     if differences := _differences(found, wanted):
         raise UsageFault(
-            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --out, or start over with --force"
+            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --output-dir, or start over with "
+            "--force"
         )
 
 
@@ -254,7 +258,7 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
     if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
         some = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
         raise UsageFault(
-            f"{settings.out}: {len(gone)} of {len(earlier)} samples would be dropped ({some}), more than "
+            f"{settings.output_dir}: {len(gone)} of {len(earlier)} samples would be dropped ({some}), more than "
             f"{_MAX_REMOVED:.0%}. Check --root and its files; if this is intended, add --allow-removal"
         )
 
@@ -278,7 +282,7 @@ def is_unchanged(
     if any(recording.stem not in digests for recording in discovery.recordings):
         return False
     for name, facts in (complete["files"] | complete["shards"]).items():
-        path = settings.out / name
+        path = settings.output_dir / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             return False
     return bool(complete["plan"]["inputs_sha256"] == inputs_hash(digests, discovery))

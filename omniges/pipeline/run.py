@@ -95,9 +95,9 @@ def preprocess(
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
     settings, discovery = find_recordings(settings)
     CORPORA.require_installed(cast("str", settings.corpus), "workers of preprocess are processes of their own")
-    workspace = Workspace(settings.out)
-    make_folder(settings.out)
-    with locked(settings.out), _RunLog(settings.log_path) as log:
+    workspace = Workspace(settings.output_dir)
+    make_folder(settings.output_dir)
+    with locked(settings.output_dir), _RunLog(settings.log_path) as log:
         workspace.refuse_foreign()  # under the lock: another run may be renaming files now
         finish_commit(workspace)
         complete = incremental.read_complete(settings)
@@ -108,7 +108,7 @@ def preprocess(
             log.write("set-damaged", reason=str(error))
             earlier = incremental.known_outcomes(workspace, None)
         known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
-        digests = incremental.digest_inputs(known, settings.workers, count)
+        digests = incremental.digest_inputs(known, settings.num_workers, count)
         if complete and incremental.is_unchanged(settings, discovery, complete, digests):
             workspace.wipe()
             log.write("unchanged", stems=discovery.stems)
@@ -116,7 +116,7 @@ def preprocess(
         if complete is not None:
             incremental.check_update(settings, complete)
         incremental.check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
-        recalled = incremental.recall(earlier, known, digests, settings.workers, count)
+        recalled = incremental.recall(earlier, known, digests, settings.num_workers, count)
         work = _Work(settings, discovery, workspace, recalled, digests, earlier.complete)
         return _run(work, reporter, log, start)
 
@@ -125,7 +125,9 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
     settings, discovery = work.settings, work.discovery
     todo = [recording for recording in _ordered(discovery) if recording.stem not in work.recalled]
     _check_space(settings, todo)
-    log.write("start", stems=discovery.stems, workers=settings.workers, out=str(settings.out), to_compute=len(todo))
+    log.write(
+        "start", stems=discovery.stems, workers=settings.num_workers, out=str(settings.output_dir), to_compute=len(todo)
+    )
     work.workspace.begin(Begun.of(settings.document(), anew=settings.force))
     try:
         tally, writer = _convert_all(work, todo, reporter, log, start)
@@ -154,11 +156,11 @@ def _check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) 
         for role in ("npz", "wav")
     )
     needed = int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
-    free = shutil.disk_usage(settings.out).free
+    free = shutil.disk_usage(settings.output_dir).free
     if free < 0.8 * needed:  # the estimate is too high for compressed inputs
         raise EnvironmentFault(
-            f"{settings.out}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. "
-            "Free some space or choose another --out (existing shards are kept until the new ones are complete)"
+            f"{settings.output_dir}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. "
+            "Free some space or choose another --output-dir (existing shards are kept until the new ones are complete)"
         )
 
 
@@ -183,7 +185,7 @@ def _convert_all(
     def note_death(recording: Recording, reason: str, attempt: int) -> None:
         log.write("worker-death", stem=recording.stem, reason=reason, attempt=attempt)
 
-    pool = ConvertPool(settings.convert, settings.workers, settings.deadline_s, note_death)
+    pool = ConvertPool(settings.convert, settings.num_workers, settings.deadline_s, note_death)
     total_bytes, done_bytes = sum(recording.size for recording in todo), 0
     first = workspace.free_index()
     outcomes = pool.run(todo)

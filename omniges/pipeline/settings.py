@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from omniges.errors import ExitCode, Finding, UsageFault
 from omniges.features import timebase
-from omniges.options import about, check, option
+from omniges.options import about, check, declared, option
 from omniges.shards.schema import Split
 
 if TYPE_CHECKING:
@@ -47,12 +47,31 @@ def size_bytes(flag: str, text: str) -> int:
     return int(float(match[1]) * units[match[2] or ""])
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Filters of recordings and names of their folders; part of the settings hash."""
 
+    speakers: tuple[str, ...] = option(
+        (), "Convert only these speakers, by id (2) or name (scott).", commas=True, shown="all", panel="Selection"
+    )
+    languages: tuple[str, ...] = option(
+        (), "Convert only these languages: english, chinese, spanish, japanese.", commas=True, shown="all"
+    )
+    include: tuple[str, ...] = option(
+        (),
+        "Convert only recordings whose stem matches one of these shell patterns, such as 2_*; case counts.",
+        commas=True,
+        shown="all",
+    )
+    splits: tuple[Split, ...] = option(
+        (), "Convert only these splits: train, val, test, additional.", "--split", commas=True, shown="all"
+    )
     wav_dir: str | None = option(
-        None, "Folder of WAV files: a name in the data set folder, or a path under the root.", shown="wave16k"
+        None,
+        "Folder of WAV files: a name in the data set folder, or a path under the root.",
+        shown="wave16k",
+        panel="Input folders",
     )
     gesture_dir: str | None = option(
         None,
@@ -64,14 +83,6 @@ class Selection:
         "Folder of TextGrid files: a name in the data set folder, or a path under the root.",
         shown="word, else textgrid",
     )
-    speakers: tuple[str, ...] = option((), "Only these speakers, by id (2) or name (scott).", commas=True, shown="all")
-    languages: tuple[str, ...] = option(
-        (), "Only these languages: english, chinese, spanish, japanese.", commas=True, shown="all"
-    )
-    include: tuple[str, ...] = option(
-        (), "Only stems that match one of these shell patterns (2_*); case counts.", commas=True, shown="all"
-    )
-    splits: tuple[Split, ...] = option((), "Only these splits: train, val, test, additional.", commas=True, shown="all")
 
     def __post_init__(self) -> None:
         """Refuse unknown splits; write folders without a slash at their end and patterns in composed letters."""
@@ -82,17 +93,20 @@ class Selection:
         object.__setattr__(self, "include", tuple(unicodedata.normalize("NFC", each) for each in self.include))
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
     """Settings that decide the content of a sample; part of the settings hash."""
 
-    loudness: Literal["none", "peak"] = option("none", "Level before the mel; peak scales the largest sample to 0.5.")
+    loudness: Literal["none", "peak"] = option(
+        "none", "Loudness normalization before the mel; peak scales the largest sample to 0.5.", panel="Conversion"
+    )
     keep_audio: bool = option(
-        False, "Keep the whole 16 kHz waveform in the shards, bit-exactly.", "--keep-audio/--no-keep-audio"
+        False, "Store the complete 16 kHz waveform in the shards too, bit-exactly.", "--keep-audio/--no-keep-audio"
     )
     max_length_mismatch_s: float | None = option(
         None,
-        "Seconds by which audio and motion may differ, whichever is longer, before the recording is rejected.",
+        "Reject a recording whose audio and motion differ in length by more than this many seconds.",
         "--max-length-mismatch",
         shown=f"audio {timebase.MOST_AUDIO_LONGER_S:g} s longer, motion {timebase.MOST_MOTION_LONGER_S:g} s",
         least=0,
@@ -134,18 +148,31 @@ class Rejected:
     sources: dict[str, tuple[str, str]]
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessSettings:
     """Settings of `omniges preprocess`; those that decide output bytes are hashed into dataset.json."""
 
-    root: Path = field(metadata=about("Folder of the data set."))
-    out: Path = option(
-        Path("shards"), "Folder for the shards, created if absent; files with the names of a shard folder are replaced."
+    root: Path = field(metadata=about("Folder of the data set.", panel="Input and output"))
+    output_dir: Path = option(
+        Path("shards"),
+        "Folder for the shards, created if absent; files with the names of a shard folder are replaced.",
+        "--output-dir",
+        "-o",
+        was=("out",),
     )
-    workers: int = option(0, "Worker processes; 0 takes all cores that the process may use.", least=0)
+    corpus: str | None = option(None, "Kind of data set, such as beat2.", shown="guessed from the folder")
+    split_csv: Path | None = option(
+        None,
+        "Split list with the columns id and type, in place of the data set's train_test_split.csv.",
+        shown="the data set's own",
+    )
+    allow_roots: tuple[Path, ...] = option(
+        (), "Folder outside of the root that links may lead to; may be repeated.", "--allow-root"
+    )
     shard_bytes: int = option(
         256 << 20,
-        "Target size of a shard: a number with kB, MB, GB (powers of 1000) or KiB, MiB, GiB (of 1024).",
+        "Target size of a shard, such as 256MiB; units kB, MB, GB (powers of 1000) and KiB, MiB, GiB (powers of 1024).",
         "--shard-size",
         metavar="SIZE",
         shown="256MiB",
@@ -154,38 +181,42 @@ class PreprocessSettings:
     )
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     selection: Selection = field(default_factory=Selection)
-    corpus: str | None = option(None, "Kind of data set, such as beat2.", shown="guessed from the folder")
-    split_csv: Path | None = option(
-        None, "Split list with the columns id and type that replaces train_test_split.csv.", shown="the data set's own"
+    num_workers: int = option(
+        0,
+        "Worker processes; 0: one for each core that the process may use.",
+        least=0,
+        was=("workers",),
+        panel="Execution",
     )
-    allow_roots: tuple[Path, ...] = option(
-        (), "Another folder that links under the root may lead to; may be repeated.", "--allow-root"
+    deadline_s: float = option(
+        120.0, "Longest time a worker may spend on one recording, in seconds.", "--deadline", above=0
     )
-    deadline_s: float = option(120.0, "Seconds a worker may spend on one recording.", "--deadline", above=0)
     max_rejected: float = option(
         0.05,
-        "Share of rejected stems above which the exit code is 1; the shards are completed either way.",
+        "Largest share of rejected recordings, 0 to 1, with exit code 0; the shards are completed either way.",
         least=0,
         most=1,
     )
-    force: bool = option(False, "Start anew in a folder that was made with other settings.", "--force/--no-force")
-    allow_removal: bool = option(False, "Let an update drop more than 10 % of the samples that are there.")
+    force: bool = option(False, "Start again in a folder that was made with other settings.", "--force/--no-force")
+    allow_removal: bool = option(False, "Let an update remove more than 10 % of the samples that are there.")
     run_log: Path | None = option(
-        None, "Log of times, retries and worker deaths; lines are appended.", shown="OUT.run.jsonl beside OUT"
+        None,
+        "File that times, retries and exits of workers are appended to.",
+        shown="OUTPUT_DIR.run.jsonl beside OUTPUT_DIR",
     )
 
     def __post_init__(self) -> None:
         """Refuse invalid values; errors name the flag."""
         check(self)
-        if self.workers == 0:
-            object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))
-        if not self.out.absolute().name:
-            raise UsageFault(f"--out {self.out}: a folder with a name expected")
+        if self.num_workers == 0:
+            object.__setattr__(self, "num_workers", len(os.sched_getaffinity(0)))
+        if not self.output_dir.absolute().name:
+            raise UsageFault(f"--output-dir {self.output_dir}: a folder with a name expected")
 
     @property
     def log_path(self) -> Path:
         """Path of the run log, by default beside the output folder."""
-        out = self.out if self.out.name else self.out.absolute()
+        out = self.output_dir if self.output_dir.name else self.output_dir.absolute()
         return self.run_log or out.with_name(out.name + ".run.jsonl")
 
     def document(self) -> dict[str, Any]:

@@ -239,8 +239,8 @@ def summary_of_complete(
     Returns:
         The summary.
     """
-    source = ShardFolder(settings.out)
-    findings = read_report(settings.out, complete)
+    source = ShardFolder(settings.output_dir)
+    findings = read_report(settings.output_dir, complete)
     notes: dict[str | None, list[Finding]] = defaultdict(list)
     for finding in findings:
         notes[finding.stem].append(finding)
@@ -379,7 +379,7 @@ def summarize(
         splits[split] = (len(own), sum(own))
     cut = cut_totals(tally.cuts)
     return Summary(
-        out=settings.out,
+        out=settings.output_dir,
         stems=discovery.stems,
         converted=len(tally.rows),
         rejected=tally.rejected,
@@ -398,7 +398,7 @@ def summarize(
         computed_s=tally.computed_s,
         reused=tally.reused,
         max_rejected=settings.max_rejected,
-        report=settings.out / REPORT_FILE if manifest else None,
+        report=settings.output_dir / REPORT_FILE if manifest else None,
         run_log=settings.log_path,
         manifest_hash=manifest,
     )

@@ -181,7 +181,7 @@ class Workspace:
             return
         ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
         if ours:
-            raise UsageFault(f"{self.out}: {ours[0]} exists, but not from an omniges run. Choose another --out")
+            raise UsageFault(f"{self.out}: {ours[0]} exists, but not from an omniges run. Choose another --output-dir")
 
     def steps(self, name: str) -> CommitSteps | None:
         """Return the steps in commit.json or place.json; None if the file is absent.
@@ -404,7 +404,8 @@ def finish_commit(workspace: Workspace) -> None:
 def _require_dataset(place: Path, folder: Path) -> None:
     if not (place / schema.DATASET_FILE).is_file():
         raise DataError(
-            f"{folder}: {schema.DATASET_FILE} was removed, so the shards cannot be completed. Choose another --out"
+            f"{folder}: {schema.DATASET_FILE} was removed, so the shards cannot be completed. Choose another "
+            "--output-dir"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from omniges.errors import UsageFault
 from omniges.features.timebase import FRAME_RATE_HZ
-from omniges.options import check, option
+from omniges.options import check, declared, option
 
 MAX_WORDS: Final = 7**3
 """Largest vocabulary: as many words as there are ways to take one tone of seven from each of three registers."""
@@ -16,22 +16,23 @@ Layout = Literal["official", "seed"]
 Audio = Literal["pcm16", "float32"]
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusSettings:
     """Settings of a synthetic corpus; values that cannot be carried out raise UsageFault, naming the option."""
 
-    clips: int = option(12, "Recordings of all speakers together, from one to 9999 for each speaker.")
+    clips: int = option(12, "Recordings of all speakers together, 1 to 9999 for each speaker.")
     seconds: float = option(
         12.0, "Length of each recording in seconds, 2 to 1200; rounded to frames of 1/30 s.", least=2, most=1200
     )
     words: int = option(12, "Size of the vocabulary, 2 to 343.", least=2, most=MAX_WORDS)
-    speakers: int = option(2, "Speakers, 1 to 26.", least=1, most=26)  # one letter each
-    seed: int = option(0, "Seed; the same settings and seed give the same bytes.", least=0, most=2**63 - 1)
-    layout: Layout = option("official", "BEAT2's own layout, or the older one with speaker folders.")
+    speakers: int = option(2, "Number of speakers, 1 to 26.", least=1, most=26)  # one letter each
+    seed: int = option(0, "Random seed; the same settings and seed give the same bytes.", least=0, most=2**63 - 1)
+    layout: Layout = option("official", "Folder layout: official is BEAT2's, seed an older one with speaker folders.")
     emotions: int = option(
-        1, "Emotions, 1 to 8, that recordings take in turns; each has an idle pose of its own.", least=1, most=8
+        1, "Number of emotions, 1 to 8, that recordings take in turns; each has its own idle pose.", least=1, most=8
     )
-    audio: Audio = option("pcm16", "Encoding of the WAV files.")
+    audio: Audio = option("pcm16", "Sample format of the WAV files.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""

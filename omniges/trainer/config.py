@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from omniges.errors import OmnigesError, UsageFault
-from omniges.options import Setting, check, option, settings_of, shown
+from omniges.options import Setting, check, declared, option, present_names, refuse_unknown, settings_of, shown
 
 if TYPE_CHECKING:
     from omniges.model.draws import FlowSettings
@@ -32,83 +31,126 @@ PRETRAINED_LEARNING_RATE: Final = 1e-4
 """Default peak learning rate for pretrained weights."""
 
 
+def _condition_names() -> tuple[str, ...]:
+    """Names of condition streams, for shell completion."""
+    from omniges.conditions.registry import CONDITIONS
+
+    return CONDITIONS.names()
+
+
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
     """A training run: flags of `omniges train` and keys of its recipes, with ``_`` for ``-``."""
 
     shards: tuple[str, ...] = option(
-        ("shards",), "Folder of shards, or its URL (s3, gs, hf, http); may be repeated.", metavar="DIR-OR-URL"
+        ("shards",),
+        "Folder of shards, or its URL (s3, gs, hf, http); may be repeated.",
+        metavar="DIR-OR-URL",
+        panel="Data",
     )
-    shard_weights: tuple[float, ...] = option((), "Share of each folder.", above=0, commas=True, shown="all alike")
-    cache_dir: Path = option(Path("~/.cache/omniges"), "Folder that keeps shards of URLs.")
-    cache_gb: float = option(100.0, "Largest size of the cache in GB.", above=0)
-    output_dir: Path = option(Path("run"), "Folder of the run.")
-    preset: Preset | None = option(None, "Size of the model.", shown="tiny")
-    pretrained_model_name_or_path: Path | None = option(
-        None,
-        "Weights to initialize from: an OmniFlow folder, a converted one, a run or a checkpoint; takes the place of "
-        "--preset.",
-    )
-    pretrained_weights: Literal["last", "ema"] | None = option(
-        None, "Which of its weights.", shown="last of OmniFlow, ema of a run"
-    )
-    audio_codec: str | None = option(None, "Codec whose latents in the shards take the place of the mel.", shown="mel")
-    gesture_codec: str | None = option(
-        None, "Codec whose latents in the shards take the place of the gesture channels.", shown="channels"
-    )
-    text_codec: str | None = option(
-        None, "Codec whose latents in the shards take the place of the text slots.", shown="slots"
-    )
-    condition_streams: tuple[str, ...] = option(
-        (), "Condition streams to learn with, such as emotion; separated by commas or repeated.", commas=True
+    shard_weights: tuple[float, ...] = option(
+        (), "Sampling weight of each folder of shards.", above=0, commas=True, shown="equal"
     )
     window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.", least=1)
-    train_batch_size: int = option(32, "Windows per process and micro-step.", least=1)
-    gradient_accumulation_steps: int = option(1, "Micro-steps per step.", least=1)
-    num_train_epochs: float | None = option(
-        None, "Passes over the windows; fractions too.", above=0, shown="100 if no other length is given"
+    num_workers: int = option(
+        2,
+        "Processes that read batches; 0: the training process reads them.",
+        least=0,
+        was=("dataloader_num_workers", "workers"),
     )
-    max_train_steps: int | None = option(None, "Steps.", least=1)
-    max_minutes: float | None = option(None, "Minutes, those before a restart included.", above=0)
+    cache_dir: Path = option(Path("~/.cache/omniges"), "Folder that keeps shards of URLs.")
+    cache_gb: float = option(100.0, "Largest size of the cache in GB.", above=0)
+    preset: Preset | None = option(None, "Size of the model.", shown="tiny", panel="Model")
+    pretrained_model_name_or_path: Path | None = option(
+        None,
+        "Weights to initialize from, in place of --preset: a folder of OmniFlow, a converted one, a run or a "
+        "checkpoint.",
+    )
+    pretrained_weights: Literal["last", "ema"] | None = option(
+        None,
+        "Which pretrained weights to take: those of the last step or the EMA weights.",
+        shown="last of OmniFlow, ema of a run",
+    )
+    condition_streams: tuple[str, ...] = option(
+        (), "Condition streams to train with, such as emotion.", commas=True, values=_condition_names
+    )
+    audio_codec: str | None = option(None, "Codec whose latents replace the mel.", shown="mel")
+    gesture_codec: str | None = option(None, "Codec whose latents replace the gesture channels.", shown="channels")
+    text_codec: str | None = option(None, "Codec whose latents replace text tokens.", shown="text tokens")
+    batch_size: int = option(
+        32, "Windows per process and micro-step.", least=1, was=("train_batch_size",), panel="Optimization"
+    )
+    gradient_accumulation_steps: int = option(1, "Micro-steps per training step.", least=1)
+    num_train_epochs: float | None = option(
+        None, "Passes over the windows; may be a fraction.", above=0, shown="100 if no other length is given"
+    )
+    max_train_steps: int | None = option(None, "Training steps.", least=1, was=("steps",))
+    max_minutes: float | None = option(None, "Training time in minutes, that before a restart included.", above=0)
     learning_rate: float | None = option(None, "Peak learning rate.", above=0, shown="the preset's")
-    lr_schedule: Schedule = option("constant", "Schedule after the warm-up.")
-    lr_warmup_steps: int = option(100, "Steps of linear warm-up.", least=0)
+    lr_scheduler: Schedule = option("constant", "Learning-rate schedule after warm-up.", was=("lr_schedule",))
+    lr_warmup_steps: int = option(100, "Steps of linear warm-up of the learning rate.", least=0)
     weight_decay: float = option(0.01, "Weight decay of linear weights.", least=0)
     adam_beta1: float = option(0.9, "Decay of AdamW's mean of gradients.", least=0, below=1, only_recipe=True)
     adam_beta2: float = option(0.95, "Decay of AdamW's mean of squares.", least=0, below=1, only_recipe=True)
-    max_grad_norm: float = option(1.0, "Norm to clip gradients to; 0: no clipping.", least=0)
-    mixed_precision: Precision = option("no", "Precision of matrix products; fp16 needs a GPU.")
-    ema_decay: float = option(0.999, "Upper bound of the EMA decay.", least=0, below=1)
-    seed: int = option(0, "Seed of initial weights, the order of windows, tasks and noise.", least=0, most=2**63 - 1)
-    checkpointing_steps: int = option(500, "Steps between checkpoints; one is saved at the end too.", least=1)
-    checkpoints_total_limit: int = option(3, "Checkpoints kept; 0: all.", least=0)
-    resume: str = option("latest", "latest, never or a checkpoint's folder.")
-    validation_steps: int | None = option(
-        None, "Steps between validations; 0: none.", least=0, shown="500 where there is a val split"
+    max_grad_norm: float = option(
+        1.0, "Largest gradient norm, above which gradients are clipped; 0: no clipping.", least=0
     )
-    validation_windows: int = option(16, "Held-out windows to validate on.", least=1)
-    validation_samples: int = option(2, "Of these, windows whose results are kept as files and pictures.", least=0)
-    validation_sampling_steps: int = option(10, "Sampling steps in a validation.", least=1)
+    ema_decay: float = option(0.999, "Upper bound of the EMA decay.", least=0, below=1)
+    seed: int = option(
+        0, "Random seed of initial weights, the order of windows, tasks and noise.", least=0, most=2**63 - 1
+    )
+    divergence_factor: float = option(
+        100.0, "Abort when the smoothed loss exceeds this multiple of its minimum.", above=1
+    )
+    mixed_precision: Precision = option(
+        "no", "Precision of matrix products; fp16 needs a GPU.", panel="Speed and memory"
+    )
+    compile: bool = option(False, "Compile the blocks of the model.", "--compile/--no-compile")
+    gradient_checkpointing: bool = option(
+        False,
+        "Save memory: compute activations again in the backward pass.",
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+    )
+    output_dir: Path = option(
+        Path("run"), "Folder of the run.", "--output-dir", "-o", was=("out",), panel="Checkpoints and logs"
+    )
+    checkpointing_steps: int = option(500, "Training steps between checkpoints; the last step is saved too.", least=1)
+    checkpoints_total_limit: int = option(3, "Number of newest checkpoints to keep; 0: all.", least=0)
+    resume_from_checkpoint: str = option(
+        "latest",
+        "Checkpoint to resume from: latest, never or a folder.",
+        was=("resume",),
+        values=lambda: ("latest", "never"),
+    )
+    logging_steps: int = option(10, "Training steps between lines of the log.", least=1)
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        (), "Trackers to report to beside the log: tensorboard, wandb.", commas=True
+    )
+    validation_steps: int | None = option(
+        None,
+        "Training steps between validations; 0: no validation.",
+        least=0,
+        shown="500 where there is a val split",
+        panel="Validation",
+    )
+    validation_windows: int = option(16, "Windows of the val split to validate on.", least=1)
+    validation_samples: int = option(
+        2, "Of these windows, how many have their generated files and pictures kept.", least=0
+    )
+    validation_sampling_steps: int = option(10, "Sampling steps of generation in a validation.", least=1)
     validation_codec: tuple[str, ...] = option(
         (),
-        "Codec of the run that decodes what is sampled as latents when validating; may be repeated.",
+        "Codec of the run, and its folder, to decode generated latents with in a validation; may be repeated.",
         metavar="NAME=FOLDER",
     )
     t5_tokenizer: Path | None = option(
-        None, "Folder of T5's tokenizer, of a validation codec of text.", shown="t5_tokenizer in the codec's folder"
+        None,
+        "For a text codec in --validation-codec: folder of the T5 tokenizer.",
+        shown="t5_tokenizer in the codec's folder",
     )
-    best_metric: str = option("loss", "Metric that RUN/best is chosen by: loss, TASK/loss or TASK/METRIC.")
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        (), "Trackers beside the log: tensorboard, wandb.", commas=True
-    )
-    num_workers: int = option(2, "Processes that read batches; 0: none.", least=0)
-    compile: bool = option(False, "Compile the model's blocks.", "--compile/--no-compile")
-    gradient_checkpointing: bool = option(
-        False, "Compute activations twice to save memory.", "--gradient-checkpointing/--no-gradient-checkpointing"
-    )
-    logging_steps: int = option(10, "Steps between lines of the log.", least=1)
-    divergence_factor: float = option(
-        100.0, "Abort when the smoothed loss exceeds this multiple of its minimum.", above=1
+    best_metric: str = option(
+        "loss", "Metric that decides which checkpoint is RUN/best: loss, TASK/loss or TASK/METRIC."
     )
     model: Mapping[str, Any] = option({}, "Fields of ModelConfig that differ from the preset's.", only_recipe=True)
     flow: Mapping[str, Any] = option({}, "Fields of FlowSettings that differ from the default.", only_recipe=True)
@@ -121,8 +163,8 @@ class TrainSettings:
 
         check(self)
         known = {each.name for each in fields(ModelConfig)} - {"audio_grid"}  # comes from the pretrained weights
-        check_keys("recipe key model", self.model, known)
-        check_keys("recipe key flow", self.flow, [each.name for each in fields(FlowSettings)])
+        refuse_unknown("recipe key model", "key", self.model, known)
+        refuse_unknown("recipe key flow", "key", self.flow, {each.name for each in fields(FlowSettings)})
         if not self.shards:
             raise UsageFault("--shards: at least one folder expected, found none")
         if self.shard_weights and len(self.shard_weights) != len(self.shards):
@@ -143,10 +185,10 @@ class TrainSettings:
         if self.learning_rate is None:
             own = PRETRAINED_LEARNING_RATE if self.preset is None else LEARNING_RATES[self.preset]
             object.__setattr__(self, "learning_rate", own)
-        if self.lr_schedule != "constant" and self.max_train_steps is self.num_train_epochs is None:
+        if self.lr_scheduler != "constant" and self.max_train_steps is self.num_train_epochs is None:
             raise UsageFault(
-                f"--lr-schedule {self.lr_schedule}: a clock must not decide the learning rate: give "
-                "--max-train-steps or --num-train-epochs too, or take --lr-schedule constant"
+                f"--lr-scheduler {self.lr_scheduler}: a clock must not decide the learning rate: give "
+                "--max-train-steps or --num-train-epochs too, or take --lr-scheduler constant"
             )
         self._refuse_unread_model_keys()
         check_metric(self.best_metric)
@@ -231,29 +273,6 @@ class TrainSettings:
         return found | shown | paths
 
 
-def check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse unknown keys, all in one error, each with the most similar known name.
-
-    Args:
-        where: Origin of the keys, which the error names.
-        found: Keys to check.
-        known: Valid keys.
-
-    Raises:
-        UsageFault: Some keys are unknown.
-    """
-    names = sorted(known)
-    unknown = [str(name) for name in found if name not in names]
-    near = [difflib.get_close_matches(name, names, n=1) for name in unknown]
-    problems = [
-        f"unknown key {name}; did you mean {close[0]}?" if close else f"unknown key {name}"
-        for name, close in zip(unknown, near, strict=True)
-    ]
-    if unknown:
-        expected = "" if all(near) else f"; expected some of {', '.join(names)}"
-        raise UsageFault(f"{where}: {'; '.join(problems)}{expected}")
-
-
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """Describe the settings that differ between two runs.
 
@@ -264,6 +283,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     Returns:
         One text for each setting, such as ``--seed was 0, is 1``.
     """
+    saved = present_names(TrainSettings, saved)
     return [
         f"{setting.flag} was {saved[name]}, is {own[name]}"
         for name, setting in settings_of(TrainSettings).items()

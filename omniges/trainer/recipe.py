@@ -11,10 +11,10 @@ from typing import Any, Final
 import yaml  # type: ignore[import-untyped]
 
 from omniges.errors import DataError, UsageFault
-from omniges.options import settings_of
+from omniges.options import present_names, refuse_unknown, settings_of
 from omniges.storage.files import read_file
 from omniges.storage.redact import one_line
-from omniges.trainer.config import TrainSettings, check_keys
+from omniges.trainer.config import TrainSettings
 
 _TEXT: Final = "tag:yaml.org,2002:str"
 _MOST_BYTES: Final = 1 << 16
@@ -106,5 +106,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageFault(f"--recipe {path}: {twice} stands twice, with - and _")
     for name, value in found.items():
         _require_plain(f"--recipe {path}: {name}", value)
-    check_keys(f"--recipe {path}", found, settings_of(TrainSettings))
+    try:
+        found = present_names(TrainSettings, found)
+    except UsageFault as error:
+        raise UsageFault(f"--recipe {path}: {error}") from error
+    refuse_unknown(f"--recipe {path}", "key", found, settings_of(TrainSettings))
     return found

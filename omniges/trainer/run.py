@@ -155,7 +155,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         RankShare(
             rank=ranks.rank,
             world_size=ranks.world_size,
-            batch_size=settings.train_batch_size,
+            batch_size=settings.batch_size,
             accumulation=settings.gradient_accumulation_steps,
         ),
         LoaderSettings(workers=settings.num_workers),
@@ -168,7 +168,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         limits.append(max(1, -int(-(settings.num_train_epochs * feed.windows_per_epoch) // feed.share.global_batch)))
     rate = LearningRate(
         peak=cast("float", settings.learning_rate),
-        schedule=settings.lr_schedule,
+        schedule=settings.lr_scheduler,
         warmup_steps=settings.lr_warmup_steps,
         total_steps=min(limits, default=None),
     )
@@ -328,7 +328,7 @@ def _open_validation(
     codecs = _open_decoders(identity, settings, device)
     _require_computable(settings.best_metric, held_out, codecs, tasks)
     sampler = Sampler(model, identity, codecs, learner.autocast)
-    sampling = SamplingSettings(steps=settings.validation_sampling_steps)
+    sampling = SamplingSettings(num_inference_steps=settings.validation_sampling_steps)
     validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks, tasks)
     return validation, _remarks(held_out, identity, codecs, tasks)
 

@@ -244,7 +244,7 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
     choice = checkpoint.Choice(None)
     with ranks.together("choose a checkpoint"):
         if ranks.first:
-            choice = checkpoint.choose(settings.output_dir, settings.resume, fits)
+            choice = checkpoint.choose(settings.output_dir, settings.resume_from_checkpoint, fits)
     chosen = choice.checkpoint
     step = ranks.largest(-1 if chosen is None else chosen.step)
     if step < 0:
@@ -253,7 +253,8 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
     with ranks.together("load the checkpoint"):
         remarks = [f"skipped {checkpoint.set_aside(path)}: {reason}" for path, reason in choice.passed]
         if chosen is None:  # on other ranks; the first has checked every byte
-            folder = run.checkpoint(step) if settings.resume == "latest" else Path(settings.resume)
+            asked = settings.resume_from_checkpoint
+            folder = run.checkpoint(step) if asked == "latest" else Path(asked)
             chosen = checkpoint.open_checkpoint(folder, bytewise=False)
         state, more = _load(run, chosen)
     kept = _restore_best(run, state.best)

@@ -154,7 +154,7 @@ class _Verification:
             for shard in chosen
         ]
         total, done = sum(shard.size for shard in chosen), 0
-        for job, report in reports(jobs, folders, workers=self.settings.workers, isolate=self.settings.isolate):
+        for job, report in reports(jobs, folders, workers=self.settings.num_workers, isolate=self.settings.isolate):
             done += job.listed.size
             count(done // 1_000_000, total // 1_000_000)
             self._take(job.listed.name, report)
@@ -213,7 +213,7 @@ class _Verification:
     def _chosen(self, inventory: Inventory) -> list[Listed]:
         """Return the shards selected by --shard and --split, sorted by name."""
         splits = self.settings.splits
-        names = {name if name.endswith(".tar") else f"{name}.tar" for name in self.settings.shards}
+        names = {name if name.endswith(".tar") else f"{name}.tar" for name in self.settings.shard_names}
         unknown = sorted(names - inventory.shards.keys())
         if unknown:
             raise UsageFault(f"--shard {unknown[0]}: not in {self.settings.location.shown_file(schema.DATASET_FILE)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from omniges.errors import UsageFault
-from omniges.options import about, check, option
+from omniges.options import about, check, declared, option
 from omniges.shards.schema import Split
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Level = Literal["quick", "full", "deep"]
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifySettings:
     """Settings of `omniges verify-shards`."""
@@ -27,25 +28,37 @@ class VerifySettings:
         repr=False,  # a URL may hold credentials
         metadata=about("Folder of shards, or a URL of one.", argument=True, metavar="DIR"),
     )
-    level: Level = option("full", "Sizes, ends and counts; every checksum and header; all content.")
-    report: Path | None = option(
-        None, "File for the findings, outside of the folder.", "--out", "-o", shown="standard output"
+    level: Level = option(
+        "full",
+        "What is checked: quick: sizes, ends and counts; full: every checksum and header too; deep: all content too.",
     )
-    splits: tuple[Split, ...] = option((), "Only the shards of these splits.", "--split", commas=True, shown="all")
-    shards: tuple[str, ...] = option((), "Only these shards.", "--shard", commas=True, shown="all")
-    workers: int = option(0, "Shards checked at once; 0 takes all cores.", least=0)
+    splits: tuple[Split, ...] = option(
+        (), "Check only the shards of these splits.", "--split", commas=True, shown="all"
+    )
+    shard_names: tuple[str, ...] = option(
+        (), "Check only these shards, such as train-000000.tar.", "--shard", commas=True, shown="all"
+    )
+    num_workers: int = option(0, "Shards checked at once; 0: one for each core.", least=0, was=("workers",))
     fail_fast: bool = option(False, "Stop at the first shard with an error.")
-    max_findings: int = option(1000, "Findings shown; the rest are counted.", least=1)
+    max_findings: int = option(1000, "Findings to show; the rest are counted.", least=1)
+    output_file: Path | None = option(
+        None,
+        "File for the findings, outside of the folder.",
+        "--output-file",
+        "-o",
+        was=("out", "report"),
+        shown="standard output",
+    )
     isolate: bool = False  # decode in separate processes even with one worker
 
     def __post_init__(self) -> None:
         """Refuse invalid values; errors name the flag."""
         check(self)
-        if self.workers == 0:
-            object.__setattr__(self, "workers", len(os.sched_getaffinity(0)))
+        if self.num_workers == 0:
+            object.__setattr__(self, "num_workers", len(os.sched_getaffinity(0)))
         path = self.location.path
-        if self.report and path and self.report.absolute().parent.resolve() == path.resolve():
-            raise UsageFault(f"-o {self.report}: nothing is written into the folder that is checked")
+        if self.output_file and path and self.output_file.absolute().parent.resolve() == path.resolve():
+            raise UsageFault(f"--output-file {self.output_file}: nothing is written into the folder that is checked")
 
     @property
     def location(self) -> Location:

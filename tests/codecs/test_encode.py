@@ -69,7 +69,7 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> Callable[[Halves], None]:
 
 
 def settings_of(shards: Path, out: Path | None = None, **changes: Any) -> EncodeSettings:
-    return EncodeSettings(shards=shards, codecs=(("test-halves", Path()),), out=out, **changes)
+    return EncodeSettings(shards=shards, codecs=(("test-halves", Path()),), output_dir=out, **changes)
 
 
 def copied(shards: Path, folder: Path) -> Path:
@@ -160,7 +160,7 @@ class TestStarts:
         real = {NAME: lambda: load_codec(NAME, vae, torch.device("cpu")), "test-halves": Halves}
         monkeypatch.setattr(encode_module, "load_codec", lambda name, *_, **__: real[name]())
         both = (("test-halves", vae), (NAME, vae))
-        encode(EncodeSettings(shards=shards, codecs=both, out=tmp_path / "both"))
+        encode(EncodeSettings(shards=shards, codecs=both, output_dir=tmp_path / "both"))
         folder = copied(shards, tmp_path / "in")
         for codec in both:
             encode(EncodeSettings(shards=folder, codecs=(codec,)))
@@ -349,13 +349,13 @@ class TestRefusals:
             (encoded, tmp_path / "other", "it holds latents of another audioldm2-vae"),
         ):
             with pytest.raises((UsageFault, DataError), match=words):
-                encode(EncodeSettings(shards=source, codecs=((NAME, codec),), out=out))
+                encode(EncodeSettings(shards=source, codecs=((NAME, codec),), output_dir=out))
             assert not out.parent.exists()
 
     def test_names_that_no_tar_header_holds(self, shards: Path, tmp_path: Path, halves: Any) -> None:
         halves(Halves(name="test-" + "b" * 80))
         with pytest.raises(DataError, match="at most 100 bytes fit"):
-            encode(EncodeSettings(shards=shards, codecs=(("test-" + "b" * 80, Path()),), out=tmp_path / "out"))
+            encode(EncodeSettings(shards=shards, codecs=(("test-" + "b" * 80, Path()),), output_dir=tmp_path / "out"))
 
     def test_folders_that_are_not_ours(self, shards: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match="found none"):

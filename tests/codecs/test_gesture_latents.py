@@ -81,7 +81,7 @@ class TestShards:
         for name, words in refusals.items():
             codecs = ((GESTURE, tmp_path / name),)
             with pytest.raises(UsageFault, match=words) as refused:
-                encode(EncodeSettings(shards=shards, codecs=codecs, out=tmp_path / "out"))
+                encode(EncodeSettings(shards=shards, codecs=codecs, output_dir=tmp_path / "out"))
             assert "\n" not in str(refused.value)
             assert not (tmp_path / "out").exists()
 
@@ -181,7 +181,7 @@ class TestTraining:
     ) -> None:
         write_codec(tmp_path / "other", seed=50)
         others = (GESTURE, tmp_path / "other"), (AUDIO, folders[AUDIO])
-        encode(EncodeSettings(shards=shards, codecs=others, out=tmp_path / "others"))
+        encode(EncodeSettings(shards=shards, codecs=others, output_dir=tmp_path / "others"))
         without = {"audio_codec": AUDIO}
         for folder, chosen, words in (
             (encoded_both, without, "gesture codec was gesture-rvqvae .*, is None"),
@@ -339,7 +339,13 @@ def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anyth
 ) -> None:
     """Of audio, which only the second task makes."""
     own = ((GESTURE, folders[GESTURE]),)
-    source = {"checkpoint": whole, "codecs": own, "tasks": ("a2g", "t2a"), "steps": 2, "work": tmp_path / "work"}
+    source = {
+        "checkpoint": whole,
+        "codecs": own,
+        "tasks": ("a2g", "t2a"),
+        "num_inference_steps": 2,
+        "work_dir": tmp_path / "work",
+    }
     with pytest.raises(UsageFault, match=r"audio is latents of audioldm2-vae: give --codec audioldm2-vae=FOLDER"):
         evaluate(EvaluateSettings(shards=encoded_both, **source))
     assert not (tmp_path / "work").exists()
@@ -347,7 +353,7 @@ def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anyth
 
 @pytest.mark.long
 def test_evaluate_makes_and_scores_motion_of_latents(whole: Path, folders: Folders, encoded_both: Path) -> None:
-    source = {"checkpoint": whole, "codecs": tuple(folders.items()), "tasks": ("a2g",), "steps": 2}
+    source = {"checkpoint": whole, "codecs": tuple(folders.items()), "tasks": ("a2g",), "num_inference_steps": 2}
     report = evaluate(EvaluateSettings(shards=encoded_both, **source, resamples=20))
     assert report.tasks.keys() == {"a2g"}
     found = report.tasks["a2g"]

@@ -218,7 +218,7 @@ class TestRefusals:
     def others(self, shards: Path, tmp_path: Path) -> Path:
         """The same recordings, encoded by another codec of the same name."""
         write_vae(tmp_path / "other", seed=1)
-        encode(EncodeSettings(shards=shards, codecs=((AUDIO, tmp_path / "other"),), out=tmp_path / "others"))
+        encode(EncodeSettings(shards=shards, codecs=((AUDIO, tmp_path / "other"),), output_dir=tmp_path / "others"))
         return tmp_path / "others"
 
     def test_a_run_does_not_go_on_with_latents_of_another_codec(
@@ -363,7 +363,7 @@ class TestGenerate:
                 GenerateSettings(
                     checkpoint=whole,
                     task="t2g",
-                    out=tmp_path / "out",
+                    output_dir=tmp_path / "out",
                     sources=Sources(text=recording["text"]),
                     overlap_ticks=3,
                 )

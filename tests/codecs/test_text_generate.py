@@ -45,11 +45,11 @@ def files(corpus: Path) -> dict[str, Any]:
 
 
 def make(checkpoint: Path, out: Path, task: str, text_vae: Path | None, **changes: Any) -> Path:
-    own = {name: changes.pop(name) for name in ("overlap_ticks", "num_samples", "pictures") if name in changes}
+    own = {name: changes.pop(name) for name in ("overlap_ticks", "num_samples", "png") if name in changes}
     codecs = () if text_vae is None else ((NAME, text_vae),)
-    sampling, sources = SamplingSettings(steps=2), Sources(**changes)
+    sampling, sources = SamplingSettings(num_inference_steps=2), Sources(**changes)
     settings = GenerateSettings(
-        checkpoint=checkpoint, task=task, out=out, codecs=codecs, sources=sources, sampling=sampling, **own
+        checkpoint=checkpoint, task=task, output_dir=out, codecs=codecs, sources=sources, sampling=sampling, **own
     )
     generate(settings)
     return out
@@ -175,8 +175,8 @@ class TestTasks:
 
     def test_pictures(self, trained: Path, text_vae: Path, encoded_text: Path, tmp_path: Path) -> None:
         key = ShardFolder(encoded_text).rows[0].key
-        make(trained, tmp_path / "a", "a2t", text_vae, shards=encoded_text, keys=(key,), pictures=True)
-        make(trained, tmp_path / "b", "t2a", text_vae, shards=encoded_text, keys=(key,), pictures=True)
+        make(trained, tmp_path / "a", "a2t", text_vae, shards=encoded_text, keys=(key,), png=True)
+        make(trained, tmp_path / "b", "t2a", text_vae, shards=encoded_text, keys=(key,), png=True)
         assert all((tmp_path / name / f"{key}.png").stat().st_size > 10_000 for name in "ab")
 
 
@@ -290,7 +290,13 @@ class TestEvaluate:
             return [SpokenText(" ".join(some), ended=True) for some in said]
 
         monkeypatch.setattr(TextWindows, "decode", decode)
-        source = {"checkpoint": trained, "codecs": ((NAME, text_vae),), "tasks": ("a2t",), "split": "test", "steps": 1}
+        source = {
+            "checkpoint": trained,
+            "codecs": ((NAME, text_vae),),
+            "tasks": ("a2t",),
+            "split": "test",
+            "num_inference_steps": 1,
+        }
         report = evaluate(EvaluateSettings(shards=encoded_text, **source, resamples=10))
         figures = {(f.metric, f.row): f for f in report.tasks["a2t"].figures}
         assert figures["word error rate", "generated"].value == 0  # every word once, in order
@@ -314,7 +320,13 @@ class TestEvaluate:
         ends: set[str],
     ) -> None:
         loaded = loads(monkeypatch)
-        source = {"checkpoint": trained, "codecs": ((NAME, text_vae),), "tasks": tasks, "split": "test", "steps": 1}
+        source = {
+            "checkpoint": trained,
+            "codecs": ((NAME, text_vae),),
+            "tasks": tasks,
+            "split": "test",
+            "num_inference_steps": 1,
+        }
         report = evaluate(EvaluateSettings(shards=encoded_text, **source, resamples=10))
         assert set(report.tasks) == set(tasks)
         assert loaded == [ends]

@@ -291,7 +291,7 @@ def test_a_model_learns_which_latent_is_which_by_their_places_alone(
         *(tmp_path / "s", tmp_path / "run"),
         text_codec=NAME,
         max_train_steps=400,
-        train_batch_size=32,
+        batch_size=32,
         lr_warmup_steps=20,
         learning_rate=0.002,
         ema_decay=0.98,
@@ -317,7 +317,7 @@ class TestPretrained:
         omniflow = write_folder(tmp_path / "omniflow", self.TINY)
         flow = {"shares": dict.fromkeys(sorted(SIX), 1)}
         began = {"pretrained_model_name_or_path": omniflow, "model": {}, "text_codec": NAME, "flow": flow}
-        run(encoded_text, tmp_path / "run", **began, max_train_steps=2, learning_rate=1e-9, train_batch_size=12)
+        run(encoded_text, tmp_path / "run", **began, max_train_steps=2, learning_rate=1e-9, batch_size=12)
         theirs = tensors_of(self.TINY)
         ours = load_file(checkpoint_of(tmp_path / "run", 2) / "model.safetensors")
         for own, name in (

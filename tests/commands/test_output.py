@@ -58,7 +58,9 @@ class TestProcesses:
 
     def test_a_hangup_does_not_end_the_work(self, shards: Path) -> None:
         script = "import os, signal, sys\nfrom omniges import cli\nfrom omniges.commands import shards\n"
-        script += "old = cli.app\ncli.app = lambda: (os.kill(os.getpid(), signal.SIGHUP), old())\ncli.main()"
+        script += (
+            "old = cli.app\ncli.app = lambda **how: (os.kill(os.getpid(), signal.SIGHUP), old(**how))[1]\ncli.main()"
+        )
         run = subprocess.run([sys.executable, "-c", script, "inspect", str(shards)], capture_output=True, timeout=60)
         assert run.returncode == 0, run.stderr
 

@@ -91,8 +91,8 @@ def test_a_distant_step(folder: Path) -> None:
         (("--rank", 2, "--world-size", 2), "rank from 0 to 1"),
         (("--split", "val"), "no sample is in split 'val'"),
         (("--window-ticks", 99), "--window-ticks 30 or less"),
-        (("--steps", 0), "--steps 0: a number at least 1 expected"),
-        (("--from-step", -1), "--from-step -1: a number at least 0 expected"),
+        (("--steps", 0), "--steps 0: a whole number of at least 1 expected"),
+        (("--from-step", -1), "--from-step -1: a whole number of at least 0 expected"),
         (("--batch-size", 0), "at least 1"),
     ],
 )

@@ -29,10 +29,10 @@ def shards_of(folder: Path, *, keep_audio: bool) -> Path:
     write_sample_corpus(corpus, CorpusSettings(clips=6, seconds=8.0, seed=3))
     settings = PreprocessSettings(
         root=corpus,
-        out=folder / "shards",
+        output_dir=folder / "shards",
         selection=Selection(),
         convert=ConvertSettings(keep_audio=keep_audio),
-        workers=1,
+        num_workers=1,
     )
     preprocess(settings, make_reporter("json"))
     return folder / "shards"

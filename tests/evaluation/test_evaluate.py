@@ -172,7 +172,7 @@ class TestGesture:
         refused(UsageFault, "no such file", features=(tmp_path / "a.npy", tmp_path / "none.npy"))
         refused(DataError, "one.npy", features=(tmp_path / "a.npy", tmp_path / "one.npy"))
         refused(DataError, "damaged.npy", features=(tmp_path / "a.npy", tmp_path / "damaged.npy"))
-        refused(UsageFault, "found --encoder too", encoder=tmp_path / "e.safetensors")
+        refused(UsageFault, "found encoder too", encoder=tmp_path / "e.safetensors")
         refused(UsageFault, "one task with gesture as its target expected, found none", own="text", task="a2t")
 
     def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
@@ -375,8 +375,8 @@ class TestRefusals:
         write(tmp_path / "own", shards, motion_file, ".npz")
         with pytest.raises(UsageFault, match="a program that runs with your rights"):
             scored(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "encoder.pt")
-        with pytest.raises(UsageFault, match="--trust-encoder-program: an --encoder to trust expected"):
-            scored(tmp_path / "own", shards, task="a2g", trust_program=True)
+        with pytest.raises(UsageFault, match="trust_encoder_program: an encoder to trust expected"):
+            scored(tmp_path / "own", shards, task="a2g", trust_encoder_program=True)
 
     def test_mean_speeds_of_another_shape(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")

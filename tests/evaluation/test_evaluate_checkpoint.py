@@ -31,7 +31,9 @@ def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(checkpoint: Path, shards: Path, **changes: Any) -> Report:
-    return evaluate(EvaluateSettings(checkpoint=checkpoint, steps=2, shards=shards, resamples=20, **changes))
+    return evaluate(
+        EvaluateSettings(checkpoint=checkpoint, num_inference_steps=2, shards=shards, resamples=20, **changes)
+    )
 
 
 BARE_ENVIRONMENT = """
@@ -60,7 +62,7 @@ def test_the_command_of_the_design(checkpoint: Path, shards: Path, tmp_path: Pat
 
 
 def test_work_is_kept_and_can_be_scored_again(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
-    first = scored(checkpoint, shards, tasks=("a2t", "at2g"), work=tmp_path / "work", num_samples=2)
+    first = scored(checkpoint, shards, tasks=("a2t", "at2g"), work_dir=tmp_path / "work", num_samples=2)
     assert list(first.tasks) == ["a2t", "ta2g"]
     assert {task.results for task in first.tasks.values()} == {2}
     again = evaluate(EvaluateSettings(generated=(tmp_path / "work",), shards=shards, resamples=20))
@@ -69,7 +71,7 @@ def test_work_is_kept_and_can_be_scored_again(checkpoint: Path, shards: Path, tm
     }
     assert first.tasks["a2t"].made_by["model"]["step"] == 2  # type: ignore[index]
     with pytest.raises(UsageFault, match="has results already: score them with omniges evaluate"):
-        scored(checkpoint, shards, tasks=("a2t",), work=tmp_path / "work")
+        scored(checkpoint, shards, tasks=("a2t",), work_dir=tmp_path / "work")
 
 
 @pytest.mark.slow
@@ -78,12 +80,12 @@ def test_shards_without_a_train_split_are_refused_before_anything_is_generated(
 ) -> None:
     run_preprocess(corpus, tmp_path / "shards", selection=Selection(splits=("test",)))
     with pytest.raises(UsageFault, match=r"a train split expected, whose mean speeds .* give --mean-speeds FILE"):
-        scored(checkpoint, tmp_path / "shards", tasks=("a2g",), work=tmp_path / "work")
+        scored(checkpoint, tmp_path / "shards", tasks=("a2g",), work_dir=tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
 
 def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
-    source = {"checkpoint": checkpoint, "work": tmp_path / "work"}
+    source = {"checkpoint": checkpoint, "work_dir": tmp_path / "work"}
     for changes, words in (
         ({"profile": "emage-2024"}, "give --body-model"),
         ({"mean_speeds": tmp_path / "none.npy"}, "--mean-speeds"),
@@ -98,7 +100,7 @@ def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, sh
         ({"tasks": ("a2b",)}, "expected one of"),
     ):
         with pytest.raises(UsageFault, match=words):
-            scored(checkpoint, shards, work=tmp_path / "work", **changes)
+            scored(checkpoint, shards, work_dir=tmp_path / "work", **changes)
     assert not (tmp_path / "work").exists()
 
 

@@ -21,7 +21,7 @@ def test_forty_lines_of_python_make_sound_shards(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path / "shards")]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert not verify(VerifySettings(folder=tmp_path / "shards", level="deep", workers=1)).findings
+    assert not verify(VerifySettings(folder=tmp_path / "shards", level="deep", num_workers=1)).findings
     rows = ShardFolder(tmp_path / "shards").rows
     assert len(rows) == 6
     assert not any({"hands", "face", "jaw_eyes"} & set(row.present) for row in rows)

@@ -37,7 +37,7 @@ from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.storage.atomic import PendingFile
 
-STEPS = SamplingSettings(steps=2)
+STEPS = SamplingSettings(num_inference_steps=2)
 STEM = "1_synthetica_0_1_1"
 
 
@@ -45,7 +45,7 @@ def make(checkpoint: Path, out: Path, task: str, **changes: Any) -> GenerateSumm
     sources = {name: changes.pop(name) for name in tuple(changes) if name in Sources.__dataclass_fields__}
     return generate(
         GenerateSettings(
-            checkpoint=checkpoint, task=task, out=out, sources=Sources(**sources), sampling=STEPS, **changes
+            checkpoint=checkpoint, task=task, output_dir=out, sources=Sources(**sources), sampling=STEPS, **changes
         )
     )
 
@@ -151,12 +151,12 @@ def test_a_body_that_is_named_goes_before_that_of_the_sample_and_a_start_before_
 
 
 def test_guidance_where_there_is_nothing_to_weigh_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    guided = SamplingSettings(steps=2, guidance=2.0)
-    with pytest.raises(UsageFault, match="guidance 2: this task has no inputs to weight"):
+    guided = SamplingSettings(num_inference_steps=2, guidance_scale=2.0)
+    with pytest.raises(UsageFault, match="guidance_scale 2: this task has no inputs to weight"):
         GenerateSettings(
             checkpoint=checkpoint,
             task="unconditional",
-            out=tmp_path / "out",
+            output_dir=tmp_path / "out",
             sources=Sources(seconds=1),
             sampling=guided,
         )
@@ -293,16 +293,16 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
             "--text: the inputs of this task are audio: remove",
         ),
         ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "no --audio file called a"),
-        ("x2g", {"audio": ("sound.wav",)}, UsageFault, "--task x2g: expected one of"),
+        ("x2g", {"audio": ("sound.wav",)}, UsageFault, "task x2g: expected one of"),
         ("unconditional", {}, UsageFault, "--seconds: expected"),
         ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
-        ("a2g", {"keys": ("x",)}, UsageFault, "add --shards"),
-        ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "--start nan,1: finite"),
-        ("a2t", {"audio": ("sound.wav",), "body": Path("body.npz")}, UsageFault, "--body: this task produces no"),
-        ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "--start: this task produces no"),
+        ("a2g", {"keys": ("x",)}, UsageFault, "add shards DIR"),
+        ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "start_xz nan,1: finite"),
+        ("a2t", {"audio": ("sound.wav",), "body": Path("body.npz")}, UsageFault, "body: this task produces no"),
+        ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "start_xz: this task produces no"),
         ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: it would not be"),
         ("unconditional", {"seconds": 1, "shards": Path("shards")}, UsageFault, "name samples by --key or --split"),
-        ("unconditional", {"seconds": float("inf")}, UsageFault, "--seconds inf: a number at least 0.1"),
+        ("unconditional", {"seconds": float("inf")}, UsageFault, "seconds inf: a number of at least 0.1"),
         ("t2g", {"text": ("good morning",)}, UsageFault, "pass words through --text -"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "copy the file again$"),
     ],
@@ -408,7 +408,7 @@ def test_an_earlier_result_goes_whole_when_it_is_replaced(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
     """A picture of the earlier result would be taken for one of the new."""
-    make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), pictures=True)
+    make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), png=True)
     (tmp_path / f"{STEM}.txt").write_text("edited since", encoding="utf-8")
     make(checkpoint, tmp_path, "a2g", audio=(files["wav"],), overwrite=True)
     assert set(contents(tmp_path)) == {f"{STEM}{ending}" for ending in (".json", ".npz", ".txt")}

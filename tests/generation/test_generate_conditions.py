@@ -56,9 +56,9 @@ def made(checkpoint: Path, shards: Path, out: Path, *conditions: tuple[str, str]
     settings = GenerateSettings(
         checkpoint=checkpoint,
         task="a2g",
-        out=out,
+        output_dir=out,
         sources=Sources(shards=shards, keys=(key,)),
-        sampling=SamplingSettings(steps=2),
+        sampling=SamplingSettings(num_inference_steps=2),
         conditions=conditions,
         weights="last",
     )
@@ -133,7 +133,13 @@ def test_the_pipeline_takes_the_same(checkpoint: Path, moody: Path) -> None:
 
 def test_evaluate_generates_with_each_recordings_own_value(checkpoint: Path, moody: Path, tmp_path: Path) -> None:
     settings = EvaluateSettings(
-        checkpoint=checkpoint, shards=moody, tasks=("a2g",), steps=1, resamples=5, work=tmp_path / "w", split="val"
+        checkpoint=checkpoint,
+        shards=moody,
+        tasks=("a2g",),
+        num_inference_steps=1,
+        resamples=5,
+        work_dir=tmp_path / "w",
+        split="val",
     )
     evaluate(settings)
     (record,) = (tmp_path / "w" / "a2g").glob("*.json")

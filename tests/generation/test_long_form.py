@@ -249,7 +249,7 @@ def test_ticks_come_out_in_order_whatever_the_windows(
 ) -> None:
     settings = WindowSettings(window_ticks=9, overlap_ticks=overlap, windows=windows)
     timelines = [timeline(ticks, k) for k, ticks in enumerate(lengths)]
-    found = made(PerTick(), timelines, settings, steps=3, solver=solver)
+    found = made(PerTick(), timelines, settings, num_inference_steps=3, solver=solver)
     for number, ticks in enumerate(lengths):
         torch.testing.assert_close(
             found[number], 3 * torch.from_numpy(timeline(ticks).conditions["audio"](0, ticks)), rtol=1e-5, atol=1e-4
@@ -270,7 +270,12 @@ def test_streams_of_several_rates_come_out_in_order_whatever_the_windows(
         timelines.append(Timeline(4 * unit, conditions, 0, sample))
     found: dict[tuple[int, str], list[torch.Tensor]] = {}
     for number, arrays, _ in sample_timelines(
-        cast("FlowModel", ThreeRates()), timelines, ("gesture", "text"), 1, settings, SamplingSettings(steps=3)
+        cast("FlowModel", ThreeRates()),
+        timelines,
+        ("gesture", "text"),
+        1,
+        settings,
+        SamplingSettings(num_inference_steps=3),
     ):
         for name, array in arrays.items():
             found.setdefault((number, name), []).append(array)
@@ -287,7 +292,12 @@ def test_tokens_of_whole_windows_are_each_windows_own(lengths: list[int], window
     timelines = [timeline(ticks, k) for k, ticks in enumerate(lengths)]
     found: dict[tuple[int, str], list[torch.Tensor]] = {}
     for number, arrays, _ in sample_timelines(
-        cast("FlowModel", WholeWindows()), timelines, ("gesture", "text"), 1, apart, SamplingSettings(steps=3)
+        cast("FlowModel", WholeWindows()),
+        timelines,
+        ("gesture", "text"),
+        1,
+        apart,
+        SamplingSettings(num_inference_steps=3),
     ):
         for name, array in arrays.items():
             found.setdefault((number, name), []).append(array)
@@ -304,7 +314,12 @@ def test_tokens_of_whole_windows_need_windows_that_are_apart() -> None:
     with pytest.raises(ValueError, match="windows that are apart"):
         next(
             sample_timelines(
-                cast("FlowModel", WholeWindows()), [timeline(20)], ("text",), 1, overlapping, SamplingSettings(steps=1)
+                cast("FlowModel", WholeWindows()),
+                [timeline(20)],
+                ("text",),
+                1,
+                overlapping,
+                SamplingSettings(num_inference_steps=1),
             )
         )
 
@@ -336,22 +351,22 @@ DISAGREED = torch.tensor([0.0, 0, 0, 0, 2 - 2**0.5, 2, 2 + 2**0.5, 4, 4, 4, 4])
 
 def test_windows_that_disagree_are_blended_over_their_overlap() -> None:
     settings = WindowSettings(window_ticks=7, overlap_ticks=3)
-    found = made(ByWindow(), [timeline(11)], settings, steps=1)[0][:, 0]
+    found = made(ByWindow(), [timeline(11)], settings, num_inference_steps=1)[0][:, 0]
     torch.testing.assert_close(found, DISAGREED)
 
 
 def test_what_an_earlier_stretch_made_fades_out_as_a_window_does() -> None:
     """With one window a stretch, what comes out is what comes out of windows that are denoised together."""
     alone, together = (WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows) for windows in (1, 16))
-    found = made(ByWindow(), [timeline(11)], alone, steps=4)[0][:, 0]
+    found = made(ByWindow(), [timeline(11)], alone, num_inference_steps=4)[0][:, 0]
     torch.testing.assert_close(found, DISAGREED)
-    torch.testing.assert_close(found, made(ByWindow(), [timeline(11)], together, steps=4)[0][:, 0])
+    torch.testing.assert_close(found, made(ByWindow(), [timeline(11)], together, num_inference_steps=4)[0][:, 0])
 
 
 @pytest.mark.parametrize("windows", [1, 16])
 def test_tokens_of_one_time_are_blended_alike(windows: int) -> None:
     settings = WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows)
-    model, sampling = cast("FlowModel", ThreeAtOnce()), SamplingSettings(steps=4)
+    model, sampling = cast("FlowModel", ThreeAtOnce()), SamplingSettings(num_inference_steps=4)
     parts = [x["gesture"] for _, x, _ in sample_timelines(model, [timeline(11)], ("gesture",), 1, settings, sampling)]
     wanted = DISAGREED.repeat_interleave(3)
     torch.testing.assert_close(torch.cat(parts)[:, 0], wanted)
@@ -360,8 +375,8 @@ def test_tokens_of_one_time_are_blended_alike(windows: int) -> None:
 def test_windows_of_equal_length_share_calls_and_no_call_grows_with_length() -> None:
     model = PerTick()
     settings = WindowSettings(window_ticks=8, overlap_ticks=2, windows=2, at_once=3)
-    made(model, [timeline(8, k) for k in range(4)], settings, steps=1)
+    made(model, [timeline(8, k) for k in range(4)], settings, num_inference_steps=1)
     assert model.calls == [3, 1]
     model = PerTick()
-    made(model, [timeline(800)], settings, steps=1)
+    made(model, [timeline(800)], settings, num_inference_steps=1)
     assert max(model.calls) == 2

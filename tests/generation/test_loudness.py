@@ -37,9 +37,9 @@ def loud(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def poses(checkpoint: Path, out: Path, sources: Sources) -> np.ndarray:
-    steps = SamplingSettings(steps=2)
+    steps = SamplingSettings(num_inference_steps=2)
     settings = GenerateSettings(
-        checkpoint=checkpoint, task="a2g", out=out, sources=sources, sampling=steps, speaker="synthetica"
+        checkpoint=checkpoint, task="a2g", output_dir=out, sources=sources, sampling=steps, speaker="synthetica"
     )
     generate(settings)
     return np.load(out / f"{STEM}.npz", allow_pickle=False)["poses"]

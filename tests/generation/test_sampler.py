@@ -13,7 +13,7 @@ from omniges.generation.long_form import Timeline
 from omniges.generation.sampler import Codecs, Sampler, joined, load
 from omniges.model.tasks import SamplingSettings
 
-STEPS = SamplingSettings(steps=2)
+STEPS = SamplingSettings(num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_missing_parts_and_a_missing_package_are_named(
     with pytest.raises(DataError, match=r"no file of torch\.save, or damaged"):
         load_hifi_gan(tmp_path)
     with pytest.raises(UsageFault, match="this task produces no audio"):
-        GenerateSettings(checkpoint=tmp_path, task="a2g", out=tmp_path, sources=Sources(), vocoder=folder)
+        GenerateSettings(checkpoint=tmp_path, task="a2g", output_dir=tmp_path, sources=Sources(), vocoder=folder)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'omniges\[vocoder\]'"):
         load_hifi_gan(folder)
@@ -123,9 +123,9 @@ def test_generate_speaks_with_it_and_the_record_says_so(
         GenerateSettings(
             checkpoint=checkpoint,
             task="t2a",
-            out=tmp_path,
+            output_dir=tmp_path,
             sources=Sources(text=(str(files["TextGrid"]),), seconds=1.0),
-            sampling=SamplingSettings(steps=1),
+            sampling=SamplingSettings(num_inference_steps=1),
             vocoder=folder,
         )
     )

@@ -151,7 +151,7 @@ class TestSampling:
     ) -> None:
         model = model_of(CONFIG).eval()
         given: dict[Any, Tensor] = {name: windows_of([0, 1, 2]).arrays[name] for name in conditions}
-        found = sample(model, given, targets, draws(), SamplingSettings(steps=3, guidance=guidance))
+        found = sample(model, given, targets, draws(), SamplingSettings(num_inference_steps=3, guidance_scale=guidance))
         expected = restated(model, given, targets, guidance, 3)
         for name in targets:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-3)
@@ -159,8 +159,8 @@ class TestSampling:
     def test_what_is_absent_stays_the_same_noise_at_all_steps(self) -> None:
         model, recorder = recorded()
         text = windows_of([0, 1, 2]).arrays["text"]
-        sample(model, {"text": text}, ["gesture"], draws(), SamplingSettings(steps=3))
-        assert len(recorder.calls) == len(step_levels(SamplingSettings(steps=3))) - 1
+        sample(model, {"text": text}, ["gesture"], draws(), SamplingSettings(num_inference_steps=3))
+        assert len(recorder.calls) == len(step_levels(SamplingSettings(num_inference_steps=3))) - 1
         for call in recorder.calls:
             assert call["levels"]["audio"].eq(1).all()
             assert call["levels"]["text"].eq(0).all()
@@ -175,7 +175,9 @@ class TestSampling:
         model, recorder = recorded()
         timeline = Timeline(11, {"text": lambda _first, count: np.zeros(count, np.int32)}, 0, 0)
         windows = WindowSettings(window_ticks=TICKS, overlap_ticks=2)
-        made = list(sample_timelines(model, [timeline], ["gesture"], SEED, windows, SamplingSettings(steps=2)))
+        made = list(
+            sample_timelines(model, [timeline], ["gesture"], SEED, windows, SamplingSettings(num_inference_steps=2))
+        )
         assert sum(ticks for _, _, ticks in made) == 11
         first = recorder.calls[0]["tokens"]["audio"]  # windows begin at ticks 0, 4 and 5
         assert torch.equal(first[0, 4:], first[1, :2])

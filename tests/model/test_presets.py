@@ -80,7 +80,7 @@ class TestConfig:
         assert ModelConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
 
     def test_an_unknown_name_is_refused_with_the_known_ones(self):
-        with pytest.raises(UsageFault, match="--preset huge: one of tiny, small, base, omniflow expected"):
+        with pytest.raises(UsageFault, match=r"^preset huge: one of tiny, small, base, omniflow expected"):
             TrainSettings(preset="huge")
 
     @pytest.mark.parametrize("changes", [{"layers": 0}, {"width": 100, "heads": 3}, {"width": 12, "heads": 4}])

@@ -24,7 +24,7 @@ from omniges.model.spec import build_model
 from omniges.model.tasks import SamplingSettings
 
 MEAN, STD = 0.7, 0.5
-EVEN = {"shift": 1.0, "last_level": 0.0}
+EVEN = {"shift": 1.0, "sigma_min": 0.0}
 
 
 def optimal(tokens: Mapping[str, Tensor], levels: Tensor) -> dict[str, Tensor]:
@@ -45,7 +45,9 @@ class TestEuler:
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
         errors = []
         for steps in (20, 40, 80, 160):
-            found = follow({"gesture": noise}, step_levels(SamplingSettings(steps=steps, **EVEN)), optimal)["gesture"]
+            found = follow(
+                {"gesture": noise}, step_levels(SamplingSettings(num_inference_steps=steps, **EVEN)), optimal
+            )["gesture"]
             errors.append(float((found - (MEAN + STD * noise)).abs().max()))
         assert errors[0] < 0.1
         for coarse, fine in itertools.pairwise(errors):
@@ -54,7 +56,7 @@ class TestEuler:
     def test_half_way_it_is_at_the_marginal_of_its_level(self):
         """Standard deviation √((1−σ)² s² + σ²) and mean (1−σ) m at each level."""
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-        levels = [level for level in step_levels(SamplingSettings(steps=400, **EVEN)) if level >= 0.5]
+        levels = [level for level in step_levels(SamplingSettings(num_inference_steps=400, **EVEN)) if level >= 0.5]
         found = follow({"gesture": noise}, levels, optimal)["gesture"]
         expected = 0.5 * MEAN + math.sqrt(0.25 * STD**2 + 0.25) * noise
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
@@ -63,28 +65,30 @@ class TestEuler:
     def test_a_known_point_is_reached_exactly_in_any_number_of_steps(self, steps):
         point = torch.randn(3, 2)
         found = follow(
-            {"text": torch.randn(3, 2)}, step_levels(SamplingSettings(steps=steps)), lambda *_: {"text": point}
+            {"text": torch.randn(3, 2)},
+            step_levels(SamplingSettings(num_inference_steps=steps)),
+            lambda *_: {"text": point},
         )
         torch.testing.assert_close(found["text"], point)
 
     @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
-    @pytest.mark.parametrize("last_level", [0.0, 0.05])
-    def test_levels_go_down_from_one_to_zero_by_the_shift(self, shift, last_level):
-        levels = step_levels(SamplingSettings(steps=10, shift=shift, last_level=last_level))
+    @pytest.mark.parametrize("sigma_min", [0.0, 0.05])
+    def test_levels_go_down_from_one_to_zero_by_the_shift(self, shift, sigma_min):
+        levels = step_levels(SamplingSettings(num_inference_steps=10, shift=shift, sigma_min=sigma_min))
         for k, level in enumerate(levels):
             even = 1 - k / 10
             assert level == pytest.approx(shift * even / (1 + (shift - 1) * even), abs=1e-12)
 
     @given(st.integers(1, 200), st.floats(0.2, 10), st.floats(0, 0.99))
-    def test_no_step_begins_below_the_last_level(self, steps, shift, last_level):
-        levels = step_levels(SamplingSettings(steps=steps, shift=shift, last_level=last_level))
+    def test_no_step_begins_below_the_sigma_min(self, steps, shift, sigma_min):
+        levels = step_levels(SamplingSettings(num_inference_steps=steps, shift=shift, sigma_min=sigma_min))
         assert (levels[0], levels[-1], len(levels)) == (1.0, 0.0, steps + 1)
         assert all(a > b for a, b in itertools.pairwise(levels))
-        assert levels[-2] >= last_level - 1e-12
+        assert levels[-2] >= sigma_min - 1e-12
         unshifted = [level / (shift - (shift - 1) * level) for level in levels[:-1]]
         np.testing.assert_allclose(np.diff(unshifted), (unshifted[-1] - 1) / max(steps - 1, 1), atol=1e-9)
         plain = shift / steps / (1 + (shift - 1) / steps)
-        assert levels[-2] == pytest.approx(max(plain, last_level))
+        assert levels[-2] == pytest.approx(max(plain, sigma_min))
 
     def test_the_default_steps_begin_at_levels_that_models_are_trained_at(self):
         last = step_levels(SamplingSettings())[-2]
@@ -105,7 +109,7 @@ class TestSample:
     def test_any_streams_from_any_others_as_arrays_of_the_shards(self, conditions, targets):
         model, windows = model_of().eval(), windows_of([0, 1, 2, 3])
         given = {name: windows.arrays[name] for name in conditions}
-        found = sample(model, given, targets, draws(), SamplingSettings(steps=3, guidance=2.0))
+        found = sample(model, given, targets, draws(), SamplingSettings(num_inference_steps=3, guidance_scale=2.0))
         shapes = {"gesture": (4, 3 * TICKS, 415), "audio": (4, 10 * TICKS, 64), "text": (4, TICKS)}
         assert {name: tuple(array.shape) for name, array in found.items()} == {name: shapes[name] for name in targets}
         if "text" in found:
@@ -113,31 +117,37 @@ class TestSample:
 
     def test_a_sample_is_the_same_alone_and_in_a_batch(self):
         model, windows = model_of().eval(), windows_of([0, 1, 2, 3])
-        whole = sample(model, {"text": windows.arrays["text"]}, ["gesture"], draws(), SamplingSettings(steps=4))
+        whole = sample(
+            model, {"text": windows.arrays["text"]}, ["gesture"], draws(), SamplingSettings(num_inference_steps=4)
+        )
         alone = sample(
-            model, {"text": windows.arrays["text"][2:3]}, ["gesture"], draws(1, first=2), SamplingSettings(steps=4)
+            model,
+            {"text": windows.arrays["text"][2:3]},
+            ["gesture"],
+            draws(1, first=2),
+            SamplingSettings(num_inference_steps=4),
         )
         torch.testing.assert_close(whole["gesture"][2:3], alone["gesture"], rtol=1e-4, atol=1e-4)
 
     def test_an_untrained_model_gives_the_mean_of_the_data(self):
         """Its clean prediction is zero, which is the mean of normalised data."""
         model = build_model(CONFIG, statistics=statistics(), pieces=PIECES, speakers=2).eval()
-        found = sample(model, {}, ["gesture"], draws(), SamplingSettings(steps=5))["gesture"]
+        found = sample(model, {}, ["gesture"], draws(), SamplingSettings(num_inference_steps=5))["gesture"]
         torch.testing.assert_close(found, torch.full((4, 3 * TICKS, LAYOUT.channels), 0.5), rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize(
         "changes",
         [
-            {"steps": 0},
+            {"num_inference_steps": 0},
             {"shift": 0.0},
-            {"guidance": -1.0},
-            {"guidance": math.nan},
+            {"guidance_scale": -1.0},
+            {"guidance_scale": math.nan},
             {"shift": math.inf},
-            {"last_level": 1.0},
+            {"sigma_min": 1.0},
         ],
     )
     def test_settings_that_cannot_be_are_refused(self, changes):
-        with pytest.raises(UsageFault, match=rf"^--{next(iter(changes)).replace('_', '-')} .* expected"):
+        with pytest.raises(UsageFault, match=rf"^{next(iter(changes))} .* expected"):
             SamplingSettings(**changes)
 
 
@@ -156,7 +166,7 @@ class TestGuidance:
 
         monkeypatch.setattr(model, "predict", predict)
         text = windows_of([0, 1, 2, 3]).arrays["text"]
-        settings = SamplingSettings(steps=2, guidance=guidance)
+        settings = SamplingSettings(num_inference_steps=2, guidance_scale=guidance)
         found = sample(model, {"text": text}, ["gesture"], draws(), settings)["gesture"]
         torch.testing.assert_close(found, torch.full_like(found, 0.5 + 2.0 * expected))
         assert len(seen) == 2 * calls
@@ -213,7 +223,7 @@ class TestDpmSolver:
                 calls += 1
                 return optimal(tokens, at)
 
-            levels = step_levels(SamplingSettings(steps=16, **EVEN))
+            levels = step_levels(SamplingSettings(num_inference_steps=16, **EVEN))
             found = follow({"gesture": noise}, levels, counted, solver)["gesture"]
             assert calls == 16
             errors[solver] = float((found - (MEAN + STD * noise)).abs().max())

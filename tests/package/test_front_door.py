@@ -92,31 +92,34 @@ class TestFunctions:
         made = omniges.sample_corpus(str(tmp_path / "c"), clips=2, seconds=2.0, words=4, speakers=1)
         assert made.clips == 2
         summary = omniges.preprocess(
-            str(tmp_path / "c"), str(tmp_path / "s"), workers=1, keep_audio=True, speakers=["synthetica"]
+            str(tmp_path / "c"), str(tmp_path / "s"), num_workers=1, keep_audio=True, speakers=["synthetica"]
         )
         assert (summary.converted, int(summary.exit_code)) == (2, 0)
         run_preprocess(
             tmp_path / "c", tmp_path / "t", keep_audio=True, selection=omniges.Selection(speakers=("synthetica",))
         )
         assert digests(tmp_path / "s") == digests(tmp_path / "t")
-        assert omniges.verify_shards(str(tmp_path / "s"), level="deep", workers=1).sound
+        assert omniges.verify_shards(str(tmp_path / "s"), level="deep", num_workers=1).sound
 
     def test_parts_of_settings_may_be_given_whole(self, tmp_path: Path) -> None:
         omniges.sample_corpus(tmp_path / "c", clips=1, seconds=2.0, words=4, speakers=1)
         convert = omniges.ConvertSettings(keep_audio=True)
-        omniges.preprocess(tmp_path / "c", tmp_path / "s", workers=1, convert=convert, max_rejected=1)
+        omniges.preprocess(tmp_path / "c", tmp_path / "s", num_workers=1, convert=convert, max_rejected=1)
         assert (tmp_path / "s/dataset.json").exists()
 
     @pytest.mark.parametrize(
         ("call", "expected"),
         [
-            (lambda: omniges.preprocess("c", keep_audo=True), "unknown setting 'keep_audo': did you mean keep_audio?"),
-            (lambda: omniges.verify_shards("s", depth=3), "unknown setting 'depth': one of folder, level, "),
-            (lambda: omniges.verify_shards("s", report="x"), "findings are returned, not written"),
+            (
+                lambda: omniges.preprocess("c", keep_audo=True, out_dir="s"),
+                "preprocess: unknown settings keep_audo (did you mean keep_audio?), out_dir (did you mean output_dir?)",
+            ),
+            (lambda: omniges.verify_shards("s", depth=3), "unknown setting depth; expected some of fail_fast,"),
+            (lambda: omniges.verify_shards("s", output_file="x"), "findings are returned, not written"),
             (lambda: omniges.verify_shards("s", level="best"), "one of quick, full, deep expected"),
-            (lambda: omniges.sample_corpus("c", clips=0), "--clips 0"),
-            (omniges.evaluate, "evaluate: folders of generated results, or --checkpoint"),
-            (lambda: omniges.evaluate("a", spilt="val"), "did you mean split?"),
+            (lambda: omniges.sample_corpus("c", clips=0), "clips 0: a number from 2 to"),
+            (omniges.evaluate, "evaluate: folders of generated results, or checkpoint to generate some"),
+            (lambda: omniges.evaluate("a", spilt="val"), "did you mean split"),
             (lambda: omniges.load_model("nowhere"), "nowhere: a checkpoint or the folder of a run"),
             (lambda: omniges.load_model("nowhere", "best"), "one of ema, last expected"),
         ],

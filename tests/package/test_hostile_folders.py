@@ -560,7 +560,7 @@ class TestTokenizer:
             dataset = shard_sets.edited_dataset(dataset, lambda found: found["tool"].update(tokenizers="0.0.1"))
         (folder / DATASET_FILE).write_bytes(dataset)
         for level in ("full", "deep"):
-            assert "tokenizer-invalid" in codes(verify_run(folder, level, workers=1))
+            assert "tokenizer-invalid" in codes(verify_run(folder, level, num_workers=1))
         with pytest.raises(DataError, match=r"tokenizer\.json: .*run omniges verify-shards"):
             SlotCodec(data)
 

@@ -34,7 +34,7 @@ Timed = namedtuple("Timed", "word start end")
 
 
 def findings(folder: Path) -> list[str]:
-    found = verify(VerifySettings(folder=folder, level="deep", workers=1)).findings
+    found = verify(VerifySettings(folder=folder, level="deep", num_workers=1)).findings
     return [f"{finding.code}: {finding.found}" for finding in found]
 
 

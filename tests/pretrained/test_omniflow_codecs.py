@@ -51,7 +51,7 @@ def begin(
     shards: Path, folder: Path, pretrained: Path, choice: str, *, with_signal_before: int | None = None, **changes: Any
 ) -> Any:
     plain = {"pretrained_model_name_or_path": pretrained, "model": {}, "max_train_steps": STEPS}
-    flow = {"train_batch_size": 16, "flow": {"shares": dict.fromkeys(SIX, 1)}}
+    flow = {"batch_size": 16, "flow": {"shares": dict.fromkeys(SIX, 1)}}
     settings = plain | flow | CHOICES[choice] | changes
     if with_signal_before is not None:
         return run_with_signal(shards, folder, with_signal_before, **settings)

@@ -51,7 +51,7 @@ def whole(shards: Path, omniflow: Path, tmp_path_factory: pytest.TempPathFactory
     """A run of four steps from it."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     flow = {"shares": dict.fromkeys(SIX, 1)}
-    begin(shards, folder, omniflow, max_train_steps=STEPS, train_batch_size=16, flow=flow)
+    begin(shards, folder, omniflow, max_train_steps=STEPS, batch_size=16, flow=flow)
     return folder
 
 
@@ -172,7 +172,7 @@ class TestTraining:
     def test_stopped_and_resumed_it_ends_with_the_same_bits(
         self, k: int, shards: Path, omniflow: Path, whole: Path, tmp_path: Path
     ) -> None:
-        changes = {"train_batch_size": 16, "flow": {"shares": dict.fromkeys(SIX, 1)}}
+        changes = {"batch_size": 16, "flow": {"shares": dict.fromkeys(SIX, 1)}}
         begin(shards, tmp_path, omniflow, max_train_steps=k, **changes)
         begin(shards, tmp_path, omniflow, max_train_steps=STEPS, **changes)
         assert learned(tmp_path, STEPS) == learned(whole, STEPS)

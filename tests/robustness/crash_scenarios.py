@@ -62,8 +62,8 @@ class Scenario:
         """The same, for a run in this process."""
         root = self.begun_root if first and self.begun_root else self.root
         return PreprocessSettings(
-            root=root, out=out, shard_bytes=self.shard_bytes, force=self.force, allow_removal=True,
-            run_log=self.log_of(out), workers=1,
+            root=root, output_dir=out, shard_bytes=self.shard_bytes, force=self.force, allow_removal=True,
+            run_log=self.log_of(out), num_workers=1,
         )  # fmt: skip
 
     @staticmethod
@@ -227,5 +227,5 @@ def end_faults(scenario: Scenario, out: Path) -> list[str]:
 
 
 def _verify_faults(out: Path, level: Level) -> list[str]:
-    result = verify(VerifySettings(folder=out, level=level, workers=1))
+    result = verify(VerifySettings(folder=out, level=level, num_workers=1))
     return [f"{finding.code} in {finding.file}" for finding in result.findings if finding.severity == "error"]

@@ -94,7 +94,11 @@ def convert(corpus: Path, out: Path, *, keep_audio: bool, shard_bytes: int) -> P
     """`omniges preprocess` in this process."""
     with Path(os.devnull).open("w", encoding="utf-8") as stream:
         settings = PreprocessSettings(
-            root=corpus, out=out, convert=ConvertSettings(keep_audio=keep_audio), shard_bytes=shard_bytes, workers=1
+            root=corpus,
+            output_dir=out,
+            convert=ConvertSettings(keep_audio=keep_audio),
+            shard_bytes=shard_bytes,
+            num_workers=1,
         )
         summary = preprocess(settings, LineReporter(stream))
     if summary.exit_code != 0:
@@ -179,7 +183,7 @@ def _check(folder: Path, level: Level) -> VerifyResult | str:
     signal.signal(signal.SIGALRM, _stop)
     signal.alarm(_CASE_S)
     try:
-        return verify(VerifySettings(folder=folder, level=level, workers=1))
+        return verify(VerifySettings(folder=folder, level=level, num_workers=1))
     except _TimeOut:
         return f"{level} took over {_CASE_S} s"
     except Exception as error:  # noqa: BLE001 - any traceback is a miss, and the harness goes on to count others

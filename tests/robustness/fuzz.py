@@ -250,7 +250,7 @@ def judge(site: Site, case: Case) -> str:
     """Verify a case; why it failed, or nothing."""
     site.damage(dict(case.changes))
     try:
-        result = verify(VerifySettings(folder=site.folder, level=case.level, workers=1))
+        result = verify(VerifySettings(folder=site.folder, level=case.level, num_workers=1))
     except Exception as error:  # noqa: BLE001 - any traceback is what is looked for
         return f"crashed with {type(error).__name__}: {error}"
     finally:
@@ -359,7 +359,7 @@ def _only(folder: Path, seed: int, index: int) -> None:
     site = Site(folder / "site", bases.folders[place])
     reason = judge(site, case)
     site.damage(dict(case.changes))
-    for finding in verify(VerifySettings(folder=site.folder, level=case.level, workers=1)).findings:
+    for finding in verify(VerifySettings(folder=site.folder, level=case.level, num_workers=1)).findings:
         print(f"{finding.code} {finding.file} {finding.key} {finding.member}: {finding.found} / {finding.expected}")
     print(f"{case.target}: {reason or 'as it should be'}")
     sys.exit(bool(reason))

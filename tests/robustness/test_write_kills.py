@@ -36,7 +36,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, list[Call], T
     calls = recorded(watched, force=False)
     after = read_tree(watched)
     assert replay({}, calls).tree() == after  # nothing went past the tap
-    assert not verify(VerifySettings(folder=watched / "out", level="deep", workers=1)).findings
+    assert not verify(VerifySettings(folder=watched / "out", level="deep", num_workers=1)).findings
     return {}, calls, after
 
 

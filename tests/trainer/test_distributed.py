@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 RECIPE = {
     "window_ticks": 16,
-    "train_batch_size": 2,
+    "batch_size": 2,
     "gradient_accumulation_steps": 2,
     "lr_warmup_steps": 3,
     "logging_steps": 4,

@@ -57,7 +57,7 @@ def test_absent_parts_change_no_bit_of_what_is_learned(clips, mixed, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_trains_resumes_generates_and_evaluates(mixed, tmp_path):
-    assert verify(VerifySettings(folder=mixed, level="deep", workers=1)).exit_code == 0
+    assert verify(VerifySettings(folder=mixed, level="deep", num_workers=1)).exit_code == 0
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"model": SMALLEST | SLOTS, "window-ticks": 16, "train-batch-size": 4}))
     common = ["train", "--shards", mixed, "--output-dir", tmp_path / "run", "--recipe", recipe, "--num-workers", 0]
@@ -90,9 +90,9 @@ def test_a_part_that_no_sample_has_is_made_at_rest_and_named(clips, tmp_path):
     settings = GenerateSettings(
         checkpoint=tmp_path / "run",
         task="a2g",
-        out=tmp_path / "out",
+        output_dir=tmp_path / "out",
         sources=Sources(shards=folder, keys=(key,)),
-        sampling=SamplingSettings(steps=2),
+        sampling=SamplingSettings(num_inference_steps=2),
     )
     generate(settings)
     record = json.loads((tmp_path / "out" / "1_synthetica_0_1_1.json").read_bytes())
@@ -102,7 +102,7 @@ def test_a_part_that_no_sample_has_is_made_at_rest_and_named(clips, tmp_path):
     assert np.abs(motion.poses[:, 75:]).max() < 1e-6  # the hands
     assert np.isfinite(motion.poses).all()
     with pytest.raises(UsageFault, match="it was not trained on t2g, because no sample had text"):
-        generate(replace(settings, task="t2g", out=tmp_path / "other"))
+        generate(replace(settings, task="t2g", output_dir=tmp_path / "other"))
 
 
 def test_clips_with_what_the_statistics_lack_are_refused(clips, tmp_path):

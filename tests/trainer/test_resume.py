@@ -301,20 +301,20 @@ class TestChoice:
 
     def test_never_wants_an_empty_folder(self, two: Path, shards: Path) -> None:
         with pytest.raises(UsageFault, match=r"--resume never: .* 2 checkpoints"):
-            run(shards, two, resume="never")
+            run(shards, two, resume_from_checkpoint="never")
 
     def test_a_named_one_starts_a_branch_in_another_folder(self, two: Path, shards: Path, tmp_path: Path) -> None:
         older = checkpoint_of(two, 2)
         with pytest.raises(UsageFault, match="choose another --output-dir"):
-            run(shards, two, resume=str(older))
-        run(shards, tmp_path / "branch", resume=str(older))
+            run(shards, two, resume_from_checkpoint=str(older))
+        run(shards, tmp_path / "branch", resume_from_checkpoint=str(older))
         run(shards, two)
         assert learned(tmp_path / "branch", STEPS) == learned(two, STEPS)
         with pytest.raises(UsageFault, match="found nothing there"):
-            run(shards, tmp_path / "third", resume=str(two / "nowhere"))
+            run(shards, tmp_path / "third", resume_from_checkpoint=str(two / "nowhere"))
 
     def test_other_settings_are_taken_and_told(self, two: Path, shards: Path) -> None:
-        run(shards, two, learning_rate=1e-4, train_batch_size=2)
+        run(shards, two, learning_rate=1e-4, batch_size=2)
         remarks = " ".join(log_of(two, "start")[-1]["remarks"])
         assert "--learning-rate was 0.001, is 0.0001" in remarks
         assert "--train-batch-size was 4, is 2" in remarks

@@ -136,7 +136,9 @@ class TestModelOfACheckpoint:
             assert p.detach().numpy().tobytes() == bits[f"ema.safetensors/{name}"]
         assert not averaged.training
         draws = Draws(8, 0, torch.arange(2), torch.tensor([1, 2]))
-        made = sample(averaged, {"text": torch.zeros(2, 8).long()}, ["gesture"], draws, SamplingSettings(steps=2))
+        made = sample(
+            averaged, {"text": torch.zeros(2, 8).long()}, ["gesture"], draws, SamplingSettings(num_inference_steps=2)
+        )
         assert made["gesture"].shape == (2, 24, LAYOUT.channels)
 
 

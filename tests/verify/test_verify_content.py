@@ -310,14 +310,14 @@ class TestProcesses:
 
     def test_processes_find_what_one_finds(self, version_1: Path, tmp_path: Path) -> None:
         folder = rebuilt(version_1, tmp_path / "s", FAULTS["rotation entry"][1])
-        assert run(folder, "deep").findings == run(folder, "deep", workers=2).findings
+        assert run(folder, "deep").findings == run(folder, "deep", num_workers=2).findings
 
     def test_a_dead_worker_is_a_finding_that_names_the_shard(
         self, version_1: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         killed = (sys.executable, "-c", "import os; input(); input(); os.kill(os.getpid(), 9)")
         monkeypatch.setattr(verify_shards, "WORKER_COMMAND", killed)
-        result = run(version_1, "deep", workers=2)
+        result = run(version_1, "deep", num_workers=2)
         assert {finding.code for finding in result.findings} == {"worker-died"}
         assert [finding.file for finding in result.findings] == sorted(path.name for path in version_1.glob("*.tar"))
 
@@ -340,7 +340,7 @@ class TestForms:
         assert "MB/s" in text[-1]
 
     def test_json_is_the_same_twice(self, broken: Path) -> None:
-        texts = {render(run(broken, "deep", workers=n), "json") for n in (1, 2)}
+        texts = {render(run(broken, "deep", num_workers=n), "json") for n in (1, 2)}
         (text,) = texts
         document = json.loads(text)
         assert document["exit_code"] == 1

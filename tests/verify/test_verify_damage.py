@@ -632,21 +632,21 @@ class TestSelection:
         data = (tiny / SHARD).read_bytes()
         with content(tiny / SHARD, data[:-1] + b"x"):
             assert run(tiny, splits=("val",)).sound
-            assert run(tiny, shards=("train-000001",)).sound
+            assert run(tiny, shard_names=("train-000001",)).sound
             assert not run(tiny, splits=("train",)).sound
         assert run(tiny, "deep", splits=("train",)).not_checked == ()
-        assert "statistics" in run(tiny, "deep", shards=("train-000001",)).not_checked[0]
+        assert "statistics" in run(tiny, "deep", shard_names=("train-000001",)).not_checked[0]
         with pytest.raises(UsageFault, match=r"--shard nothing\.tar"):
-            run(tiny, shards=("nothing",))
+            run(tiny, shard_names=("nothing",))
         with pytest.raises(UsageFault, match="--split dev"):
             run(tiny, splits=("dev",))
 
     def test_fail_fast_and_max_findings(self, tiny: Path) -> None:
         names = sorted(path.name for path in tiny.glob("*.tar"))
         with content(tiny / names[0], b""), content(tiny / names[1], b""), content(tiny / names[2], b""):
-            whole = run(tiny, workers=3)
+            whole = run(tiny, num_workers=3)
             assert {finding.file for finding in whole.findings} == set(names[:3])
-            fast = run(tiny, fail_fast=True, workers=3)
+            fast = run(tiny, fail_fast=True, num_workers=3)
             assert {finding.file for finding in fast.findings} == {names[0]}
             assert fast.not_checked
             few = run(tiny, max_findings=2)
@@ -657,7 +657,7 @@ class TestSelection:
         names = sorted(path.name for path in tiny.glob("*.tar"))
         data = [(tiny / name).read_bytes() for name in names]
         with content(tiny / names[0], data[0][:5000]), content(tiny / names[2], data[2][::-1]):
-            assert run(tiny, workers=1).findings == run(tiny, workers=4).findings
+            assert run(tiny, num_workers=1).findings == run(tiny, num_workers=4).findings
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ class TestTheSameAsOnDisk:
     def test_sound_shards_in_memory(self, shards: Path, memory: Callable[[Path], str], level: str) -> None:
         url = memory(shards)
         assert told(at(url, level)) == told(run(shards, level))
-        assert at(url, level, workers=3, isolate=True).findings == ()
+        assert at(url, level, num_workers=3, isolate=True).findings == ()
 
     @pytest.mark.parametrize("case", DAMAGE)
     def test_damaged_shards_in_memory(

@@ -119,7 +119,7 @@ class RunValidator:
                 "codecs": self._codecs(),
                 "seed": VALIDATION_SEED,
                 "levels": list(LEVELS),
-                "sampling": asdict(self._validation.sampling),
+                "sampling": self._validation.sampling.document(),
                 "windows": [{"name": window.name} | window.provenance() for window in held_out.windows],
                 "windows_available": held_out.available,
                 "loss": found.loss,
@@ -163,7 +163,7 @@ class RunValidator:
             },
             inputs=tuple(inputs),
             model={"checkpoint": None} | of_run | {"weights": "ema", "codecs": self._codecs()},
-            settings=asdict(self._validation.sampling)
+            settings=self._validation.sampling.document()
             | {
                 "seed": VALIDATION_SEED,
                 "window_ticks": window.ticks,

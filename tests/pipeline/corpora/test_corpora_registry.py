@@ -77,7 +77,7 @@ def test_a_corpus_of_another_package_is_converted_by_workers(sounds: Path, tmp_p
         (stem, split, ("audio",)) for stem, split in (("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"))
     }
     assert folder.dataset["settings"]["corpus"] == "sounds"
-    assert verify(VerifySettings(folder=out, level="deep", workers=1)).findings == ()
+    assert verify(VerifySettings(folder=out, level="deep", num_workers=1)).findings == ()
 
 
 def test_a_corpus_that_workers_cannot_find_is_refused_before_any_work(

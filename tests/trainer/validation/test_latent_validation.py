@@ -226,18 +226,18 @@ class TestWithTheCodecs:
         settings = GenerateSettings(
             checkpoint=decoded,
             task=task,
-            out=tmp_path / "generated",
+            output_dir=tmp_path / "generated",
             codecs=tuple(folders.items()),
             sources=Sources(shards=encoded_both, keys=(key,), seconds=1.6),
-            sampling=SamplingSettings(steps=2),
+            sampling=SamplingSettings(num_inference_steps=2),
             overlap_ticks=0,
             seed=VALIDATION_SEED,
         )
         generate(settings)
-        theirs = read_record(settings.out / f"{key}.json")
+        theirs = read_record(settings.output_dir / f"{key}.json")
         assert record.model["codecs"] == theirs.model["codecs"]
         assert record.settings["quantised"] == theirs.settings["quantised"]
-        ours, other = path.with_suffix(ending).read_bytes(), (settings.out / f"{key}{ending}").read_bytes()
+        ours, other = path.with_suffix(ending).read_bytes(), (settings.output_dir / f"{key}{ending}").read_bytes()
         if ending == ".npz":
             one, two = decode_motion(ours), decode_motion(other)
             np.testing.assert_allclose(one.poses, two.poses, atol=1e-4)

@@ -198,18 +198,18 @@ class TestWithTheCodec:
         settings = GenerateSettings(
             checkpoint=decoded,
             task=task,
-            out=tmp_path / "generated",
+            output_dir=tmp_path / "generated",
             codecs=((NAME, text_vae),),
             sources=Sources(shards=encoded_text, keys=(key,), seconds=WINDOW / 10),
-            sampling=SamplingSettings(steps=2),
+            sampling=SamplingSettings(num_inference_steps=2),
             seed=VALIDATION_SEED,
         )
         generate(settings)
-        theirs = read_record(settings.out / f"{key}.json")
+        theirs = read_record(settings.output_dir / f"{key}.json")
         assert record.model["codecs"] == theirs.model["codecs"]
         assert any("the words have no times" in remark for remark in record.remarks)
         for ending in (".TextGrid", ".txt"):
-            assert paths[0].with_suffix(ending).read_bytes() == (settings.out / f"{key}{ending}").read_bytes()
+            assert paths[0].with_suffix(ending).read_bytes() == (settings.output_dir / f"{key}{ending}").read_bytes()
         with pytest.raises(Exception, match="textgrid-no-word-tier"):
             decode_words(paths[0].with_suffix(".TextGrid").read_bytes())
 

@@ -184,16 +184,17 @@ class TestWhatIsFound:
             settings = GenerateSettings(
                 checkpoint=tmp_path / "run",
                 task=task,
-                out=tmp_path / "generated" / ending,
+                output_dir=tmp_path / "generated" / ending,
                 sources=Sources(shards=shards, keys=(key,), seconds=1.6),
-                sampling=SamplingSettings(steps=2),
+                sampling=SamplingSettings(num_inference_steps=2),
                 overlap_ticks=0,
                 seed=VALIDATION_SEED,
             )
             generate(settings)
-            theirs = read_record(settings.out / f"{key}.json")
+            theirs = read_record(settings.output_dir / f"{key}.json")
             assert record.settings.items() <= theirs.settings.items()
-            self._compare(path.with_suffix(ending).read_bytes(), (settings.out / f"{key}{ending}").read_bytes(), ending)
+            generated = settings.output_dir / f"{key}{ending}"
+            self._compare(path.with_suffix(ending).read_bytes(), generated.read_bytes(), ending)
 
     def _compare(self, ours: bytes, theirs: bytes, ending: str) -> None:
         """Equal but for the last bits of sums, which hang on what is beside a window."""

@@ -1,0 +1,88 @@
+"""How command lines are read: names as people write them, and errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Final, cast
+
+import typer
+from typer.core import TyperCommand
+
+from omniges.options import refuse_unknown
+
+UsageError: Final = cast("type[Exception]", typer.BadParameter.__mro__[1])
+"""What Typer raises for a command line that it cannot read; Typer does not export the class."""
+
+
+def present_words(
+    words: Iterable[str], values: Mapping[str, int], present: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return a command line with the present names of its options; values are left as they are.
+
+    Args:
+        words: Arguments of a command; ``--max_train_steps=8`` has an option's name with underscores.
+        values: By each option of the command, how many values follow it.
+        present: Options by their other names.
+
+    Returns:
+        The arguments, and those options that are not known, as they were written.
+    """
+    found: list[str] = []
+    unknown: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "--":
+            return [*found, word, *left], unknown
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            written, name = name, name.replace("_", "-")
+            name = present.get(name, name)
+            if name not in values:
+                unknown.append(written)
+        found.append(name + equals + value)
+        if not equals:
+            found += islice(left, values.get(name, 0))
+    return found, unknown
+
+
+class Command(TyperCommand):
+    """A command whose options may be written with underscores or by their other names."""
+
+    present: ClassVar[Mapping[str, str]] = {}
+    """Options by their other names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse a command line; raises UsageFault that names every unknown option."""
+        values = {
+            name: 0 if getattr(each, "is_flag", False) else each.nargs
+            for each in self.get_params(ctx)
+            if each.param_type_name == "option"
+            for name in (*each.opts, *each.secondary_opts)
+        }
+        words, unknown = present_words(args, values, self.present)
+        if not ctx.resilient_parsing:
+            known = [name for name in values if name.startswith("--")]
+            refuse_unknown(ctx.command_path, "option", unknown, known)
+        return super().parse_args(ctx, words)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help of the command."""
+        from omniges.commands.help import print_help
+
+        print_help(self, ctx)
+
+
+def command_class(function: Callable[..., None]) -> type[Command]:
+    """Return the class of a command whose options have the other names that their declarations say."""
+    return type("Command", (Command,), {"present": getattr(function, "present", {})})
+
+
+def usage_line(error: Any) -> str:
+    """Return an error of Typer as one line that says where help is."""
+    help_at = f"{error.ctx.command_path} --help" if getattr(error, "ctx", None) else "omniges --help"
+    if hasattr(error, "param_type") and error.param is not None:
+        names: Sequence[str] = error.param.opts if error.param.param_type_name == "option" else [error.param.metavar]
+        return f"{max(names, key=len)}: it is needed, and was not given: see {help_at}"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}: see {help_at}"

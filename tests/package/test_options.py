@@ -1,0 +1,98 @@
+"""A setting is declared once: its flag, keyword, key and other names follow, and errors use the right one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from omniges import EvaluateSettings, GenerateSettings, PreprocessSettings, SamplingSettings, TrainSettings, errors
+from omniges.errors import DataError, UsageFault
+from omniges.options import every_setting, from_keywords, keywords_in_errors, present_names
+from omniges.trainer.config import differences
+from omniges.trainer.recipe import load_settings
+
+CHOSEN: dict[str, Any] = {
+    "max_train_steps": 5,
+    "batch_size": 3,
+    "lr_scheduler": "cosine",
+    "resume_from_checkpoint": "never",
+    "num_workers": 1,
+    "output_dir": "elsewhere",
+}
+OTHER = [(each.name, other) for each in every_setting(TrainSettings) for other in each.other_names]
+
+
+class TestOtherNames:
+    @pytest.mark.parametrize(("name", "other"), OTHER)
+    def test_recipes_and_checkpoints_with_former_keys_still_load(self, name: str, other: str, tmp_path: Any) -> None:
+        document = {other if key == name else key: value for key, value in CHOSEN.items()}
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("".join(f"{key}: {value}\n" for key, value in document.items()))
+        assert load_settings(recipe, {}) == TrainSettings(**CHOSEN)
+        saved = TrainSettings(**CHOSEN).as_json()
+        saved[other] = saved.pop(name)
+        assert differences(saved, TrainSettings(**CHOSEN).as_json()) == []
+        assert differences(
+            saved,
+            TrainSettings(
+                **CHOSEN | {name: 2 if name != "output_dir" else "x"}
+                if name not in ("lr_scheduler", "resume_from_checkpoint")
+                else CHOSEN | {name: "constant"}
+            ).as_json(),
+        )
+
+    def test_they_are_some_and_belong_to_one_setting_each(self) -> None:
+        assert {name for name, _ in OTHER} <= CHOSEN.keys()
+        for settings in (PreprocessSettings, TrainSettings, GenerateSettings, EvaluateSettings):
+            names = [name for each in every_setting(settings) for name in (each.name, *each.other_names)]
+            assert len(names) == len(set(names))
+
+    def test_two_names_of_one_setting_are_refused(self) -> None:
+        with pytest.raises(UsageFault, match="lr_scheduler and lr_schedule: two names of one setting"):
+            present_names(TrainSettings, {"lr_scheduler": "cosine", "lr_schedule": "linear"})
+
+    def test_keywords_of_python_too(self) -> None:
+        made = from_keywords(PreprocessSettings, {"root": ".", "out": "x", "split": "val", "workers": 1}, "preprocess")
+        assert (str(made.output_dir), made.selection.splits, made.num_workers) == ("x", ("val",), 1)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("make", "keyword", "flag"),
+        [
+            (lambda: SamplingSettings(num_inference_steps=0), "num_inference_steps 0: ", "--num-inference-steps 0: "),
+            (lambda: PreprocessSettings(root=".", max_rejected=2), "max_rejected 2.0: ", "--max-rejected 2.0: "),
+            (lambda: TrainSettings(adam_beta1=2), "adam_beta1 2.0: ", "recipe key adam_beta1 2.0: "),
+            (
+                lambda: TrainSettings(lr_scheduler="cosine", max_minutes=1),
+                "give max_train_steps or num_train_epochs too, or take lr_scheduler constant",
+                "give --max-train-steps or --num-train-epochs too, or take --lr-scheduler constant",
+            ),
+            (
+                lambda: EvaluateSettings(generated=("x",), trust_encoder_program=True),
+                "trust_encoder_program: an encoder to trust",
+                "--trust-encoder-program: an --encoder to trust",
+            ),
+        ],
+    )
+    def test_python_is_told_the_keyword_and_the_command_line_the_flag(self, make: Any, keyword: str, flag: str) -> None:
+        with pytest.raises(UsageFault) as refused:
+            make()
+        assert keyword in str(refused.value)
+        assert "--" not in str(refused.value)
+        assert refused.value.on_command_line is not None
+        assert flag in refused.value.on_command_line
+
+    def test_what_is_no_flag_of_the_settings_stays(self) -> None:
+        told = "/data/--seed/x--seed: --seeds, --no-seed and --seed expected; add --overwrite"
+        with pytest.raises(DataError) as refused, keywords_in_errors(GenerateSettings):
+            raise DataError(told)
+        assert str(refused.value) == "/data/--seed/x--seed: --seeds, --no-seed and seed expected; add overwrite=True"
+        assert refused.value.on_command_line == told
+
+    def test_an_error_that_names_no_setting_is_the_same(self) -> None:
+        error = errors.EnvironmentFault("disk full")
+        with pytest.raises(errors.EnvironmentFault, match=r"^disk full$"), keywords_in_errors(GenerateSettings):
+            raise error
+        assert error.on_command_line is None
