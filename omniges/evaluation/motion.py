@@ -14,20 +14,18 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.evaluation import scores
 from omniges.features.body import BodyModel, joint_positions
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
-from omniges.formats.body_model import decode_body_model
+from omniges.formats.body_model import read_body_model
 from omniges.metrics.frechet import DESCRIPTOR_NAME, Encoder, Features, FrechetScore, describe, frechet_distance
 from omniges.metrics.gesture import mean_joint_speeds, scored_poses
 from omniges.metrics.profiles import Profile
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import BODY_PARTS, at_rest
 from omniges.shards.schema import MOTION_PARTS
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import read_file
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -91,14 +89,8 @@ def load_bodies(path: Path | None) -> Bodies:
     """
     if path is None:
         return GENERIC
-    if not path.is_file():
-        raise UsageFault(f"--body-model {path}: an SMPL-X model as .npz expected, found no file there")
-    data = read_file(path, _MOST_BYTES)
-    try:
-        model = decode_body_model(data)
-    except (RecordingFault, ValueError) as fault:
-        raise DataError(f"{path}: {fault}: give SMPL-X's own .npz, such as SMPLX_NEUTRAL_2020.npz") from fault
-    return Bodies(f"SMPL-X:{path.name}:{sha256_hex(data)[:12]}", model)
+    model, sha256 = read_body_model(path)
+    return Bodies(f"SMPL-X:{path.name}:{sha256[:12]}", model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ _Offset = tuple[float, float, float]
 BLOCK_FRAMES: Final = 32
 """Frames of vertices in a block; each takes 1 MB of temporaries with SMPL-X's 10475 vertices."""
 
-_BODY_COLUMNS: Final = 75  # columns of a pose before the hands
+BODY_COLUMNS: Final = 75  # columns of a pose before the hands
 _PLACED_FRAMES: Final = 1024  # frames in a block, because rotation matrices take eight times the memory of positions
 PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` places the model's origin, not the pelvis joint
 
@@ -214,7 +214,7 @@ class Person:
         frames = len(poses)
         if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
             raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
-        return place(self._with_mean_hands(poses), _offsets(self.rest_joints), self.rest_joints[0] + trans)
+        return place(self._with_mean_hands(poses), parent_offsets(self.rest_joints), self.rest_joints[0] + trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
         """Yield vertices in blocks, with `transl` zero; expressions move rest joints too, as in SMPL-X.
@@ -246,7 +246,7 @@ class Person:
 
     def _with_mean_hands(self, poses: Numbers) -> F64:
         full = np.array(poses, dtype=np.float64)
-        full[:, _BODY_COLUMNS:] += self.model.mean_hands
+        full[:, BODY_COLUMNS:] += self.model.mean_hands
         return full
 
     def _skinned(self, local: F64, shaped: F64, joints: F64) -> F64:
@@ -260,13 +260,13 @@ class Person:
         if moving.any():
             change = (features - features[0])[:, moving] @ directions[:, moving].T
             posed += change.reshape(posed.shape)
-        world, positions = forward_kinematics(local, _offsets(joints), joints[:, 0])
+        world, positions = forward_kinematics(local, parent_offsets(joints), joints[:, 0])
         shift = positions - (world @ joints[..., None])[..., 0]
         transforms = np.concatenate([world, shift[..., None]], axis=-1).reshape(frames, len(PARENTS), 12)
         blended = (self.model.weights @ transforms).reshape(frames, -1, 3, 4)
         return np.asarray(np.einsum("tvij,tvj->tvi", blended[..., :3], posed) + blended[..., 3])
 
 
-def _offsets(joints: F64) -> F64:
+def parent_offsets(joints: F64) -> F64:
     """Return the offset (..., 55, 3) of each joint from its parent; that of the pelvis is not used."""
     return joints - joints[..., [max(parent, 0) for parent in PARENTS], :]

@@ -6,12 +6,16 @@ the arrays named here are read; others, which may be pickled objects, are skippe
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import RecordingFault
+from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.body import BodyModel
 from omniges.formats.arrays import Archive, Member
+from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import read_file
 
 F64 = npt.NDArray[np.float64]
 
@@ -21,6 +25,7 @@ EXPRESSIONS = 100
 POSE_FEATURES = 9 * (JOINTS - 1)
 HAND_COLUMNS = 45
 MAX_VERTICES = 200_000
+_MAX_BYTES = 1 << 30
 
 _PICKLE = b"\x80"
 _ROOT = (-1, 2**32 - 1)  # parent of the pelvis in files
@@ -77,6 +82,28 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
         parents=(-1, *parents),
         mean_hands=np.concatenate([numbers["hands_meanl"], numbers["hands_meanr"]]),
     )
+
+
+def read_body_model(path: Path) -> tuple[BodyModel, str]:
+    """Read a body model from a file.
+
+    Args:
+        path: the model's .npz file.
+
+    Returns:
+        The model, and the file's sha256 in hexadecimal digits.
+
+    Raises:
+        UsageFault: the file does not exist.
+        DataError: the file is not an SMPL-X model.
+    """
+    if not path.is_file():
+        raise UsageFault(f"--body-model {path}: an SMPL-X model as .npz expected, found no file there")
+    data = read_file(path, _MAX_BYTES)
+    try:
+        return decode_body_model(data), sha256_hex(data)
+    except (RecordingFault, ValueError) as fault:
+        raise DataError(f"{path}: {fault}: give SMPL-X's own .npz, such as SMPLX_NEUTRAL_2020.npz") from fault
 
 
 def _check_shapes(members: dict[str, Member]) -> None:

@@ -75,6 +75,12 @@ def read_motion(path: str | Path) -> SmplxMotion:
     )
 
 
+def encode_smplx(motion: SmplxMotion) -> bytes:
+    """Return a motion as a BEAT2-style NPZ with as many betas as it has."""
+    arrays = {name: getattr(motion, name) for name in ("poses", "trans", "expressions", "betas")}
+    return encode_motion(**arrays, gender=motion.gender, model=_MODEL, frame_rate_hz=motion.frame_rate_hz)
+
+
 def write_motion(
     path: str | Path,
     poses: Array,

@@ -56,7 +56,9 @@ OFFLINE = {
 }
 ACCELERATED = {"trainer", "benchmark"}  # that import accelerate (diffusers, which a codec imports, loads it too)
 FOR_GENERATION = {"data", "codecs", "model", "generation", "pretrained", "evaluation"}  # none of it loads the trainer
-TOUCH_FILES = {PACKAGE / "formats" / name for name in ("arrays.py", "motion.py")}  # the files of formats that do
+TOUCH_FILES = {
+    PACKAGE / "formats" / name for name in ("arrays.py", "body_model.py", "motion.py")
+}  # the files of formats that do
 # Where any exception is caught: one recording in a worker, threads that hand an exception to the one who waits,
 # libraries and other people's packages that raise what they like, the end of a command, and a run of training, which
 # saves what it learned before it raises the exception again.

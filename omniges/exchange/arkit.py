@@ -1,0 +1,106 @@
+"""ARKit blendshape weights of facial expressions, by a matrix that the user supplies.
+
+BEAT2's expressions are FLAME coefficients. Published matrices map ARKit weights to them (rows: ARKit shapes); their
+pseudo-inverse maps back. A matrix of the other direction (rows: FLAME coefficients) is used as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import UsageFault
+from omniges.formats.motion import SmplxMotion
+
+F64 = npt.NDArray[np.float64]
+
+_SIDED: Final = {
+    "brow": ("DownLeft", "DownRight", "InnerUp", "OuterUpLeft", "OuterUpRight"),
+    "cheek": ("Puff", "SquintLeft", "SquintRight"),
+    "eye": tuple(
+        f"{what}{side}"
+        for what in ("Blink", "LookDown", "LookIn", "LookOut", "LookUp", "Squint", "Wide")
+        for side in ("Left", "Right")
+    ),
+    "jaw": ("Forward", "Left", "Open", "Right"),
+    "mouth": (
+        *("Close", "DimpleLeft", "DimpleRight", "FrownLeft", "FrownRight", "Funnel", "Left", "LowerDownLeft"),
+        *("LowerDownRight", "PressLeft", "PressRight", "Pucker", "Right", "RollLower", "RollUpper", "ShrugLower"),
+        *("ShrugUpper", "SmileLeft", "SmileRight", "StretchLeft", "StretchRight", "UpperUpLeft", "UpperUpRight"),
+    ),
+    "nose": ("SneerLeft", "SneerRight"),
+    "tongue": ("Out",),
+}
+NAMES: Final = tuple(f"{region}{shape}" for region, shapes in _SIDED.items() for shape in shapes)
+"""The 52 weights in alphabetical order, which is that of BEAT version 1; some matrices lack the last, ``tongueOut``."""
+
+_EXPRESSIONS, _JAW = 100, 3
+_JAW_COLUMNS: Final = slice(66, 69)
+_CLIPPED: Final = 1e-4  # beyond [0, 1], as a weight: less is rounding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceMatrix:
+    """Linear map from FLAME coefficients to ARKit weights."""
+
+    to_weights: F64
+    """(100, n) of expressions, or (103, n) of expressions and the jaw's axis-angle; n is 51 or 52."""
+
+    @classmethod
+    def of(cls, array: F64, name: str) -> FaceMatrix:
+        """Return the map of a matrix of either direction.
+
+        Args:
+            array: (n, 100) or (n, 103) from ARKit weights to FLAME coefficients, or transposed for the other direction.
+            name: name of its file, for errors.
+
+        Returns:
+            The map.
+
+        Raises:
+            UsageFault: the matrix has another shape, or its rank does not determine all weights.
+        """
+        shapes, coefficients = {len(NAMES) - 1, len(NAMES)}, {_EXPRESSIONS, _EXPRESSIONS + _JAW}
+        if array.ndim == 2 and {array.shape[0]} <= coefficients and {array.shape[1]} <= shapes:
+            return cls(array)
+        if not (array.ndim == 2 and {array.shape[0]} <= shapes and {array.shape[1]} <= coefficients):
+            raise UsageFault(
+                f"{name}: a matrix (51 or 52, 100 or 103) from ARKit weights to FLAME coefficients expected, or its "
+                f"transpose for the other direction, found {array.shape}"
+            )
+        if (rank := int(np.linalg.matrix_rank(array))) < len(array):
+            raise UsageFault(f"{name}: {len(array)} independent rows expected, found {rank}: weights are ambiguous")
+        return cls(np.asarray(np.linalg.pinv(array), np.float64))
+
+    def weights(self, motion: SmplxMotion) -> tuple[F64, int]:
+        """Return the weights (T, n) of a motion, and how many were clipped to 0 or 1.
+
+        Args:
+            motion: T frames with expressions.
+
+        Returns:
+            Weights in [0, 1], and the number of values that lay outside by more than 1e-4.
+        """
+        parts = [motion.expressions, motion.poses[:, _JAW_COLUMNS]]
+        found = np.concatenate(parts, axis=1, dtype=np.float64)[:, : len(self.to_weights)] @ self.to_weights
+        kept = np.clip(found, 0.0, 1.0)
+        return kept, int((np.abs(found - kept) > _CLIPPED).sum())
+
+
+def encode_csv(weights: F64, frame_rate_hz: float) -> bytes:
+    """Return weights (T, n) as CSV: a header, then the time in seconds and the weights of each frame."""
+    lines = [",".join(["time_s", *NAMES[: weights.shape[1]]])]
+    row = ",".join(["%.6f"] * (1 + weights.shape[1]))
+    lines += [row % (frame / frame_rate_hz, *values) for frame, values in enumerate(weights.tolist())]
+    return ("\n".join(lines) + "\n").encode("ascii")
+
+
+def matrix_from_array(array: npt.NDArray[Any], name: str) -> FaceMatrix:
+    """Return the map of an array of numbers; raise UsageFault for NaN and as `FaceMatrix.of` does."""
+    numbers = np.asarray(array, dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        raise UsageFault(f"{name}: finite numbers expected, found NaN or infinity")
+    return FaceMatrix.of(numbers, name)

@@ -1,0 +1,167 @@
+"""Export motion of shards, results and files to the formats of other tools."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.exchange.arkit import FaceMatrix, encode_csv, matrix_from_array
+from omniges.exchange.bvh import encode_bvh
+from omniges.exchange.gltf import encode_glb
+from omniges.exchange.settings import ENDINGS, ExportSettings
+from omniges.exchange.tracks import Track, load_tracks
+from omniges.features.body import BodyModel
+from omniges.features.gesture import BETAS
+from omniges.features.skeleton import GENERIC, Skeleton
+from omniges.formats.arrays import read_array
+from omniges.formats.body_model import read_body_model
+from omniges.formats.motion import SmplxMotion, encode_smplx
+from omniges.storage.atomic import new_folder, publish_bytes
+from omniges.storage.redact import one_line
+
+_IN_BLENDER: Final = Path(__file__).with_name("in_blender.py")
+_BLENDER_S: Final = 600.0  # an hour of motion takes a minute
+
+
+@dataclass(slots=True)
+class ExportedMotion:
+    """Counts of an export."""
+
+    folder: Path
+    written: int = 0
+    without_motion: int = 0
+    """Samples without motion; for blendshape weights, without a face."""
+    at_rest: int = 0
+    """Samples of which a part of the body has no data, so that it is at rest."""
+    clipped: int = 0
+    """Blendshape weights that lay outside of 0 to 1."""
+
+
+def export_motion(settings: ExportSettings, progress: Callable[[int], None] | None = None) -> ExportedMotion:
+    """Write the motion of shards, results or files in another tool's format, a file for each.
+
+    Args:
+        settings: sources, format and folder.
+        progress: called with the number of samples done.
+
+    Returns:
+        Counts.
+
+    Raises:
+        UsageFault: a source is unknown, or the folder holds files.
+        DataError: a source is damaged.
+        EnvironmentFault: Blender is missing or fails, or the disk prevents writing.
+    """
+    out = settings.output_dir
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageFault(f"--output-dir {out}: a new or empty folder expected, found files in it: choose another")
+    encode = _encoder(settings)
+    counts, used = ExportedMotion(out), set[str]()
+    with new_folder(out):
+        for done, track in enumerate(load_tracks(settings.paths or [settings.shards], settings.keys), 1):
+            if track.motion is None or (settings.format == "arkit-csv" and "face" in track.absent):
+                counts.without_motion += 1
+            else:
+                content = encode(track, track.motion, counts)
+                publish_bytes(out / f"{_file_stem(track, used)}.{ENDINGS[settings.format]}", content)
+                counts.written += 1
+                counts.at_rest += bool(track.absent)
+            if progress:
+                progress(done)
+    return counts
+
+
+_Encoder = Callable[[Track, SmplxMotion, ExportedMotion], bytes]
+
+
+def _encoder(settings: ExportSettings) -> _Encoder:
+    """Return the function that makes a track's file; what it needs is read and checked here."""
+    if settings.format == "npz":
+        return lambda _track, motion, _counts: encode_smplx(motion)
+    if settings.arkit_matrix is not None:
+        wanted = "a matrix between ARKit weights and FLAME coefficients expected"
+        matrix = matrix_from_array(read_array(settings.arkit_matrix, wanted), str(settings.arkit_matrix))
+        return partial(_weights, matrix)
+    model = None if settings.body_model is None else read_body_model(settings.body_model)[0]
+    if settings.format == "bvh":
+        return lambda _track, motion, _counts: encode_bvh(motion, _skeleton(model, motion))
+    if settings.format == "glb":
+        return lambda track, motion, _counts: encode_glb(motion, _skeleton(model, motion), track.clip)
+    command = _blender(settings.blender)
+    return lambda track, motion, _counts: _fbx(
+        command, encode_glb(motion, _skeleton(model, motion), track.clip), motion
+    )
+
+
+def _skeleton(model: BodyModel | None, motion: SmplxMotion) -> Skeleton:
+    if model is None:
+        return GENERIC
+    betas = np.zeros(BETAS)
+    betas[: len(motion.betas)] = motion.betas
+    return Skeleton.of_person(model.person(betas))
+
+
+def _weights(matrix: FaceMatrix, track: Track, motion: SmplxMotion, counts: ExportedMotion) -> bytes:
+    weights, clipped = matrix.weights(motion)
+    counts.clipped += clipped
+    return encode_csv(weights, motion.frame_rate_hz)
+
+
+def _blender(program: str) -> list[str]:
+    """Return the command that runs a Python file in Blender."""
+    if found := shutil.which(program):
+        return [found, "--background", "--factory-startup", "--python-exit-code", "1", "--python"]
+    if program == "blender" and find_spec("bpy") is not None:
+        return [sys.executable]
+    raise EnvironmentFault(
+        f"--blender {program}: Blender's program expected, found none: install it, or export glb, which needs none"
+    )
+
+
+def _fbx(command: list[str], glb: bytes, motion: SmplxMotion) -> bytes:
+    """Return an FBX file that Blender makes of a GLB file."""
+    with tempfile.TemporaryDirectory(prefix="omniges-fbx-") as folder:
+        source, target = Path(folder, "motion.glb"), Path(folder, "motion.fbx")
+        source.write_bytes(glb)
+        arguments = [str(_IN_BLENDER), "--", str(source), str(target), str(motion.frame_rate_hz)]
+        try:
+            done = subprocess.run(
+                [*command, *arguments],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_BLENDER_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EnvironmentFault(
+                f"{command[0]}: Blender did not finish ({error}): export glb and convert it"
+            ) from error
+        if done.returncode or not target.is_file():
+            said = one_line((done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2])
+            raise EnvironmentFault(f"{command[0]}: Blender wrote no FBX, exit code {done.returncode}: {said}")
+        return target.read_bytes()
+
+
+def _file_stem(track: Track, used: set[str]) -> str:
+    """Return a file name that no earlier track has: the clip's, then with the track's name, then with a number."""
+    label = re.sub(r"[^\w-]+", "-", track.name).strip("-") or "track"
+    names: Iterator[str] = (
+        track.clip if number == 0 else f"{track.clip}-{label}" if number == 1 else f"{track.clip}-{label}-{number}"
+        for number in range(len(used) + 2)
+    )
+    found = next(name for name in names if name.casefold() not in used)
+    used.add(found.casefold())
+    return found
