@@ -1,7 +1,7 @@
 """omniges: recordings to verified shards, and one joint flow model over text, audio and gesture.
 
-The public names are in `__all__`; docs/reference/api.md describes them. Each is imported when it is first asked for, so
-that ``import omniges`` loads neither torch nor numpy.
+The public names are in `__all__`; docs/reference/api.md describes them. Each name is imported at its first use, so that
+``import omniges`` loads neither torch nor numpy.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from omniges.trainer.config import TrainSettings
     from omniges.verify.settings import VerifySettings
 
-# The names that each module gives; the imports above are the same, for type checkers.
+# The public names of each module. Type checkers read the same names in the imports above.
 _MODULES = {
     "omniges.api": ("evaluate", "load_model", "preprocess", "sample_corpus", "verify_shards"),
     "omniges.codecs.registry": ("load_codec", "register_codec"),
@@ -101,7 +101,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name; raises ImportError that names the package to install where one is missing."""
+    """Import a public name at its first use.
+
+    Args:
+        name: A name of `__all__`.
+
+    Returns:
+        The object.
+
+    Raises:
+        AttributeError: The name is unknown.
+        ImportError: A package is missing; the message says how to install it.
+    """
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'omniges' has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415 - only when a name is asked for

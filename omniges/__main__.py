@@ -1,4 +1,4 @@
-"""``python -m omniges`` is the command ``omniges``."""
+"""Run the command line as ``python -m omniges``."""
 
 from omniges.cli import main
 

@@ -1,7 +1,7 @@
-"""Plain functions over what commands do: paths as `str` or `Path`, settings as keywords.
+"""Functions for programs that do what the commands do. Paths are `str` or `Path`, settings are keywords.
 
-Each setting is declared once, in its settings class, which the docstring names. Rooms are imported when a function is
-called, so that this costs nothing to import.
+Each setting is declared once, in its settings class, which the docstring names. Other modules are imported when a
+function is called, so that importing this module is quick.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def preprocess(
             ``keep_audio=True``, ``speakers=("scott",)``.
 
     Returns:
-        What was converted and what was not; `Summary.exit_code` is 1 where too many recordings were rejected.
+        A summary of the converted and the rejected recordings; `Summary.exit_code` is 1 if too many were rejected.
 
     Raises:
-        UsageFault: A setting cannot be, or the folder holds a set made with other settings.
-        DataError: The split list is broken.
-        EnvironmentFault: The disk is in the way, or another run is writing there.
+        UsageFault: A setting is invalid, or the folder contains shards made with other settings.
+        DataError: The split list is invalid.
+        EnvironmentFault: The disk is full or not writable, or another run writes to the folder.
     """
     from omniges.pipeline.run import preprocess as run
     from omniges.pipeline.settings import PreprocessSettings
@@ -54,19 +54,19 @@ def preprocess(
 
 
 def verify_shards(folder: str | Path = "shards", *, progress: bool = False, **settings: Any) -> VerifyResult:
-    """Verify a shard folder, or list what is wrong with it, as ``omniges verify-shards`` does.
+    """Verify a shard folder, and list every error in it, as ``omniges verify-shards`` does.
 
     Args:
-        folder: Folder of shards, or a URL of one.
+        folder: Folder of shards, or its URL.
         progress: Show progress on standard error.
-        **settings: Of `VerifySettings`, such as ``level="deep"``.
+        **settings: Options of `VerifySettings`, such as ``level="deep"``.
 
     Returns:
-        The findings; `VerifyResult.sound` says whether there is no error.
+        The findings; `VerifyResult.sound` is true if no error was found.
 
     Raises:
-        UsageFault: There is no such folder, or a setting cannot be.
-        EnvironmentFault: A server refuses, or a package for the URL is missing.
+        UsageFault: The folder does not exist, or a setting is invalid.
+        EnvironmentFault: A server refuses access, or a package for the URL is missing.
     """
     from omniges.verify.run import verify
     from omniges.verify.settings import VerifySettings
@@ -82,17 +82,17 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
     """Score generated files, or a checkpoint, against the recordings in shards, as ``omniges evaluate`` does.
 
     Args:
-        *generated: Folders of generated results; none where ``checkpoint`` is given.
+        *generated: Folders of generated results; none if ``checkpoint`` is given.
         progress: Show progress on standard error.
-        **settings: Of `EvaluateSettings`, such as ``shards="shards"``, ``checkpoint="run"``, ``split="val"``.
+        **settings: Options of `EvaluateSettings`, such as ``shards="shards"``, ``checkpoint="run"``, ``split="val"``.
 
     Returns:
-        Figures of every task, and what they rest on.
+        The metrics of every task, and the files and settings that they were computed from.
 
     Raises:
-        UsageFault: A setting cannot be, or contradicts another.
+        UsageFault: A setting is invalid, or contradicts another.
         DataError: A file cannot be read.
-        EnvironmentFault: A package is missing, or the disk is in the way.
+        EnvironmentFault: A package is missing, or the disk is full or not writable.
     """
     from omniges.evaluation.run import evaluate as run
     from omniges.evaluation.settings import EvaluateSettings
@@ -105,18 +105,19 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
 def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") -> Loaded:
     """Load a trained model, on the GPU if there is one.
 
-    To generate, `OmnigesPipeline.from_pretrained` takes the same folder; this is for work on the network itself.
+    `OmnigesPipeline.from_pretrained` reads the same folder and generates. Use this function to work with the network
+    itself.
 
     Args:
-        checkpoint: Folder of a run, whose newest valid checkpoint is taken, or of a checkpoint.
-        weights: EMA weights, or the last ones.
+        checkpoint: Folder of a checkpoint, or of a run, of which the newest valid checkpoint is loaded.
+        weights: The EMA weights, or the last weights.
 
     Returns:
-        ``model``, a torch module in evaluation mode, and ``identity``, what the checkpoint says of it.
+        ``model``, a torch module in evaluation mode, and ``identity``, a description of the checkpoint.
 
     Raises:
-        UsageFault: There is none.
-        DataError: It is damaged.
+        UsageFault: The folder contains no checkpoint.
+        DataError: The checkpoint is damaged.
     """
     from omniges.generation.sampler import load
 
@@ -130,14 +131,14 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
     Args:
         folder: New or empty folder.
         progress: Show progress on standard error.
-        **settings: Of `CorpusSettings`, such as ``clips=6``, ``seconds=4``.
+        **settings: Options of `CorpusSettings`, such as ``clips=6``, ``seconds=4``.
 
     Returns:
-        Counts and lengths of what was written.
+        Counts and lengths of the corpus.
 
     Raises:
-        UsageFault: The folder holds something, or a setting cannot be.
-        EnvironmentFault: The disk is in the way.
+        UsageFault: The folder is not empty, or a setting is invalid.
+        EnvironmentFault: The disk is full or not writable.
     """
     from omniges.testing.settings import CorpusSettings
     from omniges.testing.synthetic_corpus import write_sample_corpus

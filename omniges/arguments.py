@@ -1,6 +1,7 @@
-"""Checks of what a program passes to a public function: a value as it is used, or one line that names the argument.
+"""Checks of the arguments of public functions.
 
-Annotations say the same to a type checker, which most scripts and notebooks do not run.
+Each function returns the value in its final type, or raises UsageFault, whose one line names the argument. Type
+checkers read the same from annotations, but most scripts and notebooks run without one.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _MOST_NAME_BYTES: Final = 255  # of a file name on Linux
 
 
 def refuse(name: str, expected: str, found: object) -> UsageFault:
-    """Return the error for an argument, in one line.
+    """Return the error for an argument, as one line.
 
     Args:
-        name: The argument.
-        expected: What it may be, such as "a whole number".
-        found: The value.
+        name: Name of the argument.
+        expected: Description of valid values, such as "a whole number".
+        found: The value that was passed.
 
     Returns:
         The error, for the caller to raise.
@@ -35,19 +36,19 @@ def refuse(name: str, expected: str, found: object) -> UsageFault:
 
 
 def whole(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
-    """Return a whole number, which may be numpy's.
+    """Return a whole number as `int`; numpy's integers are valid too.
 
     Args:
-        name: The argument.
-        value: What was passed.
-        least: Smallest number that is accepted.
-        below: Number that it must be smaller than.
+        name: Name of the argument.
+        value: The value that was passed.
+        least: Smallest valid number.
+        below: Number that the value must be smaller than.
 
     Returns:
         The number.
 
     Raises:
-        UsageFault: It is no whole number, or out of range. True and False are none.
+        UsageFault: The value is not a whole number, or out of range. True and False are not whole numbers.
     """
     if not isinstance(value, bool) and isinstance(value, numbers.Integral):
         number = int(value)
@@ -58,18 +59,18 @@ def whole(name: str, value: Any, least: int | None = None, below: int | None = N
 
 
 def number(name: str, value: Any, least: float = -math.inf) -> float:
-    """Return a finite number.
+    """Return a finite number as `float`.
 
     Args:
-        name: The argument.
-        value: What was passed.
-        least: Smallest number that is accepted.
+        name: Name of the argument.
+        value: The value that was passed.
+        least: Smallest valid number.
 
     Returns:
         The number.
 
     Raises:
-        UsageFault: It is no number, NaN, infinite or too small.
+        UsageFault: The value is not a number, or it is NaN, infinite or too small.
     """
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         found = float(value)
@@ -79,31 +80,53 @@ def number(name: str, value: Any, least: float = -math.inf) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return True or False; raise UsageFault for anything else, such as the text "no"."""
+    """Return True or False.
+
+    Args:
+        name: Name of the argument.
+        value: The value that was passed.
+
+    Returns:
+        The value.
+
+    Raises:
+        UsageFault: The value is anything else, such as the text "no".
+    """
     if isinstance(value, bool):
         return value
     raise refuse(name, "True or False", value)
 
 
 def text(name: str, value: Any) -> str:
-    """Return a text; raise UsageFault for anything else."""
+    """Return a text.
+
+    Args:
+        name: Name of the argument.
+        value: The value that was passed.
+
+    Returns:
+        The text.
+
+    Raises:
+        UsageFault: The value is not a `str`.
+    """
     if isinstance(value, str):
         return value
     raise refuse(name, "a text", value)
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """Return several texts; a single one may be given alone.
+    """Return several texts as a tuple.
 
     Args:
-        name: The argument.
-        value: A text, or an iterable of texts.
+        name: Name of the argument.
+        value: One text, or an iterable of texts.
 
     Returns:
         The texts.
 
     Raises:
-        UsageFault: It is neither, or one of them is no text.
+        UsageFault: The value is neither, or one of its items is not a text.
     """
     if isinstance(value, str):
         return (value,)
@@ -115,18 +138,18 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def choice(name: str, value: Any, among: Collection[str]) -> str:
-    """Return a text that is one of several.
+    """Return a text that must be one of several.
 
     Args:
-        name: The argument.
-        value: What was passed.
-        among: Accepted texts.
+        name: Name of the argument.
+        value: The value that was passed.
+        among: The valid texts.
 
     Returns:
         The text.
 
     Raises:
-        UsageFault: It is another one.
+        UsageFault: The value is not one of the valid texts.
     """
     if isinstance(value, str) and value in among:
         return value
@@ -137,16 +160,16 @@ def instance(name: str, value: Any, kind: type[T], expected: str) -> T:
     """Return an object of a class.
 
     Args:
-        name: The argument.
-        value: What was passed.
+        name: Name of the argument.
+        value: The value that was passed.
         kind: The class.
-        expected: What errors call it.
+        expected: Description of the class in the error.
 
     Returns:
         The object.
 
     Raises:
-        UsageFault: It is of another class.
+        UsageFault: The value is of another class.
     """
     if isinstance(value, kind):
         return value
@@ -157,14 +180,14 @@ def path(name: str, value: Any) -> Path:
     """Return a local path, with a leading ``~`` expanded as the shell does.
 
     Args:
-        name: The argument.
+        name: Name of the argument.
         value: A `str` or `os.PathLike`.
 
     Returns:
         The path.
 
     Raises:
-        UsageFault: It is no path, empty, a URL, or has a name that no file can have.
+        UsageFault: The value is not a path, is empty or a URL, or contains a name that no file can have.
     """
     given: Any = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(given, str) or not given or "\0" in given:

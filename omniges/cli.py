@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and the one place where exceptions become exit codes."""
+"""The command line: the list of commands, and the conversion of exceptions to exit codes."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: the only place where exceptions become exit codes."""
+    """Run the command line. All exceptions are converted to exit codes here."""
     raise_on(signal.SIGINT, ExitCode.INTERRUPTED)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed takes the reports along, not the work
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing the terminal must not end the work
     with unfailing_streams() as lost:
         code = _run()
     sys.exit(code or next(iter(lost), ExitCode.OK))
@@ -76,10 +76,10 @@ def _run() -> int:
         return signalled.code
     except Exception as error:
         fault: object = fault_of_machine(error)
-        if fault is None and isinstance(error, OSError):  # a path no module of ours stands for
+        if fault is None and isinstance(error, OSError):  # of a path that no module handles
             fault = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         if fault is None:
-            raise  # a bug of ours: its traceback is for whom it is reported to
+            raise  # a bug of omniges: the traceback belongs into its report
         echo(printable(f"omniges: {fault}"), err=True)
         return ExitCode.ENVIRONMENT
 

@@ -1,8 +1,8 @@
 """The project's exceptions, finding codes and exit codes.
 
-A *problem* is what a decoder sees in the bytes it was given: it knows neither file nor recording. A *finding* is
-a problem with its place. Every code stands once, in `CODES`, with its severity, its meaning and its remedy;
-``docs/reference/findings.md`` is held against this table by a test.
+A *problem* is an error or property that a decoder finds in the bytes it was given; it names neither file nor recording.
+A *finding* is a problem with its place. `CODES` lists every code once, with its severity, its meaning and its remedy. A
+test compares ``docs/reference/findings.md`` with this table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of every command; they are a contract (docs/reference/commands.md)."""
+    """Exit codes of every command. They do not change between versions (docs/reference/commands.md)."""
 
     OK = 0
     FINDINGS = 1
@@ -27,7 +27,10 @@ class ExitCode(enum.IntEnum):
 
 
 class OmnigesError(Exception):
-    """Base of the errors a user can cause; its text is one line: what, where, expected, found, what to do."""
+    """Base of all errors that a user can cause.
+
+    The text is one line: the place, what is wrong, what was expected and found, and what to do.
+    """
 
     exit_code = ExitCode.FINDINGS
     on_command_line: str | None = None
@@ -46,25 +49,25 @@ class OmnigesError(Exception):
 
 
 class DataError(OmnigesError):
-    """Input or shard data is not what the contract says (exit 1)."""
+    """Input or shard data is invalid (exit 1)."""
 
     exit_code = ExitCode.FINDINGS
 
 
 class UsageFault(OmnigesError):
-    """The command's words cannot be carried out as given (exit 2)."""
+    """An argument of a command or function is invalid (exit 2)."""
 
     exit_code = ExitCode.USAGE
 
 
 class EnvironmentFault(OmnigesError):
-    """The machine is in the way: disk full, no permission, a package missing (exit 3)."""
+    """The machine prevents the work: the disk is full, a permission or a package is missing (exit 3)."""
 
     exit_code = ExitCode.ENVIRONMENT
 
 
 _USED_UP: Final = {
-    errno.ENOMEM: "memory is used up: close other programs, or take fewer workers or smaller batches",
+    errno.ENOMEM: "memory is used up: close other programs, or use fewer workers or smaller batches",
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
@@ -73,7 +76,7 @@ _USED_UP: Final = {
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Return whether an exception of any library says that no memory is left, on the host or on a GPU."""
+    """Return whether an exception of any library means that no memory is left, on the host or on a GPU."""
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -83,13 +86,14 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
-    """Return the fault of the machine that an exception of any library stands for; None for anything else.
+    """Convert an exception of any library to the error of the machine that caused it.
 
     Args:
-        error: What was raised: no memory left, a library that is missing, a full disk, too many open files.
+        error: An exception.
 
     Returns:
-        The fault in one line, with what to do.
+        The error in one line, with what to do, if the cause is memory, a library that is missing, a full disk or too
+        many open files; None for any other cause.
     """
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     number = errno.ENOMEM if is_memory_error(error) else error.errno if isinstance(error, OSError) else None
@@ -110,7 +114,7 @@ Severity = Literal["rejected", "note"]
 
 @dataclass(frozen=True, slots=True)
 class CodeInfo:
-    """Meaning of a finding code and what a person can do about it."""
+    """Severity, meaning and remedy of a finding code."""
 
     severity: Severity
     meaning: str
@@ -284,26 +288,26 @@ CODES: dict[str, CodeInfo] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A fault or a noteworthy property of some bytes: a code of `CODES`, what was found, what was expected."""
+    """An error or a notable property of some bytes: a code of `CODES`, what was found, and what was expected."""
 
     code: str
     found: str
     expected: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a code that the table does not explain."""
+        """Raise KeyError for a code that is not in `CODES`."""
         if self.code not in CODES:
             raise KeyError(self.code)
 
     @property
     def severity(self) -> Severity:
-        """``rejected`` or ``note``."""
+        """Severity of the code: ``rejected`` or ``note``."""
         return CODES[self.code].severity
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem with its place: recording (None for the data set as a whole) and file relative to the root."""
+    """A problem with its place: the recording (None for the whole data set), and the file relative to the root."""
 
     problem: Problem
     stem: str | None = None
@@ -311,12 +315,12 @@ class Finding:
 
     @property
     def sort_key(self) -> tuple[str, ...]:
-        """Total order of a report: by recording, severity, code, file, text."""
+        """Key that orders a report by recording, severity, code, file and text."""
         p = self.problem
         return (self.stem or "", p.severity, p.code, self.file or "", p.found, p.expected)
 
     def as_json(self) -> dict[str, Any]:
-        """One line of report.jsonl."""
+        """Return the finding as one line of report.jsonl."""
         info = CODES[self.problem.code]
         return {
             "code": self.problem.code,
@@ -331,19 +335,26 @@ class Finding:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Finding:
-        """The inverse of `as_json`."""
+        """Return a finding from a line of report.jsonl; the inverse of `as_json`."""
         return cls(Problem(row["code"], row["found"], row["expected"]), row["stem"], row["file"])
 
 
 class RecordingFault(Exception):
-    """A recording cannot be used; raised by decoders and features, turned into a finding by the pipeline."""
+    """A recording cannot be used. Decoders and features raise it; the pipeline turns it into a finding."""
 
     def __init__(self, code: str, found: str, expected: str = "") -> None:
         super().__init__(f"{code}: {found}" + (f" (expected {expected})" if expected else ""))
         self.problem = Problem(code, found, expected)
 
     def refusal(self, path: object) -> DataError:
-        """The line of a command that was given the file itself, with what to do; its flags are not preprocess's."""
+        """Return the error of a command that read the file directly; its remedy uses no option of preprocess.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The error, for the caller to raise.
+        """
         code = self.problem.code
         return DataError(f"{path}: {self}: {_REMEDIES_WITHOUT_FLAGS.get(code, CODES[code].remedy)}")
 

@@ -1,4 +1,4 @@
-"""Options of settings dataclasses: each is declared once, with its type, default, range and help text.
+"""Options of settings dataclasses. Each is declared once, with its type, default, range and help text.
 
 The flag of a command, the key of a recipe and the row in docs/reference/commands.md follow from the declaration.
 """
@@ -38,7 +38,7 @@ _PLACEHOLDERS: Final[Mapping[Any, str]] = MappingProxyType({int: "N", float: "X"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """Declaration of an option besides its type and default."""
+    """Declaration of an option, without its type and default."""
 
     help: str
     flags: tuple[str, ...] = ()
@@ -50,14 +50,14 @@ class Option:
     values: Callable[[], Iterable[str]] | None = None
     """Known values, for shell completion; of a type with choices, these are known."""
     only_recipe: bool = False
-    """A key of recipes that has no flag."""
+    """The option is a key of recipes only and has no flag."""
     argument: bool = False
-    """A positional argument of the command, not a flag."""
+    """The option is a positional argument of the command, not a flag."""
     metavar: str | None = None
     shown: str | None = None
-    """The default in words, or as `parse` reads it."""
+    """Description of the default, or its text as `parse` reads it."""
     parse: Callable[[str, str], Any] | None = None
-    """Turns a flag and its text into a value, or into one of the values of a tuple."""
+    """Function that converts (flag, text) to a value, or to one of the values of a tuple."""
     commas: bool = False
     """Values of a tuple may be separated by commas."""
     least: float | None = None
@@ -70,13 +70,13 @@ def option(default: T, help: str, *flags: str, **more: Any) -> T:  # noqa: A002 
     """Declare a field of a settings dataclass.
 
     Args:
-        default: Value where none is given; a mapping is copied.
-        help: What the option does, with its unit.
-        *flags: Names on the command line, if they are not the field's.
+        default: Default value; a mapping is copied.
+        help: Help text of the option, with its unit.
+        *flags: Names on the command line, if they differ from the name of the field.
         **more: Further fields of `Option`.
 
     Returns:
-        A dataclass field; the type checker takes it for the default.
+        A dataclass field; a type checker sees the type of the default.
     """
     metadata = about(help, *flags, **more)
     if isinstance(default, dict):
@@ -85,27 +85,36 @@ def option(default: T, help: str, *flags: str, **more: Any) -> T:  # noqa: A002 
 
 
 def about(help: str, *flags: str, **more: Any) -> dict[str, Option]:  # noqa: A002 - the word of every command line
-    """Return the metadata of a field that has no default: ``out: Path = field(metadata=about("Folder for …"))``."""
+    """Return the metadata of a field that has no default: ``out: Path = field(metadata=about("Folder for …"))``.
+
+    Args:
+        help: Help text of the option, with its unit.
+        *flags: Names on the command line, if they differ from the name of the field.
+        **more: Further fields of `Option`.
+
+    Returns:
+        Metadata for `dataclasses.field`.
+    """
     return {"option": Option(help=help, flags=flags, **more)}
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A declared field as commands, recipes and checks see it."""
+    """One declared field, as commands, recipes and checks use it."""
 
     name: str
     kind: Any
-    """Type of the value, or of each of many; a type that is not in `_KINDS` is not checked."""
+    """Type of the value, or of each of several values; a type that is not in `_KINDS` is not checked."""
     choices: tuple[str, ...]
     optional: bool
     many: bool
     default: Any
-    """MISSING where a value is needed."""
+    """MISSING if the option has no default."""
     option: Option
 
     @property
     def flag(self) -> str:
-        """Name in errors: its longest flag, or its key in a recipe."""
+        """Name of the setting in errors: its longest flag, or its key in a recipe."""
         if self.option.only_recipe:
             return f"recipe key {self.name}"
         names = [name.split("/")[0] for name in self.option.flags]
@@ -118,7 +127,17 @@ class Setting:
         return self.option.was if word == self.name or self.option.only_recipe else (word, *self.option.was)
 
     def checked(self, value: Any) -> Any:
-        """Return a value in the field's type; raises UsageFault by flag name."""
+        """Return a value converted to the field's type.
+
+        Args:
+            value: A value as a user writes it.
+
+        Returns:
+            The value; a tuple if the field has many values.
+
+        Raises:
+            UsageFault: The value is invalid; the message begins with the flag.
+        """
         if value is None and self.optional:
             return None
         if self.many:
@@ -162,7 +181,7 @@ class Setting:
         return " ".join([words, " and ".join(limits).replace("and of ", "and ")]).strip()
 
     def _converted(self, value: Any) -> Any:
-        """Convert what YAML and Python users write; YAML reads ``no`` as false and ``1e-3`` as text."""
+        """Convert a value as YAML and Python users write it; YAML reads ``no`` as false and ``1e-3`` as text."""
         if self.kind is str and value is False:
             return "no"
         words, given_as = _KINDS[self.kind]
@@ -228,14 +247,14 @@ def refuse_unknown(where: str, noun: str, found: Iterable[str], known: Collectio
 
 
 def shown(value: Any) -> str:
-    """Return a value in one line, as it was written where it can be."""
+    """Return a value as one line of text, unchanged if all its characters are printable."""
     text = str(value)
     return text if text.isprintable() else repr(value)
 
 
 @functools.cache
 def settings_of(settings: Any) -> Mapping[str, Setting | type]:
-    """Return the options of a settings dataclass by field, in order; of settings inside settings, their class."""
+    """Return the options of a settings dataclass by field, in order; for settings inside settings, their class."""
     hints = get_type_hints(settings)
     found: dict[str, Setting | type] = {}
     for each in fields(settings):
@@ -342,13 +361,13 @@ def present_names(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(settings: Any) -> None:
-    """Bring each option of a settings object into its type; for ``__post_init__``.
+    """Convert each option of a settings object to its type; call it in ``__post_init__``.
 
     Args:
-        settings: an instance of a settings dataclass; changed in place.
+        settings: An instance of a settings dataclass; changed in place.
 
     Raises:
-        UsageFault: A value is of another type or out of range; the message begins with the flag.
+        UsageFault: A value has the wrong type or is out of range; the message begins with the flag.
     """
     of: Any = type(settings)
     for name, setting in settings_of(of).items():
@@ -357,18 +376,18 @@ def check(settings: Any) -> None:
 
 
 def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -> T:
-    """Make settings of the keywords of a function.
+    """Make a settings object from the keywords of a function.
 
     Args:
-        settings: A settings dataclass; settings inside it may be given whole, or by the names of their own fields.
-        values: By field.
-        function: What errors call the function.
+        settings: A settings dataclass. Settings inside it may be passed as one object, or by the names of their fields.
+        values: Values by field.
+        function: Name of the function in errors.
 
     Returns:
-        The settings, checked.
+        The settings, after their checks.
 
     Raises:
-        UsageFault: A name is no setting, or a value cannot be.
+        UsageFault: A name is unknown, or a value is invalid.
     """
     values = present_names(settings, values)
     refuse_unknown(function, "setting", values, list(_names_of(settings)))

@@ -1,6 +1,6 @@
-"""Progress of a run: a live panel on a terminal, plain lines elsewhere, JSON lines for machines.
+"""Progress of a run: a live display on a terminal, lines of text elsewhere, JSON lines for programs.
 
-Reporting never ends the work: a reporter whose stream fails shows nothing from then on.
+Reporting never ends the work: after an error of its stream, a reporter shows nothing.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _LIVE_EVERY_S: Final = 0.2
 
 
 class Progress(ABC):
-    """Progress of a run at one moment; each kind of run adds a dataclass of what it counts."""
+    """Progress of a run at one moment. Each kind of run adds a dataclass with its counts."""
 
     @property
     @abstractmethod
     def line(self) -> str:
-        """Return the progress in words, for a person."""
+        """Return the progress as a line of text."""
 
     @property
     def share(self) -> float | None:
-        """Share of the work that is done, None where it is not known."""
+        """Share of the work that is done; None if it is unknown."""
         return None
 
     @property
@@ -45,27 +45,27 @@ class Progress(ABC):
         return False
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers, for a machine."""
+        """Return the numbers for JSON."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
 def printable(text: str) -> str:
-    """Return text as one line that a terminal shows and does not obey.
+    """Return text as one line without control characters, so that a terminal executes nothing in it.
 
-    File names, words, labels and messages of libraries come from anyone. Escape sequences in them could clear the
-    screen or forge a verdict, line breaks could add lines, and halves of surrogate pairs cannot be printed at all.
+    File names, words, labels and messages of libraries can contain anything. Escape sequences could clear the screen or
+    imitate a result, line breaks could add lines, and halves of surrogate pairs cannot be printed.
 
     Args:
         text: Any text.
 
     Returns:
-        The text, with characters that are not printable as JSON escapes them. JSON text keeps its meaning.
+        The text, in which characters that are not printable are written as JSON escapes. JSON text keeps its meaning.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def duration(seconds: float | None) -> str:
-    """Return minutes and seconds, with hours where there are some."""
+    """Return a time as minutes and seconds, with hours from one hour on."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -74,13 +74,13 @@ def duration(seconds: float | None) -> str:
 
 
 class Reporter:
-    """Shows how far a run has come; a context manager around the run. This one is silent: its kinds show something."""
+    """Shows the progress of a run; a context manager around the run. This base class shows nothing."""
 
     def update(self, progress: Progress) -> None:
-        """Show progress, as often as a person can read."""
+        """Show progress, at a limited rate."""
 
     def say(self, message: str) -> None:
-        """Show one line that stays."""
+        """Show one line that remains visible."""
 
     def __enter__(self) -> Reporter:
         return self
@@ -90,7 +90,7 @@ class Reporter:
 
 
 class _Throttled(Reporter, abc.ABC):
-    """Shows an update now and then, and always the last."""
+    """Shows updates at a limited rate, and always the last one."""
 
     def __init__(self, every_s: float, first_after_s: float = 0.0) -> None:
         self._every_s = every_s
@@ -98,7 +98,7 @@ class _Throttled(Reporter, abc.ABC):
         self._last_s = time.monotonic() - every_s + first_after_s
 
     def update(self, progress: Progress) -> None:
-        """Show progress if what was shown last is old enough."""
+        """Show progress if the last one was shown long enough ago."""
         now = time.monotonic()
         if progress.final or now - self._last_s >= self._every_s:
             self._last_s = now
@@ -106,7 +106,7 @@ class _Throttled(Reporter, abc.ABC):
 
     @contextmanager
     def _unfailing(self) -> Iterator[None]:
-        """Stop showing anything where the stream fails: its reader left, its disk is full, it was closed."""
+        """Stop the output if the stream fails: its reader exited, the disk is full, or it was closed."""
         try:
             yield
         except (OSError, ValueError):
@@ -117,7 +117,7 @@ class _Throttled(Reporter, abc.ABC):
 
 
 class LineReporter(_Throttled):
-    """A plain line at most every five seconds, for logs."""
+    """Writes one line of text at most every five seconds, for logs."""
 
     def __init__(self, stream: IO[str], every_s: float = _LINE_EVERY_S, first_after_s: float = 0.0) -> None:
         super().__init__(every_s, first_after_s)
@@ -135,7 +135,7 @@ class LineReporter(_Throttled):
 
 
 class JsonReporter(LineReporter):
-    """One JSON object a line, ``{"event": "progress", …}``, at most every half second."""
+    """Writes one JSON object a line, ``{"event": "progress", …}``, at most every half second."""
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__(stream, _JSON_EVERY_S)
@@ -144,23 +144,23 @@ class JsonReporter(LineReporter):
         super().say(json.dumps({"event": "progress"} | progress.as_json()))
 
     def say(self, message: str) -> None:
-        """Write the line as an object."""
+        """Write the line as a JSON object."""
         super().say(json.dumps({"event": "message", "message": message}))
 
 
 class LiveReporter(_Throttled):
-    """A line, and a bar where the share is known, that rich keeps up to date on a terminal."""
+    """Keeps one line, and a bar if the share is known, up to date on a terminal."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         super().__init__(_LIVE_EVERY_S)
-        self._stream = stream  # standard error where none is given
+        self._stream = stream  # None: standard error
         self._live: Live | None = None
 
     def _console(self) -> Console:
         from rich.console import Console  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
 
         class Plain(Console):
-            """rich's own ends the process where the reader left."""
+            """A console that raises BrokenPipeError, where rich's own ends the process."""
 
             def on_broken_pipe(self) -> None:
                 raise BrokenPipeError
@@ -188,7 +188,7 @@ class LiveReporter(_Throttled):
                 self.__exit__()  # what comes next has the terminal for itself
 
     def say(self, message: str) -> None:
-        """Print above the line."""
+        """Print a line above the live line."""
         if not self._broken:
             with self._unfailing():
                 console = self._live.console if self._live else self._console()
@@ -202,7 +202,7 @@ class LiveReporter(_Throttled):
 
 
 def make_reporter(mode: Mode = "auto") -> Reporter:
-    """Return the reporter for a mode; ``auto`` takes the live one on a terminal and lines elsewhere."""
+    """Return the reporter of a mode; ``auto`` is the live one on a terminal and lines elsewhere."""
     stream = sys.stdout if mode == "json" else sys.stderr
     if mode == "silent" or stream is None:  # None: a program without standard streams
         return Reporter()
@@ -232,9 +232,9 @@ class _Count(Progress):
 
 @contextmanager
 def counter(noun: str) -> Iterator[Callable[[float, float], None]]:
-    """Yield a function (done, total) that shows a count and what time is left.
+    """Yield a function (done, total) that shows a count and the time left.
 
-    Elsewhere than on a terminal, work of a few seconds is not worth a line.
+    Outside a terminal, the first line appears after some seconds, so that short work prints nothing.
     """
     began = time.monotonic()
     stream: IO[str] | None = sys.stderr  # None: a program without standard streams

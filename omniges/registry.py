@@ -1,9 +1,9 @@
-"""Find an extension by name: built in, registered by a program, or announced by an installed package.
+"""Extensions by name: built in, registered by a program, or offered by an installed package.
 
-A registry holds the names of one kind of extension (codecs, metrics, corpora). Its built-in table is "module:attribute"
-by name, so that a name costs no import before it is used. Other packages announce theirs as entry points of the
-registry's group. The one thing that changes at run time is what a program registers itself: scripts and notebooks have
-no package metadata to announce anything with. Entry points are read at each look-up, so there is no cache to go stale.
+A registry holds the names of one kind of extension (codecs, metrics, corpora). Its built-in table maps a name to
+"module:attribute", so that a module is imported at its first use. Other packages offer extensions as entry points of
+the registry's group. Scripts and notebooks have no package metadata, so they register extensions at run time. Entry
+points are read at each look-up, without a cache.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _LONGEST_REASON: Final = 200
 
 @contextmanager
 def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[None]:
-    """Turn whatever another package's code raises into one line.
+    """Convert any exception of another package's code to one line.
 
     Args:
-        who: whose code runs, which the line begins with.
-        doing: what it was to do.
-        remedy: what a person can do.
+        who: Name of the code that runs; the line begins with it.
+        doing: Name of the action.
+        remedy: What the user can do.
 
     Yields:
-        Nothing; the code runs inside of the context.
+        Nothing; the code runs inside the context.
 
     Raises:
-        EnvironmentFault: the code raised something that is no error of ours.
+        EnvironmentFault: The code raised an exception that is not an OmnigesError.
     """
     try:
         yield
@@ -53,9 +53,9 @@ class Registry(Generic[T]):
     """Extensions of one kind by name.
 
     Args:
-        noun: What errors call one of them, such as "codec".
+        noun: Name of the kind in errors, such as "codec".
         group: Entry-point group of other packages, such as "omniges.codecs".
-        kind: What each must be an instance of: a class, a runtime-checkable protocol, or `Callable`.
+        kind: Type of every extension: a class, a runtime-checkable protocol, or `Callable`.
         builtin: "module:attribute" by name.
     """
 
@@ -66,14 +66,14 @@ class Registry(Generic[T]):
     _registered: dict[str, T] = field(default_factory=dict, init=False, repr=False)
 
     def register(self, name: str, found: T) -> None:
-        """Make an extension known by a name for the rest of this process.
+        """Register an extension under a name for the rest of this process.
 
         Args:
-            name: free so far.
-            found: the extension, of the registry's kind.
+            name: A name that is not in use.
+            found: The extension, of the registry's kind.
 
         Raises:
-            UsageFault: The name is taken or is no name, or the object is not of the registry's kind.
+            UsageFault: The name is in use or invalid, or the object is not of the registry's kind.
         """
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise UsageFault(f"{self.noun} {name!r}: a name of letters, digits, '-', '_' and '.' expected")
@@ -86,12 +86,20 @@ class Registry(Generic[T]):
         self._registered[name] = found
 
     def names(self) -> tuple[str, ...]:
-        """Return every known name, built-in ones first; imports none of them."""
+        """Return every known name, built-in names first, without importing an extension."""
         offered = sorted(point.name for point in entry_points(group=self.group))
         return tuple(dict.fromkeys([*self.builtin, *self._registered, *offered]))
 
     def require(self, name: str, where: str = "") -> None:
-        """Raise UsageFault for an unknown name; `where` is what the message begins with, else the noun and name."""
+        """Check that a name is known.
+
+        Args:
+            name: Name of an extension.
+            where: Beginning of the error message; if empty, the noun and the name.
+
+        Raises:
+            UsageFault: The name is unknown.
+        """
         known = self.names()
         if name in known:
             return
@@ -103,17 +111,17 @@ class Registry(Generic[T]):
         )
 
     def get(self, name: str) -> T:
-        """Return the extension of a name; imports that one alone.
+        """Import and return one extension.
 
         Args:
-            name: built in, registered here or announced by an entry point.
+            name: A name that is built in, registered here or offered by an entry point.
 
         Returns:
             The extension.
 
         Raises:
-            UsageFault: No extension has this name; the message has the names that are near.
-            EnvironmentFault: An installed package takes a name that is taken, or cannot be loaded.
+            UsageFault: The name is unknown; the message lists similar names.
+            EnvironmentFault: Two packages use this name, or the extension cannot be loaded.
         """
         self.require(name)
         offered = [point for point in entry_points(group=self.group) if point.name == name]
@@ -131,11 +139,14 @@ class Registry(Generic[T]):
         return cast("T", EntryPoint(name, self.builtin[name], self.group).load())
 
     def require_installed(self, name: str, why: str) -> None:
-        """Raise UsageFault for an extension that only this process knows, because a program registered it.
+        """Check that other processes can find an extension too.
 
         Args:
-            name: a known name.
-            why: reason for which other processes must find it.
+            name: A known name.
+            why: Reason why other processes need the extension; part of the error.
+
+        Raises:
+            UsageFault: Only this process knows the extension, because a program registered it.
         """
         if name in self._registered and all(point.name != name for point in entry_points(group=self.group)):
             raise UsageFault(

@@ -1,8 +1,8 @@
-"""Subprocess workers that may die, hang or run out of memory without taking the run along.
+"""Worker processes that may crash, hang or run out of memory without ending the run.
 
-A worker is ``python -P -m omniges.workers MODULE``. It gets one line of JSON a message on standard input: the setup,
-then the tasks. It answers each task on standard output with the length of a JSON head, the head, and raw buffers.
-Nothing is pickled. It exits when its input ends, so it never outlives the process it works for.
+A worker is ``python -P -m omniges.workers MODULE``. It reads one line of JSON for each message on standard input: the
+setup, then the tasks. It answers each task on standard output: the length of a JSON head, the head, and raw buffers.
+Nothing is pickled. A worker exits when its input ends, so it never outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ENVIRONMENT: Final = {
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""One thread a worker: there is a worker for each core."""
+"""Environment of a worker: one thread each, as there is one worker for each core."""
 
 Pieces = Sequence[bytes | memoryview]
 Answer = tuple[Any, Sequence[Pieces]]
-"""What a worker answers to a task: JSON, and buffers, each of them in pieces."""
+"""Answer of a worker to a task: JSON, and buffers, each of them in pieces."""
 
 _ERRORS: Final = {error.exit_code: error for error in (DataError, UsageFault, EnvironmentFault)}
 _LENGTH_BYTES: Final = 8
@@ -49,19 +49,20 @@ Result = TypeVar("Result")
 
 
 def worker_command(module: str) -> tuple[str, ...]:
-    """Return the command of workers that serve with a module's ``prepare`` (see `serve`)."""
+    """Return the command line of workers that serve with a module's ``prepare`` (see `serve`)."""
     return (sys.executable, "-P", "-m", "omniges.workers", module)
 
 
 def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
-    """Answer tasks until the input ends; this is a worker's main function.
+    """Answer tasks until the input ends; the main function of a worker.
+
+    An OmnigesError and an error of the machine are raised again in the process that sent the task. Any other exception
+    ends the worker. So does an error of memory, after which the pool tries the task again while no other task runs.
 
     Args:
-        prepare: Turns the setup into the function that answers a task. An OmnigesError of either, and a fault of
-            the machine, is raised again in the process that asked. Any other exception ends the worker, and so does
-            memory that is used up: the pool then tries the task again alone.
+        prepare: Function that takes the setup and returns the function that answers a task.
     """
-    # Answers leave through a descriptor of their own: whatever a library prints must not mix with them.
+    # Answers have a separate descriptor, because libraries may print to standard output.
     output = os.dup(1)
     os.dup2(2, 1)
     lines = iter(sys.stdin.buffer.readline, b"")
@@ -73,7 +74,7 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
                 value, buffers = answer(json.loads(line))
                 head = {"answer": value, "sizes": [sum(map(len, pieces)) for pieces in buffers]}
             except (OmnigesError, ImportError, OSError) as error:
-                fault = _told(error)
+                fault = _reported_fault(error)
                 head = {"error": [fault.exit_code, str(fault)]}
             text = json.dumps(head).encode()
             for piece in chain((len(text).to_bytes(_LENGTH_BYTES, "little"), text), *buffers):
@@ -83,11 +84,11 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
 
 
 def _prepared(prepare: Callable[[Any], Callable[[Any], Answer]], setup: Any) -> Callable[[Any], Answer]:
-    """Return the function that answers tasks; what keeps it from being made is the answer to the first."""
+    """Return the function that answers tasks; if `prepare` fails, return one that raises this error for each task."""
     try:
         return prepare(setup)
     except (OmnigesError, ImportError, OSError) as error:
-        fault = _told(error)
+        fault = _reported_fault(error)
 
         def refuse(_task: Any) -> Answer:
             raise fault
@@ -95,8 +96,8 @@ def _prepared(prepare: Callable[[Any], Callable[[Any], Answer]], setup: Any) -> 
         return refuse
 
 
-def _told(error: Exception) -> OmnigesError:
-    """Return what the process that asked is told of an exception; raises it again where that is the worker's end."""
+def _reported_fault(error: Exception) -> OmnigesError:
+    """Return the error to report to the main process; raise it again if it must end the worker."""
     fault = error if isinstance(error, OmnigesError) else fault_of_machine(error)
     if fault is None or is_memory_error(error):
         raise error
@@ -104,7 +105,7 @@ def _told(error: Exception) -> OmnigesError:
 
 
 class WorkerDied(Exception):
-    """A worker exited without an answer; the text says how. `task` is the one it was at, None before the first."""
+    """A worker exited without an answer. The text says how; `task` is its current task, None before the first."""
 
     def __init__(self, how: str, task: Any) -> None:
         super().__init__(how)
@@ -112,7 +113,7 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """One worker process. Answers come in the order of tasks."""
+    """One worker process, which answers tasks in order."""
 
     def __init__(
         self,
@@ -123,18 +124,18 @@ class Worker:
         environment: Mapping[str, str] = ENVIRONMENT,
         pipe_bytes: int = 0,
     ) -> None:
-        """Start a process.
+        """Start the process.
 
         Args:
-            command: Such as `worker_command` gives.
-            setup: JSON for its ``prepare``.
-            descriptors: Files that it inherits.
-            environment: Variables to set beside those of this process.
-            pipe_bytes: Size of the pipe that answers come through; 0 for the system's.
+            command: Command line, for example of `worker_command`.
+            setup: The setup as JSON, for the worker's ``prepare``.
+            descriptors: File descriptors that the process inherits.
+            environment: Environment variables in addition to those of this process.
+            pipe_bytes: Size of the pipe for answers; 0 for the system's default.
 
         Raises:
             EnvironmentFault: The process cannot be started.
-            WorkerDied: It exited before it read the setup.
+            WorkerDied: The process exited before it read the setup.
         """
         self._tasks: deque[Any] = deque()
         with contextlib.ExitStack() as on_failure:
@@ -162,7 +163,7 @@ class Worker:
             self._poll = select.poll()
             self._poll.register(self._output, select.POLLIN)
             self._write(setup)
-            on_failure.pop_all()  # from here on its owner closes it
+            on_failure.pop_all()  # from here on, the caller closes the worker
 
     @property
     def pid(self) -> int:
@@ -170,7 +171,7 @@ class Worker:
         return self._process.pid
 
     def submit(self, task: Any) -> None:
-        """Send a task as JSON; raises WorkerDied."""
+        """Send a task as JSON; raise WorkerDied if the process has exited."""
         self._tasks.append(task)
         self._write(task)
 
@@ -186,17 +187,17 @@ class Worker:
         """Wait for the answer to the oldest task.
 
         Args:
-            limit_s: how long to wait, in seconds; None: for ever.
+            limit_s: Longest time to wait, in seconds; None for no limit.
 
         Returns:
-            The worker's answer, and buffers that came with it.
+            The worker's answer, and the buffers that belong to it.
 
         Raises:
-            WorkerDied: The process exited, or its answer is none.
-            TimeoutError: There is no answer within `limit_s` seconds.
-            OmnigesError: The DataError, UsageFault or EnvironmentFault that the worker met.
+            WorkerDied: The process exited, or its answer is invalid.
+            TimeoutError: The answer did not arrive within `limit_s` seconds.
+            OmnigesError: The DataError, UsageFault or EnvironmentFault that the worker raised.
         """
-        # Imported when the first answer comes: a worker itself starts by loading this file.
+        # Imported here because each worker loads this file at its start, and does not need numpy.
         from numpy import empty, uint8  # noqa: PLC0415
 
         end = None if limit_s is None else time.monotonic() + limit_s
@@ -225,7 +226,7 @@ class Worker:
         return head["answer"], buffers
 
     def _death(self) -> WorkerDied:
-        """Return how the process ended, with the last line it wrote."""
+        """Return how the process ended, with the last line that it wrote to standard error."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
@@ -234,15 +235,15 @@ class Worker:
         return WorkerDied(f"{how}: {lines[-1]}" if lines else how, self._tasks[0] if self._tasks else None)
 
     def hang_up(self) -> None:
-        """End its input, so that it exits after the task it is at."""
+        """Close the process's input, so that it exits after the current task."""
         self._input.close()
 
     def kill(self) -> None:
-        """End the process, whatever it is doing; whoever reads from it sees the end."""
+        """Kill the process at once; a reader of its output sees the end of the file."""
         self._process.kill()
 
     def close(self, patience_s: float = 0.0) -> None:
-        """Stop the process, by force if it does not exit in time, and close its pipes."""
+        """Close the process's input, kill it if it does not exit in time, and close its pipes."""
         self.hang_up()
         try:
             self._process.wait(patience_s)
@@ -256,17 +257,17 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A task whose worker died or exceeded the deadline twice; the reason names how."""
+    """A task whose worker crashed or exceeded the deadline twice, with the reason."""
 
     reason: str
 
 
 class Pool(Generic[Task, Result]):
-    """Workers that share a sequence of tasks; results come in the order of the tasks.
+    """Workers that share a sequence of tasks. Results have the order of the tasks.
 
-    One task at a time per worker, so a dead worker names its task. That task is tried once more with nothing else
-    running (it may have been killed for memory that others used); if the worker dies again the task is lost, and the
-    others go on.
+    Each worker has one task at a time, so that a crash identifies its task. That task is tried once more while no other
+    task runs, because other tasks may have used up the memory. If the worker crashes again, the task is lost and the
+    others continue.
     """
 
     def __init__(
@@ -280,33 +281,33 @@ class Pool(Generic[Task, Result]):
         size: Callable[[Task], int] = lambda _task: 0,
         on_death: Callable[[Task, str, int], None] = lambda _task, _reason, _attempt: None,
     ) -> None:
-        """Describe the workers; `run` starts them.
+        """Configure the pool; `run` starts the workers.
 
         Args:
-            start: Starts one.
-            encode: Turns a task into JSON.
-            decode: Turns an answer into a result.
+            start: Function that starts a worker.
+            encode: Function that converts a task to JSON.
+            decode: Function that converts an answer to a result.
             workers: Number of processes.
-            deadline_s: Seconds that a task may take.
-            size: Bytes that a task's result may hold in memory until it is asked for.
-            on_death: Is told of a task, how its worker died, and the number of the attempt.
+            deadline_s: Longest time for a task, in seconds.
+            size: Function that returns the bytes of memory that a task's result may need.
+            on_death: Function that is called after a crash with the task, the reason and the number of the attempt.
         """
         self._start, self._encode, self._decode = start, encode, decode
         self._workers, self._deadline_s, self._size, self._on_death = workers, deadline_s, size, on_death
-        self._turn = threading.Lock()  # to take places
-        self._places = threading.Semaphore(workers)  # of tasks that are worked on
+        self._turn = threading.Lock()  # held while a thread acquires places
+        self._places = threading.Semaphore(workers)  # one for each task that runs
         self._condition = threading.Condition()
         self._outcomes: dict[int, Result | Lost] = {}
         self._running: dict[int, tuple[Task, float]] = {}
         self._next = 0  # the next task to start
-        self._wanted = 0  # the next outcome to hand out
+        self._wanted = 0  # the next outcome to yield
         self._held_bytes = 0
         self._live: set[Worker] = set()
         self._stop = False
         self._failure: BaseException | None = None
 
     def slowest(self) -> tuple[Task, float] | None:
-        """Return the task that has been worked on longest, and for how many seconds."""
+        """Return the task that has run longest so far, and its time in seconds; None if no task runs."""
         with self._condition:
             running = min(self._running.values(), key=lambda item: item[1], default=None)
         return (running[0], time.monotonic() - running[1]) if running else None
@@ -315,13 +316,13 @@ class Pool(Generic[Task, Result]):
         """Yield tasks and outcomes in the order of the tasks. Closing the iterator ends the workers.
 
         Args:
-            tasks: all of them, in order.
+            tasks: All tasks, in order.
 
         Yields:
-            A task, and its result or why it is lost.
+            A task, and its result or the reason for its loss.
 
         Raises:
-            OmnigesError: A worker cannot be started, or met this error.
+            OmnigesError: A worker cannot be started, or a worker raised this error.
         """
         threads = [
             threading.Thread(target=self._serve, args=(tasks,), name=f"worker-{k}", daemon=True)
@@ -337,7 +338,7 @@ class Pool(Generic[Task, Result]):
                 self._stop = True
                 self._condition.notify_all()
                 for worker in self._live:
-                    worker.kill()  # nobody waits for what it is doing
+                    worker.kill()  # its result is not needed any more
             for thread in threads:
                 thread.join()
             for worker in self._live:
@@ -356,7 +357,7 @@ class Pool(Generic[Task, Result]):
             return self._outcomes.pop(index)
 
     def _take(self, tasks: Sequence[Task]) -> int | None:
-        """The next task to work on, once it is not too far ahead of the one awaited."""
+        """Return the next task to work on, after waiting until it is close enough to the task that `run` waits for."""
         with self._condition:
 
             def free() -> bool:
@@ -373,7 +374,7 @@ class Pool(Generic[Task, Result]):
             return index
 
     def _serve(self, tasks: Sequence[Task]) -> None:
-        """One worker's thread: work on tasks, and after a death once more alone."""
+        """Run one worker's thread: work on tasks, and repeat a task alone after a crash."""
         worker: Worker | None = None
         try:
             while (index := self._take(tasks)) is not None:
@@ -394,8 +395,8 @@ class Pool(Generic[Task, Result]):
 
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:
-        """Hold one of the places that tasks are worked on in, or all of them, to be alone."""
-        with self._turn:  # who waits for all holds new ones back while those inside finish
+        """Hold one of the places for running tasks, or all of them to run alone."""
+        with self._turn:  # a thread that waits for all places blocks new tasks until the running ones finish
             for _ in range(places):
                 self._places.acquire()
         try:
@@ -406,7 +407,7 @@ class Pool(Generic[Task, Result]):
     def _attempt(
         self, worker: Worker | None, task: Task, index: int, attempt: int
     ) -> tuple[Result | Lost, Worker | None]:
-        """One try on the given worker or a new one; the worker comes back unless it died."""
+        """Try a task on the given worker or on a new one; return the outcome, and the worker unless it crashed."""
         with self._condition:
             self._running[index] = (task, time.monotonic())
         try:
@@ -432,7 +433,7 @@ class Pool(Generic[Task, Result]):
 
 
 if __name__ == "__main__":
-    # Before the module's imports, which are slow: a signal to the whole group is for the process that asks.
+    # Before the module's imports, which are slow: signals to the process group are handled by the main process.
     for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(caught, signal.SIG_IGN)
     serve(lambda setup: importlib.import_module(sys.argv[1]).prepare(setup))

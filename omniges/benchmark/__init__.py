@@ -1,1 +1,1 @@
-"""Speed of loading and training on this machine."""
+"""Benchmarks of data loading and of training steps on the local machine."""

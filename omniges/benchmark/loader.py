@@ -1,4 +1,4 @@
-"""Speed of the loader beside that of copying the same bytes in memory: `omniges benchmark loader`."""
+"""Benchmark of the data loader against the speed of memory copies: `omniges benchmark loader`."""
 
 from __future__ import annotations
 
@@ -27,20 +27,25 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One measurement."""
+    """One measurement of a loader."""
 
     windows_per_s: float
     cpu_us_per_window: float  # of this process and its workers
 
 
 def window_bytes(window_ticks: int) -> int:
-    """Bytes of a window in a batch: gesture, mel and text slots."""
+    """Return the bytes of one window in a batch: gesture, mel spectrogram and text slots."""
     floats = FRAMES_PER_TICK * LAYOUT.channels + MEL_FRAMES_PER_TICK * MEL_BANDS
     return window_ticks * 4 * (floats + 1)
 
 
 def drop_cached(folder: Path, shards: Sequence[str]) -> None:
-    """Ask the kernel to forget what it holds of some files, so that the disk is read again."""
+    """Remove files from the page cache, so that the next read goes to the disk.
+
+    Args:
+        folder: Folder of the files.
+        shards: Names of the files.
+    """
     for shard in shards:
         descriptor = os.open(folder / shard, os.O_RDONLY)
         try:
@@ -51,7 +56,7 @@ def drop_cached(folder: Path, shards: Sequence[str]) -> None:
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
-    """CPU seconds of this process and of running workers."""
+    """Return the CPU seconds of this process and of its running workers."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     total = own.ru_utime + own.ru_stime
     for pid in pids:
@@ -61,7 +66,15 @@ def _cpu_s(pids: Sequence[int]) -> float:
 
 
 def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
-    """Take batches for so long from a loader that is running."""
+    """Read batches from a running loader for a given time.
+
+    Args:
+        loader: A loader that is already running.
+        seconds: Length of the measurement.
+
+    Returns:
+        Windows per second, and CPU time per window of this process and the workers.
+    """
     windows = 0
     cpu_before = _cpu_s(loader.worker_pids)
     start = time.perf_counter()
@@ -72,7 +85,20 @@ def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
 
 
 def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> float:
-    """Windows a second that `np.copyto` moves in so many processes at once."""
+    """Measure the speed of `np.copyto` in several processes at the same time.
+
+    Args:
+        processes: Number of processes.
+        rows: Windows per batch.
+        window_ticks: Length of a window in ticks of 0.1 s.
+        seconds: Length of the measurement.
+
+    Returns:
+        Windows per second of all processes together.
+
+    Raises:
+        EnvironmentFault: A process did not start.
+    """
     command = [sys.executable, "-P", "-m", "omniges.benchmark.memcpy", str(rows), str(window_ticks)]
     with contextlib.ExitStack() as stack:
         running: list[Any] = []
@@ -99,7 +125,7 @@ def _loader(catalog: Catalog, settings: SpeedSettings, workers: int) -> BatchLoa
 
 
 def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> float:
-    """Windows a second of the first epoch after the page cache was emptied of the shards, checks included."""
+    """Return the windows per second of the first epoch, checksums included, after the shards left the page cache."""
     drop_cached(catalog.folder, [catalog.table.shard_name(number) for number in range(len(catalog.table.shard_names))])
     with _loader(catalog, settings, workers) as loader:
         windows, start = 0, time.perf_counter()
@@ -110,7 +136,16 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 
 
 def measure(settings: SpeedSettings) -> dict[str, Any]:
-    """All figures, repeats in turns so that a slow spell of the machine meets each."""
+    """Measure the loader for each number of workers.
+
+    The repeats take turns, so that a slow period of the machine affects all numbers of workers.
+
+    Args:
+        settings: Settings of the benchmark.
+
+    Returns:
+        A document for JSON and for `report`: one row for each number of workers.
+    """
     catalog = read_catalog(settings.shards, Filters(split=settings.split))
     size = window_bytes(settings.window_ticks)
     runs: dict[int, list[dict[str, float]]] = {workers: [] for workers in settings.num_workers}
@@ -144,7 +179,7 @@ def _summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def report(document: dict[str, Any]) -> str:
-    """The figures as aligned lines."""
+    """Return the document of `measure` as a table in lines of text."""
     size = document["window_bytes"]
     head = (
         f"windows of {document['window_ticks']} ticks ({size / 1e3:.0f} kB), batches of {document['batch_size']}; "

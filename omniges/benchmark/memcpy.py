@@ -1,7 +1,7 @@
-"""The memory-copy limit: `np.copyto` of as many bytes as batches have, in a separate process.
+"""The limit of the memory: `np.copyto` of as many bytes as batches have, in a separate process.
 
-Run as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``. Says ``ready``, then for each line with a number of
-seconds copies for so long and answers with the windows and the seconds it took.
+Run it as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``. The process prints ``ready``. Each line of its standard
+input is a number of seconds. It copies for that time, then prints the number of windows and the seconds it needed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ import numpy as np
 
 from omniges.data.blocks import BatchBlock, batch_layout
 
-_BLOCKS = 8  # more than caches hold, as in a loader
+_BLOCKS = 8  # more than the CPU caches hold, as in a loader
 
 
 def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
-    """Copy gesture, mel and text of one half of the blocks to the other; returns windows and seconds."""
+    """Copy gesture, mel spectrogram and text from one half of the blocks to the other half.
+
+    Args:
+        blocks: An even number of batch blocks of equal size.
+        seconds: Length of the measurement.
+
+    Returns:
+        The number of windows copied, and the seconds it took.
+    """
     half = len(blocks) // 2
     windows = turn = 0
     start = time.perf_counter()

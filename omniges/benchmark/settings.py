@@ -1,4 +1,4 @@
-"""Settings of the benchmarks; light enough for `omniges --help`."""
+"""Settings of the benchmarks; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from omniges.options import check, declared, option
 from omniges.shards.schema import Split
 from omniges.trainer.config import Precision, Preset, TrainSettings
 
-TOLD: Final = ("window_ticks", "mixed_precision", "compile", "gradient_checkpointing")
-"""Settings of steps that are told beside their speed."""
+REPORTED: Final = ("window_ticks", "mixed_precision", "compile", "gradient_checkpointing")
+"""Settings of training steps that the report lists beside their speed."""
 
 
 @declared
@@ -33,7 +33,7 @@ class SpeedSettings:
     warm: bool = option(False, "Leave the page cache as it is and measure no cold reads.")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
         if not self.num_workers:
             raise UsageFault("--num-workers: numbers separated by commas expected, found none")
@@ -63,7 +63,7 @@ class StepSpeedSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what measures nothing."""
+        """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
         if not self.presets or not self.batch_sizes:
             raise UsageFault("benchmark train: at least one preset and one batch size expected")
@@ -75,6 +75,6 @@ class StepSpeedSettings:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of a table as lines whose columns end at one place each."""
+    """Return the rows of a table as lines of text with right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(str.rjust, line, widths)) for line in lines]

@@ -1,9 +1,10 @@
-"""Speed of training steps beside that of matrix products on this machine: real batches, real steps, by preset.
+"""Benchmark of training steps against the speed of matrix products on the same machine.
 
-Each configuration is measured in a separate process, so that memory is counted by configuration. A step is that of
-`train`: batch from the loader, losses, gradients, clipping, AdamW, EMA. Floating-point operations are those of the
-matrix products that a step really made, as torch's counter sees them, and of attention: 4 · B · H · N · M · D forward,
-twice that backward (scores that its backward pass computes again are not counted).
+The steps are real: batches from the loader, losses, gradients, clipping, AdamW and EMA, as in `train`. Each
+configuration is measured in a separate process, so that its memory is counted alone. The floating-point operations are
+those of the matrix products that a step computed, as torch's counter reports them, and of attention. Attention counts 4
+· B · H · N · M · D operations forward, and twice that backward. Scores that the backward pass computes again are not
+counted.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniges.benchmark.settings import TOLD, StepSpeedSettings, aligned
+from omniges.benchmark.settings import REPORTED, StepSpeedSettings, aligned
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.model.draws import draw_plan, groups_of
 from omniges.trainer.config import Preset, TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.run import Run, accelerated, open_run
 
-_WARM_STEPS: Final = 5  # until the allocator has what it needs: first steps take twice as long and more
+_WARM_STEPS: Final = 5  # the memory allocator grows during the first steps, which take at least twice as long
 _LEAST_STEPS: Final = 3
 _PEAK_SIDES: Final = (512, 1024, 2048)
 _PEAK_S: Final = 0.4
@@ -41,11 +42,25 @@ _FAULTS: Final[dict[str, type[OmnigesError]]] = {
 
 
 def measure(settings: StepSpeedSettings) -> list[dict[str, Any]]:
-    """Figures of every preset and batch size. Raises what the measuring processes met."""
-    return [_apart(settings, preset, batch_size) for preset in settings.presets for batch_size in settings.batch_sizes]
+    """Measure every preset with every batch size.
+
+    Args:
+        settings: Settings of the benchmark.
+
+    Returns:
+        One row of figures for each configuration.
+
+    Raises:
+        OmnigesError: The DataError, UsageFault or EnvironmentFault of a measuring process.
+    """
+    return [
+        _in_own_process(settings, preset, batch_size)
+        for preset in settings.presets
+        for batch_size in settings.batch_sizes
+    ]
 
 
-def _apart(settings: StepSpeedSettings, preset: Preset, batch_size: int) -> dict[str, Any]:
+def _in_own_process(settings: StepSpeedSettings, preset: Preset, batch_size: int) -> dict[str, Any]:
     """Measure one configuration in a separate process."""
     settings.of(preset, batch_size)
     question = asdict(settings) | {"presets": [preset], "batch_sizes": [batch_size]}
@@ -56,7 +71,7 @@ def _apart(settings: StepSpeedSettings, preset: Preset, batch_size: int) -> dict
     except ValueError as error:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise EnvironmentFault(
-            f"{preset}, batch {batch_size}: the measuring process ended without figures: {last}; take a smaller batch "
+            f"{preset}, batch {batch_size}: the measuring process ended without figures: {last}; use a smaller batch "
             "if memory ran out"
         ) from error
     if "fault" in found:
@@ -66,17 +81,25 @@ def _apart(settings: StepSpeedSettings, preset: Preset, batch_size: int) -> dict
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One measured step."""
+    """Measurements of one training step."""
 
     seconds: float
     waited_s: float
     tokens: int
     operations: float
-    peak: float  # operations a second of plain matrix products right after it
+    peak: float  # operations per second of plain matrix products right after the step
 
 
 def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
-    """Steps of one configuration for so long, in this process."""
+    """Measure one configuration in this process.
+
+    Args:
+        settings: Settings of the training run.
+        seconds: Time that the measured steps take at least.
+
+    Returns:
+        The figures of the configuration.
+    """
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
         run = open_run(settings, accelerator, Ranks(), stack)
@@ -90,7 +113,7 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
 
 
 def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
-    """A step as `train` takes it; then, untimed, its operations are counted."""
+    """Time one training step, then count its operations in a second pass that is not timed."""
     settings, learner, flow = run.settings, run.learner, run.settings.flow_settings()
     began = time.perf_counter()
     windows, positions = run.feed.next()
@@ -104,13 +127,13 @@ def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
     with operation_counter() as counter:
         learner.micro_step(windows, plan, last=True)
     learner.discard()
-    groups = groups_of(plan, dense=settings.compile)  # that went through the trunk
+    groups = groups_of(plan, dense=settings.compile)  # the groups that passed through the trunk
     tokens = sum(len(group.rows) * len(group.streams) * settings.window_ticks for group in groups)
     return _Step(seconds, waited, tokens, float(counter.get_total_flops()), peak.measure())
 
 
 def operation_counter() -> FlopCounterMode:
-    """A counter of floating-point operations that knows attention on the CPU too; see `FlopCounterMode`."""
+    """Return a counter of floating-point operations that also counts attention on the CPU; see `FlopCounterMode`."""
     ops = torch.ops.aten
     return FlopCounterMode(
         display=False,
@@ -122,7 +145,7 @@ def operation_counter() -> FlopCounterMode:
 
 
 def _attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of attention of queries (B, H, N, D) over keys (B, H, M, D)."""
+    """Return the operations of attention of queries (B, H, N, D) over keys (B, H, M, D)."""
     return 4 * math.prod(query) * key[2]
 
 
@@ -136,7 +159,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 class ProductPeak:
-    """Speed of plain square matrix products."""
+    """Measures the speed of plain square matrix products on a device."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
@@ -146,7 +169,7 @@ class ProductPeak:
         ]
 
     def measure(self) -> float:
-        """Operations a second of the fastest size, measured for a moment."""
+        """Return the operations per second of the fastest matrix size."""
         return max(self._speed(left, right) for left, right in self._pairs)
 
     def _speed(self, left: torch.Tensor, right: torch.Tensor) -> float:
@@ -187,7 +210,7 @@ def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.devi
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
-    """The figures as aligned lines."""
+    """Return the figures as a table in lines of text."""
     first = rows[0]
     head = (
         f"windows of {first['window_ticks']} ticks, on {first['device']}, precision {first['mixed_precision']}; "
@@ -216,13 +239,13 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _main() -> None:
-    """Answer a question on standard input with figures on standard output."""
+    """Read one configuration as JSON from standard input, measure it, and write the figures to standard output."""
     question = json.load(sys.stdin)
     question |= {"presets": tuple(question["presets"]), "batch_sizes": tuple(question["batch_sizes"])}
     settings = StepSpeedSettings(**question)
     try:
         found = measure_one(settings.of(settings.presets[0], settings.batch_sizes[0]), settings.seconds)
-    except (DataError, UsageFault, EnvironmentFault) as error:  # for the process that asked to raise
+    except (DataError, UsageFault, EnvironmentFault) as error:  # raised again in the process that started this one
         found = {"fault": type(error).__name__, "message": str(error)}
     sys.stdout.write(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""Settings of `omniges encode`, light enough for `omniges --help`."""
+"""Settings of `omniges encode`; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 

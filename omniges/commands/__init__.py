@@ -1,1 +1,1 @@
-"""The commands: parse, build a typed config, make one call, exit with the right code. No logic lives here."""
+"""The commands: each parses its arguments, builds its settings, makes one call and exits with the right code."""

@@ -1,4 +1,4 @@
-"""Shared parts of commands: flags from settings dataclasses, signals, lists as people write them, tables."""
+"""Shared parts of commands: flags from settings dataclasses, signals, lists, output and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Command = Callable[..., None]
 
 
 class Signalled(BaseException):
-    """A signal arrived that ends the command; no library on the way catches this."""
+    """A signal arrived that ends the command. Libraries do not catch it, because it is not an `Exception`."""
 
     def __init__(self, code: ExitCode) -> None:
         super().__init__(code)
@@ -32,7 +32,12 @@ class Signalled(BaseException):
 
 
 def raise_on(number: signal.Signals, code: ExitCode) -> None:
-    """Let a signal end the command with a code."""
+    """Let a signal end the command.
+
+    Args:
+        number: The signal.
+        code: Exit code of the command after the signal.
+    """
 
     def leave(_number: int, _frame: object) -> None:
         raise Signalled(code)
@@ -53,14 +58,24 @@ def _raising(codes: Mapping[signal.Signals, ExitCode]) -> Iterator[None]:
 
 
 resumable: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.STOPPED, signal.SIGUSR1: ExitCode.STOPPED})
-"""Lets SIGTERM and SIGUSR1 end a command that the same words take up again (exit 75)."""
+"""Context in which SIGTERM and SIGUSR1 end a command that continues if run again (exit 75)."""
 tidy: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.TERMINATED})
-"""Lets SIGTERM end a command as Ctrl-C does, so that no temporary folder stays (exit 143, what shells call it)."""
+"""Context in which SIGTERM ends a command as Ctrl-C does, so that temporary folders are removed (exit 143)."""
 
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Imports that need packages which a plain installation has not."""
+    """Turn a failed import into EnvironmentFault, which names the optional dependencies to install.
+
+    Args:
+        extra: Name of the optional dependencies of omniges.
+
+    Yields:
+        Nothing; the imports run inside the context.
+
+    Raises:
+        EnvironmentFault: A package is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -72,15 +87,15 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def listed(values: Iterable[str]) -> tuple[str, ...]:
-    """Values given as repeated flags, as comma-separated lists, or both."""
+    """Return values that were given as repeated flags, as comma-separated lists, or both."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print text, each line of it so that a terminal shows it and does not obey it.
+    """Print text, with control characters escaped so that a terminal executes nothing in it.
 
     Args:
-        text: One or several lines. Lines that hold data are to be made with `printable`, which escapes line breaks.
+        text: One or several lines. Escape data in a line with `printable` first, because it also escapes line breaks.
         err: Print to standard error.
     """
     stream = sys.stderr if err else sys.stdout
@@ -89,10 +104,10 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def make_console() -> Console:
-    """Standard output for tables."""
+    """Return a console on standard output, for tables."""
     from rich.console import Console
 
-    # A file or pipe gets whole lines: cut or folded rows are of no use to grep.
+    # Rows for a file or pipe are not folded or cut, so that grep finds whole rows.
     return Console() if sys.stdout.isatty() else Console(width=240)
 
 
@@ -101,13 +116,16 @@ def with_flags(
 ) -> Callable[[Command], Command]:
     """Give a command a flag for each option of its settings.
 
-    A parameter whose type is a settings dataclass is replaced by the flags of its options, and the command gets the
-    settings that they make. Of a parameter of type ``Annotated[Mapping[str, Any], Settings]`` the command gets the
-    values that were given, by the names of the fields.
+    A parameter whose type is a settings dataclass is replaced by the flags of its options; the command receives the
+    settings object. For a parameter of type ``Annotated[Mapping[str, Any], Settings]`` the command receives only the
+    values given on the command line, by field.
 
     Args:
-        extra: The optional dependencies that the command needs, for the error where one is missing.
-        signals: How signals end the command.
+        extra: Name of the optional dependencies that the command needs, for the error if one is missing.
+        signals: Context that sets how signals end the command.
+
+    Returns:
+        A decorator of the command.
     """
 
     def decorate(command: Command) -> Command:
@@ -193,7 +211,7 @@ def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
 
 
 def _given(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by field where a flag was given."""
+    """Return the values of the flags that were given, by field."""
     found = {}
     for name, setting in settings_of(settings).items():
         if not isinstance(setting, Setting) or values.get(name) in (None, []):

@@ -1,4 +1,4 @@
-"""Commands on models: train, convert, generate, evaluate, and how fast loading and training are here."""
+"""Commands for models: train, convert, generate, evaluate, and benchmarks of loading and training."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def train(
     Exit codes: 0 done, 1 bad data or a NaN or infinite loss, 2 usage, 3 environment, 75 stopped by a signal with
     a checkpoint, 130 Ctrl-C.
     """
-    # Read when torch is loaded. Threads that spin while they wait starve the processes that read batches, and each
-    # other where cores are shared: steps took several times as long.
+    # OpenMP reads this when torch is loaded. Waiting threads that spin take CPU time from the processes that read
+    # batches, and from each other if cores are shared: steps took several times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from omniges.trainer.recipe import load_settings
     from omniges.trainer.train import train as run

@@ -1,6 +1,6 @@
-"""Standard streams that cannot end a command: a reader that left, a closed terminal, a full disk, another encoding.
+"""Standard streams whose errors do not end a command: a closed pipe or terminal, a full disk, another encoding.
 
-What a command prints is a report of its work, so the work goes on where nobody can read it.
+The output of a command only reports its work, so the work continues if nobody can read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ESCAPES: Final = "omniges-escapes"
 
 
 class Outlet(io.RawIOBase):
-    """Output to a descriptor that never fails: after the first error everything is dropped."""
+    """Output to a descriptor that never fails: after the first error, all further output is dropped."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -37,17 +37,17 @@ class Outlet(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Return whether the descriptor was a terminal when it was taken."""
+        """Return whether the descriptor was a terminal when this object was made."""
         return self._terminal
 
     def write(self, data: Any, /) -> int:
-        """Write all bytes, or drop them; returns their number."""
+        """Write all bytes, or drop them; return their number."""
         view = memoryview(data).cast("B")
         count = len(view)
         while len(view) and self.error is None:
             try:
                 view = view[os.write(self._descriptor, view) :]
-            except BlockingIOError:  # a pipe that another program set so: wait until there is room
+            except BlockingIOError:  # another program made the pipe non-blocking: wait until it has space
                 select.select([], [self._descriptor], [])
             except OSError as error:
                 self.error = error
@@ -55,7 +55,7 @@ class Outlet(io.RawIOBase):
 
     @property
     def lost(self) -> OSError | None:
-        """The error by which a file lost output; None where the reader left or the terminal was closed."""
+        """The error by which output to a file was lost; None if a pipe or terminal was closed."""
         gone = self.error is not None and (self._terminal or self.error.errno == errno.EPIPE)
         return None if gone else self.error
 
@@ -64,11 +64,11 @@ class Outlet(io.RawIOBase):
 def unfailing_streams() -> Iterator[list[ExitCode]]:
     r"""Put streams that never fail in place of standard output and standard error.
 
-    Characters that an encoding does not have become ``\uXXXX``. A stream that was closed becomes /dev/null, so that no
-    file which is opened later gets its number. Streams that are not the process's own are left.
+    Characters that an encoding does not have become ``\uXXXX``. A closed stream becomes /dev/null, so that no file
+    opened later gets its descriptor number. Streams that replace the process's own are not changed.
 
     Yields:
-        A list that holds, after leaving, the exit code of a command that succeeded but whose output a file lost.
+        A list that, after the context, contains an exit code if output to a file was lost.
     """
     codecs.register_error(_ESCAPES, _escaped)
     codes: list[ExitCode] = []
@@ -107,7 +107,7 @@ def _over(outlet: Outlet, stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Return what cannot be encoded as JSON and Python escape it; the error handler of `unfailing_streams`."""
+    """Return characters that cannot be encoded as JSON escapes; the error handler of `unfailing_streams`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

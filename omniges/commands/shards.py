@@ -1,4 +1,4 @@
-"""Commands on recordings and shards: make, check, encode, show and write back, and a corpus to try them on."""
+"""Commands for recordings and shards: convert, verify, encode, show, export, and write a sample corpus."""
 
 from __future__ import annotations
 

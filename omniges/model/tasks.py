@@ -1,4 +1,4 @@
-"""Tasks from streams to streams, and settings of sampling; light enough for `omniges --help`."""
+"""Tasks from streams to streams, and settings of sampling; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Synthetic corpora and builders that other people's tests may use."""
+"""Synthetic corpora and test builders, which tests of other packages may use too."""

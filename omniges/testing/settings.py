@@ -1,4 +1,4 @@
-"""Settings of the sample corpus; light enough for `omniges --help`."""
+"""Settings of the sample corpus; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.options import check, declared, option
 
 MAX_WORDS: Final = 7**3
-"""Largest vocabulary: as many words as there are ways to take one tone of seven from each of three registers."""
+"""Largest vocabulary: the number of ways to choose one of seven tones in each of three registers."""
 _MAX_CLIPS_PER_SPEAKER: Final = 9999
 Layout = Literal["official", "seed"]
 Audio = Literal["pcm16", "float32"]
@@ -19,7 +19,7 @@ Audio = Literal["pcm16", "float32"]
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusSettings:
-    """Settings of a synthetic corpus; values that cannot be carried out raise UsageFault, naming the option."""
+    """Settings of a synthetic corpus. An invalid value raises UsageFault, which names the option."""
 
     clips: int = option(12, "Recordings of all speakers together, 1 to 9999 for each speaker.")
     seconds: float = option(
@@ -35,7 +35,7 @@ class CorpusSettings:
     audio: Audio = option("pcm16", "Sample format of the WAV files.")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be written."""
+        """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
         most = _MAX_CLIPS_PER_SPEAKER * self.speakers
         if not self.speakers <= self.clips <= most:
@@ -43,5 +43,5 @@ class CorpusSettings:
 
     @property
     def frames(self) -> int:
-        """Motion frames of a clip."""
+        """Number of motion frames of a clip."""
         return round(self.seconds * FRAME_RATE_HZ)

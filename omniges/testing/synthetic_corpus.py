@@ -1,16 +1,15 @@
 """A small synthetic corpus in BEAT2's file layout, for trying, testing and showing that a model learns.
 
-**Nothing in it is a recording of anybody.** A clip is a random sequence of words from a small vocabulary.
-Each word has a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face.
-Whatever carries a word (text, sound, motion) tells the others, and the timing is the word's. Everything else
-(idle motion, sway, breathing, noise, who speaks) is drawn independently of the words, so it tells nothing. With several
-emotions the file name says which a clip has, and nothing but the idle pose shows it.
+**It contains no recording of any person.** A clip is a random sequence of words from a small vocabulary. Each word has
+a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face. So text, sound and motion
+each determine the word, and they have the same timing. Everything else (idle motion, sway, breathing, noise, the
+speaker) is drawn independently of the words, so it carries no information about them. In a corpus with several
+emotions, the file name gives the emotion of a clip, and only the idle pose shows it.
 
-The bytes follow from the settings alone, on any CPU: random numbers are uniform draws, curves are polynomials
-of IEEE additions and multiplications, and the one sine table is rounded before use.
+The bytes depend on the settings alone, on any CPU. Random numbers are uniform draws, curves are polynomials of IEEE
+additions and multiplications, and the one sine table is rounded before use.
 
-Letters: T frames of 1/30 s, V words of the vocabulary. Angles are radians, lengths metres, times whole
-centiseconds.
+Letters: T frames of 1/30 s, V words of the vocabulary. Angles are radians, lengths metres, times whole centiseconds.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ _TONES_HZ: Final = (
 )
 _LEVELS: Final = 7
 
-# Purposes of a random stream: the first part of its key, so that no two purposes share numbers.
+# Uses of a random stream: the first part of its key, so that no two uses share random numbers.
 _CLIP, _SPEAKER, _TONE_ORDER, _CODE = range(4)
 
 
@@ -77,9 +76,9 @@ def _columns(*names: str) -> list[int]:
 
 
 def _freedoms() -> tuple[F64, int]:
-    """Ways in which a word moves the body, (28, 165) rad, and how many of them are not fingers.
+    """Return the directions in which a word moves the body, (28, 165) rad, and how many of them are not fingers.
 
-    A right joint is the left one's mirror image: its turns about y and z have the other sign.
+    A right joint is the mirror image of the left one: its rotations about y and z have the opposite sign.
     """
     rows: list[dict[int, float]] = [
         {c + 1: 0.11 for c in _columns("spine1", "spine2", "spine3")},  # turn
@@ -110,7 +109,7 @@ _EXPRESSIONS_PER_WORD: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class WordSignature:
-    """Sound and pose of a word; arrays are read-only."""
+    """Sound and pose of a word. The arrays are read-only."""
 
     word: str
     tones_hz: I64  # (3,), sounding together, before the speaker's pitch
@@ -119,13 +118,21 @@ class WordSignature:
 
 
 def word_signature(index: int, seed: int) -> WordSignature:
-    """Signature of word `index`, 0 to `MAX_WORDS` − 1, in every corpus of this seed.
+    """Return the signature of a word, which is the same in every corpus of this seed.
 
-    The word itself depends on the index alone. Raises ValueError for another index.
+    Args:
+        index: Number of the word, 0 to `MAX_WORDS` − 1. The spelling depends on this number alone.
+        seed: Seed of the corpus.
+
+    Returns:
+        The tones, rotations and expression of the word.
+
+    Raises:
+        ValueError: The number is out of range.
     """
     if not 0 <= index < MAX_WORDS:
         raise ValueError(f"word index 0 to {MAX_WORDS - 1} expected, found {index}")
-    # Sizes are powers of two, so that asking word by word computes few vocabularies.
+    # Sizes are powers of two, so that calls for one word after another compute few vocabularies.
     return _vocabulary(seed, min(MAX_WORDS, 1 << max(4, index.bit_length())))[index]
 
 
@@ -160,9 +167,9 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
 
 
 def _motion_codes(seed: int, size: int) -> I64:
-    """Signs (V, 28) of the freedoms: each word takes the one of 64 random codes farthest from all before.
+    """Return the signs (V, 28) of the directions: each word gets the one of 64 random codes farthest from all before.
 
-    So a vocabulary is the beginning of every larger one of the same seed.
+    So a vocabulary is the beginning of every larger vocabulary of the same seed.
     """
     codes = np.zeros((size, len(_FREEDOMS)), dtype=np.int64)
     for index in range(size):
@@ -170,13 +177,13 @@ def _motion_codes(seed: int, size: int) -> I64:
         differs = candidates[:, None] != codes[None, :index]
         body = differs[..., :_BODY_FREEDOMS].sum(axis=2).min(axis=1, initial=_BODY_FREEDOMS)
         every = differs.sum(axis=2).min(axis=1, initial=len(_FREEDOMS))
-        codes[index] = candidates[np.argmax(100 * body + every)]  # what is seen from afar counts first
+        codes[index] = candidates[np.argmax(100 * body + every)]  # large body movements count before fingers
     return codes
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """Counts and lengths of a corpus that was written."""
+    """Counts and lengths of a corpus after it was written."""
 
     clips: int
     seconds: float  # of motion, all clips together
@@ -198,7 +205,7 @@ _PAUSE_CS: Final = (5, 50)
 
 @dataclass(frozen=True, slots=True)
 class _Speaker:
-    """Traits of a speaker; they change no word's meaning."""
+    """Traits of a speaker. They do not change the meaning of a word."""
 
     identity: int  # 1, 2, …
     pitch: float  # factor on every tone
@@ -215,7 +222,7 @@ class _Speaker:
 
 @dataclass(frozen=True, slots=True)
 class _Mood:
-    """An emotion of BEAT2: the start index that stems of it have, and what it does to the idle pose."""
+    """One emotion of BEAT2: the first recording index in its file names, and its change of the idle pose."""
 
     start: int
     pose: F64  # (165,) rad, added to the speaker's posture
@@ -249,8 +256,8 @@ _IDLE_BY_PART: Final = {
     "eye": 0.08,
 }
 _PARTS: Final = [name.removeprefix("left_").removeprefix("right_").rstrip("123") for name in JOINT_NAMES]
-_IDLE_AMPLITUDES: Final = np.repeat([_IDLE_BY_PART.get(part, 0.07) for part in _PARTS], 3)  # what is left are fingers
-"""How far each of the 165 pose columns strays when nothing is said, rad."""
+_IDLE_AMPLITUDES: Final = np.repeat([_IDLE_BY_PART.get(part, 0.07) for part in _PARTS], 3)  # 0.07: fingers
+"""Amplitude of the idle motion of each of the 165 pose columns, rad."""
 
 
 def _speaker(seed: int, number: int) -> _Speaker:
@@ -275,7 +282,10 @@ _MOOD_RAD: Final = 0.6
 
 
 def _moods(emotions: int) -> list[_Mood]:
-    """The first emotions of BEAT2: each digit of its number in base two bends left arm, right arm or trunk, or not."""
+    """Return the first emotions of BEAT2.
+
+    Each bit of an emotion's number bends one part of the body: the left arm, the right arm or the trunk.
+    """
     moods = []
     for number, start in enumerate(_STARTS[:emotions]):
         pose = np.zeros(POSE_COLUMNS)
@@ -289,7 +299,7 @@ def _moods(emotions: int) -> list[_Mood]:
 
 
 def _resting_pose() -> F64:
-    """Standing with lowered arms and bent elbows, (165,) rad."""
+    """Return the pose of standing with lowered arms and bent elbows, (165,) rad."""
     pose = np.zeros(POSE_COLUMNS)
     for side, sign in (("left", 1.0), ("right", -1.0)):
         for name, vector in (
@@ -309,7 +319,7 @@ def _resting_pose() -> F64:
 
 
 def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -> F64:
-    """Smooth noise in (−1, 1), (frames, channels): a cubic B-spline with a knot every `spacing` frames."""
+    """Return smooth noise in (−1, 1), (frames, channels): a cubic B-spline with a knot every `spacing` frames."""
     segments = -(-frames // spacing)
     knots = rng.uniform(-1.0, 1.0, (segments + 3, 1, channels))
     t = (np.arange(spacing) / spacing)[:, None]
@@ -326,7 +336,7 @@ def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -
 
 
 def _script(rng: np.random.Generator, settings: CorpusSettings) -> _Script:
-    """Words at random, never one twice in a row, each 0.25–0.7 s after a pause of 0.05–0.5 s."""
+    """Draw words at random, never the same word twice in a row, each of 0.25–0.7 s after a pause of 0.05–0.5 s."""
     last_end = 100 * settings.frames // FRAME_RATE_HZ - _PAUSE_CS[0]
     most = last_end // (_WORD_CS[0] + _PAUSE_CS[0]) + 1
     durations = rng.integers(_WORD_CS[0], _WORD_CS[1] + 1, most)
@@ -340,7 +350,7 @@ def _script(rng: np.random.Generator, settings: CorpusSettings) -> _Script:
 
 
 def _smooth_step(x: F64) -> F64:
-    """0 below 0, 1 above 1, between them a quintic with two continuous derivatives."""
+    """Return 0 below 0, 1 above 1, and between them a quintic with two continuous derivatives."""
     x = np.clip(x, 0.0, 1.0)
     return np.asarray(x * x * x * (x * (6 * x - 15) + 10))
 
@@ -353,7 +363,7 @@ def _motion(
     vocabulary: tuple[WordSignature, ...],
     mood: _Mood,
 ) -> tuple[F64, F64, F64]:
-    """Poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
+    """Return poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
     poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
     poses *= speaker.liveliness * _IDLE_AMPLITUDES
     poses += speaker.posture + mood.pose
@@ -379,7 +389,7 @@ def _motion(
 
 @functools.lru_cache(maxsize=256)
 def _chord(tones_hz: tuple[int, ...]) -> F32:
-    """Tones sounding together for 1.7 s, so that a word of 0.7 s can be cut out at any phase."""
+    """Return the sum of tones over 1.7 s, so that a word of 0.7 s can start at any phase."""
     steps = np.arange(SAMPLE_RATE_HZ + _WORD_CS[1] * _SAMPLES_PER_CENTISECOND)
     total = np.zeros(len(steps))
     for tone in tones_hz:
@@ -390,7 +400,10 @@ def _chord(tones_hz: tuple[int, ...]) -> F32:
 def _sound(
     rng: np.random.Generator, frames: int, script: _Script, speaker: _Speaker, vocabulary: tuple[WordSignature, ...]
 ) -> F32:
-    """Mono audio at 16 kHz, peak below 0.7; in some clips up to 0.5 s longer than the motion, as in BEAT2."""
+    """Return mono audio at 16 kHz with a peak below 0.7.
+
+    In some clips the audio is up to 0.5 s longer than the motion, as in BEAT2.
+    """
     surplus_cs = int(rng.integers(1, 51)) if rng.random() < 1 / 3 else 0
     length = _SAMPLES_PER_CENTISECOND * (-(-100 * frames // FRAME_RATE_HZ) + surplus_cs)
     samples = rng.random(length, dtype=np.float32)
@@ -408,7 +421,7 @@ def _sound(
 
 
 def _text(script: _Script, xmax_s: float, vocabulary: tuple[WordSignature, ...]) -> bytes:
-    """TextGrid with the words, and as phones two to four pieces of each word's spelling."""
+    """Return a TextGrid with the words, and with two to four pieces of each word's spelling as phones."""
     words, phones = [], []
     for index, start, end in script:
         word = vocabulary[index].word
@@ -423,7 +436,7 @@ def _text(script: _Script, xmax_s: float, vocabulary: tuple[WordSignature, ...])
 
 
 def _semantic(script: _Script, vocabulary: tuple[WordSignature, ...]) -> bytes:
-    """BEAT2's sem file: a quarter each of the words are beat, deictic, iconic and metaphoric gestures."""
+    """Return BEAT2's semantic annotation, with equal shares of beat, deictic, iconic and metaphoric gestures."""
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []
     for index, start, end in script:
@@ -447,10 +460,10 @@ def _folders(root: Path, layout: Layout) -> dict[str, Path]:
 
 
 def _splits(settings: CorpusSettings) -> list[str]:
-    """Split of each clip: a tenth each is test and val (at least one of three clips), the rest train.
+    """Return the split of each clip: test and val get a tenth each (at least one of three clips), train the rest.
 
-    Clip k is speaker k modulo the number of speakers, so each stretch of that many clips has every speaker;
-    test and val are widened to one such stretch where that leaves two thirds to train.
+    Clip k belongs to speaker k modulo the number of speakers, so that many successive clips include every speaker. Test
+    and val get at least that many clips if two thirds remain for train.
     """
     clips, speakers = settings.clips, settings.speakers
     held_out = 0 if clips < 3 else max(1, round(clips / 10))
@@ -462,10 +475,10 @@ def _splits(settings: CorpusSettings) -> list[str]:
 def _clip_files(
     settings: CorpusSettings, rng: np.random.Generator, script: _Script, speaker: _Speaker, mood: _Mood
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of a clip, each as its name's ending and its bytes."""
+    """Yield the files of a clip, each as the ending of its name and its bytes."""
     vocabulary = _vocabulary(settings.seed, settings.words)
     poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary, mood)
-    # SMPL-X tools look at these two strings; that it is synthetic stands in every file name.
+    # SMPL-X tools read these two strings; the name of every file says that it is synthetic.
     yield ".npz", encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020")
     samples = _sound(rng, settings.frames, script, speaker, vocabulary)
     yield ".wav", encode_wav(samples, SAMPLE_RATE_HZ, encoding=settings.audio)
@@ -476,13 +489,24 @@ def _clip_files(
 def write_sample_corpus(
     folder: Path, settings: CorpusSettings, progress: Callable[[int, int], None] | None = None
 ) -> CorpusSummary:
-    """Write the corpus into a new or empty folder; `progress` is called with clips done and clips in all.
+    """Write a corpus into a new or empty folder. Equal settings give equal bytes.
 
-    Equal settings give equal bytes. Raises UsageFault if the folder holds something, EnvironmentFault if it
-    cannot be written.
+    Args:
+        folder: New or empty folder.
+        settings: Settings of the corpus.
+        progress: Is called after each clip with the number of clips written and the number of all clips.
+
+    Returns:
+        Counts and lengths of the corpus.
+
+    Raises:
+        UsageFault: The folder is not empty.
+        EnvironmentFault: A file cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or visible_entries(folder)):
-        raise UsageFault(f"{folder}: a new or empty folder expected, found it in use. Name another one, or empty it")
+        raise UsageFault(
+            f"{folder}: a new or empty folder expected, found one with files. Choose another folder, or empty it"
+        )
     speakers = [_speaker(settings.seed, number) for number in range(settings.speakers)]
     folders = _folders(folder, settings.layout)
     by_speaker = settings.layout == "seed"

@@ -1,4 +1,4 @@
-"""Settings of a training run: types, defaults, ranges and help texts; light enough for `omniges --help`."""
+"""Settings of a training run: types, defaults, ranges and help texts; quick to import for `omniges --help`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of a verification; light enough for `omniges --help`."""
+"""Settings of a verification; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
