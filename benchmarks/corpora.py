@@ -22,14 +22,14 @@ MAX_COPIES: Final = 99
 
 
 def say(text: str) -> None:
-    """A line about what is being done, for whoever waits."""
+    """Print a line about the current work to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def make_corpus(folder: Path, recordings: int, seconds: float) -> Path:
-    """A synthetic corpus on disk: PCM16 audio, 200 words, up to five speakers."""
+    """Write a synthetic corpus to disk: PCM16 audio, 200 words, up to five speakers."""
     say(f"writing {recordings} synthetic recordings of {seconds:g} s to {folder}")
-    # In a process of its own, so that this one stays small: what it starts inherits its ru_maxrss.
+    # In a separate process, so that this one stays small: its children inherit its ru_maxrss.
     command = [str(COMMAND), "sample-corpus", str(folder), "--clips", str(recordings), "--seconds", str(seconds)]
     command += ["--words", str(_VOCABULARY_WORDS), "--speakers", str(min(_SPEAKERS, recordings)), "--audio", "pcm16"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -65,7 +65,7 @@ def fit_for_links(recordings: list[Recording], count: int) -> bool:
 
 
 def _link(source: str, target: Path) -> None:
-    """A hard link, or a copy where the file system has none or the file lies on another one."""
+    """Make a hard link, or a copy if the file system does not support one or the file is on another one."""
     try:
         os.link(source, target)
     except OSError:
@@ -73,7 +73,7 @@ def _link(source: str, target: Path) -> None:
 
 
 def link_corpus(recordings: list[Recording], folder: Path, count: int) -> Path:
-    """A corpus of `count` recordings: hard links to the given ones' files, as if more speakers had said the same."""
+    """Make a corpus of `count` recordings from hard links to given ones, as if more speakers had said the same."""
     base = folder / "beat_synthetic_v2.0.0"
     targets = {"wav": "wave16k", "npz": "smplxflame_30", "textgrid": "textgrid", "sem": "sem"}
     for name in targets.values():

@@ -67,7 +67,7 @@ class Telling:
         return cls(means, np.linalg.inv(covariance + ridge * np.eye(len(covariance))))
 
     def emotion(self, pose: F64) -> str:
-        """The emotion whose mean is nearest."""
+        """Return the emotion with the nearest mean."""
 
         def distance(name: str) -> float:
             apart = pose - self.means[name]
@@ -85,7 +85,7 @@ def prepare(folder: Path, clips: int, seconds: float) -> None:
 
 
 def train(folder: Path, minutes: float, window_ticks: int, batch: int, tasks: str) -> None:
-    """The run, without validation, which is no part of what is measured."""
+    """Train without validation, which is not measured."""
     recipe = folder / "recipe.yaml"
     shares = ", ".join(f"{task}: 1" for task in tasks.split(","))
     recipe.write_text(f"flow: {{shares: {{{shares}}}}}\n" if tasks != "all" else "preset: tiny\n")

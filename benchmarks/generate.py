@@ -254,7 +254,7 @@ def main() -> None:
 
 
 def mel_of(audio: npt.NDArray[np.float32], folder: Path) -> Held:
-    """The mel of a waveform, heard from a file."""
+    """Return the mel spectrogram of a waveform, read from a file."""
     path = folder / "heard.wav"
     soundfile.write(path, audio, SAMPLE_RATE_HZ)
     heard = hear(path, None)

@@ -121,7 +121,7 @@ def _to_folder(path: Path) -> None:
 
 
 def _sealed(document: dict[str, Any]) -> bytes:
-    """The bytes of a dataset.json whose checksum fits, as docs/reference/shards.md has it."""
+    """Return the bytes of a dataset.json with a valid checksum, as docs/reference/shards.md defines it."""
     rest = {name: value for name, value in document.items() if name != "checksum"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     whole = rest | {"checksum": hashlib.sha256(canonical.encode()).hexdigest()}

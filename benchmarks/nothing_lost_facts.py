@@ -72,13 +72,13 @@ def _sha256(path: Path) -> str:
 
 
 def file_facts(folder: Path, without: Collection[str] = ()) -> Facts:
-    """The sha256 of every file below a folder, by relative path, but for some endings."""
+    """Return the SHA-256 of every file below a folder, by relative path, without some file types."""
     found = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in without)
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in found}
 
 
 def member_facts(folder: Path) -> Facts:
-    """The sha256 of every member of every tar file in a folder, with its place."""
+    """Return the SHA-256 of every member of every tar file in a folder, with its place."""
     facts = {}
     for path in sorted(folder.glob("*.tar")):
         try:
@@ -99,12 +99,12 @@ _NOTHING: Final = (None, "", -1)
 
 
 def contract_version(folder: Path) -> int:
-    """The version of the shard contract that a folder follows."""
+    """Return the version of the shard contract of a folder."""
     return int(json.loads((folder / "dataset.json").read_bytes())["version"])
 
 
 def content_facts(folder: Path) -> Facts:
-    """What a folder of shards says, whichever version of the contract says it."""
+    """Return the content of a folder of shards, independent of the version of the contract."""
     facts: Facts = {name: _sha256(folder / name) for name in ("tokenizer.json", "report.jsonl")}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as archive:
@@ -122,7 +122,7 @@ def content_facts(folder: Path) -> Facts:
 
 
 def _member_content(name: str, data: bytes) -> Iterator[tuple[str, str]]:
-    """What a member says, by names that both versions share."""
+    """Yield the content of a tar member, under names that both versions share."""
     if name in _SAME_BYTES:
         yield name, hashlib.sha256(data).hexdigest()
     elif name == "betas.npy":
@@ -152,7 +152,7 @@ def _shared_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row_facts(path: Path) -> Facts:
-    """The manifest but for where members lie and what their digests are."""
+    """Return the manifest without the places and digests of members."""
     facts: Facts = {}
     for row in pq.read_table(path, use_threads=False).to_pylist():
         own = {name.removeprefix("label_"): value for name, value in row.items() if not name.startswith("present_")}

@@ -117,7 +117,7 @@ def _losses(run: Path) -> Facts:
 
 
 def _trained(run: Path, name: str) -> Found:
-    """What a run learned, logged and wrote; nothing of one that did not come to its end."""
+    """Return the weights, logs and files of a run; nothing for a run that did not finish."""
     last = run / "checkpoints" / f"step-{_STEPS:06d}"
     if not last.is_dir():
         return {}
@@ -179,7 +179,7 @@ def _alike(found: Found) -> Facts:
 
 
 def _generations() -> dict[str, tuple[str, ...]]:
-    """Flags of `generate` by the folder of the results."""
+    """Return the flags of `generate` by the folder of the results."""
     shards = ("--shards", "given/shards-synthetic")
     base = "given/corpus/beat_synthetic_v2.0.0"
     audio, text = f"{base}/wave16k/{_LABELS[0]}.wav", f"{base}/textgrid/{_LABELS[0]}.TextGrid"

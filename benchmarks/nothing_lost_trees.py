@@ -126,7 +126,7 @@ class Side:
 
 
 def _told(text: str) -> str:
-    """The first line of an error, be it the program's or the parser's of its flags."""
+    """Return the first line of an error, of the program or of the parser of its flags."""
     return next((line.strip("│ ") for line in text.splitlines() if line.startswith(("omniges:", "│"))), "")
 
 
@@ -141,7 +141,7 @@ def _git(repository: Path, *words: str) -> str:
 
 
 def resolve_commit(repository: Path, name: str) -> str:
-    """The full id of a commit that is named in any way git knows."""
+    """Return the full id of a commit from any name that git knows."""
     return _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
 
 

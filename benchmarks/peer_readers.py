@@ -52,7 +52,7 @@ def windows_of_shards(paths: Iterable[Path], ticks: int) -> Iterator[Window]:
 
 
 def _module(name: str) -> Any:
-    """A package that may be absent, and that this project does not depend on."""
+    """Import a package that may be absent, and that this project does not depend on."""
     return importlib.import_module(name)
 
 
@@ -61,7 +61,7 @@ class _Peer(Protocol):
         """Write the windows in the peer's own format."""
 
     def loader(self, shards: list[Path], folder: Path, options: argparse.Namespace) -> Any:
-        """An iterable of batches."""
+        """Return an iterable of batches."""
 
 
 class _Webdataset:

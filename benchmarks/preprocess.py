@@ -102,7 +102,7 @@ def _run(usage: Usage, recordings: int, seconds: float) -> Run:
 
 
 def run_preprocess(root: Path, work: Path, workers: int) -> Run:
-    """The whole command on a root, its shards thrown away afterwards."""
+    """Run the whole command on a root, and delete its shards."""
     out = work / "shards"
     os.sync()
     command = [str(COMMAND), "preprocess", "--root", str(root), "--out", str(out), "--workers", str(workers)]
@@ -115,7 +115,7 @@ def run_preprocess(root: Path, work: Path, workers: int) -> Run:
 
 
 def run_straightforward(recordings: list[Recording], work: Path) -> Run:
-    """The straightforward conversion in a process of its own; its time is the loop's alone."""
+    """Run the straightforward conversion in a separate process; only its loop is timed."""
     out = work / "straightforward"
     out.mkdir()
     paths = [[recording.files[kind].path for kind in ("wav", "npz", "textgrid")] for recording in recordings]

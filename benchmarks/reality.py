@@ -45,7 +45,7 @@ _WRISTS: Final = [JOINT_NAMES.index("left_wrist"), JOINT_NAMES.index("right_wris
 
 
 def cut(recordings: Path, root: Path) -> None:
-    """The recording as two recordings in BEAT2 layout, with their split list."""
+    """Write the recording as two recordings in BEAT2 layout, with their split list."""
     motion = decode_motion(next(recordings.rglob(f"{STEM}.npz")).read_bytes())
     wav = decode_wav(next(recordings.rglob(f"{STEM}.wav")).read_bytes())
     words = decode_words(next(recordings.rglob(f"{STEM}.TextGrid")).read_bytes()).words

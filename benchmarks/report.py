@@ -103,7 +103,7 @@ def _print_memory(console: Console, runs: list[dict[str, Any]]) -> None:
 
 
 def _show(console: Console, title: str, columns: tuple[str, ...], rows: Rows) -> None:
-    """A table; the first column is text, all others figures."""
+    """Print a table; the first column is text, all others are figures."""
     if console.is_terminal:
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(columns):

@@ -121,7 +121,7 @@ def score_task(
 
 
 def references(windows: Sequence[Window], templates: Mapping[StreamName, Templates], codec: SlotCodec) -> str:
-    """What the recordings score, and what the next window's recordings do: full marks and chance."""
+    """Return the scores of the recordings and of the next window's recordings: the best score and chance."""
     lines = []
     for task in ("t2g", "t2a", "g2t"):
         (target,) = TASKS[task].targets

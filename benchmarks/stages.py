@@ -42,7 +42,7 @@ _SHARD_BYTES: Final = 256 << 20
 
 
 def _timed(function: Callable[..., Any], stage: str, spent: dict[str, float]) -> Callable[..., Any]:
-    """The function, adding the seconds of each call to its stage."""
+    """Return the function with a timer that adds the seconds of each call to a stage."""
 
     def wrapped(*arguments: Any) -> Any:
         start = time.perf_counter()

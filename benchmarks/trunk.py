@@ -87,7 +87,7 @@ def _trained(layout: Layout, sizes: Sizes, device: str) -> _Trained:
 
 
 def _step(layout: Layout, sizes: Sizes, trained: _Trained, device: str) -> Callable[[], None]:
-    """A training step of a layout on random data."""
+    """Return a training step of a layout on random data."""
     with torch.device(device):
         tokens = {n: torch.randn(sizes.batch, count, layout.channels[n]) for n, count in layout.tokens.items()}
         levels = {n: torch.rand(sizes.batch) for n in tokens}

@@ -78,7 +78,7 @@ def _verified(folder: Path, level: Level, threads: int) -> float:
 
 
 def measure(folder: Path, threads: int, repeats: int) -> dict[str, Any]:
-    """Times and ratios of every level."""
+    """Measure times and ratios of every level."""
     paths = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: -path.stat().st_size)
     size = sum(path.stat().st_size for path in paths)
     _plain(paths, threads)  # into the page cache

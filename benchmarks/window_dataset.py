@@ -77,7 +77,7 @@ class PlainFiles(Dataset[dict[str, Any]]):
 
 
 def write_plain(shards: Path, folder: Path) -> None:
-    """The arrays of the train split as .npy files."""
+    """Write the arrays of the train split as .npy files."""
     folder.mkdir()
     opened = open_shards(shards, split="train")
     codec = SlotCodec(opened.tokenizer)

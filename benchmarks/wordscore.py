@@ -33,7 +33,7 @@ class Templates:
     spread: F64
 
     def nearest(self, vector: F64) -> str:
-        """The word whose template a vector (C,) is nearest to, channels divided by their spread."""
+        """Return the word with the nearest template to a vector (C,), with channels divided by their spread."""
         distances = (((self.means - vector) / self.spread) ** 2).sum(axis=1)
         return self.words[int(distances.argmin())]
 
